@@ -1,0 +1,1 @@
+"""The launcher: resolves options, starts shards and router, watches them."""

@@ -1,0 +1,208 @@
+"""The configuration of each child process: one frozen dataclass, one JSON document.
+
+The launcher resolves options and device facts into these values; a child reads
+its document from a file or standard input and rejects keys it does not know.
+Secrets are not part of it: they travel in the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Self
+
+Device = typing.Literal["cpu", "cuda"]
+
+
+class ConfigError(ValueError):
+    """A configuration value is missing, unknown, of the wrong type or out of bounds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessConfig:
+    """What every child process is told."""
+
+    # Which incarnation of the shard group this process belongs to.
+    epoch: int = 1
+    log_level: str = "info"
+    # File descriptor that gets one JSON line when the process is ready; None: a log line only.
+    ready_fd: int | None = None
+    # End when standard input reaches its end, which is when the launcher is gone.
+    lifeline: bool = False
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        _at_least(self, "epoch", 1)
+        if self.log_level.lower() not in ("debug", "info", "warning", "error", "critical"):
+            raise ConfigError(f"log_level: {self.log_level!r} is not a log level")
+
+    def to_json(self) -> str:
+        """Return the JSON document of this configuration."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a JSON document; unknown keys, missing keys and wrong types raise ConfigError."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the configuration is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise ConfigError("the configuration must be one JSON object")
+        return cls(**_checked(cls, document))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardConfig(ProcessConfig):
+    """One tensor-parallel rank."""
+
+    # A folder with config.json, safetensors and tokenizer files.
+    model_dir: str
+    # The name the model is served under, and its revision (commit) if it has one.
+    model_id: str
+    revision: str | None = None
+    rank: int = 0
+    world_size: int = 1
+    # The sockets of all ranks; this rank listens on entry `rank`.
+    shard_uris: list[str]
+    master_addr: str = "localhost"
+    master_port: int = 29500
+    device: Device = "cpu"
+    # A torch dtype name, or "auto": float32 on CPU, the model's own on a GPU.
+    dtype: str = "auto"
+    attention_backend: str = "auto"
+    linear_backend: str = "auto"
+    trust_remote_code: bool = False
+    block_size: int = 16
+    # Share of the memory that is free after loading that the KV cache may take.
+    kv_memory_fraction: float = 0.5
+    # A fixed number of KV blocks instead of measuring; None: measure at warm-up.
+    num_blocks: int | None = None
+    # How many steps may be queued at once.
+    max_depth: int = 2
+    # Longest input accepted from LoRAX's interface when a request names no `truncate`.
+    max_input_length: int = 0
+    # Compute every token in a forward pass of its own: slow, and independent of batch mates.
+    batch_invariant: bool = False
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        ProcessConfig.__post_init__(self)
+        _at_least(self, "world_size", 1)
+        _at_least(self, "block_size", 1)
+        _at_least(self, "max_depth", 1)
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank: {self.rank} is not within 0..{self.world_size - 1}")
+        if len(self.shard_uris) != self.world_size:
+            raise ConfigError("shard_uris: needs one address per rank")
+        if not 0.0 < self.kv_memory_fraction <= 1.0:
+            raise ConfigError("kv_memory_fraction: must be above 0 and at most 1")
+        if self.num_blocks is not None:
+            _at_least(self, "num_blocks", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig(ProcessConfig):
+    """The router: queue, budgets, HTTP and gRPC front ends."""
+
+    model_id: str
+    revision: str | None = None
+    # A folder with tokenizer.json (and tokenizer_config.json for the chat template).
+    tokenizer_dir: str
+    tokenizer_config_path: str | None = None
+    # The address of rank 0; the others are asked from it.
+    shard_uri: str
+    hostname: str = "0.0.0.0"
+    port: int = 3000
+    # gRPC health and reflection; None: no gRPC listener. 0: any free port.
+    grpc_port: int | None = None
+    max_concurrent_requests: int = 1024
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    # None: min(positions of the model, 4096) - 1 and min(positions, 4096).
+    max_input_length: int | None = None
+    max_total_tokens: int | None = None
+    # Tokens that one step may compute.
+    max_batch_prefill_tokens: int = 512
+    # Tokens that the KV cache may hold; None: all that fit.
+    max_batch_total_tokens: int | None = None
+    # Requests that may run at once.
+    max_batch_size: int = 256
+    plan_depth: int = 2
+    validation_workers: int = 2
+    waiting_served_ratio: float = 1.2
+    max_waiting_tokens: int = 20
+    eager_prefill: bool = True
+    # Largest request body in bytes.
+    max_body_bytes: int = 2_000_000
+    # Seconds that running requests get to finish after SIGTERM.
+    grace_period_s: float = 90.0
+    # Seconds without an answer after which a step counts as lost.
+    step_timeout_s: float = 600.0
+    cors_allow_origin: list[str] = dataclasses.field(default_factory=list)
+    cors_allow_header: list[str] = dataclasses.field(default_factory=list)
+    cors_allow_method: list[str] = dataclasses.field(default_factory=list)
+    cors_expose_header: list[str] = dataclasses.field(default_factory=list)
+    cors_allow_credentials: bool = False
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        ProcessConfig.__post_init__(self)
+        for name in (
+            "max_concurrent_requests", "max_best_of", "max_batch_prefill_tokens",
+            "max_batch_size", "plan_depth", "validation_workers", "max_body_bytes",
+        ):  # fmt: skip
+            _at_least(self, name, 1)
+        for name in ("max_stop_sequences", "port"):
+            _at_least(self, name, 0)
+        total, length = self.max_total_tokens, self.max_input_length
+        if total is not None and length is not None and length >= total:
+            raise ConfigError(
+                f"max_input_length: {length} leaves no room for output within "
+                f"max_total_tokens {total}; it must be smaller"
+            )
+
+
+def _at_least(config: object, name: str, least: int) -> None:
+    if getattr(config, name) < least:
+        raise ConfigError(f"{name}: {getattr(config, name)} is too small, the least is {least}")
+
+
+def _checked(cls: type, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document's values after checking names and types against the dataclass."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(document.keys() - fields.keys()):
+        raise ConfigError(f"unknown key in the configuration: {', '.join(unknown)}")
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in document:
+            raise ConfigError(f"{name}: missing from the configuration")
+    for name, value in document.items():
+        if not _matches(value, hints[name]):
+            raise ConfigError(f"{name}: {value!r} is not of type {hints[name]}")
+    return document
+
+
+def _matches(value: object, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin is list:
+        (item,) = typing.get_args(hint)
+        return isinstance(value, list) and all(_matches(each, item) for each in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is type(None):
+        return value is None
+    return isinstance(value, hint)

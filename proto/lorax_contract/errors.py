@@ -1,0 +1,145 @@
+"""The error tree of every process, and the one table of what a client sees.
+
+    LoraxError
+    ├── RequestError            the request is at fault; it alone fails
+    │   ├── BadRequestError         not JSON, wrong content type, too large
+    │   ├── ValidationError         a value out of bounds, or one that can never fit
+    │   └── TemplateError           the chat template is missing or failed
+    ├── CapacityError           the server cannot take it now
+    │   ├── OverloadedError         no permit left
+    │   └── ShuttingDownError       draining after SIGTERM
+    ├── GenerationError         a row or a step failed in a shard
+    ├── IncompleteGenerationError   the stream ended without a last token
+    ├── UnhealthyError          a health probe found the shards down
+    ├── ShardError              router <-> shard protocol; never shown as it is
+    │   ├── ShardUnavailableError   the process or its socket is gone
+    │   └── StaleEpochError         the call was meant for an earlier incarnation
+    └── StartupError            a process cannot start; carries an exit code
+
+A message has two texts: ``public`` goes to the client behind the prefix of its
+kind, ``str(error)`` goes to the log and may hold more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorax_contract.exit_codes import ExitCode
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """How one kind of error is shown: HTTP status, gRPC status, LoRAX's ``error_type``."""
+
+    http_status: int
+    grpc_status: str
+    error_type: str
+    prefix: str = ""
+
+
+class LoraxError(Exception):
+    """Root of all errors raised on purpose."""
+
+    kind = ErrorKind(500, "INTERNAL", "internal", "Internal error")
+
+    def __init__(self, message: str = "", *, public: str | None = None) -> None:
+        super().__init__(message or self.kind.prefix)
+        self._public = message if public is None else public
+
+    @property
+    def public(self) -> str:
+        """The text for the client: prefix of the kind, then the message."""
+        prefix = self.kind.prefix
+        if not prefix or not self._public:
+            return self._public or prefix
+        return f"{prefix}: {self._public}"
+
+
+class RequestError(LoraxError):
+    """The request is at fault."""
+
+
+class BadRequestError(RequestError):
+    """The body cannot be read as what the route takes."""
+
+    kind = ErrorKind(400, "INVALID_ARGUMENT", "bad_request")
+
+
+class UnsupportedMediaTypeError(BadRequestError):
+    """The content type is not JSON."""
+
+    kind = ErrorKind(415, "INVALID_ARGUMENT", "bad_request")
+
+
+class PayloadTooLargeError(BadRequestError):
+    """The body is larger than the server reads."""
+
+    kind = ErrorKind(413, "INVALID_ARGUMENT", "bad_request")
+
+
+class ValidationError(RequestError):
+    """A value is out of bounds, or the request can never fit."""
+
+    kind = ErrorKind(422, "INVALID_ARGUMENT", "validation", "Input validation error")
+
+
+class TemplateError(RequestError):
+    """The chat template is missing or could not be rendered."""
+
+    kind = ErrorKind(422, "INVALID_ARGUMENT", "template_error", "Template error")
+
+
+class CapacityError(LoraxError):
+    """The server cannot take the request now."""
+
+
+class OverloadedError(CapacityError):
+    """All ``max_concurrent_requests`` permits are taken."""
+
+    kind = ErrorKind(429, "RESOURCE_EXHAUSTED", "overloaded", "Model is overloaded")
+
+
+class ShuttingDownError(CapacityError):
+    """The server finishes what runs and takes nothing new."""
+
+    kind = ErrorKind(503, "UNAVAILABLE", "overloaded", "Server is shutting down")
+
+
+class GenerationError(LoraxError):
+    """A row or a step failed in a shard."""
+
+    kind = ErrorKind(424, "ABORTED", "generation", "Request failed during generation")
+
+
+class IncompleteGenerationError(LoraxError):
+    """The stream of a request ended without its last token."""
+
+    kind = ErrorKind(500, "INTERNAL", "incomplete_generation", "Incomplete generation")
+
+
+class UnhealthyError(LoraxError):
+    """A health probe found the shards unable to serve."""
+
+    kind = ErrorKind(503, "UNAVAILABLE", "healthcheck", "unhealthy")
+
+
+class ShardError(LoraxError):
+    """A call to a shard failed; the front ends show it as a generation error."""
+
+    kind = ErrorKind(424, "ABORTED", "generation", "Request failed during generation")
+
+
+class ShardUnavailableError(ShardError):
+    """The shard process or its socket is gone."""
+
+
+class StaleEpochError(ShardError):
+    """The call named an epoch that this shard group does not serve."""
+
+
+class StartupError(LoraxError):
+    """A process cannot start. The message says what is wrong and what to do."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

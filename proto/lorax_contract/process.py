@@ -1,0 +1,34 @@
+"""How a child process tells its launcher that it is ready, and notices that it is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def announce_ready(ready_fd: int | None, facts: dict[str, Any]) -> None:
+    """Write one JSON line with ``facts`` to ``ready_fd`` and close it; None does nothing."""
+    if ready_fd is None:
+        return
+    with os.fdopen(ready_fd, "w") as pipe:
+        pipe.write(json.dumps(facts) + "\n")
+
+
+def watch_lifeline(on_gone: Callable[[], None]) -> None:
+    """Call ``on_gone`` from a daemon thread once standard input reaches its end.
+
+    The launcher holds the other end of the pipe and never writes after the
+    configuration; the kernel closes it however the launcher ends.
+    """
+
+    def wait() -> None:
+        stream = sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer
+        while stream.read(4096):
+            pass
+        on_gone()
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()

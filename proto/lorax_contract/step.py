@@ -1,0 +1,192 @@
+"""One step, as values: what the router plans, a shard executes and reports back.
+
+Plans and outcomes hold columns (parallel lists), not an object per row: at 256
+rows an object per row costs more than the planning itself. Router and shard both
+speak these values; ``lorax_proto.convert`` puts them on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NewType
+
+RequestId = NewType("RequestId", int)
+BlockId = NewType("BlockId", int)
+AdapterHandle = NewType("AdapterHandle", int)
+
+BASE_ADAPTER = AdapterHandle(0)
+
+
+class FinishCode(IntEnum):
+    """Why a row ended, as a shard reports it (the numbers are those of the wire)."""
+
+    RUNNING = 0
+    LENGTH = 1
+    EOS_TOKEN = 2
+    STOP_SEQUENCE = 3
+    ERROR = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn. The seed is drawn at admission, so it is always set."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+    # How many of the likeliest tokens are reported beside each token.
+    num_alternatives: int = 0
+    # Report the logprob of each prompt token.
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppingParams:
+    """When a request ends."""
+
+    max_new_tokens: int
+    stop_sequences: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSpec:
+    """One admitted request; with the ids generated since, the only truth about it."""
+
+    request_id: RequestId
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+    stopping: StoppingParams
+    adapter: AdapterHandle = BASE_ADAPTER
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A row that enters the shards: the request and the output it already has."""
+
+    spec: RequestSpec
+    output_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Copy one block before the forward pass; spaces are 0 device, 1 host."""
+
+    source_space: int
+    source_block: int
+    destination_space: int
+    destination_block: int
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes, as differences to what the shards already know.
+
+    Row i computes ``num_tokens[i]`` tokens of request ``row_ids[i]``; its new
+    blocks are the next ``num_new_blocks[i]`` entries of ``new_blocks``. Rows of
+    ``drop`` leave first, rows of ``new_rows`` enter then, copies come last.
+    """
+
+    seq: int
+    row_ids: list[RequestId] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    num_new_blocks: list[int] = field(default_factory=list)
+    new_blocks: list[BlockId] = field(default_factory=list)
+    new_rows: list[NewRow] = field(default_factory=list)
+    drop: list[RequestId] = field(default_factory=list)
+    activate: list[AdapterHandle] = field(default_factory=list)
+    deactivate: list[AdapterHandle] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TokenColumns:
+    """Tokens with their logprob, text and special flag, as parallel lists."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    special: list[bool] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Alternatives:
+    """The likeliest tokens at one position, best first."""
+
+    ids: list[int]
+    logprobs: list[float]
+    texts: list[str]
+
+
+@dataclass(slots=True)
+class RowDetail:
+    """What only some rows have: the text at the end, alternatives, prompt logprobs, an error."""
+
+    generated_text: str | None = None
+    alternatives: list[Alternatives] = field(default_factory=list)
+    prompt_tokens: TokenColumns | None = None
+    error_code: str | None = None
+    error_text: str | None = None
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What one step produced. Rows without a token or an event are absent.
+
+    Row i gained the next ``num_tokens[i]`` entries of ``tokens``; ``finish[i]``
+    is a FinishCode. ``details`` is keyed by request.
+    """
+
+    seq: int
+    row_ids: list[RequestId] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    finish: list[int] = field(default_factory=list)
+    tokens: TokenColumns = field(default_factory=TokenColumns)
+    details: dict[RequestId, RowDetail] = field(default_factory=dict)
+    # Nanoseconds the shard spent in the forward pass and in the whole step.
+    forward_ns: int = 0
+    total_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInfo:
+    """What a shard group says of itself; numbers that differ between ranks are the least."""
+
+    epoch: int
+    world_size: int
+    model_type: str
+    dtype: str
+    device_type: str
+    block_size: int
+    vocab_size: int
+    # Longest sequence the model's positions allow; 0: unbounded.
+    max_positions: int
+    num_blocks: int
+    max_depth: int
+    window_size: int | None = None
+    attention_backend: str = ""
+    linear_backend: str = ""
+    memory: tuple[tuple[str, int], ...] = ()
+    shard_uris: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupSpec:
+    """The largest step that will be sent; the shard runs it once and sizes its KV pool."""
+
+    max_input_length: int
+    max_total_tokens: int
+    max_step_tokens: int
+    max_rows: int
+    # Upper limit on the blocks of the pool; 0: none.
+    max_blocks: int = 0

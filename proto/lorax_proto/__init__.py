@@ -1,0 +1,1 @@
+"""Generated gRPC stubs for the wire between router and shards."""

@@ -1,0 +1,686 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_EOS_TOKEN: _ClassVar[FinishReason]
+    FINISH_REASON_STOP_SEQUENCE: _ClassVar[FinishReason]
+
+class BlockSpace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BLOCK_SPACE_DEVICE: _ClassVar[BlockSpace]
+    BLOCK_SPACE_HOST: _ClassVar[BlockSpace]
+
+class FinishCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_CODE_RUNNING: _ClassVar[FinishCode]
+    FINISH_CODE_LENGTH: _ClassVar[FinishCode]
+    FINISH_CODE_EOS_TOKEN: _ClassVar[FinishCode]
+    FINISH_CODE_STOP_SEQUENCE: _ClassVar[FinishCode]
+    FINISH_CODE_ERROR: _ClassVar[FinishCode]
+
+class AdapterSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HUB: _ClassVar[AdapterSource]
+    S3: _ClassVar[AdapterSource]
+    LOCAL: _ClassVar[AdapterSource]
+    PBASE: _ClassVar[AdapterSource]
+
+class MergeStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LINEAR: _ClassVar[MergeStrategy]
+    TIES: _ClassVar[MergeStrategy]
+    DARE_LINEAR: _ClassVar[MergeStrategy]
+    DARE_TIES: _ClassVar[MergeStrategy]
+
+class MajoritySignMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOTAL: _ClassVar[MajoritySignMethod]
+    FREQUENCY: _ClassVar[MajoritySignMethod]
+FINISH_REASON_LENGTH: FinishReason
+FINISH_REASON_EOS_TOKEN: FinishReason
+FINISH_REASON_STOP_SEQUENCE: FinishReason
+BLOCK_SPACE_DEVICE: BlockSpace
+BLOCK_SPACE_HOST: BlockSpace
+FINISH_CODE_RUNNING: FinishCode
+FINISH_CODE_LENGTH: FinishCode
+FINISH_CODE_EOS_TOKEN: FinishCode
+FINISH_CODE_STOP_SEQUENCE: FinishCode
+FINISH_CODE_ERROR: FinishCode
+HUB: AdapterSource
+S3: AdapterSource
+LOCAL: AdapterSource
+PBASE: AdapterSource
+LINEAR: MergeStrategy
+TIES: MergeStrategy
+DARE_LINEAR: MergeStrategy
+DARE_TIES: MergeStrategy
+TOTAL: MajoritySignMethod
+FREQUENCY: MajoritySignMethod
+
+class HealthRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PreloadedAdapter(_message.Message):
+    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index")
+    ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    adapter_parameters: AdapterParameters
+    adapter_source: AdapterSource
+    adapter_index: int
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ...) -> None: ...
+
+class InfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InfoResponse(_message.Message):
+    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend")
+    REQUIRES_PADDING_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SPECULATE_FIELD_NUMBER: _ClassVar[int]
+    PRELOADED_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    SUPPORTS_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SUPPORTS_EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    SUPPORTS_CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    CHUNKED_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    REQUIRES_BLOCK_ALLOCATOR_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    LINEAR_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    requires_padding: bool
+    dtype: str
+    device_type: str
+    window_size: int
+    block_size: int
+    speculate: int
+    preloaded_adapters: _containers.RepeatedCompositeFieldContainer[PreloadedAdapter]
+    supports_generation: bool
+    supports_embeddings: bool
+    supports_classification: bool
+    chunked_prefill: bool
+    requires_block_allocator: bool
+    epoch: int
+    rank: int
+    world_size: int
+    model_type: str
+    vocab_size: int
+    max_positions: int
+    num_blocks: int
+    memory: _containers.RepeatedCompositeFieldContainer[MemoryItem]
+    capabilities: Capabilities
+    adapters: _containers.RepeatedCompositeFieldContainer[ResidentAdapter]
+    attention_backend: str
+    linear_backend: str
+    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ...) -> None: ...
+
+class MemoryItem(_message.Message):
+    __slots__ = ("name", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("columns", "max_depth", "swap")
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    MAX_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    columns: bool
+    max_depth: int
+    swap: bool
+    def __init__(self, columns: bool = ..., max_depth: _Optional[int] = ..., swap: bool = ...) -> None: ...
+
+class ResidentAdapter(_message.Message):
+    __slots__ = ("adapter_index", "digest")
+    ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    adapter_index: int
+    digest: str
+    def __init__(self, adapter_index: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class ServiceDiscoveryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServiceDiscoveryResponse(_message.Message):
+    __slots__ = ("urls",)
+    URLS_FIELD_NUMBER: _ClassVar[int]
+    urls: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, urls: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ClearCacheRequest(_message.Message):
+    __slots__ = ("id", "epoch", "seq")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    epoch: int
+    seq: int
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class ClearCacheResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NextTokenChooserParameters(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "typical_p", "do_sample", "seed", "repetition_penalty", "frequency_penalty", "presence_penalty", "watermark", "adapter_id", "schema", "return_k_alternatives", "min_p")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
+    DO_SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    WATERMARK_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    RETURN_K_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    typical_p: float
+    do_sample: bool
+    seed: int
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    watermark: bool
+    adapter_id: str
+    schema: str
+    return_k_alternatives: int
+    min_p: float
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., do_sample: bool = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., watermark: bool = ..., adapter_id: _Optional[str] = ..., schema: _Optional[str] = ..., return_k_alternatives: _Optional[int] = ..., min_p: _Optional[float] = ...) -> None: ...
+
+class StoppingCriteriaParameters(_message.Message):
+    __slots__ = ("max_new_tokens", "stop_sequences", "ignore_eos_token", "stop_token_ids")
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    max_new_tokens: int
+    stop_sequences: _containers.RepeatedScalarFieldContainer[str]
+    ignore_eos_token: bool
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, max_new_tokens: _Optional[int] = ..., stop_sequences: _Optional[_Iterable[str]] = ..., ignore_eos_token: bool = ..., stop_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("data", "mimetype")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MIMETYPE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    mimetype: str
+    def __init__(self, data: _Optional[bytes] = ..., mimetype: _Optional[str] = ...) -> None: ...
+
+class InputChunk(_message.Message):
+    __slots__ = ("text", "image")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    image: Image
+    def __init__(self, text: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class TokenizedInputs(_message.Message):
+    __slots__ = ("ids", "input_chunks")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    input_chunks: _containers.RepeatedCompositeFieldContainer[InputChunk]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., input_chunks: _Optional[_Iterable[_Union[InputChunk, _Mapping]]] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZED_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_LEN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_LEN_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    inputs: str
+    tokenized_inputs: TokenizedInputs
+    truncate: int
+    parameters: NextTokenChooserParameters
+    stopping_parameters: StoppingCriteriaParameters
+    prefill_logprobs: bool
+    adapter_index: int
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    cache_len: int
+    chunk_len: int
+    num_prompt_tokens: int
+    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("id", "requests", "size", "max_tokens", "max_blocks")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    requests: _containers.RepeatedCompositeFieldContainer[Request]
+    size: int
+    max_tokens: int
+    max_blocks: int
+    def __init__(self, id: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[Request, _Mapping]]] = ..., size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_blocks: _Optional[int] = ...) -> None: ...
+
+class CachedBatch(_message.Message):
+    __slots__ = ("id", "request_ids", "size", "max_tokens", "current_tokens")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    request_ids: _containers.RepeatedScalarFieldContainer[int]
+    size: int
+    max_tokens: int
+    current_tokens: int
+    def __init__(self, id: _Optional[int] = ..., request_ids: _Optional[_Iterable[int]] = ..., size: _Optional[int] = ..., max_tokens: _Optional[int] = ..., current_tokens: _Optional[int] = ...) -> None: ...
+
+class GeneratedText(_message.Message):
+    __slots__ = ("text", "generated_tokens", "skipped_tokens", "finish_reason", "seed")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    generated_tokens: int
+    skipped_tokens: int
+    finish_reason: FinishReason
+    seed: int
+    def __init__(self, text: _Optional[str] = ..., generated_tokens: _Optional[int] = ..., skipped_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class AlternativeTokens(_message.Message):
+    __slots__ = ("ids", "logprobs", "texts")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class NextTokens(_message.Message):
+    __slots__ = ("ids", "logprobs", "texts", "is_special", "alternative_tokens")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    IS_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    is_special: _containers.RepeatedScalarFieldContainer[bool]
+    alternative_tokens: _containers.RepeatedCompositeFieldContainer[AlternativeTokens]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., is_special: _Optional[_Iterable[bool]] = ..., alternative_tokens: _Optional[_Iterable[_Union[AlternativeTokens, _Mapping]]] = ...) -> None: ...
+
+class Generation(_message.Message):
+    __slots__ = ("request_id", "prefill_tokens", "next_tokens", "generated_text", "prefill_tokens_length")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    prefill_tokens: NextTokens
+    next_tokens: NextTokens
+    generated_text: GeneratedText
+    prefill_tokens_length: int
+    def __init__(self, request_id: _Optional[int] = ..., prefill_tokens: _Optional[_Union[NextTokens, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokens, _Mapping]] = ..., generated_text: _Optional[_Union[GeneratedText, _Mapping]] = ..., prefill_tokens_length: _Optional[int] = ...) -> None: ...
+
+class FilterBatchRequest(_message.Message):
+    __slots__ = ("batch_id", "request_ids", "epoch", "seq")
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    batch_id: int
+    request_ids: _containers.RepeatedScalarFieldContainer[int]
+    epoch: int
+    seq: int
+    def __init__(self, batch_id: _Optional[int] = ..., request_ids: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class FilterBatchResponse(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: CachedBatch
+    def __init__(self, batch: _Optional[_Union[CachedBatch, _Mapping]] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("row_ids", "num_tokens", "num_new_blocks", "new_blocks", "drop", "activate", "deactivate", "copies")
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATE_FIELD_NUMBER: _ClassVar[int]
+    DEACTIVATE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    row_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_tokens: _containers.RepeatedScalarFieldContainer[int]
+    num_new_blocks: _containers.RepeatedScalarFieldContainer[int]
+    new_blocks: _containers.RepeatedScalarFieldContainer[int]
+    drop: _containers.RepeatedScalarFieldContainer[int]
+    activate: _containers.RepeatedScalarFieldContainer[int]
+    deactivate: _containers.RepeatedScalarFieldContainer[int]
+    copies: _containers.RepeatedCompositeFieldContainer[BlockCopy]
+    def __init__(self, row_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., drop: _Optional[_Iterable[int]] = ..., activate: _Optional[_Iterable[int]] = ..., deactivate: _Optional[_Iterable[int]] = ..., copies: _Optional[_Iterable[_Union[BlockCopy, _Mapping]]] = ...) -> None: ...
+
+class BlockCopy(_message.Message):
+    __slots__ = ("source_space", "source_block", "destination_space", "destination_block")
+    SOURCE_SPACE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_SPACE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    source_space: BlockSpace
+    source_block: int
+    destination_space: BlockSpace
+    destination_block: int
+    def __init__(self, source_space: _Optional[_Union[BlockSpace, str]] = ..., source_block: _Optional[int] = ..., destination_space: _Optional[_Union[BlockSpace, str]] = ..., destination_block: _Optional[int] = ...) -> None: ...
+
+class Columns(_message.Message):
+    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details")
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    request_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_tokens: _containers.RepeatedScalarFieldContainer[int]
+    finish: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    special: _containers.RepeatedScalarFieldContainer[bool]
+    details: _containers.RepeatedCompositeFieldContainer[RowDetail]
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ...) -> None: ...
+
+class RowDetail(_message.Message):
+    __slots__ = ("request_id", "generated_text", "alternative_tokens", "prefill_tokens", "error_code", "error_text")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_TEXT_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    generated_text: str
+    alternative_tokens: _containers.RepeatedCompositeFieldContainer[AlternativeTokens]
+    prefill_tokens: NextTokens
+    error_code: str
+    error_text: str
+    def __init__(self, request_id: _Optional[int] = ..., generated_text: _Optional[str] = ..., alternative_tokens: _Optional[_Iterable[_Union[AlternativeTokens, _Mapping]]] = ..., prefill_tokens: _Optional[_Union[NextTokens, _Mapping]] = ..., error_code: _Optional[str] = ..., error_text: _Optional[str] = ...) -> None: ...
+
+class StepTiming(_message.Message):
+    __slots__ = ("queue_ns", "forward_ns", "total_ns")
+    QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_NS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_NS_FIELD_NUMBER: _ClassVar[int]
+    queue_ns: int
+    forward_ns: int
+    total_ns: int
+    def __init__(self, queue_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
+
+class PrefillRequest(_message.Message):
+    __slots__ = ("batch", "cached_batch", "epoch", "seq", "step")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BATCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    cached_batch: CachedBatch
+    epoch: int
+    seq: int
+    step: Step
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ..., cached_batch: _Optional[_Union[CachedBatch, _Mapping]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+
+class PrefillResponse(_message.Message):
+    __slots__ = ("generations", "batch", "columns", "timing")
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    generations: _containers.RepeatedCompositeFieldContainer[Generation]
+    batch: CachedBatch
+    columns: Columns
+    timing: StepTiming
+    def __init__(self, generations: _Optional[_Iterable[_Union[Generation, _Mapping]]] = ..., batch: _Optional[_Union[CachedBatch, _Mapping]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ...) -> None: ...
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("batches", "epoch", "seq", "step")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    batches: _containers.RepeatedCompositeFieldContainer[CachedBatch]
+    epoch: int
+    seq: int
+    step: Step
+    def __init__(self, batches: _Optional[_Iterable[_Union[CachedBatch, _Mapping]]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("generations", "batch", "columns", "timing")
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    generations: _containers.RepeatedCompositeFieldContainer[Generation]
+    batch: CachedBatch
+    columns: Columns
+    timing: StepTiming
+    def __init__(self, generations: _Optional[_Iterable[_Union[Generation, _Mapping]]] = ..., batch: _Optional[_Union[CachedBatch, _Mapping]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("request_id", "values")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, request_id: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class EmbedResponse(_message.Message):
+    __slots__ = ("embeddings", "errorMsg")
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    ERRORMSG_FIELD_NUMBER: _ClassVar[int]
+    embeddings: _containers.RepeatedCompositeFieldContainer[Embedding]
+    errorMsg: str
+    def __init__(self, embeddings: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., errorMsg: _Optional[str] = ...) -> None: ...
+
+class Entity(_message.Message):
+    __slots__ = ("entity", "score", "index", "word", "start", "end")
+    ENTITY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    entity: str
+    score: float
+    index: int
+    word: str
+    start: int
+    end: int
+    def __init__(self, entity: _Optional[str] = ..., score: _Optional[float] = ..., index: _Optional[int] = ..., word: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class EntityList(_message.Message):
+    __slots__ = ("request_id", "entities", "input_ids")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ENTITIES_FIELD_NUMBER: _ClassVar[int]
+    INPUT_IDS_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    entities: _containers.RepeatedCompositeFieldContainer[Entity]
+    input_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[int] = ..., entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ..., input_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ClassifyPredictionList(_message.Message):
+    __slots__ = ("request_id", "predictions", "scores")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    predictions: _containers.RepeatedScalarFieldContainer[str]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, request_id: _Optional[int] = ..., predictions: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class ClassifyRequest(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class ClassifyResponse(_message.Message):
+    __slots__ = ("classify_prediction_lists", "errorMsg")
+    CLASSIFY_PREDICTION_LISTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORMSG_FIELD_NUMBER: _ClassVar[int]
+    classify_prediction_lists: _containers.RepeatedCompositeFieldContainer[ClassifyPredictionList]
+    errorMsg: str
+    def __init__(self, classify_prediction_lists: _Optional[_Iterable[_Union[ClassifyPredictionList, _Mapping]]] = ..., errorMsg: _Optional[str] = ...) -> None: ...
+
+class WarmupRequest(_message.Message):
+    __slots__ = ("batch", "max_input_length", "max_prefill_tokens", "max_new_tokens", "epoch", "seq", "max_rows", "max_blocks")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    MAX_INPUT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    max_input_length: int
+    max_prefill_tokens: int
+    max_new_tokens: int
+    epoch: int
+    seq: int
+    max_rows: int
+    max_blocks: int
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ..., max_input_length: _Optional[int] = ..., max_prefill_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_blocks: _Optional[int] = ...) -> None: ...
+
+class WarmupResponse(_message.Message):
+    __slots__ = ("max_supported_total_tokens", "num_blocks")
+    MAX_SUPPORTED_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    max_supported_total_tokens: int
+    num_blocks: int
+    def __init__(self, max_supported_total_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+
+class AdapterParameters(_message.Message):
+    __slots__ = ("adapter_ids", "weights", "merge_strategy", "density", "majority_sign_method")
+    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    MERGE_STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAJORITY_SIGN_METHOD_FIELD_NUMBER: _ClassVar[int]
+    adapter_ids: _containers.RepeatedScalarFieldContainer[str]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    merge_strategy: MergeStrategy
+    density: float
+    majority_sign_method: MajoritySignMethod
+    def __init__(self, adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., merge_strategy: _Optional[_Union[MergeStrategy, str]] = ..., density: _Optional[float] = ..., majority_sign_method: _Optional[_Union[MajoritySignMethod, str]] = ...) -> None: ...
+
+class DownloadAdapterRequest(_message.Message):
+    __slots__ = ("adapter_parameters", "adapter_source", "api_token")
+    ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    API_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    adapter_parameters: AdapterParameters
+    adapter_source: AdapterSource
+    api_token: str
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., api_token: _Optional[str] = ...) -> None: ...
+
+class DownloadAdapterResponse(_message.Message):
+    __slots__ = ("downloaded", "memory_fraction")
+    DOWNLOADED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    downloaded: bool
+    memory_fraction: float
+    def __init__(self, downloaded: bool = ..., memory_fraction: _Optional[float] = ...) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index", "api_token", "epoch", "digest")
+    ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    API_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    adapter_parameters: AdapterParameters
+    adapter_source: AdapterSource
+    adapter_index: int
+    api_token: str
+    epoch: int
+    digest: str
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ..., api_token: _Optional[str] = ..., epoch: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class LoadAdapterResponse(_message.Message):
+    __slots__ = ("loaded",)
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    loaded: bool
+    def __init__(self, loaded: bool = ...) -> None: ...
+
+class OffloadAdapterRequest(_message.Message):
+    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index", "epoch")
+    ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    adapter_parameters: AdapterParameters
+    adapter_source: AdapterSource
+    adapter_index: int
+    epoch: int
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class OffloadAdapterResponse(_message.Message):
+    __slots__ = ("offloaded",)
+    OFFLOADED_FIELD_NUMBER: _ClassVar[int]
+    offloaded: bool
+    def __init__(self, offloaded: bool = ...) -> None: ...

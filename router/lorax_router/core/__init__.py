@@ -1,0 +1,1 @@
+"""The pure core: decides as data, performs nothing, reads no clock."""

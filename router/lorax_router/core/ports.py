@@ -1,0 +1,49 @@
+"""The border of the core: the values that cross it, and the shards behind it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lorax_contract.step import (
+    AdapterHandle,
+    ShardInfo,
+    StepOutcome,
+    StepPlan,
+    WarmupSpec,
+)
+
+__all__ = ["ShardClient"]
+
+
+class ShardClient(Protocol):
+    """One rank, or a group that behaves as one.
+
+    Two lanes. *Commit*: ``step`` and ``clear`` carry a sequence number and take
+    effect in its order, on all ranks alike; several may be in flight. *Prepare*:
+    the adapter calls and ``health`` run beside steps and are not ordered.
+    Failures raise ShardError or one of its subclasses.
+    """
+
+    async def info(self) -> ShardInfo:
+        """Return what the shard is."""
+
+    async def warmup(self, spec: WarmupSpec) -> int:
+        """Size the KV pool and return its number of blocks."""
+
+    async def step(self, plan: StepPlan) -> StepOutcome:
+        """Execute one step; calls are answered in the order of ``plan.seq``."""
+
+    async def clear(self, seq: int) -> None:
+        """Drop all rows, in the order of the commit lane."""
+
+    async def prepare_adapter(self, handle: AdapterHandle, digest: str) -> None:
+        """Make an adapter ready on all ranks; a partial failure drops it on all."""
+
+    async def release_adapter(self, handle: AdapterHandle) -> None:
+        """Free what ``prepare_adapter`` made."""
+
+    async def health(self) -> None:
+        """Return if the shard answers and its engine thread is alive."""
+
+    async def close(self) -> None:
+        """Close the connections."""

@@ -1,0 +1,1 @@
+"""The shard process: one tensor-parallel rank of the model behind gRPC."""
