@@ -1,0 +1,73 @@
+"""The seam between the inference service and the engine loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lorax_contract.errors import LoraxError
+from lorax_contract.step import Alternatives, FinishCode, RequestId, RequestSpec, TokenColumns
+
+
+@dataclass(slots=True)
+class TokenChunk:
+    """New tokens of one request, in order; the last chunk's ``finish`` is not RUNNING."""
+
+    tokens: TokenColumns
+    finish: FinishCode = FinishCode.RUNNING
+    # One entry per token, when the request asked for alternatives.
+    alternatives: list[Alternatives] = field(default_factory=list)
+    # The whole output without special tokens; in the last chunk only.
+    generated_text: str | None = None
+    # Logprobs of the prompt, when asked for; in the first chunk only.
+    prompt_tokens: TokenColumns | None = None
+    # Why the request failed; set when finish is ERROR.
+    error: LoraxError | None = None
+    # perf_counter time at which the tokens arrived from the shards.
+    received_at: float = 0.0
+    # perf_counter time at which the request was first scheduled (same in every chunk).
+    scheduled_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of the scheduler for metrics and health."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    num_preemptions: int
+    num_steps: int
+
+
+class StepObserver(Protocol):
+    """Told about each step by the engine loop; metrics implement it."""
+
+    def step_sent(self, *, num_rows: int, num_tokens: int, num_new_rows: int) -> None:
+        """A step was handed to the shards."""
+
+    def step_done(
+        self, *, method: str, duration_s: float, ok: bool, stats: EngineStats
+    ) -> None:
+        """A step was answered; ``method`` is ``prefill`` (new rows) or ``decode``."""
+
+
+class Engine(Protocol):
+    """What the inference service sees of the engine loop."""
+
+    def new_request_id(self) -> RequestId:
+        """Return an id never used before in this process."""
+
+    def submit(self, spec: RequestSpec) -> AsyncIterator[TokenChunk]:
+        """Queue a request and return its stream; closing the stream cancels the request.
+
+        Raises ValidationError at once when the request can never fit.
+        """
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot."""
+
+    async def health(self) -> None:
+        """Raise UnhealthyError when the shards do not answer or the loop has ended."""

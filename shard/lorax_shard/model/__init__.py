@@ -1,0 +1,1 @@
+"""Hugging Face models, unchanged, with paged attention plugged in from outside."""

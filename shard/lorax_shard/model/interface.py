@@ -1,0 +1,55 @@
+"""What the engine needs of a model; knows neither transformers nor proto."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from lorax_shard.attention.metadata import StepMetadata
+
+
+class PagedModel(Protocol):
+    """A causal language model whose attention reads and writes a paged KV cache."""
+
+    model_type: str
+    vocab_size: int
+    # Ids that end a text: generation_config's list where there is one.
+    eos_token_ids: frozenset[int]
+    # Longest sequence the positions allow; 0: unbounded.
+    max_positions: int
+    window_size: int | None
+    dtype: torch.dtype
+    device: torch.device
+    weight_bytes: int
+
+    def block_bytes(self, block_size: int) -> int:
+        """Return the bytes that one KV block takes over all layers."""
+
+    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
+        """Make the KV pool; a second call replaces it."""
+
+    def free_cache(self) -> None:
+        """Give the KV pool back."""
+
+    def copy_blocks(self, source: list[int], destination: list[int]) -> None:
+        """Copy KV blocks within the pool, over all layers."""
+
+    def make_metadata(
+        self,
+        query_lens: list[int],
+        context_lens: list[int],
+        slots: torch.Tensor,
+        block_tables: torch.Tensor,
+        num_decode_rows: int,
+    ) -> StepMetadata:
+        """Return the metadata of a step over this model's cache and backend."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # T int64
+        positions: torch.Tensor,  # T int64
+        metadata: StepMetadata,
+        logit_rows: torch.Tensor,  # S int64, indices into T; lm_head runs on these only
+    ) -> torch.Tensor:  # S x vocab float32
+        """Compute one ragged step: write its KV, return logits of the asked tokens."""
