@@ -61,6 +61,8 @@ class ShardConfig(ProcessConfig):
 
     # A folder with config.json, safetensors and tokenizer files.
     model_dir: str
+    # A folder with tokenizer.json; None: model_dir.
+    tokenizer_dir: str | None = None
     # The name the model is served under, and its revision (commit) if it has one.
     model_id: str
     revision: str | None = None

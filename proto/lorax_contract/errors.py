@@ -136,6 +136,10 @@ class ShardUnavailableError(ShardError):
 class StaleEpochError(ShardError):
     """The call named an epoch that this shard group does not serve."""
 
+    kind = ErrorKind(
+        424, "FAILED_PRECONDITION", "generation", "Request failed during generation"
+    )
+
 
 class StartupError(LoraxError):
     """A process cannot start. The message says what is wrong and what to do."""
