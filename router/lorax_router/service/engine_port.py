@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import Alternatives, FinishCode, RequestId, RequestSpec, TokenColumns
+from lorax_router.core.scheduler import SchedulerStats as EngineStats
+
+__all__ = ["Engine", "EngineStats", "StepObserver", "TokenChunk", "TokenStream"]
 
 
 @dataclass(slots=True)
@@ -30,16 +32,30 @@ class TokenChunk:
     scheduled_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot of the scheduler for metrics and health."""
+class TokenStream(Protocol):
+    """The chunks of one request; one consumer, which closes it when it stops reading."""
 
-    num_running: int
-    num_waiting: int
-    num_blocks: int
-    num_free_blocks: int
-    num_preemptions: int
-    num_steps: int
+    def __aiter__(self) -> Self:
+        """Return itself."""
+
+    async def __anext__(self) -> TokenChunk:
+        """Return the next chunk; StopAsyncIteration after the last one."""
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it has finished, also when nothing was read yet."""
+
+
+class TokenStream(Protocol):
+    """The chunks of one request; ends after the chunk whose ``finish`` is not RUNNING."""
+
+    def __aiter__(self) -> TokenStream:
+        """Return itself."""
+
+    async def __anext__(self) -> TokenChunk:
+        """Wait for the next chunk."""
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it has ended; calling it again does nothing."""
 
 
 class StepObserver(Protocol):
@@ -60,7 +76,7 @@ class Engine(Protocol):
     def new_request_id(self) -> RequestId:
         """Return an id never used before in this process."""
 
-    def submit(self, spec: RequestSpec) -> AsyncIterator[TokenChunk]:
+    def submit(self, spec: RequestSpec) -> TokenStream:
         """Queue a request and return its stream; closing the stream cancels the request.
 
         Raises ValidationError at once when the request can never fit.

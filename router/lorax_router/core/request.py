@@ -1,0 +1,75 @@
+"""The router's record of a request: the only truth about it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from lorax_contract.step import BlockId, NewRow, RequestId, RequestSpec
+
+
+class Status(Enum):
+    """Where a request stands. A preempted request is WAITING again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class RequestState:
+    """One request: what is known, what is computed, and what is on its way.
+
+    ::
+
+        known tokens   = prompt + applied output
+        num_computed   <= num_scheduled <= known + num_pending
+        └ KV of applied   └ KV after all        └ tokens sampled by steps that
+          steps             steps in flight       are not applied yet
+
+    Owned by the Scheduler; nobody else writes to it.
+    """
+
+    __slots__ = (
+        "blocks", "incarnation", "last_step", "max_new_tokens", "num_bypassed", "num_computed",
+        "num_pending", "num_preemptions", "num_scheduled", "num_tokens", "order", "output_ids",
+        "planned_in", "request_id", "spec", "status", "submitted_at",
+    )  # fmt: skip
+
+    def __init__(self, spec: RequestSpec, order: int, now: float) -> None:
+        self.spec = spec
+        self.request_id: RequestId = spec.request_id
+        self.max_new_tokens = spec.stopping.max_new_tokens
+        self.order = order
+        self.submitted_at = now
+        self.status = Status.WAITING
+        self.output_ids: list[int] = []
+        self.num_tokens = len(spec.prompt_ids)
+        self.num_computed = 0
+        self.num_scheduled = 0
+        self.num_pending = 0
+        self.blocks: list[BlockId] = []
+        # The last step that touches this request's row, and the step being planned with it.
+        self.last_step = 0
+        self.planned_in = 0
+        # Counts residences, so that a late outcome is not booked on a later one.
+        self.incarnation = 0
+        self.num_preemptions = 0
+        # How many later requests were admitted while this one did not fit.
+        self.num_bypassed = 0
+
+    @property
+    def num_to_schedule(self) -> int:
+        """Tokens that the next step could compute; 0 once the output limit is on its way."""
+        if len(self.output_ids) + self.num_pending >= self.max_new_tokens:
+            return 0
+        return self.num_tokens + self.num_pending - self.num_scheduled
+
+    def as_new_row(self) -> NewRow:
+        """Return what a shard must know to (re)build the row."""
+        return NewRow(self.spec, tuple(self.output_ids))
+
+    def reset_computed(self) -> None:
+        """Forget the KV: the next residence computes everything again."""
+        self.blocks = []
+        self.num_computed = 0
+        self.num_scheduled = 0
+        self.incarnation += 1

@@ -1,0 +1,284 @@
+"""The engine loop: plan, run, apply, around one scheduler and one shard group.
+
+The only owner of the scheduler. Plans are sent as soon as they can be made; tokens
+of the step before are published to their streams after the next step is on its way,
+so that clients never delay the shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+from lorax_contract.errors import (
+    GenerationError,
+    LoraxError,
+    ShardError,
+    ShuttingDownError,
+    UnhealthyError,
+)
+from lorax_contract.step import (
+    FinishCode,
+    RequestId,
+    RequestSpec,
+    StepOutcome,
+    StepPlan,
+    TokenColumns,
+)
+from lorax_router.core.ports import ShardClient
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine_port import EngineStats, StepObserver, TokenChunk, TokenStream
+
+logger = logging.getLogger(__name__)
+
+
+class _Sent(NamedTuple):
+    method: str
+    sent_at: float
+    answer: asyncio.Task[StepOutcome]
+
+
+class _Stream:
+    """The chunks of one request on their way to its client; implements TokenStream."""
+
+    __slots__ = ("_cancel", "_chunks", "_ended", "_wake", "first_sent", "scheduled_at")
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._chunks: deque[TokenChunk] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._cancel = cancel
+        self._ended = False
+        self.scheduled_at = 0.0
+        self.first_sent = False
+
+    def put(self, chunk: TokenChunk) -> None:
+        """Hand over a chunk; never waits."""
+        self._chunks.append(chunk)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        if self._ended:
+            raise StopAsyncIteration
+        while not self._chunks:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        chunk = self._chunks.popleft()
+        self._ended = chunk.finish != FinishCode.RUNNING
+        return chunk
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it has ended."""
+        if not self._ended:
+            self._ended = True
+            self._cancel()
+
+
+class EngineLoop:
+    """Runs steps while there is work; implements the Engine port.
+
+    Args:
+        shards: the shard group; its step calls are answered in order of ``seq``.
+        scheduler: owned by this loop from here on.
+        observer: told about each step, for metrics.
+        clock: monotonic seconds, for the policy.
+    """
+
+    def __init__(
+        self,
+        shards: ShardClient,
+        scheduler: Scheduler,
+        *,
+        observer: StepObserver | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._shards = shards
+        self._scheduler = scheduler
+        self._observer = observer
+        self._clock = clock
+        self._streams: dict[RequestId, _Stream] = {}
+        self._ids = itertools.count(1)
+        self._sent: deque[_Sent] = deque()
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._failure: LoraxError | None = None
+
+    # --- requests ---------------------------------------------------------------
+
+    def new_request_id(self) -> RequestId:
+        """Return an id never used before in this process."""
+        return RequestId(next(self._ids))
+
+    def submit(self, spec: RequestSpec) -> TokenStream:
+        """Queue a request and return its stream; closing the stream cancels the request.
+
+        Raises ValidationError when it can never fit, UnhealthyError or
+        ShuttingDownError when the loop has ended.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._scheduler.submit(spec, self._clock())
+        stream = _Stream(partial(self._cancel, spec.request_id))
+        self._streams[spec.request_id] = stream
+        self._idle.clear()
+        self._work.set()
+        return stream
+
+    def _cancel(self, request_id: RequestId) -> None:
+        """End a request whose client is gone; its row leaves with the next step."""
+        if self._streams.pop(request_id, None) is not None:
+            self._scheduler.cancel(request_id)
+            self._work.set()
+
+    # --- the loop ---------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until cancelled, or until the shards fail: then every request fails in words."""
+        try:
+            while True:
+                self._send_plans()
+                if self._sent:
+                    await self._take_outcome()
+                else:
+                    await self._rest()
+        except Exception as error:
+            logger.error("the engine loop ends: %s", error)
+            self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
+            raise
+        finally:
+            self._fail_all(ShuttingDownError())
+            for sent in self._sent:
+                sent.answer.cancel()
+
+    def _send_plans(self) -> None:
+        while (plan := self._scheduler.plan(self._clock())) is not None:
+            now = perf_counter()
+            answer = asyncio.ensure_future(self._shards.step(plan))
+            method = "prefill" if plan.new_rows else "decode"
+            self._sent.append(_Sent(method, now, answer))
+            for row in plan.new_rows:
+                if stream := self._streams.get(row.spec.request_id):
+                    stream.scheduled_at = stream.scheduled_at or now
+            self._observe_sent(plan)
+
+    async def _take_outcome(self) -> None:
+        sent = self._sent[0]
+        try:
+            outcome = await sent.answer
+        except ShardError:
+            self._observe_done(sent, ok=False)
+            raise
+        self._sent.popleft()
+        received_at = perf_counter()
+        accepted = self._scheduler.apply(outcome, self._clock())
+        self._send_plans()
+        # The step above is handed to the transport before clients get their tokens.
+        await asyncio.sleep(0)
+        self._publish(outcome, accepted, received_at)
+        self._observe_done(sent, ok=True)
+
+    async def _rest(self) -> None:
+        """Nothing to do: audit, then sleep until a request comes."""
+        if self._scheduler.is_idle:
+            self._scheduler.check()
+            self._idle.set()
+        self._work.clear()
+        await self._work.wait()
+
+    def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:
+        start = 0
+        tokens = outcome.tokens
+        for row_id, num, finish, counts in zip(
+            outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
+        ):
+            stop = start + num
+            stream = self._streams.get(row_id) if counts else None
+            if stream is not None:
+                columns = TokenColumns(
+                    tokens.ids[start:stop],
+                    tokens.logprobs[start:stop],
+                    tokens.texts[start:stop],
+                    tokens.special[start:stop],
+                )
+                chunk = TokenChunk(columns, received_at=received_at)
+                self._finish_chunk(chunk, row_id, finish, outcome, stream)
+                stream.put(chunk)
+            start = stop
+
+    def _finish_chunk(
+        self, chunk: TokenChunk, row_id: RequestId, finish: int, outcome: StepOutcome,
+        stream: _Stream,
+    ) -> None:  # fmt: skip
+        """Add what only some chunks have, and let go of a stream that ended."""
+        chunk.scheduled_at = stream.scheduled_at
+        detail = outcome.details.get(row_id)
+        if detail is not None:
+            chunk.alternatives = detail.alternatives
+            chunk.generated_text = detail.generated_text
+            # A row that was preempted before its first token reports its prompt again.
+            chunk.prompt_tokens = None if stream.first_sent else detail.prompt_tokens
+        stream.first_sent = True
+        if finish == FinishCode.RUNNING:
+            return
+        chunk.finish = FinishCode(finish)
+        del self._streams[row_id]
+        if chunk.finish is FinishCode.ERROR:
+            reason = (detail.error_text if detail else None) or "the shard gave no reason"
+            chunk.error = GenerationError(reason)
+
+    def _fail_all(self, error: LoraxError) -> None:
+        """End every stream with ``error`` and refuse new requests from now on."""
+        self._failure = self._failure or error
+        streams, self._streams = self._streams, {}
+        for request_id, stream in streams.items():
+            self._scheduler.cancel(request_id)
+            public = GenerationError(str(error)) if isinstance(error, UnhealthyError) else error
+            stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=public))
+        self._idle.set()
+
+    # --- facts ------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot."""
+        return self._scheduler.stats()
+
+    async def health(self) -> None:
+        """Raise UnhealthyError when the shards do not answer or the loop has ended."""
+        if self._failure is not None:
+            raise UnhealthyError(str(self._failure), public="")
+        try:
+            await self._shards.health()
+        except ShardError as error:
+            raise UnhealthyError(str(error), public="") from error
+
+    async def drain(self, grace_s: float) -> bool:
+        """Wait until nothing runs or waits; False if that took longer than ``grace_s``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        return self._idle.is_set()
+
+    def _observe_sent(self, plan: StepPlan) -> None:
+        if self._observer is not None:
+            self._observer.step_sent(
+                num_rows=len(plan.row_ids),
+                num_tokens=sum(plan.num_tokens),
+                num_new_rows=len(plan.new_rows),
+            )
+
+    def _observe_done(self, sent: _Sent, *, ok: bool) -> None:
+        if self._observer is not None:
+            duration_s = perf_counter() - sent.sent_at
+            self._observer.step_done(
+                method=sent.method, duration_s=duration_s, ok=ok, stats=self.stats()
+            )
