@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from lorax_contract.errors import (
     GenerationError,
@@ -64,7 +64,7 @@ class _Stream:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    def __aiter__(self) -> _Stream:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> TokenChunk:

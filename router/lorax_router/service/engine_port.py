@@ -45,19 +45,6 @@ class TokenStream(Protocol):
         """Cancel the request unless it has finished, also when nothing was read yet."""
 
 
-class TokenStream(Protocol):
-    """The chunks of one request; ends after the chunk whose ``finish`` is not RUNNING."""
-
-    def __aiter__(self) -> TokenStream:
-        """Return itself."""
-
-    async def __anext__(self) -> TokenChunk:
-        """Wait for the next chunk."""
-
-    async def aclose(self) -> None:
-        """Cancel the request unless it has ended; calling it again does nothing."""
-
-
 class StepObserver(Protocol):
     """Told about each step by the engine loop; metrics implement it."""
 
