@@ -1,0 +1,24 @@
+"""Run an acceptance list: ``python -m tests.acceptance serve [point ...]``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from tests.acceptance.harness import run_points
+
+NAMES = ("serve",)
+
+
+def main() -> int:
+    """Run the named list; further arguments restrict it to these points."""
+    name, *only = sys.argv[1:] or [""]
+    if name not in NAMES:
+        print(f"usage: python -m tests.acceptance {{{','.join(NAMES)}}} [point ...]")
+        return 2
+    points = importlib.import_module(f"tests.acceptance.{name}").POINTS
+    return run_points(points, set(only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Start the whole server as a user does, talk to it, and end it by its process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on."""
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Server:
+    """A launcher with its children; a context manager that always ends them."""
+
+    def __init__(
+        self,
+        *options: str,
+        command: list[str] | None = None,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        ready_timeout_s: float = 300.0,
+    ) -> None:
+        self.port = free_port()
+        launcher = [str(Path(sys.executable).parent / "lorax-launcher")]
+        bind = ["--hostname", "127.0.0.1", "--port", str(self.port)]
+        self._command = [*(command or launcher), *([] if command else [*bind, *options])]
+        self._cwd, self._env = cwd, env
+        self._ready_timeout_s = ready_timeout_s
+        self.lines: list[str] = []
+        self.ready_s = 0.0
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        start = time.perf_counter()
+        self.process = subprocess.Popen(
+            self._command, cwd=self._cwd, env=self._env, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        ready: queue.Queue[bool] = queue.Queue()
+        threading.Thread(target=self._read, args=(ready,), daemon=True).start()
+        try:
+            is_ready = ready.get(timeout=self._ready_timeout_s)
+        except queue.Empty:
+            is_ready = False
+        self.ready_s = time.perf_counter() - start
+        if not is_ready:
+            self.stop()
+            raise RuntimeError("the server did not become ready:\n" + "\n".join(self.lines[-30:]))
+        return self
+
+    def _read(self, ready: queue.Queue[bool]) -> None:
+        assert self.process is not None and self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if f":{self.port}" in line and "ready" in line.lower():
+                ready.put(True)
+        ready.put(False)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 100.0) -> int:
+        """Signal the launcher and wait for it; returns its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            os.kill(self.process.pid, how)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            return self.process.wait()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def post(self, path: str, body: dict[str, Any], timeout_s: float = 300.0) -> Any:
+        """POST JSON and return the decoded answer; HTTP errors raise urllib's HTTPError."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            return json.loads(response.read())
+
+    def get(self, path: str, timeout_s: float = 30.0) -> str:
+        """GET and return the body as text."""
+        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as response:
+            return str(response.read().decode())
