@@ -1,0 +1,330 @@
+"""Step values on the wire and back: ``*_to_proto`` and ``*_from_proto`` pairs.
+
+Router and shard speak the values of ``lorax_contract.step``; only this module
+knows both them and the messages. Columns are handed over as whole lists, so a
+step costs a few calls and not one per row. The wire carries floats in single
+precision: parameters and logprobs come back rounded to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar, cast
+
+from lorax_contract.step import (
+    AdapterHandle,
+    Alternatives,
+    BlockCopy,
+    BlockId,
+    NewRow,
+    RequestId,
+    RequestSpec,
+    RowDetail,
+    SamplingParams,
+    ShardInfo,
+    StepOutcome,
+    StepPlan,
+    StoppingParams,
+    TokenColumns,
+    WarmupSpec,
+)
+from lorax_proto import generate_pb2 as pb
+
+StepReply = TypeVar("StepReply", pb.PrefillResponse, pb.DecodeResponse)
+
+
+def step_to_proto(plan: StepPlan, epoch: int) -> pb.PrefillRequest | pb.DecodeRequest:
+    """Return the request of a step: Prefill when rows enter, Decode otherwise."""
+    step = pb.Step(
+        row_ids=plan.row_ids,
+        num_tokens=plan.num_tokens,
+        num_new_blocks=plan.num_new_blocks,
+        new_blocks=plan.new_blocks,
+    )
+    if plan.drop:
+        step.drop.extend(plan.drop)
+    if plan.activate:
+        step.activate.extend(plan.activate)
+    if plan.deactivate:
+        step.deactivate.extend(plan.deactivate)
+    if plan.copies:
+        step.copies.extend(_copy_to_proto(copy) for copy in plan.copies)
+    if not plan.new_rows:
+        return pb.DecodeRequest(epoch=epoch, seq=plan.seq, step=step)
+    batch = pb.Batch(
+        id=plan.seq,
+        requests=[new_row_to_proto(row) for row in plan.new_rows],
+        size=len(plan.new_rows),
+    )
+    return pb.PrefillRequest(batch=batch, epoch=epoch, seq=plan.seq, step=step)
+
+
+def step_from_proto(message: pb.PrefillRequest | pb.DecodeRequest) -> StepPlan:
+    """Return the plan of a request that has ``step`` and ``seq`` set."""
+    step = message.step
+    rows = message.batch.requests if isinstance(message, pb.PrefillRequest) else ()
+    return StepPlan(
+        seq=message.seq,
+        row_ids=cast(list[RequestId], step.row_ids[:]),
+        num_tokens=step.num_tokens[:],
+        num_new_blocks=step.num_new_blocks[:],
+        new_blocks=cast(list[BlockId], step.new_blocks[:]),
+        new_rows=[new_row_from_proto(row) for row in rows],
+        drop=cast(list[RequestId], step.drop[:]),
+        activate=cast(list[AdapterHandle], step.activate[:]),
+        deactivate=cast(list[AdapterHandle], step.deactivate[:]),
+        copies=[_copy_from_proto(copy) for copy in step.copies],
+    )
+
+
+def new_row_to_proto(row: NewRow) -> pb.Request:
+    """Return a row that enters; ids after ``num_prompt_tokens`` are its past output."""
+    spec = row.spec
+    request = pb.Request(
+        id=spec.request_id,
+        parameters=_sampling_to_proto(spec.sampling),
+        stopping_parameters=_stopping_to_proto(spec.stopping),
+        prefill_logprobs=spec.sampling.prompt_logprobs,
+        adapter_index=spec.adapter,
+        num_prompt_tokens=len(spec.prompt_ids),
+    )
+    ids = request.tokenized_inputs.ids
+    ids.extend(spec.prompt_ids)
+    ids.extend(row.output_ids)
+    return request
+
+
+def new_row_from_proto(request: pb.Request) -> NewRow:
+    """Return the row of a request with token ids; without ``num_prompt_tokens`` all are prompt."""
+    ids = request.tokenized_inputs.ids[:]
+    has_past = request.HasField("num_prompt_tokens")
+    num_prompt = request.num_prompt_tokens if has_past else len(ids)
+    spec = RequestSpec(
+        request_id=RequestId(request.id),
+        prompt_ids=ids[:num_prompt],
+        sampling=_sampling_from_proto(request.parameters, request.prefill_logprobs),
+        stopping=_stopping_from_proto(request.stopping_parameters),
+        adapter=AdapterHandle(request.adapter_index),
+    )
+    return NewRow(spec, ids[num_prompt:])
+
+
+def _sampling_to_proto(params: SamplingParams) -> pb.NextTokenChooserParameters:
+    return pb.NextTokenChooserParameters(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        typical_p=params.typical_p,
+        do_sample=params.do_sample,
+        seed=params.seed,
+        repetition_penalty=params.repetition_penalty,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        return_k_alternatives=params.num_alternatives,
+        min_p=params.min_p,
+    )
+
+
+def _sampling_from_proto(
+    params: pb.NextTokenChooserParameters, prompt_logprobs: bool
+) -> SamplingParams:
+    return SamplingParams(
+        do_sample=params.do_sample,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        typical_p=params.typical_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        seed=params.seed,
+        num_alternatives=params.return_k_alternatives,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _stopping_to_proto(params: StoppingParams) -> pb.StoppingCriteriaParameters:
+    return pb.StoppingCriteriaParameters(
+        max_new_tokens=params.max_new_tokens,
+        stop_sequences=params.stop_sequences,
+        ignore_eos_token=params.ignore_eos,
+        stop_token_ids=params.stop_token_ids,
+    )
+
+
+def _stopping_from_proto(params: pb.StoppingCriteriaParameters) -> StoppingParams:
+    return StoppingParams(
+        max_new_tokens=params.max_new_tokens,
+        stop_sequences=tuple(params.stop_sequences),
+        stop_token_ids=tuple(params.stop_token_ids),
+        ignore_eos=params.ignore_eos_token,
+    )
+
+
+def _copy_to_proto(copy: BlockCopy) -> pb.BlockCopy:
+    return pb.BlockCopy(
+        source_space=pb.BlockSpace.Name(copy.source_space),
+        source_block=copy.source_block,
+        destination_space=pb.BlockSpace.Name(copy.destination_space),
+        destination_block=copy.destination_block,
+    )
+
+
+def _copy_from_proto(copy: pb.BlockCopy) -> BlockCopy:
+    return BlockCopy(
+        int(copy.source_space),
+        copy.source_block,
+        int(copy.destination_space),
+        copy.destination_block,
+    )
+
+
+def outcome_to_proto(outcome: StepOutcome, reply_type: type[StepReply]) -> StepReply:
+    """Return a step's reply as columns; ``reply_type`` is that of the RPC that was called."""
+    tokens = outcome.tokens
+    columns = pb.Columns(
+        request_ids=outcome.row_ids,
+        num_tokens=outcome.num_tokens,
+        finish=outcome.finish,
+        token_ids=tokens.ids,
+        logprobs=tokens.logprobs,
+        texts=tokens.texts,
+        special=tokens.special,
+    )
+    if outcome.details:
+        columns.details.extend(_details_to_proto(outcome.details))
+    timing = pb.StepTiming(forward_ns=outcome.forward_ns, total_ns=outcome.total_ns)
+    return reply_type(columns=columns, timing=timing)
+
+
+def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int) -> StepOutcome:
+    """Return the outcome of step ``seq`` from its reply in columns."""
+    columns, timing = message.columns, message.timing
+    return StepOutcome(
+        seq=seq,
+        row_ids=cast(list[RequestId], columns.request_ids[:]),
+        num_tokens=columns.num_tokens[:],
+        finish=columns.finish[:],
+        tokens=TokenColumns(
+            columns.token_ids[:], columns.logprobs[:], columns.texts[:], columns.special[:]
+        ),
+        details={
+            RequestId(detail.request_id): _detail_from_proto(detail) for detail in columns.details
+        },
+        forward_ns=timing.forward_ns,
+        total_ns=timing.total_ns,
+    )
+
+
+def _details_to_proto(details: Mapping[RequestId, RowDetail]) -> Iterable[pb.RowDetail]:
+    for request_id, detail in details.items():
+        message = pb.RowDetail(
+            request_id=request_id,
+            generated_text=detail.generated_text,
+            alternative_tokens=[
+                pb.AlternativeTokens(ids=some.ids, logprobs=some.logprobs, texts=some.texts)
+                for some in detail.alternatives
+            ],
+            error_code=detail.error_code,
+            error_text=detail.error_text,
+        )
+        if (prompt := detail.prompt_tokens) is not None:
+            message.prefill_tokens.CopyFrom(tokens_to_proto(prompt))
+        yield message
+
+
+def _detail_from_proto(message: pb.RowDetail) -> RowDetail:
+    has = message.HasField
+    return RowDetail(
+        generated_text=message.generated_text if has("generated_text") else None,
+        alternatives=[
+            Alternatives(some.ids[:], some.logprobs[:], some.texts[:])
+            for some in message.alternative_tokens
+        ],
+        prompt_tokens=tokens_from_proto(message.prefill_tokens) if has("prefill_tokens") else None,
+        error_code=message.error_code if has("error_code") else None,
+        error_text=message.error_text if has("error_text") else None,
+    )
+
+
+def tokens_to_proto(tokens: TokenColumns) -> pb.NextTokens:
+    """Return token columns as the message that LoRAX's interface uses for them."""
+    return pb.NextTokens(
+        ids=tokens.ids, logprobs=tokens.logprobs, texts=tokens.texts, is_special=tokens.special
+    )
+
+
+def tokens_from_proto(message: pb.NextTokens) -> TokenColumns:
+    """Return the columns of LoRAX's message for tokens."""
+    return TokenColumns(
+        message.ids[:], message.logprobs[:], message.texts[:], message.is_special[:]
+    )
+
+
+def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
+    """Return what one rank says of itself; the addresses travel by ServiceDiscovery."""
+    return pb.InfoResponse(
+        dtype=info.dtype,
+        device_type=info.device_type,
+        window_size=info.window_size,
+        block_size=info.block_size,
+        supports_generation=True,
+        chunked_prefill=True,
+        requires_block_allocator=True,
+        epoch=info.epoch,
+        rank=rank,
+        world_size=info.world_size,
+        model_type=info.model_type,
+        vocab_size=info.vocab_size,
+        max_positions=info.max_positions,
+        num_blocks=info.num_blocks,
+        memory=[pb.MemoryItem(name=name, bytes=size) for name, size in info.memory],
+        capabilities=pb.Capabilities(columns=True, max_depth=info.max_depth),
+        attention_backend=info.attention_backend,
+        linear_backend=info.linear_backend,
+    )
+
+
+def info_from_proto(message: pb.InfoResponse, shard_uris: Sequence[str] = ()) -> ShardInfo:
+    """Return what a rank said of itself, with the addresses that were discovered."""
+    return ShardInfo(
+        epoch=message.epoch,
+        world_size=message.world_size,
+        model_type=message.model_type,
+        dtype=message.dtype,
+        device_type=message.device_type,
+        block_size=message.block_size,
+        vocab_size=message.vocab_size,
+        max_positions=message.max_positions,
+        num_blocks=message.num_blocks,
+        max_depth=message.capabilities.max_depth,
+        window_size=message.window_size if message.HasField("window_size") else None,
+        attention_backend=message.attention_backend,
+        linear_backend=message.linear_backend,
+        memory=tuple((item.name, item.bytes) for item in message.memory),
+        shard_uris=tuple(shard_uris),
+    )
+
+
+def warmup_to_proto(spec: WarmupSpec, epoch: int) -> pb.WarmupRequest:
+    """Return the request to size the KV pool for the largest step."""
+    return pb.WarmupRequest(
+        max_input_length=spec.max_input_length,
+        max_prefill_tokens=spec.max_step_tokens,
+        max_new_tokens=spec.max_total_tokens - spec.max_input_length,
+        epoch=epoch,
+        max_rows=spec.max_rows,
+        max_blocks=spec.max_blocks,
+    )
+
+
+def warmup_from_proto(message: pb.WarmupRequest) -> WarmupSpec:
+    """Return the largest step; a LoRAX caller names no rows: ``max_rows`` is then 0."""
+    return WarmupSpec(
+        max_input_length=message.max_input_length,
+        max_total_tokens=message.max_input_length + message.max_new_tokens,
+        max_step_tokens=message.max_prefill_tokens,
+        max_rows=message.max_rows,
+        max_blocks=message.max_blocks,
+    )

@@ -1,0 +1,85 @@
+"""What both ends of a channel between router and shard agree on: options and statuses.
+
+An error crosses the wire as a gRPC status and its text::
+
+    StaleEpochError         FAILED_PRECONDITION
+    ShardUnavailableError   UNAVAILABLE (the transport also says DEADLINE_EXCEEDED, CANCELLED)
+    GenerationError         ABORTED
+    RequestError            INVALID_ARGUMENT; comes back as ShardError: the router sent it
+    anything else           INTERNAL; comes back as ShardError
+"""
+
+from __future__ import annotations
+
+import grpc
+
+from lorax_contract.errors import (
+    GenerationError,
+    LoraxError,
+    RequestError,
+    ShardError,
+    ShardUnavailableError,
+    StaleEpochError,
+)
+
+KEEPALIVE_TIME_MS = 30_000
+
+_UNLIMITED = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+
+CLIENT_OPTIONS: list[tuple[str, int]] = [
+    *_UNLIMITED,
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A step may run for minutes without a byte: pings must not run out meanwhile.
+    ("grpc.http2.max_pings_without_data", 0),
+    # Quick reconnects: a shard is on this host or beside it.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A proxy named in the environment is for the internet, not for shards.
+    ("grpc.enable_http_proxy", 0),
+    # Clients of one address in one process must not share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    *_UNLIMITED,
+    # Accept the pings of CLIENT_OPTIONS; the default takes one in five minutes.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 3),
+    # Two servers on one port is a mistake to report, not a load balancer.
+    ("grpc.so_reuseport", 0),
+]
+
+_GONE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+
+
+def status_of(error: BaseException) -> grpc.StatusCode:
+    """Return the status with which a shard answers when ``error`` ended a call."""
+    if isinstance(error, StaleEpochError):
+        return grpc.StatusCode.FAILED_PRECONDITION
+    if isinstance(error, ShardUnavailableError):
+        return grpc.StatusCode.UNAVAILABLE
+    if isinstance(error, GenerationError):
+        return grpc.StatusCode.ABORTED
+    if isinstance(error, RequestError):
+        return grpc.StatusCode.INVALID_ARGUMENT
+    return grpc.StatusCode.INTERNAL
+
+
+def error_of(status: grpc.StatusCode, details: str | None, who: str) -> LoraxError:
+    """Return the error that a failed call stands for; its text begins with ``who``."""
+    text = f"{who}: {details or status.name}"
+    if status is grpc.StatusCode.FAILED_PRECONDITION:
+        return StaleEpochError(text)
+    if status in _GONE:
+        return ShardUnavailableError(f"{text} ({status.name})")
+    if status is grpc.StatusCode.ABORTED:
+        return GenerationError(text)
+    return ShardError(text)
