@@ -1,0 +1,61 @@
+"""The interface of attention backends.
+
+Shapes in this folder: T tokens of a step, R rows, H query heads, G KV heads,
+D head dim of K, E head dim of V, L KV tokens a row sees.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from lorax_shard.attention.metadata import StepMetadata
+
+
+class AttentionSpec(NamedTuple):
+    """What one layer computes.
+
+    score(q, k) = cap(scaling * q.k), with cap(x) = softcap * tanh(x / softcap) when
+    a softcap is set. A query at position p sees the keys at p - window < position
+    <= p. Each head's sink is one more score without a value.
+    """
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None  # H
+
+
+class AttentionBackend(ABC):
+    """Stores a step's K and V and attends over the paged cache; stateless between steps."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return in words why this backend cannot run here, or None when it can."""
+
+    @abstractmethod
+    def attend(
+        self,
+        query: torch.Tensor,  # T x H x D
+        key: torch.Tensor,  # T x G x D, already stored
+        value: torch.Tensor,  # T x G x E, already stored
+        layer: int,
+        spec: AttentionSpec,
+        metadata: StepMetadata,
+    ) -> torch.Tensor:  # T x H x E
+        """Return softmax(scores) @ V of each query over its own sequence."""
+
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        metadata: StepMetadata,
+    ) -> None:
+        """Write the step's K and V to its slots."""
+        metadata.cache.write(layer, key, value, metadata.slots)

@@ -1,0 +1,73 @@
+"""The paged KV cache: per layer one pool of blocks for K and one for V."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+
+class KVShape(NamedTuple):
+    """What one token keeps in one layer; V may be narrower than K."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+
+
+class PagedCache:
+    """Owns K and V of every layer: [num_blocks, block_size, kv_heads, head_dim] each.
+
+    A slot is ``block * block_size + offset``. Blocks start as zeros, so that what
+    lies behind a mask is finite.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[int, KVShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+        def pool(num_heads: int, head_dim: int) -> torch.Tensor:
+            size = (num_blocks, block_size, num_heads, head_dim)
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self.keys = {layer: pool(s.num_heads, s.key_dim) for layer, s in shapes.items()}
+        self.values = {layer: pool(s.num_heads, s.value_dim) for layer, s in shapes.items()}
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """Store the T x heads x dim K and V of a step at its T slots."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+
+    def copy_blocks(self, source: list[int], destination: list[int]) -> None:
+        """Copy blocks within the pool over all layers, as if all were read before any is written."""
+        if not source:
+            return
+        device = next(iter(self.keys.values())).device
+        read = torch.tensor(source, device=device)
+        written = torch.tensor(destination, device=device)
+        for pools in (self.keys, self.values):
+            for pool in pools.values():
+                pool.index_copy_(0, written, pool.index_select(0, read))
+
+
+def block_bytes(shapes: Mapping[int, KVShape], block_size: int, dtype: torch.dtype) -> int:
+    """Return the bytes of one block over all layers."""
+    per_token = sum(s.num_heads * (s.key_dim + s.value_dim) for s in shapes.values())
+    return per_token * block_size * dtype.itemsize
+
+
+def num_blocks_for(num_tokens: int, block_size: int) -> int:
+    """Return how many blocks hold ``num_tokens`` tokens."""
+    return math.ceil(num_tokens / block_size)
