@@ -1,0 +1,125 @@
+"""``lorax-shard prepare``: fetch and convert the model before any shard starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from lorax_contract import logs
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode, hint
+from lorax_shard.model.prepare import (
+    PreparedModel,
+    Progress,
+    ProgressEvent,
+    default_cache_dir,
+    prepare,
+)
+
+logger = logging.getLogger("lorax_shard.prepare")
+
+_INTERVAL_S = 0.5
+
+
+@click.command("prepare")
+@click.option("--model-id", help="Folder, .gguf file or hub id; without it the embedded default.")
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option("--source", default="hub", show_default=True, help="'hub' or 'local'.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where converted models are kept; default $LORAX_CACHE or ~/.cache/lorax-py.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Allow the model's own Python code.")
+@click.option(
+    "--result-fd", type=int, help="File descriptor that gets the result as one JSON line."
+)
+@click.option("--log-level", default="info", show_default=True)
+def prepare_command(
+    model_id: str | None,
+    revision: str | None,
+    source: str,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    result_fd: int | None,
+    log_level: str,
+) -> None:
+    """Make the model a local folder of safetensors and tokenizer files."""
+    logs.configure(log_level)
+    _quiet_libraries()
+    try:
+        prepared = prepare(
+            model_id,
+            revision=revision,
+            source=source,
+            cache_dir=cache_dir or default_cache_dir(),
+            trust_remote_code=trust_remote_code,
+            progress=rate_limited(_log_progress, time.monotonic),
+        )
+    except StartupError as error:
+        fields = {"exit_code": int(error.exit_code), "hint": hint(error.exit_code)}
+        logger.error("%s", error, extra={"fields": fields})
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(int(ExitCode.INTERRUPTED))
+    except Exception:
+        logger.exception("preparing the model failed")
+        sys.exit(int(ExitCode.INTERNAL))
+    _deliver(prepared, result_fd)
+
+
+def rate_limited(report: Progress, clock: Callable[[], float]) -> Progress:
+    """Pass on at most two events a second for each task, and always the first and the last."""
+    last: dict[str, float] = {}
+
+    def limited(event: ProgressEvent) -> None:
+        now = clock()
+        due = event.task not in last or now - last[event.task] >= _INTERVAL_S
+        if due or event.done == event.total:
+            last[event.task] = now
+            report(event)
+
+    return limited
+
+
+def _log_progress(event: ProgressEvent) -> None:
+    of_total = f" of {event.total}" if event.total is not None else ""
+    fields = {
+        "event": "progress",
+        "task": event.task,
+        "done": event.done,
+        "total": event.total,
+        "unit": event.unit,
+    }
+    message = f"{event.task}: {event.done}{of_total} {event.unit}"
+    logger.info("%s", message, extra={"fields": fields})
+
+
+def _deliver(prepared: PreparedModel, result_fd: int | None) -> None:
+    logger.info(
+        "%s is ready in %s",
+        prepared.model_id,
+        prepared.model_dir,
+        extra={"fields": {"event": "prepared", "revision": prepared.revision}},
+    )
+    if result_fd is not None:
+        with os.fdopen(result_fd, "w") as pipe:
+            pipe.write(prepared.to_json() + "\n")
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries from drawing on the terminal and from logging each request."""
+    for name in ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    prepare_command()

@@ -1,0 +1,22 @@
+"""The embedded default model for tests that need a real one: fetched once per machine."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from lorax_shard.model.prepare import default_cache_dir, prepare
+
+
+@functools.cache
+def default_model_dir() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct; the first call on a machine takes a minute."""
+    prepared = prepare(
+        None,
+        revision=None,
+        source="hub",
+        cache_dir=default_cache_dir(),
+        trust_remote_code=False,
+        progress=lambda event: None,
+    )
+    return prepared.model_dir
