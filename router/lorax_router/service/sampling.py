@@ -1,0 +1,147 @@
+"""Resolves the sampling options of a request by LoRAX's rules; pure."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import SamplingParams
+from lorax_router.service.limits import Limits
+from lorax_router.service.requests import GenerateParameters
+
+# A temperature below this is greedy: dividing by it would leave one token anyway.
+GREEDY_TEMPERATURE = 1e-5
+_MAX_TOP_K = 2**31 - 1
+_MAX_SEED = 2**64 - 1
+
+
+def resolve_sampling(
+    params: GenerateParameters, limits: Limits, draw_seed: Callable[[], int]
+) -> tuple[SamplingParams, ...]:
+    """Return the sampling of each of the ``best_of`` sequences.
+
+    A seed that the client leaves open is drawn here, once per sequence, so that the
+    request is reproducible from now on. Raises ValidationError.
+    """
+    best_of = _best_of(params, limits)
+    base = _bounded(params, limits)
+    do_sample = is_sampled(params, base)
+    if best_of > 1 and not do_sample:
+        raise ValidationError(
+            "`best_of` above 1 needs sampling: set `do_sample`, or a `temperature` above 0"
+        )
+    return tuple(
+        replace(base, do_sample=do_sample, seed=_seed(params, draw_seed)) for _ in range(best_of)
+    )
+
+
+def is_sampled(params: GenerateParameters, bounded: SamplingParams) -> bool:
+    """Whether tokens are drawn: asked for, or implied by an option that only then means much."""
+    if bounded.temperature == 0.0:
+        return False
+    implied = (
+        bounded.temperature != 1.0
+        or bounded.top_k > 0
+        or bounded.top_p < 1.0
+        or bounded.typical_p < 1.0
+        or bounded.min_p > 0.0
+    )
+    # Like LoRAX, `best_of` takes any named option, even at its default, for sampling.
+    named = (params.temperature, params.top_k, params.top_p, params.typical_p, params.min_p)
+    several = (params.best_of or 1) > 1 and any(value is not None for value in named)
+    return params.do_sample or implied or several
+
+
+def _best_of(params: GenerateParameters, limits: Limits) -> int:
+    best_of = 1 if params.best_of is None else params.best_of
+    if limits.max_best_of == 1 and best_of != 1:
+        raise ValidationError("`best_of` other than 1 is not allowed on this server")
+    if not 1 <= best_of <= limits.max_best_of:
+        raise ValidationError(f"`best_of` must be from 1 to {limits.max_best_of}, got {best_of}")
+    if best_of > 1 and params.seed is not None:
+        raise ValidationError("`seed` cannot be combined with `best_of` above 1")
+    return best_of
+
+
+def _bounded(params: GenerateParameters, limits: Limits) -> SamplingParams:
+    temperature = _number("temperature", params.temperature, 1.0)
+    if temperature < 0.0:
+        raise ValidationError(f"`temperature` must not be negative, got {temperature:g}")
+    repetition_penalty = _number("repetition_penalty", params.repetition_penalty, 1.0)
+    if repetition_penalty <= 0.0:
+        raise ValidationError(
+            f"`repetition_penalty` must be above 0, got {repetition_penalty:g}"
+        )
+    return SamplingParams(
+        temperature=0.0 if temperature < GREEDY_TEMPERATURE else temperature,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=_penalty("frequency_penalty", params.frequency_penalty),
+        presence_penalty=_penalty("presence_penalty", params.presence_penalty),
+        top_k=_top_k(params.top_k),
+        top_p=_share("top_p", params.top_p, may_be_one=True),
+        typical_p=_share("typical_p", params.typical_p, may_be_one=False),
+        min_p=_min_p(params.min_p),
+        num_alternatives=_num_alternatives(params.return_k_alternatives, limits),
+        prompt_logprobs=params.decoder_input_details,
+    )
+
+
+def _number(name: str, value: float | None, default: float) -> float:
+    """The value as shards compute with it: rounded to 32 bits."""
+    if value is None:
+        return default
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError as error:
+        raise ValidationError(f"`{name}` is too large for a 32-bit number") from error
+    return rounded
+
+
+def _penalty(name: str, value: float | None) -> float:
+    penalty = _number(name, value, 0.0)
+    if not -2.0 <= penalty <= 2.0:
+        raise ValidationError(f"`{name}` must be from -2 to 2, got {penalty:g}")
+    return penalty
+
+
+def _top_k(value: int | None) -> int:
+    if value is None:
+        return 0
+    if value <= 0:
+        raise ValidationError(f"`top_k` must be above 0, got {value}")
+    return min(value, _MAX_TOP_K)
+
+
+def _share(name: str, value: float | None, *, may_be_one: bool) -> float:
+    share = _number(name, value, 1.0)
+    if value is None or 0.0 < share < 1.0 or (may_be_one and share == 1.0):
+        return share
+    bound = "at most 1" if may_be_one else "below 1"
+    raise ValidationError(f"`{name}` must be above 0 and {bound}, got {value:g}")
+
+
+def _min_p(value: float | None) -> float:
+    min_p = _number("min_p", value, 0.0)
+    if not 0.0 <= min_p <= 1.0:
+        raise ValidationError(f"`min_p` must be from 0 to 1, got {min_p:g}")
+    return min_p
+
+
+def _num_alternatives(value: int | None, limits: Limits) -> int:
+    if value is None:
+        return 0
+    if not 0 < value <= limits.max_alternatives:
+        raise ValidationError(
+            f"`return_k_alternatives` must be from 1 to {limits.max_alternatives}, got {value}"
+        )
+    return min(value, limits.vocab_size)
+
+
+def _seed(params: GenerateParameters, draw_seed: Callable[[], int]) -> int:
+    if params.seed is None:
+        return draw_seed()
+    if not 0 <= params.seed <= _MAX_SEED:
+        raise ValidationError(f"`seed` must be from 0 to {_MAX_SEED}")
+    return params.seed

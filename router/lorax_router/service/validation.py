@@ -1,0 +1,194 @@
+"""From a client's words to a request that can run: LoRAX's limits, checked once, here.
+
+Behind this border only valid values exist. What needs no tokens is checked first
+and without waiting; then the prompt is tokenized off the loop and its length is
+checked against the limits.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import SamplingParams, StoppingParams
+from lorax_router.service.chat_template import ChatTemplate
+from lorax_router.service.limits import Limits
+from lorax_router.service.requests import (
+    BASE_MODEL_ADAPTER_ID,
+    GenerateParameters,
+    GenerateRequest,
+    ValidRequest,
+)
+from lorax_router.service.sampling import resolve_sampling
+from lorax_router.service.tokenizer_pool import TokenizerPool
+
+
+def draw_seed() -> int:
+    """Return a seed nobody can guess; 63 bits pass through every signed integer."""
+    return secrets.randbits(63)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRequest:
+    """A request whose parameters are within bounds and whose prompt has no tokens yet."""
+
+    request: GenerateRequest
+    samplings: tuple[SamplingParams, ...]
+
+    @property
+    def best_of(self) -> int:
+        """How many sequences are generated."""
+        return len(self.samplings)
+
+
+class Validator:
+    """Owns the limits; makes a ValidRequest of a GenerateRequest or says what is wrong."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        tokenizer: TokenizerPool,
+        chat_template: ChatTemplate,
+        draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:
+        self.limits = limits
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._draw_seed = draw_seed
+
+    def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
+        """Check all that needs no tokens; raises ValidationError."""
+        params = request.parameters
+        if not request.inputs:
+            raise ValidationError("`inputs` must not be empty")
+        check_adapter(params)
+        _check_not_offered(params)
+        if stream:
+            _check_stream(params)
+        _check_lengths(params, self.limits)
+        _check_stopping(params, self.limits)
+        samplings = resolve_sampling(params, self.limits, self._draw_seed)
+        return CheckedRequest(request=request, samplings=samplings)
+
+    async def complete(self, checked: CheckedRequest) -> ValidRequest:
+        """Tokenize the prompt and check its length; raises ValidationError, TemplateError."""
+        request, params = checked.request, checked.request.parameters
+        prompt_ids = await self._prompt_ids(request)
+        return ValidRequest(
+            inputs=request.inputs,
+            prompt_ids=prompt_ids,
+            samplings=checked.samplings,
+            stopping=StoppingParams(
+                max_new_tokens=max_new_tokens(params, len(prompt_ids), self.limits),
+                stop_sequences=tuple(params.stop),
+                stop_token_ids=tuple(params.stop_token_ids),
+                ignore_eos=params.ignore_eos_token,
+            ),
+            details=params.details or params.decoder_input_details,
+            prompt_details=params.decoder_input_details,
+            return_full_text=bool(params.return_full_text),
+        )
+
+    async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
+        text, params = request.inputs, request.parameters
+        if params.apply_chat_template:
+            messages = [{"role": "user", "content": text}]
+            text = await self._tokenizer.run(self._chat_template.render, messages)
+        # A template writes the special tokens itself.
+        ids = await self._tokenizer.encode(
+            text, add_special_tokens=not params.apply_chat_template
+        )
+        if not ids:
+            raise ValidationError("`inputs` has no tokens for this model's tokenizer")
+        # Cut before any length is checked, and here only: what is counted is what runs.
+        return ids if params.truncate is None else ids[-params.truncate :]
+
+
+def max_new_tokens(params: GenerateParameters, num_prompt_tokens: int, limits: Limits) -> int:
+    """Return how many tokens may be generated; raises ValidationError when none or too many."""
+    total = limits.max_total_tokens
+    asked = params.max_new_tokens
+    if asked is not None and num_prompt_tokens + asked > total:
+        raise ValidationError(
+            f"`inputs` tokens plus `max_new_tokens` must be at most {total}, "
+            f"got {num_prompt_tokens} `inputs` tokens and {asked} `max_new_tokens`"
+        )
+    if num_prompt_tokens > limits.max_input_length:
+        raise ValidationError(
+            f"`inputs` must have at most {limits.max_input_length} tokens, "
+            f"got {num_prompt_tokens}; shorten it or set `truncate`"
+        )
+    return total - num_prompt_tokens if asked is None else asked
+
+
+def check_adapter(params: GenerateParameters) -> None:
+    """Refuse ids that cannot be names, and adapters, which this server does not load."""
+    merged = params.merged_adapters
+    names = [("adapter_id", params.adapter_id), ("adapter_source", params.adapter_source)]
+    if merged is not None:
+        names += [("merged_adapters.ids", each) for each in merged.ids]
+    for field, name in names:
+        if name is not None and has_control_characters(name):
+            raise ValidationError(f"`{field}` must not contain control characters")
+    named = params.adapter_id not in (None, "", BASE_MODEL_ADAPTER_ID)
+    if named and merged is not None:
+        raise ValidationError("`adapter_id` and `merged_adapters` exclude each other")
+    if named or merged is not None:
+        field = "adapter_id" if named else "merged_adapters"
+        raise ValidationError(
+            f"`{field}`: this server serves the base model only, it does not load adapters yet; "
+            f"leave it out or set `adapter_id` to {BASE_MODEL_ADAPTER_ID!r}"
+        )
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text has characters that could end a header or a log line (C0, DEL, C1)."""
+    return any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
+
+
+def _check_not_offered(params: GenerateParameters) -> None:
+    if params.watermark:
+        raise ValidationError("`watermark` is not offered by this server; leave it out")
+    if params.has_response_format:
+        raise ValidationError(
+            "`response_format` is not offered yet: output cannot be bound to a schema; leave it out"
+        )
+
+
+def _check_stream(params: GenerateParameters) -> None:
+    if params.best_of not in (None, 1):
+        raise ValidationError("`best_of` other than 1 is not offered for streams")
+    if params.decoder_input_details:
+        raise ValidationError("`decoder_input_details` is not offered for streams")
+
+
+def _check_lengths(params: GenerateParameters, limits: Limits) -> None:
+    if params.max_new_tokens is not None and params.max_new_tokens < 1:
+        raise ValidationError(f"`max_new_tokens` must be above 0, got {params.max_new_tokens}")
+    truncate = params.truncate
+    if truncate is not None and not 1 <= truncate <= limits.max_input_length:
+        raise ValidationError(
+            f"`truncate` must be from 1 to {limits.max_input_length}, got {truncate}"
+        )
+
+
+def _check_stopping(params: GenerateParameters, limits: Limits) -> None:
+    if len(params.stop) > limits.max_stop_sequences:
+        raise ValidationError(
+            f"`stop` takes at most {limits.max_stop_sequences} sequences, got {len(params.stop)}"
+        )
+    if "" in params.stop:
+        raise ValidationError("`stop` must not contain an empty sequence")
+    ids = params.stop_token_ids
+    if len(ids) > limits.max_stop_token_ids:
+        raise ValidationError(
+            f"`stop_token_ids` takes at most {limits.max_stop_token_ids} ids, got {len(ids)}"
+        )
+    for token_id in ids:
+        if not 0 <= token_id < limits.vocab_size:
+            raise ValidationError(
+                f"`stop_token_ids`: {token_id} is not a token of this model, whose ids go "
+                f"from 0 to {limits.vocab_size - 1}"
+            )
