@@ -1,0 +1,74 @@
+"""When a row ends: end-of-text tokens, stop tokens, stop strings, the length limit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from lorax_contract.step import FinishCode, StoppingParams
+
+
+class StopStrings:
+    """Finds the first stop string to be complete in a text that arrives in parts.
+
+    Keeps only the end of the text that a stop string may begin in.
+    """
+
+    __slots__ = ("_longest", "_strings", "_tail")
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(string for string in strings if string)
+        self._longest = max((len(string) for string in self._strings), default=0)
+        self._tail = ""
+
+    def push(self, text: str) -> int | None:
+        """Return how much of ``text`` belongs to the output if a stop string ends in it."""
+        if not self._strings or not text:
+            return None
+        window = self._tail + text
+        ends = [end for string in self._strings if (end := self._find(string, window)) > 0]
+        if ends:
+            return min(ends) - len(self._tail)
+        self._tail = window[max(0, len(window) - self._longest + 1) :]
+        return None
+
+    def _find(self, string: str, window: str) -> int:
+        """Return where the string's first occurrence that is not all tail ends, or 0."""
+        start = window.find(string, max(0, len(self._tail) - len(string) + 1))
+        return start + len(string) if start >= 0 else 0
+
+
+class Verdict(NamedTuple):
+    """Whether the row ends with a token, and how much of the token's text stays."""
+
+    finish: FinishCode
+    # Characters of the text that stay; None: all.
+    num_kept: int | None = None
+
+
+class Stopping:
+    """Decides after each token of one row whether it was the last.
+
+    An end-of-text token counts as such also when it is the last one allowed
+    (LoRAX reports the length there). A stop token ends the row like a stop string.
+    """
+
+    __slots__ = ("_eos_token_ids", "_num_left", "_stop_strings", "_stop_token_ids")
+
+    def __init__(self, params: StoppingParams, eos_token_ids: Collection[int]) -> None:
+        self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        self._stop_strings = StopStrings(params.stop_sequences)
+        self._num_left = params.max_new_tokens
+
+    def push(self, token_id: int, text: str) -> Verdict:
+        """Count one token; ``text`` is what it added, without special tokens."""
+        self._num_left -= 1
+        if token_id in self._eos_token_ids:
+            return Verdict(FinishCode.EOS_TOKEN)
+        num_kept = self._stop_strings.push(text)
+        if num_kept is not None:
+            return Verdict(FinishCode.STOP_SEQUENCE, num_kept)
+        if token_id in self._stop_token_ids:
+            return Verdict(FinishCode.STOP_SEQUENCE)
+        return Verdict(FinishCode.LENGTH if self._num_left <= 0 else FinishCode.RUNNING)
