@@ -1,0 +1,151 @@
+"""The command `lorax-launcher`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lorax_contract.exit_codes import ExitCode, hint
+from lorax_launcher.console import Console
+from lorax_launcher.facts import gather_facts
+from lorax_launcher.flags import OPTION_GROUPS, GroupedCommand, refused_options
+from lorax_launcher.options import LauncherOptions, UsageError, hostname_from_environment
+from lorax_launcher.refused import check_refused
+from lorax_launcher.resolve import LaunchPlan, resolve
+from lorax_launcher.supervisor import Programs, Supervisor
+from lorax_launcher.versions import describe_environment
+
+_HELP = """Serve a language model over HTTP with LoRAX's interface.
+
+Starts the shard that holds the model and the router in front of it, and watches both. Every
+option can be given as the environment variable named beside it. Tokens for the hub are read from
+HF_TOKEN, HUGGING_FACE_HUB_TOKEN or HF_API_TOKEN.
+"""
+_EPILOG = (
+    "Options of LoRAX that this version does not serve are refused with a reason: docs/cli.md."
+)
+
+
+def _main(**values: Any) -> None:
+    """Parse, refuse what is not served, and run."""
+    if values.pop("show_env"):
+        for line in describe_environment(gather_facts()):
+            click.echo(line)
+        return
+    console = Console(json_output=values["json_output"], level=values["log_level"])
+    try:
+        check_refused(values, os.environ)
+        code = launch(parse_options(values, os.environ), console)
+    except UsageError as error:
+        console.error(str(error), exit_code=int(ExitCode.USAGE))
+        code = ExitCode.USAGE
+    finally:
+        console.close()
+    sys.exit(int(code))
+
+
+main = click.version_option(package_name="lorax-py")(GroupedCommand(
+    name="lorax-launcher",
+    params=[*(option for group in OPTION_GROUPS.values() for option in group), *refused_options()],
+    callback=_main,
+    help=_HELP,
+    epilog=_EPILOG,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+))  # fmt: skip
+
+
+def parse_options(values: Mapping[str, Any], environment: Mapping[str, str]) -> LauncherOptions:
+    """Make the options' value from click's; HOSTNAME counts only as an address."""
+    names = {field.name for field in dataclasses.fields(LauncherOptions)}
+    known = {name: value for name, value in values.items() if name in names and value is not None}
+    if "hostname" not in known and (
+        address := hostname_from_environment(environment.get("HOSTNAME"))
+    ):
+        known["hostname"] = address
+    return LauncherOptions(**known)
+
+
+def launch(options: LauncherOptions, console: Console) -> int:
+    """Run until the end; return the exit code."""
+    with run_directory() as run_dir:
+        plan = resolve(options, gather_facts(), str(run_dir))
+        programs = Programs(shard=(find_program("lorax-shard"),),
+                            router=(find_program("lorax-router"),))  # fmt: skip
+        for note in plan.notes:
+            console.info(note)
+        if not options.download_only and (taken := first_taken_port(plan)):
+            console.error(f"{taken} {hint(ExitCode.PORT_IN_USE)}",
+                          exit_code=int(ExitCode.PORT_IN_USE))  # fmt: skip
+            return ExitCode.PORT_IN_USE
+        return asyncio.run(_supervise(plan, programs, console, run_dir, options.download_only))
+
+
+async def _supervise(
+    plan: LaunchPlan, programs: Programs, console: Console, run_dir: Path, download_only: bool
+) -> int:
+    supervisor = Supervisor(plan, programs, console, run_dir, download_only=download_only)
+    return await supervisor.run()
+
+
+@contextmanager
+def run_directory() -> Iterator[Path]:
+    """Make a folder for sockets and configurations that only this user can enter."""
+    # A long TMPDIR would make the path of a socket longer than the system allows.
+    base = tempfile.gettempdir()
+    parent = base if len(base.encode()) <= 64 else "/tmp"  # noqa: S108  mkdtemp makes it private
+    folder = Path(tempfile.mkdtemp(prefix="lorax-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_program(name: str) -> str:
+    """Return the path of a console script, the one installed beside this program first."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise UsageError(f"the program {name} is not installed; install lorax-py again.")
+    return found
+
+
+def first_taken_port(plan: LaunchPlan) -> str | None:
+    """Say which port of the router is taken, before the model is loaded for nothing."""
+    ports = [("--port", plan.router.port), ("--grpc-port", plan.router.grpc_port)]
+    for flag, port in ports:
+        if port and is_taken(plan.router.hostname, port):
+            return f"{flag} {port} is in use on {plan.router.hostname}."
+    return None
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens on the address; unknown addresses are left to the router."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    family, kind, protocol, _, address = infos[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+if __name__ == "__main__":
+    main()

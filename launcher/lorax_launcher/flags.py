@@ -1,0 +1,157 @@
+"""The options of the command line: one table, from which parser and docs/cli.md are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lorax_launcher.options import LauncherOptions
+from lorax_launcher.refused import REFUSED_OPTIONS, Refused, Shape
+
+_DEFAULTS = LauncherOptions()
+_COUNT = click.IntRange(min=1)
+_SHARE = click.FloatRange(min=0.0, max=1.0, min_open=True)
+_PORT = click.IntRange(min=0, max=65535)
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def _option(*names: str, help: str, env: str | None = "", **settings: Any) -> click.Option:
+    """Make one option; its variable is the flag in capitals, unless ``env`` says otherwise."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = long.removeprefix("--").replace("-", "_")
+    declared = next((name for name in names if not name.startswith("-")), variable)
+    default = getattr(_DEFAULTS, declared, None)
+    settings.setdefault("default", default)
+    settings.setdefault("show_default", default is not None and not settings.get("is_flag"))
+    return click.Option(
+        list(names),
+        help=help,
+        envvar=variable.upper() if env == "" else env,
+        show_envvar=True,
+        **settings,
+    )
+
+
+# Groups in the order of --help and docs/cli.md.
+OPTION_GROUPS: dict[str, list[click.Option]] = {
+    "Model": [
+        _option("--model-id", type=str, help="Hub id (`name` or `name@revision`), folder or .gguf "
+                "file. Without it the embedded SmolLM2-135M-Instruct is served."),
+        _option("--revision", type=str, help="Branch, tag or commit of a hub model."),
+        _option("--source", type=click.Choice(["hub", "s3"]),
+                help="Where the model comes from. `s3` is refused in this version."),
+        _option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+                help="Type of weights and KV cache; `auto`: float32 on CPU, the model's own on a "
+                "GPU."),
+        _option("--trust-remote-code", is_flag=True,
+                help="Run model code that comes with the model."),
+        _option("--tokenizer-config-path", type=click.Path(dir_okay=False),
+                help="A tokenizer_config.json whose chat template replaces the model's."),
+        _option("--cache-dir", type=click.Path(file_okay=False), env="LORAX_CACHE",
+                help="Where prepared models are kept (default: ~/.cache/lorax-py)."),
+        _option("--huggingface-hub-cache", type=click.Path(file_okay=False),
+                help="Where downloads from the hub are kept."),
+    ],
+    "Device": [
+        _option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
+                help="`auto`: a GPU if one is visible and the installed torch can use it."),
+        _option("--sharded", type=click.BOOL, metavar="true|false",
+                help="Spread the model over several shards. `true` is refused in this version."),
+        _option("--num-shard", type=int,
+                help="Number of shards. Above 1 is refused in this version."),
+        _option("--attention-backend", type=str, help="Attention implementation of the shard."),
+        _option("--linear-backend", type=str, help="Matrix product implementation of the shard."),
+        _option("--kv-memory-fraction", type=_SHARE,
+                help="Share of the memory free after loading that the KV cache takes (default: 0.5 "
+                "on CPU, 0.9 on a GPU)."),
+        _option("--memory-wiggle-room", type=_SHARE,
+                help="LoRAX's name for --kv-memory-fraction."),
+        _option("--num-blocks", type=_COUNT,
+                help="A fixed number of KV blocks instead of measuring."),
+    ],
+    "Limits": [
+        _option("--max-concurrent-requests", type=_COUNT,
+                help="Requests in the server at once; more are answered 429."),
+        _option("--max-best-of", type=_COUNT, help="Largest `best_of` of a request."),
+        _option("--max-stop-sequences", type=click.IntRange(min=0),
+                help="Most stop sequences of a request."),
+        _option("--max-input-length", type=_COUNT,
+                help="Longest prompt in tokens (default: one less than --max-total-tokens)."),
+        _option("--max-total-tokens", type=click.IntRange(min=2),
+                help="Longest prompt plus output in tokens (default: the model's positions, at "
+                "most 4096)."),
+        _option("--validation-workers", type=_COUNT, help="Threads that tokenize."),
+    ],
+    "Scheduling": [
+        _option("--max-batch-prefill-tokens", type=_COUNT,
+                help="Tokens that one step may compute; longer prompts are computed in chunks."),
+        _option("--max-batch-total-tokens", type=_COUNT,
+                help="Tokens that the KV cache may hold (default: all that fit)."),
+        _option("--max-batch-size", type=_COUNT, help="Requests that run at once."),
+        _option("--plan-depth", type=_COUNT,
+                help="Steps planned ahead: 1 is lockstep, 2 overlaps host and device."),
+        _option("--waiting-served-ratio", type=click.FloatRange(min=0.0),
+                help="Waiting requests per running one above which prompts go first."),
+        _option("--max-waiting-tokens", type=click.IntRange(min=0),
+                help="Tokens that running requests may gain before waiting ones are let in."),
+        _option("--eager-prefill", type=click.BOOL, metavar="true|false",
+                help="Let waiting requests in before running ones continue."),
+    ],
+    "Network": [
+        _option("--hostname", type=str, env=None, default=None, show_default=_DEFAULTS.hostname,
+                help="Address to listen on; the variable HOSTNAME counts only if it is an IP "
+                "address."),
+        _option("-p", "--port", type=_PORT, help="Port of the HTTP server; 0: any free one."),
+        _option("--grpc-port", type=_PORT,
+                help="Port of gRPC health and reflection (default: not served)."),
+        _option("--shard-uds-path", type=click.Path(),
+                help="Sockets of the shards are this path, `-` and the rank (default: in a "
+                "private folder of the run)."),
+        _option("--master-addr", type=str, help="Address at which shards meet."),
+        _option("--master-port", type=_PORT, help="Port at which shards meet."),
+        _option("--grace-period", "grace_period_s", type=click.FloatRange(min=0.0),
+                help="Seconds that running requests get to finish after SIGTERM."),
+        _option("--cors-allow-origin", multiple=True, help="Origin that browsers may call from."),
+        _option("--cors-allow-header", multiple=True, help="Header that browsers may send."),
+        _option("--cors-allow-method", multiple=True, help="Method that browsers may use."),
+        _option("--cors-expose-header", multiple=True, help="Header that browsers may read."),
+        _option("--cors-allow-credentials", is_flag=True, help="Let browsers send credentials."),
+    ],
+    "Output": [
+        _option("--log-level", type=click.Choice(_LEVELS, case_sensitive=False),
+                help="Least level that is logged."),
+        _option("--json-output", is_flag=True, help="Log JSON, one object a line."),
+        _option("--download-only", is_flag=True, help="Prepare the model and exit."),
+        _option("-e", "--env", "show_env", is_flag=True, env=None, default=False,
+                help="Print versions and platform, and exit."),
+    ],
+}  # fmt: skip
+
+
+def refused_options() -> list[click.Option]:
+    """Return LoRAX's other options: parsed, so that they can be refused with a reason."""
+    return [_refused(option) for option in REFUSED_OPTIONS]
+
+
+def _refused(option: Refused) -> click.Option:
+    return click.Option(
+        [option.flag, option.name],
+        envvar=option.envvar,
+        hidden=True,
+        is_flag=option.shape is Shape.FLAG,
+        multiple=option.shape is Shape.REPEATED,
+        default=False if option.shape is Shape.FLAG else None,
+        type=None if option.shape is Shape.FLAG else str,
+    )
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per group."""
+        for title, options in OPTION_GROUPS.items():
+            records = [option.get_help_record(ctx) for option in options]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record is not None])

@@ -1,0 +1,76 @@
+"""What a person may ask of the launcher, as one frozen value: no defaults of the machine in it."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+
+class UsageError(ValueError):
+    """The options contradict each other, or ask for something this version does not do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherOptions:
+    """The parsed command line and environment; None means "not given, decide for me"."""
+
+    model_id: str | None = None
+    revision: str | None = None
+    source: str = "hub"
+    trust_remote_code: bool = False
+    tokenizer_config_path: str | None = None
+    cache_dir: str | None = None
+    huggingface_hub_cache: str | None = None
+
+    device: str = "auto"
+    dtype: str = "auto"
+    attention_backend: str = "auto"
+    linear_backend: str = "auto"
+    sharded: bool | None = None
+    num_shard: int | None = None
+
+    kv_memory_fraction: float | None = None
+    memory_wiggle_room: float | None = None
+    num_blocks: int | None = None
+    plan_depth: int = 2
+
+    max_concurrent_requests: int = 1024
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    max_input_length: int | None = None
+    max_total_tokens: int | None = None
+    max_batch_prefill_tokens: int = 512
+    max_batch_total_tokens: int | None = None
+    max_batch_size: int = 256
+    waiting_served_ratio: float = 1.2
+    max_waiting_tokens: int = 20
+    eager_prefill: bool = True
+    validation_workers: int = 2
+
+    hostname: str = "0.0.0.0"
+    port: int = 3000
+    grpc_port: int | None = None
+    shard_uds_path: str | None = None
+    master_addr: str = "localhost"
+    master_port: int = 29500
+    grace_period_s: float = 90.0
+    cors_allow_origin: tuple[str, ...] = ()
+    cors_allow_header: tuple[str, ...] = ()
+    cors_allow_method: tuple[str, ...] = ()
+    cors_expose_header: tuple[str, ...] = ()
+    cors_allow_credentials: bool = False
+
+    log_level: str = "info"
+    json_output: bool = False
+    download_only: bool = False
+
+
+def hostname_from_environment(value: str | None) -> str | None:
+    """Return the HOSTNAME variable if it is an address to bind, else None.
+
+    Containers set HOSTNAME to their own name, which is no wish of the user's.
+    """
+    try:
+        return str(ipaddress.ip_address(value)) if value else None
+    except ValueError:
+        return None

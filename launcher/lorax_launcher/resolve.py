@@ -1,0 +1,255 @@
+"""Options and device facts in, the configuration of every child out. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
+from lorax_launcher.facts import DeviceFacts
+from lorax_launcher.options import LauncherOptions, UsageError
+
+# A unix socket's path must fit in the kernel's address, its final zero byte included.
+MAX_SOCKET_PATH = 107
+_KV_FRACTION = {"cpu": 0.5, "cuda": 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """What ``lorax-shard prepare`` reports: where the model lies and what it is called."""
+
+    model_id: str
+    model_dir: str
+    tokenizer_dir: str
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """Everything that is started, in the order of the fields.
+
+    The configurations name no model yet: ``with_model`` fills it in once it is prepared.
+    """
+
+    # Arguments of `lorax-shard prepare`.
+    prepare_args: tuple[str, ...]
+    shards: tuple[ShardConfig, ...]
+    router: RouterConfig
+    # Variables that the children get beside the launcher's own environment.
+    environment: tuple[tuple[str, str], ...]
+    # Decisions a person wants to read in the log.
+    notes: tuple[str, ...]
+
+    def with_model(self, model: PreparedModel) -> LaunchPlan:
+        """Return the plan with the prepared model in every configuration."""
+        shards = tuple(
+            dataclasses.replace(
+                shard,
+                model_dir=model.model_dir,
+                tokenizer_dir=model.tokenizer_dir,
+                model_id=model.model_id,
+                revision=model.revision,
+            )
+            for shard in self.shards
+        )
+        router = dataclasses.replace(
+            self.router,
+            model_id=model.model_id,
+            revision=model.revision,
+            tokenizer_dir=model.tokenizer_dir,
+        )
+        return dataclasses.replace(self, shards=shards, router=router)
+
+
+def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> LaunchPlan:
+    """Turn wishes and facts into configurations; ``run_dir`` is the folder of this run.
+
+    Raises UsageError when the wishes contradict each other or cannot be met.
+    """
+    _check_source(options)
+    _check_sharding(options)
+    device = _device(options, facts)
+    uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(1)]
+    try:
+        shards = tuple(_shard(options, facts, device, uris, rank) for rank in range(len(uris)))
+        router = _router(options, uris[0])
+    except ConfigError as error:
+        raise UsageError(_in_flags(str(error))) from error
+    return LaunchPlan(
+        prepare_args=_prepare_args(options),
+        shards=shards,
+        router=router,
+        environment=_environment(options),
+        notes=_notes(device, facts),
+    )
+
+
+def _check_source(options: LauncherOptions) -> None:
+    if options.source != "hub":
+        raise UsageError(
+            f"--source {options.source} is refused: models come from the hub or a local folder in "
+            "this version; fetch the model and pass its folder to --model-id."
+        )
+    if options.revision and options.model_id is None:
+        raise UsageError("--revision needs --model-id: the embedded model has one revision only.")
+    if options.revision and _inline_revision(options.model_id or ""):
+        raise UsageError(
+            f"--model-id {options.model_id} names a revision already; leave --revision out."
+        )
+
+
+def _inline_revision(model_id: str) -> bool:
+    return "@" in model_id and not Path(model_id).exists()
+
+
+def _check_sharding(options: LauncherOptions) -> None:
+    asked = options.num_shard
+    if asked is not None and asked < 1:
+        raise UsageError(f"--num-shard {asked} is too small, the least is 1.")
+    if options.sharded or (asked is not None and asked > 1):
+        wish = "--sharded true" if asked is None else f"--num-shard {asked}"
+        raise UsageError(
+            f"{wish} is refused: tensor parallelism is not in this version; leave it out and one "
+            "shard serves the model."
+        )
+
+
+def _device(options: LauncherOptions, facts: DeviceFacts) -> Device:
+    usable = bool(facts.gpus) and facts.torch_has_cuda
+    if options.device == "cuda" and not usable:
+        missing = "no GPU is visible" if not facts.gpus else "the installed torch is a CPU build"
+        raise UsageError(f"--device cuda cannot be met: {missing}; use --device cpu.")
+    if options.device == "cpu" or not usable:
+        return "cpu"
+    return "cuda"
+
+
+def _socket_path(options: LauncherOptions, run_dir: str, rank: int) -> str:
+    path = f"{options.shard_uds_path or f'{run_dir}/shard'}-{rank}"
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        raise UsageError(
+            f"--shard-uds-path: the socket {path} has a longer path than the {MAX_SOCKET_PATH} "
+            "bytes the system allows; choose a shorter one."
+        )
+    return path
+
+
+def _kv_fraction(options: LauncherOptions, device: Device) -> float:
+    ours, theirs = options.kv_memory_fraction, options.memory_wiggle_room
+    if ours is not None and theirs is not None and ours != theirs:
+        raise UsageError(
+            "--kv-memory-fraction and --memory-wiggle-room name the same share; give one of them."
+        )
+    if ours is None:
+        ours = theirs
+    return _KV_FRACTION[device] if ours is None else ours
+
+
+def _shard(
+    options: LauncherOptions, facts: DeviceFacts, device: Device, uris: list[str], rank: int
+) -> ShardConfig:
+    limits_threads = device == "cpu" and not facts.threads_preset
+    return ShardConfig(
+        log_level=options.log_level,
+        lifeline=True,
+        model_dir="",
+        model_id="",
+        rank=rank,
+        world_size=len(uris),
+        shard_uris=uris,
+        master_addr=options.master_addr,
+        master_port=options.master_port,
+        device=device,
+        dtype=options.dtype,
+        attention_backend=options.attention_backend,
+        linear_backend=options.linear_backend,
+        trust_remote_code=options.trust_remote_code,
+        kv_memory_fraction=_kv_fraction(options, device),
+        num_blocks=options.num_blocks,
+        max_depth=options.plan_depth,
+        max_input_length=options.max_input_length or 0,
+        num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
+    )
+
+
+def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
+    most = options.max_batch_total_tokens
+    if most is not None and options.max_total_tokens is not None:
+        _at_most("--max-total-tokens", options.max_total_tokens, "--max-batch-total-tokens", most)
+    return RouterConfig(
+        log_level=options.log_level,
+        lifeline=True,
+        model_id="",
+        tokenizer_dir="",
+        tokenizer_config_path=options.tokenizer_config_path,
+        shard_uri=shard_uri,
+        hostname=options.hostname,
+        port=options.port,
+        grpc_port=options.grpc_port,
+        max_concurrent_requests=options.max_concurrent_requests,
+        max_best_of=options.max_best_of,
+        max_stop_sequences=options.max_stop_sequences,
+        max_input_length=options.max_input_length,
+        max_total_tokens=options.max_total_tokens,
+        max_batch_prefill_tokens=options.max_batch_prefill_tokens,
+        max_batch_total_tokens=most,
+        max_batch_size=options.max_batch_size,
+        plan_depth=options.plan_depth,
+        validation_workers=options.validation_workers,
+        waiting_served_ratio=options.waiting_served_ratio,
+        max_waiting_tokens=options.max_waiting_tokens,
+        eager_prefill=options.eager_prefill,
+        grace_period_s=options.grace_period_s,
+        cors_allow_origin=list(options.cors_allow_origin),
+        cors_allow_header=list(options.cors_allow_header),
+        cors_allow_method=list(options.cors_allow_method),
+        cors_expose_header=list(options.cors_expose_header),
+        cors_allow_credentials=options.cors_allow_credentials,
+    )
+
+
+def _at_most(name: str, value: int, limit_name: str, limit: int) -> None:
+    if value > limit:
+        raise UsageError(f"{name} {value} can never fit in {limit_name} {limit}; lower it.")
+
+
+def _in_flags(text: str) -> str:
+    """Spell the field at the head of a ConfigError as the flag that set it."""
+    field, colon, rest = text.partition(":")
+    return f"--{field.replace('_', '-')}{colon}{rest}." if colon else text
+
+
+def _prepare_args(options: LauncherOptions) -> tuple[str, ...]:
+    args: list[str] = ["--source", options.source, "--log-level", options.log_level]
+    valued: Sequence[tuple[str, str | None]] = (
+        ("--model-id", options.model_id),
+        ("--revision", options.revision),
+        ("--cache-dir", options.cache_dir),
+    )
+    for flag, value in valued:
+        if value is not None:
+            args += [flag, value]
+    if options.trust_remote_code:
+        args.append("--trust-remote-code")
+    return tuple(args)
+
+
+def _environment(options: LauncherOptions) -> tuple[tuple[str, str], ...]:
+    if options.huggingface_hub_cache is None:
+        return ()
+    return (("HF_HUB_CACHE", options.huggingface_hub_cache),)
+
+
+def _notes(device: Device, facts: DeviceFacts) -> tuple[str, ...]:
+    memory = f"{facts.memory_bytes / 2**30:.1f} GiB"
+    notes = [f"device {device}: {facts.num_cores} cores, {memory} memory"]
+    if device == "cuda":
+        notes[0] += f", {facts.gpus[0].name}"
+        if len(facts.gpus) > 1:
+            notes.append(f"{len(facts.gpus)} GPUs are visible, this version uses the first")
+    elif facts.gpus:
+        why = "on request" if facts.torch_has_cuda else "because the installed torch has no CUDA"
+        notes.append(f"{len(facts.gpus)} GPU(s) stay unused {why}")
+    return tuple(notes)

@@ -1,0 +1,292 @@
+"""Starts the children in order, watches them, and ends them: no orphan, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from lorax_contract.config import RouterConfig, ShardConfig
+from lorax_contract.exit_codes import ExitCode, hint
+from lorax_launcher.children import Child
+from lorax_launcher.console import Console
+from lorax_launcher.ready import ready_lines
+from lorax_launcher.resolve import LaunchPlan, PreparedModel
+
+T = TypeVar("T")
+
+# Seconds that a child gets to end after SIGTERM when nothing is left to drain.
+STOP_S = 10.0
+# Seconds on top of the grace period, for what the router does before and after draining.
+GRACE_MARGIN_S = 5.0
+# Seconds to wait for the shard whose death made the router fail.
+_BLAME_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """How the children are started: the first words of their command lines."""
+
+    shard: tuple[str, ...]
+    router: tuple[str, ...]
+
+
+class StopRequested(Exception):
+    """A signal asked the launcher to end."""
+
+
+class ChildFailed(Exception):
+    """A child ended, or did not start, when it should run."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Supervisor:
+    """Owns the child processes of one run."""
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        programs: Programs,
+        console: Console,
+        run_dir: Path,
+        *,
+        download_only: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._programs = programs
+        self._console = console
+        self._run_dir = run_dir
+        self._download_only = download_only
+        self._shards: list[Child] = []
+        self._router: Child | None = None
+        self._preparing: Child | None = None
+        self._is_ready = False
+        self._stop = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._last_errors: dict[str, str] = {}
+
+    async def run(self) -> int:
+        """Serve until a signal or a failure; return the exit code of the launcher."""
+        self._watch_signals()
+        try:
+            await self._start()
+            return ExitCode.OK
+        except StopRequested:
+            self._console.info("stopping")
+            code = ExitCode.OK if self._is_ready else ExitCode.INTERRUPTED
+            await self._stop_in_order(self._plan.router.grace_period_s + GRACE_MARGIN_S)
+            self._console.info("stopped")
+            return code
+        except ChildFailed as failure:
+            await self._stop_in_order(STOP_S)
+            self._console.error(str(failure), exit_code=failure.code)
+            return failure.code
+        finally:
+            # Reached with children alive only if the code above is wrong.
+            await self._end(self._children(), 0.0)
+
+    def request_stop(self, signum: int = signal.SIGTERM) -> None:
+        """End the run; a second SIGINT ends it without any grace."""
+        if self._stop.is_set() and signum == signal.SIGINT:
+            self._urgent.set()
+        self._stop.set()
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, self.request_stop, signum)
+
+    async def _start(self) -> None:
+        model = await self._prepare()
+        if self._download_only:
+            self._console.info(f"{model.model_id} is prepared", folder=model.model_dir)
+            return
+        plan = self._plan.with_model(model)
+        self._shards = [await self._start_shard(config) for config in plan.shards]
+        for shard in self._shards:
+            await self._until_ready(shard)
+        self._router = await self._start_router(plan.router)
+        facts = await self._until_ready(self._router)
+        self._is_ready = True
+        url = str(facts.get("url") or f"http://{plan.router.hostname}:{plan.router.port}")
+        self._console.say(ready_lines(url, model.model_id), event="ready", url=url)
+        await self._or_stop(asyncio.Event().wait())
+
+    async def _prepare(self) -> PreparedModel:
+        def argv(descriptor: int) -> Sequence[str]:
+            words = (*self._plan.prepare_args, "--result-fd", str(descriptor))
+            return (*self._programs.shard, "prepare", *words)
+
+        self._preparing = await self._spawn("prepare", argv)
+        result = await self._until_ready(self._preparing)
+        try:
+            model = PreparedModel(
+                **{field.name: result[field.name] for field in dataclasses.fields(PreparedModel)}
+            )
+        except KeyError as error:
+            raise ChildFailed(
+                f"lorax-shard prepare reported no {error}; its version does not fit this launcher.",
+                ExitCode.CHILD_NOT_READY,
+            ) from error
+        if await self._or_stop(self._preparing.exited, watched=()) != 0:
+            await self._raise_failure(self._preparing)
+        await self._preparing.close()
+        self._preparing = None
+        return model
+
+    async def _start_shard(self, config: ShardConfig) -> Child:
+        def argv(descriptor: int) -> Sequence[str]:
+            path = self._write_config(name, dataclasses.replace(config, ready_fd=descriptor))
+            return (*self._programs.shard, "serve", "--config", path)
+
+        name = f"shard-{config.rank}"
+        return await self._spawn(name, argv)
+
+    async def _start_router(self, config: RouterConfig) -> Child:
+        def argv(descriptor: int) -> Sequence[str]:
+            path = self._write_config("router", dataclasses.replace(config, ready_fd=descriptor))
+            return (*self._programs.router, "--config", path)
+
+        return await self._spawn("router", argv)
+
+    def _write_config(self, name: str, config: ShardConfig | RouterConfig) -> str:
+        path = self._run_dir / f"{name}.json"
+        path.write_text(config.to_json())
+        return str(path)
+
+    async def _spawn(self, name: str, argv: Callable[[int], Sequence[str]]) -> Child:
+        environment = {**os.environ, **dict(self._plan.environment)}
+        try:
+            return await Child.start(name, argv, on_line=self._take_line, environment=environment)
+        except OSError as error:
+            raise ChildFailed(
+                f"{name} could not start: {error}; install lorax-py again.",
+                ExitCode.CHILD_NOT_READY,
+            ) from error
+
+    def _take_line(self, name: str, line: str) -> None:
+        record = self._console.child_line(name, line)
+        if record is not None and record.get("level") in ("error", "critical"):
+            self._last_errors[name] = record["message"]
+
+    async def _until_ready(self, child: Child) -> dict[str, Any]:
+        """Wait for the child's report; raise if it, or a child it needs, ends before."""
+        others = [other for other in self._children() if other is not child]
+        report = await self._or_stop(child.report(), watched=others)
+        if report is None:
+            await self._raise_failure(child)
+        return report
+
+    async def _or_stop(
+        self, awaitable: Awaitable[T], *, watched: Iterable[Child] | None = None
+    ) -> T:
+        """Await something unless a signal or the end of a watched child comes first."""
+        task = asyncio.ensure_future(awaitable)
+        stop = asyncio.create_task(self._stop.wait())
+        children = self._children() if watched is None else list(watched)
+        try:
+            await asyncio.wait(
+                {task, stop, *(child.exited for child in children)},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if stop.done():
+                raise StopRequested
+            if task.done():
+                return task.result()
+            await self._raise_failure(next(child for child in children if not child.is_running))
+        finally:
+            stop.cancel()
+            if task not in (child.exited for child in self._children()):
+                task.cancel()
+
+    async def _raise_failure(self, child: Child) -> NoReturn:
+        child = await self._culprit(child)
+        # Pipes close a moment before the end of a process can be seen.
+        await asyncio.wait({child.exited}, timeout=STOP_S)
+        if child.is_running:
+            raise ChildFailed(
+                f"{child.name} reported nothing when it should have become ready. "
+                f"{hint(ExitCode.CHILD_NOT_READY)}",
+                ExitCode.CHILD_NOT_READY,
+            )
+        status = child.exited.result()
+        await child.close()
+        raise ChildFailed(*self._describe(child.name, status))
+
+    async def _culprit(self, child: Child) -> Child:
+        """Return the shard whose end made the router end, or the child itself."""
+        if child is not self._router or child.is_running:
+            return child
+        if child.exited.result() != ExitCode.SHARD_UNREACHABLE:
+            return child
+        exits = {shard.exited for shard in self._shards}
+        await asyncio.wait(exits, timeout=_BLAME_S, return_when=asyncio.FIRST_COMPLETED)
+        return next((shard for shard in self._shards if not shard.is_running), child)
+
+    def _describe(self, name: str, status: int) -> tuple[str, int]:
+        """Say what happened and what to do, and choose the launcher's exit code."""
+        cause = self._last_errors.get(name, "")
+        if status < 0:
+            signal_name = _signal_name(-status)
+            what = f"{name} was killed by {signal_name}"
+            if -status == signal.SIGKILL:
+                what += ", perhaps by the system for lack of memory"
+            return f"{what}. {hint(ExitCode.CHILD_DIED)}", ExitCode.CHILD_DIED
+        if self._is_ready:
+            what = f"{name} ended by itself with exit code {status}"
+            return _sentence(what, cause, ExitCode.CHILD_DIED), ExitCode.CHILD_DIED
+        known = status in {code.value for code in ExitCode}
+        if status == 0:
+            code = ExitCode.CHILD_NOT_READY
+        else:
+            code = ExitCode(status) if known else ExitCode.CHILD_DIED
+        what = f"{name} could not start (exit code {status})"
+        return _sentence(what, cause, code), code
+
+    def _children(self) -> list[Child]:
+        """Return the children that were started and not yet let go."""
+        return [c for c in (self._preparing, self._router, *self._shards) if c is not None]
+
+    async def _stop_in_order(self, router_grace_s: float) -> None:
+        """End the router, which finishes what it serves, and only then what it needs."""
+        if self._router is not None:
+            await self._end([self._router], router_grace_s)
+        rest = [child for child in self._children() if child is not self._router]
+        await self._end(rest, STOP_S)
+
+    async def _end(self, children: list[Child], grace_s: float) -> None:
+        """SIGTERM, wait at most ``grace_s`` seconds or until hurried, then SIGKILL."""
+        running = {child.exited for child in children if child.is_running}
+        if running and grace_s > 0 and not self._urgent.is_set():
+            for child in children:
+                child.terminate()
+            all_ended = asyncio.ensure_future(asyncio.wait(running))
+            hurried = asyncio.create_task(self._urgent.wait())
+            await asyncio.wait(
+                {all_ended, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            hurried.cancel()
+            all_ended.cancel()
+        for child in children:
+            child.kill()
+        await asyncio.gather(*(child.exited for child in children))
+        await asyncio.gather(*(child.close() for child in children))
+
+
+def _sentence(what: str, cause: str, code: ExitCode) -> str:
+    return f"{what}: {cause}" if cause else f"{what}. {hint(code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
