@@ -1,0 +1,95 @@
+"""What FakeShard computes: tokens that depend on the whole sequence, and when they end.
+
+A "key" stands for what a real model keeps of one token in its KV cache. The
+digest of a sequence is the sum of its keys, so it does not depend on the block
+size, on how a prompt was cut into chunks, or on batch mates, and it changes with
+every token and every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lorax_contract.step import Alternatives, FinishCode, RequestSpec
+
+_MASK = (1 << 64) - 1
+
+
+def key_of(token_id: int, position: int) -> int:
+    """Return what the cache keeps of a token at a position; the same in every process."""
+    return hash((token_id, position))
+
+
+def digest_of(keys: Iterable[int]) -> int:
+    """Return the digest of a sequence from its keys, or from sums of some of them."""
+    return sum(keys) & _MASK
+
+
+def default_text(token_id: int) -> str:
+    """Return the text of a token."""
+    return f" t{token_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeModel:
+    """A deterministic language model: the next token is a hash of what was read back."""
+
+    vocab_size: int = 1000
+    eos_token_ids: frozenset[int] = frozenset({0})
+    text_of: Callable[[int], str] = default_text
+
+    def next_token(self, spec: RequestSpec, digest: int) -> int:
+        """Return the token after a sequence; drawn ones depend on the seed as well."""
+        seed = spec.sampling.seed if spec.sampling.do_sample else -1
+        return hash((seed, spec.adapter, digest)) % self.vocab_size
+
+    def logprob(self, token_id: int, digest: int) -> float:
+        """Return a negative number that single precision holds exactly."""
+        return -1.0 / 256 - (hash((token_id, digest)) % 1024) / 256
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the generated text leaves this token out."""
+        return token_id in self.eos_token_ids
+
+    def text(self, output_ids: Iterable[int]) -> str:
+        """Return the text of an output without its special tokens."""
+        return "".join(self.text_of(token) for token in output_ids if not self.is_special(token))
+
+    def alternatives(self, token_id: int, logprob: float, count: int) -> Alternatives:
+        """Return ``count`` tokens, the chosen one first."""
+        ids = [(token_id + i) % self.vocab_size for i in range(count)]
+        return Alternatives(
+            ids, [logprob - i for i in range(count)], [self.text_of(token) for token in ids]
+        )
+
+    def finish(self, spec: RequestSpec, output_ids: Sequence[int]) -> FinishCode:
+        """Say whether a request ends with the last of its output tokens, and why."""
+        stopping = spec.stopping
+        last = output_ids[-1]
+        if last in self.eos_token_ids and not stopping.ignore_eos:
+            return FinishCode.EOS_TOKEN
+        if stopping.stop_sequences:
+            text = self.text(output_ids)
+            if any(stop in text for stop in stopping.stop_sequences):
+                return FinishCode.STOP_SEQUENCE
+        if last in stopping.stop_token_ids:
+            return FinishCode.STOP_SEQUENCE
+        if len(output_ids) >= stopping.max_new_tokens:
+            return FinishCode.LENGTH
+        return FinishCode.RUNNING
+
+    def expected_tokens(self, spec: RequestSpec) -> list[int]:
+        """Return what an uninterrupted run of the request alone generates: the oracle."""
+        digest = digest_of(key_of(token, i) for i, token in enumerate(spec.prompt_ids))
+        output: list[int] = []
+        while not output or self.finish(spec, output) is FinishCode.RUNNING:
+            output.append(self.next_token(spec, digest))
+            position = len(spec.prompt_ids) + len(output) - 1
+            digest = digest_of((digest, key_of(output[-1], position)))
+        return output
+
+
+def expected_tokens(spec: RequestSpec, model: FakeModel | None = None) -> list[int]:
+    """Return what FakeShard generates for a request that runs alone (default model if None)."""
+    return (model or FakeModel()).expected_tokens(spec)
