@@ -1,0 +1,133 @@
+"""A transformers causal model with paged attention, as the engine sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.attention.kv_cache import PagedCache, block_bytes
+from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.model.limits import position_limit
+from lorax_shard.model.plug import STEP_KEYWORD, AttentionSurvey
+
+
+class HFPagedModel:
+    """Owns the transformers model and its KV pool; implements ``PagedModel``."""
+
+    def __init__(
+        self, model: Any, survey: AttentionSurvey, backend: AttentionBackend, linear_backend: str
+    ) -> None:
+        """Take a model whose attention is already plugged; see ``loader.load_paged_model``."""
+        config = model.config.get_text_config()
+        self.model_type: str = model.config.model_type
+        self.vocab_size = int(config.vocab_size)
+        self.eos_token_ids = _eos_token_ids(model, config)
+        self.max_positions = position_limit(config).max_positions
+        self.window_size = _common_window(survey)
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.weight_bytes = _weight_bytes(model)
+        self.attention_backend = backend.name
+        self.linear_backend = linear_backend
+        self._model = model
+        self._shapes = survey.shapes
+        self._backend = backend
+        self._cache: PagedCache | None = None
+
+    def block_bytes(self, block_size: int) -> int:
+        """Return the bytes that one KV block takes over all layers."""
+        return block_bytes(self._shapes, block_size, self.dtype)
+
+    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
+        """Make the KV pool; a second call replaces it."""
+        self.free_cache()  # before the new one is made, so that both never exist at once
+        self._cache = PagedCache(
+            self._shapes,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def free_cache(self) -> None:
+        """Give the KV pool back."""
+        self._cache = None
+
+    def copy_blocks(self, source: list[int], destination: list[int]) -> None:
+        """Copy KV blocks within the pool, over all layers."""
+        with torch.inference_mode():
+            self._pool.copy_blocks(source, destination)
+
+    def make_metadata(
+        self,
+        query_lens: list[int],
+        context_lens: list[int],
+        slots: torch.Tensor,
+        block_tables: torch.Tensor,
+        num_decode_rows: int,
+    ) -> StepMetadata:
+        """Return the metadata of a step over this model's cache and backend."""
+        return StepMetadata(
+            query_lens=query_lens,
+            context_lens=context_lens,
+            slots=slots,
+            block_tables=block_tables,
+            num_decode_rows=num_decode_rows,
+            cache=self._pool,
+            backend=self._backend,
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: StepMetadata,
+        logit_rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Compute one ragged step: write its KV, return the S x vocab logits of the asked tokens.
+
+        The head, and what a family does to its output, runs on the S rows only.
+        """
+        arguments = {
+            "input_ids": input_ids.unsqueeze(0),
+            "position_ids": positions.unsqueeze(0),
+            "use_cache": False,
+            STEP_KEYWORD: metadata,
+        }
+        with torch.inference_mode():
+            if logit_rows.numel() == 0:
+                self._model.base_model(**arguments)
+                return torch.empty(0, self.vocab_size, device=self.device)
+            logits = self._model(**arguments, logits_to_keep=logit_rows).logits[0]
+            return logits.float()  # type: ignore[no-any-return]
+
+    @property
+    def _pool(self) -> PagedCache:
+        assert self._cache is not None, "allocate_cache comes before any step"
+        return self._cache
+
+
+def _eos_token_ids(model: Any, config: Any) -> frozenset[int]:
+    """Return the ids that end a text: generation_config's where it names any, else the config's."""
+    generation = getattr(model, "generation_config", None)
+    for source in (generation, config):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return frozenset(found if isinstance(found, list) else [found])
+    return frozenset()
+
+
+def _common_window(survey: AttentionSurvey) -> int | None:
+    """Return the widest window when every layer has one: nothing further back is ever read."""
+    windows = list(survey.windows.values())
+    if any(window is None for window in windows):
+        return None
+    return max(window for window in windows if window is not None)
+
+
+def _weight_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of all weights and buffers, those that are tied counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -1,0 +1,193 @@
+"""Loads a causal model from a local folder and plugs paged attention and fast linears in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lorax_contract.config import ShardConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.attention import registry
+from lorax_shard.linear import install
+from lorax_shard.model import plug
+from lorax_shard.model.families import TESTED_FAMILIES
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.limits import position_limit
+from lorax_shard.model.probe import ModelProbe, survey_attention
+from lorax_shard.model.weights import check_weights, refuse_corrupt, weight_files
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+_CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
+
+
+def load_paged_model(config: ShardConfig) -> HFPagedModel:
+    """Load, plug and probe the model of ``config``; every failure is a StartupError in words."""
+    started = time.perf_counter()
+    folder, device = Path(config.model_dir), torch.device(config.device)
+    hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
+    dtype = resolve_dtype(config.dtype, hf_config, device)
+    backend = registry.create(config.attention_backend, device, dtype)
+    model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
+    probe = ModelProbe(model, backend, config.block_size)
+    probe.record_stock()
+    plug.register()
+    model.set_attn_implementation(plug.ATTENTION_NAME)
+    survey = survey_attention(model)
+    weight_bytes = HFPagedModel(model, survey, backend, "").weight_bytes
+    linear_backend = install(model, config.linear_backend, device)
+    paged = HFPagedModel(model, survey, backend, linear_backend)
+    paged.weight_bytes = weight_bytes
+    probe.check(paged)
+    _log_loaded(paged, config.model_id, time.perf_counter() - started)
+    if reason := position_limit(model.config.get_text_config()).reason:
+        logger.warning(reason)
+    return paged
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Return the transformers config of a folder after checking that it is a causal model's.
+
+    Raises StartupError: MODEL_NOT_FOUND, MODEL_CORRUPT or MODEL_UNSUPPORTED.
+    """
+    document = _config_document(folder)
+    model_type = str(document.get("model_type"))
+    remote = trust_remote_code and "auto_map" in document
+    if not remote and model_type not in CONFIG_MAPPING:
+        hint = "; it brings code of its own, see --trust-remote-code" * ("auto_map" in document)
+        raise _unsupported(
+            folder, f"its model type {model_type!r} is unknown to transformers{hint}"
+        )
+    if not remote and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _unsupported(folder, f"{model_type!r} has no causal language model in transformers")
+    architectures = document.get("architectures") or []
+    if architectures and not any(name in arch for arch in architectures for name in _CAUSAL_NAMES):
+        raise _unsupported(folder, f"{architectures[0]} is not a causal language model")
+    if method := (document.get("quantization_config") or {}).get("quant_method"):
+        raise _unsupported(folder, f"it is quantized with {method}; use an unquantized copy")
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+        raise _unsupported(folder, f"transformers cannot read its config.json: {error}") from error
+
+
+def resolve_dtype(name: str, hf_config: Any, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in; ``auto`` is float32 on a CPU, else the model's own."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        own = hf_config.get_text_config().dtype
+        return own if own in _DTYPES.values() else torch.bfloat16
+    if name not in _DTYPES:
+        raise StartupError(
+            f"dtype {name!r} is not known; choose auto, {', '.join(_DTYPES)}", ExitCode.USAGE
+        )
+    dtype: torch.dtype = _DTYPES[name]
+    return dtype
+
+
+def load_weights(
+    folder: Path, hf_config: Any, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> Any:
+    """Return the transformers model, every weight of it read from the folder's safetensors."""
+    check_weights(weight_files(folder), dtype, device)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=hf_config,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        model = model.to(device).eval().requires_grad_(False)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise StartupError(
+            f"{folder} does not fit in the memory of the {device.type}: {error}",
+            ExitCode.OUT_OF_MEMORY,
+        ) from error
+    except SafetensorError as error:
+        refuse_corrupt(folder, error)
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError, ImportError) as error:
+        raise StartupError(
+            f"transformers {transformers.__version__} cannot load {folder}: {error}",
+            ExitCode.MODEL_UNSUPPORTED,
+        ) from error
+    _refuse_missing(folder, report)
+    return model
+
+
+def _config_document(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise StartupError(f"the model folder {folder} does not exist", ExitCode.MODEL_NOT_FOUND)
+    if not path.is_file():
+        raise StartupError(
+            f"{folder} is no model folder: it has no config.json", ExitCode.MODEL_NOT_FOUND
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        refuse_corrupt(path, error)
+    if not isinstance(document, dict):
+        raise StartupError(f"{path} must hold one JSON object", ExitCode.MODEL_CORRUPT)
+    return document
+
+
+def _refuse_missing(folder: Path, report: dict[str, Any]) -> None:
+    """Refuse weights that are not in the files: transformers would fill them at random."""
+    wrong = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise StartupError(
+            f"{folder} lacks the weights {', '.join(wrong[:3])}{more} of its architecture; "
+            "fetch the model again",
+            ExitCode.MODEL_CORRUPT,
+        )
+    if unexpected := sorted(report["unexpected_keys"]):
+        logger.warning(
+            "%d tensors of the model folder belong to no layer and are left out: %s",
+            len(unexpected),
+            ", ".join(unexpected[:3]),
+        )
+
+
+def _unsupported(folder: Path, reason: str) -> StartupError:
+    return StartupError(f"{folder} cannot be served: {reason}", ExitCode.MODEL_UNSUPPORTED)
+
+
+def _log_loaded(model: HFPagedModel, model_id: str, seconds: float) -> None:
+    logger.info(
+        "loaded %s (%s, %s): %.2f GB of weights, attention %s, linears %s, in %.1f s",
+        model_id,
+        model.model_type,
+        str(model.dtype).removeprefix("torch."),
+        model.weight_bytes / 1e9,
+        model.attention_backend,
+        model.linear_backend,
+        seconds,
+    )
+    if model.model_type not in TESTED_FAMILIES:
+        logger.warning(
+            "%s is not on the list of tested families; it is served because its load-time probe "
+            "found the logits that transformers computes",
+            model.model_type,
+        )

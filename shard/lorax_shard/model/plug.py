@@ -1,0 +1,92 @@
+"""The function that transformers models call as their attention, once plugged in.
+
+It is registered with transformers' AttentionInterface under one name; the step's
+metadata travels through the model's forward as one keyword argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from lorax_shard.attention.backend import AttentionSpec
+from lorax_shard.attention.kv_cache import KVShape
+from lorax_shard.attention.metadata import StepMetadata
+
+ATTENTION_NAME = "lorax_paged"
+STEP_KEYWORD = "lorax_step"
+
+
+class UnsupportedAttentionError(Exception):
+    """A layer computes something that paged attention does not; the text says what."""
+
+
+@dataclass(slots=True)
+class AttentionSurvey:
+    """Takes the place of a step once, to learn what each attention layer keeps per token."""
+
+    shapes: dict[int, KVShape] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+
+    def visit(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec
+    ) -> None:
+        """Note one layer; ``key`` and ``value`` are T x heads x dim."""
+        if layer in self.shapes:
+            raise UnsupportedAttentionError(f"layer {layer} attends more than once")
+        self.shapes[layer] = KVShape(key.shape[1], key.shape[2], value.shape[2])
+        self.windows[layer] = spec.window
+
+
+def register() -> None:
+    """Make the name known to transformers; doing it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # 1 x H x T x D
+    key: torch.Tensor,  # 1 x G x T x D
+    value: torch.Tensor,  # 1 x G x T x E
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:  # 1 x T x H x E
+    """Store the step's K and V and attend over the cache, with the step's own backend."""
+    step: StepMetadata | AttentionSurvey = kwargs[STEP_KEYWORD]
+    spec = AttentionSpec(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window or None,
+        softcap=softcap or None,
+        sinks=s_aux,
+    )
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if isinstance(step, AttentionSurvey):
+        _refuse_unknown_attention(module, attention_mask, kwargs)
+        step.visit(layer, k, v, spec)
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return output.transpose(1, 2), None
+    step.backend.store(k, v, layer, step)
+    return step.backend.attend(q, k, v, layer, spec, step).unsqueeze(0), None
+
+
+def _refuse_unknown_attention(
+    module: torch.nn.Module, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+) -> None:
+    name = type(module).__name__
+    if getattr(module, "layer_idx", None) is None:
+        raise UnsupportedAttentionError(f"{name} does not say which layer it is")
+    if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
+        raise UnsupportedAttentionError(f"{name} is not causal: it sees later tokens")
+    if attention_mask is not None:
+        raise UnsupportedAttentionError(f"{name} adds a bias of its own to the scores")
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedAttentionError(f"{name} adds a position bias to the scores")

@@ -1,0 +1,151 @@
+"""The load-time probe: does the plugged model compute what transformers alone computes?
+
+Rows of mixed lengths are computed by stock attention one by one, and by the
+plugged model as one ragged batch and again in uneven chunks. One row goes beyond
+every threshold (window, chunk) that the config or a layer names. A threshold too
+far for that is probed on a miniature: the same class and config with few layers,
+random weights and near thresholds.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.model import miniature, plug
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.limits import attention_thresholds, position_limit
+from lorax_shard.model.probe_run import run_chunked, run_ragged
+
+logger = logging.getLogger(__name__)
+
+_ROW_LENGTHS = (9, 2, 33, 1)
+# Thresholds up to this many tokens are probed on the model itself.
+_NEAR = 128
+# How far a row goes beyond a threshold.
+_BEYOND = 9
+# Logits are compared at this many last positions of each row.
+_COMPARED = 16
+# Largest difference that counts as rounding, as a share of the largest logit.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def survey_attention(model: Any) -> plug.AttentionSurvey:
+    """Return what each attention layer of a plugged model keeps per token.
+
+    Raises StartupError(MODEL_UNSUPPORTED) naming what paged attention cannot compute.
+    """
+    survey = plug.AttentionSurvey()
+    config = model.config.get_text_config()
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    positions = torch.arange(2, device=model.device).unsqueeze(0)
+    name = type(model).__name__
+    try:
+        with torch.inference_mode():
+            model(
+                input_ids=ids,
+                position_ids=positions,
+                use_cache=False,
+                **{plug.STEP_KEYWORD: survey},
+            )
+    except plug.UnsupportedAttentionError as error:
+        raise _unsupported(name, str(error)) from error
+    except TypeError as error:
+        raise _unsupported(name, f"its forward does not pass arguments on ({error})") from error
+    if not survey.shapes:
+        raise _unsupported(name, "its attention does not use transformers' attention interface")
+    others = sorted(set(range(config.num_hidden_layers)) - survey.shapes.keys())
+    if others:
+        raise _unsupported(name, f"layers {others} keep their state outside of paged attention")
+    return survey
+
+
+class ModelProbe:
+    """Compares one model before and after it is plugged: ``record_stock``, then ``check``."""
+
+    def __init__(self, model: Any, backend: AttentionBackend, block_size: int) -> None:
+        self._model = model
+        self._backend = backend
+        self._block_size = block_size
+        self._config = model.config.get_text_config()
+        self._limit = position_limit(self._config).max_positions
+        self._thresholds = attention_thresholds(self._config)
+        self._rows = self._make_rows()
+        self._stock: list[torch.Tensor] = []
+
+    def record_stock(self) -> None:
+        """Compute the rows with transformers' own attention; the model is not plugged yet."""
+        self._stock = [_stock_logits(self._model, row) for row in self._rows]
+
+    def check(self, paged: HFPagedModel) -> None:
+        """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same."""
+        self._compare(paged, self._rows, self._stock, "")
+        if self._far_thresholds(paged):
+            self._check_miniature()
+
+    def _make_rows(self) -> list[torch.Tensor]:
+        near = [value + _BEYOND for value in self._thresholds.values() if value <= _NEAR]
+        lengths = [*_ROW_LENGTHS, *near]
+        if self._limit:
+            lengths = [min(length, self._limit) for length in lengths]
+        generator = torch.Generator().manual_seed(0)
+        return [
+            torch.randint(self._config.vocab_size, (n,), generator=generator).to(self._model.device)
+            for n in lengths
+        ]
+
+    def _far_thresholds(self, paged: HFPagedModel) -> list[int]:
+        """Return the thresholds that a served row can pass and that no probed row passed."""
+        named = [*self._thresholds.values(), paged.window_size or 0]
+        return [n for n in named if n > _NEAR and (not self._limit or n < self._limit)]
+
+    def _check_miniature(self) -> None:
+        small = miniature.build(self._model)
+        probe = ModelProbe(small, self._backend, self._block_size)
+        probe.record_stock()
+        small.set_attn_implementation(plug.ATTENTION_NAME)
+        paged = HFPagedModel(small, survey_attention(small), self._backend, "")
+        probe._compare(paged, probe._rows, probe._stock, " on a miniature with near thresholds")
+
+    def _compare(
+        self, paged: HFPagedModel, rows: list[torch.Tensor], stock: list[torch.Tensor], where: str
+    ) -> None:
+        scale = max(float(logits.abs().max()) for logits in stock)
+        tolerance = _TOLERANCE[paged.dtype] * scale
+        for way, run in (("one ragged batch", run_ragged), ("uneven chunks", run_chunked)):
+            computed = run(paged, rows, self._block_size)
+            for row, expected, got in zip(rows, stock, computed, strict=True):
+                difference = float((got[-_COMPARED:] - expected).abs().max())
+                # Written so that a NaN is refused too.
+                if not difference <= tolerance:
+                    raise self._mismatch(row, difference, scale, f"in {way}{where}")
+        logger.debug(
+            "the probe agrees%s: tolerance %.3g on logits up to %.3g", where, tolerance, scale
+        )
+
+    def _mismatch(
+        self, row: torch.Tensor, difference: float, scale: float, where: str
+    ) -> StartupError:
+        named = ", ".join(f"{name} {value}" for name, value in self._thresholds.items())
+        return StartupError(
+            f"{type(self._model).__name__} cannot be served exactly: {where}, a row of "
+            f"{len(row)} tokens has logits {difference:.3g} away from transformers' own (the "
+            f"largest logit is {scale:.3g}; thresholds in the config: {named or 'none'})",
+            ExitCode.MODEL_MISMATCH,
+        )
+
+
+def _stock_logits(model: Any, row: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        kept = min(_COMPARED, len(row))
+        logits = model(row.unsqueeze(0), use_cache=False, logits_to_keep=kept).logits[0]
+        return logits.float()  # type: ignore[no-any-return]
+
+
+def _unsupported(name: str, reason: str) -> StartupError:
+    return StartupError(f"{name} cannot be served: {reason}", ExitCode.MODEL_UNSUPPORTED)
