@@ -92,7 +92,7 @@ def select_visible(gpus: tuple[GpuFacts, ...], visible: str | None) -> tuple[Gpu
     """Apply CUDA_VISIBLE_DEVICES: numbers up to the first invalid one; names keep their count."""
     if visible is None:
         return gpus
-    chosen = []
+    chosen: list[GpuFacts] = []
     for entry in filter(None, (part.strip() for part in visible.split(","))):
         named = entry.startswith(("GPU-", "MIG-"))
         number = min(len(chosen), len(gpus) - 1) if named else _number(entry)

@@ -204,7 +204,8 @@ class Supervisor:
             await self._raise_failure(next(child for child in children if not child.is_running))
         finally:
             stop.cancel()
-            if task not in (child.exited for child in self._children()):
+            # The end of a child is watched by others too; only what was started here is cancelled.
+            if task is not awaitable:
                 task.cancel()
 
     async def _raise_failure(self, child: Child) -> NoReturn:

@@ -1,0 +1,85 @@
+# `make serve` on a fresh machine ends with an answering server; `make check` is what CI runs.
+
+# The first Python that runs and that the project supports.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+# torch comes first and pinned: the project's own range would also admit builds with CUDA,
+# several gigabytes that a CPU machine does not need.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+# Arguments for lorax-launcher, such as ARGS="--port 3005".
+ARGS ?=
+# Arguments for pytest, such as TESTS="tests/unit -k console".
+TESTS ?=
+# Which benchmark of bench/.
+BENCH ?= w1
+# Which list of acceptance points to run.
+NAME ?= serve
+
+BIN := $(VENV)/bin
+# Stamps: an environment is made again only when what it is made from has changed.
+BASE := $(VENV)/.lorax-base
+DEV := $(VENV)/.lorax-dev
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format types check protos protos-check docs bench acceptance clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(DEV): $(BASE)
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@
+
+# `exec` leaves no shell between make and the program: signals reach it, and its code is ours.
+serve: $(BASE) ## serve the embedded model (or ARGS="--model-id ...") on port 3000
+	@exec $(BIN)/lorax-launcher $(ARGS)
+
+test: $(DEV) ## run the tests; the slowest are listed
+	@exec $(BIN)/python -m pytest --durations=15 $(TESTS)
+
+lint: $(DEV) ## check style and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(DEV) ## rewrite the source in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV) ## check types
+	$(BIN)/mypy
+
+check: lint types test ## everything that CI checks
+
+protos: $(BASE) ## generate the gRPC stubs from the .proto files
+	$(BIN)/python proto/generate.py
+
+protos-check: $(BASE) ## fail if the committed stubs are stale
+	$(BIN)/python proto/generate.py --check
+
+docs: $(BASE) ## write the generated pages of docs/
+	$(BIN)/python -m lorax_launcher.docs
+
+bench: $(DEV) ## measure BENCH side by side; ARGS go to it
+	@exec $(BIN)/python -m bench.$(BENCH) $(ARGS)
+
+acceptance: $(DEV) ## run the acceptance points of NAME
+	@exec $(BIN)/python -m tests.acceptance $(NAME)
+
+clean: ## remove the environment and what tools left behind
+	rm -rf $(VENV) .venv-proto build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
