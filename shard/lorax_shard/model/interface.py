@@ -22,6 +22,9 @@ class PagedModel(Protocol):
     dtype: torch.dtype
     device: torch.device
     weight_bytes: int
+    # The names of the backends in use.
+    attention_backend: str
+    linear_backend: str
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes that one KV block takes over all layers."""

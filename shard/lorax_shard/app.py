@@ -1,0 +1,161 @@
+"""The shard process: load, listen, say ready, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from lorax_contract import logs
+from lorax_contract.config import ConfigError, ShardConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode, hint
+from lorax_contract.process import announce_ready, watch_lifeline
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from lorax_shard.engine.engine import Engine
+
+logger = logging.getLogger("lorax_shard")
+
+# Seconds that calls under way get to finish, and that the engine's thread gets after them.
+_GRACE_S = 10.0
+_WORKER_GRACE_S = 5.0
+
+
+class Stopper:
+    """Collects the reasons to stop, before and while the event loop runs."""
+
+    def __init__(self) -> None:
+        self.exit_code = ExitCode.OK
+        self._notify: Callable[[], None] | None = None
+        # Reentrant: a signal handler may interrupt its owner.
+        self._lock = threading.RLock()
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Stop in good order; before the shard serves there is nothing to put in order."""
+        if not self._stop(ExitCode.OK):
+            logger.info("stopped by %s while starting", signal.Signals(number).name)
+            leave(ExitCode.INTERRUPTED)
+
+    def on_launcher_gone(self) -> None:
+        """Stop because nobody watches any more."""
+        if not self._stop(ExitCode.PARENT_GONE):
+            leave(ExitCode.PARENT_GONE)
+
+    def attach(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        """From now on a reason to stop sets ``stop`` in the loop."""
+
+        def notify() -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+        with self._lock:
+            self._notify = notify
+
+    def _stop(self, exit_code: ExitCode) -> bool:
+        with self._lock:
+            if self._notify is None:
+                return False
+            self.exit_code = exit_code
+            self._notify()
+            return True
+
+
+def run(config_text: str) -> ExitCode:
+    """Serve by a configuration document and return the exit code."""
+    try:
+        config = ShardConfig.from_json(config_text)
+    except ConfigError as error:
+        logs.configure()
+        return _explained(StartupError(str(error), ExitCode.BAD_CONFIG))
+    logs.configure(config.log_level, bound={"process": "shard", "rank": config.rank})
+    stopper = Stopper()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stopper.on_signal)
+    if config.lifeline:
+        watch_lifeline(stopper.on_launcher_gone)
+    try:
+        engine = load_engine(config)
+        return asyncio.run(serve(config, engine, stopper))
+    except StartupError as error:
+        return _explained(error)
+    except Exception:
+        logger.exception("the shard ends by an error of its own")
+        return ExitCode.INTERNAL
+
+
+def leave(exit_code: ExitCode) -> None:
+    """End the process at once, without waiting for threads that may hang."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(int(exit_code))
+
+
+def load_engine(config: ShardConfig) -> Engine:
+    """Load model and tokenizer; StartupError says what is wrong with them."""
+    import torch
+
+    from lorax_shard.engine.engine import Engine
+    from lorax_shard.engine.memory import PoolSettings
+    from lorax_shard.model.loader import load_paged_model
+
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
+    model = load_paged_model(config)
+    pool = PoolSettings(
+        block_size=config.block_size,
+        memory_fraction=config.kv_memory_fraction,
+        num_blocks=config.num_blocks,
+    )
+    return Engine(model, tokenizer, pool, batch_invariant=config.batch_invariant)
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise StartupError(
+            f"{path} is missing; prepare the model with lorax-shard prepare",
+            ExitCode.MODEL_NOT_FOUND,
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise StartupError(f"{path} cannot be read: {error}", ExitCode.MODEL_CORRUPT) from error
+
+
+async def serve(config: ShardConfig, engine: Engine, stopper: Stopper) -> ExitCode:
+    """Listen, announce that the shard is ready, and serve until stopped."""
+    from lorax_shard.rpc.queue import CommandQueue
+    from lorax_shard.rpc.server import ShardServer
+
+    stop = asyncio.Event()
+    stopper.attach(asyncio.get_running_loop(), stop)
+    commands = CommandQueue(config.epoch)
+    server = ShardServer(config, engine, commands)
+    await server.start()
+    logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
+    announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})
+    await stop.wait()
+    logger.info("stopping")
+    await server.stop(_GRACE_S)
+    if not await commands.close(_WORKER_GRACE_S):
+        logger.warning("a step is still running; it is left behind")
+        leave(stopper.exit_code)
+    return stopper.exit_code
+
+
+def _explained(error: StartupError) -> ExitCode:
+    fields = {"exit_code": int(error.exit_code), "hint": hint(error.exit_code)}
+    logger.error("%s", error, extra={"fields": fields})
+    return error.exit_code

@@ -1,0 +1,1 @@
+"""The engine of one rank: resident rows, one ragged step, sampling, memory sizing."""

@@ -1,0 +1,326 @@
+"""The engine: executes one step after another on the resident rows.
+
+One thread at a time may call it; the command queue sees to that. A step is:
+rows leave, rows enter, blocks are granted and copied, one ragged forward pass
+computes prompt chunks and decodes together, rows that have computed all their
+known tokens draw one more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorax_contract.errors import GenerationError, ShardError, ValidationError
+from lorax_contract.step import (
+    BlockCopy,
+    FinishCode,
+    NewRow,
+    RequestId,
+    StepOutcome,
+    StepPlan,
+    WarmupSpec,
+)
+from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
+from lorax_shard.engine.memory import MemoryPlan, PoolSettings, size_pool
+from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
+from lorax_shard.engine.rows import ResidentBatch, Row, make_row
+from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from lorax_shard.model.interface import PagedModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# How many steps an ended row is remembered, so that steps planned before its end
+# was known pass over it. Far above any plan depth.
+_REMEMBERED_STEPS = 64
+
+
+class Engine:
+    """Owns the model, its KV pool and the resident rows of one rank."""
+
+    def __init__(
+        self,
+        model: PagedModel,
+        tokenizer: Tokenizer,
+        pool: PoolSettings,
+        *,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.memory = MemoryPlan(num_blocks=0, items=(("weights", model.weight_bytes),))
+        self.batch = ResidentBatch(0, pool.block_size)
+        self._pool = pool
+        self._batch_invariant = batch_invariant
+        self._sampler = Sampler(model.vocab_size, model.device)
+        self._texts = TokenTexts(tokenizer)
+        # Requests that ended, and the step in which they did; oldest first.
+        self._ended: dict[RequestId, int] = {}
+        self._num_steps = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the pool; 0 before the warm-up."""
+        return self.batch.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        return self.batch.block_size
+
+    def warm_up(self, spec: WarmupSpec) -> int:
+        """Run the largest step once, make the KV pool, and return its number of blocks.
+
+        All rows are dropped. StartupError says that the memory does not suffice.
+        """
+        self.clear()
+        self.batch = ResidentBatch(0, self._pool.block_size)
+        self.memory = size_pool(self.model, self._pool, spec)
+        self.model.allocate_cache(self.memory.num_blocks, self._pool.block_size)
+        self.batch = ResidentBatch(self.memory.num_blocks, self._pool.block_size)
+        return self.memory.num_blocks
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self.drop([row.request_id for row in self.batch])
+        self._ended.clear()
+
+    def drop(self, request_ids: list[RequestId]) -> None:
+        """Drop rows; those that are not here are no error."""
+        for request_id in request_ids:
+            self.batch.drop(request_id)
+            self._ended.pop(request_id, None)
+
+    def admit(self, new: NewRow, *, num_computed: int = 0) -> Row:
+        """Take a row in, of which ``num_computed`` tokens are in the cache already.
+
+        ValidationError says what is wrong with the row.
+        """
+        request_id = new.spec.request_id
+        if request_id in self.batch:
+            raise ValidationError(f"request {request_id} is resident already; drop it first")
+        row = make_row(
+            new,
+            tokenizer=self.tokenizer,
+            vocab_size=self.model.vocab_size,
+            eos_token_ids=self.model.eos_token_ids,
+            num_computed=num_computed,
+        )
+        self._ended.pop(request_id, None)
+        self.batch.add(row)
+        return row
+
+    def step(self, plan: StepPlan) -> StepOutcome:
+        """Execute a plan. Bad rows end alone; ShardError refuses a plan that is no plan."""
+        started = time.perf_counter_ns()
+        self._check(plan)
+        out = OutcomeBuilder(plan.seq)
+        self._start_step()
+        self.drop(plan.drop)
+        for new in plan.new_rows:
+            self._admit(new, out)
+        work = self._take_work(plan, out)
+        self._copy_blocks(plan.copies)
+        forward_started = time.perf_counter_ns()
+        self._compute(work, out)
+        ended = time.perf_counter_ns()
+        out.outcome.forward_ns = ended - forward_started
+        out.outcome.total_ns = ended - started
+        return out.outcome
+
+    def _start_step(self) -> None:
+        self._num_steps += 1
+        for request_id, ended_in in list(self._ended.items()):
+            if ended_in + _REMEMBERED_STEPS > self._num_steps:
+                break
+            del self._ended[request_id]
+
+    def _check(self, plan: StepPlan) -> None:
+        """Refuse what no single row is to blame for, before anything changes."""
+        if not self.num_blocks:
+            raise ShardError("there is no KV pool yet; call Warmup before the first step")
+        lengths = {len(plan.row_ids), len(plan.num_tokens), len(plan.num_new_blocks)}
+        if len(lengths) != 1 or sum(plan.num_new_blocks) != len(plan.new_blocks):
+            raise ShardError(f"step {plan.seq}: its columns differ in length")
+        for copy in plan.copies:
+            if copy.source_space or copy.destination_space:
+                raise ShardError(f"step {plan.seq}: this shard has no host memory for blocks")
+            for block in (copy.source_block, copy.destination_block):
+                if not 0 <= block < self.num_blocks:
+                    raise ShardError(
+                        f"step {plan.seq}: block {block} of a copy is outside the pool of "
+                        f"{self.num_blocks}"
+                    )
+
+    def _copy_blocks(self, copies: list[BlockCopy]) -> None:
+        if copies:
+            self.model.copy_blocks(
+                [copy.source_block for copy in copies],
+                [copy.destination_block for copy in copies],
+            )
+
+    def _admit(self, new: NewRow, out: OutcomeBuilder) -> None:
+        try:
+            self.admit(new)
+        except Exception as error:  # noqa: BLE001 - it is this row's
+            self._fail(new.spec.request_id, error, out, doing="the request was not taken in")
+
+    def _take_work(self, plan: StepPlan, out: OutcomeBuilder) -> list[RowWork]:
+        """Grant the plan's blocks and return what its rows compute, single tokens first."""
+        single: list[RowWork] = []
+        chunks: list[RowWork] = []
+        seen: set[RequestId] = set()
+        granted = 0
+        columns = zip(plan.row_ids, plan.num_tokens, plan.num_new_blocks, strict=True)
+        for request_id, num_tokens, num_new in columns:
+            blocks = plan.new_blocks[granted : granted + num_new]
+            granted += num_new
+            row = self.batch.get(request_id)
+            if row is None and request_id in self._ended:
+                continue
+            try:
+                if row is None:
+                    raise GenerationError(f"request {request_id} is not resident in this shard")
+                if request_id in seen:
+                    raise GenerationError("the step names the row twice")
+                seen.add(request_id)
+                if blocks:
+                    self.batch.grant(row, blocks)
+                self._check_work(row, num_tokens)
+            except Exception as error:  # noqa: BLE001 - it is this row's
+                self._fail(request_id, error, out, doing="the row's part of the step is wrong")
+                continue
+            if num_tokens:
+                (single if num_tokens == 1 else chunks).append(RowWork(row, num_tokens))
+        work = [*single, *chunks]
+        return [item for item in work if item.row.request_id in self.batch]
+
+    def _check_work(self, row: Row, num_tokens: int) -> None:
+        end = row.num_computed + num_tokens
+        if end > row.num_tokens:
+            raise GenerationError(
+                f"asks to compute tokens up to {end}, but only {row.num_tokens} are known"
+            )
+        if end > row.num_blocks * self.block_size:
+            raise GenerationError(
+                f"tokens up to {end} need more than the {row.num_blocks} blocks "
+                f"of {self.block_size} that the row was granted"
+            )
+
+    def _compute(self, work: list[RowWork], out: OutcomeBuilder) -> None:
+        if not self._batch_invariant:
+            self._compute_group(work, out)
+            return
+        for row, num_tokens in work:
+            for _ in range(num_tokens):
+                if row.request_id in self.batch:
+                    self._compute_group([RowWork(row, 1)], out)
+
+    def _compute_group(self, work: list[RowWork], out: OutcomeBuilder) -> None:
+        """Compute rows in one forward pass; if it raises, in halves, so that the culprit is alone.
+
+        KV writes are the same each time, and no row changes before all of its group
+        succeeded, so that a repeated pass gives the same tokens.
+        """
+        if not work:
+            return
+        try:
+            inputs, sampled, prompts = self._forward(work)
+        except Exception as error:
+            first = work[0].row.request_id
+            if len(work) == 1:
+                logger.exception("request %d: the forward pass failed", first)
+                self._fail(first, error, out, doing="the forward pass failed for this request")
+                return
+            logger.warning(
+                "a forward pass of %d rows failed (%s); trying halves",
+                len(work),
+                type(error).__name__,
+            )
+        else:
+            self._advance(work, inputs, prompts)
+            self._emit(inputs.sampled, sampled, out)
+            return
+        # Outside the handler: its exception holds the failed pass's tensors alive.
+        middle = len(work) // 2
+        self._compute_group(work[:middle], out)
+        self._compute_group(work[middle:], out)
+
+    def _forward(
+        self, work: list[RowWork]
+    ) -> tuple[StepInputs, SampledTokens | None, list[list[float]]]:
+        """Return the inputs, the drawn tokens, and the logprobs of each prompt span."""
+        with torch.inference_mode():
+            inputs = build_inputs(self.model, self.batch, work)
+            logits = self.model.forward(
+                inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows
+            )
+            num_sampled = len(inputs.sampled)
+            sampled = None
+            if inputs.sampled:
+                sampled = self._sampler.sample(logits[:num_sampled], inputs.sampled)
+            prompts, start = [], num_sampled
+            for span in inputs.prompt_spans:
+                end = start + len(span.targets)
+                prompts.append(prompt_logprobs(logits[start:end], span.targets.tolist()))
+                start = end
+        return inputs, sampled, prompts
+
+    def _advance(self, work: list[RowWork], inputs: StepInputs, prompts: list[list[float]]) -> None:
+        for row, num_tokens in work:
+            row.num_computed += num_tokens
+        for span, logprobs in zip(inputs.prompt_spans, prompts, strict=True):
+            if span.row.prompt_logprobs is not None:
+                span.row.prompt_logprobs.extend(logprobs)
+
+    def _emit(self, rows: list[Row], sampled: SampledTokens | None, out: OutcomeBuilder) -> None:
+        """Append the drawn tokens to their rows and to the outcome."""
+        if sampled is None:
+            return
+        for index, row in enumerate(rows):
+            request_id = row.request_id
+            try:
+                if (reason := sampled.errors.get(index)) is not None:
+                    raise GenerationError(reason)
+                token_id = sampled.ids[index]
+                emitted = row.output.push(token_id)
+                if emitted.finish != FinishCode.RUNNING:
+                    out.detail(request_id).generated_text = row.output.generated_text
+                self._add_details(row, sampled.alternatives[index], out)
+            except Exception as error:  # noqa: BLE001 - it is this row's
+                out.outcome.details.pop(request_id, None)
+                self._fail(request_id, error, out, doing="no token could be made")
+                continue
+            row.append(token_id)
+            out.token(request_id, token_id, sampled.logprobs[index], emitted)
+            if emitted.finish != FinishCode.RUNNING:
+                self._end(request_id)
+
+    def _add_details(self, row: Row, alternatives: Any, out: OutcomeBuilder) -> None:
+        """Add what only some rows have: alternatives, and once the prompt's logprobs."""
+        if alternatives is not None:
+            detail = out.detail(row.request_id)
+            detail.alternatives.append(self._texts.alternatives(*alternatives))
+        if row.prompt_logprobs is not None:
+            prompt_ids = row.token_ids[: row.num_prompt_tokens].tolist()
+            detail = out.detail(row.request_id)
+            detail.prompt_tokens = self._texts.columns(prompt_ids, row.prompt_logprobs)
+            row.prompt_logprobs = None
+
+    def _fail(
+        self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str
+    ) -> None:
+        out.fail(request_id, error, doing=doing)
+        self._end(request_id)
+
+    def _end(self, request_id: RequestId) -> None:
+        """Let a row go and remember it for the steps that are on their way."""
+        self.batch.drop(request_id)
+        self._ended.pop(request_id, None)
+        self._ended[request_id] = self._num_steps

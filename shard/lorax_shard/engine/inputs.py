@@ -1,0 +1,106 @@
+"""From rows to tensors: one ragged step without padding.
+
+Legend: R rows, T tokens, S logit rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.engine.rows import IdArray, ResidentBatch, Row
+from lorax_shard.model.interface import PagedModel
+
+
+class RowWork(NamedTuple):
+    """Compute the next ``num_tokens`` known tokens of a row."""
+
+    row: Row
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the row has computed all it knows after this, and so draws a token."""
+        return self.row.num_computed + self.num_tokens == self.row.num_tokens
+
+
+class PromptSpan(NamedTuple):
+    """Prompt positions of one row whose logits are asked for: they predict ``targets``."""
+
+    row: Row
+    targets: IdArray
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What one forward pass is given; logits come back sampled rows first, then prompt spans."""
+
+    input_ids: torch.Tensor  # T int64
+    positions: torch.Tensor  # T int64
+    metadata: StepMetadata
+    logit_rows: torch.Tensor  # S int64
+    sampled: list[Row]
+    prompt_spans: list[PromptSpan]
+
+
+def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> StepInputs:
+    """Lay the rows of ``work`` out for one forward pass; decode rows must come first."""
+    lens = np.array([item.num_tokens for item in work], dtype=np.int64)  # R
+    starts = np.array([item.row.num_computed for item in work], dtype=np.int64)  # R
+    lines = np.array([item.row.index for item in work], dtype=np.int64)  # R
+    offsets = np.cumsum(lens) - lens  # R
+    positions = np.arange(lens.sum()) + np.repeat(starts - offsets, lens)  # T
+    context_lens = starts + lens
+    width = -(-int(context_lens.max()) // batch.block_size)
+    tables = batch.tables[lines, :width]  # R x width
+    blocks = tables[np.repeat(np.arange(len(work)), lens), positions // batch.block_size]
+    slots = blocks * batch.block_size + positions % batch.block_size  # T
+    input_ids = np.concatenate(
+        [
+            item.row.token_ids[item.row.num_computed : item.row.num_computed + item.num_tokens]
+            for item in work
+        ]
+    )
+    logit_rows, sampled, spans = _logit_rows(work, offsets)
+    device = model.device
+    metadata = model.make_metadata(
+        lens.tolist(),
+        context_lens.tolist(),
+        torch.from_numpy(slots).to(device),
+        torch.from_numpy(tables).to(device),
+        int((lens == 1).sum()),
+    )
+    return StepInputs(
+        torch.from_numpy(input_ids).to(device),
+        torch.from_numpy(positions).to(device),
+        metadata,
+        torch.from_numpy(logit_rows).to(device),
+        sampled,
+        spans,
+    )
+
+
+def _logit_rows(
+    work: list[RowWork], offsets: IdArray
+) -> tuple[IdArray, list[Row], list[PromptSpan]]:
+    """Return indices into T of the asked logits, the rows that sample, and the prompt spans."""
+    last = [
+        offset + item.num_tokens - 1
+        for item, offset in zip(work, offsets.tolist(), strict=True)
+        if item.samples
+    ]
+    parts = [np.array(last, dtype=np.int64)]
+    spans = []
+    for item, offset in zip(work, offsets.tolist(), strict=True):
+        row = item.row
+        if row.prompt_logprobs is None:
+            continue
+        end = min(row.num_computed + item.num_tokens, row.num_prompt_tokens - 1)
+        if (count := end - row.num_computed) > 0:
+            parts.append(np.arange(offset, offset + count))
+            spans.append(PromptSpan(row, row.token_ids[row.num_computed + 1 : end + 1]))
+    return np.concatenate(parts), [item.row for item in work if item.samples], spans

@@ -1,0 +1,80 @@
+"""Collects what the rows of one step produced, as columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorax_contract.errors import GenerationError, LoraxError
+from lorax_contract.step import (
+    Alternatives,
+    FinishCode,
+    RequestId,
+    RowDetail,
+    StepOutcome,
+    TokenColumns,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from lorax_shard.engine.output import Emitted
+
+
+class TokenTexts:
+    """The text and the special flag of single tokens, as a client is shown them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = {
+            token_id
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+
+    def texts(self, ids: list[int]) -> list[str]:
+        """Return the text of each token by itself."""
+        singles = [[token_id] for token_id in ids]
+        return self._tokenizer.decode_batch(singles, skip_special_tokens=False)
+
+    def columns(self, ids: list[int], logprobs: list[float]) -> TokenColumns:
+        """Return tokens with their logprobs as columns."""
+        special = [token_id in self._special for token_id in ids]
+        return TokenColumns(ids=ids, logprobs=logprobs, texts=self.texts(ids), special=special)
+
+    def alternatives(self, ids: list[int], logprobs: list[float]) -> Alternatives:
+        """Return the likeliest tokens of one position, best first."""
+        return Alternatives(ids=ids, logprobs=logprobs, texts=self.texts(ids))
+
+
+class OutcomeBuilder:
+    """The outcome of one step while it is made."""
+
+    def __init__(self, seq: int) -> None:
+        self.outcome = StepOutcome(seq=seq)
+
+    def token(self, request_id: RequestId, token_id: int, logprob: float, emitted: Emitted) -> None:
+        """Add one new token of a row."""
+        tokens = self.outcome.tokens
+        tokens.ids.append(token_id)
+        tokens.logprobs.append(logprob)
+        tokens.texts.append(emitted.text)
+        tokens.special.append(emitted.special)
+        self._row(request_id, 1, emitted.finish)
+
+    def fail(self, request_id: RequestId, error: Exception, *, doing: str) -> None:
+        """End a row with an error of its own; ``doing`` says what was going on."""
+        text = str(error) if isinstance(error, LoraxError) else f"{type(error).__name__}: {error}"
+        kind = error.kind if isinstance(error, LoraxError) else GenerationError.kind
+        detail = self.detail(request_id)
+        detail.error_code = kind.error_type
+        detail.error_text = f"{doing}: {text}"
+        self._row(request_id, 0, FinishCode.ERROR)
+
+    def detail(self, request_id: RequestId) -> RowDetail:
+        """Return the detail of a row, made when it has none."""
+        return self.outcome.details.setdefault(request_id, RowDetail())
+
+    def _row(self, request_id: RequestId, num_tokens: int, finish: FinishCode) -> None:
+        self.outcome.row_ids.append(request_id)
+        self.outcome.num_tokens.append(num_tokens)
+        self.outcome.finish.append(int(finish))

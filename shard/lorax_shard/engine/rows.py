@@ -1,0 +1,187 @@
+"""The rows that live in a shard: token ids, block tables, and what was computed of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import BASE_ADAPTER, NewRow, RequestId, SamplingParams
+from lorax_shard.engine.output import RowOutput
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+IdArray = NDArray[np.int64]
+
+_SPARE_TOKENS = 64
+_FIRST_ROWS = 8
+
+
+class Row:
+    """One resident request. Owned by a ResidentBatch; only the engine changes it.
+
+    ``num_computed`` chases ``num_tokens``: a new prompt, a chunk, a resumed
+    request and a decode are all "compute the next n known tokens". A row that
+    has computed all its known tokens samples one more.
+    """
+
+    __slots__ = (
+        "_ids",
+        "index",
+        "num_blocks",
+        "num_computed",
+        "num_prompt_tokens",
+        "num_tokens",
+        "output",
+        "params",
+        "prompt_logprobs",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        ids: IdArray,
+        num_prompt_tokens: int,
+        params: SamplingParams,
+        output: RowOutput,
+        num_computed: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.num_tokens = len(ids)
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_computed = num_computed
+        self.params = params
+        self.output = output
+        # The row's line in the batch's table of blocks, and how much of it is granted.
+        self.index = -1
+        self.num_blocks = 0
+        # Logprobs of prompt tokens 0..k so far; None: not asked, or given in an earlier residence.
+        self.prompt_logprobs: list[float] | None = None
+        if params.prompt_logprobs and len(ids) == num_prompt_tokens:
+            # Nothing is known of the first token, nor of those computed by somebody else.
+            self.prompt_logprobs = [math.nan] * (num_computed + 1)
+        self._ids = np.empty(len(ids) + _SPARE_TOKENS, dtype=np.int64)
+        self._ids[: len(ids)] = ids
+
+    @property
+    def token_ids(self) -> IdArray:
+        """All known ids, prompt then output; a view that the next append may outdate."""
+        return self._ids[: self.num_tokens]
+
+    def append(self, token_id: int) -> None:
+        """Add one sampled id."""
+        if self.num_tokens == len(self._ids):
+            grown = np.empty(2 * self.num_tokens, dtype=np.int64)
+            grown[: self.num_tokens] = self._ids
+            self._ids = grown
+        self._ids[self.num_tokens] = token_id
+        self.num_tokens += 1
+
+
+def make_row(
+    new: NewRow,
+    *,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    eos_token_ids: frozenset[int],
+    num_computed: int = 0,
+) -> Row:
+    """Check a new row and build its state; ValidationError says what is wrong with it."""
+    spec = new.spec
+    ids = _checked_ids(new, vocab_size)
+    if spec.adapter != BASE_ADAPTER:
+        raise ValidationError(
+            f"adapter handle {spec.adapter} is not prepared in this shard; "
+            "prepare it before the request is sent"
+        )
+    if not 0 <= num_computed < len(ids):
+        raise ValidationError(
+            f"{num_computed} of {len(ids)} tokens are called computed; at least one must be left"
+        )
+    output = RowOutput(
+        tokenizer, spec.prompt_ids, spec.stopping, eos_token_ids, past_output_ids=new.output_ids
+    )
+    return Row(spec.request_id, ids, len(spec.prompt_ids), spec.sampling, output, num_computed)
+
+
+def _checked_ids(new: NewRow, vocab_size: int) -> IdArray:
+    if not len(new.spec.prompt_ids):
+        raise ValidationError("the prompt is empty; send at least one token")
+    ids = np.concatenate(
+        [np.asarray(part, dtype=np.int64) for part in (new.spec.prompt_ids, new.output_ids)]
+    )
+    outside = (ids < 0) | (ids >= vocab_size)
+    if outside.any():
+        raise ValidationError(
+            f"token id {ids[outside][0]} is outside the model's vocabulary of {vocab_size}"
+        )
+    return ids
+
+
+class ResidentBatch:
+    """All resident rows and one table with their blocks, a line per row.
+
+    Every entry of the table is a block of the pool at all times, also beyond what
+    a row was granted, so that a slice of the table is padded with valid blocks.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.tables: IdArray = np.zeros((_FIRST_ROWS, 16), dtype=np.int64)
+        self._rows: dict[RequestId, Row] = {}
+        self._free_lines = list(range(_FIRST_ROWS))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._rows
+
+    def get(self, request_id: RequestId) -> Row | None:
+        """Return the row of a request, or None."""
+        return self._rows.get(request_id)
+
+    def add(self, row: Row) -> None:
+        """Take a row in; its request must not be resident."""
+        if not self._free_lines:
+            self._widen(rows=2 * len(self.tables))
+        row.index = self._free_lines.pop()
+        self._rows[row.request_id] = row
+
+    def drop(self, request_id: RequestId) -> None:
+        """Forget a row; unknown requests are no error."""
+        row = self._rows.pop(request_id, None)
+        if row is not None:
+            self.tables[row.index, : row.num_blocks] = 0
+            self._free_lines.append(row.index)
+
+    def grant(self, row: Row, blocks: Sequence[int]) -> None:
+        """Append blocks to a row's table; ValidationError for a block outside the pool."""
+        if min(blocks) < 0 or max(blocks) >= self.num_blocks:
+            wrong = next(block for block in blocks if not 0 <= block < self.num_blocks)
+            raise ValidationError(f"block {wrong} is outside the pool of {self.num_blocks} blocks")
+        end = row.num_blocks + len(blocks)
+        if end > self.tables.shape[1]:
+            self._widen(width=max(end, 2 * self.tables.shape[1]))
+        self.tables[row.index, row.num_blocks : end] = blocks
+        row.num_blocks = end
+
+    def blocks_of(self, row: Row) -> list[int]:
+        """Return the blocks granted to a row, in order."""
+        return [int(block) for block in self.tables[row.index, : row.num_blocks]]
+
+    def _widen(self, *, rows: int | None = None, width: int | None = None) -> None:
+        old = self.tables
+        self.tables = np.zeros((rows or len(old), width or old.shape[1]), dtype=np.int64)
+        self.tables[: len(old), : old.shape[1]] = old
+        self._free_lines.extend(range(len(old), len(self.tables)))

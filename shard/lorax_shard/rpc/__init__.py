@@ -1,0 +1,1 @@
+"""The shard's gRPC face: convert, call the engine, convert."""

@@ -1,0 +1,147 @@
+"""Reads LoRAX's requests: a proto3 zero means "off", text may come untokenized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import (
+    AdapterHandle,
+    BlockId,
+    NewRow,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+)
+from lorax_proto import generate_pb2 as pb
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoraxRequest:
+    """One request of a LoRAX batch, in the engine's values."""
+
+    new_row: NewRow
+    # Prompt tokens that are in the caller's blocks already.
+    num_cached: int
+    # How far this Prefill is to compute the prompt, at most.
+    chunk_end: int
+    # Blocks that the caller gave up front; empty: the shard takes its own.
+    blocks: list[BlockId]
+
+    @property
+    def num_reserved_tokens(self) -> int:
+        """Tokens the row may come to hold, its whole output included."""
+        spec = self.new_row.spec
+        return len(spec.prompt_ids) + spec.stopping.max_new_tokens
+
+
+def read_request(
+    request: pb.Request, tokenizer: Tokenizer, block_size: int, max_input_length: int
+) -> LoraxRequest:
+    """Return a request's values; ValidationError names the request and what is wrong."""
+    try:
+        _refuse_unserved(request)
+        ids = _prompt_ids(request, tokenizer, max_input_length)
+        if request.cache_len >= len(ids):
+            raise ValidationError(
+                f"cache_len {request.cache_len} leaves none of {len(ids)} tokens to compute"
+            )
+        chunk_end = len(ids)
+        if request.HasField("chunk_len"):
+            if request.chunk_len < 1:
+                raise ValidationError("chunk_len must be at least 1")
+            chunk_end = min(len(ids), request.cache_len + request.chunk_len)
+        _check_slots(request, block_size, len(ids))
+        spec = RequestSpec(
+            request_id=RequestId(request.id),
+            prompt_ids=ids,
+            sampling=_sampling(request),
+            stopping=_stopping(request.stopping_parameters),
+            adapter=AdapterHandle(request.adapter_index),
+        )
+    except ValidationError as error:
+        raise ValidationError(f"request {request.id}: {error}") from error
+    blocks = [BlockId(block) for block in request.blocks]
+    return LoraxRequest(NewRow(spec, ()), request.cache_len, chunk_end, blocks)
+
+
+def _refuse_unserved(request: pb.Request) -> None:
+    parameters = request.parameters
+    if parameters.HasField("schema"):
+        raise ValidationError("structured output (schema) is not served; leave it out")
+    if parameters.watermark:
+        raise ValidationError("watermarking is not served; leave watermark out")
+    if any(chunk.HasField("image") for chunk in request.tokenized_inputs.input_chunks):
+        raise ValidationError("this model takes no images; send text only")
+
+
+def _prompt_ids(request: pb.Request, tokenizer: Tokenizer, max_input_length: int) -> list[int]:
+    """Return the last ``truncate`` ids of the prompt, tokenized here when only text came."""
+    ids = request.tokenized_inputs.ids[:]
+    if not ids:
+        ids = tokenizer.encode(request.inputs).ids
+    if request.truncate:
+        return ids[-request.truncate :]
+    if max_input_length and len(ids) > max_input_length:
+        raise ValidationError(
+            f"the prompt has {len(ids)} tokens, the most is {max_input_length}; "
+            "shorten it or set truncate"
+        )
+    return ids
+
+
+def _check_slots(request: pb.Request, block_size: int, num_tokens: int) -> None:
+    """Slots say again where the tokens lie; they must follow the blocks in order."""
+    if not request.slots:
+        return
+    slots = request.slots[:]
+    expected = [
+        block * block_size + offset for block in request.blocks for offset in range(block_size)
+    ]
+    if len(slots) < num_tokens or slots != expected[: len(slots)]:
+        raise ValidationError(
+            f"the slots do not follow the blocks in order; slot i of a row is "
+            f"blocks[i / {block_size}] * {block_size} + i % {block_size}"
+        )
+
+
+def _sampling(request: pb.Request) -> SamplingParams:
+    given = request.parameters
+    sampled = (
+        given.do_sample
+        or given.temperature not in (0.0, 1.0)
+        or given.top_k != 0
+        or given.top_p not in (0.0, 1.0)
+        or given.typical_p not in (0.0, 1.0)
+        or given.min_p != 0.0
+    )
+    return SamplingParams(
+        do_sample=sampled,
+        temperature=given.temperature or 1.0,
+        top_k=given.top_k,
+        top_p=given.top_p or 1.0,
+        typical_p=given.typical_p or 1.0,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty or 1.0,
+        frequency_penalty=given.frequency_penalty,
+        presence_penalty=given.presence_penalty,
+        seed=given.seed,
+        num_alternatives=given.return_k_alternatives,
+        prompt_logprobs=request.prefill_logprobs,
+    )
+
+
+def _stopping(given: pb.StoppingCriteriaParameters) -> StoppingParams:
+    if given.max_new_tokens < 1:
+        raise ValidationError("max_new_tokens must be at least 1")
+    return StoppingParams(
+        max_new_tokens=given.max_new_tokens,
+        stop_sequences=tuple(given.stop_sequences),
+        stop_token_ids=tuple(given.stop_token_ids),
+        ignore_eos=given.ignore_eos_token,
+    )

@@ -1,0 +1,190 @@
+"""The command queue: everything that changes the engine, strictly one after another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lorax_contract.errors import (
+    ShardError,
+    ShardUnavailableError,
+    StaleEpochError,
+    UnhealthyError,
+    ValidationError,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Job:
+    command: Callable[[], Any]
+    done: asyncio.Future[Any]
+
+
+class CommandQueue:
+    """One worker thread runs commands in sequence; made and called in one event loop.
+
+    Calls with a sequence number run in its order: an early one waits for those
+    before it, a repeated one gets the stored reply, a stale epoch is refused.
+    Calls without a number run in the order in which they arrive.
+    """
+
+    def __init__(
+        self, epoch: int, *, gap_timeout_s: float = 30.0, num_kept_replies: int = 16
+    ) -> None:
+        self._epoch = epoch
+        self._gap_timeout_s = gap_timeout_s
+        self._num_kept_replies = num_kept_replies
+        self._loop = asyncio.get_running_loop()
+        self._next_seq = 1
+        # Calls that came before their turn, by seq; copies of one call share an entry.
+        self._early: dict[int, list[asyncio.Future[None]]] = {}
+        self._replies: OrderedDict[int, asyncio.Future[Any]] = OrderedDict()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._current: _Job | None = None
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._worker.start()
+
+    def check_alive(self) -> None:
+        """Raise UnhealthyError when the worker thread has ended."""
+        if not self._worker.is_alive():
+            raise UnhealthyError("the engine's thread has ended; restart the shard")
+
+    async def run(
+        self,
+        command: Callable[[], Result],
+        *,
+        epoch: int | None = None,
+        seq: int | None = None,
+    ) -> Result:
+        """Run a command in its turn and return its result.
+
+        A caller that goes away does not stop its command.
+        """
+        self._check_epoch(epoch, seq)
+        if seq is None:
+            return await asyncio.shield(self._enqueue(command))
+        if (stored := self._stored(seq)) is not None:
+            return await asyncio.shield(stored)
+        if seq > self._next_seq:
+            await self._wait_for_turn(seq)
+            # Another copy of the call may have been woken first.
+            if (stored := self._stored(seq)) is not None:
+                return await asyncio.shield(stored)
+        done = self._enqueue(command)
+        self._replies[seq] = done
+        while len(self._replies) > self._num_kept_replies:
+            self._replies.popitem(last=False)
+        self._next_seq = seq + 1
+        self._wake(self._next_seq)
+        return await asyncio.shield(done)
+
+    async def close(self, timeout_s: float) -> bool:
+        """Let what was queued finish, end the worker, and tell whether it ended in time."""
+        self._closed = True
+        self._jobs.put(None)
+        await asyncio.to_thread(self._worker.join, timeout_s)
+        return not self._worker.is_alive()
+
+    def _check_epoch(self, epoch: int | None, seq: int | None) -> None:
+        if epoch is not None and epoch != self._epoch:
+            raise StaleEpochError(
+                f"the call is for epoch {epoch}, but this shard serves epoch {self._epoch}"
+            )
+        if seq is not None and epoch is None:
+            raise ValidationError("a call with a seq must name its epoch too")
+        if seq is not None and seq < 1:
+            raise ValidationError("the first seq of an epoch is 1")
+
+    def _stored(self, seq: int) -> asyncio.Future[Any] | None:
+        """Return the reply of a call that came before; ShardError when it is kept no more."""
+        if seq >= self._next_seq:
+            return None
+        if seq not in self._replies:
+            raise ShardError(
+                f"seq {seq} was executed before and its reply is not kept any more; "
+                f"the last {self._num_kept_replies} are"
+            )
+        return self._replies[seq]
+
+    async def _wait_for_turn(self, seq: int) -> None:
+        turn: asyncio.Future[None] = self._loop.create_future()
+        waiting = self._early.setdefault(seq, [])
+        waiting.append(turn)
+        try:
+            await asyncio.wait_for(turn, self._gap_timeout_s)
+        except TimeoutError:
+            raise ShardError(
+                f"seq {seq} waited {self._gap_timeout_s:g} s for seq {self._next_seq}, "
+                "which did not come"
+            ) from None
+        finally:
+            waiting.remove(turn)
+            if not waiting:
+                self._early.pop(seq, None)
+
+    def _wake(self, seq: int) -> None:
+        for turn in self._early.get(seq, ()):
+            if not turn.done():
+                turn.set_result(None)
+
+    def _enqueue(self, command: Callable[[], Result]) -> asyncio.Future[Result]:
+        if self._closed:
+            raise ShardUnavailableError("the shard is stopping and takes no more calls")
+        if not self._worker.is_alive():
+            raise ShardUnavailableError("the engine's thread has ended; restart the shard")
+        done: asyncio.Future[Result] = self._loop.create_future()
+        # A stored failure may never be asked for again; that is no news for the log.
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._jobs.put(_Job(command, done))
+        return done
+
+    def _work(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None:
+                self._current = job
+                self._answer(job, *_executed(job.command))
+                self._current = None
+        except BaseException:
+            logger.critical("the engine's thread ends by an error", exc_info=True)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Answer all that wait; the thread is about to end."""
+        error = ShardUnavailableError("the engine's thread has ended; restart the shard")
+        if self._current is not None:
+            self._answer(self._current, None, error)
+        while not self._jobs.empty():
+            if (job := self._jobs.get()) is not None:
+                self._answer(job, None, error)
+
+    def _answer(self, job: _Job, result: Any, error: Exception | None) -> None:
+        def resolve() -> None:
+            if job.done.done():
+                return
+            if error is None:
+                job.done.set_result(result)
+            else:
+                job.done.set_exception(error)
+
+        try:
+            self._loop.call_soon_threadsafe(resolve)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            logger.debug("an answer came after the event loop had closed")
+
+
+def _executed(command: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return command(), None
+    except Exception as error:  # noqa: BLE001 - the caller gets it
+        return None, error

@@ -1,0 +1,247 @@
+# ruff: noqa: N802 - the methods bear the names that the proto gives them.
+"""The gRPC service of one rank: convert, run in the command queue, convert.
+
+A call with ``step`` set speaks our plan and is answered in columns; a call
+without it gets LoRAX's semantics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from lorax_contract.config import ShardConfig
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import ShardInfo, StepOutcome, StepPlan, TokenColumns, WarmupSpec
+from lorax_proto import generate_pb2 as pb
+from lorax_proto import generate_pb2_grpc as pb_grpc
+from lorax_proto.convert import (
+    info_to_proto,
+    outcome_to_proto,
+    step_from_proto,
+    warmup_from_proto,
+)
+from lorax_shard.engine.engine import Engine
+from lorax_shard.rpc.errors import NotServedError
+from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
+from lorax_shard.rpc.queue import CommandQueue
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Reply = TypeVar("Reply", pb.PrefillResponse, pb.DecodeResponse)
+Result = TypeVar("Result")
+
+_BASE_MODEL_IDS = ("", "__base_model__")
+_NO_ADAPTERS = "this shard serves the base model only, without adapters"
+
+
+class LoraxServicer(pb_grpc.LoraxServiceServicer):
+    """Answers for one rank; the engine is touched by the command queue's thread only."""
+
+    def __init__(self, engine: Engine, commands: CommandQueue, config: ShardConfig) -> None:
+        self._engine = engine
+        self._commands = commands
+        self._config = config
+        self._batches = LoraxBatches(
+            engine,
+            max_input_length=config.max_input_length,
+            rank=config.rank,
+            world_size=config.world_size,
+        )
+
+    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
+        """Say what the model is and what the shard can do."""
+        return info_to_proto(shard_info(self._engine, self._config), rank=self._config.rank)
+
+    async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
+        """Answer if the engine's thread is alive."""
+        self._commands.check_alive()
+        return pb.HealthResponse()
+
+    async def ServiceDiscovery(
+        self, request: pb.ServiceDiscoveryRequest, context: Context
+    ) -> pb.ServiceDiscoveryResponse:
+        """Name the addresses of all ranks."""
+        return pb.ServiceDiscoveryResponse(urls=self._config.shard_uris)
+
+    async def Warmup(self, request: pb.WarmupRequest, context: Context) -> pb.WarmupResponse:
+        """Size the KV pool."""
+        spec = _warmup_spec(request)
+        num_blocks = await self._run(request, lambda: self._warm_up(spec))
+        return pb.WarmupResponse(
+            max_supported_total_tokens=num_blocks * self._config.block_size,
+            num_blocks=num_blocks,
+        )
+
+    async def Prefill(self, request: pb.PrefillRequest, context: Context) -> pb.PrefillResponse:
+        """Execute a step with new rows."""
+        if request.HasField("step"):
+            return await self._step(request, pb.PrefillResponse)
+        cached = request.cached_batch.id if request.HasField("cached_batch") else None
+        reply = await self._run(request, lambda: self._batches.prefill(request.batch, cached))
+        return _nested(reply, pb.PrefillResponse)
+
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
+        """Execute a step without new rows."""
+        if request.HasField("step"):
+            return await self._step(request, pb.DecodeResponse)
+        batch_ids = [batch.id for batch in request.batches]
+        reply = await self._run(request, lambda: self._batches.decode(batch_ids))
+        return _nested(reply, pb.DecodeResponse)
+
+    async def FilterBatch(
+        self, request: pb.FilterBatchRequest, context: Context
+    ) -> pb.FilterBatchResponse:
+        """Keep the named requests of a cached batch."""
+        keep = list(request.request_ids)
+        batch = await self._run(request, lambda: self._batches.filter(request.batch_id, keep))
+        return pb.FilterBatchResponse(batch=batch)
+
+    async def ClearCache(
+        self, request: pb.ClearCacheRequest, context: Context
+    ) -> pb.ClearCacheResponse:
+        """Drop one cached batch, or all rows."""
+        batch_id = request.id if request.HasField("id") else None
+        await self._run(request, lambda: self._batches.clear(batch_id))
+        return pb.ClearCacheResponse()
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Refuse: the model generates text."""
+        raise NotServedError("this model generates text; it makes no embeddings")
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        """Refuse: the model generates text."""
+        raise NotServedError("this model generates text; it classifies nothing")
+
+    async def DownloadAdapter(
+        self, request: pb.DownloadAdapterRequest, context: Context
+    ) -> pb.DownloadAdapterResponse:
+        """Answer for the base model, which needs no download and no memory of its own."""
+        _only_base_model(request.adapter_parameters)
+        return pb.DownloadAdapterResponse(downloaded=True, memory_fraction=0.0)
+
+    async def LoadAdapter(
+        self, request: pb.LoadAdapterRequest, context: Context
+    ) -> pb.LoadAdapterResponse:
+        """Answer for the base model, which is always there."""
+        if request.adapter_index != 0:
+            raise NotServedError(_NO_ADAPTERS)
+        return pb.LoadAdapterResponse(loaded=True)
+
+    async def OffloadAdapter(
+        self, request: pb.OffloadAdapterRequest, context: Context
+    ) -> pb.OffloadAdapterResponse:
+        """Answer for the base model, which never leaves."""
+        if request.adapter_index != 0:
+            raise NotServedError(_NO_ADAPTERS)
+        return pb.OffloadAdapterResponse(offloaded=True)
+
+    async def _run(
+        self,
+        request: pb.PrefillRequest
+        | pb.DecodeRequest
+        | pb.FilterBatchRequest
+        | pb.ClearCacheRequest
+        | pb.WarmupRequest,
+        command: Callable[[], Result],
+    ) -> Result:
+        """Run a command in the place of the queue that the request asks for."""
+        epoch = request.epoch if request.HasField("epoch") else None
+        seq = request.seq if request.HasField("seq") else None
+        return await self._commands.run(command, epoch=epoch, seq=seq)
+
+    async def _step(
+        self, request: pb.PrefillRequest | pb.DecodeRequest, reply_type: type[Reply]
+    ) -> Reply:
+        if not request.HasField("seq"):
+            raise ValidationError("a step must name its epoch and seq")
+        plan = step_from_proto(request)
+        arrived = time.perf_counter_ns()
+        outcome, queue_ns = await self._run(request, lambda: self._execute(plan, arrived))
+        reply = outcome_to_proto(outcome, reply_type)
+        reply.timing.queue_ns = queue_ns
+        return reply
+
+    def _execute(self, plan: StepPlan, arrived_ns: int) -> tuple[StepOutcome, int]:
+        queue_ns = time.perf_counter_ns() - arrived_ns
+        outcome = self._engine.step(plan)
+        return share_of_rank(outcome, self._config.rank, self._config.world_size), queue_ns
+
+    def _warm_up(self, spec: WarmupSpec) -> int:
+        self._batches.clear(None)
+        num_blocks = self._engine.warm_up(spec)
+        self._batches.max_step_tokens = spec.max_step_tokens
+        return num_blocks
+
+
+def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
+    """Return what a rank says of itself."""
+    model = engine.model
+    return ShardInfo(
+        epoch=config.epoch,
+        world_size=config.world_size,
+        model_type=model.model_type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device_type=model.device.type,
+        block_size=config.block_size,
+        vocab_size=model.vocab_size,
+        max_positions=model.max_positions,
+        num_blocks=engine.num_blocks,
+        max_depth=config.max_depth,
+        window_size=model.window_size,
+        attention_backend=model.attention_backend,
+        linear_backend=model.linear_backend,
+        memory=engine.memory.items,
+        shard_uris=tuple(config.shard_uris),
+    )
+
+
+def share_of_rank(outcome: StepOutcome, rank: int, world_size: int) -> StepOutcome:
+    """Return the rows that this rank answers: those whose id modulo the ranks is its number."""
+    if world_size == 1:
+        return outcome
+    share = StepOutcome(seq=outcome.seq, forward_ns=outcome.forward_ns, total_ns=outcome.total_ns)
+    start, old, new = 0, outcome.tokens, TokenColumns()
+    for request_id, count, finish in zip(
+        outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
+    ):
+        end = start + count
+        if request_id % world_size == rank:
+            share.row_ids.append(request_id)
+            share.num_tokens.append(count)
+            share.finish.append(finish)
+            new.ids.extend(old.ids[start:end])
+            new.logprobs.extend(old.logprobs[start:end])
+            new.texts.extend(old.texts[start:end])
+            new.special.extend(old.special[start:end])
+            if request_id in outcome.details:
+                share.details[request_id] = outcome.details[request_id]
+        start = end
+    share.tokens = new
+    return share
+
+
+def _warmup_spec(request: pb.WarmupRequest) -> WarmupSpec:
+    """Return the largest step; a LoRAX caller shows it by a batch instead of naming its rows."""
+    spec = warmup_from_proto(request)
+    if spec.max_step_tokens < 1 or spec.max_input_length < 1:
+        raise ValidationError("Warmup needs max_input_length and max_prefill_tokens above 0")
+    max_rows = spec.max_rows or max(1, len(request.batch.requests))
+    return WarmupSpec(
+        max_input_length=spec.max_input_length,
+        max_total_tokens=spec.max_total_tokens,
+        max_step_tokens=spec.max_step_tokens,
+        max_rows=max_rows,
+        max_blocks=spec.max_blocks,
+    )
+
+
+def _nested(reply: BatchReply, reply_type: type[Reply]) -> Reply:
+    return reply_type(generations=reply.generations, batch=reply.batch)
+
+
+def _only_base_model(parameters: pb.AdapterParameters) -> None:
+    if any(name not in _BASE_MODEL_IDS for name in parameters.adapter_ids):
+        raise NotServedError(_NO_ADAPTERS)
