@@ -260,9 +260,7 @@ class Metrics:
         return Gauge(spec.name, spec.text, spec.labels, registry=self.registry)
 
     def _histogram(self, spec: MetricSpec, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            spec.name, spec.text, spec.labels, registry=self.registry, buckets=buckets
-        )
+        return Histogram(spec.name, spec.text, spec.labels, registry=self.registry, buckets=buckets)
 
 
 class _EngineCollector(Collector):

@@ -71,9 +71,7 @@ def _bounded(params: GenerateParameters, limits: Limits) -> SamplingParams:
         raise ValidationError(f"`temperature` must not be negative, got {temperature:g}")
     repetition_penalty = _number("repetition_penalty", params.repetition_penalty, 1.0)
     if repetition_penalty <= 0.0:
-        raise ValidationError(
-            f"`repetition_penalty` must be above 0, got {repetition_penalty:g}"
-        )
+        raise ValidationError(f"`repetition_penalty` must be above 0, got {repetition_penalty:g}")
     return SamplingParams(
         temperature=0.0 if temperature < GREEDY_TEMPERATURE else temperature,
         repetition_penalty=repetition_penalty,

@@ -97,9 +97,7 @@ class Validator:
             messages = [{"role": "user", "content": text}]
             text = await self._tokenizer.run(self._chat_template.render, messages)
         # A template writes the special tokens itself.
-        ids = await self._tokenizer.encode(
-            text, add_special_tokens=not params.apply_chat_template
-        )
+        ids = await self._tokenizer.encode(text, add_special_tokens=not params.apply_chat_template)
         if not ids:
             raise ValidationError("`inputs` has no tokens for this model's tokenizer")
         # Cut before any length is checked, and here only: what is counted is what runs.

@@ -1,0 +1,300 @@
+"""One request from admission to its last token, whichever front end brought it.
+
+``generate`` waits for the whole answer, ``generate_stream`` hands out chunks as the
+shards deliver them. Both hold permits while they last, and both end in exactly one
+line in the log and one outcome in the metrics, also when the client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+from lorax_contract.errors import (
+    GenerationError,
+    IncompleteGenerationError,
+    LoraxError,
+    OverloadedError,
+    ShardError,
+    ShuttingDownError,
+    UnhealthyError,
+)
+from lorax_contract.step import FinishCode, RequestSpec, SamplingParams
+from lorax_router.service.engine_port import Engine, TokenChunk, TokenStream
+from lorax_router.service.metrics import Metrics
+from lorax_router.service.records import Progress, RequestRecord
+from lorax_router.service.requests import GenerateParameters, GenerateRequest, ValidRequest
+from lorax_router.service.results import GenerateResult, Sequence, Timings
+from lorax_router.service.validation import CheckedRequest, Validator
+
+
+class Permits:
+    """How many sequences may be in the house at once; nobody waits for one."""
+
+    def __init__(self, num: int) -> None:
+        self._num_free = num
+
+    def take(self, num: int) -> None:
+        """Take ``num`` permits or raise OverloadedError."""
+        if num > self._num_free:
+            raise OverloadedError(f"no permit for {num} sequences", public="")
+        self._num_free -= num
+
+    def give_back(self, num: int) -> None:
+        """Return ``num`` permits."""
+        self._num_free += num
+
+
+class GenerationStream:
+    """The chunks of one streamed request; its last chunk's ``finish`` is not RUNNING.
+
+    Errors of the request are raised from ``__anext__``. The reader closes the stream
+    (``async with`` does); closing it early cancels the request.
+    """
+
+    def __init__(
+        self, request: ValidRequest, chunks: TokenStream, record: RequestRecord, permits: Permits
+    ) -> None:
+        self.request = request
+        # The seed to report: none was used when tokens are not drawn.
+        self.seed = reported_seed(request.samplings[0])
+        self._chunks = chunks
+        self._record = record
+        self._permits = permits
+        self._is_open = True
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return self._record.progress.num_generated
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        if not self._is_open:
+            raise StopAsyncIteration
+        try:
+            chunk = await anext(self._chunks)
+            self._record.progress.take(chunk)
+            if chunk.finish is not FinishCode.RUNNING:
+                check_last(chunk)
+                self._end(None)
+        except StopAsyncIteration:
+            self._end(error := IncompleteGenerationError())
+            raise error from None
+        except LoraxError as error:
+            self._end(error)
+            raise
+        return chunk
+
+    async def aclose(self) -> None:
+        """Cancel the request if it still runs."""
+        if self._is_open:
+            self._end(asyncio.CancelledError())
+        await self._chunks.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _end(self, error: BaseException | None) -> None:
+        self._is_open = False
+        self._permits.give_back(1)
+        self._record.close(error)
+
+
+class InferenceService:
+    """The one door to the engine for all front ends.
+
+    Args:
+        engine: runs requests.
+        validator: makes requests valid.
+        metrics: counts them.
+        max_concurrent_requests: sequences that may be in the house at once.
+        health_timeout_s: seconds after which a silent engine counts as unhealthy.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        validator: Validator,
+        metrics: Metrics,
+        *,
+        max_concurrent_requests: int,
+        health_timeout_s: float = 10.0,
+    ) -> None:
+        self._engine = engine
+        self._validator = validator
+        self._metrics = metrics
+        self._permits = Permits(max_concurrent_requests)
+        self._health_timeout_s = health_timeout_s
+        self._is_draining = False
+
+    def stop_admitting(self) -> None:
+        """Refuse new requests from now on; those inside go on."""
+        self._is_draining = True
+
+    def check_open(self) -> None:
+        """Raise ShuttingDownError once the server drains."""
+        if self._is_draining:
+            raise ShuttingDownError
+
+    async def health(self) -> None:
+        """Raise UnhealthyError or ShuttingDownError unless requests can be served."""
+        self.check_open()
+        try:
+            async with asyncio.timeout(self._health_timeout_s):
+                await self._engine.health()
+        except TimeoutError as error:
+            raise UnhealthyError("the shards do not answer", public="") from error
+
+    async def probe(self) -> None:
+        """Generate one token beside all permits and metrics; raises what goes wrong."""
+        self.check_open()
+        parameters = GenerateParameters(max_new_tokens=1, truncate=1)
+        request = GenerateRequest(inputs="Who?", parameters=parameters)
+        valid = await self._validator.complete(self._validator.check(request, stream=False))
+        await self._collect(valid, valid.samplings[0], Progress(Timings(perf_counter()), None))
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Return the whole answer; cancelling the call cancels the request."""
+        record = RequestRecord(self._metrics, is_stream=False)
+        taken = 0
+        try:
+            checked = self._admit(request, stream=False)
+            taken = checked.best_of
+            valid = await self._validator.complete(checked)
+            record.validated(valid)
+            result = await self._run(valid, record)
+        except BaseException as error:
+            record.close(error)
+            raise
+        finally:
+            self._permits.give_back(taken)
+        record.close(None)
+        return result
+
+    async def generate_stream(self, request: GenerateRequest) -> GenerationStream:
+        """Admit a request and return its chunks; the caller closes the stream."""
+        record = RequestRecord(self._metrics, is_stream=True)
+        taken = 0
+        try:
+            checked = self._admit(request, stream=True)
+            taken = checked.best_of
+            valid = await self._validator.complete(checked)
+            record.validated(valid)
+            chunks = self._submit(valid, valid.samplings[0])
+        except BaseException as error:
+            self._permits.give_back(taken)
+            record.close(error)
+            raise
+        return GenerationStream(valid, chunks, record, self._permits)
+
+    def _admit(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
+        """Check what needs no tokens, then take one permit per sequence."""
+        self.check_open()
+        checked = self._validator.check(request, stream=stream)
+        self._permits.take(checked.best_of)
+        return checked
+
+    def _submit(self, valid: ValidRequest, sampling: SamplingParams) -> TokenStream:
+        return self._engine.submit(
+            RequestSpec(
+                request_id=self._engine.new_request_id(),
+                prompt_ids=valid.prompt_ids,
+                sampling=sampling,
+                stopping=valid.stopping,
+            )
+        )
+
+    async def _run(self, valid: ValidRequest, record: RequestRecord) -> GenerateResult:
+        """Generate all sequences at once and put the likeliest first."""
+        if len(valid.samplings) == 1:
+            done = [
+                (await self._collect(valid, valid.samplings[0], record.progress), record.progress)
+            ]
+        else:
+            done = await self._run_each(valid, record)
+        done.sort(key=lambda pair: pair[0].logprob, reverse=True)
+        record.progress = done[0][1]
+        sequences = tuple(sequence for sequence, _ in done)
+        return GenerateResult(
+            sequences=sequences,
+            texts=tuple(valid.full_text(each.generated_text) for each in sequences),
+            details=valid.details,
+            num_prompt_chars=len(valid.inputs),
+            num_prompt_tokens=valid.num_prompt_tokens,
+            timings=record.progress.timings,
+        )
+
+    async def _run_each(
+        self, valid: ValidRequest, record: RequestRecord
+    ) -> list[tuple[Sequence, Progress]]:
+        """Generate all sequences side by side; the first that fails ends the others."""
+        progresses = [record.new_progress() for _ in valid.samplings]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._collect(valid, sampling, progress))
+                    for sampling, progress in zip(valid.samplings, progresses, strict=True)
+                ]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [(task.result(), each) for task, each in zip(tasks, progresses, strict=True)]
+
+    async def _collect(
+        self, valid: ValidRequest, sampling: SamplingParams, progress: Progress
+    ) -> Sequence:
+        """Submit one sequence and read it to its end; it is cancelled if this call is."""
+        sequence = Sequence(reported_seed(sampling))
+        async with aclosing(self._submit(valid, sampling)) as chunks:
+            async for chunk in chunks:
+                progress.take(chunk)
+                if chunk.finish is not FinishCode.RUNNING:
+                    check_last(chunk)
+                _append(sequence, chunk)
+                if chunk.finish is not FinishCode.RUNNING:
+                    return sequence
+        raise IncompleteGenerationError
+
+
+def _append(sequence: Sequence, chunk: TokenChunk) -> None:
+    tokens = sequence.tokens
+    tokens.ids += chunk.tokens.ids
+    tokens.logprobs += chunk.tokens.logprobs
+    tokens.texts += chunk.tokens.texts
+    tokens.special += chunk.tokens.special
+    sequence.alternatives += chunk.alternatives
+    if chunk.prompt_tokens is not None:
+        sequence.prompt_tokens = chunk.prompt_tokens
+    sequence.finish = chunk.finish
+    sequence.generated_text = chunk.generated_text or ""
+
+
+def reported_seed(sampling: SamplingParams) -> int | None:
+    """The seed that made the output what it is; None when nothing was drawn."""
+    return sampling.seed if sampling.do_sample else None
+
+
+def check_last(chunk: TokenChunk) -> None:
+    """Raise the error of a last chunk that has one, or that lacks what a last chunk has."""
+    if chunk.finish is FinishCode.ERROR:
+        error = chunk.error
+        if error is None:
+            raise GenerationError("the engine gave no reason", public="")
+        if isinstance(error, ShardError):
+            raise GenerationError(str(error), public="a shard failed") from error
+        raise error
+    if chunk.generated_text is None or not chunk.tokens.ids:
+        raise IncompleteGenerationError("the last chunk has no text or no token", public="")

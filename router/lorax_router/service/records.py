@@ -1,0 +1,116 @@
+"""What one request took: fed while it runs, written to metrics and log once, at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import perf_counter
+from typing import Any
+
+from lorax_contract.errors import LoraxError, RequestError
+from lorax_contract.step import FinishCode
+from lorax_router.service.engine_port import TokenChunk
+from lorax_router.service.metrics import Metrics, failure_label
+from lorax_router.service.requests import ValidRequest
+from lorax_router.service.results import FINISH_REASONS, Timings
+
+logger = logging.getLogger("lorax_router.request")
+
+
+class Progress:
+    """How far one sequence is; counts its tokens into the metrics, if there are any."""
+
+    __slots__ = ("_metrics", "finish", "num_generated", "timings")
+
+    def __init__(self, timings: Timings, metrics: Metrics | None) -> None:
+        self.timings = timings
+        self.num_generated = 0
+        self.finish = FinishCode.RUNNING
+        self._metrics = metrics
+
+    def take(self, chunk: TokenChunk) -> None:
+        """Count a chunk. Called for each token of each stream: keep it cheap."""
+        num = len(chunk.tokens.ids)
+        if not num:
+            return
+        timings, metrics = self.timings, self._metrics
+        if self.num_generated:
+            if metrics is not None:
+                gap = chunk.received_at - timings.last_token_at
+                metrics.observe_inter_token(gap / num, num)
+        else:
+            timings.first_token_at = chunk.received_at
+            timings.scheduled_at = chunk.scheduled_at
+            if metrics is not None:
+                metrics.first_token(timings.first_token_s)
+        timings.last_token_at = chunk.received_at
+        self.num_generated += num
+        self.finish = chunk.finish
+
+
+class RequestRecord:
+    """The account of one request, from its receipt to the one line in the log."""
+
+    def __init__(self, metrics: Metrics, *, is_stream: bool) -> None:
+        self._metrics = metrics
+        self._is_stream = is_stream
+        self._received_at = perf_counter()
+        self._validated_at = 0.0
+        self._valid: ValidRequest | None = None
+        # Of the sequence that is shown: the only one, or the best.
+        self.progress = self.new_progress()
+        metrics.request_received()
+
+    def new_progress(self) -> Progress:
+        """Start the account of one sequence of this request."""
+        return Progress(Timings(self._received_at, self._validated_at), self._metrics)
+
+    def validated(self, valid: ValidRequest) -> None:
+        """The request is valid and has tokens."""
+        self._valid = valid
+        self._validated_at = perf_counter()
+        self.progress = self.new_progress()
+        self._metrics.request_validated(
+            seconds=self.progress.timings.validation_s,
+            num_prompt=valid.num_prompt_tokens,
+            max_new_tokens=valid.stopping.max_new_tokens,
+        )
+
+    def close(self, error: BaseException | None) -> None:
+        """Write the outcome; called once."""
+        if error is None:
+            timings = self.progress.timings
+            self._metrics.request_succeeded(
+                total_s=timings.total_s,
+                queue_s=timings.queue_s,
+                inference_s=timings.inference_s,
+                num_generated=self.progress.num_generated,
+            )
+        else:
+            self._metrics.request_failed(error)
+        self._log(error)
+
+    def _log(self, error: BaseException | None) -> None:
+        outcome = "ok" if error is None else failure_label(error)
+        is_fault = not (error is None or isinstance(error, RequestError | asyncio.CancelledError))
+        level = logging.WARNING if is_fault else logging.INFO
+        if logger.isEnabledFor(level):
+            fields = self._fields(outcome, error)
+            logger.log(level, "request ended: %s", outcome, extra={"fields": fields})
+
+    def _fields(self, outcome: str, error: BaseException | None) -> dict[str, Any]:
+        """Lengths and times, never a prompt or a token."""
+        fields: dict[str, Any] = {"outcome": outcome, "stream": self._is_stream}
+        if self._valid is not None:
+            fields["prompt_tokens"] = self._valid.num_prompt_tokens
+            fields["max_new_tokens"] = self._valid.stopping.max_new_tokens
+            fields["best_of"] = len(self._valid.samplings)
+        progress, timings = self.progress, self.progress.timings
+        fields["generated_tokens"] = progress.num_generated
+        if error is None:
+            fields["finish_reason"] = FINISH_REASONS.get(progress.finish)
+        for name in ("validation", "queue", "first_token", "inference", "total"):
+            fields[f"{name}_ms"] = round(getattr(timings, f"{name}_s") * 1e3, 3)
+        if isinstance(error, LoraxError):
+            fields["error"] = str(error)
+        return fields

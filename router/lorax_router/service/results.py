@@ -1,0 +1,101 @@
+"""What a front end gets back: generated sequences and what they took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lorax_contract.step import Alternatives, FinishCode, TokenColumns
+
+FINISH_REASONS = {
+    FinishCode.LENGTH: "length",
+    FinishCode.EOS_TOKEN: "eos_token",
+    FinishCode.STOP_SEQUENCE: "stop_sequence",
+}
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One generated sequence, complete."""
+
+    seed: int | None
+    tokens: TokenColumns = field(default_factory=TokenColumns)
+    alternatives: list[Alternatives] = field(default_factory=list)
+    prompt_tokens: TokenColumns | None = None
+    generated_text: str = ""
+    finish: FinishCode = FinishCode.RUNNING
+
+    @property
+    def num_generated(self) -> int:
+        """Number of generated tokens."""
+        return len(self.tokens.ids)
+
+    @property
+    def finish_reason(self) -> str:
+        """The name of the reason, as clients know it."""
+        return FINISH_REASONS[self.finish]
+
+    @property
+    def logprob(self) -> float:
+        """Log probability of the whole sequence."""
+        return sum(self.tokens.logprobs)
+
+
+@dataclass(slots=True)
+class Timings:
+    """The moments of one request, as perf_counter seconds; 0 where it did not get."""
+
+    received_at: float
+    validated_at: float = 0.0
+    scheduled_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+
+    @property
+    def validation_s(self) -> float:
+        """Seconds until the request was valid and tokenized."""
+        return _between(self.received_at, self.validated_at)
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from there to the first step."""
+        return _between(self.validated_at, self.scheduled_at)
+
+    @property
+    def inference_s(self) -> float:
+        """Seconds from the first step to the last token."""
+        return _between(self.scheduled_at, self.last_token_at)
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds from receipt to the first token."""
+        return _between(self.received_at, self.first_token_at)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from receipt to the last token."""
+        return _between(self.received_at, self.last_token_at)
+
+    def per_token_s(self, num_generated: int) -> float:
+        """Mean inference seconds of a token."""
+        return self.inference_s / max(num_generated, 1)
+
+    def per_output_token_s(self, num_generated: int) -> float:
+        """Mean seconds between tokens after the first one."""
+        return _between(self.first_token_at, self.last_token_at) / max(num_generated - 1, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateResult:
+    """The answer to a request that was not streamed; the best sequence first."""
+
+    sequences: tuple[Sequence, ...]
+    # The text for the client, with the prompt in front when it asked for that.
+    texts: tuple[str, ...]
+    details: bool
+    num_prompt_chars: int
+    num_prompt_tokens: int
+    timings: Timings
+
+
+def _between(start: float, end: float) -> float:
+    return max(end - start, 0.0) if start and end else 0.0
