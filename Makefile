@@ -71,7 +71,7 @@ protos-check: $(BASE) ## fail if the committed stubs are stale
 	$(BIN)/python proto/generate.py --check
 
 docs: $(BASE) ## write the generated pages of docs/
-	$(BIN)/python -m lorax_launcher.docs
+	$(BIN)/python -m lorax_launcher.docs docs/cli.md
 
 bench: $(DEV) ## measure BENCH side by side; ARGS go to it
 	@exec $(BIN)/python -m bench.$(BENCH) $(ARGS)

@@ -15,6 +15,7 @@ from lorax_contract.logs import RESERVED_KEYS
 PROGRESS_INTERVAL_S = 5.0
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
+_SHOWN_ELSEWHERE = {*RESERVED_KEYS, "exception", "process", "rank"}
 _LAUNCHER = "launcher"
 
 
@@ -196,7 +197,7 @@ def readable(process: str, record: dict[str, Any], *, colour: bool = False) -> s
     extras = " ".join(
         f"{key}={printable(_value(value))}"
         for key, value in record.items()
-        if key not in (*RESERVED_KEYS, "exception", "rank") and value is not None
+        if key not in _SHOWN_ELSEWHERE and value is not None
     )
     head = f"{_time(record.get('ts'))} {shown} {process:<8} {printable(record['message'])}"
     line = f"{head}  {extras}" if extras else head

@@ -222,7 +222,7 @@ def _in_flags(text: str) -> str:
 
 
 def _prepare_args(options: LauncherOptions) -> tuple[str, ...]:
-    args: list[str] = ["--source", options.source, "--log-level", options.log_level]
+    args: list[str] = ["--lifeline", "--source", options.source, "--log-level", options.log_level]
     valued: Sequence[tuple[str, str | None]] = (
         ("--model-id", options.model_id),
         ("--revision", options.revision),

@@ -21,7 +21,7 @@ from lorax_launcher.resolve import LaunchPlan, PreparedModel
 T = TypeVar("T")
 
 # Seconds that a child gets to end after SIGTERM when nothing is left to drain.
-STOP_S = 10.0
+STOP_S = 20.0
 # Seconds on top of the grace period, for what the router does before and after draining.
 GRACE_MARGIN_S = 5.0
 # Seconds to wait for the shard whose death made the router fail.
@@ -283,7 +283,8 @@ class Supervisor:
 
 
 def _sentence(what: str, cause: str, code: ExitCode) -> str:
-    return f"{what}: {cause}" if cause else f"{what}. {hint(code)}"
+    told = f"{what}: {cause.rstrip('.')}" if cause else what
+    return f"{told}. {hint(code)}"
 
 
 def _signal_name(number: int) -> str:

@@ -126,11 +126,14 @@ class UnhealthyError(LoraxError):
 class ShardError(LoraxError):
     """A call to a shard failed; the front ends show it as a generation error."""
 
-    kind = ErrorKind(424, "ABORTED", "generation", "Request failed during generation")
+    # The gRPC statuses of these three tell router and shard which of them it was.
+    kind = ErrorKind(424, "INTERNAL", "generation", "Request failed during generation")
 
 
 class ShardUnavailableError(ShardError):
     """The shard process or its socket is gone."""
+
+    kind = ErrorKind(424, "UNAVAILABLE", "generation", "Request failed during generation")
 
 
 class StaleEpochError(ShardError):

@@ -37,7 +37,7 @@ _HINTS = {
     ExitCode.INTERNAL: "This is a bug: please report it with the log above.",
     ExitCode.USAGE: "See --help for the options.",
     ExitCode.BAD_CONFIG: "The configuration document of a child process is not valid; "
-    "start it through lorax-launcher, or compare it with docs/configuration.md.",
+    "start it through lorax-launcher, or compare it with lorax_contract/config.py.",
     ExitCode.PARENT_GONE: "The launcher ended; its children end with it.",
     ExitCode.CHILD_DIED: "A child process ended by itself; its last log lines say why.",
     ExitCode.CHILD_NOT_READY: "A child process did not become ready; look at its last log lines.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -32,3 +33,14 @@ def watch_lifeline(on_gone: Callable[[], None]) -> None:
         on_gone()
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def end_process_group() -> None:
+    """End this process and all that it started; only for a process that leads its own group.
+
+    A process that shares its group with others, as one started by hand, ends alone.
+    """
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)

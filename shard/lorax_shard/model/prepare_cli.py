@@ -14,6 +14,7 @@ import click
 from lorax_contract import logs
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
+from lorax_contract.process import end_process_group, watch_lifeline
 from lorax_shard.model.prepare import (
     PreparedModel,
     Progress,
@@ -41,6 +42,7 @@ _INTERVAL_S = 0.5
     "--result-fd", type=int, help="File descriptor that gets the result as one JSON line."
 )
 @click.option("--log-level", default="info", show_default=True)
+@click.option("--lifeline", is_flag=True, help="End when standard input reaches its end.")
 def prepare_command(
     model_id: str | None,
     revision: str | None,
@@ -49,9 +51,12 @@ def prepare_command(
     trust_remote_code: bool,
     result_fd: int | None,
     log_level: str,
+    lifeline: bool,
 ) -> None:
     """Make the model a local folder of safetensors and tokenizer files."""
     logs.configure(log_level)
+    if lifeline:
+        watch_lifeline(end_process_group)
     _quiet_libraries()
     try:
         prepared = prepare(
