@@ -14,11 +14,6 @@ class TorchAttention(AttentionBackend):
 
     name = "torch"
 
-    @classmethod
-    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return None: it runs everywhere."""
-        return None
-
     def attend(
         self,
         query: torch.Tensor,

@@ -57,7 +57,7 @@ def create(name: str, device: torch.device, dtype: torch.dtype) -> AttentionBack
 
 
 def _create_best(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    refused = []
+    refused: list[str] = []
     for name in _AUTO_ORDER:
         reason = probe(name, device, dtype)
         if reason is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
 from lorax_shard.attention.kv_cache import num_blocks_for
@@ -43,11 +43,6 @@ class SdpaAttention(AttentionBackend):
     """Works on any device; what it is made for is a CPU."""
 
     name = "sdpa"
-
-    @classmethod
-    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return None: it runs everywhere."""
-        return None
 
     def store(
         self,
@@ -134,7 +129,7 @@ def _attention(
     spec: AttentionSpec,
 ) -> torch.Tensor:  # B x H x n x E
     if spec.softcap is None and spec.sinks is None:
-        return F.scaled_dot_product_attention(
+        return scaled_dot_product_attention(
             query,
             key,
             value,

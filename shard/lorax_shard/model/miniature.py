@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import torch
-import transformers
 
 from lorax_shard.model.limits import attention_thresholds
 
@@ -29,7 +28,7 @@ def build(model: Any) -> Any:
     config = _reduced(model.config)
     try:
         return _built(_narrowed(config), model)
-    except Exception as error:  # what a class raises for widths it cannot take is not known
+    except Exception as error:  # noqa: BLE001 - what a class raises for widths it cannot take is not known
         logger.debug("the narrow miniature does not run (%s); taking full widths", error)
         return _built(config, model)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from lorax_shard.attention.backend import AttentionSpec
@@ -72,7 +72,7 @@ def paged_attention(
     if isinstance(step, AttentionSurvey):
         _refuse_unknown_attention(module, attention_mask, kwargs)
         step.visit(layer, k, v, spec)
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return output.transpose(1, 2), None
     step.backend.store(k, v, layer, step)
     return step.backend.attend(q, k, v, layer, spec, step).unsqueeze(0), None

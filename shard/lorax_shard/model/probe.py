@@ -1,4 +1,4 @@
-"""The load-time probe: does the plugged model compute what transformers alone computes?
+"""The load-time probe: the plugged model must compute what transformers alone computes.
 
 Rows of mixed lengths are computed by stock attention one by one, and by the
 plugged model as one ragged batch and again in uneven chunks. One row goes beyond

@@ -80,5 +80,5 @@ def _step(
     positions = torch.cat(spans).to(model.device)
     everything = torch.arange(len(ids), device=model.device)
     computed = model.forward(ids, positions, metadata, everything)
-    for index, part in zip(order, computed.split([counts[i] for i in order]), strict=True):
+    for index, part in zip(order, torch.split(computed, [counts[i] for i in order]), strict=True):
         logits[index].append(part)

@@ -5,7 +5,6 @@ The oracle never sees the cache: it attends over each row's whole K and V.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -90,9 +89,7 @@ class Sequences:
     def expected(self, row: int, span: slice, spec: AttentionSpec) -> torch.Tensor:
         return oracle(self.queries[row], self.keys[row], self.values[row], spec)[span]
 
-    def check(
-        self, backend: AttentionBackend, spec: AttentionSpec, counts: dict[int, int]
-    ) -> None:
+    def check(self, backend: AttentionBackend, spec: AttentionSpec, counts: dict[int, int]) -> None:
         before = list(self.done)
         for row, got in self.step(backend, spec, counts).items():
             expected = self.expected(row, slice(before[row], self.done[row]), spec)
@@ -156,7 +153,7 @@ def spec(request: pytest.FixtureRequest) -> AttentionSpec:
 
 def test_fresh_prompts_of_mixed_lengths(backend: AttentionBackend, spec: AttentionSpec) -> None:
     sequences = Sequences([1, 4, 5, 17, 2, 33])
-    sequences.check(backend, spec, {row: n for row, n in enumerate(sequences.lengths)})
+    sequences.check(backend, spec, dict(enumerate(sequences.lengths)))
 
 
 def test_chunks_and_decodes_in_one_step(backend: AttentionBackend, spec: AttentionSpec) -> None:
@@ -181,7 +178,7 @@ def test_decode_rows_of_very_different_lengths(
     lengths = [260, 3, 41, 2, 255, 8, 30, 129, 1, 6]
     sequences = Sequences(lengths)
     sequences.step(backend, spec, {row: n - 1 for row, n in enumerate(lengths) if n > 1})
-    sequences.check(backend, spec, {row: 1 for row in range(len(lengths))})
+    sequences.check(backend, spec, dict.fromkeys(range(len(lengths)), 1))
 
 
 def test_long_chunk_after_context(backend: AttentionBackend, spec: AttentionSpec) -> None:

@@ -1,0 +1,159 @@
+"""Tiny models of the promised families, paged, against stock transformers.
+
+Each schedule is also run with faults planted, to show that the comparison finds them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.paged_runner import (
+    Fault,
+    LogitsDifferError,
+    PagedRunner,
+    check_logits,
+    stock_logits,
+)
+from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
+
+from lorax_contract.config import ShardConfig
+from lorax_shard.attention import registry
+from lorax_shard.model.families import TESTED_FAMILIES
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.loader import load_paged_model
+
+FAMILIES = sorted(TESTED_FAMILIES)
+WINDOWED = ("mistral", "gemma2")
+LENGTHS = (37, 5, 22, 1, 64, 13)
+
+
+class Tiny:
+    """One tiny model: its folder, rows of token ids, and what transformers makes of them."""
+
+    def __init__(self, family: str, path: Path) -> None:
+        self.path = make_tiny_model(family, path)
+        draw = random.Random(3)
+        self.rows = [[draw.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
+        self.stock = stock_logits(self.path, self.rows)
+
+    def load(self, backend: str) -> HFPagedModel:
+        config = ShardConfig(
+            model_dir=str(self.path),
+            model_id="tiny",
+            shard_uris=["unix:///unused"],
+            attention_backend=backend,
+        )
+        return load_paged_model(config)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=registry.BACKENDS)
+def model(request: pytest.FixtureRequest, tiny: Tiny) -> HFPagedModel:
+    if reason := registry.probe(request.param, torch.device("cpu"), torch.float32):
+        pytest.skip(f"{request.param}: {reason}")
+    return tiny.load(request.param)
+
+
+def ragged(runner: PagedRunner) -> None:
+    """All rows whole, in one forward pass."""
+    runner.step({row: len(ids) for row, ids in enumerate(runner.rows)})
+
+
+def chunked(runner: PagedRunner) -> None:
+    """Rows arrive one step after the other; prompt chunks and single tokens share each step."""
+    draw = random.Random(11)
+    for step in range(200):
+        arrived = [row for row in range(len(runner.rows)) if row <= step]
+        left = {row: len(runner.rows[row]) - runner.done[row] for row in arrived}
+        counts = {row: min(n, draw.choice([1, 1, 2, 7, 16])) for row, n in left.items() if n > 0}
+        if counts:
+            runner.step(counts)
+
+
+def preempted(runner: PagedRunner) -> None:
+    """Rows decode, lose their KV to others, and are recomputed with their output into other blocks."""
+    runner.step({0: 20, 2: 10, 5: 4})
+    for _ in range(6):
+        runner.step({0: 1, 2: 1})
+    runner.preempt(0)
+    runner.step({4: 30, 2: 1, 1: 5})
+    runner.step({0: 26, 4: 1, 5: 9})
+    runner.preempt(4)
+    runner.step({0: 1, 2: 1, 3: 1})
+    runner.step({4: 7, 0: 10, 2: 4})
+    runner.step({4: 57})
+
+
+SCHEDULES = [ragged, chunked, preempted]
+
+
+def run(
+    model: HFPagedModel, tiny: Tiny, schedule: Callable[[PagedRunner], None], fault: Fault
+) -> None:
+    runner = PagedRunner(model, tiny.rows, num_blocks=64, fault=fault)
+    schedule(runner)
+    check_logits(runner, tiny.stock)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_logits_equal_stock_transformers(
+    model: HFPagedModel, tiny: Tiny, schedule: Callable[[PagedRunner], None]
+) -> None:
+    run(model, tiny, schedule, Fault.NONE)
+
+
+@pytest.mark.parametrize("schedule", [chunked, preempted])
+@pytest.mark.parametrize("fault", [Fault.LOST_BLOCK, Fault.POSITION_OFF_BY_ONE])
+def test_planted_fault_is_found(
+    model: HFPagedModel, tiny: Tiny, schedule: Callable[[PagedRunner], None], fault: Fault
+) -> None:
+    with pytest.raises(LogitsDifferError):
+        run(model, tiny, schedule, fault)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ignored_window_is_found(
+    model: HFPagedModel, tiny: Tiny, schedule: Callable[[PagedRunner], None]
+) -> None:
+    if model.model_type not in WINDOWED:
+        run(model, tiny, schedule, Fault.WINDOW_IGNORED)  # there is none to ignore
+        return
+    with pytest.raises(LogitsDifferError):
+        run(model, tiny, schedule, Fault.WINDOW_IGNORED)
+
+
+def test_outputs_vary(tiny: Tiny) -> None:
+    choices = {int(token) for logits in tiny.stock for token in logits.argmax(-1)}
+    assert len(choices) > 20
+
+
+def test_only_asked_logits_are_returned(model: HFPagedModel, tiny: Tiny) -> None:
+    ids = torch.tensor(tiny.rows[0])
+    model.allocate_cache(16, 4)
+    metadata = model.make_metadata([37], [37], torch.arange(37), torch.arange(10)[None], 0)
+    asked = torch.tensor([36, 3])
+    logits = model.forward(ids, torch.arange(37), metadata, asked)
+    scale = float(tiny.stock[0].abs().max())
+    assert float((logits - tiny.stock[0][asked]).abs().max()) <= 1e-4 * scale
+    assert model.forward(ids, torch.arange(37), metadata, asked[:0]).shape == (0, VOCAB_SIZE)
+
+
+def test_copied_blocks_serve_another_row(model: HFPagedModel, tiny: Tiny) -> None:
+    model.allocate_cache(32, 4)
+    ids = torch.tensor(tiny.rows[0])
+    metadata = model.make_metadata([36], [36], torch.arange(36), torch.arange(9)[None], 0)
+    model.forward(ids[:36], torch.arange(36), metadata, torch.tensor([35]))
+    model.copy_blocks(list(range(9)), list(range(20, 29)))
+    table = torch.tensor([[*range(20, 29), 30]])
+    metadata = model.make_metadata([1], [37], torch.tensor([120]), table, 1)
+    logits = model.forward(ids[36:], torch.tensor([36]), metadata, torch.tensor([0]))
+    scale = float(tiny.stock[0].abs().max())
+    assert float((logits[0] - tiny.stock[0][36]).abs().max()) <= 1e-4 * scale
