@@ -1,12 +1,11 @@
 """What both ends of a channel between router and shard agree on: options and statuses.
 
-An error crosses the wire as a gRPC status and its text::
+An error crosses the wire as its kind's gRPC status and its text, and comes back as::
 
-    StaleEpochError         FAILED_PRECONDITION
-    ShardUnavailableError   UNAVAILABLE (the transport also says DEADLINE_EXCEEDED, CANCELLED)
-    GenerationError         ABORTED
-    RequestError            INVALID_ARGUMENT; comes back as ShardError: the router sent it
-    anything else           INTERNAL; comes back as ShardError
+    FAILED_PRECONDITION                         StaleEpochError
+    UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED   ShardUnavailableError
+    ABORTED                                     GenerationError
+    any other                                   ShardError
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import grpc
 from lorax_contract.errors import (
     GenerationError,
     LoraxError,
-    RequestError,
     ShardError,
     ShardUnavailableError,
     StaleEpochError,
@@ -62,14 +60,8 @@ _GONE = (
 
 def status_of(error: BaseException) -> grpc.StatusCode:
     """Return the status with which a shard answers when ``error`` ended a call."""
-    if isinstance(error, StaleEpochError):
-        return grpc.StatusCode.FAILED_PRECONDITION
-    if isinstance(error, ShardUnavailableError):
-        return grpc.StatusCode.UNAVAILABLE
-    if isinstance(error, GenerationError):
-        return grpc.StatusCode.ABORTED
-    if isinstance(error, RequestError):
-        return grpc.StatusCode.INVALID_ARGUMENT
+    if isinstance(error, LoraxError):
+        return grpc.StatusCode[error.kind.grpc_status]
     return grpc.StatusCode.INTERNAL
 
 

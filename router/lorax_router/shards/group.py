@@ -1,0 +1,184 @@
+"""All ranks as one: every call goes to each of them at once, and the answers become one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Self, TypeVar
+
+from lorax_contract.errors import GenerationError, ShardError
+from lorax_contract.step import (
+    AdapterHandle,
+    ShardInfo,
+    StepOutcome,
+    StepPlan,
+    TokenColumns,
+    WarmupSpec,
+)
+from lorax_router.core.ports import ShardClient
+from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class ShardGroup:
+    """Implements ShardClient over the clients of all ranks, which it owns.
+
+    A call is sent to all ranks without waiting for earlier ones: the sequence
+    numbers order it within each rank. If one rank fails, the call fails at once,
+    and its error names the rank.
+    """
+
+    def __init__(self, ranks: Sequence[ShardClient]) -> None:
+        if not ranks:
+            raise ValueError("a shard group needs at least one rank")
+        self._ranks = tuple(ranks)
+
+    @classmethod
+    async def connect(cls, uri: str, *, timeouts: CallTimeouts | None = None) -> Self:
+        """Ask rank 0 at ``uri`` for all addresses and connect to every rank of one epoch."""
+        first = GrpcShardClient(uri, timeouts=timeouts)
+        try:
+            uris = await first.discover()
+        finally:
+            await first.close()
+        group = cls([GrpcShardClient(each, timeouts=timeouts) for each in uris or (uri,)])
+        try:
+            await group.info()
+        except BaseException:
+            await group.close()
+            raise
+        return group
+
+    async def info(self) -> ShardInfo:
+        """Return what the group is; ranks that do not belong together raise ShardError."""
+        return merge_infos(await self._all(lambda rank: rank.info()))
+
+    async def warmup(self, spec: WarmupSpec) -> int:
+        """Size the KV pool of every rank and return the least number of blocks."""
+        return min(await self._all(lambda rank: rank.warmup(spec)))
+
+    async def step(self, plan: StepPlan) -> StepOutcome:
+        """Execute one step on all ranks and put their shares of the outcome together."""
+        return merge_outcomes(await self._all(lambda rank: rank.step(plan)))
+
+    async def clear(self, seq: int) -> None:
+        """Drop all rows on all ranks, in the order of the commit lane."""
+        await self._all(lambda rank: rank.clear(seq))
+
+    async def prepare_adapter(self, handle: AdapterHandle, digest: str) -> None:
+        """Make an adapter ready on all ranks; after a partial failure it is on none.
+
+        Raises the error of the lowest rank that failed, once all ranks have answered.
+        """
+        calls = [
+            self._named(rank, client.prepare_adapter(handle, digest))
+            for rank, client in enumerate(self._ranks)
+        ]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
+            # A rank whose answer was lost may have prepared it as well: release on all.
+            releases = [client.release_adapter(handle) for client in self._ranks]
+            for failure in await asyncio.gather(*releases, return_exceptions=True):
+                if failure is not None:
+                    logger.warning("adapter %s could not be released: %s", handle, failure)
+            raise failures[0]
+
+    async def release_adapter(self, handle: AdapterHandle) -> None:
+        """Free an adapter on all ranks."""
+        await self._all(lambda rank: rank.release_adapter(handle))
+
+    async def health(self) -> None:
+        """Return if all ranks are healthy."""
+        await self._all(lambda rank: rank.health())
+
+    async def close(self) -> None:
+        """Close all ranks, each whatever happens to the others."""
+        results = await asyncio.gather(
+            *(rank.close() for rank in self._ranks), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _all(self, call: Callable[[ShardClient], Awaitable[Result]]) -> list[Result]:
+        """Call all ranks at once; the first failure ends the call without the others' answers.
+
+        A rank may wait for the failed one in a collective: its answer may never come.
+        """
+        if len(self._ranks) == 1:
+            return [await self._named(0, call(self._ranks[0]))]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                answers = [
+                    tasks.create_task(self._named(rank, call(client)))
+                    for rank, client in enumerate(self._ranks)
+                ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [answer.result() for answer in answers]
+
+    async def _named(self, rank: int, answer: Awaitable[Result]) -> Result:
+        """Return a rank's answer; what it raises names the rank."""
+        try:
+            return await answer
+        except (ShardError, GenerationError) as error:
+            raise type(error)(f"rank {rank} of {len(self._ranks)}: {error}") from error
+
+
+def merge_infos(infos: Sequence[ShardInfo]) -> ShardInfo:
+    """Return what a group is; limits that differ are the least, other differences ShardError."""
+    for name in ("epoch", "world_size", "model_type", "dtype", "block_size", "vocab_size"):
+        if len(values := {getattr(info, name) for info in infos}) > 1:
+            raise ShardError(
+                f"the ranks differ in {name}: {', '.join(map(str, sorted(values)))}; "
+                "start all of them with one configuration"
+            )
+    first = infos[0]
+    if first.world_size != len(infos):
+        raise ShardError(
+            f"rank 0 belongs to a group of {first.world_size}, but {len(infos)} ranks were found; "
+            "its list of addresses must have one for each"
+        )
+    windows = [info.window_size for info in infos if info.window_size is not None]
+    return replace(
+        first,
+        # 0 means unbounded.
+        max_positions=min((i.max_positions for i in infos if i.max_positions), default=0),
+        num_blocks=min(info.num_blocks for info in infos),
+        max_depth=min(info.max_depth for info in infos),
+        window_size=min(windows, default=None),
+        shard_uris=tuple(uri for info in infos for uri in info.shard_uris),
+    )
+
+
+def merge_outcomes(outcomes: Sequence[StepOutcome]) -> StepOutcome:
+    """Return the shares of all ranks as one outcome; a row answered twice raises ShardError."""
+    whole = outcomes[0]
+    if len(outcomes) > 1:
+        whole = StepOutcome(whole.seq, tokens=TokenColumns())
+        for share in outcomes:
+            _append(whole, share)
+    if len(set(whole.row_ids)) != len(whole.row_ids):
+        twice = sorted({row for row in whole.row_ids if whole.row_ids.count(row) > 1})
+        raise ShardError(f"step {whole.seq}: requests {twice} were answered twice")
+    return whole
+
+
+def _append(whole: StepOutcome, share: StepOutcome) -> None:
+    whole.row_ids += share.row_ids
+    whole.num_tokens += share.num_tokens
+    whole.finish += share.finish
+    tokens, more = whole.tokens, share.tokens
+    tokens.ids += more.ids
+    tokens.logprobs += more.logprobs
+    tokens.texts += more.texts
+    tokens.special += more.special
+    whole.details.update(share.details)
+    whole.forward_ns = max(whole.forward_ns, share.forward_ns)
+    whole.total_ns = max(whole.total_ns, share.total_ns)

@@ -1,0 +1,159 @@
+"""One rank over gRPC: the ShardClient that speaks to a shard process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
+from lorax_proto import generate_pb2 as pb
+from lorax_proto import generate_pb2_grpc as pb_grpc
+from lorax_proto.convert import (
+    info_from_proto,
+    outcome_from_proto,
+    step_to_proto,
+    warmup_to_proto,
+)
+from lorax_proto.transport import CLIENT_OPTIONS, error_of
+
+logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTimeouts:
+    """Seconds after which an unanswered call counts as lost, and for how long to reconnect."""
+
+    info_s: float = 10.0
+    health_s: float = 10.0
+    warmup_s: float = 600.0
+    step_s: float = 600.0
+    adapter_s: float = 600.0
+    # How long a lost connection is tried again before the shard counts as gone.
+    reconnect_s: float = 2.0
+
+
+class GrpcShardClient:
+    """Implements ShardClient for one rank.
+
+    Bound to the epoch that the first ``info`` reports: every state-changing call
+    names it, so a shard that restarted refuses the call with StaleEpochError, and
+    the next incarnation needs a client of its own. Calls that may be repeated are
+    sent once more when the connection broke: a step keeps its sequence number, to
+    which the shard answers with the stored reply if it had executed it.
+
+    Args:
+        uri: ``unix:/path``, ``unix:///path`` or ``host:port``.
+        timeouts: deadlines of the calls.
+    """
+
+    def __init__(self, uri: str, *, timeouts: CallTimeouts | None = None) -> None:
+        self.uri = uri
+        self._who = f"shard at {uri}"
+        self._timeouts = timeouts or CallTimeouts()
+        self._channel = grpc.aio.insecure_channel(uri, options=CLIENT_OPTIONS)
+        # The generated stub has no types.
+        self._stub = pb_grpc.LoraxServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._epoch: int | None = None
+
+    async def discover(self) -> tuple[str, ...]:
+        """Return the addresses of all ranks, in order of rank."""
+        request = pb.ServiceDiscoveryRequest()
+        timeout_s = self._timeouts.info_s
+        reply: pb.ServiceDiscoveryResponse = await self._call(
+            self._stub.ServiceDiscovery, request, timeout_s
+        )
+        return tuple(reply.urls)
+
+    async def info(self) -> ShardInfo:
+        """Return what the shard is; the first answer binds this client to its epoch."""
+        request = pb.InfoRequest()
+        reply: pb.InfoResponse = await self._call(self._stub.Info, request, self._timeouts.info_s)
+        if self._epoch is None:
+            self._epoch = reply.epoch
+        return info_from_proto(reply, (self.uri,))
+
+    async def warmup(self, spec: WarmupSpec) -> int:
+        """Size the KV pool and return its number of blocks."""
+        request = warmup_to_proto(spec, await self._bound_epoch())
+        reply: pb.WarmupResponse = await self._call(
+            self._stub.Warmup, request, self._timeouts.warmup_s, repeat=False
+        )
+        return reply.num_blocks
+
+    async def step(self, plan: StepPlan) -> StepOutcome:
+        """Execute one step: Prefill when rows enter, Decode otherwise."""
+        request = step_to_proto(plan, self._epoch or await self._bound_epoch())
+        enters = isinstance(request, pb.PrefillRequest)
+        reply: pb.PrefillResponse | pb.DecodeResponse = await self._call(
+            self._stub.Prefill if enters else self._stub.Decode, request, self._timeouts.step_s
+        )
+        return outcome_from_proto(reply, plan.seq)
+
+    async def clear(self, seq: int) -> None:
+        """Drop all rows, in the order of the commit lane."""
+        request = pb.ClearCacheRequest(epoch=await self._bound_epoch(), seq=seq)
+        await self._call(self._stub.ClearCache, request, self._timeouts.step_s)
+
+    async def prepare_adapter(self, handle: AdapterHandle, digest: str) -> None:
+        """Make an adapter ready; may be repeated."""
+        request = pb.LoadAdapterRequest(
+            adapter_index=handle, epoch=await self._bound_epoch(), digest=digest
+        )
+        await self._call(self._stub.LoadAdapter, request, self._timeouts.adapter_s)
+
+    async def release_adapter(self, handle: AdapterHandle) -> None:
+        """Free what ``prepare_adapter`` made; may be repeated."""
+        request = pb.OffloadAdapterRequest(adapter_index=handle, epoch=await self._bound_epoch())
+        await self._call(self._stub.OffloadAdapter, request, self._timeouts.adapter_s)
+
+    async def health(self) -> None:
+        """Return if the shard answers and its engine thread is alive."""
+        await self._call(self._stub.Health, pb.HealthRequest(), self._timeouts.health_s)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight fail."""
+        await self._channel.close(None)
+
+    async def _bound_epoch(self) -> int:
+        if self._epoch is None:
+            await self.info()
+        assert self._epoch is not None
+        return self._epoch
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[Response]],
+        request: Request,
+        timeout_s: float,
+        *,
+        repeat: bool = True,
+    ) -> Response:
+        """Call one RPC, once more if the connection broke; foreign errors become ours."""
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            if not (lost and repeat and await self._reconnected()):
+                raise error_of(error.code(), error.details(), self._who) from error
+        logger.warning("%s: the connection broke and is back, the call is repeated", self._who)
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error.code(), error.details(), self._who) from error
+
+    async def _reconnected(self) -> bool:
+        """Wait for a connection; False when there is none in time."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), self._timeouts.reconnect_s)
+        except (TimeoutError, grpc.aio.UsageError):
+            return False
+        return True
