@@ -23,8 +23,8 @@ from lorax_shard.engine.draws import uniform, uniforms
 
 # Legend: S sampled rows, V vocabulary, P prompt positions.
 
-# What a logprob is cut to, so that it stays a number in every format it travels in.
-LEAST_LOGPROB = -1e30
+# Stands for the logprob of what is impossible, as JSON has no infinity.
+LEAST_LOGPROB = -(2.0**100)
 # Temperatures below this would not be normal float32 numbers; the result is the same.
 _LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 _NO_TOKEN = -1
@@ -153,7 +153,7 @@ def cdf_distance(logits: torch.Tensor, row: SamplerRow, chosen: int) -> float:
     if is_greedy(row.params):
         raise ValueError("cdf_distance is for rows that sample; compare the logits of greedy rows")
     scores = penalised(logits.reshape(1, -1).float(), [row], [0])
-    distribution = _distributions(scores, [row])[0]
+    distribution = distributions(scores, [row])[0]
     interval = None if distribution is None else distribution.interval(chosen)
     if interval is None:
         return math.inf
@@ -225,8 +225,9 @@ def _sample_drawn(
 ) -> None:
     chosen = [rows[index] for index in indices]
     numbers = uniforms([row.params.seed for row in chosen], [len(r.token_ids) for r in chosen])
-    distributions = _distributions(scores, chosen)
-    for i, (index, distribution) in enumerate(zip(indices, distributions, strict=True)):
+    for i, (index, distribution) in enumerate(
+        zip(indices, distributions(scores, chosen), strict=True)
+    ):
         if distribution is None:
             result.errors[index] = _explain(scores[i])
             continue
@@ -238,7 +239,7 @@ def _sample_drawn(
             result.alternatives[index] = distribution.likeliest(count)
 
 
-def _distributions(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[Distribution | None]:
+def distributions(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[Distribution | None]:
     """Return what each row draws from: its softmax, warped; None when it has none."""
     temperatures = torch.tensor(
         [[max(row.params.temperature, _LEAST_TEMPERATURE)] for row in rows],

@@ -1,0 +1,358 @@
+"""The sampler: what transformers' processors give, row by row, and nothing from other rows."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tests.helpers.sampling import make_row
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from lorax_shard.engine.draws import uniform
+from lorax_shard.engine.sampler import (
+    LEAST_LOGPROB,
+    Sampler,
+    cdf_distance,
+    distributions,
+    penalised,
+    prompt_logprobs,
+    top_alternatives,
+)
+
+# Shapes legend: S rows, V vocabulary.
+PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.7}
+SETTINGS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 1.7},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 900},
+    {"top_p": 0.1},
+    {"top_p": 0.9},
+    {"top_p": 0.9999},
+    {"typical_p": 0.2},
+    {"typical_p": 0.95},
+    {"min_p": 0.02},
+    {"min_p": 1.0},
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "typical_p": 0.9, "min_p": 0.05},
+    {"top_k": 12, "top_p": 0.5, **PENALTIES},
+    {"temperature": 2.5, "min_p": 0.01, **PENALTIES},
+]
+CORNERS = [{"num_alternatives": 3}, {"do_sample": False}, {"do_sample": False, **PENALTIES}]
+
+
+def random_logits(num_rows, vocab_size, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_rows, vocab_size, generator=generator) * scale
+
+
+def reference_scores(logits, row):
+    """Penalties and warpers of transformers on one row, in float64."""
+    params = row.params
+    scores = logits.double().reshape(1, -1).clone()
+    if params.repetition_penalty != 1.0:
+        ids = torch.from_numpy(row.token_ids).reshape(1, -1)
+        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
+    for token_id in set(row.token_ids[row.num_prompt_tokens :].tolist()):
+        count = row.token_ids[row.num_prompt_tokens :].tolist().count(token_id)
+        scores[0, token_id] -= count * params.frequency_penalty + params.presence_penalty
+    if not params.do_sample:
+        return scores[0]
+    warpers = [TemperatureLogitsWarper(params.temperature)]
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    if params.typical_p < 1:
+        warpers.append(TypicalLogitsWarper(params.typical_p))
+    if params.min_p > 0:
+        warpers.append(MinPLogitsWarper(params.min_p))
+    for warper in warpers:
+        scores = warper(None, scores)
+    return scores[0]
+
+
+@pytest.mark.parametrize("vocab_size", [50, 1003])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_probabilities_are_those_of_transformers(settings, vocab_size):
+    for seed in range(5):
+        logits = random_logits(1, vocab_size, seed)
+        row = make_row([1, 5, 5, 9], [5, 2, 2, 2, 11], do_sample=True, **settings)
+        expected = torch.softmax(reference_scores(logits[0], row), dim=-1)
+        (distribution,) = distributions(penalised(logits, [row], [0]), [row])
+        kept = range(vocab_size) if distribution.ids is None else distribution.ids.tolist()
+        assert list(kept) == torch.nonzero(expected).flatten().tolist()
+        for token_id in kept:
+            low, high = distribution.interval(token_id)
+            assert high - low == pytest.approx(float(expected[token_id]), rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_drawn_token_and_logprob_follow_from_the_reference_cdf(settings):
+    logits = random_logits(20, 301, seed=1)
+    rows = [make_row([4, 2], [8, 8, 2], do_sample=True, seed=s, **settings) for s in range(20)]
+    sampled = Sampler(301).sample(logits, rows)
+    for index, row in enumerate(rows):
+        scores = reference_scores(logits[index], row)
+        cdf = torch.softmax(scores, dim=-1).cumsum(0)
+        expected = int(torch.searchsorted(cdf, uniform(row.params.seed, 5), right=True))
+        assert sampled.ids[index] == expected
+        logprob = float(torch.log_softmax(scores, dim=-1)[expected])
+        assert sampled.logprobs[index] == pytest.approx(logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize("penalties", [{}, PENALTIES], ids=["plain", "penalised"])
+def test_greedy_takes_the_best_penalised_token(penalties):
+    logits = random_logits(20, 301, seed=2)
+    rows = [make_row([4, 2], [8, 8, 2, i], **penalties) for i in range(20)]
+    sampled = Sampler(301).sample(logits, rows)
+    for index, row in enumerate(rows):
+        scores = reference_scores(logits[index], row)
+        assert sampled.ids[index] == int(scores.argmax())
+        logprob = float(torch.log_softmax(scores, dim=-1).max())
+        assert sampled.logprobs[index] == pytest.approx(logprob, abs=1e-5)
+
+
+def test_penalties_decide_and_leave_the_logits_alone():
+    logits = torch.tensor([[4.0, 3.0, -1.0, 0.0]] * 5)
+    before = logits.clone()
+    rows = [
+        make_row([1], []),
+        make_row([0], [], repetition_penalty=2.0),  # 4 / 2 < 3: the prompt counts
+        make_row([0], [], frequency_penalty=2.0, presence_penalty=2.0),  # the prompt does not
+        make_row([1], [0, 0], frequency_penalty=0.6),  # 4 - 2 * 0.6 < 3
+        make_row([1], [0, 0], presence_penalty=0.6),  # 4 - 0.6 > 3
+    ]
+    assert Sampler(4).sample(logits, rows).ids == [0, 1, 0, 1, 0]
+    assert torch.equal(logits, before)
+
+
+def test_greedy_ties_go_to_the_lowest_id():
+    logits = torch.zeros(3, 70)
+    logits[1, [30, 40, 69]] = 2.0
+    logits[2, 69] = 1.0
+    assert Sampler(70).sample(logits, [make_row()] * 3).ids == [0, 30, 69]
+
+
+def test_W26_temperature_zero_never_divides_whatever_the_others_have():
+    logits = random_logits(4, 100, seed=3)
+    rows = [
+        make_row(do_sample=True, temperature=0.0),
+        make_row(do_sample=True, temperature=0.7, seed=1),
+        make_row(do_sample=False, temperature=0.0),
+        make_row(do_sample=True, temperature=1e-45, seed=2),
+    ]
+    sampled = Sampler(100).sample(logits, rows)
+    assert not sampled.errors
+    best = logits.argmax(dim=-1).tolist()
+    assert [sampled.ids[i] for i in (0, 2, 3)] == [best[i] for i in (0, 2, 3)]
+    assert all(math.isfinite(logprob) for logprob in sampled.logprobs)
+
+
+@pytest.mark.parametrize("vocab_size", [64, 1009, 50_257])
+def test_a_row_gets_bit_for_bit_the_same_alone_and_in_a_batch(vocab_size):
+    num_rows = 32
+    logits = random_logits(num_rows, vocab_size, seed=4)
+    kinds = [*SETTINGS, *CORNERS]
+    rows = [
+        make_row([i, 1], [2, i], **{"do_sample": True, "seed": i, **kinds[i % len(kinds)]})
+        for i in range(num_rows)
+    ]
+    sampler = Sampler(vocab_size)
+    together = sampler.sample(logits, rows)
+    backwards = sampler.sample(logits.flip(0), rows[::-1])
+    for i, row in enumerate(rows):
+        alone = sampler.sample(logits[i : i + 1].clone(), [row])
+        expected = (alone.ids[0], alone.logprobs[0], alone.alternatives[0])
+        assert (together.ids[i], together.logprobs[i], together.alternatives[i]) == expected
+        j = num_rows - 1 - i
+        assert (backwards.ids[j], backwards.logprobs[j], backwards.alternatives[j]) == expected
+
+
+def test_a_draw_depends_on_seed_and_position_only():
+    logits = random_logits(1, 2000, seed=5, scale=0.1).expand(6, -1)
+    rows = [
+        make_row([1, 2, 3], [], do_sample=True, seed=11),
+        make_row([9], [8, 7], do_sample=True, seed=11),
+        make_row([1, 2, 3, 4], [], do_sample=True, seed=11),
+        make_row([1, 2, 3], [], do_sample=True, seed=12),
+        make_row([1, 2, 3], [], do_sample=True, seed=2**64 - 1),
+        make_row([1, 2, 3], [], do_sample=True, seed=11 + 2**32),
+    ]
+    ids = Sampler(2000).sample(logits, rows).ids
+    assert ids[0] == ids[1]
+    assert len({ids[0], *ids[2:]}) == 5
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(math.nan, "finite"), (math.inf, "finite"), (-math.inf, "masked")],
+)
+def test_a_bad_row_fails_alone(bad, reason, do_sample):
+    logits = random_logits(5, 100, seed=6)
+    rows = [
+        make_row(do_sample=do_sample, seed=i, top_p=0.9, top_k=9, num_alternatives=2)
+        for i in range(5)
+    ]
+    healthy = Sampler(100).sample(logits, rows)
+    if bad == -math.inf:
+        logits[2] = bad
+    else:
+        logits[2, 17] = bad
+    sampled = Sampler(100).sample(logits, rows)
+    assert list(sampled.errors) == [2]
+    assert reason in sampled.errors[2]
+    assert sampled.ids[2] == -1
+    assert sampled.alternatives[2] is None
+    for i in (0, 1, 3, 4):
+        assert sampled.ids[i] == healthy.ids[i]
+        assert sampled.logprobs[i] == healthy.logprobs[i]
+    json.dumps([sampled.logprobs], allow_nan=False)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_partly_masked_row_takes_a_token_that_is_left(do_sample):
+    logits = torch.full((8, 600), -math.inf)
+    logits[:, [3, 555]] = torch.tensor([0.0, 0.1])
+    rows = [
+        make_row(do_sample=do_sample, seed=i, num_alternatives=5, typical_p=0.999, top_p=0.99)
+        for i in range(8)
+    ]
+    sampled = Sampler(600).sample(logits, rows)
+    assert not sampled.errors
+    assert set(sampled.ids) <= {3, 555}
+    for ids, logprobs in sampled.alternatives:
+        assert ids == [555, 3]
+        assert all(math.isfinite(logprob) for logprob in logprobs)
+
+
+def test_columns_beyond_the_vocabulary_are_never_chosen():
+    logits = random_logits(3, 40, seed=7)
+    logits[:, 30:] = 100.0
+    rows = [make_row(), make_row(do_sample=True), make_row([35, 1], [39], **PENALTIES)]
+    narrow = Sampler(30).sample(logits[:, :30].clone(), rows)
+    wide = Sampler(30).sample(logits, rows)
+    assert wide.ids == narrow.ids
+    assert wide.logprobs == narrow.logprobs
+
+
+@pytest.mark.parametrize("shape", [(2, 30), (1, 29), (30,)])
+def test_logits_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="expected 1 rows of at least 30 values"):
+        Sampler(30).sample(torch.zeros(shape), [make_row()])
+
+
+def test_alternatives_are_the_likeliest_tokens_of_the_scores_that_were_drawn_from():
+    logits = random_logits(2, 500, seed=8)
+    rows = [
+        make_row(num_alternatives=4),
+        make_row(do_sample=True, temperature=0.5, top_k=3, num_alternatives=4),
+    ]
+    sampled = Sampler(500).sample(logits, rows)
+    for i, (row, count) in enumerate(zip(rows, (4, 3), strict=True)):
+        expected = torch.log_softmax(reference_scores(logits[i], row), dim=-1).topk(count)
+        ids, logprobs = sampled.alternatives[i]
+        assert ids == expected.indices.tolist()
+        assert logprobs == pytest.approx(expected.values.tolist(), abs=1e-5)
+    assert sampled.alternatives[0][0][0] == sampled.ids[0]
+    assert sampled.alternatives[0][1][0] == sampled.logprobs[0]
+
+
+def test_top_alternatives_orders_ties_by_id():
+    logprobs = torch.log_softmax(torch.tensor([0.0, 2.0, 1.0, 2.0, -math.inf]), dim=-1)
+    ids, values = top_alternatives(logprobs, 10)
+    assert ids == [1, 3, 2, 0]
+    assert values == sorted(values, reverse=True)
+    assert top_alternatives(logprobs, 0) == ([], [])
+
+
+def test_prompt_logprobs_are_the_log_softmax_at_the_targets():
+    logits = random_logits(150, 77, seed=9)
+    targets = [(7 * i) % 77 for i in range(150)]
+    expected = torch.log_softmax(logits.double(), dim=-1)[torch.arange(150), targets]
+    assert prompt_logprobs(logits, targets) == pytest.approx(expected.tolist(), abs=1e-5)
+    split = prompt_logprobs(logits[:41], targets[:41]) + prompt_logprobs(logits[41:], targets[41:])
+    assert split == prompt_logprobs(logits, targets)
+    assert prompt_logprobs(logits[:0], []) == []
+
+
+def test_prompt_logprobs_are_always_finite():
+    logits = random_logits(3, 5)
+    logits[0, 2] = -math.inf
+    logits[1, 0] = math.nan
+    values = prompt_logprobs(logits, [2, 1, 1])
+    assert values[:2] == [LEAST_LOGPROB, LEAST_LOGPROB]
+    assert -50 < values[2] < 0
+
+
+def test_cdf_distance_tells_a_near_miss_from_a_wrong_token():
+    logits = random_logits(1, 50, seed=10)[0]
+    row = make_row(do_sample=True, seed=3, top_k=20)
+    chosen = Sampler(50).sample(logits.unsqueeze(0), [row]).ids[0]
+    assert cdf_distance(logits, row, chosen) == 0.0
+    (distribution,) = distributions(logits.unsqueeze(0), [row])
+    u = uniform(3, 3)
+    for token_id in distribution.ids.tolist():
+        low, high = distribution.interval(token_id)
+        distance = cdf_distance(logits, row, token_id)
+        assert distance == pytest.approx(max(low - u, u - high, 0.0))
+        assert (distance == 0.0) == (token_id == chosen)
+    assert cdf_distance(logits, row, int(logits.argmin())) == math.inf
+    with pytest.raises(ValueError, match="rows that sample"):
+        cdf_distance(logits, make_row(), chosen)
+
+
+# At most one test in this file's life should see a p-value below this by chance.
+LEAST_P_VALUE = 1e-4
+NUM_DRAWS = 4000
+
+
+def chi_square_p_value(ids, probs):
+    """P-value of the counts against the probabilities; rare tokens share a bin."""
+    counts = np.bincount(ids, minlength=len(probs))
+    assert (counts[probs == 0] == 0).all()
+    expected = probs / probs.sum() * len(ids)
+    rare = expected < 5
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    used = wanted > 0
+    if used.sum() == 1:
+        return 1.0
+    return stats.chisquare(observed[used], wanted[used]).pvalue
+
+
+def draw_many(logits, **params):
+    rows = [make_row([1, 2], [3, 3, 4], do_sample=True, seed=s, **params) for s in range(NUM_DRAWS)]
+    return Sampler(len(logits)).sample(logits.expand(NUM_DRAWS, -1), rows).ids
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_distribution_of_draws_passes_a_chi_square_test(settings):
+    logits = random_logits(1, 60, seed=12, scale=1.5)[0]
+    row = make_row([1, 2], [3, 3, 4], do_sample=True, **settings)
+    probs = torch.softmax(reference_scores(logits, row), dim=-1).numpy()
+    assert chi_square_p_value(draw_many(logits, **settings), probs) > LEAST_P_VALUE
+
+
+def test_the_chi_square_test_rejects_a_temperature_that_is_a_little_off():
+    logits = random_logits(1, 60, seed=12, scale=1.5)[0]
+    probs = torch.softmax(logits.double() / 1.1, dim=-1).numpy()
+    assert chi_square_p_value(draw_many(logits), probs) < LEAST_P_VALUE
+
+
+def test_draws_along_one_sequence_follow_the_distribution():
+    logits = random_logits(1, 30, seed=13, scale=1.0)[0]
+    rows = [make_row(range(1, 2 + n), do_sample=True, seed=5) for n in range(NUM_DRAWS)]
+    ids = Sampler(30).sample(logits.expand(NUM_DRAWS, -1), rows).ids
+    assert chi_square_p_value(ids, torch.softmax(logits.double(), -1).numpy()) > LEAST_P_VALUE
