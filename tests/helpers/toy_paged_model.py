@@ -1,0 +1,177 @@
+"""A deterministic PagedModel that reads its paged cache, so that wrong blocks change tokens.
+
+Each slot of the cache holds a token id and its position. The logits of a token are
+drawn from a hash of all (id, position) pairs that its row's block table shows, up to
+its own position: a lost, shared or stale block or a wrong position changes them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from tests.helpers.tiny_models import VOCAB_SIZE, make_tokenizer
+from tokenizers import Tokenizer
+
+from lorax_contract.step import (
+    BlockId,
+    NewRow,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StepPlan,
+    StoppingParams,
+    WarmupSpec,
+)
+from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.memory import PoolSettings
+
+BLOCK_SIZE = 4
+# The forward pass raises when it meets the first, and gives NaN logits after the second.
+POISON_ID, NAN_ID = 380, 381
+
+
+class ToyModel:
+    """Implements ``lorax_shard.model.interface.PagedModel`` over hashes."""
+
+    model_type = "toy"
+    max_positions = 512
+    window_size = None
+    dtype = torch.float32
+    device = torch.device("cpu")
+    weight_bytes = 1000
+    attention_backend = "toy"
+    linear_backend = "toy"
+
+    def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
+        self.vocab_size = VOCAB_SIZE
+        self.eos_token_ids = frozenset(eos_token_ids)
+        # The query lengths of every forward pass.
+        self.passes: list[list[int]] = []
+        self._block_size = BLOCK_SIZE
+        self._cache: torch.Tensor | None = None
+
+    def block_bytes(self, block_size: int) -> int:
+        return 16 * block_size
+
+    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
+        self._block_size = block_size
+        self._cache = torch.full((num_blocks * block_size, 2), -1, dtype=torch.int64)
+
+    def free_cache(self) -> None:
+        self._cache = None
+
+    def copy_blocks(self, source: list[int], destination: list[int]) -> None:
+        blocks = self._pool.view(-1, self._block_size, 2)
+        blocks[destination] = blocks[source].clone()
+
+    def make_metadata(self, query_lens, context_lens, slots, block_tables, num_decode_rows):
+        assert query_lens[:num_decode_rows] == [1] * num_decode_rows
+        assert 1 not in query_lens[num_decode_rows:]
+        return StepMetadata(
+            query_lens, context_lens, slots, block_tables, num_decode_rows, None, None
+        )
+
+    def forward(self, input_ids, positions, metadata, logit_rows):
+        self.passes.append(list(metadata.query_lens))
+        if (input_ids == POISON_ID).any():
+            raise RuntimeError("poison")
+        self._pool[metadata.slots] = torch.stack([input_ids, positions], dim=1)
+        rows = torch.repeat_interleave(torch.tensor(metadata.query_lens))
+        logits = []
+        for token in logit_rows.tolist():
+            table = metadata.block_tables[rows[token]]
+            seen = torch.arange(int(positions[token]) + 1)
+            slots = table[seen // self._block_size] * self._block_size + seen % self._block_size
+            pairs = self._pool[slots].tolist()
+            logits.append(logits_after(tuple(map(tuple, pairs))))
+        return torch.stack(logits) if logits else torch.empty(0, self.vocab_size)
+
+    @property
+    def _pool(self) -> torch.Tensor:
+        assert self._cache is not None
+        return self._cache
+
+
+@functools.lru_cache(maxsize=4096)
+def logits_after(pairs: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    """Return the logits after (id, position) pairs."""
+    if pairs[-1][0] == NAN_ID:
+        return torch.full((VOCAB_SIZE,), float("nan"))
+    digest = 0
+    for token_id, position in pairs:
+        digest = (digest * 1_000_003 + token_id * 8191 + position + 1) % (2**61 - 1)
+    generator = torch.Generator().manual_seed(digest)
+    logits = torch.randn(VOCAB_SIZE, generator=generator) * 3
+    logits[[POISON_ID, NAN_ID]] = -30.0  # never the choice of a test that goes well
+    return logits
+
+
+def expected_tokens(prompt: Sequence[int], count: int) -> list[int]:
+    """Return the greedy continuation of a prompt."""
+    ids = list(prompt)
+    for _ in range(count):
+        pairs = tuple((token_id, position) for position, token_id in enumerate(ids))
+        ids.append(int(logits_after(pairs).argmax()))
+    return ids[len(prompt) :]
+
+
+@functools.cache
+def toy_tokenizer() -> Tokenizer:
+    """Return a byte-level tokenizer of the toy's vocabulary."""
+    with TemporaryDirectory() as folder:
+        return make_tokenizer(Path(folder))
+
+
+def make_engine(
+    *, num_blocks: int = 64, eos_token_ids: Sequence[int] = (), batch_invariant: bool = False
+) -> Engine:
+    """Return a warm engine over a toy model."""
+    pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks)
+    model = ToyModel(eos_token_ids)
+    engine = Engine(model, toy_tokenizer(), pool, batch_invariant=batch_invariant)
+    engine.warm_up(
+        WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
+    )
+    model.passes.clear()
+    return engine
+
+
+def new_row(
+    request_id: int,
+    prompt: Sequence[int],
+    *,
+    output: Sequence[int] = (),
+    max_new_tokens: int = 8,
+    ignore_eos: bool = False,
+    **sampling: object,
+) -> NewRow:
+    """Return a row that enters."""
+    spec = RequestSpec(
+        request_id=RequestId(request_id),
+        prompt_ids=list(prompt),
+        sampling=SamplingParams(**sampling),
+        stopping=StoppingParams(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos),
+    )
+    return NewRow(spec, list(output))
+
+
+def make_plan(
+    seq: int = 1,
+    work: Sequence[tuple[int, int, Sequence[int]]] = (),
+    *,
+    new: Sequence[NewRow] = (),
+    drop: Sequence[int] = (),
+) -> StepPlan:
+    """Return a plan; ``work`` lists (request id, number of tokens, new blocks)."""
+    plan = StepPlan(seq=seq, new_rows=list(new), drop=[RequestId(each) for each in drop])
+    for request_id, num_tokens, blocks in work:
+        plan.row_ids.append(RequestId(request_id))
+        plan.num_tokens.append(num_tokens)
+        plan.num_new_blocks.append(len(blocks))
+        plan.new_blocks.extend(BlockId(block) for block in blocks)
+    return plan

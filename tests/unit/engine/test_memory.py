@@ -1,0 +1,110 @@
+"""How the KV pool is sized."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_contract.step import WarmupSpec
+from lorax_shard.engine import memory
+from lorax_shard.engine.memory import PoolSettings, measure_peak, size_pool
+
+BLOCK_BYTES = 16 * BLOCK_SIZE
+SPEC = WarmupSpec(max_input_length=32, max_total_tokens=40, max_step_tokens=16, max_rows=5)
+
+
+@pytest.fixture(autouse=True)
+def no_peak(monkeypatch):
+    """The toy's step takes no memory worth measuring; what is free is said by each test."""
+
+    def run_only(_device, run):
+        run()
+        return 1000
+
+    monkeypatch.setattr(memory, "measure_peak", run_only)
+
+
+def free(monkeypatch, count):
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: count)
+
+
+def settings(**values):
+    return PoolSettings(**{"block_size": BLOCK_SIZE, "memory_fraction": 0.5, **values})
+
+
+def test_the_pool_takes_its_share_of_what_the_largest_step_leaves(monkeypatch):
+    free(monkeypatch, 1000 + 200 * BLOCK_BYTES)
+    model = ToyModel()
+    plan = size_pool(model, settings(), SPEC)
+    assert plan.num_blocks == 100
+    assert dict(plan.items) == {
+        "weights": 1000,
+        "activations": 1000,
+        "kv cache": 100 * BLOCK_BYTES,
+    }
+    assert model.passes == [[1, 1, 1, 1, 12]]
+
+
+def test_the_callers_limit_holds(monkeypatch):
+    free(monkeypatch, 10**9)
+    limited = WarmupSpec(
+        max_input_length=32, max_total_tokens=40, max_step_tokens=16, max_rows=5, max_blocks=7
+    )
+    assert size_pool(ToyModel(), settings(), limited).num_blocks == 7
+
+
+def test_a_fixed_number_of_blocks_is_taken_if_it_fits(monkeypatch):
+    free(monkeypatch, 1000 + 20 * BLOCK_BYTES)
+    assert size_pool(ToyModel(), settings(num_blocks=3), SPEC).num_blocks == 3
+    with pytest.raises(StartupError, match="21 blocks") as caught:
+        size_pool(ToyModel(), settings(num_blocks=21), SPEC)
+    assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
+
+
+def test_too_little_for_one_longest_request_is_said_in_words(monkeypatch):
+    free(monkeypatch, 1000 + 19 * BLOCK_BYTES)
+    with pytest.raises(StartupError, match="lower --max-total-tokens") as caught:
+        size_pool(ToyModel(), settings(), SPEC)
+    assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
+
+
+def test_a_step_that_does_not_fit_is_said_in_words(monkeypatch):
+    def no_memory(_device, _run):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(memory, "measure_peak", no_memory)
+    with pytest.raises(StartupError, match="16 tokens in 5 rows"):
+        size_pool(ToyModel(), settings(), SPEC)
+
+
+def test_other_failures_of_the_largest_step_are_not_called_memory(monkeypatch):
+    def broken(_device, _run):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(memory, "measure_peak", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        size_pool(ToyModel(), settings(), SPEC)
+
+
+def test_fewer_tokens_than_rows_still_make_a_step(monkeypatch):
+    free(monkeypatch, 10**6)
+    model = ToyModel()
+    spec = WarmupSpec(max_input_length=32, max_total_tokens=40, max_step_tokens=3, max_rows=50)
+    size_pool(model, settings(), spec)
+    assert model.passes == [[1, 1, 1]]
+
+
+def test_peaks_between_start_and_end_are_seen(monkeypatch):
+    monkeypatch.undo()
+    size = 64 * 2**20
+
+    def spike():
+        block = torch.ones(size, dtype=torch.uint8)
+        for _ in range(20):
+            block.add_(1)
+
+    assert measure_peak(torch.device("cpu"), spike) > size // 2
+    assert memory.free_bytes(torch.device("cpu")) > 0
