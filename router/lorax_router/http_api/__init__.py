@@ -1,0 +1,1 @@
+"""The HTTP front end: unpack, call the inference service, map the error."""

@@ -1,0 +1,75 @@
+"""Puts the routes together into one ASGI application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from lorax_contract.errors import LoraxError
+from lorax_router.http_api.generate_routes import GenerateRoutes
+from lorax_router.http_api.openapi import add_body_schemas
+from lorax_router.http_api.ops_routes import OpsRoutes
+from lorax_router.http_api.responses import ErrorBoundary, on_http_exception, on_lorax_error
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.info import ServerInfo
+from lorax_router.service.metrics import Metrics
+from lorax_router.service.tokenizer_pool import TokenizerPool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cors:
+    """Which pages of other origins may call; empty lists stand for LoRAX's defaults."""
+
+    origins: list[str] = field(default_factory=list)
+    headers: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    exposed_headers: list[str] = field(default_factory=list)
+    credentials: bool = False
+
+
+def build_app(
+    *,
+    service: InferenceService,
+    tokenizer: TokenizerPool,
+    metrics: Metrics,
+    info: ServerInfo,
+    max_body_bytes: int,
+    cors: Cors,
+) -> FastAPI:
+    """Return the application; it owns nothing of what it is given."""
+    app = FastAPI(
+        title="lorax-py",
+        description="Text generation with many LoRA adapters on one base model.",
+        version=info.version,
+        openapi_url="/api-doc/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    generate = GenerateRoutes(
+        service,
+        metrics,
+        model_id=info.model_id,
+        device_type=info.model_device_type,
+        max_body_bytes=max_body_bytes,
+    )
+    ops = OpsRoutes(service, tokenizer, metrics, info, max_body_bytes=max_body_bytes)
+    app.include_router(generate.router())
+    app.include_router(ops.router())
+    app.add_exception_handler(LoraxError, on_lorax_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    # The layer added last is the outermost.
+    app.add_middleware(ErrorBoundary)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=cors.origins or ["*"],
+        allow_headers=cors.headers or ["content-type"],
+        allow_methods=cors.methods or ["GET", "POST"],
+        expose_headers=cors.exposed_headers,
+        allow_credentials=cors.credentials,
+    )
+    add_body_schemas(app)
+    return app

@@ -1,0 +1,145 @@
+"""The routes that generate text."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lorax_contract.errors import RequestError
+from lorax_router.http_api.bodies import (
+    Body,
+    CompatGenerateBody,
+    GenerateBody,
+    bearer_token,
+    parse_body,
+    read_body,
+)
+from lorax_router.http_api.disconnect import ClientGoneError, while_present
+from lorax_router.http_api.encode import result_document
+from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_router.http_api.responses import compact, json_response
+from lorax_router.http_api.schemas import GenerateAnswer, StreamEvent
+from lorax_router.http_api.sse import TokenEvents
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.metrics import Metrics
+from lorax_router.service.requests import GenerateRequest
+from lorax_router.service.results import GenerateResult
+
+_STREAM = {"content": {"text/event-stream": {}}, "model": StreamEvent}
+
+
+class GenerateRoutes:
+    """Handlers of ``/``, ``/invocations``, ``/generate`` and ``/generate_stream``."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        metrics: Metrics,
+        *,
+        model_id: str,
+        device_type: str,
+        max_body_bytes: int,
+    ) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        device = "gpu" if device_type == "cuda" else device_type
+        self._headers = compact({"x-compute-type": f"{device}+optimized", "x-model-id": model_id})
+
+    def router(self) -> APIRouter:
+        """The routes with their documentation."""
+        router = APIRouter(tags=["generate"])
+        compat: dict[str, Any] = {
+            "summary": "Generate text or a stream of tokens",
+            "responses": {200: {"model": list[GenerateAnswer]}, **ERRORS},
+            "openapi_extra": json_body(CompatGenerateBody),
+        }
+        router.post("/", operation_id="compat_generate", **compat)(self.compat)
+        router.post("/invocations", operation_id="invocations", **compat)(self.compat)
+        router.post(
+            "/generate",
+            summary="Generate text",
+            operation_id="generate",
+            responses={200: {"model": GenerateAnswer}, **ERRORS},
+            openapi_extra=json_body(GenerateBody),
+        )(self.generate)
+        router.post(
+            "/generate_stream",
+            summary="Generate a stream of tokens",
+            operation_id="generate_stream",
+            responses={200: _STREAM, **ERRORS},
+            openapi_extra=json_body(GenerateBody),
+        )(self.generate_stream)
+        return router
+
+    async def compat(self, request: Request) -> Response:
+        """Answer with an array of one text, or with events if ``stream`` is set."""
+        body = await self._body(request, CompatGenerateBody)
+        domain = body.to_domain(bearer_token(request))
+        if body.stream:
+            return self._events(domain)
+        return await self._answer(request, domain, as_array=True)
+
+    async def generate(self, request: Request) -> Response:
+        """Answer with one text."""
+        body = await self._body(request, GenerateBody)
+        domain = body.to_domain(bearer_token(request))
+        return await self._answer(request, domain, as_array=False)
+
+    async def generate_stream(self, request: Request) -> Response:
+        """Answer with one event per token."""
+        body = await self._body(request, GenerateBody)
+        return self._events(body.to_domain(bearer_token(request)))
+
+    async def _body(self, request: Request, model: type[Body]) -> Body:
+        self._service.check_open()
+        try:
+            body = parse_body(model, await read_body(request, self._max_body_bytes))
+        except RequestError as error:
+            self._metrics.request_failed(error)
+            raise
+        self._metrics.unknown_fields(body.num_unknown_fields())
+        return body
+
+    def _events(self, domain: GenerateRequest) -> Response:
+        headers = {**self._headers, "x-compute-characters": str(len(domain.inputs))}
+        return TokenEvents(partial(self._service.generate_stream, domain), headers)
+
+    async def _answer(
+        self, request: Request, domain: GenerateRequest, *, as_array: bool
+    ) -> Response:
+        try:
+            result = await while_present(request.receive, self._service.generate(domain))
+        except ClientGoneError:
+            return Response()
+        document = result_document(result)
+        headers = {**self._headers, **timing_headers(result)}
+        return json_response([document] if as_array else document, headers=headers)
+
+
+def timing_headers(result: GenerateResult) -> dict[str, str]:
+    """LoRAX's headers of lengths and of times in whole milliseconds."""
+    timings, num = result.timings, result.sequences[0].num_generated
+    seconds = {
+        "x-compute-time": timings.total_s,
+        "x-total-time": timings.total_s,
+        "x-validation-time": timings.validation_s,
+        "x-queue-time": timings.queue_s,
+        "x-inference-time": timings.inference_s,
+        "x-time-per-token": timings.per_token_s(num),
+        "x-time-to-first-token": timings.first_token_s,
+        "x-time-per-output-token": timings.per_output_token_s(num),
+    }
+    counts = {
+        "x-compute-characters": result.num_prompt_chars,
+        "x-prompt-tokens": result.num_prompt_tokens,
+        "x-generated-tokens": num,
+        "x-skipped-tokens": 0,
+        "x-total-tokens": result.num_prompt_tokens + num,
+    }
+    in_ms = {name: str(round(value * 1e3)) for name, value in seconds.items()}
+    return {**in_ms, **{name: str(value) for name, value in counts.items()}}

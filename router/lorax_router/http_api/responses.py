@@ -1,0 +1,93 @@
+"""Plain JSON responses, errors among them, and the boundary that no exception passes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lorax_contract.errors import GenerationError, LoraxError, ShardError
+from lorax_router.http_api.encode import dumps, error_document
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"
+_TYPES_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+
+
+def json_response(
+    document: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Return a JSON response."""
+    return Response(dumps(document), status, headers, media_type=JSON)
+
+
+def error_response(error: LoraxError) -> Response:
+    """Return the response of an error, by the one table of errors."""
+    shown = public_error(error)
+    return json_response(error_document(shown), shown.kind.http_status)
+
+
+def public_error(error: LoraxError) -> LoraxError:
+    """The error as a client may see it: what went on between router and shard stays inside."""
+    if isinstance(error, ShardError):
+        return GenerationError(str(error), public="a shard failed")
+    return error
+
+
+async def on_lorax_error(_request: Request, error: Exception) -> Response:
+    """Answer an error of ours that a route raised."""
+    assert isinstance(error, LoraxError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what routing raised: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    what = {
+        404: f"there is no {request.url.path!r} here; see /docs",
+        405: f"{request.method} is not offered here; see /docs",
+    }.get(error.status_code, error.detail)
+    document = {
+        "error": what,
+        "error_type": _TYPES_BY_STATUS.get(error.status_code, "bad_request"),
+    }
+    return json_response(document, error.status_code, dict(error.headers or {}))
+
+
+class ErrorBoundary:
+    """Outermost layer: an unexpected exception becomes a JSON 500 that tells nothing inside."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application behind the boundary."""
+        started = False
+
+        async def tracked(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tracked)
+        except ClientDisconnect:
+            return
+        except Exception:
+            logger.exception("unexpected error in %s", scope.get("path"))
+            if started:
+                raise
+            await error_response(LoraxError(public=""))(scope, receive, send)
+
+
+def compact(headers: dict[str, Any]) -> dict[str, str]:
+    """Header values as text that no client, and no server, can take for more than a value."""
+    return {
+        name: "".join(char if " " <= char <= "~" else "?" for char in str(value))
+        for name, value in headers.items()
+    }

@@ -1,0 +1,125 @@
+"""Shapes of the answers, for the OpenAPI document only; ``encode`` writes the bytes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+
+class ErrorAnswer(BaseModel):
+    """What went wrong."""
+
+    error: str
+    error_type: str
+
+
+class AlternativeToken(BaseModel):
+    """A token that could have been chosen."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class Token(BaseModel):
+    """A generated token."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    skipped: bool
+    alternative_tokens: list[AlternativeToken] | None = None
+
+
+class PrefillToken(BaseModel):
+    """A token of the prompt; the first one has no logprob."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class BestOfSequence(BaseModel):
+    """A sequence that was generated beside the best one."""
+
+    generated_text: str
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+
+
+class Details(BaseModel):
+    """How a text came about."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+    skipped_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    best_of_sequences: list[BestOfSequence] | None = None
+
+
+class GenerateAnswer(BaseModel):
+    """A generated text."""
+
+    generated_text: str
+    details: Details | None = None
+
+
+class StreamDetails(BaseModel):
+    """How a streamed text came about."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+    skipped_tokens: int
+    seed: int | None
+
+
+class StreamEvent(BaseModel):
+    """One streamed token; the last one carries the whole text."""
+
+    token: Token
+    generated_text: str | None
+    details: StreamDetails | None
+
+
+class TokenizeAnswerToken(BaseModel):
+    """A token and the characters it stands for."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class InfoAnswer(BaseModel):
+    """What this server serves, and within which limits."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_device_type: str
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_length: int
+    max_total_tokens: int
+    waiting_served_ratio: float
+    max_batch_total_tokens: int
+    max_waiting_tokens: int
+    validation_workers: int
+    eager_prefill: bool
+    version: str
+    sha: str | None
+    docker_label: str | None
+    request_logger_url: str | None

@@ -1,0 +1,86 @@
+"""Streams tokens as server-sent events, straight to the ASGI connection.
+
+One send per chunk and no model per token: this is the path that every streamed
+token takes. The status is 200 before anything is known, as LoRAX's clients expect;
+what goes wrong comes as one event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from lorax_contract.errors import LoraxError
+from lorax_contract.step import FinishCode
+from lorax_router.http_api.disconnect import ClientGoneError, while_present
+from lorax_router.http_api.encode import chunk_events, error_document, event, last_chunk_events
+from lorax_router.http_api.responses import public_error
+from lorax_router.service.inference import GenerationStream
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 15.0
+_COMMENT = b":\n\n"
+
+
+class TokenEvents(Response):
+    """The response of a streaming route; opens the stream when it is sent, and closes it."""
+
+    def __init__(
+        self,
+        open_stream: Callable[[], Awaitable[GenerationStream]],
+        headers: dict[str, str],
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        super().__init__(headers={**headers, "content-type": "text/event-stream"})
+        # The length is not known: a body follows in parts.
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+        self._open_stream = open_stream
+        self._keep_alive_s = keep_alive_s
+        self._sent_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the stream ends or the client leaves."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._sent_at = monotonic()
+        try:
+            await while_present(receive, self._send_all(send), self._keep_alive(send))
+        except ClientGoneError:
+            return
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            last = await self._send_chunks(send)
+        except LoraxError as error:
+            last = event(error_document(public_error(error)))
+        except Exception:
+            logger.exception("unexpected error in a stream")
+            last = event(error_document(LoraxError(public="")))
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _send_chunks(self, send: Send) -> bytes:
+        """Send all but the last chunk, whose events are returned to close the response with."""
+        async with await self._open_stream() as stream:
+            async for chunk in stream:
+                if chunk.finish is not FinishCode.RUNNING:
+                    return last_chunk_events(chunk, stream)
+                self._sent_at = monotonic()
+                body = chunk_events(chunk)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        return b""
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send an empty comment whenever nothing was sent for a while."""
+        while True:
+            idle_s = monotonic() - self._sent_at
+            if idle_s >= self._keep_alive_s:
+                self._sent_at, idle_s = monotonic(), 0.0
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+            await asyncio.sleep(self._keep_alive_s - idle_s)

@@ -1,0 +1,156 @@
+"""A router's HTTP application around a scripted engine, and clients for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from lorax_router.http_api.app import Cors, build_app
+from lorax_router.service.chat_template import ChatTemplate, TemplateSource
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.info import ServerInfo
+from lorax_router.service.limits import Limits
+from lorax_router.service.metrics import Metrics
+from lorax_router.service.tokenizer_pool import TokenizerPool
+from lorax_router.service.validation import Validator
+from tests.helpers.scripted_engine import ScriptedEngine
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def word_tokenizer() -> Tokenizer:
+    """One token per word or punctuation run: `w0` is 0; a start token 900 goes in front."""
+    vocabulary = {f"w{i}": i for i in range(900)}
+    vocabulary |= {"<s>": 900, "[UNK]": 901, "<": 902, ">": 903, "user": 904, "assistant": 905}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 900)]
+    )
+    return tokenizer
+
+
+def limits(**overrides: int) -> Limits:
+    """Limits small enough to reach."""
+    return Limits(
+        **{"max_input_length": 20, "max_total_tokens": 30, "vocab_size": 906, **overrides}
+    )
+
+
+def server_info(bounds: Limits, **overrides: Any) -> ServerInfo:
+    """What the test server says of itself."""
+    values: dict[str, Any] = {
+        "model_id": "tests/tiny",
+        "model_sha": None,
+        "model_dtype": "float32",
+        "model_device_type": "cpu",
+        "max_concurrent_requests": 8,
+        "max_best_of": bounds.max_best_of,
+        "max_stop_sequences": bounds.max_stop_sequences,
+        "max_input_length": bounds.max_input_length,
+        "max_total_tokens": bounds.max_total_tokens,
+        "waiting_served_ratio": 1.2,
+        "max_batch_total_tokens": 160,
+        "max_waiting_tokens": 20,
+        "validation_workers": 2,
+        "eager_prefill": True,
+        "version": "0.0.test",
+    }
+    return ServerInfo(**{**values, **overrides})
+
+
+@dataclass(kw_only=True)
+class World:
+    """All parts of one application; made inside a running loop."""
+
+    engine: ScriptedEngine = field(default_factory=ScriptedEngine)
+    bounds: Limits = field(default_factory=limits)
+    max_concurrent_requests: int = 8
+    max_body_bytes: int = 10_000
+    cors: Cors = field(default_factory=Cors)
+    model_id: str = "tests/tiny"
+    template: str | None = TEMPLATE
+
+    def __post_init__(self) -> None:
+        bounds = self.bounds
+        self.metrics = Metrics(
+            max_input_length=bounds.max_input_length, max_total_tokens=bounds.max_total_tokens
+        )
+        self.metrics.watch_engine(self.engine.stats, block_size=16)
+        self.tokenizer = TokenizerPool(word_tokenizer(), 2)
+        template = ChatTemplate(TemplateSource(self.template, {}))
+        self.validator = Validator(bounds, self.tokenizer, template)
+        self.service = InferenceService(
+            self.engine,
+            self.validator,
+            self.metrics,
+            max_concurrent_requests=self.max_concurrent_requests,
+            health_timeout_s=0.2,
+        )
+        self.app = build_app(
+            service=self.service,
+            tokenizer=self.tokenizer,
+            metrics=self.metrics,
+            info=server_info(bounds, model_id=self.model_id),
+            max_body_bytes=self.max_body_bytes,
+            cors=self.cors,
+        )
+
+    def client(self) -> httpx.AsyncClient:
+        """A client that calls the application directly, without a socket."""
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://router")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def events(text: str) -> list[Any]:
+    """The data of all events of a response."""
+    return [json.loads(line[5:]) for line in text.split("\n") if line.startswith("data:")]
+
+
+class _QuietServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def served(world: World) -> AsyncIterator[str]:
+    """Serve the application on a real socket; gives its URL."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        world.app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None
+    )
+    server = _QuietServer(config)
+    task = asyncio.create_task(server.serve([sock]))
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield "http://127.0.0.1:{}".format(sock.getsockname()[1])
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await task
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until a condition holds; fails the test when it never does."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
