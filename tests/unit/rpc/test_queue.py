@@ -1,0 +1,197 @@
+"""The command queue: strict sequence, whatever order calls arrive in."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+
+import pytest
+
+from lorax_contract.errors import (
+    ShardError,
+    ShardUnavailableError,
+    StaleEpochError,
+    UnhealthyError,
+    ValidationError,
+)
+from lorax_shard.rpc.queue import CommandQueue
+
+
+def with_queue(test, **options):
+    """Run a coroutine function over a queue of epoch 3 and close it."""
+
+    async def main():
+        queue = CommandQueue(3, **options)
+        try:
+            await test(queue)
+        finally:
+            await queue.close(5.0)
+
+    asyncio.run(main())
+
+
+def test_commands_run_in_order_of_seq_however_they_arrive():
+    ran = []
+
+    async def test(queue):
+        seqs = list(range(1, 40))
+        random.Random(5).shuffle(seqs)
+        calls = [
+            asyncio.create_task(queue.run(lambda seq=seq: ran.append(seq) or seq, epoch=3, seq=seq))
+            for seq in seqs
+        ]
+        assert await asyncio.gather(*calls) == seqs
+
+    with_queue(test)
+    assert ran == list(range(1, 40))
+
+
+def test_a_gap_that_stays_open_is_said_in_words():
+    async def test(queue):
+        with pytest.raises(ShardError, match="seq 3 waited .* for seq 1"):
+            await queue.run(lambda: 1, epoch=3, seq=3)
+        # The call that timed out left nothing behind.
+        assert await queue.run(lambda: "first", epoch=3, seq=1) == "first"
+
+    with_queue(test, gap_timeout_s=0.01)
+
+
+def test_a_repeated_seq_gets_the_stored_reply():
+    ran = []
+
+    async def test(queue):
+        calls = [queue.run(lambda: ran.append(1) or len(ran), epoch=3, seq=1) for _ in range(3)]
+        assert await asyncio.gather(*calls) == [1, 1, 1]
+        assert await queue.run(lambda: ran.append(1), epoch=3, seq=1) == 1
+
+    with_queue(test)
+    assert ran == [1]
+
+
+def test_a_repeated_failure_fails_again_without_running():
+    ran = []
+
+    def fail():
+        ran.append(1)
+        raise ValueError("bad step")
+
+    async def test(queue):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="bad step"):
+                await queue.run(fail, epoch=3, seq=1)
+        assert await queue.run(lambda: "on", epoch=3, seq=2) == "on"
+
+    with_queue(test)
+    assert ran == [1]
+
+
+def test_copies_of_an_early_call_run_it_once():
+    ran = []
+
+    async def test(queue):
+        early = [
+            asyncio.create_task(queue.run(lambda: ran.append(2) or "two", epoch=3, seq=2))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0)
+        assert await queue.run(lambda: ran.append(1) or "one", epoch=3, seq=1) == "one"
+        assert await asyncio.gather(*early) == ["two", "two"]
+
+    with_queue(test)
+    assert ran == [1, 2]
+
+
+def test_an_early_call_whose_caller_leaves_does_not_hold_up_its_copy():
+    async def test(queue):
+        gone = asyncio.create_task(queue.run(lambda: "two", epoch=3, seq=2))
+        stays = asyncio.create_task(queue.run(lambda: "two", epoch=3, seq=2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await queue.run(lambda: "one", epoch=3, seq=1)
+        assert await stays == "two"
+
+    with_queue(test)
+
+
+def test_a_caller_that_leaves_does_not_stop_its_command():
+    ran = threading.Event()
+
+    async def test(queue):
+        call = asyncio.create_task(queue.run(ran.set, epoch=3, seq=1))
+        await asyncio.sleep(0)
+        call.cancel()
+        assert await queue.run(lambda: "next", epoch=3, seq=2) == "next"
+
+    with_queue(test)
+    assert ran.is_set()
+
+
+def test_a_reply_that_is_kept_no_more_is_said_in_words():
+    async def test(queue):
+        for seq in range(1, 5):
+            await queue.run(lambda seq=seq: seq, epoch=3, seq=seq)
+        assert await queue.run(lambda: 0, epoch=3, seq=3) == 3
+        with pytest.raises(ShardError, match="not kept any more"):
+            await queue.run(lambda: 0, epoch=3, seq=2)
+
+    with_queue(test, num_kept_replies=2)
+
+
+def test_foreign_epochs_and_half_given_numbers_are_refused():
+    async def test(queue):
+        with pytest.raises(StaleEpochError, match="epoch 2.*epoch 3"):
+            await queue.run(lambda: 0, epoch=2, seq=1)
+        with pytest.raises(StaleEpochError):
+            await queue.run(lambda: 0, epoch=4)
+        with pytest.raises(ValidationError, match="epoch"):
+            await queue.run(lambda: 0, seq=1)
+        with pytest.raises(ValidationError, match="first seq"):
+            await queue.run(lambda: 0, epoch=3, seq=0)
+        assert await queue.run(lambda: "fine", epoch=3, seq=1) == "fine"
+
+    with_queue(test)
+
+
+def test_calls_without_a_number_run_as_they_come():
+    ran = []
+
+    async def test(queue):
+        await asyncio.gather(*(queue.run(lambda i=i: ran.append(i)) for i in range(20)))
+
+    with_queue(test)
+    assert ran == list(range(20))
+
+
+def test_a_dead_worker_is_noticed():
+    def die():
+        raise SystemExit(1)
+
+    async def test(queue):
+        queue.check_alive()
+        calls = [queue.run(die), queue.run(lambda: "never")]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [ShardUnavailableError] * 2
+        await asyncio.to_thread(queue._worker.join, 5.0)
+        with pytest.raises(UnhealthyError):
+            queue.check_alive()
+        with pytest.raises(ShardUnavailableError):
+            await queue.run(lambda: "never")
+
+    with_queue(test)
+
+
+def test_closing_finishes_what_was_queued_and_takes_nothing_new():
+    async def test(queue):
+        gate = threading.Event()
+        slow = asyncio.create_task(queue.run(lambda: gate.wait(5) and "done"))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(queue.close(5.0))
+        await asyncio.sleep(0)
+        with pytest.raises(ShardUnavailableError, match="stopping"):
+            await queue.run(lambda: "late")
+        gate.set()
+        assert await slow == "done"
+        assert await closing
+
+    with_queue(test)
