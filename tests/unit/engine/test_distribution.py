@@ -1,5 +1,6 @@
 """One row's distribution: exact order statistics, and a CDF without gaps."""
 
+import itertools
 import math
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_the_intervals_tile_the_unit_interval_in_id_order(size, seed):
     intervals = [distribution.interval(int(token_id)) for token_id in ids]
     assert intervals[0][0] == 0.0
     assert intervals[-1][1] == pytest.approx(1.0, abs=1e-12)
-    for (_, high), (low, _) in zip(intervals, intervals[1:], strict=False):
+    for (_, high), (low, _) in itertools.pairwise(intervals):
         assert high == pytest.approx(low, abs=1e-12)
     assert distribution.interval(1) is None
     assert distribution.interval(-3) is None

@@ -144,7 +144,7 @@ def test_greedy_ties_go_to_the_lowest_id():
     assert Sampler(70).sample(logits, [make_row()] * 3).ids == [0, 30, 69]
 
 
-def test_W26_temperature_zero_never_divides_whatever_the_others_have():
+def test_w26_temperature_zero_never_divides_whatever_the_others_have():
     logits = random_logits(4, 100, seed=3)
     rows = [
         make_row(do_sample=True, temperature=0.0),

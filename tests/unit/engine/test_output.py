@@ -1,0 +1,135 @@
+"""A row's output: texts that add up, and a state that can be rebuilt at any token."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.helpers import tiny_tokenizers
+
+from lorax_contract.step import FinishCode, StoppingParams
+from lorax_shard.engine.output import RowOutput
+
+TOKENIZERS = [tiny_tokenizers.byte_level, tiny_tokenizers.byte_fallback, tiny_tokenizers.unigram]
+
+
+def make_output(tokenizer, prompt="the", *, past_output_ids=(), eos=(), **params):
+    stopping = StoppingParams(**{"max_new_tokens": 100, **params})
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    return RowOutput(tokenizer, prompt_ids, stopping, eos, past_output_ids)
+
+
+def run(output, ids):
+    """Push ids until the row ends; return what was emitted."""
+    emitted = []
+    for token_id in ids:
+        emitted.append(output.push(token_id))
+        if emitted[-1].finish != FinishCode.RUNNING:
+            break
+    return emitted
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+@given(data=st.data())
+def test_a_rebuilt_output_goes_on_exactly_as_an_uninterrupted_one(make, data):
+    tokenizer = make()
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=25))
+    params = {
+        "max_new_tokens": data.draw(st.integers(1, 30)),
+        "stop_sequences": tuple(data.draw(st.lists(st.text("the o🙂", max_size=3), max_size=3))),
+        "stop_token_ids": tuple(data.draw(st.lists(st.sampled_from(ids or [0]), max_size=1))),
+        "ignore_eos": data.draw(st.booleans()),
+    }
+    whole = make_output(tokenizer, eos={1}, **params)
+    emitted = run(whole, ids)
+    split = data.draw(st.integers(0, max(0, len(emitted) - 1)))
+    rebuilt = make_output(tokenizer, eos={1}, past_output_ids=ids[:split], **params)
+    assert run(rebuilt, ids[split:]) == emitted[split:]
+    assert rebuilt.generated_text == whole.generated_text
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+@given(data=st.data())
+def test_the_texts_of_plain_tokens_add_up_to_the_generated_text(make, data):
+    tokenizer = make()
+    ids = data.draw(st.lists(st.integers(3, tokenizer.get_vocab_size() - 1), max_size=25))
+    strings = tuple(data.draw(st.lists(st.text("the o", min_size=1, max_size=2), max_size=2)))
+    output = make_output(tokenizer, max_new_tokens=20, stop_sequences=strings)
+    emitted = run(output, ids)
+    plain = "".join(text for text, special, _ in emitted if not special)
+    if not any(special for _, special, _ in emitted):
+        assert plain == output.generated_text
+    if emitted and emitted[-1].finish == FinishCode.STOP_SEQUENCE:
+        assert output.generated_text.endswith(strings)
+        assert not any(string in output.generated_text[:-1] for string in strings)
+
+
+def test_eos_is_visible_in_its_token_and_not_in_the_text():
+    tokenizer = tiny_tokenizers.byte_level()
+    end = tokenizer.token_to_id(tiny_tokenizers.EOS)
+    output = make_output(tokenizer, eos={end})
+    ids = [*tokenizer.encode(" quick").ids, end]
+    emitted = run(output, ids)
+    assert emitted[-1] == ("<|end|>", True, FinishCode.EOS_TOKEN)
+    assert all(not special and finish == FinishCode.RUNNING for _, special, finish in emitted[:-1])
+    assert output.generated_text == " quick"
+
+
+def test_a_stop_string_cuts_the_rest_of_its_token():
+    tokenizer = tiny_tokenizers.byte_level()
+    call = tokenizer.token_to_id("<tool call>")
+    output = make_output(tokenizer, stop_sequences=("k<tool",))
+    ids = tokenizer.encode(" quick").ids
+    emitted = run(output, [*ids, call, *ids])
+    assert emitted[-1] == ("<tool", False, FinishCode.STOP_SEQUENCE)
+    assert len(emitted) == len(ids) + 1
+    assert output.generated_text == " quick<tool"
+
+
+def test_a_stop_string_may_span_a_special_token_but_is_not_found_in_it():
+    tokenizer = tiny_tokenizers.byte_level()
+    end = tokenizer.token_to_id(tiny_tokenizers.EOS)
+    a, b = (tokenizer.token_to_id(token) for token in "ab")
+    output = make_output(tokenizer, stop_sequences=("end", "ab"))
+    assert [e.finish for e in run(output, [a, end, b, a])] == [
+        FinishCode.RUNNING,
+        FinishCode.RUNNING,
+        FinishCode.STOP_SEQUENCE,
+    ]
+    assert output.generated_text == "ab"
+
+
+def test_the_prompt_is_not_searched_for_stop_strings():
+    tokenizer = tiny_tokenizers.byte_level()
+    output = make_output(tokenizer, prompt="a", stop_sequences=("ab",))
+    assert output.push(tokenizer.token_to_id("b")).finish == FinishCode.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("limit", "eos", "finish"),
+    [(2, (), FinishCode.LENGTH), (9, ("<0x9F>",), FinishCode.EOS_TOKEN)],
+)
+def test_the_last_token_shows_what_was_never_completed(limit, eos, finish):
+    tokenizer = tiny_tokenizers.byte_fallback()
+    ids = [tokenizer.token_to_id(token) for token in ("<0xF0>", "<0x9F>")]
+    eos_ids = {tokenizer.token_to_id(token) for token in eos}
+    output = make_output(tokenizer, max_new_tokens=limit, eos=eos_ids)
+    emitted = run(output, ids)
+    assert [e.text for e in emitted] == ["", "\ufffd"]
+    assert emitted[-1].finish == finish
+    assert output.generated_text == "\ufffd"
+
+
+def test_only_the_end_of_the_prompt_is_read():
+    tokenizer = tiny_tokenizers.byte_level()
+
+    class Prompt(list):
+        def __getitem__(self, key):
+            assert isinstance(key, slice)
+            part = super().__getitem__(key)
+            assert len(part) < 10
+            return part
+
+        def __iter__(self):
+            raise AssertionError("read as a whole")
+
+    output = RowOutput(tokenizer, Prompt([70] * 5000), StoppingParams(max_new_tokens=5), ())
+    assert output.push(tokenizer.token_to_id("a")).text == "a"
