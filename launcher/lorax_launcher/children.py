@@ -18,6 +18,30 @@ _LINGER_S = 2.0
 OnLine = Callable[[str, str], None]
 
 
+class _Pipes:
+    """The four pipes between the launcher and one child, as (read, write) ends.
+
+    Made here and not by asyncio, whose ``wait()`` would last until whatever the child
+    started has closed its output too.
+    """
+
+    def __init__(self) -> None:
+        self.lifeline = os.pipe()
+        self.report = os.pipe()
+        self.out = os.pipe()
+        self.err = os.pipe()
+
+    def close_theirs(self) -> None:
+        """Close the ends that the child has copies of."""
+        for descriptor in (self.lifeline[0], self.report[1], self.out[1], self.err[1]):
+            os.close(descriptor)
+
+    def close_ours(self) -> None:
+        """Close the ends that a running child would be watched through."""
+        for descriptor in (self.lifeline[1], self.report[0], self.out[0], self.err[0]):
+            os.close(descriptor)
+
+
 class Child:
     """A running program in a session of its own, so that Ctrl-C reaches the launcher alone.
 
@@ -25,14 +49,18 @@ class Child:
     launcher ends, and one pipe on which it reports a single JSON line.
     """
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, lifeline: int) -> None:
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, pipes: _Pipes, on_line: OnLine
+    ) -> None:
         self.name = name
         self.exited: asyncio.Task[int] = asyncio.create_task(process.wait())
         self._process = process
-        self._lifeline = lifeline
+        self._lifeline = pipes.lifeline[1]
         self._is_closed = False
-        self._report: asyncio.Task[dict[str, Any] | None] | None = None
-        self._pumps: list[asyncio.Task[None]] = []
+        self._report = asyncio.create_task(_read_report(pipes.report[0]))
+        self._pumps = [
+            asyncio.create_task(_pump(pipe[0], name, on_line)) for pipe in (pipes.out, pipes.err)
+        ]
 
     @classmethod
     async def start(
@@ -44,39 +72,23 @@ class Child:
         environment: Mapping[str, str] | None = None,
     ) -> Child:
         """Start a program; ``make_argv`` is given the descriptor that the child reports on."""
-        report_read, report_write = os.pipe()
-        lifeline_read, lifeline_write = os.pipe()
+        pipes = _Pipes()
         try:
             process = await asyncio.create_subprocess_exec(
-                *make_argv(report_write),
-                stdin=lifeline_read,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(report_write,),
+                *make_argv(pipes.report[1]),
+                stdin=pipes.lifeline[0],
+                stdout=pipes.out[1],
+                stderr=pipes.err[1],
+                pass_fds=(pipes.report[1],),
                 start_new_session=True,
                 env=None if environment is None else dict(environment),
             )
         except BaseException:
-            os.close(report_read)
-            os.close(lifeline_write)
+            pipes.close_ours()
             raise
         finally:
-            os.close(report_write)
-            os.close(lifeline_read)
-        child = cls(name, process, lifeline_write)
-        await child._listen(report_read, on_line)
-        return child
-
-    async def _listen(self, report_read: int, on_line: OnLine) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._report = asyncio.create_task(_read_report(report_read))
-        for stream in (self._process.stdout, self._process.stderr):
-            self._pumps.append(asyncio.create_task(self._pump(stream, on_line)))
-
-    async def _pump(self, stream: asyncio.StreamReader, on_line: OnLine) -> None:
-        async for line in iter_lines(stream):
-            on_line(self.name, line)
+            pipes.close_theirs()
+        return cls(name, process, pipes, on_line)
 
     @property
     def pid(self) -> int:
@@ -90,7 +102,6 @@ class Child:
 
     async def report(self) -> dict[str, Any] | None:
         """Wait for the child's one report; None when it ended without one."""
-        assert self._report is not None
         await asyncio.wait({self._report, self.exited}, return_when=asyncio.FIRST_COMPLETED)
         # A child may report and end at once: what it wrote is still in the pipe.
         await asyncio.wait({self._report}, timeout=_LINGER_S)
@@ -114,7 +125,7 @@ class Child:
             return
         self.kill()
         self._is_closed = True
-        tasks = [*self._pumps, *([self._report] if self._report else [])]
+        tasks = [*self._pumps, self._report]
         await asyncio.wait(tasks, timeout=_LINGER_S)
         for task in tasks:
             task.cancel()
@@ -140,16 +151,31 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", errors="replace").rstrip("\r")
 
 
-async def _read_report(descriptor: int) -> dict[str, Any] | None:
-    """Read one JSON line from a pipe; None when it ends or holds something else."""
+@contextlib.asynccontextmanager
+async def _reader_of(descriptor: int) -> AsyncIterator[asyncio.StreamReader]:
+    """Read a pipe in the event loop; closes the descriptor at the end."""
     reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", buffering=0)
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+    )
     try:
-        document = json.loads(await reader.readline())
-    except ValueError:
-        return None
+        yield reader
     finally:
         transport.close()
+
+
+async def _pump(descriptor: int, name: str, on_line: OnLine) -> None:
+    async with _reader_of(descriptor) as reader:
+        async for line in iter_lines(reader):
+            on_line(name, line)
+
+
+async def _read_report(descriptor: int) -> dict[str, Any] | None:
+    """Read one JSON line from a pipe; None when it ends or holds something else."""
+    async with _reader_of(descriptor) as reader:
+        try:
+            document = json.loads(await reader.readline())
+        except ValueError:
+            return None
     return document if isinstance(document, dict) else None

@@ -1,0 +1,175 @@
+"""Options and facts in, configurations out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from lorax_contract.config import RouterConfig, ShardConfig
+from lorax_launcher.facts import DeviceFacts, GpuFacts
+from lorax_launcher.options import LauncherOptions, UsageError
+from lorax_launcher.resolve import LaunchPlan, PreparedModel, resolve
+
+CPU = DeviceFacts(num_cores=8, memory_bytes=16 * 2**30)
+GPU = GpuFacts("H200", 140 * 2**30)
+ONE_GPU = dataclasses.replace(CPU, gpus=(GPU,), torch_has_cuda=True)
+
+
+def plan_of(facts: DeviceFacts = CPU, **options: Any) -> LaunchPlan:
+    return resolve(LauncherOptions(**options), facts, "/run/lorax")
+
+
+def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
+    router = plan_of().router
+    default = RouterConfig(model_id="", tokenizer_dir="", shard_uri=router.shard_uri)
+    assert dataclasses.replace(router, lifeline=False) == default
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "device", "kv_fraction"),
+    [
+        (CPU, "auto", "cpu", 0.5),
+        (CPU, "cpu", "cpu", 0.5),
+        (ONE_GPU, "auto", "cuda", 0.9),
+        (ONE_GPU, "cuda", "cuda", 0.9),
+        (ONE_GPU, "cpu", "cpu", 0.5),
+        (dataclasses.replace(ONE_GPU, torch_has_cuda=False), "auto", "cpu", 0.5),
+    ],
+)
+def test_device(facts: DeviceFacts, asked: str, device: str, kv_fraction: float) -> None:
+    (shard,) = plan_of(facts, device=asked).shards
+    assert (shard.device, shard.kv_memory_fraction) == (device, kv_fraction)
+
+
+@pytest.mark.parametrize(
+    ("facts", "threads"),
+    [
+        (CPU, 8),
+        (dataclasses.replace(CPU, threads_preset=True), None),
+        (ONE_GPU, None),
+    ],
+)
+def test_threads(facts: DeviceFacts, threads: int | None) -> None:
+    assert plan_of(facts).shards[0].num_threads == threads
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("dtype", "bfloat16", "dtype"),
+        ("attention_backend", "torch", "attention_backend"),
+        ("linear_backend", "onednn", "linear_backend"),
+        ("num_blocks", 12, "num_blocks"),
+        ("plan_depth", 1, "max_depth"),
+        ("trust_remote_code", True, "trust_remote_code"),
+        ("master_port", 5, "master_port"),
+        ("kv_memory_fraction", 0.25, "kv_memory_fraction"),
+        ("memory_wiggle_room", 0.25, "kv_memory_fraction"),
+        ("log_level", "debug", "log_level"),
+        ("max_input_length", 77, "max_input_length"),
+    ],
+)
+def test_a_shard_is_told(option: str, value: object, field: str) -> None:
+    assert getattr(plan_of(**{option: value}).shards[0], field) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("port", 0),
+        ("grpc_port", 50051),
+        ("hostname", "127.0.0.1"),
+        ("max_batch_size", 3),
+        ("max_batch_prefill_tokens", 64),
+        ("max_batch_total_tokens", 4096),
+        ("max_total_tokens", 100),
+        ("grace_period_s", 1.5),
+        ("tokenizer_config_path", "/t.json"),
+        ("eager_prefill", False),
+        ("cors_allow_credentials", True),
+    ],
+)
+def test_the_router_is_told(option: str, value: object) -> None:
+    assert getattr(plan_of(**{option: value}).router, option) == value
+
+
+def test_lists_survive_the_json_document() -> None:
+    router = plan_of(cors_allow_origin=("https://a", "https://b")).router
+    assert RouterConfig.from_json(router.to_json()).cors_allow_origin == ["https://a", "https://b"]
+
+
+def test_children_end_with_the_launcher() -> None:
+    plan = plan_of()
+    assert plan.router.lifeline
+    assert all(shard.lifeline for shard in plan.shards)
+    assert "--lifeline" in plan.prepare_args
+
+
+def test_router_and_shard_meet_at_a_private_socket_or_at_the_one_asked_for() -> None:
+    plan = plan_of()
+    assert plan.router.shard_uri == plan.shards[0].shard_uris[0] == "unix:/run/lorax/shard-0"
+    assert plan_of(shard_uds_path="/tmp/s").router.shard_uri == "unix:/tmp/s-0"
+
+
+def test_prepare_gets_what_names_the_model() -> None:
+    args = plan_of(
+        model_id="org/name", revision="abc", cache_dir="/c", trust_remote_code=True
+    ).prepare_args
+    pairs = set(itertools.pairwise(args))
+    assert {("--model-id", "org/name"), ("--revision", "abc"), ("--cache-dir", "/c")} <= pairs
+    assert "--trust-remote-code" in args
+    assert "--model-id" not in plan_of().prepare_args
+
+
+def test_the_hub_cache_goes_to_the_children_as_a_variable() -> None:
+    assert plan_of(huggingface_hub_cache="/h").environment == (("HF_HUB_CACHE", "/h"),)
+
+
+def test_the_prepared_model_is_filled_in() -> None:
+    plan = plan_of().with_model(PreparedModel("served", "/m", "/t", "sha"))
+    (shard,) = plan.shards
+    assert (shard.model_id, shard.model_dir, shard.revision) == ("served", "/m", "sha")
+    assert (plan.router.model_id, plan.router.tokenizer_dir) == ("served", "/t")
+    assert ShardConfig.from_json(shard.to_json()) == shard
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_shard": 2}, "tensor parallelism"),
+        ({"sharded": True}, "tensor parallelism"),
+        ({"num_shard": 0}, "--num-shard"),
+        ({"source": "s3"}, "--source s3"),
+        ({"revision": "abc"}, "--revision needs --model-id"),
+        ({"model_id": "a@b", "revision": "c"}, "names a revision already"),
+        ({"device": "cuda"}, "no GPU is visible"),
+        ({"kv_memory_fraction": 0.5, "memory_wiggle_room": 0.6}, "same share"),
+        ({"max_total_tokens": 100, "max_batch_total_tokens": 50}, "can never fit"),
+        ({"max_total_tokens": 100, "max_input_length": 100}, "--max-input-length"),
+        ({"max_batch_size": 0}, "--max-batch-size"),
+        ({"shard_uds_path": "/" + "x" * 120}, "longer path"),
+    ],
+)
+def test_impossible_wishes_are_refused_in_words(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_of(**options)
+
+
+@pytest.mark.parametrize("options", [{"num_shard": 1}, {"sharded": False}])
+def test_one_shard_may_be_asked_for(options: dict[str, Any]) -> None:
+    assert len(plan_of(**options).shards) == 1
+
+
+def test_a_cpu_build_of_torch_is_named_as_the_reason() -> None:
+    facts = dataclasses.replace(ONE_GPU, torch_has_cuda=False)
+    with pytest.raises(UsageError, match="CPU build"):
+        plan_of(facts, device="cuda")
+    assert any("unused" in note for note in plan_of(facts).notes)
+
+
+def test_unused_gpus_are_noted() -> None:
+    facts = dataclasses.replace(ONE_GPU, gpus=(GPU, GPU))
+    assert any("uses the first" in note for note in plan_of(facts).notes)

@@ -1,0 +1,332 @@
+"""The supervisor over fake children that live, fail and die at every stage."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorax_contract.exit_codes import ExitCode
+from lorax_launcher import supervisor as supervisor_module
+from lorax_launcher.cli import run_directory
+from lorax_launcher.console import Console
+from lorax_launcher.options import LauncherOptions
+from lorax_launcher.resolve import resolve
+from lorax_launcher.supervisor import Programs, Supervisor
+from tests.helpers.fake_launcher import FACTS, fake_programs
+
+LAUNCHER = Path(__file__).parents[2] / "helpers" / "fake_launcher.py"
+WAIT_S = 30.0
+
+
+@dataclass
+class Stage:
+    """A folder where fake children find their scenario and leave their traces."""
+
+    folder: Path
+    output: io.StringIO = field(default_factory=io.StringIO)
+
+    def plan_behaviour(self, **roles: dict[str, Any]) -> None:
+        (self.folder / "scenario.json").write_text(json.dumps(roles))
+
+    def pid(self, role: str) -> int:
+        return int((self.folder / f"{role}.pid").read_text())
+
+    def started(self, role: str) -> bool:
+        return (self.folder / f"{role}.pid").exists()
+
+    def seen(self, role: str) -> dict[str, Any]:
+        return json.loads((self.folder / f"{role}.json").read_text())
+
+    def pids(self) -> list[int]:
+        return [int(path.read_text()) for path in self.folder.glob("*.pid")]
+
+    def run(
+        self,
+        *,
+        when_ready: Callable[[Supervisor], None] | None = None,
+        on_line: tuple[str, Callable[[Supervisor], None]] | None = None,
+        **options: Any,
+    ) -> int:
+        """Run a supervisor to its end; act when it is ready, or when a line appears."""
+        marker, action = on_line or ("Ready:", when_ready)
+
+        class Watching(io.StringIO):
+            def write(stream, text: str) -> int:  # noqa: N805
+                self.output.write(text)
+                if action is not None and marker in text:
+                    asyncio.get_running_loop().call_soon(action, supervisor)
+                return len(text)
+
+        async def main(run_dir: Path) -> int:
+            nonlocal supervisor
+            wishes = LauncherOptions(**options)
+            plan = resolve(wishes, FACTS, str(run_dir))
+            console = Console(Watching(), json_output=wishes.json_output)
+            supervisor = Supervisor(
+                plan, fake_programs(), console, run_dir, download_only=wishes.download_only
+            )
+            return await asyncio.wait_for(supervisor.run(), WAIT_S)
+
+        supervisor: Supervisor
+        with run_directory() as run_dir:
+            return asyncio.run(main(run_dir))
+
+    @property
+    def last_line(self) -> str:
+        return self.output.getvalue().splitlines()[-1]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process, which need not be a child of ours, has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([descriptor], [], [], WAIT_S)
+        assert ready, f"process {pid} still runs"
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setenv("FAKE_DIR", str(tmp_path))
+    stage = Stage(tmp_path)
+    stage.plan_behaviour()
+    yield stage
+    for pid in stage.pids():
+        assert not is_alive(pid), "a child outlived its launcher"
+
+
+def stop(supervisor: Supervisor) -> None:
+    supervisor.request_stop()
+
+
+def kill_children_of(stage: Stage, role: str) -> Callable[[Supervisor], None]:
+    return lambda _: os.kill(stage.pid(role), signal.SIGKILL)
+
+
+def test_children_start_in_order_and_stop_router_first(stage: Stage) -> None:
+    assert stage.run(when_ready=stop) == ExitCode.OK
+    text = stage.output.getvalue()
+    assert "Ready: tiny answers on http://localhost:3000" in text
+    assert "curl http://localhost:3000/generate" in text
+    assert text.index("router drained") < text.index("shard drained")
+
+
+def test_ready_is_one_json_object_in_json_mode(stage: Stage) -> None:
+    assert stage.run(on_line=('"event": "ready"', stop), json_output=True) == ExitCode.OK
+    records = [json.loads(line) for line in stage.output.getvalue().splitlines()]
+    (ready,) = [record for record in records if record.get("event") == "ready"]
+    assert ready["url"] == "http://0.0.0.0:3000"
+    assert {"shard-0", "router", "launcher"} <= {record["process"] for record in records}
+
+
+def test_configurations_name_the_prepared_model(stage: Stage, tmp_path: Path) -> None:
+    documents: dict[str, Any] = {}
+
+    def read(supervisor: Supervisor) -> None:
+        for role in ("shard", "router"):
+            argv = stage.seen(role)["argv"]
+            path = Path(argv[argv.index("--config") + 1])
+            documents[role] = json.loads(path.read_text())
+            assert path.parent.stat().st_mode & 0o077 == 0
+        supervisor.request_stop()
+
+    assert stage.run(when_ready=read) == ExitCode.OK
+    assert documents["shard"]["model_dir"] == documents["router"]["tokenizer_dir"] == str(tmp_path)
+    assert documents["router"]["shard_uri"] == documents["shard"]["shard_uris"][0]
+
+
+def test_tokens_travel_in_the_environment_only(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert stage.run(when_ready=stop) == ExitCode.OK
+    for role in ("prepare", "shard", "router"):
+        seen = stage.seen(role)
+        assert seen["environment"]["HF_TOKEN"] == "hf_secret"
+        assert "hf_secret" not in " ".join(seen["argv"])
+    assert "hf_secret" not in stage.output.getvalue()
+
+
+def test_download_only_prepares_and_ends(stage: Stage) -> None:
+    assert stage.run(download_only=True) == ExitCode.OK
+    assert stage.started("prepare")
+    assert not stage.started("shard")
+    assert str(stage.folder) in stage.last_line
+
+
+@pytest.mark.parametrize("role", ["prepare", "shard", "router"])
+@pytest.mark.parametrize(
+    ("behaviour", "code", "words"),
+    [
+        ({"kind": "fail", "code": 32, "message": "w.safetensors is cut short"}, 32, "cut short"),
+        ({"kind": "fail", "code": 32}, 32, "Fetch the model again"),
+        ({"kind": "fail", "code": 99}, ExitCode.CHILD_DIED, "exit code 99"),
+        ({"kind": "fail", "code": 0}, ExitCode.CHILD_NOT_READY, "could not start"),
+        ({"kind": "killed"}, ExitCode.CHILD_DIED, "SIGKILL"),
+    ],
+)
+def test_a_child_that_does_not_start(
+    stage: Stage, role: str, behaviour: dict[str, Any], code: int, words: str
+) -> None:
+    stage.plan_behaviour(**{role: behaviour})
+    assert stage.run() == code
+    assert words in stage.last_line
+    assert role in stage.last_line
+
+
+@pytest.mark.parametrize("role", ["shard", "router"])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGUSR1])
+def test_a_child_that_dies_while_serving(stage: Stage, role: str, signum: int) -> None:
+    code = stage.run(when_ready=lambda _: os.kill(stage.pid(role), signum))
+    assert code == ExitCode.CHILD_DIED
+    assert role in stage.last_line
+    other = "router" if role == "shard" else "shard"
+    assert f"{other} drained" in stage.output.getvalue()
+
+
+def test_a_shard_that_dies_while_the_router_starts(stage: Stage) -> None:
+    stage.plan_behaviour(router={"kind": "unready"})
+    code = stage.run(on_line=("loading for ever", kill_children_of(stage, "shard")))
+    assert code == ExitCode.CHILD_DIED
+    assert "shard-0 was killed" in stage.last_line
+
+
+def test_a_dead_shard_is_blamed_for_the_router_that_misses_it(stage: Stage) -> None:
+    unreachable = {"kind": "fail", "code": 60, "message": "no shard answers"}
+    stage.plan_behaviour(router=unreachable)
+    code = stage.run(on_line=("no shard answers", kill_children_of(stage, "shard")))
+    assert code == ExitCode.CHILD_DIED
+    assert "shard-0 was killed" in stage.last_line
+
+
+@pytest.mark.parametrize("role", ["prepare", "shard", "router"])
+def test_a_signal_before_it_is_ready(stage: Stage, role: str) -> None:
+    stage.plan_behaviour(**{role: {"kind": "unready"}})
+    assert stage.run(on_line=("loading for ever", stop)) == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("role", ["prepare", "shard", "router"])
+def test_a_report_that_cannot_be_read(
+    stage: Stage, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "STOP_S", 0.3)
+    stage.plan_behaviour(**{role: {"kind": "garbage"}})
+    assert stage.run() == ExitCode.CHILD_NOT_READY
+    assert "reported nothing" in stage.last_line
+
+
+def test_a_router_that_does_not_drain_is_killed_after_its_grace(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "GRACE_MARGIN_S", 0.1)
+    stage.plan_behaviour(router={"kind": "stuck"})
+    assert stage.run(when_ready=stop, grace_period_s=0.1) == ExitCode.OK
+    assert "shard drained" in stage.output.getvalue()
+
+
+def test_a_second_interrupt_ends_everything_at_once(stage: Stage) -> None:
+    def interrupt_twice(supervisor: Supervisor) -> None:
+        supervisor.request_stop(signal.SIGINT)
+        supervisor.request_stop(signal.SIGINT)
+
+    stage.plan_behaviour(router={"kind": "stuck"}, shard={"kind": "stuck"})
+    assert stage.run(when_ready=interrupt_twice, grace_period_s=3600.0) == ExitCode.OK
+
+
+def test_a_second_interrupt_cuts_the_draining_short(stage: Stage) -> None:
+    def interrupt_later(supervisor: Supervisor) -> None:
+        supervisor.request_stop(signal.SIGINT)
+        asyncio.get_running_loop().call_later(0.1, supervisor.request_stop, signal.SIGINT)
+
+    stage.plan_behaviour(router={"kind": "stuck"})
+    assert stage.run(when_ready=interrupt_later, grace_period_s=3600.0) == ExitCode.OK
+
+
+def test_what_a_child_started_ends_with_it(stage: Stage) -> None:
+    stage.plan_behaviour(shard={"kind": "grandchild"})
+    assert stage.run(when_ready=kill_children_of(stage, "shard")) == ExitCode.CHILD_DIED
+    wait_for_end(stage.pid("grandchild"))
+
+
+def test_output_of_children_is_passed_on(stage: Stage) -> None:
+    long = "x" * 3_000_000
+    stage.plan_behaviour(shard={"kind": "serve", "lines": ["a warning from C", long]})
+    assert stage.run(when_ready=stop) == ExitCode.OK
+    text = stage.output.getvalue()
+    assert text.count("shard-0 | a warning from C") == 2
+    assert text.count("x") >= 2 * len(long)
+
+
+def test_a_program_that_is_missing(stage: Stage, tmp_path: Path) -> None:
+    programs = Programs(shard=(str(tmp_path / "absent"),), router=("true",))
+
+    async def main() -> int:
+        plan = resolve(LauncherOptions(), FACTS, str(tmp_path))
+        return await Supervisor(plan, programs, Console(stage.output), tmp_path).run()
+
+    assert asyncio.run(main()) == ExitCode.CHILD_NOT_READY
+    assert "install" in stage.last_line
+
+
+def start_launcher() -> subprocess.Popen[str]:
+    """Start the launcher program in a session of its own and return it when it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, str(LAUNCHER)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(LAUNCHER.parents[2])},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Ready:"):
+            return process
+    raise AssertionError("the launcher ended before it was ready")
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    process.stdout.read()
+    process.stdout.close()
+    return process.wait(WAIT_S)
+
+
+def test_children_end_when_the_launcher_is_killed(stage: Stage) -> None:
+    launcher = start_launcher()
+    launcher.kill()
+    for role in ("shard", "router"):
+        wait_for_end(stage.pid(role))
+    assert finish(launcher) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_stop_it_in_order_and_leave_nothing_behind(stage: Stage, signum: int) -> None:
+    launcher = start_launcher()
+    # The whole group gets it, as from Ctrl-C: the children must not be in it.
+    os.killpg(launcher.pid, signum)
+    assert finish(launcher) == ExitCode.OK
+    assert not Path((stage.folder / "run_dir").read_text()).exists()
