@@ -35,17 +35,24 @@ class Permits:
     """How many sequences may be in the house at once; nobody waits for one."""
 
     def __init__(self, num: int) -> None:
+        self._num = num
         self._num_free = num
+        # Set while nobody holds a permit.
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     def take(self, num: int) -> None:
         """Take ``num`` permits or raise OverloadedError."""
         if num > self._num_free:
             raise OverloadedError(f"no permit for {num} sequences", public="")
         self._num_free -= num
+        self.idle.clear()
 
     def give_back(self, num: int) -> None:
         """Return ``num`` permits."""
         self._num_free += num
+        if self._num_free == self._num:
+            self.idle.set()
 
 
 class GenerationStream:
@@ -149,6 +156,10 @@ class InferenceService:
         """Raise ShuttingDownError once the server drains."""
         if self._is_draining:
             raise ShuttingDownError
+
+    async def wait_idle(self) -> None:
+        """Return once no request is inside."""
+        await self._permits.idle.wait()
 
     async def health(self) -> None:
         """Raise UnhealthyError or ShuttingDownError unless requests can be served."""

@@ -1,0 +1,222 @@
+"""The router process: connect, warm up, listen, say ready, serve, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+from lorax_contract import logs
+from lorax_contract.config import ConfigError, RouterConfig
+from lorax_contract.errors import LoraxError, ShardError, StartupError
+from lorax_contract.exit_codes import ExitCode, hint
+from lorax_contract.process import announce_ready, watch_lifeline
+from lorax_router.grpc_api.server import GrpcServer
+from lorax_router.http_api.server import HttpServer, url_of
+from lorax_router.service.engine_loop import EngineLoop
+from lorax_router.shards.group import ShardGroup
+from lorax_router.shards.grpc_client import CallTimeouts
+from lorax_router.startup import Parts, assemble, load_language, open_port, port_error, size
+
+logger = logging.getLogger("lorax_router")
+
+Result = TypeVar("Result")
+
+# Seconds that gRPC health watches get when the router ends.
+_GRPC_GRACE_S = 1.0
+
+
+class Stopped(Exception):
+    """The router was told to stop before it was ready."""
+
+
+class Stopper:
+    """The reasons to stop: a signal, or an engine that ended. A second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.exit_code = ExitCode.OK
+        self._stopping = asyncio.Event()
+
+    def watch_signals(self) -> None:
+        """Stop in good order on SIGTERM and SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    def stop(self, exit_code: ExitCode) -> None:
+        """Begin to stop; the first reason counts."""
+        if not self._stopping.is_set():
+            self.exit_code = exit_code
+            self._stopping.set()
+
+    async def wait(self) -> None:
+        """Return when there is a reason to stop."""
+        await self._stopping.wait()
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do ``work``; a reason to stop cancels it and raises Stopped."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                watcher = group.create_task(self._raise_when_stopped())
+                try:
+                    return await work
+                finally:
+                    watcher.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _raise_when_stopped(self) -> None:
+        await self.wait()
+        raise Stopped
+
+    def _on_signal(self, number: int) -> None:
+        if self._stopping.is_set():
+            logger.warning("%s again: ending at once", signal.Signals(number).name)
+            leave(ExitCode.INTERRUPTED)
+        self.stop(ExitCode.OK)
+
+
+def run(config_text: str) -> ExitCode:
+    """Serve by a configuration document and return the exit code."""
+    try:
+        config = RouterConfig.from_json(config_text)
+    except ConfigError as error:
+        logs.configure()
+        return _explained(StartupError(str(error), ExitCode.BAD_CONFIG))
+    logs.configure(config.log_level, bound={"process": "router"})
+    if config.lifeline:
+        watch_lifeline(lambda: leave(ExitCode.PARENT_GONE))
+    try:
+        # Engine loop, HTTP and gRPC share the one event loop.
+        with (
+            open_port(config.hostname, config.port) as listener,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            return runner.run(serve(config, listener))
+    except StartupError as error:
+        return _explained(error)
+    except Stopped:
+        logger.info("stopped while starting")
+        return ExitCode.INTERRUPTED
+    except Exception:
+        logger.exception("the router ends by an error of its own")
+        return ExitCode.INTERNAL
+
+
+def leave(exit_code: ExitCode) -> None:
+    """End the process at once, without waiting for threads or connections."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(int(exit_code))
+
+
+async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
+    """Start all parts, serve until there is a reason to stop, then drain."""
+    stopper = Stopper()
+    stopper.watch_signals()
+    language = load_language(config)
+    shards = await stopper.unless_stopped(_connect(config))
+    try:
+        info, budgets = await stopper.unless_stopped(size(config, shards))
+        parts = assemble(config, shards, language, info, budgets)
+        try:
+            await _serve_parts(config, listener, parts, stopper)
+        finally:
+            parts.tokenizer.close()
+    finally:
+        await shards.close()
+    return stopper.exit_code
+
+
+async def _connect(config: RouterConfig) -> ShardGroup:
+    timeouts = CallTimeouts(step_s=config.step_timeout_s)
+    try:
+        return await ShardGroup.connect(config.shard_uri, timeouts=timeouts)
+    except LoraxError as error:
+        raise StartupError(
+            f"no shard answers at {config.shard_uri}: {error}", ExitCode.SHARD_UNREACHABLE
+        ) from error
+
+
+async def _serve_parts(
+    config: RouterConfig, listener: socket.socket, parts: Parts, stopper: Stopper
+) -> None:
+    grpc_server = await _start_grpc(config, parts)
+    _listen(config, listener)
+    http = HttpServer(parts.app, listener)
+    async with asyncio.TaskGroup() as group:
+        engine = group.create_task(_run_engine(parts.engine, stopper))
+        serving = group.create_task(http.run())
+        following = group.create_task(grpc_server.follow_health()) if grpc_server else None
+        await http.wait_started()
+        _say_ready(config, listener)
+        await stopper.wait()
+        await _drain(config, parts)
+        # What still runs ends with an error now, which its response then tells.
+        engine.cancel()
+        http.stop()
+        await serving
+        if following is not None and grpc_server is not None:
+            following.cancel()
+            await grpc_server.stop(_GRPC_GRACE_S)
+
+
+async def _run_engine(engine: EngineLoop, stopper: Stopper) -> None:
+    """Run the engine loop; if it ends by itself, so does the router."""
+    try:
+        await engine.run()
+    except ShardError as error:
+        logger.error("the shards failed: %s", error)
+        stopper.stop(ExitCode.SHARD_UNREACHABLE)
+    except Exception:
+        logger.exception("the engine loop ended by an error of its own")
+        stopper.stop(ExitCode.INTERNAL)
+
+
+async def _start_grpc(config: RouterConfig, parts: Parts) -> GrpcServer | None:
+    if config.grpc_port is None:
+        return None
+    server = GrpcServer(parts.service.health)
+    try:
+        port = server.bind(config.hostname, config.grpc_port)
+    except OSError as error:
+        raise port_error(config.hostname, config.grpc_port, error) from error
+    await server.start()
+    logger.info("gRPC health and reflection on port %d", port, extra={"fields": {"port": port}})
+    return server
+
+
+def _listen(config: RouterConfig, listener: socket.socket) -> None:
+    try:
+        listener.listen(2048)
+    except OSError as error:
+        raise port_error(config.hostname, config.port, error) from error
+
+
+def _say_ready(config: RouterConfig, listener: socket.socket) -> None:
+    url = url_of(listener)
+    fields = {"event": "ready", "url": url, "model_id": config.model_id}
+    logger.info("ready on %s", url, extra={"fields": fields})
+    announce_ready(config.ready_fd, {"url": url, "pid": os.getpid()})
+
+
+async def _drain(config: RouterConfig, parts: Parts) -> None:
+    logger.info("stopping: finishing what runs, admitting nothing new")
+    parts.service.stop_admitting()
+    try:
+        async with asyncio.timeout(config.grace_period_s):
+            await parts.service.wait_idle()
+    except TimeoutError:
+        logger.warning("the grace period of %g s is over; ending the rest", config.grace_period_s)
+
+
+def _explained(error: StartupError) -> ExitCode:
+    fields = {"exit_code": int(error.exit_code), "hint": hint(error.exit_code)}
+    logger.error("%s", error, extra={"fields": fields})
+    return error.exit_code

@@ -1,0 +1,1 @@
+"""The gRPC front end: the standard health service and reflection."""

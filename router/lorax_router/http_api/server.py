@@ -1,0 +1,145 @@
+"""Runs the application on a socket that is already bound: uvicorn without its signals and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from lorax_contract.errors import BadRequestError
+from lorax_router.http_api.encode import dumps, error_document
+
+# Longest request line and headers together, in bytes.
+MAX_HEAD_BYTES = 65_536
+# Seconds that a connection may idle between requests; longer than most clients keep theirs.
+KEEP_ALIVE_S = 75
+# Seconds that responses get to be written after the engine has ended their requests.
+FLUSH_S = 5
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with errors in JSON, a bound on heads, and care for pipelines."""
+
+    def on_message_begin(self) -> None:
+        """Start to count the head of a request."""
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that is being answered, which need not be the one read last."""
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            answering.disconnected = True
+            answering.message_event.set()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or too long, and close."""
+        body = dumps(error_document(BadRequestError(msg)))
+        head = (
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        )
+        self.transport.write(head + body)
+        self.transport.close()
+
+    _head_bytes = 0
+    _answering: RequestResponseCycle | None = None
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            # The parser turns it into an error of its own, which is answered with 400.
+            raise ValueError("the head of the request is too long")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+
+class HttpServer:
+    """Serves one application until stopped."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        config = uvicorn.Config(
+            app,
+            http=HttpProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FLUSH_S,
+        )
+        self._listener = listener
+        self._server = _Server(config)
+
+    async def run(self) -> None:
+        """Accept connections until ``stop`` is called and the last response is written."""
+        await self._server.serve([self._listener])
+
+    async def wait_started(self) -> None:
+        """Return once connections are accepted."""
+        await self._server.accepting.wait()
+
+    def stop(self) -> None:
+        """Make ``run`` return: no new connections, and the open ones end with their response."""
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        self.accepting.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the process."""
+        yield
+
+
+def bind(hostname: str, port: int) -> socket.socket:
+    """Return a TCP socket bound to an address, not yet listening; raises OSError."""
+    address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
+    family, kind, protocol, _, where = address
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a bound socket as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

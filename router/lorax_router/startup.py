@@ -1,0 +1,211 @@
+"""Makes a router's parts from its configuration: what can fail at start fails here, in words."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from tokenizers import Tokenizer
+
+from lorax_contract.config import ConfigError, RouterConfig
+from lorax_contract.errors import LoraxError, ShardUnavailableError, StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_contract.step import ShardInfo, WarmupSpec
+from lorax_router.core.ports import ShardClient
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.http_api.app import Cors, build_app
+from lorax_router.http_api.server import bind
+from lorax_router.service.chat_template import ChatTemplate, load_chat_template
+from lorax_router.service.engine_loop import EngineLoop
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.info import ServerInfo
+from lorax_router.service.limits import Lengths, Limits, lengths_in_pool, lengths_of_model
+from lorax_router.service.metrics import Metrics
+from lorax_router.service.tokenizer_pool import TokenizerPool, load_tokenizer
+from lorax_router.service.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What fits, after the shards have measured."""
+
+    lengths: Lengths
+    num_blocks: int
+    block_size: int
+    max_step_tokens: int
+    max_rows: int
+    depth: int
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What the model's files say of texts."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A router that is ready to serve."""
+
+    app: FastAPI
+    engine: EngineLoop
+    service: InferenceService
+    tokenizer: TokenizerPool
+
+
+def open_port(hostname: str, port: int) -> socket.socket:
+    """Bind the HTTP port before anything expensive; StartupError says when it is taken."""
+    try:
+        return bind(hostname, port)
+    except OSError as error:
+        raise port_error(hostname, port, error) from error
+
+
+def port_error(hostname: str, port: int, error: OSError) -> StartupError:
+    """The words for an address that cannot be had."""
+    taken = error.errno in (errno.EADDRINUSE, None)
+    why = "another program listens there" if taken else str(error)
+    code = ExitCode.PORT_IN_USE if taken else ExitCode.BAD_CONFIG
+    return StartupError(f"cannot listen on {hostname}:{port}: {why}", code)
+
+
+async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Budgets]:
+    """Warm the shards up and return what fits; raises StartupError."""
+    try:
+        info = await shards.info()
+        lengths = lengths_of_model(
+            config.max_input_length, config.max_total_tokens, info.max_positions
+        )
+        # A step has a token for each running row, so more rows than that never run.
+        max_rows = min(config.max_batch_size, config.max_batch_prefill_tokens)
+        num_blocks = await _warm_up(config, shards, info, lengths, max_rows)
+        lengths = lengths_in_pool(
+            lengths,
+            config.max_input_length,
+            config.max_total_tokens,
+            pool_tokens=num_blocks * info.block_size,
+        )
+    except ConfigError as error:
+        raise StartupError(str(error), ExitCode.BAD_CONFIG) from error
+    except ShardUnavailableError as error:
+        raise StartupError(f"a shard is gone: {error}", ExitCode.SHARD_UNREACHABLE) from error
+    depth = max(1, min(config.plan_depth, info.max_depth))
+    budgets = Budgets(
+        lengths, num_blocks, info.block_size, config.max_batch_prefill_tokens, max_rows, depth
+    )
+    return info, budgets
+
+
+async def _warm_up(
+    config: RouterConfig, shards: ShardClient, info: ShardInfo, lengths: Lengths, max_rows: int
+) -> int:
+    wanted = config.max_batch_total_tokens
+    spec = WarmupSpec(
+        max_input_length=lengths.max_input_length,
+        max_total_tokens=lengths.max_total_tokens,
+        max_step_tokens=config.max_batch_prefill_tokens,
+        max_rows=max_rows,
+        max_blocks=0 if wanted is None else max(1, wanted // info.block_size),
+    )
+    try:
+        return await shards.warmup(spec)
+    except ShardUnavailableError:
+        raise
+    except LoraxError as error:
+        raise StartupError(f"the warm-up failed: {error}", ExitCode.OUT_OF_MEMORY) from error
+
+
+def load_language(config: RouterConfig) -> Language:
+    """Read tokenizer and chat template; raises StartupError when one is unusable."""
+    return Language(
+        load_tokenizer(config.tokenizer_dir),
+        load_chat_template(config.tokenizer_dir, config.tokenizer_config_path),
+    )
+
+
+def assemble(
+    config: RouterConfig,
+    shards: ShardClient,
+    language: Language,
+    info: ShardInfo,
+    budgets: Budgets,
+) -> Parts:
+    """Put all parts together."""
+    limits = Limits(
+        max_input_length=budgets.lengths.max_input_length,
+        max_total_tokens=budgets.lengths.max_total_tokens,
+        vocab_size=info.vocab_size,
+        max_best_of=config.max_best_of,
+        max_stop_sequences=config.max_stop_sequences,
+    )
+    metrics = Metrics(
+        max_input_length=limits.max_input_length, max_total_tokens=limits.max_total_tokens
+    )
+    engine = EngineLoop(shards, _scheduler(budgets), observer=metrics)
+    metrics.watch_engine(engine.stats, budgets.block_size)
+    tokenizer = TokenizerPool(language.tokenizer, config.validation_workers)
+    service = InferenceService(
+        engine,
+        Validator(limits, tokenizer, language.chat_template),
+        metrics,
+        max_concurrent_requests=config.max_concurrent_requests,
+    )
+    app = build_app(
+        service=service,
+        tokenizer=tokenizer,
+        metrics=metrics,
+        info=server_info(config, info, budgets),
+        max_body_bytes=config.max_body_bytes,
+        cors=Cors(
+            origins=config.cors_allow_origin,
+            headers=config.cors_allow_header,
+            methods=config.cors_allow_method,
+            exposed_headers=config.cors_expose_header,
+            credentials=config.cors_allow_credentials,
+        ),
+    )
+    return Parts(app, engine, service, tokenizer)
+
+
+def _scheduler(budgets: Budgets) -> Scheduler:
+    return Scheduler(
+        num_blocks=budgets.num_blocks,
+        block_size=budgets.block_size,
+        max_step_tokens=budgets.max_step_tokens,
+        max_rows=budgets.max_rows,
+        depth=budgets.depth,
+    )
+
+
+def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> ServerInfo:
+    """What ``/info`` tells."""
+    return ServerInfo(
+        model_id=config.model_id,
+        model_sha=config.revision,
+        model_dtype=info.dtype,
+        model_device_type=info.device_type,
+        max_concurrent_requests=config.max_concurrent_requests,
+        max_best_of=config.max_best_of,
+        max_stop_sequences=config.max_stop_sequences,
+        max_input_length=budgets.lengths.max_input_length,
+        max_total_tokens=budgets.lengths.max_total_tokens,
+        waiting_served_ratio=config.waiting_served_ratio,
+        max_batch_total_tokens=budgets.pool_tokens,
+        max_waiting_tokens=config.max_waiting_tokens,
+        validation_workers=config.validation_workers,
+        eager_prefill=config.eager_prefill,
+        version=version("lorax-py"),
+    )
