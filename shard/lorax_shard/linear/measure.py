@@ -1,0 +1,101 @@
+"""``auto``: measure the backends on the model's own shapes and pick by row count."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from lorax_shard.linear.backends import CompositeBackend
+from lorax_shard.linear.interface import LinearBackend, LinearKernel
+
+logger = logging.getLogger(__name__)
+
+# Row counts that are measured, and the largest row count for which each of them stands.
+ROWS = (1, 8, 32, 128)
+LIMITS = (1, 16, 64)
+_ROUNDS = 4
+# Matrices of one shape that are measured in turn: more than a CPU's cache holds, if there are.
+_CACHE_BYTES = 64 << 20
+_MAX_SHAPES = 3
+# A second form of all weights must be worth its memory.
+_WORTH_A_COPY = 0.90
+
+# Milliseconds by backend name: one figure per row count.
+Table = dict[str, tuple[float, ...]]
+
+
+def measure(
+    weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend], rows: Sequence[int] = ROWS
+) -> Table:
+    """Return each backend's milliseconds for all ``weights`` (out x in), by row count.
+
+    The shapes with the most bytes are timed and scaled to the number of their matrices.
+    Backends take turns within each round and the best round counts, so that a noisy
+    neighbour slows none of them alone.
+    """
+    totals = {backend.name: [0.0] * len(rows) for backend in backends}
+    counts = Counter((weight.shape, weight.nbytes) for weight in weights)
+    largest = sorted(counts, key=lambda key: counts[key] * key[1], reverse=True)[:_MAX_SHAPES]
+    for shape, nbytes in largest:
+        sample = [weight for weight in weights if weight.shape == shape]
+        sample = sample[: max(1, _CACHE_BYTES // nbytes)]
+        kernels = {each.name: [each.pack(weight, None) for weight in sample] for each in backends}
+        scale = counts[shape, nbytes] / len(sample)
+        for column, num_rows in enumerate(rows):
+            x = torch.randn(num_rows, shape[1]).to(sample[0].dtype)
+            for name, best in _best_rounds(kernels, x).items():
+                totals[name][column] += best * scale * 1e3
+    return {name: tuple(figures) for name, figures in totals.items()}
+
+
+def _best_rounds(kernels: dict[str, list[LinearKernel]], x: torch.Tensor) -> dict[str, float]:
+    best = dict.fromkeys(kernels, float("inf"))
+    for _ in range(_ROUNDS):
+        for name, group in kernels.items():
+            start = time.perf_counter()
+            for kernel in group:
+                kernel(x)
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def choose(table: Table, backends: Sequence[LinearBackend], *, may_copy: bool) -> LinearBackend:
+    """Pick the backend with the best figures, or several by row count if that is worth it.
+
+    Each row count weighs the same. ``may_copy`` allows two forms of every weight in memory.
+    """
+    floor = [min(figures) for figures in zip(*table.values(), strict=True)]
+
+    def slowdown(name: str) -> float:
+        return float(sum(mine / least for mine, least in zip(table[name], floor, strict=True)))
+
+    single = min(backends, key=lambda backend: slowdown(backend.name))
+    picks = tuple(
+        single if least >= _WORTH_A_COPY * mine else _fastest(table, backends, column)
+        for column, (mine, least) in enumerate(zip(table[single.name], floor, strict=True))
+    )
+    if not may_copy or all(pick is single for pick in picks):
+        return single
+    return CompositeBackend(LIMITS, picks)
+
+
+def _fastest(table: Table, backends: Sequence[LinearBackend], column: int) -> LinearBackend:
+    return min(backends, key=lambda backend: table[backend.name][column])
+
+
+def log_table(table: Table) -> None:
+    """Log the figures, one line."""
+    parts = (
+        f"{name} {' / '.join(f'{figure:.1f}' for figure in figures)}"
+        for name, figures in table.items()
+    )
+    logger.info(
+        "linears of one step at %s rows, ms: %s",
+        " / ".join(map(str, ROWS)),
+        "; ".join(parts),
+        extra={"fields": {"event": "linear_probe", "rows": ROWS, "ms": table}},
+    )
