@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.fake_launcher import FACTS, fake_programs
 
 from lorax_contract.exit_codes import ExitCode
 from lorax_launcher import supervisor as supervisor_module
@@ -24,7 +25,6 @@ from lorax_launcher.console import Console
 from lorax_launcher.options import LauncherOptions
 from lorax_launcher.resolve import resolve
 from lorax_launcher.supervisor import Programs, Supervisor
-from tests.helpers.fake_launcher import FACTS, fake_programs
 
 LAUNCHER = Path(__file__).parents[2] / "helpers" / "fake_launcher.py"
 WAIT_S = 30.0
