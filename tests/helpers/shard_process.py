@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lorax_contract.config import ShardConfig
 
@@ -19,10 +19,14 @@ class ShardProcess:
         self.uri = f"unix:{folder}/shard-0"
         self.log_path = folder / "shard.log"
         ready, ready_fd = os.pipe()
-        values = {"shard_uris": [self.uri], "model_id": "tiny", "num_threads": 1, **settings}
-        config = ShardConfig(
-            model_dir=str(model_dir), ready_fd=ready_fd, lifeline=True, **values
-        )
+        values = {
+            "shard_uris": [self.uri],
+            "model_id": "tiny",
+            "num_threads": 1,
+            "linear_backend": "torch",
+            **settings,
+        }
+        config = ShardConfig(model_dir=str(model_dir), ready_fd=ready_fd, lifeline=True, **values)
         config_path = folder / "shard.json"
         config_path.write_text(config.to_json())
         with self.log_path.open("ab") as log:
@@ -39,7 +43,7 @@ class ShardProcess:
             line = pipe.readline()
         self.facts: dict[str, Any] | None = json.loads(line) if line else None
 
-    def __enter__(self) -> ShardProcess:
+    def __enter__(self) -> Self:
         assert self.facts is not None, self.log_path.read_text()
         return self
 

@@ -96,7 +96,9 @@ def make_batch(client, batch_id, requests):
 def collect(tokens, reply):
     for generation in reply.generations:
         tokens.setdefault(generation.request_id, []).extend(generation.next_tokens.ids)
-    return {g.request_id: g.generated_text for g in reply.generations if g.HasField("generated_text")}
+    return {
+        g.request_id: g.generated_text for g in reply.generations if g.HasField("generated_text")
+    }
 
 
 def test_a_foreign_client_gets_the_tokens_of_transformers(client, tokenizer, stock):
@@ -132,9 +134,7 @@ def test_a_foreign_client_gets_the_tokens_of_transformers(client, tokenizer, sto
     texts.update(collect(tokens, first))
 
     # A third, as text only and without blocks, in a batch of its own.
-    reply = client.Prefill(
-        batch=make_batch(client, 2, [make_request(client, 3, inputs=TEXTS[2])])
-    )
+    reply = client.Prefill(batch=make_batch(client, 2, [make_request(client, 3, inputs=TEXTS[2])]))
     texts.update(collect(tokens, reply))
     batches = [first.batch, reply.batch]
     while batches:

@@ -11,6 +11,7 @@ import grpc.aio
 
 from lorax_contract.errors import ErrorKind, LoraxError, StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_proto import transport
 
 if TYPE_CHECKING:
     _ServerInterceptor = grpc.aio.ServerInterceptor[Any, Any]
@@ -56,7 +57,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, StartupError) and error.exit_code is ExitCode.OUT_OF_MEMORY:
         return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
     if isinstance(error, LoraxError):
-        return grpc.StatusCode[error.kind.grpc_status], str(error)
+        return transport.status_of(error), str(error)
     return grpc.StatusCode.INTERNAL, _INTERNAL_TEXT
 
 
@@ -68,10 +69,10 @@ def _mapped(handler: Callable[..., Awaitable[Any]], method: str) -> Callable[...
             raise
         except Exception as error:
             status, text = status_of(error)
-            if status is grpc.StatusCode.INTERNAL:
-                logger.exception("%s failed", method)
-            else:
+            if isinstance(error, LoraxError):
                 logger.warning("%s refused: %s", method, error)
+            else:
+                logger.exception("%s failed", method)
         return await context.abort(status, text)
 
     return call

@@ -26,9 +26,7 @@ def tokens_of(outcome, request_id):
     """Return the ids and the finish code of a request in an outcome."""
     ids, start = [], 0
     finish = None
-    for each, count, code in zip(
-        outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
-    ):
+    for each, count, code in zip(outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True):
         if each == request_id:
             ids.extend(outcome.tokens.ids[start : start + count])
             finish = code
@@ -175,9 +173,7 @@ def test_several_poisoned_rows_fail_and_the_others_go_on():
 
 def test_output_that_raises_ends_its_row_only(monkeypatch):
     engine = make_engine()
-    plan = make_plan(
-        1, [(1, 7, [1, 2]), (2, 3, [3])], new=[new_row(1, PROMPT), new_row(2, OTHER)]
-    )
+    plan = make_plan(1, [(1, 7, [1, 2]), (2, 3, [3])], new=[new_row(1, PROMPT), new_row(2, OTHER)])
     bad = expected_tokens(PROMPT, 1)[0]
     push = RowOutput.push
 
