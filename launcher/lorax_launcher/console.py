@@ -15,7 +15,7 @@ from lorax_contract.logs import RESERVED_KEYS
 PROGRESS_INTERVAL_S = 5.0
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
-_SHOWN_ELSEWHERE = {*RESERVED_KEYS, "exception", "process", "rank"}
+_SHOWN_ELSEWHERE = {*RESERVED_KEYS, "event", "exception", "process", "rank"}
 _LAUNCHER = "launcher"
 
 
@@ -76,6 +76,8 @@ def amount(done: float, total: float | None, unit: str) -> str:
     if unit in ("B", "bytes"):
         done, total, unit = done / 1e6, None if total is None else total / 1e6, "MB"
     digits = 1 if unit == "MB" else 0
+    if not total and not done:
+        return ""
     if not total:
         return f"{done:.{digits}f} {unit}".rstrip()
     share = f"({100 * done / total:.0f} %)"
@@ -120,11 +122,19 @@ class Console:
         """Show what went wrong."""
         self._own("error", message, fields)
 
+    def phase(self, message: str) -> None:
+        """Say what takes time now: a line, or on a terminal a spinner until the next thing."""
+        if self._colour:
+            self._display.progress(message, 0, None, "")
+        else:
+            self.info(message)
+
     def say(self, lines: list[str], **fields: Any) -> None:
         """Show lines for a person as they are; as one JSON object in JSON mode."""
         if self._json:
             self._own("info", "\n".join(lines), fields)
             return
+        self._display.close()
         for line in lines:
             self._display.write(line)
 
@@ -216,7 +226,20 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return json.dumps(_rounded(value), default=str, ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    """Cut floats to four digits, those within lists and tables too."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return value
 
 
 def _time(seconds: Any) -> str:

@@ -105,14 +105,17 @@ class Supervisor:
             loop.add_signal_handler(signum, self.request_stop, signum)
 
     async def _start(self) -> None:
+        self._console.phase("preparing the model")
         model = await self._prepare()
         if self._download_only:
             self._console.info(f"{model.model_id} is prepared", folder=model.model_dir)
             return
+        self._console.phase(f"loading {model.model_id}")
         plan = self._plan.with_model(model)
         self._shards = [await self._start_shard(config) for config in plan.shards]
         for shard in self._shards:
             await self._until_ready(shard)
+        self._console.phase("starting the router, warming up")
         self._router = await self._start_router(plan.router)
         facts = await self._until_ready(self._router)
         self._is_ready = True

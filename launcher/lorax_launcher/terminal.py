@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TextIO
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 from lorax_launcher.console import amount
@@ -43,8 +51,9 @@ class TerminalDisplay:
 
     def _start(self, key: str, total: float | None, unit: str) -> Progress:
         self._key = key
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Amount())
-        bar = Progress(*columns, console=self._console, transient=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        measured = (BarColumn(), _Amount()) if total or unit else ()
+        bar = Progress(*columns, *measured, console=self._console, transient=True)
         bar.start()
         bar.add_task(key, total=total, unit=unit)
         return bar

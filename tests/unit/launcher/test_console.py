@@ -173,3 +173,19 @@ def test_the_ready_line_and_its_request() -> None:
 )
 def test_addresses_a_client_can_use(url: str, expected: str) -> None:
     assert reachable(url) == expected
+
+
+def test_a_phase_is_a_line_or_a_spinner() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    Console(plain).phase("loading the model")
+    console = Console(terminal)
+    console.phase("loading the model")
+    console.say(["Ready: here"])
+    assert plain.getvalue().endswith("loading the model\n")
+    assert "loading the model" in terminal.getvalue()
+    assert terminal.getvalue().rstrip().endswith("Ready: here")
+
+
+def test_numbers_are_cut_to_what_a_person_reads() -> None:
+    line = readable("shard-0", {**RECORD, "ms": {"torch": [62.138644]}, "share": 0.123456789})
+    assert line.endswith('ms={"torch": [62.14]} share=0.1235')
