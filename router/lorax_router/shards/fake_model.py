@@ -16,9 +16,17 @@ from lorax_contract.step import Alternatives, FinishCode, RequestSpec
 _MASK = (1 << 64) - 1
 
 
+def mix(number: int) -> int:
+    """Return 64 bits that depend on all bits of ``number`` (the finalizer of SplitMix64)."""
+    number = (number ^ (number >> 64)) & _MASK
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
+    return number ^ (number >> 31)
+
+
 def key_of(token_id: int, position: int) -> int:
-    """Return what the cache keeps of a token at a position; the same in every process."""
-    return hash((token_id, position))
+    """Return what the cache keeps of a token at a position."""
+    return mix((position << 32) + token_id + 1)
 
 
 def digest_of(keys: Iterable[int]) -> int:
@@ -41,12 +49,12 @@ class FakeModel:
 
     def next_token(self, spec: RequestSpec, digest: int) -> int:
         """Return the token after a sequence; drawn ones depend on the seed as well."""
-        seed = spec.sampling.seed if spec.sampling.do_sample else -1
-        return hash((seed, spec.adapter, digest)) % self.vocab_size
+        seed = mix(spec.sampling.seed + 1) if spec.sampling.do_sample else 0
+        return mix(digest + mix(seed + spec.adapter)) % self.vocab_size
 
     def logprob(self, token_id: int, digest: int) -> float:
         """Return a negative number that single precision holds exactly."""
-        return -1.0 / 256 - (hash((token_id, digest)) % 1024) / 256
+        return -(1 + mix(digest ^ token_id) % 1024) / 256
 
     def is_special(self, token_id: int) -> bool:
         """Whether the generated text leaves this token out."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
+from lorax_contract.errors import ShardError, ShardUnavailableError
 from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
@@ -77,6 +78,11 @@ class GrpcShardClient:
         """Return what the shard is; the first answer binds this client to its epoch."""
         request = pb.InfoRequest()
         reply: pb.InfoResponse = await self._call(self._stub.Info, request, self._timeouts.info_s)
+        if not reply.epoch:
+            raise ShardError(
+                f"{self._who} names no epoch, so it is not a shard of lorax-py; "
+                "point the router at one"
+            )
         if self._epoch is None:
             self._epoch = reply.epoch
         return info_from_proto(reply, (self.uri,))
@@ -144,11 +150,10 @@ class GrpcShardClient:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE
             if not (lost and repeat and await self._reconnected()):
                 raise error_of(error.code(), error.details(), self._who) from error
-        logger.warning("%s: the connection broke and is back, the call is repeated", self._who)
-        try:
-            return await method(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error.code(), error.details(), self._who) from error
+        except grpc.aio.UsageError as error:
+            raise ShardUnavailableError(f"{self._who}: the connection is closed") from error
+        logger.warning("%s was unavailable and is back: the call is repeated", self._who)
+        return await self._call(method, request, timeout_s, repeat=False)
 
     async def _reconnected(self) -> bool:
         """Wait for a connection; False when there is none in time."""

@@ -1,0 +1,123 @@
+"""Real gRPC servers around FakeShards, one per rank, on unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from lorax_proto import generate_pb2 as pb
+from lorax_proto import generate_pb2_grpc as pb_grpc
+from lorax_proto.convert import (
+    info_to_proto,
+    outcome_to_proto,
+    step_from_proto,
+    warmup_from_proto,
+)
+from lorax_proto.transport import SERVER_OPTIONS, status_of
+from lorax_router.shards.fake import FakeShard
+
+Handler = Callable[[Any, Any, Any], Awaitable[Any]]
+
+
+def _mapped(handler: Handler) -> Handler:
+    """Delay a call at random if the server jitters, and answer its error as a status."""
+
+    async def call(self: FakeServicer, request: Any, context: Any) -> Any:
+        if self.jitter is not None:
+            await asyncio.sleep(self.jitter.uniform(0, 0.005))
+        try:
+            return await handler(self, request, context)
+        except Exception as error:
+            await context.abort(status_of(error), str(error))
+
+    return call
+
+
+class FakeServicer(pb_grpc.LoraxServiceServicer):
+    """Answers for one FakeShard."""
+
+    def __init__(
+        self, shard: FakeShard, uris: Sequence[str], jitter: random.Random | None = None
+    ) -> None:
+        self.shard = shard
+        self.uris = uris
+        self.jitter = jitter
+        self.num_calls = 0
+
+    @_mapped
+    async def Info(self, request, context):
+        return info_to_proto(await self.shard.info(), rank=self.shard.rank)
+
+    @_mapped
+    async def ServiceDiscovery(self, request, context):
+        return pb.ServiceDiscoveryResponse(urls=self.uris)
+
+    @_mapped
+    async def Health(self, request, context):
+        await self.shard.health()
+        return pb.HealthResponse()
+
+    @_mapped
+    async def Warmup(self, request, context):
+        num_blocks = await self.shard.warmup(warmup_from_proto(request), request.epoch)
+        return pb.WarmupResponse(num_blocks=num_blocks)
+
+    @_mapped
+    async def Prefill(self, request, context):
+        return await self._step(request, pb.PrefillResponse)
+
+    @_mapped
+    async def Decode(self, request, context):
+        return await self._step(request, pb.DecodeResponse)
+
+    @_mapped
+    async def ClearCache(self, request, context):
+        await self.shard.clear(request.seq, request.epoch)
+        return pb.ClearCacheResponse()
+
+    @_mapped
+    async def LoadAdapter(self, request, context):
+        await self.shard.prepare_adapter(request.adapter_index, request.digest, request.epoch)
+        return pb.LoadAdapterResponse(loaded=True)
+
+    @_mapped
+    async def OffloadAdapter(self, request, context):
+        await self.shard.release_adapter(request.adapter_index, request.epoch)
+        return pb.OffloadAdapterResponse(offloaded=True)
+
+    async def _step(self, request: Any, reply_type: Any) -> Any:
+        self.num_calls += 1
+        outcome = await self.shard.step(step_from_proto(request), request.epoch)
+        return outcome_to_proto(outcome, reply_type)
+
+
+@contextlib.asynccontextmanager
+async def running(servicer: FakeServicer, uri: str) -> AsyncIterator[str]:
+    """Serve one rank and yield its address; an address with port 0 gets a free one."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    pb_grpc.add_LoraxServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port(uri)
+    await server.start()
+    try:
+        yield uri.removesuffix(":0") + f":{port}" if uri.endswith(":0") else uri
+    finally:
+        await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    shards: Sequence[FakeShard], folder: Path, jitter: random.Random | None = None
+) -> AsyncIterator[list[str]]:
+    """Serve one FakeShard per rank and yield their addresses."""
+    uris = [f"unix:{folder}/rank-{rank}" for rank in range(len(shards))]
+    async with contextlib.AsyncExitStack() as stack:
+        for shard, uri in zip(shards, uris, strict=True):
+            stack.push_async_callback(shard.close)
+            await stack.enter_async_context(running(FakeServicer(shard, uris, jitter), uri))
+        yield uris

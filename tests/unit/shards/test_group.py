@@ -1,0 +1,110 @@
+"""How the answers of several ranks become one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.helpers.in_loop import in_loop
+
+from lorax_contract.errors import ShardError
+from lorax_contract.step import RowDetail, ShardInfo, StepOutcome, TokenColumns
+from lorax_router.shards.fake import FakeShard
+from lorax_router.shards.group import ShardGroup, merge_infos, merge_outcomes
+
+INFO = ShardInfo(
+    epoch=1,
+    world_size=2,
+    model_type="llama",
+    dtype="float32",
+    device_type="cpu",
+    block_size=16,
+    vocab_size=100,
+    max_positions=0,
+    num_blocks=10,
+    max_depth=2,
+    shard_uris=("a",),
+)
+
+
+def share(row_ids: list[int], *, forward_ns: int = 0, total_ns: int = 0) -> StepOutcome:
+    return StepOutcome(
+        4,
+        row_ids,
+        [1] * len(row_ids),
+        [0] * len(row_ids),
+        TokenColumns(
+            [10 * row for row in row_ids],
+            [-1.0] * len(row_ids),
+            [f"t{row}" for row in row_ids],
+            [False] * len(row_ids),
+        ),
+        {row: RowDetail(generated_text=str(row)) for row in row_ids},
+        forward_ns,
+        total_ns,
+    )
+
+
+def test_shares_become_one_outcome():
+    whole = merge_outcomes([share([2, 4], forward_ns=5), share([], total_ns=9), share([1])])
+    assert whole == share([2, 4, 1], forward_ns=5, total_ns=9)
+
+
+@pytest.mark.parametrize("shares", [[share([1, 2]), share([2])], [share([2, 1, 2])]])
+def test_a_row_answered_twice_is_an_error(shares):
+    with pytest.raises(ShardError, match=r"\[2\] were answered twice"):
+        merge_outcomes(shares)
+
+
+def test_limits_that_differ_are_the_least():
+    one = replace(INFO, num_blocks=7, max_positions=2048, window_size=None, max_depth=3)
+    two = replace(INFO, num_blocks=9, max_positions=0, window_size=64, shard_uris=("b",))
+    merged = merge_infos([one, two])
+    assert (merged.num_blocks, merged.max_positions) == (7, 2048)
+    assert (merged.window_size, merged.max_depth) == (64, 2)
+    assert merged.shard_uris == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epoch", 2), ("model_type", "gpt2"), ("block_size", 8), ("vocab_size", 99)],
+)
+def test_ranks_that_do_not_belong_together_are_refused(name, value):
+    with pytest.raises(ShardError, match=f"differ in {name}"):
+        merge_infos([INFO, replace(INFO, **{name: value})])
+
+
+def test_a_group_must_be_whole():
+    with pytest.raises(ShardError, match="group of 2, but 1 ranks"):
+        merge_infos([INFO])
+
+
+def test_a_group_needs_a_rank():
+    with pytest.raises(ValueError, match="at least one"):
+        ShardGroup([])
+
+
+@in_loop
+async def test_the_least_pool_is_the_groups():
+    group = ShardGroup([FakeShard(rank=r, world_size=2, num_blocks=9 - r) for r in range(2)])
+    from lorax_contract.step import WarmupSpec
+
+    spec = WarmupSpec(max_input_length=1, max_total_tokens=2, max_step_tokens=3, max_rows=1)
+    assert await group.warmup(spec) == 8
+    assert (await group.info()).num_blocks == 8
+
+
+@in_loop
+async def test_closing_closes_every_rank_whatever_happens():
+    closed = []
+
+    class Closing(FakeShard):
+        async def close(self):
+            closed.append(self.rank)
+            if self.rank == 0:
+                raise OSError("stuck")
+
+    group = ShardGroup([Closing(rank=r, world_size=3) for r in range(3)])
+    with pytest.raises(OSError, match="stuck"):
+        await group.close()
+    assert closed == [0, 1, 2]
