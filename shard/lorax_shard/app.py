@@ -18,6 +18,7 @@ from lorax_contract.config import ConfigError, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
+from lorax_shard.rpc.address import clear_stale
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,6 +84,7 @@ def run(config_text: str) -> ExitCode:
     if config.lifeline:
         watch_lifeline(stopper.on_launcher_gone)
     try:
+        clear_stale(config.shard_uris[config.rank])
         engine = load_engine(config)
         return asyncio.run(serve(config, engine, stopper))
     except StartupError as error:

@@ -15,7 +15,9 @@ from lorax_contract.config import ShardConfig
 class ShardProcess:
     """One ``lorax-shard serve`` that says when it is ready; use it as a context."""
 
-    def __init__(self, folder: Path, model_dir: Path, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, model_dir: Path, *, launcher_gone: bool = False, **settings: Any
+    ) -> None:
         self.uri = f"unix:{folder}/shard-0"
         self.log_path = folder / "shard.log"
         ready, ready_fd = os.pipe()
@@ -32,7 +34,7 @@ class ShardProcess:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "lorax_shard.cli", "serve", "--config", str(config_path)],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL if launcher_gone else subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[ready_fd],

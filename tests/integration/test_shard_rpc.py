@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -237,18 +240,37 @@ def test_sigterm_stops_in_good_order(model_dir, tmp_path):
         assert all(line["rank"] == 0 for line in shard.log())
 
 
-def test_a_shard_ends_with_its_launcher_and_its_stale_socket_is_taken_over(model_dir, tmp_path):
-    with ShardProcess(tmp_path, model_dir, num_blocks=8) as killed:
-        killed.process.kill()
-        assert killed.wait() == -signal.SIGKILL
-        assert Path(killed.uri.removeprefix("unix:")).exists()
+def test_a_shard_takes_a_stale_socket_over_and_ends_with_its_launcher(model_dir, tmp_path):
+    path = tmp_path / "shard-0"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))  # closed but not removed, as kill -9 leaves it
+    assert path.exists()
     with ShardProcess(tmp_path, model_dir, num_blocks=8) as shard:
         client = PublishedClient(shard.uri)
         client.Health()
         client.close()
         shard.process.stdin.close()
         assert shard.wait() == ExitCode.PARENT_GONE
-        assert not Path(shard.uri.removeprefix("unix:")).exists()
+        assert not path.exists()
+
+
+def test_a_shard_that_is_loading_ends_with_its_launcher_too(model_dir, tmp_path):
+    shard = ShardProcess(tmp_path, model_dir, launcher_gone=True)
+    assert shard.facts is None
+    assert shard.wait() == ExitCode.PARENT_GONE
+
+
+def test_a_configuration_that_is_none_is_refused_in_words(tmp_path):
+    path = tmp_path / "shard.json"
+    path.write_text('{"model_dir": "x", "modle_id": "y"}')
+    run = subprocess.run(
+        [sys.executable, "-m", "lorax_shard.cli", "serve", "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == ExitCode.BAD_CONFIG
+    assert "modle_id" in json.loads(run.stdout)["message"]
 
 
 def test_a_socket_in_use_is_refused_in_words(model_dir, tmp_path):
