@@ -10,9 +10,7 @@ import shutil
 import socket
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from lorax_launcher.flags import OPTION_GROUPS, GroupedCommand, refused_options
 from lorax_launcher.options import LauncherOptions, UsageError, hostname_from_environment
 from lorax_launcher.refused import check_refused
 from lorax_launcher.resolve import LaunchPlan, resolve
+from lorax_launcher.run_dir import run_directory
 from lorax_launcher.supervisor import Programs, Supervisor
 from lorax_launcher.versions import describe_environment
 
@@ -98,19 +97,6 @@ async def _supervise(
 ) -> int:
     supervisor = Supervisor(plan, programs, console, run_dir, download_only=download_only)
     return await supervisor.run()
-
-
-@contextmanager
-def run_directory() -> Iterator[Path]:
-    """Make a folder for sockets and configurations that only this user can enter."""
-    # A long TMPDIR would make the path of a socket longer than the system allows.
-    base = tempfile.gettempdir()
-    parent = base if len(base.encode()) <= 64 else "/tmp"  # noqa: S108  mkdtemp makes it private
-    folder = Path(tempfile.mkdtemp(prefix="lorax-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_program(name: str) -> str:

@@ -286,8 +286,10 @@ class Supervisor:
 
 
 def _sentence(what: str, cause: str, code: ExitCode) -> str:
-    told = f"{what}: {cause.rstrip('.')}" if cause else what
-    return f"{told}. {hint(code)}"
+    told = f"{what}: {cause.rstrip('.')}." if cause else f"{what}."
+    # The message of a StartupError says what to do; others, and silence, need the hint.
+    explained = cause and code not in (ExitCode.INTERNAL, ExitCode.CHILD_DIED)
+    return told if explained else f"{told} {hint(code)}"
 
 
 def _signal_name(number: int) -> str:

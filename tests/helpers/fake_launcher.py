@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from lorax_launcher.cli import run_directory
 from lorax_launcher.console import Console
 from lorax_launcher.facts import DeviceFacts
 from lorax_launcher.options import LauncherOptions
 from lorax_launcher.resolve import resolve
+from lorax_launcher.run_dir import run_directory
 from lorax_launcher.supervisor import Programs, Supervisor
 
 FACTS = DeviceFacts(num_cores=2, memory_bytes=2**33)

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -213,18 +212,6 @@ def test_a_taken_port_is_noticed_before_anything_starts() -> None:
         assert cli.is_taken("127.0.0.1", port)
     assert not cli.is_taken("127.0.0.1", port)
     assert not cli.is_taken("no.such.host.invalid", port)
-
-
-def test_a_long_tmpdir_does_not_make_sockets_impossible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = tmp_path / ("x" * 100)
-    deep.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(deep))
-    with cli.run_directory() as folder:
-        assert len(str(folder)) < 60
-        assert folder.stat().st_mode & 0o077 == 0
-    assert not folder.exists()
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ from tests.helpers.fake_launcher import FACTS, fake_programs
 
 from lorax_contract.exit_codes import ExitCode
 from lorax_launcher import supervisor as supervisor_module
-from lorax_launcher.cli import run_directory
 from lorax_launcher.console import Console
 from lorax_launcher.options import LauncherOptions
 from lorax_launcher.resolve import resolve
+from lorax_launcher.run_dir import run_directory
 from lorax_launcher.supervisor import Programs, Supervisor
 
 LAUNCHER = Path(__file__).parents[2] / "helpers" / "fake_launcher.py"
