@@ -53,7 +53,14 @@ class TerminalDisplay:
         self._key = key
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         measured = (BarColumn(), _Amount()) if total or unit else ()
-        bar = Progress(*columns, *measured, console=self._console, transient=True)
+        bar = Progress(
+            *columns,
+            *measured,
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         bar.start()
         bar.add_task(key, total=total, unit=unit)
         return bar
