@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,20 +27,23 @@ def free_port() -> int:
 
 
 class Server:
-    """A launcher with its children; a context manager that always ends them."""
+    """A launcher with its children; a context manager that always ends them.
+
+    ``command`` makes another command line from the port, e.g. one that calls make.
+    """
 
     def __init__(
         self,
         *options: str,
-        command: list[str] | None = None,
+        command: Callable[[int], list[str]] | None = None,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         ready_timeout_s: float = 300.0,
     ) -> None:
         self.port = free_port()
-        launcher = [str(Path(sys.executable).parent / "lorax-launcher")]
         bind = ["--hostname", "127.0.0.1", "--port", str(self.port)]
-        self._command = [*(command or launcher), *([] if command else [*bind, *options])]
+        launcher = [str(Path(sys.executable).parent / "lorax-launcher"), *bind, *options]
+        self._command = command(self.port) if command else launcher
         self._cwd, self._env = cwd, env
         self._ready_timeout_s = ready_timeout_s
         self.lines: list[str] = []

@@ -1,0 +1,240 @@
+"""A state machine drives the scheduler against a toy shard with real block memory.
+
+Tiny pool, tiny vocabulary: collisions, preemptions and stalls are common. After each
+call ``check()`` runs; every finished request must have exactly the tokens of an
+undisturbed run, whatever happened on its way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from tests.unit.core.toy_shard import VOCAB_SIZE, ToyShard, expected_output
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import (
+    FinishCode,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StepOutcome,
+    StepPlan,
+    StoppingParams,
+)
+from lorax_router.core.scheduler import Scheduler
+
+STEPS_PER_EXAMPLE = 50
+NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "2000"))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Submit, cancel, plan, run, apply, fail rows, lose the shards: in any order."""
+
+    depth = 1
+    counts: dict[str, int] = {}
+
+    @initialize(
+        num_blocks=st.integers(2, 9),
+        block_size=st.integers(1, 4),
+        max_rows=st.integers(1, 5),
+        extra_tokens=st.integers(0, 6),
+    )
+    def start(self, num_blocks: int, block_size: int, max_rows: int, extra_tokens: int) -> None:
+        """Make a scheduler and its shard."""
+        self.sizes = (num_blocks, block_size)
+        self.scheduler = Scheduler(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_step_tokens=max_rows + extra_tokens,
+            max_rows=max_rows,
+            depth=self.depth,
+        )
+        self.shard = ToyShard(*self.sizes)
+        self.plans: deque[StepPlan] = deque()
+        self.outcomes: deque[StepOutcome] = deque()
+        self.specs: dict[RequestId, RequestSpec] = {}
+        self.received: dict[RequestId, list[int]] = {}
+        self.next_id = 1
+        self.failing: set[RequestId] = set()
+        # Block tables as granted, and the blocks that each step in flight touches.
+        self.tables: dict[RequestId, list[int]] = {}
+        self.touched: deque[set[int]] = deque()
+
+    @rule(
+        requests=st.lists(
+            st.tuples(
+                st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12),
+                st.integers(1, 16),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def submit(self, requests: list[tuple[list[int], int]]) -> None:
+        """Clients ask; what can never fit is refused."""
+        for prompt, max_new in requests:
+            self._submit(prompt, max_new)
+
+    def _submit(self, prompt: list[int], max_new: int) -> None:
+        spec = RequestSpec(
+            request_id=RequestId(self.next_id),
+            prompt_ids=prompt,
+            sampling=SamplingParams(),
+            stopping=StoppingParams(max_new_tokens=max_new),
+        )
+        self.next_id += 1
+        num_blocks, block_size = self.sizes
+        fits = len(prompt) + max_new - 1 <= num_blocks * block_size
+        try:
+            self.scheduler.submit(spec, 0.0)
+        except ValidationError:
+            assert not fits
+            return
+        assert fits
+        self.specs[spec.request_id] = spec
+        self.received[spec.request_id] = []
+
+    @precondition(lambda self: self.specs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """A client leaves."""
+        request_id = data.draw(st.sampled_from(sorted(self.specs)))
+        assert self.scheduler.cancel(request_id)
+        del self.specs[request_id]
+
+    @precondition(lambda self: self.specs)
+    @rule(data=st.data())
+    def fail_row(self, data: st.DataObject) -> None:
+        """The shard will find something wrong with a row."""
+        self.failing.add(data.draw(st.sampled_from(sorted(self.specs))))
+
+    @rule()
+    def plan(self) -> None:
+        """The engine loop asks for a plan."""
+        before = self.scheduler.stats().num_preemptions
+        plan = self.scheduler.plan(0.0)
+        gave_way = self.scheduler.stats().num_preemptions - before
+        self.counts["preemptions"] = self.counts.get("preemptions", 0) + gave_way
+        if plan is not None:
+            self.counts["plans"] = self.counts.get("plans", 0) + 1
+            self.plans.append(plan)
+            self._note_touched(plan)
+
+    def _note_touched(self, plan: StepPlan) -> None:
+        """No block is granted while a step that is not booked yet touches it."""
+        touched = set().union(*self.touched)
+        assert not touched & set(plan.new_blocks), "a block is reused too early"
+        for request_id in [*plan.drop, *(new.spec.request_id for new in plan.new_rows)]:
+            self.tables.pop(request_id, None)
+        grants = iter(plan.new_blocks)
+        for request_id, num_new in zip(plan.row_ids, plan.num_new_blocks, strict=True):
+            table = self.tables.setdefault(request_id, [])
+            table += [next(grants) for _ in range(num_new)]
+        self.touched.append({block for row in plan.row_ids for block in self.tables[row]})
+
+    @precondition(lambda self: self.plans)
+    @rule()
+    def run(self) -> None:
+        """The shard executes the oldest plan."""
+        self.outcomes.append(self.shard.execute(self.plans.popleft(), self.failing))
+
+    @precondition(lambda self: self.outcomes)
+    @rule()
+    def apply(self) -> None:
+        """The oldest outcome is booked."""
+        outcome = self.outcomes.popleft()
+        self.touched.popleft()
+        accepted = self.scheduler.apply(outcome, 0.0)
+        tokens = iter(outcome.tokens.ids)
+        for request_id, num, finish, counts in zip(
+            outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
+        ):
+            new = [next(tokens) for _ in range(num)]
+            assert counts == (request_id in self.specs)
+            if counts:
+                self.received[request_id] += new
+                self._verify(request_id, FinishCode(finish))
+
+    def _verify(self, request_id: RequestId, finish: FinishCode) -> None:
+        received, wanted = self.received[request_id], expected_output(self.specs[request_id])
+        assert received == wanted[: len(received)]
+        if finish is not FinishCode.RUNNING:
+            assert finish is FinishCode.ERROR or received == wanted
+            del self.specs[request_id]
+
+    @rule(num=st.integers(1, 12))
+    def turn(self, num: int) -> None:
+        """The engine loop turns a few times without disturbance."""
+        for _ in range(num):
+            self._turn()
+
+    def _turn(self) -> None:
+        num_before = self.scheduler.num_in_flight
+        self.plan()
+        while self.plans:
+            self.run()
+        if self.scheduler.num_in_flight in (self.depth, num_before) and self.outcomes:
+            self.apply()
+        self.scheduler.check()
+
+    @rule()
+    def lose_shards(self) -> None:
+        """The shard group dies and comes back empty; nothing in flight is answered."""
+        self.scheduler.shards_lost()
+        self.plans.clear()
+        self.outcomes.clear()
+        self.tables.clear()
+        self.touched.clear()
+        self.shard = ToyShard(*self.sizes)
+        assert self.scheduler.num_in_flight == 0
+
+    @invariant()
+    def is_sound(self) -> None:
+        """Nothing is lost, shared or counted wrong."""
+        if hasattr(self, "scheduler"):
+            self.scheduler.check()
+
+    def teardown(self) -> None:
+        """Whatever the state, all requests come to their end and all blocks come back."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(2_000):
+            if self.scheduler.is_idle:
+                break
+            self._turn()
+        assert self.scheduler.is_idle, "the scheduler does not come to rest"
+        assert not self.specs
+        stats = self.scheduler.stats()
+        assert stats.num_free_blocks == stats.num_blocks
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(depth: int) -> None:
+    """At least NUM_STEPS steps of the machine at each depth, with preemptions among them."""
+    counts: dict[str, int] = {}
+    machine = type("Machine", (SchedulerMachine,), {"depth": depth, "counts": counts})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=NUM_STEPS // 10,
+            stateful_step_count=STEPS_PER_EXAMPLE,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    print(f"FIGURE depth {depth}: {counts['plans']} plans, {counts['preemptions']} preemptions")
+    assert counts["plans"] >= NUM_STEPS
+    assert counts["preemptions"] > 0
