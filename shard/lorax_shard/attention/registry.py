@@ -18,11 +18,12 @@ from lorax_shard.attention.backend import AttentionBackend
 logger = logging.getLogger(__name__)
 
 _CLASSES = {
+    "cpp": "lorax_shard.attention.cpp:CppAttention",
     "sdpa": "lorax_shard.attention.sdpa:SdpaAttention",
     "torch": "lorax_shard.attention.reference:TorchAttention",
 }
 # Best first.
-_AUTO_ORDER = ("sdpa", "torch")
+_AUTO_ORDER = ("cpp", "sdpa", "torch")
 
 BACKENDS = tuple(_CLASSES)
 
