@@ -103,6 +103,7 @@ def leave(exit_code: ExitCode) -> None:
 
 def load_engine(config: ShardConfig) -> Engine:
     """Load model and tokenizer; StartupError says what is wrong with them."""
+    tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
     import torch
 
     from lorax_shard.engine.engine import Engine
@@ -111,7 +112,6 @@ def load_engine(config: ShardConfig) -> Engine:
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
     model = load_paged_model(config)
     pool = PoolSettings(
         block_size=config.block_size,
@@ -125,6 +125,8 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
+    if not folder.is_dir():
+        raise StartupError(f"the folder {folder} does not exist", ExitCode.MODEL_NOT_FOUND)
     if not path.is_file():
         raise StartupError(
             f"{path} is missing; prepare the model with lorax-shard prepare",

@@ -283,3 +283,16 @@ def test_a_socket_in_use_is_refused_in_words(model_dir, tmp_path):
         last = shard.log()[-1]
         assert "another process listens there" in last["message"]
         assert last["hint"]
+
+
+def test_a_model_folder_that_is_not_there_or_damaged_is_refused_in_words(tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    cases = [(tmp_path / "missing", ExitCode.MODEL_NOT_FOUND, "does not exist")]
+    cases += [(damaged, ExitCode.MODEL_CORRUPT, "tokenizer.json cannot be read")]
+    (damaged / "tokenizer.json").write_text("{")
+    for folder, code, words in cases:
+        shard = ShardProcess(tmp_path, folder)
+        assert shard.facts is None
+        assert shard.wait() == code
+        assert words in shard.log()[-1]["message"]
