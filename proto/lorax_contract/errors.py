@@ -139,9 +139,7 @@ class ShardUnavailableError(ShardError):
 class StaleEpochError(ShardError):
     """The call named an epoch that this shard group does not serve."""
 
-    kind = ErrorKind(
-        424, "FAILED_PRECONDITION", "generation", "Request failed during generation"
-    )
+    kind = ErrorKind(424, "FAILED_PRECONDITION", "generation", "Request failed during generation")
 
 
 class StartupError(LoraxError):
