@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -143,23 +143,44 @@ def top_alternatives(logprobs: torch.Tensor, count: int) -> tuple[list[int], lis
     return best.tolist(), values[best].tolist()
 
 
-def cdf_distance(logits: torch.Tensor, row: SamplerRow, chosen: int) -> float:
-    """Return how far the row's random number lies from the chosen token's CDF interval.
+class CdfDistance(NamedTuple):
+    """Where a row's random number lies as seen from one token's interval of the CDF."""
 
-    0.0: these logits (V values) give that token. A small number: the draw fell next
-    to an edge, so a tiny difference in logits explains another token. Infinite: the
-    token cannot be drawn from these logits.
+    # 0.0: the logits give that token. Small: the number fell next to the interval, so a
+    # tiny difference in logits explains the token. Infinite: it cannot be drawn.
+    distance: float
+    # The token's chance.
+    probability: float
+
+
+def cdf_distance(
+    logits: torch.Tensor,  # V
+    params: SamplingParams,
+    token_ids: NDArray[np.int64],
+    chosen: int,
+    num_prompt_tokens: int,
+) -> CdfDistance:
+    """Compare a token that was drawn after ``token_ids`` with what these logits give.
+
+    Raises ValueError for params that do not sample.
     """
-    if is_greedy(row.params):
+    if is_greedy(params):
         raise ValueError("cdf_distance is for rows that sample; compare the logits of greedy rows")
+    row = _KnownRow(params, token_ids, num_prompt_tokens)
     scores = penalised(logits.reshape(1, -1).float(), [row], [0])
     distribution = distributions(scores, [row])[0]
     interval = None if distribution is None else distribution.interval(chosen)
     if interval is None:
-        return math.inf
-    u = uniform(row.params.seed, len(row.token_ids))
+        return CdfDistance(math.inf, 0.0)
+    u = uniform(params.seed, len(token_ids))
     low, high = interval
-    return max(low - u, u - high, 0.0)
+    return CdfDistance(max(low - u, u - high, 0.0), high - low)
+
+
+class _KnownRow(NamedTuple):
+    params: SamplingParams
+    token_ids: NDArray[np.int64]
+    num_prompt_tokens: int
 
 
 def _has_penalty(params: SamplingParams) -> bool:

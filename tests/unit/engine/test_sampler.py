@@ -302,17 +302,32 @@ def test_cdf_distance_tells_a_near_miss_from_a_wrong_token():
     logits = random_logits(1, 50, seed=10)[0]
     row = make_row(do_sample=True, seed=3, top_k=20)
     chosen = Sampler(50).sample(logits.unsqueeze(0), [row]).ids[0]
-    assert cdf_distance(logits, row, chosen) == 0.0
+
+    def compare(token_id):
+        return cdf_distance(logits, row.params, row.token_ids, token_id, row.num_prompt_tokens)
+
     (distribution,) = distributions(logits.unsqueeze(0), [row])
     u = uniform(3, 3)
     for token_id in distribution.ids.tolist():
         low, high = distribution.interval(token_id)
-        distance = cdf_distance(logits, row, token_id)
+        distance, probability = compare(token_id)
+        assert probability == high - low
         assert distance == pytest.approx(max(low - u, u - high, 0.0))
         assert (distance == 0.0) == (token_id == chosen)
-    assert cdf_distance(logits, row, int(logits.argmin())) == math.inf
+    assert compare(int(logits.argmin())) == (math.inf, 0.0)
     with pytest.raises(ValueError, match="rows that sample"):
-        cdf_distance(logits, make_row(), chosen)
+        cdf_distance(logits, make_row().params, row.token_ids, chosen, 3)
+
+
+def test_cdf_distance_knows_penalties_of_the_output_only():
+    logits = random_logits(1, 50, seed=14, scale=0.5)[0]
+    ids = np.array([7, 7, 9, 9], dtype=np.int64)
+    params = make_row(do_sample=True, frequency_penalty=1.5).params
+    of_prompt = cdf_distance(logits, params, ids, 7, 2).probability
+    of_output = cdf_distance(logits, params, ids, 9, 2).probability
+    all_prompt = [cdf_distance(logits, params, ids, token_id, 4).probability for token_id in (7, 9)]
+    assert of_prompt > all_prompt[0]
+    assert of_output < all_prompt[1] * 0.1
 
 
 # At most one test in this file's life should see a p-value below this by chance.
@@ -349,7 +364,7 @@ def test_the_distribution_of_draws_passes_a_chi_square_test(settings):
 
 def test_the_chi_square_test_rejects_a_temperature_that_is_a_little_off():
     logits = random_logits(1, 60, seed=12, scale=1.5)[0]
-    probs = torch.softmax(logits.double() / 1.1, dim=-1).numpy()
+    probs = torch.softmax(logits.double() / 1.2, dim=-1).numpy()
     assert chi_square_p_value(draw_many(logits), probs) < LEAST_P_VALUE
 
 
