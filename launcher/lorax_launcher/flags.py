@@ -39,7 +39,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--model-id", type=str, help="Hub id (`name` or `name@revision`), folder or .gguf "
                 "file. Without it the embedded SmolLM2-135M-Instruct is served."),
         _option("--revision", type=str, help="Branch, tag or commit of a hub model."),
-        _option("--source", type=click.Choice(["hub", "s3"]),
+        _option("--source", type=click.Choice(["hub", "local", "s3"]),
                 help="Where the model comes from. `s3` is refused in this version."),
         _option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
                 help="Type of weights and KV cache; `auto`: float32 on CPU, the model's own on a "

@@ -87,7 +87,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
 
 
 def _check_source(options: LauncherOptions) -> None:
-    if options.source != "hub":
+    if options.source == "s3":
         raise UsageError(
             f"--source {options.source} is refused: models come from the hub or a local folder in "
             "this version; fetch the model and pass its folder to --model-id."

@@ -10,6 +10,7 @@ import pytest
 
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_launcher.docs import render_page
+from lorax_shard.model.families import TESTED_FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -47,3 +48,9 @@ def test_every_lint_exception_has_a_reason() -> None:
     assert block[0].lstrip().startswith("#")
     config = tomllib.loads(text)["tool"]["ruff"]["lint"]
     assert len(config["ignore"]) == len(re.findall(r'"[A-Z]+\d+"', "\n".join(block)))
+
+
+def test_models_page_lists_the_tested_families() -> None:
+    lines = (ROOT / "docs/models.md").read_text().splitlines()
+    (listed,) = [line for line in lines if line.startswith("`gemma2`")]
+    assert listed == ", ".join(f"`{family}`" for family in sorted(TESTED_FAMILIES))
