@@ -75,6 +75,44 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "intermediate_size_mlp": 80,
         },
     ),
+    "gemma": ("GemmaConfig", {"head_dim": 8}),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "mixtral": (
+        "MixtralConfig",
+        {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "phi": ("PhiConfig", {}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
+    ),
+    "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
+    "gpt_bigcode": (
+        "GPTBigCodeConfig",
+        {"num_key_value_heads": None, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
+    "opt": ("OPTConfig", {"num_key_value_heads": None, "ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "cohere2": (
+        "Cohere2Config",
+        {
+            "head_dim": 8,
+            "sliding_window": 7,
+            "logit_scale": 0.25,
+            "pad_token_id": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": 11}),
+    "smollm3": ("SmolLM3Config", {"pad_token_id": 0}),
     "bloom": ("BloomConfig", {"num_key_value_heads": None}),
 }
 FAMILIES = tuple(_FAMILIES)

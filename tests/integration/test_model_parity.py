@@ -26,7 +26,8 @@ from lorax_shard.model.families import TESTED_FAMILIES
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
-FAMILIES = sorted(TESTED_FAMILIES)
+# These see every schedule, backend and fault; the other tested families see the schedules.
+FAMILIES = ("llama", "mistral", "qwen2", "gemma2", "gpt2")
 WINDOWED = ("mistral", "gemma2")
 LENGTHS = (37, 5, 22, 1, 64, 13)
 
@@ -157,3 +158,14 @@ def test_copied_blocks_serve_another_row(model: HFPagedModel, tiny: Tiny) -> Non
     logits = model.forward(ids[36:], torch.tensor([36]), metadata, torch.tensor([0]))
     scale = float(tiny.stock[0].abs().max())
     assert float((logits[0] - tiny.stock[0][36]).abs().max()) <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("family", sorted(TESTED_FAMILIES - set(FAMILIES)))
+def test_further_tested_family(family: str, tmp_path: Path) -> None:
+    tiny = Tiny(family, tmp_path)
+    model = tiny.load("auto")
+    assert model.model_type == family
+    for schedule in SCHEDULES:
+        run(model, tiny, schedule, Fault.NONE)
+    with pytest.raises(LogitsDifferError):
+        run(model, tiny, chunked, Fault.LOST_BLOCK)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,6 +31,7 @@ from lorax_shard.model.weights import check_weights, refuse_corrupt, weight_file
 logger = logging.getLogger(__name__)
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+_CONFIG_ERRORS = (StrictDataclassError, ValueError, KeyError, TypeError, OSError, AttributeError)
 _CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 
@@ -81,8 +83,9 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         return transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
-        raise _unsupported(folder, f"transformers cannot read its config.json: {error}") from error
+    except _CONFIG_ERRORS as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise _unsupported(folder, f"transformers cannot read its config.json: {reason}") from error
 
 
 def resolve_dtype(name: str, hf_config: Any, device: torch.device) -> torch.dtype:
@@ -117,6 +120,8 @@ def load_weights(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Reported like missing ones, and refused with their names below.
+            ignore_mismatched_sizes=True,
         )
         model = model.to(device).eval().requires_grad_(False)
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -154,11 +159,12 @@ def _config_document(folder: Path) -> dict[str, Any]:
 
 def _refuse_missing(folder: Path, report: dict[str, Any]) -> None:
     """Refuse weights that are not in the files: transformers would fill them at random."""
-    wrong = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    wrong = sorted({*report["missing_keys"], *mismatched})
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise StartupError(
-            f"{folder} lacks the weights {', '.join(wrong[:3])}{more} of its architecture; "
+            f"{folder} lacks weights that its config asks for, or has them in another shape: {', '.join(wrong[:3])}{more}; "
             "fetch the model again",
             ExitCode.MODEL_CORRUPT,
         )

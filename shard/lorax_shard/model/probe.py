@@ -84,9 +84,16 @@ class ModelProbe:
 
     def check(self, paged: HFPagedModel) -> None:
         """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same."""
-        self._compare(paged, self._rows, self._stock, "")
-        if self._far_thresholds(paged):
-            self._check_miniature()
+        difference = self._difference(paged)
+        if difference is None and self._has_far_threshold(paged):
+            difference = self._difference_of_miniature()
+        if difference is not None:
+            named = ", ".join(f"{name} {value}" for name, value in self._thresholds.items())
+            raise StartupError(
+                f"{type(self._model).__name__} cannot be served exactly: {difference} "
+                f"(thresholds in the config: {named or 'none'})",
+                ExitCode.MODEL_MISMATCH,
+            )
 
     def _make_rows(self) -> list[torch.Tensor]:
         near = [value + _BEYOND for value in self._thresholds.values() if value <= _NEAR]
@@ -99,45 +106,36 @@ class ModelProbe:
             for n in lengths
         ]
 
-    def _far_thresholds(self, paged: HFPagedModel) -> list[int]:
-        """Return the thresholds that a served row can pass and that no probed row passed."""
+    def _has_far_threshold(self, paged: HFPagedModel) -> bool:
+        """Say whether a served row can pass a threshold that no probed row passed."""
         named = [*self._thresholds.values(), paged.window_size or 0]
-        return [n for n in named if n > _NEAR and (not self._limit or n < self._limit)]
+        return any(n > _NEAR and (not self._limit or n < self._limit) for n in named)
 
-    def _check_miniature(self) -> None:
+    def _difference_of_miniature(self) -> str | None:
         small = miniature.build(self._model)
         probe = ModelProbe(small, self._backend, self._block_size)
         probe.record_stock()
         small.set_attn_implementation(plug.ATTENTION_NAME)
         paged = HFPagedModel(small, survey_attention(small), self._backend, "")
-        probe._compare(paged, probe._rows, probe._stock, " on a miniature with near thresholds")
+        difference = probe._difference(paged)
+        return difference and f"on a miniature with all thresholds near, {difference}"
 
-    def _compare(
-        self, paged: HFPagedModel, rows: list[torch.Tensor], stock: list[torch.Tensor], where: str
-    ) -> None:
-        scale = max(float(logits.abs().max()) for logits in stock)
+    def _difference(self, paged: HFPagedModel) -> str | None:
+        """Return in words where the paged logits differ from stock ones, or None."""
+        scale = max(float(logits.abs().max()) for logits in self._stock)
         tolerance = _TOLERANCE[paged.dtype] * scale
         for way, run in (("one ragged batch", run_ragged), ("uneven chunks", run_chunked)):
-            computed = run(paged, rows, self._block_size)
-            for row, expected, got in zip(rows, stock, computed, strict=True):
+            computed = run(paged, self._rows, self._block_size)
+            for expected, got in zip(self._stock, computed, strict=True):
                 difference = float((got[-_COMPARED:] - expected).abs().max())
                 # Written so that a NaN is refused too.
                 if not difference <= tolerance:
-                    raise self._mismatch(row, difference, scale, f"in {way}{where}")
-        logger.debug(
-            "the probe agrees%s: tolerance %.3g on logits up to %.3g", where, tolerance, scale
-        )
-
-    def _mismatch(
-        self, row: torch.Tensor, difference: float, scale: float, where: str
-    ) -> StartupError:
-        named = ", ".join(f"{name} {value}" for name, value in self._thresholds.items())
-        return StartupError(
-            f"{type(self._model).__name__} cannot be served exactly: {where}, a row of "
-            f"{len(row)} tokens has logits {difference:.3g} away from transformers' own (the "
-            f"largest logit is {scale:.3g}; thresholds in the config: {named or 'none'})",
-            ExitCode.MODEL_MISMATCH,
-        )
+                    return (
+                        f"in {way}, a row of {len(got)} tokens has logits {difference:.3g} away "
+                        f"from transformers' own, of which the largest is {scale:.3g}"
+                    )
+        logger.debug("the probe agrees within %.3g on logits up to %.3g", tolerance, scale)
+        return None
 
 
 def _stock_logits(model: Any, row: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def _indexed_files(folder: Path) -> list[Path]:
         names = set(
             json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         )
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartupError(
             f"{folder / _INDEX} is not a safetensors index ({error}); fetch the model again",
             ExitCode.MODEL_CORRUPT,

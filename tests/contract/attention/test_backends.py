@@ -87,7 +87,8 @@ class Sequences:
         return block * self.block_size + position % self.block_size
 
     def expected(self, row: int, span: slice, spec: AttentionSpec) -> torch.Tensor:
-        return oracle(self.queries[row], self.keys[row], self.values[row], spec)[span]
+        whole = (self.queries, self.keys, self.values)
+        return oracle(*(source[row][: span.stop] for source in whole), spec)[span]
 
     def check(self, backend: AttentionBackend, spec: AttentionSpec, counts: dict[int, int]) -> None:
         before = list(self.done)
@@ -99,23 +100,24 @@ class Sequences:
 def oracle(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec
 ) -> torch.Tensor:
-    """Attention of one whole sequence, head by head and query by query, in float64."""
+    """Attention of one whole sequence, head by head, in float64."""
     q, k, v = query.double(), key.double(), value.double()
-    length, num_heads, _ = q.shape
-    group = num_heads // k.shape[1]
-    output = torch.zeros(length, num_heads, v.shape[2], dtype=torch.float64)
-    for head in range(num_heads):
-        for at in range(length):
-            first = 0 if spec.window is None else max(0, at - spec.window + 1)
-            scores = k[first : at + 1, head // group] @ q[at, head] * spec.scaling
-            if spec.softcap is not None:
-                scores = spec.softcap * torch.tanh(scores / spec.softcap)
-            weights = scores.exp()
-            total = weights.sum()
-            if spec.sinks is not None:
-                total = total + spec.sinks[head].double().exp()
-            output[at, head] = (weights / total) @ v[first : at + 1, head // group]
-    return output
+    group = q.shape[1] // k.shape[1]
+    at = torch.arange(q.shape[0])
+    seen = at[None, :] <= at[:, None]
+    if spec.window is not None:
+        seen &= at[None, :] > at[:, None] - spec.window
+    heads = []
+    for head in range(q.shape[1]):
+        scores = q[:, head] @ k[:, head // group].T * spec.scaling
+        if spec.softcap is not None:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        weights = scores.exp() * seen
+        total = weights.sum(dim=1, keepdim=True)
+        if spec.sinks is not None:
+            total += spec.sinks[head].double().exp()
+        heads.append(weights / total @ v[:, head // group])
+    return torch.stack(heads, dim=1)
 
 
 def _range(span: slice) -> range:

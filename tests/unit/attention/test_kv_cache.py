@@ -1,0 +1,56 @@
+import torch
+
+from lorax_shard.attention.kv_cache import KVShape, PagedCache, block_bytes, num_blocks_for
+
+SHAPES = {0: KVShape(2, 4, 4), 3: KVShape(1, 6, 5)}
+
+
+def make_cache() -> PagedCache:
+    return PagedCache(
+        SHAPES, num_blocks=5, block_size=3, dtype=torch.float32, device=torch.device("cpu")
+    )
+
+
+def test_layers_may_differ_in_shape() -> None:
+    cache = make_cache()
+    assert cache.keys[0].shape == cache.values[0].shape == (5, 3, 2, 4)
+    assert cache.keys[3].shape == (5, 3, 1, 6)
+    assert cache.values[3].shape == (5, 3, 1, 5)
+
+
+def test_block_bytes_are_what_the_pool_takes() -> None:
+    cache = make_cache()
+    pools = [*cache.keys.values(), *cache.values.values()]
+    assert 5 * block_bytes(SHAPES, 3, torch.float32) == sum(pool.nbytes for pool in pools)
+    assert block_bytes(SHAPES, 3, torch.bfloat16) * 2 == block_bytes(SHAPES, 3, torch.float32)
+
+
+def test_write_puts_each_token_at_its_slot() -> None:
+    cache = make_cache()
+    key, value = torch.randn(3, 1, 6), torch.randn(3, 1, 5)
+    cache.write(3, key, value, torch.tensor([13, 0, 7]))
+    assert torch.equal(cache.keys[3][4, 1], key[0])
+    assert torch.equal(cache.keys[3][0, 0], key[1])
+    assert torch.equal(cache.values[3][2, 1], value[2])
+    assert cache.keys[3].count_nonzero() == key.numel()
+    assert cache.keys[0].count_nonzero() == 0
+
+
+def test_copies_read_everything_before_they_write() -> None:
+    cache = make_cache()
+    for layer in SHAPES:
+        for block in range(5):
+            cache.keys[layer][block] = block
+            cache.values[layer][block] = -block
+    cache.copy_blocks([1, 2, 4], [2, 1, 0])
+    for layer in SHAPES:
+        assert [int(block.max()) for block in cache.keys[layer]] == [4, 2, 1, 3, 4]
+        assert [int(block.min()) for block in cache.values[layer]] == [-4, -2, -1, -3, -4]
+
+
+def test_copying_nothing_is_allowed() -> None:
+    make_cache().copy_blocks([], [])
+
+
+def test_num_blocks_for_rounds_up() -> None:
+    assert [num_blocks_for(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]

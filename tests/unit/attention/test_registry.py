@@ -1,0 +1,77 @@
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.attention import cpp, registry
+
+CPU = torch.device("cpu")
+
+
+def refusal(name: str, dtype: torch.dtype = torch.float32) -> StartupError:
+    with pytest.raises(StartupError) as caught:
+        registry.create(name, CPU, dtype)
+    assert caught.value.exit_code is ExitCode.BACKEND_UNAVAILABLE
+    return caught.value
+
+
+def test_unknown_backend_names_the_choices() -> None:
+    assert "auto or one of cpp, sdpa, torch" in str(refusal("flashy"))
+
+
+def test_explicit_choice_that_cannot_run_says_why() -> None:
+    assert "it computes float32, not bfloat16" in str(refusal("cpp", torch.bfloat16))
+
+
+def test_auto_passes_over_what_cannot_run_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        backend = registry.create("auto", CPU, torch.bfloat16)
+    assert backend.name == "sdpa"
+    assert "attention backend: sdpa (not cpp: it computes float32" in caplog.text
+
+
+def test_backend_whose_package_is_missing_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(registry._CLASSES, "sdpa", "no_such_package.at_all:Backend")
+    assert "does not import" in str(refusal("sdpa"))
+
+
+@pytest.fixture
+def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("LORAX_CACHE", str(tmp_path))
+    cpp._kernel.cache_clear()
+    yield
+    cpp._kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_kernel")
+def test_cpp_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "no C++ compiler is installed" in str(refusal("cpp"))
+
+
+@pytest.mark.usefixtures("fresh_kernel")
+def test_cpp_with_a_failing_compiler_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "broken-compiler"
+    compiler.write_text("#!/bin/sh\necho 'cannot open the source' >&2\nexit 3\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert "broken-compiler failed: cannot open the source" in str(refusal("cpp"))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler here")
+@pytest.mark.usefixtures("fresh_kernel")
+def test_cpp_without_a_writable_cache_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "kernels").write_text("a file, not a folder")
+    assert "cannot be stored or loaded" in str(refusal("cpp"))

@@ -1,0 +1,147 @@
+"""The load-time probe refuses what would be served wrongly, and nothing else."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.helpers.tiny_models import make_tiny_model
+
+from lorax_contract.config import ShardConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.attention.sdpa import SdpaAttention
+from lorax_shard.model import miniature
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.loader import load_paged_model
+
+
+def load(folder: Path) -> HFPagedModel:
+    return load_paged_model(
+        ShardConfig(
+            model_dir=str(folder),
+            model_id="tiny",
+            shard_uris=["unix:///none"],
+            attention_backend="sdpa",
+            linear_backend="torch",
+        )
+    )
+
+
+def mismatch(folder: Path) -> str:
+    with pytest.raises(StartupError) as caught:
+        load(folder)
+    assert caught.value.exit_code is ExitCode.MODEL_MISMATCH
+    return str(caught.value)
+
+
+def break_attention(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Make the backend compute with another spec than the layer asked for."""
+    attend = SdpaAttention.attend
+
+    def broken(self, query, key, value, layer, spec, metadata):
+        return attend(self, query, key, value, layer, spec._replace(**changes), metadata)
+
+    monkeypatch.setattr(SdpaAttention, "attend", broken)
+
+
+def test_chunked_attention_within_reach_is_refused(tmp_path: Path) -> None:
+    text = mismatch(make_tiny_model("llama4", tmp_path / "m", attention_chunk_size=16))
+    assert "attention_chunk_size 16" in text
+
+
+def test_chunked_attention_beyond_the_models_reach_is_refused_by_its_miniature(
+    tmp_path: Path,
+) -> None:
+    text = mismatch(make_tiny_model("llama4", tmp_path / "m", attention_chunk_size=300))
+    assert "miniature" in text
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+@pytest.mark.parametrize("window", [20, 300])
+def test_ignored_window_is_refused(
+    family: str, window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tiny_model(family, tmp_path / "m", sliding_window=window)
+    load(path)
+    break_attention(monkeypatch, window=None)
+    assert f"sliding_window {window}" in mismatch(path)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"), [("llama", {"scaling": 0.3}), ("gemma2", {"softcap": None})]
+)
+def test_other_scores_are_refused(
+    family: str, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_attention(monkeypatch, **change)
+    assert "one ragged batch" in mismatch(make_tiny_model(family, tmp_path / "m"))
+
+
+def test_nan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self, query, key, value, layer, spec, metadata):
+        return torch.full((*query.shape[:2], value.shape[2]), float("nan"))
+
+    monkeypatch.setattr(SdpaAttention, "attend", broken)
+    assert "nan away" in mismatch(make_tiny_model("llama", tmp_path / "m"))
+
+
+def test_long_rope_is_served_up_to_its_threshold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_tiny_model(
+        "phi3",
+        tmp_path / "m",
+        original_max_position_embeddings=24,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [3.0] * 4,
+            "original_max_position_embeddings": 24,
+        },
+    )
+    with caplog.at_level(logging.WARNING):
+        assert load(path).max_positions == 24
+    assert "sequences end there" in caplog.text
+
+
+def test_chunks_beyond_every_sequence_are_no_obstacle_and_untested_families_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_tiny_model("llama4", tmp_path / "m", attention_chunk_size=512)
+    with caplog.at_level(logging.WARNING):
+        load(path)
+    assert "not on the list of tested families" in caplog.text
+
+
+def test_positions_shorter_than_the_probes_rows(tmp_path: Path) -> None:
+    assert (
+        load(make_tiny_model("gpt2", tmp_path / "m", max_position_embeddings=8)).max_positions == 8
+    )
+
+
+def test_miniature_keeps_class_and_layer_kinds_and_is_small() -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=1000,
+        hidden_size=96,
+        intermediate_size=3000,
+        num_hidden_layers=9,
+        num_attention_heads=12,
+        num_key_value_heads=6,
+        head_dim=16,
+        sliding_window=4096,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.inference_mode():
+        small = miniature.build(model)
+    assert type(small) is type(model)
+    assert small.config.num_hidden_layers == 2
+    assert set(small.config.layer_types) == {"sliding_attention", "full_attention"}
+    assert small.config.sliding_window == 8
+    assert small.config.num_attention_heads == 4
+    assert model.config.num_hidden_layers == 9
+    assert model.config.sliding_window == 4096
+    assert sum(p.numel() for p in small.parameters()) < 200_000
