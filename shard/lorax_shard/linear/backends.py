@@ -171,10 +171,13 @@ class CompositeBackend:
     """Picks a backend by row count; each distinct one holds its own form of the weight."""
 
     def __init__(self, limits: tuple[int, ...], backends: tuple[Any, ...]) -> None:
-        self._limits, self._backends = limits, backends
-        parts = [f"{each.name} to {limit}" for limit, each in zip(limits, backends, strict=False)]
-        self.keeps_plain = any(each.keeps_plain for each in backends)
+        # Neighbours of one kind become one.
+        kept = [i for i in range(len(limits)) if backends[i] is not backends[i + 1]]
+        self._limits = tuple(limits[i] for i in kept)
+        self._backends = (*(backends[i] for i in kept), backends[-1])
+        parts = [f"{backends[i].name} to {limits[i]} rows" for i in kept]
         self.name = ", ".join([*parts, f"{backends[-1].name} above"])
+        self.keeps_plain = any(each.keeps_plain for each in backends)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """It can run where all its parts can."""

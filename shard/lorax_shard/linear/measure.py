@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 # Row counts that are measured, and the largest row count for which each of them stands.
 ROWS = (1, 8, 32, 128)
 LIMITS = (1, 16, 64)
-_ROUNDS = 4
+_ROUNDS = 6
 # Matrices of one shape that are measured in turn: more than a CPU's cache holds, if there are.
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 48 << 20
 _MAX_SHAPES = 3
 # A second form of all weights must be worth its memory.
 _WORTH_A_COPY = 0.90
@@ -34,8 +34,8 @@ def measure(
     """Return each backend's milliseconds for all ``weights`` (out x in), by row count.
 
     The shapes with the most bytes are timed and scaled to the number of their matrices.
-    Backends take turns within each round and the best round counts, so that a noisy
-    neighbour slows none of them alone.
+    Backends take turns within each round, and the best time of each call counts: what other
+    programs do meanwhile then hardly shows.
     """
     totals = {backend.name: [0.0] * len(rows) for backend in backends}
     counts = Counter((weight.shape, weight.nbytes) for weight in weights)
@@ -53,14 +53,15 @@ def measure(
 
 
 def _best_rounds(kernels: dict[str, list[LinearKernel]], x: torch.Tensor) -> dict[str, float]:
-    best = dict.fromkeys(kernels, float("inf"))
+    """Return the seconds of one pass over each backend's kernels, made of each call's best."""
+    best = {name: [float("inf")] * len(group) for name, group in kernels.items()}
     for _ in range(_ROUNDS):
         for name, group in kernels.items():
-            start = time.perf_counter()
-            for kernel in group:
+            for index, kernel in enumerate(group):
+                start = time.perf_counter()
                 kernel(x)
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+                best[name][index] = min(best[name][index], time.perf_counter() - start)
+    return {name: sum(times) for name, times in best.items()}
 
 
 def choose(table: Table, backends: Sequence[LinearBackend], *, may_copy: bool) -> LinearBackend:

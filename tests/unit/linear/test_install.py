@@ -166,7 +166,7 @@ def test_choose_takes_the_best_or_a_mix_by_row_count() -> None:
     assert choose(mixed, backends, may_copy=False).name == "onednn"
     composite = choose(mixed, backends, may_copy=True)
     assert isinstance(composite, CompositeBackend)
-    assert composite.name == "torch to 1, onednn to 16, onednn to 64, torch above"
+    assert composite.name == "torch to 1 rows, onednn to 64 rows, torch above"
     assert len(LIMITS) == len(ROWS) - 1
 
 

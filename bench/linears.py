@@ -1,0 +1,127 @@
+"""Milliseconds of all linears of one step, by backend and row count.
+
+    python bench/linears.py [--model-dir FOLDER] [--threads N] [--rounds N]
+
+Every backend gets its own copy of a Llama-shaped model. Backends take turns within each round
+of one run; a figure is the sum of each linear's best call, so that ratios hold on a machine
+that runs other programs too. The head is timed apart: it runs on sampled rows only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from lorax_shard.linear import install
+from lorax_shard.model.prepare import default_cache_dir, prepare
+
+ROWS = (1, 8, 16, 32, 64, 128)
+# "onednn, apart" computes every linear by itself: it shows what stacking siblings is worth.
+BACKENDS = ("torch", "onednn", "onednn, apart", "mkl", "auto")
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-dir", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    transformers_logging.disable_progress_bar()
+    folder = options.model_dir or default_model()
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    models = {name: copy.deepcopy(stock) for name in BACKENDS}
+    chosen = {name: put_in(model, name) for name, model in models.items()}
+    print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {folder.name}")
+    print(f"auto is: {chosen['auto']}\n")
+    head_models = {name: models[name] for name in ("torch", "onednn", "mkl")}
+    titles = ["rows", "stock", *BACKENDS, *(f"head: {name}" for name in head_models)]
+    print("| " + " | ".join(titles) + " |\n" + "| --- " * len(titles) + "|")
+    for rows in ROWS:
+        figures = measure({"stock": stock, **models}, rows, options.rounds)
+        figures += measure_heads(head_models, rows, options.rounds)
+        print(f"| {rows} | " + " | ".join(f"{each:.1f}" for each in figures) + " |", flush=True)
+
+
+def put_in(model: Any, name: str) -> str:
+    """Install a backend and return what was chosen."""
+    backend, _, apart = name.partition(", ")
+    return install(model, backend, torch.device("cpu"), stack_siblings=not apart)
+
+
+def default_model() -> Path:
+    """Return the embedded model's folder."""
+    return prepare(
+        None,
+        revision=None,
+        source="hub",
+        cache_dir=default_cache_dir(),
+        trust_remote_code=False,
+        progress=lambda event: None,
+    ).model_dir
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown processor"
+
+
+def measure(models: dict[str, Any], rows: int, rounds: int) -> list[float]:
+    """Return each model's milliseconds for all layers' linears: the sum of each call's best."""
+    best: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, model in models.items():
+            times = list(call_layers(model, rows))
+            best[name] = [min(pair) for pair in zip(best.get(name, times), times, strict=True)]
+    return [sum(times) * 1e3 for times in best.values()]
+
+
+def call_layers(model: Any, rows: int) -> Iterator[float]:
+    """Call every layer's linears in the order of a forward pass; yields seconds of each call."""
+    first = model.model.layers[0]
+    wide = torch.randn(rows, first.self_attn.o_proj.in_features)
+    inner = torch.randn(rows, first.mlp.down_proj.in_features)
+    for layer in model.model.layers:
+        # New tensor objects for each layer, as in the model: siblings share one.
+        attention_input, mlp_input = wide[:], wide[:]
+        attention, mlp = layer.self_attn, layer.mlp
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+            yield seconds(linear, attention_input)
+        yield seconds(attention.o_proj, wide)
+        yield seconds(mlp.gate_proj, mlp_input)
+        yield seconds(mlp.up_proj, mlp_input)
+        yield seconds(mlp.down_proj, inner)
+
+
+def measure_heads(models: dict[str, Any], rows: int, rounds: int) -> list[float]:
+    """Return the best milliseconds of each model's head, taking turns."""
+    best = dict.fromkeys(models, float("inf"))
+    for _ in range(rounds):
+        for name, model in models.items():
+            x = torch.randn(rows, model.lm_head.in_features)
+            best[name] = min(best[name], seconds(model.lm_head, x))
+    return [each * 1e3 for each in best.values()]
+
+
+def seconds(linear: Any, x: torch.Tensor) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    linear(x)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
