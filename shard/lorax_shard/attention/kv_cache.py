@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -38,7 +39,7 @@ class PagedCache:
 
         def pool(num_heads: int, head_dim: int) -> torch.Tensor:
             size = (num_blocks, block_size, num_heads, head_dim)
-            return torch.zeros(size, dtype=dtype, device=device)
+            return _zeros(size, dtype, device)
 
         self.keys = {layer: pool(s.num_heads, s.key_dim) for layer, s in shapes.items()}
         self.values = {layer: pool(s.num_heads, s.value_dim) for layer, s in shapes.items()}
@@ -60,6 +61,18 @@ class PagedCache:
         for pools in (self.keys, self.values):
             for pool in pools.values():
                 pool.index_copy_(0, written, pool.index_select(0, read))
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros; on a CPU their pages are touched when they are first used.
+
+    numpy asks the system for zeroed pages, torch writes the zeros: for a pool of many
+    gigabytes that is the difference between no time and most of the start-up.
+    """
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(size)
 
 
 def block_bytes(shapes: Mapping[int, KVShape], block_size: int, dtype: torch.dtype) -> int:
