@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import uvicorn
+from tests.helpers.scripted_engine import ScriptedEngine
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lorax_router.http_api.app import Cors, build_app
+from lorax_router.http_api.server import HttpServer, bind, url_of
 from lorax_router.service.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
@@ -22,7 +22,6 @@ from lorax_router.service.limits import Limits
 from lorax_router.service.metrics import Metrics
 from lorax_router.service.tokenizer_pool import TokenizerPool
 from lorax_router.service.validation import Validator
-from tests.helpers.scripted_engine import ScriptedEngine
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
@@ -123,34 +122,22 @@ def events(text: str) -> list[Any]:
     return [json.loads(line[5:]) for line in text.split("\n") if line.startswith("data:")]
 
 
-class _QuietServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-
 @contextlib.asynccontextmanager
 async def served(world: World) -> AsyncIterator[str]:
     """Serve the application on a real socket; gives its URL."""
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        world.app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None
-    )
-    server = _QuietServer(config)
-    task = asyncio.create_task(server.serve([sock]))
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield "http://127.0.0.1:{}".format(sock.getsockname()[1])
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        await task
+    with bind("127.0.0.1", 0) as listener:
+        server = HttpServer(world.app, listener)
+        running = asyncio.create_task(server.run())
+        await server.wait_started()
+        try:
+            yield url_of(listener)
+        finally:
+            server.stop()
+            await running
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Wait until a condition holds; fails the test when it never does."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - any condition, at any time
             await asyncio.sleep(0.002)

@@ -15,7 +15,10 @@ Script = Callable[[RequestSpec], Iterator[TokenChunk]]
 
 
 def words(
-    *texts: str, finish: FinishCode = FinishCode.LENGTH, logprob: float = -0.5, num_alternatives: int = 0
+    *texts: str,
+    finish: FinishCode = FinishCode.LENGTH,
+    logprob: float = -0.5,
+    num_alternatives: int = 0,
 ) -> Iterator[TokenChunk]:
     """One chunk per text, each a token; the last one ends with the whole text."""
     scheduled_at = perf_counter()
@@ -26,9 +29,7 @@ def words(
         yield TokenChunk(
             tokens,
             finish=finish if is_last else FinishCode.RUNNING,
-            alternatives=[
-                Alternatives(ids, [-0.1 * i for i in ids], [f"<{i}>" for i in ids])
-            ]
+            alternatives=[Alternatives(ids, [-0.1 * i for i in ids], [f"<{i}>" for i in ids])]
             if num_alternatives
             else [],
             generated_text="".join(texts) if is_last else None,

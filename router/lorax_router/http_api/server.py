@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from lorax_contract.errors import BadRequestError
 from lorax_router.http_api.encode import dumps, error_document
 
-# Longest request line and headers together, in bytes.
+# Longest request line and headers together, in bytes, give or take one read.
 MAX_HEAD_BYTES = 65_536
 # Seconds that a connection may idle between requests; longer than most clients keep theirs.
 KEEP_ALIVE_S = 75
@@ -27,23 +27,31 @@ FLUSH_S = 5
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with errors in JSON, a bound on heads, and care for pipelines."""
 
+    # Bytes received of a head that has not ended.
+    _head_bytes = 0
+    _is_in_head = True
+    # The request that is being answered; the one read last may still wait for its turn.
+    _answering: RequestResponseCycle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived; the parser would collect a head without end."""
+        super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too long.")
+
     def on_message_begin(self) -> None:
-        """Start to count the head of a request."""
+        """A head begins."""
+        self._is_in_head = True
         super().on_message_begin()
-        self._head_bytes = 0
 
-    def on_url(self, url: bytes) -> None:
-        """Take a part of the request line."""
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+    def on_headers_complete(self) -> None:
+        """A head has ended."""
+        self._is_in_head = False
+        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request that is being answered, which need not be the one read last."""
+        """Tell the request that is being answered, too."""
         answering = self._answering
         if answering is not None and not answering.response_complete:
             answering.disconnected = True
@@ -59,15 +67,6 @@ class HttpProtocol(HttpToolsProtocol):
         )
         self.transport.write(head + body)
         self.transport.close()
-
-    _head_bytes = 0
-    _answering: RequestResponseCycle | None = None
-
-    def _count(self, num_bytes: int) -> None:
-        self._head_bytes += num_bytes
-        if self._head_bytes > MAX_HEAD_BYTES:
-            # The parser turns it into an error of its own, which is answered with 400.
-            raise ValueError("the head of the request is too long")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle

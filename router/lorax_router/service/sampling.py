@@ -91,7 +91,7 @@ def _number(name: str, value: float | None, default: float) -> float:
     if value is None:
         return default
     try:
-        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
     except OverflowError as error:
         raise ValidationError(f"`{name}` is too large for a 32-bit number") from error
     return rounded

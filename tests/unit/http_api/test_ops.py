@@ -1,0 +1,145 @@
+"""Health, startup, info, metrics, tokenize, documentation, CORS."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from tests.helpers.http_app import World
+from tests.helpers.scripted_engine import failure
+
+from lorax_contract.errors import GenerationError, UnhealthyError
+from lorax_router.http_api.app import Cors
+
+
+def get(path: str, world: World | None = None, **headers: str) -> httpx.Response:
+    async def run() -> httpx.Response:
+        async with (world or World()).client() as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ping"])
+def test_health(path):
+    response = get(path)
+    assert (response.status_code, response.content) == (200, b"")
+    world = World()
+    world.engine.unhealthy = UnhealthyError("rank 0 at unix:/secret is gone", public="")
+    response = get(path, world)
+    assert response.status_code == 503
+    assert response.json() == {"error": "unhealthy", "error_type": "healthcheck"}
+
+
+def test_a_hanging_shard_does_not_hang_health():
+    world = World()
+    world.engine.hangs = True
+    assert get("/health", world).status_code == 503
+
+
+def test_startup_generates_a_token():
+    world = World()
+    assert get("/startup", world).status_code == 200
+    (spec,) = world.engine.submitted
+    assert spec.stopping.max_new_tokens == 1
+    world.engine.script = lambda spec: failure(GenerationError("no model"))
+    response = get("/startup", world)
+    assert response.status_code == 500
+    assert response.json()["error_type"] == "generation"
+
+
+def test_info_has_lorax_s_keys():
+    document = get("/info").json()
+    assert set(document) == {
+        "model_id", "model_sha", "model_dtype", "model_device_type", "model_pipeline_tag",
+        "max_concurrent_requests", "max_best_of", "max_stop_sequences", "max_input_length",
+        "max_total_tokens", "waiting_served_ratio", "max_batch_total_tokens",
+        "max_waiting_tokens", "validation_workers", "eager_prefill", "version", "sha",
+        "docker_label", "request_logger_url",
+    }  # fmt: skip
+    assert document["model_id"] == "tests/tiny"
+    assert document["max_input_length"] == 20
+
+
+def test_metrics_as_text_and_as_json():
+    text = get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "\nlorax_requests_running 2.0\n" in text.text
+    document = get("/metrics", accept="application/json").json()
+    assert document["lorax_requests_running"]["data"] == [
+        {"key": "lorax_requests_running", "value": 2.0}
+    ]
+
+
+def tokenize(body: Any) -> httpx.Response:
+    async def run() -> httpx.Response:
+        async with World().client() as client:
+            return await client.post("/tokenize", json=body)
+
+    return asyncio.run(run())
+
+
+def test_tokenize_tells_ids_and_places():
+    assert tokenize({"inputs": "w1 w22"}).json() == [
+        {"id": 900, "text": "", "start": 0, "stop": 0},
+        {"id": 1, "text": "w1", "start": 0, "stop": 2},
+        {"id": 22, "text": "w22", "start": 3, "stop": 6},
+    ]
+    without = tokenize({"inputs": "w1", "add_special_tokens": False}).json()
+    assert [token["id"] for token in without] == [1]
+    assert tokenize({"inputs": "", "add_special_tokens": False}).json() == []
+
+
+def test_the_document_describes_every_route_and_defines_what_it_names():
+    document = get("/api-doc/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/", "/invocations", "/generate", "/generate_stream", "/health", "/ping", "/startup",
+        "/info", "/metrics", "/tokenize",
+    }  # fmt: skip
+    schemas = document["components"]["schemas"]
+    assert "temperature" in schemas["ParametersBody"]["properties"]
+    names = set()
+
+    def collect(node: Any) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                names.add(node["$ref"].rpartition("/")[2])
+            for each in node.values():
+                collect(each)
+        elif isinstance(node, list):
+            for each in node:
+                collect(each)
+
+    collect(document)
+    assert names <= set(schemas)
+    body = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["schema"] == {"$ref": "#/components/schemas/GenerateBody"}
+
+
+def test_docs_page():
+    assert "openapi.json" in get("/docs").text
+
+
+def test_any_origin_may_call_by_default():
+    response = get("/health", origin="https://page.example")
+    assert response.headers["access-control-allow-origin"] == "*"
+
+
+def test_origins_can_be_named():
+    async def run() -> tuple[httpx.Response, httpx.Response]:
+        cors = Cors(origins=["https://a.example"], headers=["x-key"], methods=["POST"])
+        async with World(cors=cors).client() as client:
+            asks = {"access-control-request-method": "POST"}
+            good = await client.options(
+                "/generate", headers={"origin": "https://a.example", **asks}
+            )
+            bad = await client.options("/generate", headers={"origin": "https://b.example", **asks})
+            return good, bad
+
+    good, bad = asyncio.run(run())
+    assert good.headers["access-control-allow-origin"] == "https://a.example"
+    assert "x-key" in good.headers["access-control-allow-headers"]
+    assert bad.status_code == 400
+    assert "access-control-allow-origin" not in bad.headers

@@ -1,0 +1,141 @@
+"""Metrics: names, forms, and the page about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lorax_contract.errors import (
+    GenerationError,
+    IncompleteGenerationError,
+    OverloadedError,
+    ValidationError,
+)
+from lorax_router.service.engine_port import EngineStats
+from lorax_router.service.exposition import TokenHistogram, to_json, to_text
+from lorax_router.service.metrics import ALL_METRICS, DURATION_BUCKETS, Metrics, failure_label
+from lorax_router.service.metrics_doc import metrics_page
+
+ROOT = Path(__file__).parents[3]
+
+
+def make_metrics() -> Metrics:
+    metrics = Metrics(max_input_length=1000, max_total_tokens=2000)
+    metrics.watch_engine(lambda: EngineStats(2, 3, 10, 4, 5, 6), block_size=16)
+    return metrics
+
+
+def text_of(metrics: Metrics) -> list[str]:
+    return to_text(metrics.registry).decode().splitlines()
+
+
+def test_the_page_is_up_to_date():
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page()
+
+
+def test_every_metric_of_the_table_is_exposed_with_its_type_and_no_other():
+    types = {
+        line.split()[2]: line.split()[3] for line in text_of(make_metrics()) if "# TYPE" in line
+    }
+    assert types == {spec.name: spec.kind for spec in ALL_METRICS}
+
+
+def test_counters_have_plain_names_as_in_lorax():
+    metrics = make_metrics()
+    metrics.request_received()
+    metrics.request_failed(ValidationError("x"))
+    lines = text_of(metrics)
+    assert "lorax_request_count 1.0" in lines
+    assert 'lorax_request_failure{err="validation"} 1.0' in lines
+    assert not any("_total" in line or "_created" in line for line in lines)
+
+
+def test_the_scheduler_is_read_at_each_scrape():
+    lines = text_of(make_metrics())
+    assert "lorax_requests_running 2.0" in lines
+    assert "lorax_queue_length 3.0" in lines
+    assert "lorax_requests_preempted 5.0" in lines
+    assert "lorax_kv_usage_ratio 0.6" in lines
+    assert "lorax_batch_current_max_tokens 96.0" in lines
+
+
+def test_duration_buckets_are_lorax_s():
+    assert len(DURATION_BUCKETS) == 35
+    assert DURATION_BUCKETS[0] == 0.00015
+    assert DURATION_BUCKETS[-1] == pytest.approx(145.6, rel=1e-3)
+    metrics = make_metrics()
+    metrics.request_validated(seconds=0.0002, num_prompt=15, max_new_tokens=15)
+    lines = text_of(metrics)
+    assert 'lorax_request_validation_duration_bucket{le="0.00015"} 0.0' in lines
+    assert 'lorax_request_input_length_bucket{le="10.0"} 0.0' in lines
+    assert 'lorax_request_input_length_bucket{le="20.0"} 1.0' in lines
+    assert 'lorax_request_max_new_tokens_bucket{le="20.0"} 1.0' in lines
+    assert 'lorax_request_max_new_tokens_bucket{le="+Inf"} 1.0' in lines
+
+
+def test_steps_are_counted_by_method_and_outcome():
+    metrics = make_metrics()
+    stats = EngineStats(0, 0, 1, 1, 0, 0)
+    metrics.step_sent(num_rows=5, num_tokens=30, num_new_rows=2)
+    metrics.step_sent(num_rows=2, num_tokens=30, num_new_rows=2)
+    metrics.step_done(method="prefill", duration_s=0.01, ok=True, stats=stats)
+    metrics.step_done(method="decode", duration_s=0.01, ok=False, stats=stats)
+    lines = text_of(metrics)
+    assert 'lorax_batch_inference_count{method="prefill"} 1.0' in lines
+    assert 'lorax_batch_inference_success{method="prefill"} 1.0' in lines
+    assert 'lorax_batch_inference_failure{method="decode"} 1.0' in lines
+    assert 'lorax_batch_concat{reason="chunking"} 1.0' in lines
+    assert "lorax_batch_current_size 2.0" in lines
+    assert "lorax_batch_next_size_count 2.0" in lines
+
+
+def test_the_cheap_histogram_counts_like_prometheus():
+    histogram = TokenHistogram("h", "text", (1.0, 2.0))
+    for value, times in ((0.5, 1), (1.0, 2), (1.5, 1), (9.0, 3)):
+        histogram.observe(value, times)
+    (family,) = histogram.collect()
+    values = {(s.name, s.labels.get("le")): s.value for s in family.samples}
+    assert values[("h_bucket", "1.0")] == 3
+    assert values[("h_bucket", "2.0")] == 4
+    assert values[("h_bucket", "+Inf")] == 7
+    assert values[("h_count", None)] == 7
+    assert values[("h_sum", None)] == 0.5 + 2.0 + 1.5 + 27.0
+
+
+def test_the_json_form_has_types_and_samples():
+    metrics = make_metrics()
+    metrics.request_failed(OverloadedError())
+    document = json.loads(to_json(metrics.registry))
+    assert document["lorax_request_failure"] == {
+        "type": "counter",
+        "data": [{"key": 'lorax_request_failure{err="overloaded"}', "value": 1.0}],
+    }
+    assert set(document) == {spec.name for spec in ALL_METRICS}
+
+
+def test_label_values_are_escaped():
+    metrics = make_metrics()
+    metrics.step_done(
+        method='a"b\\c\nd', duration_s=0.1, ok=True, stats=EngineStats(0, 0, 1, 1, 0, 0)
+    )
+    assert r'lorax_batch_inference_count{method="a\"b\\c\nd"} 1.0' in text_of(metrics)
+
+
+@pytest.mark.parametrize(
+    ("error", "label"),
+    [
+        (GenerationError(), "generation"),
+        (IncompleteGenerationError(), "incomplete"),
+        (RuntimeError(), "internal"),
+    ],
+)
+def test_failure_labels(error, label):
+    assert failure_label(error) == label
+
+
+def test_registries_are_not_shared():
+    first, second = make_metrics(), make_metrics()
+    first.request_received()
+    assert "lorax_request_count 0.0" in text_of(second)

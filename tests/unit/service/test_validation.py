@@ -1,0 +1,191 @@
+"""The validator: from a client's words to a request that can run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.helpers.http_app import TEMPLATE, limits, word_tokenizer
+
+from lorax_contract.errors import TemplateError, ValidationError
+from lorax_router.service.chat_template import ChatTemplate, TemplateSource
+from lorax_router.service.limits import Limits
+from lorax_router.service.requests import (
+    GenerateParameters,
+    GenerateRequest,
+    MergedAdapters,
+    ValidRequest,
+)
+from lorax_router.service.tokenizer_pool import TokenizerPool
+from lorax_router.service.validation import Validator, draw_seed
+
+
+def validate(
+    inputs: str,
+    *,
+    stream: bool = False,
+    bounds: Limits | None = None,
+    template: str | None = TEMPLATE,
+    **params: Any,
+) -> ValidRequest:
+    request = GenerateRequest(inputs=inputs, parameters=GenerateParameters(**params))
+
+    async def run() -> ValidRequest:
+        pool = TokenizerPool(word_tokenizer(), 1)
+        validator = Validator(bounds or limits(), pool, ChatTemplate(TemplateSource(template, {})))
+        try:
+            return await validator.complete(validator.check(request, stream=stream))
+        finally:
+            pool.close()
+
+    return asyncio.run(run())
+
+
+def prompt(num_tokens: int) -> str:
+    """A prompt of so many tokens, the start token included."""
+    return " ".join(f"w{i}" for i in range(1, num_tokens))
+
+
+def test_a_plain_request():
+    valid = validate("w5 w6", max_new_tokens=4, stop=["x"], stop_token_ids=[3])
+    assert valid.prompt_ids == [900, 5, 6]
+    assert valid.stopping.max_new_tokens == 4
+    assert valid.stopping.stop_sequences == ("x",)
+    assert valid.stopping.stop_token_ids == (3,)
+    assert not valid.details
+
+
+def test_without_max_new_tokens_all_that_fits_may_be_generated():
+    assert validate(prompt(10)).stopping.max_new_tokens == 20
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_new", "message"),
+    [
+        (21, None, "at most 20 tokens, got 21"),
+        (21, 1, "at most 20 tokens, got 21"),
+        (20, 11, "at most 30, got 20 `inputs` tokens and 11 `max_new_tokens`"),
+        # The total comes first, as in LoRAX.
+        (40, 5, "at most 30, got 40 `inputs` tokens and 5"),
+        (40, None, "at most 20 tokens, got 40"),
+    ],
+)
+def test_lengths_beyond_the_limits_are_refused(num_tokens, max_new, message):
+    with pytest.raises(ValidationError, match=message):
+        validate(prompt(num_tokens), max_new_tokens=max_new)
+
+
+def test_the_limits_themselves_are_accepted():
+    assert validate(prompt(20), max_new_tokens=10).num_prompt_tokens == 20
+
+
+def test_w21_truncate_counts_before_every_length_and_what_is_cut_never_runs():
+    """LoRAX's router checks and caches uncut ids, of which its shard computes the tail."""
+    valid = validate(prompt(500), truncate=6, max_new_tokens=24)
+    assert valid.prompt_ids == [494, 495, 496, 497, 498, 499]
+    assert valid.num_prompt_tokens == 6
+    assert validate("w1", truncate=6).prompt_ids == [900, 1]
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"truncate": 0}, "truncate"),
+        ({"truncate": 21}, "truncate"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": -5}, "max_new_tokens"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4 sequences, got 5"),
+        ({"stop": ["a", ""]}, "empty"),
+        ({"stop_token_ids": [906]}, "906 is not a token"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [1] * 65}, "at most 64 ids"),
+        ({"watermark": True}, "watermark"),
+        ({"has_response_format": True}, "response_format"),
+        ({"adapter_id": "some/adapter"}, "serves the base model only"),
+        ({"merged_adapters": MergedAdapters(ids=["a", "b"])}, "serves the base model only"),
+        (
+            {"adapter_id": "a", "merged_adapters": MergedAdapters(ids=["b"])},
+            "exclude each other",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(params, named):
+    with pytest.raises(ValidationError, match=named):
+        validate("w1", **params)
+
+
+@pytest.mark.parametrize("adapter_id", [None, "", "__base_model__"])
+def test_the_base_model_goes_by_several_names(adapter_id):
+    assert validate("w1", adapter_id=adapter_id).prompt_ids == [900, 1]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x00", "a\x7f", "a\x85b"])
+@pytest.mark.parametrize("field", ["adapter_id", "adapter_source"])
+def test_w2_control_characters_in_ids_are_refused(field, name):
+    """LoRAX puts them in a header and ends."""
+    with pytest.raises(ValidationError, match=f"`{field}` must not contain control characters"):
+        validate("w1", **{field: name})
+
+
+def test_w1_merged_adapters_with_control_characters_or_nonsense_are_refused():
+    """An unknown merge strategy ends LoRAX's server."""
+    with pytest.raises(ValidationError, match="control characters"):
+        validate("w1", merged_adapters=MergedAdapters(ids=["a\n"]))
+    with pytest.raises(ValidationError, match="merged_adapters"):
+        validate("w1", merged_adapters=MergedAdapters(ids=["a"], merge_strategy="nonsense"))
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValidationError, match="must not be empty"):
+        validate("")
+
+
+def test_a_prompt_that_cannot_be_tokenized_is_refused():
+    with pytest.raises(ValidationError, match="cannot be tokenized"):
+        validate("w1 \ud800")
+
+
+@pytest.mark.parametrize(
+    "params", [{"best_of": 2, "do_sample": True}, {"decoder_input_details": True}]
+)
+def test_what_streams_cannot_do(params):
+    with pytest.raises(ValidationError, match="for streams"):
+        validate("w1", stream=True, **params)
+    validate("w1", stream=False, **params)
+
+
+def test_best_of_one_may_stream():
+    assert len(validate("w1", stream=True, best_of=1).samplings) == 1
+
+
+def test_the_chat_template_is_applied_and_writes_the_special_tokens_itself():
+    # <user> w7 <assistant>
+    assert validate("w7", apply_chat_template=True).prompt_ids == [902, 904, 903, 7, 902, 905, 903]
+
+
+def test_a_model_without_a_template_says_so():
+    with pytest.raises(TemplateError, match="no chat template"):
+        validate("w7", apply_chat_template=True, template=None)
+
+
+def test_details_come_with_prompt_details_too():
+    assert validate("w1", decoder_input_details=True).details
+    assert validate("w1", decoder_input_details=True).samplings[0].prompt_logprobs
+
+
+def test_full_text_is_prompt_and_output():
+    assert validate("w1", return_full_text=True).full_text("!") == "w1!"
+    assert validate("w1").full_text("!") == "!"
+
+
+def test_seeds_pass_through_signed_integers():
+    assert all(0 <= draw_seed() < 2**63 for _ in range(50))
+
+
+def test_w30_neither_prompt_nor_token_is_part_of_a_repr():
+    params = GenerateParameters(api_token="hf_secret")
+    request = GenerateRequest(inputs="private words", parameters=params)
+    assert "hf_secret" not in repr(request)
+    assert "private" not in repr(request)
+    assert "w3" not in repr(validate("w3"))
