@@ -23,7 +23,7 @@ from lorax_shard.model.prepare_files import (
     read_json,
     remembered_digest,
 )
-from lorax_shard.model.prepare_gguf import convert_gguf
+from lorax_shard.model.prepare_gguf import adopt_transformers_logs, convert_gguf
 from lorax_shard.model.prepare_hub import fetch_snapshot, split_revision
 
 __all__ = [
@@ -263,6 +263,7 @@ def _tokenizer_folder(folder: Path, cache_dir: Path, trust_remote_code: bool) ->
 def _build_tokenizer(folder: Path, target: Path, trust_remote_code: bool) -> None:
     from transformers import AutoTokenizer
 
+    adopt_transformers_logs()
     logger.info("%s has no tokenizer.json; making one", folder)
     reason = "its tokenizer has no fast form"
     try:

@@ -118,7 +118,7 @@ def _convert(source: Path, target: Path, progress: Progress) -> None:
         progress(ProgressEvent(f"convert {source.name}", done, _STEPS, "steps"))
 
     report(0)
-    _quiet_bars()
+    adopt_transformers_logs()
     facts = read_facts(source)
     _require_room(source, target, facts)
     report(1)
@@ -128,11 +128,13 @@ def _convert(source: Path, target: Path, progress: Progress) -> None:
     report(3)
 
 
-def _quiet_bars() -> None:
-    # Progress goes through the callback; bars would end up in a log file.
+def adopt_transformers_logs() -> None:
+    """Make transformers' log lines ours, and its progress bars none: progress has its callback."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
 
 
 def _require_room(source: Path, target: Path, facts: GgufFacts) -> None:

@@ -77,13 +77,22 @@ def fetch_snapshot(
                 if attempt == _ATTEMPTS or not _worth_retrying(error):
                     _raise_in_words(error, name, revision)
                 logger.warning("fetching %s broke off (%s); trying again", name, _brief(error))
-                pause(2.0**attempt)
+                pause(0.5 * 2**attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _adopt_logs() -> None:
+    """Make the client's log lines ours: it would print them on standard error by itself."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.get_logger().handlers.clear()
+    hub_logging.enable_propagation()
 
 
 def _download(name: str, revision: str | None, with_code: bool, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
 
+    _adopt_logs()
     return Path(
         snapshot_download(
             name,
