@@ -243,7 +243,10 @@ class EngineLoop:
         streams, self._streams = self._streams, {}
         for request_id, stream in streams.items():
             self._scheduler.cancel(request_id)
-            public = GenerationError(str(error)) if isinstance(error, UnhealthyError) else error
+            public = error
+            if isinstance(error, UnhealthyError):
+                # Addresses and reasons are for the log.
+                public = GenerationError(str(error), public="the shards failed")
             stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=public))
         self._idle.set()
 
