@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +25,9 @@ from lorax_contract.config import RouterConfig
 
 def serve_shard(folder: str) -> None:
     """Serve a FakeShard on a unix socket."""
-    from lorax_router.shards.fake import FakeModel, FakeShard
     from tests.helpers.fake_shard_server import serve
+
+    from lorax_router.shards.fake import FakeModel, FakeShard
 
     async def run() -> None:
         model = FakeModel(eos_token_ids=frozenset())
@@ -46,7 +48,10 @@ def serve_router(config: str) -> None:
 async def read_stream(port: int, num_tokens: int) -> int:
     """Read one stream to its end and return its number of events."""
     body = json.dumps(
-        {"inputs": "w1 w2 w3", "parameters": {"max_new_tokens": num_tokens, "ignore_eos_token": True}}
+        {
+            "inputs": "w1 w2 w3",
+            "parameters": {"max_new_tokens": num_tokens, "ignore_eos_token": True},
+        }
     ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
@@ -70,7 +75,9 @@ async def measure(port: int, router: psutil.Process, num_streams: int, num_token
     total = sum(counts)
     print(f"{num_streams} streams x {num_tokens} tokens: {total} events")
     print(f"wall time   {wall:7.2f} s   {total / wall:9.0f} tokens/s")
-    print(f"router CPU  {cpu:7.2f} s   {total / cpu:9.0f} tokens/s, {cpu / total * 1e6:.1f} us/token")
+    print(
+        f"router CPU  {cpu:7.2f} s   {total / cpu:9.0f} tokens/s, {cpu / total * 1e6:.1f} us/token"
+    )
 
 
 def main() -> None:
@@ -88,23 +95,21 @@ def main() -> None:
         shard.start()
         while not Path(folder, "rank-0").exists():
             time.sleep(0.05)
-        with open_port() as port:
-            config = RouterConfig(
-                model_id="fake",
-                tokenizer_dir=folder,
-                shard_uri=f"unix:{folder}/rank-0",
-                hostname="127.0.0.1",
-                port=port,
-                max_batch_size=512,
-                log_level="warning",
-            )
+        port = free_port()
+        config = RouterConfig(
+            model_id="fake",
+            tokenizer_dir=folder,
+            shard_uri=f"unix:{folder}/rank-0",
+            hostname="127.0.0.1",
+            port=port,
+            max_batch_size=512,
+            log_level="warning",
+        )
         router = context.Process(target=serve_router, args=(config.to_json(),))
         router.start()
         try:
             wait_for(port)
-            asyncio.run(
-                measure(port, psutil.Process(router.pid), options.streams, options.tokens)
-            )
+            asyncio.run(measure(port, psutil.Process(router.pid), options.streams, options.tokens))
         finally:
             router.terminate()
             router.join()
@@ -112,24 +117,15 @@ def main() -> None:
             shard.join()
 
 
-class open_port:  # noqa: N801 - reads as the action it is
+def free_port() -> int:
     """A port that was free a moment ago."""
-
-    def __enter__(self) -> int:
-        import socket
-
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        return int(self._socket.getsockname()[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_for(port: int) -> None:
     """Wait until the router accepts connections."""
-    import socket
-
     for _ in range(400):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -139,5 +139,5 @@ async def served(world: World) -> AsyncIterator[str]:
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Wait until a condition holds; fails the test when it never does."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - any condition, at any time
+        while not condition():
             await asyncio.sleep(0.002)

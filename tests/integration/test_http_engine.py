@@ -150,7 +150,9 @@ def test_a_client_that_leaves_in_mid_stream_gives_its_blocks_back():
     play(scene())
 
 
-def test_a_bad_row_fails_alone():
+def test_w4_w5_a_bad_row_fails_alone():
+    """In LoRAX it fails all that run with it, and can end the server."""
+
     async def scene() -> None:
         model = FakeModel(vocab_size=900, eos_token_ids=frozenset())
         shard = FakeShard(model, num_blocks=100, block_size=4)

@@ -54,6 +54,8 @@ class OpsRoutes:
                 operation_id=f"health_{path.strip('/') or 'root'}",
                 responses=_UNHEALTHY,
             )(self.health)
+            # Load balancers ask so, too.
+            router.head(path, include_in_schema=False)(self.health)
         router.get(
             "/startup",
             summary="Whether a token can be generated",

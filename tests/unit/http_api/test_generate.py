@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.helpers.http_app import World, events
+from tests.helpers.http_app import World, events, limits
 from tests.helpers.scripted_engine import ScriptedEngine, words
 
 from lorax_contract.step import Alternatives, FinishCode, TokenColumns
@@ -247,3 +247,25 @@ def test_a_model_name_cannot_break_headers():
     response = asyncio.run(run())
     assert response.headers["x-model-id"] == "/models/sm?l??x-evil: 1"
     assert "x-evil" not in response.headers
+
+
+def test_w32_an_image_in_a_prompt_is_text_and_nothing_fetches_it():
+    """LoRAX's router opens the address, in a tokenizer thread."""
+
+    async def run() -> int:
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal visits
+            visits += 1
+            writer.close()
+
+        visits = 0
+        world = World(bounds=limits(max_input_length=100, max_total_tokens=110))
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as trap:
+            port = trap.sockets[0].getsockname()[1]
+            body = {"inputs": f"![](http://127.0.0.1:{port}/a.png) w1"}
+            async with world.client() as client:
+                assert (await client.post("/generate", json=body)).status_code == 200
+        assert world.engine.submitted[0].prompt_ids[-1] == 1
+        return visits
+
+    assert asyncio.run(run()) == 0

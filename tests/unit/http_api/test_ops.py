@@ -33,6 +33,14 @@ def test_health(path):
     assert response.json() == {"error": "unhealthy", "error_type": "healthcheck"}
 
 
+def test_health_answers_head_requests_too():
+    async def run() -> httpx.Response:
+        async with World().client() as client:
+            return await client.head("/health")
+
+    assert asyncio.run(run()).status_code == 200
+
+
 def test_a_hanging_shard_does_not_hang_health():
     world = World()
     world.engine.hangs = True

@@ -1,0 +1,282 @@
+"""The router as a process: ready, drain, exit codes; a FakeShard answers over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.helpers.fake_shard_server import serve
+from tests.helpers.http_app import events, word_tokenizer
+
+from lorax_contract.config import RouterConfig
+from lorax_contract.exit_codes import ExitCode
+from lorax_router.shards.fake import FakeModel, FakeShard
+
+BODY = {"inputs": "w1 w2", "parameters": {"max_new_tokens": 40, "ignore_eos_token": True}}
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 60))
+
+
+class RouterProcess:
+    """One ``lorax-router`` with its standard input as lifeline."""
+
+    def __init__(self, process: asyncio.subprocess.Process, ready: asyncio.StreamReader) -> None:
+        self.process = process
+        self._ready = ready
+
+    async def url(self) -> str:
+        """Where it serves, as it announces it; empty when it ended before."""
+        line = await self._ready.readline()
+        return str(json.loads(line)["url"]) if line else ""
+
+    async def ended(self) -> tuple[int, list[dict[str, Any]]]:
+        """Its exit code and its log."""
+        output, _ = await self.process.communicate()
+        return self.process.returncode, [json.loads(line) for line in output.splitlines()]
+
+
+@contextlib.asynccontextmanager
+async def started(config: RouterConfig, folder: Path) -> AsyncIterator[RouterProcess]:
+    reading, writing = os.pipe()
+    path = folder / "router.json"
+    path.write_text(replace(config, ready_fd=writing).to_json())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "lorax_router.cli", "--config", str(path),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=[writing],
+    )  # fmt: skip
+    os.close(writing)
+    ready = asyncio.StreamReader()
+    pipe = os.fdopen(reading, "rb")
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(ready), pipe
+    )
+    try:
+        yield RouterProcess(process, ready)
+    finally:
+        transport.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def config_of(folder: Path, **overrides: Any) -> RouterConfig:
+    word_tokenizer().save(str(folder / "tokenizer.json"))
+    values = {
+        "model_id": "fake/model",
+        "tokenizer_dir": str(folder),
+        "shard_uri": f"unix:{folder}/rank-0",
+        "hostname": "127.0.0.1",
+        "port": 0,
+        "lifeline": True,
+        **overrides,
+    }
+    return RouterConfig(**values)
+
+
+def fake_shard(**options: Any) -> FakeShard:
+    model = FakeModel(vocab_size=900, eos_token_ids=frozenset())
+    return FakeShard(model, **{"num_blocks": 200, "block_size": 4, **options})
+
+
+def test_it_serves_then_drains_on_sigterm(tmp_path):
+    async def scene() -> None:
+        shards = [fake_shard(step_delay_s=0.02, rank=rank, world_size=2) for rank in range(2)]
+        async with (
+            serve(shards, tmp_path),
+            started(config_of(tmp_path, grpc_port=0), tmp_path) as router,
+        ):
+            url = await router.url()
+            async with (
+                httpx.AsyncClient(base_url=url, timeout=30) as client,
+                client.stream("POST", "/generate_stream", json=BODY) as stream,
+            ):
+                lines = stream.aiter_lines()
+                text = [await anext(lines)]
+                router.process.send_signal(signal.SIGTERM)
+                while (answer := await client.get("/health")).status_code == 200:
+                    await asyncio.sleep(0.01)
+                assert answer.status_code == 503
+                refused = await client.post("/generate", json=BODY)
+                assert refused.status_code == 503
+                assert refused.json()["error_type"] == "overloaded"
+                text += [line async for line in lines]
+            found = events("\n".join(text))
+            assert len(found) == 40
+            assert found[-1]["generated_text"]
+            code, log = await router.ended()
+            assert code == ExitCode.OK
+            (line,) = [each for each in log if each["logger"] == "lorax_router.request"]
+            assert line["generated_tokens"] == 40
+
+    play(scene())
+
+
+def test_what_outlasts_the_grace_period_is_ended_in_words(tmp_path):
+    async def scene() -> None:
+        config = config_of(tmp_path, grace_period_s=0.2)
+        async with (
+            serve([fake_shard(step_delay_s=0.05, num_blocks=500)], tmp_path),
+            started(config, tmp_path) as router,
+        ):
+            body = {"inputs": "w1", "parameters": {"ignore_eos_token": True}}
+            async with (
+                httpx.AsyncClient(base_url=await router.url(), timeout=30) as client,
+                client.stream("POST", "/generate_stream", json=body) as stream,
+            ):
+                lines = stream.aiter_lines()
+                text = [await anext(lines)]
+                router.process.send_signal(signal.SIGTERM)
+                text += [line async for line in lines]
+            assert events("\n".join(text))[-1]["error_type"] == "overloaded"
+            code, log = await router.ended()
+            assert code == ExitCode.OK
+            assert any("grace period" in line["message"] for line in log)
+
+    play(scene())
+
+
+def test_a_shard_that_dies_ends_requests_in_words_and_the_router_with_its_code(tmp_path):
+    async def scene() -> None:
+        shard = fake_shard()
+        shard.die(at_seq=5)
+        async with serve([shard], tmp_path), started(config_of(tmp_path), tmp_path) as router:
+            async with httpx.AsyncClient(base_url=await router.url(), timeout=30) as client:
+                response = await client.post("/generate", json=BODY)
+                assert response.status_code == 424
+                assert response.json()["error_type"] == "generation"
+                assert str(tmp_path) not in response.text
+            code, _ = await router.ended()
+            assert code == ExitCode.SHARD_UNREACHABLE
+
+    play(scene())
+
+
+def test_it_ends_with_its_launcher(tmp_path):
+    async def scene() -> None:
+        async with (
+            serve([fake_shard()], tmp_path),
+            started(config_of(tmp_path), tmp_path) as router,
+        ):
+            await router.url()
+            router.process.stdin.close()
+            assert await router.process.wait() == ExitCode.PARENT_GONE
+
+    play(scene())
+
+
+def test_a_signal_while_starting_ends_it(tmp_path):
+    async def scene() -> None:
+        shard = fake_shard()
+        async with serve([shard], tmp_path):
+            shard.hold()
+            warming = asyncio.Event()
+
+            async def warmup(spec: object, epoch: object = None) -> int:
+                warming.set()
+                return await asyncio.get_running_loop().create_future()
+
+            shard.warmup = warmup
+            async with started(config_of(tmp_path), tmp_path) as router:
+                await warming.wait()
+                router.process.send_signal(signal.SIGTERM)
+                assert await router.url() == ""
+                code, _ = await router.ended()
+                assert code == ExitCode.INTERRUPTED
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        ({"max_total_tokens": 900}, ExitCode.BAD_CONFIG, "does not fit the KV cache of 800 tokens"),
+        ({"shard_uri": "unix:/nowhere/rank-0"}, ExitCode.SHARD_UNREACHABLE, "no shard answers"),
+        ({"tokenizer_dir": "/nowhere"}, ExitCode.TOKENIZER_UNUSABLE, "tokenizer.json cannot be"),
+        ({"hostname": "no.such.host.invalid"}, ExitCode.BAD_CONFIG, "cannot listen on"),
+    ],
+)
+def test_what_prevents_a_start_is_said_in_one_line(tmp_path, overrides, code, words):
+    async def scene() -> None:
+        async with (
+            serve([fake_shard()], tmp_path),
+            started(config_of(tmp_path, **overrides), tmp_path) as router,
+        ):
+            assert await router.url() == ""
+            exit_code, log = await router.ended()
+            assert exit_code == code
+            assert words in log[-1]["message"]
+            assert log[-1]["hint"]
+
+    play(scene())
+
+
+@pytest.mark.parametrize("name", ["port", "grpc_port"])
+def test_a_port_in_use_is_said_in_words(tmp_path, name):
+    async def scene() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            async with (
+                serve([fake_shard()], tmp_path),
+                started(config_of(tmp_path, **{name: port}), tmp_path) as router,
+            ):
+                exit_code, log = await router.ended()
+                assert exit_code == ExitCode.PORT_IN_USE
+                assert f"127.0.0.1:{port}: another program listens there" in log[-1]["message"]
+
+    play(scene())
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"model_id": "x", "nonsense": 1}'])
+def test_a_bad_configuration_is_refused(tmp_path, text):
+    async def scene() -> None:
+        path = tmp_path / "bad.json"
+        path.write_text(text)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "lorax_router.cli", "--config", str(path),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        assert process.returncode == ExitCode.BAD_CONFIG
+        assert json.loads(output)["level"] == "error"
+
+    play(scene())
+
+
+def test_help_needs_nothing_heavy():
+    async def scene() -> None:
+        code = (
+            "import sys; from click.testing import CliRunner; from lorax_router.cli import main;"
+            "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
+            "assert not {'fastapi', 'grpc', 'tokenizers'} & set(sys.modules)"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        assert await process.wait() == 0
+
+    play(scene())
+
+
+def test_the_router_never_imports_transformers_or_torch():
+    async def scene() -> None:
+        code = (
+            "import sys, lorax_router.app;"
+            "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        assert await process.wait() == 0
+
+    play(scene())
