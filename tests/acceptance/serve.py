@@ -187,7 +187,7 @@ def point_token_equality() -> Result:
     options = ("--num-blocks", "220", "--max-batch-prefill-tokens", "192")
     with Server(*options) as server:
         answers = ask_all(server, jobs, spread_s=20)
-        preempted = metric(server, "lorax_preemptions_total")
+        preempted = metric(server, "lorax_requests_preempted")
     verdict = Reference(model_dir).check_greedy(answers)
     lengths = [len(served.prompt_ids) for served in answers]
     figure = f"{verdict}; prompts {min(lengths)} to {max(lengths)}, {preempted:.0f} preemptions"
@@ -220,7 +220,7 @@ def point_seeded_sampling() -> Result:
         batch = ask_all(server, jobs, spread_s=0)
     with Server("--num-blocks", "72", "--max-batch-prefill-tokens", "64") as server:
         squeezed = ask_all(server, jobs, spread_s=0)
-        preempted = metric(server, "lorax_preemptions_total")
+        preempted = metric(server, "lorax_requests_preempted")
     for runs in (alone, batch, squeezed):
         for served, job in zip(runs, jobs, strict=False):
             served.parameters = {
