@@ -51,9 +51,7 @@ class StepObserver(Protocol):
     def step_sent(self, *, num_rows: int, num_tokens: int, num_new_rows: int) -> None:
         """A step was handed to the shards."""
 
-    def step_done(
-        self, *, method: str, duration_s: float, ok: bool, stats: EngineStats
-    ) -> None:
+    def step_done(self, *, method: str, duration_s: float, ok: bool, stats: EngineStats) -> None:
         """A step was answered; ``method`` is ``prefill`` (new rows) or ``decode``."""
 
 
