@@ -32,7 +32,7 @@ _SOURCE = Path(__file__).with_name("decode.cpp")
 # No -ffast-math: linked into a library it changes how the whole process rounds.
 _FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp",
-    "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 _COMPILE_TIMEOUT_S = 120
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float

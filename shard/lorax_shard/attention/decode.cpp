@@ -55,21 +55,63 @@ inline float cap(float x, float softcap) {
     return std::copysign(softcap * (1.0f - e) / (1.0f + e), x);
 }
 
+// Vectors that may lie anywhere; the compiler splits them where registers are narrower.
+constexpr int num_lanes = 8;
+typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float HalfLanes __attribute__((vector_size(16), aligned(4), may_alias));
+
+inline float sum_lanes(const Lanes& lanes) {
+    const HalfLanes* halves = reinterpret_cast<const HalfLanes*>(&lanes);
+    const HalfLanes sums = halves[0] + halves[1];
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+// Asks for cache lines [first, last) of one token, ahead of their use.
+inline void prefetch(const float* token, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += 16) __builtin_prefetch(token + i);
+}
+
 // DIM is the length when it is known at compile time, else 0.
 template <int DIM>
 inline float dot(const float* a, const float* b, int64_t n) {
-    const int64_t length = DIM ? DIM : n;
-    float sum = 0.0f;
+    if constexpr (DIM > 0) {
+        const Lanes* x = reinterpret_cast<const Lanes*>(a);
+        const Lanes* y = reinterpret_cast<const Lanes*>(b);
+        Lanes even = x[0] * y[0], odd = x[1] * y[1];
+        for (int i = 2; i < DIM / num_lanes; i += 2) {
+            even += x[i] * y[i];
+            odd += x[i + 1] * y[i + 1];
+        }
+        return sum_lanes(even + odd);
+    } else {
+        float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < length; ++i) sum += a[i] * b[i];
-    return sum;
+        for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+        return sum;
+    }
 }
 
+// total += sum_t weights[t] * v[t], with the total in registers over the whole block.
 template <int DIM>
-inline void add_scaled(float* total, const float* v, float weight, int64_t n) {
-    const int64_t length = DIM ? DIM : n;
+inline void add_block(float* total, const float* v, int64_t stride, const float* weights,
+                      int64_t count, int64_t n) {
+    if constexpr (DIM > 0) {
+        constexpr int num_vectors = DIM / num_lanes;
+        Lanes sums[num_vectors];
+        for (int i = 0; i < num_vectors; ++i)
+            sums[i] = *reinterpret_cast<const Lanes*>(total + i * num_lanes);
+        for (int64_t t = 0; t < count; ++t) {
+            const Lanes* lanes = reinterpret_cast<const Lanes*>(v + t * stride);
+            for (int i = 0; i < num_vectors; ++i) sums[i] += lanes[i] * weights[t];
+        }
+        for (int i = 0; i < num_vectors; ++i)
+            *reinterpret_cast<Lanes*>(total + i * num_lanes) = sums[i];
+    } else {
+        for (int64_t t = 0; t < count; ++t) {
 #pragma omp simd
-    for (int64_t i = 0; i < length; ++i) total[i] += weight * v[i];
+            for (int64_t i = 0; i < n; ++i) total[i] += weights[t] * v[t * stride + i];
+        }
+    }
 }
 
 // Turns scores into weights; returns the reciprocal of their sum.
@@ -91,6 +133,11 @@ float soften(float* scores, int64_t count, const Step& s, int64_t head) {
     return 1.0f / sum;
 }
 
+inline const float* token_of(const float* pool, const Step& s, const int64_t* table, int64_t at,
+                             int64_t token_size) {
+    return pool + (table[at / s.block_size] * s.block_size + at % s.block_size) * token_size;
+}
+
 // Computes the query heads of KV heads [first_kv, last_kv) of one row.
 template <int DIM>
 void attend_row(const Step& s, int64_t row, int64_t first_kv, int64_t last_kv) {
@@ -109,10 +156,11 @@ void attend_row(const Step& s, int64_t row, int64_t first_kv, int64_t last_kv) {
     float* scores = buffer.data();
 
     for (int64_t at = first; at < length;) {
-        const int64_t offset = at % s.block_size;
-        const int64_t end = std::min(length, at - offset + s.block_size);
-        const float* keys = s.keys + (table[at / s.block_size] * s.block_size + offset) * key_token;
-        for (; at < end; ++at, keys += key_token) {
+        const int64_t end = std::min(length, at - at % s.block_size + s.block_size);
+        const float* keys = token_of(s.keys, s, table, at, key_token);
+        const float* next = token_of(s.keys, s, table, std::min(end, length - 1), key_token);
+        for (; at < end; ++at, keys += key_token, next += key_token) {
+            prefetch(next, first_kv * s.key_dim, last_kv * s.key_dim);
             for (int64_t h = 0; h < num_heads; ++h) {
                 const int64_t head = first_head + h;
                 scores[h * count + at - first] =
@@ -129,17 +177,15 @@ void attend_row(const Step& s, int64_t row, int64_t first_kv, int64_t last_kv) {
         std::fill_n(output + (first_head + h) * s.value_dim, s.value_dim, 0.0f);
     }
     for (int64_t at = first; at < length;) {
-        const int64_t offset = at % s.block_size;
-        const int64_t end = std::min(length, at - offset + s.block_size);
-        const float* block =
-            s.values + (table[at / s.block_size] * s.block_size + offset) * value_token;
+        const int64_t end = std::min(length, at - at % s.block_size + s.block_size);
+        const float* block = token_of(s.values, s, table, at, value_token);
+        const float* next = token_of(s.values, s, table, std::min(end, length - 1), value_token);
+        for (int64_t t = 0; t < std::min(length - end, s.block_size); ++t)
+            prefetch(next + t * value_token, first_kv * s.value_dim, last_kv * s.value_dim);
         for (int64_t h = 0; h < num_heads; ++h) {
             const int64_t head = first_head + h;
-            const float* values = block + head / group * s.value_dim;
-            const float* weights = scores + h * count + at - first;
-            float* total = output + head * s.value_dim;
-            for (int64_t t = 0; t < end - at; ++t)
-                add_scaled<DIM>(total, values + t * value_token, weights[t], s.value_dim);
+            add_block<DIM>(output + head * s.value_dim, block + head / group * s.value_dim,
+                           value_token, scores + h * count + at - first, end - at, s.value_dim);
         }
         at = end;
     }

@@ -190,7 +190,9 @@ def test_long_chunk_after_context(backend: AttentionBackend, spec: AttentionSpec
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (9, 3), (8, 1)])
-@pytest.mark.parametrize(("key_dim", "value_dim"), [(16, 16), (24, 16), (7, 5)])
+@pytest.mark.parametrize(
+    ("key_dim", "value_dim"), [(16, 16), (24, 16), (7, 5), (64, 64), (128, 128)]
+)
 def test_head_layouts(
     backend: AttentionBackend, num_heads: int, num_kv_heads: int, key_dim: int, value_dim: int
 ) -> None:
