@@ -16,10 +16,8 @@ from lorax_shard.model.plug import STEP_KEYWORD, AttentionSurvey
 class HFPagedModel:
     """Owns the transformers model and its KV pool; implements ``PagedModel``."""
 
-    def __init__(
-        self, model: Any, survey: AttentionSurvey, backend: AttentionBackend, linear_backend: str
-    ) -> None:
-        """Take a model whose attention is already plugged; see ``loader.load_paged_model``."""
+    def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
+        """Take a model with plugged attention and plain linears; see ``loader``."""
         config = model.config.get_text_config()
         self.model_type: str = model.config.model_type
         self.vocab_size = int(config.vocab_size)
@@ -30,7 +28,8 @@ class HFPagedModel:
         self.device: torch.device = model.device
         self.weight_bytes = _weight_bytes(model)
         self.attention_backend = backend.name
-        self.linear_backend = linear_backend
+        # Whoever replaces the linears afterwards says by what.
+        self.linear_backend = "torch"
         self._model = model
         self._shapes = survey.shapes
         self._backend = backend

@@ -43,15 +43,11 @@ def load_paged_model(config: ShardConfig) -> HFPagedModel:
     dtype = resolve_dtype(config.dtype, hf_config, device)
     backend = registry.create(config.attention_backend, device, dtype)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
-    probe = ModelProbe(model, backend, config.block_size)
-    probe.record_stock()
-    plug.register()
-    model.set_attn_implementation(plug.ATTENTION_NAME)
     survey = survey_attention(model)
-    weight_bytes = HFPagedModel(model, survey, backend, "").weight_bytes
-    linear_backend = install(model, config.linear_backend, device)
-    paged = HFPagedModel(model, survey, backend, linear_backend)
-    paged.weight_bytes = weight_bytes
+    probe = ModelProbe(model, survey, backend, config.block_size)
+    probe.record_stock()
+    paged = HFPagedModel(model, survey, backend)
+    paged.linear_backend = install(model, config.linear_backend, device)
     probe.check(paged)
     _log_loaded(paged, config.model_id, time.perf_counter() - started)
     if reason := position_limit(model.config.get_text_config()).reason:
@@ -106,16 +102,17 @@ def resolve_dtype(name: str, hf_config: Any, device: torch.device) -> torch.dtyp
 def load_weights(
     folder: Path, hf_config: Any, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
 ) -> Any:
-    """Return the transformers model, every weight of it read from the folder's safetensors."""
+    """Return the transformers model, attention plugged, every weight of it read from the folder's safetensors."""
     check_weights(weight_files(folder), dtype, device)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+    plug.register()
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=hf_config,
             dtype=dtype,
-            attn_implementation="eager",
+            attn_implementation=plug.ATTENTION_NAME,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorax_shard.model import plug
 from lorax_shard.model.limits import attention_thresholds
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _NARROW, _HIDDEN, _MAX_KV_HEADS = 64, 128, 2
 
 
 def build(model: Any) -> Any:
-    """Return a random float32 miniature of ``model`` on its device, with eager attention.
+    """Return a random float32 miniature of ``model`` on its device, attention plugged.
 
     The narrowest copy that the class can compute is taken; widths are kept where
     the class does not allow others.
@@ -41,6 +42,7 @@ def _built(config: Any, model: Any) -> Any:
     _widen(small)
     with torch.inference_mode():
         small(torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    small.set_attn_implementation(plug.ATTENTION_NAME)
     return small
 
 

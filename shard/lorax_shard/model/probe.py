@@ -66,32 +66,43 @@ def survey_attention(model: Any) -> plug.AttentionSurvey:
 
 
 class ModelProbe:
-    """Compares one model before and after it is plugged: ``record_stock``, then ``check``."""
+    """Compares one model with stock attention: ``record_stock``, then ``check``.
 
-    def __init__(self, model: Any, backend: AttentionBackend, block_size: int) -> None:
+    What happens to the model between the two (packed linears) is probed with it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        survey: plug.AttentionSurvey,
+        backend: AttentionBackend,
+        block_size: int,
+    ) -> None:
         self._model = model
         self._backend = backend
         self._block_size = block_size
         self._config = model.config.get_text_config()
         self._limit = position_limit(self._config).max_positions
-        self._thresholds = attention_thresholds(self._config)
+        self._thresholds = _thresholds(self._config, survey)
         self._rows = self._make_rows()
         self._stock: list[torch.Tensor] = []
 
     def record_stock(self) -> None:
-        """Compute the rows with transformers' own attention; the model is not plugged yet."""
+        """Compute the rows with transformers' own attention, then plug ours in again."""
+        self._model.set_attn_implementation("eager")
         self._stock = [_stock_logits(self._model, row) for row in self._rows]
+        self._model.set_attn_implementation(plug.ATTENTION_NAME)
 
     def check(self, paged: HFPagedModel) -> None:
         """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same."""
         difference = self._difference(paged)
-        if difference is None and self._has_far_threshold(paged):
+        if difference is None and self._far_thresholds():
             difference = self._difference_of_miniature()
         if difference is not None:
             named = ", ".join(f"{name} {value}" for name, value in self._thresholds.items())
             raise StartupError(
                 f"{type(self._model).__name__} cannot be served exactly: {difference} "
-                f"(thresholds in the config: {named or 'none'})",
+                f"(thresholds: {named or 'none'})",
                 ExitCode.MODEL_MISMATCH,
             )
 
@@ -106,18 +117,22 @@ class ModelProbe:
             for n in lengths
         ]
 
-    def _has_far_threshold(self, paged: HFPagedModel) -> bool:
-        """Say whether a served row can pass a threshold that no probed row passed."""
-        named = [*self._thresholds.values(), paged.window_size or 0]
-        return any(n > _NEAR and (not self._limit or n < self._limit) for n in named)
+    def _far_thresholds(self) -> list[str]:
+        """Return the thresholds that a served row can pass and that no probed row passed."""
+        return [
+            f"{name} {value}"
+            for name, value in self._thresholds.items()
+            if value > _NEAR and (not self._limit or value < self._limit)
+        ]
 
     def _difference_of_miniature(self) -> str | None:
         small = miniature.build(self._model)
-        probe = ModelProbe(small, self._backend, self._block_size)
+        survey = survey_attention(small)
+        probe = ModelProbe(small, survey, self._backend, self._block_size)
         probe.record_stock()
-        small.set_attn_implementation(plug.ATTENTION_NAME)
-        paged = HFPagedModel(small, survey_attention(small), self._backend, "")
-        difference = probe._difference(paged)
+        difference = probe._difference(HFPagedModel(small, survey, self._backend))
+        if unprobed := probe._far_thresholds():
+            logger.warning("no row of the probe went beyond %s", ", ".join(unprobed))
         return difference and f"on a miniature with all thresholds near, {difference}"
 
     def _difference(self, paged: HFPagedModel) -> str | None:
@@ -136,6 +151,15 @@ class ModelProbe:
                     )
         logger.debug("the probe agrees within %.3g on logits up to %.3g", tolerance, scale)
         return None
+
+
+def _thresholds(config: Any, survey: plug.AttentionSurvey) -> dict[str, int]:
+    """Return the config's thresholds, and the windows that layers use without its naming them."""
+    thresholds = attention_thresholds(config)
+    for layer, window in survey.windows.items():
+        if window is not None and window not in thresholds.values():
+            thresholds[f"window of layer {layer}"] = window
+    return thresholds
 
 
 def _stock_logits(model: Any, row: torch.Tensor) -> torch.Tensor:
