@@ -120,7 +120,8 @@ def _deliver(prepared: PreparedModel, result_fd: int | None) -> None:
 
 def _quiet_libraries() -> None:
     """Keep libraries from drawing on the terminal and from logging each request."""
-    for name in ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    # TQDM_DISABLE is read when tqdm is first imported: some bars heed nothing else.
+    for name in ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
     for name in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,19 @@ def test_a_gguf_is_converted_once_and_whole(tmp_path: Path, tied: bool) -> None:
     assert not events
     _check_loads(folder)
     _check_tokenizer(folder)
+
+
+def test_the_command_prints_nothing_but_log_lines(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    _write_gguf(path)
+    command = [sys.executable, "-m", "lorax_shard.model.prepare_cli", "--model-id", str(path)]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records[-1]["event"] == "prepared"
+    steps = [each["done"] for each in records if each.get("unit") == "steps"]
+    assert (steps[0], steps[-1]) == (0, 3)
 
 
 def _check_loads(folder: Path) -> None:
