@@ -52,5 +52,4 @@ def test_every_lint_exception_has_a_reason() -> None:
 
 def test_models_page_lists_the_tested_families() -> None:
     lines = (ROOT / "docs/models.md").read_text().splitlines()
-    (listed,) = [line for line in lines if line.startswith("`gemma2`")]
-    assert listed == ", ".join(f"`{family}`" for family in sorted(TESTED_FAMILIES))
+    assert ", ".join(f"`{family}`" for family in sorted(TESTED_FAMILIES)) in lines
