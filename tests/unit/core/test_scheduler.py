@@ -214,6 +214,37 @@ def test_cancelled_requests_leave_at_once_and_their_tokens_do_not_count() -> Non
     scheduler.check()
 
 
+def test_w19_requests_that_wait_hold_no_blocks() -> None:
+    """Whatever does not run owns nothing: queued, passed over, preempted."""
+    scheduler = make_scheduler(num_blocks=4)
+    submit(scheduler, 1, 4, max_new=8)
+    submit(scheduler, 2, 4, max_new=8)
+    submit(scheduler, 3, 12, max_new=2)
+    for _ in range(5):
+        step(scheduler, {1: 9, 2: 8})
+    step(scheduler, {1: 9})
+    assert (scheduler.stats().num_running, scheduler.stats().num_waiting) == (1, 2)
+    scheduler.cancel(RequestId(1))
+    assert scheduler.stats().num_free_blocks == 4
+
+
+def test_w28_nothing_is_kept_of_requests_that_ended() -> None:
+    """After thousands of requests the scheduler holds what it held at the start."""
+    scheduler = make_scheduler()
+    for request_id in range(1, 3001):
+        submit(scheduler, request_id, 3, max_new=1)
+        plan = scheduler.plan(0.0)
+        assert plan is not None
+        ends = {request_id: FinishCode.LENGTH}
+        scheduler.apply(answer(plan, {request_id: 9}, ends), 0.0)
+    last = scheduler.plan(0.0)
+    assert last is not None
+    scheduler.apply(StepOutcome(seq=last.seq), 0.0)
+    assert scheduler.is_idle
+    sizes = [len(value) for value in vars(scheduler).values() if hasattr(value, "__len__")]
+    assert sum(sizes) == 0
+
+
 def test_w34_a_cancelled_waiting_request_leaves_the_queue() -> None:
     """It is gone from the queue, and the shards never hear of it."""
     scheduler = make_scheduler(max_rows=1)
