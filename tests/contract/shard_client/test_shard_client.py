@@ -95,7 +95,7 @@ async def test_steps_run_in_their_order_when_they_arrive_in_another(kind):
 
 
 @in_loop
-async def test_random_arrival_changes_nothing(kind):
+async def test_w24_random_arrival_on_each_rank_changes_nothing(kind):
     spec = make_spec(3, [1, 2, 3], max_new_tokens=30, ignore_eos=True)
     async with kind.open(jitter_seed=5, block_size=64) as (client, shards):
         tokens = []
@@ -160,7 +160,7 @@ async def test_a_shard_that_restarted_refuses_calls_for_its_past(kind):
 
 
 @in_loop
-async def test_preparing_does_not_wait_for_a_slow_step(kind):
+async def test_w12_preparing_does_not_wait_for_a_slow_step(kind):
     spec = make_spec(1, max_new_tokens=1, adapter=4)
     handle = AdapterHandle(4)
     async with kind.open() as (client, shards):
@@ -185,7 +185,7 @@ async def test_preparing_does_not_wait_for_a_slow_step(kind):
 
 
 @in_loop
-async def test_a_slow_adapter_does_not_hold_up_steps(kind):
+async def test_w12_a_slow_adapter_does_not_hold_up_steps(kind):
     spec = make_spec(1, max_new_tokens=1)
     async with kind.open(adapter_delay_s=3600) as (client, _):
         preparing = asyncio.create_task(client.prepare_adapter(AdapterHandle(1), "digest"))

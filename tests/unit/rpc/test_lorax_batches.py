@@ -95,7 +95,7 @@ def test_chunk_len_stops_early_and_decodes_go_on_with_the_prompt():
     assert engine.model.passes == [[3], [4], [4]]
 
 
-def test_a_cached_batch_advances_beside_new_rows():
+def test_w27_a_running_row_beside_new_ones_does_not_report_its_prompt_again():
     engine = make_engine()
     batches = LoraxBatches(engine)
     batches.prefill(batch(1, request(1, A)), None)
@@ -104,7 +104,7 @@ def test_a_cached_batch_advances_beside_new_rows():
     assert reply.batch.id == 1
     assert ids_of(reply, 1) == expected_tokens(A, 2)[1:]
     lengths = {g.request_id: g.prefill_tokens_length for g in reply.generations}
-    assert lengths == {1: 0, 2: 3}  # W27: a running row does not report its prompt again
+    assert lengths == {1: 0, 2: 3}
     tokens = decode_all(batches, 1, 2)
     assert tokens == {1: expected_tokens(A, 4)[2:], 2: expected_tokens(B, 3)[1:]}
 
