@@ -1,0 +1,1 @@
+"""Adapters before they compute: sources, the on-disk store, formats, merging."""

@@ -1,0 +1,73 @@
+"""What an adapter changes in the base model, module by module, in one normal form.
+
+Made by ``adapters`` from what PEFT wrote, consumed by ``lora`` backends. Module names
+are those of the transformers model, without PEFT's wrappers: for instance
+``model.layers.0.self_attn.q_proj``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleDelta:
+    """The change of one linear or embedding. Absent parts are None.
+
+    Linear, input x (T x in), base output y (T x out)::
+
+        y' = x W'^T + bias'                      with W' = weight or the base's W
+        y' = y + scaling * (x A^T) B^T           plain LoRA
+        y' = m / ||W + scaling * B A||_row * (x (W + scaling * B A)^T) + bias'      DoRA
+
+    Embedding of token t: row t of ``weight`` or the base, replaced by ``token_rows``
+    where ``token_ids`` names t, plus ``scaling * B A[:, t]``.
+    """
+
+    # r x in (embedding: r x vocabulary) and out x r (embedding: dim x r).
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    # alpha / r, or alpha / sqrt(r) with rsLoRA; patterns applied.
+    scaling: float = 1.0
+    # DoRA's magnitude vector m: out.
+    magnitude: torch.Tensor | None = None
+    # Replaces the base's bias (PEFT's bias="all" or "lora_only"): out.
+    bias: torch.Tensor | None = None
+    # Replaces the base's weight (modules_to_save), in the base's own layout.
+    weight: torch.Tensor | None = None
+    # Rows of an embedding that are replaced: n ids and n x dim values.
+    token_ids: torch.Tensor | None = None
+    token_rows: torch.Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """The rank; 0 when there is no low-rank part."""
+        return 0 if self.a is None else self.a.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        parts = (
+            self.a, self.b, self.magnitude, self.bias, self.weight, self.token_ids,
+            self.token_rows,
+        )  # fmt: skip
+        return sum(part.nbytes for part in parts if part is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAdapter:
+    """A parsed adapter in host memory."""
+
+    # Names the content: configuration and weights.
+    digest: str
+    modules: Mapping[str, ModuleDelta]
+    # Vocabulary of the adapter's own tokenizer when it adds tokens; 0: the base's.
+    vocab_size: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(delta.nbytes for delta in self.modules.values())
