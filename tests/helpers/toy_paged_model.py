@@ -148,6 +148,7 @@ def new_row(
     output: Sequence[int] = (),
     max_new_tokens: int = 8,
     ignore_eos: bool = False,
+    stop_sequences: tuple[str, ...] = (),
     **sampling: object,
 ) -> NewRow:
     """Return a row that enters."""
@@ -155,7 +156,9 @@ def new_row(
         request_id=RequestId(request_id),
         prompt_ids=list(prompt),
         sampling=SamplingParams(**sampling),
-        stopping=StoppingParams(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos),
+        stopping=StoppingParams(
+            max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, stop_sequences=stop_sequences
+        ),
     )
     return NewRow(spec, list(output))
 

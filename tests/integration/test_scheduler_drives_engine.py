@@ -3,88 +3,104 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 
 import pytest
-from tests.helpers.toy_paged_model import expected_tokens, make_engine, new_row
+from tests.helpers.drive_engine import serve
+from tests.helpers.toy_paged_model import NAN_ID, POISON_ID, expected_tokens, make_engine, new_row
 
-from lorax_contract.step import FinishCode
+from lorax_contract.step import FinishCode, RequestSpec
 from lorax_router.core.scheduler import Scheduler
 
 NUM_BLOCKS = 14
+EOS_IDS = (5, 60, 61, 62, 63, 64, 65)
+# The toy's texts are random, so that strings this short are met soon.
+STOPS = ("a", "th", "e r", "on", "s")
 
 
-def specs():
-    """Return requests of mixed lengths, greedy and seeded."""
+def specs() -> list[RequestSpec]:
+    """Return requests of mixed lengths and options: greedy, seeded, stopped, with details."""
     rng = random.Random(8)
     made = []
     for number in range(1, 25):
         prompt = [rng.randrange(1, 300) for _ in range(rng.randrange(1, 20))]
         sampling = {"do_sample": True, "seed": number, "temperature": 1.3} if number % 2 else {}
-        row = new_row(number, prompt, max_new_tokens=rng.randrange(1, 18), **sampling)
+        if number % 3 == 0:
+            sampling |= {"num_alternatives": 3, "prompt_logprobs": True}
+        if number % 5 == 0:
+            sampling |= {"repetition_penalty": 1.4, "frequency_penalty": 0.5}
+        stops = STOPS if number % 4 == 0 else ()
+        limit = rng.randrange(1, 18)
+        row = new_row(number, prompt, max_new_tokens=limit, stop_sequences=stops, **sampling)
         made.append(row.spec)
     return made
 
 
-def serve(requests, *, depth, num_blocks=NUM_BLOCKS, cancelled=(), max_rows=6):
-    """Run requests to their end; return tokens and texts by request, and the preemptions."""
-    engine = make_engine(num_blocks=num_blocks, eos_token_ids=[5, 60, 61, 62, 63, 64, 65])
+def run(requests, *, depth, num_blocks=NUM_BLOCKS, max_step_tokens=10, cancelled=()):
+    """Return answers by request, and the preemptions."""
+    engine = make_engine(num_blocks=num_blocks, eos_token_ids=EOS_IDS)
     scheduler = Scheduler(
-        num_blocks=num_blocks, block_size=4, max_step_tokens=10, max_rows=max_rows, depth=depth
+        num_blocks=num_blocks,
+        block_size=4,
+        max_step_tokens=max_step_tokens,
+        max_rows=6,
+        depth=depth,
     )
-    waiting, flying = deque(requests), deque()
-    tokens = {spec.request_id: [] for spec in requests}
-    texts = {}
-    now = 0.0
-    while waiting or flying or not scheduler.is_idle:
-        now += 1.0
-        if waiting:
-            scheduler.submit(waiting.popleft(), now)
-        while (plan := scheduler.plan(now)) is not None:
-            # Executed now, applied later: the plans between know nothing of its outcome.
-            flying.append(engine.step(plan))
-        if flying:
-            outcome = flying.popleft()
-            accepted = scheduler.apply(outcome, now)
-            start = 0
-            for request_id, count, finish, counts in zip(
-                outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
-            ):
-                assert finish != FinishCode.ERROR, outcome.details[request_id]
-                if counts:
-                    tokens[request_id] += outcome.tokens.ids[start : start + count]
-                    if finish != FinishCode.RUNNING:
-                        texts[request_id] = outcome.details[request_id].generated_text
-                start += count
-        for request_id in cancelled:
-            if len(tokens[request_id]) == 2:
-                scheduler.cancel(request_id)
-        scheduler.check()
+    answers = serve(engine, scheduler, requests, cancelled=cancelled)
     assert len(engine.batch) == 0
-    return tokens, texts, scheduler.stats().num_preemptions
+    return answers, scheduler.stats().num_preemptions
 
 
+def alone(spec: RequestSpec):
+    """Return a request's answer on an engine of its own, its prompt in one chunk."""
+    return run([spec], depth=1, num_blocks=64, max_step_tokens=64)[0][spec.request_id]
+
+
+# Steps of 6 tokens end in the middle of blocks, steps of 8 at their ends.
+@pytest.mark.parametrize("max_step_tokens", [6, 8, 10])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_tokens_and_texts_are_those_of_each_request_alone(depth):
+def test_answers_are_those_of_each_request_alone(depth, max_step_tokens):
     requests = specs()
-    tokens, texts, num_preemptions = serve(requests, depth=depth)
+    answers, num_preemptions = run(requests, depth=depth, max_step_tokens=max_step_tokens)
     assert num_preemptions > 0
     for spec in requests:
-        alone, alone_texts, _ = serve([spec], depth=1, num_blocks=64)
-        assert tokens[spec.request_id] == alone[spec.request_id]
-        assert texts[spec.request_id] == alone_texts[spec.request_id]
-        if not spec.sampling.do_sample:
-            count = len(tokens[spec.request_id])
-            assert tokens[spec.request_id] == expected_tokens(spec.prompt_ids, count)
+        answer = answers[spec.request_id]
+        assert answer.bits() == alone(spec).bits()
+        assert answer.error is None
+        assert len(answer.alternatives) == (
+            len(answer.tokens.ids) if spec.request_id % 3 == 0 else 0
+        )
+        if spec.sampling.prompt_logprobs:
+            assert answer.prompt_tokens.ids == spec.prompt_ids
+        if spec.request_id % 5 and not spec.sampling.do_sample:
+            ids = answer.tokens.ids
+            assert ids == expected_tokens(spec.prompt_ids, len(ids))
+    reasons = {answer.finish for answer in answers.values()}
+    assert reasons == {FinishCode.LENGTH, FinishCode.EOS_TOKEN, FinishCode.STOP_SEQUENCE}
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_cancelled_requests_change_nothing_for_the_others(depth):
     requests = specs()
     cancelled = [3, 8, 14]
-    whole, texts, _ = serve(requests, depth=1, num_blocks=200)
-    tokens, left, _ = serve(requests, depth=depth, cancelled=cancelled)
+    answers, _ = run(requests, depth=depth, cancelled=cancelled)
     for spec in requests:
         if spec.request_id not in cancelled:
-            assert tokens[spec.request_id] == whole[spec.request_id]
-            assert left[spec.request_id] == texts[spec.request_id]
+            assert answers[spec.request_id].bits() == alone(spec).bits()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("bad_id", "words"), [(NAN_ID, "no finite"), (POISON_ID, "poison")])
+def test_rows_that_fail_while_others_are_preempted_change_nothing_for_them(depth, bad_id, words):
+    requests = specs()
+    bad = [
+        new_row(100 + at, [*range(1, at + 2), bad_id], max_new_tokens=9).spec for at in (0, 3, 6)
+    ]
+    answers, num_preemptions = run(
+        [*bad[:1], *requests[:12], *bad[1:], *requests[12:]], depth=depth
+    )
+    assert num_preemptions > 0
+    for spec in requests:
+        assert answers[spec.request_id].bits() == alone(spec).bits()
+    for spec in bad:
+        assert answers[spec.request_id].finish is FinishCode.ERROR
+        assert words in answers[spec.request_id].error

@@ -6,16 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
-from tests.helpers.sampling import make_row
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from tests.helpers.sampling import PENALTIES, SETTINGS, make_row, random_logits, reference_scores
 
 from lorax_shard.engine.draws import uniform
 from lorax_shard.engine.sampler import (
@@ -28,59 +19,7 @@ from lorax_shard.engine.sampler import (
     top_alternatives,
 )
 
-# Shapes legend: S rows, V vocabulary.
-PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.7}
-SETTINGS = [
-    {},
-    {"temperature": 0.3},
-    {"temperature": 1.7},
-    {"top_k": 1},
-    {"top_k": 7},
-    {"top_k": 900},
-    {"top_p": 0.1},
-    {"top_p": 0.9},
-    {"top_p": 0.9999},
-    {"typical_p": 0.2},
-    {"typical_p": 0.95},
-    {"typical_p": 0.99999},
-    {"min_p": 0.02},
-    {"min_p": 1.0},
-    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "typical_p": 0.9, "min_p": 0.05},
-    {"top_k": 12, "top_p": 0.5, **PENALTIES},
-    {"temperature": 2.5, "min_p": 0.01, **PENALTIES},
-]
 CORNERS = [{"num_alternatives": 3}, {"do_sample": False}, {"do_sample": False, **PENALTIES}]
-
-
-def random_logits(num_rows, vocab_size, seed=0, scale=3.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_rows, vocab_size, generator=generator) * scale
-
-
-def reference_scores(logits, row):
-    """Penalties and warpers of transformers on one row, in float64."""
-    params = row.params
-    scores = logits.double().reshape(1, -1).clone()
-    if params.repetition_penalty != 1.0:
-        ids = torch.from_numpy(row.token_ids).reshape(1, -1)
-        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
-    for token_id in set(row.token_ids[row.num_prompt_tokens :].tolist()):
-        count = row.token_ids[row.num_prompt_tokens :].tolist().count(token_id)
-        scores[0, token_id] -= count * params.frequency_penalty + params.presence_penalty
-    if not params.do_sample:
-        return scores[0]
-    warpers = [TemperatureLogitsWarper(params.temperature)]
-    if params.top_k:
-        warpers.append(TopKLogitsWarper(params.top_k))
-    if params.top_p < 1:
-        warpers.append(TopPLogitsWarper(params.top_p))
-    if params.typical_p < 1:
-        warpers.append(TypicalLogitsWarper(params.typical_p))
-    if params.min_p > 0:
-        warpers.append(MinPLogitsWarper(params.min_p))
-    for warper in warpers:
-        scores = warper(None, scores)
-    return scores[0]
 
 
 @pytest.mark.parametrize("vocab_size", [50, 1003])
@@ -328,48 +267,3 @@ def test_cdf_distance_knows_penalties_of_the_output_only():
     all_prompt = [cdf_distance(logits, params, ids, token_id, 4).probability for token_id in (7, 9)]
     assert of_prompt > all_prompt[0]
     assert of_output < all_prompt[1] * 0.1
-
-
-# At most one test in this file's life should see a p-value below this by chance.
-LEAST_P_VALUE = 1e-4
-NUM_DRAWS = 2500
-
-
-def chi_square_p_value(ids, probs):
-    """P-value of the counts against the probabilities; rare tokens share a bin."""
-    counts = np.bincount(ids, minlength=len(probs))
-    assert (counts[probs == 0] == 0).all()
-    expected = probs / probs.sum() * len(ids)
-    rare = expected < 5
-    observed = np.append(counts[~rare], counts[rare].sum())
-    wanted = np.append(expected[~rare], expected[rare].sum())
-    used = wanted > 0
-    if used.sum() == 1:
-        return 1.0
-    return stats.chisquare(observed[used], wanted[used]).pvalue
-
-
-def draw_many(logits, **params):
-    rows = [make_row([1, 2], [3, 3, 4], do_sample=True, seed=s, **params) for s in range(NUM_DRAWS)]
-    return Sampler(len(logits)).sample(logits.expand(NUM_DRAWS, -1), rows).ids
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_distribution_of_draws_passes_a_chi_square_test(settings):
-    logits = random_logits(1, 60, seed=12, scale=1.5)[0]
-    row = make_row([1, 2], [3, 3, 4], do_sample=True, **settings)
-    probs = torch.softmax(reference_scores(logits, row), dim=-1).numpy()
-    assert chi_square_p_value(draw_many(logits, **settings), probs) > LEAST_P_VALUE
-
-
-def test_the_chi_square_test_rejects_a_temperature_that_is_a_little_off():
-    logits = random_logits(1, 60, seed=12, scale=1.5)[0]
-    probs = torch.softmax(logits.double() / 1.2, dim=-1).numpy()
-    assert chi_square_p_value(draw_many(logits), probs) < LEAST_P_VALUE
-
-
-def test_draws_along_one_sequence_follow_the_distribution():
-    logits = random_logits(1, 30, seed=13, scale=1.0)[0]
-    rows = [make_row(range(1, 2 + n), do_sample=True, seed=5) for n in range(NUM_DRAWS)]
-    ids = Sampler(30).sample(logits.expand(NUM_DRAWS, -1), rows).ids
-    assert chi_square_p_value(ids, torch.softmax(logits.double(), -1).numpy()) > LEAST_P_VALUE
