@@ -31,7 +31,7 @@ class RequestState:
     __slots__ = (
         "blocks", "incarnation", "last_step", "max_new_tokens", "num_bypassed", "num_computed",
         "num_pending", "num_preemptions", "num_scheduled", "num_tokens", "order", "output_ids",
-        "planned_in", "request_id", "spec", "status", "submitted_at",
+        "request_id", "spec", "status", "submitted_at",
     )  # fmt: skip
 
     def __init__(self, spec: RequestSpec, order: int, now: float) -> None:
@@ -47,9 +47,8 @@ class RequestState:
         self.num_scheduled = 0
         self.num_pending = 0
         self.blocks: list[BlockId] = []
-        # The last step that touches this request's row, and the step being planned with it.
+        # The last step that touches this request's row.
         self.last_step = 0
-        self.planned_in = 0
         # Counts residences, so that a late outcome is not booked on a later one.
         self.incarnation = 0
         self.num_preemptions = 0
@@ -73,3 +72,20 @@ class RequestState:
         self.num_computed = 0
         self.num_scheduled = 0
         self.incarnation += 1
+
+    def check(self, num_pending: int, block_size: int) -> None:
+        """Raise AssertionError if an invariant broke; ``num_pending`` as the steps have it."""
+        known = len(self.spec.prompt_ids) + len(self.output_ids)
+        room = len(self.blocks) * block_size
+        facts = {
+            "known tokens": self.num_tokens == known,
+            "pending tokens": self.num_pending == num_pending,
+            "computed <= scheduled": self.num_computed <= self.num_scheduled,
+            "scheduled <= known + pending": self.num_scheduled <= known + num_pending,
+            "scheduled tokens have blocks": self.num_scheduled <= room,
+            "no block too many": room - self.num_scheduled < block_size,
+            "output limit": len(self.output_ids) + num_pending <= self.max_new_tokens,
+            "waiting holds nothing": self.status is Status.RUNNING or room == 0,
+        }
+        if broken := [name for name, holds in facts.items() if not holds]:
+            raise AssertionError(f"request {self.request_id}: {', '.join(broken)}")

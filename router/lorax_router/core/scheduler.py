@@ -29,6 +29,7 @@ from typing import NamedTuple
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import FinishCode, RequestId, RequestSpec, StepOutcome, StepPlan
 from lorax_router.core.blocks import BlockPool
+from lorax_router.core.draft import Draft, PlannedRow
 from lorax_router.core.policy import FirstComeFirstServed, QueuePolicy
 from lorax_router.core.request import RequestState, Status
 
@@ -54,16 +55,9 @@ class SchedulerStats:
     num_steps: int
 
 
-class _PlannedRow(NamedTuple):
-    request: RequestState
-    incarnation: int
-    num_tokens: int
-    samples: bool
-
-
 class _InFlight(NamedTuple):
     seq: int
-    rows: list[_PlannedRow]
+    rows: list[PlannedRow]
 
 
 class Scheduler:
@@ -165,99 +159,72 @@ class Scheduler:
         """Decide the next step; None when there is nothing to do or ``depth`` is reached."""
         if len(self._in_flight) >= self.depth:
             return None
-        plan = StepPlan(seq=self._next_seq)
-        rows: list[_PlannedRow] = []
+        draft = Draft(self._next_seq, self.max_step_tokens, self._pool, self.block_size)
         num_preemptions = self._num_preemptions
-        budget, chunked, stalled = self._plan_decodes(plan, rows)
-        budget, stalled = self._plan_chunks(plan, rows, chunked, budget, stalled)
-        if not stalled and self._num_preemptions == num_preemptions:
-            self._plan_admissions(plan, rows, chunked, budget, now)
-        if not rows and (not self._drop or self._in_flight):
+        prompts = self._plan_decodes(draft)
+        self._plan_prompts(draft, prompts)
+        if not draft.is_stalled and self._num_preemptions == num_preemptions:
+            self._plan_admissions(draft, prompts, now)
+        if not draft.rows and (not self._drop or self._in_flight):
             return None
-        plan.drop, self._drop = self._drop, []
+        draft.plan.drop, self._drop = self._drop, []
         self._next_seq += 1
         self._num_steps += 1
-        self._in_flight.append(_InFlight(plan.seq, rows))
-        return plan
+        self._in_flight.append(_InFlight(draft.plan.seq, draft.rows))
+        return draft.plan
 
-    def _plan_decodes(
-        self, plan: StepPlan, rows: list[_PlannedRow]
-    ) -> tuple[int, list[RequestState], bool]:
-        """Give one token to each row that has just one to compute.
-
-        Returns the budget left, the rows that have more to compute, and whether a row
-        stood still for want of a block.
-        """
-        budget = self.max_step_tokens
+    def _plan_decodes(self, draft: Draft) -> list[RequestState]:
+        """Give one token to each row that has just one to compute; return the other rows."""
         block_size = self.block_size
-        chunked: list[RequestState] = []
-        stalled = False
+        prompts: list[RequestState] = []
         for request in list(self._running.values()):
             num = request.num_to_schedule
             if num > 1:
-                chunked.append(request)
+                prompts.append(request)
             elif num == 1 and request.status is Status.RUNNING:
-                if request.num_scheduled == len(request.blocks) * block_size and not (
-                    self._make_room(request, 1, plan.seq)
-                ):
-                    stalled = True
-                    continue
-                self._place(plan, rows, request, 1)
-                budget -= 1
-        return budget, chunked, stalled
+                needs_block = request.num_scheduled == len(request.blocks) * block_size
+                if needs_block and not self._make_room(request, draft):
+                    draft.is_stalled = True
+                else:
+                    draft.place(request, 1)
+        return prompts
 
-    def _plan_chunks(
-        self,
-        plan: StepPlan,
-        rows: list[_PlannedRow],
-        chunked: list[RequestState],
-        budget: int,
-        stalled: bool,
-    ) -> tuple[int, bool]:
-        """Spend the budget on running rows whose prompt is not computed yet."""
-        for request in chunked:
-            if budget == 0:
-                break
+    def _plan_prompts(self, draft: Draft, prompts: list[RequestState]) -> None:
+        """Spend the budget on running rows that know more tokens than one to compute."""
+        for request in prompts:
+            if draft.budget == 0:
+                return
             if request.status is not Status.RUNNING:
-                continue
-            num = min(budget, request.num_to_schedule)
-            missing = self._blocks_missing(request, num)
-            if missing > self._pool.num_free:
-                # Less than a whole chunk is better than standing still.
-                room = (len(request.blocks) + self._pool.num_free) * self.block_size
-                num = min(num, room - request.num_scheduled)
-                if num == 0:
-                    if not self._make_room(request, 1, plan.seq):
-                        stalled = True
-                        continue
-                    num = min(budget, request.num_to_schedule, self.block_size)
-            self._place(plan, rows, request, num)
-            budget -= num
-        return budget, stalled
+                continue  # gave way in this very step
+            num = min(draft.budget, request.num_to_schedule, self._room_for(request))
+            if num == 0:
+                if not self._make_room(request, draft):
+                    draft.is_stalled = True
+                    continue
+                num = min(draft.budget, request.num_to_schedule, self._room_for(request))
+            draft.place(request, num)
 
-    def _plan_admissions(
-        self,
-        plan: StepPlan,
-        rows: list[_PlannedRow],
-        chunked: list[RequestState],
-        budget: int,
-        now: float,
-    ) -> None:
+    def _room_for(self, request: RequestState) -> int:
+        """Tokens that the request's blocks and all free ones could still take."""
+        num_blocks = len(request.blocks) + self._pool.num_free
+        return num_blocks * self.block_size - request.num_scheduled
+
+    def _plan_admissions(self, draft: Draft, prompts: list[RequestState], now: float) -> None:
         """Admit waiting requests while rows, tokens and blocks last.
 
         A request enters only if all its known tokens fit beside what running prompts
         still need and one block of growth for each running row. One that does not fit
         lets a bounded number pass.
         """
-        admitted: list[tuple[RequestState, int]] = []
+        admitted: list[RequestState] = []
         skipped: list[RequestState] = []
         num_overtaken = 0
+        budget = draft.budget
         free_rows = self.max_rows - len(self._running)
-        # What is left for newcomers once each running and admitted row may grow a block.
         room = self._pool.num_free - len(self._running)
-        room -= sum(max(0, self._blocks_missing(r, r.num_to_schedule)) for r in chunked)
+        room -= sum(max(0, draft.blocks_missing(r, r.num_to_schedule)) for r in prompts)
         for request in self._policy.candidates(now):
-            if budget == 0 or len(admitted) == free_rows or len(skipped) > MAX_LOOKAHEAD:
+            if budget <= 0 or len(admitted) == free_rows or len(skipped) > MAX_LOOKAHEAD:
                 break
             if request.num_pending:
                 continue  # preempted with a token on its way
@@ -268,65 +235,40 @@ class Scheduler:
                 if request.num_bypassed >= MAX_BYPASSES:
                     break
                 continue
-            num = min(budget, request.num_tokens)
-            admitted.append((request, num))
+            admitted.append(request)
             num_overtaken = len(skipped)
             room -= needed + 1
-            budget -= num
+            budget -= request.num_tokens
         for request in skipped[:num_overtaken]:
             request.num_bypassed += 1
-        for request, num in admitted:
-            self._admit(plan, rows, request, num)
+        for request in admitted:
+            self._admit(draft, request)
 
-    def _admit(
-        self, plan: StepPlan, rows: list[_PlannedRow], request: RequestState, num: int
-    ) -> None:
+    def _admit(self, draft: Draft, request: RequestState) -> None:
         self._policy.remove(request)
         request.status = Status.RUNNING
         request.num_bypassed = 0
         self._running[request.request_id] = request
-        plan.new_rows.append(request.as_new_row())
-        self._place(plan, rows, request, num)
+        draft.plan.new_rows.append(request.as_new_row())
+        draft.place(request, min(draft.budget, request.num_tokens))
 
-    def _place(
-        self, plan: StepPlan, rows: list[_PlannedRow], request: RequestState, num: int
-    ) -> None:
-        """Write one row into the plan; its blocks are there to be taken."""
-        missing = self._blocks_missing(request, num)
-        if missing > 0:
-            taken = self._pool.take(missing)
-            request.blocks += taken
-            plan.new_blocks += taken
-        request.num_scheduled += num
-        samples = request.num_scheduled == request.num_tokens + request.num_pending
-        request.num_pending += samples
-        request.last_step = request.planned_in = plan.seq
-        plan.row_ids.append(request.request_id)
-        plan.num_tokens.append(num)
-        plan.num_new_blocks.append(max(missing, 0))
-        rows.append(_PlannedRow(request, request.incarnation, num, samples))
+    def _make_room(self, request: RequestState, draft: Draft) -> bool:
+        """Have a block free for a running request, preempting if that is allowed.
 
-    def _blocks_missing(self, request: RequestState, num: int) -> int:
-        """Blocks that ``num`` more tokens need beyond those the request owns (may be < 0)."""
-        return -(-(request.num_scheduled + num) // self.block_size) - len(request.blocks)
-
-    def _make_room(self, request: RequestState, num: int, seq: int) -> bool:
-        """Have ``num`` blocks free for a running request, preempting if that is allowed.
-
-        False when they are not free yet: no victim is left, or the victims' blocks
-        are still touched by a step in flight.
+        False when none is free yet: no victim is left, or the victims' blocks are
+        still touched by a step in flight.
         """
         pool = self._pool
-        while pool.num_free + pool.num_releasing < num:
+        while not pool.num_free + pool.num_releasing:
             victims = [
                 other
                 for other in self._running.values()
-                if other.planned_in != seq and self._policy.outranks(request, other)
+                if other.last_step != draft.plan.seq and self._policy.outranks(request, other)
             ]
             if not victims:
                 return False
             self._preempt(self._policy.victim(victims))
-        return pool.num_free >= num
+        return pool.num_free > 0
 
     def _preempt(self, request: RequestState) -> None:
         self._vacate(request)
@@ -362,7 +304,7 @@ class Scheduler:
         self._pool.acknowledge(step.seq)
         return accepted
 
-    def _book_computed(self, rows: list[_PlannedRow]) -> set[RequestId]:
+    def _book_computed(self, rows: list[PlannedRow]) -> set[RequestId]:
         """Advance the rows that are still where they were; return who must get a token."""
         awaited: set[RequestId] = set()
         for request, incarnation, num, samples in rows:
@@ -438,33 +380,11 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError if an invariant broke: O(requests + blocks), for tests and idle."""
-        running = list(self._running.values())
-        self._pool.check([block for request in running for block in request.blocks])
+        self._pool.check([block for r in self._running.values() for block in r.blocks])
         if len(self._running) + len(self._policy) != len(self._requests):
             raise AssertionError("a request is neither running nor waiting, or both")
-        if len(running) > self.max_rows or len(self._in_flight) > self.depth:
+        if len(self._running) > self.max_rows or len(self._in_flight) > self.depth:
             raise AssertionError("more rows or steps than allowed")
-        pending: dict[RequestId, int] = {}
-        for step in self._in_flight:
-            for row in step.rows:
-                if row.samples:
-                    row_id = row.request.request_id
-                    pending[row_id] = pending.get(row_id, 0) + 1
+        sampling = [row.request for step in self._in_flight for row in step.rows if row.samples]
         for request in self._requests.values():
-            self._check_request(request, pending.get(request.request_id, 0))
-
-    def _check_request(self, request: RequestState, num_pending: int) -> None:
-        known = len(request.spec.prompt_ids) + len(request.output_ids)
-        room = len(request.blocks) * self.block_size
-        facts = {
-            "known tokens": request.num_tokens == known,
-            "pending tokens": request.num_pending == num_pending,
-            "computed <= scheduled": request.num_computed <= request.num_scheduled,
-            "scheduled <= known + pending": request.num_scheduled <= known + num_pending,
-            "scheduled tokens have blocks": request.num_scheduled <= room,
-            "no block too many": room - request.num_scheduled < self.block_size,
-            "output limit": len(request.output_ids) + num_pending <= request.max_new_tokens,
-            "waiting holds nothing": request.status is Status.RUNNING or room == 0,
-        }
-        if broken := [name for name, holds in facts.items() if not holds]:
-            raise AssertionError(f"request {request.request_id}: {', '.join(broken)}")
+            request.check(sampling.count(request), self.block_size)
