@@ -190,3 +190,5 @@ class WarmupSpec:
     max_rows: int
     # Upper limit on the blocks of the pool; 0: none.
     max_blocks: int = 0
+    # A pool without room for a sequence of this length is refused; 0: max_total_tokens.
+    required_tokens: int = 0

@@ -316,6 +316,7 @@ def warmup_to_proto(spec: WarmupSpec, epoch: int) -> pb.WarmupRequest:
         epoch=epoch,
         max_rows=spec.max_rows,
         max_blocks=spec.max_blocks,
+        required_tokens=spec.required_tokens,
     )
 
 
@@ -327,4 +328,5 @@ def warmup_from_proto(message: pb.WarmupRequest) -> WarmupSpec:
         max_step_tokens=message.max_prefill_tokens,
         max_rows=message.max_rows,
         max_blocks=message.max_blocks,
+        required_tokens=message.required_tokens,
     )

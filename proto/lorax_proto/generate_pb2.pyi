@@ -588,7 +588,7 @@ class ClassifyResponse(_message.Message):
     def __init__(self, classify_prediction_lists: _Optional[_Iterable[_Union[ClassifyPredictionList, _Mapping]]] = ..., errorMsg: _Optional[str] = ...) -> None: ...
 
 class WarmupRequest(_message.Message):
-    __slots__ = ("batch", "max_input_length", "max_prefill_tokens", "max_new_tokens", "epoch", "seq", "max_rows", "max_blocks")
+    __slots__ = ("batch", "max_input_length", "max_prefill_tokens", "max_new_tokens", "epoch", "seq", "max_rows", "max_blocks", "required_tokens")
     BATCH_FIELD_NUMBER: _ClassVar[int]
     MAX_INPUT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -597,6 +597,7 @@ class WarmupRequest(_message.Message):
     SEQ_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     batch: Batch
     max_input_length: int
     max_prefill_tokens: int
@@ -605,7 +606,8 @@ class WarmupRequest(_message.Message):
     seq: int
     max_rows: int
     max_blocks: int
-    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ..., max_input_length: _Optional[int] = ..., max_prefill_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_blocks: _Optional[int] = ...) -> None: ...
+    required_tokens: int
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ..., max_input_length: _Optional[int] = ..., max_prefill_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_blocks: _Optional[int] = ..., required_tokens: _Optional[int] = ...) -> None: ...
 
 class WarmupResponse(_message.Message):
     __slots__ = ("max_supported_total_tokens", "num_blocks")

@@ -23,7 +23,13 @@ from lorax_router.service.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
-from lorax_router.service.limits import Lengths, Limits, lengths_in_pool, lengths_of_model
+from lorax_router.service.limits import (
+    Lengths,
+    Limits,
+    lengths_in_pool,
+    lengths_of_model,
+    required_length,
+)
 from lorax_router.service.metrics import Metrics
 from lorax_router.service.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.validation import Validator
@@ -119,6 +125,7 @@ async def _warm_up(
         max_step_tokens=config.max_batch_prefill_tokens,
         max_rows=max_rows,
         max_blocks=0 if wanted is None else max(1, wanted // info.block_size),
+        required_tokens=required_length(config.max_input_length, config.max_total_tokens),
     )
     try:
         return await shards.warmup(spec)

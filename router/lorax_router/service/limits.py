@@ -8,6 +8,8 @@ from lorax_contract.config import ConfigError
 
 # Without other words a sequence is at most this long, whatever the model could do.
 DEFAULT_MAX_TOTAL_TOKENS = 4096
+# One token in, one token out.
+_LEAST_LENGTH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,13 @@ def lengths_of_model(
     return Lengths(_input_length(max_input_length, total), total)
 
 
+def required_length(max_input_length: int | None, max_total_tokens: int | None) -> int:
+    """Return the sequence length that was asked for by name; defaults may shrink to the memory."""
+    if max_total_tokens is not None:
+        return max_total_tokens
+    return _LEAST_LENGTH if max_input_length is None else max_input_length + 1
+
+
 def lengths_in_pool(
     lengths: Lengths,
     max_input_length: int | None,
@@ -74,7 +83,7 @@ def lengths_in_pool(
             f"max_total_tokens: {max_total_tokens} does not fit the KV cache of {pool_tokens} "
             f"tokens; choose at most {pool_tokens}, or give the KV cache more memory"
         )
-    if pool_tokens < 2:
+    if pool_tokens < _LEAST_LENGTH:
         raise ConfigError(
             f"the KV cache holds {pool_tokens} tokens, which is too little for any request; "
             "give it more memory"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -228,14 +229,7 @@ def _warmup_spec(request: pb.WarmupRequest) -> WarmupSpec:
     spec = warmup_from_proto(request)
     if spec.max_step_tokens < 1 or spec.max_input_length < 1:
         raise ValidationError("Warmup needs max_input_length and max_prefill_tokens above 0")
-    max_rows = spec.max_rows or max(1, len(request.batch.requests))
-    return WarmupSpec(
-        max_input_length=spec.max_input_length,
-        max_total_tokens=spec.max_total_tokens,
-        max_step_tokens=spec.max_step_tokens,
-        max_rows=max_rows,
-        max_blocks=spec.max_blocks,
-    )
+    return replace(spec, max_rows=spec.max_rows or max(1, len(request.batch.requests)))
 
 
 def _nested(reply: BatchReply, reply_type: type[Reply]) -> Reply:

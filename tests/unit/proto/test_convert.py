@@ -214,6 +214,7 @@ def test_warmup_comes_back(values):
         max_step_tokens=values.id32(),
         max_rows=values.id32(),
         max_blocks=values.id32(),
+        required_tokens=values.id32(),
     )
     message = wired(warmup_to_proto(spec, 9))
     assert (message.epoch, warmup_from_proto(message)) == (9, spec)

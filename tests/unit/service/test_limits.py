@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lorax_contract.config import ConfigError
-from lorax_router.service.limits import Lengths, lengths_in_pool, lengths_of_model
+from lorax_router.service.limits import (
+    Lengths,
+    lengths_in_pool,
+    lengths_of_model,
+    required_length,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,16 @@ def test_w6_a_total_that_could_never_be_allocated_is_refused_at_start():
 def test_a_pool_too_small_for_anything_is_refused():
     with pytest.raises(ConfigError, match="too little"):
         lengths_in_pool(Lengths(4095, 4096), None, None, pool_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("length", "total", "expected"), [(None, None, 2), (100, None, 101), (100, 4096, 4096)]
+)
+def test_only_lengths_that_were_asked_for_must_fit_the_pool(length, total, expected):
+    assert required_length(length, total) == expected
+    lengths = lengths_of_model(length, total, 8192)
+    in_pool = lengths_in_pool(lengths, length, total, pool_tokens=expected)
+    assert in_pool.max_total_tokens == expected
+    if total is not None or length is not None:
+        with pytest.raises(ConfigError):
+            lengths_in_pool(lengths, length, total, pool_tokens=expected - 1)
