@@ -1,0 +1,359 @@
+"""The adapter table: which adapters are on the shards, who waits for one, who gives way.
+
+It decides as data. ``orders`` says what to prepare and release on the shards'
+prepare lane; ``event`` books what came of it. One table of transitions; an event
+that is not in it raises::
+
+    ABSENT ──prepare──► PREPARING ──prepared──► RESIDENT ──evict──► RELEASING
+      ▲                     │ failed                                     │ released
+      └─────────────────────┴────────────────────────────────────────────┘
+
+A slot and the adapter's bytes are held from ``prepare`` until ``released``: memory
+that is still being freed is never promised to another.
+
+Eviction takes the idle adapter of least worth: greedy-dual-size-frequency (Cherkasova,
+1998). worth = clock + uses * cost / bytes, where the clock rises to the worth of
+whatever was evicted last, so that old fame fades; the cost of an adapter is what it
+took to prepare it last time, in seconds.
+
+When every resident adapter is in use, the longest waiting adapter still gets its turn:
+after ``cycle_time_s`` of waiting, the adapter that has been resident longest, for at
+least ``cycle_time_s``, is *drained*: its requests are no longer admitted. If it is not
+idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its rows.
+So an adapter that waits first in line waits at most 3 * cycle_time_s for its turn to
+begin, whatever the others do; pinned adapters are exempt, and pins never take all slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+
+
+class AdapterState(Enum):
+    """Where an adapter stands on the shards."""
+
+    ABSENT = "absent"
+    PREPARING = "preparing"
+    RESIDENT = "resident"
+    RELEASING = "releasing"
+
+
+class AdapterEvent(Enum):
+    """What happens to an adapter."""
+
+    PREPARE = "prepare"
+    PREPARED = "prepared"
+    FAILED = "failed"
+    EVICT = "evict"
+    RELEASED = "released"
+
+
+_TRANSITIONS = {
+    (AdapterState.ABSENT, AdapterEvent.PREPARE): AdapterState.PREPARING,
+    (AdapterState.PREPARING, AdapterEvent.PREPARED): AdapterState.RESIDENT,
+    (AdapterState.PREPARING, AdapterEvent.FAILED): AdapterState.ABSENT,
+    (AdapterState.RESIDENT, AdapterEvent.EVICT): AdapterState.RELEASING,
+    (AdapterState.RELEASING, AdapterEvent.RELEASED): AdapterState.ABSENT,
+}
+
+
+class IllegalTransitionError(Exception):
+    """An event came in a state in which it cannot happen."""
+
+
+@dataclass(slots=True)
+class AdapterRecord:
+    """One adapter. Owned by the AdapterTable; others only read it."""
+
+    handle: AdapterHandle
+    nbytes: int
+    is_pinned: bool = False
+    state: AdapterState = AdapterState.ABSENT
+    num_waiting: int = 0
+    num_running: int = 0
+    num_uses: int = 0
+    worth: float = 0.0
+    prepare_s: float = 1.0
+    # When it began to wait for a slot, to be prepared, to be resident, to be drained.
+    wanted_at: float | None = None
+    ordered_at: float = 0.0
+    resident_at: float = 0.0
+    drained_at: float | None = None
+    last_used_at: float = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request that runs or waits needs it now."""
+        return not (self.num_waiting or self.num_running)
+
+    @property
+    def is_evictable(self) -> bool:
+        """Whether its slot may be taken: idle, or drained of running rows."""
+        if self.is_pinned or self.num_running or self.state is not AdapterState.RESIDENT:
+            return False
+        return not self.num_waiting or self.drained_at is not None
+
+
+@dataclass(slots=True)
+class Orders:
+    """What the engine loop does on the prepare lane."""
+
+    prepare: list[AdapterHandle] = field(default_factory=list)
+    release: list[AdapterHandle] = field(default_factory=list)
+
+
+class AdapterTable:
+    """Owns the records of all known adapters. The base model is not one of them.
+
+    Args:
+        max_resident: slots on the shards.
+        max_bytes: memory for adapters on the fullest rank; None: only slots count.
+        cycle_time_s: how long an adapter waits, stays and drains before it is made to move.
+    """
+
+    def __init__(
+        self, *, max_resident: int, max_bytes: int | None = None, cycle_time_s: float = 2.0
+    ) -> None:
+        if max_resident < 1:
+            raise ValueError("max_resident must be at least 1")
+        self.max_resident = max_resident
+        self.max_bytes = max_bytes
+        self.cycle_time_s = cycle_time_s
+        self._records: dict[AdapterHandle, AdapterRecord] = {}
+        self._num_held = 0
+        self._bytes_held = 0
+        self._clock = 0.0
+
+    # --- what is known ------------------------------------------------------------
+
+    def __contains__(self, handle: AdapterHandle) -> bool:
+        return handle in self._records
+
+    def __getitem__(self, handle: AdapterHandle) -> AdapterRecord:
+        return self._records[handle]
+
+    def add(self, handle: AdapterHandle, nbytes: int, *, pin: bool = False) -> None:
+        """Make an adapter known; ValidationError if it can never be resident."""
+        if handle in self._records or handle == BASE_ADAPTER:
+            raise ValueError(f"adapter handle {handle} is in use")
+        if self.max_bytes is not None and nbytes > self.max_bytes:
+            raise ValidationError(
+                f"the adapter takes {nbytes} bytes, more than the {self.max_bytes} that the "
+                "server keeps for adapters; raise --adapter-memory-fraction"
+            )
+        self._records[handle] = AdapterRecord(handle, nbytes)
+        if pin:
+            self.pin(handle)
+
+    def remove(self, handle: AdapterHandle) -> None:
+        """Forget an adapter that is absent and that nobody needs."""
+        record = self._records[handle]
+        if record.state is not AdapterState.ABSENT or not record.is_idle:
+            raise ValueError(f"adapter {handle} is {record.state.value} or in use")
+        del self._records[handle]
+
+    def pin(self, handle: AdapterHandle) -> None:
+        """Keep an adapter resident; ValidationError when no slot would be left for others."""
+        pinned = [each for each in self._records.values() if each.is_pinned]
+        record = self._records[handle]
+        if not record.is_pinned and len(pinned) + 1 >= self.max_resident > 1:
+            raise ValidationError(
+                f"{len(pinned)} adapters are pinned already and the server has "
+                f"{self.max_resident} slots; one must stay free for the others"
+            )
+        record.is_pinned = True
+        record.drained_at = None
+
+    def unpin(self, handle: AdapterHandle) -> None:
+        """Let an adapter be evicted again."""
+        self._records[handle].is_pinned = False
+
+    # --- who needs what -----------------------------------------------------------
+
+    def waits(self, handle: AdapterHandle, now: float) -> None:
+        """A request that needs the adapter was queued."""
+        if handle == BASE_ADAPTER:
+            return
+        record = self._records[handle]
+        record.num_waiting += 1
+        if record.wanted_at is None and record.state is not AdapterState.RESIDENT:
+            record.wanted_at = now
+
+    def runs(self, handle: AdapterHandle, now: float) -> None:
+        """A queued request was admitted."""
+        if handle == BASE_ADAPTER:
+            return
+        record = self._records[handle]
+        record.num_waiting -= 1
+        record.num_running += 1
+        record.num_uses += 1
+        record.last_used_at = now
+        self._assess(record)
+
+    def returns(self, handle: AdapterHandle, now: float) -> None:
+        """A running request was preempted and waits again."""
+        if handle == BASE_ADAPTER:
+            return
+        self._records[handle].num_running -= 1
+        self.waits(handle, now)
+
+    def leaves(self, handle: AdapterHandle, *, was_running: bool) -> None:
+        """A request ended."""
+        if handle == BASE_ADAPTER:
+            return
+        record = self._records[handle]
+        if was_running:
+            record.num_running -= 1
+        else:
+            record.num_waiting -= 1
+            if record.num_waiting == 0:
+                record.wanted_at = None
+
+    def admits(self, handle: AdapterHandle) -> bool:
+        """Whether a request with this adapter may enter the next step."""
+        if handle == BASE_ADAPTER:
+            return True
+        record = self._records[handle]
+        return record.state is AdapterState.RESIDENT and record.drained_at is None
+
+    # --- decisions ------------------------------------------------------------------
+
+    def orders(self, now: float) -> Orders:
+        """Decide what to prepare and what to evict; the longest waiting comes first.
+
+        One that does not fit reserves what is being freed: younger ones may only take
+        memory that it does not need, so that it never waits behind them.
+        """
+        orders = Orders()
+        waiting = [
+            record
+            for record in self._records.values()
+            if record.state is AdapterState.ABSENT
+            and (record.wanted_at is not None or record.is_pinned)
+        ]
+        waiting.sort(key=lambda r: (r.wanted_at if r.wanted_at is not None else now, r.handle))
+        slots_reserved = bytes_reserved = 0
+        if not waiting:
+            self._stop_draining()
+        for record in waiting:
+            if self._fits(record, slots_reserved, bytes_reserved):
+                self._move(record, AdapterEvent.PREPARE, now)
+                orders.prepare.append(record.handle)
+                continue
+            self._make_room(record, orders, slots_reserved, bytes_reserved, now)
+            slots_reserved += 1
+            bytes_reserved += record.nbytes
+        return orders
+
+    def _fits(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
+        if self._num_held + slots_reserved >= self.max_resident:
+            return False
+        return (
+            self.max_bytes is None
+            or self._bytes_held + bytes_reserved + record.nbytes <= self.max_bytes
+        )
+
+    def _make_room(
+        self, record: AdapterRecord, orders: Orders, slots_reserved: int, bytes_reserved: int,
+        now: float,
+    ) -> None:  # fmt: skip
+        """Evict idle adapters until the record will fit; drain one if there is none."""
+        while not self._will_fit(record, slots_reserved, bytes_reserved):
+            evictable = [each for each in self._records.values() if each.is_evictable]
+            if not evictable:
+                self._drain_one(record, now)
+                return
+            # A drained one goes first: it was stopped for just this.
+            victim = min(
+                evictable, key=lambda each: (each.drained_at is None, each.worth, each.handle)
+            )
+            self._clock = max(self._clock, victim.worth)
+            self._move(victim, AdapterEvent.EVICT, now)
+            orders.release.append(victim.handle)
+
+    def _will_fit(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
+        """Whether the record fits once all that is being released is gone."""
+        leaving = [each for each in self._records.values() if each.state is AdapterState.RELEASING]
+        slots = self._num_held - len(leaving) + slots_reserved
+        held = self._bytes_held - sum(each.nbytes for each in leaving) + bytes_reserved
+        return slots < self.max_resident and (
+            self.max_bytes is None or held + record.nbytes <= self.max_bytes
+        )
+
+    def _drain_one(self, record: AdapterRecord, now: float) -> None:
+        """After a cycle of waiting, stop admitting for whoever has been resident longest."""
+        if record.wanted_at is None or now - record.wanted_at < self.cycle_time_s:
+            return
+        if any(each.drained_at is not None for each in self._resident()):
+            return  # one at a time: its memory is meant for the head of the line
+        ripe = [
+            each
+            for each in self._resident()
+            if not each.is_pinned and now - each.resident_at >= self.cycle_time_s
+        ]
+        if ripe:
+            min(ripe, key=lambda each: (each.resident_at, each.handle)).drained_at = now
+
+    def _stop_draining(self) -> None:
+        """Nobody waits for a slot any more: whoever was drained goes on."""
+        for each in self._resident():
+            each.drained_at = None
+
+    def overdue(self, now: float) -> list[AdapterHandle]:
+        """Return drained adapters whose running rows must give way now."""
+        return [
+            each.handle
+            for each in self._resident()
+            if each.drained_at is not None
+            and each.num_running
+            and now - each.drained_at >= self.cycle_time_s
+        ]
+
+    # --- events ---------------------------------------------------------------------
+
+    def event(self, handle: AdapterHandle, event: AdapterEvent, now: float) -> None:
+        """Book what came of an order."""
+        self._move(self._records[handle], event, now)
+
+    def shards_lost(self) -> None:
+        """The shards lost everything: all adapters are absent, those in demand wait again."""
+        for record in self._records.values():
+            record.state = AdapterState.ABSENT
+            record.drained_at = None
+            if record.num_waiting or record.num_running:
+                record.wanted_at = record.last_used_at
+        self._num_held = self._bytes_held = 0
+
+    def _move(self, record: AdapterRecord, event: AdapterEvent, now: float) -> None:
+        before = record.state
+        try:
+            record.state = _TRANSITIONS[before, event]
+        except KeyError:
+            raise IllegalTransitionError(
+                f"adapter {record.handle} is {before.value}: {event.value} cannot happen"
+            ) from None
+        if event is AdapterEvent.PREPARE:
+            self._num_held += 1
+            self._bytes_held += record.nbytes
+            record.ordered_at = now
+        elif event is AdapterEvent.PREPARED:
+            record.resident_at = now
+            record.prepare_s = max(now - record.ordered_at, 1e-3)
+            record.wanted_at = None
+            self._assess(record)
+        elif record.state is AdapterState.ABSENT:
+            self._num_held -= 1
+            self._bytes_held -= record.nbytes
+            record.drained_at = None
+            if event is AdapterEvent.RELEASED and record.num_waiting:
+                record.wanted_at = now
+
+    def _assess(self, record: AdapterRecord) -> None:
+        record.worth = self._clock + record.num_uses * record.prepare_s / max(record.nbytes, 1)
+
+    def _resident(self) -> list[AdapterRecord]:
+        return [each for each in self._records.values() if each.state is AdapterState.RESIDENT]

@@ -1,0 +1,282 @@
+"""The adapter table: transitions, budgets, eviction, and turns for those who wait."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+from lorax_router.core.adapters import (
+    AdapterEvent,
+    AdapterState,
+    AdapterTable,
+    IllegalTransitionError,
+    Orders,
+)
+
+CYCLE_S = 2.0
+
+
+def handle(number: int) -> AdapterHandle:
+    """Return a handle."""
+    return AdapterHandle(number)
+
+
+def make_table(num: int, *, slots: int = 2, sizes: dict[int, int] | None = None) -> AdapterTable:
+    """Return a table that knows adapters 1..num, of one byte each unless ``sizes`` says so."""
+    table = AdapterTable(max_resident=slots, max_bytes=10, cycle_time_s=CYCLE_S)
+    for number in range(1, num + 1):
+        table.add(handle(number), (sizes or {}).get(number, 1))
+    return table
+
+
+def carry_out(table: AdapterTable, now: float) -> Orders:
+    """Take the orders and let all of them succeed at once, until none are left."""
+    done = Orders()
+    while True:
+        orders = table.orders(now)
+        if not (orders.prepare or orders.release):
+            return done
+        for each in orders.prepare:
+            table.event(each, AdapterEvent.PREPARED, now)
+        for each in orders.release:
+            table.event(each, AdapterEvent.RELEASED, now)
+        done.prepare += orders.prepare
+        done.release += orders.release
+
+
+def request(table: AdapterTable, number: int, now: float) -> None:
+    """Let a request wait for an adapter, have it prepared, and admit it if that is allowed."""
+    table.waits(handle(number), now)
+    carry_out(table, now)
+    if table.admits(handle(number)):
+        table.runs(handle(number), now)
+
+
+def test_the_base_model_is_always_there() -> None:
+    """It needs no slot and is never counted."""
+    table = make_table(0)
+    table.waits(BASE_ADAPTER, 0.0)
+    assert table.admits(BASE_ADAPTER)
+    table.runs(BASE_ADAPTER, 0.0)
+    table.leaves(BASE_ADAPTER, was_running=True)
+    assert table.orders(0.0) == Orders()
+
+
+def test_an_adapter_is_admitted_only_once_it_is_resident() -> None:
+    """Wanted, ordered, prepared: then requests may enter."""
+    table = make_table(1)
+    table.waits(handle(1), 0.0)
+    assert table.orders(0.0).prepare == [1]
+    assert table.orders(0.0) == Orders()
+    assert not table.admits(handle(1))
+    table.event(handle(1), AdapterEvent.PREPARED, 1.0)
+    assert table.admits(handle(1))
+
+
+def test_w13_a_failed_preparation_gives_its_slot_and_bytes_back() -> None:
+    """Retrying a broken adapter for ever leaks nothing."""
+    table = make_table(3, slots=2, sizes={1: 10})
+    for now in range(50):
+        table.waits(handle(1), float(now))
+        assert table.orders(float(now)).prepare == [1]
+        table.event(handle(1), AdapterEvent.FAILED, float(now))
+        table.leaves(handle(1), was_running=False)
+    request(table, 2, 60.0)
+    request(table, 3, 60.0)
+    assert table.admits(handle(2)) and table.admits(handle(3))
+
+
+def test_memory_being_freed_is_not_promised_twice() -> None:
+    """A slot is free again only when its release is booked."""
+    table = make_table(3, slots=1)
+    request(table, 1, 0.0)
+    table.leaves(handle(1), was_running=True)
+    table.waits(handle(2), 1.0)
+    assert table.orders(1.0) == Orders(release=[handle(1)])
+    assert table.orders(1.0) == Orders()
+    table.event(handle(1), AdapterEvent.RELEASED, 1.5)
+    assert table.orders(1.5) == Orders(prepare=[handle(2)])
+
+
+def test_the_least_worthy_idle_adapter_is_evicted() -> None:
+    """Often used and dear ones stay; a big one that was used once goes."""
+    table = make_table(4, slots=3, sizes={2: 5})
+    for number in (1, 2, 3):
+        request(table, number, 0.0)
+        table.leaves(handle(number), was_running=True)
+    for number in (1, 3):
+        request(table, number, 1.0)
+        table.leaves(handle(number), was_running=True)
+    table.waits(handle(4), 2.0)
+    assert table.orders(2.0).release == [2]
+
+
+def test_w9_one_that_does_not_fit_does_not_block_those_behind_it() -> None:
+    """While a big adapter waits for room, a small one uses a slot that it does not need."""
+    table = make_table(3, slots=4, sizes={1: 6, 2: 8, 3: 1})
+    request(table, 1, 0.0)
+    table.waits(handle(2), 0.1)
+    table.waits(handle(3), 0.2)
+    # 6 bytes are in use, 8 are reserved for the second: nothing younger may take them.
+    assert table.orders(0.3) == Orders()
+    table.leaves(handle(1), was_running=True)
+    done = carry_out(table, 0.4)
+    assert (done.release, done.prepare) == ([1], [2, 3])
+
+
+def test_w17_an_adapter_waits_at_most_three_cycles_while_all_others_stay_busy() -> None:
+    """The longest resident is drained, then its rows give way, and the slot changes hands."""
+    table = make_table(3, slots=2)
+    request(table, 1, 0.0)
+    request(table, 2, 0.5)
+    request(table, 3, 1.0)
+    assert not table.admits(handle(3))
+    carry_out(table, 1.0 + CYCLE_S)
+    assert not table.admits(handle(1))  # drained
+    assert table.admits(handle(2))
+    assert table.overdue(1.0 + 1.5 * CYCLE_S) == []
+    assert table.overdue(1.0 + 2 * CYCLE_S) == [1]
+    table.returns(handle(1), 1.0 + 2 * CYCLE_S)  # the scheduler preempts its row
+    done = carry_out(table, 1.0 + 2 * CYCLE_S)
+    assert (done.release, done.prepare) == ([1], [3])
+    assert table.admits(handle(3))
+    assert table[handle(1)].wanted_at == 1.0 + 2 * CYCLE_S  # at the end of the line
+
+
+def test_a_drained_adapter_goes_on_when_nobody_waits_any_more() -> None:
+    """The client that it was drained for has left."""
+    table = make_table(2, slots=1)
+    request(table, 1, 0.0)
+    table.waits(handle(2), 0.0)
+    table.orders(CYCLE_S)
+    assert not table.admits(handle(1))
+    table.leaves(handle(2), was_running=False)
+    table.orders(CYCLE_S + 1)
+    assert table.admits(handle(1))
+
+
+def test_pinned_adapters_are_prepared_unasked_and_never_give_way() -> None:
+    """And they never take the last slot."""
+    table = make_table(3, slots=2)
+    table.pin(handle(1))
+    assert table.orders(0.0).prepare == [1]
+    table.event(handle(1), AdapterEvent.PREPARED, 0.0)
+    with pytest.raises(ValidationError, match="one must stay free"):
+        table.pin(handle(2))
+    request(table, 2, 0.0)
+    table.waits(handle(3), 0.0)
+    carry_out(table, 10.0)
+    assert table.admits(handle(1)) and not table.admits(handle(2))
+
+
+def test_an_adapter_larger_than_the_budget_is_refused_in_words() -> None:
+    """It could never be resident."""
+    with pytest.raises(ValidationError, match="--adapter-memory-fraction"):
+        make_table(1, sizes={1: 11})
+
+
+def test_illegal_events_raise() -> None:
+    """The table never guesses."""
+    table = make_table(1)
+    for event in (AdapterEvent.PREPARED, AdapterEvent.RELEASED, AdapterEvent.EVICT):
+        with pytest.raises(IllegalTransitionError, match="adapter 1 is absent"):
+            table.event(handle(1), event, 0.0)
+
+
+def test_after_a_loss_of_the_shards_everything_in_demand_is_prepared_again() -> None:
+    """Nothing is resident, nothing is held, running requests want their adapters back."""
+    table = make_table(2, slots=2)
+    request(table, 1, 0.0)
+    table.shards_lost()
+    table.returns(handle(1), 1.0)
+    assert table.orders(1.0).prepare == [1]
+
+
+NUMBERS = range(1, 6)
+
+
+class World:
+    """Five adapters, their demand, and orders that take time and sometimes fail."""
+
+    def __init__(self, slots: int) -> None:
+        self.table = make_table(5, slots=slots, sizes={4: 4, 5: 7})
+        self.slots = slots
+        self.waiting = dict.fromkeys(NUMBERS, 0)
+        self.running = dict.fromkeys(NUMBERS, 0)
+        self.busy: list[tuple[AdapterHandle, AdapterEvent]] = []
+        self.now = 0.0
+
+    def act(self, action: int, number: int) -> None:
+        """Do one of the things that can happen, if it can happen now."""
+        if action == 0:
+            self.table.waits(handle(number), self.now)
+            self.waiting[number] += 1
+        elif action == 1:
+            self.admit(number)
+        elif action == 2 and self.running[number]:
+            self.table.leaves(handle(number), was_running=True)
+            self.running[number] -= 1
+        elif action == 3 and self.waiting[number]:
+            self.table.leaves(handle(number), was_running=False)
+            self.waiting[number] -= 1
+        elif action > 3:
+            self.settle(number)
+
+    def admit(self, number: int) -> bool:
+        """Let a waiting request run if its adapter admits it."""
+        if not self.waiting[number] or not self.table.admits(handle(number)):
+            return False
+        self.table.runs(handle(number), self.now)
+        self.waiting[number] -= 1
+        self.running[number] += 1
+        return True
+
+    def settle(self, index: int) -> None:
+        """An order comes to its end; every seventh preparation fails."""
+        if not self.busy:
+            return
+        each, event = self.busy.pop(index % len(self.busy))
+        if event is AdapterEvent.PREPARED and index % 7 == 0:
+            event = AdapterEvent.FAILED
+        self.table.event(each, event, self.now)
+
+    def turn(self) -> None:
+        """Take orders, preempt who is overdue, and check the budgets."""
+        self.now += 0.5
+        orders = self.table.orders(self.now)
+        self.busy += [(each, AdapterEvent.PREPARED) for each in orders.prepare]
+        self.busy += [(each, AdapterEvent.RELEASED) for each in orders.release]
+        for each in self.table.overdue(self.now):
+            for _ in range(self.running[each]):
+                self.table.returns(each, self.now)
+            self.waiting[each] += self.running[each]
+            self.running[each] = 0
+        records = [self.table[handle(number)] for number in NUMBERS]
+        held = [each for each in records if each.state is not AdapterState.ABSENT]
+        assert len(held) <= self.slots
+        assert sum(each.nbytes for each in held) <= 10
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    slots=st.integers(1, 3),
+    actions=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=40, max_size=120),
+)
+def test_in_any_order_budgets_hold_and_everybody_gets_a_turn(
+    slots: int, actions: list[tuple[int, int]]
+) -> None:
+    """Random demand; in the end every waiting adapter runs though nobody ever leaves."""
+    world = World(slots)
+    for action, number in actions:
+        world.act(action, number)
+        world.turn()
+    wanted = {number for number in NUMBERS if world.waiting[number]}
+    for _ in range(400):
+        world.turn()
+        while world.busy:
+            world.settle(1)
+        wanted -= {number for number in wanted if world.admit(number)}
+    assert not wanted
