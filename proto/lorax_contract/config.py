@@ -70,8 +70,6 @@ class ShardConfig(ProcessConfig):
     world_size: int = 1
     # The sockets of all ranks; this rank listens on entry `rank`.
     shard_uris: list[str]
-    master_addr: str = "localhost"
-    master_port: int = 29500
     device: Device = "cpu"
     # A torch dtype name, or "auto": float32 on CPU, the model's own on a GPU.
     dtype: str = "auto"
@@ -118,6 +116,8 @@ class RouterConfig(ProcessConfig):
     tokenizer_config_path: str | None = None
     # The address of rank 0; the others are asked from it.
     shard_uri: str
+    # Seconds to wait for a shard that still loads its model; 0: it must answer at once.
+    shard_wait_s: float = 0.0
     hostname: str = "0.0.0.0"
     port: int = 3000
     # gRPC health and reflection; None: no gRPC listener. 0: any free port.
@@ -136,11 +136,12 @@ class RouterConfig(ProcessConfig):
     max_batch_size: int = 256
     plan_depth: int = 2
     validation_workers: int = 2
+    # These three are reported by /info as LoRAX does, and decide nothing: see docs/cli.md.
     waiting_served_ratio: float = 1.2
     max_waiting_tokens: int = 20
     eager_prefill: bool = True
     # Largest request body in bytes.
-    max_body_bytes: int = 2_000_000
+    max_body_bytes: int = 2 * 1024 * 1024
     # Seconds that running requests get to finish after SIGTERM.
     grace_period_s: float = 90.0
     # Seconds without an answer after which a step counts as lost.

@@ -164,6 +164,26 @@ def test_a_shard_that_dies_ends_requests_in_words_and_the_router_with_its_code(t
     play(scene())
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_shard_that_hangs_is_found_by_its_step_and_said_in_words(tmp_path, depth):
+    async def scene() -> None:
+        shard = fake_shard()
+        config = config_of(tmp_path, step_timeout_s=0.3, plan_depth=depth)
+        async with serve([shard], tmp_path), started(config, tmp_path) as router:
+            async with httpx.AsyncClient(base_url=await router.url(), timeout=30) as client:
+                assert (await client.post("/generate", json=BODY)).status_code == 200
+                shard.hold()
+                response = await client.post("/generate_stream", json=BODY)
+                assert events(response.text)[-1]["error_type"] == "generation"
+            code, log = await router.ended()
+            assert code == ExitCode.SHARD_UNREACHABLE
+            errors = [line["message"] for line in log if line["level"] == "error"]
+            assert any("no answer within 0.3 s" in message for message in errors)
+            assert not any("never retrieved" in message for message in errors)
+
+    play(scene())
+
+
 def test_it_ends_with_its_launcher(tmp_path):
     async def scene() -> None:
         async with (
@@ -219,6 +239,22 @@ def test_what_prevents_a_start_is_said_in_one_line(tmp_path, overrides, code, wo
             assert exit_code == code
             assert words in log[-1]["message"]
             assert log[-1]["hint"]
+
+    play(scene())
+
+
+def test_it_waits_for_a_shard_that_still_loads(tmp_path):
+    async def scene() -> None:
+        config = config_of(tmp_path, shard_wait_s=60.0)
+        async with started(config, tmp_path) as router:
+            ready = asyncio.create_task(router.url())
+            done, _ = await asyncio.wait({ready}, timeout=1.5)
+            assert not done
+            async with serve([fake_shard()], tmp_path):
+                assert (await ready).startswith("http://")
+                router.process.send_signal(signal.SIGTERM)
+                code, _ = await router.ended()
+                assert code == ExitCode.OK
 
     play(scene())
 

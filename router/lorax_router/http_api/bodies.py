@@ -22,6 +22,9 @@ from lorax_router.service.requests import GenerateParameters, GenerateRequest, M
 
 # No field means more than 64 bits; larger numbers are refused before anything counts with them.
 Integer = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+Item = TypeVar("Item")
+# A fault is reported for the first bad item only: 2 MB of them would take seconds to describe.
+Items = Annotated[list[Item], Field(fail_fast=True)]
 Body = TypeVar("Body", bound="StrictBody")
 
 _MAX_SHOWN_FAULTS = 3
@@ -44,8 +47,8 @@ class StrictBody(BaseModel):
 class MergedAdaptersBody(StrictBody):
     """Several adapters merged for one request."""
 
-    ids: list[str]
-    weights: list[float] | None = None
+    ids: Items[str]
+    weights: Items[float] | None = None
     merge_strategy: str | None = None
     density: float | None = None
     majority_sign_method: str | None = None
@@ -90,9 +93,9 @@ class ParametersBody(StrictBody):
     """Go on after an end-of-sequence token."""
     return_full_text: bool | None = None
     """Put the prompt in front of the generated text."""
-    stop: list[str] | None = None
+    stop: Items[str] | None = None
     """Texts that end the output; they stay in it."""
-    stop_token_ids: list[Integer] | None = None
+    stop_token_ids: Items[Integer] | None = None
     """Token ids that end the output."""
     truncate: Integer | None = None
     """Keep only the last so many tokens of the prompt."""

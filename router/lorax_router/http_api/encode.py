@@ -18,8 +18,10 @@ from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.service.engine_port import TokenChunk
 from lorax_router.service.inference import GenerationStream
 from lorax_router.service.results import FINISH_REASONS, GenerateResult, Sequence
+from lorax_router.service.tokenizer_pool import TokenSpan
 
 _LOWEST_LOGPROB = -3.4028234663852886e38
+_SPANS_AT_ONCE = 1_000
 
 Json = dict[str, Any]
 
@@ -91,6 +93,18 @@ def token_documents(tokens: TokenColumns, alternatives: list[Alternatives]) -> l
             for token_id, text, logprob in zip(each.ids, each.texts, each.logprobs, strict=True)
         ]
     return documents
+
+
+def spans_json(spans: list[TokenSpan]) -> bytes:
+    """The answer to a text to tokenize, written in slices so that other threads get their turn."""
+    slices = (
+        spans[start : start + _SPANS_AT_ONCE] for start in range(0, len(spans), _SPANS_AT_ONCE)
+    )
+    parts = [
+        dumps([{"id": s.id, "text": s.text, "start": s.start, "stop": s.stop} for s in each])[1:-1]
+        for each in slices
+    ]
+    return b"[" + b",".join(parts) + b"]"
 
 
 def result_document(result: GenerateResult) -> Json:

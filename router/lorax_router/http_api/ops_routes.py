@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.bodies import TokenizeBody, parse_body, read_body
-from lorax_router.http_api.encode import error_document
+from lorax_router.http_api.encode import error_document, spans_json
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.responses import JSON, json_response
 from lorax_router.http_api.schemas import ErrorAnswer, InfoAnswer, TokenizeAnswerToken
@@ -110,4 +110,6 @@ class OpsRoutes:
         spans = await self._tokenizer.tokenize(
             body.inputs, add_special_tokens=body.add_special_tokens is not False
         )
-        return json_response([asdict(span) for span in spans])
+        # A text of 2 MB has a million tokens: their answer is written off the event loop, too.
+        answer = await self._tokenizer.run(spans_json, spans)
+        return Response(answer, media_type=JSON)

@@ -9,12 +9,15 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from lorax_contract.errors import BadRequestError
 from lorax_router.http_api.encode import dumps, error_document
+
+logger = logging.getLogger(__name__)
 
 # Longest request line and headers together, in bytes, give or take one read.
 MAX_HEAD_BYTES = 65_536
@@ -35,10 +38,34 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; the parser would collect a head without end."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            logger.info("a connection sent what is no HTTP")
+            self.send_400_response("Invalid HTTP request received.")
         self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The head of the request is too long.")
+
+    def on_message_complete(self) -> None:
+        """A request has ended; one that asks for another protocol has its body still to come."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on with HTTP/1.1 when a client asks for another protocol, as Java's does for h2c.
+
+        The parser takes the body for that protocol, so another one reads it. It reads
+        nothing else: the connection closes after this request.
+        """
+        self.cycle.keep_alive = False
+        framing = (b"content-length", b"transfer-encoding")
+        head = [b"%s: %s" % pair for pair in self.headers if pair[0] in framing]
+        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        self.data_received(b"\r\n".join([b"POST / HTTP/1.1", *head, b"", rest]))
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -71,6 +98,14 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+
+class _BodyOf:
+    """Passes a connection the body of a request, but not its head, which it has read."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
 
 
 class HttpServer:

@@ -8,7 +8,6 @@ so that clients never delay the shards.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections import deque
@@ -110,8 +109,6 @@ class EngineLoop:
         self._ids = itertools.count(1)
         self._sent: deque[_Sent] = deque()
         self._work = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._failure: LoraxError | None = None
 
     # --- requests ---------------------------------------------------------------
@@ -131,7 +128,6 @@ class EngineLoop:
         self._scheduler.submit(spec, self._clock())
         stream = _Stream(partial(self._cancel, spec.request_id))
         self._streams[spec.request_id] = stream
-        self._idle.clear()
         self._work.set()
         return stream
 
@@ -160,6 +156,7 @@ class EngineLoop:
             self._fail_all(ShuttingDownError())
             for sent in self._sent:
                 sent.answer.cancel()
+                sent.answer.add_done_callback(_ignore)
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:
@@ -192,7 +189,6 @@ class EngineLoop:
         """Nothing to do: audit, then sleep until a request comes."""
         if self._scheduler.is_idle:
             self._scheduler.check()
-            self._idle.set()
         self._work.clear()
         await self._work.wait()
 
@@ -248,7 +244,6 @@ class EngineLoop:
                 # Addresses and reasons are for the log.
                 public = GenerationError(str(error), public="the shards failed")
             stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=public))
-        self._idle.set()
 
     # --- facts ------------------------------------------------------------------
 
@@ -262,14 +257,8 @@ class EngineLoop:
             raise UnhealthyError(str(self._failure), public="")
         try:
             await self._shards.health()
-        except ShardError as error:
+        except LoraxError as error:
             raise UnhealthyError(str(error), public="") from error
-
-    async def drain(self, grace_s: float) -> bool:
-        """Wait until nothing runs or waits; False if that took longer than ``grace_s``."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
-        return self._idle.is_set()
 
     def _observe_sent(self, plan: StepPlan) -> None:
         if self._observer is not None:
@@ -285,3 +274,9 @@ class EngineLoop:
             self._observer.step_done(
                 method=sent.method, duration_s=duration_s, ok=ok, stats=self.stats()
             )
+
+
+def _ignore(answer: asyncio.Task[StepOutcome]) -> None:
+    """Take note of how a step ended that nobody waits for any more."""
+    if not answer.cancelled():
+        answer.exception()

@@ -149,7 +149,7 @@ class GrpcShardClient:
         except grpc.aio.AioRpcError as error:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE
             if not (lost and repeat and await self._reconnected()):
-                raise error_of(error.code(), error.details(), self._who) from error
+                raise error_of(error.code(), _words(error, timeout_s), self._who) from error
         except grpc.aio.UsageError as error:
             raise ShardUnavailableError(f"{self._who}: the connection is closed") from error
         logger.warning("%s was unavailable and is back: the call is repeated", self._who)
@@ -162,3 +162,10 @@ class GrpcShardClient:
         except (TimeoutError, grpc.aio.UsageError):
             return False
         return True
+
+
+def _words(error: grpc.aio.AioRpcError, timeout_s: float) -> str | None:
+    """What went wrong; gRPC itself says of a deadline that it was exceeded and no more."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no answer within {timeout_s:g} s"
+    return error.details()

@@ -120,7 +120,7 @@ async def test_a_call_that_is_not_answered_in_time_counts_as_lost(tmp_path):
 
     async with running(Mute(FakeShard(), []), f"unix:{tmp_path}/shard") as uri:
         client = GrpcShardClient(uri, timeouts=QUICK)
-        with pytest.raises(ShardUnavailableError, match="DEADLINE_EXCEEDED"):
+        with pytest.raises(ShardUnavailableError, match="no answer within .* s"):
             await client.health()
         await client.close()
 

@@ -124,6 +124,49 @@ def test_an_idle_stream_is_kept_alive_by_comments(monkeypatch):
     play(run())
 
 
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: %s\r\nhttp2-settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("num_parts", [1, 7])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(
+    protocol, num_parts, chunked
+):
+    """Java's client offers h2c with its first request; its body must not be lost."""
+
+    async def run() -> None:
+        async with served(World()) as url:
+            reader, writer = await connect(url)
+            head, _, body = post("/generate", max_new_tokens=2).partition(b"\r\n\r\n")
+            if chunked:
+                head = head.partition(b"content-length")[0] + b"transfer-encoding: chunked"
+                body = b"5\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:])
+            request = head + b"\r\n" + UPGRADE % protocol + b"\r\n" + body
+            size = -(-len(request) // num_parts)
+            for start in range(0, len(request), size):
+                writer.write(request[start : start + size])
+                await asyncio.sleep(0.01)
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"connection: close\r\n" in answer
+            assert answer.endswith(b'{"generated_text":" w0 w1"}')
+            writer.close()
+
+    play(run())
+
+
+def test_a_health_probe_that_offers_another_protocol_is_answered():
+    async def run() -> None:
+        async with served(World()) as url:
+            reader, writer = await connect(url)
+            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n" + UPGRADE % b"h2c" + b"\r\n")
+            assert b" 200 " in await reader.readline()
+            writer.close()
+
+    play(run())
+
+
 @pytest.mark.parametrize(
     "junk",
     [
@@ -175,7 +218,7 @@ def test_two_megabytes_are_refused_while_others_are_served():
     async def run() -> None:
         async with served(World()) as url:
             reader, writer = await connect(url)
-            writer.write(post("/generate", "w" * 2_000_000))
+            writer.write(post("/generate", "w" * 2**21))
             assert b" 413 " in await reader.readline()
             writer.close()
             reader, writer = await connect(url)

@@ -86,6 +86,17 @@ def test_wrong_types_are_refused_by_field(body, named):
     assert named in text
 
 
+@pytest.mark.parametrize("field", ["stop", "stop_token_ids", "merged_adapters.ids"])
+def test_of_many_bad_items_the_first_is_told(field):
+    """To describe each of the items that fit 2 MB would hold all streams up for seconds."""
+    outer, _, inner = field.partition(".")
+    items: Any = [None] * 1_000
+    body = {"inputs": "w1", "parameters": {outer: {inner: items} if inner else items}}
+    text = check(send("/generate", json.dumps(body).encode()), 422, "validation")
+    assert f"`parameters.{field}.0`" in text
+    assert "more" not in text
+
+
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
 def test_numbers_that_are_not_finite_are_refused(number):
     content = b'{"inputs": "w1", "parameters": {"temperature": ' + number + b"}}"

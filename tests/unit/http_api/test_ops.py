@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import httpx
@@ -11,7 +12,10 @@ from tests.helpers.http_app import World
 from tests.helpers.scripted_engine import failure
 
 from lorax_contract.errors import GenerationError, UnhealthyError
+from lorax_router.http_api import ops_routes
 from lorax_router.http_api.app import Cors
+from lorax_router.http_api.encode import spans_json
+from lorax_router.service.tokenizer_pool import TokenSpan
 
 
 def get(path: str, world: World | None = None, **headers: str) -> httpx.Response:
@@ -83,7 +87,7 @@ def test_metrics_as_text_and_as_json():
 
 def tokenize(body: Any) -> httpx.Response:
     async def run() -> httpx.Response:
-        async with World().client() as client:
+        async with World(max_body_bytes=100_000).client() as client:
             return await client.post("/tokenize", json=body)
 
     return asyncio.run(run())
@@ -98,6 +102,23 @@ def test_tokenize_tells_ids_and_places():
     without = tokenize({"inputs": "w1", "add_special_tokens": False}).json()
     assert [token["id"] for token in without] == [1]
     assert tokenize({"inputs": "", "add_special_tokens": False}).json() == []
+
+
+@pytest.mark.parametrize("num", [1_000, 2_345])
+def test_a_long_text_is_answered_whole_and_written_off_the_event_loop(num, monkeypatch):
+    threads = []
+
+    def spied(spans: list[TokenSpan]) -> bytes:
+        threads.append(threading.current_thread())
+        return spans_json(spans)
+
+    monkeypatch.setattr(ops_routes, "spans_json", spied)
+    body = {"inputs": " ".join(f"w{i % 900}" for i in range(num)), "add_special_tokens": False}
+    tokens = tokenize(body).json()
+    assert [token["id"] for token in tokens] == [i % 900 for i in range(num)]
+    assert all(body["inputs"][t["start"] : t["stop"]] == t["text"] for t in tokens)
+    assert threading.main_thread() not in threads
+    assert len(threads) == 1
 
 
 def test_the_document_describes_every_route_and_defines_what_it_names():

@@ -1,0 +1,174 @@
+"""The engine loop by itself: what becomes of steps, streams and tasks when something ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from lorax_contract.errors import GenerationError, LoraxError, ShardUnavailableError, UnhealthyError
+from lorax_contract.step import (
+    FinishCode,
+    RequestSpec,
+    SamplingParams,
+    StepOutcome,
+    StepPlan,
+    StoppingParams,
+)
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine_loop import EngineLoop
+from lorax_router.shards.fake import FakeModel, FakeShard
+
+
+class FailingShard:
+    """Collects steps and fails all of them at one moment."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepPlan] = []
+        self.gone = asyncio.Event()
+
+    async def step(self, plan: StepPlan) -> StepOutcome:
+        self.steps.append(plan)
+        await self.gone.wait()
+        raise ShardUnavailableError("gone")
+
+    async def health(self) -> None:
+        raise GenerationError("the engine thread has ended")
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 20))
+
+
+def make_loop(shard: Any, depth: int = 2) -> EngineLoop:
+    scheduler = Scheduler(num_blocks=100, block_size=4, max_step_tokens=64, max_rows=8, depth=depth)
+    return EngineLoop(shard, scheduler)
+
+
+def spec_of(loop: EngineLoop, num: int = 20) -> RequestSpec:
+    return RequestSpec(
+        request_id=loop.new_request_id(),
+        prompt_ids=[1, 2, 3],
+        sampling=SamplingParams(),
+        stopping=StoppingParams(max_new_tokens=num, ignore_eos=True),
+    )
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_all_steps_in_flight_may_fail_and_none_counts_as_an_unhandled_error():
+    async def scene() -> None:
+        unhandled: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, each: unhandled.append(each))
+        shard = FailingShard()
+        loop = make_loop(shard)
+        running = asyncio.create_task(loop.run())
+        stream = loop.submit(spec_of(loop))
+        await until(lambda: len(shard.steps) == 2)
+        shard.gone.set()
+        chunk = await anext(stream)
+        assert chunk.finish is FinishCode.ERROR
+        with pytest.raises(ShardUnavailableError):
+            await running
+        with pytest.raises(UnhealthyError):
+            loop.submit(spec_of(loop))
+        del loop, running
+        await asyncio.sleep(0)
+        gc.collect()
+        assert unhandled == []
+
+    play(scene())
+
+
+def test_whatever_a_health_call_raises_is_unhealthy():
+    async def scene() -> None:
+        with pytest.raises(UnhealthyError):
+            await make_loop(FailingShard()).health()
+
+    play(scene())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_stream_that_nobody_reads_ends_and_holds_no_blocks(depth):
+    """Its tokens wait for their reader; their number is bounded by the request's own limit."""
+
+    async def scene() -> None:
+        loop = make_loop(FakeShard(FakeModel(vocab_size=50), num_blocks=100, block_size=4), depth)
+        running = asyncio.create_task(loop.run())
+        unread = loop.submit(spec_of(loop, num=30))
+        read = loop.submit(spec_of(loop, num=60))
+        assert sum([len(chunk.tokens.ids) async for chunk in read]) == 60
+        await until(lambda: loop.stats().num_running == 0)
+        assert loop.stats().num_free_blocks == 100
+        assert sum([len(chunk.tokens.ids) async for chunk in unread]) == 30
+        running.cancel()
+
+    play(scene())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("num_read", [0, 1, 5])
+def test_a_stream_closed_at_any_moment_leaves_nothing_behind(depth, num_read):
+    async def scene() -> None:
+        shard = FakeShard(FakeModel(vocab_size=50), num_blocks=100, block_size=4)
+        loop = make_loop(shard, depth)
+        running = asyncio.create_task(loop.run())
+        for turns in range(8):
+            stream = loop.submit(spec_of(loop, num=300))
+            for _ in range(num_read):
+                await anext(stream)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await stream.aclose()
+            steps = len(shard.steps)
+            await until(lambda: loop.stats().num_free_blocks == 100)
+            assert loop.stats().num_running == loop.stats().num_waiting == 0
+            # What was in flight, and one step that tells the shard.
+            assert len(shard.steps) <= steps + depth + 1
+        # The loop sleeps now; a request wakes it.
+        stream = loop.submit(spec_of(loop, num=3))
+        assert sum([len(chunk.tokens.ids) async for chunk in stream]) == 3
+        running.cancel()
+
+    play(scene())
+
+
+def test_a_reader_that_is_cancelled_while_it_waits_can_still_close_its_stream():
+    async def scene() -> None:
+        shard = FakeShard(FakeModel(vocab_size=50), num_blocks=100, block_size=4)
+        loop = make_loop(shard)
+        shard.hold()
+        running = asyncio.create_task(loop.run())
+        stream = loop.submit(spec_of(loop))
+        reader = asyncio.create_task(anext(stream))
+        await shard.arrived(1)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        await stream.aclose()
+        shard.let_go()
+        await until(lambda: loop.stats().num_free_blocks == 100)
+        running.cancel()
+
+    play(scene())
+
+
+def test_cancelling_the_loop_ends_every_stream_in_words_and_refuses_new_ones():
+    async def scene() -> None:
+        loop = make_loop(FakeShard(FakeModel(vocab_size=50), num_blocks=100, block_size=4))
+        running = asyncio.create_task(loop.run())
+        streams = [loop.submit(spec_of(loop, num=300)) for _ in range(12)]
+        await anext(streams[0])
+        running.cancel()
+        for stream in streams:
+            chunks = [chunk async for chunk in stream]
+            assert isinstance(chunks[-1].error, LoraxError)
+        with pytest.raises(LoraxError, match="shutting down"):
+            loop.submit(spec_of(loop))
+
+    play(scene())
