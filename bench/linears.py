@@ -56,7 +56,7 @@ def main() -> None:
 def put_in(model: Any, name: str) -> str:
     """Install a backend and return what was chosen."""
     backend, _, apart = name.partition(", ")
-    return install(model, backend, torch.device("cpu"), stack_siblings=not apart)
+    return install(model, backend, torch.device("cpu"), stack_siblings=not apart).backend
 
 
 def default_model() -> Path:

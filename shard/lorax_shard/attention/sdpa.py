@@ -20,6 +20,8 @@ from lorax_shard.attention.metadata import StepMetadata
 
 # A further group of decode rows costs about as much as gathering this many blocks.
 _GROUP_COST_BLOCKS = 48
+# Cached tokens that one group of decode rows gathers at most, unless one row has more.
+_GROUP_TOKENS = 32768
 # Queries that share one mask; bounds the size of a mask.
 _QUERY_TILE = 256
 
@@ -184,7 +186,7 @@ def _make_decode_groups(
     # The first block that holds a visible token, and how many follow.
     firsts = [max(0, length - window) // size if window else 0 for length in lengths]
     counts = [num_blocks_for(n, size) - first for n, first in zip(lengths, firsts, strict=True)]
-    split = _split_by_count(counts)
+    split = _split_by_count(counts, max_blocks=_GROUP_TOKENS // size)
     groups = []
     for rows in split:
         most = max(counts[row] for row in rows)
@@ -204,15 +206,19 @@ def _make_decode_groups(
     return groups
 
 
-def _split_by_count(counts: list[int]) -> list[list[int]]:
-    """Split rows into groups so that padding costs no more than the groups it saves."""
+def _split_by_count(counts: list[int], max_blocks: int) -> list[list[int]]:
+    """Split rows into groups so that padding costs no more than the groups it saves.
+
+    And so that a group, padding included, has no more than ``max_blocks`` if it can be.
+    """
     order = sorted(range(len(counts)), key=lambda row: -counts[row])
     groups: list[list[int]] = []
     padding = 0
     for row in order:
         if groups:
             padding += counts[groups[-1][0]] - counts[row]
-        if not groups or padding > _GROUP_COST_BLOCKS:
+        is_full = bool(groups) and counts[groups[-1][0]] * (len(groups[-1]) + 1) > max_blocks
+        if not groups or is_full or padding > _GROUP_COST_BLOCKS:
             groups.append([])
             padding = 0
         groups[-1].append(row)

@@ -12,8 +12,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
     BlockCopy,
@@ -24,11 +22,13 @@ from lorax_contract.step import (
     StepPlan,
     WarmupSpec,
 )
-from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
-from lorax_shard.engine.memory import MemoryPlan, PoolSettings, size_pool
+from lorax_shard.engine.forward import passes, run_pass
+from lorax_shard.engine.inputs import RowWork, StepInputs
+from lorax_shard.engine.largest_step import LargestStep
+from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
-from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from lorax_shard.engine.sampler import SampledTokens, Sampler
 from lorax_shard.model.interface import PagedModel
 
 if TYPE_CHECKING:
@@ -81,10 +81,23 @@ class Engine:
         """
         self.clear()
         self.batch = ResidentBatch(0, self._pool.block_size)
-        self.memory = size_pool(self.model, self._pool, spec)
-        self.model.allocate_cache(self.memory.num_blocks, self._pool.block_size)
-        self.batch = ResidentBatch(self.memory.num_blocks, self._pool.block_size)
-        return self.memory.num_blocks
+        block_size = self._pool.block_size
+        step = LargestStep(
+            self.model,
+            self.tokenizer,
+            spec,
+            block_size=block_size,
+            max_blocks=self._pool.num_blocks or spec.max_blocks or None,
+        )
+        self.memory = size_pool(self.model, self._pool, spec, step.run)
+        num_blocks = self.memory.num_blocks
+        with explained(
+            f"a KV cache of {num_blocks} blocks cannot be had; "
+            "lower --num-blocks or --kv-memory-fraction"
+        ):
+            self.model.allocate_cache(num_blocks, block_size)
+        self.batch = ResidentBatch(num_blocks, block_size)
+        return num_blocks
 
     def clear(self) -> None:
         """Drop all rows."""
@@ -215,7 +228,8 @@ class Engine:
 
     def _compute(self, work: list[RowWork], out: OutcomeBuilder) -> None:
         if not self._batch_invariant:
-            self._compute_group(work, out)
+            for part in passes(work, self.batch):
+                self._compute_group(part, out)
             return
         for row, num_tokens in work:
             for _ in range(num_tokens):
@@ -231,7 +245,7 @@ class Engine:
         if not work:
             return
         try:
-            inputs, sampled, prompts = self._forward(work)
+            inputs, sampled, prompts = run_pass(self.model, self._sampler, self.batch, work)
         except Exception as error:
             first = work[0].row.request_id
             if len(work) == 1:
@@ -251,26 +265,6 @@ class Engine:
         middle = len(work) // 2
         self._compute_group(work[:middle], out)
         self._compute_group(work[middle:], out)
-
-    def _forward(
-        self, work: list[RowWork]
-    ) -> tuple[StepInputs, SampledTokens | None, list[list[float]]]:
-        """Return the inputs, the drawn tokens, and the logprobs of each prompt span."""
-        with torch.inference_mode():
-            inputs = build_inputs(self.model, self.batch, work)
-            logits = self.model.forward(
-                inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows
-            )
-            num_sampled = len(inputs.sampled)
-            sampled = None
-            if inputs.sampled:
-                sampled = self._sampler.sample(logits[:num_sampled], inputs.sampled)
-            prompts, start = [], num_sampled
-            for span in inputs.prompt_spans:
-                end = start + len(span.targets)
-                prompts.append(prompt_logprobs(logits[start:end], span.targets.tolist()))
-                start = end
-        return inputs, sampled, prompts
 
     def _advance(self, work: list[RowWork], inputs: StepInputs, prompts: list[list[float]]) -> None:
         for row, num_tokens in work:

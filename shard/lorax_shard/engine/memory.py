@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 
@@ -49,21 +49,21 @@ class MemoryPlan:
     items: tuple[tuple[str, int], ...]
 
 
-def size_pool(model: PagedModel, settings: PoolSettings, spec: WarmupSpec) -> MemoryPlan:
-    """Run the largest step once and return the plan; the model is left without a cache.
+def size_pool(
+    model: PagedModel, settings: PoolSettings, spec: WarmupSpec, run_step: Callable[[], None]
+) -> MemoryPlan:
+    """Run the largest step by ``run_step`` and return the plan; the model is left without a cache.
 
-    StartupError (OUT_OF_MEMORY) when the step or one longest request does not fit.
+    StartupError (OUT_OF_MEMORY) when the step or one request of the required length
+    does not fit.
     """
+    too_large = (
+        f"the memory does not suffice for a step of {spec.max_step_tokens} tokens in "
+        f"{spec.max_rows} rows; lower --max-batch-prefill-tokens or --max-batch-size"
+    )
     try:
-        peak = measure_peak(model.device, lambda: _run_largest_step(model, settings, spec))
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise StartupError(
-            f"the memory does not suffice for a step of {spec.max_step_tokens} tokens in "
-            f"{spec.max_rows} rows; lower --max-batch-prefill-tokens or --max-batch-size",
-            ExitCode.OUT_OF_MEMORY,
-        ) from error
+        with explained(too_large):
+            peak = measure_peak(model.device, run_step)
     finally:
         model.free_cache()
     num_blocks = _num_blocks(model, settings, spec, peak)
@@ -87,7 +87,7 @@ def _num_blocks(model: PagedModel, settings: PoolSettings, spec: WarmupSpec, pea
         return settings.num_blocks
     budget = int(free * settings.memory_fraction)
     fitting = budget // block_bytes
-    needed = -(-spec.max_total_tokens // settings.block_size)
+    needed = -(-(spec.required_tokens or spec.max_total_tokens) // settings.block_size)
     if spec.max_blocks:
         fitting, needed = min(fitting, spec.max_blocks), min(needed, spec.max_blocks)
     if fitting < max(needed, 1):
@@ -102,33 +102,6 @@ def _too_little(num_blocks: int, block_bytes: int, free: int) -> StartupError:
         "for it; lower --max-total-tokens or raise --kv-memory-fraction",
         ExitCode.OUT_OF_MEMORY,
     )
-
-
-def _run_largest_step(model: PagedModel, settings: PoolSettings, spec: WarmupSpec) -> None:
-    """Compute one prompt chunk at the end of the longest input beside single-token rows.
-
-    All rows share the blocks of one: what they write does not matter, and the cache
-    stays small.
-    """
-    num_single = min(max(spec.max_rows, 1), max(spec.max_step_tokens, 1)) - 1
-    chunk = max(1, min(spec.max_step_tokens - num_single, max(spec.max_input_length, 1)))
-    context = max(chunk, spec.max_input_length)
-    num_blocks = -(-context // settings.block_size)
-    model.allocate_cache(num_blocks, settings.block_size)
-    lens = np.array([1] * num_single + [chunk])
-    positions = np.concatenate([np.zeros(num_single), np.arange(context - chunk, context)])
-    tables = torch.arange(num_blocks).repeat(len(lens), 1).to(model.device)
-    with torch.inference_mode():
-        slots = torch.from_numpy(positions.astype(np.int64)).to(model.device)
-        metadata = model.make_metadata(
-            lens.tolist(),
-            [1] * num_single + [context],
-            slots,
-            tables,
-            int((lens == 1).sum()),
-        )
-        logit_rows = torch.from_numpy(np.cumsum(lens) - 1).to(model.device)
-        model.forward(torch.zeros_like(slots), slots, metadata, logit_rows)
 
 
 def measure_peak(device: torch.device, run: Callable[[], None]) -> int:
@@ -179,6 +152,17 @@ def _cgroup_free_bytes() -> int:
         pages = dict(line.split() for line in stat.splitlines())
         return max(0, limit - usage + int(pages.get(reclaimable, 0)))
     return 2**62
+
+
+@contextmanager
+def explained(text: str) -> Iterator[None]:
+    """Turn a lack of memory within into a StartupError (OUT_OF_MEMORY) with this text."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise StartupError(text, ExitCode.OUT_OF_MEMORY) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

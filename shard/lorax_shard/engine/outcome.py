@@ -13,6 +13,7 @@ from lorax_contract.step import (
     StepOutcome,
     TokenColumns,
 )
+from lorax_shard.engine.detokenizer import detokenizer_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,21 +25,15 @@ class TokenTexts:
     """The text and the special flag of single tokens, as a client is shown them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._special = {
-            token_id
-            for token_id, token in tokenizer.get_added_tokens_decoder().items()
-            if token.special
-        }
+        self._detokenizer = detokenizer_of(tokenizer)
 
     def texts(self, ids: list[int]) -> list[str]:
-        """Return the text of each token by itself."""
-        singles = [[token_id] for token_id in ids]
-        return self._tokenizer.decode_batch(singles, skip_special_tokens=False)
+        """Return the text of each token, as it stands after others."""
+        return [self._detokenizer.text(token_id) for token_id in ids]
 
     def columns(self, ids: list[int], logprobs: list[float]) -> TokenColumns:
         """Return tokens with their logprobs as columns."""
-        special = [token_id in self._special for token_id in ids]
+        special = [self._detokenizer.is_special(token_id) for token_id in ids]
         return TokenColumns(ids=ids, logprobs=logprobs, texts=self.texts(ids), special=special)
 
     def alternatives(self, ids: list[int], logprobs: list[float]) -> Alternatives:

@@ -42,11 +42,18 @@ class _Target(NamedTuple):
     is_tied: bool
 
 
+class Installed(NamedTuple):
+    """The backend that was chosen, and the bytes of second copies that its weights take."""
+
+    backend: str
+    copied_bytes: int
+
+
 @torch.no_grad()
 def install(
     model: nn.Module, backend: str, device: torch.device, *, stack_siblings: bool = True
-) -> str:
-    """Replace the model's nn.Linear and Conv1D modules and return the backend that was chosen.
+) -> Installed:
+    """Replace the model's nn.Linear and Conv1D modules and return what was chosen.
 
     ``backend`` is 'auto' or a name of the registry. The plain weights are given up where the
     backend does not need them; tied weights stay shared, and a tied head is packed as a copy
@@ -55,7 +62,7 @@ def install(
     """
     targets = list(_targets(model))
     if not targets:
-        return create(backend).name if backend != "auto" else "torch"
+        return Installed(create(backend).name if backend != "auto" else "torch", 0)
     dtype = max(targets, key=lambda target: target.weight.nbytes).weight.dtype
     chosen = (
         _resolve_auto(targets, device, dtype)
@@ -71,7 +78,7 @@ def install(
         extra / 1e6,
         extra={"fields": {"event": "linear_backend", "backend": chosen.name, "copies": extra}},
     )
-    return chosen.name
+    return Installed(chosen.name, extra)
 
 
 def _targets(model: nn.Module) -> Iterator[_Target]:

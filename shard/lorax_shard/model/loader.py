@@ -47,7 +47,8 @@ def load_paged_model(config: ShardConfig) -> HFPagedModel:
     probe = ModelProbe(model, survey, backend, config.block_size)
     probe.record_stock()
     paged = HFPagedModel(model, survey, backend)
-    paged.linear_backend = install(model, config.linear_backend, device)
+    paged.linear_backend, copied_bytes = install(model, config.linear_backend, device)
+    paged.weight_bytes += copied_bytes
     probe.check(paged)
     _log_loaded(paged, config.model_id, time.perf_counter() - started)
     if reason := position_limit(model.config.get_text_config()).reason:

@@ -16,6 +16,7 @@ from tests.helpers.toy_paged_model import (
 
 from lorax_contract.errors import ShardError, ValidationError
 from lorax_contract.step import AdapterHandle, BlockCopy, FinishCode, NewRow
+from lorax_shard.engine import forward
 from lorax_shard.engine.output import RowOutput
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
@@ -219,6 +220,39 @@ def test_prompt_logprobs_are_the_same_over_chunks():
     assert full.logprobs[1:] == parts.logprobs[1:]
     assert all(value < 0 for value in full.logprobs[1:])
     assert not chunked.step(make_plan(4, [(1, 1, [])])).details
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_prompt_logprobs_are_the_same_over_passes(monkeypatch, limit):
+    rows = [
+        new_row(1, PROMPT, prompt_logprobs=True, max_new_tokens=3),
+        new_row(2, PROMPT[::-1], max_new_tokens=3),
+        new_row(3, PROMPT[2:], prompt_logprobs=True, max_new_tokens=3),
+        new_row(4, PROMPT[:1], prompt_logprobs=True, max_new_tokens=3),
+    ]
+    plan = [(1, 7, [1, 2]), (2, 7, [3, 4]), (3, 5, [5, 6]), (4, 1, [7])]
+    whole = make_engine().step(make_plan(1, plan, new=rows))
+    monkeypatch.setattr(forward, "MAX_PROMPT_LOGITS", limit)
+    engine = make_engine()
+    found = engine.step(make_plan(1, plan, new=rows))
+    assert len(engine.model.passes) == -(-(7 + 5 + 1) // limit)
+    assert sum(map(sum, engine.model.passes)) == 7 + 7 + 5 + 1
+    tokens = dict(zip(found.row_ids, found.tokens.ids, strict=True))
+    assert tokens == dict(zip(whole.row_ids, whole.tokens.ids, strict=True))
+    assert repr(sorted(found.details.items())) == repr(sorted(whole.details.items()))
+
+
+def test_a_row_that_fails_in_one_pass_is_in_no_later_one(monkeypatch):
+    monkeypatch.setattr(forward, "MAX_PROMPT_LOGITS", 3)
+    engine = make_engine()
+    bad = new_row(1, [POISON_ID, *PROMPT], prompt_logprobs=True)
+    good = new_row(2, PROMPT, prompt_logprobs=True)
+    plan = make_plan(1, [(1, 8, [1, 2]), (2, 7, [3, 4])], new=[bad, good])
+    outcome = engine.step(plan)
+    assert outcome.finish[outcome.row_ids.index(1)] == FinishCode.ERROR
+    assert outcome.row_ids.count(1) == 1
+    assert outcome.tokens.ids == expected_tokens(PROMPT, 1)
+    assert len(outcome.details[2].prompt_tokens.ids) == 7
 
 
 def test_alternatives_come_best_first_with_texts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel
@@ -27,6 +29,10 @@ def no_peak(monkeypatch):
     monkeypatch.setattr(memory, "measure_peak", run_only)
 
 
+def no_step():
+    """Take no memory."""
+
+
 def free(monkeypatch, count):
     monkeypatch.setattr(memory, "free_bytes", lambda _device: count)
 
@@ -38,14 +44,13 @@ def settings(**values):
 def test_the_pool_takes_its_share_of_what_the_largest_step_leaves(monkeypatch):
     free(monkeypatch, 1000 + 200 * BLOCK_BYTES)
     model = ToyModel()
-    plan = size_pool(model, settings(), SPEC)
+    plan = size_pool(model, settings(), SPEC, no_step)
     assert plan.num_blocks == 100
     assert dict(plan.items) == {
         "weights": 1000,
         "activations": 1000,
         "kv cache": 100 * BLOCK_BYTES,
     }
-    assert model.passes == [[1, 1, 1, 1, 12]]
 
 
 def test_the_callers_limit_holds(monkeypatch):
@@ -53,22 +58,31 @@ def test_the_callers_limit_holds(monkeypatch):
     limited = WarmupSpec(
         max_input_length=32, max_total_tokens=40, max_step_tokens=16, max_rows=5, max_blocks=7
     )
-    assert size_pool(ToyModel(), settings(), limited).num_blocks == 7
+    assert size_pool(ToyModel(), settings(), limited, no_step).num_blocks == 7
 
 
 def test_a_fixed_number_of_blocks_is_taken_if_it_fits(monkeypatch):
     free(monkeypatch, 1000 + 20 * BLOCK_BYTES)
-    assert size_pool(ToyModel(), settings(num_blocks=3), SPEC).num_blocks == 3
+    assert size_pool(ToyModel(), settings(num_blocks=3), SPEC, no_step).num_blocks == 3
     with pytest.raises(StartupError, match="21 blocks") as caught:
-        size_pool(ToyModel(), settings(num_blocks=21), SPEC)
+        size_pool(ToyModel(), settings(num_blocks=21), SPEC, no_step)
     assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
 
 
 def test_too_little_for_one_longest_request_is_said_in_words(monkeypatch):
     free(monkeypatch, 1000 + 19 * BLOCK_BYTES)
     with pytest.raises(StartupError, match="lower --max-total-tokens") as caught:
-        size_pool(ToyModel(), settings(), SPEC)
+        size_pool(ToyModel(), settings(), SPEC, no_step)
     assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
+
+
+def test_only_the_required_length_must_fit(monkeypatch):
+    free(monkeypatch, 1000 + 8 * BLOCK_BYTES)
+    required = replace(SPEC, required_tokens=4 * BLOCK_SIZE)
+    assert size_pool(ToyModel(), settings(), required, no_step).num_blocks == 4
+    more = replace(SPEC, required_tokens=4 * BLOCK_SIZE + 1)
+    with pytest.raises(StartupError, match="needs 5 blocks"):
+        size_pool(ToyModel(), settings(), more, no_step)
 
 
 def test_a_step_that_does_not_fit_is_said_in_words(monkeypatch):
@@ -77,7 +91,7 @@ def test_a_step_that_does_not_fit_is_said_in_words(monkeypatch):
 
     monkeypatch.setattr(memory, "measure_peak", no_memory)
     with pytest.raises(StartupError, match="16 tokens in 5 rows"):
-        size_pool(ToyModel(), settings(), SPEC)
+        size_pool(ToyModel(), settings(), SPEC, no_step)
 
 
 def test_other_failures_of_the_largest_step_are_not_called_memory(monkeypatch):
@@ -86,15 +100,7 @@ def test_other_failures_of_the_largest_step_are_not_called_memory(monkeypatch):
 
     monkeypatch.setattr(memory, "measure_peak", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        size_pool(ToyModel(), settings(), SPEC)
-
-
-def test_fewer_tokens_than_rows_still_make_a_step(monkeypatch):
-    free(monkeypatch, 10**6)
-    model = ToyModel()
-    spec = WarmupSpec(max_input_length=32, max_total_tokens=40, max_step_tokens=3, max_rows=50)
-    size_pool(model, settings(), spec)
-    assert model.passes == [[1, 1, 1]]
+        size_pool(ToyModel(), settings(), SPEC, no_step)
 
 
 def test_peaks_between_start_and_end_are_seen(monkeypatch):

@@ -82,7 +82,7 @@ def test_outputs_stay_equal(model: Model, backend: str, stack: bool) -> None:
 def test_replaces_every_linear_and_keeps_their_facts(model: Model) -> None:
     weight = model.blocks[0].k_proj.weight.detach().clone()
     mixed = model.blocks[0].mix.weight.detach().clone()
-    assert install(model, "onednn", CPU) == "onednn"
+    assert install(model, "onednn", CPU).backend == "onednn"
     kinds = {type(each) for each in model.modules()}
     assert nn.Linear not in kinds
     assert Conv1D not in kinds
@@ -109,6 +109,21 @@ def test_tied_embedding_stays_as_it_is(model: Model, backend: str) -> None:
     install(model, backend, CPU)
     assert model.embedding.weight is before
     assert torch.equal(model.lm_head.weight, values)
+
+
+@pytest.mark.parametrize(("backend", "copies"), [("torch", 0), ("onednn", 1), ("mkl", None)])
+def test_second_copies_of_weights_are_counted(
+    model: Model, backend: str, copies: int | None
+) -> None:
+    head_bytes = model.lm_head.weight.nbytes
+    plain_bytes = sum(
+        each.weight.nbytes for each in model.modules() if isinstance(each, nn.Linear | Conv1D)
+    )
+    copied = install(model, backend, CPU).copied_bytes
+    if copies is None:  # every weight twice; MKL rounds sizes up
+        assert copied >= plain_bytes
+    else:
+        assert copied == copies * head_bytes
 
 
 def test_a_tied_head_is_packed_only_if_memory_allows(
@@ -139,12 +154,12 @@ def test_a_backend_that_cannot_run_is_refused_in_words(model: Model) -> None:
 
 
 def test_auto_takes_torch_where_nothing_else_runs(model: Model) -> None:
-    assert install(model.double(), "auto", CPU) == "torch"
+    assert install(model.double(), "auto", CPU).backend == "torch"
 
 
 def test_auto_logs_what_it_measured(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        chosen = install(model, "auto", CPU)
+        chosen = install(model, "auto", CPU).backend
     messages = [record.getMessage() for record in caplog.records]
     assert any("at 1 / 8 / 32 / 128 rows" in message for message in messages)
     assert any(chosen in message for message in messages)

@@ -1,0 +1,71 @@
+"""One forward pass over rows: inputs, logits, drawn tokens, logprobs of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
+from lorax_shard.engine.rows import ResidentBatch
+from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from lorax_shard.model.interface import PagedModel
+
+# Prompt positions that one pass returns logits for. A row of logits is as long as the
+# vocabulary: those of a whole prompt could take more memory than all else in a step.
+MAX_PROMPT_LOGITS = 256
+
+
+class PassResult(NamedTuple):
+    """What one forward pass gives; nothing of its rows has changed yet."""
+
+    inputs: StepInputs
+    sampled: SampledTokens | None
+    # One list per prompt span of the inputs.
+    prompt_logprobs: list[list[float]]
+
+
+def run_pass(
+    model: PagedModel, sampler: Sampler, batch: ResidentBatch, work: list[RowWork]
+) -> PassResult:
+    """Compute rows in one forward pass; rows of one token must come first."""
+    with torch.inference_mode():
+        inputs = build_inputs(model, batch, work)
+        logits = model.forward(
+            inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows
+        )
+        num_sampled = len(inputs.sampled)
+        sampled = None
+        if inputs.sampled:
+            sampled = sampler.sample(logits[:num_sampled], inputs.sampled)
+        prompts, start = [], num_sampled
+        for span in inputs.prompt_spans:
+            end = start + len(span.targets)
+            prompts.append(prompt_logprobs(logits[start:end], span.targets.tolist()))
+            start = end
+    return PassResult(inputs, sampled, prompts)
+
+
+def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:
+    """Split a step so that no pass asks for more than MAX_PROMPT_LOGITS; nearly always it is one.
+
+    Rows of one token come first in each. A row that failed in a pass is in none after it.
+    """
+    while any(item.row.prompt_logprobs is not None for item in work):
+        room = MAX_PROMPT_LOGITS
+        now: list[RowWork] = []
+        later: list[RowWork] = []
+        for row, num_tokens in work:
+            num_now = num_tokens
+            if row.prompt_logprobs is not None:
+                num_now = min(num_tokens, room)
+                room -= num_now
+            if num_now:
+                now.append(RowWork(row, num_now))
+            if num_now < num_tokens:
+                later.append(RowWork(row, num_tokens - num_now))
+        yield sorted(now, key=lambda item: item.num_tokens > 1)
+        work = [item for item in later if item.row.request_id in batch]
+    if work:
+        yield work

@@ -1,0 +1,105 @@
+"""The largest step that a warm-up names, run for the memory that it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorax_contract.step import (
+    BlockId,
+    NewRow,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+    WarmupSpec,
+)
+from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
+from lorax_shard.engine.inputs import RowWork
+from lorax_shard.engine.rows import ResidentBatch, make_row
+from lorax_shard.engine.sampler import Sampler
+from lorax_shard.model.interface import PagedModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Cached tokens that the single-token rows read together: attention backends that gather
+# them do it in pieces, which are no larger than this.
+_DECODE_CONTEXT = 32768
+# Drawing with penalties copies the logits most often.
+_SAMPLING = SamplingParams(do_sample=True, repetition_penalty=1.1)
+
+
+class LargestStep:
+    """Rows of a spec: as many as allowed, the last ones with all tokens that are left.
+
+    All rows share the blocks of one, so that the cache for them stays small; what they
+    write does not matter.
+    """
+
+    def __init__(
+        self, model: PagedModel, tokenizer: Tokenizer, spec: WarmupSpec, *, block_size: int,
+        max_blocks: int | None,
+    ) -> None:  # fmt: skip
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampler = Sampler(model.vocab_size, model.device)
+        self._block_size = block_size
+        # A resumed request computes its output again; only the last token is never computed.
+        longest = max(spec.max_input_length, spec.max_total_tokens - 1, 1)
+        self._longest = min(longest, block_size * max_blocks) if max_blocks else longest
+        self._lengths = _row_lengths(spec, self._longest)
+
+    def run(self) -> None:
+        """Compute it with prompts at the end of the longest sequence, and with whole prompts."""
+        num_blocks = -(-self._longest // self._block_size)
+        self._model.allocate_cache(num_blocks, self._block_size)
+        single = self._lengths.count(1)
+        decode_context = min(self._longest, max(1, _DECODE_CONTEXT // max(1, single)))
+        ends = [decode_context if n == 1 else self._longest for n in self._lengths]
+        whole = [decode_context if n == 1 else n for n in self._lengths]
+        for contexts in [ends] if whole == ends else [ends, whole]:
+            self._run_pass(contexts, num_blocks)
+
+    def _run_pass(self, contexts: list[int], num_blocks: int) -> None:
+        batch = ResidentBatch(num_blocks, self._block_size)
+        work: list[RowWork] = []
+        num_logits = MAX_PROMPT_LOGITS
+        for number, (length, context) in enumerate(zip(self._lengths, contexts, strict=True)):
+            start = context - length
+            asked = min(num_logits, length - 1)
+            num_logits -= asked
+            row = make_row(
+                _new_row(number, num_prompt=start + asked + 1, num_tokens=context),
+                tokenizer=self._tokenizer,
+                vocab_size=self._model.vocab_size,
+                eos_token_ids=frozenset(),
+                num_computed=start,
+            )
+            # Also where "output" follows, which only makes the logits no more than a pass has.
+            row.prompt_logprobs = []
+            batch.add(row)
+            batch.grant(row, [BlockId(block) for block in range(num_blocks)])
+            work.append(RowWork(row, length))
+        run_pass(self._model, self._sampler, batch, work)
+
+
+def _row_lengths(spec: WarmupSpec, longest: int) -> list[int]:
+    """Return how many tokens each row computes, single tokens first."""
+    num_rows = max(1, min(spec.max_rows, spec.max_step_tokens))
+    left = spec.max_step_tokens - num_rows
+    lengths = []
+    for _ in range(num_rows):
+        more = max(0, min(left, longest - 1))
+        lengths.append(1 + more)
+        left -= more
+    return lengths[::-1]
+
+
+def _new_row(number: int, *, num_prompt: int, num_tokens: int) -> NewRow:
+    spec = RequestSpec(
+        request_id=RequestId(number),
+        prompt_ids=[0] * num_prompt,
+        sampling=_SAMPLING,
+        stopping=StoppingParams(max_new_tokens=num_tokens + 1),
+    )
+    return NewRow(spec, [0] * (num_tokens - num_prompt))

@@ -1,0 +1,100 @@
+"""The warm-up runs the largest step that the spec allows, in every respect at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, toy_tokenizer
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_contract.step import WarmupSpec
+from lorax_shard.engine import largest_step
+from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.largest_step import LargestStep
+from lorax_shard.engine.memory import PoolSettings
+
+
+class NotingModel(ToyModel):
+    """Notes the context lengths and the number of logit rows of each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contexts: list[list[int]] = []
+        self.num_logits: list[int] = []
+
+    def make_metadata(self, query_lens, context_lens, slots, block_tables, num_decode_rows):
+        self.contexts.append(list(context_lens))
+        return super().make_metadata(query_lens, context_lens, slots, block_tables, num_decode_rows)
+
+    def forward(self, input_ids, positions, metadata, logit_rows):
+        self.passes.append(list(metadata.query_lens))
+        self.num_logits.append(len(logit_rows))
+        return torch.zeros(len(logit_rows), self.vocab_size)
+
+
+def run(*, max_blocks=None, **values):
+    spec = {"max_input_length": 32, "max_total_tokens": 41, "max_step_tokens": 16, "max_rows": 5}
+    model = NotingModel()
+    step = LargestStep(
+        model,
+        toy_tokenizer(),
+        WarmupSpec(**{**spec, **values}),
+        block_size=BLOCK_SIZE,
+        max_blocks=max_blocks,
+    )
+    step.run()
+    return model
+
+
+def test_all_tokens_and_rows_at_the_end_of_the_longest_sequence_and_as_whole_prompts():
+    model = run()
+    assert model.passes == [[1, 1, 1, 1, 12]] * 2
+    # A resumed request may compute all but the last token of its output again.
+    assert model.contexts == [[40] * 5, [40, 40, 40, 40, 12]]
+    # Each row samples, and the prompt's other positions have logprobs.
+    assert model.num_logits == [5 + 11] * 2
+
+
+def test_prompts_shorter_than_a_step_come_several_at_once():
+    model = run(max_input_length=5, max_total_tokens=6, max_rows=6)
+    assert model.passes == [[1, 1, 1, 3, 5, 5]] * 2
+    assert model.contexts == [[5, 5, 5, 5, 5, 5], [5, 5, 5, 3, 5, 5]]
+
+
+def test_fewer_tokens_than_rows_still_make_a_step():
+    assert run(max_step_tokens=3, max_rows=50).passes == [[1, 1, 1]]
+
+
+def test_a_pool_of_few_blocks_bounds_the_sequences():
+    model = run(max_blocks=4)
+    assert model.contexts[0] == [16] * 5
+
+
+def test_logits_of_prompts_are_no_more_than_one_pass_asks_for(monkeypatch):
+    monkeypatch.setattr(largest_step, "MAX_PROMPT_LOGITS", 7)
+    assert run(max_rows=3).num_logits == [3 + 7] * 2
+
+
+def test_single_tokens_read_no_more_together_than_backends_gather(monkeypatch):
+    monkeypatch.setattr(largest_step, "_DECODE_CONTEXT", 20)
+    assert run().contexts[0] == [5, 5, 5, 5, 40]
+
+
+def test_a_pool_that_cannot_be_had_is_said_in_words(monkeypatch):
+    pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=11)
+    model = NotingModel()
+    engine = Engine(model, toy_tokenizer(), pool)
+    allocate = model.allocate_cache
+
+    def no_memory(num_blocks, block_size):
+        if num_blocks == 11:
+            raise MemoryError
+        allocate(num_blocks, block_size)
+
+    monkeypatch.setattr(model, "allocate_cache", no_memory)
+    spec = WarmupSpec(max_input_length=8, max_total_tokens=16, max_step_tokens=8, max_rows=2)
+    with pytest.raises(StartupError, match="11 blocks") as caught:
+        engine.warm_up(spec)
+    assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
+    assert engine.num_blocks == 0
