@@ -156,7 +156,6 @@ class EngineLoop:
             self._fail_all(ShuttingDownError())
             for sent in self._sent:
                 sent.answer.cancel()
-                sent.answer.add_done_callback(_ignore)
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:
@@ -274,9 +273,3 @@ class EngineLoop:
             self._observer.step_done(
                 method=sent.method, duration_s=duration_s, ok=ok, stats=self.stats()
             )
-
-
-def _ignore(answer: asyncio.Task[StepOutcome]) -> None:
-    """Take note of how a step ended that nobody waits for any more."""
-    if not answer.cancelled():
-        answer.exception()
