@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from lorax_shard.model.prepare import default_cache_dir, prepare
+from lorax_shard.cache import default_cache_dir
+from lorax_shard.model.prepare import prepare
 
 
 @functools.cache

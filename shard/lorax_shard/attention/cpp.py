@@ -12,7 +12,6 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from lorax_shard.attention.backend import AttentionSpec
 from lorax_shard.attention.metadata import StepMetadata
 from lorax_shard.attention.sdpa import SdpaAttention
+from lorax_shard.cache import cpu_identity, default_cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _compilers() -> tuple[str, ...]:
 
 def _built(compiler: str) -> Path:
     """Return the compiled library, from the cache folder if it was built there for this CPU."""
-    library = _cache_folder() / f"decode-{_build_key(compiler)}.so"
+    library = default_cache_dir() / "kernels" / f"decode-{_build_key(compiler)}.so"
     if not library.is_file():
         logger.info("compiling the attention kernel for this CPU")
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -140,21 +140,11 @@ def _run(command: list[str]) -> None:
 
 def _build_key(compiler: str) -> str:
     """Return a name for what the library depends on: source, flags, compiler, instruction set."""
-    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, platform.machine()]
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        parts += sorted({line for line in lines if line.startswith(("flags", "Features", "model"))})
+    parts = [_SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, *cpu_identity()]
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=10
     )
     return hashlib.sha256("\n".join([*parts, version.stdout]).encode()).hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("LORAX_CACHE"):
-        return Path(chosen).expanduser() / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorax-py/kernels"
 
 
 def _last_words(error: subprocess.SubprocessError) -> str:

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import nn
 
+from lorax_shard.linear import remembered
 from lorax_shard.linear.interface import LinearBackend
 from lorax_shard.linear.measure import choose, log_table, measure
 from lorax_shard.linear.packed import PackedLinear, SiblingGroup, SiblingKernel
@@ -116,8 +117,14 @@ def _resolve_auto(
         return candidates[0]
     weights = [target.weight for target in targets if not target.is_tied]
     weights = weights or [target.weight for target in targets]
-    table = measure(weights, candidates)
-    log_table(table)
+    path = remembered.table_path(weights, candidates)
+    table = remembered.recall(path, candidates)
+    if table is None:
+        table = measure(weights, candidates)
+        log_table(table)
+        remembered.remember(path, table)
+    else:
+        logger.info("linears were measured at an earlier start; delete %s to repeat that", path)
     return choose(table, candidates, may_copy=_fits(sum(weight.nbytes for weight in weights)))
 
 

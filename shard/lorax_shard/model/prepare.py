@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ __all__ = [
     "Progress",
     "ProgressEvent",
     "check_safetensors",
-    "default_cache_dir",
     "prepare",
 ]
 
@@ -68,13 +66,6 @@ class PreparedModel:
             "revision": self.revision,
         }
         return json.dumps(document)
-
-
-def default_cache_dir() -> Path:
-    """Return ``$LORAX_CACHE``, or ``lorax-py`` in the user's cache folder."""
-    if chosen := os.environ.get("LORAX_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorax-py"
 
 
 def prepare(

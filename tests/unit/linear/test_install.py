@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,12 @@ class Model(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.lm_head(self.blocks(self.embedding(ids)))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is measured here out of the user's cache."""
+    monkeypatch.setenv("LORAX_CACHE", str(tmp_path))
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+"""Keeps what ``auto`` measured, so that only the first start of a model on a machine measures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lorax_shard.cache import cpu_identity, default_cache_dir
+from lorax_shard.linear.interface import LinearBackend
+from lorax_shard.linear.measure import ROWS, Table
+
+logger = logging.getLogger(__name__)
+
+
+def table_path(weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend]) -> Path:
+    """Return the file for one measurement, named by all that its figures depend on."""
+    shapes = Counter((*weight.shape, str(weight.dtype)) for weight in weights)
+    parts = [
+        *cpu_identity(), torch.__version__, torch.get_num_threads(), ROWS,
+        [backend.name for backend in backends], sorted(shapes.items()),
+    ]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return default_cache_dir() / "linears" / f"{digest}.json"
+
+
+def recall(path: Path, backends: Sequence[LinearBackend]) -> Table | None:
+    """Return the figures that were kept, or None if there are none that can be used."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        table = {each.name: tuple(float(ms) for ms in document[each.name]) for each in backends}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    usable = all(len(row) == len(ROWS) and min(row) > 0 for row in table.values())
+    return table if usable else None
+
+
+def remember(path: Path, table: Table) -> None:
+    """Keep the figures; a cache folder that cannot be written costs the next start its time."""
+    scratch = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(table), encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        logger.warning("the linears are measured again at the next start: %s", error)

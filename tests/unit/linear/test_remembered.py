@@ -1,0 +1,95 @@
+"""What `auto` measured is kept, and measured again whenever it may not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lorax_shard.linear import install, remembered, replace
+from lorax_shard.linear.measure import ROWS, Table
+from lorax_shard.linear.registry import create
+
+CPU = torch.device("cpu")
+BACKENDS = [create("onednn"), create("torch")]
+FIGURES: Table = {"onednn": (1.0,) * len(ROWS), "torch": (2.0,) * len(ROWS)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORAX_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of weights of each measurement that is made."""
+    calls: list[int] = []
+
+    def measure(weights: Sequence[torch.Tensor], backends: object) -> Table:
+        calls.append(len(weights))
+        return FIGURES
+
+    monkeypatch.setattr(replace, "measure", measure)
+    return calls
+
+
+def model_of(*widths: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(width, 8, bias=False) for width in widths))
+
+
+def test_the_second_start_measures_nothing(measured: list[int]) -> None:
+    assert [install(model_of(8, 16), "auto", CPU).backend for _ in range(3)] == ["onednn"] * 3
+    assert measured == [2]
+
+
+def test_other_shapes_are_measured(measured: list[int]) -> None:
+    for widths in ((8,), (16,), (8, 8)):
+        install(model_of(*widths), "auto", CPU)
+    assert measured == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("lorax_shard.linear.remembered.cpu_identity", lambda: ["another cpu"]),
+        ("torch.__version__", "9.9"),
+        ("torch.get_num_threads", lambda: 77),
+    ],
+    ids=lambda change: change[0],
+)
+def test_figures_of_another_machine_do_not_count(
+    change: tuple[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = [torch.zeros(4, 4)]
+    before = remembered.table_path(weights, BACKENDS)
+    assert remembered.table_path(weights, BACKENDS) == before
+    monkeypatch.setattr(*change)
+    assert remembered.table_path(weights, BACKENDS) != before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", '{"onednn": [1, 2, 3, 4]}', '{"onednn": [1], "torch": [2]}',
+     '{"onednn": [1, 1, 1, 0], "torch": [2, 2, 2, 2]}', '{"onednn": "x", "torch": "y"}'],
+)  # fmt: skip
+def test_a_damaged_file_is_measured_again(text: str, measured: list[int], cache: Path) -> None:
+    install(model_of(8), "auto", CPU)
+    (file,) = (cache / "linears").iterdir()
+    file.write_text(text)
+    install(model_of(8), "auto", CPU)
+    assert measured == [1, 1]
+    assert remembered.recall(file, BACKENDS) == FIGURES
+
+
+def test_a_cache_that_cannot_be_written_costs_the_time_only(
+    measured: list[int], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cache / "linears").write_text("a file where the folder should be")
+    assert install(model_of(8), "auto", CPU).backend == "onednn"
+    assert install(model_of(8), "auto", CPU).backend == "onednn"
+    assert len(measured) == 2
+    assert "measured again" in caplog.text
