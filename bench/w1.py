@@ -12,6 +12,7 @@ tokens per second of each round, and the ratio of the medians.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -86,7 +87,7 @@ def run_server(server: Server, load: Workload) -> tuple[float, list[float]]:
     counts = [len(times) for times in arrivals]
     if counts != load.lengths:
         raise RuntimeError(f"expected {load.lengths} tokens, got {counts}")
-    gaps = [b - a for times in arrivals for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for times in arrivals for a, b in itertools.pairwise(times)]
     return load.num_output_tokens / seconds, gaps
 
 

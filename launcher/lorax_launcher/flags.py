@@ -49,7 +49,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--tokenizer-config-path", type=click.Path(dir_okay=False),
                 help="A tokenizer_config.json whose chat template replaces the model's."),
         _option("--cache-dir", type=click.Path(file_okay=False), env="LORAX_CACHE",
-                help="Where prepared models are kept (default: ~/.cache/lorax-py)."),
+                help="Where prepared models, compiled kernels and measurements are kept "
+                "(default: ~/.cache/lorax-py)."),
         _option("--huggingface-hub-cache", type=click.Path(file_okay=False),
                 help="Where downloads from the hub are kept."),
     ],
@@ -92,11 +93,11 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--plan-depth", type=_COUNT,
                 help="Steps planned ahead: 1 is lockstep, 2 overlaps host and device."),
         _option("--waiting-served-ratio", type=click.FloatRange(min=0.0),
-                help="Waiting requests per running one above which prompts go first."),
+                help="No effect: prompts and running requests share every step."),
         _option("--max-waiting-tokens", type=click.IntRange(min=0),
-                help="Tokens that running requests may gain before waiting ones are let in."),
+                help="No effect: prompts and running requests share every step."),
         _option("--eager-prefill", type=click.BOOL, metavar="true|false",
-                help="Let waiting requests in before running ones continue."),
+                help="No effect: prompts and running requests share every step."),
     ],
     "Network": [
         _option("--hostname", type=str, env=None, default=None, show_default=_DEFAULTS.hostname,
@@ -108,8 +109,11 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--shard-uds-path", type=click.Path(),
                 help="Sockets of the shards are this path, `-` and the rank (default: in a "
                 "private folder of the run)."),
-        _option("--master-addr", type=str, help="Address at which shards meet."),
-        _option("--master-port", type=_PORT, help="Port at which shards meet."),
+        _option("--master-addr", type=str, help="No effect with one shard."),
+        _option("--master-port", type=_PORT, help="No effect with one shard."),
+        _option("--start-timeout", "start_timeout_s", type=click.FloatRange(min=0.0, min_open=True),
+                help="Seconds that shards and router get to become ready once the model is "
+                "prepared."),
         _option("--grace-period", "grace_period_s", type=click.FloatRange(min=0.0),
                 help="Seconds that running requests get to finish after SIGTERM."),
         _option("--cors-allow-origin", multiple=True, help="Origin that browsers may call from."),

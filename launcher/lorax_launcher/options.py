@@ -54,6 +54,7 @@ class LauncherOptions:
     master_addr: str = "localhost"
     master_port: int = 29500
     grace_period_s: float = 90.0
+    start_timeout_s: float = 1800.0
     cors_allow_origin: tuple[str, ...] = ()
     cors_allow_header: tuple[str, ...] = ()
     cors_allow_method: tuple[str, ...] = ()

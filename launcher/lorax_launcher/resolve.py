@@ -13,6 +13,16 @@ from lorax_launcher.options import LauncherOptions, UsageError
 
 # A unix socket's path must fit in the kernel's address, its final zero byte included.
 MAX_SOCKET_PATH = 107
+# Options of LoRAX that are taken, so that its command lines work, and that decide nothing.
+_FUSED = "prompts and running requests share every step, so neither waits for the other"
+_ONE_SHARD = "a single shard has nobody to meet"
+EFFECTLESS = {
+    "waiting_served_ratio": _FUSED,
+    "max_waiting_tokens": _FUSED,
+    "eager_prefill": _FUSED,
+    "master_addr": _ONE_SHARD,
+    "master_port": _ONE_SHARD,
+}
 _KV_FRACTION = {"cpu": 0.5, "cuda": 0.9}
 
 
@@ -41,6 +51,8 @@ class LaunchPlan:
     environment: tuple[tuple[str, str], ...]
     # Decisions a person wants to read in the log.
     notes: tuple[str, ...]
+    # Seconds that shards and router get to become ready.
+    start_timeout_s: float
 
     def with_model(self, model: PreparedModel) -> LaunchPlan:
         """Return the plan with the prepared model in every configuration."""
@@ -82,7 +94,8 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shards=shards,
         router=router,
         environment=_environment(options),
-        notes=_notes(device, facts),
+        notes=(*_notes(device, facts), *_effectless(options)),
+        start_timeout_s=options.start_timeout_s,
     )
 
 
@@ -159,8 +172,6 @@ def _shard(
         rank=rank,
         world_size=len(uris),
         shard_uris=uris,
-        master_addr=options.master_addr,
-        master_port=options.master_port,
         device=device,
         dtype=options.dtype,
         attention_backend=options.attention_backend,
@@ -185,6 +196,7 @@ def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
         tokenizer_dir="",
         tokenizer_config_path=options.tokenizer_config_path,
         shard_uri=shard_uri,
+        shard_wait_s=options.start_timeout_s,
         hostname=options.hostname,
         port=options.port,
         grpc_port=options.grpc_port,
@@ -237,9 +249,15 @@ def _prepare_args(options: LauncherOptions) -> tuple[str, ...]:
 
 
 def _environment(options: LauncherOptions) -> tuple[tuple[str, str], ...]:
-    if options.huggingface_hub_cache is None:
-        return ()
-    return (("HF_HUB_CACHE", options.huggingface_hub_cache),)
+    folders = (("HF_HUB_CACHE", options.huggingface_hub_cache), ("LORAX_CACHE", options.cache_dir))
+    return tuple((name, folder) for name, folder in folders if folder is not None)
+
+
+def _effectless(options: LauncherOptions) -> list[str]:
+    """Name the options of LoRAX that were given and change nothing here, one line each."""
+    defaults = LauncherOptions()
+    given = (name for name in EFFECTLESS if getattr(options, name) != getattr(defaults, name))
+    return [f"--{name.replace('_', '-')} has no effect: {EFFECTLESS[name]}" for name in given]
 
 
 def _notes(device: Device, facts: DeviceFacts) -> tuple[str, ...]:

@@ -110,18 +110,27 @@ class Supervisor:
         if self._download_only:
             self._console.info(f"{model.model_id} is prepared", folder=model.model_dir)
             return
-        self._console.phase(f"loading {model.model_id}")
-        plan = self._plan.with_model(model)
-        self._shards = [await self._start_shard(config) for config in plan.shards]
-        for shard in self._shards:
-            await self._until_ready(shard)
-        self._console.phase("starting the router, warming up")
-        self._router = await self._start_router(plan.router)
-        facts = await self._until_ready(self._router)
+        facts = await self._serve(self._plan.with_model(model), model.model_id)
         self._is_ready = True
-        url = str(facts.get("url") or f"http://{plan.router.hostname}:{plan.router.port}")
+        router = self._plan.router
+        url = str(facts.get("url") or f"http://{router.hostname}:{router.port}")
         self._console.say(ready_lines(url, model.model_id), event="ready", url=url)
         await self._or_stop(asyncio.Event().wait())
+
+    async def _serve(self, plan: LaunchPlan, model_id: str) -> dict[str, Any]:
+        """Start the shards and the router side by side; return what the ready router reports.
+
+        The router loads its own files meanwhile, and waits for the shards.
+        """
+        self._console.phase(f"loading {model_id}")
+        deadline = asyncio.get_running_loop().time() + plan.start_timeout_s
+        for config in plan.shards:
+            self._shards.append(await self._start_shard(config))
+        self._router = await self._start_router(plan.router)
+        for shard in self._shards:
+            await self._until_ready(shard, deadline)
+        self._console.phase("warming up")
+        return await self._until_ready(self._router, deadline)
 
     async def _prepare(self) -> PreparedModel:
         def argv(descriptor: int) -> Sequence[str]:
@@ -180,10 +189,19 @@ class Supervisor:
         if record is not None and record.get("level") in ("error", "critical"):
             self._last_errors[name] = record["message"]
 
-    async def _until_ready(self, child: Child) -> dict[str, Any]:
-        """Wait for the child's report; raise if it, or a child it needs, ends before."""
+    async def _until_ready(self, child: Child, deadline: float | None = None) -> dict[str, Any]:
+        """Wait for the child's report; raise if it, or another child, ends before, or too late."""
         others = [other for other in self._children() if other is not child]
-        report = await self._or_stop(child.report(), watched=others)
+        try:
+            async with asyncio.timeout_at(deadline):
+                report = await self._or_stop(child.report(), watched=others)
+        except TimeoutError:
+            raise ChildFailed(
+                f"{child.name} was not ready within {self._plan.start_timeout_s:g} s. If it is "
+                "only slow, give it more with --start-timeout; else its last log lines say where "
+                "it stopped.",
+                ExitCode.CHILD_NOT_READY,
+            ) from None
         if report is None:
             await self._raise_failure(child)
         return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -15,14 +16,14 @@ import uvloop
 
 from lorax_contract import logs
 from lorax_contract.config import ConfigError, RouterConfig
-from lorax_contract.errors import LoraxError, ShardError, StartupError
+from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.http_api.server import HttpServer, url_of
 from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.shards.group import ShardGroup
-from lorax_router.shards.grpc_client import CallTimeouts
+from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 from lorax_router.startup import Parts, assemble, load_language, open_port, port_error, size
 
 logger = logging.getLogger("lorax_router")
@@ -31,6 +32,8 @@ Result = TypeVar("Result")
 
 # Seconds that gRPC health watches get when the router ends.
 _GRPC_GRACE_S = 1.0
+# Seconds between two tries to reach a shard that still loads its model.
+_SHARD_RETRY_S = 0.1
 
 
 class Stopped(Exception):
@@ -136,12 +139,29 @@ async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
 
 async def _connect(config: RouterConfig) -> ShardGroup:
     timeouts = CallTimeouts(step_s=config.step_timeout_s)
+    await _wait_for_shard(config.shard_uri, config.shard_wait_s)
     try:
         return await ShardGroup.connect(config.shard_uri, timeouts=timeouts)
     except LoraxError as error:
         raise StartupError(
             f"no shard answers at {config.shard_uri}: {error}", ExitCode.SHARD_UNREACHABLE
         ) from error
+
+
+async def _wait_for_shard(uri: str, seconds: float) -> None:
+    """Return once rank 0 answers, or when the time is over; what it answers is not looked at."""
+    timeouts = CallTimeouts(reconnect_s=_SHARD_RETRY_S)
+    with contextlib.suppress(TimeoutError, LoraxError):
+        async with asyncio.timeout(seconds):
+            while True:
+                shard = GrpcShardClient(uri, timeouts=timeouts)
+                try:
+                    await shard.health()
+                    return
+                except ShardUnavailableError:
+                    await asyncio.sleep(_SHARD_RETRY_S)
+                finally:
+                    await shard.close()
 
 
 async def _serve_parts(

@@ -25,7 +25,7 @@ def plan_of(facts: DeviceFacts = CPU, **options: Any) -> LaunchPlan:
 def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
     router = plan_of().router
     default = RouterConfig(model_id="", tokenizer_dir="", shard_uri=router.shard_uri)
-    assert dataclasses.replace(router, lifeline=False) == default
+    assert dataclasses.replace(router, lifeline=False, shard_wait_s=0.0) == default
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,6 @@ def test_threads(facts: DeviceFacts, threads: int | None) -> None:
         ("num_blocks", 12, "num_blocks"),
         ("plan_depth", 1, "max_depth"),
         ("trust_remote_code", True, "trust_remote_code"),
-        ("master_port", 5, "master_port"),
         ("kv_memory_fraction", 0.25, "kv_memory_fraction"),
         ("memory_wiggle_room", 0.25, "kv_memory_fraction"),
         ("log_level", "debug", "log_level"),
@@ -94,6 +93,22 @@ def test_a_shard_is_told(option: str, value: object, field: str) -> None:
 )
 def test_the_router_is_told(option: str, value: object) -> None:
     assert getattr(plan_of(**{option: value}).router, option) == value
+
+
+def test_options_without_effect_are_named_when_given() -> None:
+    assert not any("no effect" in note for note in plan_of().notes)
+    given = {"waiting_served_ratio": 2.0, "max_waiting_tokens": 3, "eager_prefill": False,
+             "master_addr": "10.0.0.1", "master_port": 5}  # fmt: skip
+    notes = [note for note in plan_of(**given).notes if "no effect" in note]
+    assert [note.split()[0] for note in notes] == [
+        "--waiting-served-ratio", "--max-waiting-tokens", "--eager-prefill",
+        "--master-addr", "--master-port",
+    ]  # fmt: skip
+
+
+def test_all_children_share_one_cache_folder() -> None:
+    assert dict(plan_of(cache_dir="/c").environment)["LORAX_CACHE"] == "/c"
+    assert "LORAX_CACHE" not in dict(plan_of().environment)
 
 
 def test_lists_survive_the_json_document() -> None:

@@ -215,6 +215,19 @@ def test_a_shard_that_dies_while_the_router_starts(stage: Stage) -> None:
     assert "shard-0 was killed" in stage.last_line
 
 
+@pytest.mark.parametrize(("role", "child"), [("shard", "shard-0"), ("router", "router")])
+def test_a_child_that_hangs_at_its_start_is_noticed(stage: Stage, role: str, child: str) -> None:
+    stage.plan_behaviour(**{role: {"kind": "unready"}})
+    assert stage.run(start_timeout_s=2.0) == ExitCode.CHILD_NOT_READY
+    assert f"{child} was not ready within 2 s" in stage.last_line
+    assert "--start-timeout" in stage.last_line
+
+
+def test_the_router_starts_while_the_shard_loads(stage: Stage) -> None:
+    stage.plan_behaviour(shard={"kind": "unready"}, router={"kind": "serve", "lines": ["here"]})
+    assert stage.run(on_line=("here", stop)) == ExitCode.INTERRUPTED
+
+
 def test_a_dead_shard_is_blamed_for_the_router_that_misses_it(stage: Stage) -> None:
     unreachable = {"kind": "fail", "code": 60, "message": "no shard answers"}
     stage.plan_behaviour(router=unreachable)
