@@ -22,9 +22,10 @@ class PlannedRow(NamedTuple):
 class Draft:
     """A plan, the rows in it, and the budget of tokens that is left. Made by the Scheduler."""
 
-    __slots__ = ("_block_size", "_pool", "budget", "is_stalled", "plan", "rows")
+    __slots__ = ("_block_size", "_pool", "budget", "is_stalled", "now", "plan", "rows")
 
-    def __init__(self, seq: int, budget: int, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, seq: int, budget: int, pool: BlockPool, block_size: int, now: float) -> None:
+        self.now = now
         self.plan = StepPlan(seq=seq)
         self.rows: list[PlannedRow] = []
         self.budget = budget

@@ -18,6 +18,12 @@ gives its blocks back and waits to be computed again. Rules that keep this live:
 
 The highest-ranking row can always take from the others, and a request that could
 not run alone in the empty pool is refused at submission: so some row always moves.
+
+Adapters are prepared and released beside the steps (``adapter_orders``,
+``adapter_event``); only requests whose adapter is resident are candidates, so that a
+cold or broken one delays nobody else. An adapter takes effect with the first row that
+needs it, ceases in a step of its own or another's, and its memory is released once
+that step is acknowledged.
 """
 
 from __future__ import annotations
@@ -27,7 +33,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import FinishCode, RequestId, RequestSpec, StepOutcome, StepPlan
+from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
+    FinishCode,
+    RequestId,
+    RequestSpec,
+    StepOutcome,
+    StepPlan,
+)
+from lorax_router.core.adapters import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.blocks import BlockPool
 from lorax_router.core.draft import Draft, PlannedRow
 from lorax_router.core.policy import FirstComeFirstServed, QueuePolicy
@@ -70,6 +85,7 @@ class Scheduler:
         max_rows: most requests that run at once.
         depth: how many plans may be unapplied at once.
         policy: order of admission and preemption; first come first served if absent.
+        adapters: decides which adapters are on the shards; none are known if absent.
     """
 
     def __init__(
@@ -81,6 +97,7 @@ class Scheduler:
         max_rows: int,
         depth: int = 2,
         policy: QueuePolicy | None = None,
+        adapters: AdapterTable | None = None,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
         if least < 1:
@@ -94,12 +111,19 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.max_rows = max_rows
         self.depth = depth
+        self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
         self._pool = BlockPool(num_blocks)
         self._requests: dict[RequestId, RequestState] = {}
         self._running: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._drop: list[RequestId] = []
+        # Adapters in effect on the shards; those that cease with the next plan; those
+        # that ceased in a step that is not acknowledged yet; orders not taken yet.
+        self._active: set[AdapterHandle] = set()
+        self._deactivate: list[AdapterHandle] = []
+        self._ceasing: deque[tuple[int, list[AdapterHandle]]] = deque()
+        self._orders = Orders()
         self._next_seq = 1
         self._next_order = 0
         self._num_preemptions = 0
@@ -111,11 +135,14 @@ class Scheduler:
         """Queue a request; raises ValidationError when it could never run."""
         if spec.request_id in self._requests:
             raise ValueError(f"request id {spec.request_id} is in use")
+        if spec.adapter != BASE_ADAPTER and spec.adapter not in self.adapters:
+            raise ValueError(f"adapter handle {spec.adapter} is not known")
         self._refuse_impossible(spec)
         request = RequestState(spec, self._next_order, now)
         self._next_order += 1
         self._requests[spec.request_id] = request
         self._policy.push(request)
+        self.adapters.waits(spec.adapter, now)
 
     def cancel(self, request_id: RequestId) -> bool:
         """End a request without output; False if it is not known (any more)."""
@@ -125,21 +152,43 @@ class Scheduler:
         self._end(request)
         return True
 
-    def shards_lost(self) -> list[RequestId]:
+    def adapter_orders(self) -> Orders:
+        """Return what is to be prepared and released beside the steps; each order once."""
+        orders, self._orders = self._orders, Orders()
+        return orders
+
+    def adapter_event(
+        self, handle: AdapterHandle, event: AdapterEvent, now: float
+    ) -> list[RequestId]:
+        """Book what came of an order; returns the requests that end because it failed."""
+        self.adapters.event(handle, event, now)
+        if event is not AdapterEvent.FAILED:
+            return []
+        failed = self._policy.waiting_for(handle)
+        for request in failed:
+            self._end(request)
+        return [request.request_id for request in failed]
+
+    def shards_lost(self, now: float) -> list[RequestId]:
         """The shards lost their memory: preempt everything and count steps anew.
 
-        Tokens of steps in flight are lost; they will be computed again. Returns the
-        requests that were in a step that nobody acknowledged.
+        Tokens of steps in flight are lost; they will be computed again. Adapters are
+        prepared again; orders on their way are void. Returns the requests that were in
+        a step that nobody acknowledged.
         """
         suspects = [row.request for step in self._in_flight for row in step.rows]
         self._in_flight.clear()
         for request in self._requests.values():
             request.num_pending = 0
             request.last_step = 0
+        self.adapters.shards_lost()
         for request in list(self._running.values()):
-            self._vacate(request)
+            self._vacate(request, now)
         self._pool = BlockPool(self._pool.num_blocks)
-        self._drop.clear()
+        self._active.clear()
+        self._orders = Orders()
+        for queue in (self._drop, self._deactivate, self._ceasing):
+            queue.clear()
         self._next_seq = 1
         return sorted({r.request_id for r in suspects if r.status is not Status.FINISHED})
 
@@ -151,7 +200,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing in flight."""
-        return not (self._requests or self._in_flight or self._drop)
+        return not (self._requests or self._in_flight or self._drop or self._deactivate)
 
     # --- plan -------------------------------------------------------------------
 
@@ -159,19 +208,39 @@ class Scheduler:
         """Decide the next step; None when there is nothing to do or ``depth`` is reached."""
         if len(self._in_flight) >= self.depth:
             return None
-        draft = Draft(self._next_seq, self.max_step_tokens, self._pool, self.block_size)
+        draft = Draft(self._next_seq, self.max_step_tokens, self._pool, self.block_size, now)
+        self._plan_adapters(now)
         num_preemptions = self._num_preemptions
         prompts = self._plan_decodes(draft)
         self._plan_prompts(draft, prompts)
         if not draft.is_stalled and self._num_preemptions == num_preemptions:
-            self._plan_admissions(draft, prompts, now)
-        if not draft.rows and (not self._drop or self._in_flight):
+            self._plan_admissions(draft, prompts)
+        has_news = bool(self._drop or self._deactivate)
+        if not draft.rows and (not has_news or self._in_flight):
             return None
         draft.plan.drop, self._drop = self._drop, []
+        if self._deactivate:
+            self._ceasing.append((draft.plan.seq, self._deactivate))
+            draft.plan.deactivate, self._deactivate = self._deactivate, []
         self._next_seq += 1
         self._num_steps += 1
         self._in_flight.append(_InFlight(draft.plan.seq, draft.rows))
         return draft.plan
+
+    def _plan_adapters(self, now: float) -> None:
+        """Make rows of overdue adapters give way, and decide who comes and goes."""
+        for handle in self.adapters.overdue(now):
+            for request in list(self._running.values()):
+                if request.spec.adapter == handle:
+                    self._preempt(request, now)
+        orders = self.adapters.orders(now)
+        self._orders.prepare += orders.prepare
+        for handle in orders.release:
+            if handle in self._active:
+                self._active.remove(handle)
+                self._deactivate.append(handle)
+            else:
+                self._orders.release.append(handle)
 
     def _plan_decodes(self, draft: Draft) -> list[RequestState]:
         """Give one token to each row that has just one to compute; return the other rows."""
@@ -209,7 +278,7 @@ class Scheduler:
         num_blocks = len(request.blocks) + self._pool.num_free
         return num_blocks * self.block_size - request.num_scheduled
 
-    def _plan_admissions(self, draft: Draft, prompts: list[RequestState], now: float) -> None:
+    def _plan_admissions(self, draft: Draft, prompts: list[RequestState]) -> None:
         """Admit waiting requests while rows, tokens and blocks last.
 
         A request enters only if all its known tokens fit beside what running prompts
@@ -223,7 +292,7 @@ class Scheduler:
         free_rows = self.max_rows - len(self._running)
         room = self._pool.num_free - len(self._running)
         room -= sum(max(0, draft.blocks_missing(r, r.num_to_schedule)) for r in prompts)
-        for request in self._policy.candidates(now):
+        for request in self._policy.candidates(draft.now, self.adapters.admits):
             if budget <= 0 or len(admitted) == free_rows or len(skipped) > MAX_LOOKAHEAD:
                 break
             if request.num_pending:
@@ -249,6 +318,11 @@ class Scheduler:
         request.status = Status.RUNNING
         request.num_bypassed = 0
         self._running[request.request_id] = request
+        adapter = request.spec.adapter
+        self.adapters.runs(adapter, draft.now)
+        if adapter != BASE_ADAPTER and adapter not in self._active:
+            self._active.add(adapter)
+            draft.plan.activate.append(adapter)
         draft.plan.new_rows.append(request.as_new_row())
         draft.place(request, min(draft.budget, request.num_tokens))
 
@@ -267,22 +341,23 @@ class Scheduler:
             ]
             if not victims:
                 return False
-            self._preempt(self._policy.victim(victims))
+            self._preempt(self._policy.victim(victims), draft.now)
         return pool.num_free > 0
 
-    def _preempt(self, request: RequestState) -> None:
-        self._vacate(request)
+    def _preempt(self, request: RequestState, now: float) -> None:
+        self._vacate(request, now)
         self._drop.append(request.request_id)
         request.num_preemptions += 1
         self._num_preemptions += 1
 
-    def _vacate(self, request: RequestState) -> None:
+    def _vacate(self, request: RequestState, now: float) -> None:
         """Take a running request's blocks and queue it again, to be computed anew."""
         del self._running[request.request_id]
         self._pool.release(request.blocks, request.last_step)
         request.reset_computed()
         request.status = Status.WAITING
         self._policy.push(request)
+        self.adapters.returns(request.spec.adapter, now)
 
     # --- apply ------------------------------------------------------------------
 
@@ -302,6 +377,8 @@ class Scheduler:
         if awaited:
             raise ProtocolError(f"step {step.seq} has no token for requests {sorted(awaited)}")
         self._pool.acknowledge(step.seq)
+        while self._ceasing and self._ceasing[0][0] <= step.seq:
+            self._orders.release += self._ceasing.popleft()[1]
         return accepted
 
     def _book_computed(self, rows: list[PlannedRow]) -> set[RequestId]:
@@ -346,6 +423,8 @@ class Scheduler:
             del self._running[request.request_id]
             self._pool.release(request.blocks, request.last_step)
             self._drop.append(request.request_id)
+        was_running = request.status is Status.RUNNING
+        self.adapters.leaves(request.spec.adapter, was_running=was_running)
         request.status = Status.FINISHED
         request.blocks = []
         del self._requests[request.request_id]

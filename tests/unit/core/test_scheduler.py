@@ -285,7 +285,7 @@ def test_losing_the_shards_is_preempting_everything() -> None:
     submit(scheduler, 2, 3)
     step(scheduler, {1: 9, 2: 8})
     scheduler.plan(0.0)
-    assert scheduler.shards_lost() == [1, 2]
+    assert scheduler.shards_lost(0.0) == [1, 2]
     scheduler.check()
     plan = scheduler.plan(0.0)
     assert plan is not None

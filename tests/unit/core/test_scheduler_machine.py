@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
+    AdapterHandle,
     FinishCode,
     RequestId,
     RequestSpec,
@@ -32,6 +33,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
+from lorax_router.core.adapters import AdapterEvent, AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.shards.fake import FakeModel
 from lorax_router.shards.fake_batch import FakeBatch
@@ -43,13 +45,26 @@ NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "2000"))
 MODEL = FakeModel(vocab_size=20)
 
 
+NUM_ADAPTERS = 3
+
+
+def make_table(num_slots: int) -> AdapterTable:
+    """Return a table of three adapters for one or two slots."""
+    table = AdapterTable(max_resident=num_slots, cycle_time_s=4.0)
+    for number in range(1, NUM_ADAPTERS + 1):
+        table.add(AdapterHandle(number), nbytes=1)
+    return table
+
+
 def make_shard(num_blocks: int, block_size: int) -> FakeBatch:
     """Return an empty shard."""
     return FakeBatch(MODEL, FakeMemory(num_blocks, block_size), rank=0, world_size=1)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Submit, cancel, plan, run, apply, fail rows, lose the shards: in any order."""
+    """Submit, cancel, plan, run, apply, fail rows, lose the shards, wait for adapters, which
+    fail or give way to others: in any order.
+    """
 
     depth = 1
     counts: dict[str, int] = {}
@@ -59,8 +74,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         max_rows=st.integers(1, 5),
         extra_tokens=st.integers(0, 6),
+        num_slots=st.integers(1, 2),
     )
-    def start(self, num_blocks: int, block_size: int, max_rows: int, extra_tokens: int) -> None:
+    def start(
+        self, num_blocks: int, block_size: int, max_rows: int, extra_tokens: int, num_slots: int
+    ) -> None:
         """Make a scheduler and its shard."""
         self.sizes = (num_blocks, block_size)
         self.scheduler = Scheduler(
@@ -69,7 +87,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_step_tokens=max_rows + extra_tokens,
             max_rows=max_rows,
             depth=self.depth,
+            adapters=make_table(num_slots),
         )
+        self.now = 0.0
+        # Adapters in the shard's memory, and orders that are being carried out.
+        self.prepared: dict[AdapterHandle, str] = {}
+        self.orders: list[tuple[AdapterHandle, AdapterEvent]] = []
         self.shard = make_shard(*self.sizes)
         self.plans: deque[StepPlan] = deque()
         self.outcomes: deque[StepOutcome] = deque()
@@ -86,28 +109,30 @@ class SchedulerMachine(RuleBasedStateMachine):
             st.tuples(
                 st.lists(st.integers(0, 4), min_size=1, max_size=12),
                 st.integers(1, 16),
+                st.integers(0, NUM_ADAPTERS),
             ),
             min_size=1,
             max_size=4,
         )
     )
-    def submit(self, requests: list[tuple[list[int], int]]) -> None:
+    def submit(self, requests: list[tuple[list[int], int, int]]) -> None:
         """Clients ask; what can never fit is refused."""
-        for prompt, max_new in requests:
-            self._submit(prompt, max_new)
+        for prompt, max_new, adapter in requests:
+            self._submit(prompt, max_new, AdapterHandle(adapter))
 
-    def _submit(self, prompt: list[int], max_new: int) -> None:
+    def _submit(self, prompt: list[int], max_new: int, adapter: AdapterHandle) -> None:
         spec = RequestSpec(
             request_id=RequestId(self.next_id),
             prompt_ids=prompt,
             sampling=SamplingParams(),
             stopping=StoppingParams(max_new_tokens=max_new),
+            adapter=adapter,
         )
         self.next_id += 1
         num_blocks, block_size = self.sizes
         fits = len(prompt) + max_new - 1 <= num_blocks * block_size
         try:
-            self.scheduler.submit(spec, 0.0)
+            self.scheduler.submit(spec, self.now)
         except ValidationError:
             assert not fits
             return
@@ -133,13 +158,38 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self) -> None:
         """The engine loop asks for a plan."""
         before = self.scheduler.stats().num_preemptions
-        plan = self.scheduler.plan(0.0)
+        self.now += 1.0
+        plan = self.scheduler.plan(self.now)
+        self._take_orders()
         gave_way = self.scheduler.stats().num_preemptions - before
         self.counts["preemptions"] = self.counts.get("preemptions", 0) + gave_way
         if plan is not None:
             self.counts["plans"] = self.counts.get("plans", 0) + 1
             self.plans.append(plan)
             self._note_touched(plan)
+
+    def _take_orders(self) -> None:
+        orders = self.scheduler.adapter_orders()
+        for handle in orders.release:
+            assert handle not in self.shard.active, "released while in effect"
+        self.orders += [(handle, AdapterEvent.PREPARED) for handle in orders.prepare]
+        self.orders += [(handle, AdapterEvent.RELEASED) for handle in orders.release]
+
+    @precondition(lambda self: self.orders)
+    @rule(index=st.integers(0, 9), fails=st.integers(0, 3))
+    def settle(self, index: int, fails: int = 1) -> None:
+        """An order was carried out; one preparation in four fails."""
+        handle, event = self.orders.pop(index % len(self.orders))
+        if event is AdapterEvent.PREPARED and not fails:
+            event = AdapterEvent.FAILED
+        elif event is AdapterEvent.PREPARED:
+            self.prepared[handle] = "content"
+        else:
+            del self.prepared[handle]
+        for request_id in self.scheduler.adapter_event(handle, event, self.now):
+            assert self.specs[request_id].adapter == handle
+            del self.specs[request_id]
+        self.counts["adapters"] = self.counts.get("adapters", 0) + 1
 
     def _note_touched(self, plan: StepPlan) -> None:
         """No block is granted while a step that is not booked yet touches it."""
@@ -158,7 +208,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run(self) -> None:
         """The shard executes the oldest plan."""
         failing = dict.fromkeys(self.failing, "planted")
-        self.outcomes.append(self.shard.execute(self.plans.popleft(), {}, failing))
+        self.outcomes.append(self.shard.execute(self.plans.popleft(), self.prepared, failing))
 
     @precondition(lambda self: self.outcomes)
     @rule()
@@ -166,7 +216,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The oldest outcome is booked."""
         outcome = self.outcomes.popleft()
         self.touched.popleft()
-        accepted = self.scheduler.apply(outcome, 0.0)
+        accepted = self.scheduler.apply(outcome, self.now)
+        self._take_orders()
         tokens = iter(outcome.tokens.ids)
         for request_id, num, finish, counts in zip(
             outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
@@ -202,7 +253,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def lose_shards(self) -> None:
         """The shard group dies and comes back empty; nothing in flight is answered."""
-        self.scheduler.shards_lost()
+        self.scheduler.shards_lost(self.now)
+        self.orders.clear()
+        self.prepared.clear()
         self.plans.clear()
         self.outcomes.clear()
         self.tables.clear()
@@ -221,10 +274,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever the state, all requests come to their end and all blocks come back."""
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(2_000):
+        for _ in range(4_000):
             if self.scheduler.is_idle:
                 break
             self._turn()
+            while self.orders:
+                self.settle(0)
         assert self.scheduler.is_idle, "the scheduler does not come to rest"
         assert not self.specs
         stats = self.scheduler.stats()
