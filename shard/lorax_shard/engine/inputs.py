@@ -22,11 +22,6 @@ class RowWork(NamedTuple):
     row: Row
     num_tokens: int
 
-    @property
-    def samples(self) -> bool:
-        """Whether the row has computed all it knows after this, and so draws a token."""
-        return self.row.num_computed + self.num_tokens == self.row.num_tokens
-
 
 class PromptSpan(NamedTuple):
     """Prompt positions of one row whose logits are asked for: they predict ``targets``."""
@@ -88,19 +83,19 @@ def _logit_rows(
     work: list[RowWork], offsets: IdArray
 ) -> tuple[IdArray, list[Row], list[PromptSpan]]:
     """Return indices into T of the asked logits, the rows that sample, and the prompt spans."""
-    last = [
-        offset + item.num_tokens - 1
-        for item, offset in zip(work, offsets.tolist(), strict=True)
-        if item.samples
-    ]
-    parts = [np.array(last, dtype=np.int64)]
-    spans = []
-    for item, offset in zip(work, offsets.tolist(), strict=True):
-        row = item.row
+    sampled: list[Row] = []
+    last: list[int] = []
+    parts: list[IdArray] = []
+    spans: list[PromptSpan] = []
+    for (row, num_tokens), offset in zip(work, offsets.tolist(), strict=True):
+        end = row.num_computed + num_tokens
+        if end == row.num_tokens:  # it has computed all it knows, and so draws a token
+            sampled.append(row)
+            last.append(offset + num_tokens - 1)
         if row.prompt_logprobs is None:
             continue
-        end = min(row.num_computed + item.num_tokens, row.num_prompt_tokens - 1)
+        end = min(end, row.num_prompt_tokens - 1)
         if (count := end - row.num_computed) > 0:
             parts.append(np.arange(offset, offset + count))
             spans.append(PromptSpan(row, row.token_ids[row.num_computed + 1 : end + 1]))
-    return np.concatenate(parts), [item.row for item in work if item.samples], spans
+    return np.concatenate([np.array(last, dtype=np.int64), *parts]), sampled, spans

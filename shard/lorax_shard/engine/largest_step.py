@@ -50,21 +50,16 @@ class LargestStep:
         self._lengths = _row_lengths(spec, self._longest)
 
     def run(self) -> None:
-        """Compute it with prompts at the end of the longest sequence, and with whole prompts."""
+        """Compute it, prompts at the end of the longest sequence."""
         num_blocks = -(-self._longest // self._block_size)
         self._model.allocate_cache(num_blocks, self._block_size)
         single = self._lengths.count(1)
         decode_context = min(self._longest, max(1, _DECODE_CONTEXT // max(1, single)))
-        ends = [decode_context if n == 1 else self._longest for n in self._lengths]
-        whole = [decode_context if n == 1 else n for n in self._lengths]
-        for contexts in [ends] if whole == ends else [ends, whole]:
-            self._run_pass(contexts, num_blocks)
-
-    def _run_pass(self, contexts: list[int], num_blocks: int) -> None:
         batch = ResidentBatch(num_blocks, self._block_size)
         work: list[RowWork] = []
         num_logits = MAX_PROMPT_LOGITS
-        for number, (length, context) in enumerate(zip(self._lengths, contexts, strict=True)):
+        for number, length in enumerate(self._lengths):
+            context = decode_context if length == 1 else self._longest
             start = context - length
             asked = min(num_logits, length - 1)
             num_logits -= asked

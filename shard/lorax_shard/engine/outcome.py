@@ -49,12 +49,15 @@ class OutcomeBuilder:
 
     def token(self, request_id: RequestId, token_id: int, logprob: float, emitted: Emitted) -> None:
         """Add one new token of a row."""
-        tokens = self.outcome.tokens
+        outcome = self.outcome
+        tokens = outcome.tokens
         tokens.ids.append(token_id)
         tokens.logprobs.append(logprob)
         tokens.texts.append(emitted.text)
         tokens.special.append(emitted.special)
-        self._row(request_id, 1, emitted.finish)
+        outcome.row_ids.append(request_id)
+        outcome.num_tokens.append(1)
+        outcome.finish.append(emitted.finish)
 
     def fail(self, request_id: RequestId, error: Exception, *, doing: str) -> None:
         """End a row with an error of its own; ``doing`` says what was going on."""
@@ -63,13 +66,10 @@ class OutcomeBuilder:
         detail = self.detail(request_id)
         detail.error_code = kind.error_type
         detail.error_text = f"{doing}: {text}"
-        self._row(request_id, 0, FinishCode.ERROR)
+        self.outcome.row_ids.append(request_id)
+        self.outcome.num_tokens.append(0)
+        self.outcome.finish.append(FinishCode.ERROR)
 
     def detail(self, request_id: RequestId) -> RowDetail:
         """Return the detail of a row, made when it has none."""
         return self.outcome.details.setdefault(request_id, RowDetail())
-
-    def _row(self, request_id: RequestId, num_tokens: int, finish: FinishCode) -> None:
-        self.outcome.row_ids.append(request_id)
-        self.outcome.num_tokens.append(num_tokens)
-        self.outcome.finish.append(int(finish))

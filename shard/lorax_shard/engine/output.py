@@ -48,7 +48,7 @@ class RowOutput:
         self._stopping = Stopping(params, eos_token_ids)
         self._visible: list[str] = []
         for token_id in past_output_ids:
-            self.push(token_id)
+            self.push(int(token_id))
 
     def push(self, token_id: int) -> Emitted:
         """Take the row's next token.
@@ -56,7 +56,6 @@ class RowOutput:
         Text of a character that is not complete yet comes with the token that
         completes it, or as a replacement character with the last token.
         """
-        token_id = int(token_id)
         visible, special = self._stream.push(token_id)
         finish, num_kept = self._stopping.push(token_id, visible)
         if num_kept is not None:

@@ -46,6 +46,10 @@ class Verdict(NamedTuple):
     num_kept: int | None = None
 
 
+# The verdict on nearly every token, made once.
+_GOES_ON = Verdict(FinishCode.RUNNING)
+
+
 class Stopping:
     """Decides after each token of one row whether it was the last.
 
@@ -71,4 +75,4 @@ class Stopping:
             return Verdict(FinishCode.STOP_SEQUENCE, num_kept)
         if token_id in self._stop_token_ids:
             return Verdict(FinishCode.STOP_SEQUENCE)
-        return Verdict(FinishCode.LENGTH if self._num_left <= 0 else FinishCode.RUNNING)
+        return _GOES_ON if self._num_left > 0 else Verdict(FinishCode.LENGTH)

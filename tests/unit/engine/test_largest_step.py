@@ -47,19 +47,19 @@ def run(*, max_blocks=None, **values):
     return model
 
 
-def test_all_tokens_and_rows_at_the_end_of_the_longest_sequence_and_as_whole_prompts():
+def test_all_tokens_and_rows_at_the_end_of_the_longest_sequence():
     model = run()
-    assert model.passes == [[1, 1, 1, 1, 12]] * 2
+    assert model.passes == [[1, 1, 1, 1, 12]]
     # A resumed request may compute all but the last token of its output again.
-    assert model.contexts == [[40] * 5, [40, 40, 40, 40, 12]]
+    assert model.contexts == [[40] * 5]
     # Each row samples, and the prompt's other positions have logprobs.
-    assert model.num_logits == [5 + 11] * 2
+    assert model.num_logits == [5 + 11]
 
 
 def test_prompts_shorter_than_a_step_come_several_at_once():
     model = run(max_input_length=5, max_total_tokens=6, max_rows=6)
-    assert model.passes == [[1, 1, 1, 3, 5, 5]] * 2
-    assert model.contexts == [[5, 5, 5, 5, 5, 5], [5, 5, 5, 3, 5, 5]]
+    assert model.passes == [[1, 1, 1, 3, 5, 5]]
+    assert model.contexts == [[5] * 6]
 
 
 def test_fewer_tokens_than_rows_still_make_a_step():
@@ -73,7 +73,7 @@ def test_a_pool_of_few_blocks_bounds_the_sequences():
 
 def test_logits_of_prompts_are_no_more_than_one_pass_asks_for(monkeypatch):
     monkeypatch.setattr(largest_step, "MAX_PROMPT_LOGITS", 7)
-    assert run(max_rows=3).num_logits == [3 + 7] * 2
+    assert run(max_rows=3).num_logits == [3 + 7]
 
 
 def test_single_tokens_read_no_more_together_than_backends_gather(monkeypatch):
