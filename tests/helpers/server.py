@@ -75,10 +75,11 @@ class Server:
 
     def _read(self, ready: queue.Queue[bool]) -> None:
         assert self.process is not None and self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
-            if f":{self.port}" in line and "ready" in line.lower():
-                ready.put(True)
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip())
+                if f":{self.port}" in line and "ready" in line.lower():
+                    ready.put(True)
         ready.put(False)
 
     def stop(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 100.0) -> int:

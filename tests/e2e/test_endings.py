@@ -1,0 +1,150 @@
+"""How a server under load ends: by a signal, or because one of its processes is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from tests.helpers.http_app import events
+from tests.helpers.server import Server
+
+NUM_STREAMS = 10
+MAX_NEW_TOKENS = 250
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 90))
+
+
+def children_of(server: Server) -> dict[str, psutil.Process]:
+    """The launcher's children by the program they run."""
+    assert server.process is not None
+    found = {}
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        words = " ".join(child.cmdline())
+        for name in ("lorax-shard", "lorax-router"):
+            if name in words:
+                found[name] = child
+    assert set(found) == {"lorax-shard", "lorax-router"}
+    return found
+
+
+def wait_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, [process.cmdline() for process in alive]
+
+
+class Crowd:
+    """Streams that run; what each of them has received once it has ended."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+        self.texts = [""] * NUM_STREAMS
+
+    async def start(self, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
+        """Open all streams and wait until each has a token."""
+        params = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos_token": True}
+        body = {"inputs": "the quick brown fox", "parameters": params}
+        tasks = []
+        for place in range(NUM_STREAMS):
+            stream = await stack.enter_async_context(
+                self.http.stream("POST", "/generate_stream", json=body)
+            )
+            chunks = stream.aiter_text()
+            self.texts[place] = await anext(chunks)
+            tasks.append(asyncio.create_task(self._read(place, chunks)))
+        return tasks
+
+    async def _read(self, place: int, chunks: Any) -> None:
+        async for chunk in chunks:
+            self.texts[place] += chunk
+
+
+async def crowd_until(server: Server, act: Callable[[httpx.AsyncClient], Any]) -> list[list[Any]]:
+    """Run streams, do something to the server, and return the events of each stream."""
+    async with (
+        httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+        AsyncExitStack() as stack,
+    ):
+        crowd = Crowd(http)
+        tasks = await crowd.start(stack)
+        await act(http)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(end is None or isinstance(end, httpx.HTTPError) for end in ends), ends
+    # Of a connection that was cut, the last event may be there in part.
+    return [events(text[: text.rfind("\n\n") + 2]) for text in crowd.texts]
+
+
+async def refuses(http: httpx.AsyncClient) -> bool:
+    """Whether a new request is turned away: by an answer, or by nobody listening."""
+    try:
+        answer = await http.post(
+            "/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 1}}
+        )
+    except httpx.TransportError:
+        return True
+    assert answer.status_code in (200, 503)
+    return answer.status_code == 503
+
+
+def test_sigterm_lets_running_streams_finish_and_turns_new_requests_away(launch):
+    with launch() as server:
+        children = list(children_of(server).values())
+
+        async def terminate(http: httpx.AsyncClient) -> None:
+            os.kill(server.process.pid, signal.SIGTERM)
+            while not await refuses(http):
+                await asyncio.sleep(0.01)
+
+        async def scene() -> None:
+            for stream in await crowd_until(server, terminate):
+                assert len(stream) == MAX_NEW_TOKENS
+                assert stream[-1]["generated_text"]
+
+        play(scene())
+        assert server.process.wait(30) == 0
+        wait_gone(children)
+
+
+@pytest.mark.parametrize("name", ["lorax-shard", "lorax-router", "launcher"])
+def test_a_process_that_is_killed_under_load_takes_the_others_along(launch, name):
+    with launch() as server:
+        children = children_of(server)
+        victim = children.get(name) or psutil.Process(server.process.pid)
+
+        async def kill(http: httpx.AsyncClient) -> None:
+            victim.send_signal(signal.SIGKILL)
+
+        async def scene() -> None:
+            for stream in await crowd_until(server, kill):
+                if name == "lorax-shard":
+                    # Every stream is told, in the words of one event and nothing of the inside.
+                    *tokens, last = stream
+                    assert all("token" in event for event in tokens)
+                    assert last["error_type"] == "generation"
+                    assert "unix:" not in last["error"]
+                else:
+                    assert all("token" in event for event in stream)
+
+        play(scene())
+        code = server.process.wait(40)
+        wait_gone(list(children.values()))
+        if name == "launcher":
+            assert code == -signal.SIGKILL
+            return
+        assert code > 0
+        deadline = time.monotonic() + 10
+        while not (lines := [each for each in server.lines if "SIGKILL" in each]):
+            assert time.monotonic() < deadline, server.lines[-10:]
+            time.sleep(0.02)
+        (line,) = lines
+        assert "ERROR" in line
+        assert ("shard-0" if name == "lorax-shard" else "router") in line
