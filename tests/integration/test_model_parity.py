@@ -22,6 +22,7 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_contract.config import ShardConfig
 from lorax_shard.attention import registry
+from lorax_shard.linear.registry import create
 from lorax_shard.model.families import TESTED_FAMILIES
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -41,12 +42,13 @@ class Tiny:
         self.rows = [[draw.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
         self.stock = stock_logits(self.path, self.rows)
 
-    def load(self, backend: str) -> HFPagedModel:
+    def load(self, backend: str, linears: str = "auto") -> HFPagedModel:
         config = ShardConfig(
             model_dir=str(self.path),
             model_id="tiny",
             shard_uris=["unix:///unused"],
             attention_backend=backend,
+            linear_backend=linears,
         )
         return load_paged_model(config)
 
@@ -160,10 +162,22 @@ def test_copied_blocks_serve_another_row(model: HFPagedModel, tiny: Tiny) -> Non
     assert float((logits[0] - tiny.stock[0][36]).abs().max()) <= 1e-4 * scale
 
 
+def packed_linears() -> str:
+    """Return a backend that stacks linears of one input, whose outputs are columns of one tensor."""
+    cpu = torch.device("cpu")
+    return "onednn" if create("onednn").why_not(cpu, torch.float32) is None else "auto"
+
+
+def test_logits_stay_equal_with_stacked_linears(tiny: Tiny) -> None:
+    model = tiny.load("auto", packed_linears())
+    for schedule in SCHEDULES:
+        run(model, tiny, schedule, Fault.NONE)
+
+
 @pytest.mark.parametrize("family", sorted(TESTED_FAMILIES - set(FAMILIES)))
 def test_further_tested_family(family: str, tmp_path: Path) -> None:
     tiny = Tiny(family, tmp_path)
-    model = tiny.load("auto")
+    model = tiny.load("auto", packed_linears())
     assert model.model_type == family
     for schedule in SCHEDULES:
         run(model, tiny, schedule, Fault.NONE)
