@@ -218,3 +218,21 @@ def test_stopping_params_reach_the_shard(num):
         )
 
     play(scene())
+
+
+@pytest.mark.parametrize(("options", "required"), [({}, 2), ({"max_total_tokens": 40}, 40)])
+def test_the_warm_up_requires_only_a_length_that_was_asked_for(options, required):
+    class NotingShard(FakeShard):
+        async def warmup(self, spec, epoch=None):
+            self.spec = spec
+            return await super().warmup(spec, epoch)
+
+    async def scene() -> None:
+        shard = NotingShard(num_blocks=16, block_size=4)
+        config = RouterConfig(model_id="fake", tokenizer_dir="", shard_uri="", **options)
+        _, budgets = await size(config, shard)
+        assert shard.spec.required_tokens == required
+        assert shard.spec.max_total_tokens >= required
+        assert budgets.lengths.max_total_tokens == (64 if not options else 40)
+
+    play(scene())
