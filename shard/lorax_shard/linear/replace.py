@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -30,6 +31,8 @@ SIBLINGS = (
 _CANDIDATES = ("onednn", "torch")
 # Second copies of weights may take this share of the memory that is free at load.
 _COPY_SHARE = 0.25
+# A measurement that took longer is kept for the next start.
+_WORTH_KEEPING_S = 0.5
 
 
 class _Target(NamedTuple):
@@ -120,9 +123,11 @@ def _resolve_auto(
     path = remembered.table_path(weights, candidates)
     table = remembered.recall(path, candidates)
     if table is None:
+        started = time.perf_counter()
         table = measure(weights, candidates)
         log_table(table)
-        remembered.remember(path, table)
+        if time.perf_counter() - started > _WORTH_KEEPING_S:
+            remembered.remember(path, table)
     else:
         logger.info("linears were measured at an earlier start; delete %s to repeat that", path)
     return choose(table, candidates, may_copy=_fits(sum(weight.nbytes for weight in weights)))

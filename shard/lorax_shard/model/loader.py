@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +45,34 @@ def load_paged_model(config: ShardConfig) -> HFPagedModel:
     dtype = resolve_dtype(config.dtype, hf_config, device)
     backend = registry.create(config.attention_backend, device, dtype)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
-    survey = survey_attention(model)
-    probe = ModelProbe(model, survey, backend, config.block_size)
-    probe.record_stock()
+    with _one_thread():
+        survey = survey_attention(model)
+        probe = ModelProbe(model, survey, backend, config.block_size)
+        probe.record_stock()
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend, copied_bytes = install(model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
-    probe.check(paged)
+    with _one_thread():
+        probe.check(paged)
     _log_loaded(paged, config.model_id, time.perf_counter() - started)
     if reason := position_limit(model.config.get_text_config()).reason:
         logger.warning(reason)
     return paged
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread, for the many tiny steps of the probe.
+
+    On a busy machine threads that meet after each of them wait for the scheduler every
+    time: seconds become a minute.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:

@@ -34,6 +34,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return FIGURES
 
     monkeypatch.setattr(replace, "measure", measure)
+    monkeypatch.setattr(replace, "_WORTH_KEEPING_S", 0.0)
     return calls
 
 
@@ -44,6 +45,11 @@ def model_of(*widths: int) -> nn.Module:
 def test_the_second_start_measures_nothing(measured: list[int]) -> None:
     assert [install(model_of(8, 16), "auto", CPU).backend for _ in range(3)] == ["onednn"] * 3
     assert measured == [2]
+
+
+def test_a_quick_measurement_is_not_kept(cache: Path) -> None:
+    install(model_of(8), "auto", CPU)
+    assert not (cache / "linears").exists()
 
 
 def test_other_shapes_are_measured(measured: list[int]) -> None:

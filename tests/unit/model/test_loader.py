@@ -16,6 +16,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.model.probe import ModelProbe
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,28 @@ def load(folder: Path, **values: Any) -> HFPagedModel:
     return load_paged_model(
         ShardConfig(model_dir=str(folder), model_id="tiny", shard_uris=["unix:///none"], **values)
     )
+
+
+def test_the_threads_are_as_before_whether_it_loads_or_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = []
+    real = ModelProbe.record_stock
+    monkeypatch.setattr(
+        ModelProbe,
+        "record_stock",
+        lambda probe: (seen.append(torch.get_num_threads()), real(probe)),
+    )
+    try:
+        load(folder)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        monkeypatch.setattr(ModelProbe, "_difference", lambda *_: "planted")
+        refusal(folder, ExitCode.MODEL_MISMATCH)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def refusal(folder: Path, code: ExitCode, **values: Any) -> str:
