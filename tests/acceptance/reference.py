@@ -37,7 +37,7 @@ class Verdict:
     """How a run compared."""
 
     num_tokens: int = 0
-    # (gap, position) of tokens that are not the reference's choice.
+    # Gaps of tokens that are not the reference's choice.
     gaps: list[float] = field(default_factory=list)
     max_difference: float = 0.0
 
@@ -60,7 +60,7 @@ class Verdict:
     def __str__(self) -> str:
         return (
             f"{self.num_tokens} tokens, {self.num_near_ties} near ties, {self.num_wrong} wrong, "
-            f"largest difference {self.max_difference:.1e}"
+            f"largest difference {self.max_difference:.1e}, largest gap {max(self.gaps, default=0):.1e}"
         )
 
 
@@ -97,17 +97,28 @@ class Reference:
         return verdict
 
     def check_draws(self, answers: list[Served]) -> Verdict:
-        """Compare seeded draws: gaps are distances of the drawn number to the CDF edge."""
+        """Compare seeded draws: gaps are distances of the drawn number to the CDF edge.
+
+        Served and reference values differ in the chosen token's probability, and so in
+        the edges that the draw is compared with.
+        """
         from lorax_contract.step import SamplingParams
         from lorax_shard.engine.sampler import cdf_distance
 
         verdict = Verdict()
+        judged: set[tuple[int, ...]] = set()
         for served in answers:
             params = SamplingParams(do_sample=True, **served.parameters)
             logits = self.logits(served)
             known = np.array(served.prompt_ids + served.output_ids, dtype=np.int64)
             num_prompt = len(served.prompt_ids)
             for position, token in enumerate(served.output_ids):
+                # The same draw in another run of the same request is the same evidence.
+                draw = (params.seed, *served.output_ids[: position + 1])
+                if draw in judged:
+                    continue
+                judged.add(draw)
+                verdict.num_tokens += 1
                 before = known[: num_prompt + position]
                 found = cdf_distance(logits[position], params, before, token, num_prompt)
                 served_p = math.exp(served.logprobs[position])
@@ -115,5 +126,4 @@ class Reference:
                 verdict.max_difference = max(verdict.max_difference, difference)
                 if found.distance > 0:
                     verdict.gaps.append(found.distance)
-            verdict.num_tokens += len(served.output_ids)
         return verdict

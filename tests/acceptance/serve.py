@@ -22,9 +22,7 @@ from tests.helpers.server import Server
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-QUESTION = (
-    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-)
+QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 SECOND_START_S = 20.0
 
 
@@ -213,12 +211,12 @@ def point_seeded_sampling() -> Result:
     jobs = []
     for index in range(32):
         sampling = SAMPLERS[index % len(SAMPLERS)] | {"seed": 1000 + index}
-        parameters = {"max_new_tokens": 48, "ignore_eos_token": True, "do_sample": True}
+        parameters = {"max_new_tokens": 64, "ignore_eos_token": True, "do_sample": True}
         jobs.append((*prompts.make(20 + 3 * index), parameters | sampling))
     with Server() as server:
         alone = [ask(server, *job) for job in jobs[:8]]
         batch = ask_all(server, jobs, spread_s=0)
-    with Server("--num-blocks", "72", "--max-batch-prefill-tokens", "64") as server:
+    with Server("--num-blocks", "64", "--max-batch-prefill-tokens", "64") as server:
         squeezed = ask_all(server, jobs, spread_s=0)
         preempted = metric(server, "lorax_requests_preempted")
     for runs in (alone, batch, squeezed):
@@ -261,7 +259,8 @@ def point_tiny_models() -> Result:
 def point_exact_sampling() -> Result:
     """Bit for bit on batch-invariant models; chi-square of the sampler."""
     return run_tests(
-        "tests/integration/test_seeded_sampling.py", "tests/unit/engine/test_sampler_distribution.py"
+        "tests/integration/test_seeded_sampling.py",
+        "tests/unit/engine/test_sampler_distribution.py",
     )
 
 
