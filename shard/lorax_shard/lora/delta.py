@@ -17,14 +17,20 @@ import torch
 class ModuleDelta:
     """The change of one linear or embedding. Absent parts are None.
 
+    W' is ``weight`` or the base's W, with the rows ``token_ids`` replaced by ``token_rows``.
     Linear, input x (T x in), base output y (T x out)::
 
-        y' = x W'^T + bias'                      with W' = weight or the base's W
+        y' = x W'^T + bias'
         y' = y + scaling * (x A^T) B^T           plain LoRA
-        y' = m / ||W + scaling * B A||_row * (x (W + scaling * B A)^T) + bias'      DoRA
+        y' = m / ||W' + scaling * B A||_row * (x (W' + scaling * B A)^T) + bias'    DoRA
 
-    Embedding of token t: row t of ``weight`` or the base, replaced by ``token_rows``
-    where ``token_ids`` names t, plus ``scaling * B A[:, t]``.
+    Embedding of token t, before the module's own ``embed_scale``::
+
+        e' = W'[t] + scaling * B A[:, t]
+        e' = m / ||W' + scaling * (B A)^T||_column * (W'[t] + scaling * B A[:, t])  DoRA
+
+    A delta concerns its own module only: what a head that is tied to an embedding shares
+    with it is listed under the head's name too.
     """
 
     # r x in (embedding: r x vocabulary) and out x r (embedding: dim x r).
@@ -32,13 +38,13 @@ class ModuleDelta:
     b: torch.Tensor | None = None
     # alpha / r, or alpha / sqrt(r) with rsLoRA; patterns applied.
     scaling: float = 1.0
-    # DoRA's magnitude vector m: out.
+    # DoRA's magnitude vector m: out (embedding: dim).
     magnitude: torch.Tensor | None = None
     # Replaces the base's bias (PEFT's bias="all" or "lora_only"): out.
     bias: torch.Tensor | None = None
     # Replaces the base's weight (modules_to_save), in the base's own layout.
     weight: torch.Tensor | None = None
-    # Rows of an embedding that are replaced: n ids and n x dim values.
+    # Rows of an embedding, or of a head tied to one, that are replaced: n ids, n x dim values.
     token_ids: torch.Tensor | None = None
     token_rows: torch.Tensor | None = None
 
@@ -64,8 +70,11 @@ class HostAdapter:
     # Names the content: configuration and weights.
     digest: str
     modules: Mapping[str, ModuleDelta]
-    # Vocabulary of the adapter's own tokenizer when it adds tokens; 0: the base's.
+    # Rows of the embedding and the head when the adapter adds tokens; 0: the base's.
     vocab_size: int = 0
+    # Facts that the tensors do not show and that merging needs: "rslora" (scaled by the root
+    # of the rank), "selected" (layers or modules were picked out or excluded by an option).
+    traits: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:
