@@ -88,7 +88,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shards = tuple(_shard(options, facts, device, uris, rank) for rank in range(len(uris)))
         router = _router(options, uris[0])
     except ConfigError as error:
-        raise UsageError(_in_flags(str(error))) from error
+        raise UsageError(in_flags(f"{error}.")) from error
     return LaunchPlan(
         prepare_args=_prepare_args(options),
         shards=shards,
@@ -227,10 +227,11 @@ def _at_most(name: str, value: int, limit_name: str, limit: int) -> None:
         raise UsageError(f"{name} {value} can never fit in {limit_name} {limit}; lower it.")
 
 
-def _in_flags(text: str) -> str:
+def in_flags(text: str) -> str:
     """Spell the field at the head of a ConfigError as the flag that set it."""
     field, colon, rest = text.partition(":")
-    return f"--{field.replace('_', '-')}{colon}{rest}." if colon else text
+    known = {each.name for each in dataclasses.fields(LauncherOptions)}
+    return f"--{field.replace('_', '-')}{colon}{rest}" if field in known else text
 
 
 def _prepare_args(options: LauncherOptions) -> tuple[str, ...]:

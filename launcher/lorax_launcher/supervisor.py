@@ -13,10 +13,11 @@ from typing import Any, NoReturn, TypeVar
 
 from lorax_contract.config import RouterConfig, ShardConfig
 from lorax_contract.exit_codes import ExitCode, hint
+from lorax_contract.process import says_out_of_memory
 from lorax_launcher.children import Child
 from lorax_launcher.console import Console
 from lorax_launcher.ready import ready_lines
-from lorax_launcher.resolve import LaunchPlan, PreparedModel
+from lorax_launcher.resolve import LaunchPlan, PreparedModel, in_flags
 
 T = TypeVar("T")
 
@@ -72,6 +73,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._urgent = asyncio.Event()
         self._last_errors: dict[str, str] = {}
+        # The last line of each child that is no log record: what a library says as it aborts.
+        self._last_words: dict[str, str] = {}
 
     async def run(self) -> int:
         """Serve until a signal or a failure; return the exit code of the launcher."""
@@ -186,7 +189,9 @@ class Supervisor:
 
     def _take_line(self, name: str, line: str) -> None:
         record = self._console.child_line(name, line)
-        if record is not None and record.get("level") in ("error", "critical"):
+        if record is None:
+            self._last_words[name] = line.strip() or self._last_words.get(name, "")
+        elif record.get("level") in ("error", "critical"):
             self._last_errors[name] = record["message"]
 
     async def _until_ready(self, child: Child, deadline: float | None = None) -> dict[str, Any]:
@@ -256,11 +261,17 @@ class Supervisor:
     def _describe(self, name: str, status: int) -> tuple[str, int]:
         """Say what happened and what to do, and choose the launcher's exit code."""
         cause = self._last_errors.get(name, "")
+        last_words = self._last_words.get(name, "")
+        if _is_unexplained(status) and says_out_of_memory(last_words):
+            code = ExitCode.OUT_OF_MEMORY
+            return f"{name} ended for lack of memory: {last_words}. {hint(code)}", code
         if status < 0:
             signal_name = _signal_name(-status)
             what = f"{name} was killed by {signal_name}"
             if -status == signal.SIGKILL:
                 what += ", perhaps by the system for lack of memory"
+            elif last_words:
+                what += f", its last words: {last_words}"
             return f"{what}. {hint(ExitCode.CHILD_DIED)}", ExitCode.CHILD_DIED
         if self._is_ready:
             what = f"{name} ended by itself with exit code {status}"
@@ -271,6 +282,8 @@ class Supervisor:
         else:
             code = ExitCode(status) if known else ExitCode.CHILD_DIED
         what = f"{name} could not start (exit code {status})"
+        if code is ExitCode.BAD_CONFIG:
+            cause = in_flags(cause)
         return _sentence(what, cause, code), code
 
     def _children(self) -> list[Child]:
@@ -301,6 +314,11 @@ class Supervisor:
             child.kill()
         await asyncio.gather(*(child.exited for child in children))
         await asyncio.gather(*(child.close() for child in children))
+
+
+def _is_unexplained(status: int) -> bool:
+    """Whether a child ended otherwise than by an exit code that it chose."""
+    return status == ExitCode.INTERNAL or status not in {code.value for code in ExitCode}
 
 
 def _sentence(what: str, cause: str, code: ExitCode) -> str:

@@ -44,7 +44,7 @@ class ProcessConfig:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Read a JSON document; unknown keys, missing keys and wrong types raise ConfigError."""
         try:
             document = json.loads(text)

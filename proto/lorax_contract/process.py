@@ -10,6 +10,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+# How libraries put it, in lower case: C++, libc and the dynamic loader, torch.
+_NO_MEMORY = (
+    "bad_alloc", "cannot allocate memory", "can't allocate memory", "out of memory",
+    "failed to map segment",
+)  # fmt: skip
+
 
 def announce_ready(ready_fd: int | None, facts: dict[str, Any]) -> None:
     """Write one JSON line with ``facts`` to ``ready_fd`` and close it; None does nothing."""
@@ -33,6 +39,11 @@ def watch_lifeline(on_gone: Callable[[], None]) -> None:
         on_gone()
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def says_out_of_memory(words: str) -> bool:
+    """Whether an error's text, of Python or of a library below it, means too little memory."""
+    return any(sign in words.lower() for sign in _NO_MEMORY)
 
 
 def end_process_group() -> None:

@@ -86,7 +86,7 @@ class Stopper:
         self.stop(ExitCode.OK)
 
 
-def run(config_text: str) -> ExitCode:
+def run(config_text: str | bytes) -> ExitCode:
     """Serve by a configuration document and return the exit code."""
     try:
         config = RouterConfig.from_json(config_text)

@@ -20,9 +20,9 @@ import click
 def main(config_path: Path) -> None:
     """Serve HTTP and gRPC in front of a shard group until a signal comes."""
     if str(config_path) == "-":
-        text = sys.stdin.readline()
+        text = sys.stdin.buffer.readline()
     else:
-        text = config_path.read_text(encoding="utf-8")
+        text = config_path.read_bytes()
     from lorax_router.app import run
 
     sys.exit(int(run(text)))

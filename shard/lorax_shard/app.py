@@ -17,7 +17,7 @@ from lorax_contract import logs
 from lorax_contract.config import ConfigError, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_contract.process import announce_ready, watch_lifeline
+from lorax_contract.process import announce_ready, says_out_of_memory, watch_lifeline
 from lorax_shard.rpc.address import clear_stale
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ logger = logging.getLogger("lorax_shard")
 # Seconds that calls under way get to finish, and that the engine's thread gets after them.
 _GRACE_S = 10.0
 _WORKER_GRACE_S = 5.0
+_NO_MEMORY = "there is too little memory; free some, or raise the limit of this process"
 
 
 class Stopper:
@@ -70,7 +71,7 @@ class Stopper:
             return True
 
 
-def run(config_text: str) -> ExitCode:
+def run(config_text: str | bytes) -> ExitCode:
     """Serve by a configuration document and return the exit code."""
     try:
         config = ShardConfig.from_json(config_text)
@@ -89,7 +90,9 @@ def run(config_text: str) -> ExitCode:
         return asyncio.run(serve(config, engine, stopper))
     except StartupError as error:
         return _explained(error)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
+            return _explained(StartupError(f"{_NO_MEMORY}: {error}", ExitCode.OUT_OF_MEMORY))
         logger.exception("the shard ends by an error of its own")
         return ExitCode.INTERNAL
 

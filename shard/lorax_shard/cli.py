@@ -25,7 +25,7 @@ def serve(config_path: Path) -> None:
     """Serve one rank until a signal, or until the launcher is gone."""
     from lorax_shard.app import run
 
-    sys.exit(int(run(config_path.read_text(encoding="utf-8"))))
+    sys.exit(int(run(config_path.read_bytes())))
 
 
 @main.command(

@@ -56,6 +56,9 @@ def run(role: str, behaviour: dict[str, object], report_fd: int) -> None:
         sys.exit(int(str(behaviour["code"])))
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "abort":
+        print(behaviour["words"], file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGABRT)
     if kind == "stuck":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if kind == "grandchild":

@@ -25,6 +25,9 @@ _REHASH_LIMIT_BYTES = 8 << 20
 # The format's own limit on its header; a larger number means that the file is something else.
 _MAX_HEADER_BYTES = 100_000_000
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE_ERRNOS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +220,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         if _says_disk_full(error):
             raise disk_full(folder, "a write failed") from error
-        if isinstance(error, PermissionError):
+        if isinstance(error, OSError) and error.errno in _UNUSABLE_ERRNOS:
             raise StartupError(
-                f"{error.filename or folder} cannot be used: permission denied. Give this user "
-                "access to it, or set LORAX_CACHE to a folder that it may write.",
+                f"{error.filename or folder} cannot be used: {os.strerror(error.errno).lower()}. "
+                "Give this user access to it, or set LORAX_CACHE to a folder that it may write.",
                 ExitCode.BAD_CONFIG,
             ) from error
         raise

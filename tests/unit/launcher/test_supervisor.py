@@ -198,6 +198,29 @@ def test_a_child_that_does_not_start(
     assert role in stage.last_line
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("what():  std::bad_alloc", ExitCode.OUT_OF_MEMORY, "for lack of memory"),
+        ("pthread_create failed", ExitCode.CHILD_DIED, "SIGABRT, its last words: pthread_create"),
+    ],
+)
+def test_the_last_words_of_a_child_that_aborts_are_passed_on(
+    stage: Stage, words: str, code: int, told: str
+) -> None:
+    stage.plan_behaviour(shard={"kind": "abort", "words": words})
+    assert stage.run() == code
+    assert told in stage.last_line
+    assert words in stage.last_line
+
+
+def test_a_setting_that_a_child_refuses_is_named_as_its_flag(stage: Stage) -> None:
+    message = "max_total_tokens: 200 does not fit"
+    stage.plan_behaviour(router={"kind": "fail", "code": 3, "message": message})
+    assert stage.run() == ExitCode.BAD_CONFIG
+    assert "--max-total-tokens: 200 does not fit" in stage.last_line
+
+
 @pytest.mark.parametrize("role", ["shard", "router"])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGUSR1])
 def test_a_child_that_dies_while_serving(stage: Stage, role: str, signum: int) -> None:
