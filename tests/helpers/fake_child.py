@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 FOLDER = Path(os.environ["FAKE_DIR"])
@@ -51,6 +52,8 @@ def end_with_the_launcher() -> None:
 
 def run(role: str, behaviour: dict[str, object], report_fd: int) -> None:
     kind = behaviour["kind"]
+    while role == "router" and not (FOLDER / "shard.pid").exists():
+        time.sleep(0.01)
     if kind == "fail":
         log("error", str(behaviour.get("message", "")))
         sys.exit(int(str(behaviour["code"])))

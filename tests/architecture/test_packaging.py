@@ -1,0 +1,47 @@
+"""What is installed is complete: every package is found, every file beside its code is shipped."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+FIND = SETUPTOOLS["packages"]["find"]
+
+
+def installed_files() -> list[Path]:
+    found = [path for house in FIND["where"] for path in (ROOT / house).glob("lorax_*/**/*")]
+    return [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+
+
+def test_every_file_of_a_package_is_shipped() -> None:
+    patterns = [*SETUPTOOLS["package-data"]["*"], "*.py"]
+    files = installed_files()
+    names = {path.name for path in files}
+    assert {"decode.cpp", "generate.proto", "py.typed"} <= names
+    unmatched = [
+        path.relative_to(ROOT)
+        for path in files
+        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+    ]
+    assert unmatched == []
+
+
+def test_every_folder_with_code_is_found() -> None:
+    folders = {path.parent for path in installed_files() if path.suffix == ".py"}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    outermost = {path.name for house in FIND["where"] for path in (ROOT / house).glob("lorax_*/")}
+    assert all(any(fnmatch.fnmatch(name, each) for each in FIND["include"]) for name in outermost)
+
+
+@pytest.mark.parametrize(
+    "package",
+    [folder for house in FIND["where"] for folder in (ROOT / house).glob("lorax_*/")],
+    ids=lambda p: p.name,
+)
+def test_every_package_is_marked_as_typed(package: Path) -> None:
+    assert (package / "py.typed").is_file()
