@@ -47,7 +47,9 @@ def make_engine(model_dir: Path, attention: str, linear: str) -> Engine:
     )  # fmt: skip
     model = load_paged_model(config)
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    engine = Engine(model, tokenizer, PoolSettings(block_size=16, memory_fraction=0.5, num_blocks=4096))
+    engine = Engine(
+        model, tokenizer, PoolSettings(block_size=16, memory_fraction=0.5, num_blocks=4096)
+    )
     engine.warm_up(
         WarmupSpec(max_input_length=256, max_total_tokens=512, max_step_tokens=256, max_rows=64)
     )
@@ -94,7 +96,7 @@ class Batch:
 
 def timed_linears(engine: Engine, num_rows: int) -> Callable[[], None]:
     """Return a call that runs every linear of a step once, the head included."""
-    from lorax_shard.linear import PackedLinear 
+    from lorax_shard.linear import PackedLinear
 
     model: Any = engine.model
     modules = [
@@ -114,7 +116,7 @@ def timed_linears(engine: Engine, num_rows: int) -> Callable[[], None]:
 def bandwidth() -> float:
     """Return bytes per second of reading memory."""
     data = torch.ones(1 << 26)
-    best = min(measure(lambda: data.sum(), 5))
+    best = min(measure(data.sum, 5))
     return data.numel() * 4 / best
 
 

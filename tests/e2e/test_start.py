@@ -109,10 +109,6 @@ def _no_family(folder: Path) -> None:
     edit_config(folder, model_type="no-such-family", architectures=["NoSuchForCausalLM"])
 
 
-def _encoder(folder: Path) -> None:
-    edit_config(folder, model_type="bert", architectures=["BertModel"])
-
-
 def _cut_weights(folder: Path) -> None:
     truncate(folder / "model.safetensors", 0.5)
 
@@ -134,10 +130,6 @@ def _broken_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": 3}')
 
 
-def _other_shapes(folder: Path) -> None:
-    edit_config(folder, intermediate_size=96)
-
-
 def _no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -150,13 +142,11 @@ def _broken_config(folder: Path) -> None:
     ("damage", "code", "words"),
     [
         (_no_family, ExitCode.MODEL_UNSUPPORTED, "'no-such-family' is unknown to transformers"),
-        (_encoder, ExitCode.MODEL_UNSUPPORTED, "causal language model"),
         (_cut_weights, ExitCode.MODEL_CORRUPT, "model.safetensors"),
         (_noise_for_weights, ExitCode.MODEL_CORRUPT, "model.safetensors"),
         (_pickle_only, ExitCode.MODEL_UNSUPPORTED, "Convert them to safetensors"),
         (_no_tokenizer, ExitCode.TOKENIZER_UNUSABLE, "tokenizer.json"),
         (_broken_tokenizer, ExitCode.MODEL_CORRUPT, "tokenizer.json cannot be read"),
-        (_other_shapes, ExitCode.MODEL_CORRUPT, "in another shape"),
         (_no_config, ExitCode.MODEL_NOT_FOUND, "has no config.json"),
         (_broken_config, ExitCode.MODEL_CORRUPT, "config.json"),
     ],
@@ -217,19 +207,9 @@ def test_a_cache_folder_that_cannot_be_made(
     assert "set LORAX_CACHE" in last
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("--attention-backend", "nothing"), "'nothing'"),
-        (("--linear-backend", "nothing"), "'nothing'"),
-    ],
-)
-def test_a_backend_that_does_not_exist(
-    refusal: Callable[..., str], llama: Path, words: tuple[str, ...], named: str
-) -> None:
-    last = refusal(ExitCode.BACKEND_UNAVAILABLE, "--model-id", str(llama), *words)
-    assert named in last
-    assert "auto" in last
+def test_a_backend_that_does_not_exist(refusal: Callable[..., str], llama: Path) -> None:
+    words = ("--model-id", str(llama), "--attention-backend", "nothing")
+    assert "'nothing'; choose auto" in refusal(ExitCode.BACKEND_UNAVAILABLE, *words)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +226,7 @@ def test_bad_flags(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("program", ["lorax-router", "lorax-shard"])
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"no_such_key": 1}', '{"model_id": 3}', "\x00\xff"]
-)
+@pytest.mark.parametrize("text", ["", "[]", '{"no_such_key": 1}', "\x00\xff"])
 def test_a_bad_document_given_by_hand(program: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
