@@ -22,6 +22,8 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         # Held by the kernel too; plain attributes, so that .to() cannot part the two.
         self.bias = bias
+        # Whether the replaced module kept its weight as in x out (Conv1D): files of it do too.
+        self.is_transposed = False
 
     @property
     def weight(self) -> torch.Tensor:

@@ -44,6 +44,8 @@ class _Target(NamedTuple):
     bias: torch.Tensor | None
     # Another module uses the same weight (a tied head): it stays in memory in any case.
     is_tied: bool
+    # The model's own weight is in x out (Conv1D).
+    is_transposed: bool
 
 
 class Installed(NamedTuple):
@@ -98,7 +100,8 @@ def _targets(model: nn.Module) -> Iterator[_Target]:
                 continue
             parameters = dict(child.named_parameters(recurse=False))
             bias = parameters["bias"].detach() if "bias" in parameters else None
-            yield _Target(parent, name, weight, bias, uses[id(parameters["weight"])] > 1)
+            is_tied = uses[id(parameters["weight"])] > 1
+            yield _Target(parent, name, weight, bias, is_tied, _is_conv1d(child))
 
 
 def _all_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -186,9 +189,9 @@ def _are_siblings(first: _Target, other: _Target, names: Sequence[str]) -> bool:
 def _replace_one(target: _Target, backend: LinearBackend) -> int:
     kernel = backend.pack(target.weight, target.bias)
     out_features, in_features = target.weight.shape
-    setattr(
-        target.parent, target.name, PackedLinear(kernel, in_features, out_features, target.bias)
-    )
+    module = PackedLinear(kernel, in_features, out_features, target.bias)
+    module.is_transposed = target.is_transposed
+    setattr(target.parent, target.name, module)
     return kernel.nbytes
 
 
@@ -200,6 +203,7 @@ def _replace_siblings(group: list[_Target], backend: LinearBackend) -> int:
     for index, target in enumerate(group):
         share = SiblingKernel(siblings, index, kernel.nbytes * sizes[index] // sum(sizes))
         module = PackedLinear(share, weight.shape[1], sizes[index], target.bias)
+        module.is_transposed = target.is_transposed
         setattr(target.parent, target.name, module)
     return kernel.nbytes
 

@@ -1,0 +1,102 @@
+"""Which rows of a step compute with which adapter slot.
+
+A slot is a small number under which one adapter is loaded; a row without one is a base
+row. Rows here are the rows of one tensor: the tokens of a step, or its logit rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IdArray = NDArray[np.int64]
+
+# What stands for "no slot" in arrays of slots.
+BASE = -1
+
+
+class Span(NamedTuple):
+    """Neighbouring rows of one slot: start <= row < stop."""
+
+    slot: int
+    start: int
+    stop: int
+
+
+class Assignment:
+    """The slot of each row of one tensor; immutable but for what others keep in it."""
+
+    def __init__(self, slot_of_row: IdArray, device: torch.device) -> None:
+        self.slot_of_row = slot_of_row
+        self.num_rows = len(slot_of_row)
+        self.device = device
+        # Runs of rows with a slot, in the order of the rows.
+        self.spans = _spans(slot_of_row)
+        self.slots = tuple(sorted({span.slot for span in self.spans}))
+        # Bit s is set if slot s has rows here.
+        self.mask = sum(1 << slot for slot in self.slots)
+        # What siblings share: one low-rank input at a time, held by its group.
+        self.shared: tuple[object, torch.Tensor, Any] | None = None
+        # Values a backend computes in the first module and reuses in the others.
+        self.scratch: dict[str, Any] = {}
+        self._rows: dict[int, slice | torch.Tensor] = {}
+
+    def rows(self, slot: int) -> slice | torch.Tensor:
+        """Return the rows of a slot: a slice if they are neighbours, else their numbers."""
+        found = self._rows.get(slot)
+        if found is None:
+            spans = [span for span in self.spans if span.slot == slot]
+            if len(spans) == 1:
+                found = slice(spans[0].start, spans[0].stop)
+            else:
+                numbers = np.flatnonzero(self.slot_of_row == slot)
+                found = torch.from_numpy(numbers).to(self.device)
+            self._rows[slot] = found
+        return found
+
+
+class LoraStep(NamedTuple):
+    """The adapters of one forward pass."""
+
+    tokens: Assignment
+    # The rows that the head computes.
+    logits: Assignment
+
+
+def make_step(
+    query_lens: Sequence[int],
+    slots: Sequence[int | None],
+    logit_rows: IdArray | torch.Tensor | None,
+    device: torch.device,
+) -> LoraStep | None:
+    """Lay out a step of rows with ``query_lens[i]`` tokens and slot ``slots[i]`` each.
+
+    ``logit_rows`` are the token numbers that the head computes; None: all of them. Returns
+    None when no row has a slot.
+    """
+    of_row = np.array([BASE if slot is None else slot for slot in slots], dtype=np.int64)
+    if (of_row == BASE).all():
+        return None
+    of_token = np.repeat(of_row, np.asarray(query_lens, dtype=np.int64))
+    tokens = Assignment(of_token, device)
+    if logit_rows is None:
+        return LoraStep(tokens, tokens)
+    if isinstance(logit_rows, torch.Tensor):
+        logit_rows = logit_rows.cpu().numpy()
+    if np.array_equal(logit_rows, np.arange(len(of_token))):
+        return LoraStep(tokens, tokens)
+    return LoraStep(tokens, Assignment(of_token[logit_rows], device))
+
+
+def _spans(slot_of_row: IdArray) -> list[Span]:
+    if not len(slot_of_row):
+        return []
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(slot_of_row)) + 1])
+    stops = [*starts[1:].tolist(), len(slot_of_row)]
+    slots = slot_of_row[starts].tolist()
+    spans = (Span(*each) for each in zip(slots, starts.tolist(), stops, strict=True))
+    return [span for span in spans if span.slot != BASE]

@@ -1,0 +1,78 @@
+"""The interface of LoRA backends.
+
+Shapes in this folder: T rows of a tensor, r rank, R sum of the ranks of the members of a
+group, in and out the widths of a linear.
+
+A *group* is one linear, or several siblings that read the same input (q, k and v). For a
+row with input x whose adapter has A (r x in) and B (out x r) for a member, that member's
+output gains ``(x A^T) B'`` where B' = scaling * B^T. The members' A lie one below the
+other, so that one product shrinks the input for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lorax_shard.lora.assignment import Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWeights:
+    """The low-rank matrices of one adapter for one group; all contiguous."""
+
+    a: torch.Tensor  # R x in
+    # Of each member: transposed, with everything that scales it folded in. None: it has none.
+    b: tuple[torch.Tensor | None, ...]  # r x out
+
+    @property
+    def offsets(self) -> list[int]:
+        """Return where in R each member's part begins."""
+        offsets, start = [], 0
+        for b in self.b:
+            offsets.append(start)
+            start += 0 if b is None else b.shape[0]
+        return offsets
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices."""
+        return self.a.nbytes + sum(b.nbytes for b in self.b if b is not None)
+
+
+class LoraGroup(ABC):
+    """The loaded low-rank matrices of one group, by slot."""
+
+    @abstractmethod
+    def load(self, slot: int, weights: GroupWeights) -> None:
+        """Take the matrices of a slot; the slot is empty."""
+
+    @abstractmethod
+    def unload(self, slot: int) -> None:
+        """Let the matrices of a slot go."""
+
+    @abstractmethod
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> Any:
+        """Compute x A^T for all rows (x: T x in); what comes back is for ``expand`` only."""
+
+    @abstractmethod
+    def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
+        """Add a member's low-rank output to ``y`` (T x out or wider, any row stride)."""
+
+
+class LoraBackend(ABC):
+    """Makes groups. Rows whose slot is not loaded in a group stay as they are, free of cost."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
+        """Return in words why this backend cannot run here, or None when it can."""
+        return None
+
+    @abstractmethod
+    def make_group(self, num_members: int) -> LoraGroup:
+        """Return an empty group."""

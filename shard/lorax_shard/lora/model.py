@@ -1,0 +1,200 @@
+"""The adapters of one model: loaded by slot, applied to the rows of each step.
+
+Two lanes. ``prepare`` checks, converts and copies; it changes nothing and may run on any
+thread beside a step. ``load`` and ``unload`` belong to the thread that computes steps, and
+only exchange references.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorax_shard.lora.assignment import IdArray, LoraStep, make_step
+from lorax_shard.lora.backend import LoraBackend
+from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.lora.patches import (
+    CurrentStep,
+    EmbeddingPatch,
+    LinearPatch,
+    SharedGroup,
+    VectorPatch,
+)
+from lorax_shard.lora.prepare import Preparer
+from lorax_shard.lora.prepared import PreparedAdapter
+from lorax_shard.lora.registry import create
+from lorax_shard.lora.sites import Kind, Site, find_groups, find_sites
+
+
+def install(model: nn.Module, backend: str, device: torch.device, dtype: torch.dtype) -> LoraModel:
+    """Make a model ready for adapters; comes after whatever replaces its linears.
+
+    ``backend`` is 'auto' or a name of the registry. Raises StartupError
+    (BACKEND_UNAVAILABLE).
+    """
+    return LoraModel(model, create(backend, device, dtype), device, dtype)
+
+
+class LoraModel:
+    """Owns the slots of one model."""
+
+    def __init__(
+        self, model: nn.Module, backend: LoraBackend, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.backend = backend.name
+        self.sites = find_sites(model)
+        self._model, self._device = model, device
+        self._current = CurrentStep()
+        members = list(find_groups(self.sites))
+        self._preparer = Preparer(self.sites, members, dtype, device)
+        self._slots: dict[int, PreparedAdapter] = {}
+        self._groups = [SharedGroup(backend.make_group(len(each)), len(each)) for each in members]
+        self._members = members
+        self._linears = {
+            site.name: LinearPatch(site, self._current, group, member)
+            for group, sites in zip(self._groups, members, strict=True)
+            for member, site in enumerate(sites)
+        }
+        self._embeddings = {
+            site.name: EmbeddingPatch(site, self._current) for site in self._of_kind(Kind.EMBEDDING)
+        }
+        self._vectors = {
+            site.name: VectorPatch(site, self._current) for site in self._of_kind(Kind.VECTOR)
+        }
+        self._mask_hook: Any = None
+
+    @property
+    def slots(self) -> dict[int, str]:
+        """The loaded slots and the digests of their adapters."""
+        return {slot: adapter.digest for slot, adapter in self._slots.items()}
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the base's head uses the weight of its input embedding."""
+        config: Any = getattr(self._model, "config", None)
+        return config is not None and bool(
+            getattr(config.get_text_config(), "tie_word_embeddings", False)
+        )
+
+    def prepare(self, adapter: HostAdapter) -> PreparedAdapter:
+        """Check an adapter against the model and copy it to the device; any thread.
+
+        AdapterMismatchError says in words what does not fit.
+        """
+        return self._preparer.prepare(adapter)
+
+    def load(self, slot: int, adapter: HostAdapter | PreparedAdapter) -> None:
+        """Put an adapter into an empty slot."""
+        if slot < 0:
+            raise ValueError(f"slot {slot}: slots are numbered from 0")
+        if slot in self._slots:
+            raise ValueError(f"slot {slot} holds an adapter; unload it first")
+        if self._current.step is not None:
+            raise RuntimeError("adapters change between steps only")
+        if isinstance(adapter, HostAdapter):
+            adapter = self.prepare(adapter)
+        self._slots[slot] = adapter
+        for number, weights in adapter.groups.items():
+            self._groups[number].load(slot, weights)
+            for site, b in zip(self._members[number], weights.b, strict=True):
+                if b is not None:
+                    self._linears[site.name].load_low_rank(slot)
+        for name, linear in adapter.linears.items():
+            self._linears[name].load(slot, linear)
+        for name, embedding in adapter.embeddings.items():
+            self._embeddings[name].load(slot, embedding)
+        for name, vector in adapter.vectors.items():
+            self._vectors[name].load(slot, vector)
+        self._update_mask_hook()
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot; its memory is free when the last step with it is done."""
+        if self._current.step is not None:
+            raise RuntimeError("adapters change between steps only")
+        adapter = self._slot(slot)
+        del self._slots[slot]
+        for number in adapter.groups:
+            self._groups[number].unload(slot)
+            for site in self._members[number]:
+                self._linears[site.name].unload(slot)
+        for name in adapter.linears:
+            self._linears[name].unload(slot)
+        for name in adapter.embeddings:
+            self._embeddings[name].unload(slot)
+        for name in adapter.vectors:
+            self._vectors[name].unload(slot)
+        self._update_mask_hook()
+
+    def slot_bytes(self, slot: int) -> int:
+        """Return the bytes that a loaded slot takes on the device."""
+        return self._slot(slot).nbytes
+
+    @contextmanager
+    def step(
+        self,
+        query_lens: Sequence[int],
+        slots: Sequence[int | None],
+        logit_rows: IdArray | torch.Tensor | None = None,
+    ) -> Iterator[LoraStep | None]:
+        """Apply adapters to the forward pass within: row i has ``query_lens[i]`` tokens.
+
+        ``slots[i]`` is its slot, None for a base row. ``logit_rows`` are the token numbers
+        that the head computes; None: all. A slot that is not loaded is a ValueError: no row
+        ever computes with less than it asked for.
+        """
+        assert self._current.step is None, "steps do not nest"
+        for slot in slots:
+            if slot is not None:
+                self._slot(slot)
+        step = make_step(query_lens, slots, logit_rows, self._device)
+        self._current.step = step
+        try:
+            yield step
+        finally:
+            self._current.step = None
+            if step is not None:
+                step.tokens.shared = step.logits.shared = None
+
+    def num_logits(self, slot: int | None) -> int:
+        """Return how many logits rows of a slot have; later columns are -inf."""
+        head = next(site for site in self.sites.values() if site.is_head)
+        if slot is None:
+            return head.out_features
+        return self._slot(slot).num_logits or head.out_features
+
+    def _slot(self, slot: int) -> PreparedAdapter:
+        if slot not in self._slots:
+            raise ValueError(f"slot {slot} holds no adapter")
+        return self._slots[slot]
+
+    def _of_kind(self, kind: Kind) -> Iterator[Site]:
+        return (site for site in self.sites.values() if site.kind is kind)
+
+    def _update_mask_hook(self) -> None:
+        """Mask logits after the whole model: what follows a head may lift -inf, as a softcap does."""
+        is_needed = any(adapter.num_logits for adapter in self._slots.values())
+        if is_needed and self._mask_hook is None:
+            hook = functools.partial(self._mask_logits)
+            self._mask_hook = self._model.register_forward_hook(hook)
+        elif not is_needed and self._mask_hook is not None:
+            self._mask_hook.remove()
+            self._mask_hook = None
+
+    def _mask_logits(self, module: nn.Module, args: Any, output: Any) -> None:
+        step = self._current.step
+        if step is None:
+            return
+        logits: torch.Tensor = output.logits
+        logits = logits.view(-1, logits.shape[-1])
+        rows = step.logits
+        if any(self._slots[slot].num_logits for slot in rows.slots):
+            own = torch.full((rows.num_rows,), self.num_logits(None), device=logits.device)
+            for slot in rows.slots:
+                own[rows.rows(slot)] = self.num_logits(slot)
+            columns = torch.arange(logits.shape[1], device=logits.device)
+            logits.masked_fill_(columns >= own[:, None], float("-inf"))

@@ -1,0 +1,228 @@
+"""What takes a module's forward over while a loaded adapter changes that module.
+
+A patch exists for a module only as long as some slot needs it, and steps aside for steps
+without adapters; so neither base rows nor adapters that lack a module pay for it. The
+structure of the model, its names and its weights stay untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lorax_shard.lora.assignment import Assignment, LoraStep
+from lorax_shard.lora.backend import GroupWeights, LoraGroup
+from lorax_shard.lora.prepared import EmbeddingChange, LinearChange, VectorChange
+from lorax_shard.lora.sites import Site
+
+_Change = TypeVar("_Change", LinearChange, EmbeddingChange, VectorChange)
+
+
+class CurrentStep:
+    """Holds the step that a model computes now; one per model, shared by its patches."""
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step: LoraStep | None = None
+
+
+class Patch(ABC, Generic[_Change]):
+    """The changes of one module by slot; patches the module while there are any."""
+
+    def __init__(self, site: Site, current: CurrentStep) -> None:
+        self.site = site
+        # Bit s is set if slot s changes this module.
+        self.mask = 0
+        self._current = current
+        self._changes: dict[int, _Change] = {}
+        self._base: Callable[..., torch.Tensor] = site.module.forward
+
+    def load(self, slot: int, change: _Change) -> None:
+        """Change the module for rows of ``slot``."""
+        self._changes[slot] = change
+        self._set_mask(self.mask | 1 << slot)
+
+    def unload(self, slot: int) -> None:
+        """Let a slot's change go; no error if it has none."""
+        self._changes.pop(slot, None)
+        self._set_mask(self.mask & ~(1 << slot))
+
+    def _set_mask(self, mask: int) -> None:
+        if mask and not self.mask:
+            self.site.module.forward = self._forward
+        elif self.mask and not mask:
+            del self.site.module.forward  # the class's own shows again
+        self.mask = mask
+
+    def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        step = self._current.step
+        if step is not None:
+            rows = step.logits if self.site.is_head else step.tokens
+            if self.mask & rows.mask:
+                return self.compute(x, rows)
+        return self._base(x, *args, **kwargs)
+
+    @abstractmethod
+    def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
+        """Compute the module for a step in which some slot changes it."""
+
+    def _check_rows(self, num_rows: int, rows: Assignment) -> None:
+        if num_rows != rows.num_rows:
+            raise RuntimeError(
+                f"{self.site.name} was given {num_rows} rows in a step of {rows.num_rows}"
+            )
+
+
+class SharedGroup:
+    """The low-rank parts of siblings: shrunk by the first that sees an input, for all."""
+
+    def __init__(self, group: LoraGroup, num_members: int) -> None:
+        self._group = group
+        self._is_shared = num_members > 1
+
+    def load(self, slot: int, weights: GroupWeights) -> None:
+        """Take the matrices of a slot."""
+        self._group.load(slot, weights)
+
+    def unload(self, slot: int) -> None:
+        """Let the matrices of a slot go."""
+        self._group.unload(slot)
+
+    def add(self, member: int, x: torch.Tensor, y: torch.Tensor, rows: Assignment) -> None:
+        """Add a member's low-rank output of input ``x`` to ``y`` (T x out)."""
+        self._group.expand(self._shrunk(x, rows), member, y, rows)
+
+    def _shrunk(self, x: torch.Tensor, rows: Assignment) -> Any:
+        shared = rows.shared
+        # The very same tensor, of the same step: siblings are handed one object.
+        if shared is not None and shared[0] is self and shared[1] is x:
+            return shared[2]
+        shrunk = self._group.shrink(x.reshape(rows.num_rows, -1), rows)
+        rows.shared = (self, x, shrunk) if self._is_shared else None
+        return shrunk
+
+
+class LinearPatch(Patch[LinearChange]):
+    """A linear: low-rank parts by group, everything else row by row of the slots that have it."""
+
+    def __init__(self, site: Site, current: CurrentStep, group: SharedGroup, member: int) -> None:
+        super().__init__(site, current)
+        self._group, self._member = group, member
+        # Bit s is set if slot s has a low-rank part here.
+        self._low_rank = 0
+
+    def load_low_rank(self, slot: int) -> None:
+        """Note that the group has a low-rank part of this slot for this member."""
+        self._low_rank |= 1 << slot
+        self._set_mask(self.mask | 1 << slot)
+
+    def unload(self, slot: int) -> None:
+        """Let a slot's change go; no error if it has none."""
+        self._low_rank &= ~(1 << slot)
+        super().unload(slot)
+
+    def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
+        """Compute the base for all rows, then change those of the slots."""
+        y = self._base(x)
+        width = y.shape[-1]
+        flat = y.view(-1, width)
+        self._check_rows(flat.shape[0], rows)
+        if self._changes:
+            flat = self._change(x.reshape(rows.num_rows, -1), flat, rows)
+        if self._low_rank & rows.mask:
+            self._group.add(self._member, x, flat, rows)
+        return y if flat.shape[1] == width else flat.view(*y.shape[:-1], -1)
+
+    def _change(self, x: torch.Tensor, y: torch.Tensor, rows: Assignment) -> torch.Tensor:
+        changes = [(rows.rows(s), self._changes[s]) for s in rows.slots if s in self._changes]
+        weights = (change.weight for _, change in changes)
+        widest = max((weight.shape[0] for weight in weights if weight is not None), default=0)
+        if widest > y.shape[1]:
+            # Other rows do not have these tokens: their logits stay impossible.
+            y = functional.pad(y, (0, widest - y.shape[1]), value=float("-inf"))
+        for at, change in changes:
+            _change_rows(change, at, x, y)
+        return y
+
+
+def _change_rows(
+    change: LinearChange, at: slice | torch.Tensor, x: torch.Tensor, y: torch.Tensor
+) -> None:
+    if change.weight is not None:
+        width = change.weight.shape[0]
+        y[at, :width] = functional.linear(x[at], change.weight, change.bias)
+        y[at, width:] = float("-inf")
+    if change.scale is not None:
+        y[at, : len(change.scale)] *= change.scale
+    if change.shift is not None:
+        y[at, : len(change.shift)] += change.shift
+    if change.token_ids is not None and change.token_rows is not None:
+        columns = x[at] @ change.token_rows.T
+        numbers = torch.arange(len(y), device=y.device)[at]
+        y[numbers[:, None], change.token_ids] = columns
+
+
+class EmbeddingPatch(Patch[EmbeddingChange]):
+    """An embedding: computed by the base, then changed row by row of the slots."""
+
+    def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
+        """Compute the embedding of ids ``x``."""
+        ids = x.reshape(-1)
+        self._check_rows(len(ids), rows)
+        changes = [(rows.rows(s), self._changes[s]) for s in rows.slots if s in self._changes]
+        known = ids
+        if any(change.weight is not None for _, change in changes):
+            # The base may not know these ids.
+            known = ids.clone()
+            for at, change in changes:
+                if change.weight is not None:
+                    known[at] = 0
+        y = self._base(known.view(x.shape))
+        flat = y.view(len(ids), -1)
+        for at, change in changes:
+            flat[at] = _embed(change, ids[at], flat[at])
+        return y
+
+
+def _embed(change: EmbeddingChange, ids: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    y = base if change.weight is None else change.weight[ids]
+    if change.token_ids is not None and change.token_rows is not None and len(change.token_ids):
+        found = torch.searchsorted(change.token_ids, ids).clamp_(max=len(change.token_ids) - 1)
+        is_replaced = change.token_ids[found] == ids
+        y = torch.where(is_replaced[:, None], change.token_rows[found], y)
+    if change.scale is not None:
+        y = y * change.scale
+    if change.a is not None and change.b is not None:
+        y = y + change.a[ids] @ change.b
+    return y
+
+
+class VectorPatch(Patch[VectorChange]):
+    """A norm: computed with other parameters for the rows of the slots."""
+
+    def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
+        """Compute the norm of ``x`` (1 x T x ..., or T x ...)."""
+        y = self._base(x)
+        flat_x, flat_y = x, y
+        if x.shape[0] == 1 and x.dim() > 2:  # batch, tokens, width
+            flat_x, flat_y = x[0], y[0]
+        self._check_rows(len(flat_x), rows)
+        for slot in rows.slots:
+            change = self._changes.get(slot)
+            if change is not None:
+                at = rows.rows(slot)
+                flat_y[at] = self._with(change)(flat_x[at])
+        return y
+
+    def _with(self, change: VectorChange) -> nn.Module:
+        module = copy.copy(self.site.module)
+        module._parameters = {**module._parameters, **change.parameters}  # type: ignore[dict-item]
+        module.__dict__.pop("forward", None)
+        return module

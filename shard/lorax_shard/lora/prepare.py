@@ -1,0 +1,287 @@
+"""Checks an adapter against the model and turns it into what the step computes with.
+
+DoRA needs the row norms of W + scaling * B A. They depend on constants only, so they are
+computed here, once, and become a factor of the base's output and of B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.lora.errors import AdapterMismatchError
+from lorax_shard.lora.prepared import (
+    EmbeddingChange,
+    LinearChange,
+    PreparedAdapter,
+    VectorChange,
+)
+from lorax_shard.lora.sites import Kind, Site
+
+
+class Preparer:
+    """Knows the model's places, its dtype and its device; safe to use from any thread."""
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        groups: Sequence[Sequence[Site]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._sites, self._groups = sites, groups
+        self._dtype, self._device = dtype, device
+
+    @torch.inference_mode()
+    def prepare(self, adapter: HostAdapter) -> PreparedAdapter:
+        """Check and convert an adapter; AdapterMismatchError says what does not fit."""
+        for name, delta in adapter.modules.items():
+            self._check(name, delta)
+        linears, low_rank = self._linears(adapter)
+        embeddings = {
+            name: self._embedding(self._sites[name], delta)
+            for name, delta in adapter.modules.items()
+            if self._sites[name].kind is Kind.EMBEDDING
+        }
+        vectors = {
+            name: self._vector(delta)
+            for name, delta in adapter.modules.items()
+            if self._sites[name].kind is Kind.VECTOR
+        }
+        return PreparedAdapter(
+            digest=adapter.digest,
+            groups=self._stack(low_rank),
+            linears=linears,
+            embeddings=embeddings,
+            vectors=vectors,
+            num_logits=self._num_logits(adapter),
+            max_rank=max((delta.rank for delta in adapter.modules.values()), default=0),
+        )
+
+    def _check(self, name: str, delta: ModuleDelta) -> None:
+        site = self._sites.get(name)
+        if site is None:
+            raise AdapterMismatchError(
+                f"it changes {name!r}, and the model has no such linear, embedding or norm "
+                "whose rows are the tokens of a step"
+            )
+        checks = {
+            Kind.LINEAR: _check_linear,
+            Kind.EMBEDDING: _check_embedding,
+            Kind.VECTOR: _check_vector,
+        }
+        checks[site.kind](site, delta)
+
+    def _linears(
+        self, adapter: HostAdapter
+    ) -> tuple[dict[str, LinearChange], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Return the changes by name, and A and B' of those that have a low-rank part."""
+        changes, low_rank = {}, {}
+        for name, delta in adapter.modules.items():
+            site = self._sites[name]
+            if site.kind is not Kind.LINEAR:
+                continue
+            factor = _dora_factor(delta, _linear_weight(site, delta))
+            change = self._linear(site, delta, factor)
+            if not change.is_empty:
+                changes[name] = change
+            if delta.a is not None and delta.b is not None:
+                b = delta.b.float() * delta.scaling
+                if factor is not None:
+                    b *= factor.cpu()[:, None]
+                low_rank[name] = (self._move(delta.a), self._move(b.T))
+        return changes, low_rank
+
+    def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
+        bias = site.bias if delta.bias is None else delta.bias
+        tokens = {"token_ids": delta.token_ids, "token_rows": delta.token_rows}
+        tokens = {name: self._move(part) for name, part in tokens.items() if part is not None}
+        if delta.weight is not None:
+            weight = delta.weight.T if site.is_transposed else delta.weight
+            if factor is not None:
+                weight = weight.float() * factor.to(weight.device)[:, None]
+            moved = None if bias is None else self._move(bias)
+            return LinearChange(weight=self._move(weight), bias=moved, **tokens)
+        return LinearChange(
+            scale=None if factor is None else self._move(factor),
+            shift=self._shift(site, delta, factor),
+            **tokens,
+        )
+
+    def _shift(
+        self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Return bias' - factor * bias: what makes the scaled output end in the new bias."""
+        if site.bias is None or (delta.bias is None and factor is None):
+            return None
+        base = site.bias.float().cpu()
+        new = base if delta.bias is None else delta.bias.float()
+        return self._move(new - base if factor is None else new - factor.cpu() * base)
+
+    def _embedding(self, site: Site, delta: ModuleDelta) -> EmbeddingChange:
+        scale = site.embed_scale
+        weight = delta.weight
+        factor = _dora_factor(delta, site.weight if weight is None else weight, by_column=True)
+        parts: dict[str, torch.Tensor] = {}
+        if weight is not None:
+            parts["weight"] = weight.float() * scale
+        if delta.token_ids is not None and delta.token_rows is not None:
+            order = delta.token_ids.argsort()
+            parts["token_ids"] = delta.token_ids[order].long()
+            parts["token_rows"] = delta.token_rows[order].float() * scale
+        if factor is not None:
+            parts["scale"] = factor
+        if delta.a is not None and delta.b is not None:
+            b = delta.b.float() * (delta.scaling * scale)
+            parts["a"] = delta.a.T
+            parts["b"] = (b if factor is None else b * factor.cpu()[:, None]).T
+        return EmbeddingChange(**{name: self._move(part) for name, part in parts.items()})
+
+    def _vector(self, delta: ModuleDelta) -> VectorChange:
+        parts = {"weight": delta.weight, "bias": delta.bias}
+        return VectorChange(
+            parameters={name: self._move(part) for name, part in parts.items() if part is not None}
+        )
+
+    def _stack(
+        self, low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    ) -> dict[int, GroupWeights]:
+        stacked = {}
+        for number, group in enumerate(self._groups):
+            members = [low_rank.get(site.name) for site in group]
+            a = [member[0] for member in members if member is not None]
+            if a:
+                b = tuple(None if member is None else member[1] for member in members)
+                stacked[number] = GroupWeights(torch.cat(a) if len(a) > 1 else a[0], b)
+        return stacked
+
+    def _num_logits(self, adapter: HostAdapter) -> int:
+        """Return how many logits the adapter's rows have if not as many as the base's, else 0."""
+        head = next((site for site in self._sites.values() if site.is_head), None)
+        delta = None if head is None else adapter.modules.get(head.name)
+        own = 0 if head is None else head.out_features
+        num = own if delta is None or delta.weight is None else delta.weight.shape[0]
+        if adapter.vocab_size > num:
+            raise AdapterMismatchError(
+                f"its tokenizer has {adapter.vocab_size} tokens, but its head computes {num}"
+            )
+        return 0 if num == own else num
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor on the device, in the model's dtype unless it holds ids, contiguous."""
+        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=self._device, dtype=dtype).contiguous()
+
+
+def _linear_weight(site: Site, delta: ModuleDelta) -> torch.Tensor | None:
+    """Return W' (out' x in) if DoRA asks for it."""
+    if delta.magnitude is None:
+        return None
+    if delta.weight is None:
+        return site.weight
+    return delta.weight.T if site.is_transposed else delta.weight
+
+
+def _dora_factor(
+    delta: ModuleDelta, weight: torch.Tensor | None, *, by_column: bool = False
+) -> torch.Tensor | None:
+    """Return m / ||W + scaling * B A|| by output, in float32; None without DoRA.
+
+    An embedding's weight is vocabulary x dim, and its norms are those of its columns.
+    """
+    if delta.magnitude is None or delta.a is None or delta.b is None or weight is None:
+        return None
+    a, b = delta.a.float().to(weight.device), delta.b.float().to(weight.device)
+    change = a.T @ b.T if by_column else b @ a
+    norm = torch.linalg.vector_norm(weight.float() + delta.scaling * change, dim=int(not by_column))
+    factor: torch.Tensor = delta.magnitude.float().to(weight.device) / norm
+    return factor
+
+
+def _check_linear(site: Site, delta: ModuleDelta) -> None:
+    width_in, width_out = site.in_features, site.out_features
+    if delta.weight is not None:
+        if site.is_head and delta.weight.dim() == 2:
+            # A head may have more tokens than the base's, or fewer.
+            width_out = delta.weight.shape[int(site.is_transposed)]
+        own = (width_in, width_out) if site.is_transposed else (width_out, width_in)
+        _expect(site, "weight", delta.weight, own)
+    _check_low_rank(site, delta, (width_in, width_out))
+    if delta.bias is not None:
+        if site.bias is None and delta.weight is None:
+            raise AdapterMismatchError(f"it brings a bias for {site.name!r}, which has none")
+        _expect(site, "bias", delta.bias, (width_out,))
+    elif site.bias is not None and width_out != site.out_features:
+        raise AdapterMismatchError(
+            f"its {site.name!r} has {width_out} outputs, but no bias for them"
+        )
+    _check_tokens(site, delta, width_out, width_in)
+    if delta.token_ids is not None and site.bias is not None:
+        # PEFT computes such a head without its bias, for all tokens.
+        raise AdapterMismatchError(f"it replaces token rows of {site.name!r}, which has a bias")
+
+
+def _check_embedding(site: Site, delta: ModuleDelta) -> None:
+    vocabulary = site.in_features
+    if delta.weight is not None:
+        vocabulary = delta.weight.shape[0] if delta.weight.dim() else 0
+        _expect(site, "weight", delta.weight, (vocabulary, site.out_features))
+    if delta.bias is not None:
+        raise AdapterMismatchError(f"it brings a bias for the embedding {site.name!r}")
+    _check_low_rank(site, delta, (vocabulary, site.out_features))
+    _check_tokens(site, delta, vocabulary, site.out_features)
+
+
+def _check_vector(site: Site, delta: ModuleDelta) -> None:
+    others = (delta.a, delta.b, delta.magnitude, delta.token_ids, delta.token_rows)
+    if any(part is not None for part in others):
+        raise AdapterMismatchError(
+            f"it adapts {site.name!r}, a norm: only its parameters can change"
+        )
+    own = dict(site.module.named_parameters())
+    for name, part in (("weight", delta.weight), ("bias", delta.bias)):
+        if part is None:
+            continue
+        if name not in own:
+            raise AdapterMismatchError(f"it brings a {name} for {site.name!r}, which has none")
+        _expect(site, name, part, tuple(own[name].shape))
+
+
+def _check_low_rank(site: Site, delta: ModuleDelta, widths: tuple[int, int]) -> None:
+    if (delta.a is None) != (delta.b is None):
+        raise AdapterMismatchError(f"of {site.name!r} it has only one of A and B")
+    if delta.a is not None and delta.b is not None:
+        _expect(site, "A", delta.a, (delta.rank, widths[0]))
+        _expect(site, "B", delta.b, (widths[1], delta.rank))
+    if delta.magnitude is not None:
+        if delta.a is None:
+            raise AdapterMismatchError(f"it has a DoRA magnitude for {site.name!r} without A and B")
+        _expect(site, "DoRA magnitude", delta.magnitude, (widths[1],))
+
+
+def _check_tokens(site: Site, delta: ModuleDelta, vocabulary: int, width: int) -> None:
+    if (delta.token_ids is None) != (delta.token_rows is None):
+        raise AdapterMismatchError(f"of {site.name!r} it has only one of token ids and token rows")
+    if delta.token_ids is None or delta.token_rows is None:
+        return
+    ids = delta.token_ids
+    _expect(site, "token rows", delta.token_rows, (len(ids), width))
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
+        raise AdapterMismatchError(
+            f"it replaces token rows of {site.name!r} outside its {vocabulary} tokens"
+        )
+    if delta.magnitude is not None:
+        raise AdapterMismatchError(f"it combines token rows of {site.name!r} with DoRA")
+    if len(set(ids.tolist())) != len(ids):
+        raise AdapterMismatchError(f"it replaces a token row of {site.name!r} twice")
+
+
+def _expect(site: Site, what: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        found, wanted = (" x ".join(map(str, each)) for each in (tensor.shape, shape))
+        raise AdapterMismatchError(
+            f"its {what} of {site.name!r} is {found}, but the model asks for {wanted}"
+        )

@@ -1,0 +1,140 @@
+"""The places of a model that an adapter can change, found from outside.
+
+Legend: in and out are a linear's widths; an embedding maps vocabulary to dim.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorax_shard.linear.packed import PackedLinear
+from lorax_shard.linear.replace import SIBLINGS
+
+
+class Kind(enum.Enum):
+    """What a module computes."""
+
+    LINEAR = "linear"
+    EMBEDDING = "embedding"
+    # A norm or another leaf that treats each token by itself, with vectors as parameters.
+    VECTOR = "norm"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One module that an adapter can change."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    # Linear: in and out. Embedding: vocabulary and dim. Vector: 0 and the length.
+    in_features: int
+    out_features: int
+    # It computes the logit rows of a step, not its tokens.
+    is_head: bool
+    # Its weight is kept as in x out (Conv1D).
+    is_transposed: bool
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base's weight: out x in, or vocabulary x dim; may have to be made."""
+        weight: torch.Tensor = self.module.weight  # type: ignore[assignment]
+        is_conv1d = self.is_transposed and not isinstance(self.module, PackedLinear)
+        return weight.detach().T if is_conv1d else weight.detach()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base's bias."""
+        bias: torch.Tensor | None = getattr(self.module, "bias", None)
+        return None if bias is None else bias.detach()
+
+    @property
+    def embed_scale(self) -> float:
+        """What an embedding multiplies its rows with."""
+        scale = getattr(self.module, "embed_scale", 1.0)
+        return float(scale)
+
+
+def find_sites(model: nn.Module) -> dict[str, Site]:
+    """Return all places by their name in the model."""
+    head = _output_embeddings(model)
+    sites = {}
+    for name, module in model.named_modules():
+        # Experts see some tokens only, in an order of their own.
+        if "experts" in name.split("."):
+            continue
+        site = _site(name, module, is_head=module is head)
+        if site is not None:
+            sites[name] = site
+    return sites
+
+
+def find_groups(sites: dict[str, Site]) -> Iterator[list[Site]]:
+    """Yield the linears: those that read the same tensor together, all others alone."""
+    taken: set[str] = set()
+    for name, site in sites.items():
+        if site.kind is not Kind.LINEAR or name in taken:
+            continue
+        parent, _, own = name.rpartition(".")
+        names = next((names for names in SIBLINGS if own in names), (own,))
+        paths = [f"{parent}.{each}" if parent else each for each in names]
+        group = [sites[path] for path in paths if path in sites and path not in taken]
+        group = [
+            each
+            for each in group
+            if each.kind is Kind.LINEAR and each.in_features == site.in_features
+        ]
+        taken.update(each.name for each in group)
+        yield group
+
+
+def _site(name: str, module: nn.Module, *, is_head: bool) -> Site | None:
+    kind, transposed = Kind.LINEAR, False
+    if type(module) is nn.Linear or isinstance(module, PackedLinear):
+        shape = (module.in_features, module.out_features)
+        transposed = bool(getattr(module, "is_transposed", False))
+    elif _is_conv1d(module):
+        weight = module.get_parameter("weight")
+        shape, transposed = (weight.shape[0], weight.shape[1]), True
+    elif _is_embedding(module):
+        assert isinstance(module, nn.Embedding)
+        kind, shape = Kind.EMBEDDING, (module.num_embeddings, module.embedding_dim)
+    elif _is_vector(module):
+        kind, shape = Kind.VECTOR, (0, next(module.parameters()).shape[0])
+    else:
+        return None
+    return Site(name, module, kind, *shape, is_head, transposed)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # GPT-2's linear, which keeps its weight as in x out; known by name, so that this room
+    # does not import transformers.
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    # Other subclasses take something else than ids, such as OPT's positions from a mask.
+    return type(module) is nn.Embedding or (
+        isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")
+    )
+
+
+def _is_vector(module: nn.Module) -> bool:
+    parameters = dict(module.named_parameters())
+    return (
+        bool(parameters)
+        and not any(module.children())
+        and parameters.keys() <= {"weight", "bias"}
+        and all(parameter.dim() == 1 for parameter in parameters.values())
+    )
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    getter: Any = getattr(model, "get_output_embeddings", None)
+    return None if getter is None else getter()

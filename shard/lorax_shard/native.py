@@ -1,0 +1,83 @@
+"""Kernels in C++: compiled for this very CPU when first asked for, kept in the cache folder.
+
+A kernel shares torch's OpenMP threads: a second pool of threads would fight the first
+for the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lorax_shard.cache import cpu_identity, default_cache_dir
+
+logger = logging.getLogger(__name__)
+
+# No -ffast-math: linked into a library it changes how the whole process rounds.
+_FLAGS = (
+    "-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp",
+    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+_COMPILE_TIMEOUT_S = 120
+
+
+def load_library(source: Path) -> tuple[ctypes.CDLL | None, str | None]:
+    """Return the library made from a C++ file, or None and the reason in words."""
+    compiler = next(filter(None, map(shutil.which, _compilers())), None)
+    if compiler is None:
+        return None, "no C++ compiler is installed (looked for g++ and c++)"
+    try:
+        # Resolve every symbol now: a missing one must fail here, not in the middle of a step.
+        return ctypes.CDLL(str(_built(source, compiler)), mode=os.RTLD_NOW), None
+    except subprocess.SubprocessError as error:
+        return None, f"{compiler} failed: {_last_words(error)}"
+    except OSError as error:
+        return None, f"the compiled kernel cannot be stored or loaded: {error}"
+
+
+def _compilers() -> tuple[str, ...]:
+    chosen = os.environ.get("CXX")
+    return (chosen,) if chosen else ("g++", "c++")
+
+
+def _built(source: Path, compiler: str) -> Path:
+    """Return the compiled library, from the cache folder if it was built there for this CPU."""
+    name = source.stem
+    folder = default_cache_dir() / "kernels"
+    library = folder / f"{name}-{_build_key(source, compiler)}.so"
+    if not library.is_file():
+        logger.info("compiling the %s kernel for this CPU", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            compiled, linked = Path(scratch, f"{name}.o"), Path(scratch, f"{name}.so")
+            _run([compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)])
+            # Without -fopenmp here: its symbols are found in the runtime that torch loaded.
+            _run([compiler, "-shared", str(compiled), "-o", str(linked)])
+            linked.replace(library)
+    return library
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
+
+
+def _build_key(source: Path, compiler: str) -> str:
+    """Return a name for what the library depends on: source, flags, compiler, instruction set."""
+    parts = [source.read_text(encoding="utf-8"), *_FLAGS, compiler, *cpu_identity()]
+    version = subprocess.run(
+        [compiler, "--version"], check=True, capture_output=True, text=True, timeout=10
+    )
+    return hashlib.sha256("\n".join([*parts, version.stdout]).encode()).hexdigest()[:16]
+
+
+def _last_words(error: subprocess.SubprocessError) -> str:
+    output = getattr(error, "stderr", None)
+    if isinstance(output, str) and output.strip():
+        return output.strip().splitlines()[-1]
+    return str(error)

@@ -1,0 +1,252 @@
+"""Every LoRA backend that can run here, against a naive float64 oracle.
+
+The oracle takes one row after the other. Triton runs in its interpreter where there is no
+GPU.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from lorax_shard.lora import registry
+from lorax_shard.lora.assignment import Assignment
+from lorax_shard.lora.backend import GroupWeights, LoraBackend
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Largest difference to the oracle, relative to the largest output.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+# Slots of rows; None is a base row. Runs are prompt chunks, single rows are decodes.
+PATTERNS: dict[str, list[int | None]] = {
+    "nothing": [None] * 3,
+    "one row": [2],
+    "identical": [1] * 9,
+    "distinct": [0, 1, 2, 3, 4, 5],
+    "base rows between": [None, 0, None, None, 3, None],
+    "uniform, scattered": [row % 6 for row in range(31)],
+    "skewed": [0] * 13 + [4, None, 0, 5, 0, 0, None],
+    "decodes, then a prompt": [3, 0, None, 3, 5, *([1] * 40)],
+    "two chunks of one adapter": [2, *([4] * 30), *([None] * 5), *([4] * 26), *([5] * 25)],
+    "prompt beside its own decode": [4, 1, *([4] * 33), 0],
+    # 24 and 25 rows in a run: where the fast path for prompts begins.
+    "long and not quite": [*([0] * 23), None, *([1] * 24), None, *([2] * 25), 0],
+    "more rows than a tile": [*([0, 1] * 70), *([2] * 17)],
+}
+# Width of the input and of each member.
+SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
+    "single": (48, (48,)),
+    "siblings": (64, (64, 16, 16)),
+    "odd": (37, (5, 131)),
+    "tiny": (1, (1, 3)),
+    "wide": (1100, (640, 17)),
+}
+# Of each slot: the rank of each member (the first ones of them where a shape has fewer); 0: none.
+RANKS = ((8, 8, 8), (1, 3, 0), (16, 0, 2), (0, 5, 64), (33, 17, 1), (64, 64, 64))
+
+
+@pytest.fixture(params=registry.BACKENDS)
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "triton" and DEVICE.type == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return request.param
+
+
+@pytest.fixture
+def backend(name: str) -> LoraBackend:
+    return create(name, torch.float32)
+
+
+def create(name: str, dtype: torch.dtype) -> LoraBackend:
+    if reason := registry.probe(name, DEVICE, dtype):
+        pytest.skip(f"{name}: {reason}")
+    return registry.create(name, DEVICE, dtype)
+
+
+@dataclass
+class Case:
+    """A group with loaded slots, and inputs and outputs of a step."""
+
+    shape: str
+    pattern: str
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        width, outs = SHAPES[self.shape]
+        slots = PATTERNS[self.pattern]
+        self.slots = slots
+        of_row = np.array([-1 if slot is None else slot for slot in slots], dtype=np.int64)
+        self.rows = Assignment(of_row, DEVICE)
+        self.x = self.draw(len(slots), width)
+        self.base = [self.draw(len(slots), out) for out in outs]
+        self.weights = {
+            slot: self.make(width, outs, ranks)
+            for slot, ranks in enumerate(RANKS)
+            if any(ranks[: len(outs)])
+        }
+
+    def draw(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator).to(DEVICE, self.dtype)
+
+    def make(self, width: int, outs: tuple[int, ...], ranks: tuple[int, ...]) -> GroupWeights:
+        used = ranks[: len(outs)]
+        b = tuple(self.draw(r, out) * 0.3 if r else None for r, out in zip(used, outs))
+        return GroupWeights(self.draw(sum(used), width) * 0.3, b)
+
+    def expected(
+        self, member: int, *, loaded: dict[int, GroupWeights] | None = None
+    ) -> torch.Tensor:
+        loaded = self.weights if loaded is None else loaded
+        y = self.base[member].double().clone()
+        for row, slot in enumerate(self.slots):
+            weights = None if slot is None else loaded.get(slot)
+            b = None if weights is None else weights.b[member]
+            if weights is not None and b is not None:
+                start = sum(each.shape[0] for each in weights.b[:member] if each is not None)
+                a = weights.a.double()[start : start + b.shape[0]]
+                y[row] += (a @ self.x[row].double()) @ b.double()
+        return y
+
+    def check(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+        scale = float(expected.abs().max())
+        difference = float((actual.double() - expected).abs().max())
+        assert difference <= TOLERANCES[self.dtype] * scale
+
+
+def run(backend: LoraBackend, case: Case) -> None:
+    group = backend.make_group(len(case.base))
+    for slot, weights in case.weights.items():
+        group.load(slot, weights)
+    shrunk = group.shrink(case.x, case.rows)
+    for member, base in enumerate(case.base):
+        y = base.clone()
+        group.expand(shrunk, member, y, case.rows)
+        case.check(y, case.expected(member))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("shape", ["single", "siblings", "odd"])
+def test_equals_oracle(backend: LoraBackend, shape: str, pattern: str) -> None:
+    run(backend, Case(shape, pattern))
+
+
+@pytest.mark.parametrize("shape", ["tiny", "wide"])
+def test_equals_oracle_for_extreme_widths(backend: LoraBackend, shape: str) -> None:
+    run(backend, Case(shape, "decodes, then a prompt"))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("pattern", ["uniform, scattered", "two chunks of one adapter"])
+def test_equals_oracle_in_each_dtype(name: str, dtype: torch.dtype, pattern: str) -> None:
+    run(create(name, dtype), Case("siblings", pattern, dtype))
+
+
+@pytest.mark.parametrize("rank", [*range(1, 20), 31, 32, 33, 48, 63, 64])
+def test_any_rank(backend: LoraBackend, rank: int) -> None:
+    case = Case("single", "decodes, then a prompt")
+    case.weights = {slot: case.make(48, (48,), (rank,)) for slot in (0, 1, 3, 5)}
+    run(backend, case)
+
+
+def test_random_mixes(backend: LoraBackend) -> None:
+    draw = random.Random(2)
+    for seed in range(12):
+        lens = [draw.choice([1, 1, 1, 2, 5, 24, 50]) for _ in range(draw.randrange(1, 9))]
+        slots = [slot for n in lens for slot in [draw.choice([None, 0, 1, 2, 3, 4, 5])] * n]
+        PATTERNS["random"] = slots
+        run(backend, Case("siblings", "random", seed=seed))
+    del PATTERNS["random"]
+
+
+def test_writes_into_a_slice_of_a_wider_tensor(backend: LoraBackend) -> None:
+    case = Case("siblings", "base rows between")
+    group = backend.make_group(3)
+    for slot, weights in case.weights.items():
+        group.load(slot, weights)
+    # As stacked linears hand them out: each member's output is some columns of one tensor.
+    stacked = torch.cat(case.base, dim=1)
+    wide = torch.nn.functional.pad(stacked, (3, 7), value=5.0)
+    shrunk = group.shrink(torch.cat([case.x, case.x], dim=1)[:, 64:], case.rows)
+    start = 3
+    for member, base in enumerate(case.base):
+        group.expand(shrunk, member, wide[:, start : start + base.shape[1]], case.rows)
+        start += base.shape[1]
+    case.check(wide[:, 3:-7], torch.cat([case.expected(member) for member in range(3)], dim=1))
+    assert torch.equal(wide[:, :3], torch.full_like(wide[:, :3], 5.0))
+    assert torch.equal(wide[:, -7:], torch.full_like(wide[:, -7:], 5.0))
+
+
+def test_an_output_may_be_wider_than_b(backend: LoraBackend) -> None:
+    case = Case("single", "distinct")
+    group = backend.make_group(1)
+    for slot, weights in case.weights.items():
+        group.load(slot, weights)
+    wide = torch.nn.functional.pad(case.base[0], (0, 9))
+    group.expand(group.shrink(case.x, case.rows), 0, wide, case.rows)
+    case.check(wide[:, :-9], case.expected(0))
+    assert not wide[:, -9:].any()
+
+
+def test_rows_of_other_slots_keep_every_bit(backend: LoraBackend) -> None:
+    case = Case("single", "skewed")
+    group = backend.make_group(1)
+    group.load(4, case.weights[4])
+    y = case.base[0].clone()
+    group.expand(group.shrink(case.x, case.rows), 0, y, case.rows)
+    others = [row for row, slot in enumerate(case.slots) if slot != 4]
+    assert torch.equal(y[others], case.base[0][others])
+    assert not torch.equal(y, case.base[0])
+
+
+def test_slots_come_and_go(backend: LoraBackend) -> None:
+    case = Case("siblings", "distinct")
+    group = backend.make_group(3)
+    loaded: dict[int, GroupWeights] = {}
+
+    def check() -> None:
+        shrunk = group.shrink(case.x, case.rows)
+        for member, base in enumerate(case.base):
+            y = base.clone()
+            group.expand(shrunk, member, y, case.rows)
+            case.check(y, case.expected(member, loaded=loaded))
+
+    def load(slot: int, weights: GroupWeights) -> None:
+        group.load(slot, weights)
+        loaded[slot] = weights
+
+    def unload(slot: int) -> None:
+        group.unload(slot)
+        del loaded[slot]
+
+    check()
+    load(5, case.weights[5])
+    check()
+    load(1, case.weights[1])
+    # Far beyond the slots that were there so far.
+    load(40, case.weights[4])
+    check()
+    unload(5)
+    check()
+    load(5, case.make(64, (64, 16, 16), (2, 2, 0)))
+    unload(1)
+    check()
+    unload(40)
+    unload(5)
+    check()
+
+
+def test_no_rows(backend: LoraBackend) -> None:
+    case = Case("single", "nothing")
+    case.rows = Assignment(np.zeros(0, dtype=np.int64), DEVICE)
+    group = backend.make_group(1)
+    group.load(0, case.weights[0])
+    y = case.base[0][:0].clone()
+    group.expand(group.shrink(case.x[:0], case.rows), 0, y, case.rows)
+    assert y.shape == (0, 48)
