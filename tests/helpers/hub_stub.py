@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -26,11 +28,28 @@ class StubHub:
     gated: set[str] = field(default_factory=set)
     # Files whose first download breaks off half way.
     breaks_once: set[str] = field(default_factory=set)
+    # Commits of repositories that do not have the usual one.
+    commits: dict[str, str] = field(default_factory=dict)
+    # Repositories whose listing everybody sees and whose files only this token opens.
+    gated_files: dict[str, str] = field(default_factory=dict)
+    # Files that are announced with a digest which their bytes do not have.
+    damaged: set[str] = field(default_factory=set)
+    # Files that are sent without a length, and files whose sending never ends.
+    unannounced: set[str] = field(default_factory=set)
+    endless: set[str] = field(default_factory=set)
+    # Sends nothing of these files before the event is set.
+    held: dict[str, threading.Event] = field(default_factory=dict)
+    # Files are answered with a redirect to this address, where they are sent to everybody.
+    elsewhere: str | None = None
+    # Statuses of the next answers, the first one first.
+    next_statuses: list[int] = field(default_factory=list)
     # Status that every API call gets, if not None.
     failing_with: int | None = None
     # "METHOD path" of every request, and the Range headers of downloads.
     requests: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+    # The tokens that came with them; "" for none.
+    tokens: list[str] = field(default_factory=list)
     url: str = ""
 
     def downloads(self) -> list[str]:
@@ -45,8 +64,7 @@ class StubHub:
 @contextmanager
 def running_hub(hub: StubHub) -> Iterator[StubHub]:
     """Serve ``hub`` on a free port; its ``url`` is set."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -56,6 +74,15 @@ def running_hub(hub: StubHub) -> Iterator[StubHub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing about clients that went away; tests do that on purpose."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,23 +102,33 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = urlsplit(self.path).path
         self.hub.requests.append(f"{self.command} {path}")
+        self.hub.tokens.append(self._token())
         api = re.fullmatch(r"/api/models/(.+?)/(revision|tree)/([^/]+)", path)
         file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
         match = api or file
         if self.hub.failing_with is not None:
             return self._error(self.hub.failing_with, "", "the hub has a bad day")
+        if self.hub.next_statuses:
+            return self._error(self.hub.next_statuses.pop(0), "", "the hub has a bad minute")
         if match is None or (refusal := self._refusal(match[1])):
             return self._error(*(refusal if match else (404, "", "no such page")))
         files = self.hub.repositories[match[1]]
         revision = match[3] if api else match[2]
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", self.hub.commits.get(match[1], COMMIT)):
             return self._error(404, "RevisionNotFound", "no such revision")
         if api:
             return self._api(api[2], match[1], files)
+        if self.hub.gated_files.get(match[1], self._token()) != self._token():
+            return self._error(403, "GatedRepo", "accept the terms")
+        if self.hub.elsewhere is not None:
+            return self._send(302, b"", {"Location": f"{self.hub.elsewhere}{self.path}"})
         return self._file(files[match[3]], match[3])
 
+    def _token(self) -> str:
+        return (self.headers.get("authorization") or "").removeprefix("Bearer ")
+
     def _refusal(self, name: str) -> tuple[int, str, str] | None:
-        token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
+        token = self._token()
         if name in self.hub.gated:
             return 403, "GatedRepo", "accept the terms"
         if self.hub.private.get(name, token) != token:
@@ -110,9 +147,20 @@ class _Handler(BaseHTTPRequestHandler):
             }
             for path, data in files.items()
         ]
-        siblings = [{"rfilename": path} for path in files]
-        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
+        siblings = [self._sibling(path, data) for path, data in files.items()]
+        commit = self.hub.commits.get(name, COMMIT)
+        info = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
+        info["gated"] = "auto" if name in self.hub.gated_files else False
         self._send(200, json.dumps(info if kind == "revision" else listing).encode())
+
+    def _sibling(self, path: str, data: bytes) -> dict[str, object]:
+        if "blobs=true" not in self.path or path in self.hub.unannounced | self.hub.endless:
+            return {"rfilename": path}
+        found: dict[str, object] = {"rfilename": path, "size": len(data)}
+        if path.endswith(".safetensors"):
+            digest = hashlib.sha256(b"other" if path in self.hub.damaged else data).hexdigest()
+            found["lfs"] = {"sha256": digest, "size": len(data)}
+        return found
 
     def _file(self, data: bytes, name: str) -> None:
         headers = {
@@ -120,15 +168,31 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": COMMIT,
             "Accept-Ranges": "bytes",
         }
+        if event := self.hub.held.get(name):
+            event.wait(60)
+        if name in self.hub.endless:
+            return self._send_for_ever()
         if (wanted := self.headers.get("range")) and self.command == "GET":
             self.hub.ranges.append(wanted)
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            if start >= len(data):
+                return self._error(416, "", "nothing is left to send")
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             return self._send(206, data[start:], headers)
         if self.command == "GET" and name in self.hub.breaks_once:
             self.hub.breaks_once.discard(name)
             return self._send(200, data, headers, stop_after=len(data) // 2)
         return self._send(200, data, headers)
+
+    def _send_for_ever(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(bytes(1 << 16))
+        except OSError:
+            return
 
     def _error(self, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}

@@ -1,0 +1,361 @@
+"""The fetcher and its child process: isolation, limits, sharing, cancelling, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.adapter_folders import WANTED, WEIGHTS, adapter_files
+from tests.helpers.fetchers import (
+    POET,
+    Clock,
+    add,
+    failure,
+    fetcher,
+    hub,
+    importable_verifiers,
+    reached,
+)
+from tests.helpers.hub_stub import COMMIT, StubHub
+from tests.helpers.in_loop import in_loop
+
+from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
+from lorax_shard.adapters.fetcher import Fetched
+from lorax_shard.adapters.source_interface import AdapterRef
+
+# Fixtures of every test here.
+__all__ = ["hub", "importable_verifiers"]
+
+
+@in_loop
+async def test_an_adapter_is_fetched_verified_and_described(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(POET) as fetched:
+            assert fetched.version == COMMIT
+            assert set(fetched.files) == WANTED
+            assert set(fetched.tokenizer_files) == {"tokenizer.json", "chat_template.jinja"}
+            assert fetched.chat_template == fetched.folder / "chat_template.jinja"
+            assert fetched.bytes == sum(len(adapter_files()[name]) for name in WANTED)
+            assert (fetched.folder / WEIGHTS).read_bytes() == adapter_files()[WEIGHTS]
+            assert fetched.facts["rank"] == 8
+            assert fetched.facts["told"] == {"gate": str(tmp_path / "gate")}
+            assert set(fetched.timings) == {"queue", "resolve", "wait", "download", "verify"}
+            assert (fetched.downloaded, fetched.stale, fetched.access) == (True, False, "public")
+            assert not made.store.remove(fetched.digest)
+        assert made.store.remove(fetched.digest)
+
+
+@in_loop
+async def test_a_name_is_asked_for_again_after_its_interval(hub: StubHub, tmp_path: Path) -> None:
+    clock = Clock()
+    async with fetcher(hub, tmp_path, clock, refresh_interval_s=60.0) as made:
+        with await made.fetch(POET) as before:
+            hub.requests.clear()
+            clock.now += 59.0
+            with await made.fetch(POET) as warm:
+                assert (warm.digest, warm.downloaded) == (before.digest, False)
+            assert hub.requests == []
+            hub.repositories["org/poet"] = adapter_files(seed=1)
+            hub.commits["org/poet"] = "1" * 40
+            clock.now += 2.0
+            with await made.fetch(POET) as after:
+                assert after.digest != before.digest
+                # Who began with the old one goes on with it.
+                assert (before.folder / WEIGHTS).read_bytes() == adapter_files(0)[WEIGHTS]
+                assert (after.folder / WEIGHTS).read_bytes() == adapter_files(1)[WEIGHTS]
+
+
+@in_loop
+async def test_a_reload_asks_at_once_and_an_unchanged_version_is_not_fetched(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        (await made.fetch(POET)).release()
+        hub.requests.clear()
+        with await made.fetch(POET, refresh=True) as again:
+            assert not again.downloaded
+        assert len(hub.requests) == 1
+        assert hub.downloads() == []
+
+
+@in_loop
+async def test_many_callers_wait_for_one_fetch(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        several = await asyncio.gather(*(made.fetch(POET) for _ in range(20)))
+        assert sorted(hub.downloads()) == sorted(WANTED)
+        assert len({fetched.digest for fetched in several}) == 1
+        for fetched in several:
+            fetched.release()
+
+
+@in_loop
+async def test_two_processes_fetch_the_same_adapter_once(hub: StubHub, tmp_path: Path) -> None:
+    hub.held[WEIGHTS] = threading.Event()
+    async with fetcher(hub, tmp_path) as one, fetcher(hub, tmp_path) as other:
+        first = asyncio.create_task(one.fetch(POET))
+        while WEIGHTS not in hub.downloads():
+            await asyncio.sleep(0.005)
+        second = asyncio.create_task(other.fetch(POET))
+        await reached(other, "wait")
+        hub.held[WEIGHTS].set()
+        fetched = await asyncio.gather(first, second)
+    assert sorted(hub.downloads()) == sorted(WANTED)
+    assert [each.downloaded for each in fetched] == [True, False]
+    assert fetched[0].folder == fetched[1].folder
+    for each in fetched:
+        each.release()
+
+
+@in_loop
+async def test_a_restart_finds_what_was_fetched(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        (await made.fetch(POET)).release()
+    hub.requests.clear()
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(POET) as fetched:
+            assert not fetched.downloaded
+    assert hub.downloads() == []
+    hub.failing_with = 503
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(POET) as fetched:
+            assert fetched.stale
+    async with fetcher(hub, tmp_path, offline=True) as made:
+        with await made.fetch(POET) as fetched:
+            assert fetched.stale
+
+
+@in_loop
+async def test_an_evicted_adapter_is_fetched_again(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(POET) as fetched:
+            pass
+        assert made.store.remove(fetched.digest)
+        with await made.fetch(POET) as again:
+            assert (again.digest, again.downloaded) == (fetched.digest, True)
+
+
+BAD_ENDS = [
+    ("refuse", Reason.REFUSED, "use_magic is not served", {}),
+    ("fail", Reason.CRASHED, "RuntimeError", {}),
+    ("crash", Reason.CRASHED, "SIGSEGV", {}),
+    ("leave", Reason.CRASHED, "code 7", {}),
+    ("hang", Reason.CRASHED, "not ready after 2 s", {"deadline_s": 2.0}),
+    ("memory", Reason.TOO_LARGE, "more memory", {"memory_bytes": 256 << 20}),
+    ("cpu", Reason.CRASHED, "of computing", {"cpu_s": 1}),
+    ("disk", Reason.TOO_LARGE, "limit", {"max_file_bytes": 1 << 20}),
+]
+
+
+@pytest.mark.parametrize(("test", "reason", "words", "changes"), BAD_ENDS, ids=lambda v: str(v))
+@in_loop
+async def test_a_bad_adapter_fails_alone(
+    hub: StubHub,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    test: str,
+    reason: Reason,
+    words: str,
+    changes: dict[str, Any],
+) -> None:
+    bad, held = add(hub, "bad", test), add(hub, "held", "hold", seed=5)
+    if test == "hang":
+        # This one has as little time as the other; it is not held.
+        held = POET
+    async with fetcher(hub, tmp_path, **changes) as made:
+        neighbour = asyncio.create_task(made.fetch(held, "hf_secret"))
+        if held is not POET:
+            await reached(made, "verify")
+        error = await failure(made, bad, "hf_secret")
+        assert error.reason is reason
+        assert words in error.text
+        assert "hf_secret" not in f"{error.text} {error.detail} {caplog.text}"
+        (tmp_path / "gate").touch()
+        (await neighbour).release()
+        hub.requests.clear()
+        again = await failure(made, bad, "hf_secret")
+        assert (again.text, hub.requests) == (error.text, [])
+        assert again.retry_after_s is not None
+    assert not {entry.digest for entry in made.store.entries()} - {neighbour.result().digest}
+
+
+@in_loop
+async def test_chatter_on_the_childs_output_is_no_answer(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(add(hub, "loud", "chatter")) as fetched:
+            assert fetched.facts["rank"] == 8
+
+
+@in_loop
+async def test_a_dead_child_is_started_again_and_nobody_notices(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(add(hub, "assassin", "kill keeper")) as fetched:
+            assert fetched.facts["rank"] == 8
+        child = made._child
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        with await made.fetch(POET, refresh=True) as fetched:
+            assert made._child is not child
+            assert fetched.facts["rank"] == 8
+
+
+@in_loop
+async def test_a_child_that_hangs_is_replaced(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path, deadline_s=1.0) as made:
+        (await made.fetch(POET)).release()
+        child = made._child
+        assert child is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lorax_shard.adapters.fetcher._BACKSTOP_S", -0.5)
+            asking = asyncio.create_task(made.fetch(POET, refresh=True))
+            while not child.is_lost:
+                await asyncio.sleep(0.005)
+            patch.undo()
+            (await asking).release()
+        assert made._child is not child
+
+
+@in_loop
+async def test_a_child_that_does_not_start_is_said_in_words(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path, function="no.such.module:verify") as made:
+        error = await failure(made, POET)
+        assert error.reason is Reason.CRASHED
+        assert "does not start" in error.text
+
+
+@in_loop
+async def test_ending_the_server_leaves_no_process(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        asking = asyncio.create_task(made.fetch(add(hub, "held", "hold")))
+        await reached(made, "verify")
+        child = made._child
+        assert child is not None
+        assert _group(child.pid) > 1
+    # The kernel takes its time with killed processes.
+    while _group(child.pid):
+        await asyncio.sleep(0.01)
+    with pytest.raises(AdapterUnavailableError):
+        await asking
+
+
+def _group(group: int) -> int:
+    """Count the living processes of a group."""
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, found = stat.read_text().rpartition(")")[2].split()[:3]
+            count += int(found) == group and state != "Z"
+    return count
+
+
+@in_loop
+async def test_a_cancelled_fetch_ends_unless_others_wait_for_it(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    ref = add(hub, "held", "hold")
+    async with fetcher(hub, tmp_path) as made:
+        leaves, stays = (asyncio.create_task(made.fetch(ref)) for _ in range(2))
+        await reached(made, "verify")
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        assert len(made.in_flight()) == 1
+        (tmp_path / "gate").touch()
+        (await stays).release()
+        assert hub.downloads().count(WEIGHTS) == 1
+        (tmp_path / "gate").unlink()
+        alone = asyncio.create_task(made.fetch(add(hub, "other", "hold", seed=1)))
+        await reached(made, "verify")
+        child = made._child
+        assert child is not None
+        alone.cancel()
+        await asyncio.gather(alone, return_exceptions=True)
+        assert made.in_flight() == []
+        while _group(child.pid) > 1:
+            await asyncio.sleep(0.01)
+
+
+@in_loop
+async def test_only_so_many_at_once_and_the_rest_wait(hub: StubHub, tmp_path: Path) -> None:
+    refs = [add(hub, f"held{number}", "hold", seed=number) for number in range(3)]
+    async with fetcher(hub, tmp_path, concurrency=2) as made:
+        asking = [asyncio.create_task(made.fetch(ref)) for ref in refs]
+        while [p.phase for p in made.in_flight()] != ["verify", "verify", "queue"]:
+            await asyncio.sleep(0.005)
+        (tmp_path / "gate").touch()
+        for task in asking:
+            (await task).release()
+        assert asking[2].result().timings["queue"] > asking[0].result().timings["queue"]
+
+
+@in_loop
+async def test_sources_that_do_not_exist_are_refused(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        error = await failure(made, AdapterRef.of("pbase", "x"))
+        assert "pbase" in error.text
+        assert error.reason is Reason.REFUSED
+
+
+@in_loop
+async def test_a_killed_fetch_is_taken_up_where_it_was(
+    hub: StubHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    hub.repositories["org/poet"] = adapter_files(num_floats=1 << 20)
+    hub.breaks_once.add(WEIGHTS)
+    async with fetcher(hub, tmp_path, stall_timeout_s=60.0, attempts=5, backoff_s=60.0) as made:
+        asking = asyncio.create_task(made.fetch(POET, "hf_secret"))
+        part = None
+        # Half of it has come, and the fetch pauses before it goes on.
+        while part is None or part.stat().st_size < 1 << 20:
+            part = next((tmp_path / "store").glob(f"staging/*/{WEIGHTS}.part"), None)
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(POET, "hf_secret") as fetched:
+            assert fetched.downloaded
+        made.store.check()
+    assert len(hub.ranges) == 1
+    assert "hf_secret" not in caplog.text
+
+
+@in_loop
+async def test_a_lease_that_comes_too_late_is_given_back(hub: StubHub, tmp_path: Path) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        with await made.fetch(POET) as fetched:
+            pass
+        take, began, go_on = made.store.lease, threading.Event(), threading.Event()
+
+        def slowly(digest: str) -> Any:
+            began.set()
+            go_on.wait(10)
+            return take(digest)
+
+        made.store.lease = slowly  # type: ignore[method-assign]
+        asking = asyncio.create_task(made.fetch(POET))
+        await asyncio.to_thread(began.wait, 10)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        go_on.set()
+        made.store.lease = take  # type: ignore[method-assign]
+        while not made.store.remove(fetched.digest):
+            await asyncio.sleep(0.01)
+
+
+def test_a_fetched_adapter_can_be_released_more_than_once(hub: StubHub, tmp_path: Path) -> None:
+    async def fetch_one() -> Fetched:
+        async with fetcher(hub, tmp_path) as made:
+            return await made.fetch(POET)
+
+    fetched = asyncio.run(fetch_one())
+    fetched.release()
+    fetched.release()
