@@ -97,13 +97,13 @@ class Reference:
         return verdict
 
     def check_draws(self, answers: list[Served]) -> Verdict:
-        """Compare seeded draws: gaps are distances of the drawn number to the CDF edge.
+        """Compare seeded draws: gaps are distances of the drawn numbers to the edge.
 
         Served and reference values differ in the chosen token's probability, and so in
         the edges that the draw is compared with.
         """
         from lorax_contract.step import SamplingParams
-        from lorax_shard.engine.sampler import cdf_distance
+        from lorax_shard.engine.sampler import draw_distance
 
         verdict = Verdict()
         judged: set[tuple[int, ...]] = set()
@@ -120,7 +120,7 @@ class Reference:
                 judged.add(draw)
                 verdict.num_tokens += 1
                 before = known[: num_prompt + position]
-                found = cdf_distance(logits[position], params, before, token, num_prompt)
+                found = draw_distance(logits[position], params, before, token, num_prompt)
                 served_p = math.exp(served.logprobs[position])
                 difference = abs(found.probability - served_p)
                 verdict.max_difference = max(verdict.max_difference, difference)

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorax_contract.step import SamplingParams
+from lorax_shard.engine.id_tree import IdTree, block_sums
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-# Values in one block of the two-level sums over a whole vocabulary.
-_BLOCK = 256
 # Values in one group of which only the maximum is looked at first.
 _GROUP = 16
 # Where bands of a vocabulary end: as shares of the likeliest token's probability ...
@@ -33,43 +32,30 @@ class Distribution:
     ``ids`` is None while every token of the vocabulary is in it.
     """
 
-    __slots__ = ("_block_ends", "ids", "weights")
+    __slots__ = ("_tree", "ids", "weights")
 
     def __init__(self, ids: Ids | None, weights: Floats | NDArray[np.float32]) -> None:
         self.ids = ids
         self.weights = weights
-        # Weight up to the end of each block, in float64.
-        self._block_ends = np.cumsum(_block_sums(weights))
+        self._tree = IdTree(ids, weights)
 
     @property
     def total(self) -> float:
         """Sum of all weights; NaN when the logits were no numbers."""
-        return float(self._block_ends[-1])
+        return self._tree.total
 
-    def draw(self, u: float) -> int:
-        """Return the token whose interval of the CDF, in id order, holds ``u`` in [0, 1)."""
-        target = u * self.total
-        block = int(np.searchsorted(self._block_ends, target, side="right"))
-        if block == len(self._block_ends):  # u * total was rounded up to the total
-            block = int(np.searchsorted(self._block_ends, self.total))
-        start = block * _BLOCK
-        ends = self._ends_within(block)
-        # The first end above the target belongs to a weight above 0. Rounding can leave
-        # no end above it: then it is the last token with a weight.
-        index = int(np.searchsorted(ends, target, side="right"))
-        if index == len(ends):
-            index = int(np.flatnonzero(self.weights[start : start + _BLOCK])[-1])
-        return self._id_at(start + index)
+    def draw(self, numbers: Sequence[float]) -> int:
+        """Return the token that ``numbers`` lead to: one in [0, 1) for each level of the tree."""
+        return self._tree.draw(numbers)
 
-    def interval(self, token_id: int) -> tuple[float, float] | None:
-        """Return the token's part of [0, 1), or None when it cannot be drawn."""
+    def distance(self, token_id: int, numbers: Sequence[float]) -> float:
+        """Return by how much ``numbers`` miss a token; infinite when it cannot be drawn."""
+        return self._tree.distance(token_id, numbers)
+
+    def probability(self, token_id: int) -> float:
+        """Return the token's chance; 0.0 when it cannot be drawn."""
         index = self._index_of(token_id)
-        if index is None or not self.weights[index] > 0:
-            return None
-        block, offset = divmod(index, _BLOCK)
-        ends = self._ends_within(block)
-        start = ends[offset - 1] if offset else self._block_start(block)
-        return float(start) / self.total, float(ends[offset]) / self.total
+        return 0.0 if index is None else float(self.weights[index]) / self.total
 
     def logprob(self, token_id: int) -> float:
         """Return the log of the token's chance; it must be a token that can be drawn."""
@@ -86,13 +72,6 @@ class Distribution:
         log_total = math.log(self.total)
         logprobs = [math.log(float(self.weights[index])) - log_total for index in best]
         return [self._id_at(int(index)) for index in best], logprobs
-
-    def _block_start(self, block: int) -> float:
-        return float(self._block_ends[block - 1]) if block else 0.0
-
-    def _ends_within(self, block: int) -> Floats:
-        values = self.weights[block * _BLOCK : (block + 1) * _BLOCK]
-        return self._block_start(block) + np.cumsum(values, dtype=np.float64)
 
     def _id_at(self, index: int) -> int:
         return index if self.ids is None else int(self.ids[index])
@@ -185,7 +164,7 @@ class _Kept:
         self._select(np.flatnonzero(self.weights >= least))
 
     def _total(self) -> float:
-        return float(_block_sums(self.weights).sum())
+        return float(block_sums(self.weights).sum())
 
     def _select(self, indices: Ids) -> None:
         self.ids = indices if self.ids is None else self.ids[indices]
@@ -214,12 +193,3 @@ def _reach(
     sums = mass_below + np.cumsum(weights[order], dtype=np.float64)
     index = min(int(np.searchsorted(sums, mass)), len(order) - 1)
     return float(keys[order[index]]), num_below + index + 1
-
-
-def _block_sums(weights: Floats | NDArray[np.float32]) -> Floats:
-    """Return the float64 sum of each block of weights."""
-    num_full = len(weights) // _BLOCK * _BLOCK
-    sums: Floats = weights[:num_full].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float64)
-    if num_full == len(weights):
-        return sums
-    return np.append(sums, weights[num_full:].sum(dtype=np.float64))

@@ -41,19 +41,29 @@ def philox(counter: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.u
     return np.stack([c0, c1, c2, c3])
 
 
-def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
-    """Return one number in [0, 1) with 53 random bits for each (seed, position)."""
-    seed = np.array([s & _MASK_64 for s in seeds], dtype=np.uint64)
-    position = np.array([p & _MASK_64 for p in positions], dtype=np.uint64)
-    zero = np.zeros_like(seed)
-    counter = np.stack([position & _LOW, position >> _SHIFT_32, zero, zero])
+def uniforms(
+    seeds: Sequence[int], positions: Sequence[int], num_levels: int = 1
+) -> NDArray[np.float64]:  # N x num_levels
+    """Return numbers in [0, 1) with 53 random bits, ``num_levels`` for each (seed, position).
+
+    A number depends on its seed, position and level only.
+    """
+    num_pairs = -(-num_levels // 2)  # one counter gives two numbers
+    seed = _repeated(seeds, num_pairs)
+    position = _repeated(positions, num_pairs)
+    pair = np.tile(np.arange(num_pairs, dtype=np.uint64), len(seeds))
+    counter = np.stack([position & _LOW, position >> _SHIFT_32, pair, np.zeros_like(pair)])
     words = philox(counter, np.stack([seed & _LOW, seed >> _SHIFT_32]))
-    # 27 bits of the first word above 26 bits of the second.
-    bits = (words[0] >> np.uint64(5) << np.uint64(26)) | (words[1] >> np.uint64(6))
+    numbers = np.stack([_to_unit(words[0], words[1]), _to_unit(words[2], words[3])], axis=1)
+    return numbers.reshape(len(seeds), 2 * num_pairs)[:, :num_levels]
+
+
+def _repeated(values: Sequence[int], times: int) -> NDArray[np.uint64]:
+    return np.repeat(np.array([value & _MASK_64 for value in values], dtype=np.uint64), times)
+
+
+def _to_unit(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Put 27 bits of one word above 26 bits of another."""
+    bits = (high >> np.uint64(5) << np.uint64(26)) | (low >> np.uint64(6))
     numbers: NDArray[np.float64] = bits.astype(np.float64) * 2.0**-53
     return numbers
-
-
-def uniform(seed: int, position: int) -> float:
-    """Return the number of one (seed, position), the same that ``uniforms`` gives it."""
-    return float(uniforms([seed], [position])[0])

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lorax_contract.step import SamplingParams
 from lorax_shard.engine.distribution import Distribution, largest, warp
-from lorax_shard.engine.draws import uniform, uniforms
+from lorax_shard.engine.draws import uniforms
+from lorax_shard.engine.id_tree import num_levels
 
 # Legend: S sampled rows, V vocabulary, P prompt positions.
 
@@ -143,38 +144,37 @@ def top_alternatives(logprobs: torch.Tensor, count: int) -> tuple[list[int], lis
     return best.tolist(), values[best].tolist()
 
 
-class CdfDistance(NamedTuple):
-    """Where a row's random number lies as seen from one token's interval of the CDF."""
+class DrawDistance(NamedTuple):
+    """How a token relates to the random numbers of its draw."""
 
-    # 0.0: the logits give that token. Small: the number fell next to the interval, so a
-    # tiny difference in logits explains the token. Infinite: it cannot be drawn.
+    # 0.0: the logits give that token. Small: a number fell next to the edge between two
+    # halves, so a tiny difference in logits explains the token. Infinite: no chance.
     distance: float
     # The token's chance.
     probability: float
 
 
-def cdf_distance(
+def draw_distance(
     logits: torch.Tensor,  # V
     params: SamplingParams,
     token_ids: NDArray[np.int64],
     chosen: int,
     num_prompt_tokens: int,
-) -> CdfDistance:
+) -> DrawDistance:
     """Compare a token that was drawn after ``token_ids`` with what these logits give.
 
     Raises ValueError for params that do not sample.
     """
     if is_greedy(params):
-        raise ValueError("cdf_distance is for rows that sample; compare the logits of greedy rows")
+        raise ValueError("draw_distance is for rows that sample; compare logits of greedy rows")
     row = _KnownRow(params, token_ids, num_prompt_tokens)
     scores = penalised(logits.reshape(1, -1).float(), [row], [0])
     distribution = distributions(scores, [row])[0]
-    interval = None if distribution is None else distribution.interval(chosen)
-    if interval is None:
-        return CdfDistance(math.inf, 0.0)
-    u = uniform(params.seed, len(token_ids))
-    low, high = interval
-    return CdfDistance(max(low - u, u - high, 0.0), high - low)
+    if distribution is None:
+        return DrawDistance(math.inf, 0.0)
+    numbers = uniforms([params.seed], [len(token_ids)], num_levels(len(logits)))[0].tolist()
+    distance = distribution.distance(chosen, numbers)
+    return DrawDistance(distance, distribution.probability(chosen))
 
 
 class _KnownRow(NamedTuple):
@@ -245,14 +245,15 @@ def _sample_drawn(
     result: SampledTokens,
 ) -> None:
     chosen = [rows[index] for index in indices]
-    numbers = uniforms([row.params.seed for row in chosen], [len(r.token_ids) for r in chosen])
+    seeds, positions = [r.params.seed for r in chosen], [len(r.token_ids) for r in chosen]
+    numbers = uniforms(seeds, positions, num_levels(scores.shape[1])).tolist()
     for i, (index, distribution) in enumerate(
         zip(indices, distributions(scores, chosen), strict=True)
     ):
         if distribution is None:
             result.errors[index] = _explain(scores[i])
             continue
-        token_id = distribution.draw(float(numbers[i]))
+        token_id = distribution.draw(numbers[i])
         result.ids[index] = token_id
         result.logprobs[index] = distribution.logprob(token_id)
         count = rows[index].params.num_alternatives

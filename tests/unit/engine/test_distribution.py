@@ -1,6 +1,5 @@
-"""One row's distribution: exact order statistics, and a CDF without gaps."""
+"""One row's distribution: exact order statistics, and draws of what has a chance."""
 
-import itertools
 import math
 
 import numpy as np
@@ -10,6 +9,8 @@ from hypothesis import strategies as st
 
 from lorax_contract.step import SamplingParams
 from lorax_shard.engine.distribution import Distribution, kth_largest, largest, warp
+from lorax_shard.engine.draws import uniforms
+from lorax_shard.engine.id_tree import num_levels
 
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 255, 256, 257, 700, 1500])
 
@@ -29,45 +30,26 @@ def test_kth_largest_and_largest_agree_with_a_full_sort(size, seed, k, num_level
     assert largest(values, k).tolist() == ordered[:k]
 
 
-@given(SIZES, st.integers(0, 99), st.floats(0, 1, exclude_max=True))
-def test_the_draw_lies_in_the_interval_of_the_token(size, seed, u):
+@given(SIZES, st.integers(0, 99), st.integers(0, 2**60))
+def test_only_tokens_with_a_chance_are_drawn(size, seed, draw_seed):
     weights = random_values(size, seed)
     weights[weights < 0.3] = 0.0
     weights[size // 2] = 0.5
     distribution = Distribution(None, weights)
-    token_id = distribution.draw(u)
+    numbers = uniforms([draw_seed], [0], num_levels(size))[0].tolist()
+    token_id = distribution.draw(numbers)
     assert weights[token_id] > 0
-    low, high = distribution.interval(token_id)
-    assert low - 1e-12 <= u <= high + 1e-12
-    assert distribution.logprob(token_id) == pytest.approx(math.log(high - low), abs=1e-6)
-
-
-@given(SIZES, st.integers(0, 99))
-def test_the_intervals_tile_the_unit_interval_in_id_order(size, seed):
-    weights = random_values(size, seed) + np.float32(0.01)
-    ids = np.arange(size) * 3
-    distribution = Distribution(ids, weights)
-    intervals = [distribution.interval(int(token_id)) for token_id in ids]
-    assert intervals[0][0] == 0.0
-    assert intervals[-1][1] == pytest.approx(1.0, abs=1e-12)
-    for (_, high), (low, _) in itertools.pairwise(intervals):
-        assert high == pytest.approx(low, abs=1e-12)
-    assert distribution.interval(1) is None
-    assert distribution.interval(-3) is None
-
-
-@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
-def test_a_draw_at_the_very_end_never_takes_a_token_of_weight_zero(u):
-    weights = np.zeros(600, dtype=np.float32)
-    weights[[100, 300]] = [1.0, 0.5]
-    assert Distribution(None, weights).draw(u) in (100, 300)
+    assert distribution.distance(token_id, numbers) == 0.0
+    chance = distribution.probability(token_id)
+    assert distribution.logprob(token_id) == pytest.approx(math.log(chance), abs=1e-6)
 
 
 def test_logprob_of_a_token_that_cannot_be_drawn_is_refused():
     distribution = Distribution(None, np.array([0.0, 1.0], dtype=np.float32))
     with pytest.raises(ValueError, match="token 0 cannot be drawn"):
         distribution.logprob(0)
-    assert distribution.interval(0) is None
+    assert distribution.probability(0) == 0.0
+    assert distribution.distance(0, [0.5] * 8) == math.inf
     assert distribution.likeliest(5) == ([1], [0.0])
 
 

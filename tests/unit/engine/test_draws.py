@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorax_shard.engine.draws import philox, uniform, uniforms
+from lorax_shard.engine.draws import philox, uniforms
 
 ALL_ONES = 0xFFFFFFFF
 
@@ -46,9 +46,11 @@ POSITIONS = st.integers(0, 2**40)
 @given(st.lists(st.tuples(SEEDS, POSITIONS), min_size=1, max_size=40))
 def test_a_draw_does_not_depend_on_its_batch(pairs):
     seeds, positions = zip(*pairs, strict=True)
-    together = uniforms(seeds, positions)
-    assert together.tolist() == [uniform(seed, position) for seed, position in pairs]
-    assert all(0.0 <= u < 1.0 for u in together)
+    together = uniforms(seeds, positions, 5)
+    assert together.shape == (len(pairs), 5)
+    alone = [uniforms([seed], [position], 9)[0, :5].tolist() for seed, position in pairs]
+    assert together.tolist() == alone
+    assert ((together >= 0.0) & (together < 1.0)).all()
 
 
 def test_all_53_bits_vary():
@@ -58,16 +60,19 @@ def test_all_53_bits_vary():
         assert 0.4 < share < 0.6, f"bit {bit}"
 
 
-@pytest.mark.parametrize("along", ["seeds", "positions"])
+@pytest.mark.parametrize("along", ["seeds", "positions", "levels"])
 def test_neighbouring_draws_are_uniform_and_uncorrelated(along):
     count = 20_000
     run, still = range(count), [7] * count
-    numbers = uniforms(run, still) if along == "seeds" else uniforms(still, run)
+    if along == "levels":
+        numbers = uniforms([7], [7], count)[0]
+    else:
+        numbers = (uniforms(run, still) if along == "seeds" else uniforms(still, run))[:, 0]
     assert stats.kstest(numbers, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
     assert len(set(numbers.tolist())) == count
 
 
 def test_high_bits_of_seed_and_position_count():
-    assert uniform(1, 5) != uniform(1 + 2**40, 5)
-    assert uniform(1, 5) != uniform(1, 5 + 2**33)
+    numbers = uniforms([1, 1 + 2**40, 1], [5, 5, 5 + 2**33])
+    assert len(set(numbers[:, 0].tolist())) == 3

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tests.helpers.sampling import PENALTIES, SETTINGS, make_row, random_logits, reference_scores
 
-from lorax_shard.engine.draws import uniform
+from lorax_shard.engine.draws import uniforms
 from lorax_shard.engine.sampler import (
     LEAST_LOGPROB,
     Sampler,
-    cdf_distance,
     distributions,
+    draw_distance,
     penalised,
     prompt_logprobs,
     top_alternatives,
@@ -33,19 +33,32 @@ def test_probabilities_are_those_of_transformers(settings, vocab_size):
         kept = range(vocab_size) if distribution.ids is None else distribution.ids.tolist()
         assert list(kept) == torch.nonzero(expected).flatten().tolist()
         for token_id in kept:
-            low, high = distribution.interval(token_id)
-            assert high - low == pytest.approx(float(expected[token_id]), rel=1e-4, abs=1e-12)
+            chance = distribution.probability(token_id)
+            assert chance == pytest.approx(float(expected[token_id]), rel=1e-4, abs=1e-12)
+
+
+def naive_draw(probs, numbers):
+    """Descend level by level, summing each half anew."""
+    low, high = 0, 1 << len(numbers)
+    for level in range(len(numbers) - 1, -1, -1):
+        middle = (low + high) // 2
+        left, right = sum(probs[low:middle]), sum(probs[middle:high])
+        if right and (not left or numbers[level] * (left + right) >= left):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_drawn_token_and_logprob_follow_from_the_reference_cdf(settings):
+def test_drawn_token_and_logprob_follow_from_the_reference_softmax(settings):
     logits = random_logits(20, 301, seed=1)
     rows = [make_row([4, 2], [8, 8, 2], do_sample=True, seed=s, **settings) for s in range(20)]
     sampled = Sampler(301).sample(logits, rows)
     for index, row in enumerate(rows):
         scores = reference_scores(logits[index], row)
-        cdf = torch.softmax(scores, dim=-1).cumsum(0)
-        expected = int(torch.searchsorted(cdf, uniform(row.params.seed, 5), right=True))
+        probs = torch.softmax(scores.double(), dim=-1).tolist()
+        expected = naive_draw(probs, uniforms([row.params.seed], [5], 9)[0].tolist())
         assert sampled.ids[index] == expected
         logprob = float(torch.log_softmax(scores, dim=-1)[expected])
         assert sampled.logprobs[index] == pytest.approx(logprob, abs=1e-5)
@@ -237,33 +250,33 @@ def test_prompt_logprobs_are_always_finite():
     assert -50 < values[2] < 0
 
 
-def test_cdf_distance_tells_a_near_miss_from_a_wrong_token():
+def test_draw_distance_tells_a_near_miss_from_a_wrong_token():
     logits = random_logits(1, 50, seed=10)[0]
     row = make_row(do_sample=True, seed=3, top_k=20)
     chosen = Sampler(50).sample(logits.unsqueeze(0), [row]).ids[0]
 
     def compare(token_id):
-        return cdf_distance(logits, row.params, row.token_ids, token_id, row.num_prompt_tokens)
+        return draw_distance(logits, row.params, row.token_ids, token_id, row.num_prompt_tokens)
 
     (distribution,) = distributions(logits.unsqueeze(0), [row])
-    u = uniform(3, 3)
     for token_id in distribution.ids.tolist():
-        low, high = distribution.interval(token_id)
         distance, probability = compare(token_id)
-        assert probability == high - low
-        assert distance == pytest.approx(max(low - u, u - high, 0.0))
+        assert probability == distribution.probability(token_id)
         assert (distance == 0.0) == (token_id == chosen)
+        assert distance < 1.0
     assert compare(int(logits.argmin())) == (math.inf, 0.0)
     with pytest.raises(ValueError, match="rows that sample"):
-        cdf_distance(logits, make_row().params, row.token_ids, chosen, 3)
+        draw_distance(logits, make_row().params, row.token_ids, chosen, 3)
 
 
-def test_cdf_distance_knows_penalties_of_the_output_only():
+def test_draw_distance_knows_penalties_of_the_output_only():
     logits = random_logits(1, 50, seed=14, scale=0.5)[0]
     ids = np.array([7, 7, 9, 9], dtype=np.int64)
     params = make_row(do_sample=True, frequency_penalty=1.5).params
-    of_prompt = cdf_distance(logits, params, ids, 7, 2).probability
-    of_output = cdf_distance(logits, params, ids, 9, 2).probability
-    all_prompt = [cdf_distance(logits, params, ids, token_id, 4).probability for token_id in (7, 9)]
+    of_prompt = draw_distance(logits, params, ids, 7, 2).probability
+    of_output = draw_distance(logits, params, ids, 9, 2).probability
+    all_prompt = [
+        draw_distance(logits, params, ids, token_id, 4).probability for token_id in (7, 9)
+    ]
     assert of_prompt > all_prompt[0]
     assert of_output < all_prompt[1] * 0.1
