@@ -1,0 +1,181 @@
+"""What an adapter's reader must know of the base model, without having the model.
+
+``describe`` is called once, on the model as transformers builds it (a meta device is
+enough) and before linears are packed or wrapped; the description goes as JSON to the
+process that reads adapters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import nn
+
+# conv1d: GPT-2's linear, whose weight is stored in x out. other: cannot be adapted.
+Kind = Literal["linear", "conv1d", "embedding", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleInfo:
+    """One module of the base model."""
+
+    kind: Kind
+    # The class, for sentences about modules that cannot be adapted.
+    type_name: str
+    # Of an embedding: rows and width. 0: other.
+    in_features: int = 0
+    out_features: int = 0
+    has_bias: bool = False
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether it is a linear or an embedding."""
+        return self.kind != "other"
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """The shape of its weight in its own layout."""
+        if self.kind == "linear":
+            return self.out_features, self.in_features
+        return self.in_features, self.out_features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseDescription:
+    """The base model: its modules in order, which share their weight, and its class."""
+
+    # The class that transformers builds, such as LlamaForCausalLM.
+    architecture: str
+    modules: Mapping[str, ModuleInfo]
+    # Groups of modules with one weight between them.
+    tied: tuple[tuple[str, ...], ...] = ()
+    # Names of the token embedding and of the output head.
+    input_embedding: str = ""
+    output_head: str = ""
+    # Name of the dtype that the model computes in.
+    dtype: str = "float32"
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding; 0: unknown."""
+        info = self.modules.get(self.input_embedding)
+        return 0 if info is None else info.in_features
+
+    def tied_with(self, name: str) -> tuple[str, ...]:
+        """Return the other modules that share the weight of ``name``."""
+        for group in self.tied:
+            if name in group:
+                return tuple(each for each in group if each != name)
+        return ()
+
+    def to_json(self) -> str:
+        """Return the description as one JSON document."""
+        modules = {
+            name: [info.kind, info.type_name, info.in_features, info.out_features, info.has_bias]
+            for name, info in self.modules.items()
+        }
+        document = {
+            "architecture": self.architecture,
+            "modules": modules,
+            "tied": self.tied,
+            "input_embedding": self.input_embedding,
+            "output_head": self.output_head,
+            "dtype": self.dtype,
+        }
+        return json.dumps(document)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote."""
+        document: dict[str, Any] = json.loads(text)
+        return cls(
+            architecture=document["architecture"],
+            modules={name: _info(values) for name, values in document["modules"].items()},
+            tied=tuple(tuple(group) for group in document["tied"]),
+            input_embedding=document["input_embedding"],
+            output_head=document["output_head"],
+            dtype=document["dtype"],
+        )
+
+
+def _info(values: list[Any]) -> ModuleInfo:
+    kind, type_name, in_features, out_features, has_bias = values
+    if kind not in get_args(Kind):
+        raise ValueError(f"module kind {kind!r} is unknown")
+    return ModuleInfo(
+        kind=cast("Kind", kind),
+        type_name=type_name,
+        in_features=in_features,
+        out_features=out_features,
+        has_bias=has_bias,
+    )
+
+
+def describe(model: nn.Module) -> BaseDescription:
+    """Return the description of a transformers model.
+
+    Raises ValueError for a model whose linears are already packed or wrapped: they no longer
+    show how their weights are laid out.
+    """
+    modules = {name: _describe(name, module) for name, module in model.named_modules() if name}
+    parameter = next(model.parameters(), None)
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    return BaseDescription(
+        architecture=type(model).__name__,
+        modules=modules,
+        tied=_tied_groups(model, modules),
+        input_embedding=_name_of(model, "get_input_embeddings"),
+        output_head=_name_of(model, "get_output_embeddings"),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _describe(name: str, module: nn.Module) -> ModuleInfo:
+    kind = type(module).__name__
+    has_bias = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.Linear):
+        sizes = module.in_features, module.out_features
+        return _module("linear", kind, sizes, has_bias)
+    if isinstance(module, nn.Embedding):
+        return _module("embedding", kind, (module.num_embeddings, module.embedding_dim), False)
+    if kind == "Conv1D":
+        # transformers' own class, which is no subclass of anything that torch has.
+        weight = cast("torch.Tensor", module.weight)
+        return _module("conv1d", kind, (weight.shape[0], weight.shape[1]), has_bias)
+    if kind == "PackedLinear":
+        raise ValueError(f"{name} is packed; describe the model before its linears are replaced")
+    return ModuleInfo(kind="other", type_name=kind, has_bias=has_bias)
+
+
+def _module(kind: Kind, type_name: str, sizes: tuple[int, int], has_bias: bool) -> ModuleInfo:
+    return ModuleInfo(
+        kind=kind,
+        type_name=type_name,
+        in_features=sizes[0],
+        out_features=sizes[1],
+        has_bias=has_bias,
+    )
+
+
+def _tied_groups(
+    model: nn.Module, modules: Mapping[str, ModuleInfo]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of adaptable modules that hold the very same weight."""
+    holders: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        module, _, part = name.rpartition(".")
+        if part == "weight" and module in modules and modules[module].adaptable:
+            holders.setdefault(id(parameter), []).append(module)
+    return tuple(tuple(names) for names in holders.values() if len(names) > 1)
+
+
+def _name_of(model: nn.Module, getter: str) -> str:
+    get = getattr(model, getter, None)
+    wanted = None if get is None else get()
+    if wanted is None:
+        return ""
+    return next((name for name, module in model.named_modules() if module is wanted), "")

@@ -1,0 +1,231 @@
+"""Holds an adapter's tensors against its options and the base model, before any is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lorax_shard.adapters.host_base import BaseDescription, ModuleInfo
+from lorax_shard.adapters.host_errors import AdapterRefusedError, listing
+from lorax_shard.adapters.peft_config import LoraOptions
+from lorax_shard.adapters.peft_files import TensorInfo
+from lorax_shard.adapters.peft_keys import Part
+from lorax_shard.adapters.peft_targets import Selection
+
+Parts = Mapping[str, Mapping[Part, str]]
+
+
+class Checker:
+    """Compares what is there with what must be there; raises AdapterRefusedError."""
+
+    def __init__(
+        self,
+        options: LoraOptions,
+        selection: Selection,
+        base: BaseDescription,
+        parts: Parts,
+        infos: Mapping[str, TensorInfo],
+    ) -> None:
+        self._options = options
+        self._selection = selection
+        self._base = base
+        self._parts = parts
+        self._infos = infos
+        self._vocabulary = {base.input_embedding, base.output_head} - {""}
+        for name in tuple(self._vocabulary):
+            self._vocabulary.update(base.tied_with(name))
+
+    def check(self) -> int:
+        """Check everything; return the rows of a vocabulary that the adapter enlarges, or 0."""
+        self._check_presence()
+        rows = self._grown_rows()
+        for name, part, key in self._present():
+            self._check_shape(name, part, key, rows)
+        self._check_token_ids(rows)
+        if rows:
+            self._check_new_rows(rows)
+        return rows
+
+    def _present(self) -> Iterator[tuple[str, Part, str]]:
+        for name, parts in self._parts.items():
+            for part, key in parts.items():
+                yield name, part, key
+
+    def _check_presence(self) -> None:
+        strangers = [name for name in self._parts if name not in self._base.modules]
+        if strangers:
+            raise self._other_model(f"it has weights for {listing(strangers)}")
+        missing, extra = [], []
+        for name, info in self._base.modules.items():
+            present = set(self._parts.get(name, ()))
+            self._refuse_norm_bias(name, info, present)
+            required, optional = self._expected(name, info)
+            missing += [f"{name} ({part.value})" for part in sorted_parts(required - present)]
+            extra += [self._parts[name][part] for part in present - required - optional]
+        if missing:
+            raise AdapterRefusedError(
+                f"weights are missing that adapter_config.json asks for: {listing(missing)}"
+            )
+        if extra:
+            raise AdapterRefusedError(
+                f"the weights hold tensors that adapter_config.json does not ask for: "
+                f"{listing(sorted(extra))}"
+            )
+
+    def _refuse_norm_bias(self, name: str, info: ModuleInfo, present: set[Part]) -> None:
+        if Part.BIAS in present and not info.adaptable:
+            raise AdapterRefusedError(
+                f"bias={self._options.bias!r} trained the bias of {name}, a {info.type_name}; only "
+                "biases of linears are computed; train with bias='lora_only'"
+            )
+        if Part.B_BIAS in present:
+            raise AdapterRefusedError(
+                f"{name} has a lora_B with a bias; lora_bias is not supported"
+            )
+
+    def _expected(self, name: str, info: ModuleInfo) -> tuple[set[Part], set[Part]]:
+        """Return the parts that must be there for a module, and those that may be."""
+        options, chosen = self._options, self._selection
+        wrapped = {Part.BASE_WEIGHT, Part.BASE_BIAS}
+        if name in chosen.low_rank:
+            embedding = info.kind == "embedding"
+            required = {Part.EMBEDDING_A, Part.EMBEDDING_B} if embedding else {Part.A, Part.B}
+            if options.use_dora:
+                required.add(Part.MAGNITUDE)
+            if options.bias != "none" and info.has_bias:
+                required.add(Part.BASE_BIAS)
+            return required, wrapped | {Part.UNUSED}
+        if name in chosen.saved:
+            return {Part.WEIGHT, Part.BIAS} if info.has_bias else {Part.WEIGHT}, {Part.UNUSED}
+        if name in chosen.tokens:
+            return (set() if chosen.tokens[name][1] else {Part.ROWS}), {Part.ROWS, *wrapped}
+        if options.bias == "all" and info.has_bias and info.adaptable:
+            return {Part.BIAS}, {Part.WEIGHT} if name in self._vocabulary else set()
+        # PEFT saves embedding and head as they are when their vocabulary was changed.
+        return set(), {Part.WEIGHT, Part.BIAS} if name in self._vocabulary else set()
+
+    def _grown_rows(self) -> int:
+        """Return the rows of the vocabulary's modules where they are not the base's, or 0."""
+        found = set()
+        for name, part, key in self._present():
+            axis = self._row_axis(name, part)
+            shape = self._infos[key].shape
+            if axis is not None and axis < len(shape) and shape[axis] != self._rows_of(name):
+                found.add(shape[axis])
+        if not found:
+            return 0
+        rows = min(found)
+        if len(found) > 1 or rows < self._base.vocab_size:
+            raise self._other_model(
+                f"its vocabulary has {' and '.join(map(str, sorted(found)))} tokens where the "
+                f"base has {self._base.vocab_size}"
+            )
+        return rows
+
+    def _rows_of(self, name: str) -> int:
+        info = self._base.modules[name]
+        return info.in_features if info.kind == "embedding" else info.out_features
+
+    def _row_axis(self, name: str, part: Part) -> int | None:
+        """Return which axis of a tensor counts the tokens of the vocabulary."""
+        if name not in self._vocabulary:
+            return None
+        if part is Part.EMBEDDING_A:
+            return 1
+        if part in (Part.WEIGHT, Part.BASE_WEIGHT):
+            return 0
+        head = self._base.modules[name].kind == "linear"
+        rows = (Part.B, Part.BIAS, Part.BASE_BIAS, Part.MAGNITUDE)
+        return 0 if head and part in rows else None
+
+    def _check_shape(self, name: str, part: Part, key: str, grown: int) -> None:
+        shape = self._infos[key].shape
+        wanted = self._wanted_shape(name, part)
+        axis = self._row_axis(name, part)
+        if wanted is not None and grown and axis is not None:
+            wanted = (*wanted[:axis], grown, *wanted[axis + 1 :])
+        if wanted is None or shape == wanted:
+            return
+        ranks = {Part.A: 0, Part.EMBEDDING_A: 0, Part.B: 1, Part.EMBEDDING_B: 1}
+        if len(shape) == 2 and part in ranks and shape[ranks[part]] != wanted[ranks[part]]:
+            raise AdapterRefusedError(
+                f"{key} has the rank {shape[ranks[part]]}; adapter_config.json says "
+                f"{wanted[ranks[part]]} for {name}"
+            )
+        raise self._other_model(f"{key} has the shape {list(shape)}, where {list(wanted)} fits")
+
+    def _wanted_shape(self, name: str, part: Part) -> tuple[int, ...] | None:
+        info = self._base.modules[name]
+        chosen = self._selection.low_rank.get(name)
+        rank = 0 if chosen is None else chosen.rank
+        width = info.in_features if info.kind == "linear" else info.out_features
+        shapes: dict[Part, tuple[int, ...]] = {
+            Part.A: (rank, info.in_features),
+            Part.B: (info.out_features, rank),
+            Part.EMBEDDING_A: (rank, info.in_features),
+            Part.EMBEDDING_B: (info.out_features, rank),
+            Part.MAGNITUDE: (info.out_features,),
+            Part.WEIGHT: info.weight_shape,
+            Part.BASE_WEIGHT: info.weight_shape,
+            Part.BIAS: (info.out_features,),
+            Part.BASE_BIAS: (info.out_features,),
+        }
+        if part is Part.ROWS:
+            return len(self._selection.tokens[name][0]), width
+        return shapes.get(part)
+
+    def _check_token_ids(self, grown: int) -> None:
+        for name, (ids, _) in self._selection.tokens.items():
+            if self._base.modules[name].kind == "conv1d":
+                raise AdapterRefusedError(
+                    f"trainable_token_indices names {name}, which is no embedding"
+                )
+            rows = grown if grown and name in self._vocabulary else self._rows_of(name)
+            if max(ids, default=-1) >= rows:
+                raise AdapterRefusedError(
+                    f"trainable_token_indices names token {max(ids)}; {name} has {rows} rows"
+                )
+
+    def _check_new_rows(self, rows: int) -> None:
+        """Refuse added tokens whose embedding or output row nobody knows."""
+        for name in (self._base.input_embedding, self._base.output_head):
+            if name and not self._knows_new_rows(name, rows):
+                raise AdapterRefusedError(
+                    f"it adds {rows - self._base.vocab_size} tokens, and the weights of {name} "
+                    "for them are not in it; save it with save_embedding_layers=True"
+                )
+
+    def _knows_new_rows(self, name: str, rows: int) -> bool:
+        parts = self._parts.get(name, {})
+        has_bias = self._base.modules[name].has_bias
+        if has_bias and not {Part.BIAS, Part.BASE_BIAS} & set(parts):
+            return False
+        if {Part.WEIGHT, Part.BASE_WEIGHT} & set(parts):
+            return True
+        tied = self._base.tied_with(name)
+        if any(self._brings_base_weight(each) for each in tied):
+            return True
+        ids = self._selection.tokens.get(name, ((), ""))[0]
+        return set(range(self._rows_of(name), rows)) <= set(ids)
+
+    def _brings_base_weight(self, name: str) -> bool:
+        return brings_base_weight(name, self._parts, self._selection)
+
+    def _other_model(self, what: str) -> AdapterRefusedError:
+        return AdapterRefusedError(
+            f"{what}; the adapter was made for another base model than this server's "
+            f"({self._base.architecture})"
+        )
+
+
+def brings_base_weight(name: str, parts: Parts, selection: Selection) -> bool:
+    """Return whether the adapter replaces the base's own weight of a module.
+
+    That reaches the modules tied to it; a copy in modules_to_save does not.
+    """
+    present = parts.get(name, {})
+    return Part.BASE_WEIGHT in present or (Part.WEIGHT in present and name not in selection.saved)
+
+
+def sorted_parts(parts: set[Part]) -> list[Part]:
+    """Return parts in the order of their names."""
+    return sorted(parts, key=lambda part: part.value)
