@@ -30,6 +30,9 @@ _PASSED = (
     "http_proxy", "https_proxy", "all_proxy", "no_proxy",
     "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_USER_AGENT_ORIGIN",
 )  # fmt: skip
+_THREAD_COUNTS = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS",
+)  # fmt: skip
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -178,5 +181,5 @@ def environment(*, with_s3: bool) -> dict[str, str]:
     if with_s3:
         passed |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     # One thread each: the cores are the model's.
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+    one = dict.fromkeys(_THREAD_COUNTS, "1")
     return {**passed, **one, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

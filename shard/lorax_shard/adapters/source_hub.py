@@ -147,9 +147,12 @@ class HubSource:
         return listing
 
     def _probe(self, ref: AdapterRef, resolved: Resolved, context: FetchContext) -> None:
-        """Raise _Shut unless the configuration's download opens with the version's token."""
+        """Raise _Shut unless the configuration's download opens with the version's token.
+
+        A GET whose body is left unread: storage that the hub redirects to may refuse a HEAD.
+        """
         url = f"{self._endpoint}/{ref.id}/resolve/{resolved.version}/{CONFIG_FILE}"
-        with self._stream(ref, url, resolved.token, {}, context, method="HEAD") as response:
+        with self._stream(ref, url, resolved.token, {}, context) as response:
             self._raise_for_status(ref, response)
 
     def _resolved(
@@ -197,7 +200,6 @@ class HubSource:
         token: str | None,
         headers: Mapping[str, str],
         context: FetchContext,
-        method: str = "GET",
     ) -> Iterator[Any]:
         """Open one request. Redirects to another host carry no token (the client's rule)."""
         from huggingface_hub import get_session
@@ -212,7 +214,7 @@ class HubSource:
         library = sys.modules[type(session).__module__.partition(".")[0]]
         timeout = library.Timeout(seconds, connect=min(limits.connect_timeout_s, seconds))
         try:
-            with session.stream(method, url, headers=sent, timeout=timeout) as response:
+            with session.stream("GET", url, headers=sent, timeout=timeout) as response:
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise Broken("the hub's answer is compressed, which was not asked for")
                 yield response
