@@ -72,7 +72,9 @@ def stream_sync(client: Client, expected: str) -> None:
     events = list(client.generate_stream(PROMPT, max_new_tokens=8))
     check("stream: one event per token", len(events) == 8)
     check("stream: same text", "".join(event.token.text for event in events) == expected)
-    check("stream: text only in the last event", [e.generated_text for e in events[:-1]] == [None] * 7)
+    check(
+        "stream: text only in the last event", [e.generated_text for e in events[:-1]] == [None] * 7
+    )
     check("stream: last event has the text", events[-1].generated_text == expected)
     check("stream: last event has details", events[-1].details.generated_tokens == 8)
 
