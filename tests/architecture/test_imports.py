@@ -54,6 +54,7 @@ def copy(tmp_path: Path) -> Path:
         ("router/lorax_router/service/engine_port.py", "import lorax_shard"),
         ("shard/lorax_shard/model/interface.py", "import lorax_router"),
         ("shard/lorax_shard/engine/engine.py", "import transformers"),
+        ("shard/lorax_shard/adapters/peft_config.py", "import peft"),
         ("shard/lorax_shard/engine/engine.py", "from lorax_proto import generate_pb2"),
         ("launcher/lorax_launcher/options.py", "import torch"),
         ("proto/lorax_contract/step.py", "import numpy"),

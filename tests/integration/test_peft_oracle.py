@@ -10,14 +10,26 @@ from typing import Any
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
+from safetensors.torch import load_file, save_file
+from tests.helpers.naive_delta import apply_adapter
+from tests.helpers.peft_folders import (
+    load_adapter,
+    load_model,
+    logits_of,
+    quiet,
+    randomise,
+    save_adapter,
+)
+from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_shard.adapters.host_base import BaseDescription, describe
+from lorax_shard.adapters.host_errors import AdapterRefusedError
 from lorax_shard.adapters.host_normal import cast, digest_of, read_normal, write_normal
 from lorax_shard.adapters.peft_files import Limits
 from lorax_shard.adapters.peft_format import read_adapter
-from tests.helpers.naive_delta import apply_adapter
-from tests.helpers.peft_folders import load_adapter, load_model, logits_of, save_adapter
-from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
+from lorax_shard.lora.delta import HostAdapter
 
 IDS = [5, 40, 3, 381, 7, 7, 120, 64, 9]
 GROWN = VOCAB_SIZE + 3
@@ -137,6 +149,14 @@ def description(path: Path) -> BaseDescription:
     return BaseDescription.from_json(describe(load_model(path)).to_json())
 
 
+def through_normal_form(adapter: HostAdapter, folder: Path) -> HostAdapter:
+    """Return the adapter as a process without PEFT's files reads it."""
+    (folder / "normal").mkdir()
+    write_normal(adapter, folder / "normal")
+    assert digest_of(folder / "normal") == adapter.digest
+    return read_normal(folder / "normal", dtype=torch.float32)
+
+
 def check(
     model: Path, folder: Path, options: dict[str, Any], rows: int | None = None
 ) -> torch.Tensor:
@@ -144,7 +164,7 @@ def check(
     save_adapter(model, folder, rows=rows, **options)
     ids = IDS if rows is None else [*IDS, VOCAB_SIZE, VOCAB_SIZE + 1]
     expected = logits_of(load_adapter(model, folder, rows=rows), ids)
-    adapter = read_adapter(folder, description(model), Limits())
+    adapter = through_normal_form(read_adapter(folder, description(model), Limits()), folder)
     assert adapter.vocab_size == (rows or 0)
     got = logits_of(apply_adapter(load_model(model), adapter), ids)
     assert got.shape == expected.shape
@@ -183,3 +203,138 @@ def test_added_tokens(
     case: str, tied: bool, models: Callable[[str, bool], Path], tmp_path: Path
 ) -> None:
     check(models("llama", tied), tmp_path, GROWTH[case](LLAMA), rows=GROWN)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_copy_of_the_base_is_left_out_and_another_weight_kept(
+    tied: bool, models: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    model = models("llama", tied)
+    save_adapter(model, tmp_path, **some(LLAMA, target_modules=["embed_tokens"]))
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    assert key in tensors
+    adapter = read_adapter(tmp_path, description(model), Limits())
+    assert [delta.weight for delta in adapter.modules.values()] == [None]
+
+    tensors[key] = tensors[key] * 1.5
+    save_file(tensors, weights)
+    adapter = read_adapter(tmp_path, description(model), Limits())
+    assert set(adapter.modules) == {"model.embed_tokens", *(["lm_head"] if tied else [])}
+    expected = logits_of(load_adapter(model, tmp_path), IDS)
+    got = logits_of(apply_adapter(load_model(model), adapter), IDS)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+# What PEFT makes of these on a Llama (or another family) is refused in these words.
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("llama", "lora_bias", {"lora_bias": True}, "lora_bias is not supported"),
+    ("llama", "alora", {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is not"),
+    ("llama", "replication", {"layer_replication": [[0, 2], [0, 1]]}, "layer_replication is not"),
+    ("llama", "bdlora", {"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2,
+                                                    match_strict=False)}, "use_bdlora is not"),
+    ("llama", "monteclora", {"monteclora_config": MontecloraConfig()}, "monteclora_config is not"),
+    ("llama", "kasa", {"kasa_config": KasaConfig()}, "kasa_config is not supported"),
+    ("mixtral", "experts", {"target_modules": "all-linear"}, "target_parameters is not supported"),
+    ("llama", "pissa", {"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not"),
+    ("llama", "olora", {"init_lora_weights": "olora"}, "init_lora_weights='olora' is not"),
+    ("gpt2", "norm biases", {"bias": "all", "target_modules": ["c_attn"]},
+     "bias='all' trained the bias of transformer.h.0.ln_1, a LayerNorm"),
+    ("llama", "saved norm", {"modules_to_save": ["norm"]}, "modules_to_save names model.layers.0."),
+    ("llama", "saved block", {"modules_to_save": ["mlp"]},
+     "modules_to_save names model.layers.0.mlp, a LlamaMLP"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "text"),
+    [(family, options, text) for family, _, options, text in REFUSED],
+    ids=[name for _, name, _, _ in REFUSED],
+)
+def test_what_peft_saves_and_we_do_not_compute_is_refused(
+    family: str,
+    options: dict[str, Any],
+    text: str,
+    models: Callable[[str, bool], Path],
+    tmp_path: Path,
+) -> None:
+    model = models(family, False)
+    save_adapter(model, tmp_path, **{**some(FAMILIES[family]), **options})
+    with pytest.raises(AdapterRefusedError) as caught:
+        read_adapter(tmp_path, description(model), Limits())
+    assert text in caught.value.public
+
+
+def test_another_type_of_adapter_is_refused(
+    models: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    model = models("llama", False)
+    with quiet():
+        config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+        get_peft_model(load_model(model), config).save_pretrained(tmp_path)
+    with pytest.raises(AdapterRefusedError, match="peft_type 'IA3' is not supported"):
+        read_adapter(tmp_path, description(model), Limits())
+
+
+def test_an_adapter_for_another_family_is_refused(
+    models: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    save_adapter(models("llama", False), tmp_path, **some(LLAMA))
+    with pytest.raises(AdapterRefusedError, match=r"another model|another base model"):
+        read_adapter(tmp_path, description(models("gpt2", False)), Limits())
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_converted_start_is_computed(
+    start: str, models: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    model = models("llama", False)
+    with quiet():
+        options = some(LLAMA, init_lora_weights=start)
+        tuned = get_peft_model(load_model(model), LoraConfig(task_type="CAUSAL_LM", **options))
+        tuned.peft_config["default"].init_lora_weights = True
+        tuned.save_pretrained(tmp_path / "start")
+        tuned.peft_config["default"].init_lora_weights = start
+        randomise(tuned, "none", 3)
+        expected = logits_of(tuned.eval(), IDS)
+        tuned.save_pretrained(
+            tmp_path / "end", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+        )
+    adapter = read_adapter(tmp_path / "end", description(model), Limits())
+    got = logits_of(apply_adapter(load_model(model), adapter), IDS)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_have_the_types_and_values_that_peft_holds(
+    held: torch.dtype,
+    saved: torch.dtype,
+    models: Callable[[str, bool], Path],
+    tmp_path: Path,
+) -> None:
+    model = models("qwen2", False)
+    options = some(LLAMA, use_dora=True, bias="lora_only", modules_to_save=["lm_head"])
+    save_adapter(model, tmp_path, trainable_token_indices=[3, 4], **options)
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({key: each.to(saved) for key, each in load_file(weights).items()}, weights)
+    adapter = cast(read_adapter(tmp_path, description(model), Limits()), dtype=held)
+    peft = load_adapter(model, tmp_path, dtype=held).base_model.model
+
+    query = peft.get_submodule("model.layers.0.self_attn.q_proj")
+    head = peft.get_submodule("lm_head").modules_to_save["default"]
+    rows = peft.get_submodule("model.embed_tokens").weight
+    delta = adapter.modules["model.layers.0.self_attn.q_proj"]
+    pairs = [
+        (delta.a, query.lora_A["default"].weight),
+        (delta.b, query.lora_B["default"].weight),
+        (delta.magnitude, query.lora_magnitude_vector["default"].weight),
+        (delta.bias, query.base_layer.bias),
+        (adapter.modules["lm_head"].weight, head.weight),
+        (adapter.modules["model.embed_tokens"].token_rows, rows[[3, 4]]),
+    ]
+    for ours, theirs in pairs:
+        assert ours is not None
+        assert ours.dtype is theirs.dtype
+        assert torch.equal(ours, theirs)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import nn
+
+from lorax_shard.adapters.host_digest import tensor_digest
 
 # conv1d: GPT-2's linear, whose weight is stored in x out. other: cannot be adapted.
 Kind = Literal["linear", "conv1d", "embedding", "other"]
@@ -58,6 +60,9 @@ class BaseDescription:
     output_head: str = ""
     # Name of the dtype that the model computes in.
     dtype: str = "float32"
+    # Digests of the weights of embeddings and heads, in that dtype. PEFT saves copies of those
+    # beside LoRA on them; what is equal to the base's need not be kept for each adapter.
+    weight_digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -85,6 +90,7 @@ class BaseDescription:
             "input_embedding": self.input_embedding,
             "output_head": self.output_head,
             "dtype": self.dtype,
+            "weight_digests": dict(self.weight_digests),
         }
         return json.dumps(document)
 
@@ -99,6 +105,7 @@ class BaseDescription:
             input_embedding=document["input_embedding"],
             output_head=document["output_head"],
             dtype=document["dtype"],
+            weight_digests=document["weight_digests"],
         )
 
 
@@ -116,22 +123,35 @@ def _info(values: list[Any]) -> ModuleInfo:
 
 
 def describe(model: nn.Module) -> BaseDescription:
-    """Return the description of a transformers model.
+    """Return the description of a transformers model, in the dtype that it computes in.
 
+    Hashes the weights of embedding and head, unless the model is on the meta device.
     Raises ValueError for a model whose linears are already packed or wrapped: they no longer
     show how their weights are laid out.
     """
     modules = {name: _describe(name, module) for name, module in model.named_modules() if name}
     parameter = next(model.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
+    embedding = _name_of(model, "get_input_embeddings")
+    head = _name_of(model, "get_output_embeddings")
     return BaseDescription(
         architecture=type(model).__name__,
         modules=modules,
         tied=_tied_groups(model, modules),
-        input_embedding=_name_of(model, "get_input_embeddings"),
-        output_head=_name_of(model, "get_output_embeddings"),
+        input_embedding=embedding,
+        output_head=head,
         dtype=str(dtype).removeprefix("torch."),
+        weight_digests=_weight_digests(model, {embedding, head} - {""}),
     )
+
+
+def _weight_digests(model: nn.Module, names: set[str]) -> dict[str, str]:
+    weights = {name: model.get_parameter(f"{name}.weight") for name in sorted(names)}
+    known: dict[int, str] = {}
+    for weight in weights.values():
+        if id(weight) not in known and not weight.is_meta:
+            known[id(weight)] = tensor_digest(weight)
+    return {name: known[id(weight)] for name, weight in weights.items() if id(weight) in known}
 
 
 def _describe(name: str, module: nn.Module) -> ModuleInfo:

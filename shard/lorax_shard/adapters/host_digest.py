@@ -51,8 +51,16 @@ def _put_delta(hashed: _Hash, name: str, delta: ModuleDelta) -> None:
             hashed.update(_bytes_of(tensor))
 
 
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Return the digest of one tensor: its type, shape and values."""
+    hashed = hashlib.sha256()
+    _put(hashed, str(tensor.dtype), str(tuple(tensor.shape)))
+    hashed.update(_bytes_of(tensor))
+    return hashed.hexdigest()
+
+
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _put(hashed: _Hash, *words: str) -> None:

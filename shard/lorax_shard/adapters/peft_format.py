@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lorax_shard.adapters.host_base import BaseDescription
-from lorax_shard.adapters.host_digest import digest_adapter
+from lorax_shard.adapters.host_digest import digest_adapter, tensor_digest
 from lorax_shard.adapters.host_errors import AdapterRefusedError, listing
 from lorax_shard.adapters.peft_config import LoraOptions, parse_config
 from lorax_shard.adapters.peft_files import (
@@ -59,6 +59,7 @@ def examine(folder: Path, base: BaseDescription, limits: Limits) -> Examined:
     text = find_text_files(folder, limits)
     tensors = _load(folder / WEIGHTS_FILE, infos)
     modules = Assembler(selection, base, parts, tensors).assemble()
+    _check_range(modules, base)
     traits = {"rslora"} if options.use_rslora else set()
     if is_selective(options):
         traits.add("selected")
@@ -98,6 +99,18 @@ def _load(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor
     return tensors
 
 
+def _check_range(modules: Mapping[str, ModuleDelta], base: BaseDescription) -> None:
+    """Refuse replacements of base values that the model's type can hold as infinity only."""
+    largest = torch.finfo(getattr(torch, base.dtype)).max
+    for name, delta in modules.items():
+        for tensor in (delta.weight, delta.bias, delta.token_rows):
+            if tensor is not None and tensor.numel() and tensor.abs().max() > largest:
+                raise AdapterRefusedError(
+                    f"weights for {name} are too large for the type that the model computes in "
+                    f"({base.dtype})"
+                )
+
+
 class Assembler:
     """Puts checked tensors together, module by module."""
 
@@ -112,6 +125,7 @@ class Assembler:
         self._base = base
         self._parts = parts
         self._tensors = tensors
+        self._is_base: dict[int, bool] = {}
 
     def assemble(self) -> dict[str, ModuleDelta]:
         """Return every module that the adapter changes, in the model's order."""
@@ -140,7 +154,17 @@ class Assembler:
         return delta if delta.nbytes else None
 
     def _weight(self, name: str) -> torch.Tensor | None:
-        """Return the weight that replaces the base's, which a tied module may bring."""
+        """Return the weight that replaces the base's; None where it is the base's."""
+        weight = self._brought_weight(name)
+        if weight is None or name not in self._base.weight_digests:
+            return weight
+        if id(weight) not in self._is_base:
+            held = weight.to(getattr(torch, self._base.dtype))
+            self._is_base[id(weight)] = tensor_digest(held) == self._base.weight_digests[name]
+        return None if self._is_base[id(weight)] else weight
+
+    def _brought_weight(self, name: str) -> torch.Tensor | None:
+        """Return the weight that the adapter brings for a module, or for one tied to it."""
         own = self._tensor(name, Part.WEIGHT, Part.BASE_WEIGHT)
         if own is not None:
             return own

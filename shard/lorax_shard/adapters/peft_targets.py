@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from lorax_shard.adapters.host_base import BaseDescription
@@ -73,6 +73,9 @@ def is_selective(options: LoraOptions) -> bool:
 
 def _low_rank(options: LoraOptions, base: BaseDescription) -> dict[str, LowRank]:
     targets = _targets(options, base)
+    if not isinstance(targets, str):
+        # Looked up for each module: lists can have a name for each of hundreds of linears.
+        targets = frozenset(targets)
     tied = _tied_targets(options, base)
     # Tying makes the embedding a target even where only the head is named.
     chosen = [
@@ -94,7 +97,7 @@ def _low_rank(options: LoraOptions, base: BaseDescription) -> dict[str, LowRank]
     return found
 
 
-def _targets(options: LoraOptions, base: BaseDescription) -> str | tuple[str, ...]:
+def _targets(options: LoraOptions, base: BaseDescription) -> str | Collection[str]:
     targets = options.target_modules
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return tuple(
@@ -105,7 +108,7 @@ def _targets(options: LoraOptions, base: BaseDescription) -> str | tuple[str, ..
     return targets
 
 
-def _is_target(options: LoraOptions, targets: str | tuple[str, ...], name: str) -> bool:
+def _is_target(options: LoraOptions, targets: str | Collection[str], name: str) -> bool:
     """Return whether PEFT would give ``name`` a low-rank part."""
     if _is_excluded(options, name):
         return False
@@ -126,8 +129,9 @@ def _is_excluded(options: LoraOptions, name: str) -> bool:
     return any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in options.modules_to_save)
 
 
-def _ends_with(name: str, ends: Iterable[str]) -> bool:
-    return any(name.endswith(f".{end}") for end in ends)
+def _ends_with(name: str, ends: Collection[str]) -> bool:
+    """Return whether ``name`` ends with a dot and one of the ends."""
+    return any(name[dot.end() :] in ends for dot in re.finditer(r"\.", name))
 
 
 def _in_chosen_layer(options: LoraOptions, name: str) -> bool:
