@@ -17,19 +17,16 @@ def apply_adapter(model: nn.Module, adapter: HostAdapter) -> nn.Module:
     for name, delta in adapter.modules.items():
         module = model.get_submodule(name)
         # Only this module's weight changes: what was tied to it keeps the base's.
-        module.weight = nn.Parameter(_weight(module, delta, adapter.vocab_size))
+        module.weight = nn.Parameter(_weight(module, delta))
         if delta.bias is not None:
             module.bias = nn.Parameter(delta.bias.to(module.bias.dtype))
     return model
 
 
-def _weight(module: nn.Module, delta: ModuleDelta, vocab_size: int) -> torch.Tensor:
+def _weight(module: nn.Module, delta: ModuleDelta) -> torch.Tensor:
     base = module.weight.detach().clone()
-    weight = base if delta.weight is None else delta.weight.to(base.dtype)
+    weight = base if delta.weight is None else delta.weight.to(base.dtype, copy=True)
     if delta.token_ids is not None and delta.token_rows is not None:
-        # Rows beyond the base's vocabulary; those that nobody replaces are never looked up.
-        missing = max(vocab_size - len(weight), 0)
-        weight = torch.cat([weight, weight.new_zeros(missing, weight.shape[1])])
         weight[delta.token_ids] = delta.token_rows.to(weight.dtype)
     if delta.a is None or delta.b is None:
         return weight

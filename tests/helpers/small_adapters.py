@@ -42,7 +42,7 @@ def make_base(*, tied: bool = False, head_bias: bool = False) -> BaseDescription
             "model": ModuleInfo(kind="other", type_name="ToyModel"),
             EMBEDDING: embedding,
             **layers,
-            NORM: ModuleInfo(kind="other", type_name="LayerNorm", has_bias=True),
+            NORM: ModuleInfo(kind="norm", type_name="LayerNorm", out_features=WIDTH, has_bias=True),
             HEAD: linear(WIDTH, VOCABULARY, head_bias),
         },
         tied=((EMBEDDING, HEAD),) if tied else (),

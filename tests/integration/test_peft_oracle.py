@@ -122,6 +122,11 @@ EXTRA: list[tuple[str, str, Make]] = [
     ),
     ("qwen2", "all biases", lambda n: some(n, bias="all", target_modules=[n.queries])),
     ("llama", "all biases", lambda n: some(n, bias="all")),
+    ("gpt2", "all biases", lambda n: some(n, bias="all", target_modules=[n.queries])),
+    ("gpt2", "all biases and dora", lambda n: some(n, bias="all", use_dora=True)),
+    ("gpt2", "saved norms", lambda n: some(n, modules_to_save=["ln_1", "ln_f"])),
+    ("llama", "saved norms", lambda n: some(n, modules_to_save=["norm"])),
+    ("gemma2", "saved norms", lambda n: some(n, modules_to_save=["input_layernorm"])),
 ]
 GROWTH: dict[str, Make] = {
     "grown": some,
@@ -239,9 +244,6 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("mixtral", "experts", {"target_modules": "all-linear"}, "target_parameters is not supported"),
     ("llama", "pissa", {"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not"),
     ("llama", "olora", {"init_lora_weights": "olora"}, "init_lora_weights='olora' is not"),
-    ("gpt2", "norm biases", {"bias": "all", "target_modules": ["c_attn"]},
-     "bias='all' trained the bias of transformer.h.0.ln_1, a LayerNorm"),
-    ("llama", "saved norm", {"modules_to_save": ["norm"]}, "modules_to_save names model.layers.0."),
     ("llama", "saved block", {"modules_to_save": ["mlp"]},
      "modules_to_save names model.layers.0.mlp, a LlamaMLP"),
 ]  # fmt: skip

@@ -17,8 +17,9 @@ from torch import nn
 
 from lorax_shard.adapters.host_digest import tensor_digest
 
-# conv1d: GPT-2's linear, whose weight is stored in x out. other: cannot be adapted.
-Kind = Literal["linear", "conv1d", "embedding", "other"]
+# conv1d: GPT-2's linear, whose weight is stored in x out. norm: a leaf with vectors as
+# parameters, which can be replaced and not adapted. other: can be neither.
+Kind = Literal["linear", "conv1d", "embedding", "norm", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,19 +29,26 @@ class ModuleInfo:
     kind: Kind
     # The class, for sentences about modules that cannot be adapted.
     type_name: str
-    # Of an embedding: rows and width. 0: other.
+    # Of an embedding: rows and width. Of a norm: 0 and its length.
     in_features: int = 0
     out_features: int = 0
     has_bias: bool = False
 
     @property
     def adaptable(self) -> bool:
-        """Whether it is a linear or an embedding."""
+        """Whether it can have a low-rank part: it is a linear or an embedding."""
+        return self.kind in ("linear", "conv1d", "embedding")
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether an adapter can bring its parameters."""
         return self.kind != "other"
 
     @property
-    def weight_shape(self) -> tuple[int, int]:
+    def weight_shape(self) -> tuple[int, ...]:
         """The shape of its weight in its own layout."""
+        if self.kind == "norm":
+            return (self.out_features,)
         if self.kind == "linear":
             return self.out_features, self.in_features
         return self.in_features, self.out_features
@@ -157,17 +165,25 @@ def _weight_digests(model: nn.Module, names: set[str]) -> dict[str, str]:
 def _describe(name: str, module: nn.Module) -> ModuleInfo:
     kind = type(module).__name__
     has_bias = getattr(module, "bias", None) is not None
-    if isinstance(module, nn.Linear):
-        sizes = module.in_features, module.out_features
-        return _module("linear", kind, sizes, has_bias)
-    if isinstance(module, nn.Embedding):
-        return _module("embedding", kind, (module.num_embeddings, module.embedding_dim), False)
-    if kind == "Conv1D":
-        # transformers' own class, which is no subclass of anything that torch has.
-        weight = cast("torch.Tensor", module.weight)
-        return _module("conv1d", kind, (weight.shape[0], weight.shape[1]), has_bias)
     if kind == "PackedLinear":
         raise ValueError(f"{name} is packed; describe the model before its linears are replaced")
+    if "experts" in name.split("."):
+        # They see some tokens only, in an order of their own.
+        return ModuleInfo(kind="other", type_name="part of MoE experts")
+    if type(module) is nn.Linear:
+        return _module("linear", kind, (module.in_features, module.out_features), has_bias)
+    if isinstance(module, nn.Embedding) and (
+        # Other subclasses take something else than ids, such as OPT's positions.
+        type(module) is nn.Embedding or hasattr(module, "embed_scale")
+    ):
+        return _module("embedding", kind, (module.num_embeddings, module.embedding_dim), False)
+    shapes = {part: tuple(each.shape) for part, each in module.named_parameters()}
+    if kind == "Conv1D":
+        # transformers' own class, which is no subclass of anything that torch has.
+        return _module("conv1d", kind, (shapes["weight"][0], shapes["weight"][1]), has_bias)
+    if "weight" in shapes and shapes.keys() <= {"weight", "bias"} and not any(module.children()):
+        vectors = all(len(shape) == 1 for shape in shapes.values())
+        return _module("norm" if vectors else "other", kind, (0, shapes["weight"][0]), has_bias)
     return ModuleInfo(kind="other", type_name=kind, has_bias=has_bias)
 
 

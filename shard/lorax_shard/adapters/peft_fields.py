@@ -126,7 +126,7 @@ OPTIONS: tuple[Option, ...] = (
     _computed("alpha_pattern", "alpha by module, by the same rule"),
     _computed("use_dora", "on linears and embeddings"),
     _computed("fan_in_fan_out", "follows from the module's type, as in PEFT"),
-    _computed("bias", "`none`, `all`, `lora_only`; refused if it trains a norm's bias",
+    _computed("bias", "`none`, `all` (biases of norms included), `lora_only`",
               _refuse_bias),
     _harmless("lora_dropout", "acts in training only"),
     _computed(
@@ -148,10 +148,10 @@ OPTIONS: tuple[Option, ...] = (
     _computed("exclude_modules", "list of names or regular expression"),
     _computed("layers_to_transform", "with a list of names, as in PEFT"),
     _computed("layers_pattern", "with `layers_to_transform`"),
-    _computed("modules_to_save", "linears, heads and embeddings; norms and blocks are refused"),
+    _computed("modules_to_save", "linears, heads, embeddings and norms; blocks are refused"),
     _computed(
         "trainable_token_indices",
-        "rows of embeddings, and of heads tied to them; not on a module that has LoRA as well",
+        "rows of embeddings and of heads, tied or not; refused on a module with LoRA or a bias",
     ),
     _computed("ensure_weight_tying", "the head's weights must agree with the embedding's"),
     # Not computed.

@@ -57,7 +57,7 @@ class Checker:
         missing, extra = [], []
         for name, info in self._base.modules.items():
             present = set(self._parts.get(name, ()))
-            self._refuse_norm_bias(name, info, present)
+            self._refuse_biases(name, info, present)
             required, optional = self._expected(name, info)
             missing += [f"{name} ({part.value})" for part in sorted_parts(required - present)]
             extra += [self._parts[name][part] for part in present - required - optional]
@@ -71,11 +71,11 @@ class Checker:
                 f"{listing(sorted(extra))}"
             )
 
-    def _refuse_norm_bias(self, name: str, info: ModuleInfo, present: set[Part]) -> None:
-        if Part.BIAS in present and not info.adaptable:
+    def _refuse_biases(self, name: str, info: ModuleInfo, present: set[Part]) -> None:
+        if Part.BIAS in present and not info.replaceable:
             raise AdapterRefusedError(
-                f"bias={self._options.bias!r} trained the bias of {name}, a {info.type_name}; only "
-                "biases of linears are computed; train with bias='lora_only'"
+                f"it brings a bias for {name}, a {info.type_name}; only biases of linears and "
+                "norms are computed; train with bias='lora_only'"
             )
         if Part.B_BIAS in present:
             raise AdapterRefusedError(
@@ -98,7 +98,7 @@ class Checker:
             return {Part.WEIGHT, Part.BIAS} if info.has_bias else {Part.WEIGHT}, {Part.UNUSED}
         if name in chosen.tokens:
             return (set() if chosen.tokens[name][1] else {Part.ROWS}), {Part.ROWS, *wrapped}
-        if options.bias == "all" and info.has_bias and info.adaptable:
+        if options.bias == "all" and info.has_bias and info.replaceable:
             return {Part.BIAS}, {Part.WEIGHT} if name in self._vocabulary else set()
         # PEFT saves embedding and head as they are when their vocabulary was changed.
         return set(), {Part.WEIGHT, Part.BIAS} if name in self._vocabulary else set()
@@ -175,9 +175,13 @@ class Checker:
 
     def _check_token_ids(self, grown: int) -> None:
         for name, (ids, _) in self._selection.tokens.items():
-            if self._base.modules[name].kind == "conv1d":
+            info = self._base.modules[name]
+            if info.kind == "conv1d" or info.has_bias:
+                # PEFT computes a head without its bias then, for all tokens.
                 raise AdapterRefusedError(
-                    f"trainable_token_indices names {name}, which is no embedding"
+                    f"trainable_token_indices reaches {name}, a {info.type_name}"
+                    f"{' with a bias' if info.has_bias else ''}; only embeddings and heads "
+                    "without a bias are computed"
                 )
             rows = grown if grown and name in self._vocabulary else self._rows_of(name)
             if max(ids, default=-1) >= rows:
@@ -188,13 +192,13 @@ class Checker:
     def _check_new_rows(self, rows: int) -> None:
         """Refuse added tokens whose embedding or output row nobody knows."""
         for name in (self._base.input_embedding, self._base.output_head):
-            if name and not self._knows_new_rows(name, rows):
+            if name and not self._knows_new_rows(name):
                 raise AdapterRefusedError(
                     f"it adds {rows - self._base.vocab_size} tokens, and the weights of {name} "
                     "for them are not in it; save it with save_embedding_layers=True"
                 )
 
-    def _knows_new_rows(self, name: str, rows: int) -> bool:
+    def _knows_new_rows(self, name: str) -> bool:
         parts = self._parts.get(name, {})
         has_bias = self._base.modules[name].has_bias
         if has_bias and not {Part.BIAS, Part.BASE_BIAS} & set(parts):
@@ -202,13 +206,7 @@ class Checker:
         if {Part.WEIGHT, Part.BASE_WEIGHT} & set(parts):
             return True
         tied = self._base.tied_with(name)
-        if any(self._brings_base_weight(each) for each in tied):
-            return True
-        ids = self._selection.tokens.get(name, ((), ""))[0]
-        return set(range(self._rows_of(name), rows)) <= set(ids)
-
-    def _brings_base_weight(self, name: str) -> bool:
-        return brings_base_weight(name, self._parts, self._selection)
+        return any(brings_base_weight(each, self._parts, self._selection) for each in tied)
 
     def _other_model(self, what: str) -> AdapterRefusedError:
         return AdapterRefusedError(

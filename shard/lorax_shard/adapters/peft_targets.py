@@ -179,7 +179,12 @@ def _names_tied(names: Iterable[str]) -> bool:
 def _saved(options: LoraOptions, base: BaseDescription) -> dict[str, str]:
     names = options.modules_to_save
     found = [name for name in base.modules if any(name.endswith(end) for end in names)]
-    _require_adaptable(found, "modules_to_save", base)
+    for name in found:
+        if not base.modules[name].replaceable:
+            raise AdapterRefusedError(
+                f"modules_to_save names {name}, a {base.modules[name].type_name}; only linears, "
+                "embeddings and norms can be replaced"
+            )
     saved = dict.fromkeys(found, "")
     if options.ensure_weight_tying and _names_tied(names):
         tied = base.tied_with(base.input_embedding)

@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleDelta:
-    """The change of one linear or embedding. Absent parts are None.
+    """The change of one linear, embedding or norm. Absent parts are None.
 
     W' is ``weight`` or the base's W, with the rows ``token_ids`` replaced by ``token_rows``.
     Linear, input x (T x in), base output y (T x out)::
@@ -28,6 +28,8 @@ class ModuleDelta:
 
         e' = W'[t] + scaling * B A[:, t]
         e' = m / ||W' + scaling * (B A)^T||_column * (W'[t] + scaling * B A[:, t])  DoRA
+
+    Norm: ``weight`` and ``bias`` replace its own; there is nothing else.
 
     A delta concerns its own module only: what a head that is tied to an embedding shares
     with it is listed under the head's name too.

@@ -31,7 +31,11 @@ def test_a_model_on_the_meta_device_is_described() -> None:
     )
     assert base.modules["transformer.h.0.attn.c_attn"].weight_shape == (8, 24)
     assert base.modules["lm_head"].weight_shape == (30, 8)
-    assert not base.modules["transformer.ln_f"].adaptable
+    assert base.modules["transformer.ln_f"] == ModuleInfo(
+        kind="norm", type_name="LayerNorm", out_features=8, has_bias=True
+    )
+    assert not base.modules["transformer.h.0"].replaceable
+    assert base.weight_digests == {}
     assert describe(gpt2(tied=False)).tied == ()
 
 
@@ -40,6 +44,11 @@ def test_a_description_survives_the_way_to_another_process() -> None:
         again = BaseDescription.from_json(base.to_json())
         assert again == base
         assert list(again.modules) == list(base.modules)
+
+
+def test_experts_are_no_linears() -> None:
+    model = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2)])})
+    assert describe(model).modules["experts.0"].type_name == "part of MoE experts"
 
 
 def test_packed_linears_are_refused() -> None:

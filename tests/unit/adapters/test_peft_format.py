@@ -165,14 +165,27 @@ def test_options_that_the_weights_do_not_bear_out(
     assert text in refusal(write(tmp_path, config(**options)))
 
 
-def test_trained_biases_of_norms_are_refused(tmp_path: Path) -> None:
+def test_trained_biases_of_norms_are_read_and_of_other_modules_refused(tmp_path: Path) -> None:
     values = tensors() | {
         f"{PREFIX}{QUERY}.base_layer.bias": torch.ones(WIDTH),
         f"{PREFIX}model.layers.1.attn.q_proj.bias": torch.ones(WIDTH),
         f"{PREFIX}{NORM}.bias": torch.ones(WIDTH),
     }
+    norm = read(write(tmp_path, config(bias="all"), values)).modules[NORM]
+    assert norm.bias is not None
+    assert norm.weight is None
+    values[f"{PREFIX}model.bias"] = torch.ones(WIDTH)
     text = refusal(write(tmp_path, config(bias="all"), values))
-    assert text.startswith(f"bias='all' trained the bias of {NORM}, a LayerNorm; only biases of")
+    assert text.startswith("it brings a bias for model, a ToyModel; only biases of linears and")
+
+
+def test_token_rows_of_a_head_with_a_bias_are_refused(tmp_path: Path) -> None:
+    rows = {f"{PREFIX}{HEAD}.token_adapter.trainable_tokens_delta": torch.ones(1, WIDTH)}
+    write(tmp_path, config(trainable_token_indices={HEAD: [2]}), tensors() | rows)
+    assert HEAD in read(tmp_path).modules
+    assert refusal(tmp_path, head_bias=True).startswith(
+        "trainable_token_indices reaches lm_head, a Linear with a bias; only embeddings and heads"
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def selected(*, tied: bool = False, **options: Any) -> Selection:
         ({"target_modules": ["norm"]}, f"target_modules names {NORM}, a LayerNorm"),
         ({"target_modules": ".*("}, "is no regular expression: '.*('"),
         ({"rank_pattern": {"[": 4}}, "is no regular expression"),
-        ({"modules_to_save": ["norm"]}, f"modules_to_save names {NORM}, a LayerNorm"),
+        ({"modules_to_save": ["model"]}, "modules_to_save names model, a ToyModel; only linears,"),
         ({"modules_to_save": ["["]}, "is no regular expression"),
         ({"trainable_token_indices": {"wte": [1]}}, "trainable_token_indices names 'wte', which"),
         (
