@@ -20,7 +20,13 @@ def shorten(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def plain(name: str, limit: int = 200) -> str:
+    """Return a foreign name as text that a log line or an answer can hold."""
+    text = name if name.isprintable() else repr(name)[1:-1]
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def listing(names: list[str], limit: int = 3) -> str:
     """Return some names and how many more there are."""
-    shown = ", ".join(name if len(name) <= 200 else name[:199] + "…" for name in names[:limit])
+    shown = ", ".join(plain(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

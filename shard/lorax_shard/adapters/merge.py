@@ -81,8 +81,8 @@ def merge_digest(spec: MergeSpec, digests: Sequence[str]) -> str:
 def merge(adapters: Sequence[HostAdapter], spec: MergeSpec) -> HostAdapter:
     """Return the merged adapter, in float32; raises AdapterRefusedError.
 
-    The result depends on the adapters' digests and the spec only: every rank and every
-    reload draws the same values for DARE.
+    Give the adapters with the values that are stored, or widened to float32: then the result
+    depends on their digests and the spec only, and every rank and every reload gets the same.
     """
     if len(adapters) != len(spec.weights):
         raise AdapterRefusedError(

@@ -132,7 +132,9 @@ class LoraReader:
 
     def _layers_pattern(self) -> tuple[str, ...]:
         value = self._get("layers_pattern", [])
-        return _names("layers_pattern", [value] if isinstance(value, str) and value else value)
+        if isinstance(value, str):
+            value = [value] if value else []
+        return _names("layers_pattern", value)
 
     def _token_indices(self) -> dict[str, tuple[int, ...]]:
         value = self._get("trainable_token_indices", {})

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorax_shard.adapters.host_base import BaseDescription
 from lorax_shard.adapters.host_digest import digest_adapter, tensor_digest
-from lorax_shard.adapters.host_errors import AdapterRefusedError, listing
+from lorax_shard.adapters.host_errors import AdapterRefusedError, listing, plain
 from lorax_shard.adapters.peft_config import LoraOptions, parse_config
 from lorax_shard.adapters.peft_files import (
     CONFIG_FILE,
@@ -73,7 +73,7 @@ def _check_class(options: LoraOptions, base: BaseDescription) -> None:
     trained = options.trained_class
     if trained.endswith("ForCausalLM") and trained != base.architecture:
         raise AdapterRefusedError(
-            f"the adapter was made for a {trained}; this server's base model is a "
+            f"the adapter was made for a {plain(trained)}; this server's base model is a "
             f"{base.architecture}"
         )
 

@@ -115,6 +115,15 @@ def test_values_that_are_refused(options: dict[str, Any], text: str) -> None:
     assert text in refusal(**options)
 
 
+@pytest.mark.parametrize("off", [None, "", []])
+def test_choices_that_are_empty_choose_nothing(off: Any) -> None:
+    document = config() | {"layers_pattern": off, "exclude_modules": off}
+    options = parse_config(json.dumps(document))
+    assert options.layers_pattern == ()
+    assert not options.exclude_modules
+    assert parse_config(json.dumps(config(layers_to_transform=0))).layers_to_transform == (0,)
+
+
 @pytest.mark.parametrize("value", [None, False, 0, "", [], {}])
 def test_unknown_options_are_accepted_while_they_are_off(value: Any) -> None:
     document = {**config(), "enable_lora": value}

@@ -179,6 +179,15 @@ def test_trained_biases_of_norms_are_read_and_of_other_modules_refused(tmp_path:
     assert text.startswith("it brings a bias for model, a ToyModel; only biases of linears and")
 
 
+def test_names_in_texts_are_printable(tmp_path: Path) -> None:
+    key = f"{PREFIX}\n\x1b[2J{'x' * 400}.lora_A.weight"
+    text = refusal(write(tmp_path, values=tensors() | {key: torch.ones(1)}))
+    assert text.isprintable()
+    assert len(text) < 500
+    mapping = {"base_model_class": "Mine\nForCausalLM"}
+    assert refusal(write(tmp_path, config(auto_mapping=mapping))).isprintable()
+
+
 def test_token_rows_of_a_head_with_a_bias_are_refused(tmp_path: Path) -> None:
     rows = {f"{PREFIX}{HEAD}.token_adapter.trainable_tokens_delta": torch.ones(1, WIDTH)}
     write(tmp_path, config(trainable_token_indices={HEAD: [2]}), tensors() | rows)

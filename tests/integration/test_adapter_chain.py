@@ -1,0 +1,112 @@
+"""The rooms together: a folder that PEFT saved is fetched in the limited child process, read,
+normalised, loaded into slots, and computes what PEFT computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.in_loop import in_loop
+from tests.helpers.paged_runner import RELATIVE_TOLERANCE, PagedRunner, stock_logits
+from tests.helpers.peft_folders import load_adapter, load_model, logits_of, save_adapter
+from tests.helpers.tiny_models import make_tiny_model
+
+from lorax_contract.config import ShardConfig
+from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
+from lorax_shard.adapters.fetch_job import VerifySettings
+from lorax_shard.adapters.fetch_process import Setup
+from lorax_shard.adapters.fetcher import AdapterFetcher, FetchSettings
+from lorax_shard.adapters.host_base import describe
+from lorax_shard.adapters.host_normal import read_normal
+from lorax_shard.adapters.peft_files import Limits
+from lorax_shard.adapters.peft_verify import make_context, normalise
+from lorax_shard.adapters.source_interface import AdapterRef, SourceSettings
+from lorax_shard.lora.model import install
+from lorax_shard.model.loader import load_paged_model
+
+ROWS = [[5, 40, 3, 381, 7, 7, 120], [64, 9, 3, 2], [1, 2, 3, 40, 5], [7, 7, 7]]
+LINEARS = ["q_proj", "v_proj", "down_proj"]
+# One adapter for each row but the last, which is the base's.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "magnitudes": {"r": 3, "use_dora": True, "target_modules": [*LINEARS, "embed_tokens"]},
+    "rows": {
+        "r": 5,
+        "use_rslora": True,
+        "target_modules": "all-linear",
+        "trainable_token_indices": [3, 40],
+    },
+    "whole": {"r": 2, "target_modules": LINEARS, "modules_to_save": ["lm_head", "norm"]},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("model"), tie_word_embeddings=True)
+
+
+def context_of(model: Path, **limits: int) -> Mapping[str, Any]:
+    return make_context(describe(load_model(model)), Limits(**limits))
+
+
+def fetcher(root: Path, context: Mapping[str, Any]) -> AdapterFetcher:
+    setup = Setup(
+        store_dir=str(root / "store"),
+        store_max_bytes=1 << 28,
+        sources=SourceSettings(local_roots=(str(root / "local"),)),
+        verify=VerifySettings(
+            function="lorax_shard.adapters.peft_verify:verify", context=dict(context)
+        ),
+    )
+    return AdapterFetcher(FetchSettings(setup=setup))
+
+
+@in_loop
+async def test_what_is_fetched_and_loaded_computes_as_peft_does(
+    model: Path, tmp_path: Path
+) -> None:
+    context = context_of(model)
+    paged = load_paged_model(
+        ShardConfig(model_dir=str(model), model_id="tiny", shard_uris=["unix:///unused"])
+    )
+    lora = install(paged._model, "torch", torch.device("cpu"), torch.float32)
+    expected = []
+    made = fetcher(tmp_path, context)
+    try:
+        for slot, (name, options) in enumerate(ADAPTERS.items()):
+            folder = save_adapter(model, tmp_path / "local" / name, seed=slot, **options)
+            expected.append(logits_of(load_adapter(model, folder), ROWS[slot]))
+            with await made.fetch(AdapterRef.of("local", os.fspath(folder))) as fetched:
+                facts = normalise(fetched.folder, tmp_path / "normal", context)
+                assert fetched.facts == facts
+                assert facts["max_rank"] == options["r"]
+            normal = tmp_path / "normal" / facts["content_digest"]
+            lora.load(slot, read_normal(normal, dtype=torch.float32))
+    finally:
+        await made.close()
+    expected.append(stock_logits(model, ROWS[3:])[0])
+
+    runner = PagedRunner(paged, ROWS, num_blocks=64)
+    lengths = [len(row) for row in ROWS]
+    with lora.step(lengths, [0, 1, 2, None]):
+        runner.step(dict(enumerate(lengths)))
+    for row, wanted in enumerate(expected):
+        got = torch.stack([runner.logits[row][at] for at in range(len(wanted))])
+        assert (got - wanted).abs().max() <= RELATIVE_TOLERANCE * wanted.abs().max()
+
+
+@in_loop
+async def test_a_refusal_reaches_the_caller_in_its_words(model: Path, tmp_path: Path) -> None:
+    folder = save_adapter(model, tmp_path / "local/big", r=9, target_modules=LINEARS)
+    made = fetcher(tmp_path, context_of(model, max_rank=8))
+    try:
+        with pytest.raises(AdapterUnavailableError) as caught:
+            await made.fetch(AdapterRef.of("local", os.fspath(folder)))
+    finally:
+        await made.close()
+    assert caught.value.reason is Reason.REFUSED
+    assert caught.value.kind.http_status == 422
+    assert "has the rank 9; the limit is 8" in caught.value.text
