@@ -53,6 +53,7 @@ def copy(tmp_path: Path) -> Path:
         ("router/lorax_router/service/engine_port.py", "import grpc"),
         ("router/lorax_router/service/engine_port.py", "import lorax_shard"),
         ("shard/lorax_shard/model/interface.py", "import lorax_router"),
+        ("shard/lorax_shard/lora/patches.py", "import transformers"),
         ("shard/lorax_shard/engine/engine.py", "import transformers"),
         ("shard/lorax_shard/adapters/peft_config.py", "import peft"),
         ("shard/lorax_shard/engine/engine.py", "from lorax_proto import generate_pb2"),

@@ -56,7 +56,11 @@ class LoraGroup(ABC):
 
     @abstractmethod
     def shrink(self, x: torch.Tensor, rows: Assignment) -> Any:
-        """Compute x A^T for all rows (x: T x in); what comes back is for ``expand`` only."""
+        """Compute x A^T for all rows (x: T x in).
+
+        What comes back is for ``expand``, until another group shrinks rows of the same
+        assignment.
+        """
 
     @abstractmethod
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:

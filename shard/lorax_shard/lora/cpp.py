@@ -10,7 +10,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,27 +23,58 @@ from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("segments.cpp")
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-_GROUPS = (_POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT)
-_SHRINK = (*_GROUPS, _POINTER, _INT, _INT, _POINTER, _INT, ctypes.c_int)
-_EXPAND = (*_GROUPS, _INT, _POINTER, _INT, _POINTER, _INT, _INT, ctypes.c_int)
+_ARGUMENTS = (
+    _POINTER, _POINTER, _POINTER, _INT,  # group, layout, x and its stride
+    _POINTER, _POINTER, _INT, _INT, ctypes.c_int,  # h, y and its stride, member, threads
+)  # fmt: skip
 # A span of this many rows is long: a library product beats the kernel.
-_LONG = 24
+_LONG = 32
 
 
-class _Layout(NamedTuple):
+class _Layout:
     """A step's rows as the kernel takes them, and the spans that it does not."""
 
-    slots: IdArray
-    starts: IdArray
-    rows: IdArray
-    pointers: tuple[int, int, int, int]  # of the three arrays, and the number of slots
-    mask: int
-    long_spans: list[tuple[int, slice]]
+    __slots__ = ("_arrays", "_h", "address", "long_spans", "mask", "num_rows")
+
+    def __init__(self, rows: Assignment) -> None:
+        numbers: dict[int, list[IdArray]] = {}
+        self.long_spans: list[tuple[int, slice]] = []
+        for slot, start, stop in rows.spans:
+            if stop - start >= _LONG:
+                self.long_spans.append((slot, slice(start, stop)))
+            else:
+                numbers.setdefault(slot, []).append(np.arange(start, stop))
+        parts = [np.concatenate(each) for each in numbers.values()]
+        slots = np.array(list(numbers), dtype=np.int64)
+        starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        short = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        addresses = [each.ctypes.data for each in (slots, starts, short)]
+        header = np.array([*addresses, len(slots)], dtype=np.int64)
+        self._arrays = (slots, starts, short, header)
+        self.address = header.ctypes.data
+        self.mask = sum(1 << slot for slot in numbers)
+        self.num_rows = len(short)
+        self._h = torch.empty(0)
+
+    def h(self, ranks: int) -> int:
+        """Return the address of room for the shrunk rows; one group uses it at a time."""
+        if self._h.numel() < self.num_rows * ranks:
+            self._h = torch.empty(self.num_rows * ranks)
+        return self._h.data_ptr()
 
 
-class _Shrunk(NamedTuple):
-    short: torch.Tensor | None  # rows of the layout x R
-    long: list[tuple[Loaded, slice, torch.Tensor]]
+class _Shrunk:
+    """An input that the kernel shrinks when the first member expands it."""
+
+    __slots__ = ("layout", "long", "x")
+
+    def __init__(
+        self,
+        x: torch.Tensor | None,
+        layout: _Layout,
+        long: list[tuple[Loaded, slice, torch.Tensor]],
+    ) -> None:
+        self.x, self.layout, self.long = x, layout, long
 
 
 class CppGroup(GroupedGroup):
@@ -52,51 +83,59 @@ class CppGroup(GroupedGroup):
     def __init__(self, num_members: int) -> None:
         super().__init__()
         self._table = SlotTable(num_members)
-        self._address = self._table.lines.ctypes.data
+        self._header: IdArray = np.zeros(0, dtype=np.int64)
+        self._address = 0
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write the slot's line; the slot's views keep the matrices alive."""
         super().load(slot, weights)
         self._table.load(slot, weights)
-        self._address = self._table.lines.ctypes.data
+        self._write_header(weights.a.shape[1])
 
     def unload(self, slot: int) -> None:
         """Clear the slot's line."""
         super().unload(slot)
         self._table.unload(slot)
+        self._write_header(int(self._header[3]))
 
-    def shrink(self, x: torch.Tensor, rows: Assignment) -> Any:
-        """Compute the short groups by the kernel and each long span by one product."""
-        layout = _layout(rows)
-        short = None
-        if layout.mask & self._table.mask:
-            x = x if x.stride(1) == 1 else x.contiguous()
-            short = x.new_empty(len(layout.rows), self._table.most_ranks)
-            slots, starts, numbers, count = layout.pointers
-            _kernels().shrink(
-                self._address, self._table.line_size, slots, starts, numbers, count,
-                x.data_ptr(), x.stride(0), x.shape[1],
-                short.data_ptr(), self._table.most_ranks, torch.get_num_threads(),
-            )  # fmt: skip
+    def _write_header(self, width_in: int) -> None:
+        table = self._table
+        fields = [table.lines.ctypes.data, table.line_size, table.most_ranks, width_in]
+        self._header = np.array(fields + table.most_width, dtype=np.int64)
+        self._address = self._header.ctypes.data
+
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> _Shrunk | None:
+        """Compute each long span by one product; the kernel takes the rest while it expands."""
+        if not rows.mask & self._table.mask:
+            return None
+        layout = rows.scratch.get("cpp.layout")
+        if layout is None:
+            layout = rows.scratch["cpp.layout"] = _Layout(rows)
         long = [
             (loaded, span, x[span] @ loaded.a_t)
             for slot, span in layout.long_spans
             if (loaded := self._loaded.get(slot)) is not None
         ]
-        return _Shrunk(short, long)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        return _Shrunk(x, layout, long)
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add the short groups by the kernel and the long spans by products."""
-        short, long = shrunk
-        if short is not None and self._table.most_width[member]:
+        if shrunk is None:
+            return
+        layout: _Layout = shrunk.layout
+        if layout.mask & self._table.mask and self._table.most_width[member]:
             assert y.stride(1) == 1, "the kernel writes contiguous columns"
-            slots, starts, numbers, count = _layout(rows).pointers
-            _kernels().expand(
-                self._address, self._table.line_size, slots, starts, numbers, count, member,
-                short.data_ptr(), self._table.most_ranks, y.data_ptr(), y.stride(0),
-                self._table.most_width[member], torch.get_num_threads(),
+            x: torch.Tensor | None = shrunk.x
+            shrunk.x = None
+            _kernel()(
+                self._address, layout.address,
+                None if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
+                layout.h(self._table.most_ranks), y.data_ptr(), y.stride(0), member,
+                torch.get_num_threads(),
             )  # fmt: skip
-        for loaded, span, product in long:
+        for loaded, span, product in shrunk.long:
             part = loaded.parts[member]
             if part is not None:
                 columns, b = part
@@ -116,7 +155,7 @@ class CppLora(LoraBackend):
         if dtype is not torch.float32:
             return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
         try:
-            _kernels()
+            _kernel()
         except OSError as error:
             return str(error)
         return None
@@ -126,43 +165,13 @@ class CppLora(LoraBackend):
         return CppGroup(num_members)
 
 
-class _Kernels(NamedTuple):
-    shrink: Callable[..., None]
-    expand: Callable[..., None]
-
-
 @functools.cache
-def _kernels() -> _Kernels:
-    """Return the kernels; OSError says why there are none."""
+def _kernel() -> Callable[..., None]:
+    """Return the kernel; OSError says why there is none."""
     library, reason = load_library(_SOURCE)
     if library is None:
         raise OSError(reason)
-    shrink: Any = library.lorax_lora_shrink
-    expand: Any = library.lorax_lora_expand
-    shrink.argtypes, shrink.restype = _SHRINK, None
-    expand.argtypes, expand.restype = _EXPAND, None
-    return _Kernels(shrink, expand)
-
-
-def _layout(rows: Assignment) -> _Layout:
-    found: _Layout | None = rows.scratch.get("cpp.layout")
-    if found is None:
-        found = rows.scratch["cpp.layout"] = _make_layout(rows)
-    return found
-
-
-def _make_layout(rows: Assignment) -> _Layout:
-    long_spans = []
-    numbers: dict[int, list[IdArray]] = {}
-    for slot, start, stop in rows.spans:
-        if stop - start >= _LONG:
-            long_spans.append((slot, slice(start, stop)))
-        else:
-            numbers.setdefault(slot, []).append(np.arange(start, stop))
-    parts = [np.concatenate(each) for each in numbers.values()]
-    slots = np.array(list(numbers), dtype=np.int64)
-    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    short = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    pointers = (slots.ctypes.data, starts.ctypes.data, short.ctypes.data, len(slots))
-    mask = sum(1 << slot for slot in numbers)
-    return _Layout(slots, starts, short, pointers, mask, long_spans)
+    function: Any = library.lorax_lora_apply
+    function.argtypes, function.restype = _ARGUMENTS, None
+    loaded: Callable[..., None] = function
+    return loaded

@@ -40,7 +40,7 @@ class GroupedGroup(LoraGroup):
         """Forget the matrices."""
         del self._loaded[slot]
 
-    def shrink(self, x: torch.Tensor, rows: Assignment) -> dict[int, torch.Tensor]:
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> Any:
         """Return the product of each slot that is loaded."""
         return {
             slot: x[rows.rows(slot)] @ self._loaded[slot].a_t

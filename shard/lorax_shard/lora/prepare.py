@@ -84,7 +84,7 @@ class Preparer:
             site = self._sites[name]
             if site.kind is not Kind.LINEAR:
                 continue
-            factor = _dora_factor(delta, _linear_weight(site, delta))
+            factor = _dora_factor(site, delta)
             change = self._linear(site, delta, factor)
             if not change.is_empty:
                 changes[name] = change
@@ -97,8 +97,7 @@ class Preparer:
 
     def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
         bias = site.bias if delta.bias is None else delta.bias
-        tokens = {"token_ids": delta.token_ids, "token_rows": delta.token_rows}
-        tokens = {name: self._move(part) for name, part in tokens.items() if part is not None}
+        tokens = self._tokens(delta, factor)
         if delta.weight is not None:
             weight = delta.weight.T if site.is_transposed else delta.weight
             if factor is not None:
@@ -110,6 +109,14 @@ class Preparer:
             shift=self._shift(site, delta, factor),
             **tokens,
         )
+
+    def _tokens(self, delta: ModuleDelta, factor: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        if delta.token_ids is None or delta.token_rows is None:
+            return {}
+        ids, rows = delta.token_ids.long(), delta.token_rows.float()
+        if factor is not None:
+            rows = rows * factor.cpu()[ids][:, None]
+        return {"token_ids": self._move(ids), "token_rows": self._move(rows)}
 
     def _shift(
         self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None
@@ -124,7 +131,7 @@ class Preparer:
     def _embedding(self, site: Site, delta: ModuleDelta) -> EmbeddingChange:
         scale = site.embed_scale
         weight = delta.weight
-        factor = _dora_factor(delta, site.weight if weight is None else weight, by_column=True)
+        factor = _dora_factor(site, delta)
         parts: dict[str, torch.Tensor] = {}
         if weight is not None:
             parts["weight"] = weight.float() * scale
@@ -176,29 +183,31 @@ class Preparer:
         return tensor.to(device=self._device, dtype=dtype).contiguous()
 
 
-def _linear_weight(site: Site, delta: ModuleDelta) -> torch.Tensor | None:
-    """Return W' (out' x in) if DoRA asks for it."""
-    if delta.magnitude is None:
-        return None
-    if delta.weight is None:
-        return site.weight
-    return delta.weight.T if site.is_transposed else delta.weight
-
-
-def _dora_factor(
-    delta: ModuleDelta, weight: torch.Tensor | None, *, by_column: bool = False
-) -> torch.Tensor | None:
-    """Return m / ||W + scaling * B A|| by output, in float32; None without DoRA.
+def _dora_factor(site: Site, delta: ModuleDelta) -> torch.Tensor | None:
+    """Return m / ||W' + scaling * B A|| by output, in float32; None without DoRA.
 
     An embedding's weight is vocabulary x dim, and its norms are those of its columns.
     """
-    if delta.magnitude is None or delta.a is None or delta.b is None or weight is None:
+    if delta.magnitude is None or delta.a is None or delta.b is None:
         return None
+    weight = _weight(site, delta).float()
     a, b = delta.a.float().to(weight.device), delta.b.float().to(weight.device)
-    change = a.T @ b.T if by_column else b @ a
-    norm = torch.linalg.vector_norm(weight.float() + delta.scaling * change, dim=int(not by_column))
+    is_embedding = site.kind is Kind.EMBEDDING
+    change = a.T @ b.T if is_embedding else b @ a
+    norm = torch.linalg.vector_norm(weight + delta.scaling * change, dim=0 if is_embedding else 1)
     factor: torch.Tensor = delta.magnitude.float().to(weight.device) / norm
     return factor
+
+
+def _weight(site: Site, delta: ModuleDelta) -> torch.Tensor:
+    """Return W': out' x in, or vocabulary' x dim."""
+    weight = site.weight
+    if delta.weight is not None:
+        weight = delta.weight.T if site.is_transposed else delta.weight
+    if delta.token_ids is not None and delta.token_rows is not None:
+        rows = delta.token_rows.to(weight.device, weight.dtype)
+        weight = weight.index_copy(0, delta.token_ids.to(weight.device, torch.int64), rows)
+    return weight
 
 
 def _check_linear(site: Site, delta: ModuleDelta) -> None:
@@ -273,8 +282,6 @@ def _check_tokens(site: Site, delta: ModuleDelta, vocabulary: int, width: int) -
         raise AdapterMismatchError(
             f"it replaces token rows of {site.name!r} outside its {vocabulary} tokens"
         )
-    if delta.magnitude is not None:
-        raise AdapterMismatchError(f"it combines token rows of {site.name!r} with DoRA")
     if len(set(ids.tolist())) != len(ids):
         raise AdapterMismatchError(f"it replaces a token row of {site.name!r} twice")
 

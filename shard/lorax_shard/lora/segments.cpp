@@ -12,16 +12,24 @@
 
 namespace {
 
+// One register; vectors may lie anywhere.
+#ifdef __AVX512F__
 typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t num_lanes = 16;
+constexpr int num_lanes = 16, rows_at_once = 4;
+#else
+typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
+constexpr int num_lanes = 8, rows_at_once = 2;
+#endif
 
 inline const Lanes& lanes_at(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
 inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
 
 inline float sum_lanes(const Lanes& lanes) {
-    float sums[8];
-    for (int i = 0; i < 8; ++i) sums[i] = lanes[i] + lanes[i + 8];
-    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+    float sums[num_lanes];
+    lanes_at(sums) = lanes;
+    for (int half = num_lanes / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    return sums[0];
 }
 
 // A line: address of A, R, then for each member: address of B, r, where it begins in R, out.
@@ -38,14 +46,21 @@ struct Line {
     int64_t width(int64_t member) const { return at[5 + 4 * member]; }
 };
 
-struct Groups {
-    const int64_t* table;
+// What a group of linears keeps from step to step.
+struct Table {
+    const int64_t* lines;
     int64_t line_size;
+    int64_t most_ranks;     // the largest R
+    int64_t width_in;
+    int64_t most_width[1];  // of each member, the largest over all slots
+};
+
+// Which rows of a step belong to which slot.
+struct Layout {
     const int64_t* slots;
     const int64_t* starts;
     const int64_t* rows;
-    int64_t count;
-    Line line(int64_t group) const { return Line{table + slots[group] * line_size}; }
+    int64_t num_groups;
 };
 
 // RANKS x ROWS dot products of length n at a time.
@@ -71,21 +86,22 @@ template <int RANKS>
 inline void shrink_ranks(const float* a, int64_t n, const float* const* x, float* const* h,
                          int64_t num_rows) {
     int64_t row = 0;
-    for (; row + 2 <= num_rows; row += 2) dots<RANKS, 2>(a, n, x + row, h + row);
-    if (row < num_rows) dots<RANKS, 1>(a, n, x + row, h + row);
+    for (; row + rows_at_once <= num_rows; row += rows_at_once)
+        dots<RANKS, rows_at_once>(a, n, x + row, h + row);
+    for (; row < num_rows; ++row) dots<RANKS, 1>(a, n, x + row, h + row);
 }
 
 constexpr int64_t ranks_at_once = 4, most_rows = 64;
 
-// Ranks [first, last) of one group.
-void shrink_block(const Line& line, const Groups& groups, int64_t group, int64_t first,
+// Ranks [first, last) of one group of rows.
+void shrink_block(const Line& line, const Layout& layout, int64_t group, int64_t first,
                   int64_t last, const float* x, int64_t x_stride, float* h, int64_t h_stride,
                   int64_t n) {
     const float* inputs[most_rows];
     float* outputs[most_rows];
-    for (int64_t at = groups.starts[group]; at < groups.starts[group + 1]; at += most_rows) {
-        const int64_t count = std::min(most_rows, groups.starts[group + 1] - at);
-        for (int64_t i = 0; i < count; ++i) inputs[i] = x + groups.rows[at + i] * x_stride;
+    for (int64_t at = layout.starts[group]; at < layout.starts[group + 1]; at += most_rows) {
+        const int64_t count = std::min(most_rows, layout.starts[group + 1] - at);
+        for (int64_t i = 0; i < count; ++i) inputs[i] = x + layout.rows[at + i] * x_stride;
         for (int64_t rank = first; rank < last;) {
             for (int64_t i = 0; i < count; ++i) outputs[i] = h + (at + i) * h_stride + rank;
             const float* a = line.a() + rank * n;
@@ -112,8 +128,8 @@ inline void add_columns(float* y, const float* h, const float* b, int64_t rank, 
 
 constexpr int vectors_at_once = 8;
 
-// Columns [first, last) of one group's rows.
-void expand_block(const Line& line, int64_t member, const Groups& groups, int64_t group,
+// Columns [first, last) of one group of rows.
+void expand_block(const Line& line, int64_t member, const Layout& layout, int64_t group,
                   int64_t first, int64_t last, const float* h, int64_t h_stride, float* y,
                   int64_t y_stride) {
     const int64_t rank = line.rank(member), width = line.width(member);
@@ -122,8 +138,8 @@ void expand_block(const Line& line, int64_t member, const Groups& groups, int64_
     constexpr int64_t step = vectors_at_once * num_lanes;
     for (int64_t column = first; column < last;) {
         const int64_t size = column + step <= last ? step : column + num_lanes <= last ? num_lanes : 1;
-        for (int64_t at = groups.starts[group]; at < groups.starts[group + 1]; ++at) {
-            float* out = y + groups.rows[at] * y_stride + column;
+        for (int64_t at = layout.starts[group]; at < layout.starts[group + 1]; ++at) {
+            float* out = y + layout.rows[at] * y_stride + column;
             const float* left = h + at * h_stride;
             if (size == step)
                 add_columns<vectors_at_once>(out, left, b + column, rank, width);
@@ -136,44 +152,43 @@ void expand_block(const Line& line, int64_t member, const Groups& groups, int64_
     }
 }
 
-// Work below this many multiplications is not worth waking threads for.
-constexpr int64_t worth_threads = 16384;
+// Multiplications that are not worth waking threads for.
+constexpr int64_t too_little = 16384;
+constexpr int64_t ranks_a_task = 8, columns_a_task = 512;
 
 }  // namespace
 
-extern "C" void lorax_lora_shrink(const int64_t* table, int64_t line_size, const int64_t* slots,
-                                  const int64_t* starts, const int64_t* rows, int64_t num_groups,
-                                  const float* x, int64_t x_stride, int64_t n, float* h,
-                                  int64_t h_stride, int num_threads) {
-    const Groups groups{table, line_size, slots, starts, rows, num_groups};
-    constexpr int64_t block = 8;
-    const int64_t parts = (h_stride + block - 1) / block;  // h_stride is the largest R
-    const bool threads = num_threads > 1 && starts[num_groups] * h_stride * n > worth_threads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads) if (threads)
-    for (int64_t item = 0; item < num_groups * parts; ++item) {
-        const int64_t group = item / parts, first = item % parts * block;
-        const Line line = groups.line(group);
-        if (first < line.num_ranks())
-            shrink_block(line, groups, group, first, std::min(first + block, line.num_ranks()), x,
-                         x_stride, h, h_stride, n);
-    }
-}
-
-extern "C" void lorax_lora_expand(const int64_t* table, int64_t line_size, const int64_t* slots,
-                                  const int64_t* starts, const int64_t* rows, int64_t num_groups,
-                                  int64_t member, const float* h, int64_t h_stride, float* y,
-                                  int64_t y_stride, int64_t most_width, int num_threads) {
-    const Groups groups{table, line_size, slots, starts, rows, num_groups};
-    constexpr int64_t block = 512;
-    const int64_t parts = (most_width + block - 1) / block;
-    const bool threads = num_threads > 1 && starts[num_groups] * h_stride * most_width > worth_threads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads) if (threads)
-    for (int64_t item = 0; item < num_groups * parts; ++item) {
-        const int64_t group = item / parts, first = item % parts * block;
-        const Line line = groups.line(group);
-        if (line.num_ranks() == 0 || line.rank(member) == 0) continue;
-        const int64_t last = std::min(first + block, line.width(member));
-        if (first < last)
-            expand_block(line, member, groups, group, first, last, h, h_stride, y, y_stride);
+// Shrinks the input unless x is null (h then holds it already), and adds one member's output.
+extern "C" void lorax_lora_apply(const Table* group, const Layout* step, const float* x,
+                                 int64_t x_stride, float* h, float* y, int64_t y_stride,
+                                 int64_t member, int num_threads) {
+    const Table& table = *group;
+    const Layout& layout = *step;
+    const int64_t ranks = table.most_ranks, width = table.most_width[member];
+    const int64_t shrinks = x ? (ranks + ranks_a_task - 1) / ranks_a_task : 0;
+    const int64_t expands = (width + columns_a_task - 1) / columns_a_task;
+    const int64_t work = layout.starts[layout.num_groups] * ranks * ((x ? table.width_in : 0) + width);
+    const auto line_of = [&](int64_t g) {
+        return Line{table.lines + layout.slots[g] * table.line_size};
+    };
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1 && work > too_little)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t item = 0; item < layout.num_groups * shrinks; ++item) {
+            const int64_t at = item / shrinks, first = item % shrinks * ranks_a_task;
+            const Line line = line_of(at);
+            const int64_t last = std::min(first + ranks_a_task, line.num_ranks());
+            if (first < last)
+                shrink_block(line, layout, at, first, last, x, x_stride, h, ranks, table.width_in);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t item = 0; item < layout.num_groups * expands; ++item) {
+            const int64_t at = item / expands, first = item % expands * columns_a_task;
+            const Line line = line_of(at);
+            if (line.num_ranks() == 0 || line.rank(member) == 0) continue;
+            const int64_t last = std::min(first + columns_a_task, line.width(member));
+            if (first < last)
+                expand_block(line, member, layout, at, first, last, h, ranks, y, y_stride);
+        }
     }
 }
