@@ -294,7 +294,7 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(depth: int) 
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=NUM_STEPS // 6,
+            max_examples=NUM_STEPS // 20,
             stateful_step_count=STEPS_PER_EXAMPLE,
             deadline=None,
             derandomize=True,
@@ -303,5 +303,5 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(depth: int) 
     )
     print("FIGURE depth", depth, ", ".join(f"{num} {what}" for what, num in counts.items()))
     assert counts["steps"] >= NUM_STEPS
-    assert counts["plans"] >= NUM_STEPS // 2
+    assert counts["plans"] >= NUM_STEPS // 4
     assert counts["preemptions"] > 0
