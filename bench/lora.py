@@ -1,7 +1,9 @@
 """Milliseconds that adapters add to a decode step, next to the floor: their bytes over bandwidth.
 
-The default model, every linear of every block adapted. Steps with and without adapters
-alternate, and the best of each count, so that what other programs do meanwhile hardly shows.
+The default model, every linear of every block adapted. Steps with and without adapters and
+the reading of memory alternate, and the best of each count, so that what other programs do
+meanwhile hardly shows. On a machine that others keep busy, ``--one-thread`` counts the
+processor time of one thread instead of the wall's.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tests.helpers.default_model import default_model_dir
@@ -67,36 +70,49 @@ class Decode:
         self.slots = tables[:, -1] * BLOCK_SIZE + (CONTEXT - 1) % BLOCK_SIZE
         self.tables = tables
 
-    def run(self, num_adapters: int) -> float:
-        """Compute the step with ``num_adapters`` distinct adapters (0: none); return seconds."""
+    def run(self, num_adapters: int) -> None:
+        """Compute the step with ``num_adapters`` distinct adapters; 0: none."""
         metadata = self.model.make_metadata(
             [1] * self.num_rows, [CONTEXT] * self.num_rows, self.slots, self.tables, self.num_rows
         )
         rows = torch.arange(self.num_rows)
         adapters = [row % num_adapters if num_adapters else None for row in range(self.num_rows)]
-        start = time.perf_counter()
         with self.lora.step([1] * self.num_rows, adapters, rows):
             self.model.forward(self.ids, self.positions, metadata, rows)
-        return time.perf_counter() - start
 
 
-def bandwidth() -> float:
-    """Return bytes per second of reading memory."""
-    data = torch.ones(1 << 26)
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        data.sum()
-        seconds.append(time.perf_counter() - start)
-    return data.nbytes / min(seconds)
+class Bench:
+    """Takes measurements in turns, with one clock."""
 
+    def __init__(self, clock: Callable[[], float], rounds: int) -> None:
+        self.clock, self.rounds = clock, rounds
+        self.data = torch.ones(1 << 25)
 
-def measure(decode: Decode, num_adapters: int, steps: int) -> tuple[float, float]:
-    """Return the best seconds of a step without adapters, and what adapters add to it."""
-    decode.run(0), decode.run(num_adapters)
-    pairs = [(decode.run(0), decode.run(num_adapters)) for _ in range(steps)]
-    without, adapted = (min(seconds) for seconds in zip(*pairs))
-    return without, adapted - without
+    def best(self, *calls: Callable[[], Any]) -> list[float]:
+        """Return the best seconds of each call, after one round to warm up."""
+        best = [float("inf")] * len(calls)
+        for number in range(self.rounds + 1):
+            for index, call in enumerate(calls):
+                start = self.clock()
+                call()
+                if number:
+                    best[index] = min(best[index], self.clock() - start)
+        return best
+
+    def measure(self, decode: Decode, num_adapters: int, rank: int) -> Case:
+        """Return one line of the table."""
+        without, adapted, reading = self.best(
+            lambda: decode.run(0), lambda: decode.run(num_adapters), self.data.sum
+        )
+        nbytes = sum(decode.lora.slot_bytes(slot) for slot in range(num_adapters))
+        return Case(
+            decode.num_rows,
+            num_adapters,
+            rank,
+            without * 1e3,
+            (adapted - without) * 1e3,
+            nbytes * reading / self.data.nbytes * 1e3,
+        )
 
 
 def main() -> None:
@@ -104,9 +120,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="auto", help="a LoRA backend")
     parser.add_argument("--linear", default="auto", help="a linear backend")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--one-thread", action="store_true", help="count processor time")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.one_thread:
+        torch.set_num_threads(1)
+    clock = time.thread_time if arguments.one_thread else time.perf_counter
+    bench = Bench(clock, arguments.rounds)
     config = ShardConfig(
         model_dir=str(default_model_dir()), model_id="bench", shard_uris=["unix:/unused"],
         linear_backend=arguments.linear,
@@ -114,8 +135,7 @@ def main() -> None:
     model = load_paged_model(config)
     lora = install(model._model, arguments.backend, model.device, model.dtype)
     model.allocate_cache(max(ROWS) * -(-CONTEXT // BLOCK_SIZE), BLOCK_SIZE)
-    rate = bandwidth()
-    print(f"LoRA backend {lora.backend}, linears {model.linear_backend}, {rate / 1e9:.1f} GB/s")
+    print(f"LoRA backend {lora.backend}, linears {model.linear_backend}")
     print("| rows | adapters | rank | step without, ms | added, ms | floor, ms | added / floor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     cases = []
@@ -125,9 +145,7 @@ def main() -> None:
         for rows in ROWS:
             decode = Decode(model, lora, rows)
             for adapters in (each for each in ADAPTERS if each <= rows):
-                base_s, added_s = measure(decode, adapters, arguments.steps)
-                floor_s = sum(lora.slot_bytes(slot) for slot in range(adapters)) / rate
-                case = Case(rows, adapters, rank, base_s * 1e3, added_s * 1e3, floor_s * 1e3)
+                case = bench.measure(decode, adapters, rank)
                 cases.append(case)
                 values = (*case, case.added_ms / case.floor_ms)
                 print("| " + " | ".join(f"{value:.3g}" for value in values) + " |", flush=True)

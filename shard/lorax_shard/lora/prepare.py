@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lorax_shard.lora.arena import gather
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.errors import AdapterMismatchError
@@ -156,13 +157,24 @@ class Preparer:
     def _stack(
         self, low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     ) -> dict[int, GroupWeights]:
+        """Return the matrices by group, in the order in which a step reads them."""
+        members = {
+            number: [low_rank.get(site.name) for site in group]
+            for number, group in enumerate(self._groups)
+            if any(site.name in low_rank for site in group)
+        }
+        flat: list[torch.Tensor] = []
+        for each in members.values():
+            flat.append(torch.cat([member[0] for member in each if member is not None]))
+            flat += [member[1] for member in each if member is not None]
+        if self._device.type == "cpu":
+            flat = gather(flat)
+        matrices = iter(flat)
         stacked = {}
-        for number, group in enumerate(self._groups):
-            members = [low_rank.get(site.name) for site in group]
-            a = [member[0] for member in members if member is not None]
-            if a:
-                b = tuple(None if member is None else member[1] for member in members)
-                stacked[number] = GroupWeights(torch.cat(a) if len(a) > 1 else a[0], b)
+        for number, each in members.items():
+            a = next(matrices)
+            b = tuple(None if member is None else next(matrices) for member in each)
+            stacked[number] = GroupWeights(a, b)
         return stacked
 
     def _num_logits(self, adapter: HostAdapter) -> int:

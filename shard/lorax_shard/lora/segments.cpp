@@ -63,6 +63,29 @@ struct Layout {
     int64_t num_groups;
 };
 
+// How far ahead memory is asked for: matrices are too short for the processor to foresee it.
+constexpr int64_t ahead = 512;
+
+// One dot product per row, A read as one stream. For one or two rows, where memory sets the pace.
+template <int ROWS>
+inline void stream_dots(const float* a, int64_t n, const float* const* x, float* const* h) {
+    constexpr int parts = 4;
+    Lanes sums[ROWS][parts] = {};
+    int64_t i = 0;
+    for (; i + parts * num_lanes <= n; i += parts * num_lanes)
+        for (int part = 0; part < parts; ++part) {
+            const int64_t at = i + part * num_lanes;
+            __builtin_prefetch(a + at + ahead);
+            for (int row = 0; row < ROWS; ++row)
+                sums[row][part] += lanes_at(a + at) * lanes_at(x[row] + at);
+        }
+    for (int row = 0; row < ROWS; ++row) {
+        float sum = sum_lanes((sums[row][0] + sums[row][1]) + (sums[row][2] + sums[row][3]));
+        for (int64_t rest = i; rest < n; ++rest) sum += x[row][rest] * a[rest];
+        *h[row] = sum;
+    }
+}
+
 // RANKS x ROWS dot products of length n at a time.
 template <int RANKS, int ROWS>
 inline void dots(const float* a, int64_t n, const float* const* x, float* const* h) {
@@ -105,7 +128,11 @@ void shrink_block(const Line& line, const Layout& layout, int64_t group, int64_t
         for (int64_t rank = first; rank < last;) {
             for (int64_t i = 0; i < count; ++i) outputs[i] = h + (at + i) * h_stride + rank;
             const float* a = line.a() + rank * n;
-            if (rank + ranks_at_once <= last) {
+            if (count <= 2) {
+                count == 1 ? stream_dots<1>(a, n, inputs, outputs)
+                           : stream_dots<2>(a, n, inputs, outputs);
+                rank += 1;
+            } else if (rank + ranks_at_once <= last) {
                 shrink_ranks<ranks_at_once>(a, n, inputs, outputs, count);
                 rank += ranks_at_once;
             } else {
@@ -133,12 +160,13 @@ void expand_block(const Line& line, int64_t member, const Layout& layout, int64_
                   int64_t first, int64_t last, const float* h, int64_t h_stride, float* y,
                   int64_t y_stride) {
     const int64_t rank = line.rank(member), width = line.width(member);
+    const int64_t begin = layout.starts[group], end = layout.starts[group + 1];
     const float* b = line.b(member);
     h += line.offset(member);
     constexpr int64_t step = vectors_at_once * num_lanes;
     for (int64_t column = first; column < last;) {
         const int64_t size = column + step <= last ? step : column + num_lanes <= last ? num_lanes : 1;
-        for (int64_t at = layout.starts[group]; at < layout.starts[group + 1]; ++at) {
+        for (int64_t at = begin; at < end; ++at) {
             float* out = y + layout.rows[at] * y_stride + column;
             const float* left = h + at * h_stride;
             if (size == step)

@@ -1,0 +1,54 @@
+"""Adapters' matrices in one mapping."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import psutil
+import torch
+
+from lorax_shard.lora.arena import gather
+
+SHAPES = ((7, 33), (1, 1), (300, 2000), (48, 48))
+
+
+def make(dtype: torch.dtype, count: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=generator).to(dtype) for s in SHAPES for _ in range(count)]
+
+
+def test_copies_are_equal_and_aligned() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = make(dtype)
+        copies = gather(tensors)
+        for tensor, copy in zip(tensors, copies, strict=True):
+            assert torch.equal(tensor, copy)
+            assert copy.is_contiguous()
+            assert copy.data_ptr() % 64 == 0
+        assert copies[0].untyped_storage().data_ptr() == copies[3].untyped_storage().data_ptr()
+
+
+def test_few_bytes_stay_where_they_are() -> None:
+    tensors = make(torch.float32)[:2]
+    assert all(copy is tensor for copy, tensor in zip(gather(tensors), tensors, strict=True))
+
+
+def test_one_tensor_keeps_the_mapping_and_the_last_gives_it_back() -> None:
+    copies = gather(make(torch.float32, 20))
+    last = copies[-1]
+    expected = last.clone()
+    resident = psutil.Process().memory_info().rss
+    watched = weakref.ref(copies[0])
+    del copies
+    gc.collect()
+    assert watched() is None
+    assert torch.equal(last, expected)
+    del last
+    gc.collect()
+    # 48 MB were mapped.
+    assert psutil.Process().memory_info().rss < resident - (40 << 20)
+
+
+def test_nothing_to_gather() -> None:
+    assert gather([]) == []
