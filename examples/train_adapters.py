@@ -3,7 +3,7 @@
     python -m examples.train_adapters [--only NAME] [--steps N]
 
 Writes ``examples/adapters/NAME``. Data, order and initial weights depend on the seed only;
-the last bits of the weights also on the machine and the number of threads.
+the last bits of the weights also on the processor and the number of threads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=TASKS, help="may be given again")
     parser.add_argument("--steps", type=int, help="instead of the task's own number")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--held-out", type=int, default=60, help="prompts to measure with")
     parser.add_argument("--output", type=Path, default=ADAPTERS)
     return parser.parse_args()
