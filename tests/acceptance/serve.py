@@ -95,7 +95,9 @@ def point_make_test() -> Result:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         minutes = (time.perf_counter() - start) / 60
-    summary = [line for line in run.stdout.splitlines() if " passed" in line or " failed" in line]
+    lines = run.stdout.splitlines()
+    print("\n".join(line for line in lines if line.startswith(("FAILED", "ERROR"))), flush=True)
+    summary = [line for line in lines if " passed" in line or " failed" in line]
     figure = f"exit {run.returncode}, {minutes:.1f} minutes, {summary[-1:] or run.stderr[-300:]}"
     return Result(run.returncode == 0 and minutes <= 12, figure)
 
