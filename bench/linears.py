@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from lorax_shard.cache import default_cache_dir
+from lorax_contract.cache import default_cache_dir
 from lorax_shard.linear import install
 from lorax_shard.model.prepare import prepare
 

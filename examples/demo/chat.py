@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from lorax_shard.cache import default_cache_dir
+from lorax_contract.cache import default_cache_dir
 from lorax_shard.model.prepare import prepare
 
 

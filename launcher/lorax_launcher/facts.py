@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorax_contract.cache import default_cache_dir
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -30,6 +32,10 @@ class DeviceFacts:
     gpus: tuple[GpuFacts, ...] = ()
     # Whether the installed torch was built for CUDA.
     torch_has_cuda: bool = False
+    # Where this user's caches lie.
+    cache_dir: str = ""
+    # Where S3 is, if not at Amazon's.
+    s3_endpoint: str | None = None
     # The user limits the threads of the numeric libraries already.
     threads_preset: bool = False
 
@@ -41,8 +47,18 @@ def gather_facts() -> DeviceFacts:
         memory_bytes=total_memory(),
         gpus=visible_gpus(),
         torch_has_cuda=torch_has_cuda(),
+        cache_dir=str(default_cache_dir()),
+        s3_endpoint=s3_endpoint(),
         threads_preset="OMP_NUM_THREADS" in os.environ,
     )
+
+
+def s3_endpoint() -> str | None:
+    """Return LoRAX's way to name another S3 than Amazon's: an endpoint, or an R2 account."""
+    if endpoint := os.environ.get("S3_ENDPOINT_URL"):
+        return endpoint
+    account = os.environ.get("R2_ACCOUNT_ID")
+    return f"https://{account}.r2.cloudflarestorage.com" if account else None
 
 
 def count_cores(cgroup: Path = _CGROUP) -> int:

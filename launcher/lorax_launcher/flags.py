@@ -13,6 +13,7 @@ _DEFAULTS = LauncherOptions()
 _COUNT = click.IntRange(min=1)
 _SHARE = click.FloatRange(min=0.0, max=1.0, min_open=True)
 _PORT = click.IntRange(min=0, max=65535)
+_SOURCES = click.Choice(["hub", "local", "s3"])
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -70,6 +71,47 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="LoRAX's name for --kv-memory-fraction."),
         _option("--num-blocks", type=_COUNT,
                 help="A fixed number of KV blocks instead of measuring."),
+    ],
+    "Adapters": [
+        _option("--adapter-id", type=str,
+                help="The adapter of requests that name none. It stays loaded."),
+        _option("--adapter-source", type=_SOURCES,
+                help="Where --adapter-id comes from, and adapters whose requests name no source."),
+        _option("--default-adapter-source", type=_SOURCES,
+                help="Where adapters come from whose requests name no source (default: "
+                "--adapter-source)."),
+        _option("--preloaded-adapter-ids", multiple=True,
+                help="An adapter that is loaded before the server is ready, and stays. Others are "
+                "loaded on demand all the same."),
+        _option("--preloaded-adapter-source", type=_SOURCES,
+                help="Where --preloaded-adapter-ids come from (default: --adapter-source)."),
+        _option("--merge-adapter-weights", is_flag=True,
+                help="Make --adapter-id part of the weights; requests can then name no adapter."),
+        _option("--adapter-local-root", multiple=True, type=click.Path(file_okay=False),
+                help="A folder below which `local` adapters may lie; without one the source is "
+                "off."),
+        _option("--adapter-s3-root", multiple=True,
+                help="Like s3://bucket/prefix: where `s3` adapters may lie; s3:// allows every "
+                "bucket. Without one the source is off."),
+        _option("--max-active-adapters", type=click.IntRange(min=1),
+                help="Adapters on the shards at once; further ones take turns."),
+        _option("--adapter-cycle-time-s", type=click.FloatRange(min=0.0, min_open=True),
+                help="How long an adapter waits for its turn before another one must make room."),
+        _option("--adapter-memory-fraction", type=click.FloatRange(min=0.0, max=1.0, max_open=True),
+                help="Share of the memory free after loading that is kept for adapters."),
+        _option("--adapter-host-memory-gb", type=click.FloatRange(min=0.0),
+                help="Host memory for parsed adapters that are not on the shards now."),
+        _option("--adapter-store-dir", type=click.Path(file_okay=False),
+                help="Where adapters' files are kept (default: `adapters` in --cache-dir)."),
+        _option("--adapter-store-gb", type=click.FloatRange(min=0.0, min_open=True),
+                help="Disk space for adapters' files."),
+        _option("--adapter-timeout-s", type=click.FloatRange(min=0.0, min_open=True),
+                help="Seconds after which fetching an adapter counts as failed."),
+        _option("--adapter-refresh-s", type=click.FloatRange(min=0.0),
+                help="Seconds after which a name is looked up at its source again; as long is a "
+                "caller's token taken without asking."),
+        _option("--max-adapter-rank", type=_COUNT, help="Largest rank of an adapter."),
+        _option("--lora-backend", type=str, help="Adapter implementation of the shard."),
     ],
     "Limits": [
         _option("--max-concurrent-requests", type=_COUNT,

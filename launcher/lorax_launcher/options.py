@@ -29,6 +29,25 @@ class LauncherOptions:
     sharded: bool | None = None
     num_shard: int | None = None
 
+    adapter_id: str | None = None
+    adapter_source: str = "hub"
+    default_adapter_source: str | None = None
+    preloaded_adapter_ids: tuple[str, ...] = ()
+    preloaded_adapter_source: str | None = None
+    merge_adapter_weights: bool = False
+    max_active_adapters: int = 1024
+    adapter_cycle_time_s: float = 2.0
+    adapter_memory_fraction: float = 0.1
+    adapter_local_root: tuple[str, ...] = ()
+    adapter_s3_root: tuple[str, ...] = ()
+    adapter_store_dir: str | None = None
+    adapter_store_gb: float = 50.0
+    adapter_host_memory_gb: float = 2.0
+    adapter_timeout_s: float = 600.0
+    adapter_refresh_s: float = 300.0
+    max_adapter_rank: int = 512
+    lora_backend: str = "auto"
+
     kv_memory_fraction: float | None = None
     memory_wiggle_room: float | None = None
     num_blocks: int | None = None

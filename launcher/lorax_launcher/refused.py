@@ -8,8 +8,6 @@ from enum import Enum
 
 from lorax_launcher.options import UsageError
 
-_ADAPTERS = "adapters are not in this version; it serves the base model alone"
-_MERGED = "merge the adapter into the model's weights and pass the folder to --model-id"
 _QUANTIZED = "quantization is not in this version; use --dtype, or a smaller model"
 _SPECULATION = "speculative decoding is not in this version; leave it out"
 _NGROK = "tunnels are not in this version; run a tunnel of your own to --port"
@@ -56,20 +54,11 @@ class RefusedVariable:
 
 
 REFUSED_OPTIONS: tuple[Refused, ...] = (
-    Refused("--adapter-id", f"{_ADAPTERS}; {_MERGED}"),
-    Refused("--adapter-source", _ADAPTERS, granted=("hub",)),
-    Refused("--default-adapter-source", _ADAPTERS, granted=("hub",)),
-    Refused("--preloaded-adapter-ids", _ADAPTERS, Shape.REPEATED),
-    Refused("--preloaded-adapter-source", _ADAPTERS),
     Refused(
         "--predibase-api-token",
         "Predibase is no source of models here; fetch the model and pass its folder to --model-id",
         secret=True,
     ),
-    Refused("--merge-adapter-weights", f"{_ADAPTERS}; {_MERGED}", Shape.FLAG),
-    Refused("--max-active-adapters", _ADAPTERS),
-    Refused("--adapter-cycle-time-s", _ADAPTERS),
-    Refused("--adapter-memory-fraction", _ADAPTERS, granted=("0", "0.0")),
     Refused("--quantize", _QUANTIZED),
     Refused("--compile", _GRAPHS, Shape.FLAG),
     Refused("--eager", _GRAPHS, Shape.FLAG, granted=("true",)),
@@ -98,7 +87,7 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
     Refused("--embedding-dim", "embeddings are not in this version; it generates text only"),
     Refused("--weights-cache-override", "weights are prepared in one place; use --cache-dir"),
     Refused("--disable-custom-kernels", _KERNELS, Shape.FLAG),
-    Refused("--disable-sgmv", f"{_ADAPTERS}, so there is no SGMV kernel to disable", Shape.FLAG),
+    Refused("--disable-sgmv", "there is no SGMV kernel to disable; see --lora-backend", Shape.FLAG),
     Refused("--otlp-endpoint", "tracing is not in this version; use the router's /metrics"),
     Refused("--watermark-gamma", "watermarks are not in this version; leave it out"),
     Refused("--watermark-delta", "watermarks are not in this version; leave it out"),

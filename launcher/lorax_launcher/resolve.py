@@ -23,6 +23,10 @@ EFFECTLESS = {
     "master_addr": _ONE_SHARD,
     "master_port": _ONE_SHARD,
 }
+_MERGED = (
+    "an adapter is part of this server's weights (--merge-adapter-weights), others would be wrong "
+    "on top of it; leave it out"
+)
 _KV_FRACTION = {"cpu": 0.5, "cuda": 0.9}
 
 
@@ -163,6 +167,7 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
 def _shard(
     options: LauncherOptions, facts: DeviceFacts, device: Device, uris: list[str], rank: int
 ) -> ShardConfig:
+    cache_dir = options.cache_dir or facts.cache_dir
     limits_threads = device == "cpu" and not facts.threads_preset
     return ShardConfig(
         log_level=options.log_level,
@@ -182,6 +187,18 @@ def _shard(
         max_depth=options.plan_depth,
         max_input_length=options.max_input_length or 0,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
+        adapters=not options.merge_adapter_weights,
+        lora_backend=options.lora_backend,
+        adapter_store_dir=options.adapter_store_dir or f"{cache_dir}/adapters",
+        adapter_store_bytes=max(1, int(options.adapter_store_gb * 1e9)),
+        adapter_local_roots=[str(Path(root).absolute()) for root in options.adapter_local_root],
+        adapter_s3_roots=list(options.adapter_s3_root),
+        s3_endpoint=facts.s3_endpoint,
+        adapter_host_bytes=int(options.adapter_host_memory_gb * 1e9),
+        adapter_memory_fraction=options.adapter_memory_fraction,
+        adapter_timeout_s=options.adapter_timeout_s,
+        adapter_refresh_s=options.adapter_refresh_s,
+        max_adapter_rank=options.max_adapter_rank,
     )
 
 
@@ -209,6 +226,15 @@ def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
         max_batch_total_tokens=most,
         max_batch_size=options.max_batch_size,
         plan_depth=options.plan_depth,
+        adapter_refusal=_MERGED if options.merge_adapter_weights else None,
+        default_adapter_source=options.default_adapter_source or options.adapter_source,
+        adapter_id=None if options.merge_adapter_weights else options.adapter_id,
+        adapter_source=options.adapter_source,
+        preloaded_adapter_ids=list(options.preloaded_adapter_ids),
+        preloaded_adapter_source=options.preloaded_adapter_source or options.adapter_source,
+        max_active_adapters=options.max_active_adapters,
+        adapter_cycle_time_s=options.adapter_cycle_time_s,
+        adapter_timeout_s=options.adapter_timeout_s,
         validation_workers=options.validation_workers,
         waiting_served_ratio=options.waiting_served_ratio,
         max_waiting_tokens=options.max_waiting_tokens,

@@ -88,6 +88,29 @@ class ShardConfig(ProcessConfig):
     # Compute every token in a forward pass of its own: slow, and independent of batch mates.
     batch_invariant: bool = False
     num_threads: int | None = None
+    # Adapters are served; False: the base model (with what is merged into it) alone.
+    adapters: bool = True
+    lora_backend: str = "auto"
+    # An adapter's folder that becomes part of the weights while they are loaded.
+    merge_adapter_dir: str | None = None
+    # Where adapters' files lie, and how many bytes of them; "": adapters are not served.
+    adapter_store_dir: str = ""
+    adapter_store_bytes: int = 50 << 30
+    # Folders below which `local` adapters may lie; none: the source is off.
+    adapter_local_roots: list[str] = dataclasses.field(default_factory=list)
+    # Like s3://bucket/prefix; "s3://" allows every bucket; none: the source is off.
+    adapter_s3_roots: list[str] = dataclasses.field(default_factory=list)
+    s3_endpoint: str | None = None
+    # Parsed copies in host memory, in bytes.
+    adapter_host_bytes: int = 2 << 30
+    # Share of the memory that is free after loading that adapters on the device may take.
+    adapter_memory_fraction: float = 0.1
+    max_adapter_rank: int = 512
+    # Adapters that are fetched at the same time, and seconds for each.
+    adapter_concurrency: int = 16
+    adapter_timeout_s: float = 600.0
+    # A name is asked for again after so many seconds; a source's "yes" to a token holds so long.
+    adapter_refresh_s: float = 300.0
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -103,6 +126,10 @@ class ShardConfig(ProcessConfig):
             raise ConfigError("kv_memory_fraction: must be above 0 and at most 1")
         if self.num_blocks is not None:
             _at_least(self, "num_blocks", 1)
+        if not 0.0 <= self.adapter_memory_fraction < 1.0:
+            raise ConfigError("adapter_memory_fraction: must be at least 0 and below 1")
+        for name in ("adapter_store_bytes", "max_adapter_rank", "adapter_concurrency"):
+            _at_least(self, name, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +162,24 @@ class RouterConfig(ProcessConfig):
     # Requests that may run at once.
     max_batch_size: int = 256
     plan_depth: int = 2
+    # Why requests may not name adapters; None: they may.
+    adapter_refusal: str | None = None
+    # Where adapters come from whose requests name no source.
+    default_adapter_source: str = "hub"
+    # What requests get that name no adapter; None: the base model.
+    adapter_id: str | None = None
+    adapter_source: str = "hub"
+    # Adapters that are there before the first request, and stay.
+    preloaded_adapter_ids: list[str] = dataclasses.field(default_factory=list)
+    preloaded_adapter_source: str = "hub"
+    # Adapters on the shards at once.
+    max_active_adapters: int = 1024
+    # How long an adapter waits, stays and drains before it is made to move.
+    adapter_cycle_time_s: float = 2.0
+    # Seconds after which fetching an adapter counts as failed.
+    adapter_timeout_s: float = 600.0
+    # Adapters that have series of their own in the metrics; the others are counted together.
+    max_adapter_labels: int = 50
     validation_workers: int = 2
     # These three are reported by /info as LoRAX does, and decide nothing: see docs/cli.md.
     waiting_served_ratio: float = 1.2
@@ -158,6 +203,7 @@ class RouterConfig(ProcessConfig):
         for name in (
             "max_concurrent_requests", "max_best_of", "max_batch_prefill_tokens",
             "max_batch_size", "plan_depth", "validation_workers", "max_body_bytes",
+            "max_active_adapters", "max_adapter_labels",
         ):  # fmt: skip
             _at_least(self, name, 1)
         for name in ("max_stop_sequences", "port"):

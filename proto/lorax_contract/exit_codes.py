@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     DISK_FULL = 37
     SHARD_UNREACHABLE = 60
     TOKENIZER_UNUSABLE = 61
+    ADAPTER_UNUSABLE = 62
 
 
 _HINTS = {
@@ -56,6 +57,8 @@ _HINTS = {
     ExitCode.DISK_FULL: "Free space in the cache folder, or point LORAX_CACHE elsewhere.",
     ExitCode.SHARD_UNREACHABLE: "The router could not reach a shard; look at the shard's log.",
     ExitCode.TOKENIZER_UNUSABLE: "The model folder needs a tokenizer.json that loads.",
+    ExitCode.ADAPTER_UNUSABLE: "Check --adapter-id and --preloaded-adapter-ids, their sources, and "
+    "the roots from which adapters may come.",
 }
 
 

@@ -176,6 +176,10 @@ class ShardInfo:
     window_size: int | None = None
     attention_backend: str = ""
     linear_backend: str = ""
+    # "": no adapters are served.
+    lora_backend: str = ""
+    # Device bytes kept for adapters; 0 before warm-up.
+    adapter_bytes: int = 0
     memory: tuple[tuple[str, int], ...] = ()
     shard_uris: tuple[str, ...] = ()
 

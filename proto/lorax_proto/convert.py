@@ -283,6 +283,8 @@ def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
         capabilities=pb.Capabilities(columns=True, max_depth=info.max_depth),
         attention_backend=info.attention_backend,
         linear_backend=info.linear_backend,
+        lora_backend=info.lora_backend,
+        adapter_bytes=info.adapter_bytes,
     )
 
 
@@ -302,6 +304,8 @@ def info_from_proto(message: pb.InfoResponse, shard_uris: Sequence[str] = ()) ->
         window_size=message.window_size if message.HasField("window_size") else None,
         attention_backend=message.attention_backend,
         linear_backend=message.linear_backend,
+        lora_backend=message.lora_backend,
+        adapter_bytes=message.adapter_bytes,
         memory=tuple((item.name, item.bytes) for item in message.memory),
         shard_uris=tuple(shard_uris),
     )

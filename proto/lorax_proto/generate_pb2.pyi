@@ -86,11 +86,13 @@ class PreloadedAdapter(_message.Message):
     def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ...) -> None: ...
 
 class InfoRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("with_adapters",)
+    WITH_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    with_adapters: bool
+    def __init__(self, with_adapters: bool = ...) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend")
+    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend", "lora_backend", "adapter_bytes")
     REQUIRES_PADDING_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +117,8 @@ class InfoResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
     LINEAR_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    LORA_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
     requires_padding: bool
     dtype: str
     device_type: str
@@ -136,10 +140,12 @@ class InfoResponse(_message.Message):
     num_blocks: int
     memory: _containers.RepeatedCompositeFieldContainer[MemoryItem]
     capabilities: Capabilities
-    adapters: _containers.RepeatedCompositeFieldContainer[ResidentAdapter]
+    adapters: AdapterTiers
     attention_backend: str
     linear_backend: str
-    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ...) -> None: ...
+    lora_backend: str
+    adapter_bytes: int
+    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Union[AdapterTiers, _Mapping]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ..., lora_backend: _Optional[str] = ..., adapter_bytes: _Optional[int] = ...) -> None: ...
 
 class MemoryItem(_message.Message):
     __slots__ = ("name", "bytes")
@@ -159,13 +165,25 @@ class Capabilities(_message.Message):
     swap: bool
     def __init__(self, columns: bool = ..., max_depth: _Optional[int] = ..., swap: bool = ...) -> None: ...
 
-class ResidentAdapter(_message.Message):
-    __slots__ = ("adapter_index", "digest")
+class AdapterTiers(_message.Message):
+    __slots__ = ("device", "host", "disk")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    device: _containers.RepeatedCompositeFieldContainer[TierEntry]
+    host: _containers.RepeatedCompositeFieldContainer[TierEntry]
+    disk: _containers.RepeatedCompositeFieldContainer[TierEntry]
+    def __init__(self, device: _Optional[_Iterable[_Union[TierEntry, _Mapping]]] = ..., host: _Optional[_Iterable[_Union[TierEntry, _Mapping]]] = ..., disk: _Optional[_Iterable[_Union[TierEntry, _Mapping]]] = ...) -> None: ...
+
+class TierEntry(_message.Message):
+    __slots__ = ("adapter_index", "digest", "bytes")
     ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
     adapter_index: int
     digest: str
-    def __init__(self, adapter_index: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    bytes: int
+    def __init__(self, adapter_index: _Optional[int] = ..., digest: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class ServiceDiscoveryRequest(_message.Message):
     __slots__ = ()
@@ -632,59 +650,175 @@ class AdapterParameters(_message.Message):
     def __init__(self, adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., merge_strategy: _Optional[_Union[MergeStrategy, str]] = ..., density: _Optional[float] = ..., majority_sign_method: _Optional[_Union[MajoritySignMethod, str]] = ...) -> None: ...
 
 class DownloadAdapterRequest(_message.Message):
-    __slots__ = ("adapter_parameters", "adapter_source", "api_token")
+    __slots__ = ("adapter_parameters", "adapter_source", "api_token", "revision", "refresh", "explain")
     ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     API_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     adapter_parameters: AdapterParameters
     adapter_source: AdapterSource
     api_token: str
-    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., api_token: _Optional[str] = ...) -> None: ...
+    revision: str
+    refresh: bool
+    explain: bool
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., api_token: _Optional[str] = ..., revision: _Optional[str] = ..., refresh: bool = ..., explain: bool = ...) -> None: ...
 
 class DownloadAdapterResponse(_message.Message):
-    __slots__ = ("downloaded", "memory_fraction")
+    __slots__ = ("downloaded", "memory_fraction", "fetched", "failure")
     DOWNLOADED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     downloaded: bool
     memory_fraction: float
-    def __init__(self, downloaded: bool = ..., memory_fraction: _Optional[float] = ...) -> None: ...
+    fetched: FetchedAdapter
+    failure: AdapterFailure
+    def __init__(self, downloaded: bool = ..., memory_fraction: _Optional[float] = ..., fetched: _Optional[_Union[FetchedAdapter, _Mapping]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
+
+class FetchedAdapter(_message.Message):
+    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    VALID_S_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOADED_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FILES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    part: AdapterPart
+    disk_bytes: int
+    device_bytes: int
+    max_rank: int
+    vocab_size: int
+    access: str
+    valid_s: float
+    downloaded: bool
+    stale: bool
+    timings: _containers.RepeatedCompositeFieldContainer[PhaseTime]
+    text_files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PhaseTime(_message.Message):
+    __slots__ = ("phase", "seconds")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    seconds: float
+    def __init__(self, phase: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class AdapterFailure(_message.Message):
+    __slots__ = ("reason", "text", "retry_after_s")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    text: str
+    retry_after_s: float
+    def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+
+class AdapterPart(_message.Message):
+    __slots__ = ("content_digest", "store_digest")
+    CONTENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STORE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    content_digest: str
+    store_digest: str
+    def __init__(self, content_digest: _Optional[str] = ..., store_digest: _Optional[str] = ...) -> None: ...
+
+class AdapterContent(_message.Message):
+    __slots__ = ("parts", "merge")
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    MERGE_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[AdapterPart]
+    merge: AdapterMerge
+    def __init__(self, parts: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ..., merge: _Optional[_Union[AdapterMerge, _Mapping]] = ...) -> None: ...
+
+class AdapterMerge(_message.Message):
+    __slots__ = ("weights", "combination", "density", "majority_sign")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    COMBINATION_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAJORITY_SIGN_FIELD_NUMBER: _ClassVar[int]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    combination: str
+    density: float
+    majority_sign: str
+    def __init__(self, weights: _Optional[_Iterable[float]] = ..., combination: _Optional[str] = ..., density: _Optional[float] = ..., majority_sign: _Optional[str] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index", "api_token", "epoch", "digest")
+    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index", "api_token", "epoch", "content")
     ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
     API_TOKEN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     adapter_parameters: AdapterParameters
     adapter_source: AdapterSource
     adapter_index: int
     api_token: str
     epoch: int
-    digest: str
-    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ..., api_token: _Optional[str] = ..., epoch: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    content: AdapterContent
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ..., api_token: _Optional[str] = ..., epoch: _Optional[int] = ..., content: _Optional[_Union[AdapterContent, _Mapping]] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
-    __slots__ = ("loaded",)
+    __slots__ = ("loaded", "device_bytes", "parse_s", "copy_s", "failure")
     LOADED_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PARSE_S_FIELD_NUMBER: _ClassVar[int]
+    COPY_S_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     loaded: bool
-    def __init__(self, loaded: bool = ...) -> None: ...
+    device_bytes: int
+    parse_s: float
+    copy_s: float
+    failure: AdapterFailure
+    def __init__(self, loaded: bool = ..., device_bytes: _Optional[int] = ..., parse_s: _Optional[float] = ..., copy_s: _Optional[float] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
 
 class OffloadAdapterRequest(_message.Message):
-    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index", "epoch")
+    __slots__ = ("adapter_parameters", "adapter_source", "adapter_index", "epoch", "forget")
     ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
     adapter_parameters: AdapterParameters
     adapter_source: AdapterSource
     adapter_index: int
     epoch: int
-    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    forget: _containers.RepeatedCompositeFieldContainer[AdapterPart]
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., adapter_index: _Optional[int] = ..., epoch: _Optional[int] = ..., forget: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ...) -> None: ...
 
 class OffloadAdapterResponse(_message.Message):
     __slots__ = ("offloaded",)
     OFFLOADED_FIELD_NUMBER: _ClassVar[int]
     offloaded: bool
     def __init__(self, offloaded: bool = ...) -> None: ...
+
+class AdapterTextRequest(_message.Message):
+    __slots__ = ("store_digest", "epoch")
+    STORE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    store_digest: str
+    epoch: int
+    def __init__(self, store_digest: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class AdapterTextResponse(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[TextFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[TextFile, _Mapping]]] = ...) -> None: ...
+
+class TextFile(_message.Message):
+    __slots__ = ("name", "content")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    content: bytes
+    def __init__(self, name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...

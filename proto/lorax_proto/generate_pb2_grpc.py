@@ -101,6 +101,11 @@ class LoraxServiceStub(object):
                 request_serializer=lorax__proto_dot_generate__pb2.OffloadAdapterRequest.SerializeToString,
                 response_deserializer=lorax__proto_dot_generate__pb2.OffloadAdapterResponse.FromString,
                 _registered_method=True)
+        self.AdapterText = channel.unary_unary(
+                '/generate.v1.LoraxService/AdapterText',
+                request_serializer=lorax__proto_dot_generate__pb2.AdapterTextRequest.SerializeToString,
+                response_deserializer=lorax__proto_dot_generate__pb2.AdapterTextResponse.FromString,
+                _registered_method=True)
 
 
 class LoraxServiceServicer(object):
@@ -192,6 +197,13 @@ class LoraxServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdapterText(self, request, context):
+        """Not LoRAX's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LoraxServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -259,6 +271,11 @@ def add_LoraxServiceServicer_to_server(servicer, server):
                     servicer.OffloadAdapter,
                     request_deserializer=lorax__proto_dot_generate__pb2.OffloadAdapterRequest.FromString,
                     response_serializer=lorax__proto_dot_generate__pb2.OffloadAdapterResponse.SerializeToString,
+            ),
+            'AdapterText': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdapterText,
+                    request_deserializer=lorax__proto_dot_generate__pb2.AdapterTextRequest.FromString,
+                    response_serializer=lorax__proto_dot_generate__pb2.AdapterTextResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -612,6 +629,33 @@ class LoraxService(object):
             '/generate.v1.LoraxService/OffloadAdapter',
             lorax__proto_dot_generate__pb2.OffloadAdapterRequest.SerializeToString,
             lorax__proto_dot_generate__pb2.OffloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdapterText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/generate.v1.LoraxService/AdapterText',
+            lorax__proto_dot_generate__pb2.AdapterTextRequest.SerializeToString,
+            lorax__proto_dot_generate__pb2.AdapterTextResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,15 @@ from lorax_router.http_api.server import HttpServer, url_of
 from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
-from lorax_router.startup import Parts, assemble, load_language, open_port, port_error, size
+from lorax_router.startup import (
+    Parts,
+    assemble,
+    load_language,
+    open_port,
+    port_error,
+    preload,
+    size,
+)
 
 logger = logging.getLogger("lorax_router")
 
@@ -35,6 +43,8 @@ Result = TypeVar("Result")
 _GRPC_GRACE_S = 1.0
 # Seconds between two tries to reach a shard that still loads its model.
 _SHARD_RETRY_S = 0.1
+# Seconds by which an adapter's call outlasts what the shard's fetcher allows itself.
+_FETCH_SPARE_S = 60.0
 
 
 class Stopped(Exception):
@@ -139,7 +149,9 @@ async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
 
 
 async def _connect(config: RouterConfig) -> ShardGroup:
-    timeouts = CallTimeouts(step_s=config.step_timeout_s)
+    # Above what the shard's fetcher allows itself, so that its words arrive.
+    fetch_s = config.adapter_timeout_s + _FETCH_SPARE_S
+    timeouts = CallTimeouts(step_s=config.step_timeout_s, fetch_s=fetch_s)
     await _wait_for_shard(config.shard_uri, config.shard_wait_s)
     try:
         return await ShardGroup.connect(config.shard_uri, timeouts=timeouts)
@@ -168,11 +180,27 @@ async def _wait_for_shard(uri: str, seconds: float) -> None:
 async def _serve_parts(
     config: RouterConfig, listener: socket.socket, parts: Parts, stopper: Stopper
 ) -> None:
+    engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
+    try:
+        # Nobody can ask before all that was to be there is there.
+        await stopper.unless_stopped(preload(parts))
+        await _serve_clients(config, listener, parts, stopper, engine)
+    finally:
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
+
+
+async def _serve_clients(
+    config: RouterConfig,
+    listener: socket.socket,
+    parts: Parts,
+    stopper: Stopper,
+    engine: asyncio.Future[None],
+) -> None:
     grpc_server = await _start_grpc(config, parts)
     _listen(config, listener)
     http = HttpServer(parts.app, listener)
     async with asyncio.TaskGroup() as group:
-        engine = group.create_task(_run_engine(parts.engine, stopper))
         serving = group.create_task(http.run())
         following = group.create_task(grpc_server.follow_health()) if grpc_server else None
         await http.wait_started()

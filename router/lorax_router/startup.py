@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,14 +12,18 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from tokenizers import Tokenizer
 
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import LoraxError, ShardUnavailableError, StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import ShardInfo, WarmupSpec
+from lorax_router.core.adapters import AdapterTable
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.http_api.app import Cors, build_app
 from lorax_router.http_api.server import bind
+from lorax_router.service.adapter_wishes import WishPolicy
+from lorax_router.service.adapters import AdapterDirectory, AdapterWish
 from lorax_router.service.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.service.inference import InferenceService
@@ -31,6 +36,7 @@ from lorax_router.service.limits import (
     required_length,
 )
 from lorax_router.service.metrics import Metrics
+from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 from lorax_router.service.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.validation import Validator
 
@@ -70,6 +76,9 @@ class Parts:
     engine: EngineLoop
     service: InferenceService
     tokenizer: TokenizerPool
+    adapters: AdapterDirectory
+    # Adapters that are loaded before the server is ready.
+    preloads: tuple[AdapterWish, ...]
 
 
 def open_port(hostname: str, port: int) -> socket.socket:
@@ -98,6 +107,8 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
         # A step has a token for each running row, so more rows than that never run.
         max_rows = min(config.max_batch_size, config.max_batch_prefill_tokens)
         num_blocks = await _warm_up(config, shards, info, lengths, max_rows)
+        # What is left for adapters is known only now.
+        info = await shards.info()
         lengths = lengths_in_pool(
             lengths,
             config.max_input_length,
@@ -161,14 +172,19 @@ def assemble(
     metrics = Metrics(
         max_input_length=limits.max_input_length, max_total_tokens=limits.max_total_tokens
     )
-    engine = EngineLoop(shards, _scheduler(budgets), observer=metrics)
-    metrics.watch_engine(engine.stats, budgets.block_size)
     tokenizer = TokenizerPool(language.tokenizer, config.validation_workers)
+    adapters = AdapterDirectory(shards, tokenizer)
+    scheduler = _scheduler(config, budgets, info)
+    engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
+    adapters.attach(engine)
+    metrics.watch_engine(engine.stats, budgets.block_size)
+    wishes = wish_policy(config, info)
     service = InferenceService(
         engine,
-        Validator(limits, tokenizer, language.chat_template),
+        Validator(limits, tokenizer, language.chat_template, wishes=wishes),
         metrics,
         max_concurrent_requests=config.max_concurrent_requests,
+        adapters=adapters,
     )
     app = build_app(
         service=service,
@@ -184,11 +200,57 @@ def assemble(
             credentials=config.cors_allow_credentials,
         ),
     )
-    return Parts(app, engine, service, tokenizer)
+    return Parts(app, engine, service, tokenizer, adapters, _preloads(config, wishes))
 
 
-def _scheduler(budgets: Budgets) -> Scheduler:
+def wish_policy(config: RouterConfig, info: ShardInfo) -> WishPolicy:
+    """What requests may wish for; raises StartupError for a static adapter that cannot be one."""
+    refusal = config.adapter_refusal
+    if refusal is None and not info.lora_backend:
+        refusal = (
+            "this server serves the base model only; leave it out or set `adapter_id` to "
+            f"{BASE_MODEL_ADAPTER_ID!r}"
+        )
+    static = None
+    if config.adapter_id is not None:
+        static = _own_wish(config.adapter_source, config.adapter_id)
+    return WishPolicy(refusal=refusal, default_source=config.default_adapter_source, static=static)
+
+
+def _preloads(config: RouterConfig, wishes: WishPolicy) -> tuple[AdapterWish, ...]:
+    source = config.preloaded_adapter_source
+    wanted = [_own_wish(source, name) for name in config.preloaded_adapter_ids]
+    return tuple(wanted if wishes.static is None else [wishes.static, *wanted])
+
+
+def _own_wish(source: str, name: str) -> AdapterWish:
+    """An adapter that the server itself wants, with the server's own token."""
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or None
+    try:
+        return AdapterWish(refs=(AdapterRef.of(source, name),), token=token)
+    except AdapterUnavailableError as error:
+        raise StartupError(error.text, ExitCode.USAGE) from error
+
+
+async def preload(parts: Parts) -> None:
+    """Load the adapters that are to be there before the first request; raises StartupError."""
+    for wish in parts.preloads:
+        try:
+            await parts.adapters.load(wish, pin=True)
+        except LoraxError as error:
+            raise StartupError(
+                f"adapter {wish.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
+            ) from error
+        logger.info("adapter %s is loaded and stays", wish.label)
+
+
+def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Scheduler:
     return Scheduler(
+        adapters=AdapterTable(
+            max_resident=config.max_active_adapters,
+            max_bytes=info.adapter_bytes or None,
+            cycle_time_s=config.adapter_cycle_time_s,
+        ),
         num_blocks=budgets.num_blocks,
         block_size=budgets.block_size,
         max_step_tokens=budgets.max_step_tokens,

@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ from lorax_shard.rpc.address import clear_stale
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from lorax_shard.adapters.room import AdapterRoom
     from lorax_shard.engine.engine import Engine
 
 logger = logging.getLogger("lorax_shard")
@@ -86,8 +89,7 @@ def run(config_text: str | bytes) -> ExitCode:
         watch_lifeline(stopper.on_launcher_gone)
     try:
         clear_stale(config.shard_uris[config.rank])
-        engine = load_engine(config)
-        return asyncio.run(serve(config, engine, stopper))
+        return asyncio.run(serve(config, load_parts(config), stopper))
     except StartupError as error:
         return _explained(error)
     except Exception as error:
@@ -104,7 +106,15 @@ def leave(exit_code: ExitCode) -> None:
     os._exit(int(exit_code))
 
 
-def load_engine(config: ShardConfig) -> Engine:
+@dataclass(frozen=True, slots=True)
+class ShardParts:
+    """What was loaded; ``make_room`` makes the adapters' part in the event loop."""
+
+    engine: Engine
+    make_room: Callable[[], AdapterRoom] | None = None
+
+
+def load_parts(config: ShardConfig) -> ShardParts:
     """Load model and tokenizer; StartupError says what is wrong with them."""
     tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
     import torch
@@ -116,12 +126,27 @@ def load_engine(config: ShardConfig) -> Engine:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     model = load_paged_model(config)
+    serves = config.adapters and bool(config.adapter_store_dir)
     pool = PoolSettings(
         block_size=config.block_size,
         memory_fraction=config.kv_memory_fraction,
         num_blocks=config.num_blocks,
+        adapter_fraction=config.adapter_memory_fraction if serves else 0.0,
     )
-    return Engine(model, tokenizer, pool, batch_invariant=config.batch_invariant)
+    invariant = config.batch_invariant
+    if not serves:
+        return ShardParts(Engine(model, tokenizer, pool, batch_invariant=invariant))
+    from lorax_shard.adapters import setup
+
+    base, lora = model.base, model.lora
+    assert base is not None
+    assert lora is not None
+    store = setup.make_store(config)
+    shelf = setup.make_shelf(config, store, base, lora, model.dtype)
+    return ShardParts(
+        Engine(model, tokenizer, pool, adapters=shelf, batch_invariant=invariant),
+        partial(setup.make_room, config, store, shelf, base),
+    )
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
@@ -141,7 +166,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
         raise StartupError(f"{path} cannot be read: {error}", ExitCode.MODEL_CORRUPT) from error
 
 
-async def serve(config: ShardConfig, engine: Engine, stopper: Stopper) -> ExitCode:
+async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> ExitCode:
     """Listen, announce that the shard is ready, and serve until stopped."""
     from lorax_shard.rpc.queue import CommandQueue
     from lorax_shard.rpc.server import ShardServer
@@ -149,13 +174,16 @@ async def serve(config: ShardConfig, engine: Engine, stopper: Stopper) -> ExitCo
     stop = asyncio.Event()
     stopper.attach(asyncio.get_running_loop(), stop)
     commands = CommandQueue(config.epoch)
-    server = ShardServer(config, engine, commands)
+    room = parts.make_room() if parts.make_room is not None else None
+    server = ShardServer(config, parts.engine, commands, room)
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})
     await stop.wait()
     logger.info("stopping")
     await server.stop(_GRACE_S)
+    if room is not None:
+        await room.close()
     if not await commands.close(_WORKER_GRACE_S):
         logger.warning("a step is still running; it is left behind")
         leave(stopper.exit_code)

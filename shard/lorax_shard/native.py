@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lorax_shard.cache import cpu_identity, default_cache_dir
+from lorax_contract.cache import default_cache_dir
+from lorax_shard.cache import cpu_identity
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from lorax_shard.cache import default_cache_dir
+from lorax_contract.cache import default_cache_dir
 from lorax_shard.model.prepare import prepare
 
 

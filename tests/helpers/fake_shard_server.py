@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc.aio
 
+from lorax_contract.adapters import AdapterUnavailableError
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.convert import (
@@ -18,6 +19,14 @@ from lorax_proto.convert import (
     outcome_to_proto,
     step_from_proto,
     warmup_from_proto,
+)
+from lorax_proto.convert_adapters import (
+    content_from_proto,
+    failure_to_proto,
+    fetched_to_proto,
+    part_from_proto,
+    query_from_proto,
+    tiers_to_proto,
 )
 from lorax_proto.transport import SERVER_OPTIONS, status_of
 from lorax_router.shards.fake import FakeShard
@@ -52,7 +61,10 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
 
     @_mapped
     async def Info(self, request, context):
-        return info_to_proto(await self.shard.info(), rank=self.shard.rank)
+        reply = info_to_proto(await self.shard.info(), rank=self.shard.rank)
+        if request.with_adapters:
+            reply.adapters.CopyFrom(tiers_to_proto(await self.shard.adapter_tiers()))
+        return reply
 
     @_mapped
     async def ServiceDiscovery(self, request, context):
@@ -82,13 +94,33 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
         return pb.ClearCacheResponse()
 
     @_mapped
+    async def DownloadAdapter(self, request, context):
+        try:
+            fetched = await self.shard.fetch_adapter(query_from_proto(request))
+        except AdapterUnavailableError as error:
+            return pb.DownloadAdapterResponse(failure=failure_to_proto(error))
+        return pb.DownloadAdapterResponse(downloaded=True, fetched=fetched_to_proto(fetched))
+
+    @_mapped
+    async def AdapterText(self, request, context):
+        files = await self.shard.adapter_text(request.store_digest)
+        return pb.AdapterTextResponse(
+            files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
+        )
+
+    @_mapped
     async def LoadAdapter(self, request, context):
-        await self.shard.prepare_adapter(request.adapter_index, request.digest, request.epoch)
-        return pb.LoadAdapterResponse(loaded=True)
+        content = content_from_proto(request.content)
+        try:
+            report = await self.shard.prepare_adapter(request.adapter_index, content, request.epoch)
+        except AdapterUnavailableError as error:
+            return pb.LoadAdapterResponse(failure=failure_to_proto(error))
+        return pb.LoadAdapterResponse(loaded=True, device_bytes=report.device_bytes)
 
     @_mapped
     async def OffloadAdapter(self, request, context):
-        await self.shard.release_adapter(request.adapter_index, request.epoch)
+        forget = [part_from_proto(part) for part in request.forget]
+        await self.shard.release_adapter(request.adapter_index, forget, request.epoch)
         return pb.OffloadAdapterResponse(offloaded=True)
 
     async def _step(self, request: Any, reply_type: Any) -> Any:

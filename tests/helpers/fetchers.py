@@ -14,12 +14,12 @@ import pytest
 from tests.helpers.adapter_folders import CONFIG, adapter_files
 from tests.helpers.hub_stub import StubHub, running_hub
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
 from lorax_shard.adapters.fetch_job import VerifySettings
 from lorax_shard.adapters.fetch_limits import ProcessLimits
 from lorax_shard.adapters.fetch_process import Setup
 from lorax_shard.adapters.fetcher import AdapterFetcher, FetchSettings
-from lorax_shard.adapters.source_interface import AdapterRef, Limits, SourceSettings
+from lorax_shard.adapters.source_interface import Limits, SourceSettings
 
 ROOT = Path(__file__).parents[2]
 POET = AdapterRef.of("hub", "org/poet")

@@ -46,6 +46,8 @@ class ToyModel:
     weight_bytes = 1000
     attention_backend = "toy"
     linear_backend = "toy"
+    lora_backend = ""
+    slots = None
 
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
         self.vocab_size = VOCAB_SIZE
@@ -76,7 +78,7 @@ class ToyModel:
             query_lens, context_lens, slots, block_tables, num_decode_rows, None, None
         )
 
-    def forward(self, input_ids, positions, metadata, logit_rows):
+    def forward(self, input_ids, positions, metadata, logit_rows, slots=()):
         self.passes.append(list(metadata.query_lens))
         if (input_ids == POISON_ID).any():
             raise RuntimeError("poison")

@@ -15,8 +15,8 @@ from tests.helpers.paged_runner import RELATIVE_TOLERANCE, PagedRunner, stock_lo
 from tests.helpers.peft_folders import load_adapter, load_model, logits_of, save_adapter
 from tests.helpers.tiny_models import make_tiny_model
 
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.config import ShardConfig
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
 from lorax_shard.adapters.fetch_job import VerifySettings
 from lorax_shard.adapters.fetch_process import Setup
 from lorax_shard.adapters.fetcher import AdapterFetcher, FetchSettings
@@ -24,7 +24,7 @@ from lorax_shard.adapters.host_base import describe
 from lorax_shard.adapters.host_normal import read_normal
 from lorax_shard.adapters.peft_files import Limits
 from lorax_shard.adapters.peft_verify import make_context, normalise
-from lorax_shard.adapters.source_interface import AdapterRef, SourceSettings
+from lorax_shard.adapters.source_interface import SourceSettings
 from lorax_shard.lora.model import install
 from lorax_shard.model.loader import load_paged_model
 

@@ -26,9 +26,8 @@ from tests.helpers.fetchers import (
 from tests.helpers.hub_stub import COMMIT, StubHub
 from tests.helpers.in_loop import in_loop
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapters.fetcher import Fetched
-from lorax_shard.adapters.source_interface import AdapterRef
 
 # Fixtures of every test here.
 __all__ = ["hub", "importable_verifiers"]

@@ -11,7 +11,7 @@ from tests.helpers.fetchers import POET, Clock, add, failure, fetcher, hub, impo
 from tests.helpers.hub_stub import StubHub
 from tests.helpers.in_loop import in_loop
 
-from lorax_shard.adapters.fetch_errors import Reason
+from lorax_contract.adapters import Reason
 from lorax_shard.adapters.fetch_negative import NegativeSettings
 
 # Fixtures of every test here.

@@ -14,9 +14,10 @@ from tests.helpers.naive_delta import apply_adapter
 from tests.helpers.peft_folders import load_adapter, load_model, logits_of, quiet, save_adapter
 from tests.helpers.tiny_models import make_tiny_model
 
+from lorax_contract.adapters import Combination, MajoritySign, MergeSpec
 from lorax_shard.adapters.host_base import describe
 from lorax_shard.adapters.host_normal import cast
-from lorax_shard.adapters.merge import Combination, MajoritySign, MergeSpec, merge, merge_digest
+from lorax_shard.adapters.merge import merge, merge_digest
 from lorax_shard.adapters.merge_math import draw_mask
 from lorax_shard.adapters.peft_files import Limits
 from lorax_shard.adapters.peft_format import read_adapter

@@ -22,6 +22,9 @@ least ``cycle_time_s``, is *drained*: its requests are no longer admitted. If it
 idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its rows.
 So an adapter that waits first in line waits at most 3 * cycle_time_s for its turn to
 begin, whatever the others do; pinned adapters are exempt, and pins never take all slots.
+
+A *retired* adapter serves those who asked for it already, then leaves for good: its
+record goes with its memory.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ class AdapterRecord:
     handle: AdapterHandle
     nbytes: int
     is_pinned: bool = False
+    is_retired: bool = False
     state: AdapterState = AdapterState.ABSENT
     num_waiting: int = 0
     num_running: int = 0
@@ -124,7 +128,10 @@ class AdapterTable:
         self.max_bytes = max_bytes
         self.cycle_time_s = cycle_time_s
         self._records: dict[AdapterHandle, AdapterRecord] = {}
-        self._num_held = 0
+        # Those that hold a slot; those that are absent and should not be. The many that
+        # are known and do neither cost a step nothing.
+        self._held: dict[AdapterHandle, AdapterRecord] = {}
+        self._wanted: dict[AdapterHandle, AdapterRecord] = {}
         self._bytes_held = 0
         self._clock = 0.0
 
@@ -155,22 +162,68 @@ class AdapterTable:
         if record.state is not AdapterState.ABSENT or not record.is_idle:
             raise ValueError(f"adapter {handle} is {record.state.value} or in use")
         del self._records[handle]
+        self._wanted.pop(handle, None)
+
+    def want(self, handle: AdapterHandle, now: float) -> None:
+        """Have an adapter prepared although no request waits for it yet."""
+        record = self._records[handle]
+        if record.wanted_at is None and record.state is not AdapterState.RESIDENT:
+            record.wanted_at = now
+            self._sort(record)
+
+    def retire(self, handle: AdapterHandle) -> None:
+        """Let an adapter go for good once nobody needs it any more."""
+        record = self._records[handle]
+        record.is_retired = True
+        record.is_pinned = False
+        if record.is_idle:
+            record.wanted_at = None
+        self._sort(record)
+        self._drop_if_gone(record)
 
     def pin(self, handle: AdapterHandle) -> None:
         """Keep an adapter resident; ValidationError when no slot would be left for others."""
         pinned = [each for each in self._records.values() if each.is_pinned]
         record = self._records[handle]
-        if not record.is_pinned and len(pinned) + 1 >= self.max_resident > 1:
+        if not record.is_pinned and len(pinned) + 1 >= self.max_resident:
             raise ValidationError(
                 f"{len(pinned)} adapters are pinned already and the server has "
-                f"{self.max_resident} slots; one must stay free for the others"
+                f"{self.max_resident} slots; one must stay free for the others: "
+                "raise --max-active-adapters"
             )
         record.is_pinned = True
         record.drained_at = None
+        self._sort(record)
 
     def unpin(self, handle: AdapterHandle) -> None:
         """Let an adapter be evicted again."""
-        self._records[handle].is_pinned = False
+        record = self._records[handle]
+        record.is_pinned = False
+        self._sort(record)
+
+    def measured(self, handle: AdapterHandle, nbytes: int) -> None:
+        """Book what an adapter takes in truth; what was known before was its upper limit."""
+        record = self._records[handle]
+        if record.state is not AdapterState.ABSENT:
+            self._bytes_held += nbytes - record.nbytes
+        record.nbytes = nbytes
+
+    def check_possible(self, handle: AdapterHandle) -> None:
+        """Raise ValidationError when pinned adapters leave no memory for this one, ever."""
+        record = self._records[handle]
+        if self.max_bytes is None or record.state is not AdapterState.ABSENT or record.is_pinned:
+            return
+        pinned = sum(each.nbytes for each in self._held.values() if each.is_pinned)
+        if pinned + record.nbytes > self.max_bytes:
+            raise ValidationError(
+                f"the adapter takes {record.nbytes} bytes, and pinned adapters leave "
+                f"{self.max_bytes - pinned} of {self.max_bytes}; unpin one or raise "
+                "--adapter-memory-fraction"
+            )
+
+    def snapshot(self) -> list[AdapterRecord]:
+        """Return all records, for lists; they are not to be changed."""
+        return list(self._records.values())
 
     # --- who needs what -----------------------------------------------------------
 
@@ -180,8 +233,7 @@ class AdapterTable:
             return
         record = self._records[handle]
         record.num_waiting += 1
-        if record.wanted_at is None and record.state is not AdapterState.RESIDENT:
-            record.wanted_at = now
+        self.want(handle, now)
 
     def runs(self, handle: AdapterHandle, now: float) -> None:
         """A queued request was admitted."""
@@ -212,6 +264,8 @@ class AdapterTable:
             record.num_waiting -= 1
             if record.num_waiting == 0:
                 record.wanted_at = None
+                self._sort(record)
+        self._drop_if_gone(record)
 
     def admits(self, handle: AdapterHandle) -> bool:
         """Whether a request with this adapter may enter the next step."""
@@ -229,12 +283,11 @@ class AdapterTable:
         memory that it does not need, so that it never waits behind them.
         """
         orders = Orders()
-        waiting = [
-            record
-            for record in self._records.values()
-            if record.state is AdapterState.ABSENT
-            and (record.wanted_at is not None or record.is_pinned)
-        ]
+        for record in list(self._held.values()):
+            if record.is_retired and record.is_idle and record.state is AdapterState.RESIDENT:
+                self._move(record, AdapterEvent.EVICT, now)
+                orders.release.append(record.handle)
+        waiting = list(self._wanted.values())
         waiting.sort(key=lambda r: (r.wanted_at if r.wanted_at is not None else now, r.handle))
         slots_reserved = bytes_reserved = 0
         if not waiting:
@@ -250,7 +303,7 @@ class AdapterTable:
         return orders
 
     def _fits(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
-        if self._num_held + slots_reserved >= self.max_resident:
+        if len(self._held) + slots_reserved >= self.max_resident:
             return False
         return (
             self.max_bytes is None
@@ -263,7 +316,7 @@ class AdapterTable:
     ) -> None:  # fmt: skip
         """Evict idle adapters until the record will fit; drain one if there is none."""
         while not self._will_fit(record, slots_reserved, bytes_reserved):
-            evictable = [each for each in self._records.values() if each.is_evictable]
+            evictable = [each for each in self._held.values() if each.is_evictable]
             if not evictable:
                 self._drain_one(record, now)
                 return
@@ -277,8 +330,8 @@ class AdapterTable:
 
     def _will_fit(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
         """Whether the record fits once all that is being released is gone."""
-        leaving = [each for each in self._records.values() if each.state is AdapterState.RELEASING]
-        slots = self._num_held - len(leaving) + slots_reserved
+        leaving = [each for each in self._held.values() if each.state is AdapterState.RELEASING]
+        slots = len(self._held) - len(leaving) + slots_reserved
         held = self._bytes_held - sum(each.nbytes for each in leaving) + bytes_reserved
         return slots < self.max_resident and (
             self.max_bytes is None or held + record.nbytes <= self.max_bytes
@@ -326,7 +379,10 @@ class AdapterTable:
             record.drained_at = None
             if record.num_waiting or record.num_running:
                 record.wanted_at = record.last_used_at
-        self._num_held = self._bytes_held = 0
+            self._sort(record)
+        self._bytes_held = 0
+        for record in list(self._records.values()):
+            self._drop_if_gone(record)
 
     def _move(self, record: AdapterRecord, event: AdapterEvent, now: float) -> None:
         before = record.state
@@ -337,7 +393,6 @@ class AdapterTable:
                 f"adapter {record.handle} is {before.value}: {event.value} cannot happen"
             ) from None
         if event is AdapterEvent.PREPARE:
-            self._num_held += 1
             self._bytes_held += record.nbytes
             record.ordered_at = now
         elif event is AdapterEvent.PREPARED:
@@ -346,14 +401,32 @@ class AdapterTable:
             record.wanted_at = None
             self._assess(record)
         elif record.state is AdapterState.ABSENT:
-            self._num_held -= 1
             self._bytes_held -= record.nbytes
             record.drained_at = None
-            if event is AdapterEvent.RELEASED and record.num_waiting:
-                record.wanted_at = now
+            record.wanted_at = now if record.num_waiting else None
+            if event is AdapterEvent.FAILED:
+                # It would be prepared again at once, for ever.
+                record.is_pinned = False
+        self._sort(record)
+        self._drop_if_gone(record)
+
+    def _sort(self, record: AdapterRecord) -> None:
+        """Keep ``_held`` and ``_wanted`` true after a record changed."""
+        is_absent = record.state is AdapterState.ABSENT
+        is_wanted = is_absent and (record.wanted_at is not None or record.is_pinned)
+        for index, belongs in ((self._held, not is_absent), (self._wanted, is_wanted)):
+            if belongs:
+                index[record.handle] = record
+            else:
+                index.pop(record.handle, None)
+
+    def _drop_if_gone(self, record: AdapterRecord) -> None:
+        if record.is_retired and record.is_idle and record.state is AdapterState.ABSENT:
+            self._records.pop(record.handle, None)
+            self._wanted.pop(record.handle, None)
 
     def _assess(self, record: AdapterRecord) -> None:
         record.worth = self._clock + record.num_uses * record.prepare_s / max(record.nbytes, 1)
 
     def _resident(self) -> list[AdapterRecord]:
-        return [each for each in self._records.values() if each.state is AdapterState.RESIDENT]
+        return [each for each in self._held.values() if each.state is AdapterState.RESIDENT]

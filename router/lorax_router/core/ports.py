@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterTiers,
+    FetchedAdapter,
+    LoadReport,
+)
 from lorax_contract.step import (
     AdapterHandle,
     ShardInfo,
@@ -36,11 +45,25 @@ class ShardClient(Protocol):
     async def clear(self, seq: int) -> None:
         """Drop all rows, in the order of the commit lane."""
 
-    async def prepare_adapter(self, handle: AdapterHandle, digest: str) -> None:
-        """Make an adapter ready on all ranks; a partial failure drops it on all."""
+    async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
+        """Have an adapter fetched and verified; raises AdapterUnavailableError."""
 
-    async def release_adapter(self, handle: AdapterHandle) -> None:
-        """Free what ``prepare_adapter`` made."""
+    async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
+        """Return the tokenizer and template files of a fetched adapter, by name."""
+
+    async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
+        """Make an adapter ready on all ranks; a partial failure drops it on all.
+
+        Raises AdapterUnavailableError; its reason is EVICTED when fetching anew helps.
+        """
+
+    async def release_adapter(
+        self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()
+    ) -> None:
+        """Free what ``prepare_adapter`` made; the parts to forget leave host and disk too."""
+
+    async def adapter_tiers(self) -> AdapterTiers:
+        """Return where adapters lie, as the fullest rank has it."""
 
     async def health(self) -> None:
         """Return if the shard answers and its engine thread is alive."""

@@ -137,6 +137,8 @@ class Scheduler:
             raise ValueError(f"request id {spec.request_id} is in use")
         if spec.adapter != BASE_ADAPTER and spec.adapter not in self.adapters:
             raise ValueError(f"adapter handle {spec.adapter} is not known")
+        if spec.adapter != BASE_ADAPTER:
+            self.adapters.check_possible(spec.adapter)
         self._refuse_impossible(spec)
         request = RequestState(spec, self._next_order, now)
         self._next_order += 1

@@ -43,7 +43,9 @@ class GenerateRoutes:
         model_id: str,
         device_type: str,
         max_body_bytes: int,
+        default_source: str = "hub",
     ) -> None:
+        self._default_source = default_source
         self._service = service
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -106,7 +108,10 @@ class GenerateRoutes:
         return body
 
     def _events(self, domain: GenerateRequest) -> Response:
-        headers = {**self._headers, "x-compute-characters": str(len(domain.inputs))}
+        params = domain.parameters
+        named = adapter_headers(params.adapter_id, params.adapter_source or self._default_source)
+        characters = str(len(domain.inputs))
+        headers = {**self._headers, **named, "x-compute-characters": characters}
         return TokenEvents(partial(self._service.generate_stream, domain), headers)
 
     async def _answer(
@@ -117,7 +122,9 @@ class GenerateRoutes:
         except ClientGoneError:
             return Response()
         document = result_document(result)
-        headers = {**self._headers, **timing_headers(result)}
+        used = result.adapter
+        named = adapter_headers(used.id, used.source) if used is not None else {}
+        headers = {**self._headers, **named, **timing_headers(result)}
         return json_response([document] if as_array else document, headers=headers)
 
 
@@ -141,5 +148,15 @@ def timing_headers(result: GenerateResult) -> dict[str, str]:
         "x-skipped-tokens": 0,
         "x-total-tokens": result.num_prompt_tokens + num,
     }
+    if result.adapter is not None:
+        for phase, value in result.adapter.phases.items():
+            seconds[f"x-adapter-{phase}-time"] = value
     in_ms = {name: str(round(value * 1e3)) for name, value in seconds.items()}
     return {**in_ms, **{name: str(value) for name, value in counts.items()}}
+
+
+def adapter_headers(adapter_id: str | None, source: str | None) -> dict[str, str]:
+    """LoRAX's headers of the adapter that a request named; W2: safe whatever the name is."""
+    if not adapter_id:
+        return {}
+    return compact({"x-adapter-id": adapter_id, "x-adapter-source": source or ""})

@@ -87,6 +87,25 @@ def load_chat_template(tokenizer_dir: str, override: str | None = None) -> ChatT
         ) from error
 
 
+def template_of_files(files: Mapping[str, bytes]) -> ChatTemplate | None:
+    """Return the template among an adapter's files; None if there is none.
+
+    Raises jinja2's TemplateError, UnicodeDecodeError or JSONDecodeError.
+    """
+    config = _json_object(files.get("tokenizer_config.json"))
+    text = _template_of(config)
+    if (document := files.get("chat_template.json")) is not None:
+        text = _template_of(_json_object(document)) or text
+    if (raw := files.get(_TEMPLATE_FILE)) is not None:
+        text = raw.decode("utf-8")
+    return None if text is None else ChatTemplate(TemplateSource(text, _special_tokens(config)))
+
+
+def _json_object(raw: bytes | None) -> dict[str, object]:
+    document = {} if raw is None else json.loads(raw)
+    return document if isinstance(document, dict) else {}
+
+
 class _Generation(Extension):
     """Renders what is between ``generation`` tags, which only mark text for training."""
 

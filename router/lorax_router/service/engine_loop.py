@@ -8,6 +8,7 @@ so that clients never delay the shards.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections import deque
@@ -24,6 +25,8 @@ from lorax_contract.errors import (
     UnhealthyError,
 )
 from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
     FinishCode,
     RequestId,
     RequestSpec,
@@ -31,11 +34,16 @@ from lorax_contract.step import (
     StepPlan,
     TokenColumns,
 )
+from lorax_router.core.adapters import AdapterRecord
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine_adapters import AdapterCarrier, AdapterOrders
 from lorax_router.service.engine_port import EngineStats, StepObserver, TokenChunk, TokenStream
 
 logger = logging.getLogger(__name__)
+
+# How often turns of adapters are looked at while no step runs.
+_IDLE_TICK_S = 0.5
 
 
 class _Sent(NamedTuple):
@@ -47,9 +55,16 @@ class _Sent(NamedTuple):
 class _Stream:
     """The chunks of one request on their way to its client; implements TokenStream."""
 
-    __slots__ = ("_cancel", "_chunks", "_ended", "_wake", "first_sent", "scheduled_at")
+    __slots__ = (
+        "_cancel", "_chunks", "_ended", "_wake", "first_sent", "handle", "scheduled_at",
+        "submitted_at",
+    )  # fmt: skip
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, cancel: Callable[[], None], handle: AdapterHandle, submitted_at: float
+    ) -> None:
+        self.handle = handle
+        self.submitted_at = submitted_at
         self._chunks: deque[TokenChunk] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._cancel = cancel
@@ -89,6 +104,7 @@ class EngineLoop:
     Args:
         shards: the shard group; its step calls are answered in order of ``seq``.
         scheduler: owned by this loop from here on.
+        adapters: prepares and releases adapters; needed if the scheduler knows any.
         observer: told about each step, for metrics.
         clock: monotonic seconds, for the policy.
     """
@@ -98,6 +114,7 @@ class EngineLoop:
         shards: ShardClient,
         scheduler: Scheduler,
         *,
+        adapters: AdapterCarrier | None = None,
         observer: StepObserver | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -110,6 +127,9 @@ class EngineLoop:
         self._sent: deque[_Sent] = deque()
         self._work = asyncio.Event()
         self._failure: LoraxError | None = None
+        self._orders: AdapterOrders | None = None
+        if adapters is not None:
+            self._orders = AdapterOrders(scheduler, adapters, clock, self._adapter_changed)
 
     # --- requests ---------------------------------------------------------------
 
@@ -125,8 +145,9 @@ class EngineLoop:
         """
         if self._failure is not None:
             raise self._failure
-        self._scheduler.submit(spec, self._clock())
-        stream = _Stream(partial(self._cancel, spec.request_id))
+        now = self._clock()
+        self._scheduler.submit(spec, now)
+        stream = _Stream(partial(self._cancel, spec.request_id), spec.adapter, now)
         self._streams[spec.request_id] = stream
         self._work.set()
         return stream
@@ -136,6 +157,46 @@ class EngineLoop:
         if self._streams.pop(request_id, None) is not None:
             self._scheduler.cancel(request_id)
             self._work.set()
+
+    # --- adapters ---------------------------------------------------------------
+
+    def add_adapter(self, handle: AdapterHandle, nbytes: int) -> None:
+        """Make an adapter known; ValidationError if it can never be resident."""
+        self._scheduler.adapters.add(handle, nbytes)
+
+    async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
+        """Have an adapter on the shards; returns when it is, raises why it is not."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._orders is not None
+        if pin:
+            self._scheduler.adapters.pin(handle)
+        arrival = self._orders.arrival(handle)
+        self._scheduler.adapters.check_possible(handle)
+        self._scheduler.adapters.want(handle, self._clock())
+        self._work.set()
+        await asyncio.shield(arrival)
+
+    def unpin_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter be evicted again."""
+        self._scheduler.adapters.unpin(handle)
+
+    async def retire_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter go for good; returns when its last request is done and it is freed."""
+        assert self._orders is not None
+        self._scheduler.adapters.retire(handle)
+        self._work.set()
+        await asyncio.shield(self._orders.departure(handle))
+
+    def adapter_records(self) -> list[AdapterRecord]:
+        """Return what the scheduler knows of its adapters; not to be changed."""
+        return self._scheduler.adapters.snapshot()
+
+    def _adapter_changed(self, ended: list[RequestId], error: LoraxError | None) -> None:
+        for request_id in ended:
+            if (stream := self._streams.pop(request_id, None)) is not None:
+                stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=error))
+        self._work.set()
 
     # --- the loop ---------------------------------------------------------------
 
@@ -154,6 +215,8 @@ class EngineLoop:
             raise
         finally:
             self._fail_all(ShuttingDownError())
+            if self._orders is not None:
+                self._orders.close(self._failure or ShuttingDownError())
             for sent in self._sent:
                 sent.answer.cancel()
 
@@ -167,6 +230,8 @@ class EngineLoop:
                 if stream := self._streams.get(row.spec.request_id):
                     stream.scheduled_at = stream.scheduled_at or now
             self._observe_sent(plan)
+        if self._orders is not None:
+            self._orders.carry_out()
 
     async def _take_outcome(self) -> None:
         sent = self._sent[0]
@@ -185,11 +250,15 @@ class EngineLoop:
         self._observe_done(sent, ok=True)
 
     async def _rest(self) -> None:
-        """Nothing to do: audit, then sleep until a request comes."""
-        if self._scheduler.is_idle:
+        """Nothing to do: audit, then sleep until a request or an adapter comes."""
+        is_idle = self._scheduler.is_idle
+        if is_idle:
             self._scheduler.check()
         self._work.clear()
-        await self._work.wait()
+        # Requests that wait for an adapter: turns come with time, too.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if is_idle else _IDLE_TICK_S):
+                await self._work.wait()
 
     def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:
         start = 0
@@ -217,6 +286,8 @@ class EngineLoop:
     ) -> None:  # fmt: skip
         """Add what only some chunks have, and let go of a stream that ended."""
         chunk.scheduled_at = stream.scheduled_at
+        if not stream.first_sent and stream.handle != BASE_ADAPTER:
+            chunk.adapter_phases = self._adapter_phases(stream)
         detail = outcome.details.get(row_id)
         if detail is not None:
             chunk.alternatives = detail.alternatives
@@ -231,6 +302,17 @@ class EngineLoop:
         if chunk.finish is FinishCode.ERROR:
             reason = (detail.error_text if detail else None) or "the shard gave no reason"
             chunk.error = GenerationError(reason)
+
+    def _adapter_phases(self, stream: _Stream) -> dict[str, float] | None:
+        """Return what an adapter's way to the shards cost this request; None: it was there."""
+        load = self._orders.loads.get(stream.handle) if self._orders is not None else None
+        if load is None or load.ready_at <= stream.submitted_at:
+            return None
+        return {
+            "wait": max(0.0, load.ordered_at - stream.submitted_at),
+            "parse": load.report.parse_s,
+            "copy": load.report.copy_s,
+        }
 
     def _fail_all(self, error: LoraxError) -> None:
         """End every stream with ``error`` and refuse new requests from now on."""

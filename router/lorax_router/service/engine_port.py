@@ -6,10 +6,18 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from lorax_contract.errors import LoraxError
-from lorax_contract.step import Alternatives, FinishCode, RequestId, RequestSpec, TokenColumns
+from lorax_contract.step import (
+    AdapterHandle,
+    Alternatives,
+    FinishCode,
+    RequestId,
+    RequestSpec,
+    TokenColumns,
+)
+from lorax_router.core.adapters import AdapterRecord
 from lorax_router.core.scheduler import SchedulerStats as EngineStats
 
-__all__ = ["Engine", "EngineStats", "StepObserver", "TokenChunk", "TokenStream"]
+__all__ = ["AdapterEngine", "Engine", "EngineStats", "StepObserver", "TokenChunk", "TokenStream"]
 
 
 @dataclass(slots=True)
@@ -30,6 +38,9 @@ class TokenChunk:
     received_at: float = 0.0
     # perf_counter time at which the request was first scheduled (same in every chunk).
     scheduled_at: float = 0.0
+    # Seconds that the request's adapter took to come to the shards, by phase (wait, parse,
+    # copy); in the first chunk only, None when it was there already.
+    adapter_phases: dict[str, float] | None = None
 
 
 class TokenStream(Protocol):
@@ -53,6 +64,25 @@ class StepObserver(Protocol):
 
     def step_done(self, *, method: str, duration_s: float, ok: bool, stats: EngineStats) -> None:
         """A step was answered; ``method`` is ``prefill`` (new rows) or ``decode``."""
+
+
+class AdapterEngine(Protocol):
+    """What the directory of adapters sees of the engine loop."""
+
+    def add_adapter(self, handle: AdapterHandle, nbytes: int) -> None:
+        """Make an adapter known; ValidationError if it can never be resident."""
+
+    async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
+        """Have an adapter on the shards; returns when it is, raises why it is not."""
+
+    def unpin_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter be evicted again."""
+
+    async def retire_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter go for good; returns when its last request is done and it is freed."""
+
+    def adapter_records(self) -> list[AdapterRecord]:
+        """Return what the scheduler knows of its adapters; not to be changed."""
 
 
 class Engine(Protocol):

@@ -22,7 +22,14 @@ from lorax_contract.errors import (
     ShuttingDownError,
     UnhealthyError,
 )
-from lorax_contract.step import FinishCode, RequestSpec, SamplingParams
+from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
+    FinishCode,
+    RequestSpec,
+    SamplingParams,
+)
+from lorax_router.service.adapters import AdapterDirectory, AdapterLease
 from lorax_router.service.engine_port import Engine, TokenChunk, TokenStream
 from lorax_router.service.metrics import Metrics
 from lorax_router.service.records import Progress, RequestRecord
@@ -63,7 +70,12 @@ class GenerationStream:
     """
 
     def __init__(
-        self, request: ValidRequest, chunks: TokenStream, record: RequestRecord, permits: Permits
+        self,
+        request: ValidRequest,
+        chunks: TokenStream,
+        record: RequestRecord,
+        permits: Permits,
+        lease: AdapterLease | None,
     ) -> None:
         self.request = request
         # The seed to report: none was used when tokens are not drawn.
@@ -71,6 +83,7 @@ class GenerationStream:
         self._chunks = chunks
         self._record = record
         self._permits = permits
+        self._lease = lease
         self._is_open = True
 
     @property
@@ -117,6 +130,8 @@ class GenerationStream:
 
     def _end(self, error: BaseException | None) -> None:
         self._is_open = False
+        if self._lease is not None:
+            self._lease.release()
         self._permits.give_back(1)
         self._record.close(error)
 
@@ -128,6 +143,7 @@ class InferenceService:
         engine: runs requests.
         validator: makes requests valid.
         metrics: counts them.
+        adapters: finds the adapters that requests name; None: only the base model is served.
         max_concurrent_requests: sequences that may be in the house at once.
         health_timeout_s: seconds after which a silent engine counts as unhealthy.
     """
@@ -139,8 +155,10 @@ class InferenceService:
         metrics: Metrics,
         *,
         max_concurrent_requests: int,
+        adapters: AdapterDirectory | None = None,
         health_timeout_s: float = 10.0,
     ) -> None:
+        self._adapters = adapters
         self._engine = engine
         self._validator = validator
         self._metrics = metrics
@@ -176,22 +194,26 @@ class InferenceService:
         parameters = GenerateParameters(max_new_tokens=1, truncate=1)
         request = GenerateRequest(inputs="Who?", parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
-        await self._collect(valid, valid.samplings[0], Progress(Timings(perf_counter()), None))
+        progress = Progress(Timings(perf_counter()), None)
+        await self._collect(valid, valid.samplings[0], BASE_ADAPTER, progress)
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
         record = RequestRecord(self._metrics, is_stream=False)
-        taken = 0
+        taken, lease = 0, None
         try:
             checked = self._admit(request, stream=False)
             taken = checked.best_of
-            valid = await self._validator.complete(checked)
+            lease = await self._resolve(checked, record)
+            valid = await self._complete(checked, lease)
             record.validated(valid)
-            result = await self._run(valid, record)
+            result = await self._run(valid, _handle(lease), record)
         except BaseException as error:
             record.close(error)
             raise
         finally:
+            if lease is not None:
+                lease.release()
             self._permits.give_back(taken)
         record.close(None)
         return result
@@ -199,18 +221,21 @@ class InferenceService:
     async def generate_stream(self, request: GenerateRequest) -> GenerationStream:
         """Admit a request and return its chunks; the caller closes the stream."""
         record = RequestRecord(self._metrics, is_stream=True)
-        taken = 0
+        taken, lease = 0, None
         try:
             checked = self._admit(request, stream=True)
             taken = checked.best_of
-            valid = await self._validator.complete(checked)
+            lease = await self._resolve(checked, record)
+            valid = await self._complete(checked, lease)
             record.validated(valid)
-            chunks = self._submit(valid, valid.samplings[0])
+            chunks = self._submit(valid, valid.samplings[0], _handle(lease))
         except BaseException as error:
+            if lease is not None:
+                lease.release()
             self._permits.give_back(taken)
             record.close(error)
             raise
-        return GenerationStream(valid, chunks, record, self._permits)
+        return GenerationStream(valid, chunks, record, self._permits, lease)
 
     def _admit(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
         """Check what needs no tokens, then take one permit per sequence."""
@@ -219,24 +244,45 @@ class InferenceService:
         self._permits.take(checked.best_of)
         return checked
 
-    def _submit(self, valid: ValidRequest, sampling: SamplingParams) -> TokenStream:
+    async def _resolve(self, checked: CheckedRequest, record: RequestRecord) -> AdapterLease | None:
+        """Find the request's adapter; until then it waits as ``resolving``, and only it."""
+        if checked.wish is None:
+            return None
+        assert self._adapters is not None
+        started = perf_counter()
+        with self._metrics.resolving():
+            lease = await self._adapters.acquire(checked.wish)
+        record.resolved(lease, perf_counter() - started)
+        return lease
+
+    async def _complete(self, checked: CheckedRequest, lease: AdapterLease | None) -> ValidRequest:
+        if lease is None:
+            return await self._validator.complete(checked)
+        return await self._validator.complete(checked, lease.text)
+
+    def _submit(
+        self, valid: ValidRequest, sampling: SamplingParams, adapter: AdapterHandle
+    ) -> TokenStream:
         return self._engine.submit(
             RequestSpec(
                 request_id=self._engine.new_request_id(),
                 prompt_ids=valid.prompt_ids,
                 sampling=sampling,
                 stopping=valid.stopping,
+                adapter=adapter,
             )
         )
 
-    async def _run(self, valid: ValidRequest, record: RequestRecord) -> GenerateResult:
+    async def _run(
+        self, valid: ValidRequest, adapter: AdapterHandle, record: RequestRecord
+    ) -> GenerateResult:
         """Generate all sequences at once and put the likeliest first."""
         if len(valid.samplings) == 1:
-            done = [
-                (await self._collect(valid, valid.samplings[0], record.progress), record.progress)
-            ]
+            progress = record.progress
+            sequence = await self._collect(valid, valid.samplings[0], adapter, progress)
+            done = [(sequence, progress)]
         else:
-            done = await self._run_each(valid, record)
+            done = await self._run_each(valid, adapter, record)
         done.sort(key=lambda pair: pair[0].logprob, reverse=True)
         record.progress = done[0][1]
         sequences = tuple(sequence for sequence, _ in done)
@@ -247,17 +293,18 @@ class InferenceService:
             num_prompt_chars=len(valid.inputs),
             num_prompt_tokens=valid.num_prompt_tokens,
             timings=record.progress.timings,
+            adapter=record.adapter,
         )
 
     async def _run_each(
-        self, valid: ValidRequest, record: RequestRecord
+        self, valid: ValidRequest, adapter: AdapterHandle, record: RequestRecord
     ) -> list[tuple[Sequence, Progress]]:
         """Generate all sequences side by side; the first that fails ends the others."""
         progresses = [record.new_progress() for _ in valid.samplings]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._collect(valid, sampling, progress))
+                    group.create_task(self._collect(valid, sampling, adapter, progress))
                     for sampling, progress in zip(valid.samplings, progresses, strict=True)
                 ]
         except BaseExceptionGroup as errors:
@@ -265,11 +312,15 @@ class InferenceService:
         return [(task.result(), each) for task, each in zip(tasks, progresses, strict=True)]
 
     async def _collect(
-        self, valid: ValidRequest, sampling: SamplingParams, progress: Progress
+        self,
+        valid: ValidRequest,
+        sampling: SamplingParams,
+        adapter: AdapterHandle,
+        progress: Progress,
     ) -> Sequence:
         """Submit one sequence and read it to its end; it is cancelled if this call is."""
         sequence = Sequence(reported_seed(sampling))
-        async with aclosing(self._submit(valid, sampling)) as chunks:
+        async with aclosing(self._submit(valid, sampling, adapter)) as chunks:
             async for chunk in chunks:
                 progress.take(chunk)
                 if chunk.finish is not FinishCode.RUNNING:
@@ -278,6 +329,10 @@ class InferenceService:
                 if chunk.finish is not FinishCode.RUNNING:
                     return sequence
         raise IncompleteGenerationError
+
+
+def _handle(lease: AdapterLease | None) -> AdapterHandle:
+    return BASE_ADAPTER if lease is None else lease.handle
 
 
 def _append(sequence: Sequence, chunk: TokenChunk) -> None:

@@ -6,6 +6,7 @@ Names, types and buckets that LoRAX has are LoRAX's; the others follow its style
 
 from __future__ import annotations
 
+import contextlib
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import (
     BadRequestError,
     GenerationError,
@@ -26,6 +28,7 @@ from lorax_contract.errors import (
 )
 from lorax_router.service.engine_port import EngineStats
 from lorax_router.service.exposition import TokenHistogram
+from lorax_router.service.results import AdapterUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ REQUEST_FAILURE = MetricSpec(
     "lorax_request_failure",
     "counter",
     "Requests that failed; `err` is overloaded, shutting_down, validation, template, generation, "
-    "incomplete, unhealthy, dropped (the client left), bad_request (the body could not be read) or "
+    "download_adapter (its adapter could not be had), incomplete, unhealthy, dropped (the client left), bad_request (the body could not be read) or "
     "internal.",
     ("err",),
 )
@@ -144,6 +147,18 @@ PREEMPTED = MetricSpec(
 KV_BLOCKS = MetricSpec("lorax_kv_blocks", "gauge", "Blocks in the KV pool.")
 KV_BLOCKS_FREE = MetricSpec("lorax_kv_blocks_free", "gauge", "Blocks of the KV pool not in use.")
 KV_USAGE = MetricSpec("lorax_kv_usage_ratio", "gauge", "Share of the KV pool in use, 0 to 1.")
+ADAPTERS_RESOLVING = MetricSpec(
+    "lorax_requests_resolving",
+    "gauge",
+    "Requests that wait for their adapter to be found, fetched and verified.",
+)
+ADAPTER_PHASE = MetricSpec(
+    "lorax_adapter_cold_start_duration",
+    "histogram",
+    "Seconds that a request spent on its adapter's way to the shards; `phase` is resolve, "
+    "download, verify, wait (for a slot), parse or copy.",
+    ("phase",),
+)
 
 ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(value, MetricSpec))
 
@@ -185,6 +200,8 @@ class Metrics:
         self._skipped = Summary(
             REQUEST_SKIPPED_TOKENS.name, REQUEST_SKIPPED_TOKENS.text, registry=self.registry
         )
+        self._resolving = self._gauge(ADAPTERS_RESOLVING)
+        self._adapter_phase = self._histogram(ADAPTER_PHASE, DURATION_BUCKETS)
         self._batch_count = self._counter(BATCH_COUNT)
         self._batch_success = self._counter(BATCH_SUCCESS)
         self._batch_failure = self._counter(BATCH_FAILURE)
@@ -234,6 +251,22 @@ class Metrics:
         """A request body had so many fields that nobody reads."""
         if count:
             self._unknown_fields.inc(count)
+
+    # --- adapters ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def resolving(self) -> Iterator[None]:
+        """Within, a request waits for its adapter to be found, fetched and verified."""
+        self._resolving.inc()
+        try:
+            yield
+        finally:
+            self._resolving.dec()
+
+    def adapter_used(self, use: AdapterUse, num_generated: int) -> None:
+        """A request with an adapter got its last token."""
+        for phase, seconds in use.phases.items():
+            self._adapter_phase.labels(phase).observe(seconds)
 
     # --- steps ------------------------------------------------------------------
 
@@ -288,6 +321,7 @@ class _EngineCollector(Collector):
 
 
 _FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
+    (AdapterUnavailableError, "download_adapter"),
     (OverloadedError, "overloaded"),
     (ShuttingDownError, "shutting_down"),
     (ValidationError, "validation"),

@@ -9,10 +9,11 @@ from typing import Any
 
 from lorax_contract.errors import LoraxError, RequestError
 from lorax_contract.step import FinishCode
+from lorax_router.service.adapters import AdapterLease
 from lorax_router.service.engine_port import TokenChunk
 from lorax_router.service.metrics import Metrics, failure_label
 from lorax_router.service.requests import ValidRequest
-from lorax_router.service.results import FINISH_REASONS, Timings
+from lorax_router.service.results import FINISH_REASONS, AdapterUse, Timings
 
 logger = logging.getLogger("lorax_router.request")
 
@@ -20,10 +21,14 @@ logger = logging.getLogger("lorax_router.request")
 class Progress:
     """How far one sequence is; counts its tokens into the metrics, if there are any."""
 
-    __slots__ = ("_metrics", "finish", "num_generated", "timings")
+    __slots__ = ("_metrics", "adapter", "finish", "num_generated", "timings")
 
-    def __init__(self, timings: Timings, metrics: Metrics | None) -> None:
+    def __init__(
+        self, timings: Timings, metrics: Metrics | None, adapter: AdapterUse | None = None
+    ) -> None:
         self.timings = timings
+        # Shared by the sequences of one request.
+        self.adapter = adapter
         self.num_generated = 0
         self.finish = FinishCode.RUNNING
         self._metrics = metrics
@@ -34,6 +39,8 @@ class Progress:
         if not num:
             return
         timings, metrics = self.timings, self._metrics
+        if chunk.adapter_phases is not None and self.adapter is not None:
+            self.adapter.phases.update(chunk.adapter_phases)
         if self.num_generated:
             if metrics is not None:
                 gap = chunk.received_at - timings.last_token_at
@@ -56,14 +63,22 @@ class RequestRecord:
         self._is_stream = is_stream
         self._received_at = perf_counter()
         self._validated_at = 0.0
+        self._resolving_s = 0.0
         self._valid: ValidRequest | None = None
+        self.adapter: AdapterUse | None = None
         # Of the sequence that is shown: the only one, or the best.
         self.progress = self.new_progress()
         metrics.request_received()
 
     def new_progress(self) -> Progress:
         """Start the account of one sequence of this request."""
-        return Progress(Timings(self._received_at, self._validated_at), self._metrics)
+        timings = Timings(self._received_at, self._resolving_s, self._validated_at)
+        return Progress(timings, self._metrics, self.adapter)
+
+    def resolved(self, lease: AdapterLease, seconds: float) -> None:
+        """The request's adapter is known; to find and fetch it took so long."""
+        self._resolving_s = seconds
+        self.adapter = AdapterUse(lease.label, lease.source, dict(lease.phases))
 
     def validated(self, valid: ValidRequest) -> None:
         """The request is valid and has tokens."""
@@ -80,6 +95,8 @@ class RequestRecord:
         """Write the outcome; called once."""
         if error is None:
             timings = self.progress.timings
+            if self.adapter is not None:
+                self._metrics.adapter_used(self.adapter, self.progress.num_generated)
             self._metrics.request_succeeded(
                 total_s=timings.total_s,
                 queue_s=timings.queue_s,
@@ -105,6 +122,10 @@ class RequestRecord:
             fields["prompt_tokens"] = self._valid.num_prompt_tokens
             fields["max_new_tokens"] = self._valid.stopping.max_new_tokens
             fields["best_of"] = len(self._valid.samplings)
+        if self.adapter is not None:
+            fields["adapter"] = self.adapter.id
+            for phase, seconds in self.adapter.phases.items():
+                fields[f"adapter_{phase}_ms"] = round(seconds * 1e3, 3)
         progress, timings = self.progress, self.progress.timings
         fields["generated_tokens"] = progress.num_generated
         if error is None:

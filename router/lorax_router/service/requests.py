@@ -22,7 +22,7 @@ class MergedAdapters:
     ids: list[str]
     weights: list[float] = field(default_factory=list)
     merge_strategy: str | None = None
-    density: float = 0.0
+    density: float | None = None
     majority_sign_method: str | None = None
 
 

@@ -12,6 +12,10 @@ FINISH_REASONS = {
     FinishCode.STOP_SEQUENCE: "stop_sequence",
 }
 
+# What a cold start is made of, in order: find out what the name leads to, fetch its files,
+# check them, wait for a slot, read them, copy them to the device.
+ADAPTER_PHASES = ("resolve", "download", "verify", "wait", "parse", "copy")
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -45,6 +49,8 @@ class Timings:
     """The moments of one request, as perf_counter seconds; 0 where it did not get."""
 
     received_at: float
+    # Seconds of the time until then that went into finding and fetching an adapter.
+    resolving_s: float = 0.0
     validated_at: float = 0.0
     scheduled_at: float = 0.0
     first_token_at: float = 0.0
@@ -52,8 +58,8 @@ class Timings:
 
     @property
     def validation_s(self) -> float:
-        """Seconds until the request was valid and tokenized."""
-        return _between(self.received_at, self.validated_at)
+        """Seconds until the request was valid and tokenized, its adapter's way apart."""
+        return max(_between(self.received_at, self.validated_at) - self.resolving_s, 0.0)
 
     @property
     def queue_s(self) -> float:
@@ -84,6 +90,16 @@ class Timings:
         return _between(self.first_token_at, self.last_token_at) / max(num_generated - 1, 1)
 
 
+@dataclass(slots=True)
+class AdapterUse:
+    """The adapter that a request used, and what its way here took."""
+
+    id: str
+    source: str
+    # Seconds by phase, in ADAPTER_PHASES; those that did not happen are absent.
+    phases: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateResult:
     """The answer to a request that was not streamed; the best sequence first."""
@@ -95,6 +111,7 @@ class GenerateResult:
     num_prompt_chars: int
     num_prompt_tokens: int
     timings: Timings
+    adapter: AdapterUse | None = None
 
 
 def _between(start: float, end: float) -> float:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams, StoppingParams
+from lorax_router.service.adapter_text import AdapterText
+from lorax_router.service.adapter_wishes import WishPolicy
+from lorax_router.service.adapters import AdapterWish
 from lorax_router.service.chat_template import ChatTemplate
 from lorax_router.service.limits import Limits
 from lorax_router.service.requests import (
@@ -23,6 +26,12 @@ from lorax_router.service.requests import (
 )
 from lorax_router.service.sampling import resolve_sampling
 from lorax_router.service.tokenizer_pool import TokenizerPool
+
+_BASE_TEXT = AdapterText()
+_NO_ADAPTERS = WishPolicy(
+    refusal="this server serves the base model only; leave it out or set `adapter_id` to "
+    f"{BASE_MODEL_ADAPTER_ID!r}"
+)
 
 
 def draw_seed() -> int:
@@ -36,6 +45,8 @@ class CheckedRequest:
 
     request: GenerateRequest
     samplings: tuple[SamplingParams, ...]
+    # None: the base model.
+    wish: AdapterWish | None = None
 
     @property
     def best_of(self) -> int:
@@ -52,7 +63,10 @@ class Validator:
         tokenizer: TokenizerPool,
         chat_template: ChatTemplate,
         draw_seed: Callable[[], int] = draw_seed,
+        *,
+        wishes: WishPolicy = _NO_ADAPTERS,
     ) -> None:
+        self._wishes = wishes
         self.limits = limits
         self._tokenizer = tokenizer
         self._chat_template = chat_template
@@ -63,19 +77,24 @@ class Validator:
         params = request.parameters
         if not request.inputs:
             raise ValidationError("`inputs` must not be empty")
-        check_adapter(params)
+        wish = self._wishes.wish_of(params)
         _check_not_offered(params)
         if stream:
             _check_stream(params)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
-        return CheckedRequest(request=request, samplings=samplings)
+        return CheckedRequest(request=request, samplings=samplings, wish=wish)
 
-    async def complete(self, checked: CheckedRequest) -> ValidRequest:
-        """Tokenize the prompt and check its length; raises ValidationError, TemplateError."""
+    async def complete(
+        self, checked: CheckedRequest, text: AdapterText = _BASE_TEXT
+    ) -> ValidRequest:
+        """Tokenize the prompt and check its length; raises ValidationError, TemplateError.
+
+        ``text`` is what the request's adapter brings for that.
+        """
         request, params = checked.request, checked.request.parameters
-        prompt_ids = await self._prompt_ids(request)
+        prompt_ids = await self._prompt_ids(request, text)
         return ValidRequest(
             inputs=request.inputs,
             prompt_ids=prompt_ids,
@@ -91,13 +110,18 @@ class Validator:
             return_full_text=bool(params.return_full_text),
         )
 
-    async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
+    async def _prompt_ids(self, request: GenerateRequest, own: AdapterText) -> list[int]:
         text, params = request.inputs, request.parameters
         if params.apply_chat_template:
             messages = [{"role": "user", "content": text}]
-            text = await self._tokenizer.run(self._chat_template.render, messages)
-        # A template writes the special tokens itself.
-        ids = await self._tokenizer.encode(text, add_special_tokens=not params.apply_chat_template)
+            template = own.chat_template or self._chat_template
+            text = await self._tokenizer.run(template.render, messages)
+        ids = await self._tokenizer.encode(
+            text,
+            # A template writes the special tokens itself.
+            add_special_tokens=not params.apply_chat_template,
+            tokenizer=own.tokenizer,
+        )
         if not ids:
             raise ValidationError("`inputs` has no tokens for this model's tokenizer")
         # Cut before any length is checked, and here only: what is counted is what runs.
@@ -119,31 +143,6 @@ def max_new_tokens(params: GenerateParameters, num_prompt_tokens: int, limits: L
             f"got {num_prompt_tokens}; shorten it or set `truncate`"
         )
     return total - num_prompt_tokens if asked is None else asked
-
-
-def check_adapter(params: GenerateParameters) -> None:
-    """Refuse ids that cannot be names, and adapters, which this server does not load."""
-    merged = params.merged_adapters
-    names = [("adapter_id", params.adapter_id), ("adapter_source", params.adapter_source)]
-    if merged is not None:
-        names += [("merged_adapters.ids", each) for each in merged.ids]
-    for field, name in names:
-        if name is not None and has_control_characters(name):
-            raise ValidationError(f"`{field}` must not contain control characters")
-    named = params.adapter_id not in (None, "", BASE_MODEL_ADAPTER_ID)
-    if named and merged is not None:
-        raise ValidationError("`adapter_id` and `merged_adapters` exclude each other")
-    if named or merged is not None:
-        field = "adapter_id" if named else "merged_adapters"
-        raise ValidationError(
-            f"`{field}`: this server serves the base model only, it does not load adapters yet; "
-            f"leave it out or set `adapter_id` to {BASE_MODEL_ADAPTER_ID!r}"
-        )
-
-
-def has_control_characters(text: str) -> bool:
-    """Whether a text has characters that could end a header or a log line (C0, DEL, C1)."""
-    return any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
 
 
 def _check_not_offered(params: GenerateParameters) -> None:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterTiers,
+    FetchedAdapter,
+    LoadReport,
+)
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StaleEpochError
 from lorax_contract.step import (
     AdapterHandle,
@@ -21,7 +29,22 @@ from lorax_router.shards.fake_lane import CommitLane, Reply
 from lorax_router.shards.fake_memory import FakeMemory, FakeShardError
 from lorax_router.shards.fake_model import FakeModel, expected_tokens
 
-__all__ = ["FakeModel", "FakeShard", "FakeShardError", "expected_tokens"]
+__all__ = ["FakeModel", "FakeShard", "FakeShardError", "expected_tokens", "fake_fetched"]
+
+_FAKE_BYTES = 1 << 20
+
+
+def fake_fetched(query: AdapterQuery) -> FetchedAdapter:
+    """Return an adapter whose content is its name."""
+    name = str(query.ref)
+    return FetchedAdapter(
+        version="1",
+        part=AdapterPart(f"content of {name}", f"files of {name}"),
+        disk_bytes=_FAKE_BYTES,
+        device_bytes=_FAKE_BYTES,
+        max_rank=8,
+        valid_s=300.0,
+    )
 
 
 class FakeShard:
@@ -66,6 +89,12 @@ class FakeShard:
         self.rank = rank
         self.step_delay_s = step_delay_s
         self.adapter_delay_s = adapter_delay_s
+        self.fetch_delay_s = 0.0
+        # What fetching answers, instead of an adapter for every name.
+        self.on_fetch: Callable[[AdapterQuery], FetchedAdapter] | None = None
+        self.queries: list[AdapterQuery] = []
+        # Tokenizer and template files by store digest.
+        self.texts: dict[str, dict[str, bytes]] = {}
         self.steps: list[StepPlan] = []
         self.violations: list[FakeShardError] = []
         self._num_blocks = num_blocks
@@ -80,6 +109,8 @@ class FakeShard:
             max_positions=max_positions,
             num_blocks=0,
             max_depth=max_depth,
+            lora_backend="fake",
+            adapter_bytes=1 << 30,
         )
         self._bound_epoch: int | None = None
         self._dead = False
@@ -96,6 +127,7 @@ class FakeShard:
         self._make_batch(self._num_blocks)
         self._prepared: dict[AdapterHandle, str] = {}
         self._used_handles: dict[AdapterHandle, str] = {}
+        self._host: dict[str, int] = {}
         self._lane = CommitLane(self._info.max_depth)
 
     def _make_batch(self, num_blocks: int) -> None:
@@ -196,11 +228,28 @@ class FakeShard:
         self._check(epoch)
         await self._lane.run(seq, partial(self._run_clear, seq))
 
+    async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
+        """Answer for any name; what ``on_fetch`` returns or raises, if it is set."""
+        self._check(None)
+        self.queries.append(query)
+        if self.fetch_delay_s:
+            await asyncio.sleep(self.fetch_delay_s)
+            self._check(None)
+        if self.on_fetch is not None:
+            return self.on_fetch(query)
+        return fake_fetched(query)
+
+    async def adapter_text(self, store_digest: str) -> dict[str, bytes]:
+        """Return the files that ``texts`` has for an adapter."""
+        self._check(None)
+        return self.texts.get(store_digest, {})
+
     async def prepare_adapter(
-        self, handle: AdapterHandle, digest: str, epoch: int | None = None
-    ) -> None:
-        """Take an adapter in; a handle that named another digest in this epoch is refused."""
+        self, handle: AdapterHandle, content: AdapterContent, epoch: int | None = None
+    ) -> LoadReport:
+        """Take an adapter in; a handle that named another content in this epoch is refused."""
         self._check(epoch)
+        digest = content.key
         if self._used_handles.setdefault(handle, digest) != digest:
             raise ShardError(
                 f"adapter handle {handle} named {self._used_handles[handle]!r}; use a new handle"
@@ -211,13 +260,28 @@ class FakeShard:
         if handle in self._failing_adapters:
             raise self._failing_adapters[handle]
         self._prepared[handle] = digest
+        self._host.update((part.content_digest, _FAKE_BYTES) for part in content.parts)
+        return LoadReport(device_bytes=_FAKE_BYTES)
 
-    async def release_adapter(self, handle: AdapterHandle, epoch: int | None = None) -> None:
+    async def release_adapter(
+        self,
+        handle: AdapterHandle,
+        forget: Sequence[AdapterPart] = (),
+        epoch: int | None = None,
+    ) -> None:
         """Forget an adapter; one that was never prepared is no error, an active one is."""
         self._check(epoch)
         if handle in self.batch.active:
             raise ShardError(f"adapter {handle} is active; deactivate it in a step first")
         self._prepared.pop(handle, None)
+        for part in forget:
+            self._host.pop(part.content_digest, None)
+
+    async def adapter_tiers(self) -> AdapterTiers:
+        """Return the prepared adapters; the host has whatever was prepared and not forgotten."""
+        self._check(None)
+        device = {handle: (digest, _FAKE_BYTES) for handle, digest in self._prepared.items()}
+        return AdapterTiers(device=device, host=dict(self._host), disk=dict(self._host))
 
     async def health(self) -> None:
         """Return unless dead."""

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self, TypeVar
 
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterTiers,
+    FetchedAdapter,
+    LoadReport,
+)
 from lorax_contract.errors import GenerationError, ShardError
 from lorax_contract.step import (
     AdapterHandle,
@@ -70,13 +78,21 @@ class ShardGroup:
         """Drop all rows on all ranks, in the order of the commit lane."""
         await self._all(lambda rank: rank.clear(seq))
 
-    async def prepare_adapter(self, handle: AdapterHandle, digest: str) -> None:
+    async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
+        """Have rank 0 fetch: the ranks of a host share one store."""
+        return await self._named(0, self._ranks[0].fetch_adapter(query))
+
+    async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
+        """Return what rank 0 has."""
+        return await self._named(0, self._ranks[0].adapter_text(store_digest))
+
+    async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make an adapter ready on all ranks; after a partial failure it is on none.
 
         Raises the error of the lowest rank that failed, once all ranks have answered.
         """
         calls = [
-            self._named(rank, client.prepare_adapter(handle, digest))
+            self._named(rank, client.prepare_adapter(handle, content))
             for rank, client in enumerate(self._ranks)
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -88,10 +104,22 @@ class ShardGroup:
                 if failure is not None:
                     logger.warning("adapter %s could not be released: %s", handle, failure)
             raise failures[0]
+        reports = [result for result in results if isinstance(result, LoadReport)]
+        return LoadReport(
+            device_bytes=max(report.device_bytes for report in reports),
+            parse_s=max(report.parse_s for report in reports),
+            copy_s=max(report.copy_s for report in reports),
+        )
 
-    async def release_adapter(self, handle: AdapterHandle) -> None:
+    async def release_adapter(
+        self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()
+    ) -> None:
         """Free an adapter on all ranks."""
-        await self._all(lambda rank: rank.release_adapter(handle))
+        await self._all(lambda rank: rank.release_adapter(handle, forget))
+
+    async def adapter_tiers(self) -> AdapterTiers:
+        """Return where adapters lie: on a device if all ranks have them there."""
+        return merge_tiers(await self._all(lambda rank: rank.adapter_tiers()))
 
     async def health(self) -> None:
         """Return if all ranks are healthy."""
@@ -152,9 +180,25 @@ def merge_infos(infos: Sequence[ShardInfo]) -> ShardInfo:
         max_positions=min((i.max_positions for i in infos if i.max_positions), default=0),
         num_blocks=min(info.num_blocks for info in infos),
         max_depth=min(info.max_depth for info in infos),
+        adapter_bytes=min(info.adapter_bytes for info in infos),
         window_size=min(windows, default=None),
         shard_uris=tuple(uri for info in infos for uri in info.shard_uris),
     )
+
+
+def merge_tiers(tiers: Sequence[AdapterTiers]) -> AdapterTiers:
+    """Return what all ranks have, with the bytes of the fullest; files are rank 0's."""
+    device = {
+        handle: (key, max(each.device[handle][1] for each in tiers))
+        for handle, (key, _) in tiers[0].device.items()
+        if all(handle in each.device for each in tiers)
+    }
+    host = {
+        digest: max(each.host[digest] for each in tiers)
+        for digest in tiers[0].host
+        if all(digest in each.host for each in tiers)
+    }
+    return AdapterTiers(device=device, host=host, disk=tiers[0].disk)
 
 
 def merge_outcomes(outcomes: Sequence[StepOutcome]) -> StepOutcome:

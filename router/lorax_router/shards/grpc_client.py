@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 import grpc.aio
 
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterTiers,
+    FetchedAdapter,
+    LoadReport,
+)
 from lorax_contract.errors import ShardError, ShardUnavailableError
 from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_proto import generate_pb2 as pb
@@ -20,6 +28,15 @@ from lorax_proto.convert import (
     outcome_from_proto,
     step_to_proto,
     warmup_to_proto,
+)
+from lorax_proto.convert_adapters import (
+    content_to_proto,
+    failure_from_proto,
+    fetched_from_proto,
+    load_from_proto,
+    part_to_proto,
+    query_to_proto,
+    tiers_from_proto,
 )
 from lorax_proto.transport import CLIENT_OPTIONS, error_of
 
@@ -38,6 +55,8 @@ class CallTimeouts:
     warmup_s: float = 600.0
     step_s: float = 600.0
     adapter_s: float = 600.0
+    # Above the time that the shard's fetcher allows itself, so that its words arrive.
+    fetch_s: float = 720.0
     # How long a lost connection is tried again before the shard counts as gone.
     reconnect_s: float = 2.0
 
@@ -109,17 +128,51 @@ class GrpcShardClient:
         request = pb.ClearCacheRequest(epoch=await self._bound_epoch(), seq=seq)
         await self._call(self._stub.ClearCache, request, self._timeouts.step_s)
 
-    async def prepare_adapter(self, handle: AdapterHandle, digest: str) -> None:
+    async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
+        """Have an adapter fetched and verified; raises AdapterUnavailableError."""
+        reply: pb.DownloadAdapterResponse = await self._call(
+            self._stub.DownloadAdapter, query_to_proto(query), self._timeouts.fetch_s
+        )
+        if reply.HasField("failure"):
+            raise failure_from_proto(reply.failure)
+        return fetched_from_proto(reply.fetched)
+
+    async def adapter_text(self, store_digest: str) -> dict[str, bytes]:
+        """Return the tokenizer and template files of a fetched adapter, by name."""
+        request = pb.AdapterTextRequest(store_digest=store_digest, epoch=await self._bound_epoch())
+        reply: pb.AdapterTextResponse = await self._call(
+            self._stub.AdapterText, request, self._timeouts.adapter_s
+        )
+        return {file.name: file.content for file in reply.files}
+
+    async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make an adapter ready; may be repeated."""
         request = pb.LoadAdapterRequest(
-            adapter_index=handle, epoch=await self._bound_epoch(), digest=digest
+            adapter_index=handle,
+            epoch=await self._bound_epoch(),
+            content=content_to_proto(content),
         )
-        await self._call(self._stub.LoadAdapter, request, self._timeouts.adapter_s)
+        return load_from_proto(
+            await self._call(self._stub.LoadAdapter, request, self._timeouts.adapter_s)
+        )
 
-    async def release_adapter(self, handle: AdapterHandle) -> None:
+    async def release_adapter(
+        self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()
+    ) -> None:
         """Free what ``prepare_adapter`` made; may be repeated."""
-        request = pb.OffloadAdapterRequest(adapter_index=handle, epoch=await self._bound_epoch())
+        request = pb.OffloadAdapterRequest(
+            adapter_index=handle,
+            epoch=await self._bound_epoch(),
+            forget=[part_to_proto(part) for part in forget],
+        )
         await self._call(self._stub.OffloadAdapter, request, self._timeouts.adapter_s)
+
+    async def adapter_tiers(self) -> AdapterTiers:
+        """Return where adapters lie."""
+        reply: pb.InfoResponse = await self._call(
+            self._stub.Info, pb.InfoRequest(with_adapters=True), self._timeouts.info_s
+        )
+        return tiers_from_proto(reply.adapters)
 
     async def health(self) -> None:
         """Return if the shard answers and its engine thread is alive."""

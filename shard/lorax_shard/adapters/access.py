@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from lorax_shard.adapters.source_interface import AdapterRef
+from lorax_contract.adapters import AdapterRef
 
 
 class AccessBook:
@@ -46,16 +46,20 @@ class AccessBook:
 
     def is_accepted(self, ref: AdapterRef, token: str | None) -> bool:
         """Tell whether the source let this token in not long ago."""
+        return self.remaining_s(ref, token) > 0.0
+
+    def remaining_s(self, ref: AdapterRef, token: str | None) -> float:
+        """Return for how long this token is let in without asking the source; 0: it is not."""
         if token is None:
-            return False
+            return 0.0
         key = (self.hash(token), ref.key)
         since = self._accepted.get(key)
         if since is None:
-            return False
-        if self._now() - since >= self._lifetime_s:
+            return 0.0
+        left = since + self._lifetime_s - self._now()
+        if left <= 0.0:
             del self._accepted[key]
-            return False
-        return True
+        return max(left, 0.0)
 
     def refuse(self, ref: AdapterRef, token: str | None) -> None:
         """Forget an acceptance: the source let this token in no more."""

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason, without_secrets
+from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_shard.adapters.fetch_errors import without_secrets
 from lorax_shard.adapters.fetch_process import Setup
 
 logger = logging.getLogger(__name__)

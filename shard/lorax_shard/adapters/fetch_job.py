@@ -9,19 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from lorax_contract.errors import LoraxError
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
-from lorax_shard.adapters.source_interface import (
+from lorax_contract.adapters import (
     Access,
     AdapterRef,
+    AdapterUnavailableError,
+    Reason,
+    key_of,
+    refused,
+)
+from lorax_contract.errors import LoraxError
+from lorax_shard.adapters.source_interface import (
     FetchContext,
     Resolved,
     Source,
     SourceSettings,
     check_announced,
     content_digest,
-    key_of,
-    refused,
     too_large,
 )
 from lorax_shard.adapters.store import AdapterStore, Entry

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError
+from lorax_contract.adapters import AdapterUnavailableError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,16 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapters import fetch_limits
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason, without_secrets
+from lorax_shard.adapters.fetch_errors import without_secrets
 from lorax_shard.adapters.fetch_job import FetchJob, Verifier, VerifySettings, make_source
 from lorax_shard.adapters.fetch_limits import ProcessLimits
-from lorax_shard.adapters.source_interface import (
-    AdapterRef,
-    FetchContext,
-    Limits,
-    SourceSettings,
-)
+from lorax_shard.adapters.source_interface import FetchContext, Limits, SourceSettings
 from lorax_shard.adapters.source_stream import disk_errors
 from lorax_shard.adapters.store import AdapterStore
 

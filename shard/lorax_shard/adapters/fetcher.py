@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
 from lorax_shard.adapters.access import AccessBook
 from lorax_shard.adapters.fetch_child import ChildLost, FetchChild
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason, without_secrets
+from lorax_shard.adapters.fetch_errors import without_secrets
 from lorax_shard.adapters.fetch_job import Outcome
 from lorax_shard.adapters.fetch_negative import NegativeCache, NegativeSettings
 from lorax_shard.adapters.fetch_process import Setup
-from lorax_shard.adapters.source_interface import TEMPLATE_FILES, Access, AdapterRef, refused
+from lorax_shard.adapters.source_interface import TEMPLATE_FILES
 from lorax_shard.adapters.store import AdapterStore, Lease
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class Fetched:
     downloaded: bool
     # Whether the source was out of reach, and this is what it named last.
     stale: bool
+    # For how many seconds this answer holds for its caller.
+    valid_s: float
     lease: Lease
 
     @property
@@ -159,7 +162,7 @@ class AdapterFetcher:
         # Twice: another process may evict the entry between the answer and the lease.
         for _ in range(2):
             outcome = await self._joined(ref, token, refresh)
-            fetched = await self._leased(ref, outcome)
+            fetched = await self._leased(ref, token, outcome)
             if fetched is not None:
                 return fetched
         raise AdapterUnavailableError(
@@ -196,7 +199,7 @@ class AdapterFetcher:
         if known.outcome.access == "token" and not self.access.is_accepted(ref, token):
             return None
         outcome = dataclasses.replace(known.outcome, timings={}, downloaded=False)
-        return await self._leased(ref, outcome)
+        return await self._leased(ref, token, outcome)
 
     def _raise_known_failure(self, ref: AdapterRef, token: str | None) -> None:
         # What is wrong with a public adapter is wrong for every token.
@@ -312,7 +315,16 @@ class AdapterFetcher:
             extra={"fields": {"adapter": str(ref), **_some(detail)}},
         )
 
-    async def _leased(self, ref: AdapterRef, outcome: Outcome) -> Fetched | None:
+    def _valid_s(self, ref: AdapterRef, token: str | None, access: Access) -> float:
+        known = self._known.get(ref.key)
+        if known is None:
+            return 0.0
+        left = known.since + self._settings.refresh_interval_s - self._now()
+        if access == "token":
+            left = min(left, self.access.remaining_s(ref, token))
+        return max(0.0, left)
+
+    async def _leased(self, ref: AdapterRef, token: str | None, outcome: Outcome) -> Fetched | None:
         lease = await _in_thread(self.store.lease, outcome.digest)
         if lease is None:
             self._known.pop(ref.key, None)
@@ -331,6 +343,7 @@ class AdapterFetcher:
             timings=outcome.timings,
             downloaded=outcome.downloaded,
             stale=outcome.stale,
+            valid_s=self._valid_s(ref, token, outcome.access),
             lease=lease,
         )
 

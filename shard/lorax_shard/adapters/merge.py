@@ -7,74 +7,22 @@ replaced weights, a first adapter with rsLoRA), the merge is refused.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from lorax_contract.adapters import Combination, MajoritySign, MergeSpec
 from lorax_shard.adapters.host_digest import digest_adapter
 from lorax_shard.adapters.host_errors import AdapterRefusedError, listing
 from lorax_shard.adapters.merge_math import add, disjoint_add, keep_largest, keep_random
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 
 
-class Combination(enum.Enum):
-    """How adapters are combined."""
-
-    LINEAR = "linear"
-    TIES = "ties"
-    DARE_LINEAR = "dare_linear"
-    DARE_TIES = "dare_ties"
-    CAT = "cat"
-
-    @property
-    def prunes(self) -> bool:
-        """Whether only a part of the values is kept, which needs a density."""
-        return self not in (Combination.LINEAR, Combination.CAT)
-
-    @property
-    def elects_signs(self) -> bool:
-        """Whether values of the minority's sign are dropped."""
-        return self in (Combination.TIES, Combination.DARE_TIES)
-
-
-class MajoritySign(enum.Enum):
-    """Whose sign wins: of the sum of the values, or of most of them."""
-
-    TOTAL = "total"
-    FREQUENCY = "frequency"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeSpec:
-    """A merge: everything but the adapters. Raises AdapterRefusedError for bad values."""
-
-    weights: tuple[float, ...]
-    combination: Combination = Combination.LINEAR
-    # The fraction of values that is kept; needed where Combination.prunes.
-    density: float | None = None
-    majority_sign: MajoritySign = MajoritySign.TOTAL
-
-    def __post_init__(self) -> None:
-        if not self.weights or not all(math.isfinite(weight) for weight in self.weights):
-            raise AdapterRefusedError("a merge needs one finite weight for each adapter")
-        if self.combination.prunes:
-            if self.density is None:
-                raise AdapterRefusedError(f"merging by {self.combination.value} needs a density")
-            if not 0 < self.density <= 1:
-                raise AdapterRefusedError("the density of a merge must be above 0 and at most 1")
-
-
 def merge_digest(spec: MergeSpec, digests: Sequence[str]) -> str:
     """Return what names a merge of adapters with these digests, before it is computed."""
-    words = [
-        "lorax-merge-1", spec.combination.value, *(weight.hex() for weight in spec.weights),
-        "" if spec.density is None else float(spec.density).hex(), spec.majority_sign.value,
-        *digests,
-    ]  # fmt: skip
+    words = ["lorax-merge-1", *spec.words, *digests]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorax_shard.adapters.host_base import BaseDescription
+from lorax_shard.adapters.host_digest import TENSOR_PARTS
 from lorax_shard.adapters.host_normal import write_normal
 from lorax_shard.adapters.peft_files import Limits
 from lorax_shard.adapters.peft_format import Examined, examine
+from lorax_shard.lora.delta import HostAdapter
 
 
 def verify(folder: Path, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def verify(folder: Path, context: Mapping[str, Any]) -> dict[str, Any]:
     ``context`` is what ``make_context`` returns. Raises AdapterRefusedError.
     """
     base, limits = _read_context(context)
-    return facts_of(examine(folder, base, limits))
+    return facts_of(examine(folder, base, limits), base)
 
 
 def normalise(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def normalise(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[st
             _publish(draft, final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return facts_of(examined)
+    return facts_of(examined, base)
 
 
 def _publish(draft: Path, final: Path) -> None:
@@ -62,12 +66,20 @@ def _read_context(context: Mapping[str, Any]) -> tuple[BaseDescription, Limits]:
     return BaseDescription.from_json(context["base"]), Limits(**json.loads(context["limits"]))
 
 
-def facts_of(examined: Examined) -> dict[str, Any]:
+def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:
+    parts = (getattr(delta, name) for delta in adapter.modules.values() for name in TENSOR_PARTS)
+    return list({part.data_ptr(): part for part in parts if part is not None}.values())
+
+
+def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
     """Return what the router and the shard want to know of an adapter before they load it."""
     adapter, text = examined.adapter, examined.text
+    itemsize = getattr(torch, base.dtype).itemsize
     return {
         "content_digest": adapter.digest,
         "nbytes": adapter.nbytes,
+        # In the model's type; tensors that modules share are counted once.
+        "device_bytes": sum(tensor.numel() for tensor in _tensors(adapter)) * itemsize,
         "num_modules": len(adapter.modules),
         "max_rank": max((delta.rank for delta in adapter.modules.values()), default=0),
         # Rows of its vocabulary where it adds tokens; 0: the base's.

@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason, without_secrets
+from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
+from lorax_shard.adapters.fetch_errors import without_secrets
 from lorax_shard.adapters.source_interface import (
     CONFIG_FILE,
-    Access,
-    AdapterRef,
     FetchContext,
     RemoteFile,
     Resolved,
     SourceSettings,
     StoredFile,
     not_found,
-    refused,
     select_files,
     transient,
 )

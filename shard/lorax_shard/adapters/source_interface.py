@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
+from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -26,53 +26,6 @@ TOKENIZER_FILES = (
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 WANTED_FILES = frozenset((CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, *TEMPLATE_FILES))
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-# Who may use an adapter: everybody; whoever the source lets in; whoever asks this server.
-Access = Literal["public", "token", "server"]
-
-_MAX_ID_LENGTH = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterRef:
-    """The name of an adapter as a request gives it; ``of`` checks and normalises it."""
-
-    source: str
-    id: str
-    revision: str | None = None
-
-    @classmethod
-    def of(cls, source: str, id: str, revision: str | None = None) -> Self:
-        """Return the checked name; ``org/name@revision`` of the hub is taken apart."""
-        if source == "hub" and "@" in id:
-            name, _, inline = id.partition("@")
-            if revision not in (None, inline):
-                raise refused(f"adapter {id!r} names two revisions; give one")
-            return cls.of(source, name, inline)
-        for what, value in (("source", source), ("id", id), ("revision", revision)):
-            if value is not None and not _is_plain(value):
-                raise refused(
-                    f"the adapter's {what} is empty, longer than {_MAX_ID_LENGTH} characters, "
-                    "or has control characters"
-                )
-        return cls(source=source, id=id, revision=revision)
-
-    @property
-    def key(self) -> str:
-        """A short name for files and caches, different for each different name."""
-        return key_of(self.source, self.id, self.revision)
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.id}" + (f"@{self.revision}" if self.revision else "")
-
-
-def _is_plain(value: str) -> bool:
-    return 0 < len(value) <= _MAX_ID_LENGTH and value.isprintable()
-
-
-def key_of(*parts: str | None) -> str:
-    """Return a digest of ``parts`` that no other list of parts has."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,11 +125,6 @@ class Source(Protocol):
     ) -> tuple[StoredFile, ...]:
         """Put the version's files into ``folder``, going on with what lies there already."""
         ...
-
-
-def refused(text: str) -> AdapterUnavailableError:
-    """Return the error for an adapter that is not served as it is."""
-    return AdapterUnavailableError(Reason.REFUSED, text)
 
 
 def transient(text: str, retry_after_s: float | None = None) -> AdapterUnavailableError:

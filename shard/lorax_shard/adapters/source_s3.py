@@ -12,17 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason, key_of, refused
 from lorax_shard.adapters.source_interface import (
-    AdapterRef,
     FetchContext,
     RemoteFile,
     Resolved,
     SourceSettings,
     StoredFile,
-    key_of,
     not_found,
-    refused,
     select_files,
     transient,
 )

@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
-from lorax_shard.adapters.source_interface import (
-    AdapterRef,
-    FetchContext,
-    RemoteFile,
-    StoredFile,
-    too_large,
-)
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
+from lorax_shard.adapters.source_interface import FetchContext, RemoteFile, StoredFile, too_large
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard.adapters import store_files as files
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
 from lorax_shard.adapters.source_interface import (
     TEMPLATE_FILES,
     TOKENIZER_FILES,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from lorax_shard.adapters.source_interface import Access, AdapterRef, key_of
+from lorax_contract.adapters import Access, AdapterRef, key_of
 from lorax_shard.adapters.store_evict import decayed
 from lorax_shard.adapters.store_files import read_json, write_json
 

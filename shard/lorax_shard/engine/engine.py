@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
     BlockCopy,
     FinishCode,
     NewRow,
@@ -22,6 +24,7 @@ from lorax_contract.step import (
     StepPlan,
     WarmupSpec,
 )
+from lorax_shard.engine.adapters import ActiveAdapter, ActiveAdapters, Shelf
 from lorax_shard.engine.forward import passes, run_pass
 from lorax_shard.engine.inputs import RowWork, StepInputs
 from lorax_shard.engine.largest_step import LargestStep
@@ -50,6 +53,7 @@ class Engine:
         tokenizer: Tokenizer,
         pool: PoolSettings,
         *,
+        adapters: Shelf | None = None,
         batch_invariant: bool = False,
     ) -> None:
         self.model = model
@@ -60,6 +64,14 @@ class Engine:
         self._batch_invariant = batch_invariant
         self._sampler = Sampler(model.vocab_size, model.device)
         self._texts = TokenTexts(tokenizer)
+        self.adapters: ActiveAdapters | None = None
+        if adapters is not None and model.slots is not None:
+            self.adapters = ActiveAdapters(
+                adapters,
+                model.slots,
+                vocab_size=model.vocab_size,
+                eos_token_ids=model.eos_token_ids,
+            )
         # Requests that ended, and the step in which they did; oldest first.
         self._ended: dict[RequestId, int] = {}
         self._num_steps = 0
@@ -118,16 +130,46 @@ class Engine:
         request_id = new.spec.request_id
         if request_id in self.batch:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
+        adapter = self._adapter(new.spec.adapter)
+        own = adapter.tokenizer if adapter is not None else None
         row = make_row(
             new,
-            tokenizer=self.tokenizer,
-            vocab_size=self.model.vocab_size,
-            eos_token_ids=self.model.eos_token_ids,
+            tokenizer=own or self.tokenizer,
+            vocab_size=self.model.vocab_size if adapter is None else adapter.vocab_size,
+            eos_token_ids=self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
             num_computed=num_computed,
         )
+        row.adapter = adapter
         self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
+
+    def _adapter(self, handle: AdapterHandle) -> ActiveAdapter | None:
+        if handle == BASE_ADAPTER:
+            return None
+        if self.adapters is None:
+            raise ValidationError("this shard serves the base model only, without adapters")
+        return self.adapters[handle]
+
+    def _change_adapters(self, plan: StepPlan) -> None:
+        """Let adapters cease and take effect; rows that need one that does not end alone."""
+        if self.adapters is None:
+            return
+        for handle in plan.deactivate:
+            self.cease(handle)
+        for handle in plan.activate:
+            try:
+                self.adapters.activate(handle)
+            except Exception:  # its rows are refused, one by one and in words
+                logger.exception("adapter %d did not take effect", handle)
+
+    def cease(self, handle: AdapterHandle) -> None:
+        """Let an adapter cease between steps; rows that still use it are dropped."""
+        assert self.adapters is not None
+        for row in [row for row in self.batch if row.adapter and row.adapter.handle == handle]:
+            logger.error("adapter %d ceases while request %d uses it", handle, row.request_id)
+            self.batch.drop(row.request_id)
+        self.adapters.deactivate(handle)
 
     def step(self, plan: StepPlan) -> StepOutcome:
         """Execute a plan. Bad rows end alone; ShardError refuses a plan that is no plan."""
@@ -136,6 +178,7 @@ class Engine:
         out = OutcomeBuilder(plan.seq)
         self._start_step()
         self.drop(plan.drop)
+        self._change_adapters(plan)
         for new in plan.new_rows:
             self._admit(new, out)
         work = self._take_work(plan, out)
@@ -300,12 +343,16 @@ class Engine:
         """Add what only some rows have: alternatives, and once the prompt's logprobs."""
         if alternatives is not None:
             detail = out.detail(row.request_id)
-            detail.alternatives.append(self._texts.alternatives(*alternatives))
+            detail.alternatives.append(self._texts_of(row).alternatives(*alternatives))
         if row.prompt_logprobs is not None:
             prompt_ids = row.token_ids[: row.num_prompt_tokens].tolist()
             detail = out.detail(row.request_id)
-            detail.prompt_tokens = self._texts.columns(prompt_ids, row.prompt_logprobs)
+            detail.prompt_tokens = self._texts_of(row).columns(prompt_ids, row.prompt_logprobs)
             row.prompt_logprobs = None
+
+    def _texts_of(self, row: Row) -> TokenTexts:
+        own = row.adapter.texts if row.adapter is not None else None
+        return own or self._texts
 
     def _fail(
         self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
-from lorax_shard.engine.rows import ResidentBatch
+from lorax_shard.engine.rows import ResidentBatch, Row
 from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
 from lorax_shard.model.interface import PagedModel
 
@@ -33,18 +33,38 @@ def run_pass(
     with torch.inference_mode():
         inputs = build_inputs(model, batch, work)
         logits = model.forward(
-            inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows
+            inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows, inputs.slots
         )
         num_sampled = len(inputs.sampled)
         sampled = None
         if inputs.sampled:
-            sampled = sampler.sample(logits[:num_sampled], inputs.sampled)
+            sampled = sample(sampler, logits[:num_sampled], inputs.sampled)
         prompts, start = [], num_sampled
         for span in inputs.prompt_spans:
             end = start + len(span.targets)
             prompts.append(prompt_logprobs(logits[start:end], span.targets.tolist()))
             start = end
     return PassResult(inputs, sampled, prompts)
+
+
+def sample(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
+    """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
+    vocab_sizes = [row.adapter.vocab_size if row.adapter else sampler.vocab_size for row in rows]
+    distinct = set(vocab_sizes)
+    if distinct == {sampler.vocab_size}:
+        return sampler.sample(logits, rows)
+    whole = SampledTokens([-1] * len(rows), [0.0] * len(rows), [None] * len(rows))
+    for vocab_size in sorted(distinct):
+        at = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
+        own = Sampler(vocab_size, sampler.device)
+        part = own.sample(logits[at, :vocab_size], [rows[index] for index in at])
+        for place, index in enumerate(at):
+            whole.ids[index] = part.ids[place]
+            whole.logprobs[index] = part.logprobs[place]
+            whole.alternatives[index] = part.alternatives[place]
+            if place in part.errors:
+                whole.errors[index] = part.errors[place]
+    return whole
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

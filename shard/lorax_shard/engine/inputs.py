@@ -40,6 +40,8 @@ class StepInputs:
     logit_rows: torch.Tensor  # S int64
     sampled: list[Row]
     prompt_spans: list[PromptSpan]
+    # Of each row: the slot of its adapter, None for the base model.
+    slots: list[int | None]
 
 
 def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> StepInputs:
@@ -76,6 +78,7 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         torch.from_numpy(logit_rows).to(device),
         sampled,
         spans,
+        [None if item.row.adapter is None else item.row.adapter.slot for item in work],
     )
 
 

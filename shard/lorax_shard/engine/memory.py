@@ -39,6 +39,8 @@ class PoolSettings:
     memory_fraction: float
     # A fixed number of blocks; None: as many as fit.
     num_blocks: int | None = None
+    # Share of the free memory that is kept for adapters.
+    adapter_fraction: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class MemoryPlan:
 
     num_blocks: int
     items: tuple[tuple[str, int], ...]
+    # Bytes that are kept for adapters.
+    adapter_bytes: int = 0
 
 
 def size_pool(
@@ -66,21 +70,27 @@ def size_pool(
             peak = measure_peak(model.device, run_step)
     finally:
         model.free_cache()
-    num_blocks = _num_blocks(model, settings, spec, peak)
+    free = max(0, free_bytes(model.device) - peak)
+    adapter_bytes = int(free * settings.adapter_fraction)
+    num_blocks = _num_blocks(model, settings, spec, free - adapter_bytes)
     cache_bytes = num_blocks * model.block_bytes(settings.block_size)
-    items = (("weights", model.weight_bytes), ("activations", peak), ("kv cache", cache_bytes))
+    items = (
+        ("weights", model.weight_bytes),
+        ("activations", peak),
+        ("kv cache", cache_bytes),
+        ("adapters", adapter_bytes),
+    )
     logger.info(
         "KV pool of %d blocks (%d tokens)",
         num_blocks,
         num_blocks * settings.block_size,
         extra={"fields": {"memory": dict(items)}},
     )
-    return MemoryPlan(num_blocks=num_blocks, items=items)
+    return MemoryPlan(num_blocks=num_blocks, items=items, adapter_bytes=adapter_bytes)
 
 
-def _num_blocks(model: PagedModel, settings: PoolSettings, spec: WarmupSpec, peak: int) -> int:
+def _num_blocks(model: PagedModel, settings: PoolSettings, spec: WarmupSpec, free: int) -> int:
     block_bytes = model.block_bytes(settings.block_size)
-    free = max(0, free_bytes(model.device) - peak)
     if settings.num_blocks is not None:
         if settings.num_blocks * block_bytes > free:
             raise _too_little(settings.num_blocks, block_bytes, free)

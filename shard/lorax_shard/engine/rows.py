@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import BASE_ADAPTER, NewRow, RequestId, SamplingParams
+from lorax_contract.step import NewRow, RequestId, SamplingParams
+from lorax_shard.engine.adapters import ActiveAdapter
 from lorax_shard.engine.output import RowOutput
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Row:
 
     __slots__ = (
         "_ids",
+        "adapter",
         "index",
         "num_blocks",
         "num_computed",
@@ -58,6 +60,8 @@ class Row:
         self.num_computed = num_computed
         self.params = params
         self.output = output
+        # None: the base model.
+        self.adapter: ActiveAdapter | None = None
         # The row's line in the batch's table of blocks, and how much of it is granted.
         self.index = -1
         self.num_blocks = 0
@@ -95,11 +99,6 @@ def make_row(
     """Check a new row and build its state; ValidationError says what is wrong with it."""
     spec = new.spec
     ids = _checked_ids(new, vocab_size)
-    if spec.adapter != BASE_ADAPTER:
-        raise ValidationError(
-            f"adapter handle {spec.adapter} is not prepared in this shard; "
-            "prepare it before the request is sent"
-        )
     if not 0 <= num_computed < len(ids):
         raise ValidationError(
             f"{num_computed} of {len(ids)} tokens are called computed; at least one must be left"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from lorax_shard.cache import cpu_identity, default_cache_dir
+from lorax_contract.cache import default_cache_dir
+from lorax_shard.cache import cpu_identity
 from lorax_shard.linear.interface import LinearBackend
 from lorax_shard.linear.measure import ROWS, Table
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
+from lorax_shard.adapters.host_base import BaseDescription
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.attention.kv_cache import PagedCache, block_bytes
 from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.plug import STEP_KEYWORD, AttentionSurvey
 
@@ -30,6 +34,10 @@ class HFPagedModel:
         self.attention_backend = backend.name
         # Whoever replaces the linears afterwards says by what.
         self.linear_backend = "torch"
+        self.lora_backend = ""
+        # Whoever installs adapters afterwards sets both.
+        self.lora: LoraModel | None = None
+        self.base: BaseDescription | None = None
         self._model = model
         self._shapes = survey.shapes
         self._backend = backend
@@ -84,6 +92,7 @@ class HFPagedModel:
         positions: torch.Tensor,
         metadata: StepMetadata,
         logit_rows: torch.Tensor,
+        slots: Sequence[int | None] = (),
     ) -> torch.Tensor:
         """Compute one ragged step: write its KV, return the S x vocab logits of the asked tokens.
 
@@ -95,12 +104,25 @@ class HFPagedModel:
             "use_cache": False,
             STEP_KEYWORD: metadata,
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), self._adapters(metadata, logit_rows, slots):
             if logit_rows.numel() == 0:
                 self._model.base_model(**arguments)
                 return torch.empty(0, self.vocab_size, device=self.device)
             logits = self._model(**arguments, logits_to_keep=logit_rows).logits[0]
             return logits.float()  # type: ignore[no-any-return]
+
+    def _adapters(
+        self, metadata: StepMetadata, logit_rows: torch.Tensor, slots: Sequence[int | None]
+    ) -> AbstractContextManager[object]:
+        """Within, the rows compute with their adapters."""
+        if self.lora is None or all(slot is None for slot in slots):
+            return nullcontext()
+        return self.lora.step(metadata.query_lens, slots, logit_rows)
+
+    @property
+    def slots(self) -> LoraModel | None:
+        """Where adapters take effect."""
+        return self.lora
 
     @property
     def _pool(self) -> PagedCache:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from lorax_shard.attention.metadata import StepMetadata
+
+
+class AdapterSlots(Protocol):
+    """The model's slots; they change between steps only."""
+
+    def load(self, slot: int, adapter: Any) -> None:
+        """Put a prepared adapter into an empty slot."""
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot."""
 
 
 class PagedModel(Protocol):
@@ -25,6 +36,11 @@ class PagedModel(Protocol):
     # The names of the backends in use.
     attention_backend: str
     linear_backend: str
+    lora_backend: str
+
+    @property
+    def slots(self) -> AdapterSlots | None:
+        """Where adapters take effect; None: the model has no place for them."""
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes that one KV block takes over all layers."""
@@ -54,5 +70,10 @@ class PagedModel(Protocol):
         positions: torch.Tensor,  # T int64
         metadata: StepMetadata,
         logit_rows: torch.Tensor,  # S int64, indices into T; lm_head runs on these only
+        slots: Sequence[int | None] = (),
     ) -> torch.Tensor:  # S x vocab float32
-        """Compute one ragged step: write its KV, return logits of the asked tokens."""
+        """Compute one ragged step: write its KV, return logits of the asked tokens.
+
+        Row i computes with the adapter in ``slots[i]``, with none if that is None. Logits are
+        as wide as the widest vocabulary among the rows; what a row lacks is -inf.
+        """

@@ -21,12 +21,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.adapters.host_base import describe
 from lorax_shard.attention import registry
 from lorax_shard.linear import install
+from lorax_shard.lora import model as lora
 from lorax_shard.model import plug
 from lorax_shard.model.families import TESTED_FAMILIES
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
+from lorax_shard.model.merged import merge_adapter
 from lorax_shard.model.probe import ModelProbe, survey_attention
 from lorax_shard.model.weights import check_weights, refuse_corrupt, weight_files
 
@@ -45,6 +48,10 @@ def load_paged_model(config: ShardConfig) -> HFPagedModel:
     dtype = resolve_dtype(config.dtype, hf_config, device)
     backend = registry.create(config.attention_backend, device, dtype)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
+    if config.merge_adapter_dir is not None:
+        merge_adapter(model, Path(config.merge_adapter_dir))
+    # Of the stock model: packed linears have no weights to describe.
+    base = describe(model) if config.adapters else None
     with _one_thread():
         survey = survey_attention(model)
         probe = ModelProbe(model, survey, backend, config.block_size)
@@ -52,6 +59,10 @@ def load_paged_model(config: ShardConfig) -> HFPagedModel:
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend, copied_bytes = install(model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
+    if base is not None:
+        paged.base = base
+        paged.lora = lora.install(model, config.lora_backend, device, dtype)
+        paged.lora_backend = paged.lora.backend
     with _one_thread():
         probe.check(paged)
     _log_loaded(paged, config.model_id, time.perf_counter() - started)

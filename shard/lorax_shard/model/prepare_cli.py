@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 from lorax_contract import logs
+from lorax_contract.cache import default_cache_dir
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import end_process_group, watch_lifeline
-from lorax_shard.cache import default_cache_dir
 from lorax_shard.model.prepare import (
     PreparedModel,
     Progress,

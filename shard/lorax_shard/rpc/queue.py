@@ -96,11 +96,15 @@ class CommandQueue:
         await asyncio.to_thread(self._worker.join, timeout_s)
         return not self._worker.is_alive()
 
-    def _check_epoch(self, epoch: int | None, seq: int | None) -> None:
+    def check_epoch(self, epoch: int | None) -> None:
+        """Raise StaleEpochError for a call that was meant for another incarnation."""
         if epoch is not None and epoch != self._epoch:
             raise StaleEpochError(
                 f"the call is for epoch {epoch}, but this shard serves epoch {self._epoch}"
             )
+
+    def _check_epoch(self, epoch: int | None, seq: int | None) -> None:
+        self.check_epoch(epoch)
         if seq is not None and epoch is None:
             raise ValidationError("a call with a seq must name its epoch too")
         if seq is not None and seq < 1:

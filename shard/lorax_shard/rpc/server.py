@@ -10,6 +10,7 @@ from lorax_contract.config import ShardConfig
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.transport import SERVER_OPTIONS
+from lorax_shard.adapters.room import AdapterRoom
 from lorax_shard.engine.engine import Engine
 from lorax_shard.rpc.address import clear_stale, refused, socket_path
 from lorax_shard.rpc.errors import ErrorInterceptor
@@ -22,7 +23,13 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["LoraxService"].full_name
 class ShardServer:
     """Serves one rank on the address that its configuration names."""
 
-    def __init__(self, config: ShardConfig, engine: Engine, commands: CommandQueue) -> None:
+    def __init__(
+        self,
+        config: ShardConfig,
+        engine: Engine,
+        commands: CommandQueue,
+        room: AdapterRoom | None = None,
+    ) -> None:
         # The address in use; a port of 0 is replaced by the real one at the start.
         self.uri = config.shard_uris[config.rank]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -30,7 +37,7 @@ class ShardServer:
             interceptors=[ErrorInterceptor(_SERVICE)], options=SERVER_OPTIONS
         )
         pb_grpc.add_LoraxServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            LoraxServicer(engine, commands, config), self._server
+            LoraxServicer(engine, commands, config, room), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

@@ -25,7 +25,9 @@ from lorax_proto.convert import (
     step_from_proto,
     warmup_from_proto,
 )
+from lorax_shard.adapters.room import AdapterRoom
 from lorax_shard.engine.engine import Engine
+from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
 from lorax_shard.rpc.queue import CommandQueue
@@ -34,14 +36,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Reply = TypeVar("Reply", pb.PrefillResponse, pb.DecodeResponse)
 Result = TypeVar("Result")
 
-_BASE_MODEL_IDS = ("", "__base_model__")
-_NO_ADAPTERS = "this shard serves the base model only, without adapters"
-
 
 class LoraxServicer(pb_grpc.LoraxServiceServicer):
     """Answers for one rank; the engine is touched by the command queue's thread only."""
 
-    def __init__(self, engine: Engine, commands: CommandQueue, config: ShardConfig) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        commands: CommandQueue,
+        config: ShardConfig,
+        room: AdapterRoom | None = None,
+    ) -> None:
+        self._adapters = AdapterCalls(engine, commands, room)
         self._engine = engine
         self._commands = commands
         self._config = config
@@ -54,7 +60,10 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         """Say what the model is and what the shard can do."""
-        return info_to_proto(shard_info(self._engine, self._config), rank=self._config.rank)
+        reply = info_to_proto(shard_info(self._engine, self._config), rank=self._config.rank)
+        if request.with_adapters:
+            reply.adapters.CopyFrom(await self._adapters.tiers())
+        return reply
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         """Answer if the engine's thread is alive."""
@@ -119,25 +128,28 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
     async def DownloadAdapter(
         self, request: pb.DownloadAdapterRequest, context: Context
     ) -> pb.DownloadAdapterResponse:
-        """Answer for the base model, which needs no download and no memory of its own."""
-        _only_base_model(request.adapter_parameters)
-        return pb.DownloadAdapterResponse(downloaded=True, memory_fraction=0.0)
+        """Fetch and verify an adapter; the base model needs none."""
+        return await self._adapters.download(request)
+
+    async def AdapterText(
+        self, request: pb.AdapterTextRequest, context: Context
+    ) -> pb.AdapterTextResponse:
+        """Return an adapter's own tokenizer and template files."""
+        return await self._adapters.text(request)
 
     async def LoadAdapter(
         self, request: pb.LoadAdapterRequest, context: Context
     ) -> pb.LoadAdapterResponse:
-        """Answer for the base model, which is always there."""
-        if request.adapter_index != 0:
-            raise NotServedError(_NO_ADAPTERS)
-        return pb.LoadAdapterResponse(loaded=True)
+        """Make an adapter ready; the base model always is."""
+        self._commands.check_epoch(request.epoch if request.HasField("epoch") else None)
+        return await self._adapters.load(request)
 
     async def OffloadAdapter(
         self, request: pb.OffloadAdapterRequest, context: Context
     ) -> pb.OffloadAdapterResponse:
-        """Answer for the base model, which never leaves."""
-        if request.adapter_index != 0:
-            raise NotServedError(_NO_ADAPTERS)
-        return pb.OffloadAdapterResponse(offloaded=True)
+        """Free what LoadAdapter made; the base model never leaves."""
+        self._commands.check_epoch(request.epoch if request.HasField("epoch") else None)
+        return await self._adapters.offload(request)
 
     async def _run(
         self,
@@ -194,6 +206,8 @@ def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
         window_size=model.window_size,
         attention_backend=model.attention_backend,
         linear_backend=model.linear_backend,
+        lora_backend=model.lora_backend if engine.adapters is not None else "",
+        adapter_bytes=engine.memory.adapter_bytes,
         memory=engine.memory.items,
         shard_uris=tuple(config.shard_uris),
     )
@@ -234,8 +248,3 @@ def _warmup_spec(request: pb.WarmupRequest) -> WarmupSpec:
 
 def _nested(reply: BatchReply, reply_type: type[Reply]) -> Reply:
     return reply_type(generations=reply.generations, batch=reply.batch)
-
-
-def _only_base_model(parameters: pb.AdapterParameters) -> None:
-    if any(name not in _BASE_MODEL_IDS for name in parameters.adapter_ids):
-        raise NotServedError(_NO_ADAPTERS)

@@ -6,9 +6,22 @@ import asyncio
 import math
 
 import pytest
+from tests.helpers.contents import content
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import drive, make_plan, make_spec, random_specs
 
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterRef,
+    AdapterUnavailableError,
+    Combination,
+    FetchedAdapter,
+    MajoritySign,
+    MergeSpec,
+    Reason,
+)
 from lorax_contract.errors import (
     GenerationError,
     LoraxError,
@@ -147,7 +160,7 @@ async def test_a_shard_that_restarted_refuses_calls_for_its_past(kind):
             lambda: client.warmup(WARMUP),
             lambda: client.step(make_plan(1)),
             lambda: client.clear(1),
-            lambda: client.prepare_adapter(AdapterHandle(1), "abc"),
+            lambda: client.prepare_adapter(AdapterHandle(1), content("abc")),
             lambda: client.release_adapter(AdapterHandle(1)),
         ]
         for call in calls:
@@ -168,7 +181,7 @@ async def test_w12_preparing_does_not_wait_for_a_slow_step(kind):
             shard.hold()
         slow = await in_flight(client, make_plan(1))
         await arrived(shards, 1)
-        await client.prepare_adapter(handle, "digest")
+        await client.prepare_adapter(handle, content("digest"))
         await client.health()
         await client.info()
         assert not slow.done()
@@ -188,7 +201,7 @@ async def test_w12_preparing_does_not_wait_for_a_slow_step(kind):
 async def test_w12_a_slow_adapter_does_not_hold_up_steps(kind):
     spec = make_spec(1, max_new_tokens=1)
     async with kind.open(adapter_delay_s=3600) as (client, _):
-        preparing = asyncio.create_task(client.prepare_adapter(AdapterHandle(1), "digest"))
+        preparing = asyncio.create_task(client.prepare_adapter(AdapterHandle(1), content("digest")))
         await asyncio.sleep(0)
         outcome = await client.step(make_plan(1, [(1, 3, [0])], [spec]))
         assert outcome.tokens.ids == expected_tokens(spec)
@@ -203,19 +216,19 @@ async def test_an_adapter_that_fails_on_one_rank_is_on_none(kind):
     async with kind.open() as (client, shards):
         shards[-1].fail_adapter(handle, GenerationError("no such digest"))
         with pytest.raises(GenerationError, match="no such digest"):
-            await client.prepare_adapter(handle, "digest")
+            await client.prepare_adapter(handle, content("digest"))
         assert all(shard.prepared == {} for shard in shards)
-        await client.prepare_adapter(AdapterHandle(7), "digest")
+        await client.prepare_adapter(AdapterHandle(7), content("digest"))
         assert all(shard.prepared == {7: "digest"} for shard in shards)
 
 
 @in_loop
 async def test_a_handle_never_names_another_digest(kind):
     async with kind.open() as (client, _):
-        await client.prepare_adapter(AdapterHandle(1), "one")
-        await client.prepare_adapter(AdapterHandle(1), "one")
+        await client.prepare_adapter(AdapterHandle(1), content("one"))
+        await client.prepare_adapter(AdapterHandle(1), content("one"))
         with pytest.raises(ShardError, match="new handle"):
-            await client.prepare_adapter(AdapterHandle(1), "two")
+            await client.prepare_adapter(AdapterHandle(1), content("two"))
 
 
 @in_loop
@@ -353,8 +366,71 @@ async def test_a_failed_call_names_the_rank(group_kind):
         shards[rank].fail_adapter(AdapterHandle(1), ShardError("odd"))
         calls = [
             lambda: client.step(make_plan(1)),
-            lambda: client.prepare_adapter(AdapterHandle(1), "digest"),
+            lambda: client.prepare_adapter(AdapterHandle(1), content("digest")),
         ]
         for call in calls:
             with pytest.raises(ShardError, match=f"rank {rank} of {group_kind.num_ranks}.*odd"):
                 await call()
+
+
+@in_loop
+async def test_an_adapter_is_fetched_with_all_that_is_known_of_it(kind):
+    fetched = FetchedAdapter(
+        version="v7",
+        part=AdapterPart("abc", "def"),
+        disk_bytes=10,
+        device_bytes=20,
+        max_rank=64,
+        vocab_size=300,
+        access="token",
+        valid_s=12.5,
+        downloaded=True,
+        stale=True,
+        timings={"resolve": 0.25, "download": 1.5},
+        text_files=("tokenizer.json",),
+    )
+    query = AdapterQuery(ref=AdapterRef.of("s3", "b/k", "7"), token="secret", refresh=True)
+    async with kind.open() as (client, shards):
+        shards[0].on_fetch = lambda _query: fetched
+        shards[0].texts["def"] = {"tokenizer.json": b"{}"}
+        assert await client.fetch_adapter(query) == fetched
+        assert shards[0].queries == [query]
+        assert dict(await client.adapter_text("def")) == {"tokenizer.json": b"{}"}
+
+
+@in_loop
+async def test_why_an_adapter_cannot_be_had_comes_through_word_for_word(kind):
+    def fail(_query: AdapterQuery) -> FetchedAdapter:
+        raise AdapterUnavailableError(Reason.TRANSIENT, "try later", retry_after_s=3.5)
+
+    async with kind.open() as (client, shards):
+        shards[0].on_fetch = fail
+        with pytest.raises(AdapterUnavailableError) as caught:
+            await client.fetch_adapter(AdapterQuery(ref=AdapterRef.of("hub", "a/b")))
+        assert (caught.value.reason, caught.value.text) == (Reason.TRANSIENT, "try later")
+        assert caught.value.retry_after_s == 3.5
+        handle = AdapterHandle(3)
+        shards[-1].fail_adapter(handle, AdapterUnavailableError(Reason.EVICTED, "is gone"))
+        with pytest.raises(AdapterUnavailableError) as caught:
+            await client.prepare_adapter(handle, content("abc"))
+        assert (caught.value.reason, caught.value.text) == (Reason.EVICTED, "is gone")
+
+
+@in_loop
+async def test_a_merge_is_prepared_as_it_was_asked_for(kind):
+    spec = MergeSpec(
+        weights=(0.3, 1 / 3),
+        combination=Combination.DARE_TIES,
+        density=0.7,
+        majority_sign=MajoritySign.FREQUENCY,
+    )
+    merged = AdapterContent(parts=(AdapterPart("a", "b"), AdapterPart("c", "d")), merge=spec)
+    async with kind.open() as (client, shards):
+        report = await client.prepare_adapter(AdapterHandle(1), merged)
+        assert all(shard.prepared == {1: merged.key} for shard in shards)
+        tiers = await client.adapter_tiers()
+        assert tiers.device == {1: (merged.key, report.device_bytes)}
+        assert tiers.host.keys() == {"a", "c"}
+        await client.release_adapter(AdapterHandle(1), merged.parts[:1])
+        tiers = await client.adapter_tiers()
+        assert (tiers.device, tiers.host.keys()) == ({}, {"c"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.helpers.contents import content
 from tests.helpers.fake_shard_server import FakeServicer, running, serve
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_plan, make_spec
@@ -199,6 +200,6 @@ async def test_a_shard_without_our_fields_is_refused(tmp_path):
         with pytest.raises(ShardError, match="epoch"):
             await client.info()
         with pytest.raises(ShardError, match="epoch"):
-            await client.prepare_adapter(AdapterHandle(1), "digest")
+            await client.prepare_adapter(AdapterHandle(1), content("digest"))
         assert shard.prepared == {}
         await client.close()

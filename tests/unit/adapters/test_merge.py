@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 
+from lorax_contract.adapters import Combination, MergeSpec
+from lorax_contract.errors import ValidationError
 from lorax_shard.adapters.host_digest import digest_adapter
 from lorax_shard.adapters.host_errors import AdapterRefusedError
-from lorax_shard.adapters.merge import Combination, MergeSpec, merge, merge_digest
+from lorax_shard.adapters.merge import merge, merge_digest
 from lorax_shard.adapters.merge_math import draw_mask, keep_random
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 
@@ -78,7 +80,7 @@ def test_picked_modules_can_be_merged_where_they_agree() -> None:
     ],
 )
 def test_specs_that_are_refused(values: dict[str, object], text: str) -> None:
-    with pytest.raises(AdapterRefusedError, match=text):
+    with pytest.raises(ValidationError, match=text):
         MergeSpec(**{"weights": (1.0, 1.0), **values})  # type: ignore[arg-type]
 
 

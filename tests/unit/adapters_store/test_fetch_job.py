@@ -14,12 +14,10 @@ import pytest
 from tests.helpers.adapter_folders import WANTED, WEIGHTS, adapter_files, tree, write_adapter
 from tests.unit.adapters_store.conftest import make_context
 
+from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.errors import ValidationError
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
 from lorax_shard.adapters.fetch_job import FetchJob, Outcome, Verifier, VerifySettings
 from lorax_shard.adapters.source_interface import (
-    Access,
-    AdapterRef,
     FetchContext,
     Resolved,
     Source,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapters.access import AccessBook
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
 from lorax_shard.adapters.fetch_negative import NegativeCache, NegativeSettings
-from lorax_shard.adapters.source_interface import AdapterRef
 
 REF, OTHER = AdapterRef.of("hub", "org/a"), AdapterRef.of("hub", "org/b")
 

@@ -11,9 +11,9 @@ from tests.helpers.adapter_folders import CONFIG, WANTED, WEIGHTS, adapter_files
 from tests.helpers.hub_stub import COMMIT, StubHub, running_hub
 from tests.unit.adapters_store.conftest import make_context
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapters.source_hub import HubSource
-from lorax_shard.adapters.source_interface import AdapterRef, FetchContext, SourceSettings
+from lorax_shard.adapters.source_interface import FetchContext, SourceSettings
 
 REF = AdapterRef.of("hub", "org/poet")
 MEGABYTES = 3 << 18

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tests.helpers.adapter_folders import CONFIG, WANTED, WEIGHTS, adapter_files
 
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.errors import LoraxError
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason, without_secrets
+from lorax_shard.adapters.fetch_errors import without_secrets
 from lorax_shard.adapters.source_interface import (
-    AdapterRef,
     Limits,
     RemoteFile,
     SourceSettings,

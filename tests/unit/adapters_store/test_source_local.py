@@ -11,8 +11,8 @@ import pytest
 from tests.helpers.adapter_folders import CONFIG, WANTED, WEIGHTS, adapter_files, write_adapter
 from tests.unit.adapters_store.conftest import make_context
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
-from lorax_shard.adapters.source_interface import AdapterRef, FetchContext, Resolved, SourceSettings
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
+from lorax_shard.adapters.source_interface import FetchContext, Resolved, SourceSettings
 from lorax_shard.adapters.source_local import LocalSource
 
 

@@ -10,8 +10,8 @@ import pytest
 from tests.helpers.adapter_folders import WANTED, WEIGHTS, adapter_files
 from tests.unit.adapters_store.conftest import make_context
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
-from lorax_shard.adapters.source_interface import AdapterRef, FetchContext, SourceSettings
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
+from lorax_shard.adapters.source_interface import FetchContext, SourceSettings
 from lorax_shard.adapters.source_s3 import S3Source
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.helpers.adapter_folders import tree
 
-from lorax_shard.adapters.fetch_errors import AdapterUnavailableError, Reason
-from lorax_shard.adapters.source_interface import AdapterRef, StoredFile
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
+from lorax_shard.adapters.source_interface import StoredFile
 from lorax_shard.adapters.store import AdapterStore, Entry
 from lorax_shard.adapters.store_files import acquire, remove_unused_lock
 from lorax_shard.adapters.store_index import NameRecord

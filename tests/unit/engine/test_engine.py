@@ -201,7 +201,7 @@ def test_an_adapter_that_is_not_prepared_is_refused_for_its_row():
         adapter=AdapterHandle(3),
     )
     outcome = engine.step(make_plan(1, [(1, 7, [1, 2])], new=[NewRow(spec, ())]))
-    assert "adapter handle 3" in outcome.details[1].error_text
+    assert "without adapters" in outcome.details[1].error_text
     assert outcome.details[1].error_code == "validation"
 
 

@@ -41,6 +41,15 @@ def settings(**values):
     return PoolSettings(**{"block_size": BLOCK_SIZE, "memory_fraction": 0.5, **values})
 
 
+def test_adapters_get_their_share_before_the_pool_does(monkeypatch):
+    free(monkeypatch, 200 * BLOCK_BYTES)
+    plan = size_pool(ToyModel(), settings(adapter_fraction=0.25), SPEC, no_step)
+    assert plan.adapter_bytes == dict(plan.items)["adapters"]
+    assert plan.adapter_bytes <= 50 * BLOCK_BYTES
+    left = 200 * BLOCK_BYTES - dict(plan.items)["activations"] - plan.adapter_bytes
+    assert plan.num_blocks == left // 2 // BLOCK_BYTES
+
+
 def test_the_pool_takes_its_share_of_what_the_largest_step_leaves(monkeypatch):
     free(monkeypatch, 1000 + 200 * BLOCK_BYTES)
     model = ToyModel()
@@ -50,6 +59,7 @@ def test_the_pool_takes_its_share_of_what_the_largest_step_leaves(monkeypatch):
         "weights": 1000,
         "activations": 1000,
         "kv cache": 100 * BLOCK_BYTES,
+        "adapters": 0,
     }
 
 

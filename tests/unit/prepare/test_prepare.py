@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lorax_contract.cache import default_cache_dir
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.cache import default_cache_dir
 from lorax_shard.model import prepare_default, prepare_hub
 from lorax_shard.model.prepare import PreparedModel, ProgressEvent, prepare
 from lorax_shard.model.prepare_cli import prepare_command, rate_limited

@@ -167,6 +167,8 @@ class Values:
             window_size=self.maybe(self.id32),
             attention_backend=self.text(),
             linear_backend=self.text(),
+            lora_backend=self.text(),
+            adapter_bytes=self.id64(),
             memory=tuple(self.some(lambda: (self.text(), self.id64()))),
             shard_uris=tuple(self.some(self.text)),
         )

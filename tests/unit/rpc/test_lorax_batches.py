@@ -178,7 +178,7 @@ def test_clear_drops_one_batch_or_all():
         (batch(2, request(5, C), request(6, A, blocks=[8, 7])), "request 6: 2 blocks"),
         (batch(2, request(5, C), request(1, A)), "request 1: request 1 is resident"),
         (batch(2, request(5, C), request(5, C)), "request 5 is resident"),
-        (batch(2, request(5, C), request(6, A, adapter_index=4)), "adapter handle 4"),
+        (batch(2, request(5, C), request(6, A, adapter_index=4)), "without adapters"),
         (batch(1, request(6, A)), "cached already"),
     ],
 )

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 
 import pytest
+from tests.helpers.contents import content
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_plan, make_spec
 
@@ -65,7 +66,7 @@ async def test_blocks_that_do_not_add_up_are_refused():
 @in_loop
 async def test_an_adapter_does_not_cease_under_a_live_row():
     shard = FakeShard()
-    await shard.prepare_adapter(7, "digest")
+    await shard.prepare_adapter(7, content("digest"))
     row = make_spec(1, adapter=7, max_new_tokens=5, ignore_eos=True)
     await shard.step(make_plan(1, [(1, 3, [0])], [row], activate=[7]))
     with pytest.raises(ShardError, match="active"):
@@ -204,7 +205,7 @@ async def test_each_rank_answers_its_share():
 @in_loop
 async def test_a_restart_forgets_everything_and_counts_anew():
     shard = await started()
-    await shard.prepare_adapter(7, "digest")
+    await shard.prepare_adapter(7, content("digest"))
     shard.restart()
     with pytest.raises(StaleEpochError):
         await shard.step(make_plan(2, [(1, 1, [])]))

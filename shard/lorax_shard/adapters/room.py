@@ -1,0 +1,133 @@
+"""All that one rank does for adapters beside its steps: fetch (rank 0), prepare, release.
+
+Used from the event loop of the shard's server. Slow work runs in the fetcher's processes
+or in a few threads, never in the loop and never in the thread that computes steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterTiers,
+    AdapterUnavailableError,
+    FetchedAdapter,
+    LoadReport,
+    Reason,
+)
+from lorax_contract.step import AdapterHandle
+from lorax_shard.adapters.fetcher import AdapterFetcher, Fetched
+from lorax_shard.adapters.shelf import AdapterShelf
+from lorax_shard.adapters.store import AdapterStore, Lease
+
+Result = TypeVar("Result")
+
+# Parsing and copying at the same time; more would only take the steps' cores.
+_NUM_THREADS = 2
+# Adapters fetched last whose files are held, so that they are still there to be loaded.
+_NUM_HELD = 64
+
+
+class AdapterRoom:
+    """Implements the adapter calls of one rank.
+
+    Args:
+        shelf: host copies and prepared adapters.
+        store: the files.
+        fetcher: rank 0's; None on the others.
+    """
+
+    def __init__(
+        self, shelf: AdapterShelf, store: AdapterStore, fetcher: AdapterFetcher | None
+    ) -> None:
+        self.shelf = shelf
+        self._store = store
+        self._fetcher = fetcher
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="adapters")
+        self._held: OrderedDict[str, Lease] = OrderedDict()
+
+    async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
+        """Have an adapter on this host's disk, verified; raises AdapterUnavailableError."""
+        if self._fetcher is None:
+            raise AdapterUnavailableError(Reason.OFFLINE, "only rank 0 fetches adapters")
+        fetched = await self._fetcher.fetch(query.ref, query.token, refresh=query.refresh)
+        self._hold(fetched)
+        return described(fetched)
+
+    def _hold(self, fetched: Fetched) -> None:
+        old = self._held.pop(fetched.digest, None)
+        if old is not None:
+            old.release()
+        self._held[fetched.digest] = fetched.lease
+        while len(self._held) > _NUM_HELD:
+            self._held.popitem(last=False)[1].release()
+
+    async def text(self, store_digest: str) -> dict[str, bytes]:
+        """Return the tokenizer and template files of a stored adapter, by name."""
+        return await self._run(self._text, store_digest)
+
+    def _text(self, store_digest: str) -> dict[str, bytes]:
+        lease = self._store.lease(store_digest)
+        if lease is None:
+            raise AdapterUnavailableError(
+                Reason.EVICTED, "the adapter's files left the disk; it must be fetched again"
+            )
+        with lease as entry:
+            return {name: Path(entry.folder, name).read_bytes() for name in entry.tokenizer_files}
+
+    async def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
+        """Make a content ready under its handle."""
+        return await self._run(self.shelf.prepare, handle, content)
+
+    async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
+        """Let a prepared adapter go, and of the parts to forget everything."""
+        for part in forget:
+            if (lease := self._held.pop(part.store_digest, None)) is not None:
+                lease.release()
+        await self._run(self.shelf.release, handle, tuple(forget))
+
+    async def tiers(self) -> AdapterTiers:
+        """Return where adapters lie."""
+        return await self._run(self._tiers)
+
+    def _tiers(self) -> AdapterTiers:
+        disk = {entry.digest: entry.size for entry in self._store.entries()}
+        return AdapterTiers(device=self.shelf.device_tier(), host=self.shelf.host_tier(), disk=disk)
+
+    async def close(self) -> None:
+        """End the fetcher's processes and the threads."""
+        if self._fetcher is not None:
+            await self._fetcher.close()
+        for lease in self._held.values():
+            lease.release()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, function: Callable[..., Result], *args: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def described(fetched: Fetched) -> FetchedAdapter:
+    """Return what crosses to the router."""
+    facts = fetched.facts
+    return FetchedAdapter(
+        version=fetched.version,
+        part=AdapterPart(str(facts["content_digest"]), fetched.digest),
+        disk_bytes=fetched.bytes,
+        device_bytes=int(facts["device_bytes"]),
+        max_rank=int(facts["max_rank"]),
+        vocab_size=int(facts["vocab_size"]),
+        access=fetched.access,
+        valid_s=fetched.valid_s,
+        downloaded=fetched.downloaded,
+        stale=fetched.stale,
+        timings=fetched.timings,
+        text_files=fetched.tokenizer_files,
+    )

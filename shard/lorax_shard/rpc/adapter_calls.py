@@ -1,0 +1,164 @@
+"""The adapter calls of one rank: LoRAX's, and ours on top of them.
+
+With ``content`` a load is the prepare lane: the handle becomes ready, and takes effect
+in the step that activates it. Without it the adapter that the request names is fetched,
+prepared and put into effect at once, in the place of the command queue where it arrives,
+as a client of LoRAX expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterRef,
+    AdapterUnavailableError,
+    Combination,
+    FetchedAdapter,
+    LoadReport,
+    MajoritySign,
+    MergeSpec,
+    refused,
+)
+from lorax_contract.step import AdapterHandle
+from lorax_proto import generate_pb2 as pb
+from lorax_proto.convert_adapters import (
+    content_from_proto,
+    failure_to_proto,
+    fetched_to_proto,
+    part_from_proto,
+    query_from_proto,
+    source_from_proto,
+    tiers_to_proto,
+)
+from lorax_shard.adapters.room import AdapterRoom
+from lorax_shard.engine.engine import Engine
+from lorax_shard.rpc.errors import NotServedError
+from lorax_shard.rpc.queue import CommandQueue
+
+_BASE_MODEL_IDS = ("", "__base_model__")
+_NO_ADAPTERS = "this shard serves the base model only, without adapters"
+
+
+class AdapterCalls:
+    """Answers for one rank; ``room`` is None where no adapters are served."""
+
+    def __init__(self, engine: Engine, commands: CommandQueue, room: AdapterRoom | None) -> None:
+        self._engine = engine
+        self._commands = commands
+        self._given_room = room
+
+    @property
+    def _room(self) -> AdapterRoom:
+        if self._given_room is None:
+            raise NotServedError(_NO_ADAPTERS)
+        return self._given_room
+
+    async def tiers(self) -> pb.AdapterTiers:
+        """Say where adapters lie."""
+        if self._given_room is None:
+            return pb.AdapterTiers()
+        return tiers_to_proto(await self._room.tiers())
+
+    async def download(self, request: pb.DownloadAdapterRequest) -> pb.DownloadAdapterResponse:
+        """Fetch and verify; of a merge all its adapters."""
+        if _is_base(request.adapter_parameters):
+            return pb.DownloadAdapterResponse(downloaded=True, memory_fraction=0.0)
+        if not request.explain:
+            found = await self._fetch_all(
+                request.adapter_parameters, request.adapter_source, request.api_token
+            )
+            device_bytes = sum(each.device_bytes for each in found)
+            fraction = device_bytes / max(1, self._engine.memory.adapter_bytes)
+            return pb.DownloadAdapterResponse(downloaded=True, memory_fraction=fraction)
+        try:
+            fetched = await self._room.fetch(query_from_proto(request))
+        except AdapterUnavailableError as error:
+            return pb.DownloadAdapterResponse(failure=failure_to_proto(error))
+        return pb.DownloadAdapterResponse(downloaded=True, fetched=fetched_to_proto(fetched))
+
+    async def text(self, request: pb.AdapterTextRequest) -> pb.AdapterTextResponse:
+        """Return the adapter's own tokenizer and template files."""
+        files: Mapping[str, bytes] = await self._room.text(request.store_digest)
+        return pb.AdapterTextResponse(
+            files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
+        )
+
+    async def load(self, request: pb.LoadAdapterRequest) -> pb.LoadAdapterResponse:
+        """Make a handle ready, or in LoRAX's way put an adapter into effect."""
+        handle = AdapterHandle(request.adapter_index)
+        if handle == 0:
+            return pb.LoadAdapterResponse(loaded=True)
+        if not request.HasField("content"):
+            report = await self._load_named(handle, request)
+        else:
+            try:
+                report = await self._room.prepare(handle, content_from_proto(request.content))
+            except AdapterUnavailableError as error:
+                return pb.LoadAdapterResponse(failure=failure_to_proto(error))
+        return pb.LoadAdapterResponse(
+            loaded=True,
+            device_bytes=report.device_bytes,
+            parse_s=report.parse_s,
+            copy_s=report.copy_s,
+        )
+
+    async def _load_named(
+        self, handle: AdapterHandle, request: pb.LoadAdapterRequest
+    ) -> LoadReport:
+        parameters = request.adapter_parameters
+        found = await self._fetch_all(parameters, request.adapter_source, request.api_token)
+        content = _content(parameters, found)
+        report = await self._room.prepare(handle, content)
+        adapters = self._engine.adapters
+        assert adapters is not None
+        await self._commands.run(lambda: adapters.activate(handle))
+        return report
+
+    async def offload(self, request: pb.OffloadAdapterRequest) -> pb.OffloadAdapterResponse:
+        """Free a handle; a client of LoRAX does not take it out of effect first."""
+        handle = AdapterHandle(request.adapter_index)
+        if handle == 0:
+            return pb.OffloadAdapterResponse(offloaded=True)
+        adapters = self._engine.adapters
+        if adapters is not None and handle in adapters:
+            if request.HasField("epoch"):
+                raise refused(f"adapter {handle} is in effect; deactivate it in a step first")
+            await self._commands.run(lambda: self._engine.cease(handle))
+        forget = [part_from_proto(part) for part in request.forget]
+        await self._room.release(handle, forget)
+        return pb.OffloadAdapterResponse(offloaded=True)
+
+    async def _fetch_all(
+        self, parameters: pb.AdapterParameters, source: pb.AdapterSource, token: str
+    ) -> list[FetchedAdapter]:
+        word = source_from_proto(source)
+        return [
+            await self._room.fetch(AdapterQuery(ref=AdapterRef.of(word, name), token=token or None))
+            for name in parameters.adapter_ids
+        ]
+
+
+def _content(parameters: pb.AdapterParameters, found: list[FetchedAdapter]) -> AdapterContent:
+    """Return what LoRAX's parameters ask for; it merges where there are several adapters."""
+    parts: tuple[AdapterPart, ...] = tuple(each.part for each in found)
+    if len(parts) == 1:
+        return AdapterContent(parts=parts)
+    merge = MergeSpec(
+        weights=tuple(parameters.weights),
+        combination=Combination(pb.MergeStrategy.Name(parameters.merge_strategy).lower()),
+        density=parameters.density or None,
+        majority_sign=MajoritySign(
+            pb.MajoritySignMethod.Name(parameters.majority_sign_method).lower()
+        ),
+    )
+    if len(merge.weights) != len(parts):
+        raise refused(f"a merge of {len(parts)} adapters needs as many weights")
+    return AdapterContent(parts=parts, merge=merge)
+
+
+def _is_base(parameters: pb.AdapterParameters) -> bool:
+    return all(name in _BASE_MODEL_IDS for name in parameters.adapter_ids)
