@@ -253,7 +253,12 @@ BAD = {
     "a budget that cannot fit": (b'{"inputs": "a", "parameters": {"max_new_tokens": 600}}', 422),
     "a budget beyond 64 bits": (b'{"inputs": "a", "parameters": {"max_new_tokens": 1e30}}', 422),
     "a line break in an id": (b'{"inputs": "a", "parameters": {"adapter_id": "a\\r\\nx: y"}}', 422),
-    "an adapter": (b'{"inputs": "a", "parameters": {"adapter_id": "some/adapter"}}', 422),
+    "an adapter that no source has": (
+        b'{"inputs": "a", "parameters": {"adapter_id": "some/adapter"}}', 424
+    ),
+    "an adapter of a source that is off": (
+        b'{"inputs": "a", "parameters": {"adapter_id": "a", "adapter_source": "local"}}', 422
+    ),
     "too many stops": (b'{"inputs": "a", "parameters": {"stop": ["a","b","c","d","e"]}}', 422),
     "one byte too many": (b'{"inputs": "' + b"a" * (LIMIT - 13) + b'"}', 413),
 }  # fmt: skip
@@ -268,14 +273,15 @@ def test_bad_input_gets_one_json_error_and_harms_nobody(server, http, name, path
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     if b"content-type: text/event-stream" in lines:
-        assert status == 422
+        assert status in (422, 424)
         (document,) = events(body.decode())
     else:
         assert int(lines[0].split()[1]) == status
         assert b"content-type: application/json" in lines
         document = json.loads(body)
     assert set(document) == {"error", "error_type"}
-    assert document["error_type"] == ("validation" if status == 422 else "bad_request")
+    types = {422: "validation", 424: "generation"}
+    assert document["error_type"] == types.get(status, "bad_request")
     assert not any(line.startswith(b"x: y") for line in lines)
 
 

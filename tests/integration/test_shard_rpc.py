@@ -195,7 +195,7 @@ def test_prefill_logprobs_are_those_of_transformers(client, tokenizer, stock):
 def test_what_cannot_be_served_is_said_in_words(client):
     unknown = make_request(client, 50, inputs="a", adapter_index=3)
     cases = [
-        (lambda: client.Prefill(batch=make_batch(client, 50, [unknown])), "adapter handle 3"),
+        (lambda: client.Prefill(batch=make_batch(client, 50, [unknown])), "without adapters"),
         (lambda: client.Embed(), "embeddings"),
         (lambda: client.Classify(), "classifies"),
         (
