@@ -126,7 +126,9 @@ def load_parts(config: ShardConfig) -> ShardParts:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     model = load_paged_model(config)
-    serves = config.adapters and bool(config.adapter_store_dir)
+    serves = bool(
+        config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
+    )
     pool = PoolSettings(
         block_size=config.block_size,
         memory_fraction=config.kv_memory_fraction,

@@ -11,6 +11,7 @@ how often it was asked for, and its size, as the store on disk does.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import threading
 import time
@@ -61,6 +62,7 @@ class HostCopy:
 
     adapter: HostAdapter
     tokenizer: Tokenizer | None
+    eos_token_ids: frozenset[int]
     parse_s: float
     num_uses: int = 0
     worth: float = 0.0
@@ -80,6 +82,8 @@ class ReadyAdapter:
     tokenizer: Tokenizer | None
     # Rows of its vocabulary where it adds tokens; 0: the base's.
     vocab_size: int
+    # What ends its texts beside what ends the base's.
+    eos_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -153,10 +157,13 @@ class AdapterShelf:
     def _made(self, content: AdapterContent) -> tuple[ReadyAdapter, LoadReport]:
         started = self._clock()
         copies = [self.host_copy(part) for part in content.parts]
-        adapter, tokenizer = copies[0].adapter, copies[0].tokenizer
+        first = copies[0]
+        adapter, tokenizer, eos_token_ids = first.adapter, first.tokenizer, first.eos_token_ids
         try:
             if content.merge is not None:
-                adapter, tokenizer = merge([each.adapter for each in copies], content.merge), None
+                # Texts of a merge are the base's: its parts may differ in theirs.
+                adapter = merge([each.adapter for each in copies], content.merge)
+                tokenizer, eos_token_ids = None, frozenset()
             parsed = self._clock()
             adapter = cast(adapter, dtype=self._dtype, low_rank_dtype=self._low_rank_dtype)
             prepared = self._preparer.prepare(adapter)
@@ -167,7 +174,7 @@ class AdapterShelf:
             parse_s=parsed - started,
             copy_s=self._clock() - parsed,
         )
-        return ReadyAdapter(prepared, tokenizer, adapter.vocab_size), report
+        return ReadyAdapter(prepared, tokenizer, adapter.vocab_size, eos_token_ids), report
 
     def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
         """Let a prepared adapter go; of the parts to forget the host copies and files go too."""
@@ -219,7 +226,8 @@ class AdapterShelf:
                     Reason.CORRUPT, "the adapter's files on this host are not what was verified"
                 )
             tokenizer = _tokenizer(entry.folder)
-        return HostCopy(_in_memory(adapter), tokenizer, self._clock() - started)
+            ends = frozenset() if tokenizer is None else _eos_token_ids(entry.folder, tokenizer)
+        return HostCopy(_in_memory(adapter), tokenizer, ends, self._clock() - started)
 
     # --- host budget ----------------------------------------------------------------
 
@@ -288,3 +296,16 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for all that can go wrong
         raise refused(f"the adapter's {_TOKENIZER_FILE} cannot be read: {error}") from error
+
+
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the id of the token that the adapter's tokenizer calls the end of a text."""
+    try:
+        document = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return frozenset()
+    token = document.get("eos_token") if isinstance(document, dict) else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return frozenset() if number is None else frozenset({number})

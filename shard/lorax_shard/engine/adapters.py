@@ -28,6 +28,10 @@ class ReadyAdapter(Protocol):
     def vocab_size(self) -> int:
         """Rows of its vocabulary where it adds tokens; 0: the base's."""
 
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """What ends its texts beside what ends the base's."""
+
 
 class Shelf(Protocol):
     """Where prepared adapters lie."""
@@ -99,7 +103,7 @@ class ActiveAdapters:
             handle,
             slot,
             ready.vocab_size or self._vocab_size,
-            self._eos_token_ids,
+            self._eos_token_ids | ready.eos_token_ids,
             own,
             None if own is None else TokenTexts(own),
         )
