@@ -45,7 +45,7 @@ $(DEV): $(BASE)
 
 # `exec` leaves no shell between make and the program: signals reach it, and its code is ours.
 serve: $(BASE) ## serve the embedded model (or ARGS="--model-id ...") on port 3000
-	@exec $(BIN)/lorax-launcher $(ARGS)
+	@exec $(BIN)/lorax-launcher --adapter-local-root examples/adapters $(ARGS)
 
 test: $(DEV) ## run the tests; the slowest are listed
 	@exec $(BIN)/python -m pytest --durations=15 $(TESTS)
