@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lorax_contract.adapters import LoadReport
 from lorax_contract.errors import GenerationError, LoraxError, ShardError
@@ -98,8 +98,8 @@ class AdapterOrders:
                 future.set_exception(error)
                 future.exception()  # that nobody waits any more is no news
 
-    def _start(self, order: object) -> None:
-        task = asyncio.ensure_future(order)  # type: ignore[call-overload]
+    def _start(self, order: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(order)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
