@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lorax_contract.errors import LoraxError, StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.adapters.host_base import describe
+from lorax_shard.adapters.host_base import BaseDescription, describe
 from lorax_shard.adapters.peft_files import Limits
 from lorax_shard.adapters.peft_format import examine
+from lorax_shard.lora.delta import HostAdapter
 
 logger = logging.getLogger(__name__)
+
+# Where PEFT's wrappers of a module hold the module itself.
+_INNER = ("base_layer", "original_module")
 
 
 def merge_adapter(model: Any, folder: Path) -> None:
@@ -22,21 +29,55 @@ def merge_adapter(model: Any, folder: Path) -> None:
     then does not compute. An adapter that adds tokens is refused, as the model's tokenizer
     and vocabulary would have to grow with it.
     """
+    base = describe(model)
     try:
-        adapter = examine(folder, describe(model), Limits()).adapter
+        adapter = examine(folder, base, Limits()).adapter
     except LoraxError as error:
         raise _unusable(error.public) from error
+    except OSError as error:
+        raise _unusable(f"its files cannot be read ({error.strerror}); start again") from error
     if adapter.vocab_size:
         raise _unusable("it adds tokens; serve it with --adapter-id alone, or merge it offline")
     from peft import PeftModel
 
     try:
-        wrapped = PeftModel.from_pretrained(model, folder)
-        wrapped.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            # PEFT warns of tied weights, which are seen to here.
+            warnings.simplefilter("ignore")
+            wrapped = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
+            if _changes_tied_weight(adapter, base):
+                _untie(model)
+            wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError) as error:
         raise _unusable(f"PEFT cannot merge it: {error}") from error
     model.requires_grad_(False)
     logger.info("the adapter in %s is part of the weights now", folder)
+
+
+def _changes_tied_weight(adapter: HostAdapter, base: BaseDescription) -> bool:
+    tied = {name for group in base.tied for name in group}
+    return not tied.isdisjoint(adapter.modules)
+
+
+def _untie(model: Any) -> None:
+    """Give the head a weight of its own: a change of the one is none of the other.
+
+    Comes after PEFT's wrapping, which applies some changes to both where they are tied.
+    """
+    head, embedding = (
+        _innermost(module)
+        for module in (model.get_output_embeddings(), model.get_input_embeddings())
+    )
+    if head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+def _innermost(module: Any) -> Any:
+    for name in _INNER:
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            return _innermost(inner)
+    return module
 
 
 def _unusable(reason: str) -> StartupError:
