@@ -13,7 +13,7 @@ _DEFAULTS = LauncherOptions()
 _COUNT = click.IntRange(min=1)
 _SHARE = click.FloatRange(min=0.0, max=1.0, min_open=True)
 _PORT = click.IntRange(min=0, max=65535)
-_SOURCES = click.Choice(["hub", "local", "s3"])
+_SOURCES = click.Choice(["hub", "local", "s3", "pbase"])
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -76,7 +76,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--adapter-id", type=str,
                 help="The adapter of requests that name none. It stays loaded."),
         _option("--adapter-source", type=_SOURCES,
-                help="Where --adapter-id comes from, and adapters whose requests name no source."),
+                help="Where --adapter-id comes from, and adapters whose requests name no source. "
+                "`pbase` is refused in this version."),
         _option("--default-adapter-source", type=_SOURCES,
                 help="Where adapters come from whose requests name no source (default: "
                 "--adapter-source)."),
@@ -88,8 +89,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--merge-adapter-weights", is_flag=True,
                 help="Make --adapter-id part of the weights; requests can then name no adapter."),
         _option("--adapter-local-root", multiple=True, type=click.Path(file_okay=False),
-                help="A folder below which `local` adapters may lie; without one the source is "
-                "off."),
+                help="A folder below which `local` adapters may lie, beside those whose "
+                "paths --adapter-id and --preloaded-adapter-ids give; without any the source is off."),
         _option("--adapter-s3-root", multiple=True,
                 help="Like s3://bucket/prefix: where `s3` adapters may lie; s3:// allows every "
                 "bucket. Without one the source is off."),

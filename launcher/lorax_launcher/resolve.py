@@ -38,6 +38,8 @@ class PreparedModel:
     model_dir: str
     tokenizer_dir: str
     revision: str | None
+    # The adapter that becomes part of the weights.
+    adapter_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class LaunchPlan:
                 tokenizer_dir=model.tokenizer_dir,
                 model_id=model.model_id,
                 revision=model.revision,
+                merge_adapter_dir=model.adapter_dir,
             )
             for shard in self.shards
         )
@@ -85,6 +88,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     Raises UsageError when the wishes contradict each other or cannot be met.
     """
     _check_source(options)
+    _check_adapters(options)
     _check_sharding(options)
     device = _device(options, facts)
     uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(1)]
@@ -94,7 +98,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     except ConfigError as error:
         raise UsageError(in_flags(f"{error}.")) from error
     return LaunchPlan(
-        prepare_args=_prepare_args(options),
+        prepare_args=_prepare_args(options, facts),
         shards=shards,
         router=router,
         environment=_environment(options),
@@ -115,6 +119,38 @@ def _check_source(options: LauncherOptions) -> None:
         raise UsageError(
             f"--model-id {options.model_id} names a revision already; leave --revision out."
         )
+
+
+def _check_adapters(options: LauncherOptions) -> None:
+    for name in ("adapter_source", "default_adapter_source", "preloaded_adapter_source"):
+        if getattr(options, name) == "pbase":
+            raise UsageError(
+                f"--{name.replace('_', '-')} pbase is refused: adapters of Predibase are not in "
+                "this version; download the adapter and serve its folder with the source local."
+            )
+    if not options.merge_adapter_weights:
+        return
+    if options.adapter_id is None:
+        raise UsageError(
+            "--merge-adapter-weights needs --adapter-id: the adapter that becomes part of the "
+            "weights."
+        )
+    if options.preloaded_adapter_ids:
+        raise UsageError(
+            "--preloaded-adapter-ids cannot be had with --merge-adapter-weights: on top of a "
+            "merged adapter others would be wrong; leave one of the two out."
+        )
+
+
+def _local_roots(options: LauncherOptions) -> list[str]:
+    """Return the folders below which local adapters may lie; those named as paths here may."""
+    named: list[str] = []
+    if options.adapter_source == "local" and options.adapter_id is not None:
+        named.append(options.adapter_id)
+    if (options.preloaded_adapter_source or options.adapter_source) == "local":
+        named += options.preloaded_adapter_ids
+    roots = (str(Path(root).absolute()) for root in options.adapter_local_root)
+    return [*roots, *(name for name in named if Path(name).is_absolute())]
 
 
 def _inline_revision(model_id: str) -> bool:
@@ -167,7 +203,6 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
 def _shard(
     options: LauncherOptions, facts: DeviceFacts, device: Device, uris: list[str], rank: int
 ) -> ShardConfig:
-    cache_dir = options.cache_dir or facts.cache_dir
     limits_threads = device == "cpu" and not facts.threads_preset
     return ShardConfig(
         log_level=options.log_level,
@@ -189,9 +224,9 @@ def _shard(
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
         adapters=not options.merge_adapter_weights,
         lora_backend=options.lora_backend,
-        adapter_store_dir=options.adapter_store_dir or f"{cache_dir}/adapters",
-        adapter_store_bytes=max(1, int(options.adapter_store_gb * 1e9)),
-        adapter_local_roots=[str(Path(root).absolute()) for root in options.adapter_local_root],
+        adapter_store_dir=_store_dir(options, facts),
+        adapter_store_bytes=_store_bytes(options),
+        adapter_local_roots=_local_roots(options),
         adapter_s3_roots=list(options.adapter_s3_root),
         s3_endpoint=facts.s3_endpoint,
         adapter_host_bytes=int(options.adapter_host_memory_gb * 1e9),
@@ -260,7 +295,15 @@ def in_flags(text: str) -> str:
     return f"--{field.replace('_', '-')}{colon}{rest}" if field in known else text
 
 
-def _prepare_args(options: LauncherOptions) -> tuple[str, ...]:
+def _store_dir(options: LauncherOptions, facts: DeviceFacts) -> str:
+    return options.adapter_store_dir or f"{options.cache_dir or facts.cache_dir}/adapters"
+
+
+def _store_bytes(options: LauncherOptions) -> int:
+    return max(1, int(options.adapter_store_gb * 1e9))
+
+
+def _prepare_args(options: LauncherOptions, facts: DeviceFacts) -> tuple[str, ...]:
     args: list[str] = ["--lifeline", "--source", options.source, "--log-level", options.log_level]
     valued: Sequence[tuple[str, str | None]] = (
         ("--model-id", options.model_id),
@@ -272,7 +315,25 @@ def _prepare_args(options: LauncherOptions) -> tuple[str, ...]:
             args += [flag, value]
     if options.trust_remote_code:
         args.append("--trust-remote-code")
+    if options.merge_adapter_weights:
+        args += _merge_args(options, facts)
     return tuple(args)
+
+
+def _merge_args(options: LauncherOptions, facts: DeviceFacts) -> list[str]:
+    """Return what names the adapter that becomes part of the weights."""
+    assert options.adapter_id is not None
+    args = ["--adapter-id", options.adapter_id, "--adapter-source", options.adapter_source]
+    args += ["--adapter-store-dir", _store_dir(options, facts)]
+    args += ["--adapter-store-bytes", str(_store_bytes(options))]
+    args += ["--adapter-timeout-s", str(options.adapter_timeout_s)]
+    for root in _local_roots(options):
+        args += ["--adapter-local-root", root]
+    for root in options.adapter_s3_root:
+        args += ["--adapter-s3-root", root]
+    if facts.s3_endpoint is not None:
+        args += ["--adapter-s3-endpoint", facts.s3_endpoint]
+    return args
 
 
 def _environment(options: LauncherOptions) -> tuple[tuple[str, str], ...]:

@@ -40,7 +40,7 @@ def facts(role: str) -> dict[str, object]:
     if role == "prepare":
         folder = str(FOLDER)
         model = {"model_id": "tiny", "model_dir": folder, "tokenizer_dir": folder}
-        return {**model, "revision": None}
+        return {**model, "revision": None, "adapter_dir": None}
     return {"url": "http://0.0.0.0:3000"} if role == "router" else {"rank": 0}
 
 

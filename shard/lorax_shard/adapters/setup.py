@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from lorax_shard.adapters.peft_files import Limits
 from lorax_shard.adapters.peft_verify import make_context
 from lorax_shard.adapters.room import AdapterRoom
 from lorax_shard.adapters.shelf import AdapterShelf, Preparer
-from lorax_shard.adapters.source_interface import SourceSettings
+from lorax_shard.adapters.source_environment import source_settings
 from lorax_shard.adapters.store import AdapterStore
 
 _VERIFY = "lorax_shard.adapters.peft_verify:verify"
@@ -71,24 +70,11 @@ def fetch_setup(config: ShardConfig, context: dict[str, str]) -> Setup:
     return Setup(
         store_dir=config.adapter_store_dir,
         store_max_bytes=config.adapter_store_bytes,
-        sources=source_settings(config),
+        sources=source_settings(
+            config.adapter_local_roots, config.adapter_s3_roots, config.s3_endpoint
+        ),
         process=ProcessLimits(deadline_s=config.adapter_timeout_s),
         verify=VerifySettings(function=_VERIFY, context=context),
-    )
-
-
-def source_settings(config: ShardConfig) -> SourceSettings:
-    """Return which sources exist; the server's own token, a secret, is in the environment."""
-    shared = os.environ.get("LORAX_USE_GLOBAL_HF_TOKEN", "").lower() in ("1", "true", "yes")
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    return SourceSettings(
-        local_roots=tuple(config.adapter_local_roots),
-        hub_endpoint=os.environ.get("HF_ENDPOINT") or None,
-        offline=offline,
-        s3_roots=tuple(config.adapter_s3_roots),
-        s3_endpoint=config.s3_endpoint,
-        server_token=token if shared else None,
     )
 
 

@@ -56,6 +56,8 @@ class PreparedModel:
     tokenizer_dir: Path
     # The commit of a model from the hub.
     revision: str | None
+    # The adapter that becomes part of the weights.
+    adapter_dir: Path | None = None
 
     def to_json(self) -> str:
         """Return the one JSON line that ``lorax-shard prepare`` writes."""
@@ -64,6 +66,7 @@ class PreparedModel:
             "model_dir": str(self.model_dir),
             "tokenizer_dir": str(self.tokenizer_dir),
             "revision": self.revision,
+            "adapter_dir": None if self.adapter_dir is None else str(self.adapter_dir),
         }
         return json.dumps(document)
 

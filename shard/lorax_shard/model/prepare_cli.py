@@ -1,13 +1,18 @@
-"""``lorax-shard prepare``: fetch and convert the model before any shard starts."""
+"""``lorax-shard prepare``: fetch and convert the model before any shard starts.
+
+With ``--adapter-id`` the adapter that is merged into the weights is fetched too.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,12 +21,14 @@ from lorax_contract.cache import default_cache_dir
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import end_process_group, watch_lifeline
+from lorax_shard.adapters.source_environment import source_settings
 from lorax_shard.model.prepare import (
     PreparedModel,
     Progress,
     ProgressEvent,
     prepare,
 )
+from lorax_shard.model.prepare_adapter import MergedAdapter, fetch_adapter
 
 logger = logging.getLogger("lorax_shard.prepare")
 
@@ -38,6 +45,14 @@ _INTERVAL_S = 0.5
     help="Where converted models are kept; default $LORAX_CACHE or ~/.cache/lorax-py.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Allow the model's own Python code.")
+@click.option("--adapter-id", help="The adapter that becomes part of the weights.")
+@click.option("--adapter-source", default="hub", show_default=True, help="'hub', 'local' or 's3'.")
+@click.option("--adapter-local-root", multiple=True, help="Where local adapters may lie.")
+@click.option("--adapter-s3-root", multiple=True, help="Like s3://bucket/prefix.")
+@click.option("--adapter-s3-endpoint", help="Where S3 is, if not at Amazon's.")
+@click.option("--adapter-store-dir", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--adapter-store-bytes", type=int, default=50 << 30, show_default=True)
+@click.option("--adapter-timeout-s", type=float, default=600.0, show_default=True)
 @click.option(
     "--result-fd", type=int, help="File descriptor that gets the result as one JSON line."
 )
@@ -52,21 +67,27 @@ def prepare_command(
     result_fd: int | None,
     log_level: str,
     lifeline: bool,
+    **adapter: Any,
 ) -> None:
     """Make the model a local folder of safetensors and tokenizer files."""
     logs.configure(log_level)
     if lifeline:
         watch_lifeline(end_process_group)
     _quiet_libraries()
+    cache_dir = cache_dir or default_cache_dir()
+    progress = rate_limited(_log_progress, time.monotonic)
     try:
         prepared = prepare(
             model_id,
             revision=revision,
             source=source,
-            cache_dir=cache_dir or default_cache_dir(),
+            cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
-            progress=rate_limited(_log_progress, time.monotonic),
+            progress=progress,
         )
+        if adapter["adapter_id"] is not None:
+            folder = fetch_adapter(_merged_adapter(cache_dir, **adapter), progress)
+            prepared = dataclasses.replace(prepared, adapter_dir=folder)
     except StartupError as error:
         fields = {"exit_code": int(error.exit_code), "hint": hint(error.exit_code)}
         logger.error("%s", error, extra={"fields": fields})
@@ -77,6 +98,28 @@ def prepare_command(
         logger.exception("preparing the model failed")
         sys.exit(int(ExitCode.INTERNAL))
     _deliver(prepared, result_fd)
+
+
+def _merged_adapter(
+    cache_dir: Path,
+    *,
+    adapter_id: str,
+    adapter_source: str,
+    adapter_local_root: tuple[str, ...],
+    adapter_s3_root: tuple[str, ...],
+    adapter_s3_endpoint: str | None,
+    adapter_store_dir: Path | None,
+    adapter_store_bytes: int,
+    adapter_timeout_s: float,
+) -> MergedAdapter:
+    return MergedAdapter(
+        adapter_id=adapter_id,
+        source=adapter_source,
+        sources=source_settings(adapter_local_root, adapter_s3_root, adapter_s3_endpoint),
+        store_dir=(adapter_store_dir or cache_dir / "adapters").expanduser().absolute(),
+        store_bytes=adapter_store_bytes,
+        timeout_s=adapter_timeout_s,
+    )
 
 
 def rate_limited(report: Progress, clock: Callable[[], float]) -> Progress:

@@ -238,3 +238,15 @@ def test_options_and_dataclass_name_the_same_things() -> None:
     assert named - fields == {"show_env"}
     assert fields - named == set()
     assert isinstance(cli.main, click.Command)
+
+
+def test_adapters_may_be_listed_one_by_one_or_by_a_variable(
+    no_launch: list[LauncherOptions],
+) -> None:
+    run("--preloaded-adapter-ids", "org/a", "--preloaded-adapter-ids", "/b", "--adapter-local-root",
+        "/b")  # fmt: skip
+    run(PRELOADED_ADAPTER_IDS="org/a /b", ADAPTER_LOCAL_ROOT="/b")
+    one_by_one, by_variable = no_launch
+    assert one_by_one.preloaded_adapter_ids == ("org/a", "/b")
+    assert one_by_one.adapter_local_root == ("/b",)
+    assert one_by_one == by_variable
