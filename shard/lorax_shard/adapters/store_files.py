@@ -131,9 +131,11 @@ def discard(folder: Path, trash: Path, on_step: Callable[[str], None]) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of a folder's files; files that vanish meanwhile count nothing."""
+    """Return the bytes of a folder's files; what vanishes meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_size
+    # Unlike Path.rglob, os.walk passes over folders that are gone when it comes to them.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_size
     return total

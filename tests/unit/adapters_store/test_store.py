@@ -12,7 +12,7 @@ from tests.helpers.adapter_folders import tree
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapters.source_interface import StoredFile
 from lorax_shard.adapters.store import AdapterStore, Entry
-from lorax_shard.adapters.store_files import acquire, remove_unused_lock
+from lorax_shard.adapters.store_files import acquire, remove_unused_lock, size_of
 from lorax_shard.adapters.store_index import NameRecord
 
 SIZE = 1000
@@ -265,3 +265,10 @@ def test_a_lock_file_that_is_removed_while_somebody_waits_locks_all_the_same(
     assert second is not None
     assert path.exists()
     second.release()
+
+
+def test_a_folder_that_goes_while_it_is_measured_counts_nothing(tmp_path: Path) -> None:
+    """Another fetch may publish its staged folder at any moment."""
+    assert size_of(tmp_path / "gone") == 0
+    (tmp_path / "here").write_bytes(b"12345")
+    assert size_of(tmp_path) == 5
