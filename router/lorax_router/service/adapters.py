@@ -229,7 +229,10 @@ class AdapterDirectory:
         if wish.merge is None:
             # The files that the name leads to now are surely there.
             entry.content = content
-            self._lead(self._name(wish.refs[0]), entry)
+            name = self._name(wish.refs[0])
+            # A request that was slow to get its tokenizer may bring what is outdated by now.
+            if name.fetched is None or name.fetched.part == content.parts[0]:
+                self._lead(name, entry)
         else:
             # A merge has no name that could lead elsewhere: it stays until it is idle for long.
             entry.names.add(content.key)
