@@ -181,6 +181,8 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})
+    if room is not None:
+        room.start()
     await stop.wait()
     logger.info("stopping")
     await server.stop(_GRACE_S)

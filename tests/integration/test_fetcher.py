@@ -246,6 +246,41 @@ async def test_ending_the_server_leaves_no_process(hub: StubHub, tmp_path: Path)
         await asking
 
 
+@in_loop
+async def test_a_child_that_was_started_early_serves_the_first_fetch(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        made.start()
+        made.start()
+        assert made._early_start is not None
+        await made._early_start
+        child = made._child
+        assert child is not None
+        (await made.fetch(POET)).release()
+        assert made._child is child
+    assert _group(child.pid) == 0
+
+
+@in_loop
+async def test_an_early_start_that_fails_or_is_ended_harms_nobody(
+    hub: StubHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fetcher(hub, tmp_path / "a", function="no.such.module:verify") as made:
+        made.start()
+        assert made._early_start is not None
+        await made._early_start
+        assert "does not start" in caplog.text
+        assert (await failure(made, POET)).reason is Reason.CRASHED
+    async with fetcher(hub, tmp_path / "b") as made:
+        made.start()
+        early = made._early_start
+        assert early is not None
+        await asyncio.sleep(0)
+    assert early.cancelled()
+    assert made._child is None
+
+
 def _group(group: int) -> int:
     """Count the living processes of a group."""
     count = 0

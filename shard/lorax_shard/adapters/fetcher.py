@@ -142,7 +142,13 @@ class AdapterFetcher:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._child: FetchChild | None = None
         self._child_lock = asyncio.Lock()
+        self._early_start: asyncio.Task[None] | None = None
         self._closed = False
+
+    def start(self) -> None:
+        """Start the child process in the background, so that the first fetch finds it running."""
+        if self._early_start is None and not self._closed:
+            self._early_start = asyncio.create_task(self._start_early(), name="fetcher start")
 
     async def fetch(
         self, ref: AdapterRef, token: str | None = None, *, refresh: bool = False
@@ -182,10 +188,12 @@ class AdapterFetcher:
     async def close(self) -> None:
         """End the child process; fetches under way fail."""
         self._closed = True
-        flights = [flight.task for flight in self._flights.values()]
-        for task in flights:
+        tasks: list[asyncio.Task[Any]] = [flight.task for flight in self._flights.values()]
+        if self._early_start is not None:
+            tasks.append(self._early_start)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         async with self._child_lock:
             if self._child is not None:
                 await self._child.end()
@@ -276,6 +284,12 @@ class AdapterFetcher:
             Reason.CRASHED, f"adapter {ref}: the process that fetches adapters ended twice"
         )
         return {"error": lost.to_json()}
+
+    async def _start_early(self) -> None:
+        try:
+            await self._running_child()
+        except (AdapterUnavailableError, OSError) as error:
+            logger.warning("%s; the next fetch tries again", error)
 
     async def _running_child(self) -> FetchChild:
         async with self._child_lock:

@@ -54,6 +54,11 @@ class AdapterRoom:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="adapters")
         self._held: OrderedDict[str, Lease] = OrderedDict()
 
+    def start(self) -> None:
+        """Get ready for the first fetch, in the background."""
+        if self._fetcher is not None:
+            self._fetcher.start()
+
     async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter on this host's disk, verified; raises AdapterUnavailableError."""
         if self._fetcher is None:
