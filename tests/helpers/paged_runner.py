@@ -73,12 +73,20 @@ class PagedRunner:
             metadata.backend = _blind_to_windows(metadata.backend)
         ids = [self.rows[row][at] for row, span in zip(order, spans) for at in span]
         logits = self.model.forward(
-            torch.tensor(ids), torch.tensor(positions), metadata, torch.arange(len(ids))
+            torch.tensor(ids),
+            torch.tensor(positions),
+            metadata,
+            torch.arange(len(ids)),
+            self.slots(order),
         )
         computed = iter(logits)
         for row, span in zip(order, spans):
             self.logits[row].update({at: next(computed) for at in span})
             self.done[row] = span.stop
+
+    def slots(self, order: list[int]) -> list[int | None]:
+        """Return the adapters' slots of rows; here all compute the base model."""
+        return [None] * len(order)
 
     def preempt(self, row: int) -> None:
         """Drop a row's KV; its blocks go to whoever asks next."""
