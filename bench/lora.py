@@ -20,7 +20,7 @@ from tests.helpers.default_model import default_model_dir
 
 from lorax_contract.config import ShardConfig
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
-from lorax_shard.lora.model import LoraModel, install
+from lorax_shard.lora.model import LoraModel
 from lorax_shard.lora.sites import Kind
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--linear", default="auto", help="a linear backend")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--one-thread", action="store_true", help="count processor time")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--adapters", type=int, nargs="+", default=ADAPTERS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.one_thread:
@@ -130,26 +132,27 @@ def main() -> None:
     bench = Bench(clock, arguments.rounds)
     config = ShardConfig(
         model_dir=str(default_model_dir()), model_id="bench", shard_uris=["unix:/unused"],
-        linear_backend=arguments.linear,
+        linear_backend=arguments.linear, lora_backend=arguments.backend,
     )  # fmt: skip
     model = load_paged_model(config)
-    lora = install(model._model, arguments.backend, model.device, model.dtype)
-    model.allocate_cache(max(ROWS) * -(-CONTEXT // BLOCK_SIZE), BLOCK_SIZE)
+    lora = model.lora
+    assert lora is not None
+    model.allocate_cache(max(arguments.rows) * -(-CONTEXT // BLOCK_SIZE), BLOCK_SIZE)
     print(f"LoRA backend {lora.backend}, linears {model.linear_backend}")
     print("| rows | adapters | rank | step without, ms | added, ms | floor, ms | added / floor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     cases = []
     for rank in RANKS:
-        for slot in range(max(ADAPTERS)):
+        for slot in range(max(arguments.adapters)):
             lora.load(slot, make_adapter(lora, rank, slot))
-        for rows in ROWS:
+        for rows in arguments.rows:
             decode = Decode(model, lora, rows)
-            for adapters in (each for each in ADAPTERS if each <= rows):
+            for adapters in (each for each in arguments.adapters if each <= rows):
                 case = bench.measure(decode, adapters, rank)
                 cases.append(case)
                 values = (*case, case.added_ms / case.floor_ms)
                 print("| " + " | ".join(f"{value:.3g}" for value in values) + " |", flush=True)
-        for slot in range(max(ADAPTERS)):
+        for slot in range(max(arguments.adapters)):
             lora.unload(slot)
     if arguments.json:
         arguments.json.write_text(json.dumps([case._asdict() for case in cases]) + "\n")

@@ -1,0 +1,64 @@
+"""Adapters of the embedded default model made by a formula: any rank, all seven linears.
+
+Written as PEFT writes them, but without PEFT and without the model's weights. What an
+adapter adds is a tenth of the size of what flows in, whatever its rank: outputs differ
+from the base's, and stay a language model's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+ALPHA = 16
+_SIZE = 0.1
+
+
+def linears(model_dir: Path) -> dict[str, tuple[int, int]]:
+    """Return inputs and outputs of every linear of every block, by the module's name."""
+    config = json.loads((model_dir / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    block = {
+        "self_attn.q_proj": (width, queries),
+        "self_attn.k_proj": (width, keys),
+        "self_attn.v_proj": (width, keys),
+        "self_attn.o_proj": (queries, width),
+        "mlp.gate_proj": (width, inner),
+        "mlp.up_proj": (width, inner),
+        "mlp.down_proj": (inner, width),
+    }
+    return {
+        f"model.layers.{layer}.{name}": shape
+        for layer in range(config["num_hidden_layers"])
+        for name, shape in block.items()
+    }
+
+
+def write_formula_adapter(model_dir: Path, folder: Path, *, rank: int, seed: int) -> Path:
+    """Write one adapter's folder and return it."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = _SIZE * math.sqrt(rank) / ALPHA
+    tensors = {}
+    for name, (num_in, num_out) in linears(model_dir).items():
+        key = f"base_model.model.{name}"
+        a = torch.randn(rank, num_in, generator=generator) / math.sqrt(num_in)
+        b = torch.randn(num_out, rank, generator=generator) * spread
+        tensors |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": ALPHA,
+        "target_modules": sorted({name.rpartition(".")[2] for name in linears(model_dir)}),
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
