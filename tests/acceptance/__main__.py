@@ -7,7 +7,7 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve",)
+NAMES = ("serve", "adapters")
 
 
 def main() -> int:

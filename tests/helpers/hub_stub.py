@@ -39,6 +39,10 @@ class StubHub:
     endless: set[str] = field(default_factory=set)
     # Sends nothing of these files before the event is set.
     held: dict[str, threading.Event] = field(default_factory=dict)
+    # How many seconds sending a file of these repositories takes; infinite: half of it comes.
+    seconds: dict[str, float] = field(default_factory=dict)
+    # Set when the hub ends, so that nobody goes on waiting.
+    closing: threading.Event = field(default_factory=threading.Event)
     # Files are answered with a redirect to this address, where they are sent to everybody.
     elsewhere: str | None = None
     # Statuses of the next answers, the first one first.
@@ -71,6 +75,7 @@ def running_hub(hub: StubHub) -> Iterator[StubHub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -122,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(403, "GatedRepo", "accept the terms")
         if self.hub.elsewhere is not None:
             return self._send(302, b"", {"Location": f"{self.hub.elsewhere}{self.path}"})
+        if (seconds := self.hub.seconds.get(match[1])) and self.command == "GET":
+            return self._trickle(files[match[3]], seconds)
         return self._file(files[match[3]], match[3])
 
     def _token(self) -> str:
@@ -183,6 +190,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.breaks_once.discard(name)
             return self._send(200, data, headers, stop_after=len(data) // 2)
         return self._send(200, data, headers)
+
+    def _trickle(self, data: bytes, seconds: float) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.close_connection = True
+        is_endless = seconds == float("inf")
+        pieces = range(0, len(data) // 2 if is_endless else len(data), max(1, len(data) // 50))
+        try:
+            for start in pieces:
+                self.wfile.write(data[start : start + pieces.step])
+                self.hub.closing.wait(0 if is_endless else seconds / len(pieces))
+        except OSError:
+            return
+        if is_endless:
+            self.hub.closing.wait()
 
     def _send_for_ever(self) -> None:
         self.send_response(200)
