@@ -140,19 +140,32 @@ class AdapterShelf:
 
         Raises AdapterUnavailableError: EVICTED when files are gone, REFUSED in words.
         """
+        while True:
+            with self._lock:
+                entry = self._prepared.setdefault(handle, _Prepared(content.key))
+            if entry.key != content.key:
+                raise ShardError(f"adapter handle {handle} named another content; use a new handle")
+            with entry.lock:
+                if entry.ready is None:
+                    if not self._holds(handle, entry):
+                        # The call that this one waited for failed: what it made is not here.
+                        continue
+                    try:
+                        entry.ready, entry.report = self._made(content)
+                    except BaseException:
+                        self._withdraw(handle, entry)
+                        raise
+            return entry.report
+
+    def _holds(self, handle: AdapterHandle, entry: _Prepared) -> bool:
         with self._lock:
-            entry = self._prepared.setdefault(handle, _Prepared(content.key))
-        if entry.key != content.key:
-            raise ShardError(f"adapter handle {handle} named another content; use a new handle")
-        with entry.lock:
-            if entry.ready is None:
-                try:
-                    entry.ready, entry.report = self._made(content)
-                except BaseException:
-                    with self._lock:
-                        self._prepared.pop(handle, None)
-                    raise
-        return entry.report
+            return self._prepared.get(handle) is entry
+
+    def _withdraw(self, handle: AdapterHandle, entry: _Prepared) -> None:
+        with self._lock:
+            # Another one may be there: this handle may have been released meanwhile.
+            if self._prepared.get(handle) is entry:
+                del self._prepared[handle]
 
     def _made(self, content: AdapterContent) -> tuple[ReadyAdapter, LoadReport]:
         started = self._clock()
@@ -197,9 +210,10 @@ class AdapterShelf:
                     copy = self._host.get(part.content_digest)
                 if copy is None:
                     copy = self._read(part)
-                    with self._lock:
-                        self._host[part.content_digest] = copy
                 with self._lock:
+                    # The one used last comes last.
+                    self._host.pop(part.content_digest, None)
+                    self._host[part.content_digest] = copy
                     copy.num_uses += 1
                     self._assess(copy)
                     self._evict(keep=part.content_digest)
@@ -237,10 +251,14 @@ class AdapterShelf:
     def _evict(self, *, keep: str) -> None:
         total = sum(copy.nbytes for copy in self._host.values())
         while total > self._host_bytes and len(self._host) > 1:
-            others = ((copy.worth, digest) for digest, copy in self._host.items() if digest != keep)
-            worth, digest = min(others)
-            self._worth_floor = max(self._worth_floor, worth)
-            total -= self._host.pop(digest).nbytes
+            # Of equals the one that has been unused for longest goes.
+            digest = min(
+                (digest for digest in self._host if digest != keep),
+                key=lambda digest: self._host[digest].worth,
+            )
+            copy = self._host.pop(digest)
+            self._worth_floor = max(self._worth_floor, copy.worth)
+            total -= copy.nbytes
 
     # --- facts ------------------------------------------------------------------------
 
