@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
-from lorax_shard.engine.rows import ResidentBatch, Row
+from lorax_shard.engine.rows import IdArray, ResidentBatch, Row
 from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
 from lorax_shard.model.interface import PagedModel
 
@@ -42,14 +42,14 @@ def run_pass(
         prompts, start = [], num_sampled
         for span in inputs.prompt_spans:
             end = start + len(span.targets)
-            prompts.append(prompt_logprobs(logits[start:end], span.targets.tolist()))
+            prompts.append(logprobs_of(sampler, logits[start:end], span.row, span.targets))
             start = end
     return PassResult(inputs, sampled, prompts)
 
 
 def sample(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
     """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
-    vocab_sizes = [row.adapter.vocab_size if row.adapter else sampler.vocab_size for row in rows]
+    vocab_sizes = [_vocab_size(sampler, row) for row in rows]
     distinct = set(vocab_sizes)
     if distinct == {sampler.vocab_size}:
         return sampler.sample(logits, rows)
@@ -65,6 +65,18 @@ def sample(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTo
             if place in part.errors:
                 whole.errors[index] = part.errors[place]
     return whole
+
+
+def logprobs_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray) -> list[float]:
+    """Return the logprobs of a row's prompt tokens among its own vocabulary.
+
+    A neighbour with more tokens makes all logits wider, and sums over wider rows round otherwise.
+    """
+    return prompt_logprobs(logits[:, : _vocab_size(sampler, row)], targets.tolist())
+
+
+def _vocab_size(sampler: Sampler, row: Row) -> int:
+    return row.adapter.vocab_size if row.adapter else sampler.vocab_size
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

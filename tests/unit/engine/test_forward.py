@@ -1,0 +1,103 @@
+"""Rows of several vocabularies in one step: each gets the bits that it would get alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers.toy_paged_model import toy_tokenizer
+
+from lorax_contract.step import (
+    AdapterHandle,
+    NewRow,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+)
+from lorax_shard.engine.adapters import ActiveAdapter
+from lorax_shard.engine.forward import logprobs_of, sample
+from lorax_shard.engine.rows import Row, make_row
+from lorax_shard.engine.sampler import Sampler, prompt_logprobs
+
+BASE, WIDER, WIDEST = 384, 390, 423
+SAMPLING = [
+    {},
+    {"do_sample": True, "seed": 3, "temperature": 1.4},
+    {"do_sample": True, "seed": 4, "top_p": 0.7, "top_k": 40},
+    {"do_sample": True, "seed": 5, "typical_p": 0.6, "num_alternatives": 4},
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "num_alternatives": 3},
+]
+
+
+def make(number: int, vocab_size: int = BASE) -> Row:
+    """Return a row that ends with its adapter's last token, if it has one."""
+    spec = RequestSpec(
+        request_id=RequestId(number + 1),
+        prompt_ids=[5, 9, 5, vocab_size - 1],
+        sampling=SamplingParams(**SAMPLING[number % len(SAMPLING)]),
+        stopping=StoppingParams(max_new_tokens=8),
+    )
+    row = make_row(
+        NewRow(spec, []), tokenizer=toy_tokenizer(), vocab_size=vocab_size,
+        eos_token_ids=frozenset(),
+    )  # fmt: skip
+    if vocab_size != BASE:
+        row.adapter = ActiveAdapter(AdapterHandle(number), number, vocab_size, frozenset())
+    return row
+
+
+def logits_of(rows: list[Row], width: int) -> torch.Tensor:
+    """Return logits in which no row has tokens beyond its own vocabulary."""
+    logits = torch.full((len(rows), width), float("-inf"))
+    for index, row in enumerate(rows):
+        size = row.adapter.vocab_size if row.adapter else BASE
+        generator = torch.Generator().manual_seed(int(row.request_id))
+        logits[index, :size] = torch.randn(size, generator=generator) * 2
+    return logits
+
+
+@pytest.mark.parametrize("others", [(), (WIDER,), (WIDEST, WIDER, WIDEST)])
+def test_a_draw_depends_on_no_neighbour(others: tuple[int, ...]) -> None:
+    sampler = Sampler(BASE)
+    base = [make(number) for number in range(len(SAMPLING))]
+    rows = [make(10 + at, size) for at, size in enumerate(others)]
+    mixed = [*base[:2], *rows, *base[2:]]
+    width = max([BASE, *others])
+    got = sample(sampler, logits_of(mixed, width), mixed)
+    for index, row in enumerate(mixed):
+        size = row.adapter.vocab_size if row.adapter else BASE
+        alone = Sampler(size).sample(logits_of([row], size), [row])
+        assert got.ids[index] == alone.ids[0]
+        assert got.logprobs[index] == alone.logprobs[0]
+        assert got.alternatives[index] == alone.alternatives[0]
+    assert not got.errors
+
+
+def test_a_row_may_draw_a_token_that_only_its_adapter_has() -> None:
+    rows = [make(0), make(5, WIDER)]
+    logits = logits_of(rows, WIDEST)
+    logits[1, WIDER - 1] = 50.0
+    logits[0, 7] = 50.0
+    assert sample(Sampler(BASE), logits, rows).ids == [7, WIDER - 1]
+
+
+def test_a_row_without_numbers_fails_alone() -> None:
+    rows = [make(0), make(5, WIDER), make(1), make(10, WIDER)]
+    logits = logits_of(rows, WIDER)
+    logits[1] = float("nan")
+    got = sample(Sampler(BASE), logits, rows)
+    assert list(got.errors) == [1]
+    alone = Sampler(BASE).sample(logits_of(rows[:1], BASE), rows[:1])
+    assert got.ids[0] == alone.ids[0]
+
+
+@pytest.mark.parametrize("size", [BASE, WIDER])
+def test_logprobs_of_a_prompt_have_the_bits_of_its_own_vocabulary(size: int) -> None:
+    row = make(0, size)
+    targets = np.array([3, 7, size - 1, 0])
+    own = torch.randn(4, size, generator=torch.Generator().manual_seed(1)) * 3
+    wide = torch.full((4, WIDEST), float("-inf"))
+    wide[:, :size] = own
+    alone = prompt_logprobs(own, targets.tolist())
+    assert logprobs_of(Sampler(BASE), wide, row, targets) == alone
