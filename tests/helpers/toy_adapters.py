@@ -1,0 +1,97 @@
+"""A toy model with slots, and a shelf of made-up adapters: what a step does with handles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, toy_tokenizer
+from tokenizers import Tokenizer
+
+from lorax_contract.step import AdapterHandle, NewRow, WarmupSpec
+from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.memory import PoolSettings
+
+
+@dataclass(frozen=True)
+class ToyAdapter:
+    """An adapter whose rows get ``bonus`` on the logit of ``favourite``."""
+
+    favourite: int
+    bonus: float = 100.0
+    tokenizer: Tokenizer | None = None
+    # Rows of its vocabulary where it adds tokens; 0: the base's.
+    vocab_size: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+
+    @property
+    def prepared(self) -> ToyAdapter:
+        return self
+
+
+class ToyShelf(dict[AdapterHandle, ToyAdapter]):
+    """Prepared adapters by handle."""
+
+    def ready(self, handle: AdapterHandle) -> ToyAdapter | None:
+        return self.get(handle)
+
+
+class ToySlots:
+    """Slots that refuse what the real ones refuse."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[int, ToyAdapter] = {}
+
+    def load(self, slot: int, adapter: Any) -> None:
+        assert slot not in self.loaded, "the slot holds an adapter"
+        if adapter.favourite < 0:
+            raise RuntimeError("this adapter cannot be loaded")
+        self.loaded[slot] = adapter
+
+    def unload(self, slot: int) -> None:
+        del self.loaded[slot]
+
+
+class SlottedToy(ToyModel):
+    """The toy model, whose rows favour what the adapter in their slot favours."""
+
+    lora_backend = "toy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = ToySlots()
+        # The slots of the rows of every forward pass.
+        self.row_slots: list[list[int | None]] = []
+
+    def forward(self, input_ids, positions, metadata, logit_rows, slots=()):
+        self.row_slots.append(list(slots))
+        logits = super().forward(input_ids, positions, metadata, logit_rows)
+        used = [None if slot is None else self.slots.loaded[slot] for slot in slots]
+        wide = max([each.vocab_size for each in used if each], default=0)
+        padding = (0, max(0, wide - logits.shape[1]))
+        logits = torch.nn.functional.pad(logits, padding, value=float("-inf"))
+        rows = torch.repeat_interleave(torch.tensor(metadata.query_lens))[logit_rows]
+        for scores, row in zip(logits, rows.tolist(), strict=True):
+            if (adapter := used[row]) is not None:
+                own = scores[self.vocab_size : adapter.vocab_size]
+                own.copy_(torch.linspace(-3.0, 3.0, len(own)))
+                scores[adapter.favourite] += adapter.bonus
+        return logits
+
+
+def make_engine(shelf: ToyShelf) -> tuple[Engine, SlottedToy]:
+    """Return a warm engine with slots, and its model."""
+    pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=64)
+    model = SlottedToy()
+    engine = Engine(model, toy_tokenizer(), pool, adapters=shelf)
+    engine.warm_up(
+        WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
+    )
+    model.row_slots.clear()
+    return engine, model
+
+
+def using(row: NewRow, adapter: int) -> NewRow:
+    """Return the row with an adapter."""
+    return replace(row, spec=replace(row.spec, adapter=AdapterHandle(adapter)))
