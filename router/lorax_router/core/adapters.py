@@ -29,85 +29,21 @@ record goes with its memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
-
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+from lorax_router.core.adapter_record import (
+    TRANSITIONS,
+    AdapterEvent,
+    AdapterRecord,
+    AdapterState,
+    IllegalTransitionError,
+    Orders,
+)
 
-
-class AdapterState(Enum):
-    """Where an adapter stands on the shards."""
-
-    ABSENT = "absent"
-    PREPARING = "preparing"
-    RESIDENT = "resident"
-    RELEASING = "releasing"
-
-
-class AdapterEvent(Enum):
-    """What happens to an adapter."""
-
-    PREPARE = "prepare"
-    PREPARED = "prepared"
-    FAILED = "failed"
-    EVICT = "evict"
-    RELEASED = "released"
-
-
-_TRANSITIONS = {
-    (AdapterState.ABSENT, AdapterEvent.PREPARE): AdapterState.PREPARING,
-    (AdapterState.PREPARING, AdapterEvent.PREPARED): AdapterState.RESIDENT,
-    (AdapterState.PREPARING, AdapterEvent.FAILED): AdapterState.ABSENT,
-    (AdapterState.RESIDENT, AdapterEvent.EVICT): AdapterState.RELEASING,
-    (AdapterState.RELEASING, AdapterEvent.RELEASED): AdapterState.ABSENT,
-}
-
-
-class IllegalTransitionError(Exception):
-    """An event came in a state in which it cannot happen."""
-
-
-@dataclass(slots=True)
-class AdapterRecord:
-    """One adapter. Owned by the AdapterTable; others only read it."""
-
-    handle: AdapterHandle
-    nbytes: int
-    is_pinned: bool = False
-    is_retired: bool = False
-    state: AdapterState = AdapterState.ABSENT
-    num_waiting: int = 0
-    num_running: int = 0
-    num_uses: int = 0
-    worth: float = 0.0
-    prepare_s: float = 1.0
-    # When it began to wait for a slot, to be prepared, to be resident, to be drained.
-    wanted_at: float | None = None
-    ordered_at: float = 0.0
-    resident_at: float = 0.0
-    drained_at: float | None = None
-    last_used_at: float = 0.0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request that runs or waits needs it now."""
-        return not (self.num_waiting or self.num_running)
-
-    @property
-    def is_evictable(self) -> bool:
-        """Whether its slot may be taken: idle, or drained of running rows."""
-        if self.is_pinned or self.num_running or self.state is not AdapterState.RESIDENT:
-            return False
-        return not self.num_waiting or self.drained_at is not None
-
-
-@dataclass(slots=True)
-class Orders:
-    """What the engine loop does on the prepare lane."""
-
-    prepare: list[AdapterHandle] = field(default_factory=list)
-    release: list[AdapterHandle] = field(default_factory=list)
+__all__ = [
+    "AdapterEvent", "AdapterRecord", "AdapterState", "AdapterTable", "IllegalTransitionError",
+    "Orders",
+]  # fmt: skip
 
 
 class AdapterTable:
@@ -132,6 +68,7 @@ class AdapterTable:
         # are known and do neither cost a step nothing.
         self._held: dict[AdapterHandle, AdapterRecord] = {}
         self._wanted: dict[AdapterHandle, AdapterRecord] = {}
+        self._pinned: dict[AdapterHandle, AdapterRecord] = {}
         self._bytes_held = 0
         self._clock = 0.0
 
@@ -161,39 +98,61 @@ class AdapterTable:
         record = self._records[handle]
         if record.state is not AdapterState.ABSENT or not record.is_idle:
             raise ValueError(f"adapter {handle} is {record.state.value} or in use")
-        del self._records[handle]
-        self._wanted.pop(handle, None)
+        self._forget(record)
 
     def want(self, handle: AdapterHandle, now: float) -> None:
-        """Have an adapter prepared although no request waits for it yet."""
+        """Have an adapter prepared although no request waits for it."""
         record = self._records[handle]
-        if record.wanted_at is None and record.state is not AdapterState.RESIDENT:
-            record.wanted_at = now
-            self._sort(record)
+        if record.state is not AdapterState.RESIDENT:
+            record.is_called = True
+            self._line_up(record, now)
 
     def retire(self, handle: AdapterHandle) -> None:
         """Let an adapter go for good once nobody needs it any more."""
         record = self._records[handle]
         record.is_retired = True
-        record.is_pinned = False
+        record.is_pinned = record.is_called = False
         if record.is_idle:
             record.wanted_at = None
         self._sort(record)
         self._drop_if_gone(record)
 
     def pin(self, handle: AdapterHandle) -> None:
-        """Keep an adapter resident; ValidationError when no slot would be left for others."""
-        pinned = [each for each in self._records.values() if each.is_pinned]
+        """Keep an adapter resident; ValidationError when the others would be left without room."""
         record = self._records[handle]
-        if not record.is_pinned and len(pinned) + 1 >= self.max_resident:
-            raise ValidationError(
-                f"{len(pinned)} adapters are pinned already and the server has "
-                f"{self.max_resident} slots; one must stay free for the others: "
-                "raise --max-active-adapters"
-            )
+        if not record.is_pinned:
+            self._check_pin(record)
         record.is_pinned = True
         record.drained_at = None
         self._sort(record)
+
+    def _check_pin(self, record: AdapterRecord) -> None:
+        if len(self._pinned) + 1 >= self.max_resident:
+            raise ValidationError(
+                f"{len(self._pinned)} adapters are pinned already and the server has "
+                f"{self.max_resident} slots; one must stay free for the others: "
+                "raise --max-active-adapters"
+            )
+        if self.max_bytes is None:
+            return
+        left = self.max_bytes - sum(each.nbytes for each in self._pinned.values()) - record.nbytes
+        needed = max(
+            (
+                each.nbytes
+                for each in self._records.values()
+                if each is not record
+                and not each.is_pinned
+                and (each.is_called or not each.is_idle)
+            ),
+            default=0,
+        )
+        if left < needed:
+            what = "adapters in use would never fit beside it" if left >= 0 else "that do not fit"
+            raise ValidationError(
+                f"the adapter takes {record.nbytes} bytes and pinned ones would leave "
+                f"{max(left, 0)} of {self.max_bytes}: {what}; unpin one or raise "
+                "--adapter-memory-fraction"
+            )
 
     def unpin(self, handle: AdapterHandle) -> None:
         """Let an adapter be evicted again."""
@@ -211,15 +170,38 @@ class AdapterTable:
     def check_possible(self, handle: AdapterHandle) -> None:
         """Raise ValidationError when pinned adapters leave no memory for this one, ever."""
         record = self._records[handle]
-        if self.max_bytes is None or record.state is not AdapterState.ABSENT or record.is_pinned:
+        if self.max_bytes is None or record.is_pinned:
             return
-        pinned = sum(each.nbytes for each in self._held.values() if each.is_pinned)
+        pinned = sum(each.nbytes for each in self._pinned.values())
         if pinned + record.nbytes > self.max_bytes:
             raise ValidationError(
                 f"the adapter takes {record.nbytes} bytes, and pinned adapters leave "
                 f"{self.max_bytes - pinned} of {self.max_bytes}; unpin one or raise "
                 "--adapter-memory-fraction"
             )
+
+    @property
+    def num_held(self) -> int:
+        """Slots that are taken, those included that are being filled or freed."""
+        return len(self._held)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that are taken on the fullest rank, likewise."""
+        return self._bytes_held
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant broke: O(adapters), for tests and idle."""
+        held = [r for r in self._records.values() if r.state is not AdapterState.ABSENT]
+        if len(held) > self.max_resident or self._held != {r.handle: r for r in held}:
+            raise AssertionError("more adapters on the shards than slots, or a lost one")
+        if self._bytes_held != sum(r.nbytes for r in held):
+            raise AssertionError("bytes of adapters were counted wrong")
+        for record in self._records.values():
+            if min(record.num_waiting, record.num_running) < 0:
+                raise AssertionError(f"adapter {record.handle} has less than no requests")
+            if record.num_running and record.state is not AdapterState.RESIDENT:
+                raise AssertionError(f"adapter {record.handle} runs and is {record.state.value}")
 
     def snapshot(self) -> list[AdapterRecord]:
         """Return all records, for lists; they are not to be changed."""
@@ -233,7 +215,8 @@ class AdapterTable:
             return
         record = self._records[handle]
         record.num_waiting += 1
-        self.want(handle, now)
+        if record.state is not AdapterState.RESIDENT:
+            self._line_up(record, now)
 
     def runs(self, handle: AdapterHandle, now: float) -> None:
         """A queued request was admitted."""
@@ -262,10 +245,15 @@ class AdapterTable:
             record.num_running -= 1
         else:
             record.num_waiting -= 1
-            if record.num_waiting == 0:
+            if record.num_waiting == 0 and not record.is_called:
                 record.wanted_at = None
                 self._sort(record)
         self._drop_if_gone(record)
+
+    def progresses(self, handle: AdapterHandle, now: float) -> None:
+        """A running request got a token."""
+        if handle != BASE_ADAPTER and self._records[handle].progressed_at is None:
+            self._records[handle].progressed_at = now
 
     def admits(self, handle: AdapterHandle) -> bool:
         """Whether a request with this adapter may enter the next step."""
@@ -363,7 +351,8 @@ class AdapterTable:
             for each in self._resident()
             if each.drained_at is not None
             and each.num_running
-            and now - each.drained_at >= self.cycle_time_s
+            and each.progressed_at is not None
+            and now - max(each.drained_at, each.progressed_at) >= self.cycle_time_s
         ]
 
     # --- events ---------------------------------------------------------------------
@@ -387,7 +376,7 @@ class AdapterTable:
     def _move(self, record: AdapterRecord, event: AdapterEvent, now: float) -> None:
         before = record.state
         try:
-            record.state = _TRANSITIONS[before, event]
+            record.state = TRANSITIONS[before, event]
         except KeyError:
             raise IllegalTransitionError(
                 f"adapter {record.handle} is {before.value}: {event.value} cannot happen"
@@ -399,22 +388,36 @@ class AdapterTable:
             record.resident_at = now
             record.prepare_s = max(now - record.ordered_at, 1e-3)
             record.wanted_at = None
+            record.is_called = False
+            record.progressed_at = None
             self._assess(record)
         elif record.state is AdapterState.ABSENT:
             self._bytes_held -= record.nbytes
             record.drained_at = None
-            record.wanted_at = now if record.num_waiting else None
             if event is AdapterEvent.FAILED:
                 # It would be prepared again at once, for ever.
-                record.is_pinned = False
+                record.is_pinned = record.is_called = False
+            # Whoever came while it was being freed has waited since then.
+            is_wanted = record.num_waiting or record.is_called
+            waits_since = now if record.wanted_at is None else record.wanted_at
+            record.wanted_at = waits_since if is_wanted else None
         self._sort(record)
         self._drop_if_gone(record)
 
+    def _line_up(self, record: AdapterRecord, now: float) -> None:
+        if record.wanted_at is None:
+            record.wanted_at = now
+            self._sort(record)
+
     def _sort(self, record: AdapterRecord) -> None:
-        """Keep ``_held`` and ``_wanted`` true after a record changed."""
+        """Keep the indices true after a record changed."""
         is_absent = record.state is AdapterState.ABSENT
         is_wanted = is_absent and (record.wanted_at is not None or record.is_pinned)
-        for index, belongs in ((self._held, not is_absent), (self._wanted, is_wanted)):
+        for index, belongs in (
+            (self._held, not is_absent),
+            (self._wanted, is_wanted),
+            (self._pinned, record.is_pinned),
+        ):
             if belongs:
                 index[record.handle] = record
             else:
@@ -422,8 +425,11 @@ class AdapterTable:
 
     def _drop_if_gone(self, record: AdapterRecord) -> None:
         if record.is_retired and record.is_idle and record.state is AdapterState.ABSENT:
-            self._records.pop(record.handle, None)
-            self._wanted.pop(record.handle, None)
+            self._forget(record)
+
+    def _forget(self, record: AdapterRecord) -> None:
+        for index in (self._records, self._held, self._wanted, self._pinned):
+            index.pop(record.handle, None)
 
     def _assess(self, record: AdapterRecord) -> None:
         record.worth = self._clock + record.num_uses * record.prepare_s / max(record.nbytes, 1)

@@ -375,7 +375,7 @@ class Scheduler:
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
         step = self._in_flight.popleft()
         awaited = self._book_computed(step.rows)
-        accepted = self._book_tokens(outcome, awaited)
+        accepted = self._book_tokens(outcome, awaited, now)
         if awaited:
             raise ProtocolError(f"step {step.seq} has no token for requests {sorted(awaited)}")
         self._pool.acknowledge(step.seq)
@@ -396,7 +396,7 @@ class Scheduler:
                 awaited.add(request.request_id)
         return awaited
 
-    def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId]) -> list[bool]:
+    def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId], now: float) -> list[bool]:
         """Append tokens and end requests; takes those who got theirs out of ``awaited``."""
         accepted: list[bool] = []
         start = 0
@@ -410,6 +410,8 @@ class Scheduler:
             if request is not None:
                 request.output_ids += ids[start:stop]
                 request.num_tokens += num
+                if num:
+                    self.adapters.progresses(request.spec.adapter, now)
                 if num or finish:
                     awaited.discard(row_id)
                 if finish != FinishCode.RUNNING:
@@ -469,3 +471,4 @@ class Scheduler:
         sampling = [row.request for step in self._in_flight for row in step.rows if row.samples]
         for request in self._requests.values():
             request.check(sampling.count(request), self.block_size)
+        self.adapters.check()

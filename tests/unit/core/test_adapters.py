@@ -132,6 +132,7 @@ def test_w17_an_adapter_waits_at_most_three_cycles_while_all_others_stay_busy() 
     table = make_table(3, slots=2)
     request(table, 1, 0.0)
     request(table, 2, 0.5)
+    table.progresses(handle(1), 0.5)
     request(table, 3, 1.0)
     assert not table.admits(handle(3))
     carry_out(table, 1.0 + CYCLE_S)
@@ -144,6 +145,27 @@ def test_w17_an_adapter_waits_at_most_three_cycles_while_all_others_stay_busy() 
     assert (done.release, done.prepare) == ([1], [3])
     assert table.admits(handle(3))
     assert table[handle(1)].wanted_at == 1.0 + 2 * CYCLE_S  # at the end of the line
+
+
+def test_a_turn_lasts_until_it_brought_somebody_further() -> None:
+    """A prompt that takes longer than a turn would be computed again in each, for ever."""
+    table = make_table(2, slots=1)
+    request(table, 1, 0.0)
+    table.waits(handle(2), 0.0)
+    table.orders(CYCLE_S)
+    assert not table.admits(handle(1))  # drained
+    assert table.overdue(10 * CYCLE_S) == []
+    table.progresses(handle(1), 10 * CYCLE_S)
+    table.progresses(handle(1), 10.5 * CYCLE_S)
+    assert table.overdue(10.9 * CYCLE_S) == []
+    assert table.overdue(11 * CYCLE_S) == [1]
+    # The next turn begins anew.
+    table.returns(handle(1), 11 * CYCLE_S)
+    carry_out(table, 11 * CYCLE_S)
+    table.leaves(handle(2), was_running=False)
+    carry_out(table, 11 * CYCLE_S)
+    assert table.admits(handle(1))
+    assert table[handle(1)].progressed_at is None
 
 
 def test_a_drained_adapter_goes_on_when_nobody_waits_any_more() -> None:
@@ -195,6 +217,149 @@ def test_after_a_loss_of_the_shards_everything_in_demand_is_prepared_again() -> 
     assert table.orders(1.0).prepare == [1]
 
 
+def test_with_one_slot_nothing_can_be_pinned() -> None:
+    """It would be the last one for everybody else."""
+    table = make_table(1, slots=1)
+    with pytest.raises(ValidationError, match="--max-active-adapters"):
+        table.pin(handle(1))
+    assert not table[handle(1)].is_pinned
+    assert table.orders(0.0) == Orders()
+
+
+def test_pins_that_do_not_fit_together_are_refused() -> None:
+    """The second would wait for the first for ever."""
+    table = make_table(3, slots=4, sizes={1: 6, 2: 6})
+    table.pin(handle(1))
+    carry_out(table, 0.0)
+    with pytest.raises(ValidationError, match="6 bytes and pinned ones would leave 0 of 10"):
+        table.pin(handle(2))
+    table.unpin(handle(1))
+    table.pin(handle(2))
+    assert carry_out(table, 1.0) == Orders(prepare=[handle(2)], release=[handle(1)])
+
+
+def test_a_pin_beside_which_an_adapter_in_use_never_fits_is_refused() -> None:
+    """Its requests would wait for ever."""
+    table = make_table(2, slots=4, sizes={1: 6, 2: 6})
+    table.waits(handle(2), 0.0)
+    with pytest.raises(ValidationError, match="in use"):
+        table.pin(handle(1))
+    table.leaves(handle(2), was_running=False)
+    table.pin(handle(1))
+
+
+def test_requests_for_an_adapter_that_pins_keep_out_are_refused_wherever_it_stands() -> None:
+    """Resident, being freed or absent: it would have to come back and could not."""
+    table = make_table(2, slots=4, sizes={1: 6, 2: 6})
+    request(table, 2, 0.0)
+    table.leaves(handle(2), was_running=True)
+    table.check_possible(handle(2))
+    table.pin(handle(1))
+    for _ in range(2):
+        with pytest.raises(ValidationError, match="pinned adapters leave 4 of 10"):
+            table.check_possible(handle(2))
+        table.check_possible(handle(1))
+        carry_out(table, 1.0)
+    table.unpin(handle(1))
+    table.check_possible(handle(2))
+
+
+def test_one_that_is_called_is_prepared_without_a_request() -> None:
+    """And stays called when a request for it comes and leaves."""
+    table = make_table(2, slots=1)
+    request(table, 1, 0.0)
+    table.want(handle(2), 1.0)
+    table.waits(handle(2), 2.0)
+    table.leaves(handle(2), was_running=False)
+    table.leaves(handle(1), was_running=True)
+    assert carry_out(table, 3.0) == Orders(prepare=[handle(2)], release=[handle(1)])
+    assert not table[handle(2)].is_called
+    table.want(handle(2), 4.0)  # it is there already
+    assert not table[handle(2)].is_called
+
+
+def test_one_that_is_called_while_it_is_being_freed_comes_back() -> None:
+    """The wish is not forgotten when the release is booked, and counts from when it came."""
+    table = make_table(3, slots=1)
+    request(table, 1, 0.0)
+    table.leaves(handle(1), was_running=True)
+    table.waits(handle(2), 1.0)
+    assert table.orders(1.0).release == [1]
+    table.want(handle(1), 1.5)
+    table.event(handle(1), AdapterEvent.RELEASED, 2.0)
+    assert table[handle(1)].wanted_at == 1.5
+    assert table.orders(2.0).prepare == [2]
+    table.event(handle(2), AdapterEvent.PREPARED, 2.0)
+    table.leaves(handle(2), was_running=False)
+    assert carry_out(table, 2.5).prepare == [1]
+
+
+def test_one_that_is_called_and_fails_is_not_tried_for_ever() -> None:
+    """Whoever called hears of it."""
+    table = make_table(1)
+    table.want(handle(1), 0.0)
+    assert table.orders(0.0).prepare == [1]
+    table.event(handle(1), AdapterEvent.FAILED, 0.0)
+    assert table.orders(1.0) == Orders()
+
+
+def test_a_retired_adapter_serves_those_who_asked_then_leaves_with_its_memory() -> None:
+    """Its record goes when its release is booked."""
+    table = make_table(1)
+    table.pin(handle(1))
+    request(table, 1, 0.0)
+    table.waits(handle(1), 0.0)
+    table.retire(handle(1))
+    assert table.admits(handle(1))
+    table.runs(handle(1), 1.0)
+    table.leaves(handle(1), was_running=True)
+    assert carry_out(table, 1.0) == Orders()
+    table.leaves(handle(1), was_running=True)
+    assert table.orders(2.0).release == [1]
+    assert handle(1) in table
+    table.event(handle(1), AdapterEvent.RELEASED, 2.0)
+    assert handle(1) not in table
+    assert (table.num_held, table.bytes_held) == (0, 0)
+
+
+@pytest.mark.parametrize("event", [AdapterEvent.PREPARED, AdapterEvent.FAILED])
+def test_one_that_retires_while_it_is_prepared_leaves_too(event: AdapterEvent) -> None:
+    """Whether it succeeds or not."""
+    table = make_table(1)
+    table.want(handle(1), 0.0)
+    table.orders(0.0)
+    table.retire(handle(1))
+    table.event(handle(1), event, 1.0)
+    carry_out(table, 1.0)
+    assert handle(1) not in table
+
+
+def test_an_absent_adapter_retires_at_once_also_when_it_was_called_or_pinned() -> None:
+    """Nothing is left that could be ordered."""
+    table = make_table(3)
+    table.want(handle(1), 0.0)
+    table.pin(handle(2))
+    for number in (1, 2, 3):
+        table.retire(handle(number))
+        assert handle(number) not in table
+    assert table.orders(1.0) == Orders()
+
+
+def test_what_is_measured_replaces_what_was_announced() -> None:
+    """Memory that turns out not to be needed is there for others."""
+    table = make_table(2, slots=4, sizes={1: 9, 2: 4})
+    table.waits(handle(1), 0.0)
+    table.orders(0.0)
+    table.measured(handle(1), 6)
+    table.event(handle(1), AdapterEvent.PREPARED, 0.0)
+    table.runs(handle(1), 0.0)
+    assert table.bytes_held == 6
+    request(table, 2, 1.0)
+    assert table.admits(handle(2))
+    assert table.bytes_held == 10
+    table.check()
+
+
 NUMBERS = range(1, 6)
 
 
@@ -230,6 +395,7 @@ class World:
         if not self.waiting[number] or not self.table.admits(handle(number)):
             return False
         self.table.runs(handle(number), self.now)
+        self.table.progresses(handle(number), self.now)
         self.waiting[number] -= 1
         self.running[number] += 1
         return True
@@ -256,6 +422,7 @@ class World:
             self.running[each] = 0
         records = [self.table[handle(number)] for number in NUMBERS]
         held = [each for each in records if each.state is not AdapterState.ABSENT]
+        self.table.check()
         assert len(held) <= self.slots
         assert sum(each.nbytes for each in held) <= 10
 

@@ -33,7 +33,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapters import AdapterEvent, AdapterTable
+from lorax_router.core.adapters import AdapterEvent, AdapterState, AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.shards.fake import FakeModel
 from lorax_router.shards.fake_batch import FakeBatch
@@ -49,10 +49,10 @@ NUM_ADAPTERS = 3
 
 
 def make_table(num_slots: int) -> AdapterTable:
-    """Return a table of three adapters for one or two slots."""
-    table = AdapterTable(max_resident=num_slots, cycle_time_s=4.0)
+    """Return a table of three adapters for one or two slots; all bytes are enough for two."""
+    table = AdapterTable(max_resident=num_slots, max_bytes=6, cycle_time_s=4.0)
     for number in range(1, NUM_ADAPTERS + 1):
-        table.add(AdapterHandle(number), nbytes=1)
+        table.add(AdapterHandle(number), nbytes=3)
     return table
 
 
@@ -96,6 +96,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.shard = make_shard(*self.sizes)
         self.plans: deque[StepPlan] = deque()
         self.outcomes: deque[StepOutcome] = deque()
+        # The handles that new requests get; a name that is replaced gets a new one.
+        self.handles = [AdapterHandle(number) for number in range(NUM_ADAPTERS + 1)]
         self.specs: dict[RequestId, RequestSpec] = {}
         self.received: dict[RequestId, list[int]] = {}
         self.next_id = 1
@@ -118,7 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, requests: list[tuple[list[int], int, int]]) -> None:
         """Clients ask; what can never fit is refused."""
         for prompt, max_new, adapter in requests:
-            self._submit(prompt, max_new, AdapterHandle(adapter))
+            self._submit(prompt, max_new, self.handles[adapter])
 
     def _submit(self, prompt: list[int], max_new: int, adapter: AdapterHandle) -> None:
         spec = RequestSpec(
@@ -184,12 +186,38 @@ class SchedulerMachine(RuleBasedStateMachine):
             event = AdapterEvent.FAILED
         elif event is AdapterEvent.PREPARED:
             self.prepared[handle] = "content"
+            self.scheduler.adapters.measured(handle, 2)
         else:
             del self.prepared[handle]
         for request_id in self.scheduler.adapter_event(handle, event, self.now):
             assert self.specs[request_id].adapter == handle
             del self.specs[request_id]
         self.counts["adapters"] = self.counts.get("adapters", 0) + 1
+
+    @rule(index=st.integers(1, NUM_ADAPTERS))
+    def replace(self, index: int) -> None:
+        """A name leads to another content: the old handle serves those who have it, then goes."""
+        self.scheduler.adapters.retire(self.handles[index])
+        self.handles[index] = AdapterHandle(self.handles[index] + NUM_ADAPTERS)
+        self.scheduler.adapters.add(self.handles[index], nbytes=3)
+
+    @rule(index=st.integers(1, NUM_ADAPTERS))
+    def call(self, index: int) -> None:
+        """An adapter is wanted without a request."""
+        self.scheduler.adapters.want(self.handles[index], self.now)
+
+    @rule(index=st.integers(1, NUM_ADAPTERS), stays=st.booleans())
+    def pin(self, index: int, stays: bool) -> None:
+        """An adapter is pinned, if that leaves a slot for others, or unpinned."""
+        adapters = self.scheduler.adapters
+        if not stays:
+            adapters.unpin(self.handles[index])
+            return
+        others = [r for r in adapters.snapshot() if r.is_pinned and r.handle != self.handles[index]]
+        try:
+            adapters.pin(self.handles[index])
+        except ValidationError:
+            assert len(others) + 1 >= adapters.max_resident
 
     def _note_touched(self, plan: StepPlan) -> None:
         """No block is granted while a step that is not booked yet touches it."""
@@ -274,16 +302,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever the state, all requests come to their end and all blocks come back."""
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(4_000):
+        for _ in range(20_000):
             if self.scheduler.is_idle:
                 break
             self._turn()
             while self.orders:
                 self.settle(0)
         assert self.scheduler.is_idle, "the scheduler does not come to rest"
+        self._end_adapters()
         assert not self.specs
         stats = self.scheduler.stats()
         assert stats.num_free_blocks == stats.num_blocks
+
+    def _end_adapters(self) -> None:
+        """Whoever was called or pinned comes, and whoever was replaced is gone."""
+        for _ in range(60):
+            self._turn()
+            while self.orders:
+                self.settle(0)
+        records = self.scheduler.adapters.snapshot()
+        assert {record.handle for record in records} == set(self.handles[1:])
+        for record in records:
+            assert not record.is_called
+            assert not record.is_pinned or record.state is AdapterState.RESIDENT
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
