@@ -8,7 +8,8 @@
 
 Invariants: an entry that is visible is whole. Who writes staging/<version> holds the lock
 of that version. Who removes an entry holds its lock alone; who reads one shares it (a
-lease). Locks belong to the kernel: a process that is killed holds none.
+lease). Who publishes one keeps removers out, and others who publish it. Locks belong to
+the kernel: a process that is killed holds none.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class AdapterStore:
         if (lease := self.lease(digest)) is not None:
             with lease as present:
                 return self._drop_equal(staging, present)
-        with files.locked(self._entry_lock(digest)):
+        with self._publishing(digest):
             if (faster := self.entry(digest)) is not None:
                 return self._drop_equal(staging, faster)
             for path in staging.iterdir():
@@ -176,6 +177,22 @@ class AdapterStore:
             self._publish(staging, entry)
             self.index.count_use(digest, self._clock())
         return entry
+
+    @contextlib.contextmanager
+    def _publishing(self, digest: str) -> Iterator[None]:
+        """Keep others from publishing or removing an entry that is not there whole.
+
+        Whoever still reads what was lost is not waited for: that may be for ever.
+        """
+        path = self._entry_lock(digest)
+        with files.locked(self.root / "locks" / f"publish-{digest}"):
+            # Readers share the lock; only one who removes the entry keeps it from being shared.
+            lock = files.acquire(path, wait=False) or files.acquire(path, shared=True)
+            assert lock is not None
+            try:
+                yield
+            finally:
+                lock.release()
 
     def _drop_equal(self, staging: Path, present: Entry) -> Entry:
         self._on_step("drop equal content")

@@ -100,6 +100,25 @@ def test_a_damaged_entry_is_none_and_is_replaced(store: AdapterStore) -> None:
     store.check()
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("loss", ["gone", "damaged"])
+def test_what_was_lost_is_replaced_though_somebody_holds_it(
+    store: AdapterStore, loss: str
+) -> None:
+    entry = put(store, "a")
+    lease = store.lease(entry.digest)
+    assert lease is not None
+    (entry.folder / "file").unlink()
+    if loss == "gone":
+        (entry.folder / "entry.json").unlink()
+        entry.folder.rmdir()
+    assert put(store, "a").digest == entry.digest
+    assert store.entry(entry.digest) is not None
+    assert not store.remove(entry.digest)
+    lease.release()
+    assert store.remove(entry.digest)
+
+
 def test_check_finds_damage_of_equal_length(store: AdapterStore) -> None:
     entry = put(store, "a")
     (entry.folder / "file").chmod(0o644)
