@@ -69,6 +69,8 @@ class Stream:
     ids: list[int]
     parameters: dict[str, Any]
     adapter: Adapter | None = None
+    # False: the answer comes as a whole, so that a refusal has a status of its own.
+    is_streamed: bool = True
     started_at: float = 0.0
     times: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -93,7 +95,7 @@ class Stream:
         named = {} if self.adapter is None else self.adapter.parameters
         body = {"inputs": self.text, "parameters": self.parameters | named}
         request = urllib.request.Request(
-            url + "/generate_stream", json.dumps(body).encode(),
+            url + ("/generate_stream" if self.is_streamed else "/generate"), json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )  # fmt: skip
         self.started_at = time.perf_counter()
