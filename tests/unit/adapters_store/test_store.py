@@ -102,9 +102,7 @@ def test_a_damaged_entry_is_none_and_is_replaced(store: AdapterStore) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("loss", ["gone", "damaged"])
-def test_what_was_lost_is_replaced_though_somebody_holds_it(
-    store: AdapterStore, loss: str
-) -> None:
+def test_what_was_lost_is_replaced_though_somebody_holds_it(store: AdapterStore, loss: str) -> None:
     entry = put(store, "a")
     lease = store.lease(entry.digest)
     assert lease is not None
