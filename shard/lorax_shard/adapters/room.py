@@ -7,11 +7,11 @@ or in a few threads, never in the loop and never in the thread that computes ste
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from lorax_contract.adapters import (
     AdapterContent,
@@ -27,8 +27,6 @@ from lorax_contract.step import AdapterHandle
 from lorax_shard.adapters.fetcher import AdapterFetcher, Fetched
 from lorax_shard.adapters.shelf import AdapterShelf
 from lorax_shard.adapters.store import AdapterStore, Lease
-
-Result = TypeVar("Result")
 
 # Parsing and copying at the same time; more would only take the steps' cores.
 _NUM_THREADS = 2
@@ -77,7 +75,7 @@ class AdapterRoom:
 
     async def text(self, store_digest: str) -> dict[str, bytes]:
         """Return the tokenizer and template files of a stored adapter, by name."""
-        return await self._run(self._text, store_digest)
+        return await asyncio.to_thread(self._text, store_digest)
 
     def _text(self, store_digest: str) -> dict[str, bytes]:
         lease = self._store.lease(store_digest)
@@ -90,18 +88,25 @@ class AdapterRoom:
 
     async def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make a content ready under its handle."""
-        return await self._run(self.shelf.prepare, handle, content)
+        prepare = functools.partial(self.shelf.prepare, handle, content)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+        except AdapterUnavailableError as error:
+            if error.reason is Reason.CORRUPT:
+                # What is damaged goes, so that the next fetch brings it anew.
+                await self.release(handle, content.parts)
+            raise
 
     async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
         """Let a prepared adapter go, and of the parts to forget everything."""
         for part in forget:
             if (lease := self._held.pop(part.store_digest, None)) is not None:
                 lease.release()
-        await self._run(self.shelf.release, handle, tuple(forget))
+        await asyncio.to_thread(self.shelf.release, handle, tuple(forget))
 
     async def tiers(self) -> AdapterTiers:
         """Return where adapters lie."""
-        return await self._run(self._tiers)
+        return await asyncio.to_thread(self._tiers)
 
     def _tiers(self) -> AdapterTiers:
         disk = {entry.digest: entry.size for entry in self._store.entries()}
@@ -114,9 +119,6 @@ class AdapterRoom:
         for lease in self._held.values():
             lease.release()
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, function: Callable[..., Result], *args: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
 def described(fetched: Fetched) -> FetchedAdapter:

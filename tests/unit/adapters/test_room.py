@@ -1,0 +1,211 @@
+"""The adapter calls of one rank: what is held, read, let go, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.adapter_folders import write_adapter
+from tests.helpers.in_loop import in_loop
+from tests.unit.adapters_store.conftest import make_context
+
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterRef,
+    AdapterUnavailableError,
+    LoadReport,
+    Reason,
+)
+from lorax_contract.step import AdapterHandle
+from lorax_shard.adapters import room as room_module
+from lorax_shard.adapters.fetch_job import FetchJob
+from lorax_shard.adapters.fetcher import Fetched
+from lorax_shard.adapters.room import AdapterRoom
+from lorax_shard.adapters.source_interface import SourceSettings
+from lorax_shard.adapters.source_local import LocalSource
+from lorax_shard.adapters.store import AdapterStore
+
+FACTS = {"content_digest": "c" * 64, "device_bytes": 5000, "max_rank": 8, "vocab_size": 0}
+ONE = AdapterHandle(1)
+
+
+class Fetcher:
+    """Fetches local adapters in this process."""
+
+    def __init__(self, store: AdapterStore, root: Path) -> None:
+        self._store = store
+        self._source = LocalSource(SourceSettings(local_roots=(str(root),)))
+        self.calls: list[tuple[str | None, bool]] = []
+        self.is_started = self.is_closed = False
+
+    def start(self) -> None:
+        self.is_started = True
+
+    async def fetch(self, ref: AdapterRef, token: str | None, *, refresh: bool) -> Fetched:
+        self.calls.append((token, refresh))
+        outcome = FetchJob(self._store, self._source, make_context()).run(ref, token)
+        lease = self._store.lease(outcome.digest)
+        assert lease is not None
+        return Fetched(
+            ref=ref, version=outcome.version, digest=outcome.digest, folder=lease.entry.folder,
+            bytes=lease.entry.size, files=(), tokenizer_files=lease.entry.tokenizer_files,
+            facts=FACTS, access="public", timings={"resolve": 0.5}, downloaded=True, stale=False,
+            valid_s=30.0, lease=lease,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class Shelf:
+    """Notes what it is asked; ``gate`` holds what is prepared."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: AdapterUnavailableError | None = None
+        self.inside = threading.Semaphore(0)
+        self.released: list[tuple[AdapterHandle, tuple[AdapterPart, ...]]] = []
+
+    def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
+        self.inside.release()
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return LoadReport(device_bytes=int(handle))
+
+    def release(self, handle: AdapterHandle, forget: tuple[AdapterPart, ...]) -> None:
+        self.released.append((handle, forget))
+
+    def device_tier(self) -> dict[AdapterHandle, tuple[str, int]]:
+        return {ONE: ("key", 7)}
+
+    def host_tier(self) -> dict[str, int]:
+        return {"digest": 6}
+
+
+class Parts:
+    """A room over a folder of adapters named by numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.local = folder / "local"
+        self.store = AdapterStore(folder / "store", max_bytes=1 << 20)
+        self.shelf, self.fetcher = Shelf(), Fetcher(self.store, self.local)
+        self.room = self.make(self.fetcher)
+
+    def make(self, fetcher: Any) -> AdapterRoom:
+        shelf: Any = self.shelf
+        return AdapterRoom(shelf, self.store, fetcher)
+
+    async def fetch(self, number: int, **options: Any) -> AdapterPart:
+        write_adapter(self.local / str(number), seed=number)
+        query = AdapterQuery(ref=AdapterRef.of("local", str(number)), **options)
+        return (await self.room.fetch(query)).part
+
+    def is_held(self, part: AdapterPart) -> bool:
+        """Whether the store may not remove the files; they are gone if it may."""
+        return not self.store.remove(part.store_digest)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return Parts(tmp_path)
+
+
+def content(part: AdapterPart) -> AdapterContent:
+    return AdapterContent(parts=(part,))
+
+
+@in_loop
+async def test_a_fetch_is_described_for_the_router(parts: Parts) -> None:
+    write_adapter(parts.local / "0")
+    query = AdapterQuery(ref=AdapterRef.of("local", "0"), token="hf_mine", refresh=True)
+    fetched = await parts.room.fetch(query)
+    assert parts.fetcher.calls == [("hf_mine", True)]
+    assert fetched.part.content_digest == FACTS["content_digest"]
+    assert (fetched.device_bytes, fetched.max_rank, fetched.vocab_size) == (5000, 8, 0)
+    assert fetched.text_files == ("chat_template.jinja", "tokenizer.json")
+    assert fetched.valid_s == 30.0
+    text = await parts.room.text(fetched.part.store_digest)
+    assert text == {"chat_template.jinja": b"{{ messages }}", "tokenizer.json": b"{}"}
+    tiers = await parts.room.tiers()
+    assert tiers.disk == {fetched.part.store_digest: fetched.disk_bytes}
+    assert (tiers.device, tiers.host) == ({ONE: ("key", 7)}, {"digest": 6})
+
+
+@in_loop
+async def test_only_rank_0_fetches(parts: Parts) -> None:
+    room = parts.make(None)
+    room.start()
+    with pytest.raises(AdapterUnavailableError, match="only rank 0"):
+        await room.fetch(AdapterQuery(ref=AdapterRef.of("local", "0")))
+    await room.close()
+
+
+@in_loop
+async def test_what_was_fetched_last_stays_on_the_disk(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_module, "_NUM_HELD", 2)
+    zero, one = await parts.fetch(0), await parts.fetch(1)
+    assert await parts.fetch(0) == zero  # now the one fetched last
+    two = await parts.fetch(2)
+    assert not parts.is_held(one)
+    assert parts.is_held(zero)
+    assert parts.is_held(two)
+    await parts.room.release(ONE, [zero])
+    assert parts.shelf.released == [(ONE, (zero,))]
+    assert not parts.is_held(zero)
+    parts.room.start()
+    await parts.room.close()
+    assert parts.fetcher.is_started
+    assert parts.fetcher.is_closed
+    assert not parts.is_held(two)
+
+
+@in_loop
+async def test_files_that_are_gone_are_said_to_be(parts: Parts) -> None:
+    with pytest.raises(AdapterUnavailableError) as caught:
+        await parts.room.text("0" * 64)
+    assert caught.value.reason is Reason.EVICTED
+
+
+@in_loop
+async def test_what_is_damaged_is_not_kept(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    parts.shelf.error = AdapterUnavailableError(Reason.REFUSED, "too odd")
+    with pytest.raises(AdapterUnavailableError, match="too odd"):
+        await parts.room.prepare(ONE, content(part))
+    assert parts.is_held(part)
+    assert parts.shelf.released == []
+    parts.shelf.error = AdapterUnavailableError(Reason.CORRUPT, "damaged")
+    with pytest.raises(AdapterUnavailableError, match="damaged"):
+        await parts.room.prepare(ONE, content(part))
+    assert parts.shelf.released == [(ONE, (part,))]
+    assert not parts.is_held(part)
+
+
+@in_loop
+async def test_large_adapters_on_their_way_hold_up_nothing_but_each_other(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    parts.shelf.gate.clear()
+    loading = [
+        asyncio.create_task(parts.room.prepare(AdapterHandle(number), content(part)))
+        for number in range(1, 9)
+    ]
+    for _ in range(room_module._NUM_THREADS):
+        assert await asyncio.to_thread(parts.shelf.inside.acquire, True, 30)
+    await parts.room.tiers()
+    await parts.room.text(part.store_digest)
+    await parts.room.release(ONE)
+    await parts.fetch(1)
+    assert not any(task.done() for task in loading)
+    # No more than these are parsed at a time.
+    assert not parts.shelf.inside.acquire(blocking=False)
+    parts.shelf.gate.set()
+    assert [report.device_bytes for report in await asyncio.gather(*loading)] == list(range(1, 9))
