@@ -135,6 +135,11 @@ class AdapterRef:
         """A short name for files and caches, different for each different name."""
         return key_of(self.source, self.id, self.revision)
 
+    @property
+    def spoken(self) -> str:
+        """The id as a request gives it, its revision included."""
+        return self.id if self.revision is None else f"{self.id}@{self.revision}"
+
     def __str__(self) -> str:
         return f"{self.source}:{self.id}" + (f"@{self.revision}" if self.revision else "")
 

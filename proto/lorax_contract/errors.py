@@ -4,7 +4,8 @@
     ├── RequestError            the request is at fault; it alone fails
     │   ├── BadRequestError         not JSON, wrong content type, too large
     │   ├── ValidationError         a value out of bounds, or one that can never fit
-    │   └── TemplateError           the chat template is missing or failed
+    │   ├── TemplateError           the chat template is missing or failed
+    │   └── AdapterNotLoadedError   an adapter that is to be managed is not known
     ├── CapacityError           the server cannot take it now
     │   ├── OverloadedError         no permit left
     │   └── ShuttingDownError       draining after SIGTERM
@@ -87,6 +88,12 @@ class TemplateError(RequestError):
     """The chat template is missing or could not be rendered."""
 
     kind = ErrorKind(422, "INVALID_ARGUMENT", "template_error", "Template error")
+
+
+class AdapterNotLoadedError(RequestError):
+    """An adapter that somebody wants to manage is not known here."""
+
+    kind = ErrorKind(404, "NOT_FOUND", "not_found")
 
 
 class CapacityError(LoraxError):

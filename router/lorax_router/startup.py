@@ -22,8 +22,10 @@ from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.http_api.app import Cors, build_app
 from lorax_router.http_api.server import bind
+from lorax_router.service.adapter_catalog import AdapterWish
+from lorax_router.service.adapter_manager import AdapterManager
 from lorax_router.service.adapter_wishes import WishPolicy
-from lorax_router.service.adapters import AdapterDirectory, AdapterWish
+from lorax_router.service.adapters import AdapterDirectory
 from lorax_router.service.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.service.inference import InferenceService
@@ -76,7 +78,7 @@ class Parts:
     engine: EngineLoop
     service: InferenceService
     tokenizer: TokenizerPool
-    adapters: AdapterDirectory
+    adapters: AdapterManager
     # Adapters that are loaded before the server is ready.
     preloads: tuple[AdapterWish, ...]
 
@@ -170,7 +172,9 @@ def assemble(
         max_stop_sequences=config.max_stop_sequences,
     )
     metrics = Metrics(
-        max_input_length=limits.max_input_length, max_total_tokens=limits.max_total_tokens
+        max_input_length=limits.max_input_length,
+        max_total_tokens=limits.max_total_tokens,
+        max_adapter_labels=config.max_adapter_labels,
     )
     tokenizer = TokenizerPool(language.tokenizer, config.validation_workers)
     adapters = AdapterDirectory(shards, tokenizer)
@@ -179,6 +183,9 @@ def assemble(
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size)
     wishes = wish_policy(config, info)
+    manager = AdapterManager(adapters, shards)
+    if wishes.refusal is None:
+        metrics.watch_adapters(adapters.catalog, engine.adapter_room)
     service = InferenceService(
         engine,
         Validator(limits, tokenizer, language.chat_template, wishes=wishes),
@@ -199,8 +206,10 @@ def assemble(
             exposed_headers=config.cors_expose_header,
             credentials=config.cors_allow_credentials,
         ),
+        adapters=manager,
+        wishes=wishes,
     )
-    return Parts(app, engine, service, tokenizer, adapters, _preloads(config, wishes))
+    return Parts(app, engine, service, tokenizer, manager, _preloads(config, wishes))
 
 
 def wish_policy(config: RouterConfig, info: ShardInfo) -> WishPolicy:

@@ -71,11 +71,27 @@ class AdapterRecord:
         return not (self.num_waiting or self.num_running)
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether it should be on the shards although no request needs it now."""
+        return self.is_pinned or self.is_called
+
+    @property
     def is_evictable(self) -> bool:
         """Whether its slot may be taken: idle, or drained of running rows."""
         if self.is_pinned or self.num_running or self.state is not AdapterState.RESIDENT:
             return False
         return not self.num_waiting or self.drained_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """The room for adapters on the shards; what comes and what goes holds some, too."""
+
+    max_resident: int
+    num_held: int
+    # On the fullest rank; None: only slots count.
+    max_bytes: int | None
+    bytes_held: int
 
 
 @dataclass(slots=True)

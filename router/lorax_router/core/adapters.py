@@ -35,14 +35,15 @@ from lorax_router.core.adapter_record import (
     TRANSITIONS,
     AdapterEvent,
     AdapterRecord,
+    AdapterRoom,
     AdapterState,
     IllegalTransitionError,
     Orders,
 )
 
 __all__ = [
-    "AdapterEvent", "AdapterRecord", "AdapterState", "AdapterTable", "IllegalTransitionError",
-    "Orders",
+    "AdapterEvent", "AdapterRecord", "AdapterRoom", "AdapterState", "AdapterTable",
+    "IllegalTransitionError", "Orders",
 ]  # fmt: skip
 
 
@@ -180,15 +181,9 @@ class AdapterTable:
                 "--adapter-memory-fraction"
             )
 
-    @property
-    def num_held(self) -> int:
-        """Slots that are taken, those included that are being filled or freed."""
-        return len(self._held)
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes that are taken on the fullest rank, likewise."""
-        return self._bytes_held
+    def room(self) -> AdapterRoom:
+        """Return how much room there is for adapters, and how much of it is taken."""
+        return AdapterRoom(self.max_resident, len(self._held), self.max_bytes, self._bytes_held)
 
     def check(self) -> None:
         """Raise AssertionError if an invariant broke: O(adapters), for tests and idle."""

@@ -9,10 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from lorax_contract.errors import LoraxError
+from lorax_router.http_api.adapter_routes import AdapterRoutes
 from lorax_router.http_api.generate_routes import GenerateRoutes
 from lorax_router.http_api.openapi import add_body_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
 from lorax_router.http_api.responses import ErrorBoundary, on_http_exception, on_lorax_error
+from lorax_router.service.adapter_manager import AdapterManager
+from lorax_router.service.adapter_wishes import WishPolicy
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics import Metrics
@@ -38,8 +41,13 @@ def build_app(
     info: ServerInfo,
     max_body_bytes: int,
     cors: Cors,
+    adapters: AdapterManager | None = None,
+    wishes: WishPolicy | None = None,
 ) -> FastAPI:
-    """Return the application; it owns nothing of what it is given."""
+    """Return the application; it owns nothing of what it is given.
+
+    With ``adapters`` they can be managed, by names that ``wishes`` lets pass.
+    """
     app = FastAPI(
         title="lorax-py",
         description="Text generation with many LoRA adapters on one base model.",
@@ -59,6 +67,11 @@ def build_app(
     ops = OpsRoutes(service, tokenizer, metrics, info, max_body_bytes=max_body_bytes)
     app.include_router(generate.router())
     app.include_router(ops.router())
+    if adapters is not None:
+        managed = AdapterRoutes(
+            service, adapters, wishes or WishPolicy(), metrics, max_body_bytes=max_body_bytes
+        )
+        app.include_router(managed.router())
     app.add_exception_handler(LoraxError, on_lorax_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     # The layer added last is the outermost.

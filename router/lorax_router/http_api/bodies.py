@@ -62,9 +62,11 @@ class ParametersBody(StrictBody):
     """How to generate; all are optional."""
 
     adapter_id: str | None = None
-    """Adapter to use; this server serves the base model only."""
+    """Adapter to use; the base model, or the server's own adapter, if absent."""
     adapter_source: str | None = None
+    """Where the adapter lies: hub, local or s3; the server's default if absent."""
     merged_adapters: MergedAdaptersBody | None = None
+    """Adapters to merge for this request; not together with `adapter_id`."""
     api_token: str | None = None
     """Token for private adapters; the Bearer token of the request if absent."""
     best_of: Integer | None = None
@@ -142,6 +144,30 @@ class CompatGenerateBody(GenerateBody):
 
     stream: bool | None = None
     """Answer with server-sent events."""
+
+
+class AdapterBody(StrictBody):
+    """An adapter to manage."""
+
+    adapter_id: str
+    """As requests name it."""
+    adapter_source: str | None = None
+    """Where the adapter lies: hub, local or s3; the server's default if absent."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; also as `adapter_id@revision`."""
+    api_token: str | None = None
+    """Token for private adapters; the Bearer token of the request if absent."""
+    pin: bool | None = None
+    """To load: keep the adapter ready until it is unpinned."""
+
+    def to_domain(self, bearer_token: str | None) -> GenerateParameters:
+        """Return the parameters of a request with this adapter."""
+        return GenerateParameters(
+            adapter_id=self.adapter_id,
+            adapter_source=self.adapter_source,
+            revision=self.revision,
+            api_token=self.api_token or bearer_token,
+        )
 
 
 class TokenizeBody(StrictBody):

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import RequestError
+from lorax_contract.errors import RequestError, ValidationError
 from lorax_router.http_api.bodies import (
     Body,
     CompatGenerateBody,
@@ -43,9 +43,7 @@ class GenerateRoutes:
         model_id: str,
         device_type: str,
         max_body_bytes: int,
-        default_source: str = "hub",
     ) -> None:
-        self._default_source = default_source
         self._service = service
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -108,11 +106,23 @@ class GenerateRoutes:
         return body
 
     def _events(self, domain: GenerateRequest) -> Response:
-        params = domain.parameters
-        named = adapter_headers(params.adapter_id, params.adapter_source or self._default_source)
         characters = str(len(domain.inputs))
-        headers = {**self._headers, **named, "x-compute-characters": characters}
+        headers = {
+            **self._headers,
+            **self._wished(domain),
+            "x-compute-characters": characters,
+        }
         return TokenEvents(partial(self._service.generate_stream, domain), headers)
+
+    def _wished(self, domain: GenerateRequest) -> dict[str, str]:
+        """The headers of a stream's adapter, known before anything was checked."""
+        params = domain.parameters
+        try:
+            use = self._service.adapter_of(domain)
+        except ValidationError:
+            # The stream will say what is wrong with it.
+            return adapter_headers(params.adapter_id, params.adapter_source)
+        return adapter_headers(use.id, use.source) if use is not None else {}
 
     async def _answer(
         self, request: Request, domain: GenerateRequest, *, as_array: bool
@@ -159,4 +169,5 @@ def adapter_headers(adapter_id: str | None, source: str | None) -> dict[str, str
     """LoRAX's headers of the adapter that a request named; W2: safe whatever the name is."""
     if not adapter_id:
         return {}
-    return compact({"x-adapter-id": adapter_id, "x-adapter-source": source or ""})
+    sourced = {"x-adapter-source": source} if source else {}
+    return compact({"x-adapter-id": adapter_id, **sourced})

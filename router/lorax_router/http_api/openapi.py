@@ -12,12 +12,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from lorax_router.http_api.bodies import CompatGenerateBody, GenerateBody, TokenizeBody
+from lorax_router.http_api.bodies import AdapterBody, CompatGenerateBody, GenerateBody, TokenizeBody
 from lorax_router.http_api.schemas import ErrorAnswer
 
 _REF = "#/components/schemas/{model}"
 
-BODIES: Sequence[type[BaseModel]] = (GenerateBody, CompatGenerateBody, TokenizeBody)
+BODIES: Sequence[type[BaseModel]] = (GenerateBody, CompatGenerateBody, TokenizeBody, AdapterBody)
 
 # Answers that every route with a body can give.
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from lorax_router.service.adapter_listing import STATES
+
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 
@@ -99,6 +101,63 @@ class TokenizeAnswerToken(BaseModel):
     text: str
     start: int
     stop: int
+
+
+class TierBytes(BaseModel):
+    """Bytes in each tier; on the device those of the fullest rank."""
+
+    device: int
+    host: int
+    disk: int
+
+
+class AdapterFailure(BaseModel):
+    """Why an adapter could not be had when it was last asked for."""
+
+    reason: str
+    text: str
+
+
+class AdapterAnswer(BaseModel):
+    """An adapter and where it stands."""
+
+    adapter_id: str
+    adapter_source: str
+    revision: str | None
+    version: str | None
+    content_digest: str | None
+    rank: int | None
+    state: Literal[STATES]  # type: ignore[valid-type]
+    pinned: bool
+    bytes: TierBytes
+    waiting: int
+    running: int
+    uses: int
+    last_used: float | None
+    failure: AdapterFailure | None
+
+
+class AdapterList(BaseModel):
+    """All known adapters, and what was replaced and is still in use."""
+
+    adapters: list[AdapterAnswer]
+
+
+class ReloadAnswer(AdapterAnswer):
+    """An adapter after its source was asked."""
+
+    changed: bool
+
+
+class UnloadAnswer(BaseModel):
+    """An adapter that was unloaded, and what that freed."""
+
+    adapter_id: str
+    adapter_source: str
+    revision: str | None
+    state: Literal["unloaded"]
+    freed: TierBytes
+    shared_with: list[str]
 
 
 class InfoAnswer(BaseModel):

@@ -12,6 +12,7 @@ from lorax_contract.adapters import (
     AdapterUnavailableError,
     FetchedAdapter,
 )
+from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters import AdapterRecord
 
 
@@ -33,11 +34,20 @@ class NameRecord:
     last_used_at: float | None = None
 
 
+Document = dict[str, Any]
+
+STATES = (
+    "resolving", "refused", "failed", "absent", "preparing", "resident", "draining", "releasing",
+    "retiring",
+)  # fmt: skip
+
+
 def state_of(name: NameRecord, record: AdapterRecord | None) -> str:
     """Return where an adapter stands, in one word.
 
     resolving, refused (for good), failed (a later try may succeed), absent (known, not on
-    the shards), preparing, resident, draining (must make room), releasing.
+    the shards), preparing, resident, draining (must make room), releasing. What a name led
+    to before is retiring.
     """
     if name.num_resolving:
         return "resolving"
@@ -45,39 +55,86 @@ def state_of(name: NameRecord, record: AdapterRecord | None) -> str:
         if name.failure is None:
             return "absent"
         return "refused" if name.failure.reason.permanent else "failed"
+    return shard_state_of(record)
+
+
+def shard_state_of(record: AdapterRecord) -> str:
+    """Return where an adapter stands on the shards, in one word."""
     return "draining" if record.drained_at is not None else record.state.value
 
 
-def document(
+def bytes_of(
+    handle: AdapterHandle | None, content: AdapterContent | None, tiers: AdapterTiers
+) -> dict[str, int]:
+    """Return what an adapter takes in each tier."""
+    parts = content.parts if content is not None else ()
+    device = tiers.device.get(handle) if handle is not None else None
+    return {
+        "device": 0 if device is None else device[1],
+        "host": sum(tiers.host.get(part.content_digest, 0) for part in parts),
+        "disk": sum(tiers.disk.get(part.store_digest, 0) for part in parts),
+    }
+
+
+def name_document(
     name: NameRecord,
     record: AdapterRecord | None,
     content: AdapterContent | None,
     tiers: AdapterTiers,
-) -> dict[str, Any]:
-    """Return one entry of the list, as JSON has it."""
-    ref, fetched, failure = name.ref, name.fetched, name.failure
-    parts = content.parts if content is not None else ()
-    handle = record.handle if record is not None else None
-    device = tiers.device.get(handle) if handle is not None else None
+) -> Document:
+    """Return a name with what it leads to."""
+    fetched, failure = name.fetched, name.failure
     return {
-        "adapter_id": ref.id,
-        "adapter_source": ref.source,
-        "revision": ref.revision,
+        "adapter_id": name.ref.id,
+        "adapter_source": name.ref.source,
+        "revision": name.ref.revision,
         "version": None if fetched is None else fetched.version,
-        "content_digest": None if content is None else content.key,
         "rank": None if fetched is None else fetched.max_rank,
         "state": state_of(name, record),
-        "pinned": name.is_pinned,
-        "bytes": {
-            "device": 0 if device is None else device[1],
-            "host": sum(tiers.host.get(part.content_digest, 0) for part in parts),
-            "disk": sum(tiers.disk.get(part.store_digest, 0) for part in parts),
-        },
-        "waiting": 0 if record is None else record.num_waiting,
-        "running": 0 if record is None else record.num_running,
+        "pinned": name.is_pinned and (record is None or record.is_pinned),
+        **_use(record, content, tiers),
         "uses": name.num_uses,
         "last_used": name.last_used_at,
         "failure": None
         if failure is None
         else {"reason": failure.reason.value, "text": failure.text},
+    }
+
+
+def nameless_document(
+    label: str,
+    source: str,
+    state: str,
+    record: AdapterRecord,
+    content: AdapterContent,
+    tiers: AdapterTiers,
+    *,
+    num_uses: int,
+    last_used_at: float | None,
+) -> Document:
+    """Return what no name leads to: a merge, or one that was replaced and is still in use."""
+    return {
+        "adapter_id": label,
+        "adapter_source": source,
+        "revision": None,
+        "version": None,
+        "rank": None,
+        "state": state,
+        "pinned": record.is_pinned,
+        **_use(record, content, tiers),
+        "uses": num_uses,
+        "last_used": last_used_at,
+        "failure": None,
+    }
+
+
+def _use(
+    record: AdapterRecord | None, content: AdapterContent | None, tiers: AdapterTiers
+) -> Document:
+    handle = record.handle if record is not None else None
+    return {
+        "content_digest": None if content is None else content.key,
+        "bytes": bytes_of(handle, content, tiers),
+        "waiting": 0 if record is None else record.num_waiting,
+        "running": 0 if record is None else record.num_running,
     }

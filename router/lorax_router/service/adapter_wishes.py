@@ -14,7 +14,7 @@ from lorax_contract.adapters import (
     MergeSpec,
 )
 from lorax_contract.errors import ValidationError
-from lorax_router.service.adapters import AdapterWish
+from lorax_router.service.adapter_catalog import AdapterWish
 from lorax_router.service.requests import (
     BASE_MODEL_ADAPTER_ID,
     GenerateParameters,
@@ -59,12 +59,13 @@ class WishPolicy:
             )
         if merged is not None:
             return _merged(merged, source, params.api_token)
-        return AdapterWish(refs=(_ref(source, params.adapter_id or ""),), token=params.api_token)
+        ref = _ref(source, params.adapter_id or "", params.revision)
+        return AdapterWish(refs=(ref,), token=params.api_token)
 
 
-def _ref(source: str, name: str) -> AdapterRef:
+def _ref(source: str, name: str, revision: str | None = None) -> AdapterRef:
     try:
-        return AdapterRef.of(source, name)
+        return AdapterRef.of(source, name, revision)
     except AdapterUnavailableError as error:
         raise ValidationError(error.text) from error
 
@@ -103,7 +104,11 @@ def _one_of(choices: type[Choice], field: str, word: str) -> Choice:
 def _check_names(params: GenerateParameters) -> None:
     """W2: a control character in a name must not reach a header or a log line."""
     merged = params.merged_adapters
-    names = [("adapter_id", params.adapter_id), ("adapter_source", params.adapter_source)]
+    names = [
+        ("adapter_id", params.adapter_id),
+        ("adapter_source", params.adapter_source),
+        ("revision", params.revision),
+    ]
     if merged is not None:
         names += [("merged_adapters.ids", each) for each in merged.ids]
     for field, name in names:

@@ -139,7 +139,7 @@ class AdapterOrders:
             try:
                 await self._carrier.release(handle)
                 break
-            except LoraxError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, its slot must come back
                 # W14: nobody's request is to blame, and none may hear of it.
                 logger.error("adapter %d could not be released: %s", handle, error)
                 if left:

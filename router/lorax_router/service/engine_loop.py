@@ -34,7 +34,7 @@ from lorax_contract.step import (
     StepPlan,
     TokenColumns,
 )
-from lorax_router.core.adapters import AdapterRecord
+from lorax_router.core.adapters import AdapterRecord, AdapterRoom
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine_adapters import AdapterCarrier, AdapterOrders
@@ -171,11 +171,16 @@ class EngineLoop:
         assert self._orders is not None
         if pin:
             self._scheduler.adapters.pin(handle)
-        arrival = self._orders.arrival(handle)
         self._scheduler.adapters.check_possible(handle)
+        arrival = self._orders.arrival(handle)
         self._scheduler.adapters.want(handle, self._clock())
         self._work.set()
         await asyncio.shield(arrival)
+
+    def pin_adapter(self, handle: AdapterHandle) -> None:
+        """Keep an adapter on the shards; ValidationError when others would have no room left."""
+        self._scheduler.adapters.pin(handle)
+        self._work.set()
 
     def unpin_adapter(self, handle: AdapterHandle) -> None:
         """Let an adapter be evicted again."""
@@ -183,7 +188,11 @@ class EngineLoop:
 
     async def retire_adapter(self, handle: AdapterHandle) -> None:
         """Let an adapter go for good; returns when its last request is done and it is freed."""
+        if self._failure is not None:
+            raise self._failure
         assert self._orders is not None
+        if handle not in self._scheduler.adapters:
+            return
         self._scheduler.adapters.retire(handle)
         self._work.set()
         await asyncio.shield(self._orders.departure(handle))
@@ -191,6 +200,10 @@ class EngineLoop:
     def adapter_records(self) -> list[AdapterRecord]:
         """Return what the scheduler knows of its adapters; not to be changed."""
         return self._scheduler.adapters.snapshot()
+
+    def adapter_room(self) -> AdapterRoom:
+        """Return how much room there is for adapters, and how much of it is taken."""
+        return self._scheduler.adapters.room()
 
     def _adapter_changed(self, ended: list[RequestId], error: LoraxError | None) -> None:
         for request_id in ended:

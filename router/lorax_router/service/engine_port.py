@@ -75,6 +75,9 @@ class AdapterEngine(Protocol):
     async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
         """Have an adapter on the shards; returns when it is, raises why it is not."""
 
+    def pin_adapter(self, handle: AdapterHandle) -> None:
+        """Keep an adapter on the shards; ValidationError when others would have no room left."""
+
     def unpin_adapter(self, handle: AdapterHandle) -> None:
         """Let an adapter be evicted again."""
 

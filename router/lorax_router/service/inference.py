@@ -29,12 +29,13 @@ from lorax_contract.step import (
     RequestSpec,
     SamplingParams,
 )
+from lorax_router.service.adapter_catalog import AdapterWish
 from lorax_router.service.adapters import AdapterDirectory, AdapterLease
 from lorax_router.service.engine_port import Engine, TokenChunk, TokenStream
 from lorax_router.service.metrics import Metrics
 from lorax_router.service.records import Progress, RequestRecord
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, ValidRequest
-from lorax_router.service.results import GenerateResult, Sequence, Timings
+from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
 from lorax_router.service.validation import CheckedRequest, Validator
 
 
@@ -197,6 +198,14 @@ class InferenceService:
         progress = Progress(Timings(perf_counter()), None)
         await self._collect(valid, valid.samplings[0], BASE_ADAPTER, progress)
 
+    def adapter_of(self, request: GenerateRequest) -> AdapterUse | None:
+        """Return the adapter that a request wants, None for the base model.
+
+        Raises ValidationError for what cannot be one.
+        """
+        wish = self._validator.wish_of(request)
+        return None if wish is None else _use(wish)
+
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
         record = RequestRecord(self._metrics, is_stream=False)
@@ -249,6 +258,7 @@ class InferenceService:
         if checked.wish is None:
             return None
         assert self._adapters is not None
+        record.wishes(_use(checked.wish))
         started = perf_counter()
         with self._metrics.resolving():
             lease = await self._adapters.acquire(checked.wish)
@@ -329,6 +339,10 @@ class InferenceService:
                 if chunk.finish is not FinishCode.RUNNING:
                     return sequence
         raise IncompleteGenerationError
+
+
+def _use(wish: AdapterWish) -> AdapterUse:
+    return AdapterUse(wish.ids, wish.refs[0].source, wish.label)
 
 
 def _handle(lease: AdapterLease | None) -> AdapterHandle:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,20 +25,13 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
+from lorax_router.core.adapters import AdapterRoom
+from lorax_router.service.adapter_catalog import AdapterCatalog
+from lorax_router.service.adapter_metrics import ADAPTER_METRICS, AdapterResidency, AdapterUsage
 from lorax_router.service.engine_port import EngineStats
 from lorax_router.service.exposition import TokenHistogram
+from lorax_router.service.metric_spec import MetricSpec
 from lorax_router.service.results import AdapterUse
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSpec:
-    """One metric as its users see it."""
-
-    name: str
-    kind: str
-    text: str
-    labels: tuple[str, ...] = ()
-
 
 REQUEST_COUNT = MetricSpec("lorax_request_count", "counter", "Requests received.")
 REQUEST_SUCCESS = MetricSpec("lorax_request_success", "counter", "Requests answered in full.")
@@ -160,7 +152,10 @@ ADAPTER_PHASE = MetricSpec(
     ("phase",),
 )
 
-ALL_METRICS = tuple(value for value in list(globals().values()) if isinstance(value, MetricSpec))
+ALL_METRICS = (
+    *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
+    *ADAPTER_METRICS,
+)
 
 # 0.00015 s to 145.6 s in 35 steps of 1.5.
 DURATION_BUCKETS = tuple(0.00015 * 1.5**exponent for exponent in range(35))
@@ -175,7 +170,9 @@ def linear_buckets(highest: int) -> tuple[float, ...]:
 class Metrics:
     """The metrics of one router, in a registry of their own; implements StepObserver."""
 
-    def __init__(self, *, max_input_length: int, max_total_tokens: int) -> None:
+    def __init__(
+        self, *, max_input_length: int, max_total_tokens: int, max_adapter_labels: int = 50
+    ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._request_count = self._counter(REQUEST_COUNT)
         self._request_success = self._counter(REQUEST_SUCCESS)
@@ -200,6 +197,7 @@ class Metrics:
         self._skipped = Summary(
             REQUEST_SKIPPED_TOKENS.name, REQUEST_SKIPPED_TOKENS.text, registry=self.registry
         )
+        self._usage = AdapterUsage(max_adapter_labels)
         self._resolving = self._gauge(ADAPTERS_RESOLVING)
         self._adapter_phase = self._histogram(ADAPTER_PHASE, DURATION_BUCKETS)
         self._batch_count = self._counter(BATCH_COUNT)
@@ -214,6 +212,11 @@ class Metrics:
     def watch_engine(self, stats: Callable[[], EngineStats], block_size: int) -> None:
         """Read the scheduler's state at each scrape, so that an idle server shows no old one."""
         self.registry.register(_EngineCollector(stats, block_size))
+
+    def watch_adapters(self, catalog: AdapterCatalog, room: Callable[[], AdapterRoom]) -> None:
+        """Read where adapters stand at each scrape, and count what each is used for."""
+        self.registry.register(self._usage)
+        self.registry.register(AdapterResidency(catalog, self._usage, room))
 
     # --- requests ---------------------------------------------------------------
 
@@ -263,10 +266,14 @@ class Metrics:
         finally:
             self._resolving.dec()
 
-    def adapter_used(self, use: AdapterUse, num_generated: int) -> None:
-        """A request with an adapter got its last token."""
-        for phase, seconds in use.phases.items():
-            self._adapter_phase.labels(phase).observe(seconds)
+    def adapter_used(self, use: AdapterUse, num_generated: int, *, failed: bool) -> None:
+        """A request with an adapter ended."""
+        self._usage.ended(
+            use.label, was_found=use.was_found, num_tokens=num_generated, failed=failed
+        )
+        if not failed:
+            for phase, seconds in use.phases.items():
+                self._adapter_phase.labels(phase).observe(seconds)
 
     # --- steps ------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from lorax_router.service.metrics import ALL_METRICS, MetricSpec
+from lorax_router.service.metric_spec import MetricSpec
+from lorax_router.service.metrics import ALL_METRICS
 
 _HEAD = """\
 # Metrics

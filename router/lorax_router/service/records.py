@@ -75,10 +75,16 @@ class RequestRecord:
         timings = Timings(self._received_at, self._resolving_s, self._validated_at)
         return Progress(timings, self._metrics, self.adapter)
 
+    def wishes(self, use: AdapterUse) -> None:
+        """The request wants an adapter, which may not exist."""
+        self.adapter = use
+
     def resolved(self, lease: AdapterLease, seconds: float) -> None:
         """The request's adapter is known; to find and fetch it took so long."""
         self._resolving_s = seconds
-        self.adapter = AdapterUse(lease.label, lease.source, dict(lease.phases))
+        assert self.adapter is not None
+        self.adapter.was_found = True
+        self.adapter.phases.update(lease.phases)
 
     def validated(self, valid: ValidRequest) -> None:
         """The request is valid and has tokens."""
@@ -93,10 +99,12 @@ class RequestRecord:
 
     def close(self, error: BaseException | None) -> None:
         """Write the outcome; called once."""
+        if self.adapter is not None:
+            self._metrics.adapter_used(
+                self.adapter, self.progress.num_generated, failed=error is not None
+            )
         if error is None:
             timings = self.progress.timings
-            if self.adapter is not None:
-                self._metrics.adapter_used(self.adapter, self.progress.num_generated)
             self._metrics.request_succeeded(
                 total_s=timings.total_s,
                 queue_s=timings.queue_s,
@@ -123,7 +131,7 @@ class RequestRecord:
             fields["max_new_tokens"] = self._valid.stopping.max_new_tokens
             fields["best_of"] = len(self._valid.samplings)
         if self.adapter is not None:
-            fields["adapter"] = self.adapter.id
+            fields["adapter"] = self.adapter.label
             for phase, seconds in self.adapter.phases.items():
                 fields[f"adapter_{phase}_ms"] = round(seconds * 1e3, 3)
         progress, timings = self.progress, self.progress.timings

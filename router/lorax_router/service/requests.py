@@ -32,6 +32,8 @@ class GenerateParameters:
 
     adapter_id: str | None = None
     adapter_source: str | None = None
+    # Of the adapter; requests give it as part of the id.
+    revision: str | None = None
     merged_adapters: MergedAdapters | None = None
     # A secret: never part of a repr, a log line or an error text.
     api_token: str | None = field(default=None, repr=False)

@@ -92,10 +92,15 @@ class Timings:
 
 @dataclass(slots=True)
 class AdapterUse:
-    """The adapter that a request used, and what its way here took."""
+    """The adapter that a request wants, and what its way here took."""
 
+    # As headers have it: of a merge all ids.
     id: str
     source: str
+    # As lists and metrics have it.
+    label: str
+    # Whether it exists and may be used.
+    was_found: bool = False
     # Seconds by phase, in ADAPTER_PHASES; those that did not happen are absent.
     phases: dict[str, float] = field(default_factory=dict)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams, StoppingParams
+from lorax_router.service.adapter_catalog import AdapterWish
 from lorax_router.service.adapter_text import AdapterText
 from lorax_router.service.adapter_wishes import WishPolicy
-from lorax_router.service.adapters import AdapterWish
 from lorax_router.service.chat_template import ChatTemplate
 from lorax_router.service.limits import Limits
 from lorax_router.service.requests import (
@@ -71,6 +71,10 @@ class Validator:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._draw_seed = draw_seed
+
+    def wish_of(self, request: GenerateRequest) -> AdapterWish | None:
+        """Return the adapter that a request wants; raises ValidationError for what is none."""
+        return self._wishes.wish_of(request.parameters)
 
     def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
         """Check all that needs no tokens; raises ValidationError."""

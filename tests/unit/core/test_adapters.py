@@ -319,7 +319,7 @@ def test_a_retired_adapter_serves_those_who_asked_then_leaves_with_its_memory() 
     assert handle(1) in table
     table.event(handle(1), AdapterEvent.RELEASED, 2.0)
     assert handle(1) not in table
-    assert (table.num_held, table.bytes_held) == (0, 0)
+    assert (table.room().num_held, table.room().bytes_held) == (0, 0)
 
 
 @pytest.mark.parametrize("event", [AdapterEvent.PREPARED, AdapterEvent.FAILED])
@@ -353,10 +353,10 @@ def test_what_is_measured_replaces_what_was_announced() -> None:
     table.measured(handle(1), 6)
     table.event(handle(1), AdapterEvent.PREPARED, 0.0)
     table.runs(handle(1), 0.0)
-    assert table.bytes_held == 6
+    assert table.room().bytes_held == 6
     request(table, 2, 1.0)
     assert table.admits(handle(2))
-    assert table.bytes_held == 10
+    assert table.room().bytes_held == 10
     table.check()
 
 

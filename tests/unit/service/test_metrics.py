@@ -13,6 +13,10 @@ from lorax_contract.errors import (
     OverloadedError,
     ValidationError,
 )
+from lorax_router.core.adapters import AdapterRoom
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.adapter_catalog import AdapterCatalog
+from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.service.engine_port import EngineStats
 from lorax_router.service.exposition import TokenHistogram, to_json, to_text
 from lorax_router.service.metrics import ALL_METRICS, DURATION_BUCKETS, Metrics, failure_label
@@ -24,6 +28,11 @@ ROOT = Path(__file__).parents[3]
 def make_metrics() -> Metrics:
     metrics = Metrics(max_input_length=1000, max_total_tokens=2000)
     metrics.watch_engine(lambda: EngineStats(2, 3, 10, 4, 5, 6), block_size=16)
+    catalog = AdapterCatalog(lambda entry: None, max_names=10, max_idle=10)
+    catalog.attach(
+        EngineLoop(None, Scheduler(num_blocks=1, block_size=1, max_step_tokens=1, max_rows=1))
+    )
+    metrics.watch_adapters(catalog, lambda: AdapterRoom(4, 0, None, 0))
     return metrics
 
 

@@ -1,0 +1,118 @@
+"""The routes that manage adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lorax_contract.errors import ValidationError
+from lorax_router.http_api.bodies import AdapterBody, bearer_token, parse_body, read_body
+from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_router.http_api.responses import json_response
+from lorax_router.http_api.schemas import (
+    AdapterAnswer,
+    AdapterList,
+    ErrorAnswer,
+    ReloadAnswer,
+    UnloadAnswer,
+)
+from lorax_router.service.adapter_catalog import AdapterWish
+from lorax_router.service.adapter_manager import AdapterManager
+from lorax_router.service.adapter_wishes import WishPolicy
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.metrics import Metrics
+
+_NOT_LOADED: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorAnswer, "description": "The adapter is not loaded"}
+}
+Handler = Callable[[AdapterWish, AdapterBody], Awaitable[dict[str, Any]]]
+
+
+class AdapterRoutes:
+    """Handlers of ``/v1/adapters`` and what is below it."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        manager: AdapterManager,
+        wishes: WishPolicy,
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
+    ) -> None:
+        self._service = service
+        self._manager = manager
+        self._wishes = wishes
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    def router(self) -> APIRouter:
+        """The routes with their documentation."""
+        router = APIRouter(tags=["adapters"], prefix="/v1/adapters")
+        router.get(
+            "",
+            summary="All known adapters with their state and what they take in each tier",
+            operation_id="list_adapters",
+            responses={200: {"model": AdapterList}, 424: ERRORS[424]},
+        )(self.list)
+        for verb, summary, answer, handler in (
+            (
+                "load",
+                "Have an adapter ready, and keep it if `pin` is set",
+                AdapterAnswer,
+                self.load,
+            ),
+            ("unload", "Free an adapter once its requests are done", UnloadAnswer, self.unload),
+            ("pin", "Keep an adapter ready", AdapterAnswer, self.pin),
+            ("unpin", "Let an adapter be evicted again", AdapterAnswer, self.unpin),
+            ("reload", "Ask an adapter's source anew", ReloadAnswer, self.reload),
+        ):
+            not_loaded = {} if verb == "load" else _NOT_LOADED
+            router.post(
+                f"/{verb}",
+                summary=summary,
+                operation_id=f"{verb}_adapter",
+                responses={200: {"model": answer}, **not_loaded, **ERRORS},
+                openapi_extra=json_body(AdapterBody),
+            )(handler)
+        return router
+
+    async def list(self) -> Response:
+        """Answer with all known adapters."""
+        return json_response({"adapters": await self._manager.listing()})
+
+    async def load(self, request: Request) -> Response:
+        """Answer when the adapter is there."""
+        return await self._answer(request, self._load)
+
+    async def unload(self, request: Request) -> Response:
+        """Answer when its memory is free."""
+        return await self._answer(request, lambda wish, _: self._manager.unload(wish.refs[0]))
+
+    async def pin(self, request: Request) -> Response:
+        """Answer when the adapter is there to stay."""
+        return await self._answer(request, lambda wish, _: self._manager.pin(wish.refs[0]))
+
+    async def unpin(self, request: Request) -> Response:
+        """Answer when others may take its place."""
+        return await self._answer(request, lambda wish, _: self._manager.unpin(wish.refs[0]))
+
+    async def reload(self, request: Request) -> Response:
+        """Answer when the source was asked."""
+        return await self._answer(request, lambda wish, _: self._manager.reload(wish))
+
+    async def _load(self, wish: AdapterWish, body: AdapterBody) -> dict[str, Any]:
+        return await self._manager.load(wish, pin=bool(body.pin))
+
+    async def _answer(self, request: Request, handler: Handler) -> Response:
+        self._service.check_open()
+        body = parse_body(AdapterBody, await read_body(request, self._max_body_bytes))
+        self._metrics.unknown_fields(body.num_unknown_fields())
+        wish = self._wishes.wish_of(body.to_domain(bearer_token(request)))
+        if wish is None or not body.adapter_id:
+            raise ValidationError("`adapter_id` must name an adapter")
+        return json_response(await handler(wish, body))
