@@ -131,10 +131,9 @@ class Engine:
         if request_id in self.batch:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
         adapter = self._adapter(new.spec.adapter)
-        own = adapter.tokenizer if adapter is not None else None
         row = make_row(
             new,
-            tokenizer=own or self.tokenizer,
+            tokenizer=self.tokenizer_of(new.spec.adapter),
             vocab_size=self.model.vocab_size if adapter is None else adapter.vocab_size,
             eos_token_ids=self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
             num_computed=num_computed,
@@ -143,6 +142,11 @@ class Engine:
         self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
+
+    def tokenizer_of(self, handle: AdapterHandle) -> Tokenizer:
+        """Return what reads the texts of an adapter's requests: its own tokenizer or the base's."""
+        adapter = self._adapter(handle)
+        return self.tokenizer if adapter is None else adapter.tokenizer or self.tokenizer
 
     def _adapter(self, handle: AdapterHandle) -> ActiveAdapter | None:
         if handle == BASE_ADAPTER:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from lorax_contract.errors import GenerationError, LoraxError, ShardError, ValidationError
 from lorax_contract.step import (
     Alternatives,
+    AdapterHandle,
     BlockId,
     FinishCode,
     RequestId,
@@ -174,10 +175,7 @@ class LoraxBatches:
     def _admit_all(self, requests: Iterable[pb.Request]) -> dict[RequestId, _Member]:
         """Take all requests in, or none: ValidationError names the one at fault."""
         engine = self._engine
-        parsed = [
-            read_request(request, engine.tokenizer, engine.block_size, self._max_input_length)
-            for request in requests
-        ]
+        parsed = [self._parsed(request) for request in requests]
         members: dict[RequestId, _Member] = {}
         try:
             for request in parsed:
@@ -190,6 +188,13 @@ class LoraxBatches:
             request_id = request.new_row.spec.request_id
             raise ValidationError(f"request {request_id}: {error}") from error
         return members
+
+    def _parsed(self, request: pb.Request) -> LoraxRequest:
+        try:
+            tokenizer = self._engine.tokenizer_of(AdapterHandle(request.adapter_index))
+        except ValidationError as error:
+            raise ValidationError(f"request {request.id}: {error}") from error
+        return read_request(request, tokenizer, self._engine.block_size, self._max_input_length)
 
     def _admit(self, request: LoraxRequest) -> _Member:
         engine, block_size = self._engine, self._engine.block_size
