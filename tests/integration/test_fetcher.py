@@ -331,6 +331,21 @@ async def test_only_so_many_at_once_and_the_rest_wait(hub: StubHub, tmp_path: Pa
 
 
 @in_loop
+async def test_slow_sources_do_not_hold_up_others(hub: StubHub, tmp_path: Path) -> None:
+    slow = [add(hub, f"slow{number}", "pass", seed=number) for number in range(3)]
+    hub.seconds = {ref.id: float("inf") for ref in slow}
+    async with fetcher(hub, tmp_path, concurrency=2, place_s=0.01) as made:
+        asking = [asyncio.create_task(made.fetch(ref)) for ref in slow]
+        while [p.phase for p in made.in_flight()] != ["download"] * 3:
+            await asyncio.sleep(0.005)
+        (await made.fetch(POET)).release()
+        assert len(made.in_flight()) == 3
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+@in_loop
 async def test_sources_that_do_not_exist_are_refused(hub: StubHub, tmp_path: Path) -> None:
     async with fetcher(hub, tmp_path) as made:
         error = await failure(made, AdapterRef.of("pbase", "x"))

@@ -19,7 +19,7 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -46,8 +46,11 @@ class FetchSettings:
     """What the fetcher is told."""
 
     setup: Setup
-    # Fetches at the same time.
+    # Fetches at the same time, those apart that have waited for their source for long: at
+    # most so many times more of them.
     concurrency: int = 8
+    place_s: float = 3.0
+    slow_factor: int = 8
     # Names are asked for again after this long, and whenever somebody says so.
     refresh_interval_s: float = 300.0
     # How long a source's "yes" to a caller's token is remembered.
@@ -140,6 +143,7 @@ class AdapterFetcher:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._flights: dict[tuple[str, str, bool], _Flight] = {}
         self._slots = asyncio.Semaphore(settings.concurrency)
+        self._processes = asyncio.Semaphore(settings.concurrency * settings.slow_factor)
         self._child: FetchChild | None = None
         self._child_lock = asyncio.Lock()
         self._early_start: asyncio.Task[None] | None = None
@@ -248,7 +252,7 @@ class AdapterFetcher:
 
     async def _fetched(self, ref: AdapterRef, token: str | None, progress: Progress) -> Outcome:
         queued_at = self._now()
-        async with self._slots:
+        async with self._processes, self._place(progress):
             queued_s = self._now() - queued_at
             message = await self._asked(ref, token, progress)
         if "error" in message:
@@ -259,6 +263,25 @@ class AdapterFetcher:
         outcome.timings = {"queue": queued_s, **outcome.timings}
         self._note_success(ref, token, outcome)
         return outcome
+
+    @contextlib.asynccontextmanager
+    async def _place(self, progress: Progress) -> AsyncIterator[None]:
+        """Hold one of few places; a fetch whose source is slow leaves it to the next one."""
+        await self._slots.acquire()
+        places = [self._slots]
+
+        def leave() -> None:
+            # What is verified computes, and that is what places are few for.
+            if progress.phase != "verify" and places:
+                places.pop().release()
+
+        timer = asyncio.get_running_loop().call_later(self._settings.place_s, leave)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if places:
+                places.pop().release()
 
     async def _asked(
         self, ref: AdapterRef, token: str | None, progress: Progress
