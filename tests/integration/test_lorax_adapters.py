@@ -214,6 +214,9 @@ def test_what_cannot_be_had_is_said_in_words(client: PublishedClient) -> None:
     nobody = named(client, "nobody")
     assert "is no folder below" in refusal(lambda: client.DownloadAdapter(**nobody))
     assert "is no folder below" in load(**nobody)
+    assert "names no adapter" in load()
+    assert "names no adapter" in load(**named(client, "__base_model__"))
+    assert client.DownloadAdapter(**named(client, "__base_model__")).memory_fraction == 0.0
     assert "pbase" in load(**{**nobody, "adapter_source": PBASE})
     assert "needs one finite weight" in load(**named(client, "poet", "judge"))
     assert "as many weights" in load(**named(client, "poet", "judge", weights=[1.0]))

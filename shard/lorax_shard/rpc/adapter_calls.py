@@ -92,11 +92,12 @@ class AdapterCalls:
         handle = AdapterHandle(request.adapter_index)
         if handle == 0:
             return pb.LoadAdapterResponse(loaded=True)
+        room = self._room
         if not request.HasField("content"):
             report = await self._load_named(handle, request)
         else:
             try:
-                report = await self._room.prepare(handle, content_from_proto(request.content))
+                report = await room.prepare(handle, content_from_proto(request.content))
             except AdapterUnavailableError as error:
                 return pb.LoadAdapterResponse(failure=failure_to_proto(error))
         return pb.LoadAdapterResponse(
@@ -110,6 +111,8 @@ class AdapterCalls:
         self, handle: AdapterHandle, request: pb.LoadAdapterRequest
     ) -> LoadReport:
         parameters = request.adapter_parameters
+        if _is_base(parameters):
+            raise refused("LoadAdapter names no adapter; the base model has the index 0")
         found = await self._fetch_all(parameters, request.adapter_source, request.api_token)
         content = _content(parameters, found)
         report = await self._room.prepare(handle, content)

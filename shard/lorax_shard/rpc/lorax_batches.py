@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from lorax_contract.errors import GenerationError, LoraxError, ShardError, ValidationError
 from lorax_contract.step import (
-    Alternatives,
     AdapterHandle,
+    Alternatives,
     BlockId,
     FinishCode,
     RequestId,
