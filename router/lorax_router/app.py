@@ -141,6 +141,11 @@ async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
         parts = assemble(config, shards, language, info, budgets)
         try:
             await _serve_parts(config, listener, parts, stopper)
+        except Stopped:
+            # Not by a signal, but because the shards failed meanwhile.
+            if stopper.exit_code is not ExitCode.OK:
+                return stopper.exit_code
+            raise
         finally:
             parts.tokenizer.close()
     finally:
@@ -210,6 +215,7 @@ async def _serve_clients(
         await _drain(config, parts)
         # What still runs ends with an error now, which its response then tells.
         engine.cancel()
+        parts.service.end_resolving()
         http.stop()
         await serving
         if following is not None and grpc_server is not None:

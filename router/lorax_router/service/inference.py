@@ -166,6 +166,8 @@ class InferenceService:
         self._permits = Permits(max_concurrent_requests)
         self._health_timeout_s = health_timeout_s
         self._is_draining = False
+        # Of requests that wait for their adapter: ends the wait.
+        self._resolving: set[asyncio.Timeout] = set()
 
     def stop_admitting(self) -> None:
         """Refuse new requests from now on; those inside go on."""
@@ -179,6 +181,11 @@ class InferenceService:
     async def wait_idle(self) -> None:
         """Return once no request is inside."""
         await self._permits.idle.wait()
+
+    def end_resolving(self) -> None:
+        """Tell requests that still wait for their adapter that the server shuts down."""
+        for waiting in self._resolving:
+            waiting.reschedule(asyncio.get_running_loop().time())
 
     async def health(self) -> None:
         """Raise UnhealthyError or ShuttingDownError unless requests can be served."""
@@ -260,8 +267,17 @@ class InferenceService:
         assert self._adapters is not None
         record.wishes(_use(checked.wish))
         started = perf_counter()
-        with self._metrics.resolving():
-            lease = await self._adapters.acquire(checked.wish)
+        try:
+            with self._metrics.resolving():
+                async with asyncio.timeout(None) as waiting:
+                    self._resolving.add(waiting)
+                    lease = await self._adapters.acquire(checked.wish)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            raise ShuttingDownError from None
+        finally:
+            self._resolving.discard(waiting)
         record.resolved(lease, perf_counter() - started)
         return lease
 

@@ -21,6 +21,7 @@ from lorax_contract.errors import (
     ValidationError,
 )
 from lorax_contract.step import FinishCode, RequestSpec, TokenColumns
+from lorax_router.service.adapter_wishes import WishPolicy
 from lorax_router.service.engine_port import TokenChunk
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 
@@ -280,6 +281,35 @@ def test_draining_refuses_new_requests_and_finishes_old_ones():
         world.engine.open.set()
         await task
         await waiter
+
+    asyncio.run(run())
+
+
+def test_who_still_waits_for_an_adapter_at_the_end_is_told():
+    class Catalog:
+        """Stands in for the adapters' directory: no adapter ever comes."""
+
+        asked = 0
+
+        async def acquire(self, wish: object) -> None:
+            self.asked += 1
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        world = World()
+        catalog: Any = Catalog()
+        world.service._adapters = catalog
+        world.validator._wishes = WishPolicy()
+        wish = request(adapter_id="org/poet")
+        calls = [world.service.generate(wish), world.service.generate_stream(wish)]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await until(lambda: catalog.asked == 2)
+        world.service.end_resolving()
+        for task in tasks:
+            with pytest.raises(ShuttingDownError):
+                await task
+        assert world.metric("lorax_requests_resolving") == 0
+        await world.service.wait_idle()
 
     asyncio.run(run())
 
