@@ -162,7 +162,8 @@ class LocalSource:
 
 
 def _is_below(path: str, root: str) -> bool:
-    return path != root and os.path.commonpath([path, root]) == root
+    """Whether a path leads below a root, or to it: a root may be an adapter's own folder."""
+    return os.path.commonpath([path, root]) == root
 
 
 def _print_of(facts: os.stat_result) -> str:

@@ -48,6 +48,14 @@ def test_a_folder_is_copied_and_hashed(
         assert (tmp_path / "into" / name).read_bytes() == adapter_files()[name]
 
 
+def test_a_root_may_be_an_adapter_itself(root: Path, tmp_path: Path, context: FetchContext) -> None:
+    poet = write_adapter(root / "poet")
+    fetch(poet, str(poet), tmp_path / "into", context)
+    assert {path.name for path in (tmp_path / "into").iterdir()} == WANTED
+    with pytest.raises(AdapterUnavailableError, match="leads outside"):
+        source(poet).resolve(ref(str(write_adapter(root / "poetess"))), None, context)
+
+
 @pytest.mark.parametrize(
     "id",
     ["../outside", "team/../../outside", "team/../poet", "..", ".", "/etc", "/", "~/x", "//etc",
