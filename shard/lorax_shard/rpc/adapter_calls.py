@@ -23,6 +23,7 @@ from lorax_contract.adapters import (
     MergeSpec,
     refused,
 )
+from lorax_contract.errors import ValidationError
 from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
 from lorax_proto.convert_adapters import (
@@ -97,7 +98,7 @@ class AdapterCalls:
             report = await self._load_named(handle, request)
         else:
             try:
-                report = await room.prepare(handle, content_from_proto(request.content))
+                report = await room.prepare(handle, _given_content(request.content))
             except AdapterUnavailableError as error:
                 return pb.LoadAdapterResponse(failure=failure_to_proto(error))
         return pb.LoadAdapterResponse(
@@ -143,6 +144,13 @@ class AdapterCalls:
             await self._room.fetch(AdapterQuery(ref=AdapterRef.of(word, name), token=token or None))
             for name in parameters.adapter_ids
         ]
+
+
+def _given_content(message: pb.AdapterContent) -> AdapterContent:
+    try:
+        return content_from_proto(message)
+    except ValueError as error:
+        raise ValidationError(f"the content is none: {error}") from error
 
 
 def _content(parameters: pb.AdapterParameters, found: list[FetchedAdapter]) -> AdapterContent:
