@@ -25,6 +25,7 @@ from lorax_router.service.adapter_manager import AdapterManager
 from lorax_router.service.adapter_wishes import WishPolicy
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics import Metrics
+from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
 _NOT_LOADED: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "The adapter is not loaded"}
@@ -113,6 +114,6 @@ class AdapterRoutes:
         body = parse_body(AdapterBody, await read_body(request, self._max_body_bytes))
         self._metrics.unknown_fields(body.num_unknown_fields())
         wish = self._wishes.wish_of(body.to_domain(bearer_token(request)))
-        if wish is None or not body.adapter_id:
+        if wish is None or body.adapter_id in ("", BASE_MODEL_ADAPTER_ID):
             raise ValidationError("`adapter_id` must name an adapter")
         return json_response(await handler(wish, body))

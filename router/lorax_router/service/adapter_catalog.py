@@ -67,6 +67,11 @@ class Entry:
     # Set while nobody holds it.
     unheld: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it serves those who hold it and nobody else."""
+        return self.is_retired or not self.names
+
 
 class AdapterCatalog:
     """Owns names and entries. Only AdapterDirectory and AdapterManager call it.
@@ -303,6 +308,6 @@ class AdapterCatalog:
         found = []
         for record in self.engine.adapter_records():
             entry = self.by_handle.get(record.handle)
-            if entry is not None and (entry.is_retired or entry.content.merge is not None):
+            if entry is not None and (entry.is_leaving or entry.content.merge is not None):
                 found.append((entry, record))
         return found

@@ -152,7 +152,7 @@ class AdapterManager:
                 nameless_document(
                     entry.label,
                     entry.wish.refs[0].source,
-                    "retiring" if entry.is_retired else shard_state_of(record),
+                    "retiring" if entry.is_leaving else shard_state_of(record),
                     record,
                     entry.content,
                     tiers,

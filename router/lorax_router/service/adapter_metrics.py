@@ -19,9 +19,9 @@ from lorax_router.service.metric_spec import MetricSpec
 ADAPTER_REQUESTS = MetricSpec(
     "lorax_adapter_request_count",
     "counter",
-    "Requests with an adapter that ended. Only the adapters that are used most have a value of "
-    "`adapter` of their own (`--max-adapter-labels` says how many, and up to as many again keep "
-    "theirs for a while); the rest, and names that were never found, count as other.",
+    "Requests with an adapter that ended. Only the 50 adapters that are used most get a value of "
+    "`adapter` of their own, and up to 50 that were keep theirs; the rest, and names that were "
+    "never found, count as other.",
     ("adapter",),
 )
 ADAPTER_FAILURES = MetricSpec(
@@ -118,10 +118,8 @@ class AdapterUsage(Collector):
 
     def ended(self, label: str, *, was_found: bool, num_tokens: int, failed: bool) -> None:
         """Count a request that ended; ``was_found``: its adapter exists."""
-        series = self._series.get(label)
-        if series is None and was_found:
-            series = self._ranked(label)
-        if series is not None and was_found:
+        if was_found and label != OTHER:
+            series = self._series.get(label) or self._ranked(label)
             series.rank += 1
             self._age()
         counted = self._series.get(label) or self._other
@@ -136,7 +134,7 @@ class AdapterUsage(Collector):
             self._series[label] = series
             return series
         busiest = heapq.nlargest(self._max_labels, (each.rank for each in self._series.values()))
-        if series.rank + 1 > busiest[-1] and label != OTHER:
+        if series.rank + 1 > busiest[-1]:
             if len(self._series) >= 2 * self._max_labels:
                 least = min(self._series, key=lambda each: self._series[each].rank)
                 self._remember(least, self._series.pop(least))
@@ -223,8 +221,8 @@ class AdapterResidency(Collector):
             waits = name.num_resolving > 0 or (record is not None and record.num_waiting > 0)
             yield name.ref.spoken, state_of(name, record), waits
         for entry, record in self._catalog.nameless():
-            state = "retiring" if entry.is_retired else shard_state_of(record)
-            yield entry.label, state, record.num_waiting > 0 and not entry.is_retired
+            state = "retiring" if entry.is_leaving else shard_state_of(record)
+            yield entry.label, state, record.num_waiting > 0 and not entry.is_leaving
 
     def _resident(self, resident: set[str]) -> Metric:
         spec = ADAPTER_RESIDENT

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias, TypeVar
 
 from lorax_contract.adapters import (
     AdapterContent,
@@ -32,6 +33,14 @@ from lorax_router.shards.fake_model import FakeModel, expected_tokens
 __all__ = ["FakeModel", "FakeShard", "FakeShardError", "expected_tokens", "fake_fetched"]
 
 _FAKE_BYTES = 1 << 20
+
+Result = TypeVar("Result")
+Answer: TypeAlias = Result | Awaitable[Result]
+
+
+async def _answered(answer: Answer[Result]) -> Result:
+    """Return what a script says, which may take its time."""
+    return await answer if isinstance(answer, Awaitable) else answer
 
 
 def fake_fetched(query: AdapterQuery) -> FetchedAdapter:
@@ -91,7 +100,10 @@ class FakeShard:
         self.adapter_delay_s = adapter_delay_s
         self.fetch_delay_s = 0.0
         # What fetching answers, instead of an adapter for every name.
-        self.on_fetch: Callable[[AdapterQuery], FetchedAdapter] | None = None
+        self.on_fetch: Callable[[AdapterQuery], Answer[FetchedAdapter]] | None = None
+        # Called before an adapter is taken in or forgotten; what it raises is the answer.
+        self.on_prepare: Callable[[AdapterHandle, AdapterContent], Answer[None]] | None = None
+        self.on_release: Callable[[AdapterHandle, Sequence[AdapterPart]], None] | None = None
         self.queries: list[AdapterQuery] = []
         # Tokenizer and template files by store digest.
         self.texts: dict[str, dict[str, bytes]] = {}
@@ -128,6 +140,7 @@ class FakeShard:
         self._prepared: dict[AdapterHandle, str] = {}
         self._used_handles: dict[AdapterHandle, str] = {}
         self._host: dict[str, int] = {}
+        self._disk: dict[str, int] = {}
         self._lane = CommitLane(self._info.max_depth)
 
     def _make_batch(self, num_blocks: int) -> None:
@@ -236,7 +249,7 @@ class FakeShard:
             await asyncio.sleep(self.fetch_delay_s)
             self._check(None)
         if self.on_fetch is not None:
-            return self.on_fetch(query)
+            return await _answered(self.on_fetch(query))
         return fake_fetched(query)
 
     async def adapter_text(self, store_digest: str) -> dict[str, bytes]:
@@ -257,10 +270,13 @@ class FakeShard:
         if self.adapter_delay_s:
             await asyncio.sleep(self.adapter_delay_s)
             self._check(epoch)
+        if self.on_prepare is not None:
+            await _answered(self.on_prepare(handle, content))
         if handle in self._failing_adapters:
             raise self._failing_adapters[handle]
         self._prepared[handle] = digest
         self._host.update((part.content_digest, _FAKE_BYTES) for part in content.parts)
+        self._disk.update((part.store_digest, _FAKE_BYTES) for part in content.parts)
         return LoadReport(device_bytes=_FAKE_BYTES)
 
     async def release_adapter(
@@ -273,15 +289,18 @@ class FakeShard:
         self._check(epoch)
         if handle in self.batch.active:
             raise ShardError(f"adapter {handle} is active; deactivate it in a step first")
+        if self.on_release is not None:
+            self.on_release(handle, forget)
         self._prepared.pop(handle, None)
         for part in forget:
             self._host.pop(part.content_digest, None)
+            self._disk.pop(part.store_digest, None)
 
     async def adapter_tiers(self) -> AdapterTiers:
-        """Return the prepared adapters; the host has whatever was prepared and not forgotten."""
+        """Return the prepared adapters; host and disk have all that was not forgotten since."""
         self._check(None)
         device = {handle: (digest, _FAKE_BYTES) for handle, digest in self._prepared.items()}
-        return AdapterTiers(device=device, host=dict(self._host), disk=dict(self._host))
+        return AdapterTiers(device=device, host=dict(self._host), disk=dict(self._disk))
 
     async def health(self) -> None:
         """Return unless dead."""

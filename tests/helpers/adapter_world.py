@@ -1,0 +1,162 @@
+"""A router with the real engine loop and the real adapter directory over one FakeShard."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from tests.helpers.http_app import until, word_tokenizer
+
+from lorax_contract.adapters import AdapterPart, AdapterQuery, AdapterRef, FetchedAdapter
+from lorax_contract.config import RouterConfig
+from lorax_contract.step import AdapterHandle
+from lorax_router.service.adapter_catalog import AdapterCatalog, AdapterWish
+from lorax_router.service.chat_template import ChatTemplate, TemplateSource
+from lorax_router.service.inference import GenerationStream
+from lorax_router.service.requests import GenerateParameters, GenerateRequest
+from lorax_router.service.results import GenerateResult
+from lorax_router.shards.fake import FakeModel, FakeShard
+from lorax_router.startup import Language, Parts, assemble, size
+
+MIB = 1 << 20
+
+
+def fetched(content: str, **facts: Any) -> FetchedAdapter:
+    """An adapter with a content by name."""
+    values: dict[str, Any] = {
+        "version": "1",
+        "part": AdapterPart(f"content of {content}", f"files of {content}"),
+        "disk_bytes": MIB,
+        "device_bytes": MIB,
+        "max_rank": 8,
+        "valid_s": 300.0,
+    }
+    return FetchedAdapter(**{**values, **facts})
+
+
+def ref(name: str, source: str = "local") -> AdapterRef:
+    """A name."""
+    return AdapterRef.of(source, name)
+
+
+def wish(name: str, token: str | None = None) -> AdapterWish:
+    """A wish for one adapter."""
+    return AdapterWish(refs=(ref(name),), token=token)
+
+
+class Sources:
+    """What names lead to: themselves, unless ``contents`` says otherwise."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, FetchedAdapter | Exception | asyncio.Future[FetchedAdapter]] = {}
+
+    def __call__(self, query: AdapterQuery) -> Any:
+        answer = self.contents.get(query.ref.id, fetched(query.ref.id))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@dataclass
+class AdapterWorld:
+    """All parts, and short ways to use them."""
+
+    parts: Parts
+    shard: FakeShard
+    sources: Sources
+    client: httpx.AsyncClient
+
+    @property
+    def catalog(self) -> AdapterCatalog:
+        return self.parts.adapters._catalog
+
+    @property
+    def table(self) -> Any:
+        return self.parts.engine._scheduler.adapters
+
+    def request(
+        self, adapter: str | None, num: int = 3, token: str | None = None, **params: Any
+    ) -> GenerateRequest:
+        values = {"adapter_source": "local", "ignore_eos_token": True, **params}
+        parameters = GenerateParameters(
+            adapter_id=adapter, max_new_tokens=num, api_token=token, **values
+        )
+        return GenerateRequest(inputs="w1 w2", parameters=parameters)
+
+    async def generate(self, adapter: str | None, num: int = 3, **params: Any) -> GenerateResult:
+        return await self.parts.service.generate(self.request(adapter, num, **params))
+
+    def task(self, adapter: str | None, num: int = 3, **params: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.generate(adapter, num, **params))
+
+    async def stream(self, adapter: str | None, num: int = 100) -> GenerationStream:
+        """A stream that has its first token."""
+        stream = await self.parts.service.generate_stream(self.request(adapter, num))
+        await anext(stream)
+        return stream
+
+    async def finish(self, stream: GenerationStream) -> int:
+        """Read a stream to its end and return how many tokens it had."""
+        async for _ in stream:
+            pass
+        return stream.num_generated
+
+    def handle(self, name: str, source: str = "local") -> AdapterHandle:
+        """What a name leads to now."""
+        return self.catalog.require(ref(name, source))[1].handle
+
+    def state(self, handle: AdapterHandle) -> str:
+        return self.table[handle].state.value if handle in self.table else "gone"
+
+    async def gone(self, handle: AdapterHandle) -> None:
+        """Wait until a handle is retired and freed."""
+        await until(lambda: handle not in self.table and handle not in self.catalog.by_handle)
+
+    async def post(self, path: str, **body: Any) -> httpx.Response:
+        body = {"adapter_source": "local", **body}
+        return await self.client.post(f"/v1/adapters/{path}", json=body)
+
+    async def list(self) -> dict[str, dict[str, Any]]:
+        """The list over HTTP, by id."""
+        answer = await self.client.get("/v1/adapters")
+        assert answer.status_code == 200
+        return {each["adapter_id"]: each for each in answer.json()["adapters"]}
+
+    async def metrics(self) -> dict[str, float]:
+        """All samples over HTTP."""
+        lines = (await self.client.get("/metrics")).text.splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+
+@contextlib.asynccontextmanager
+async def adapter_world(
+    shard: FakeShard | None = None, **config: Any
+) -> AsyncIterator[AdapterWorld]:
+    """Assemble everything as the process does; at the end nothing may be left inside."""
+    model = FakeModel(vocab_size=900, eos_token_ids=frozenset())
+    shard = shard or FakeShard(model, num_blocks=400)
+    sources = Sources()
+    shard.on_fetch = sources
+    values = {"model_id": "fake", "tokenizer_dir": "", "shard_uri": "", "max_total_tokens": 200}
+    settings = RouterConfig(**{**values, "adapter_cycle_time_s": 0.05, **config})
+    language = Language(word_tokenizer(), ChatTemplate(TemplateSource(None, {})))
+    info, budgets = await size(settings, shard)
+    parts = assemble(settings, shard, language, info, budgets)
+    running = asyncio.create_task(parts.engine.run())
+    transport = httpx.ASGITransport(app=parts.app, raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+            yield AdapterWorld(parts, shard, sources, client)
+        parts.engine._scheduler.check()
+        assert all(entry.num_leases == 0 for entry in parts.adapters._catalog.by_handle.values())
+        assert all(record.is_idle for record in parts.engine.adapter_records())
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        parts.tokenizer.close()
+    assert not shard.violations

@@ -1,0 +1,263 @@
+"""Requests that wait for adapters: nobody waits for another's, and failures stay where they belong."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, wish
+from tests.helpers.http_app import until
+from tests.helpers.in_loop import in_loop
+
+from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
+from lorax_contract.errors import GenerationError, ShardError, ValidationError
+from lorax_contract.step import (
+    AdapterHandle,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+)
+from lorax_router.service import engine_adapters
+from lorax_router.service.requests import MergedAdapters
+
+
+def hanging(world: AdapterWorld, name: str) -> asyncio.Future[object]:
+    """Make the fetch of a name take until the future is set."""
+    future = asyncio.get_running_loop().create_future()
+    world.sources.contents[name] = future
+    return future
+
+
+def expected(world: AdapterWorld, handle: int, num: int) -> list[int]:
+    """The tokens that an adapter gives alone for the prompt of AdapterWorld."""
+    spec = RequestSpec(
+        request_id=RequestId(0),
+        prompt_ids=[900, 1, 2],
+        sampling=SamplingParams(),
+        stopping=StoppingParams(max_new_tokens=num, ignore_eos=True),
+        adapter=AdapterHandle(handle),
+    )
+    return world.shard.model.expected_tokens(spec)
+
+
+@in_loop
+async def test_a_fetch_that_hangs_delays_nobody_else():
+    async with adapter_world() as world:
+        future = hanging(world, "cold")
+        stuck = world.task("cold")
+        await until(lambda: world.catalog.find(ref("cold")) is not None)
+        stream = await world.stream("warm", 50)
+        assert await world.finish(stream) == 50
+        await world.generate(None)
+        assert (await world.metrics())["lorax_requests_resolving"] == 1.0
+        assert (await world.list())["cold"]["state"] == "resolving"
+        assert not stuck.done()
+        future.set_result(fetched("cold"))
+        await stuck
+        assert (await world.metrics())["lorax_requests_resolving"] == 0.0
+
+
+@in_loop
+async def test_a_preparation_that_hangs_delays_nobody_else():
+    async with adapter_world() as world:
+        freed = asyncio.Event()
+        world.shard.on_prepare = lambda handle, content: freed.wait() if handle == 1 else None
+        stuck = world.task("cold")
+        await until(lambda: world.table.snapshot() and world.state(AdapterHandle(1)) == "preparing")
+        stream = await world.stream("warm", 50)
+        assert await world.finish(stream) == 50
+        assert not stuck.done()
+        freed.set()
+        assert (await stuck).sequences[0].tokens.ids == expected(world, 1, 3)
+
+
+@in_loop
+async def test_a_client_that_leaves_ends_its_fetch_and_leaves_nothing():
+    async with adapter_world() as world:
+        future = hanging(world, "cold")
+        stuck = world.task("cold")
+        await until(lambda: world.catalog.find(ref("cold")) is not None)
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        assert future.cancelled()
+        assert (await world.list())["cold"]["state"] == "absent"
+        assert world.parts.service._permits.idle.is_set()
+
+
+@in_loop
+async def test_a_client_that_leaves_while_its_adapter_is_prepared_leaves_nothing():
+    async with adapter_world() as world:
+        freed = asyncio.Event()
+        world.shard.on_prepare = lambda handle, content: freed.wait()
+        stuck = world.task("cold")
+        await until(lambda: world.table.snapshot() and world.state(AdapterHandle(1)) == "preparing")
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        freed.set()
+        await until(lambda: world.state(AdapterHandle(1)) == "resident")
+        assert world.table[AdapterHandle(1)].is_idle
+
+
+@in_loop
+async def test_one_part_of_a_merge_that_fails_ends_the_fetch_of_the_others():
+    async with adapter_world() as world:
+        future = hanging(world, "a")
+        world.sources.contents["b"] = refused("it is a pickle")
+        merged = MergedAdapters(ids=["a", "b"], weights=[1.0, 1.0])
+        with pytest.raises(AdapterUnavailableError, match="pickle"):
+            await world.generate(None, merged_adapters=merged)
+        assert future.cancelled()
+
+
+@in_loop
+async def test_with_more_adapters_than_slots_and_all_busy_everybody_gets_a_turn():
+    async with adapter_world(max_active_adapters=2) as world:
+        world.shard.step_delay_s = 0.001
+        # Longer than several turns together, so that nobody waits for another's end.
+        answers = await asyncio.gather(*(world.generate(f"a{i}", 150) for i in range(5)))
+        for number, answer in enumerate(answers):
+            handle = world.handle(f"a{number}")
+            assert answer.sequences[0].tokens.ids == expected(world, handle, 150)
+        assert world.parts.engine.stats().num_preemptions > 0
+        assert len(world.shard.prepared) == 2
+
+
+@in_loop
+async def test_the_base_model_and_warm_adapters_go_on_while_others_wait_for_slots():
+    async with adapter_world(max_active_adapters=1, adapter_cycle_time_s=60.0) as world:
+        busy = await world.stream("a", 150)
+        waiting = world.task("b")
+        await until(lambda: len(world.table.snapshot()) == 2)
+        assert len((await world.generate(None, 50)).sequences[0].tokens.ids) == 50
+        assert (await world.metrics())[
+            'vllm:lora_requests_info{max_lora="1",running_lora_adapters="a",'
+            'waiting_lora_adapters="b"}'
+        ] > 1.6e9
+        assert not waiting.done()
+        await world.finish(busy)
+        await waiting
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (refused("`target_parameters` is not served"), 422, "target_parameters"),
+        (AdapterUnavailableError(Reason.CORRUPT, "its header is cut off"), 422, "cut off"),
+        (AdapterUnavailableError(Reason.TRANSIENT, "the disk is slow"), 424, "disk is slow"),
+        (ShardError("rank 1 at unix:/secret: out of memory"), 424, "could not be loaded"),
+        (RuntimeError("index 7 is out of bounds"), 424, "could not be loaded"),
+    ],
+)
+def test_a_failed_preparation_ends_its_own_requests_in_words(error, status, words):
+    @in_loop
+    async def scene():
+        async with adapter_world() as world:
+            failing = asyncio.Event()
+
+            async def prepare(handle: AdapterHandle, content: object) -> None:
+                if handle == 1:
+                    await failing.wait()
+                    raise error
+
+            world.shard.on_prepare = prepare
+            broken = [world.task("broken") for _ in range(3)]
+            await until(
+                lambda: world.table.snapshot() and world.table[AdapterHandle(1)].num_waiting == 3
+            )
+            stream = await world.stream("good", 50)
+            failing.set()
+            for task in broken:
+                with pytest.raises((AdapterUnavailableError, GenerationError)) as raised:
+                    await task
+                assert raised.value.kind.http_status == status
+                assert words in raised.value.public
+                assert "secret" not in raised.value.public
+            assert await world.finish(stream) == 50
+            assert world.table.room().num_held == 1
+            # And it is tried again for whoever comes next.
+            world.shard.on_prepare = None
+            await world.generate("broken")
+
+    scene()
+
+
+@in_loop
+async def test_w14_a_release_that_fails_is_tried_again_and_harms_nobody(monkeypatch):
+    monkeypatch.setattr(engine_adapters, "_RELEASE_PAUSE_S", 0.0)
+    async with adapter_world(max_active_adapters=1) as world:
+        failures: list[Exception] = [ShardError("busy"), RuntimeError("odd")]
+
+        def release(handle: AdapterHandle, forget: object) -> None:
+            if failures:
+                raise failures.pop()
+
+        world.shard.on_release = release
+        await world.generate("a")
+        answers = await asyncio.gather(world.generate("b"), world.generate(None))
+        assert failures == []
+        assert list(world.shard.prepared) == [2]
+        assert len(answers) == 2
+
+
+@in_loop
+async def test_w14_a_release_that_never_works_is_given_up_and_harms_nobody(monkeypatch):
+    monkeypatch.setattr(engine_adapters, "_RELEASE_PAUSE_S", 0.0)
+    async with adapter_world(max_active_adapters=1) as world:
+
+        def release(handle: AdapterHandle, forget: object) -> None:
+            raise ShardError("busy")
+
+        world.shard.on_release = release
+        await world.generate("a")
+        await world.generate("b")
+        await world.generate("a")
+
+
+@in_loop
+async def test_a_request_that_pins_leave_no_room_for_is_refused_in_words():
+    async with adapter_world() as world:
+        room = 1 << 30
+        world.sources.contents["big"] = fetched("big", device_bytes=room)
+        world.sources.contents["kept"] = fetched("kept", device_bytes=room // 2)
+        await world.parts.adapters.load(wish("kept"), pin=True)
+        with pytest.raises(ValidationError, match="pinned adapters leave"):
+            await world.generate("big")
+        with pytest.raises(ValidationError, match="pinned adapters leave"):
+            await world.parts.adapters.load(wish("big"))
+        await world.parts.adapters.unpin(ref("kept"))
+        await world.generate("big")
+
+
+@in_loop
+async def test_phases_of_a_cold_start_are_told_once():
+    async with adapter_world() as world:
+        timings = {"queue": 0.5, "resolve": 1.0, "download": 2.0, "verify": 0.25}
+        world.sources.contents["a"] = fetched("a", timings=timings)
+        first, second = await world.generate("a"), await world.generate("a")
+        assert first.adapter.phases["resolve"] == 1.5
+        assert set(first.adapter.phases) >= {"resolve", "download", "verify", "wait", "parse"}
+        assert second.adapter.phases == {}
+        metrics = await world.metrics()
+        assert metrics['lorax_adapter_cold_start_duration_count{phase="download"}'] == 1.0
+
+
+@in_loop
+async def test_requests_fail_when_the_shards_do_and_nothing_waits_for_ever():
+    async with adapter_world() as world:
+        world.shard.on_prepare = lambda handle, content: asyncio.Event().wait()
+        stuck = world.task("cold")
+        loading = asyncio.create_task(world.parts.adapters.load(wish("other")))
+        await until(lambda: len(world.table.snapshot()) == 2)
+        running = await world.parts.service.generate_stream(world.request(None, 50))
+        await anext(running)
+        world.shard.die()
+        for task in (stuck, loading):
+            with pytest.raises(Exception, match="shards|shard"):
+                await task
+        with pytest.raises(GenerationError):
+            await world.finish(running)
+        with pytest.raises(Exception, match="shard|dead"):
+            await asyncio.wait_for(world.parts.adapters.unload(ref("cold")), 10)
