@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorax_contract.adapters import (
@@ -30,8 +32,16 @@ from lorax_shard.adapters.store import AdapterStore, Lease
 
 # Parsing and copying at the same time; more would only take the steps' cores.
 _NUM_THREADS = 2
-# Adapters fetched last whose files are held, so that they are still there to be loaded.
+# What was fetched is held until it is loaded, so that its files are still there then; but not
+# for longer, nor more than so many: what is held, the store cannot evict for others.
+_HELD_S = 60.0
 _NUM_HELD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    lease: Lease
+    since: float
 
 
 class AdapterRoom:
@@ -44,13 +54,20 @@ class AdapterRoom:
     """
 
     def __init__(
-        self, shelf: AdapterShelf, store: AdapterStore, fetcher: AdapterFetcher | None
+        self,
+        shelf: AdapterShelf,
+        store: AdapterStore,
+        fetcher: AdapterFetcher | None,
+        *,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shelf = shelf
         self._store = store
         self._fetcher = fetcher
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="adapters")
-        self._held: OrderedDict[str, Lease] = OrderedDict()
+        self._now = now
+        # By store digest, the one fetched last at the end.
+        self._held: OrderedDict[str, _Held] = OrderedDict()
 
     def start(self) -> None:
         """Get ready for the first fetch, in the background."""
@@ -66,12 +83,19 @@ class AdapterRoom:
         return described(fetched)
 
     def _hold(self, fetched: Fetched) -> None:
-        old = self._held.pop(fetched.digest, None)
-        if old is not None:
-            old.release()
-        self._held[fetched.digest] = fetched.lease
-        while len(self._held) > _NUM_HELD:
-            self._held.popitem(last=False)[1].release()
+        self._let_go(fetched.digest)
+        now = self._now()
+        self._held[fetched.digest] = _Held(fetched.lease, now)
+        while len(self._held) > _NUM_HELD or self._oldest().since < now - _HELD_S:
+            self._held.popitem(last=False)[1].lease.release()
+
+    def _oldest(self) -> _Held:
+        return next(iter(self._held.values()))
+
+    def _let_go(self, *store_digests: str) -> None:
+        for digest in store_digests:
+            if (held := self._held.pop(digest, None)) is not None:
+                held.lease.release()
 
     async def text(self, store_digest: str) -> dict[str, bytes]:
         """Return the tokenizer and template files of a stored adapter, by name."""
@@ -90,18 +114,18 @@ class AdapterRoom:
         """Make a content ready under its handle."""
         prepare = functools.partial(self.shelf.prepare, handle, content)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+            report = await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
         except AdapterUnavailableError as error:
             if error.reason is Reason.CORRUPT:
                 # What is damaged goes, so that the next fetch brings it anew.
                 await self.release(handle, content.parts)
             raise
+        self._let_go(*(part.store_digest for part in content.parts))
+        return report
 
     async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
         """Let a prepared adapter go, and of the parts to forget everything."""
-        for part in forget:
-            if (lease := self._held.pop(part.store_digest, None)) is not None:
-                lease.release()
+        self._let_go(*(part.store_digest for part in forget))
         await asyncio.to_thread(self.shelf.release, handle, tuple(forget))
 
     async def tiers(self) -> AdapterTiers:
@@ -116,8 +140,7 @@ class AdapterRoom:
         """End the fetcher's processes and the threads."""
         if self._fetcher is not None:
             await self._fetcher.close()
-        for lease in self._held.values():
-            lease.release()
+        self._let_go(*list(self._held))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

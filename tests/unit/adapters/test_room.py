@@ -96,11 +96,12 @@ class Parts:
         self.local = folder / "local"
         self.store = AdapterStore(folder / "store", max_bytes=1 << 20)
         self.shelf, self.fetcher = Shelf(), Fetcher(self.store, self.local)
+        self.now_s = 1000.0
         self.room = self.make(self.fetcher)
 
     def make(self, fetcher: Any) -> AdapterRoom:
         shelf: Any = self.shelf
-        return AdapterRoom(shelf, self.store, fetcher)
+        return AdapterRoom(shelf, self.store, fetcher, now=lambda: self.now_s)
 
     async def fetch(self, number: int, **options: Any) -> AdapterPart:
         write_adapter(self.local / str(number), seed=number)
@@ -166,6 +167,33 @@ async def test_what_was_fetched_last_stays_on_the_disk(
     assert parts.fetcher.is_started
     assert parts.fetcher.is_closed
     assert not parts.is_held(two)
+
+
+@in_loop
+async def test_what_is_loaded_or_waited_for_in_vain_may_leave_the_disk(parts: Parts) -> None:
+    loaded, old, young = [await parts.fetch(number) for number in range(3)]
+    await parts.room.prepare(ONE, content(loaded))
+    assert not parts.is_held(loaded)
+    parts.now_s += 61.0
+    assert await parts.fetch(2) == young
+    assert not parts.is_held(old)
+    assert parts.is_held(young)
+    await parts.room.close()
+
+
+@in_loop
+async def test_a_small_store_takes_any_number_of_adapters_in_turn(parts: Parts) -> None:
+    first = await parts.fetch(0)
+    parts.store.max_bytes = 2 * parts.store.used_bytes()
+    await parts.room.prepare(ONE, content(first))
+    for number in range(1, 6):
+        await parts.room.prepare(ONE, content(await parts.fetch(number)))
+    # Two that nobody loads fill it.
+    await parts.fetch(6)
+    await parts.fetch(7)
+    with pytest.raises(AdapterUnavailableError) as caught:
+        await parts.fetch(8)
+    assert caught.value.reason is Reason.STORE_FULL
 
 
 @in_loop
