@@ -1,0 +1,73 @@
+"""A rank's adapter parts, made from its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.in_loop import in_loop
+from tests.helpers.small_adapters import make_base
+
+from lorax_contract.adapters import AdapterQuery, AdapterRef, AdapterUnavailableError
+from lorax_contract.config import ShardConfig
+from lorax_shard.adapters import setup
+from lorax_shard.adapters.peft_verify import make_context
+
+
+def config(folder: Path, **values: Any) -> ShardConfig:
+    settings = {"model_dir": "m", "model_id": "m", "shard_uris": ["unix:///0", "unix:///1"],
+                "world_size": 2, "adapter_store_dir": str(folder / "store"), **values}  # fmt: skip
+    return ShardConfig(**settings)
+
+
+def test_the_fetcher_is_told_what_the_shard_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://here:9")
+    told = config(
+        tmp_path, adapter_store_bytes=77, adapter_local_roots=["/a"], adapter_s3_roots=["s3://b"],
+        s3_endpoint="http://s3:9", adapter_timeout_s=5.0, max_adapter_rank=16,
+    )  # fmt: skip
+    context = make_context(make_base(), setup.limits_of(told))
+    made = setup.fetch_setup(told, context)
+    assert (made.store_dir, made.store_max_bytes) == (told.adapter_store_dir, 77)
+    assert made.process.deadline_s == 5.0
+    assert made.sources.local_roots == ("/a",)
+    assert (made.sources.s3_roots, made.sources.s3_endpoint) == (("s3://b",), "http://s3:9")
+    assert made.sources.hub_endpoint == "http://here:9"
+    assert made.verify.context == context
+    assert setup.limits_of(told).max_rank == 16
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "low_rank"),
+    [
+        ("cpu", torch.float32, torch.float32),
+        ("cpu", torch.bfloat16, torch.float32),
+        ("cuda", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_low_rank_parts_are_exact_on_a_cpu_and_small_on_a_gpu(
+    tmp_path: Path, device: str, dtype: torch.dtype, low_rank: torch.dtype
+) -> None:
+    told = config(tmp_path, device=device, adapter_host_bytes=123)
+    preparer: Any = None
+    shelf = setup.make_shelf(told, setup.make_store(told), make_base(), preparer, dtype)
+    assert (shelf._dtype, shelf._low_rank_dtype) == (dtype, low_rank)
+    assert shelf._host_bytes == 123
+
+
+@in_loop
+async def test_rank_0_fetches_for_all(tmp_path: Path) -> None:
+    preparer: Any = None
+    for rank in (0, 1):
+        told = config(tmp_path, rank=rank)
+        store = setup.make_store(told)
+        shelf = setup.make_shelf(told, store, make_base(), preparer, torch.float32)
+        room = setup.make_room(told, store, shelf, make_base())
+        words = "takes no local adapters" if rank == 0 else "only rank 0"
+        with pytest.raises(AdapterUnavailableError, match=words):
+            await room.fetch(AdapterQuery(ref=AdapterRef.of("local", "x")))
+        await room.close()
