@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -14,7 +15,13 @@ from tokenizers import Tokenizer
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
 from lorax_contract.config import ConfigError, RouterConfig
-from lorax_contract.errors import LoraxError, ShardUnavailableError, StartupError
+from lorax_contract.errors import (
+    LoraxError,
+    ShardError,
+    ShardUnavailableError,
+    StartupError,
+    UnhealthyError,
+)
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.adapters import AdapterTable
@@ -243,14 +250,24 @@ def _own_wish(source: str, name: str) -> AdapterWish:
 
 async def preload(parts: Parts) -> None:
     """Load the adapters that are to be there before the first request; raises StartupError."""
-    for wish in parts.preloads:
-        try:
-            await parts.adapters.load(wish, pin=True)
-        except LoraxError as error:
-            raise StartupError(
-                f"adapter {wish.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
-            ) from error
-        logger.info("adapter %s is loaded and stays", wish.label)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for wish in dict.fromkeys(parts.preloads):
+                group.create_task(_preload(parts.adapters, wish))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _preload(adapters: AdapterManager, wish: AdapterWish) -> None:
+    try:
+        await adapters.load(wish, pin=True)
+    except (ShardError, UnhealthyError) as error:
+        raise StartupError(f"a shard is gone: {error}", ExitCode.SHARD_UNREACHABLE) from error
+    except LoraxError as error:
+        raise StartupError(
+            f"adapter {wish.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
+        ) from error
+    logger.info("adapter %s is loaded and stays", wish.label)
 
 
 def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Scheduler:

@@ -129,7 +129,8 @@ class AdapterOrders:
             shown = GenerationError(str(error), public="the adapter could not be loaded")
         ended = self._scheduler.adapter_event(handle, AdapterEvent.FAILED, self._clock())
         if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
-            arrival.set_exception(shown)
+            # Whoever loads it by hand may care whose fault it was.
+            arrival.set_exception(error if isinstance(error, LoraxError) else shown)
             arrival.exception()
         self._tell_departures()
         self._on_event(ended, shown)
