@@ -1,0 +1,95 @@
+"""Loads one rank's part of a model: transformers builds and converts, we say what is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from lorax_shard.parallel.local import keep_bias_once, make_local
+from lorax_shard.parallel.partition import Span
+from lorax_shard.parallel.plan import RankPlan, Role, Split, make_plan
+from lorax_shard.parallel.slices import RankSlice, open_tensors
+
+# One expert's matrices, as most checkpoints have them; transformers fuses them while loading.
+_EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$")
+_DOWN = ("w2", "down_proj")
+
+
+def load_rank(
+    folder: Path,
+    config: Any,
+    *,
+    rank: int,
+    world_size: int,
+    dtype: torch.dtype,
+    attention: str,
+) -> tuple[Any, RankPlan, Mapping[str, Any]]:
+    """Return the rank's model, its plan and transformers' report; reads the rank's part only.
+
+    Raises CannotSplitError. The ranks do not meet yet: ``local.connect`` comes last.
+    """
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    plans: list[RankPlan] = []
+
+    class RankModel(stock):  # type: ignore[misc]
+        """The stock model, made narrower before any weight is read."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            plans.append(make_plan(self, rank, world_size))
+            make_local(self, plans[0])
+
+    # transformers finds its conversions by these.
+    RankModel.__name__, RankModel.__qualname__ = stock.__name__, stock.__qualname__
+    with torch.device("meta"):
+        shapes = stock._from_config(config, dtype=dtype)
+    plan = make_plan(shapes, rank, world_size)
+    prefix = shapes.base_model_prefix
+    state = {key: _sliced(file, key, plan, prefix) for key, file in open_tensors(folder).items()}
+    model, report = RankModel.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    keep_bias_once(model, plan)
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model.eval().requires_grad_(False), plan, report
+
+
+def _sliced(file: Any, key: str, plan: RankPlan, prefix: str) -> RankSlice:
+    """Return what the rank reads of one tensor of the checkpoint."""
+    if (expert := _EXPERT.search(key)) is not None:
+        splits = (split for split in plan.splits.values() if split.role is Role.EXPERTS)
+        if (split := next(splits, None)) is not None:
+            return RankSlice(file, key, 1 if expert["matrix"] in _DOWN else 0, split.spans)
+    name, _, part = key.rpartition(".")
+    # Older checkpoints leave the base model's prefix out.
+    owner = plan.splits.get(name) or plan.splits.get(f"{prefix}.{name}")
+    if owner is None:
+        return RankSlice(file, key)
+    if owner.role is Role.EXPERTS:
+        return _of_fused(file, key, part, owner)
+    if part == "bias":
+        return RankSlice(file, key, None if owner.role is Role.ROW else 0, owner.spans)
+    return RankSlice(file, key, owner.weight_dim, owner.spans)
+
+
+def _of_fused(file: Any, key: str, part: str, split: Split) -> RankSlice:
+    """Return a part of all experts' matrices, which lie in one tensor."""
+    (own,) = split.spans
+    if part == "down_proj":
+        return RankSlice(file, key, 2, split.spans)
+    width = file.get_slice(key).get_shape()[1] // 2
+    return RankSlice(file, key, 1, (own, Span(width + own.start, width + own.stop)))

@@ -1,0 +1,140 @@
+"""Makes a model of full size one rank's: parameters of its part, and where ranks meet.
+
+The modules stay what they are (``nn.Linear``, ``Conv1D``, ``nn.Embedding``), only narrower, so
+that packing, adapters and probes see nothing new. The ranks meet in forward hooks around
+them: a row-parallel linear's output is a part of a sum until its hook has run, and so is
+whatever an adapter added to it, which therefore needs no collective of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorax_shard.parallel.group import RankGroup
+from lorax_shard.parallel.plan import RankPlan, Role, Split
+
+
+def make_local(model: Any, plan: RankPlan) -> None:
+    """Give every split module parameters of the rank's size, without values."""
+    for name, split in plan.splits.items():
+        module = model.get_submodule(name)
+        _RESIZE[split.role](module, split)
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if hasattr(parent, "config") and split.role in (Role.COLUMN, Role.ROW):
+            _tell_heads(parent, plan)
+
+
+def keep_bias_once(model: Any, plan: RankPlan) -> None:
+    """Leave the bias of row-parallel linears to rank 0: the sum has it once."""
+    if plan.rank == 0:
+        return
+    for name, split in plan.splits.items():
+        bias = getattr(model.get_submodule(name), "bias", None)
+        if split.role is Role.ROW and isinstance(bias, torch.Tensor):
+            with torch.no_grad():
+                bias.zero_()
+
+
+def connect(model: Any, plan: RankPlan, group: RankGroup) -> None:
+    """Let the ranks meet; comes after whatever replaces the model's modules."""
+    sizes = [len(span) for span in plan.vocabulary]
+    for name, split in plan.splits.items():
+        module = model.get_submodule(name)
+        if split.role in (Role.ROW, Role.EXPERTS):
+            module.register_forward_hook(lambda _m, _a, output: group.all_reduce(output))
+        elif split.role is Role.HEAD:
+            module.register_forward_hook(lambda _m, _a, output: group.all_gather(output, sizes))
+        elif split.role is Role.EMBEDDING:
+            _connect_embedding(module, split, group)
+
+
+def _connect_embedding(module: nn.Module, split: Split, group: RankGroup) -> None:
+    (own,) = split.spans
+    absent: list[torch.Tensor] = []
+
+    def localise(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids = args[0]
+        absent.append((ids < own.start) | (ids >= own.stop))
+        return ((ids - own.start).clamp(0, len(own) - 1), *args[1:])
+
+    def join(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return group.all_reduce(output.masked_fill(absent.pop().unsqueeze(-1), 0.0))
+
+    module.register_forward_pre_hook(localise)
+    module.register_forward_hook(join)
+
+
+def _tell_heads(attention: nn.Module, plan: RankPlan) -> None:
+    """Let an attention module, which may count heads by its config, count the rank's."""
+    heads = plan.heads
+    full: Any = attention.config
+    if not hasattr(attention, "head_dim") or getattr(full, "is_local", False):
+        return
+    local: Any = copy.copy(full)
+    num_keys = getattr(full, "num_key_value_heads", None)
+    local.num_attention_heads = len(heads.queries)
+    if num_keys is not None:
+        local.num_key_value_heads = len(heads.keys)
+    local.is_local = True
+    attention.config = local
+    for name, number in (
+        ("num_heads", len(heads.queries)),
+        ("num_attention_heads", len(heads.queries)),
+        ("num_key_value_heads", len(heads.keys)),
+        ("num_key_value_groups", len(heads.queries) // len(heads.keys)),
+        # GPT-2 cuts its fused projection in three of this width.
+        ("split_size", len(heads.queries) * int(attention.head_dim)),  # type: ignore[arg-type]
+    ):
+        if hasattr(attention, name):
+            setattr(attention, name, number)
+
+
+def _resize_column(module: nn.Module, split: Split) -> None:
+    _set(module, "weight", split.weight_dim, split.size)
+    _set(module, "bias", 0, split.size)
+    setattr(module, "nf" if split.is_transposed else "out_features", split.size)
+
+
+def _resize_row(module: nn.Module, split: Split) -> None:
+    _set(module, "weight", split.weight_dim, split.size)
+    setattr(module, "nx" if split.is_transposed else "in_features", split.size)
+
+
+def _resize_embedding(module: nn.Module, split: Split) -> None:
+    assert isinstance(module, nn.Embedding)
+    module.num_embeddings = split.size
+    # Of the whole vocabulary; it matters for gradients only.
+    module.padding_idx = None
+    _set(module, "weight", 0, split.size)
+
+
+def _resize_experts(module: nn.Module, split: Split) -> None:
+    _set(module, "gate_up_proj", 1, 2 * split.size)
+    _set(module, "down_proj", 2, split.size)
+    for name in ("intermediate_dim", "intermediate_size"):
+        if hasattr(module, name):
+            setattr(module, name, split.size)
+
+
+_RESIZE = {
+    Role.COLUMN: _resize_column,
+    Role.ROW: _resize_row,
+    Role.EMBEDDING: _resize_embedding,
+    Role.HEAD: _resize_column,
+    Role.EXPERTS: _resize_experts,
+}
+
+
+def _set(module: nn.Module, name: str, dim: int, size: int) -> None:
+    """Replace a parameter by one that has another size in one dimension."""
+    old = getattr(module, name, None)
+    if old is None:
+        return
+    shape = list(old.shape)
+    shape[dim] = size
+    empty = torch.empty(shape, dtype=old.dtype, device=old.device)
+    setattr(module, name, nn.Parameter(empty, requires_grad=False))

@@ -1,0 +1,233 @@
+"""Which rank holds which part of each module: read from the model's own plan.
+
+transformers names for each family which linears are split by columns and which by rows;
+families without a plan, or with one that gathers what need not be gathered, get a
+small one here. Everything else is replicated. The token
+embedding and the head are split by vocabulary, always.
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lorax_shard.parallel.partition import (
+    CannotSplitError,
+    HeadShare,
+    Span,
+    share_heads,
+    share_of,
+)
+
+# Plans of ours, below the base model.
+_PLANS: dict[str, dict[str, str]] = {
+    "phi3": {
+        "layers.*.self_attn.qkv_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    },
+    "gpt2": {
+        "h.*.attn.c_attn": "colwise",
+        "h.*.attn.c_proj": "rowwise",
+        "h.*.mlp.c_fc": "colwise",
+        "h.*.mlp.c_proj": "rowwise",
+    },
+    "opt": {
+        "decoder.layers.*.self_attn.q_proj": "colwise",
+        "decoder.layers.*.self_attn.k_proj": "colwise",
+        "decoder.layers.*.self_attn.v_proj": "colwise",
+        "decoder.layers.*.self_attn.out_proj": "rowwise",
+        "decoder.layers.*.fc1": "colwise",
+        "decoder.layers.*.fc2": "rowwise",
+    },
+}
+_QUERIES = ("q_proj",)
+_KEYS = ("k_proj", "v_proj")
+_FUSED = ("c_attn", "qkv_proj")
+_ATTENTION_OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense")
+_ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+
+
+class Role(enum.Enum):
+    """How a module is spread over the ranks."""
+
+    # Each rank computes some outputs from all inputs.
+    COLUMN = "column"
+    # Each rank computes a part of every output from some inputs: the sum is the output.
+    ROW = "row"
+    # Each rank knows some ids; others give zeros: the sum is the output.
+    EMBEDDING = "embedding"
+    # Each rank computes some logits.
+    HEAD = "head"
+    # Fused experts: each rank has a part of every expert's width: the sum is the output.
+    EXPERTS = "experts"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a rank holds of one module: these spans of its split dimension, in order."""
+
+    role: Role
+    spans: tuple[Span, ...]
+    # The weight is kept as in x out (GPT-2's Conv1D).
+    is_transposed: bool = False
+
+    @property
+    def weight_dim(self) -> int:
+        """The dimension of the weight that is split."""
+        is_row = self.role is Role.ROW
+        return int(is_row != self.is_transposed)
+
+    @property
+    def size(self) -> int:
+        """Items of the dimension that the rank holds."""
+        return sum(map(len, self.spans))
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """One rank's part of a model."""
+
+    rank: int
+    world_size: int
+    heads: HeadShare
+    # By module name.
+    splits: Mapping[str, Split]
+    # Vocabulary entries of each rank.
+    vocabulary: tuple[Span, ...]
+
+
+def make_plan(model: Any, rank: int, world_size: int) -> RankPlan:
+    """Return what a rank holds of a model of full size; CannotSplitError says why it cannot.
+
+    The model may be on the meta device.
+    """
+    config = model.config.get_text_config()
+    planner = _Planner(model, config, rank, world_size)
+    return RankPlan(
+        rank,
+        world_size,
+        planner.heads,
+        planner.splits(),
+        tuple(share_of(config.vocab_size, each, world_size) for each in range(world_size)),
+    )
+
+
+class _Planner:
+    def __init__(self, model: Any, config: Any, rank: int, world_size: int) -> None:
+        self._model = model
+        self._config = config
+        self._rank, self._world_size = rank, world_size
+        num_queries = config.num_attention_heads
+        num_keys = getattr(config, "num_key_value_heads", None) or num_queries
+        self.heads = share_heads(num_queries, num_keys, rank, world_size)
+        self._num_heads = (num_queries, num_keys)
+        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_queries
+
+    def splits(self) -> dict[str, Split]:
+        patterns = self._patterns()
+        found: dict[str, Split] = {}
+        for name, module in self._model.named_modules():
+            style = next((s for p, s in patterns.items() if fnmatch.fnmatchcase(name, p)), None)
+            if style is not None and (split := self._split(name, module, style)) is not None:
+                found[name] = split
+        if not found:
+            raise CannotSplitError(
+                f"transformers has no plan to spread a {self._config.model_type} over ranks"
+            )
+        rows = (share_of(self._config.vocab_size, self._rank, self._world_size),)
+        for module, role in (
+            (self._model.get_input_embeddings(), Role.EMBEDDING),
+            (self._model.get_output_embeddings(), Role.HEAD),
+        ):
+            found[self._name_of(module)] = Split(role, rows)
+        return found
+
+    def _patterns(self) -> dict[str, str]:
+        """Return the family's plan by full module name."""
+        theirs: Mapping[str, str] | None = getattr(self._config, "base_model_tp_plan", None)
+        plan = _PLANS.get(self._config.model_type) or theirs or {}
+        prefix = self._model.base_model_prefix
+        return {f"{prefix}.{pattern}": style for pattern, style in plan.items()}
+
+    def _name_of(self, module: nn.Module) -> str:
+        names = (str(name) for name, each in self._model.named_modules() if each is module)
+        return next(names)
+
+    def _split(self, name: str, module: nn.Module, style: str) -> Split | None:
+        if style.startswith("replicated"):
+            return None
+        if style == "moe_tp_experts":
+            return self._experts(name, module)
+        if style not in ("colwise", "rowwise", "packed_colwise"):
+            raise CannotSplitError(f"{name} is to be spread as {style!r}, which is not known here")
+        transposed = not isinstance(module, nn.Linear)
+        if style == "rowwise":
+            return Split(Role.ROW, self._inputs(name, module), transposed)
+        spans = self._outputs(name, module, packed=style == "packed_colwise")
+        return Split(Role.COLUMN, spans, transposed)
+
+    def _outputs(self, name: str, module: nn.Module, *, packed: bool) -> tuple[Span, ...]:
+        *_, parent, own = name.split(".")
+        size = _widths(module)[1]
+        if parent in _ATTENTIONS:
+            return self._attention_outputs(name, own, size)
+        if packed:
+            half = self._part(name, size // 2)
+            return (half, Span(size // 2 + half.start, size // 2 + half.stop))
+        return (self._part(name, size),)
+
+    def _attention_outputs(self, name: str, own: str, size: int) -> tuple[Span, ...]:
+        queries, keys = (each * self._head_dim for each in self._num_heads)
+        q = self.heads.queries.scaled(self._head_dim)
+        k = self.heads.keys.scaled(self._head_dim)
+        if own in _QUERIES and size == queries:
+            return (q,)
+        if own in _KEYS and size == keys:
+            return (k,)
+        if own in _FUSED and size == queries + 2 * keys:
+            offsets = (queries, queries + keys)
+            return (q, *(Span(at + k.start, at + k.stop) for at in offsets))
+        raise CannotSplitError(f"{name} has {size} outputs, which are not this model's heads")
+
+    def _inputs(self, name: str, module: nn.Module) -> tuple[Span, ...]:
+        *_, parent, own = name.split(".")
+        size = _widths(module)[0]
+        if parent in _ATTENTIONS and own in _ATTENTION_OUTPUTS:
+            if size != self._num_heads[0] * self._head_dim:
+                raise CannotSplitError(
+                    f"{name} has {size} inputs, which are not this model's heads"
+                )
+            return (self.heads.queries.scaled(self._head_dim),)
+        return (self._part(name, size),)
+
+    def _experts(self, name: str, module: nn.Module) -> Split:
+        down = getattr(module, "down_proj", None)
+        up = getattr(module, "gate_up_proj", None)
+        # experts x hidden x width, and experts x (gate and up) width x hidden.
+        if down is None or up is None or up.shape[1] != 2 * down.shape[2]:
+            raise CannotSplitError(f"{name} keeps its experts in a way that is not known here")
+        # Grouped products want rows that begin at multiples of 16 bytes.
+        unit = next(unit for unit in (8, 4, 2, 1) if down.shape[2] % unit == 0)
+        part = self._part(name, down.shape[2] // unit)
+        return Split(Role.EXPERTS, (part.scaled(unit),))
+
+    def _part(self, name: str, size: int) -> Span:
+        try:
+            return share_of(size, self._rank, self._world_size)
+        except CannotSplitError as error:
+            raise CannotSplitError(f"{name}: {error}") from error
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """Return inputs and outputs of a linear or a Conv1D."""
+    weight = module.get_parameter("weight")
+    if isinstance(module, nn.Linear):
+        return weight.shape[1], weight.shape[0]
+    return weight.shape[0], weight.shape[1]

@@ -1,0 +1,64 @@
+"""Tensors of safetensors files, of which only a part is read when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from lorax_shard.parallel.partition import Span
+
+_INDEX_FILE = "model.safetensors.index.json"
+_SINGLE_FILE = "model.safetensors"
+
+
+class RankSlice:
+    """One tensor of a file; indexing it reads the rank's part and nothing else.
+
+    ``spans`` are what the rank has along ``dim``, put together in their order; ``dim`` None:
+    the whole tensor. Stands for a tensor in a state dict that transformers loads.
+    """
+
+    def __init__(
+        self, file: Any, key: str, dim: int | None = None, spans: Sequence[Span] = ()
+    ) -> None:
+        self._file = file
+        self._key = key
+        self._dim = dim
+        self._spans = spans
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        view = self._file.get_slice(self._key)
+        if self._dim is None:
+            whole: torch.Tensor = view[:]
+            return whole
+        before = (slice(None),) * self._dim
+        parts = [view[(*before, slice(span.start, span.stop))] for span in self._spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self._dim)
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of the rank's part."""
+        shape: list[int] = list(self._file.get_slice(self._key).get_shape())
+        if self._dim is not None:
+            shape[self._dim] = sum(map(len, self._spans))
+        return shape
+
+    def get_dtype(self) -> str:
+        """Return the type as safetensors names it."""
+        dtype: str = self._file.get_slice(self._key).get_dtype()
+        return dtype
+
+
+def open_tensors(folder: Path) -> Mapping[str, Any]:
+    """Return the open file of each tensor in a model folder."""
+    index = folder / _INDEX_FILE
+    if not index.is_file():
+        file: Any = safe_open(folder / _SINGLE_FILE, framework="pt")
+        return dict.fromkeys(file.keys(), file)
+    by_key: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = {name: safe_open(folder / name, framework="pt") for name in set(by_key.values())}
+    return {key: files[name] for key, name in by_key.items()}

@@ -1,0 +1,73 @@
+"""Ranks as threads of one process: a RankGroup without sockets, and a way to run one per rank."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+class Meeting:
+    """Where the threads of a group exchange values."""
+
+    def __init__(self, world_size: int) -> None:
+        self.barrier = threading.Barrier(world_size, timeout=60)
+        self.values: list[Any] = [None] * world_size
+
+
+class ThreadGroup:
+    """Implements RankGroup for one thread of a meeting."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self.rank = rank
+        self.world_size = len(meeting.values)
+        self.num_collectives = 0
+        self._meeting = meeting
+
+    def _exchange(self, value: Any) -> list[Any]:
+        self.num_collectives += 1
+        self._meeting.values[self.rank] = value
+        self._meeting.barrier.wait()
+        values = list(self._meeting.values)
+        self._meeting.barrier.wait()
+        return values
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self._exchange(tensor)).sum(dim=0)
+
+    def all_gather(self, tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        parts = self._exchange(tensor)
+        assert [part.shape[-1] for part in parts] == list(sizes)
+        return torch.cat(parts, dim=-1)
+
+    def broadcast(self, values: list[int]) -> list[int]:
+        return list(self._exchange(values)[0])
+
+
+def run_ranks(world_size: int, work: Callable[[ThreadGroup], Result]) -> list[Result]:
+    """Run ``work`` on each rank at once and return the results by rank; the first error wins."""
+    meeting = Meeting(world_size)
+    results: list[Any] = [None] * world_size
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(ThreadGroup(meeting, rank))
+        except BaseException as error:
+            errors.append(error)
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next(
+            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
+        )
+    return results

@@ -1,0 +1,86 @@
+"""Sharded models compute what the whole model computes, and read their own part only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.helpers.thread_ranks import ThreadGroup, run_ranks
+from tests.helpers.tiny_models import make_tiny_model
+
+from lorax_shard.parallel.load import load_rank
+from lorax_shard.parallel.local import connect
+from lorax_shard.parallel.partition import CannotSplitError
+from lorax_shard.parallel.slices import RankSlice
+
+FAMILIES = ("llama", "qwen2", "qwen3_moe", "gemma2", "gpt2", "mixtral", "phi3")
+TOLERANCE = 1e-4
+IDS = torch.tensor([[5, 40, 3, 81, 7, 7, 120, 64, 9, 3, 2]])
+
+
+def load(folder: Path, rank: int, world_size: int) -> tuple[Any, Any, Any]:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return load_rank(
+        folder, config, rank=rank, world_size=world_size, dtype=torch.float32, attention="eager"
+    )
+
+
+def logits(folder: Path, world_size: int) -> list[torch.Tensor]:
+    # Building models is not safe in threads; computing is.
+    loaded = [load(folder, rank, world_size) for rank in range(world_size)]
+    for _, _, report in loaded:
+        assert not any(report.values())
+
+    def work(group: ThreadGroup) -> torch.Tensor:
+        model, plan, _ = loaded[group.rank]
+        connect(model, plan, group)
+        with torch.inference_mode():
+            return model(IDS, use_cache=False).logits
+
+    return run_ranks(world_size, work)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_number_of_ranks_gives_the_logits_of_one(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    folder = make_tiny_model(family, tmp_path, tie_word_embeddings=tied)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.inference_mode():
+        expected = stock.eval()(IDS, use_cache=False).logits
+    for world_size in (2, 3, 4):
+        for got in logits(folder, world_size):
+            difference = (got - expected).abs().max()
+            assert difference <= TOLERANCE * expected.abs().max()
+
+
+def test_a_rank_reads_no_more_than_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    read: dict[str, int] = {}
+    plain = RankSlice.__getitem__
+
+    def counted(self: RankSlice, index: object) -> torch.Tensor:
+        tensor = plain(self, index)
+        read[self._key] = read.get(self._key, 0) + tensor.numel()
+        return tensor
+
+    monkeypatch.setattr(RankSlice, "__getitem__", counted)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    sizes = {name: tensor.numel() for name, tensor in whole.state_dict().items()}
+    load(folder, 0, 2)
+    split = [name for name in sizes if "proj" in name or "embed" in name or "lm_head" in name]
+    assert split
+    for name in split:
+        assert read[name] < 0.7 * sizes[name], name
+
+
+def test_more_ranks_than_heads_are_refused_in_words(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    with pytest.raises(CannotSplitError, match="cannot be spread over 7 ranks"):
+        load(folder, 0, 7)
