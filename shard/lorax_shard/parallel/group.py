@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from torch import distributed
-from torch.distributed.distributed_c10d import TCPStore  # type: ignore[attr-defined]
 
 
 class RankGroup(Protocol):
@@ -47,7 +46,7 @@ class TorchGroup:
         timeout = dt.timedelta(seconds=timeout_s)
         # A store of our own: groups side by side on one host differ by their port only.
         host, _, port = address.rpartition(":")
-        store = TCPStore(
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
             host, int(port), world_size, is_master=rank == 0, timeout=timeout
         )
         distributed.init_process_group(
