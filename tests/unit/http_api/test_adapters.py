@@ -338,7 +338,7 @@ async def test_residency_in_the_metrics_agrees_with_the_list():
         for name in ("a", "b", "c,d", "e", "bad"):
             await world.client.post("/generate", json=body(name))
         waiting = world.task("slow")
-        await until(lambda: world.catalog.find is not None and len(world.shard.queries) == 6)
+        await until(lambda: len(world.shard.queries) == 6)
         listed = await world.list()
         samples = await world.metrics()
         resident = sorted(name for name, each in listed.items() if each["state"] == "resident")
@@ -355,6 +355,19 @@ async def test_residency_in_the_metrics_agrees_with_the_list():
         device = sum(each["bytes"]["device"] for each in listed.values())
         assert samples["lorax_adapter_bytes_held"] == device == 3 * MIB
         assert samples["lorax_adapter_bytes"] == 1 << 30
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+@in_loop
+async def test_an_id_that_is_resident_under_one_source_is_not_shown_as_waiting_for_another():
+    async with adapter_world() as world:
+        await world.client.post("/generate", json=body("a"))
+        world.sources.contents["a"] = asyncio.get_running_loop().create_future()
+        waiting = world.task("a", adapter_source="s3")
+        await until(lambda: len(world.shard.queries) == 2)
+        (info,) = [name for name in await world.metrics() if name.startswith("vllm:")]
+        assert 'running_lora_adapters="a",waiting_lora_adapters=""' in info
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
 

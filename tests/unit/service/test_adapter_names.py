@@ -106,6 +106,21 @@ async def test_unload_waits_for_its_requests_then_frees_every_tier():
 
 
 @in_loop
+async def test_a_name_unloaded_while_it_is_looked_up_is_known_in_full_afterwards():
+    async with adapter_world() as world:
+        world.sources.contents["a"] = fetched("a", valid_s=0)
+        await world.generate("a")
+        world.sources.contents["a"] = future = asyncio.get_running_loop().create_future()
+        looking = world.task("a")
+        await until(lambda: len(world.shard.queries) == 2)
+        await world.parts.adapters.unload(ref("a"))
+        future.set_result(fetched("a", version="7"))
+        await looking
+        listed = (await world.list())["a"]
+        assert (listed["version"], listed["rank"], listed["state"]) == ("7", 8, "resident")
+
+
+@in_loop
 async def test_requests_that_come_during_an_unload_get_the_adapter_anew():
     async with adapter_world() as world:
         world.shard.step_delay_s = 0.001
