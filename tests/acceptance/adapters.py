@@ -300,7 +300,11 @@ def point_store() -> Result:
 
 def point_lifecycle() -> Result:
     """Replace while in use, unload and free."""
-    return run_tests("tests/e2e/test_adapter_lifecycle.py")
+    return run_tests(
+        "tests/e2e/test_adapter_lifecycle.py",
+        "tests/unit/service/test_adapter_names.py",
+        "tests/integration/test_shard_adapters.py",
+    )
 
 
 # --- 5: what is told about adapters ------------------------------------------------
