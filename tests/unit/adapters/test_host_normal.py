@@ -183,7 +183,7 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
     assert json.loads(json.dumps(facts)) == facts
     digest = facts.pop("content_digest")
     assert facts == {
-        "nbytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0, "num_tokens": 22,
+        "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0, "num_tokens": 22,
         "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [],
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
