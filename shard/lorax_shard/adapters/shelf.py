@@ -33,6 +33,7 @@ from lorax_contract.adapters import (
 from lorax_contract.errors import LoraxError, ShardError
 from lorax_contract.step import AdapterHandle
 from lorax_shard.adapters.host_base import BaseDescription
+from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.adapters.host_normal import cast
 from lorax_shard.adapters.merge import merge
 from lorax_shard.adapters.peft_files import Limits
@@ -198,6 +199,8 @@ class AdapterShelf:
         for part in forget:
             if not self._store.remove(part.store_digest):
                 logger.info("adapter files %s stay: another process reads them", part.store_digest)
+        if forget:
+            give_back()
 
     def host_copy(self, part: AdapterPart) -> HostCopy:
         """Return the parsed adapter, read from its files if there is no copy."""
