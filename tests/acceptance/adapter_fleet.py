@@ -162,7 +162,7 @@ class PeftReference(Reference):
         self._base = self._model
 
     def judge(self, streams: Sequence[Stream]) -> tuple[Verdict, int]:
-        """Compare answers with PEFT's; also count those that the base would have given."""
+        """Compare answers with PEFT's; also count adapters whose first answer is the base's."""
         from peft import PeftModel
 
         by_folder: dict[Path, list[Served]] = defaultdict(list)
@@ -178,7 +178,7 @@ class PeftReference(Reference):
             whole.gaps += verdict.gaps
             whole.max_difference = max(whole.max_difference, verdict.max_difference)
             with wrapped.disable_adapter():
-                num_base_like += sum(not self.check_greedy([each]).gaps for each in answers)
+                num_base_like += not self.check_greedy(answers[:1]).gaps
             self._base = wrapped.unload()
         self._model = self._base
         return whole, num_base_like

@@ -147,12 +147,12 @@ def judge_fleet(
     verdict, base_like = PeftReference(model_dir).judge(whole)
     ok = verdict.ok and verdict.max_difference <= MAX_DIFFERENCE and in_words
     figure = (
-        f"{len(whole)} answers in {seconds:.0f} s: {verdict}; {base_like} answers as of the base; "
+        f"{len(whole)} answers in {seconds:.0f} s: {verdict}; {base_like} adapters answer as the base; "
         f"longest silence {silence:.1f} s, longest wait for a first token {first:.1f} s; "
         f"refusals {sorted({status for status, _ in refusals})}"
     )
     # Adapters whose answers are the base's would prove nothing.
-    return Result(ok and silence <= MAX_SILENCE_S and base_like <= len(whole) // 4, figure)
+    return Result(ok and silence <= MAX_SILENCE_S and base_like <= NUM_ADAPTERS // 4, figure)
 
 
 def json_error(body: str) -> str:
