@@ -221,8 +221,9 @@ def added_to_a_step(num: int) -> list[dict[str, float]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cases.json"
-        sizes = ["--rows", "32", "--adapters", str(num), "--rounds", "10", "--json", str(path)]
-        subprocess.run([sys.executable, "-m", "bench.lora", *sizes], check=True, stdout=sys.stderr)
+        sizes = ["--rows", "32", "--adapters", str(num), "--rounds", "10", "--one-thread"]
+        command = [sys.executable, "-m", "bench.lora", *sizes, "--json", str(path)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
         cases: list[dict[str, float]] = json.loads(path.read_text())
     return [{name: round(value, 1) for name, value in case.items()} for case in cases]
 
