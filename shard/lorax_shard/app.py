@@ -20,6 +20,7 @@ from lorax_contract.config import ConfigError, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, says_out_of_memory, watch_lifeline
+from lorax_shard.adapters.host_memory import use_one_arena
 from lorax_shard.rpc.address import clear_stale
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def run(config_text: str | bytes) -> ExitCode:
         logs.configure()
         return _explained(StartupError(str(error), ExitCode.BAD_CONFIG))
     logs.configure(config.log_level, bound={"process": "shard", "rank": config.rank})
+    use_one_arena()
     stopper = Stopper()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopper.on_signal)
