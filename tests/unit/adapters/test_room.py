@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,11 @@ class Fetcher:
         self.is_closed = True
 
 
+def own_priority() -> int:
+    """How much the calling thread gives way."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
 class Shelf:
     """Notes what it is asked; ``gate`` holds what is prepared."""
 
@@ -70,9 +77,11 @@ class Shelf:
         self.gate.set()
         self.error: AdapterUnavailableError | None = None
         self.inside = threading.Semaphore(0)
+        self.priorities: list[int] = []
         self.released: list[tuple[AdapterHandle, tuple[AdapterPart, ...]]] = []
 
     def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
+        self.priorities.append(own_priority())
         self.inside.release()
         assert self.gate.wait(30)
         if self.error is not None:
@@ -120,6 +129,15 @@ def parts(tmp_path: Path) -> Parts:
 
 def content(part: AdapterPart) -> AdapterContent:
     return AdapterContent(parts=(part,))
+
+
+@in_loop
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_preparing_gives_way_to_steps(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    before = own_priority()
+    await parts.room.prepare(ONE, content(part))
+    assert parts.shelf.priorities[0] > own_priority() == before
 
 
 @in_loop
