@@ -129,11 +129,11 @@ class AdapterRunner(PagedRunner):
         self, paged: HFPagedModel, lora: LoraModel, rows: list[list[int]], slots: list[int | None]
     ) -> None:
         super().__init__(paged, rows, num_blocks=160)
-        self.lora, self.slots = lora, slots
+        self.lora, self.slot_of_row = lora, slots
 
     def step(self, counts: dict[int, int]) -> None:
         order = sorted(counts, key=lambda row: counts[row] > 1)
-        lens, slots = [counts[row] for row in order], [self.slots[row] for row in order]
+        lens, slots = [counts[row] for row in order], [self.slot_of_row[row] for row in order]
         with self.lora.step(lens, slots):
             super().step(counts)
 
