@@ -259,7 +259,9 @@ async def test_a_child_that_was_started_early_serves_the_first_fetch(
         assert child is not None
         (await made.fetch(POET)).release()
         assert made._child is child
-    assert _group(child.pid) == 0
+    # The kernel takes its time with killed processes.
+    while _group(child.pid):
+        await asyncio.sleep(0.01)
 
 
 @in_loop
