@@ -13,7 +13,7 @@ from typing import Any
 # How libraries put it, in lower case: C++, libc and the dynamic loader, torch.
 _NO_MEMORY = (
     "bad_alloc", "cannot allocate memory", "can't allocate memory", "out of memory",
-    "failed to map segment",
+    "failed to map segment", "memory allocation still failed",
 )  # fmt: skip
 
 
