@@ -30,13 +30,17 @@ class SlotTable:
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write a slot's line; whoever calls keeps ``weights`` alive."""
         while slot >= len(self.lines):
-            self.lines = np.concatenate([self.lines, np.zeros_like(self.lines)])
+            self.grow()
         line = [weights.a.data_ptr(), weights.a.shape[0]]
         for start, b in zip(weights.offsets, weights.b, strict=True):
             line += [0, 0, 0, 0] if b is None else [b.data_ptr(), b.shape[0], start, b.shape[1]]
         self.lines[slot] = line
         self.mask |= 1 << slot
         self._measure()
+
+    def grow(self) -> None:
+        """Make room for twice as many slots."""
+        self.lines = np.concatenate([self.lines, np.zeros_like(self.lines)])
 
     def unload(self, slot: int) -> None:
         """Clear a slot's line."""

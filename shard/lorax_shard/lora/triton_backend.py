@@ -1,87 +1,135 @@
-"""The ``triton`` backend: two kernel launches a group and member, whatever the mix of adapters."""
+"""The ``triton`` backend: two kernel launches a group, whatever the mix of adapters."""
 
 from __future__ import annotations
 
 import os
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from lorax_shard.lora import triton_kernels
 from lorax_shard.lora.assignment import Assignment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.slot_table import SlotTable
+from lorax_shard.lora.triton_rows import Tiles, tiles_of
 
-# Rows of one tile; the least that a matrix instruction takes.
-_BLOCK_M = 16
 _BLOCK_R = 16
-_BLOCK_K = 64
+_BLOCK_K = 128
 _BLOCK_N = 128
-# The input width is split so that even one row keeps many processors busy.
-_PART_WIDTH = 512
+# A grid aims at this many programs: some for each of a large GPU's processors.
+_PROGRAMS = 1024
+# Parts of the input width, so that even one row keeps many processors busy. Not more than
+# needed: expanding reads the sums of all parts.
+_NARROWEST_PART = 512
+_WIDEST_PART = 2048
+# Addresses and widths that are multiples of this are read 16 bytes at a time.
+_UNIT = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class _Tiles(NamedTuple):
-    tiles: torch.Tensor  # of each tile: slot, first of its row numbers, how many
-    rows: torch.Tensor
-    num_tiles: int
-    mask: int
-
-
 class _Shrunk(NamedTuple):
-    h: torch.Tensor  # S x N x R float32
-    tiles: _Tiles
+    h: torch.Tensor  # S x T x R float32
+    tiles: Tiles
 
 
 class TritonGroup(LoraGroup):
-    """Keeps the slots' table on the device."""
+    """Keeps the slots' table on the device, at one address as long as no slot is beyond it."""
 
     def __init__(self, num_members: int) -> None:
         self._table = SlotTable(num_members)
         self._weights: dict[int, GroupWeights] = {}
-        self._on_device: torch.Tensor | None = None
+        self._on_device = torch.empty(0, dtype=torch.int64)
+        self._least_ranks = 0
+        self._least_widths = [0] * num_members
+        self._columns: dict[tuple[int, ...], torch.Tensor] = {}
+        self._unit = _UNIT
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write the slot's line."""
         self._weights[slot] = weights
         self._table.load(slot, weights)
-        self._on_device = torch.from_numpy(self._table.lines).to(weights.a.device, copy=True)
+        self._write(slot, weights.a.device)
 
     def unload(self, slot: int) -> None:
         """Clear the slot's line."""
         device = self._weights.pop(slot).a.device
         self._table.unload(slot)
-        self._on_device = torch.from_numpy(self._table.lines).to(device, copy=True)
+        self._write(slot, device)
+
+    def reserve(self, *, slots: int, ranks: int, widths: list[int], device: torch.device) -> None:
+        """Fix the maxima of the grids and the table's address, for whoever captures a graph.
+
+        Slots below ``slots`` whose ranks (summed over the members) and widths stay within
+        these maxima can then come and go between replays.
+        """
+        while len(self._table.lines) < slots:
+            self._table.grow()
+        self._least_ranks, self._least_widths = ranks, list(widths)
+        # What is not known yet may lie anywhere.
+        self._unit = 1
+        self._write(0, device)
 
     def shrink(self, x: torch.Tensor, rows: Assignment) -> _Shrunk | None:
-        """Compute all slots' products in one launch."""
-        tiles = _tiles(rows)
-        if not tiles.mask & self._table.mask:
+        """Compute all slots' products for all members in one launch."""
+        tiles = tiles_of(rows)
+        ranks = max(self._table.most_ranks, self._least_ranks)
+        if not ranks or not (tiles.is_fixed or tiles.mask & self._table.mask):
             return None
         x = x if x.stride(1) == 1 else x.contiguous()
-        num_parts = -(-x.shape[1] // _PART_WIDTH)
-        ranks, count = self._table.most_ranks, len(tiles.rows)
-        h = torch.empty(num_parts, count, ranks, dtype=torch.float32, device=x.device)
-        triton_kernels.shrink[(tiles.num_tiles, -(-ranks // _BLOCK_R), num_parts)](
-            x, x.stride(0), x.shape[1], self._on_device, self._table.line_size,
-            tiles.tiles, tiles.rows, h, ranks, count, _PART_WIDTH,
-            block_m=_BLOCK_M, block_r=_BLOCK_R, block_k=_BLOCK_K,
+        rank_blocks = -(-ranks // _BLOCK_R)
+        num_parts = _num_parts(x.shape[1], tiles.num_tiles * rank_blocks)
+        part_width = -(-x.shape[1] // (num_parts * _BLOCK_K)) * _BLOCK_K
+        h = _scratch(rows, num_parts, ranks)
+        triton_kernels.shrink[(tiles.num_tiles, rank_blocks, num_parts)](
+            x, x.stride(0), x.shape[1], self._on_device, self._table.line_size, len(self._on_device),
+            tiles.tiles, tiles.rows, h, ranks, rows.num_rows * ranks, part_width,
+            block_m=tiles.block_m, block_r=_BLOCK_R, block_k=_BLOCK_K,
+            unit=self._unit, widen=_widens(x),
         )  # fmt: skip
         return _Shrunk(h, tiles)
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
-        """Add all slots' products in one launch."""
-        width = self._table.most_width[member]
-        if shrunk is None or not width:
+        """Add all slots' products for one member in one launch."""
+        self._launch(shrunk, member, (0,), y)
+
+    def expand_all(self, shrunk: Any, columns: tuple[int, ...], y: torch.Tensor) -> None:
+        """Add the products of all members, whose columns of ``y`` begin at ``columns``, in one launch."""
+        self._launch(shrunk, 0, columns, y)
+
+    def _launch(
+        self, shrunk: _Shrunk | None, member: int, columns: tuple[int, ...], y: torch.Tensor
+    ) -> None:
+        members = slice(member, member + len(columns))
+        widths = (*self._table.most_width[members], *self._least_widths[members])
+        if shrunk is None or not (width := max(widths)):
             return
         h, tiles = shrunk
-        triton_kernels.expand[(tiles.num_tiles, -(-width // _BLOCK_N))](
-            h, h.shape[2], h.shape[1], y, y.stride(0), self._on_device, self._table.line_size,
-            member, tiles.tiles, tiles.rows,
-            num_parts=h.shape[0], block_m=_BLOCK_M, block_r=_BLOCK_R, block_n=_BLOCK_N,
+        num_parts, num_rows, ranks = h.shape
+        blocks = -(-width // _BLOCK_N)
+        shares = max(1, min(blocks, _PROGRAMS // tiles.num_tiles))
+        is_aligned = all(column % _UNIT == 0 for column in columns)
+        triton_kernels.expand[(tiles.num_tiles, shares, len(columns))](
+            h, ranks, num_rows * ranks, y, y.stride(0), self._on_device, self._table.line_size, len(self._on_device),
+            tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
+            num_parts=num_parts, block_m=tiles.block_m, block_r=_BLOCK_R, block_n=_BLOCK_N,
+            unit=self._unit if is_aligned else 1, widen=_widens(y),
         )  # fmt: skip
+
+    def _starts(self, columns: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        found = self._columns.get(columns)
+        if found is None:
+            found = torch.tensor(columns, dtype=torch.int64, device=device)
+            self._columns[columns] = found
+        return found
+
+    def _write(self, slot: int, device: torch.device) -> None:
+        lines = torch.from_numpy(self._table.lines)
+        if self._on_device.shape == lines.shape:
+            self._on_device[slot].copy_(lines[slot])
+        else:
+            self._on_device = lines.to(device, copy=True)
+        if not self._least_ranks:
+            self._unit = _UNIT if all(map(_is_aligned, self._weights.values())) else 1
 
 
 class TritonLora(LoraBackend):
@@ -94,36 +142,36 @@ class TritonLora(LoraBackend):
         """Return why it cannot run here, or None."""
         if dtype not in _DTYPES:
             return f"it does not compute {str(dtype).removeprefix('torch.')}"
-        if device.type == "cuda":
+        if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
             return None
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            return f"it computes on a GPU, not on {device.type}"
-        return "Triton's interpreter cannot multiply bfloat16" if dtype is torch.bfloat16 else None
+        return f"it computes on a GPU, not on {device.type}"
 
     def make_group(self, num_members: int) -> TritonGroup:
         """Return an empty group."""
         return TritonGroup(num_members)
 
 
-def _tiles(rows: Assignment) -> _Tiles:
-    found: _Tiles | None = rows.scratch.get("triton.tiles")
-    if found is None:
-        found = rows.scratch["triton.tiles"] = _make_tiles(rows)
-    return found
+def _num_parts(width: int, programs: int) -> int:
+    """Return in how many parts to cut the input width when ``programs`` share each of them."""
+    wished = min(-(-_PROGRAMS // programs), -(-width // _NARROWEST_PART))
+    return max(wished, -(-width // _WIDEST_PART))
 
 
-def _make_tiles(rows: Assignment) -> _Tiles:
-    # Rows with a slot, slot by slot; within a slot in their own order.
-    order = np.argsort(rows.slot_of_row, kind="stable")
-    order = order[np.searchsorted(rows.slot_of_row[order], 0) :]
-    slots = rows.slot_of_row[order]
-    tiles = []
-    for slot in rows.slots:
-        first, last = np.searchsorted(slots, [slot, slot + 1]).tolist()
-        tiles += [(slot, at, min(_BLOCK_M, last - at)) for at in range(first, last, _BLOCK_M)]
-    return _Tiles(
-        torch.tensor(tiles, dtype=torch.int64).to(rows.device),
-        torch.from_numpy(order).to(rows.device),
-        len(tiles),
-        rows.mask,
-    )
+def _scratch(rows: Assignment, num_parts: int, ranks: int) -> torch.Tensor:
+    """Return room for the shrunk rows of one group at a time, S x T x R float32."""
+    count = num_parts * rows.num_rows * ranks
+    room: torch.Tensor | None = rows.scratch.get("triton.h")
+    if room is None or room.numel() < count:
+        room = torch.empty(count, dtype=torch.float32, device=rows.device)
+        rows.scratch["triton.h"] = room
+    return room[:count].view(num_parts, rows.num_rows, ranks)
+
+
+def _is_aligned(weights: GroupWeights) -> bool:
+    matrices = [weights.a, *(b for b in weights.b if b is not None)]
+    return all(each.data_ptr() % _UNIT == 0 and each.shape[1] % _UNIT == 0 for each in matrices)
+
+
+def _widens(values: torch.Tensor) -> bool:
+    """Whether to multiply in float32: Triton's interpreter, which a CPU means, has no bfloat16."""
+    return values.device.type == "cpu" and values.dtype is torch.bfloat16

@@ -1,12 +1,16 @@
-"""Segmented shrink and expand in Triton.
+"""Segmented shrink and expand in Triton, and the layout of rows that they read.
 
-Rows are laid out in *tiles*: up to ``block_m`` rows of one slot. What a slot holds stands in a
-table of numbers, one line a slot: address of A, R, then for each member of the group the
-address of B, r, where its part begins in R, and its width. A slot that is not loaded has
-R = 0, a member without a low-rank part r = 0. Ranks are ragged: a program whose ranks lie
-beyond its slot's ends at once, and nothing is padded in memory.
+Rows are laid out in *tiles*: up to ``block_m`` rows of one slot; base rows are in none. What a
+slot holds stands in a table of numbers, one line a slot: address of A, R, then for each member
+of the group the address of B, r, where its part begins in R, and its width. A slot that is not
+loaded has R = 0, a member without a low-rank part r = 0. Ranks are ragged: a program whose
+ranks lie beyond its slot's ends at once, and nothing is padded in memory. No grid depends on
+anything but maxima that the host knows, so a captured graph holds for any slots.
 
-Legend: T rows of x and y, N rows in tiles, S parts of the input width.
+Shrinking rows to segments that share a matrix follows Punica's SGMV (Chen et al., MLSys 2024),
+ragged ranks by addresses S-LoRA (Sheng et al., MLSys 2024).
+
+Legend: T rows of x and y, S parts of the input width, R most ranks of a slot.
 """
 # mypy: disable-error-code="untyped-decorator"
 
@@ -19,107 +23,170 @@ import triton.language as tl
 
 
 @triton.jit
+def gather_rows(
+    slot_of_row: Any,  # T, -1: a base row
+    num_rows: Any,
+    tiles: Any,  # T x 3: of each tile its slot, first of its entries in rows, how many
+    rows: Any,  # T x block_m row numbers
+    block_t: tl.constexpr,
+    block_m: tl.constexpr,
+) -> None:
+    """Lay a few rows out without sorting: one program a row.
+
+    Each row whose place among the rows of its slot is a multiple of block_m leads a tile of
+    that row and the next ones; the tiles of all other rows are empty.
+    """
+    own = tl.program_id(0)
+    number = tl.arange(0, block_t)
+    slots = tl.load(slot_of_row + number, mask=number < num_rows, other=-1)
+    slot = tl.load(slot_of_row + own)
+    is_same = (slots == slot) & (number < num_rows)
+    place = tl.cumsum(is_same.to(tl.int32), 0) - 1
+    own_place = tl.sum(tl.where(number == own, place, 0), 0)
+    if (slot >= 0) & (own_place % block_m == 0):
+        is_mine = is_same & (place >= own_place) & (place < own_place + block_m)
+        tl.store(rows + own * block_m + place - own_place, number.to(tl.int64), mask=is_mine)
+        tl.store(tiles + own * 3, slot)
+        tl.store(tiles + own * 3 + 1, (own * block_m).to(tl.int64))
+        tl.store(tiles + own * 3 + 2, tl.sum(is_mine.to(tl.int64), 0))
+    else:
+        tl.store(tiles + own * 3 + 2, 0)
+
+
+@triton.jit
 def shrink(
     x: Any,  # T x width_in
     x_stride: Any,
     width_in: Any,
     table: Any,
     line_size: Any,
-    tiles: Any,  # of each tile: slot, first of its row numbers, how many
-    rows: Any,  # N row numbers
-    h: Any,  # S x N x h_stride float32
+    num_lines: Any,  # slots from here on were never loaded in this group
+    tiles: Any,
+    rows: Any,
+    h: Any,  # S x T x h_stride float32
     h_stride: Any,
-    num_rows: Any,
+    h_part: Any,  # elements of one part of h
     part_width: Any,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     block_k: tl.constexpr,
+    unit: tl.constexpr,
+    widen: tl.constexpr,
 ) -> None:
-    """h[s, i] = x[rows[i], part s] . A[:, part s]^T, summed in float32."""
+    """h[s, row] = x[row, part s] . A[:, part s]^T, summed in float32, for all members at once.
+
+    One program a tile, block of ranks and part. All addresses and widths are multiples of
+    ``unit``. ``widen`` multiplies in float32, for interpreters of 16-bit floats.
+    """
     tile = tiles + tl.program_id(0) * 3
-    line = table + tl.load(tile).to(tl.int64) * line_size
-    num_ranks = tl.load(line + 1)
-    first_rank = tl.program_id(1) * block_r
-    if first_rank < num_ranks:
-        at = tl.load(tile + 1) + tl.arange(0, block_m)
-        is_row = tl.arange(0, block_m) < tl.load(tile + 2)
-        row = tl.load(rows + at, mask=is_row, other=0)
-        rank = first_rank + tl.arange(0, block_r)
-        is_rank = rank < num_ranks
-        a = tl.load(line).to(tl.pointer_type(x.dtype.element_ty))
-        total = tl.zeros((block_m, block_r), dtype=tl.float32)
-        first = tl.program_id(2) * part_width
-        last = tl.minimum(first + part_width, width_in)
-        for start in range(first, last, block_k):
-            column = start + tl.arange(0, block_k)
-            is_column = column < last
-            left = tl.load(
-                x + row[:, None] * x_stride + column[None, :],
-                mask=is_row[:, None] & is_column[None, :],
-                other=0.0,
+    count = tl.load(tile + 2)
+    slot = tl.load(tile)
+    if (count > 0) & (slot < num_lines):
+        line = table + slot * line_size
+        num_ranks = tl.load(line + 1)
+        first_rank = tl.program_id(1) * block_r
+        if first_rank < num_ranks:
+            lane = tl.arange(0, block_m)
+            is_row = lane < count
+            row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
+            rank = first_rank + tl.arange(0, block_r)
+            is_rank = rank < num_ranks
+            a = tl.multiple_of(tl.load(line).to(tl.pointer_type(x.dtype.element_ty)), unit)
+            total = tl.zeros((block_m, block_r), dtype=tl.float32)
+            first = tl.program_id(2) * part_width
+            last = tl.minimum(first + part_width, width_in)
+            for start in range(first, last, block_k):
+                column = start + tl.arange(0, block_k)
+                is_column = column < last
+                left = tl.load(
+                    x + row[:, None] * x_stride + column[None, :],
+                    mask=is_row[:, None] & is_column[None, :],
+                    other=0.0,
+                )
+                right = tl.load(
+                    a + rank[None, :].to(tl.int64) * width_in + column[:, None],
+                    mask=is_rank[None, :] & is_column[:, None],
+                    other=0.0,
+                )
+                if widen:
+                    left, right = left.to(tl.float32), right.to(tl.float32)
+                total = tl.dot(left, right, total, input_precision="ieee")
+            part = h + tl.program_id(2).to(tl.int64) * h_part
+            tl.store(
+                part + row[:, None] * h_stride + rank[None, :],
+                total,
+                mask=is_row[:, None] & is_rank[None, :],
             )
-            right = tl.load(
-                a + rank[None, :].to(tl.int64) * width_in + column[:, None],
-                mask=is_rank[None, :] & is_column[:, None],
-                other=0.0,
-            )
-            total = tl.dot(left, right, total, input_precision="ieee")
-        part = h + tl.program_id(2).to(tl.int64) * num_rows * h_stride
-        tl.store(
-            part + at[:, None].to(tl.int64) * h_stride + rank[None, :],
-            total,
-            mask=is_row[:, None] & is_rank[None, :],
-        )
 
 
 @triton.jit
 def expand(
-    h: Any,  # S x N x h_stride float32
+    h: Any,  # S x T x h_stride float32
     h_stride: Any,
-    num_rows: Any,
+    h_part: Any,
     y: Any,  # T x width or wider
     y_stride: Any,
     table: Any,
     line_size: Any,
-    member: Any,
+    num_lines: Any,  # slots from here on were never loaded in this group
     tiles: Any,
     rows: Any,
+    first_member: Any,
+    columns: Any,  # of each member: where its columns begin in y, from first_member on
     num_parts: tl.constexpr,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     block_n: tl.constexpr,
+    unit: tl.constexpr,
+    widen: tl.constexpr,
 ) -> None:
-    """y[rows[i]] += (sum over s of h[s, i, the member's part]) . B, rounded once."""
+    """y[row, member's columns] += (sum over s of h[s, row, member's part]) . B, rounded once.
+
+    One program a tile, share of the column blocks and member.
+    """
     tile = tiles + tl.program_id(0) * 3
-    line = table + tl.load(tile).to(tl.int64) * line_size + 2 + member * 4
-    num_ranks = tl.load(line + 1)
-    width = tl.load(line + 3)
-    first_column = tl.program_id(1) * block_n
-    if (num_ranks > 0) & (first_column < width):
-        at = tl.load(tile + 1) + tl.arange(0, block_m)
-        is_row = tl.arange(0, block_m) < tl.load(tile + 2)
-        row = tl.load(rows + at, mask=is_row, other=0)
-        column = first_column + tl.arange(0, block_n)
-        is_column = column < width
-        b = tl.load(line).to(tl.pointer_type(y.dtype.element_ty))
-        left_at = h + at[:, None].to(tl.int64) * h_stride + tl.load(line + 2)
-        target = y + row[:, None] * y_stride + column[None, :]
-        is_target = is_row[:, None] & is_column[None, :]
-        total = tl.load(target, mask=is_target, other=0.0).to(tl.float32)
-        for start in range(0, num_ranks, block_r):
-            rank = start + tl.arange(0, block_r)
-            is_rank = rank < num_ranks
-            left = tl.zeros((block_m, block_r), dtype=tl.float32)
-            for part in tl.static_range(num_parts):
-                left += tl.load(
-                    left_at + part * num_rows.to(tl.int64) * h_stride + rank[None, :],
-                    mask=is_row[:, None] & is_rank[None, :],
-                    other=0.0,
-                )
-            right = tl.load(
-                b + rank[:, None].to(tl.int64) * width + column[None, :],
-                mask=is_rank[:, None] & is_column[None, :],
-                other=0.0,
-            )
-            total = tl.dot(left.to(right.dtype), right, total, input_precision="ieee")
-        tl.store(target, total.to(y.dtype.element_ty), mask=is_target)
+    count = tl.load(tile + 2)
+    slot = tl.load(tile)
+    if (count > 0) & (slot < num_lines):
+        member = tl.program_id(2)
+        line = table + slot * line_size + 2 + (first_member + member) * 4
+        num_ranks = tl.load(line + 1)
+        if num_ranks > 0:
+            width = tl.multiple_of(tl.load(line + 3), unit)
+            lane = tl.arange(0, block_m)
+            is_row = lane < count
+            row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
+            b = tl.multiple_of(tl.load(line).to(tl.pointer_type(y.dtype.element_ty)), unit)
+            left_at = h + row[:, None] * h_stride + tl.load(line + 2)
+            own = y + tl.multiple_of(tl.load(columns + member), unit)
+            share = tl.num_programs(1) * block_n
+            for first in range(tl.program_id(1) * block_n, width, share):
+                column = first + tl.arange(0, block_n)
+                is_column = column < width
+                target = own + row[:, None] * y_stride + column[None, :]
+                is_target = is_row[:, None] & is_column[None, :]
+                total = tl.load(target, mask=is_target, other=0.0).to(tl.float32)
+                for start in range(0, num_ranks, block_r):
+                    rank = start + tl.arange(0, block_r)
+                    is_rank = rank < num_ranks
+                    left = tl.zeros((block_m, block_r), dtype=tl.float32)
+                    for part in tl.static_range(num_parts):
+                        left += tl.load(
+                            left_at + part * h_part + rank[None, :],
+                            mask=is_row[:, None] & is_rank[None, :],
+                            other=0.0,
+                        )
+                    right = tl.load(
+                        b + rank[:, None].to(tl.int64) * width + column[None, :],
+                        mask=is_rank[:, None] & is_column[None, :],
+                        other=0.0,
+                    )
+                    # What is rounded to the adapter's dtype is also what PEFT rounds.
+                    left = left.to(right.dtype)
+                    if widen:
+                        total = tl.dot(
+                            left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee"
+                        )
+                    else:
+                        total = tl.dot(left, right, total, input_precision="ieee")
+                tl.store(target, total.to(y.dtype.element_ty), mask=is_target)

@@ -1,0 +1,90 @@
+"""How the rows of a step are laid out in tiles of one slot each, for the Triton kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lorax_shard.lora import triton_kernels
+from lorax_shard.lora.assignment import Assignment
+
+# Rows of one tile: the least that a matrix instruction takes, and for long runs of one slot.
+FEW_ROWS = 16
+MANY_ROWS = 64
+# Up to here a device lays rows out itself, in time that grows with their square; Triton's
+# interpreter on a CPU takes programs one after the other.
+MOST_GATHERED = {"cuda": 512, "cpu": 64}
+
+
+class Tiles(NamedTuple):
+    """A layout: tile i holds the ``tiles[i, 2]`` rows from ``rows[tiles[i, 1]]`` on, of one slot."""
+
+    tiles: torch.Tensor
+    rows: torch.Tensor
+    num_tiles: int
+    block_m: int
+    mask: int
+    # The slots are read on the device each time: the mask is not known.
+    is_fixed: bool = False
+
+
+def tiles_of(rows: Assignment) -> Tiles:
+    """Return the layout of a step's rows, made by the first module that asks."""
+    found: Tiles | None = rows.scratch.get("triton.tiles")
+    if found is None:
+        found = (
+            _gathered(rows) if rows.num_rows <= MOST_GATHERED[rows.device.type] else _sorted(rows)
+        )
+        rows.scratch["triton.tiles"] = found
+    return found
+
+
+def read_slots_from(rows: Assignment, slots: torch.Tensor) -> None:
+    """Let ``rows`` have the slots that stand in a device tensor (T int64, -1: base).
+
+    Captured in a graph, this and all that follows computes with what stands there at the
+    replay. For at most ``MOST_GATHERED`` rows; ValueError otherwise.
+    """
+    most = MOST_GATHERED[slots.device.type]
+    if len(slots) != rows.num_rows or rows.num_rows > most:
+        raise ValueError(f"{len(slots)} slots for {rows.num_rows} rows, at most {most}")
+    layout = _gather(slots, mask=-1)
+    rows.scratch["triton.tiles"] = layout._replace(is_fixed=True)
+
+
+def _gathered(rows: Assignment) -> Tiles:
+    """One copy to the device, no sorting: for decodes."""
+    return _gather(torch.from_numpy(rows.slot_of_row).to(rows.device), rows.mask)
+
+
+def _gather(slots: torch.Tensor, mask: int) -> Tiles:
+    count = len(slots)
+    tiles = torch.empty(count, 3, dtype=torch.int64, device=slots.device)
+    numbers = torch.empty(count * FEW_ROWS, dtype=torch.int64, device=slots.device)
+    if count:
+        triton_kernels.gather_rows[(count,)](
+            slots, count, tiles, numbers,
+            block_t=max(16, 1 << (count - 1).bit_length()), block_m=FEW_ROWS,
+        )  # fmt: skip
+    return Tiles(tiles, numbers, count, FEW_ROWS, mask)
+
+
+def _sorted(rows: Assignment) -> Tiles:
+    """Rows with a slot, slot by slot; within a slot in their own order."""
+    order = np.argsort(rows.slot_of_row, kind="stable")
+    order = order[np.searchsorted(rows.slot_of_row[order], 0) :]
+    slots = rows.slot_of_row[order]
+    block_m = MANY_ROWS if len(order) >= MANY_ROWS * max(1, len(rows.slots)) else FEW_ROWS
+    tiles = []
+    for slot in rows.slots:
+        first, last = np.searchsorted(slots, [slot, slot + 1]).tolist()
+        tiles += [(slot, at, min(block_m, last - at)) for at in range(first, last, block_m)]
+    return Tiles(
+        torch.tensor(tiles, dtype=torch.int64).view(-1, 3).to(rows.device),
+        torch.from_numpy(order).to(rows.device),
+        len(tiles),
+        block_m,
+        rows.mask,
+    )
