@@ -101,6 +101,7 @@ class CppGroup(GroupedGroup):
     def _write_header(self, width_in: int) -> None:
         table = self._table
         fields = [table.lines.ctypes.data, table.line_size, table.most_ranks, width_in]
+        fields.append(len(table.lines))
         self._header = np.array(fields + table.most_width, dtype=np.int64)
         self._address = self._header.ctypes.data
 

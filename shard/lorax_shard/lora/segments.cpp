@@ -52,6 +52,7 @@ struct Table {
     int64_t line_size;
     int64_t most_ranks;     // the largest R
     int64_t width_in;
+    int64_t num_lines;      // slots from here on were never loaded in this group
     int64_t most_width[1];  // of each member, the largest over all slots
 };
 
@@ -182,6 +183,9 @@ void expand_block(const Line& line, int64_t member, const Layout& layout, int64_
 
 // Multiplications that are not worth waking threads for.
 constexpr int64_t too_little = 16384;
+// Of a slot that is not loaded; whoever reads R = 0 reads no further.
+constexpr int64_t no_line[2] = {0, 0};
+
 constexpr int64_t ranks_a_task = 8, columns_a_task = 512;
 
 }  // namespace
@@ -197,7 +201,8 @@ extern "C" void lorax_lora_apply(const Table* group, const Layout* step, const f
     const int64_t expands = (width + columns_a_task - 1) / columns_a_task;
     const int64_t work = layout.starts[layout.num_groups] * ranks * ((x ? table.width_in : 0) + width);
     const auto line_of = [&](int64_t g) {
-        return Line{table.lines + layout.slots[g] * table.line_size};
+        const int64_t slot = layout.slots[g];
+        return Line{slot < table.num_lines ? table.lines + slot * table.line_size : no_line};
     };
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1 && work > too_little)
     {

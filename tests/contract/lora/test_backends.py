@@ -264,6 +264,25 @@ def test_slots_come_and_go(backend: LoraBackend) -> None:
     check()
 
 
+def test_slots_that_the_group_never_had_cost_nothing(backend: LoraBackend) -> None:
+    case = Case("siblings", "distinct")
+    # Other modules hold them; here nothing was ever loaded so far out.
+    slots = np.array([1, 9, 63, 64, 500, -1, 100_000], dtype=np.int64)
+    case.slots = slots.tolist()
+    case.rows = Assignment(slots, DEVICE)
+    case.x = case.draw(len(slots), 64)
+    case.base = [case.draw(len(slots), out) for out in (64, 16, 16)]
+    case.slots = [1, *([None] * (len(slots) - 1))]
+    group = backend.make_group(3)
+    group.load(1, case.weights[1])
+    shrunk = group.shrink(case.x, case.rows)
+    for member, base in enumerate(case.base):
+        y = base.clone()
+        group.expand(shrunk, member, y, case.rows)
+        case.check(y, case.expected(member))
+        assert torch.equal(y[1:], base[1:])
+
+
 def test_no_rows(backend: LoraBackend) -> None:
     case = Case("single", "nothing")
     case.rows = Assignment(np.zeros(0, dtype=np.int64), DEVICE)
