@@ -23,6 +23,9 @@ class Fault(Enum):
     LOST_BLOCK = auto()  # a row's second block is another one than its KV was written to
     POSITION_OFF_BY_ONE = auto()  # tokens after a row's first step sit one position too far
     WINDOW_IGNORED = auto()  # attention sees everything
+    CHUNK_IGNORED = auto()
+    SINKS_IGNORED = auto()
+    SOFTCAP_IGNORED = auto()
 
 
 class LogitsDifferError(AssertionError):
@@ -69,8 +72,8 @@ class PagedRunner:
             block_tables=self._block_tables(order),
             num_decode_rows=sum(counts[row] == 1 for row in order),
         )
-        if self._fault is Fault.WINDOW_IGNORED:
-            metadata.backend = _blind_to_windows(metadata.backend)
+        if self._fault in _IGNORED:
+            metadata.backend = _without(_IGNORED[self._fault], metadata.backend)
         ids = [self.rows[row][at] for row, span in zip(order, spans) for at in span]
         logits = self.model.forward(
             torch.tensor(ids),
@@ -133,9 +136,18 @@ def stock_logits(path: Path, rows: list[list[int]]) -> list[torch.Tensor]:
         return [model(torch.tensor([row]), use_cache=False).logits[0] for row in rows]
 
 
-def _blind_to_windows(backend):
-    class Blind(type(backend)):
-        def attend(self, query, key, value, layer, spec, metadata):
-            return super().attend(query, key, value, layer, spec._replace(window=None), metadata)
+# What a faulty backend takes no notice of.
+_IGNORED = {
+    Fault.WINDOW_IGNORED: "window",
+    Fault.CHUNK_IGNORED: "chunk",
+    Fault.SINKS_IGNORED: "sinks",
+    Fault.SOFTCAP_IGNORED: "softcap",
+}
 
-    return Blind()
+
+def _without(part, backend):
+    class Without(type(backend)):
+        def attend(self, query, key, value, layer, spec, metadata):
+            return super().attend(query, key, value, layer, spec._replace(**{part: None}), metadata)
+
+    return Without()

@@ -65,11 +65,14 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssConfig",
         {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
-    "llama4": (
+    "llama4_text": (
         "Llama4TextConfig",
         {
             "head_dim": 8,
+            "no_rope_layers": [1, 0],  # chunked attention, then temperature by position
             "attention_chunk_size": 16,
+            "floor_scale": 11,
+            "attn_scale": 0.7,
             "num_local_experts": 2,
             "num_experts_per_tok": 1,
             "intermediate_size_mlp": 80,
@@ -113,6 +116,24 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", {}),
     "starcoder2": ("Starcoder2Config", {"sliding_window": 11}),
     "smollm3": ("SmolLM3Config", {"pad_token_id": 0}),
+    "glm4": ("Glm4Config", {"head_dim": 8, "pad_token_id": 0}),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        {
+            "num_key_value_heads": 6,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 6,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 40,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "helium": ("HeliumConfig", {"head_dim": 8}),
     "bloom": ("BloomConfig", {"num_key_value_heads": None}),
 }
 FAMILIES = tuple(_FAMILIES)

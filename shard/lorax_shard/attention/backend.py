@@ -19,13 +19,20 @@ class AttentionSpec(NamedTuple):
 
     score(q, k) = cap(scaling * q.k), with cap(x) = softcap * tanh(x / softcap) when
     a softcap is set. A query at position p sees the keys at p - window < position
-    <= p. Each head's sink is one more score without a value.
+    <= p, with a chunk only those of its own one: position // chunk = p // chunk. Each
+    head's sink is one more score without a value.
     """
 
     scaling: float
     window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None  # H
+    chunk: int | None = None
+
+    def first_seen(self, position: int) -> int:
+        """Return the first position that a query at ``position`` sees."""
+        first = 0 if self.window is None else max(0, position - self.window + 1)
+        return first if self.chunk is None else max(first, position - position % self.chunk)
 
 
 class AttentionBackend(ABC):

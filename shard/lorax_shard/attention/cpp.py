@@ -25,7 +25,7 @@ _ARGUMENTS = (
     _POINTER, _POINTER, _POINTER,  # keys, values, output
     _POINTER, _INT, _POINTER,  # block tables, their stride, lengths
     _INT, _INT, _INT, _INT, _INT, _INT,  # rows, heads, kv heads, key dim, value dim, block size
-    _FLOAT, _INT, _FLOAT, _POINTER, ctypes.c_int,  # scaling, window, softcap, sinks, threads
+    _FLOAT, _INT, _INT, _FLOAT, _POINTER, ctypes.c_int,  # scaling, window, chunk, softcap, sinks, threads
 )  # fmt: skip
 
 
@@ -63,8 +63,8 @@ class CppAttention(SdpaAttention):
             keys.data_ptr(), values.data_ptr(), output.data_ptr(),
             tables.data_ptr(), tables.stride(0), lengths.data_ptr(),
             metadata.num_decode_rows, query.shape[1], keys.shape[2], keys.shape[3],
-            values.shape[3], keys.shape[1], spec.scaling, spec.window or 0, spec.softcap or 0.0,
-            None if sinks is None else sinks.data_ptr(), torch.get_num_threads(),
+            values.shape[3], keys.shape[1], spec.scaling, spec.window or 0, spec.chunk or 0,
+            spec.softcap or 0.0, None if sinks is None else sinks.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
 

@@ -25,9 +25,9 @@ struct Step {
     const int64_t* lengths;  // KV tokens of each row
     int64_t num_heads, num_kv_heads, key_dim, value_dim, block_size;
     float scaling;
-    int64_t window;      // 0: none
-    float softcap;       // 0: none
-    const float* sinks;  // H, or null
+    int64_t window, chunk;  // 0: none
+    float softcap;          // 0: none
+    const float* sinks;     // H, or null
 };
 
 // exp(x) for x <= 0 to about 1e-7 relative: 2^n * 2^f with n whole and |f| <= 1/2.
@@ -143,7 +143,8 @@ template <int DIM>
 void attend_row(const Step& s, int64_t row, int64_t first_kv, int64_t last_kv) {
     thread_local std::vector<float> buffer;
     const int64_t length = s.lengths[row];
-    const int64_t first = s.window > 0 ? std::max<int64_t>(0, length - s.window) : 0;
+    int64_t first = s.window > 0 ? std::max<int64_t>(0, length - s.window) : 0;
+    if (s.chunk > 0) first = std::max(first, length - 1 - (length - 1) % s.chunk);
     const int64_t count = length - first;
     const int64_t group = s.num_heads / s.num_kv_heads;
     const int64_t first_head = first_kv * group, num_heads = (last_kv - first_kv) * group;
@@ -210,11 +211,11 @@ extern "C" void lorax_decode_attention(
     const float* values, float* output, const int64_t* tables, int64_t table_stride,
     const int64_t* lengths, int64_t num_rows, int64_t num_heads, int64_t num_kv_heads,
     int64_t key_dim, int64_t value_dim, int64_t block_size, float scaling, int64_t window,
-    float softcap, const float* sinks, int num_threads) {
+    int64_t chunk, float softcap, const float* sinks, int num_threads) {
     const Step step{query,     query_row_stride, query_head_stride, keys,       values,
                     output,    tables,           table_stride,      lengths,    num_heads,
                     num_kv_heads, key_dim,       value_dim,         block_size, scaling,
-                    window,    softcap,          sinks};
+                    window,    chunk,            softcap,           sinks};
     if (key_dim == 64 && value_dim == 64)
         attend<64>(step, num_rows, num_threads);
     else if (key_dim == 128 && value_dim == 128)

@@ -56,6 +56,8 @@ def _attend_row(
     hidden = at > query_at
     if spec.window is not None:
         hidden |= at <= query_at - spec.window
+    if spec.chunk is not None:
+        hidden |= at // spec.chunk != query_at // spec.chunk
     scores = scores.masked_fill(hidden, float("-inf"))
     if spec.sinks is not None:
         sinks = spec.sinks.float()[:, None, None].expand(-1, num_queries, 1)

@@ -86,7 +86,7 @@ class SdpaAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> None:
         cache = metadata.cache
-        for group in _decode_groups(spec.window, metadata, query.dtype):
+        for group in _decode_groups(spec, metadata, query.dtype):
             rows = slice(0, metadata.num_decode_rows) if group.rows is None else group.rows
             q = query[rows].unsqueeze(2)  # n x H x 1 x D
             n = q.shape[0]
@@ -169,22 +169,23 @@ def _explicit_attention(
 
 
 def _decode_groups(
-    window: int | None, metadata: StepMetadata, dtype: torch.dtype
+    spec: AttentionSpec, metadata: StepMetadata, dtype: torch.dtype
 ) -> list[_DecodeGroup]:
-    key = f"sdpa.decode.{window}"
+    key = f"sdpa.decode.{spec.window}.{spec.chunk}"
     if key not in metadata.scratch:
-        metadata.scratch[key] = _make_decode_groups(window, metadata, dtype)
+        metadata.scratch[key] = _make_decode_groups(spec, metadata, dtype)
     groups: list[_DecodeGroup] = metadata.scratch[key]
     return groups
 
 
 def _make_decode_groups(
-    window: int | None, metadata: StepMetadata, dtype: torch.dtype
+    spec: AttentionSpec, metadata: StepMetadata, dtype: torch.dtype
 ) -> list[_DecodeGroup]:
     size, device = metadata.cache.block_size, metadata.block_tables.device
     lengths = metadata.context_lens[: metadata.num_decode_rows]
+    seen_from = [spec.first_seen(length - 1) for length in lengths]
     # The first block that holds a visible token, and how many follow.
-    firsts = [max(0, length - window) // size if window else 0 for length in lengths]
+    firsts = [at // size for at in seen_from]
     counts = [num_blocks_for(n, size) - first for n, first in zip(lengths, firsts, strict=True)]
     split = _split_by_count(counts, max_blocks=_GROUP_TOKENS // size)
     groups = []
@@ -192,15 +193,14 @@ def _make_decode_groups(
         most = max(counts[row] for row in rows)
         chosen = torch.tensor(rows, device=device)
         first = torch.tensor([firsts[row] for row in rows], device=device)
+        start = torch.tensor([seen_from[row] for row in rows], device=device)
         length = torch.tensor([lengths[row] for row in rows], device=device)
         columns = first[:, None] + torch.arange(most, device=device)
         # Past a row's end any valid block will do: the mask hides it.
         columns = columns.clamp_max(metadata.block_tables.shape[1] - 1)
         blocks = metadata.block_tables[chosen].gather(1, columns).flatten()
         at = first[:, None] * size + torch.arange(most * size, device=device)
-        seen = at < length[:, None]
-        if window is not None:
-            seen &= at >= length[:, None] - window
+        seen = (at >= start[:, None]) & (at < length[:, None])
         mask = _additive(seen, dtype)[:, None, None, :]
         groups.append(_DecodeGroup(chosen if len(split) > 1 else None, blocks, mask))
     return groups
@@ -227,28 +227,28 @@ def _split_by_count(counts: list[int], max_blocks: int) -> list[list[int]]:
 
 def _tiles(spec: AttentionSpec, metadata: StepMetadata, dtype: torch.dtype) -> list[_Tile]:
     fused = spec.softcap is None and spec.sinks is None
-    key = f"sdpa.tiles.{spec.window}.{fused}"
+    key = f"sdpa.tiles.{spec.window}.{spec.chunk}.{fused}"
     if key not in metadata.scratch:
-        metadata.scratch[key] = _make_tiles(spec.window, fused, metadata, dtype)
+        metadata.scratch[key] = _make_tiles(spec, fused, metadata, dtype)
     tiles: list[_Tile] = metadata.scratch[key]
     return tiles
 
 
 def _make_tiles(
-    window: int | None, fused: bool, metadata: StepMetadata, dtype: torch.dtype
+    spec: AttentionSpec, fused: bool, metadata: StepMetadata, dtype: torch.dtype
 ) -> list[_Tile]:
     tiles = []
     start = metadata.num_decode_rows
     for row in range(metadata.num_decode_rows, len(metadata.query_lens)):
         num_queries, length = metadata.query_lens[row], metadata.context_lens[row]
         all_new = num_queries == length
-        if all_new and fused and (window is None or window >= length):
+        if all_new and fused and spec.first_seen(length - 1) == 0:
             tokens = slice(start, start + num_queries)
             tiles.append(_Tile(start, num_queries, tokens, None, None))
         else:
             for skipped in range(0, num_queries, _QUERY_TILE):
                 count = min(_QUERY_TILE, num_queries - skipped)
-                tiles.append(_masked_tile(row, start, skipped, count, window, metadata, dtype))
+                tiles.append(_masked_tile(row, start, skipped, count, spec, metadata, dtype))
         start += num_queries
     return tiles
 
@@ -258,7 +258,7 @@ def _masked_tile(
     start: int,
     skipped: int,
     count: int,
-    window: int | None,
+    spec: AttentionSpec,
     metadata: StepMetadata,
     dtype: torch.dtype,
 ) -> _Tile:
@@ -266,7 +266,7 @@ def _masked_tile(
     size, device = metadata.cache.block_size, metadata.block_tables.device
     num_queries, length = metadata.query_lens[row], metadata.context_lens[row]
     position = length - num_queries + skipped  # of the tile's first query
-    first = 0 if window is None else max(0, position - window + 1)
+    first = spec.first_seen(position)
     end = position + count
     fresh, blocks = None, None
     if num_queries == length:
@@ -277,8 +277,10 @@ def _masked_tile(
     at = torch.arange(first, end, device=device)
     query_at = torch.arange(position, end, device=device)[:, None]
     seen = at <= query_at
-    if window is not None:
-        seen &= at > query_at - window
+    if spec.window is not None:
+        seen &= at > query_at - spec.window
+    if spec.chunk is not None:
+        seen &= at >= query_at - query_at % spec.chunk
     return _Tile(start + skipped, count, fresh, blocks, _additive(seen, dtype))
 
 

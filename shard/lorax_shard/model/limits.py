@@ -40,10 +40,12 @@ def position_limit(config: Any) -> PositionLimit:
 
 def attention_thresholds(config: Any) -> dict[str, int]:
     """Return the config's numbers of tokens beyond which attention changes, by name."""
+    tuned = bool(getattr(config, "attn_temperature_tuning", False))
     return {
         name: value
         for name, value in config.to_dict().items()
-        if ("window" in name or "chunk" in name)
+        # Llama 4 scales queries by how many times floor_scale lies behind them.
+        if ("window" in name or "chunk" in name or (tuned and name == "floor_scale"))
         and "layer" not in name
         and type(value) is int
         and value > 0

@@ -66,6 +66,7 @@ def paged_attention(
         window=sliding_window or None,
         softcap=softcap or None,
         sinks=s_aux,
+        chunk=_chunk_size(module),
     )
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -74,8 +75,47 @@ def paged_attention(
         step.visit(layer, k, v, spec)
         output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return output.transpose(1, 2), None
+    if _has_tuned_temperature(module):
+        q = (q * _temperature_correction(module, step, q.device)[:, None, None]).to(q.dtype)
     step.backend.store(k, v, layer, step)
     return step.backend.attend(q, k, v, layer, spec, step).unsqueeze(0), None
+
+
+def _chunk_size(module: torch.nn.Module) -> int | None:
+    """Return a layer's chunk, which models put into their mask only; None: it has none."""
+    config: Any = getattr(module, "config", None)
+    kinds: Any = getattr(config, "layer_types", None)
+    layer: Any = getattr(module, "layer_idx", None)
+    if not kinds or layer is None or kinds[layer] != "chunked_attention":
+        return None
+    return int(config.attention_chunk_size)
+
+
+def _has_tuned_temperature(module: torch.nn.Module) -> bool:
+    return bool(getattr(module, "attn_temperature_tuning", False)) and not module.use_rope
+
+
+def _temperature_correction(
+    module: Any, step: StepMetadata, device: torch.device
+) -> torch.Tensor:  # T
+    """Return what makes scaled queries those of their own positions (Llama 4's NoPE layers).
+
+    A query at position p is scaled by 1 + attn_scale * log(1 + floor((p + 1) / floor_scale))
+    (scalable softmax, arXiv 2501.19399). The model takes for p the token's place in the forward
+    pass, which is not its position once rows share the pass or have a past.
+    """
+    floor_scale, attn_scale = float(module.floor_scale), float(module.attn_scale)
+    key = f"plug.temperature.{floor_scale}.{attn_scale}"
+    if key not in step.scratch:
+        rows = zip(step.context_lens, step.query_lens, strict=True)
+        own = torch.cat([torch.arange(length - count, length) for length, count in rows])
+
+        def scale(positions: torch.Tensor) -> torch.Tensor:
+            return torch.log1p(torch.floor((positions.float() + 1) / floor_scale)) * attn_scale + 1
+
+        step.scratch[key] = (scale(own) / scale(torch.arange(len(own)))).to(device)
+    correction: torch.Tensor = step.scratch[key]
+    return correction
 
 
 def _refuse_unknown_attention(

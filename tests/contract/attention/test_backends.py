@@ -107,6 +107,8 @@ def oracle(
     seen = at[None, :] <= at[:, None]
     if spec.window is not None:
         seen &= at[None, :] > at[:, None] - spec.window
+    if spec.chunk is not None:
+        seen &= (at // spec.chunk)[None, :] == (at // spec.chunk)[:, None]
     heads = []
     for head in range(q.shape[1]):
         scores = q[:, head] @ k[:, head // group].T * spec.scaling
@@ -142,6 +144,8 @@ SPECS = {
     "scaled": AttentionSpec(0.31),
     "window": AttentionSpec(SCALE, window=5),
     "window_of_one": AttentionSpec(SCALE, window=1),
+    "chunk": AttentionSpec(SCALE, chunk=6),
+    "window_in_chunk": AttentionSpec(SCALE, window=4, chunk=7),
     "softcap": AttentionSpec(SCALE, softcap=2.0),
     "sinks": AttentionSpec(SCALE, sinks=torch.linspace(-2.0, 3.0, 6)),
     "everything": AttentionSpec(0.4, window=6, softcap=3.0, sinks=torch.linspace(2.0, -1.0, 6)),

@@ -13,7 +13,7 @@ from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.sdpa import SdpaAttention
-from lorax_shard.model import miniature
+from lorax_shard.model import miniature, plug
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -47,16 +47,26 @@ def break_attention(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     monkeypatch.setattr(SdpaAttention, "attend", broken)
 
 
-def test_chunked_attention_within_reach_is_refused(tmp_path: Path) -> None:
-    text = mismatch(make_tiny_model("llama4", tmp_path / "m", attention_chunk_size=16))
-    assert "attention_chunk_size 16" in text
-
-
-def test_chunked_attention_beyond_the_models_reach_is_refused_by_its_miniature(
-    tmp_path: Path,
+@pytest.mark.parametrize("reach", [16, 300])
+def test_ignored_chunks_are_refused(
+    reach: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = mismatch(make_tiny_model("llama4", tmp_path / "m", attention_chunk_size=300))
-    assert "miniature" in text
+    path = make_tiny_model("llama4_text", tmp_path / "m", attention_chunk_size=reach)
+    load(path)
+    break_attention(monkeypatch, chunk=None)
+    assert f"attention_chunk_size {reach}" in mismatch(path)
+
+
+@pytest.mark.parametrize("reach", [11, 300])
+def test_temperature_of_other_positions_is_refused(
+    reach: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tiny_model("llama4_text", tmp_path / "m", floor_scale=reach)
+    load(path)
+    monkeypatch.setattr(
+        plug, "_temperature_correction", lambda _, step, device: torch.ones(1, device=device)
+    )
+    assert f"floor_scale {reach}" in mismatch(path)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
@@ -108,13 +118,13 @@ def test_long_rope_is_served_up_to_its_threshold(
     assert "sequences end there" in caplog.text
 
 
-def test_chunks_beyond_every_sequence_are_no_obstacle_and_untested_families_are_named(
+def test_untested_families_are_served_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = make_tiny_model("llama4", tmp_path / "m", attention_chunk_size=512)
+    path = make_tiny_model("helium", tmp_path / "m")
     with caplog.at_level(logging.WARNING):
         load(path)
-    assert "not on the list of tested families" in caplog.text
+    assert "helium is not on the list of tested families" in caplog.text
 
 
 def test_positions_shorter_than_the_probes_rows(tmp_path: Path) -> None:
