@@ -18,19 +18,18 @@ from tests.helpers.paged_runner import (
     check_logits,
     stock_logits,
 )
+from tests.helpers.schedules import LENGTHS, SCHEDULES, chunked, preempted
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_contract.config import ShardConfig
 from lorax_shard.attention import registry
 from lorax_shard.linear.registry import create
-from lorax_shard.model.families import TESTED_FAMILIES
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
-# These see every schedule, backend and fault; the other tested families see the schedules.
+# These see every schedule, backend and fault; test_families has all tested families.
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2", "gpt2")
 WINDOWED = ("mistral", "gemma2")
-LENGTHS = (37, 5, 22, 1, 64, 13)
 
 
 class Tiny:
@@ -63,39 +62,6 @@ def model(request: pytest.FixtureRequest, tiny: Tiny) -> HFPagedModel:
     if reason := registry.probe(request.param, torch.device("cpu"), torch.float32):
         pytest.skip(f"{request.param}: {reason}")
     return tiny.load(request.param)
-
-
-def ragged(runner: PagedRunner) -> None:
-    """All rows whole, in one forward pass."""
-    runner.step({row: len(ids) for row, ids in enumerate(runner.rows)})
-
-
-def chunked(runner: PagedRunner) -> None:
-    """Rows arrive one step after the other; prompt chunks and single tokens share each step."""
-    draw = random.Random(11)
-    for step in range(200):
-        arrived = [row for row in range(len(runner.rows)) if row <= step]
-        left = {row: len(runner.rows[row]) - runner.done[row] for row in arrived}
-        counts = {row: min(n, draw.choice([1, 1, 2, 7, 16])) for row, n in left.items() if n > 0}
-        if counts:
-            runner.step(counts)
-
-
-def preempted(runner: PagedRunner) -> None:
-    """Rows decode, lose their KV to others, and are recomputed with their output into other blocks."""
-    runner.step({0: 20, 2: 10, 5: 4})
-    for _ in range(6):
-        runner.step({0: 1, 2: 1})
-    runner.preempt(0)
-    runner.step({4: 30, 2: 1, 1: 5})
-    runner.step({0: 26, 4: 1, 5: 9})
-    runner.preempt(4)
-    runner.step({0: 1, 2: 1, 3: 1})
-    runner.step({4: 7, 0: 10, 2: 4})
-    runner.step({4: 57})
-
-
-SCHEDULES = [ragged, chunked, preempted]
 
 
 def run(
@@ -172,14 +138,3 @@ def test_logits_stay_equal_with_stacked_linears(tiny: Tiny) -> None:
     model = tiny.load("auto", packed_linears())
     for schedule in SCHEDULES:
         run(model, tiny, schedule, Fault.NONE)
-
-
-@pytest.mark.parametrize("family", sorted(TESTED_FAMILIES - set(FAMILIES)))
-def test_further_tested_family(family: str, tmp_path: Path) -> None:
-    tiny = Tiny(family, tmp_path)
-    model = tiny.load("auto", packed_linears())
-    assert model.model_type == family
-    for schedule in SCHEDULES:
-        run(model, tiny, schedule, Fault.NONE)
-    with pytest.raises(LogitsDifferError):
-        run(model, tiny, chunked, Fault.LOST_BLOCK)

@@ -1,0 +1,142 @@
+"""One tiny model of a family with two adapters, and what transformers and PEFT make of its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.helpers.paged_runner import Fault, PagedRunner, check_logits, stock_logits
+from tests.helpers.peft_adapters import peft_logits, peft_model
+from tests.helpers.schedules import LENGTHS
+from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
+
+from lorax_contract.config import ShardConfig
+from lorax_shard.adapters.peft_files import Limits
+from lorax_shard.adapters.peft_format import read_adapter
+from lorax_shard.linear.registry import create
+from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.loader import load_paged_model
+
+ALL = "all-linear"
+# For each tested family the modules of its first adapter, of rank 8, and of its second, of
+# rank 4. Where PEFT's all-linear takes in experts or a router, the first names its linears.
+_LLAMA = (ALL, ["q_proj", "v_proj", "down_proj"])
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+TARGETS: dict[str, tuple[str | list[str], list[str]]] = {
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "deepseek_v2": (
+        ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+        ["q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
+    ),
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "glm4": (ALL, ["k_proj", "gate_up_proj"]),
+    "gpt2": (ALL, ["c_attn", "c_fc"]),
+    "gpt_bigcode": (ALL, ["c_attn", "c_fc"]),
+    "gpt_neox": (ALL, ["query_key_value", "dense_4h_to_h"]),
+    "gpt_oss": (ALL, ["q_proj", "o_proj"]),
+    "granite": _LLAMA,
+    "llama": _LLAMA,
+    "llama4_text": (
+        r".*\.(self_attn|shared_expert)\.\w+_proj",
+        ["q_proj", "v_proj", "shared_expert.down_proj"],
+    ),
+    "mistral": _LLAMA,
+    "mixtral": (_ATTENTION, ["k_proj", "o_proj"]),
+    "olmo2": _LLAMA,
+    "opt": (ALL, ["q_proj", "out_proj", "fc2"]),
+    "phi": (ALL, ["q_proj", "dense", "fc2"]),
+    "phi3": (ALL, ["qkv_proj", "down_proj"]),
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": (_ATTENTION, ["q_proj", "v_proj"]),
+    "smollm3": _LLAMA,
+    "starcoder2": (ALL, ["v_proj", "c_fc"]),
+}
+# The slot of each row; None: the base model.
+SLOTS = (0, 1, None, 0, 1, None)
+
+
+class FamilyRows:
+    """Loads a tiny model as the shard does, with two adapters read from PEFT's own files."""
+
+    def __init__(self, family: str, root: Path, **overrides: Any) -> None:
+        self.path = make_tiny_model(family, root / "model", **overrides)
+        draw = random.Random(3)
+        self.rows = [[draw.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
+        self.model = self._load()
+        self.expected = stock_logits(self.path, self.rows)
+        self.base = list(self.expected)
+        self.adapters = [
+            self._adapter(slot, root / f"adapter-{slot}", modules, rank)
+            for slot, (modules, rank) in enumerate(zip(TARGETS[family], (8, 4), strict=True))
+        ]
+
+    def run(
+        self,
+        schedule: Any,
+        fault: Fault = Fault.NONE,
+        slots: tuple[int | None, ...] = SLOTS,
+    ) -> None:
+        """Compute the rows; raises LogitsDifferError when one is off."""
+        runner = _Runner(self.model, self.rows, slots, fault)
+        schedule(runner)
+        check_logits(runner, self.expected)
+
+    def load_scaled(self, slot: int, of: int, factor: float) -> None:
+        """Load an adapter once more, with another scaling."""
+        modules = {
+            name: dataclasses.replace(delta, scaling=delta.scaling * factor)
+            for name, delta in self.adapters[of].modules.items()
+        }
+        assert self.model.lora is not None
+        self.model.lora.load(slot, dataclasses.replace(self.adapters[of], modules=modules))
+
+    def _load(self) -> HFPagedModel:
+        cpu = torch.device("cpu")
+        # Packed weights, whose siblings' outputs are columns of one tensor, where they can be.
+        linears = "onednn" if create("onednn").why_not(cpu, torch.float32) is None else "auto"
+        config = ShardConfig(
+            model_dir=str(self.path),
+            model_id="tiny",
+            shard_uris=["unix:///unused"],
+            linear_backend=linears,
+        )
+        return load_paged_model(config)
+
+    def _adapter(self, slot: int, folder: Path, modules: str | list[str], rank: int) -> HostAdapter:
+        tuned = peft_model(
+            self.path, seed=slot, r=rank, lora_alpha=rank + 3, target_modules=modules
+        )
+        tuned.save_pretrained(folder)
+        for row, wanted in enumerate(SLOTS):
+            if wanted == slot:
+                self.expected[row] = peft_logits(tuned, [self.rows[row]])[0]
+        assert self.model.base is not None
+        assert self.model.lora is not None
+        adapter = read_adapter(folder, self.model.base, Limits())
+        self.model.lora.load(slot, adapter)
+        return adapter
+
+
+class _Runner(PagedRunner):
+    """Computes each row with its own slot."""
+
+    def __init__(
+        self,
+        model: HFPagedModel,
+        rows: list[list[int]],
+        slots: tuple[int | None, ...],
+        fault: Fault,
+    ) -> None:
+        super().__init__(model, rows, num_blocks=64, fault=fault)
+        self._slots_of = slots
+
+    def slots(self, order: list[int]) -> list[int | None]:
+        return [self._slots_of[row] for row in order]

@@ -1,0 +1,108 @@
+"""Every tested family: decodes and prompts, chunks, base rows and rows of two adapters in one
+batch, against stock transformers and PEFT, row by row.
+
+The same comparison is also run with faults planted, to show that it finds them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.family_rows import SLOTS, TARGETS, FamilyRows
+from tests.helpers.paged_runner import RELATIVE_TOLERANCE, Fault, LogitsDifferError
+from tests.helpers.schedules import SCHEDULES, chunked, preempted, ragged
+
+from lorax_shard.model import plug
+from lorax_shard.model.families import TESTED_FAMILIES
+
+# One for each kind of attention and of positions.
+FAULTY = ("gemma2", "gpt2", "gpt_oss", "llama4_text", "mistral")
+
+
+def test_the_list_is_what_is_tested_and_promises_enough() -> None:
+    assert TARGETS.keys() == TESTED_FAMILIES
+    assert len(TESTED_FAMILIES) >= 20
+
+
+@pytest.mark.parametrize("family", sorted(TESTED_FAMILIES))
+def test_family_with_two_adapters(family: str, tmp_path: Path) -> None:
+    rows = FamilyRows(family, tmp_path)
+    assert rows.model.model_type == family
+    for row, slot in enumerate(SLOTS):
+        shift = (rows.expected[row] - rows.base[row]).abs().max() / rows.base[row].abs().max()
+        assert (float(shift) > 100 * RELATIVE_TOLERANCE) == (slot is not None)
+    for schedule in SCHEDULES:
+        rows.run(schedule)
+    with pytest.raises(LogitsDifferError):
+        rows.run(chunked, Fault.LOST_BLOCK)
+
+
+@pytest.fixture(scope="module", params=FAULTY)
+def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FamilyRows:
+    return FamilyRows(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("schedule", [chunked, preempted])
+@pytest.mark.parametrize("fault", [Fault.LOST_BLOCK, Fault.POSITION_OFF_BY_ONE])
+def test_fault_of_the_server_is_found(rows: FamilyRows, schedule, fault: Fault) -> None:
+    with pytest.raises(LogitsDifferError):
+        rows.run(schedule, fault)
+
+
+IGNORED = {
+    "gemma2": (Fault.WINDOW_IGNORED, Fault.SOFTCAP_IGNORED),
+    "gpt2": (),
+    "gpt_oss": (Fault.WINDOW_IGNORED, Fault.SINKS_IGNORED),
+    "llama4_text": (Fault.CHUNK_IGNORED,),
+    "mistral": (Fault.WINDOW_IGNORED,),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.WINDOW_IGNORED, Fault.CHUNK_IGNORED, Fault.SINKS_IGNORED, Fault.SOFTCAP_IGNORED],
+)
+def test_ignored_part_of_attention_is_found(rows: FamilyRows, schedule, fault: Fault) -> None:
+    if fault not in IGNORED[rows.model.model_type]:
+        rows.run(schedule, fault)  # there is none to ignore
+        return
+    with pytest.raises(LogitsDifferError):
+        rows.run(schedule, fault)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_temperature_by_place_in_the_batch_is_found(
+    rows: FamilyRows, schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plug, "_temperature_correction", lambda *_: torch.ones(1))
+    if rows.model.model_type != "llama4_text":
+        rows.run(schedule)
+        return
+    with pytest.raises(LogitsDifferError):
+        rows.run(schedule)
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        pytest.param((0, None, None, 0, 1, None), id="an adapter's row as base"),
+        pytest.param((0, 1, 1, 0, 1, None), id="a base row with an adapter"),
+        pytest.param((1, 0, None, 1, 0, None), id="adapters swapped"),
+        pytest.param((0, 1, None, 1, 1, None), id="one row's adapter"),
+        pytest.param((2, 1, None, 0, 1, None), id="scaling off by 2 %"),
+    ],
+)
+@pytest.mark.parametrize("schedule", [ragged, chunked])
+def test_wrong_adapter_is_found(rows: FamilyRows, schedule, slots: tuple[int | None, ...]) -> None:
+    assert rows.model.lora is not None
+    if 2 in slots:
+        rows.load_scaled(2, of=0, factor=1.02)
+    try:
+        with pytest.raises(LogitsDifferError):
+            rows.run(schedule, slots=slots)
+    finally:
+        if 2 in slots:
+            rows.model.lora.unload(2)
