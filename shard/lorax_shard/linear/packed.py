@@ -72,24 +72,38 @@ class SiblingGroup:
             self._input = None
         return output
 
+    def start(self, index: int) -> int:
+        """Return the column of the stacked output at which a sibling's begin."""
+        return sum(self._sizes[:index])
+
+    @property
+    def width(self) -> int:
+        """Columns of the stacked output."""
+        return sum(self._sizes)
+
     def dense(self, index: int) -> torch.Tensor:
         """Return the plain weight of one sibling."""
-        start = sum(self._sizes[:index])
+        start = self.start(index)
         return self.kernel.dense()[start : start + self._sizes[index]]
 
 
 class SiblingKernel:
     """One sibling's share of a group, with a linear kernel's face."""
 
-    __slots__ = ("_group", "_index", "nbytes")
+    __slots__ = ("_index", "group", "nbytes")
 
     def __init__(self, group: SiblingGroup, index: int, nbytes: int) -> None:
-        self._group, self._index, self.nbytes = group, index, nbytes
+        self.group, self._index, self.nbytes = group, index, nbytes
+
+    @property
+    def start(self) -> int:
+        """The column of the group's output at which this sibling's begin."""
+        return self.group.start(self._index)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Take this sibling's columns of the group's result."""
-        return self._group.take(self._index, x)
+        return self.group.take(self._index, x)
 
     def dense(self) -> torch.Tensor:
         """Return this sibling's plain weight."""
-        return self._group.dense(self._index)
+        return self.group.dense(self._index)

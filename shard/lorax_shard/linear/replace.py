@@ -155,8 +155,9 @@ def _replace(
         freed = 0 if group[0].is_tied else sum(target.weight.nbytes for target in group)
         if group[0].is_tied and backend.keeps_plain:
             freed = group[0].weight.nbytes
-        # Stacking would copy weights that the plain product uses where they are.
-        if len(group) > 1 and backend.name != plain.name:
+        # On a CPU, stacking would copy weights that the plain product uses where they are. On a
+        # GPU few large products beat many small ones.
+        if len(group) > 1 and (backend.name != plain.name or group[0].weight.is_cuda):
             extra += _replace_siblings(group, backend) - freed
         else:
             extra += sum(_replace_one(target, backend) for target in group) - freed

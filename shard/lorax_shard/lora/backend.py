@@ -46,6 +46,9 @@ class GroupWeights:
 class LoraGroup(ABC):
     """The loaded low-rank matrices of one group, by slot."""
 
+    # Whether ``expand_all`` does better than ``expand`` for one member after the other.
+    is_fused: ClassVar[bool] = False
+
     @abstractmethod
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Take the matrices of a slot; the slot is empty."""
@@ -65,6 +68,16 @@ class LoraGroup(ABC):
     @abstractmethod
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add a member's low-rank output to ``y`` (T x out or wider, any row stride)."""
+
+    def expand_all(
+        self, shrunk: Any, columns: tuple[int, ...], y: torch.Tensor, rows: Assignment
+    ) -> None:
+        """Add the low-rank outputs of all members to ``y`` (T x sum of out, any row stride).
+
+        Those of member i begin at column ``columns[i]``.
+        """
+        for member, start in enumerate(columns):
+            self.expand(shrunk, member, y[:, start:], rows)
 
 
 class LoraBackend(ABC):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from lorax_shard.linear.packed import PackedLinear, SiblingKernel
 from lorax_shard.lora.assignment import Assignment, LoraStep
 from lorax_shard.lora.backend import GroupWeights, LoraGroup
 from lorax_shard.lora.prepared import EmbeddingChange, LinearChange, VectorChange
@@ -80,12 +82,39 @@ class Patch(ABC, Generic[_Change]):
             )
 
 
+class _Stack(NamedTuple):
+    """Siblings whose outputs the base computes as columns of one tensor."""
+
+    columns: tuple[int, ...]  # where each member's begin
+    width: int
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What the siblings share of one input."""
+
+    shrunk: Any
+    # The stacked output to which the parts of all members are added.
+    whole: torch.Tensor | None = None
+
+
 class SharedGroup:
-    """The low-rank parts of siblings: shrunk by the first that sees an input, for all."""
+    """The low-rank parts of siblings: shrunk by the first that sees an input, for all.
+
+    Where the base computes all siblings' outputs at once, they are expanded at once too.
+    """
 
     def __init__(self, group: LoraGroup, num_members: int) -> None:
         self._group = group
         self._is_shared = num_members > 1
+        self._patches: list[LinearPatch] = []
+        self._stack: _Stack | None = None
+
+    def join(self, patch: LinearPatch) -> None:
+        """Take the next member's patch."""
+        self._patches.append(patch)
+        if self._group.is_fused:
+            self._stack = _stack_of([each.site.module for each in self._patches])
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Take the matrices of a slot."""
@@ -97,16 +126,39 @@ class SharedGroup:
 
     def add(self, member: int, x: torch.Tensor, y: torch.Tensor, rows: Assignment) -> None:
         """Add a member's low-rank output of input ``x`` to ``y`` (T x out)."""
-        self._group.expand(self._shrunk(x, rows), member, y, rows)
+        found = self._pass(x, rows)
+        stack = self._stack
+        # Other changes of a sibling's output come before its low-rank part.
+        if stack is None or any(patch.has_changes for patch in self._patches):
+            self._group.expand(found.shrunk, member, y, rows)
+            return
+        start = stack.columns[member]
+        if found.whole is None:
+            shape, strides = (rows.num_rows, stack.width), (y.stride(0), 1)
+            found.whole = y.as_strided(shape, strides, y.storage_offset() - start)
+            self._group.expand_all(found.shrunk, stack.columns, found.whole, rows)
+        elif y.data_ptr() != found.whole[:, start:].data_ptr():
+            # The same sibling a second time: the base computed its output anew.
+            self._group.expand(found.shrunk, member, y, rows)
 
-    def _shrunk(self, x: torch.Tensor, rows: Assignment) -> Any:
+    def _pass(self, x: torch.Tensor, rows: Assignment) -> _Pass:
         shared = rows.shared
         # The very same tensor, of the same step: siblings are handed one object.
         if shared is not None and shared[0] is self and shared[1] is x:
-            return shared[2]
-        shrunk = self._group.shrink(x.reshape(rows.num_rows, -1), rows)
-        rows.shared = (self, x, shrunk) if self._is_shared else None
-        return shrunk
+            found: _Pass = shared[2]
+            return found
+        found = _Pass(self._group.shrink(x.reshape(rows.num_rows, -1), rows))
+        rows.shared = (self, x, found) if self._is_shared else None
+        return found
+
+
+def _stack_of(modules: list[nn.Module]) -> _Stack | None:
+    """Return where the modules' outputs lie in one tensor; None: they are apart."""
+    kernels = [module.kernel for module in modules if isinstance(module, PackedLinear)]
+    siblings = [kernel for kernel in kernels if isinstance(kernel, SiblingKernel)]
+    if len(siblings) < max(2, len(modules)) or len({id(each.group) for each in siblings}) > 1:
+        return None
+    return _Stack(tuple(each.start for each in siblings), siblings[0].group.width)
 
 
 class LinearPatch(Patch[LinearChange]):
@@ -117,6 +169,12 @@ class LinearPatch(Patch[LinearChange]):
         self._group, self._member = group, member
         # Bit s is set if slot s has a low-rank part here.
         self._low_rank = 0
+        group.join(self)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether some slot changes more than its low-rank part adds."""
+        return bool(self._changes)
 
     def load_low_rank(self, slot: int) -> None:
         """Note that the group has a low-rank part of this slot for this member."""

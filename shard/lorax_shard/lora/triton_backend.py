@@ -35,6 +35,8 @@ class _Shrunk(NamedTuple):
 class TritonGroup(LoraGroup):
     """Keeps the slots' table on the device, at one address as long as no slot is beyond it."""
 
+    is_fused = True
+
     def __init__(self, num_members: int) -> None:
         self._table = SlotTable(num_members)
         self._weights: dict[int, GroupWeights] = {}
@@ -92,8 +94,10 @@ class TritonGroup(LoraGroup):
         """Add all slots' products for one member in one launch."""
         self._launch(shrunk, member, (0,), y)
 
-    def expand_all(self, shrunk: Any, columns: tuple[int, ...], y: torch.Tensor) -> None:
-        """Add the products of all members, whose columns of ``y`` begin at ``columns``, in one launch."""
+    def expand_all(
+        self, shrunk: Any, columns: tuple[int, ...], y: torch.Tensor, rows: Assignment
+    ) -> None:
+        """Add all slots' products for all members in one launch."""
         self._launch(shrunk, 0, columns, y)
 
     def _launch(

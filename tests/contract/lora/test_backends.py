@@ -6,20 +6,21 @@ GPU.
 
 from __future__ import annotations
 
-import functools
 import random
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from tests.helpers.triton_interpreter import interpreter_fault
 
 from lorax_shard.lora import registry
 from lorax_shard.lora.assignment import Assignment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# Largest difference to the oracle, relative to the largest output.
+# Largest difference to the oracle, relative to the largest output. With 16 bits the shrunk rows
+# are rounded too, and so are B's products where a library sums them in parts.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 # Slots of rows; None is a base row. Runs are prompt chunks, single rows are decodes.
@@ -66,28 +67,6 @@ def create(name: str, dtype: torch.dtype) -> LoraBackend:
     if name == "triton" and DEVICE.type == "cpu" and (fault := interpreter_fault()):
         pytest.skip(f"triton: its interpreter does not work here: {fault}")
     return registry.create(name, DEVICE, dtype)
-
-
-@functools.cache
-def interpreter_fault() -> str | None:
-    """Interpret a loop over a loaded bound: up to 3.6 that fails beside NumPy 2.4."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def count(bound, out):
-        total = 0
-        for _ in range(tl.load(bound)):
-            total += 1
-        tl.store(out, total)
-
-    out = torch.zeros(1, dtype=torch.int32)
-    try:
-        count[(1,)](torch.tensor([3], dtype=torch.int32), out)
-    except Exception as error:
-        return f"triton {triton.__version__}, numpy {np.__version__}: {error}"
-    assert out.item() == 3
-    return None
 
 
 @dataclass
@@ -165,7 +144,10 @@ def test_equals_oracle_for_extreme_widths(backend: LoraBackend, shape: str) -> N
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("pattern", ["uniform, scattered", "two chunks of one adapter"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["identical", "distinct", "uniform, scattered", "skewed", "two chunks of one adapter"],
+)
 def test_equals_oracle_in_each_dtype(name: str, dtype: torch.dtype, pattern: str) -> None:
     run(create(name, dtype), Case("siblings", pattern, dtype))
 
@@ -179,7 +161,7 @@ def test_any_rank(backend: LoraBackend, rank: int) -> None:
 
 def test_random_mixes(backend: LoraBackend) -> None:
     draw = random.Random(2)
-    for seed in range(12):
+    for seed in range(6):
         lens = [draw.choice([1, 1, 1, 2, 5, 31, 50]) for _ in range(draw.randrange(1, 9))]
         slots = [slot for n in lens for slot in [draw.choice([None, 0, 1, 2, 3, 4, 5])] * n]
         PATTERNS["random"] = slots
@@ -201,6 +183,21 @@ def test_writes_into_a_slice_of_a_wider_tensor(backend: LoraBackend) -> None:
         group.expand(shrunk, member, wide[:, start : start + base.shape[1]], case.rows)
         start += base.shape[1]
     case.check(wide[:, 3:-7], torch.cat([case.expected(member) for member in range(3)], dim=1))
+    assert torch.equal(wide[:, :3], torch.full_like(wide[:, :3], 5.0))
+    assert torch.equal(wide[:, -7:], torch.full_like(wide[:, -7:], 5.0))
+
+
+@pytest.mark.parametrize("shape", ["siblings", "odd"])
+def test_all_members_at_once(backend: LoraBackend, shape: str) -> None:
+    case = Case(shape, "skewed")
+    group = backend.make_group(len(case.base))
+    for slot, weights in case.weights.items():
+        group.load(slot, weights)
+    wide = torch.nn.functional.pad(torch.cat(case.base, dim=1), (3, 7), value=5.0)
+    starts = np.cumsum([0, *(base.shape[1] for base in case.base[:-1])]).tolist()
+    group.expand_all(group.shrink(case.x, case.rows), tuple(starts), wide[:, 3:], case.rows)
+    members = range(len(case.base))
+    case.check(wide[:, 3:-7], torch.cat([case.expected(member) for member in members], dim=1))
     assert torch.equal(wide[:, :3], torch.full_like(wide[:, :3], 5.0))
     assert torch.equal(wide[:, -7:], torch.full_like(wide[:, -7:], 5.0))
 
