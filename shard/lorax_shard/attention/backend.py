@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from lorax_shard.attention.kv_cache import KVShape
 from lorax_shard.attention.metadata import StepMetadata
 
 
@@ -35,14 +36,49 @@ class AttentionSpec(NamedTuple):
         return first if self.chunk is None else max(first, position - position % self.chunk)
 
 
+class AttentionLayer(NamedTuple):
+    """What a layer asks of a backend before its first step, without its weights.
+
+    Layers that are alike are equal.
+    """
+
+    num_heads: int
+    kv: KVShape
+    block_size: int
+    window: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+
+    @classmethod
+    def of(
+        cls, spec: AttentionSpec, num_heads: int, kv: KVShape, block_size: int
+    ) -> AttentionLayer:
+        """Return what a layer asks that computes ``spec`` over blocks of ``block_size`` tokens."""
+        has_sinks = spec.sinks is not None
+        return cls(num_heads, kv, block_size, spec.window, spec.chunk, spec.softcap, has_sinks)
+
+
 class AttentionBackend(ABC):
     """Stores a step's K and V and attends over the paged cache; stateless between steps."""
 
     name: ClassVar[str]
+    # Whether ``supports`` refuses some layers.
+    is_partial: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
         """Return in words why this backend cannot run here, or None when it can."""
+        return None
+
+    @classmethod
+    def supports(
+        cls,
+        layer: AttentionLayer,  # noqa: ARG003 - most backends compute whatever a spec says
+        device: torch.device,  # noqa: ARG003
+        dtype: torch.dtype,  # noqa: ARG003
+    ) -> str | None:
+        """Return in words what of a layer this backend cannot compute, or None."""
         return None
 
     @abstractmethod

@@ -8,7 +8,9 @@ import torch
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.attention import cpp, registry
+from lorax_shard.attention import cpp, registry, sdpa
+from lorax_shard.attention.backend import AttentionBackend, AttentionLayer
+from lorax_shard.attention.kv_cache import KVShape
 
 CPU = torch.device("cpu")
 
@@ -21,7 +23,7 @@ def refusal(name: str, dtype: torch.dtype = torch.float32) -> StartupError:
 
 
 def test_unknown_backend_names_the_choices() -> None:
-    assert "auto or one of cpp, sdpa, torch" in str(refusal("flashy"))
+    assert "auto or one of flash, triton, cpp, sdpa, torch" in str(refusal("flashy"))
 
 
 def test_explicit_choice_that_cannot_run_says_why() -> None:
@@ -40,6 +42,66 @@ def test_backend_whose_package_is_missing_is_refused_in_words(
 ) -> None:
     monkeypatch.setitem(registry._CLASSES, "sdpa", "no_such_package.at_all:Backend")
     assert "does not import" in str(refusal("sdpa"))
+
+
+class Plain(AttentionBackend):
+    """Computes layers without sinks."""
+
+    name = "plain"
+    is_partial = True
+    attend = sdpa.SdpaAttention.attend
+
+    @classmethod
+    def supports(
+        cls, layer: AttentionLayer, device: torch.device, dtype: torch.dtype
+    ) -> str | None:
+        return "it knows no sinks" if layer.has_sinks else None
+
+
+LAYERS = [AttentionLayer(4, KVShape(2, 8, 8), 16), AttentionLayer(4, KVShape(2, 8, 8), 16, 32)]
+WITH_SINKS = [*LAYERS, LAYERS[0]._replace(has_sinks=True)]
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._CLASSES, "plain", f"{__name__}:Plain")
+    monkeypatch.setattr(registry, "_load", {"plain": Plain, "sdpa": sdpa.SdpaAttention}.get)
+    monkeypatch.setitem(registry._AUTO_ORDER, "cpu", ("plain", "sdpa"))
+
+
+@pytest.mark.usefixtures("plain")
+def test_auto_takes_the_first_that_computes_all_layers(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert registry.create("auto", CPU, torch.float32, LAYERS).name == "plain"
+        assert registry.create("auto", CPU, torch.float32, WITH_SINKS).name == "sdpa"
+    assert "attention backend: sdpa (not plain: it knows no sinks)" in caplog.text
+
+
+@pytest.mark.usefixtures("plain")
+def test_auto_takes_no_chances_with_layers_it_does_not_know() -> None:
+    assert registry.create("auto", CPU, torch.float32).name == "sdpa"
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_named_backend_that_cannot_compute_a_layer_is_refused() -> None:
+    assert registry.create("plain", CPU, torch.float32, LAYERS).name == "plain"
+    with pytest.raises(StartupError, match="'plain' cannot run here: it knows no sinks"):
+        registry.create("plain", CPU, torch.float32, WITH_SINKS)
+
+
+def test_gpu_backends_say_that_they_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "it computes on a GPU, not on cpu" in str(refusal("flash"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "it computes on a GPU, not on cpu" in str(refusal("triton"))
+
+
+def test_triton_says_what_it_and_its_interpreter_cannot_compute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "cannot multiply bfloat16" in str(refusal("triton", torch.bfloat16))
+    assert "it does not compute float64" in str(refusal("triton", torch.float64))
+    assert registry.probe("triton", torch.device("cuda"), torch.bfloat16) is None
 
 
 @pytest.fixture

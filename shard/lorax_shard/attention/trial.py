@@ -1,0 +1,95 @@
+"""Tries a backend on one small step before a model is served with it.
+
+Kernels of other projects refuse shapes by exceptions, by release and by device. A step of random
+numbers shows in a moment what no list of limits can promise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lorax_shard.attention.backend import AttentionBackend, AttentionLayer, AttentionSpec
+from lorax_shard.attention.kv_cache import PagedCache, num_blocks_for
+from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.reference import TorchAttention
+
+# Windows and chunks of thousands of tokens shrink to what a small step passes.
+_REACH = 21
+# Beside these many units of rounding of the largest output, an answer is another one.
+_ROUNDINGS = 16
+_LAYER = 0
+
+
+def failure(
+    backend: AttentionBackend, layer: AttentionLayer, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Return in words what is wrong with a backend's answer for a layer, or None.
+
+    The step has a decode row and a prompt chunk, both over several scattered blocks.
+    """
+    spec = _shrunk(layer, device)
+    metadata = _step(layer, backend, device, dtype)
+    num_tokens = metadata.slots.shape[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, heads: int, dim: int) -> torch.Tensor:
+        return torch.randn(rows, heads, dim, generator=generator).to(device, dtype)
+
+    kv = layer.kv
+    query = draw(num_tokens, layer.num_heads, kv.key_dim)
+    key, value = draw(num_tokens, kv.num_heads, kv.key_dim), draw(num_tokens, *kv[::2])
+    cache = metadata.cache
+    for pool in (cache.keys[_LAYER], cache.values[_LAYER]):
+        pool.copy_(draw(pool.shape[0] * pool.shape[1], *pool.shape[2:]).view_as(pool))
+    try:
+        with torch.inference_mode():
+            backend.store(key, value, _LAYER, metadata)
+            answer = backend.attend(query, key, value, _LAYER, spec, metadata).float()
+            cache.write(_LAYER, key, value, metadata.slots)
+            expected = TorchAttention().attend(query, key, value, _LAYER, spec, metadata).float()
+            worst = float((answer - expected).abs().max())
+            allowed = _ROUNDINGS * torch.finfo(dtype).eps * float(expected.abs().max())
+    # Whatever a foreign kernel raises says that it cannot compute this layer.
+    except Exception as error:  # noqa: BLE001
+        return f"a trial step failed: {str(error).strip().splitlines()[0]}"
+    if worst <= allowed:  # False for NaN
+        return None
+    return f"a trial step was off by {worst:.2g}, with {allowed:.2g} to be allowed"
+
+
+def _shrunk(layer: AttentionLayer, device: torch.device) -> AttentionSpec:
+    return AttentionSpec(
+        scaling=layer.kv.key_dim**-0.5,
+        window=layer.window and min(layer.window, _REACH),
+        chunk=layer.chunk and min(layer.chunk, _REACH),
+        softcap=layer.softcap,
+        sinks=torch.linspace(-1, 1, layer.num_heads, device=device) if layer.has_sinks else None,
+    )
+
+
+def _step(
+    layer: AttentionLayer, backend: AttentionBackend, device: torch.device, dtype: torch.dtype
+) -> StepMetadata:
+    size = layer.block_size
+    context_lens = [2 * size + 3, size + 40]
+    query_lens = [1, 37]
+    width = max(num_blocks_for(length, size) for length in context_lens)
+    # Neighbours in a sequence lie apart, and backwards.
+    tables = torch.arange(2 * width).flip(0).view(width, 2).t().contiguous()
+    slots = [
+        int(tables[row, at // size]) * size + at % size
+        for row, (count, length) in enumerate(zip(query_lens, context_lens, strict=True))
+        for at in range(length - count, length)
+    ]
+    cache = PagedCache(
+        {_LAYER: layer.kv}, num_blocks=2 * width, block_size=size, dtype=dtype, device=device
+    )
+    return StepMetadata(
+        query_lens=query_lens,
+        context_lens=context_lens,
+        slots=torch.tensor(slots, device=device),
+        block_tables=tables.to(device),
+        num_decode_rows=1,
+        cache=cache,
+        backend=backend,
+    )

@@ -1,0 +1,427 @@
+"""Paged attention in Triton: storing, prompt chunks, and decode rows in splits.
+
+Online softmax (Milakov and Gimelshein 2018) over tiles of K and V (FlashAttention, Dao et al.
+2022); decode rows are split along their context and the parts combined (FlashDecoding, Dao et
+al. 2023). Scores are kept in units of log2, so that one exp2 makes a weight. Sums are float32.
+
+A tile of M rows holds ``heads`` query heads of one KV head for each of its queries, so that K
+and V are loaded once for all of them. Only keys that some query of the tile sees are loaded:
+what lies behind a row's end is never read.
+
+Legend: T tokens, R rows, H query heads, G KV heads, D and E head sizes of K and V, S splits.
+"""
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def store(
+    key: Any,  # T x G x D
+    key_strides_token: Any,
+    key_strides_head: Any,
+    value: Any,  # T x G x E
+    value_strides_token: Any,
+    value_strides_head: Any,
+    keys: Any,  # slots x G x D
+    values: Any,  # slots x G x E
+    slots: Any,  # T int64
+    num_kv_heads: Any,
+    key_dim: tl.constexpr,
+    value_dim: tl.constexpr,
+    block_g: tl.constexpr,
+    block_d: tl.constexpr,
+    block_e: tl.constexpr,
+) -> None:
+    """Write one token's K and V of ``block_g`` heads to its slot; what is not finite becomes 0."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    head = (tl.program_id(1) * block_g + tl.arange(0, block_g))[:, None]
+    _copy_finite(
+        key + token * key_strides_token + head * key_strides_head,
+        keys + (slot * num_kv_heads + head) * key_dim,
+        head < num_kv_heads,
+        key_dim,
+        block_d,
+    )
+    _copy_finite(
+        value + token * value_strides_token + head * value_strides_head,
+        values + (slot * num_kv_heads + head) * value_dim,
+        head < num_kv_heads,
+        value_dim,
+        block_e,
+    )
+
+
+@triton.jit
+def _copy_finite(
+    source: Any, target: Any, is_head: Any, width: tl.constexpr, block: tl.constexpr
+) -> None:
+    at = tl.arange(0, block)[None, :]
+    mask = is_head & (at < width)
+    x = tl.load(source + at, mask=mask, other=0.0)
+    x = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
+    tl.store(target + at, x.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def prompt(
+    query: Any,  # T x H x D
+    query_stride_token: Any,
+    query_stride_head: Any,
+    keys: Any,  # slots x G x D
+    values: Any,  # slots x G x E
+    sinks: Any,  # H float32; anything without sinks
+    output: Any,  # T x H x E
+    first_tokens: Any,  # R int32; of each row among the T
+    query_lens: Any,  # R int32
+    context_lens: Any,  # R int32
+    tables: Any,  # R x table_stride int32
+    table_stride: Any,
+    tiles: Any,  # of each tile: its row, and its first query within the row
+    scale: Any,
+    cap: Any,
+    num_kv_heads: Any,
+    group: tl.constexpr,
+    key_dim: tl.constexpr,
+    value_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    window: tl.constexpr,
+    chunk: tl.constexpr,
+    has_softcap: tl.constexpr,
+    has_sinks: tl.constexpr,
+    heads: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_d: tl.constexpr,
+    block_e: tl.constexpr,
+) -> None:
+    """Output of one tile of queries: causal attention over its row's own KV."""
+    tile = tiles + tl.program_id(0) * 2
+    row, first = tl.load(tile), tl.load(tile + 1)
+    num_queries, length = tl.load(query_lens + row), tl.load(context_lens + row)
+    num_parts: tl.constexpr = (group + heads - 1) // heads
+    kv_head = tl.program_id(1) // num_parts
+    in_group = (tl.program_id(1) % num_parts) * heads + tl.arange(0, block_m) % heads
+    block_q: tl.constexpr = block_m // heads
+    of_tile = tl.arange(0, block_m) // heads
+    is_row = (of_tile < block_q) & (first + of_tile < num_queries) & (in_group < group)
+    head = kv_head * group + in_group
+    token = (tl.load(first_tokens + row) + first + of_tile).to(tl.int64)
+    q = _load_rows(
+        query + token * query_stride_token + head * query_stride_head, is_row, key_dim, block_d
+    )
+    position = length - num_queries + first  # of the tile's first query
+    last = tl.minimum(position + block_q, length) - 1
+    top, total = _start(sinks + head, is_row, has_sinks, block_m)
+    top, total, summed = _attend(
+        q, position + of_tile, top, total,
+        keys + kv_head * key_dim, values + kv_head * value_dim,
+        tables + row.to(tl.int64) * table_stride,
+        0, last + 1, position, last, scale, cap, num_kv_heads,
+        key_dim, value_dim, block_size, window, chunk, has_softcap, block_m, block_n, block_d, block_e,
+    )  # fmt: skip
+    _store_rows(
+        output + (token * num_kv_heads * group + head) * value_dim,
+        _divide(summed, total),
+        is_row,
+        value_dim,
+        block_e,
+    )
+
+
+@triton.jit(do_not_specialize=["table_stride", "num_splits", "num_rows"])
+def decode(
+    query: Any,  # T x H x D, decode rows first
+    query_stride_token: Any,
+    query_stride_head: Any,
+    keys: Any,  # slots x G x D
+    values: Any,  # slots x G x E
+    sinks: Any,  # H float32; anything without sinks
+    output: Any,  # T x H x E
+    partial: Any,  # S x R x H x E float32; unused without splits
+    stats: Any,  # 2 x S x R x H float32: highest score, sum of weights
+    context_lens: Any,  # R int32
+    tables: Any,  # R x table_stride int32
+    table_stride: Any,
+    scale: Any,
+    cap: Any,
+    num_kv_heads: Any,
+    num_rows: Any,
+    num_splits: Any,
+    is_split: tl.constexpr,
+    group: tl.constexpr,
+    key_dim: tl.constexpr,
+    value_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    window: tl.constexpr,
+    chunk: tl.constexpr,
+    has_softcap: tl.constexpr,
+    has_sinks: tl.constexpr,
+    heads: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_d: tl.constexpr,
+    block_e: tl.constexpr,
+) -> None:
+    """Attention of one row's single query over one split of its context.
+
+    Without splits the output is final, else it goes to ``partial`` and ``stats`` for
+    ``combine``. A split's bounds follow from the row's own length on the device.
+    """
+    row, split = tl.program_id(0), tl.program_id(2)
+    length = tl.load(context_lens + row)
+    num_parts: tl.constexpr = (group + heads - 1) // heads
+    kv_head = tl.program_id(1) // num_parts
+    of_part = tl.arange(0, block_m)
+    in_group = (tl.program_id(1) % num_parts) * heads + of_part
+    is_row = (of_part < heads) & (in_group < group)
+    head = kv_head * group + in_group
+    q = _load_rows(
+        query + row.to(tl.int64) * query_stride_token + head * query_stride_head,
+        is_row,
+        key_dim,
+        block_d,
+    )
+    first = _first_seen(length - 1, window, chunk) // block_n * block_n
+    span = tl.cdiv(tl.cdiv(length - first, num_splits), block_n) * block_n
+    start = first + split * span
+    end = tl.minimum(start + span, length)
+    top, total = _start(sinks + head, is_row, has_sinks and not is_split, block_m)
+    top, total, summed = _attend(
+        q, tl.zeros((block_m,), tl.int32) + (length - 1), top, total,
+        keys + kv_head * key_dim, values + kv_head * value_dim,
+        tables + row.to(tl.int64) * table_stride,
+        start, end, length - 1, length - 1, scale, cap, num_kv_heads,
+        key_dim, value_dim, block_size, window, chunk, has_softcap, block_m, block_n, block_d, block_e,
+    )  # fmt: skip
+    num_heads = num_kv_heads * group
+    if is_split:
+        at = (split.to(tl.int64) * num_rows + row) * num_heads + head
+        tl.store(stats + at, top, mask=is_row)
+        tl.store(stats + at + num_splits.to(tl.int64) * num_rows * num_heads, total, mask=is_row)
+        _store_rows(partial + at * value_dim, summed, is_row & (total > 0), value_dim, block_e)
+    else:
+        _store_rows(
+            output + (row.to(tl.int64) * num_heads + head) * value_dim,
+            _divide(summed, total),
+            is_row,
+            value_dim,
+            block_e,
+        )
+
+
+@triton.jit(do_not_specialize=["num_splits", "num_rows"])
+def combine(
+    partial: Any,  # S x R x H x E float32
+    stats: Any,  # 2 x S x R x H float32
+    sinks: Any,  # H float32; anything without sinks
+    output: Any,  # T x H x E, decode rows first
+    num_splits: Any,
+    num_rows: Any,
+    num_heads: Any,
+    value_dim: tl.constexpr,
+    has_sinks: tl.constexpr,
+    block_s: tl.constexpr,
+    block_e: tl.constexpr,
+) -> None:
+    """Weigh the splits of one row and head by their sums, and add the head's sink."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    split = tl.arange(0, block_s)
+    is_split = split < num_splits
+    at = (split.to(tl.int64) * num_rows + row) * num_heads + head
+    top = tl.load(stats + at, mask=is_split, other=float("-inf"))
+    behind = num_splits.to(tl.int64) * num_rows * num_heads
+    total = tl.load(stats + at + behind, mask=is_split, other=0.0)
+    highest = tl.max(top, 0)
+    if has_sinks:
+        sink = tl.load(sinks + head) * _LOG2_E
+        highest = tl.maximum(highest, sink)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    weight = tl.exp2(top - highest)
+    whole = tl.sum(weight * total, 0)
+    if has_sinks:
+        whole += tl.exp2(sink - highest)
+    column = tl.arange(0, block_e)
+    parts = tl.load(
+        partial + at[:, None] * value_dim + column[None, :],
+        # A split without a visible key wrote nothing.
+        mask=(is_split & (total > 0))[:, None] & (column < value_dim)[None, :],
+        other=0.0,
+    )
+    summed = tl.sum(weight[:, None] * parts, 0) / tl.where(whole > 0, whole, 1.0)
+    target = output + (row.to(tl.int64) * num_heads + head) * value_dim + column
+    tl.store(target, summed.to(output.dtype.element_ty), mask=column < value_dim)
+
+
+@triton.jit
+def _attend(
+    q: Any,  # M x D
+    position: Any,  # M
+    top: Any,  # M
+    total: Any,  # M
+    keys: Any,
+    values: Any,
+    table: Any,
+    start: Any,
+    end: Any,
+    first_position: Any,
+    last_position: Any,
+    scale: Any,
+    cap: Any,
+    num_kv_heads: Any,
+    key_dim: tl.constexpr,
+    value_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    window: tl.constexpr,
+    chunk: tl.constexpr,
+    has_softcap: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_d: tl.constexpr,
+    block_e: tl.constexpr,
+) -> Any:
+    """Return (highest score, sum of weights, weighted sum of V) over keys ``start`` to ``end``.
+
+    ``start`` is a multiple of ``block_n``. The positions lie between ``first_position`` and
+    ``last_position``. Tiles of keys that all queries see whole need no mask.
+    """
+    summed = tl.zeros((block_m, block_e), dtype=tl.float32)
+    whole_end = tl.maximum(tl.minimum(first_position + 1, end) // block_n * block_n, start)
+    whole_start = start
+    if window + chunk > 0:
+        first_seen = _first_seen(first_position, window, chunk)
+        start = tl.maximum(start, first_seen // block_n * block_n)
+        seen_by_all = tl.cdiv(_first_seen(last_position, window, chunk), block_n) * block_n
+        whole_end = tl.maximum(whole_end, start)
+        whole_start = tl.minimum(tl.maximum(seen_by_all, start), whole_end)
+        top, total, summed = _attend_span(
+            q, position, top, total, summed, keys, values, table, start, whole_start, end,
+            scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, has_softcap, True,
+            block_n, block_d, block_e,
+        )  # fmt: skip
+    top, total, summed = _attend_span(
+        q, position, top, total, summed, keys, values, table, whole_start, whole_end, end,
+        scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, has_softcap, False,
+        block_n, block_d, block_e,
+    )  # fmt: skip
+    return _attend_span(
+        q, position, top, total, summed, keys, values, table, whole_end, end, end,
+        scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, has_softcap, True,
+        block_n, block_d, block_e,
+    )  # fmt: skip
+
+
+@triton.jit
+def _attend_span(
+    q: Any,
+    position: Any,
+    top: Any,
+    total: Any,
+    summed: Any,
+    keys: Any,
+    values: Any,
+    table: Any,
+    start: Any,
+    stop: Any,
+    end: Any,
+    scale: Any,
+    cap: Any,
+    num_kv_heads: Any,
+    key_dim: tl.constexpr,
+    value_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    window: tl.constexpr,
+    chunk: tl.constexpr,
+    has_softcap: tl.constexpr,
+    is_masked: tl.constexpr,
+    block_n: tl.constexpr,
+    block_d: tl.constexpr,
+    block_e: tl.constexpr,
+) -> Any:
+    """Go on over the tiles of keys from ``start`` to ``stop``; none at ``end`` or later is read."""
+    d, e = tl.arange(0, block_d)[:, None], tl.arange(0, block_e)[None, :]
+    for first in range(start, stop, block_n):
+        at = first + tl.arange(0, block_n)
+        is_key, is_k, is_v = at < end, d < key_dim, e < value_dim
+        if is_masked:
+            block = tl.load(table + at // block_size, mask=is_key, other=0)
+            is_k, is_v = is_k & is_key[None, :], is_v & is_key[:, None]
+        else:
+            block = tl.load(table + at // block_size)
+        slot = (block.to(tl.int64) * block_size + at % block_size) * num_kv_heads
+        k = tl.load(keys + slot[None, :] * key_dim + d, mask=is_k, other=0.0)
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
+        if has_softcap:
+            # tanh(x) = 1 - 2 / (1 + e^2x): exp2's 0 and inf give -1 and 1.
+            scores = cap - 2.0 * cap / (1.0 + tl.exp2(scores))
+        if is_masked:
+            seen = is_key[None, :] & (at[None, :] <= position[:, None])
+            if window + chunk > 0:
+                seen &= at[None, :] >= _first_seen(position, window, chunk)[:, None]
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        # While a query has seen nothing its highest score is -inf, and -inf - -inf is no number.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
+        v = tl.load(values + slot[:, None] * value_dim + e, mask=is_v, other=0.0)
+        total = total * shrink + tl.sum(weights, 1)
+        summed = tl.dot(
+            weights.to(q.dtype), v.to(q.dtype), summed * shrink[:, None], input_precision="ieee"
+        )
+        top = higher
+    return top, total, summed
+
+
+@triton.jit
+def _first_seen(position: Any, window: tl.constexpr, chunk: tl.constexpr) -> Any:
+    """Return the first position that a query at ``position`` sees; it never falls."""
+    first = position * 0
+    if window > 0:
+        first = tl.maximum(first, position - window + 1)
+    if chunk > 0:
+        first = tl.maximum(first, position - position % chunk)
+    return first
+
+
+@triton.jit
+def _start(sinks: Any, is_row: Any, has_sinks: tl.constexpr, block_m: tl.constexpr) -> Any:
+    """Return the highest score and the sum of weights before any key: the sink's, or nothing."""
+    if has_sinks:
+        return tl.load(sinks, mask=is_row, other=0.0) * _LOG2_E, tl.full(
+            (block_m,), 1.0, tl.float32
+        )
+    else:
+        return (
+            tl.full((block_m,), float("-inf"), tl.float32),
+            tl.zeros((block_m,), dtype=tl.float32),
+        )
+
+
+@triton.jit
+def _divide(summed: Any, total: Any) -> Any:
+    # Rows of a tile that stand for no query have a total of 0, and are not stored.
+    return summed / tl.where(total > 0, total, 1.0)[:, None]
+
+
+@triton.jit
+def _load_rows(rows: Any, is_row: Any, width: tl.constexpr, block: tl.constexpr) -> Any:
+    at = tl.arange(0, block)[None, :]
+    return tl.load(rows[:, None] + at, mask=is_row[:, None] & (at < width), other=0.0)
+
+
+@triton.jit
+def _store_rows(
+    rows: Any, values: Any, is_row: Any, width: tl.constexpr, block: tl.constexpr
+) -> None:
+    at = tl.arange(0, block)[None, :]
+    mask = is_row[:, None] & (at < width)
+    tl.store(rows[:, None] + at, values.to(rows.dtype.element_ty), mask=mask)
