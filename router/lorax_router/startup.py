@@ -9,8 +9,8 @@ import os
 import socket
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from tokenizers import Tokenizer
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
@@ -27,8 +27,6 @@ from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.adapters import AdapterTable
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.http_api.app import Cors, build_app
-from lorax_router.http_api.server import bind
 from lorax_router.service.adapter_catalog import AdapterWish
 from lorax_router.service.adapter_manager import AdapterManager
 from lorax_router.service.adapter_wishes import WishPolicy
@@ -48,6 +46,9 @@ from lorax_router.service.metrics import Metrics
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 from lorax_router.service.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.validation import Validator
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,18 @@ class Language:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceParts:
+    """A router without a front end."""
+
+    engine: EngineLoop
+    service: InferenceService
+    tokenizer: TokenizerPool
+    adapters: AdapterManager
+    metrics: Metrics
+    wishes: WishPolicy
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """A router that is ready to serve."""
 
@@ -92,6 +105,8 @@ class Parts:
 
 def open_port(hostname: str, port: int) -> socket.socket:
     """Bind the HTTP port before anything expensive; StartupError says when it is taken."""
+    from lorax_router.http_api.server import bind
+
     try:
         return bind(hostname, port)
     except OSError as error:
@@ -163,14 +178,14 @@ def load_language(config: RouterConfig) -> Language:
     )
 
 
-def assemble(
+def assemble_service(
     config: RouterConfig,
     shards: ShardClient,
     language: Language,
     info: ShardInfo,
     budgets: Budgets,
-) -> Parts:
-    """Put all parts together."""
+) -> ServiceParts:
+    """Put together all that serves requests, whichever front end brings them."""
     limits = Limits(
         max_input_length=budgets.lengths.max_input_length,
         max_total_tokens=budgets.lengths.max_total_tokens,
@@ -190,7 +205,6 @@ def assemble(
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size)
     wishes = wish_policy(config, info)
-    manager = AdapterManager(adapters, shards)
     if wishes.refusal is None:
         metrics.watch_adapters(adapters.catalog, engine.adapter_room)
     service = InferenceService(
@@ -200,10 +214,26 @@ def assemble(
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
     )
+    manager = AdapterManager(adapters, shards)
+    return ServiceParts(engine, service, tokenizer, manager, metrics, wishes)
+
+
+def assemble(
+    config: RouterConfig,
+    shards: ShardClient,
+    language: Language,
+    info: ShardInfo,
+    budgets: Budgets,
+) -> Parts:
+    """Put all parts together, the HTTP application in front."""
+    # Here, so that the service can be used where no HTTP packages are installed.
+    from lorax_router.http_api.app import Cors, build_app
+
+    parts = assemble_service(config, shards, language, info, budgets)
     app = build_app(
-        service=service,
-        tokenizer=tokenizer,
-        metrics=metrics,
+        service=parts.service,
+        tokenizer=parts.tokenizer,
+        metrics=parts.metrics,
         info=server_info(config, info, budgets),
         max_body_bytes=config.max_body_bytes,
         cors=Cors(
@@ -213,10 +243,13 @@ def assemble(
             exposed_headers=config.cors_expose_header,
             credentials=config.cors_allow_credentials,
         ),
-        adapters=manager,
-        wishes=wishes,
+        adapters=parts.adapters,
+        wishes=parts.wishes,
     )
-    return Parts(app, engine, service, tokenizer, manager, _preloads(config, wishes))
+    return Parts(
+        app, parts.engine, parts.service, parts.tokenizer, parts.adapters,
+        _preloads(config, parts.wishes),
+    )  # fmt: skip
 
 
 def wish_policy(config: RouterConfig, info: ShardInfo) -> WishPolicy:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from lorax_contract.config import ShardConfig
 from lorax_proto import generate_pb2 as pb
@@ -16,6 +14,7 @@ from lorax_shard.rpc.address import clear_stale, refused, socket_path
 from lorax_shard.rpc.errors import ErrorInterceptor
 from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.servicer import LoraxServicer
+from lorax_shard.rpc.standard import StandardServices
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["LoraxService"].full_name
 
@@ -32,17 +31,13 @@ class ShardServer:
     ) -> None:
         # The address in use; a port of 0 is replaced by the real one at the start.
         self.uri = config.shard_uris[config.rank]
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor(_SERVICE)], options=SERVER_OPTIONS
         )
         pb_grpc.add_LoraxServiceServicer_to_server(  # type: ignore[no-untyped-call]
             LoraxServicer(engine, commands, config, room), self._server
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        self._standard = StandardServices(self._server, _SERVICE)
 
     async def start(self) -> None:
         """Listen; StartupError (SOCKET_FAILED) says why that is not possible."""
@@ -54,12 +49,11 @@ class ShardServer:
         if socket_path(self.uri) is None:
             self.uri = f"{self.uri.rpartition(':')[0]}:{port}"
         await self._server.start()
-        for service in ("", _SERVICE):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._standard.start()
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those under way some time, and remove the socket."""
-        await self._health.enter_graceful_shutdown()
+        await self._standard.stop()
         await self._server.stop(grace_s)
         if (path := socket_path(self.uri)) is not None:
             path.unlink(missing_ok=True)
