@@ -134,7 +134,33 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "helium": ("HeliumConfig", {"head_dim": 8}),
+    # What cannot be served.
     "bloom": ("BloomConfig", {"num_key_value_heads": None}),
+    "mpt": ("MptConfig", {"num_key_value_heads": None, "d_model": 48, "n_layers": 2, "n_heads": 6}),
+    "falcon": ("FalconConfig", {"num_key_value_heads": None}),
+    "stablelm": ("StableLmConfig", {}),
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "jamba": (
+        "JambaConfig",
+        {
+            "attn_layer_offset": 1,
+            "attn_layer_period": 2,
+            "num_experts": 2,
+            "mamba_d_state": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "mamba": ("MambaConfig", {"state_size": 4}),
+    "recurrent_gemma": ("RecurrentGemmaConfig", {"head_dim": 8, "lru_width": 48}),
 }
 FAMILIES = tuple(_FAMILIES)
 
@@ -180,15 +206,22 @@ def make_tiny_model(family: str, path: Path, *, seed: int = 0, **overrides: Any)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(path)
     eos_ids = [tokenizer.token_to_id(EOS), tokenizer.token_to_id(IM_END)]
-    config_class, extra = _FAMILIES[family]
-    values = {**_SHAPE, "bos_token_id": eos_ids[0], "eos_token_id": eos_ids[0], **extra}
-    values = {name: value for name, value in {**values, **overrides}.items() if value is not None}
-    config = getattr(transformers, config_class)(**values)
+    config = tiny_config(family, **overrides)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     widen(model, seed)
     model.save_pretrained(path, safe_serialization=True)
     _write_json(path / "generation_config.json", {"eos_token_id": eos_ids, "do_sample": False})
     return path
+
+
+def tiny_config(family: str, **overrides: Any) -> Any:
+    """Return the transformers config of a tiny model; ``overrides`` as in ``make_tiny_model``."""
+    import transformers
+
+    config_class, extra = _FAMILIES[family]
+    values = {**_SHAPE, "bos_token_id": 0, "eos_token_id": 0, **extra, **overrides}
+    values = {name: value for name, value in values.items() if value is not None}
+    return getattr(transformers, config_class)(**values)
 
 
 def widen(model: torch.nn.Module, seed: int) -> None:

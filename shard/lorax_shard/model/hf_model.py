@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_base import BaseDescription
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.attention.kv_cache import PagedCache, block_bytes
 from lorax_shard.attention.metadata import StepMetadata
 from lorax_shard.lora.model import LoraModel
+from lorax_shard.model.families import keeps_state
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.plug import STEP_KEYWORD, AttentionSurvey
 
@@ -21,7 +24,16 @@ class HFPagedModel:
     """Owns the transformers model and its KV pool; implements ``PagedModel``."""
 
     def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
-        """Take a model with plugged attention and plain linears; see ``loader``."""
+        """Take a model with plugged attention and plain linears; see ``loader``.
+
+        Raises StartupError(MODEL_UNSUPPORTED) for one whose layers keep a state of their own.
+        """
+        if keeps_state(type(model)):
+            raise StartupError(
+                f"{type(model).__name__} cannot be served: its layers keep a recurrent state, "
+                "which is no KV cache",
+                ExitCode.MODEL_UNSUPPORTED,
+            )
         config = model.config.get_text_config()
         self.model_type: str = model.config.model_type
         self.vocab_size = int(config.vocab_size)

@@ -60,7 +60,11 @@ def paged_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # 1 x T x H x E
     """Store the step's K and V and attend over the cache, with the step's own backend."""
-    step: StepMetadata | AttentionSurvey = kwargs[STEP_KEYWORD]
+    step: StepMetadata | AttentionSurvey | None = kwargs.get(STEP_KEYWORD)
+    if step is None:
+        raise UnsupportedAttentionError(
+            f"the model's forward passes no arguments on to {type(module).__name__}"
+        )
     spec = AttentionSpec(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window or None,

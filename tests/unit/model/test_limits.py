@@ -34,7 +34,23 @@ def test_dynamic_rope_ends_where_it_would_begin_to_grow() -> None:
         max_position_embeddings=128,
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
     )
-    assert position_limit(config).max_positions == 128
+    limit = position_limit(config)
+    assert limit.max_positions == 128
+    assert limit.reason is not None
+    assert "dynamic RoPE uses other frequencies for each length beyond 128" in limit.reason
+
+
+def test_the_layers_with_the_least_reach_decide() -> None:
+    config = LlamaConfig(max_position_embeddings=128)
+    config.rope_parameters = {
+        "full_attention": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+        "sliding_attention": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 32,
+        },
+    }
+    assert position_limit(config).max_positions == 32
 
 
 def test_fixed_rope_scaling_keeps_all_positions() -> None:
