@@ -7,6 +7,7 @@ asked apart: kernels choose how to split the work by the longest query of a call
 from __future__ import annotations
 
 import functools
+import importlib.util
 from itertools import accumulate
 
 import torch
@@ -16,6 +17,7 @@ from lorax_shard.attention.backend import AttentionBackend, AttentionLayer, Atte
 from lorax_shard.attention.flash_providers import Call, Part, Provider, find_all
 from lorax_shard.attention.kv_cache import KVShape
 from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.sdpa import SdpaAttention
 
 _DTYPES = (torch.float16, torch.bfloat16)
 
@@ -47,6 +49,12 @@ class FlashAttention(AttentionBackend):
         """Return why no provider can compute a layer, or None; the first time it is tried."""
         choice = _choose(layer, device, dtype)
         return choice if isinstance(choice, str) else None
+
+    def store(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, metadata: StepMetadata
+    ) -> None:
+        """Write finite K and V only: kernels multiply what lies behind a row's end by zero."""
+        _storing(key.device).store(key, value, layer, metadata)
 
     def attend(
         self,
@@ -114,7 +122,7 @@ def _provider_for(
     choice = _choose(asked, query.device, query.dtype)
     if isinstance(choice, str):
         # The registry asks for every layer first, unless it was not told of them.
-        raise NotImplementedError(f"flash attention cannot compute {asked}: {choice}")
+        raise ValueError(f"flash attention cannot compute {asked}: {choice}")
     return choice
 
 
@@ -130,6 +138,16 @@ def _choose(layer: AttentionLayer, device: torch.device, dtype: torch.dtype) -> 
             return provider
         refused.append(f"{provider.name}: {reason}")
     return "; ".join(refused) or "there is no provider"
+
+
+@functools.cache
+def _storing(device: torch.device) -> AttentionBackend:
+    """Return a backend that stores what is finite, on a GPU in one launch."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from lorax_shard.attention.triton_backend import TritonAttention
+
+        return TritonAttention()
+    return SdpaAttention()
 
 
 @functools.cache
