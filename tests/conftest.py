@@ -5,6 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 
+from hypothesis import HealthCheck, settings
+
 # Triton decides at import whether its kernels are compiled for a GPU or interpreted.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A busy machine is no fault of the code under test.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("tests")
