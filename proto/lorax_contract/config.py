@@ -70,6 +70,13 @@ class ShardConfig(ProcessConfig):
     world_size: int = 1
     # The sockets of all ranks; this rank listens on entry `rank`.
     shard_uris: list[str]
+    # Where the ranks find each other: tcp://host:port or file:///path; one rank needs none.
+    rendezvous: str = ""
+    # Seconds that ranks wait for each other in a step, and until all have loaded.
+    group_timeout_s: float = 60.0
+    start_timeout_s: float = 3600.0
+    # How many ranks share the memory of this one's device.
+    ranks_on_device: int = 1
     device: Device = "cpu"
     # A torch dtype name, or "auto": float32 on CPU, the model's own on a GPU.
     dtype: str = "auto"
@@ -122,6 +129,9 @@ class ShardConfig(ProcessConfig):
             raise ConfigError(f"rank: {self.rank} is not within 0..{self.world_size - 1}")
         if len(self.shard_uris) != self.world_size:
             raise ConfigError("shard_uris: needs one address per rank")
+        if self.world_size > 1 and not self.rendezvous:
+            raise ConfigError("rendezvous: needs a place where the ranks meet")
+        _at_least(self, "ranks_on_device", 1)
         if not 0.0 < self.kv_memory_fraction <= 1.0:
             raise ConfigError("kv_memory_fraction: must be above 0 and at most 1")
         if self.num_blocks is not None:

@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     BACKEND_UNAVAILABLE = 35
     SOCKET_FAILED = 36
     DISK_FULL = 37
+    RANKS_APART = 38
     SHARD_UNREACHABLE = 60
     TOKENIZER_UNUSABLE = 61
     ADAPTER_UNUSABLE = 62
@@ -55,6 +56,9 @@ _HINTS = {
     ExitCode.BACKEND_UNAVAILABLE: "Choose another backend, or 'auto'.",
     ExitCode.SOCKET_FAILED: "Check --shard-uds-path: the folder must exist and be writable.",
     ExitCode.DISK_FULL: "Free space in the cache folder, or point LORAX_CACHE elsewhere.",
+    ExitCode.RANKS_APART: "The ranks of a group lost each other, or never met: look at the log of the "
+    "rank that is named; --shard-timeout-s is how long they wait, --master-addr and --master-port "
+    "are where they meet.",
     ExitCode.SHARD_UNREACHABLE: "The router could not reach a shard; look at the shard's log.",
     ExitCode.TOKENIZER_UNUSABLE: "The model folder needs a tokenizer.json that loads.",
     ExitCode.ADAPTER_UNUSABLE: "Check --adapter-id and --preloaded-adapter-ids, their sources, and "

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     from lorax_shard.adapters.room import AdapterRoom
     from lorax_shard.engine.engine import Engine
+    from lorax_shard.parallel.group import RankGroup
 
 logger = logging.getLogger("lorax_shard")
 
 # Seconds that calls under way get to finish, and that the engine's thread gets after them.
 _GRACE_S = 10.0
 _WORKER_GRACE_S = 5.0
+# After the ranks lost each other: their calls have their answers already.
+_BROKEN_GRACE_S = 0.5
 _NO_MEMORY = "there is too little memory; free some, or raise the limit of this process"
 
 
@@ -56,6 +59,15 @@ class Stopper:
         """Stop because nobody watches any more."""
         if not self._stop(ExitCode.PARENT_GONE):
             leave(ExitCode.PARENT_GONE)
+
+    def on_group_broken(self, error: Exception) -> None:
+        """Stop because the ranks cannot go on together."""
+        logger.error(
+            "%s",
+            error,
+            extra={"fields": {"exit_code": int(ExitCode.RANKS_APART), "event": "group_broken"}},
+        )
+        self._stop(ExitCode.RANKS_APART)
 
     def attach(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         """From now on a reason to stop sets ``stop`` in the loop."""
@@ -127,7 +139,8 @@ def load_parts(config: ShardConfig) -> ShardParts:
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    model = load_paged_model(config)
+    group = _meet(config)
+    model = load_paged_model(config, group)
     serves = bool(
         config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
     )
@@ -136,10 +149,11 @@ def load_parts(config: ShardConfig) -> ShardParts:
         memory_fraction=config.kv_memory_fraction,
         num_blocks=config.num_blocks,
         adapter_fraction=config.adapter_memory_fraction if serves else 0.0,
+        ranks_on_device=config.ranks_on_device,
     )
     invariant = config.batch_invariant
     if not serves:
-        return ShardParts(Engine(model, tokenizer, pool, batch_invariant=invariant))
+        return ShardParts(Engine(model, tokenizer, pool, batch_invariant=invariant, group=group))
     from lorax_shard.adapters import setup
 
     base, lora = model.base, model.lora
@@ -148,8 +162,26 @@ def load_parts(config: ShardConfig) -> ShardParts:
     store = setup.make_store(config)
     shelf = setup.make_shelf(config, store, base, lora, model.dtype)
     return ShardParts(
-        Engine(model, tokenizer, pool, adapters=shelf, batch_invariant=invariant),
+        Engine(model, tokenizer, pool, adapters=shelf, batch_invariant=invariant, group=group),
         partial(setup.make_room, config, store, shelf, base),
+    )
+
+
+def _meet(config: ShardConfig) -> RankGroup | None:
+    """Wait for the other ranks; None where there are none."""
+    if config.world_size == 1:
+        return None
+    import torch
+
+    from lorax_shard.parallel.group import TorchGroup
+
+    return TorchGroup(
+        config.rank,
+        config.world_size,
+        config.rendezvous,
+        torch.device(config.device),
+        timeout_s=config.group_timeout_s,
+        meeting_s=config.start_timeout_s,
     )
 
 
@@ -177,7 +209,7 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
 
     stop = asyncio.Event()
     stopper.attach(asyncio.get_running_loop(), stop)
-    commands = CommandQueue(config.epoch)
+    commands = CommandQueue(config.epoch, on_broken=stopper.on_group_broken)
     room = parts.make_room() if parts.make_room is not None else None
     server = ShardServer(config, parts.engine, commands, room)
     await server.start()
@@ -187,11 +219,15 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
         room.start()
     await stop.wait()
     logger.info("stopping")
-    await server.stop(_GRACE_S)
+    is_broken = stopper.exit_code is ExitCode.RANKS_APART
+    await server.stop(_BROKEN_GRACE_S if is_broken else _GRACE_S)
     if room is not None:
         await room.close()
     if not await commands.close(_WORKER_GRACE_S):
         logger.warning("a step is still running; it is left behind")
+        leave(stopper.exit_code)
+    if is_broken:
+        # Threads of the collectives may wait for the others for ever.
         leave(stopper.exit_code)
     return stopper.exit_code
 

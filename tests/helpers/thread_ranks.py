@@ -44,8 +44,15 @@ class ThreadGroup:
         assert [part.shape[-1] for part in parts] == list(sizes)
         return torch.cat(parts, dim=-1)
 
-    def broadcast(self, values: list[int]) -> list[int]:
-        return list(self._exchange(values)[0])
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        values = self._exchange(tensor)
+        assert len({(value.shape, value.dtype) for value in values}) == 1
+        return values[0].clone()
+
+    def gather_values(self, values: Sequence[int]) -> list[list[int]]:
+        gathered = [list(each) for each in self._exchange(values)]
+        assert len({len(each) for each in gathered}) == 1
+        return gathered
 
 
 def run_ranks(world_size: int, work: Callable[[ThreadGroup], Result]) -> list[Result]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,34 +10,39 @@ import transformers
 from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import make_tiny_model
 
-from lorax_shard.parallel.load import load_rank
+from lorax_shard.parallel.load import LoadedRank, load_rank
 from lorax_shard.parallel.local import connect
 from lorax_shard.parallel.partition import CannotSplitError
-from lorax_shard.parallel.slices import RankSlice
+from lorax_shard.parallel.slices import RankSlice, open_files
 
 FAMILIES = ("llama", "qwen2", "qwen3_moe", "gemma2", "gpt2", "mixtral", "phi3")
 TOLERANCE = 1e-4
 IDS = torch.tensor([[5, 40, 3, 81, 7, 7, 120, 64, 9, 3, 2]])
 
 
-def load(folder: Path, rank: int, world_size: int) -> tuple[Any, Any, Any]:
+def load(folder: Path, rank: int, world_size: int) -> LoadedRank:
     config = transformers.AutoConfig.from_pretrained(folder)
     return load_rank(
-        folder, config, rank=rank, world_size=world_size, dtype=torch.float32, attention="eager"
+        open_files(folder),
+        config,
+        rank=rank,
+        world_size=world_size,
+        dtype=torch.float32,
+        attention="eager",
     )
 
 
 def logits(folder: Path, world_size: int) -> list[torch.Tensor]:
     # Building models is not safe in threads; computing is.
     loaded = [load(folder, rank, world_size) for rank in range(world_size)]
-    for _, _, report in loaded:
-        assert not any(report.values())
+    for each in loaded:
+        assert not any(each.report.values())
 
     def work(group: ThreadGroup) -> torch.Tensor:
-        model, plan, _ = loaded[group.rank]
-        connect(model, plan, group)
+        part = loaded[group.rank]
+        connect(part.model, part.plan, group)
         with torch.inference_mode():
-            return model(IDS, use_cache=False).logits
+            return part.model(IDS, use_cache=False).logits
 
     return run_ranks(world_size, work)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import pytest
 import torch
 import torch.multiprocessing as mp
 from tests.helpers.server import free_port
 
-from lorax_shard.parallel.group import TorchGroup
+from lorax_contract.errors import StartupError
+from lorax_shard.parallel.group import GroupBrokenError, TorchGroup
 
 SIZES = (3, 1, 2)
 
 
-def work(rank: int, address: str) -> None:
-    group = TorchGroup(rank, len(SIZES), address, torch.device("cpu"), timeout_s=60.0)
+def work(rank: int, rendezvous: str) -> None:
+    group = TorchGroup(
+        rank, len(SIZES), rendezvous, torch.device("cpu"), timeout_s=60.0, meeting_s=60.0
+    )
     try:
         # A view that is not contiguous, as a module's output may be.
         summed = group.all_reduce(torch.full((4, 2), float(rank + 1)).t())
@@ -21,10 +28,42 @@ def work(rank: int, address: str) -> None:
         own = torch.arange(SIZES[rank], dtype=torch.float32).expand(2, -1) + 10 * rank
         gathered = group.all_gather(own, SIZES)
         assert gathered.tolist() == [[0.0, 1.0, 2.0, 10.0, 20.0, 21.0]] * 2
-        assert group.broadcast([7, -1, 2**40] if rank == 0 else [0, 0, 0]) == [7, -1, 2**40]
+        told = torch.tensor([7, -1, 2**40] if rank == 0 else [0, 0, 0])
+        assert group.broadcast(told).tolist() == [7, -1, 2**40]
+        assert group.gather_values([rank, -rank]) == [[0, 0], [1, -1], [2, -2]]
     finally:
         group.close()
 
 
-def test_three_processes_meet() -> None:
-    mp.spawn(work, (f"127.0.0.1:{free_port()}",), nprocs=len(SIZES))
+@pytest.mark.parametrize("kind", ["tcp", "file"])
+def test_three_processes_meet(kind: str, tmp_path: Path) -> None:
+    place = f"tcp://127.0.0.1:{free_port()}" if kind == "tcp" else f"file://{tmp_path}/meeting"
+    mp.spawn(work, (place,), nprocs=len(SIZES))
+
+
+def wait_alone(rank: int, rendezvous: str, folder: str) -> None:
+    """Rank 2 stands still in the middle; the others say so and end."""
+    group = TorchGroup(rank, 3, rendezvous, torch.device("cpu"), timeout_s=1.0, meeting_s=60.0)
+    group.gather_values([rank])
+    if rank == 2:
+        while len(list(Path(folder).glob("told-*"))) < 2:
+            time.sleep(0.05)
+        return
+    with pytest.raises(GroupBrokenError) as caught:
+        group.gather_values([rank])
+    Path(folder, f"told-{rank}").write_text(str(caught.value))
+
+
+def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
+    mp.spawn(wait_alone, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=3)
+    for rank in (0, 1):
+        told = (tmp_path / f"told-{rank}").read_text()
+        assert f"rank {rank} waited for the others in a step" in told
+        assert "rank 2 stood still or ended" in told
+
+
+def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"waited 0\.1 s .*: ranks 1, 2 did not come"):
+        TorchGroup(
+            0, 3, f"file://{tmp_path}/meeting", torch.device("cpu"), timeout_s=1, meeting_s=0.1
+        )

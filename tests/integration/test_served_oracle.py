@@ -1,148 +1,19 @@
-"""Every option of PEFT in one running batch: folders that PEFT saved, read, prepared and
-activated as the shard does it, beside each other and beside base rows, against PEFT alone."""
+"""Every option of PEFT in one running batch, beside base rows, on one rank and on several."""
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-import torch
 from tests.helpers.paged_runner import RELATIVE_TOLERANCE, PagedRunner, stock_logits
-from tests.helpers.peft_cases import CASES, EXTRA, FAMILIES, GROWN, GROWTH, TIED_CASES
-from tests.helpers.peft_folders import load_adapter, logits_of, save_adapter
-from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
+from tests.helpers.peft_cases import FAMILIES
+from tests.helpers.rank_models import read_parts
+from tests.helpers.served_oracle import Oracle, Runner, Served, chunked, compare, whole
+from tests.helpers.thread_ranks import ThreadGroup, run_ranks
+from tests.helpers.tiny_models import VOCAB_SIZE
 
-from lorax_contract.adapters import AdapterContent, AdapterPart
-from lorax_contract.config import ShardConfig
-from lorax_contract.step import AdapterHandle
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import examine
-from lorax_shard.adapters.shelf import AdapterShelf
-from lorax_shard.adapters.source_interface import StoredFile
-from lorax_shard.adapters.store import AdapterStore
-from lorax_shard.engine.adapters import ActiveAdapters
-from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
-
-_BASE_ROWS = 3
-
-
-class Row(NamedTuple):
-    """A row of the batch and what PEFT makes of it."""
-
-    label: str
-    ids: list[int]
-    handle: AdapterHandle | None
-    expected: torch.Tensor
-
-
-def cases_of(family: str, tied: bool) -> dict[str, tuple[dict[str, Any], int | None]]:
-    """Return LoraConfig options by label, and to how many rows the vocabulary grows."""
-    names = FAMILIES[family]
-    chosen = TIED_CASES if tied else [*CASES]
-    found = {label: (CASES[label](names), None) for label in chosen}
-    found |= {label: (make(names), GROWN) for label, make in GROWTH.items()}
-    if not tied:
-        found |= {label: (make(names), None) for each, label, make in EXTRA if each == family}
-    return found
-
-
-class Served:
-    """A tiny model in a shard's parts, with an adapter for each option."""
-
-    def __init__(self, family: str, tied: bool, root: Path) -> None:
-        self.path = make_tiny_model(family, root / "model", tie_word_embeddings=tied)
-        self.paged: HFPagedModel = load_paged_model(
-            ShardConfig(
-                model_dir=str(self.path),
-                model_id="tiny",
-                shard_uris=["unix:///unused"],
-                adapters=True,
-                adapter_store_dir=str(root / "store"),
-            )
-        )
-        assert self.paged.base is not None
-        assert self.paged.lora is not None
-        store = AdapterStore(root / "store", max_bytes=1 << 30)
-        self.shelf = AdapterShelf(
-            store, self.paged.base, Limits(), self.paged.lora,
-            host_bytes=1 << 30, dtype=torch.float32,
-        )  # fmt: skip
-        self.active = ActiveAdapters(
-            self.shelf, self.paged.lora, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({0})
-        )
-        self.rows: list[Row] = []
-        draw = random.Random(17)
-        for number, (label, (options, vocab)) in enumerate(cases_of(family, tied).items()):
-            folder = save_adapter(
-                self.path, root / f"saved-{number}", seed=number, rows=vocab, **options
-            )
-            handle = self._serve(store, folder, AdapterHandle(number + 1))
-            own = [VOCAB_SIZE, GROWN - 1] if vocab else []
-            ids = _ids(draw, [40, 3, 7, 5, *own], 14)
-            expected = logits_of(load_adapter(self.path, folder, rows=vocab), ids)
-            self.rows.append(Row(label, ids, handle, expected))
-        for length in range(1, 1 + _BASE_ROWS):
-            ids = _ids(draw, [40, 3], 9 * length)
-            self.rows.append(Row("base", ids, None, stock_logits(self.path, [ids])[0]))
-        draw.shuffle(self.rows)
-
-    def _serve(self, store: AdapterStore, folder: Path, handle: AdapterHandle) -> AdapterHandle:
-        """Bring a folder through the store and the shelf into a slot."""
-        assert self.paged.base is not None
-        with store.fetching(folder.name) as staging:
-            stored = []
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                data = (folder / name).read_bytes()
-                (staging / name).write_bytes(data)
-                sha256 = hashlib.sha256(data).hexdigest()
-                stored.append(StoredFile(name=name, size=len(data), sha256=sha256))
-            entry = store.commit(staging, stored, cost_s=0.0)
-        digest = examine(folder, self.paged.base, Limits()).adapter.digest
-        self.shelf.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry.digest),)))
-        self.active.activate(handle)
-        return handle
-
-    def slot(self, row: Row) -> int | None:
-        """Return the slot that a row computes in."""
-        return None if row.handle is None else self.active[row.handle].slot
-
-
-def _ids(draw: random.Random, wanted: list[int], more: int) -> list[int]:
-    ids = wanted + [draw.randrange(VOCAB_SIZE) for _ in range(more)]
-    draw.shuffle(ids)
-    return ids
-
-
-class Runner(PagedRunner):
-    """Runs each row with its slot, by the call that the engine makes."""
-
-    def __init__(self, served: Served) -> None:
-        super().__init__(served.paged, [row.ids for row in served.rows], num_blocks=1200)
-        self._slots_of = [served.slot(row) for row in served.rows]
-
-    def slots(self, order: list[int]) -> list[int | None]:
-        return [self._slots_of[row] for row in order]
-
-
-def whole(runner: PagedRunner) -> None:
-    """All rows in one forward pass."""
-    runner.step({row: len(ids) for row, ids in enumerate(runner.rows)})
-
-
-def chunked(runner: PagedRunner) -> None:
-    """Rows arrive four a step; prompt chunks and single tokens share each step."""
-    draw = random.Random(11)
-    for step in range(300):
-        arrived = range(min(len(runner.rows), 4 * step))
-        left = {row: len(runner.rows[row]) - runner.done[row] for row in arrived}
-        counts = {row: min(n, draw.choice([1, 1, 2, 7])) for row, n in left.items() if n > 0}
-        if counts:
-            runner.step(counts)
+from lorax_shard.model.rank_model import meet
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -151,10 +22,15 @@ def tied(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES])
-def served(
+def oracle(
     request: pytest.FixtureRequest, tied: bool, tmp_path_factory: pytest.TempPathFactory
-) -> Served:
-    return Served(request.param, tied, tmp_path_factory.mktemp("served"))
+) -> Oracle:
+    return Oracle(request.param, tied, tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def served(oracle: Oracle) -> Served:
+    return Served(oracle, load_paged_model(oracle.config))
 
 
 @pytest.mark.parametrize("schedule", [whole, chunked])
@@ -163,26 +39,31 @@ def test_a_batch_of_all_options_equals_peft(
 ) -> None:
     runner = Runner(served)
     schedule(runner)
-    worst: dict[str, float] = {}
-    wrong: dict[str, float] = {}
-    for row, got in zip(served.rows, runner.logits, strict=True):
-        assert sorted(got) == list(range(len(row.ids)))
-        width = row.expected.shape[1]
-        logits = torch.stack([got[at][:width] for at in range(len(row.ids))])
-        assert all(torch.all(each[width:] == float("-inf")) for each in got.values())
-        difference = float((logits - row.expected).abs().max())
-        worst[row.label] = difference
-        if difference > RELATIVE_TOLERANCE * float(row.expected.abs().max()):
-            wrong[row.label] = difference
-    print(f"FIGURE {len(served.rows)} rows, largest difference {max(worst.values()):.1e}")
-    assert not wrong
+    worst = compare(served.rows, runner)
+    print(f"FIGURE {len(served.rows)} rows, largest difference {worst:.1e}")
 
 
-def test_each_option_shows(served: Served) -> None:
-    for row in served.rows:
+# Whole key heads for each rank, and fewer key heads than ranks.
+@pytest.mark.parametrize("world_size", [3, 4])
+def test_ranks_together_equal_peft(oracle: Oracle, world_size: int) -> None:
+    parts = read_parts(oracle.config, world_size)
+    ranks = [Served(oracle, part.paged) for part in parts]
+
+    def work(group: ThreadGroup) -> float:
+        meet(parts[group.rank], group)
+        runner = Runner(ranks[group.rank])
+        chunked(runner)
+        return compare(oracle.rows, runner)
+
+    differences = run_ranks(world_size, work)
+    print(f"FIGURE {len(oracle.rows)} rows, largest difference {max(differences):.1e}")
+
+
+def test_each_option_shows(oracle: Oracle) -> None:
+    for row in oracle.rows:
         known = [token for token in row.ids if token < VOCAB_SIZE]
         if row.handle is None or len(known) < len(row.ids):
             continue
-        base = stock_logits(served.path, [row.ids])[0]
+        base = stock_logits(oracle.path, [row.ids])[0]
         difference = (row.expected - base).abs().max()
         assert difference > 10 * RELATIVE_TOLERANCE * base.abs().max(), row.label

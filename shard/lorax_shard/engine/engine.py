@@ -25,14 +25,17 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_shard.engine.adapters import ActiveAdapter, ActiveAdapters, Shelf
+from lorax_shard.engine.chooser import Chooser
 from lorax_shard.engine.forward import passes, run_pass
 from lorax_shard.engine.inputs import RowWork, StepInputs
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
+from lorax_shard.engine.ranks import broken_by, check_same_work, least_of, missing_somewhere
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.engine.sampler import SampledTokens, Sampler
 from lorax_shard.model.interface import PagedModel
+from lorax_shard.parallel.group import RankGroup
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,6 +58,7 @@ class Engine:
         *,
         adapters: Shelf | None = None,
         batch_invariant: bool = False,
+        group: RankGroup | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -62,7 +66,8 @@ class Engine:
         self.batch = ResidentBatch(0, pool.block_size)
         self._pool = pool
         self._batch_invariant = batch_invariant
-        self._sampler = Sampler(model.vocab_size, model.device)
+        self._group = group
+        self._chooser = Chooser(Sampler(model.vocab_size, model.device), group)
         self._texts = TokenTexts(tokenizer)
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
@@ -96,6 +101,7 @@ class Engine:
         block_size = self._pool.block_size
         step = LargestStep(
             self.model,
+            self._chooser,
             self.tokenizer,
             spec,
             block_size=block_size,
@@ -103,6 +109,8 @@ class Engine:
         )
         self.memory = size_pool(self.model, self._pool, spec, step.run)
         num_blocks = self.memory.num_blocks
+        if self._group is not None:
+            num_blocks = least_of(self._group, num_blocks)
         with explained(
             f"a KV cache of {num_blocks} blocks cannot be had; "
             "lower --num-blocks or --kv-memory-fraction"
@@ -137,11 +145,17 @@ class Engine:
             vocab_size=self.model.vocab_size if adapter is None else adapter.vocab_size,
             eos_token_ids=self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
             num_computed=num_computed,
+            speaks=self._answers(request_id),
         )
         row.adapter = adapter
         self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
+
+    def _answers(self, request_id: RequestId) -> bool:
+        """Whether this rank makes the texts of a request."""
+        group = self._group
+        return group is None or request_id % group.world_size == group.rank
 
     def tokenizer_of(self, handle: AdapterHandle) -> Tokenizer:
         """Return what reads the texts of an adapter's requests: its own tokenizer or the base's."""
@@ -166,6 +180,9 @@ class Engine:
                 self.adapters.activate(handle)
             except Exception:  # its rows are refused, one by one and in words
                 logger.exception("adapter %d did not take effect", handle)
+        if self._group is not None and plan.activate:
+            for handle in missing_somewhere(self._group, plan.activate, self.adapters):
+                self.adapters.deactivate(handle)
 
     def cease(self, handle: AdapterHandle) -> None:
         """Let an adapter cease between steps; rows that still use it are dropped."""
@@ -186,6 +203,8 @@ class Engine:
         for new in plan.new_rows:
             self._admit(new, out)
         work = self._take_work(plan, out)
+        if self._group is not None:
+            check_same_work(self._group, plan.seq, work)
         self._copy_blocks(plan.copies)
         forward_started = time.perf_counter_ns()
         self._compute(work, out)
@@ -292,8 +311,11 @@ class Engine:
         if not work:
             return
         try:
-            inputs, sampled, prompts = run_pass(self.model, self._sampler, self.batch, work)
+            inputs, sampled, prompts = run_pass(self.model, self._chooser, self.batch, work)
         except Exception as error:
+            if self._group is not None:
+                # The others are in the middle of it; halves would be this rank's alone.
+                raise broken_by(self._group, error) from error
             first = work[0].row.request_id
             if len(work) == 1:
                 logger.exception("request %d: the forward pass failed", first)
@@ -345,6 +367,8 @@ class Engine:
 
     def _add_details(self, row: Row, alternatives: Any, out: OutcomeBuilder) -> None:
         """Add what only some rows have: alternatives, and once the prompt's logprobs."""
+        if not self._answers(row.request_id):
+            return
         if alternatives is not None:
             detail = out.detail(row.request_id)
             detail.alternatives.append(self._texts_of(row).alternatives(*alternatives))

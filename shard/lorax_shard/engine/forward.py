@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,6 +11,9 @@ from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
 from lorax_shard.engine.rows import IdArray, ResidentBatch, Row
 from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
 from lorax_shard.model.interface import PagedModel
+
+if TYPE_CHECKING:
+    from lorax_shard.engine.chooser import Chooser
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
 # vocabulary: those of a whole prompt could take more memory than all else in a step.
@@ -27,7 +30,7 @@ class PassResult(NamedTuple):
 
 
 def run_pass(
-    model: PagedModel, sampler: Sampler, batch: ResidentBatch, work: list[RowWork]
+    model: PagedModel, chooser: Chooser, batch: ResidentBatch, work: list[RowWork]
 ) -> PassResult:
     """Compute rows in one forward pass; rows of one token must come first."""
     with torch.inference_mode():
@@ -38,11 +41,11 @@ def run_pass(
         num_sampled = len(inputs.sampled)
         sampled = None
         if inputs.sampled:
-            sampled = sample(sampler, logits[:num_sampled], inputs.sampled)
+            sampled = chooser.choose(logits[:num_sampled], inputs.sampled)
         prompts, start = [], num_sampled
         for span in inputs.prompt_spans:
             end = start + len(span.targets)
-            prompts.append(logprobs_of(sampler, logits[start:end], span.row, span.targets))
+            prompts.append(logprobs_of(chooser.sampler, logits[start:end], span.row, span.targets))
             start = end
     return PassResult(inputs, sampled, prompts)
 

@@ -13,10 +13,10 @@ from lorax_contract.step import (
     StoppingParams,
     WarmupSpec,
 )
+from lorax_shard.engine.chooser import Chooser
 from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.rows import ResidentBatch, make_row
-from lorax_shard.engine.sampler import Sampler
 from lorax_shard.model.interface import PagedModel
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ class LargestStep:
     """
 
     def __init__(
-        self, model: PagedModel, tokenizer: Tokenizer, spec: WarmupSpec, *, block_size: int,
-        max_blocks: int | None,
+        self, model: PagedModel, chooser: Chooser, tokenizer: Tokenizer, spec: WarmupSpec, *,
+        block_size: int, max_blocks: int | None,
     ) -> None:  # fmt: skip
         self._model = model
         self._tokenizer = tokenizer
-        self._sampler = Sampler(model.vocab_size, model.device)
+        self._chooser = chooser
         self._block_size = block_size
         # A resumed request computes its output again; only the last token is never computed.
         longest = max(spec.max_input_length, spec.max_total_tokens - 1, 1)
@@ -75,7 +75,7 @@ class LargestStep:
             batch.add(row)
             batch.grant(row, [BlockId(block) for block in range(num_blocks)])
             work.append(RowWork(row, length))
-        run_pass(self._model, self._sampler, batch, work)
+        run_pass(self._model, self._chooser, batch, work)
 
 
 def _row_lengths(spec: WarmupSpec, longest: int) -> list[int]:

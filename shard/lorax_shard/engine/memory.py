@@ -41,6 +41,8 @@ class PoolSettings:
     num_blocks: int | None = None
     # Share of the free memory that is kept for adapters.
     adapter_fraction: float = 0.0
+    # How many ranks share the memory of this one's device.
+    ranks_on_device: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ def size_pool(
             peak = measure_peak(model.device, run_step)
     finally:
         model.free_cache()
-    free = max(0, free_bytes(model.device) - peak)
+    free = max(0, free_bytes(model.device) // settings.ranks_on_device - peak)
     adapter_bytes = int(free * settings.adapter_fraction)
     num_blocks = _num_blocks(model, settings, spec, free - adapter_bytes)
     cache_bytes = num_blocks * model.block_bytes(settings.block_size)

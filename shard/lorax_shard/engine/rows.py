@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import NewRow, RequestId, SamplingParams
 from lorax_shard.engine.adapters import ActiveAdapter
-from lorax_shard.engine.output import RowOutput
+from lorax_shard.engine.output import MuteOutput, RowOutput
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,7 +51,7 @@ class Row:
         ids: IdArray,
         num_prompt_tokens: int,
         params: SamplingParams,
-        output: RowOutput,
+        output: RowOutput | MuteOutput,
         num_computed: int = 0,
     ) -> None:
         self.request_id = request_id
@@ -95,17 +95,24 @@ def make_row(
     vocab_size: int,
     eos_token_ids: frozenset[int],
     num_computed: int = 0,
+    speaks: bool = True,
 ) -> Row:
-    """Check a new row and build its state; ValidationError says what is wrong with it."""
+    """Check a new row and build its state; ValidationError says what is wrong with it.
+
+    A row that does not speak has its text made by another rank.
+    """
     spec = new.spec
     ids = _checked_ids(new, vocab_size)
     if not 0 <= num_computed < len(ids):
         raise ValidationError(
             f"{num_computed} of {len(ids)} tokens are called computed; at least one must be left"
         )
-    output = RowOutput(
-        tokenizer, spec.prompt_ids, spec.stopping, eos_token_ids, past_output_ids=new.output_ids
-    )
+    output: RowOutput | MuteOutput
+    # Where a stop string ends the row, all ranks have to see it.
+    if speaks or any(spec.stopping.stop_sequences):
+        output = RowOutput(tokenizer, spec.prompt_ids, spec.stopping, eos_token_ids, new.output_ids)
+    else:
+        output = MuteOutput(spec.stopping, eos_token_ids, new.output_ids)
     return Row(spec.request_id, ids, len(spec.prompt_ids), spec.sampling, output, num_computed)
 
 

@@ -49,6 +49,8 @@ class ModuleDelta:
     # Rows of an embedding, or of a head tied to one, that are replaced: n ids, n x dim values.
     token_ids: torch.Tensor | None = None
     token_rows: torch.Tensor | None = None
+    # What DoRA divides by, where only a part of the module is here: out (embedding: dim).
+    norm: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -60,7 +62,7 @@ class ModuleDelta:
         """Bytes of all tensors."""
         parts = (
             self.a, self.b, self.magnitude, self.bias, self.weight, self.token_ids,
-            self.token_rows,
+            self.token_rows, self.norm,
         )  # fmt: skip
         return sum(part.nbytes for part in parts if part is not None)
 

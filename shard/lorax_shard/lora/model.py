@@ -25,33 +25,49 @@ from lorax_shard.lora.patches import (
     SharedGroup,
     VectorPatch,
 )
-from lorax_shard.lora.prepare import Preparer
+from lorax_shard.lora.prepare import Cut, Preparer
 from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.registry import create
 from lorax_shard.lora.sites import Kind, Site, find_groups, find_sites
 
 
-def install(model: nn.Module, backend: str, device: torch.device, dtype: torch.dtype) -> LoraModel:
+def install(
+    model: nn.Module,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    whole: nn.Module | None = None,
+    cut: Cut | None = None,
+) -> LoraModel:
     """Make a model ready for adapters; comes after whatever replaces its linears.
 
-    ``backend`` is 'auto' or a name of the registry. Raises StartupError
+    ``backend`` is 'auto' or a name of the registry. A model that is one rank's part brings the
+    ``whole`` one, without values, and how adapters are ``cut``. Raises StartupError
     (BACKEND_UNAVAILABLE).
     """
-    return LoraModel(model, create(backend, device, dtype), device, dtype)
+    return LoraModel(model, create(backend, device, dtype), device, dtype, whole=whole, cut=cut)
 
 
 class LoraModel:
     """Owns the slots of one model."""
 
     def __init__(
-        self, model: nn.Module, backend: LoraBackend, device: torch.device, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        backend: LoraBackend,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        whole: nn.Module | None = None,
+        cut: Cut | None = None,
     ) -> None:
         self.backend = backend.name
-        self.sites = find_sites(model)
+        self.sites = find_sites(model, whole)
         self._model, self._device = model, device
         self._current = CurrentStep()
         members = list(find_groups(self.sites))
-        self._preparer = Preparer(self.sites, members, dtype, device)
+        self._preparer = Preparer(self.sites, members, dtype, device, cut)
         self._slots: dict[int, PreparedAdapter] = {}
         self._groups = [SharedGroup(backend.make_group(len(each)), len(each)) for each in members]
         self._members = members
@@ -166,6 +182,14 @@ class LoraModel:
         if slot is None:
             return head.out_features
         return self._slot(slot).num_logits or head.out_features
+
+    def extra_logits(self) -> int:
+        """Return how many logits some row of the step has beyond the base's."""
+        step = self._current.step
+        if step is None:
+            return 0
+        own = self.num_logits(None)
+        return max((0, *(self.num_logits(slot) - own for slot in step.logits.slots)))
 
     def _slot(self, slot: int) -> PreparedAdapter:
         if slot not in self._slots:

@@ -7,6 +7,7 @@ computed here, once, and become a factor of the base's output and of B.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 
@@ -23,6 +24,13 @@ from lorax_shard.lora.prepared import (
 from lorax_shard.lora.sites import Kind, Site
 
 
+class Cut(Protocol):
+    """What a model needs that is a part of a whole one."""
+
+    def cut(self, adapter: HostAdapter) -> HostAdapter:
+        """Return what concerns this part of an adapter that fits the whole; any thread."""
+
+
 class Preparer:
     """Knows the model's places, its dtype and its device; safe to use from any thread."""
 
@@ -32,15 +40,20 @@ class Preparer:
         groups: Sequence[Sequence[Site]],
         dtype: torch.dtype,
         device: torch.device,
+        cut: Cut | None = None,
     ) -> None:
         self._sites, self._groups = sites, groups
         self._dtype, self._device = dtype, device
+        self._cut = cut
 
     @torch.inference_mode()
     def prepare(self, adapter: HostAdapter) -> PreparedAdapter:
         """Check and convert an adapter; AdapterMismatchError says what does not fit."""
         for name, delta in adapter.modules.items():
             self._check(name, delta)
+        num_logits = self._num_logits(adapter)
+        if self._cut is not None:
+            adapter = self._cut.cut(adapter)
         linears, low_rank = self._linears(adapter)
         embeddings = {
             name: self._embedding(self._sites[name], delta)
@@ -58,7 +71,7 @@ class Preparer:
             linears=linears,
             embeddings=embeddings,
             vectors=vectors,
-            num_logits=self._num_logits(adapter),
+            num_logits=num_logits,
             max_rank=max((delta.rank for delta in adapter.modules.values()), default=0),
         )
 
@@ -202,6 +215,8 @@ def _dora_factor(site: Site, delta: ModuleDelta) -> torch.Tensor | None:
     """
     if delta.magnitude is None or delta.a is None or delta.b is None:
         return None
+    if delta.norm is not None:
+        return delta.magnitude.float() / delta.norm.float()
     weight = _weight(site, delta).float()
     a, b = delta.a.float().to(weight.device), delta.b.float().to(weight.device)
     is_embedding = site.kind is Kind.EMBEDDING

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ class Site:
     name: str
     module: nn.Module
     kind: Kind
-    # Linear: in and out. Embedding: vocabulary and dim. Vector: 0 and the length.
+    # Linear: in and out. Embedding: vocabulary and dim. Vector: 0 and the length. Of the whole
+    # module, where the model is one rank's part.
     in_features: int
     out_features: int
     # It computes the logit rows of a step, not its tokens.
@@ -61,9 +62,13 @@ class Site:
         return float(scale)
 
 
-def find_sites(model: nn.Module) -> dict[str, Site]:
-    """Return all places by their name in the model."""
+def find_sites(model: nn.Module, whole: nn.Module | None = None) -> dict[str, Site]:
+    """Return all places by their name in the model.
+
+    ``whole`` is the model of full size, without values, where ``model`` is a part of it.
+    """
     head = _output_embeddings(model)
+    widths = {} if whole is None else find_sites(whole)
     sites = {}
     for name, module in model.named_modules():
         # Experts see some tokens only, in an order of their own.
@@ -71,7 +76,10 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
             continue
         site = _site(name, module, is_head=module is head)
         if site is not None:
-            sites[name] = site
+            full = widths.get(name, site)
+            sites[name] = replace(
+                site, in_features=full.in_features, out_features=full.out_features
+            )
     return sites
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -23,15 +19,18 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_base import describe
 from lorax_shard.attention import registry
+from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
-from lorax_shard.model import plug
 from lorax_shard.model.families import TESTED_FAMILIES
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
-from lorax_shard.model.probe import ModelProbe, survey_attention
-from lorax_shard.model.weights import check_weights, refuse_corrupt, weight_files
+from lorax_shard.model.probe import ModelProbe, one_thread, survey_attention
+from lorax_shard.model.rank_model import load_part
+from lorax_shard.model.read_weights import load_weights
+from lorax_shard.model.weights import refuse_corrupt
+from lorax_shard.parallel.group import RankGroup
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +39,40 @@ _CONFIG_ERRORS = (StrictDataclassError, ValueError, KeyError, TypeError, OSError
 _CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 
-def load_paged_model(config: ShardConfig) -> HFPagedModel:
-    """Load, plug and probe the model of ``config``; every failure is a StartupError in words."""
+def load_paged_model(config: ShardConfig, group: RankGroup | None = None) -> HFPagedModel:
+    """Load, plug and probe the model of ``config``; every failure is a StartupError in words.
+
+    With a ``group`` it is the rank's part of it, which computes together with the others.
+    """
     started = time.perf_counter()
     folder, device = Path(config.model_dir), torch.device(config.device)
     hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
     dtype = resolve_dtype(config.dtype, hf_config, device)
     backend = registry.create(config.attention_backend, device, dtype)
+    if group is None:
+        paged = _load_whole(config, hf_config, dtype, device, backend)
+    else:
+        paged = load_part(config, hf_config, dtype, device, backend, group)
+    _log_loaded(paged, config.model_id, time.perf_counter() - started)
+    if reason := position_limit(hf_config.get_text_config()).reason:
+        logger.warning(reason)
+    return paged
+
+
+def _load_whole(
+    config: ShardConfig,
+    hf_config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: AttentionBackend,
+) -> HFPagedModel:
+    folder = Path(config.model_dir)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
     if config.merge_adapter_dir is not None:
         merge_adapter(model, Path(config.merge_adapter_dir))
     # Of the stock model: packed linears have no weights to describe.
     base = describe(model) if config.adapters else None
-    with _one_thread():
+    with one_thread():
         survey = survey_attention(model)
         probe = ModelProbe(model, survey, backend, config.block_size)
         probe.record_stock()
@@ -63,27 +83,9 @@ def load_paged_model(config: ShardConfig) -> HFPagedModel:
         paged.base = base
         paged.lora = lora.install(model, config.lora_backend, device, dtype)
         paged.lora_backend = paged.lora.backend
-    with _one_thread():
+    with one_thread():
         probe.check(paged)
-    _log_loaded(paged, config.model_id, time.perf_counter() - started)
-    if reason := position_limit(model.config.get_text_config()).reason:
-        logger.warning(reason)
     return paged
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread, for the many tiny steps of the probe.
-
-    On a busy machine threads that meet after each of them wait for the scheduler every
-    time: seconds become a minute.
-    """
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
@@ -130,44 +132,6 @@ def resolve_dtype(name: str, hf_config: Any, device: torch.device) -> torch.dtyp
     return dtype
 
 
-def load_weights(
-    folder: Path, hf_config: Any, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
-) -> Any:
-    """Return the transformers model, attention plugged, every weight of it read from the folder's safetensors."""
-    check_weights(weight_files(folder), dtype, device)
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    plug.register()
-    try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=hf_config,
-            dtype=dtype,
-            attn_implementation=plug.ATTENTION_NAME,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            # Reported like missing ones, and refused with their names below.
-            ignore_mismatched_sizes=True,
-        )
-        model = model.to(device).eval().requires_grad_(False)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise StartupError(
-            f"{folder} does not fit in the memory of the {device.type}: {error}",
-            ExitCode.OUT_OF_MEMORY,
-        ) from error
-    except SafetensorError as error:
-        refuse_corrupt(folder, error)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, ImportError) as error:
-        raise StartupError(
-            f"transformers {transformers.__version__} cannot load {folder}: {error}",
-            ExitCode.MODEL_UNSUPPORTED,
-        ) from error
-    _refuse_missing(folder, report)
-    return model
-
-
 def _config_document(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
@@ -183,25 +147,6 @@ def _config_document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StartupError(f"{path} must hold one JSON object", ExitCode.MODEL_CORRUPT)
     return document
-
-
-def _refuse_missing(folder: Path, report: dict[str, Any]) -> None:
-    """Refuse weights that are not in the files: transformers would fill them at random."""
-    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-    wrong = sorted({*report["missing_keys"], *mismatched})
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise StartupError(
-            f"{folder} lacks weights that its config asks for, or has them in another shape: {', '.join(wrong[:3])}{more}; "
-            "fetch the model again",
-            ExitCode.MODEL_CORRUPT,
-        )
-    if unexpected := sorted(report["unexpected_keys"]):
-        logger.warning(
-            "%d tensors of the model folder belong to no layer and are left out: %s",
-            len(unexpected),
-            ", ".join(unexpected[:3]),
-        )
 
 
 def _unsupported(folder: Path, reason: str) -> StartupError:

@@ -20,28 +20,29 @@ _WIDTHS = ("intermediate_size", "moe_intermediate_size", "intermediate_size_mlp"
 _NARROW, _HIDDEN, _MAX_KV_HEADS = 64, 128, 2
 
 
-def build(model: Any) -> Any:
-    """Return a random float32 miniature of ``model`` on its device, attention plugged.
+def build(model: Any, device: torch.device, *, num_ranks: int = 1) -> Any:
+    """Return a random float32 miniature of ``model`` on a device, attention plugged.
 
     The narrowest copy that the class can compute is taken; widths are kept where
-    the class does not allow others.
+    the class does not allow others. ``num_ranks``: over how many ranks it shall spread as the
+    model does.
     """
     config = _reduced(model.config)
     try:
-        return _built(_narrowed(config), model)
+        return _built(_narrowed(config, num_ranks), type(model), device)
     except Exception as error:  # noqa: BLE001 - what a class raises for widths it cannot take is not known
         logger.debug("the narrow miniature does not run (%s); taking full widths", error)
-        return _built(config, model)
+        return _built(config, type(model), device)
 
 
-def _built(config: Any, model: Any) -> Any:
+def _built(config: Any, model_class: Any, device: torch.device) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32)
-    small = small.to(model.device).eval().requires_grad_(False)
+        small = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    small = small.to(device).eval().requires_grad_(False)
     _widen(small)
     with torch.inference_mode():
-        small(torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+        small(torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
     small.set_attn_implementation(plug.ATTENTION_NAME)
     return small
 
@@ -65,7 +66,7 @@ def _reduced(config: Any) -> Any:
     return reduced
 
 
-def _narrowed(config: Any) -> Any:
+def _narrowed(config: Any, num_ranks: int) -> Any:
     narrowed = copy.deepcopy(config)
     text = narrowed.get_text_config()
     for name in _WIDTHS:
@@ -74,12 +75,16 @@ def _narrowed(config: Any) -> Any:
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None)
-    fewer = min(kv_heads, _MAX_KV_HEADS)
+    # Where ranks have different numbers of key heads, so have they in the miniature.
+    least = num_ranks + (kv_heads % num_ranks > 0)
+    fewer = min(kv_heads, max(_MAX_KV_HEADS, least))
     if "num_key_value_heads" in text.to_dict():
         text.num_key_value_heads = fewer
     text.num_attention_heads = heads // kv_heads * fewer
     if head_dim:
-        text.hidden_size = min(_HIDDEN, text.hidden_size)
+        # Some configs want a width that the heads divide, whatever the size of a head.
+        num_heads = text.num_attention_heads
+        text.hidden_size = min(max(1, _HIDDEN // num_heads) * num_heads, text.hidden_size)
     else:
         text.hidden_size = text.hidden_size // heads * text.num_attention_heads
     return narrowed

@@ -39,9 +39,14 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def check_weights(files: list[Path], dtype: torch.dtype, device: torch.device) -> None:
-    """Read the header of every file; a damaged one, or too little memory, is a StartupError."""
-    elements = sum(_count_elements(path) for path in files)
+def check_weights(
+    files: list[Path], dtype: torch.dtype, device: torch.device, *, num_parts: int = 1
+) -> None:
+    """Read the header of every file; a damaged one, or too little memory, is a StartupError.
+
+    ``num_parts``: over how many ranks the weights are spread, about evenly.
+    """
+    elements = sum(_count_elements(path) for path in files) // num_parts
     needed = elements * dtype.itemsize
     free = _free_memory(device)
     if needed > free:

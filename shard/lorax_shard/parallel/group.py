@@ -1,4 +1,4 @@
-"""The ranks as one: the few collectives that a step needs.
+"""The ranks as one: the few collectives that a step needs, and who is to blame for a stall.
 
 Called by the thread that computes steps only, in the same order on all ranks.
 """
@@ -6,18 +6,37 @@ Called by the thread that computes steps only, in the same order on all ranks.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from typing import Protocol
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import distributed
 
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+# How long a rank that waits for others leaves them to say that they wait as well.
+_BLAME_S = 2.0
+
+
+class GroupBrokenError(Exception):
+    """The ranks cannot go on together; each has to end. The text names the culprit if known."""
+
 
 class RankGroup(Protocol):
-    """What sharded modules use of the other ranks."""
+    """What sharded modules and the engine use of the other ranks."""
 
-    rank: int
-    world_size: int
+    @property
+    def rank(self) -> int:
+        """The number of this rank."""
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over all ranks; the given tensor may hold it too."""
@@ -25,42 +44,67 @@ class RankGroup(Protocol):
     def all_gather(self, tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """Put the ranks' tensors together along the last dimension; rank i's is sizes[i] wide."""
 
-    def broadcast(self, values: list[int]) -> list[int]:
-        """Return rank 0's values; the others give as many."""
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return rank 0's tensor; the others give one of its shape and dtype."""
+
+    def gather_values(self, values: Sequence[int]) -> list[list[int]]:
+        """Return what each rank gave, by rank; all give as many."""
+
+    def wait_for_all(self, what: str, timeout_s: float) -> None:
+        """Wait until every rank has come to the place named; StartupError names the others."""
 
 
 class TorchGroup:
     """Implements RankGroup over torch.distributed: gloo on CPUs, nccl on GPUs.
 
     Args:
-        address: where rank 0 listens, ``host:port``.
+        rendezvous: where the ranks find each other: ``tcp://host:port``, on which rank 0
+            listens, or ``file:///path`` of a file that is not there yet, for ranks of one host.
         timeout_s: how long a rank waits for the others in a collective.
+        meeting_s: how long it waits for them to start.
     """
 
     def __init__(
-        self, rank: int, world_size: int, address: str, device: torch.device, timeout_s: float
+        self,
+        rank: int,
+        world_size: int,
+        rendezvous: str,
+        device: torch.device,
+        *,
+        timeout_s: float,
+        meeting_s: float,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
         self._device = device
-        timeout = dt.timedelta(seconds=timeout_s)
-        # A store of our own: groups side by side on one host differ by their port only.
-        host, _, port = address.rpartition(":")
-        store = distributed.TCPStore(  # type: ignore[attr-defined]
-            host, int(port), world_size, is_master=rank == 0, timeout=timeout
-        )
-        distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-        )
+        self._timeout_s = timeout_s
+        self._where = rendezvous
+        try:
+            # A store of our own: groups side by side on one host have nothing in common.
+            self._store = _store(rendezvous, rank, world_size, meeting_s)
+            self._wait_for_all("started", meeting_s)
+            distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=self._store,
+                rank=rank,
+                world_size=world_size,
+                timeout=dt.timedelta(seconds=timeout_s),
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise StartupError(
+                f"rank {rank} of {world_size} cannot meet the others at {rendezvous}: "
+                f"{_first_line(error)}",
+                ExitCode.RANKS_APART,
+            ) from error
+
+    def wait_for_all(self, what: str, timeout_s: float) -> None:
+        """Wait until every rank has come here; StartupError names those that did not."""
+        self._wait_for_all(what, timeout_s)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""
         tensor = tensor.contiguous()
-        distributed.all_reduce(tensor)
+        self._together(lambda: distributed.all_reduce(tensor))
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -70,16 +114,99 @@ class TorchGroup:
         if tensor.shape[-1] < widest:
             padded = torch.nn.functional.pad(tensor, (0, widest - tensor.shape[-1]))
         parts = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(parts, padded.contiguous())
+        self._together(lambda: distributed.all_gather(parts, padded.contiguous()))
         kept = (part[..., :size] for part, size in zip(parts, sizes, strict=True))
         return torch.cat(list(kept), dim=-1)
 
-    def broadcast(self, values: list[int]) -> list[int]:
-        """Return rank 0's values."""
-        tensor = torch.tensor(values, dtype=torch.int64, device=self._device)
-        distributed.broadcast(tensor, src=0)
-        return tensor.tolist()
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return rank 0's tensor."""
+        shared = tensor.to(self._device).contiguous()
+        self._together(lambda: distributed.broadcast(shared, src=0))
+        return shared.to(tensor.device)
+
+    def gather_values(self, values: Sequence[int]) -> list[list[int]]:
+        """Return what each rank gave, by rank."""
+        own = torch.tensor(list(values), dtype=torch.int64, device=self._device)
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        self._together(lambda: distributed.all_gather(parts, own))
+        return [part.tolist() for part in parts]
 
     def close(self) -> None:
         """Leave the group."""
         distributed.destroy_process_group()
+
+    def _together(self, collective: Callable[[], Any]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            self._blame(error)
+
+    def _blame(self, error: Exception) -> NoReturn:
+        """Raise GroupBrokenError with the ranks that do not answer, by what all tell the store.
+
+        A rank that waits in vain says so; one that stands still, or is gone, does not.
+        """
+        silent = self._silent_ranks()
+        who = (
+            f"{_named(silent)} stood still or ended"
+            if silent
+            else "no rank is known to be at fault"
+        )
+        raise GroupBrokenError(
+            f"rank {self.rank} waited for the others in a step, for at most "
+            f"{self._timeout_s:g} s: {who} ({_first_line(error)})"
+        ) from error
+
+    def _silent_ranks(self) -> list[int]:
+        try:
+            self._store.set(f"waited/{self.rank}", "")
+            deadline = time.monotonic() + _BLAME_S
+            while True:
+                silent = self._missing("waited")
+                if not silent or time.monotonic() > deadline:
+                    return silent
+                time.sleep(0.05)
+        except RuntimeError:
+            logger.debug("the rendezvous does not answer", exc_info=True)
+            # It is rank 0's; in a file it always answers.
+            return [0]
+
+    def _wait_for_all(self, what: str, timeout_s: float) -> None:
+        self._store.set(f"{what}/{self.rank}", "")
+        deadline = time.monotonic() + timeout_s
+        while missing := self._missing(what):
+            if time.monotonic() > deadline:
+                raise StartupError(
+                    f"rank {self.rank} waited {timeout_s:g} s for the others at {self._where}: "
+                    f"{_named(missing)} did not come",
+                    ExitCode.RANKS_APART,
+                )
+            time.sleep(0.02)
+
+    def _missing(self, what: str) -> list[int]:
+        ranks = range(self.world_size)
+        return [rank for rank in ranks if not self._store.check([f"{what}/{rank}"])]
+
+
+def _store(rendezvous: str, rank: int, world_size: int, timeout_s: float) -> Any:
+    kind, _, place = rendezvous.partition("://")
+    if kind == "file":
+        return distributed.FileStore(place, world_size)  # type: ignore[attr-defined]
+    if kind != "tcp":
+        raise ValueError(f"{rendezvous!r} is neither tcp://host:port nor file:///path")
+    host, _, port = place.rpartition(":")
+    return distributed.TCPStore(  # type: ignore[attr-defined]
+        host.strip("[]"),
+        int(port),
+        world_size,
+        is_master=rank == 0,
+        timeout=dt.timedelta(seconds=timeout_s),
+    )
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

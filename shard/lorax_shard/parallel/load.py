@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorax_shard.parallel.local import keep_bias_once, make_local
-from lorax_shard.parallel.partition import Span
+from lorax_shard.parallel.partition import CannotSplitError, Span
 from lorax_shard.parallel.plan import RankPlan, Role, Split, make_plan
-from lorax_shard.parallel.slices import RankSlice, open_tensors
+from lorax_shard.parallel.slices import Checkpoint, RankSlice
 
 # One expert's matrices, as most checkpoints have them; transformers fuses them while loading.
 _EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$")
 _DOWN = ("w2", "down_proj")
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedRank:
+    """One rank's part of a model. The ranks do not meet yet: ``local.connect`` comes last."""
+
+    model: Any
+    plan: RankPlan
+    # What transformers says of missing, unexpected and mismatched tensors.
+    report: Mapping[str, Any]
+    # The model of full size, on the meta device.
+    whole: Any
+    checkpoint: Checkpoint
+
+
 def load_rank(
-    folder: Path,
+    files: Mapping[str, Any],
     config: Any,
     *,
     rank: int,
     world_size: int,
     dtype: torch.dtype,
     attention: str,
-) -> tuple[Any, RankPlan, Mapping[str, Any]]:
-    """Return the rank's model, its plan and transformers' report; reads the rank's part only.
+) -> LoadedRank:
+    """Load the rank's part of a model, reading no more than that; raises CannotSplitError.
 
-    Raises CannotSplitError. The ranks do not meet yet: ``local.connect`` comes last.
+    ``files`` are the open files of its tensors, see ``slices``.
     """
-    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    stock: Any = stock_class(config)
     plans: list[RankPlan] = []
 
     class RankModel(stock):  # type: ignore[misc]
@@ -48,10 +60,11 @@ def load_rank(
     # transformers finds its conversions by these.
     RankModel.__name__, RankModel.__qualname__ = stock.__name__, stock.__qualname__
     with torch.device("meta"):
-        shapes = stock._from_config(config, dtype=dtype)
-    plan = make_plan(shapes, rank, world_size)
-    prefix = shapes.base_model_prefix
-    state = {key: _sliced(file, key, plan, prefix) for key, file in open_tensors(folder).items()}
+        whole = stock._from_config(config, dtype=dtype)
+    plan = make_plan(whole, rank, world_size)
+    prefix = whole.base_model_prefix
+    checkpoint = Checkpoint(files, prefix)
+    state = {key: _sliced(file, key, plan, prefix) for key, file in files.items()}
     model, report = RankModel.from_pretrained(
         None,
         config=config,
@@ -62,10 +75,18 @@ def load_rank(
         ignore_mismatched_sizes=True,
     )
     keep_bias_once(model, plan)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return model.eval().requires_grad_(False), plan, report
+    return LoadedRank(model.eval().requires_grad_(False), plan, report, whole, checkpoint)
+
+
+def stock_class(config: Any) -> Any:
+    """Return transformers' causal model of a config; CannotSplitError where it has none."""
+    try:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise CannotSplitError(
+            f"a {config.model_type} is not built by transformers' own code, and only such models "
+            "can be spread over ranks"
+        ) from None
 
 
 def _sliced(file: Any, key: str, plan: RankPlan, prefix: str) -> RankSlice:

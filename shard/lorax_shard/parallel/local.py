@@ -9,6 +9,7 @@ whatever an adapter added to it, which therefore needs no collective of its own.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,27 +40,47 @@ def keep_bias_once(model: Any, plan: RankPlan) -> None:
                 bias.zero_()
 
 
-def connect(model: Any, plan: RankPlan, group: RankGroup) -> None:
-    """Let the ranks meet; comes after whatever replaces the model's modules."""
-    sizes = [len(span) for span in plan.vocabulary]
+def connect(
+    model: Any, plan: RankPlan, group: RankGroup, extra_logits: Callable[[], int] = lambda: 0
+) -> None:
+    """Let the ranks meet; comes after whatever replaces the model's modules.
+
+    ``extra_logits`` says how many logits an adapter of the step has beyond the vocabulary: they
+    are the last rank's, as are the ids beyond it.
+    """
     for name, split in plan.splits.items():
         module = model.get_submodule(name)
         if split.role in (Role.ROW, Role.EXPERTS):
             module.register_forward_hook(lambda _m, _a, output: group.all_reduce(output))
         elif split.role is Role.HEAD:
-            module.register_forward_hook(lambda _m, _a, output: group.all_gather(output, sizes))
+            _connect_head(module, plan, group, extra_logits)
         elif split.role is Role.EMBEDDING:
-            _connect_embedding(module, split, group)
+            _connect_embedding(module, plan, group)
 
 
-def _connect_embedding(module: nn.Module, split: Split, group: RankGroup) -> None:
-    (own,) = split.spans
+def _connect_head(
+    module: nn.Module, plan: RankPlan, group: RankGroup, extra_logits: Callable[[], int]
+) -> None:
+    def join(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        sizes = [len(span) for span in plan.vocabulary]
+        sizes[-1] += extra_logits()
+        return group.all_gather(output, sizes)
+
+    module.register_forward_hook(join)
+
+
+def _connect_embedding(module: nn.Module, plan: RankPlan, group: RankGroup) -> None:
+    own = plan.vocabulary[plan.rank]
+    is_last = plan.rank == plan.world_size - 1
     absent: list[torch.Tensor] = []
 
     def localise(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids = args[0]
-        absent.append((ids < own.start) | (ids >= own.stop))
-        return ((ids - own.start).clamp(0, len(own) - 1), *args[1:])
+        is_absent = ids < own.start
+        if not is_last:
+            is_absent |= ids >= own.stop
+        absent.append(is_absent)
+        return ((ids - own.start).masked_fill(is_absent, 0), *args[1:])
 
     def join(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         return group.all_reduce(output.masked_fill(absent.pop().unsqueeze(-1), 0.0))

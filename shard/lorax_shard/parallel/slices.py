@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from lorax_shard.parallel.partition import Span
 
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
+# As safetensors names them.
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class RankSlice:
@@ -53,7 +56,29 @@ class RankSlice:
         return dtype
 
 
-def open_tensors(folder: Path) -> Mapping[str, Any]:
+class Checkpoint:
+    """The tensors of a model, none of them read before it is asked for.
+
+    Args:
+        files: the open file of each tensor, see ``open_files`` and ``in_memory``.
+        prefix: of the base model below its head; older checkpoints leave it out of their names.
+    """
+
+    def __init__(self, files: Mapping[str, Any], prefix: str) -> None:
+        self.files = files
+        self._prefix = prefix
+
+    def weight(self, module: str) -> torch.Tensor | None:
+        """Read the whole weight of a module; None if there is none under its name."""
+        key = f"{module}.weight"
+        for name in (key, key.removeprefix(f"{self._prefix}.")):
+            if name in self.files:
+                whole: torch.Tensor = self.files[name].get_tensor(name)
+                return whole
+        return None
+
+
+def open_files(folder: Path) -> Mapping[str, Any]:
     """Return the open file of each tensor in a model folder."""
     index = folder / _INDEX_FILE
     if not index.is_file():
@@ -62,3 +87,36 @@ def open_tensors(folder: Path) -> Mapping[str, Any]:
     by_key: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     files = {name: safe_open(folder / name, framework="pt") for name in set(by_key.values())}
     return {key: files[name] for key, name in by_key.items()}
+
+
+def in_memory(model: nn.Module) -> Mapping[str, Any]:
+    """Return what stands for the open files of a model that is in memory as a whole."""
+    tensors = model.state_dict()
+    return dict.fromkeys(tensors, _Memory(tensors))
+
+
+class _Memory:
+    """Reads as an open file of safetensors does."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def get_tensor(self, key: str) -> torch.Tensor:
+        return self._tensors[key]
+
+    def get_slice(self, key: str) -> _View:
+        return _View(self._tensors[key])
+
+
+class _View:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._tensor[index]
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        return _DTYPE_NAMES[self._tensor.dtype]

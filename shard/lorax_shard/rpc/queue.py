@@ -18,6 +18,7 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
+from lorax_shard.parallel.group import GroupBrokenError
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,20 @@ class CommandQueue:
 
     Calls with a sequence number run in its order: an early one waits for those
     before it, a repeated one gets the stored reply, a stale epoch is refused.
-    Calls without a number run in the order in which they arrive.
+    Calls without a number run in the order in which they arrive. After a
+    GroupBrokenError nothing runs any more, and ``on_broken`` is told.
     """
 
     def __init__(
-        self, epoch: int, *, gap_timeout_s: float = 30.0, num_kept_replies: int = 16
+        self,
+        epoch: int,
+        *,
+        gap_timeout_s: float = 30.0,
+        num_kept_replies: int = 16,
+        on_broken: Callable[[Exception], None] | None = None,
     ) -> None:
         self._epoch = epoch
+        self._on_broken = on_broken
         self._gap_timeout_s = gap_timeout_s
         self._num_kept_replies = num_kept_replies
         self._loop = asyncio.get_running_loop()
@@ -157,11 +165,23 @@ class CommandQueue:
         try:
             while (job := self._jobs.get()) is not None:
                 self._current = job
-                self._answer(job, *_executed(job.command))
+                result, error = _executed(job.command)
+                if isinstance(error, GroupBrokenError):
+                    self._end_broken(job, error)
+                    return
+                self._answer(job, result, error)
                 self._current = None
         except BaseException:
             logger.critical("the engine's thread ends by an error", exc_info=True)
             self._abandon()
+
+    def _end_broken(self, job: _Job, error: GroupBrokenError) -> None:
+        """Compute nothing more: a collective with a rank that is gone would never end."""
+        self._answer(job, None, ShardUnavailableError(str(error)))
+        self._current = None
+        if self._on_broken is not None:
+            self._on_broken(error)
+        self._abandon()
 
     def _abandon(self) -> None:
         """Answer all that wait; the thread is about to end."""

@@ -11,7 +11,9 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import WarmupSpec
 from lorax_shard.engine import largest_step
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.chooser import Chooser
 from lorax_shard.engine.largest_step import LargestStep
+from lorax_shard.engine.sampler import Sampler
 from lorax_shard.engine.memory import PoolSettings
 
 
@@ -38,6 +40,7 @@ def run(*, max_blocks=None, **values):
     model = NotingModel()
     step = LargestStep(
         model,
+        Chooser(Sampler(model.vocab_size)),
         toy_tokenizer(),
         WarmupSpec(**{**spec, **values}),
         block_size=BLOCK_SIZE,

@@ -146,7 +146,7 @@ def test_miniature_keeps_class_and_layer_kinds_and_is_small() -> None:
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.inference_mode():
-        small = miniature.build(model)
+        small = miniature.build(model, model.device)
     assert type(small) is type(model)
     assert small.config.num_hidden_layers == 2
     assert set(small.config.layer_types) == {"sliding_attention", "full_attention"}

@@ -1,0 +1,56 @@
+"""What the engines of several ranks agree on beside tokens: blocks, adapters, rows.
+
+Plans are the same on all ranks, and so is what follows from them. What does not (memory that
+one rank lacks, a bug) is found here, before ranks enter a forward pass that fits nowhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Container, Sequence
+
+import numpy as np
+
+from lorax_contract.step import AdapterHandle
+from lorax_shard.engine.inputs import RowWork
+from lorax_shard.parallel.group import GroupBrokenError, RankGroup
+
+logger = logging.getLogger(__name__)
+
+
+def least_of(group: RankGroup, value: int) -> int:
+    """Return the least value of all ranks."""
+    return min(each for (each,) in group.gather_values([value]))
+
+
+def missing_somewhere(
+    group: RankGroup, handles: Sequence[AdapterHandle], active: Container[AdapterHandle]
+) -> list[AdapterHandle]:
+    """Return the handles that are not active on some rank."""
+    flags = group.gather_values([int(handle in active) for handle in handles])
+    missing = []
+    for handle, column in zip(handles, zip(*flags, strict=True), strict=True):
+        ranks = [rank for rank, is_active in enumerate(column) if not is_active]
+        if ranks:
+            logger.error("adapter %d takes effect nowhere: ranks %s cannot hold it", handle, ranks)
+            missing.append(handle)
+    return missing
+
+
+def check_same_work(group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:
+    """Raise GroupBrokenError if the ranks are about to compute different rows."""
+    numbers = [seq, *(n for row, num in work for n in (row.request_id, row.num_computed, num))]
+    prints = group.gather_values([zlib.crc32(np.array(numbers, dtype=np.int64).tobytes())])
+    ranks = [rank for rank, each in enumerate(prints) if each != prints[0]]
+    if ranks:
+        raise GroupBrokenError(f"step {seq}: ranks {ranks} hold other rows than rank 0")
+
+
+def broken_by(group: RankGroup, error: Exception) -> GroupBrokenError:
+    """Return what ends all ranks when this one could not finish a forward pass."""
+    if isinstance(error, GroupBrokenError):
+        return error
+    return GroupBrokenError(
+        f"rank {group.rank} could not finish a step: {type(error).__name__}: {error}"
+    )

@@ -1,0 +1,166 @@
+"""Loads one rank's part of a model, plugged as a whole one is, and lets the ranks meet.
+
+No rank has the model whole, so none can compute what transformers computes of it. The probe
+takes a miniature instead: every rank builds the same one, computes it whole by transformers,
+and then its own part of it together with the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from lorax_contract.config import ShardConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.adapters.host_base import BaseDescription, describe
+from lorax_shard.adapters.host_digest import tensor_digest
+from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.linear import install
+from lorax_shard.lora import model as lora
+from lorax_shard.model import miniature, plug
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.probe import ModelProbe, one_thread, survey_attention
+from lorax_shard.model.read_weights import reading, refuse_missing
+from lorax_shard.model.weights import check_weights, weight_files
+from lorax_shard.parallel.adapters import AdapterCut
+from lorax_shard.parallel.group import RankGroup
+from lorax_shard.parallel.load import LoadedRank, load_rank
+from lorax_shard.parallel.local import connect
+from lorax_shard.parallel.partition import CannotSplitError
+from lorax_shard.parallel.slices import in_memory, open_files
+
+
+class Part(NamedTuple):
+    """One rank's part of a model, and how the engine sees it."""
+
+    loaded: LoadedRank
+    paged: HFPagedModel
+
+
+def load_part(
+    config: ShardConfig,
+    hf_config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: AttentionBackend,
+    group: RankGroup,
+) -> HFPagedModel:
+    """Return the rank's part; its forward pass computes together with the other ranks'."""
+    part = read_part(config, hf_config, dtype, device, backend, (group.rank, group.world_size))
+    # One rank may read for much longer than a step may take.
+    group.wait_for_all("loaded", config.start_timeout_s)
+    meet(part, group)
+    with one_thread():
+        _probe(part.loaded.whole, backend, config, device, group)
+    return part.paged
+
+
+def read_part(
+    config: ShardConfig,
+    hf_config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: AttentionBackend,
+    seat: tuple[int, int],
+) -> Part:
+    """Read the part of rank ``seat[0]`` of ``seat[1]`` and plug it; the ranks do not meet yet."""
+    folder = Path(config.model_dir)
+    check_weights(weight_files(folder), dtype, device, num_parts=seat[1])
+    plug.register()
+    loaded = _read(folder, hf_config, dtype, device, seat)
+    with one_thread():
+        survey = survey_attention(loaded.model)
+    paged = HFPagedModel(loaded.model, survey, backend)
+    base = _described(loaded, dtype) if config.adapters else None
+    paged.linear_backend, copied_bytes = install(loaded.model, config.linear_backend, device)
+    paged.weight_bytes += copied_bytes
+    if base is not None:
+        cut = AdapterCut(loaded.plan, loaded.checkpoint.weight, dtype)
+        paged.base = base
+        paged.lora = lora.install(
+            loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut
+        )
+        paged.lora_backend = paged.lora.backend
+    return Part(loaded, paged)
+
+
+def meet(part: Part, group: RankGroup) -> None:
+    """Let a part compute together with the others'."""
+    lora_model = part.paged.lora
+    if lora_model is None:
+        connect(part.loaded.model, part.loaded.plan, group)
+    else:
+        connect(part.loaded.model, part.loaded.plan, group, lora_model.extra_logits)
+
+
+def _read(
+    folder: Path, hf_config: Any, dtype: torch.dtype, device: torch.device, seat: tuple[int, int]
+) -> LoadedRank:
+    try:
+        with reading(folder, device):
+            part = _load(open_files(folder), hf_config, dtype, seat)
+            part.model.to(device)
+    except StartupError as error:
+        if isinstance(error.__cause__, CannotSplitError):
+            raise StartupError(
+                f"--num-shard {seat[1]} is not possible for {folder}: {error.__cause__}",
+                ExitCode.MODEL_UNSUPPORTED,
+            ) from error
+        raise
+    refuse_missing(folder, part.report)
+    if (folder / "generation_config.json").is_file():
+        part.model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return part
+
+
+def _load(
+    files: Mapping[str, Any], config: Any, dtype: torch.dtype, seat: tuple[int, int]
+) -> LoadedRank:
+    return load_rank(
+        files,
+        config,
+        rank=seat[0],
+        world_size=seat[1],
+        dtype=dtype,
+        attention=plug.ATTENTION_NAME,
+    )
+
+
+def _described(part: LoadedRank, dtype: torch.dtype) -> BaseDescription:
+    """Return the description of the whole model, with the digests that only its weights give."""
+    base = describe(part.whole)
+    digests: dict[str, str] = {}
+    for name in sorted({base.input_embedding, base.output_head} - {""}):
+        same = next((each for each in base.tied_with(name) if each in digests), None)
+        if same is not None:
+            digests[name] = digests[same]
+            continue
+        weight = part.checkpoint.weight(name)
+        if weight is None:
+            # Of a tied pair the file may have either.
+            others = (part.checkpoint.weight(each) for each in base.tied_with(name))
+            weight = next((each for each in others if each is not None), None)
+        if weight is not None:
+            digests[name] = tensor_digest(weight.to(dtype))
+    return dataclasses.replace(base, weight_digests=digests)
+
+
+def _probe(
+    whole: Any, backend: AttentionBackend, config: ShardConfig, device: torch.device,
+    group: RankGroup,
+) -> None:  # fmt: skip
+    """Raise StartupError(MODEL_MISMATCH) unless the ranks compute a miniature as transformers does."""
+    small = miniature.build(whole, device, num_ranks=group.world_size)
+    probe = ModelProbe(small, survey_attention(small), backend, config.block_size)
+    probe.record_stock()
+    part = _load(in_memory(small), small.config, torch.float32, (group.rank, group.world_size))
+    part.model.to(device)
+    survey = survey_attention(part.model)
+    connect(part.model, part.plan, group)
+    probe.check(HFPagedModel(part.model, survey, backend))
