@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lorax_shard.attention.backend import AttentionSpec
+from lorax_shard.attention.backend import AttentionLayer, AttentionSpec
 from lorax_shard.attention.kv_cache import KVShape
 from lorax_shard.attention.metadata import StepMetadata
 
@@ -31,15 +31,31 @@ class AttentionSurvey:
 
     shapes: dict[int, KVShape] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
+    _num_heads: dict[int, int] = field(default_factory=dict)
+    _specs: dict[int, AttentionSpec] = field(default_factory=dict)
+
+    def layers(self, block_size: int) -> list[AttentionLayer]:
+        """Return what each layer asks of a backend over blocks of ``block_size`` tokens."""
+        return [
+            AttentionLayer.of(spec, self._num_heads[layer], self.shapes[layer], block_size)
+            for layer, spec in self._specs.items()
+        ]
 
     def visit(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spec: AttentionSpec,
     ) -> None:
-        """Note one layer; ``key`` and ``value`` are T x heads x dim."""
+        """Note one layer; ``query``, ``key`` and ``value`` are T x heads x dim."""
         if layer in self.shapes:
             raise UnsupportedAttentionError(f"layer {layer} attends more than once")
         self.shapes[layer] = KVShape(key.shape[1], key.shape[2], value.shape[2])
         self.windows[layer] = spec.window
+        self._num_heads[layer] = query.shape[1]
+        self._specs[layer] = spec
 
 
 def register() -> None:
@@ -76,7 +92,7 @@ def paged_attention(
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if isinstance(step, AttentionSurvey):
         _refuse_unknown_attention(module, attention_mask, kwargs)
-        step.visit(layer, k, v, spec)
+        step.visit(layer, q, k, v, spec)
         output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return output.transpose(1, 2), None
     if _has_tuned_temperature(module):
