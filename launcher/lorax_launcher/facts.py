@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorax_contract.cache import default_cache_dir
@@ -19,6 +19,8 @@ class GpuFacts:
 
     name: str
     memory_bytes: int
+    # What CUDA_VISIBLE_DEVICES calls it.
+    handle: str = "0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class DeviceFacts:
     s3_endpoint: str | None = None
     # The user limits the threads of the numeric libraries already.
     threads_preset: bool = False
+    # The user chose the network interface over which CPU ranks meet.
+    gloo_preset: bool = False
 
 
 def gather_facts() -> DeviceFacts:
@@ -50,6 +54,7 @@ def gather_facts() -> DeviceFacts:
         cache_dir=str(default_cache_dir()),
         s3_endpoint=s3_endpoint(),
         threads_preset="OMP_NUM_THREADS" in os.environ,
+        gloo_preset="GLOO_SOCKET_IFNAME" in os.environ,
     )
 
 
@@ -100,7 +105,7 @@ def parse_gpus(listing: str) -> tuple[GpuFacts, ...]:
     for line in listing.splitlines():
         name, _, mebibytes = line.rpartition(",")
         if name and mebibytes.strip().isdigit():
-            gpus.append(GpuFacts(name.strip(), int(mebibytes) * 2**20))
+            gpus.append(GpuFacts(name.strip(), int(mebibytes) * 2**20, str(len(gpus))))
     return tuple(gpus)
 
 
@@ -114,7 +119,7 @@ def select_visible(gpus: tuple[GpuFacts, ...], visible: str | None) -> tuple[Gpu
         number = min(len(chosen), len(gpus) - 1) if named else _number(entry)
         if not 0 <= number < len(gpus):
             break
-        chosen.append(gpus[number])
+        chosen.append(replace(gpus[number], handle=entry))
     return tuple(chosen)
 
 

@@ -59,9 +59,11 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
                 help="`auto`: a GPU if one is visible and the installed torch can use it."),
         _option("--sharded", type=click.BOOL, metavar="true|false",
-                help="Spread the model over several shards. `true` is refused in this version."),
+                help="Spread the model over all visible GPUs, or over `--num-shard` (default: "
+                "over all visible GPUs, on a CPU one shard)."),
         _option("--num-shard", type=int,
-                help="Number of shards. Above 1 is refused in this version."),
+                help="Shards that hold the model together, each with a part of every layer (tensor "
+                "parallelism)."),
         _option("--attention-backend", type=str, help="Attention implementation of the shard."),
         _option("--linear-backend", type=str, help="Matrix product implementation of the shard."),
         _option("--kv-memory-fraction", type=_SHARE,
@@ -152,8 +154,15 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--shard-uds-path", type=click.Path(),
                 help="Sockets of the shards are this path, `-` and the rank (default: in a "
                 "private folder of the run)."),
-        _option("--master-addr", type=str, help="No effect with one shard."),
-        _option("--master-port", type=_PORT, help="No effect with one shard."),
+        _option("--master-addr", type=str,
+                help="Where the shards find each other, by TCP: rank 0 listens there (default: a "
+                "file in the run's private folder)."),
+        _option("--master-port", type=_PORT,
+                help="Port of `--master-addr` (default: 29500 if only that is given)."),
+        _option("--shard-timeout", "shard_timeout_s",
+                type=click.FloatRange(min=0.0, min_open=True),
+                help="Seconds that a shard waits for the others within a step, before all of them "
+                "end and the one that stood still is named."),
         _option("--start-timeout", "start_timeout_s", type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds that shards and router get to become ready once the model is "
                 "prepared."),

@@ -70,8 +70,9 @@ class LauncherOptions:
     port: int = 3000
     grpc_port: int | None = None
     shard_uds_path: str | None = None
-    master_addr: str = "localhost"
-    master_port: int = 29500
+    master_addr: str | None = None
+    master_port: int | None = None
+    shard_timeout_s: float = 60.0
     grace_period_s: float = 90.0
     start_timeout_s: float = 1800.0
     cors_allow_origin: tuple[str, ...] = ()

@@ -10,18 +10,16 @@ from pathlib import Path
 from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
 from lorax_launcher.facts import DeviceFacts
 from lorax_launcher.options import LauncherOptions, UsageError
+from lorax_launcher.ranks import Ranks, choose_ranks
 
 # A unix socket's path must fit in the kernel's address, its final zero byte included.
 MAX_SOCKET_PATH = 107
 # Options of LoRAX that are taken, so that its command lines work, and that decide nothing.
 _FUSED = "prompts and running requests share every step, so neither waits for the other"
-_ONE_SHARD = "a single shard has nobody to meet"
 EFFECTLESS = {
     "waiting_served_ratio": _FUSED,
     "max_waiting_tokens": _FUSED,
     "eager_prefill": _FUSED,
-    "master_addr": _ONE_SHARD,
-    "master_port": _ONE_SHARD,
 }
 _MERGED = (
     "an adapter is part of this server's weights (--merge-adapter-weights), others would be wrong "
@@ -53,8 +51,10 @@ class LaunchPlan:
     prepare_args: tuple[str, ...]
     shards: tuple[ShardConfig, ...]
     router: RouterConfig
-    # Variables that the children get beside the launcher's own environment.
+    # Variables that the children get beside the launcher's own environment, and those that each
+    # rank gets beside them.
     environment: tuple[tuple[str, str], ...]
+    shard_environments: tuple[tuple[tuple[str, str], ...], ...]
     # Decisions a person wants to read in the log.
     notes: tuple[str, ...]
     # Seconds that shards and router get to become ready.
@@ -89,11 +89,13 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     """
     _check_source(options)
     _check_adapters(options)
-    _check_sharding(options)
     device = _device(options, facts)
-    uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(1)]
+    ranks = choose_ranks(options, facts, device, run_dir)
+    uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(ranks.count)]
     try:
-        shards = tuple(_shard(options, facts, device, uris, rank) for rank in range(len(uris)))
+        shards = tuple(
+            _shard(options, facts, device, uris, ranks, rank) for rank in range(ranks.count)
+        )
         router = _router(options, uris[0])
     except ConfigError as error:
         raise UsageError(in_flags(f"{error}.")) from error
@@ -102,7 +104,8 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shards=shards,
         router=router,
         environment=_environment(options),
-        notes=(*_notes(device, facts), *_effectless(options)),
+        shard_environments=ranks.environments,
+        notes=(*_notes(device, facts), *ranks.notes, *_effectless(options)),
         start_timeout_s=options.start_timeout_s,
     )
 
@@ -157,18 +160,6 @@ def _inline_revision(model_id: str) -> bool:
     return "@" in model_id and not Path(model_id).exists()
 
 
-def _check_sharding(options: LauncherOptions) -> None:
-    asked = options.num_shard
-    if asked is not None and asked < 1:
-        raise UsageError(f"--num-shard {asked} is too small, the least is 1.")
-    if options.sharded or (asked is not None and asked > 1):
-        wish = "--sharded true" if asked is None else f"--num-shard {asked}"
-        raise UsageError(
-            f"{wish} is refused: tensor parallelism is not in this version; leave it out and one "
-            "shard serves the model."
-        )
-
-
 def _device(options: LauncherOptions, facts: DeviceFacts) -> Device:
     usable = bool(facts.gpus) and facts.torch_has_cuda
     if options.device == "cuda" and not usable:
@@ -201,7 +192,12 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
 
 
 def _shard(
-    options: LauncherOptions, facts: DeviceFacts, device: Device, uris: list[str], rank: int
+    options: LauncherOptions,
+    facts: DeviceFacts,
+    device: Device,
+    uris: list[str],
+    ranks: Ranks,
+    rank: int,
 ) -> ShardConfig:
     limits_threads = device == "cpu" and not facts.threads_preset
     return ShardConfig(
@@ -212,6 +208,10 @@ def _shard(
         rank=rank,
         world_size=len(uris),
         shard_uris=uris,
+        rendezvous=ranks.rendezvous,
+        group_timeout_s=options.shard_timeout_s,
+        start_timeout_s=options.start_timeout_s,
+        ranks_on_device=ranks.per_device,
         device=device,
         dtype=options.dtype,
         attention_backend=options.attention_backend,
@@ -353,8 +353,6 @@ def _notes(device: Device, facts: DeviceFacts) -> tuple[str, ...]:
     notes = [f"device {device}: {facts.num_cores} cores, {memory} memory"]
     if device == "cuda":
         notes[0] += f", {facts.gpus[0].name}"
-        if len(facts.gpus) > 1:
-            notes.append(f"{len(facts.gpus)} GPUs are visible, this version uses the first")
     elif facts.gpus:
         why = "on request" if facts.torch_has_cuda else "because the installed torch has no CUDA"
         notes.append(f"{len(facts.gpus)} GPU(s) stay unused {why}")

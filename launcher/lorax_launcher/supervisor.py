@@ -25,8 +25,10 @@ T = TypeVar("T")
 STOP_S = 20.0
 # Seconds on top of the grace period, for what the router does before and after draining.
 GRACE_MARGIN_S = 5.0
-# Seconds to wait for the shard whose death made the router fail.
+# Seconds to wait for the shard whose death made the router, or other shards, fail.
 _BLAME_S = 2.0
+# Ends that follow from somebody else's.
+_CONSEQUENCES = (ExitCode.SHARD_UNREACHABLE, ExitCode.RANKS_APART)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Supervisor:
             return (*self._programs.shard, "serve", "--config", path)
 
         name = f"shard-{config.rank}"
-        return await self._spawn(name, argv)
+        return await self._spawn(name, argv, self._plan.shard_environments[config.rank])
 
     async def _start_router(self, config: RouterConfig) -> Child:
         def argv(descriptor: int) -> Sequence[str]:
@@ -177,8 +179,13 @@ class Supervisor:
         path.write_text(config.to_json())
         return str(path)
 
-    async def _spawn(self, name: str, argv: Callable[[int], Sequence[str]]) -> Child:
-        environment = {**os.environ, **dict(self._plan.environment)}
+    async def _spawn(
+        self,
+        name: str,
+        argv: Callable[[int], Sequence[str]],
+        variables: Sequence[tuple[str, str]] = (),
+    ) -> Child:
+        environment = {**os.environ, **dict(self._plan.environment), **dict(variables)}
         try:
             return await Child.start(name, argv, on_line=self._take_line, environment=environment)
         except OSError as error:
@@ -249,14 +256,15 @@ class Supervisor:
         raise ChildFailed(*self._describe(child.name, status))
 
     async def _culprit(self, child: Child) -> Child:
-        """Return the shard whose end made the router end, or the child itself."""
-        if child is not self._router or child.is_running:
+        """Return the shard whose end made the router or other shards end, or the child itself."""
+        if child.is_running or child.exited.result() not in _CONSEQUENCES:
             return child
-        if child.exited.result() != ExitCode.SHARD_UNREACHABLE:
-            return child
-        exits = {shard.exited for shard in self._shards}
-        await asyncio.wait(exits, timeout=_BLAME_S, return_when=asyncio.FIRST_COMPLETED)
-        return next((shard for shard in self._shards if not shard.is_running), child)
+        others = {shard.exited for shard in self._shards if shard is not child}
+        if others:
+            await asyncio.wait(others, timeout=_BLAME_S, return_when=asyncio.FIRST_COMPLETED)
+        ended = [shard for shard in self._shards if not shard.is_running]
+        causes = [shard for shard in ended if shard.exited.result() not in _CONSEQUENCES]
+        return next(iter([*causes, *ended]), child)
 
     def _describe(self, name: str, status: int) -> tuple[str, int]:
         """Say what happened and what to do, and choose the launcher's exit code."""

@@ -182,6 +182,7 @@ def _meet(config: ShardConfig) -> RankGroup | None:
         torch.device(config.device),
         timeout_s=config.group_timeout_s,
         meeting_s=config.start_timeout_s,
+        shares_device=config.ranks_on_device > 1,
     )
 
 

@@ -62,6 +62,7 @@ class TorchGroup:
             listens, or ``file:///path`` of a file that is not there yet, for ranks of one host.
         timeout_s: how long a rank waits for the others in a collective.
         meeting_s: how long it waits for them to start.
+        shares_device: other ranks are on the same GPU, which nccl does not do.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TorchGroup:
         *,
         timeout_s: float,
         meeting_s: float,
+        shares_device: bool = False,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -84,7 +86,7 @@ class TorchGroup:
             self._store = _store(rendezvous, rank, world_size, meeting_s)
             self._wait_for_all("started", meeting_s)
             distributed.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "nccl" if device.type == "cuda" and not shares_device else "gloo",
                 store=self._store,
                 rank=rank,
                 world_size=world_size,

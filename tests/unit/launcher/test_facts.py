@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lorax_launcher.facts import (
     total_memory,
 )
 
-TWO = (GpuFacts("A", 2**30), GpuFacts("B", 2**31))
+TWO = (GpuFacts("A", 2**30, "0"), GpuFacts("B", 2**31, "1"))
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def test_a_limit_lowers_the_memory(tmp_path: Path) -> None:
 def test_lines_of_nvidia_smi() -> None:
     listing = "NVIDIA H200, 143771\nodd line\nTesla, T4, 15360\n"
     assert parse_gpus(listing) == (
-        GpuFacts("NVIDIA H200", 143771 * 2**20),
-        GpuFacts("Tesla, T4", 15360 * 2**20),
+        GpuFacts("NVIDIA H200", 143771 * 2**20, "0"),
+        GpuFacts("Tesla, T4", 15360 * 2**20, "1"),
     )
 
 
@@ -63,7 +64,7 @@ def test_lines_of_nvidia_smi() -> None:
         ("1,0", (TWO[1], TWO[0])),
         ("0,-1,1", (TWO[0],)),
         ("7", ()),
-        ("GPU-abc", (TWO[0],)),
+        ("GPU-abc", (dataclasses.replace(TWO[0], handle="GPU-abc"),)),
         ("none", ()),
     ],
 )

@@ -97,12 +97,10 @@ def test_the_router_is_told(option: str, value: object) -> None:
 
 def test_options_without_effect_are_named_when_given() -> None:
     assert not any("no effect" in note for note in plan_of().notes)
-    given = {"waiting_served_ratio": 2.0, "max_waiting_tokens": 3, "eager_prefill": False,
-             "master_addr": "10.0.0.1", "master_port": 5}  # fmt: skip
+    given = {"waiting_served_ratio": 2.0, "max_waiting_tokens": 3, "eager_prefill": False}
     notes = [note for note in plan_of(**given).notes if "no effect" in note]
     assert [note.split()[0] for note in notes] == [
         "--waiting-served-ratio", "--max-waiting-tokens", "--eager-prefill",
-        "--master-addr", "--master-port",
     ]  # fmt: skip
 
 
@@ -154,8 +152,9 @@ def test_the_prepared_model_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_shard": 2}, "tensor parallelism"),
-        ({"sharded": True}, "tensor parallelism"),
+        ({"sharded": True}, "say how many shards with --num-shard"),
+        ({"sharded": True, "num_shard": 1}, "--sharded true needs --num-shard above 1"),
+        ({"sharded": False, "num_shard": 2}, "contradict"),
         ({"num_shard": 0}, "--num-shard"),
         ({"source": "s3"}, "--source s3"),
         ({"revision": "abc"}, "--revision needs --model-id"),
@@ -185,6 +184,58 @@ def test_a_cpu_build_of_torch_is_named_as_the_reason() -> None:
     assert any("unused" in note for note in plan_of(facts).notes)
 
 
+TWO_GPUS = dataclasses.replace(
+    ONE_GPU,
+    gpus=(dataclasses.replace(GPU, handle="GPU-a"), dataclasses.replace(GPU, handle="3")),
+)
+
+
 def test_unused_gpus_are_noted() -> None:
-    facts = dataclasses.replace(ONE_GPU, gpus=(GPU, GPU))
-    assert any("uses the first" in note for note in plan_of(facts).notes)
+    plan = plan_of(TWO_GPUS, num_shard=1)
+    assert any("one is used" in note for note in plan.notes)
+    assert plan.shard_environments == ((("CUDA_VISIBLE_DEVICES", "GPU-a"),),)
+
+
+@pytest.mark.parametrize("options", [{}, {"sharded": True}, {"num_shard": 2}])
+def test_each_visible_gpu_gets_a_rank_of_its_own(options: dict[str, Any]) -> None:
+    plan = plan_of(TWO_GPUS, **options)
+    assert [shard.rank for shard in plan.shards] == [0, 1]
+    assert {shard.world_size for shard in plan.shards} == {2}
+    assert {shard.ranks_on_device for shard in plan.shards} == {1}
+    assert [dict(each) for each in plan.shard_environments] == [
+        {"CUDA_VISIBLE_DEVICES": "GPU-a"},
+        {"CUDA_VISIBLE_DEVICES": "3"},
+    ]
+
+
+def test_more_ranks_than_gpus_share_them() -> None:
+    plan = plan_of(TWO_GPUS, num_shard=4)
+    assert {shard.ranks_on_device for shard in plan.shards} == {2}
+    assert dict(plan.shard_environments[2])["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert any("share a GPU" in note for note in plan.notes)
+
+
+def test_ranks_on_a_cpu_share_it() -> None:
+    facts = dataclasses.replace(CPU, num_cores=8)
+    plan = plan_of(facts, num_shard=3)
+    assert [shard.num_threads for shard in plan.shards] == [2, 2, 2]
+    assert {shard.ranks_on_device for shard in plan.shards} == {3}
+    assert {shard.rendezvous for shard in plan.shards} == {"file:///run/lorax/rendezvous"}
+    assert all(shard.shard_uris == plan.shards[0].shard_uris for shard in plan.shards)
+    assert len(set(plan.shards[0].shard_uris)) == 3
+    assert set(plan.shard_environments) == {(("GLOO_SOCKET_IFNAME", "lo"),)}
+    chosen = dataclasses.replace(facts, gloo_preset=True)
+    assert set(plan_of(chosen, num_shard=2).shard_environments) == {()}
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"master_addr": "10.0.0.1"}, "tcp://10.0.0.1:29500"),
+        ({"master_port": 5}, "tcp://localhost:5"),
+        ({"master_addr": "fe80::1", "master_port": 7}, "tcp://[fe80::1]:7"),
+    ],
+)
+def test_ranks_meet_where_they_are_told(options: dict[str, Any], place: str) -> None:
+    plan = plan_of(num_shard=2, shard_timeout_s=7.0, **options)
+    assert {(shard.rendezvous, shard.group_timeout_s) for shard in plan.shards} == {(place, 7.0)}
