@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tests.helpers.tiny_models import make_tiny_model, tiny_config
 
 from lorax_contract.config import ShardConfig
@@ -17,6 +18,8 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_base import BaseDescription, describe
 from lorax_shard.adapters.host_errors import AdapterRefusedError
 from lorax_shard.adapters.peft_config import parse_config
+from lorax_shard.adapters.peft_files import Limits
+from lorax_shard.adapters.peft_format import read_adapter
 from lorax_shard.adapters.peft_targets import select
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.loader import load_paged_model
@@ -103,6 +106,35 @@ def test_targets_that_no_adapter_can_have(family: str, targets: list[str], reaso
     with pytest.raises(AdapterRefusedError) as caught:
         select(parse_config(json.dumps(document)), base_of(family))
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "expert"),
+    [
+        ("mixtral", "block_sparse_moe.experts.2.w1"),
+        ("qwen3_moe", "mlp.experts.0.down_proj"),
+        ("deepseek_v2", "mlp.experts.3.up_proj"),
+    ],
+)
+def test_experts_adapted_one_by_one(family: str, expert: str, tmp_path: Path) -> None:
+    own = expert.rpartition(".")[2]
+    base = base_of(family)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["o_proj", own]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    chosen = [name for name in base.modules if name.endswith((".o_proj", f".{own}"))]
+    sizes = {name: base.modules[name] for name in chosen}
+    tensors = {}
+    for name, (width, height) in {
+        **{name: (info.in_features, info.out_features) for name, info in sizes.items()},
+        f"model.layers.1.{expert}": (48, 40),
+    }.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.ones(4, width)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.ones(height, 4)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterRefusedError) as caught:
+        read_adapter(tmp_path, base, Limits())
+    assert f"weights for model.layers.1.{expert}, " in str(caught.value)
+    assert "parts of MoE experts" in str(caught.value)
 
 
 @pytest.mark.parametrize(

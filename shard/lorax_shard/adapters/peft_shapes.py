@@ -52,6 +52,12 @@ class Checker:
 
     def _check_presence(self) -> None:
         strangers = [name for name in self._parts if name not in self._base.modules]
+        experts = [name for name in strangers if "experts" in name.split(".")]
+        if experts:
+            raise AdapterRefusedError(
+                f"it has weights for {listing(experts)}, parts of MoE experts; only linears that "
+                "compute every token can be adapted"
+            )
         if strangers:
             raise self._other_model(f"it has weights for {listing(strangers)}")
         missing, extra = [], []
