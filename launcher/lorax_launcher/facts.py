@@ -101,7 +101,7 @@ def visible_gpus() -> tuple[GpuFacts, ...]:
 
 def parse_gpus(listing: str) -> tuple[GpuFacts, ...]:
     """Read lines of ``name, mebibytes``; lines of another form are skipped."""
-    gpus = []
+    gpus: list[GpuFacts] = []
     for line in listing.splitlines():
         name, _, mebibytes = line.rpartition(",")
         if name and mebibytes.strip().isdigit():

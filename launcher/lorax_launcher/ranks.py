@@ -38,7 +38,7 @@ def choose_ranks(
     if count == 1:
         return Ranks(1, "", 1, (_visible(facts, 0) if num_gpus > 1 else (),), _unused(num_gpus))
     notes = [f"{count} ranks share the model (tensor parallelism)"]
-    shared = ()
+    shared: tuple[tuple[str, str], ...] = ()
     if device == "cpu":
         per_device = count
     else:
