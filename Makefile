@@ -14,6 +14,8 @@ ARGS ?=
 TESTS ?=
 # Which benchmark of bench/.
 BENCH ?= w1
+# What has torch and sees the GPU: this project's environment if it is there.
+GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 # Which list of acceptance points to run.
 NAME ?= serve
 
@@ -26,6 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types check protos protos-check docs bench acceptance clean
+.PHONY: gpu-check
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
@@ -77,6 +80,10 @@ docs: $(BASE) ## write the generated pages of docs/
 
 bench: $(DEV) ## measure BENCH side by side; ARGS go to it
 	@exec $(BIN)/python -m bench.$(BENCH) $(ARGS)
+
+# With the packages of the machine, which may have no network: nothing is installed for it.
+gpu-check: ## check and measure on a GPU; ARGS=--small tries the command on a CPU
+	@exec $(GPU_PYTHON) -m bench.gpu_check $(ARGS)
 
 acceptance: $(DEV) ## run the acceptance points of NAME
 	@exec $(BIN)/python -m tests.acceptance $(NAME)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 # Not on a bare GPU machine.
 MISSING = (
     "boto3", "fastapi", "gguf", "grpc_health", "grpc_reflection", "httptools", "llguidance",
@@ -19,13 +17,13 @@ class Missing:
         if name.partition(".")[0] in {missing}:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Missing())
-importlib.import_module({module!r})
+for module in {modules!r}:
+    importlib.import_module(module)
 """
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
+def test_it_imports_without_the_packages_of_front_ends() -> None:
+    modules = (
         "lorax_shard.app",
         "lorax_shard.rpc.server",
         "lorax_shard.engine.engine",
@@ -33,15 +31,18 @@ importlib.import_module({module!r})
         "lorax_router.startup",
         "lorax_router.service.inference",
         "lorax_router.shards.group",
-    ],
-)
-def test_it_imports_without_the_packages_of_front_ends(module: str) -> None:
-    code = CODE.format(missing=set(MISSING), module=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    )
+    done = import_without(MISSING, modules)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_packages_count_as_missing() -> None:
-    code = CODE.format(missing=set(MISSING), module="lorax_router.http_api.app")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = import_without(MISSING, ("lorax_router.http_api.app",))
     assert "ModuleNotFoundError: fastapi" in done.stderr
+
+
+def import_without(
+    missing: tuple[str, ...], modules: tuple[str, ...]
+) -> subprocess.CompletedProcess[str]:
+    code = CODE.format(missing=set(missing), modules=modules)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

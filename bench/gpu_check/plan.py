@@ -1,0 +1,26 @@
+"""The stages in their order, and what each may take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One part of the check; it fails alone."""
+
+    name: str
+    module: str  # has run(report, small)
+    title: str
+    budget_s: float
+
+
+# All together stay below nine minutes.
+STAGES = (
+    Stage("contracts", "bench.gpu_check.contracts", "Contract suites on every backend", 110),
+    Stage("parity", "bench.gpu_check.parity", "Parity with the CPU reference", 70),
+    Stage("tables", "bench.gpu_check.tables", "Steps of an 8B-shaped model beside the floor", 165),
+    Stage("serving", "bench.gpu_check.serving", "End to end", 75),
+    Stage("peer", "bench.gpu_check.peer", "The same requests by transformers", 45),
+    Stage("ranks", "bench.gpu_check.ranks", "Two ranks on one GPU", 50),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}

@@ -1,0 +1,172 @@
+"""The GPU check's command: each stage fails alone, within its time, with its words in the table."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from bench.gpu_check import __main__ as command
+from bench.gpu_check import contracts, parity, plan, tables
+from bench.gpu_check.machine import ROOT, describe
+from bench.gpu_check.report import Report, to_markdown
+from tests.helpers.triton_interpreter import interpreter_fault
+
+STAGES = "tests.helpers.gpu_stages"
+
+
+def stage(name: str) -> plan.Stage:
+    return plan.Stage(name, f"{STAGES}.{name}", f"The stage that {name}", 60.0)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    return Report(tmp_path / "report.json")
+
+
+def test_all_stages_together_stay_below_nine_minutes() -> None:
+    assert sum(stage.budget_s for stage in plan.STAGES) <= 520
+    assert len(plan.BY_NAME) == len(plan.STAGES)
+    for stage in plan.STAGES:
+        assert callable(importlib.import_module(stage.module).run)
+
+
+def test_a_stage_that_raises_says_so(tmp_path: Path) -> None:
+    result = command.run_stage(stage("fails"), tmp_path / "fails.log", small=True, budget_s=60)
+    assert result["status"] == "failed"
+    assert result["text"] == "ValueError: nothing fits | here\nat all"
+    assert result["tables"][0]["rows"] == [["first", True]]
+
+
+def test_a_stage_that_crashes_leaves_its_last_words(tmp_path: Path) -> None:
+    result = command.run_stage(stage("crashes"), tmp_path / "crashes.log", small=True, budget_s=60)
+    assert result["status"] == "failed"
+    assert "code 134" in result["text"]
+    assert "illegal memory access" in result["text"]
+
+
+def test_a_stage_that_hangs_is_cut_with_its_children_and_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHILD_FILE", str(tmp_path / "child"))
+    budget_s = 1.0
+    while True:  # a busy machine may take longer to come to the row
+        result = command.run_stage(
+            stage("hangs"), tmp_path / "hangs.log", small=True, budget_s=budget_s
+        )
+        if result["tables"] and result["tables"][0]["rows"]:
+            break
+        budget_s *= 2
+    assert result["status"] == "failed"
+    assert "was cut after" in result["text"]
+    child = int((tmp_path / "child").read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_page_names_machine_ends_and_figures(tmp_path: Path) -> None:
+    failed = command.run_stage(stage("fails"), tmp_path / "fails.log", small=True, budget_s=60)
+    machine = describe(small=True)
+    assert {"torch", "triton", "transformers", "driver", "commit"} <= machine.keys()
+    page = to_markdown({"machine": machine, "small": True, "stages": [failed]})
+    assert f"| torch | {torch.__version__} |" in page
+    assert "| The stage that fails | failed |" in page
+    assert "nothing fits \\| here at all" in page
+    assert "| first | True |" in page
+
+
+def test_it_asks_for_a_gpu_and_for_stages_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--small", "--stages", "speed"])
+    assert "no such stage: speed" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            command.main([])
+        assert "torch sees no GPU" in capsys.readouterr().err
+
+
+def test_stages_find_the_checkout_without_an_installation(tmp_path: Path) -> None:
+    values = command.environment(small=True)
+    code = "import lorax_shard, lorax_router, lorax_launcher, lorax_proto, bench, tests"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=values, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert values["TRITON_INTERPRET"] == "1"
+    assert "TRITON_INTERPRET" not in command.environment(small=False)
+
+
+def test_tables_have_a_line_for_each_step(report: Report) -> None:
+    if fault := interpreter_fault():
+        pytest.skip(f"triton: its interpreter does not work here: {fault}")
+    tables.run(report, small=True)
+    ceilings, decode, prompts = report.data["tables"]
+    assert all(row[1] > 0 for row in ceilings["rows"])
+    assert [row[:2] for row in decode["rows"]] == [[2, 0], [2, 2]]
+    assert decode["rows"][1][decode["columns"].index("added / floor")] > 0
+    assert [row[:3] for row in prompts["rows"]] == [
+        [1, 6, 0], [1, 6, 1], [2, 4, 0], [2, 4, 1], [2, 4, 2],
+    ]  # fmt: skip
+
+
+def test_the_floor_of_a_step_counts_every_byte_once() -> None:
+    model = tables.build(tables.TINY, torch.float32, torch.device("cpu"), lora="torch")
+    sizes = tables.load_adapters(model, [3, 8])
+    shape = tables.TINY
+    norms = shape.hidden * (2 * shape.layers + 1)
+    weights = shape.linear_params + 2 * shape.head_params + norms
+    # Rotary frequencies are buffers.
+    assert 0 <= model.weight_bytes - 4 * weights <= 4 * shape.head_dim
+    widths = [64 + 64, 64 + 32, 64 + 32, 64 + 64, 64 + 96, 64 + 96, 96 + 64]
+    assert sizes == [4 * rank * shape.layers * sum(widths) for rank in (3, 8)]
+
+
+def test_parity_notices_a_wrong_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_dir = parity.make_tiny_model("llama", tmp_path)
+    expected = parity.logits_of(model_dir, "cpu", torch.float32, parity.Choice("torch", "torch"))
+    assert len(expected) == sum(parity.LENGTHS) + len(parity.LENGTHS)
+    monkeypatch.setattr(parity, "SLOTS", (0, None, 2, 2, 0))
+    got = parity.logits_of(model_dir, "cpu", torch.float32, parity.Choice("sdpa", "cpu"))
+    wrong = parity.errors(got, expected) > parity.TOLERANCES[torch.float32]
+    assert int(wrong.sum()) == parity.LENGTHS[2] + 1
+
+
+def test_contract_results_are_counted_by_backend(report: Report) -> None:
+    cases = "".join(
+        f'<testcase classname="tests.contract.lora.test_backends" name="{name}">{end}</testcase>'
+        for name, end in (
+            ("test_any[triton-64]", ""),
+            ("test_any[triton-1]", '<failure message="off by 3&#10;more">trace</failure>'),
+            ("test_any[flash]", '<skipped message="flash: not installed"/>'),
+            ("test_other", ""),
+        )
+    )
+    root = contracts.ET.fromstring(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    failed = contracts.tabulate(report, root)
+    assert failed == ["contract.lora.test_backends::test_any[triton-1]: off by 3"]
+    assert [row[1:] for row in report.data["tables"][0]["rows"]] == [
+        ["", 1, 0, 0], ["flash", 0, 0, 1], ["triton", 1, 1, 0],
+    ]  # fmt: skip
+    assert report.data["notes"] == ["1 skipped: flash: not installed"]
+
+
+def test_a_report_is_whole_at_any_time(tmp_path: Path) -> None:
+    report = Report(tmp_path / "report.json")
+    report.table("Numbers", ("a", "b"))
+    report.row(1, None)
+    assert json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"] == [[1, None]]
+    assert os.listdir(tmp_path) == ["report.json"]
+    report.end("failed", "first")
+    report.end("ok")
+    assert json.loads((tmp_path / "report.json").read_text())["status"] == "failed"
+
+
+def test_suites_that_are_named_exist() -> None:
+    assert [suite for suite in contracts.SUITES if not (ROOT / suite).exists()] == []
