@@ -14,8 +14,6 @@ Legend: T tokens, R rows, H query heads, G KV heads, D and E head sizes of K and
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -24,16 +22,16 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def store(
-    key: Any,  # T x G x D
-    key_strides_token: Any,
-    key_strides_head: Any,
-    value: Any,  # T x G x E
-    value_strides_token: Any,
-    value_strides_head: Any,
-    keys: Any,  # slots x G x D
-    values: Any,  # slots x G x E
-    slots: Any,  # T int64
-    num_kv_heads: Any,
+    key: tl.tensor,  # T x G x D
+    key_strides_token: tl.tensor,
+    key_strides_head: tl.tensor,
+    value: tl.tensor,  # T x G x E
+    value_strides_token: tl.tensor,
+    value_strides_head: tl.tensor,
+    keys: tl.tensor,  # slots x G x D
+    values: tl.tensor,  # slots x G x E
+    slots: tl.tensor,  # T int64
+    num_kv_heads: tl.tensor,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_g: tl.constexpr,
@@ -62,7 +60,11 @@ def store(
 
 @triton.jit
 def _copy_finite(
-    source: Any, target: Any, is_head: Any, width: tl.constexpr, block: tl.constexpr
+    source: tl.tensor,
+    target: tl.tensor,
+    is_head: tl.tensor,
+    width: tl.constexpr,
+    block: tl.constexpr,
 ) -> None:
     at = tl.arange(0, block)[None, :]
     mask = is_head & (at < width)
@@ -73,22 +75,22 @@ def _copy_finite(
 
 @triton.jit
 def prompt(
-    query: Any,  # T x H x D
-    query_stride_token: Any,
-    query_stride_head: Any,
-    keys: Any,  # slots x G x D
-    values: Any,  # slots x G x E
-    sinks: Any,  # H float32; anything without sinks
-    output: Any,  # T x H x E
-    first_tokens: Any,  # R int32; of each row among the T
-    query_lens: Any,  # R int32
-    context_lens: Any,  # R int32
-    tables: Any,  # R x table_stride int32
-    table_stride: Any,
-    tiles: Any,  # of each tile: its row, and its first query within the row
-    scale: Any,
-    cap: Any,
-    num_kv_heads: Any,
+    query: tl.tensor,  # T x H x D
+    query_stride_token: tl.tensor,
+    query_stride_head: tl.tensor,
+    keys: tl.tensor,  # slots x G x D
+    values: tl.tensor,  # slots x G x E
+    sinks: tl.tensor,  # H float32; anything without sinks
+    output: tl.tensor,  # T x H x E
+    first_tokens: tl.tensor,  # R int32; of each row among the T
+    query_lens: tl.tensor,  # R int32
+    context_lens: tl.tensor,  # R int32
+    tables: tl.tensor,  # R x table_stride int32
+    table_stride: tl.tensor,
+    tiles: tl.tensor,  # of each tile: its row, and its first query within the row
+    scale: tl.tensor,
+    cap: tl.tensor,
+    num_kv_heads: tl.tensor,
     group: tl.constexpr,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
@@ -139,23 +141,23 @@ def prompt(
 
 @triton.jit(do_not_specialize=["table_stride", "num_splits", "num_rows"])
 def decode(
-    query: Any,  # T x H x D, decode rows first
-    query_stride_token: Any,
-    query_stride_head: Any,
-    keys: Any,  # slots x G x D
-    values: Any,  # slots x G x E
-    sinks: Any,  # H float32; anything without sinks
-    output: Any,  # T x H x E
-    partial: Any,  # S x R x H x E float32; unused without splits
-    stats: Any,  # 2 x S x R x H float32: highest score, sum of weights
-    context_lens: Any,  # R int32
-    tables: Any,  # R x table_stride int32
-    table_stride: Any,
-    scale: Any,
-    cap: Any,
-    num_kv_heads: Any,
-    num_rows: Any,
-    num_splits: Any,
+    query: tl.tensor,  # T x H x D, decode rows first
+    query_stride_token: tl.tensor,
+    query_stride_head: tl.tensor,
+    keys: tl.tensor,  # slots x G x D
+    values: tl.tensor,  # slots x G x E
+    sinks: tl.tensor,  # H float32; anything without sinks
+    output: tl.tensor,  # T x H x E
+    partial: tl.tensor,  # S x R x H x E float32; unused without splits
+    stats: tl.tensor,  # 2 x S x R x H float32: highest score, sum of weights
+    context_lens: tl.tensor,  # R int32
+    tables: tl.tensor,  # R x table_stride int32
+    table_stride: tl.tensor,
+    scale: tl.tensor,
+    cap: tl.tensor,
+    num_kv_heads: tl.tensor,
+    num_rows: tl.tensor,
+    num_splits: tl.tensor,
     is_split: tl.constexpr,
     group: tl.constexpr,
     key_dim: tl.constexpr,
@@ -220,13 +222,13 @@ def decode(
 
 @triton.jit(do_not_specialize=["num_splits", "num_rows"])
 def combine(
-    partial: Any,  # S x R x H x E float32
-    stats: Any,  # 2 x S x R x H float32
-    sinks: Any,  # H float32; anything without sinks
-    output: Any,  # T x H x E, decode rows first
-    num_splits: Any,
-    num_rows: Any,
-    num_heads: Any,
+    partial: tl.tensor,  # S x R x H x E float32
+    stats: tl.tensor,  # 2 x S x R x H float32
+    sinks: tl.tensor,  # H float32; anything without sinks
+    output: tl.tensor,  # T x H x E, decode rows first
+    num_splits: tl.tensor,
+    num_rows: tl.tensor,
+    num_heads: tl.tensor,
     value_dim: tl.constexpr,
     has_sinks: tl.constexpr,
     block_s: tl.constexpr,
@@ -263,20 +265,20 @@ def combine(
 
 @triton.jit
 def _attend(
-    q: Any,  # M x D
-    position: Any,  # M
-    top: Any,  # M
-    total: Any,  # M
-    keys: Any,
-    values: Any,
-    table: Any,
-    start: Any,
-    end: Any,
-    first_position: Any,
-    last_position: Any,
-    scale: Any,
-    cap: Any,
-    num_kv_heads: Any,
+    q: tl.tensor,  # M x D
+    position: tl.tensor,  # M
+    top: tl.tensor,  # M
+    total: tl.tensor,  # M
+    keys: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
+    start: tl.tensor,
+    end: tl.tensor,
+    first_position: tl.tensor,
+    last_position: tl.tensor,
+    scale: tl.tensor,
+    cap: tl.tensor,
+    num_kv_heads: tl.tensor,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_size: tl.constexpr,
@@ -287,7 +289,7 @@ def _attend(
     block_n: tl.constexpr,
     block_d: tl.constexpr,
     block_e: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Return (highest score, sum of weights, weighted sum of V) over keys ``start`` to ``end``.
 
     ``start`` is a multiple of ``block_n``. The positions lie between ``first_position`` and
@@ -321,20 +323,20 @@ def _attend(
 
 @triton.jit
 def _attend_span(
-    q: Any,
-    position: Any,
-    top: Any,
-    total: Any,
-    summed: Any,
-    keys: Any,
-    values: Any,
-    table: Any,
-    start: Any,
-    stop: Any,
-    end: Any,
-    scale: Any,
-    cap: Any,
-    num_kv_heads: Any,
+    q: tl.tensor,
+    position: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    summed: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    end: tl.tensor,
+    scale: tl.tensor,
+    cap: tl.tensor,
+    num_kv_heads: tl.tensor,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_size: tl.constexpr,
@@ -345,7 +347,7 @@ def _attend_span(
     block_n: tl.constexpr,
     block_d: tl.constexpr,
     block_e: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Go on over the tiles of keys from ``start`` to ``stop``; none at ``end`` or later is read."""
     d, e = tl.arange(0, block_d)[:, None], tl.arange(0, block_e)[None, :]
     for first in range(start, stop, block_n):
@@ -382,7 +384,7 @@ def _attend_span(
 
 
 @triton.jit
-def _first_seen(position: Any, window: tl.constexpr, chunk: tl.constexpr) -> Any:
+def _first_seen(position: tl.tensor, window: tl.constexpr, chunk: tl.constexpr) -> tl.tensor:
     """Return the first position that a query at ``position`` sees; it never falls."""
     first = position * 0
     if window > 0:
@@ -393,7 +395,9 @@ def _first_seen(position: Any, window: tl.constexpr, chunk: tl.constexpr) -> Any
 
 
 @triton.jit
-def _start(sinks: Any, is_row: Any, has_sinks: tl.constexpr, block_m: tl.constexpr) -> Any:
+def _start(
+    sinks: tl.tensor, is_row: tl.tensor, has_sinks: tl.constexpr, block_m: tl.constexpr
+) -> tl.tensor:
     """Return the highest score and the sum of weights before any key: the sink's, or nothing."""
     if has_sinks:
         return tl.load(sinks, mask=is_row, other=0.0) * _LOG2_E, tl.full(
@@ -407,20 +411,22 @@ def _start(sinks: Any, is_row: Any, has_sinks: tl.constexpr, block_m: tl.constex
 
 
 @triton.jit
-def _divide(summed: Any, total: Any) -> Any:
+def _divide(summed: tl.tensor, total: tl.tensor) -> tl.tensor:
     # Rows of a tile that stand for no query have a total of 0, and are not stored.
     return summed / tl.where(total > 0, total, 1.0)[:, None]
 
 
 @triton.jit
-def _load_rows(rows: Any, is_row: Any, width: tl.constexpr, block: tl.constexpr) -> Any:
+def _load_rows(
+    rows: tl.tensor, is_row: tl.tensor, width: tl.constexpr, block: tl.constexpr
+) -> tl.tensor:
     at = tl.arange(0, block)[None, :]
     return tl.load(rows[:, None] + at, mask=is_row[:, None] & (at < width), other=0.0)
 
 
 @triton.jit
 def _store_rows(
-    rows: Any, values: Any, is_row: Any, width: tl.constexpr, block: tl.constexpr
+    rows: tl.tensor, values: tl.tensor, is_row: tl.tensor, width: tl.constexpr, block: tl.constexpr
 ) -> None:
     at = tl.arange(0, block)[None, :]
     mask = is_row[:, None] & (at < width)

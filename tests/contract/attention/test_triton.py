@@ -55,6 +55,16 @@ def test_patterns_of_lengths(lengths: list[int]) -> None:
     sequences.check(TritonAttention(3), spec, dict.fromkeys(range(len(lengths)), 1))
 
 
+@pytest.mark.parametrize("reach", [{"window": 75}, {"window": 90, "chunk": 100}])
+def test_reaches_beyond_whole_tiles_of_keys(reach: dict[str, int]) -> None:
+    """Of the keys that a tile of queries sees, those in the middle need no mask."""
+    sequences = Sequences([150, 140, 139])
+    sequences.fill(TritonAttention(), {0: 149, 1: 110, 2: 138})
+    spec = AttentionSpec(0.25, **reach)
+    sequences.check(TritonAttention(1), spec, {0: 1, 1: 30})
+    sequences.check(TritonAttention(2), spec, {2: 1})
+
+
 def test_one_decode_among_long_prompts() -> None:
     sequences = Sequences([30, 30, 9])
     sequences.fill(TritonAttention(), {1: 29})
@@ -64,8 +74,8 @@ def test_one_decode_among_long_prompts() -> None:
 @pytest.mark.parametrize("group", [1, 5, 70])
 def test_query_heads_of_any_number_share_a_kv_head(group: int) -> None:
     """More of them than a tile has rows are computed in parts."""
-    sequences = Sequences([6, 5], num_heads=group * 2, num_kv_heads=2)
-    sequences.check(TritonAttention(), AttentionSpec(0.25), {0: 5, 1: 4})
+    sequences = Sequences([6, 5], num_heads=group, num_kv_heads=1)
+    sequences.check(TritonAttention(), AttentionSpec(0.25), {0: 4, 1: 1})
     sequences.check(TritonAttention(2), AttentionSpec(0.25), {0: 1, 1: 1})
 
 
