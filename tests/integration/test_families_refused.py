@@ -55,11 +55,13 @@ def test_no_tested_family_is_refused(family: str) -> None:
     ("family", "reason"),
     [
         ("bloom", _INTERFACE),
+        ("mpt", _INTERFACE),
+        ("falcon", _INTERFACE),
         ("stablelm", "passes no arguments on to StableLmAttention"),
         ("falcon_h1", _STATE),
-        ("jamba", "state"),
-        ("mamba", "cannot be served"),
-        ("recurrent_gemma", "cannot be served"),
+        ("jamba", _STATE),
+        ("mamba", _STATE),
+        ("recurrent_gemma", _STATE),
     ],
 )
 def test_model_is_refused_at_load(family: str, reason: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
-from lorax_shard.model.families import TESTED_FAMILIES
+from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
@@ -109,12 +109,15 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     if method := (document.get("quantization_config") or {}).get("quant_method"):
         raise _unsupported(folder, f"it is quantized with {method}; use an unquantized copy")
     try:
-        return transformers.AutoConfig.from_pretrained(
+        hf_config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except _CONFIG_ERRORS as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise _unsupported(folder, f"transformers cannot read its config.json: {reason}") from error
+    if not remote and (unfit := refusal(hf_config)):
+        raise _unsupported(folder, unfit)
+    return hf_config
 
 
 def resolve_dtype(name: str, hf_config: Any, device: torch.device) -> torch.dtype:
