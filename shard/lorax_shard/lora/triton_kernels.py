@@ -16,18 +16,16 @@ Legend: T rows of x and y, S parts of the input width, R most ranks of a slot.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
 def gather_rows(
-    slot_of_row: Any,  # T, -1: a base row
-    num_rows: Any,
-    tiles: Any,  # T x 3: of each tile its slot, first of its entries in rows, how many
-    rows: Any,  # T x block_m row numbers
+    slot_of_row: tl.tensor,  # T, -1: a base row
+    num_rows: tl.tensor,
+    tiles: tl.tensor,  # T x 3: of each tile its slot, first of its entries in rows, how many
+    rows: tl.tensor,  # T x block_m row numbers
     block_t: tl.constexpr,
     block_m: tl.constexpr,
 ) -> None:
@@ -55,18 +53,18 @@ def gather_rows(
 
 @triton.jit
 def shrink(
-    x: Any,  # T x width_in
-    x_stride: Any,
-    width_in: Any,
-    table: Any,
-    line_size: Any,
-    num_lines: Any,  # slots from here on were never loaded in this group
-    tiles: Any,
-    rows: Any,
-    h: Any,  # S x T x h_stride float32
-    h_stride: Any,
-    h_part: Any,  # elements of one part of h
-    part_width: Any,
+    x: tl.tensor,  # T x width_in
+    x_stride: tl.tensor,
+    width_in: tl.tensor,
+    table: tl.tensor,
+    line_size: tl.tensor,
+    num_lines: tl.tensor,  # slots from here on were never loaded in this group
+    tiles: tl.tensor,
+    rows: tl.tensor,
+    h: tl.tensor,  # S x T x h_stride float32
+    h_stride: tl.tensor,
+    h_part: tl.tensor,  # elements of one part of h
+    part_width: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     block_k: tl.constexpr,
@@ -121,18 +119,18 @@ def shrink(
 
 @triton.jit
 def expand(
-    h: Any,  # S x T x h_stride float32
-    h_stride: Any,
-    h_part: Any,
-    y: Any,  # T x width or wider
-    y_stride: Any,
-    table: Any,
-    line_size: Any,
-    num_lines: Any,  # slots from here on were never loaded in this group
-    tiles: Any,
-    rows: Any,
-    first_member: Any,
-    columns: Any,  # of each member: where its columns begin in y, from first_member on
+    h: tl.tensor,  # S x T x h_stride float32
+    h_stride: tl.tensor,
+    h_part: tl.tensor,
+    y: tl.tensor,  # T x width or wider
+    y_stride: tl.tensor,
+    table: tl.tensor,
+    line_size: tl.tensor,
+    num_lines: tl.tensor,  # slots from here on were never loaded in this group
+    tiles: tl.tensor,
+    rows: tl.tensor,
+    first_member: tl.tensor,
+    columns: tl.tensor,  # of each member: where its columns begin in y, from first_member on
     num_parts: tl.constexpr,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
