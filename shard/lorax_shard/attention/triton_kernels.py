@@ -73,7 +73,7 @@ def _copy_finite(
     tl.store(target + at, x.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def prompt(
     query: tl.tensor,  # T x H x D
     query_stride_token: tl.tensor,
