@@ -1,8 +1,8 @@
 """Tensor parallelism: two ranks, each holding half of the model, beside one that holds it all.
 
-nccl refuses two ranks on one device. ``LORAX_RANK_BACKEND=gloo`` asks the shards to meet over
-gloo, which copies through the host: that shows right answers on a machine with one GPU, and no
-speed worth a figure. Where shards cannot do that, the stage is skipped in their own words.
+nccl refuses two ranks on one device. Ranks that are told to share one (``ranks_on_device``) meet
+over gloo, which copies through the host: that shows right answers on a machine with one GPU, and
+no speed worth a figure. Where shards cannot do that, the stage is skipped in their own words.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ from lorax_contract.config import ShardConfig
 from lorax_contract.step import FinishCode
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 
-BACKEND_VARIABLE = "LORAX_RANK_BACKEND"
 PROMPTS = ("the quick brown fox", "adapters share one base model", "a", "blocks that a table lists")
 NUM_TOKENS = 12
 # What nccl says of two ranks on one device.
@@ -45,7 +43,6 @@ def run(report: Report, *, small: bool) -> None:
     if "rendezvous" not in {field.name for field in dataclasses.fields(ShardConfig)}:
         report.end(SKIPPED, "this version's shards cannot meet as ranks")
         return
-    os.environ.setdefault(BACKEND_VARIABLE, "gloo")
     device = device_of(small)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -11,7 +11,7 @@ from lorax_shard.lora import triton_kernels
 from lorax_shard.lora.assignment import Assignment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.slot_table import SlotTable
-from lorax_shard.lora.triton_rows import Tiles, tiles_of
+from lorax_shard.lora.triton_rows import FEW_ROWS, MANY_ROWS, Tiles, tiles_of
 
 _BLOCK_R = 16
 _BLOCK_K = 128
@@ -19,9 +19,11 @@ _BLOCK_N = 128
 # A grid aims at this many programs: some for each of a large GPU's processors.
 _PROGRAMS = 1024
 # Parts of the input width, so that even one row keeps many processors busy. Not more than
-# needed: expanding reads the sums of all parts.
+# needed: expanding reads the sums of all parts, and holds them in registers.
 _NARROWEST_PART = 512
 _WIDEST_PART = 2048
+_MOST_PARTS = {FEW_ROWS: 8, MANY_ROWS: 2}
+_EXPAND_WARPS = 8
 # Addresses and widths that are multiples of this are read 16 bytes at a time.
 _UNIT = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -79,7 +81,7 @@ class TritonGroup(LoraGroup):
             return None
         x = x if x.stride(1) == 1 else x.contiguous()
         rank_blocks = -(-ranks // _BLOCK_R)
-        num_parts = _num_parts(x.shape[1], tiles.num_tiles * rank_blocks)
+        num_parts = _num_parts(x.shape[1], tiles, rank_blocks)
         part_width = -(-x.shape[1] // (num_parts * _BLOCK_K)) * _BLOCK_K
         h = _scratch(rows, num_parts, ranks)
         triton_kernels.shrink[(tiles.num_tiles, rank_blocks, num_parts)](
@@ -116,7 +118,7 @@ class TritonGroup(LoraGroup):
             h, ranks, num_rows * ranks, y, y.stride(0), self._on_device, self._table.line_size, len(self._on_device),
             tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
             num_parts=num_parts, block_m=tiles.block_m, block_r=_BLOCK_R, block_n=_BLOCK_N,
-            unit=self._unit if is_aligned else 1, widen=_widens(y),
+            unit=self._unit if is_aligned else 1, widen=_widens(y), num_warps=_EXPAND_WARPS,
         )  # fmt: skip
 
     def _starts(self, columns: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -155,10 +157,10 @@ class TritonLora(LoraBackend):
         return TritonGroup(num_members)
 
 
-def _num_parts(width: int, programs: int) -> int:
-    """Return in how many parts to cut the input width when ``programs`` share each of them."""
-    wished = min(-(-_PROGRAMS // programs), -(-width // _NARROWEST_PART))
-    return max(wished, -(-width // _WIDEST_PART))
+def _num_parts(width: int, tiles: Tiles, rank_blocks: int) -> int:
+    """Return in how many parts to cut the input width."""
+    wished = min(-(-_PROGRAMS // (tiles.num_tiles * rank_blocks)), -(-width // _NARROWEST_PART))
+    return min(max(wished, -(-width // _WIDEST_PART)), _MOST_PARTS[tiles.block_m])
 
 
 def _scratch(rows: Assignment, num_parts: int, ranks: int) -> torch.Tensor:
