@@ -1,0 +1,199 @@
+"""Engines of several ranks under one scheduler: as one, whatever reaches whom when."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+from tests.helpers.http_app import until
+from tests.helpers.in_loop import in_loop
+from tests.helpers.rank_shards import Carrier, LocalRank
+from tests.helpers.thread_ranks import Meeting
+from tests.helpers.toy_adapters import ToyAdapter, using
+from tests.helpers.toy_paged_model import BLOCK_SIZE, NAN_ID, POISON_ID, new_row
+
+from lorax_contract.errors import UnhealthyError
+from lorax_contract.step import AdapterHandle, FinishCode, RequestSpec, WarmupSpec
+from lorax_router.core.adapters import AdapterTable
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine_loop import EngineLoop
+from lorax_router.service.engine_port import TokenChunk
+from lorax_router.shards.group import ShardGroup
+
+# The longest request takes nearly all, so that others are preempted.
+NUM_BLOCKS = 10
+NUM_ADAPTERS, NUM_SLOTS = 5, 2
+# Of each group that has served, in order.
+PREEMPTIONS: list[int] = []
+# The toy's texts are random, so that strings this short are met soon.
+STOPS = ("a", "th", "e r", "on", "s")
+
+
+def adapter_of(rank: int, handle: AdapterHandle) -> ToyAdapter:
+    """Return an adapter, the same on all ranks."""
+    return ToyAdapter(favourite=20 + handle, bonus=1.5)
+
+
+def specs(seed: int) -> list[RequestSpec]:
+    """Return requests of all kinds, over base and adapters."""
+    rng = random.Random(seed)
+    made = []
+    for number in range(1, 25):
+        sampling = {"do_sample": True, "seed": number, "temperature": 1.3} if number % 2 else {}
+        if number % 3 == 0:
+            sampling["num_alternatives"] = 3
+        row = new_row(
+            number,
+            [rng.randrange(1, 300) for _ in range(rng.randrange(1, 20))],
+            max_new_tokens=rng.randrange(1, 18),
+            stop_sequences=STOPS if number % 4 == 0 else (),
+            **sampling,
+        )
+        made.append(using(row, number % (NUM_ADAPTERS + 1)).spec)
+    return made
+
+
+class World:
+    """A router's engine loop over ranks in this process."""
+
+    def __init__(self, world_size: int, seed: int, adapters: Callable[..., ToyAdapter]) -> None:
+        meeting = Meeting(world_size)
+        self.ranks = [
+            LocalRank(meeting, rank, seed=seed, num_blocks=NUM_BLOCKS, adapter_of=adapters)
+            for rank in range(world_size)
+        ]
+        self.group = ShardGroup(self.ranks)
+        self.scheduler = Scheduler(
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            max_step_tokens=10,
+            max_rows=6,
+            depth=3,
+            adapters=AdapterTable(max_resident=NUM_SLOTS, cycle_time_s=0.05),
+        )
+        for number in range(1, NUM_ADAPTERS + 1):
+            self.scheduler.adapters.add(AdapterHandle(number), 1)
+        self.loop = EngineLoop(self.group, self.scheduler, adapters=Carrier(self.group))
+
+    async def warm_up(self) -> None:
+        spec = WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
+        assert await self.group.warmup(spec) == NUM_BLOCKS
+
+    async def answer(self, spec: RequestSpec, *, leave_after: int = 0) -> list[TokenChunk]:
+        """Return the chunks of a request, or leave after some."""
+        stream = self.loop.submit(spec)
+        chunks: list[TokenChunk] = []
+        async for chunk in stream:
+            chunks.append(chunk)
+            if leave_after and len(chunks) == leave_after:
+                await stream.aclose()
+        return chunks
+
+
+async def serve(
+    world_size: int,
+    seed: int,
+    requests: list[RequestSpec],
+    *,
+    adapters: Callable[[int, AdapterHandle], ToyAdapter] = adapter_of,
+    leaving: frozenset[int] = frozenset(),
+) -> dict[int, list[TokenChunk]]:
+    """Run requests at once and return their chunks."""
+    world = World(world_size, seed, adapters)
+    await world.warm_up()
+    running = asyncio.create_task(world.loop.run())
+    jobs = [world.answer(spec, leave_after=2 * (spec.request_id in leaving)) for spec in requests]
+    try:
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(*jobs)
+            await world.group.health()
+            # Or a step may have been sent to some ranks only.
+            await until(lambda: world.scheduler.is_idle and not world.loop._sent)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    world.scheduler.check()
+    PREEMPTIONS.append(world.scheduler.stats().num_preemptions)
+    await world.group.close()
+    assert not any(rank.broken for rank in world.ranks)
+    return {spec.request_id: chunks for spec, chunks in zip(requests, answers, strict=True)}
+
+
+def bits(chunks: list[TokenChunk]) -> list[object]:
+    """Return what a client is shown."""
+    return [
+        (
+            chunk.tokens.ids, chunk.tokens.logprobs, chunk.tokens.texts, chunk.tokens.special,
+            chunk.finish, chunk.generated_text, chunk.alternatives,
+        )
+        for chunk in chunks
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ranks_answer_bit_for_bit_as_one(seed: int, world_size: int) -> None:
+    @in_loop
+    async def scene() -> None:
+        requests = specs(seed)
+        leaving = frozenset({3, 8, 14})
+        alone = await serve(1, seed, requests)
+        together = await serve(world_size, seed, requests, leaving=leaving)
+        finishes = set()
+        for spec in requests:
+            if spec.request_id not in leaving:
+                assert bits(together[spec.request_id]) == bits(alone[spec.request_id])
+                finishes.add(alone[spec.request_id][-1].finish)
+        assert finishes == {FinishCode.LENGTH, FinishCode.STOP_SEQUENCE}
+        assert min(PREEMPTIONS[-2:]) > 0
+
+    scene()
+
+
+@in_loop
+async def test_a_row_without_finite_logits_fails_alone_on_all_ranks() -> None:
+    requests = specs(5)
+    bad = new_row(100, [4, NAN_ID], max_new_tokens=9).spec
+    alone = await serve(1, 5, requests)
+    together = await serve(3, 5, [*requests[:9], bad, *requests[9:]])
+    (failed,) = together.pop(100)
+    assert failed.finish is FinishCode.ERROR
+    assert "no finite" in str(failed.error)
+    assert {n: bits(each) for n, each in together.items()} == {
+        n: bits(each) for n, each in alone.items()
+    }
+
+
+@in_loop
+async def test_an_adapter_that_one_rank_cannot_hold_takes_effect_on_none() -> None:
+    def lacking(rank: int, handle: AdapterHandle) -> ToyAdapter:
+        return adapter_of(rank, handle) if (rank, handle) != (1, 2) else ToyAdapter(favourite=-1)
+
+    requests = specs(6)
+    alone = await serve(1, 6, requests)
+    together = await serve(3, 6, requests, adapters=lacking)
+    for spec in requests:
+        chunks = together[spec.request_id]
+        if spec.adapter == 2:
+            assert chunks[-1].finish is FinishCode.ERROR
+            assert "not in effect" in str(chunks[-1].error)
+        else:
+            assert bits(chunks) == bits(alone[spec.request_id])
+
+
+@in_loop
+async def test_a_forward_pass_that_fails_ends_the_group_in_words() -> None:
+    world = World(3, 7, adapter_of)
+    await world.warm_up()
+    running = asyncio.create_task(world.loop.run())
+    chunks = await world.answer(new_row(1, [4, POISON_ID], max_new_tokens=9).spec)
+    assert chunks[-1].finish is FinishCode.ERROR
+    with pytest.raises(Exception, match="could not finish a step"):
+        await running
+    with pytest.raises(UnhealthyError):
+        world.loop.submit(new_row(2, [4], max_new_tokens=1).spec)
+    await world.group.close()
+    told = [str(rank.broken[0]) for rank in world.ranks]
+    assert all("could not finish a step" in words for words in told)
