@@ -31,6 +31,8 @@ _SPLIT_TOKENS = 256
 _MOST_SPLITS = 64
 # In the interpreter, whose programs run one after the other.
 _CPU_PROCESSORS = 8
+# A window or chunk that nothing passes.
+_ENDLESS = 1 << 30
 # Elements of K that one program stores.
 _STORE_ELEMENTS = 2048
 
@@ -270,8 +272,9 @@ def _describe(
         "key_dim": key_dim,
         "value_dim": value_dim,
         "block_size": metadata.cache.block_size,
-        "window": spec.window or 0,
-        "chunk": spec.chunk or 0,
+        "window": spec.window or _ENDLESS,
+        "chunk": spec.chunk or _ENDLESS,
+        "is_local": spec.window is not None or spec.chunk is not None,
         "has_softcap": spec.softcap is not None,
         "has_sinks": spec.sinks is not None,
         "block_d": _padded(key_dim),

@@ -73,7 +73,7 @@ def _copy_finite(
     tl.store(target + at, x.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride", "window", "chunk"])
 def prompt(
     query: tl.tensor,  # T x H x D
     query_stride_token: tl.tensor,
@@ -95,8 +95,9 @@ def prompt(
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_size: tl.constexpr,
-    window: tl.constexpr,
-    chunk: tl.constexpr,
+    window: tl.tensor,
+    chunk: tl.tensor,
+    is_local: tl.constexpr,
     has_softcap: tl.constexpr,
     has_sinks: tl.constexpr,
     heads: tl.constexpr,
@@ -128,7 +129,7 @@ def prompt(
         keys + kv_head * key_dim, values + kv_head * value_dim,
         tables + row.to(tl.int64) * table_stride,
         0, last + 1, position, last, scale, cap, num_kv_heads,
-        key_dim, value_dim, block_size, window, chunk, has_softcap, block_m, block_n, block_d, block_e,
+        key_dim, value_dim, block_size, window, chunk, is_local, has_softcap, block_m, block_n, block_d, block_e,
     )  # fmt: skip
     _store_rows(
         output + (token * num_kv_heads * group + head) * value_dim,
@@ -139,7 +140,7 @@ def prompt(
     )
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_splits", "num_rows"])
+@triton.jit(do_not_specialize=["table_stride", "num_splits", "num_rows", "window", "chunk"])
 def decode(
     query: tl.tensor,  # T x H x D, decode rows first
     query_stride_token: tl.tensor,
@@ -163,8 +164,9 @@ def decode(
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_size: tl.constexpr,
-    window: tl.constexpr,
-    chunk: tl.constexpr,
+    window: tl.tensor,
+    chunk: tl.tensor,
+    is_local: tl.constexpr,
     has_softcap: tl.constexpr,
     has_sinks: tl.constexpr,
     heads: tl.constexpr,
@@ -192,7 +194,9 @@ def decode(
         key_dim,
         block_d,
     )
-    first = _first_seen(length - 1, window, chunk) // block_n * block_n
+    first = length * 0
+    if is_local:
+        first = _first_seen(length - 1, window, chunk) // block_n * block_n
     span = tl.cdiv(tl.cdiv(length - first, num_splits), block_n) * block_n
     start = first + split * span
     end = tl.minimum(start + span, length)
@@ -202,7 +206,7 @@ def decode(
         keys + kv_head * key_dim, values + kv_head * value_dim,
         tables + row.to(tl.int64) * table_stride,
         start, end, length - 1, length - 1, scale, cap, num_kv_heads,
-        key_dim, value_dim, block_size, window, chunk, has_softcap, block_m, block_n, block_d, block_e,
+        key_dim, value_dim, block_size, window, chunk, is_local, has_softcap, block_m, block_n, block_d, block_e,
     )  # fmt: skip
     num_heads = num_kv_heads * group
     if is_split:
@@ -282,8 +286,9 @@ def _attend(
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_size: tl.constexpr,
-    window: tl.constexpr,
-    chunk: tl.constexpr,
+    window: tl.tensor,
+    chunk: tl.tensor,
+    is_local: tl.constexpr,
     has_softcap: tl.constexpr,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
@@ -298,7 +303,7 @@ def _attend(
     summed = tl.zeros((block_m, block_e), dtype=tl.float32)
     whole_end = tl.maximum(tl.minimum(first_position + 1, end) // block_n * block_n, start)
     whole_start = start
-    if window + chunk > 0:
+    if is_local:
         first_seen = _first_seen(first_position, window, chunk)
         start = tl.maximum(start, first_seen // block_n * block_n)
         seen_by_all = tl.cdiv(_first_seen(last_position, window, chunk), block_n) * block_n
@@ -306,17 +311,17 @@ def _attend(
         whole_start = tl.minimum(tl.maximum(seen_by_all, start), whole_end)
         top, total, summed = _attend_span(
             q, position, top, total, summed, keys, values, table, start, whole_start, end,
-            scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, has_softcap, True,
+            scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, is_local, has_softcap, True,
             block_n, block_d, block_e,
         )  # fmt: skip
     top, total, summed = _attend_span(
         q, position, top, total, summed, keys, values, table, whole_start, whole_end, end,
-        scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, has_softcap, False,
+        scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, is_local, has_softcap, False,
         block_n, block_d, block_e,
     )  # fmt: skip
     return _attend_span(
         q, position, top, total, summed, keys, values, table, whole_end, end, end,
-        scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, has_softcap, True,
+        scale, cap, num_kv_heads, key_dim, value_dim, block_size, window, chunk, is_local, has_softcap, True,
         block_n, block_d, block_e,
     )  # fmt: skip
 
@@ -340,8 +345,9 @@ def _attend_span(
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
     block_size: tl.constexpr,
-    window: tl.constexpr,
-    chunk: tl.constexpr,
+    window: tl.tensor,
+    chunk: tl.tensor,
+    is_local: tl.constexpr,
     has_softcap: tl.constexpr,
     is_masked: tl.constexpr,
     block_n: tl.constexpr,
@@ -366,7 +372,7 @@ def _attend_span(
             scores = cap - 2.0 * cap / (1.0 + tl.exp2(scores))
         if is_masked:
             seen = is_key[None, :] & (at[None, :] <= position[:, None])
-            if window + chunk > 0:
+            if is_local:
                 seen &= at[None, :] >= _first_seen(position, window, chunk)[:, None]
             scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
@@ -384,14 +390,9 @@ def _attend_span(
 
 
 @triton.jit
-def _first_seen(position: tl.tensor, window: tl.constexpr, chunk: tl.constexpr) -> tl.tensor:
+def _first_seen(position: tl.tensor, window: tl.tensor, chunk: tl.tensor) -> tl.tensor:
     """Return the first position that a query at ``position`` sees; it never falls."""
-    first = position * 0
-    if window > 0:
-        first = tl.maximum(first, position - window + 1)
-    if chunk > 0:
-        first = tl.maximum(first, position - position % chunk)
-    return first
+    return tl.maximum(tl.maximum(position - window + 1, 0), position - position % chunk)
 
 
 @triton.jit

@@ -14,8 +14,8 @@ TYPES = {
 }
 # Every branch that a constant opens is open.
 CONSTANTS = {
-    "group": 3, "heads": 3, "key_dim": 24, "value_dim": 16, "block_size": 16, "window": 40,
-    "chunk": 70, "has_softcap": True, "has_sinks": True, "is_split": True, "block_m": 16,
+    "group": 3, "heads": 3, "key_dim": 24, "value_dim": 16, "block_size": 16,
+    "is_local": True, "has_softcap": True, "has_sinks": True, "is_split": True, "block_m": 16,
     "block_n": 16, "block_d": 32, "block_e": 16, "block_s": 4, "block_g": 4,
 }  # fmt: skip
 KERNELS = ["store", "prompt", "decode", "combine"]
