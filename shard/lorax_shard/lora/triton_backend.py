@@ -14,7 +14,8 @@ from lorax_shard.lora.slot_table import SlotTable
 from lorax_shard.lora.triton_rows import FEW_ROWS, MANY_ROWS, Tiles, tiles_of
 
 _BLOCK_R = 16
-_BLOCK_K = 128
+# Bytes of a row of x that are multiplied at once: what fits in the shared memory of small GPUs.
+_BLOCK_K_BYTES = 256
 _BLOCK_N = 128
 # A grid aims at this many programs: some for each of a large GPU's processors.
 _PROGRAMS = 1024
@@ -82,12 +83,13 @@ class TritonGroup(LoraGroup):
         x = x if x.stride(1) == 1 else x.contiguous()
         rank_blocks = -(-ranks // _BLOCK_R)
         num_parts = _num_parts(x.shape[1], tiles, rank_blocks)
-        part_width = -(-x.shape[1] // (num_parts * _BLOCK_K)) * _BLOCK_K
+        block_k = _BLOCK_K_BYTES // x.element_size()
+        part_width = -(-x.shape[1] // (num_parts * block_k)) * block_k
         h = _scratch(rows, num_parts, ranks)
         triton_kernels.shrink[(tiles.num_tiles, rank_blocks, num_parts)](
             x, x.stride(0), x.shape[1], self._on_device, self._table.line_size, len(self._on_device),
             tiles.tiles, tiles.rows, h, ranks, rows.num_rows * ranks, part_width,
-            block_m=tiles.block_m, block_r=_BLOCK_R, block_k=_BLOCK_K,
+            block_m=tiles.block_m, block_r=_BLOCK_R, block_k=block_k,
             unit=self._unit, widen=_widens(x),
         )  # fmt: skip
         return _Shrunk(h, tiles)
@@ -133,7 +135,9 @@ class TritonGroup(LoraGroup):
         if self._on_device.shape == lines.shape:
             self._on_device[slot].copy_(lines[slot])
         else:
-            self._on_device = lines.to(device, copy=True)
+            # Also where inference mode is on now: it may be off when the next line is written.
+            with torch.inference_mode(False):
+                self._on_device = lines.to(device, copy=True)
         if not self._least_ranks:
             self._unit = _UNIT if all(map(_is_aligned, self._weights.values())) else 1
 

@@ -90,6 +90,20 @@ def test_slots_are_read_when_the_kernels_run(monkeypatch: pytest.MonkeyPatch) ->
     assert len(set(grids)) == 2, "one grid a kernel, whatever is loaded"
 
 
+def test_adapters_come_in_inference_mode_and_go_outside_of_it() -> None:
+    case = FixedGroup(2)
+    group = TritonGroup(2)
+    with torch.inference_mode():
+        case.load(1, 4, 0)
+        group.load(1, case.loaded[1])
+    group.unload(1)
+    group.load(1, case.loaded[1])
+    case.group = group
+    case.slots.copy_(torch.tensor([1, -1]))
+    case.replay()
+    case.check()
+
+
 def test_too_many_rows_for_fixed_slots_are_refused() -> None:
     rows = assignment([-1] * (MOST_GATHERED + 1))
     slots = torch.zeros(MOST_GATHERED + 1, dtype=torch.int64, device=DEVICE)
