@@ -175,10 +175,9 @@ def decode(
     block_d: tl.constexpr,
     block_e: tl.constexpr,
 ) -> None:
-    """Attention of one row's single query over one split of its context.
+    """Attention of one row's single query over one split of its context, for ``combine``.
 
-    Without splits the output is final, else it goes to ``partial`` and ``stats`` for
-    ``combine``. A split's bounds follow from the row's own length on the device.
+    Without splits it is final. A split's bounds follow from the row's length on the device.
     """
     row, split = tl.program_id(0), tl.program_id(2)
     length = tl.load(context_lens + row)
@@ -188,15 +187,10 @@ def decode(
     in_group = (tl.program_id(1) % num_parts) * heads + of_part
     is_row = (of_part < heads) & (in_group < group)
     head = kv_head * group + in_group
-    q = _load_rows(
-        query + row.to(tl.int64) * query_stride_token + head * query_stride_head,
-        is_row,
-        key_dim,
-        block_d,
-    )
-    first = length * 0
-    if is_local:
-        first = _first_seen(length - 1, window, chunk) // block_n * block_n
+    q_rows = query + row.to(tl.int64) * query_stride_token + head * query_stride_head
+    q = _load_rows(q_rows, is_row, key_dim, block_d)
+    # Without a window or chunk their numbers are beyond every length, and this is 0.
+    first = _first_seen(length - 1, window, chunk) // block_n * block_n
     span = tl.cdiv(tl.cdiv(length - first, num_splits), block_n) * block_n
     start = first + split * span
     end = tl.minimum(start + span, length)
@@ -215,13 +209,8 @@ def decode(
         tl.store(stats + at + num_splits.to(tl.int64) * num_rows * num_heads, total, mask=is_row)
         _store_rows(partial + at * value_dim, summed, is_row & (total > 0), value_dim, block_e)
     else:
-        _store_rows(
-            output + (row.to(tl.int64) * num_heads + head) * value_dim,
-            _divide(summed, total),
-            is_row,
-            value_dim,
-            block_e,
-        )
+        rows = output + (row.to(tl.int64) * num_heads + head) * value_dim
+        _store_rows(rows, _divide(summed, total), is_row, value_dim, block_e)
 
 
 @triton.jit(do_not_specialize=["num_splits", "num_rows"])
