@@ -111,6 +111,26 @@ def test_too_many_rows_for_fixed_slots_are_refused() -> None:
         triton_rows.read_slots_from(rows, slots)
 
 
+def test_only_what_lies_in_lines_of_sixteen_bytes_is_read_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = FixedGroup(2)
+    case.group = TritonGroup(2)
+    b = (case.draw(4, 16), case.draw(4, 16))
+    case.group.load(0, GroupWeights(case.draw(8, 32), b))
+    units: list[int] = []
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *args, **names: units.append(names["unit"])
+
+    monkeypatch.setattr(triton_rows.triton_kernels, "expand", Spy())
+    rows, x, y = assignment([0, 0]), case.draw(2, 32), case.draw(2, 64)
+    for columns in ((0, 16), (0, 17), (32, 48)):
+        case.group.expand_all(case.group.shrink(x, rows), columns, y, rows)
+    assert units == [16, 1, 16]
+
+
 def test_matrices_that_lie_oddly_are_still_read() -> None:
     case = FixedGroup(4)
     # One element into its storage: no 16-byte boundary anywhere.
