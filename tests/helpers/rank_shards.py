@@ -99,10 +99,10 @@ class LocalRank:
         await self.commands.run(self.engine.clear, epoch=1, seq=seq)
 
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
-        raise NotImplementedError
+        raise AssertionError("nothing is fetched here")
 
     async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
-        raise NotImplementedError
+        raise AssertionError("nothing is fetched here")
 
     async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         await self._arrive()
