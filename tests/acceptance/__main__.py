@@ -7,7 +7,7 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters")
+NAMES = ("serve", "adapters", "parallel")
 
 
 def main() -> int:

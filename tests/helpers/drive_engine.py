@@ -14,6 +14,7 @@ from lorax_contract.step import (
     StepOutcome,
     TokenColumns,
 )
+from lorax_router.core.adapters import AdapterEvent
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.engine.engine import Engine
 
@@ -46,6 +47,7 @@ def serve(
 
     Requests of ``cancelled`` are cancelled after two tokens. Steps are executed when
     they are planned and applied later: plans between know nothing of their outcome.
+    All adapters lie on the engine's shelf already, so that orders are carried out at once.
     """
     waiting, flying = deque(requests), deque[StepOutcome]()
     answers = {spec.request_id: Answer() for spec in waiting}
@@ -58,6 +60,7 @@ def serve(
                 break
         while (plan := scheduler.plan(now)) is not None:
             flying.append(engine.step(plan))
+        _carry_out_orders(scheduler, now)
         if flying:
             outcome = flying.popleft()
             _book(outcome, scheduler.apply(outcome, now), answers)
@@ -66,6 +69,14 @@ def serve(
                 scheduler.cancel(request_id)
         scheduler.check()
     return answers
+
+
+def _carry_out_orders(scheduler: Scheduler, now: float) -> None:
+    orders = scheduler.adapter_orders()
+    for handle in orders.prepare:
+        scheduler.adapter_event(handle, AdapterEvent.PREPARED, now)
+    for handle in orders.release:
+        scheduler.adapter_event(handle, AdapterEvent.RELEASED, now)
 
 
 def _book(outcome: StepOutcome, accepted: list[bool], answers: dict[RequestId, Answer]) -> None:
