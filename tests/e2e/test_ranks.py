@@ -10,21 +10,12 @@ from typing import Any
 from tests.e2e.conftest import OPTIONS
 from tests.helpers.group_endings import line_with, lose_under_load
 from tests.helpers.marked_processes import MarkedProcesses
-from tests.helpers.peft_folders import load_adapter, load_model, logits_of, save_adapter
+from tests.helpers.peft_folders import greedy_tokens, load_adapter, load_model, save_adapter
 from tests.helpers.server import Server
 from tokenizers import Tokenizer
 
 PROMPT = "the quick brown fox"
 NUM_TOKENS = 12
-
-
-def greedy(model_path: Path, adapter: Path | None, ids: list[int]) -> list[int]:
-    """Return what transformers and PEFT answer alone."""
-    model = load_model(model_path) if adapter is None else load_adapter(model_path, adapter)
-    known = list(ids)
-    for _ in range(NUM_TOKENS):
-        known.append(int(logits_of(model, known)[-1].argmax()))
-    return known[len(ids) :]
 
 
 def ask(server: Server, **more: Any) -> list[int]:
@@ -49,7 +40,8 @@ def test_ranks_answer_as_one_and_end_with_the_one_that_is_killed(
         "--model-id", str(tiny_model), *OPTIONS, *options, env=run.environment(OMP_NUM_THREADS="1")
     ) as server:
         assert server.process is not None
-        base, tuned = greedy(tiny_model, None, ids), greedy(tiny_model, adapter, ids)
+        base = greedy_tokens(load_model(tiny_model), ids, NUM_TOKENS)
+        tuned = greedy_tokens(load_adapter(tiny_model, adapter), ids, NUM_TOKENS)
         assert base != tuned
         assert ask(server) == base
         assert ask(server, adapter_id=str(adapter), adapter_source="local") == tuned

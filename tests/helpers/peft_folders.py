@@ -89,3 +89,11 @@ def load_adapter(
 def logits_of(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
     """Return the logits after each of the tokens."""
     return model(input_ids=torch.tensor([ids])).logits[0].float()
+
+
+def greedy_tokens(model: torch.nn.Module, ids: list[int], num_tokens: int) -> list[int]:
+    """Return what follows when the likeliest token is taken each time."""
+    known = list(ids)
+    for _ in range(num_tokens):
+        known.append(int(logits_of(model, known)[-1].argmax()))
+    return known[len(ids) :]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,10 +14,20 @@ from lorax_contract.config import ShardConfig
 
 
 class ShardProcess:
-    """One ``lorax-shard serve`` that says when it is ready; use it as a context."""
+    """One ``lorax-shard serve`` that says when it is ready; use it as a context.
+
+    ``prefix`` is put before the command line, and ``variables`` into the environment.
+    """
 
     def __init__(
-        self, folder: Path, model_dir: Path, *, launcher_gone: bool = False, **settings: Any
+        self,
+        folder: Path,
+        model_dir: Path,
+        *,
+        launcher_gone: bool = False,
+        prefix: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self.uri = f"unix:{folder}/shard-0"
         self.log_path = folder / "shard.log"
@@ -31,9 +42,11 @@ class ShardProcess:
         config = ShardConfig(model_dir=str(model_dir), ready_fd=ready_fd, lifeline=True, **values)
         config_path = folder / "shard.json"
         config_path.write_text(config.to_json())
+        command = [sys.executable, "-m", "lorax_shard.cli", "serve", "--config", str(config_path)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lorax_shard.cli", "serve", "--config", str(config_path)],
+                [*prefix, *command],
+                env={**os.environ, **(variables or {})},
                 stdin=subprocess.DEVNULL if launcher_gone else subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
