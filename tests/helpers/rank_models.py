@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from lorax_contract.config import ShardConfig
-from lorax_shard.attention import registry
 from lorax_shard.model.loader import read_config
 from lorax_shard.model.rank_model import Part, read_part
 
@@ -16,8 +15,7 @@ def read_parts(config: ShardConfig, world_size: int) -> list[Part]:
     """Read the parts one after another (building models is not safe in threads)."""
     device, dtype = torch.device("cpu"), torch.float32
     hf_config = read_config(Path(config.model_dir), trust_remote_code=False)
-    backend = registry.create(config.attention_backend, device, dtype)
     return [
-        read_part(config, hf_config, dtype, device, backend, (rank, world_size))
+        read_part(config, hf_config, dtype, device, (rank, world_size))
         for rank in range(world_size)
     ]

@@ -19,7 +19,6 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_base import describe
 from lorax_shard.attention import registry
-from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
@@ -48,11 +47,13 @@ def load_paged_model(config: ShardConfig, group: RankGroup | None = None) -> HFP
     folder, device = Path(config.model_dir), torch.device(config.device)
     hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
     dtype = resolve_dtype(config.dtype, hf_config, device)
-    backend = registry.create(config.attention_backend, device, dtype)
+    if config.attention_backend != "auto":
+        # A backend that cannot run at all is refused before anything is read.
+        registry.create(config.attention_backend, device, dtype)
     if group is None:
-        paged = _load_whole(config, hf_config, dtype, device, backend)
+        paged = _load_whole(config, hf_config, dtype, device)
     else:
-        paged = load_part(config, hf_config, dtype, device, backend, group)
+        paged = load_part(config, hf_config, dtype, device, group)
     _log_loaded(paged, config.model_id, time.perf_counter() - started)
     if reason := position_limit(hf_config.get_text_config()).reason:
         logger.warning(reason)
@@ -64,7 +65,6 @@ def _load_whole(
     hf_config: Any,
     dtype: torch.dtype,
     device: torch.device,
-    backend: AttentionBackend,
 ) -> HFPagedModel:
     folder = Path(config.model_dir)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
@@ -74,6 +74,8 @@ def _load_whole(
     base = describe(model) if config.adapters else None
     with one_thread():
         survey = survey_attention(model)
+        layers = survey.layers(config.block_size)
+        backend = registry.create(config.attention_backend, device, dtype, layers)
         probe = ModelProbe(model, survey, backend, config.block_size)
         probe.record_stock()
     paged = HFPagedModel(model, survey, backend)

@@ -20,8 +20,10 @@ _WIDTHS = ("intermediate_size", "moe_intermediate_size", "intermediate_size_mlp"
 _NARROW, _HIDDEN, _MAX_KV_HEADS = 64, 128, 2
 
 
-def build(model: Any, device: torch.device, *, num_ranks: int = 1) -> Any:
-    """Return a random float32 miniature of ``model`` on a device, attention plugged.
+def build(
+    model: Any, device: torch.device, dtype: torch.dtype = torch.float32, *, num_ranks: int = 1
+) -> Any:
+    """Return a random miniature of ``model`` on a device, attention plugged.
 
     The narrowest copy that the class can compute is taken; widths are kept where
     the class does not allow others. ``num_ranks``: over how many ranks it shall spread as the
@@ -29,16 +31,16 @@ def build(model: Any, device: torch.device, *, num_ranks: int = 1) -> Any:
     """
     config = _reduced(model.config)
     try:
-        return _built(_narrowed(config, num_ranks), type(model), device)
+        return _built(_narrowed(config, num_ranks), type(model), device, dtype)
     except Exception as error:  # noqa: BLE001 - what a class raises for widths it cannot take is not known
         logger.debug("the narrow miniature does not run (%s); taking full widths", error)
-        return _built(config, type(model), device)
+        return _built(config, type(model), device, dtype)
 
 
-def _built(config: Any, model_class: Any, device: torch.device) -> Any:
+def _built(config: Any, model_class: Any, device: torch.device, dtype: torch.dtype) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
+        small = model_class._from_config(config, attn_implementation="eager", dtype=dtype)
     small = small.to(device).eval().requires_grad_(False)
     _widen(small)
     with torch.inference_mode():

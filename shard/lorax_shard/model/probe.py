@@ -82,6 +82,13 @@ def survey_attention(model: Any) -> plug.AttentionSurvey:
     return survey
 
 
+def miniature_dtype(
+    backend: AttentionBackend, device: torch.device, dtype: torch.dtype
+) -> torch.dtype:
+    """Return what a miniature computes in: float32, which shows most, if the backend can."""
+    return dtype if type(backend).probe(device, torch.float32) else torch.float32
+
+
 class ModelProbe:
     """Compares one model with stock attention: ``record_stock``, then ``check``.
 
@@ -143,7 +150,11 @@ class ModelProbe:
         ]
 
     def _difference_of_miniature(self) -> str | None:
-        small = miniature.build(self._model, self._model.device)
+        small = miniature.build(
+            self._model,
+            self._model.device,
+            miniature_dtype(self._backend, self._model.device, self._model.dtype),
+        )
         survey = survey_attention(small)
         probe = ModelProbe(small, survey, self._backend, self._block_size)
         probe.record_stock()

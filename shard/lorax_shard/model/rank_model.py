@@ -20,12 +20,18 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_base import BaseDescription, describe
 from lorax_shard.adapters.host_digest import tensor_digest
+from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
 from lorax_shard.model import miniature, plug
 from lorax_shard.model.hf_model import HFPagedModel
-from lorax_shard.model.probe import ModelProbe, one_thread, survey_attention
+from lorax_shard.model.probe import (
+    ModelProbe,
+    miniature_dtype,
+    one_thread,
+    survey_attention,
+)
 from lorax_shard.model.read_weights import reading, refuse_missing
 from lorax_shard.model.weights import check_weights, weight_files
 from lorax_shard.parallel.adapters import AdapterCut
@@ -41,6 +47,7 @@ class Part(NamedTuple):
 
     loaded: LoadedRank
     paged: HFPagedModel
+    backend: AttentionBackend
 
 
 def load_part(
@@ -48,16 +55,15 @@ def load_part(
     hf_config: Any,
     dtype: torch.dtype,
     device: torch.device,
-    backend: AttentionBackend,
     group: RankGroup,
 ) -> HFPagedModel:
     """Return the rank's part; its forward pass computes together with the other ranks'."""
-    part = read_part(config, hf_config, dtype, device, backend, (group.rank, group.world_size))
+    part = read_part(config, hf_config, dtype, device, (group.rank, group.world_size))
     # One rank may read for much longer than a step may take.
     group.wait_for_all("loaded", config.start_timeout_s)
     meet(part, group)
     with one_thread():
-        _probe(part.loaded.whole, backend, config, device, group)
+        _probe(part, config, device, group)
     return part.paged
 
 
@@ -66,7 +72,6 @@ def read_part(
     hf_config: Any,
     dtype: torch.dtype,
     device: torch.device,
-    backend: AttentionBackend,
     seat: tuple[int, int],
 ) -> Part:
     """Read the part of rank ``seat[0]`` of ``seat[1]`` and plug it; the ranks do not meet yet."""
@@ -76,6 +81,8 @@ def read_part(
     loaded = _read(folder, hf_config, dtype, device, seat)
     with one_thread():
         survey = survey_attention(loaded.model)
+        layers = survey.layers(config.block_size)
+        backend = registry.create(config.attention_backend, device, dtype, layers)
     paged = HFPagedModel(loaded.model, survey, backend)
     base = _described(loaded, dtype) if config.adapters else None
     paged.linear_backend, copied_bytes = install(loaded.model, config.linear_backend, device)
@@ -87,7 +94,7 @@ def read_part(
             loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut
         )
         paged.lora_backend = paged.lora.backend
-    return Part(loaded, paged)
+    return Part(loaded, paged, backend)
 
 
 def meet(part: Part, group: RankGroup) -> None:
@@ -151,16 +158,15 @@ def _described(part: LoadedRank, dtype: torch.dtype) -> BaseDescription:
     return dataclasses.replace(base, weight_digests=digests)
 
 
-def _probe(
-    whole: Any, backend: AttentionBackend, config: ShardConfig, device: torch.device,
-    group: RankGroup,
-) -> None:  # fmt: skip
+def _probe(part: Part, config: ShardConfig, device: torch.device, group: RankGroup) -> None:
     """Raise StartupError(MODEL_MISMATCH) unless the ranks compute a miniature as transformers does."""
-    small = miniature.build(whole, device, num_ranks=group.world_size)
+    backend = part.backend
+    dtype = miniature_dtype(backend, device, part.paged.dtype)
+    small = miniature.build(part.loaded.whole, device, dtype, num_ranks=group.world_size)
     probe = ModelProbe(small, survey_attention(small), backend, config.block_size)
     probe.record_stock()
-    part = _load(in_memory(small), small.config, torch.float32, (group.rank, group.world_size))
-    part.model.to(device)
-    survey = survey_attention(part.model)
-    connect(part.model, part.plan, group)
-    probe.check(HFPagedModel(part.model, survey, backend))
+    own = _load(in_memory(small), small.config, dtype, (group.rank, group.world_size))
+    own.model.to(device)
+    survey = survey_attention(own.model)
+    connect(own.model, own.plan, group)
+    probe.check(HFPagedModel(own.model, survey, backend))
