@@ -100,7 +100,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     except ConfigError as error:
         raise UsageError(in_flags(f"{error}.")) from error
     return LaunchPlan(
-        prepare_args=_prepare_args(options, facts),
+        prepare_args=_prepare_args(options, facts, shards[0]),
         shards=shards,
         router=router,
         environment=_environment(options),
@@ -303,7 +303,9 @@ def _store_bytes(options: LauncherOptions) -> int:
     return max(1, int(options.adapter_store_gb * 1e9))
 
 
-def _prepare_args(options: LauncherOptions, facts: DeviceFacts) -> tuple[str, ...]:
+def _prepare_args(
+    options: LauncherOptions, facts: DeviceFacts, shard: ShardConfig
+) -> tuple[str, ...]:
     args: list[str] = ["--lifeline", "--source", options.source, "--log-level", options.log_level]
     valued: Sequence[tuple[str, str | None]] = (
         ("--model-id", options.model_id),
@@ -317,6 +319,9 @@ def _prepare_args(options: LauncherOptions, facts: DeviceFacts) -> tuple[str, ..
         args.append("--trust-remote-code")
     if options.merge_adapter_weights:
         args += _merge_args(options, facts)
+        if shard.world_size > 1:
+            # No rank has the whole matrices that are merged.
+            args += ["--merge-dtype", shard.dtype, "--merge-device", shard.device]
     return tuple(args)
 
 

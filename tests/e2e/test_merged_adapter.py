@@ -26,13 +26,16 @@ class PeftReference(Reference):
         self._model = load_adapter(model_dir, adapter)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_merged_adapter_answers_and_others_are_refused(
-    launch: Callable[..., Server], tiny_model: Path, tmp_path: Path
+    launch: Callable[..., Server], tiny_model: Path, tmp_path: Path, num_ranks: int
 ) -> None:
     adapter = save_adapter(
         tiny_model, tmp_path / "adapter", r=4, target_modules="all-linear", use_dora=True
     )
     store = ("--adapter-store-dir", str(tmp_path / "store"))
+    if num_ranks > 1:
+        store += ("--num-shard", str(num_ranks), "--cache-dir", str(tmp_path / "cache"))
     with launch(*MERGE, str(adapter), *store) as server:
         answers = []
         for text in TEXTS:

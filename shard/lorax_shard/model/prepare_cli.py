@@ -29,6 +29,7 @@ from lorax_shard.model.prepare import (
     prepare,
 )
 from lorax_shard.model.prepare_adapter import MergedAdapter, fetch_adapter
+from lorax_shard.model.prepare_merged import merged_folder
 
 logger = logging.getLogger("lorax_shard.prepare")
 
@@ -53,6 +54,8 @@ _INTERVAL_S = 0.5
 @click.option("--adapter-store-dir", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--adapter-store-bytes", type=int, default=50 << 30, show_default=True)
 @click.option("--adapter-timeout-s", type=float, default=600.0, show_default=True)
+@click.option("--merge-dtype", help="Merge the adapter here, in this dtype: for several shards.")
+@click.option("--merge-device", default="cpu", help="What the shards compute on.")
 @click.option(
     "--result-fd", type=int, help="File descriptor that gets the result as one JSON line."
 )
@@ -67,6 +70,8 @@ def prepare_command(
     result_fd: int | None,
     log_level: str,
     lifeline: bool,
+    merge_dtype: str | None,
+    merge_device: str,
     **adapter: Any,
 ) -> None:
     """Make the model a local folder of safetensors and tokenizer files."""
@@ -88,6 +93,17 @@ def prepare_command(
         if adapter["adapter_id"] is not None:
             folder = fetch_adapter(_merged_adapter(cache_dir, **adapter), progress)
             prepared = dataclasses.replace(prepared, adapter_dir=folder)
+            if merge_dtype is not None:
+                merged = merged_folder(
+                    prepared.model_dir,
+                    folder,
+                    dtype=merge_dtype,
+                    device=merge_device,
+                    trust_remote_code=trust_remote_code,
+                    cache_dir=cache_dir,
+                    progress=progress,
+                )
+                prepared = dataclasses.replace(prepared, model_dir=merged, adapter_dir=None)
     except StartupError as error:
         fields = {"exit_code": int(error.exit_code), "hint": hint(error.exit_code)}
         logger.error("%s", error, extra={"fields": fields})
