@@ -43,6 +43,10 @@ class ToySlots:
     def __init__(self) -> None:
         self.loaded: dict[int, ToyAdapter] = {}
 
+    @property
+    def slots(self) -> dict[int, str]:
+        return {slot: f"toy {slot}" for slot in self.loaded}
+
     def load(self, slot: int, adapter: Any) -> None:
         assert slot not in self.loaded, "the slot holds an adapter"
         if adapter.favourite < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorax_contract.step import (
+    AdapterHandle,
     BlockId,
     NewRow,
     RequestId,
@@ -13,10 +14,12 @@ from lorax_contract.step import (
     StoppingParams,
     WarmupSpec,
 )
+from lorax_shard.device_memory import measure_peak
+from lorax_shard.engine.adapters import ActiveAdapter
 from lorax_shard.engine.chooser import Chooser
 from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.rows import ResidentBatch, make_row
+from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.model.interface import PagedModel
 
 if TYPE_CHECKING:
@@ -33,7 +36,8 @@ class LargestStep:
     """Rows of a spec: as many as allowed, the last ones with all tokens that are left.
 
     All rows share the blocks of one, so that the cache for them stays small; what they
-    write does not matter.
+    write does not matter. Where adapters are loaded, each row computes with one of them, and
+    with another one than its neighbours do.
     """
 
     def __init__(
@@ -49,33 +53,58 @@ class LargestStep:
         self._longest = min(longest, block_size * max_blocks) if max_blocks else longest
         self._lengths = _row_lengths(spec, self._longest)
 
-    def run(self) -> None:
-        """Compute it, prompts at the end of the longest sequence."""
+    def run(self) -> int:
+        """Compute it; return how many bytes it took beside the cache.
+
+        Prompts are at the end of the longest sequence.
+        """
         num_blocks = -(-self._longest // self._block_size)
         self._model.allocate_cache(num_blocks, self._block_size)
+        return measure_peak(self._model.device, lambda: self._compute(num_blocks))
+
+    def _compute(self, num_blocks: int) -> None:
         single = self._lengths.count(1)
         decode_context = min(self._longest, max(1, _DECODE_CONTEXT // max(1, single)))
         batch = ResidentBatch(num_blocks, self._block_size)
+        adapters = self._adapters()
         work: list[RowWork] = []
         num_logits = MAX_PROMPT_LOGITS
         for number, length in enumerate(self._lengths):
             context = decode_context if length == 1 else self._longest
-            start = context - length
             asked = min(num_logits, length - 1)
             num_logits -= asked
-            row = make_row(
-                _new_row(number, num_prompt=start + asked + 1, num_tokens=context),
-                tokenizer=self._tokenizer,
-                vocab_size=self._model.vocab_size,
-                eos_token_ids=frozenset(),
-                num_computed=start,
-            )
-            # Also where "output" follows, which only makes the logits no more than a pass has.
-            row.prompt_logprobs = []
+            row = self._row(number, context, length, asked)
+            if adapters:
+                row.adapter = adapters[number % len(adapters)]
             batch.add(row)
             batch.grant(row, [BlockId(block) for block in range(num_blocks)])
             work.append(RowWork(row, length))
         run_pass(self._model, self._chooser, batch, work)
+
+    def _row(self, number: int, context: int, length: int, asked: int) -> Row:
+        """Return a row that computes the last ``length`` of its ``context`` tokens.
+
+        ``asked``: of how many of them it wants the logprobs.
+        """
+        start = context - length
+        row = make_row(
+            _new_row(number, num_prompt=start + asked + 1, num_tokens=context),
+            tokenizer=self._tokenizer,
+            vocab_size=self._model.vocab_size,
+            eos_token_ids=frozenset(),
+            num_computed=start,
+        )
+        # Also where "output" follows, which only makes the logits no more than a pass has.
+        row.prompt_logprobs = []
+        return row
+
+    def _adapters(self) -> list[ActiveAdapter]:
+        slots = self._model.slots
+        loaded = [] if slots is None else sorted(slots.slots)
+        return [
+            ActiveAdapter(AdapterHandle(slot), slot, self._model.vocab_size, frozenset())
+            for slot in loaded
+        ]
 
 
 def _row_lengths(spec: WarmupSpec, longest: int) -> list[int]:

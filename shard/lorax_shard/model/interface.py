@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,14 @@ from lorax_shard.attention.metadata import StepMetadata
 
 class AdapterSlots(Protocol):
     """The model's slots; they change between steps only."""
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """The places that adapters can change, by name."""
+
+    @property
+    def slots(self) -> Mapping[int, str]:
+        """The loaded slots, and the digests of what they hold."""
 
     def load(self, slot: int, adapter: Any) -> None:
         """Put a prepared adapter into an empty slot."""

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.device_memory import free_bytes
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ def check_weights(
     """
     elements = sum(_count_elements(path) for path in files) // num_parts
     needed = elements * dtype.itemsize
-    free = _free_memory(device)
+    free = free_bytes(device)
     if needed > free:
         raise StartupError(
             f"the weights take {needed / 1e9:.2f} GB as {_name(dtype)} and {free / 1e9:.2f} GB of "
@@ -97,12 +97,6 @@ def refuse_corrupt(path: Path, error: Exception) -> NoReturn:
         f"{path} is damaged or cut short ({error}); fetch the model again",
         ExitCode.MODEL_CORRUPT,
     ) from error
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.helpers.toy_adapters import SlottedToy, ToyAdapter
 from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, toy_tokenizer
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import WarmupSpec
 from lorax_shard.engine import largest_step
-from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.chooser import Chooser
+from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
-from lorax_shard.engine.sampler import Sampler
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.engine.sampler import Sampler
 
 
 class NotingModel(ToyModel):
@@ -82,6 +83,16 @@ def test_logits_of_prompts_are_no_more_than_one_pass_asks_for(monkeypatch):
 def test_single_tokens_read_no_more_together_than_backends_gather(monkeypatch):
     monkeypatch.setattr(largest_step, "_DECODE_CONTEXT", 20)
     assert run().contexts[0] == [5, 5, 5, 5, 40]
+
+
+def test_neighbours_compute_with_different_adapters():
+    model = SlottedToy()
+    for slot in (3, 4):
+        model.slots.load(slot, ToyAdapter(favourite=slot))
+    spec = WarmupSpec(max_input_length=32, max_total_tokens=41, max_step_tokens=16, max_rows=5)
+    chooser = Chooser(Sampler(model.vocab_size))
+    LargestStep(model, chooser, toy_tokenizer(), spec, block_size=BLOCK_SIZE, max_blocks=None).run()
+    assert model.row_slots == [[3, 4, 3, 4, 3]]
 
 
 def test_a_pool_that_cannot_be_had_is_said_in_words(monkeypatch):

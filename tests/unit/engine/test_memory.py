@@ -11,30 +11,23 @@ from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import WarmupSpec
-from lorax_shard.engine import memory
-from lorax_shard.engine.memory import PoolSettings, measure_peak, size_pool
+from lorax_shard import device_memory
+from lorax_shard.engine.memory import PoolSettings, size_pool
 
 BLOCK_BYTES = 16 * BLOCK_SIZE
 SPEC = WarmupSpec(max_input_length=32, max_total_tokens=40, max_step_tokens=16, max_rows=5)
 
 
-@pytest.fixture(autouse=True)
-def no_peak(monkeypatch):
-    """The toy's step takes no memory worth measuring; what is free is said by each test."""
-
-    def run_only(_device, run):
-        run()
-        return 1000
-
-    monkeypatch.setattr(memory, "measure_peak", run_only)
+ACTIVATIONS = 1000
 
 
-def no_step():
-    """Take no memory."""
+def step() -> int:
+    """Take no memory worth measuring, and say that it was something."""
+    return ACTIVATIONS
 
 
 def free(monkeypatch, count):
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: count)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda _device: count)
 
 
 def settings(**values):
@@ -43,7 +36,7 @@ def settings(**values):
 
 def test_adapters_get_their_share_before_the_pool_does(monkeypatch):
     free(monkeypatch, 200 * BLOCK_BYTES)
-    plan = size_pool(ToyModel(), settings(adapter_fraction=0.25), SPEC, no_step)
+    plan = size_pool(ToyModel(), settings(adapter_fraction=0.25), SPEC, step)
     assert plan.adapter_bytes == dict(plan.items)["adapters"]
     assert plan.adapter_bytes <= 50 * BLOCK_BYTES
     left = 200 * BLOCK_BYTES - dict(plan.items)["activations"] - plan.adapter_bytes
@@ -51,16 +44,37 @@ def test_adapters_get_their_share_before_the_pool_does(monkeypatch):
 
 
 def test_the_pool_takes_its_share_of_what_the_largest_step_leaves(monkeypatch):
-    free(monkeypatch, 1000 + 200 * BLOCK_BYTES)
+    free(monkeypatch, ACTIVATIONS + 200 * BLOCK_BYTES)
     model = ToyModel()
-    plan = size_pool(model, settings(), SPEC, no_step)
+    plan = size_pool(model, settings(), SPEC, step)
     assert plan.num_blocks == 100
     assert dict(plan.items) == {
         "weights": 1000,
-        "activations": 1000,
-        "kv cache": 100 * BLOCK_BYTES,
+        "activations": ACTIVATIONS,
+        "graphs": 0,
         "adapters": 0,
+        "kv_cache": 100 * BLOCK_BYTES,
+        "unused": 100 * BLOCK_BYTES,
     }
+
+
+def test_what_never_fits_is_refused_before_anything_is_allocated(monkeypatch):
+    free(monkeypatch, 19 * BLOCK_BYTES)
+
+    def unreachable():
+        raise AssertionError("the step ran")
+
+    with pytest.raises(StartupError, match=r"10 blocks .* lower --max-total-tokens to 36"):
+        size_pool(ToyModel(), settings(), SPEC, unreachable)
+
+
+def test_a_pool_of_before_does_not_count_as_taken(monkeypatch):
+    model = ToyModel()
+    model.allocate_cache(100, BLOCK_SIZE)
+    monkeypatch.setattr(
+        device_memory, "free_bytes", lambda _device: 0 if model._cache is not None else 10**6
+    )
+    assert size_pool(model, settings(), SPEC, step).num_blocks > 0
 
 
 def test_the_callers_limit_holds(monkeypatch):
@@ -68,53 +82,50 @@ def test_the_callers_limit_holds(monkeypatch):
     limited = WarmupSpec(
         max_input_length=32, max_total_tokens=40, max_step_tokens=16, max_rows=5, max_blocks=7
     )
-    assert size_pool(ToyModel(), settings(), limited, no_step).num_blocks == 7
+    assert size_pool(ToyModel(), settings(), limited, step).num_blocks == 7
 
 
 def test_a_fixed_number_of_blocks_is_taken_if_it_fits(monkeypatch):
-    free(monkeypatch, 1000 + 20 * BLOCK_BYTES)
-    assert size_pool(ToyModel(), settings(num_blocks=3), SPEC, no_step).num_blocks == 3
+    free(monkeypatch, ACTIVATIONS + 20 * BLOCK_BYTES)
+    assert size_pool(ToyModel(), settings(num_blocks=3), SPEC, step).num_blocks == 3
     with pytest.raises(StartupError, match="21 blocks") as caught:
-        size_pool(ToyModel(), settings(num_blocks=21), SPEC, no_step)
+        size_pool(ToyModel(), settings(num_blocks=21), SPEC, step)
     assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
 
 
 def test_too_little_for_one_longest_request_is_said_in_words(monkeypatch):
-    free(monkeypatch, 1000 + 19 * BLOCK_BYTES)
+    free(monkeypatch, ACTIVATIONS + 19 * BLOCK_BYTES)
     with pytest.raises(StartupError, match="lower --max-total-tokens") as caught:
-        size_pool(ToyModel(), settings(), SPEC, no_step)
+        size_pool(ToyModel(), settings(), SPEC, step)
     assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
 
 
 def test_only_the_required_length_must_fit(monkeypatch):
-    free(monkeypatch, 1000 + 8 * BLOCK_BYTES)
+    free(monkeypatch, ACTIVATIONS + 8 * BLOCK_BYTES)
     required = replace(SPEC, required_tokens=4 * BLOCK_SIZE)
-    assert size_pool(ToyModel(), settings(), required, no_step).num_blocks == 4
+    assert size_pool(ToyModel(), settings(), required, step).num_blocks == 4
     more = replace(SPEC, required_tokens=4 * BLOCK_SIZE + 1)
     with pytest.raises(StartupError, match="needs 5 blocks"):
-        size_pool(ToyModel(), settings(), more, no_step)
+        size_pool(ToyModel(), settings(), more, step)
 
 
-def test_a_step_that_does_not_fit_is_said_in_words(monkeypatch):
-    def no_memory(_device, _run):
+def test_a_step_that_does_not_fit_is_said_in_words():
+    def step_without_memory():
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr(memory, "measure_peak", no_memory)
     with pytest.raises(StartupError, match="16 tokens in 5 rows"):
-        size_pool(ToyModel(), settings(), SPEC, no_step)
+        size_pool(ToyModel(), settings(), SPEC, step_without_memory)
 
 
-def test_other_failures_of_the_largest_step_are_not_called_memory(monkeypatch):
-    def broken(_device, _run):
+def test_other_failures_of_the_largest_step_are_not_called_memory():
+    def broken():
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(memory, "measure_peak", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        size_pool(ToyModel(), settings(), SPEC, no_step)
+        size_pool(ToyModel(), settings(), SPEC, broken)
 
 
-def test_peaks_between_start_and_end_are_seen(monkeypatch):
-    monkeypatch.undo()
+def test_peaks_between_start_and_end_are_seen():
     size = 64 * 2**20
 
     def spike():
@@ -122,5 +133,6 @@ def test_peaks_between_start_and_end_are_seen(monkeypatch):
         for _ in range(20):
             block.add_(1)
 
-    assert measure_peak(torch.device("cpu"), spike) > size // 2
-    assert memory.free_bytes(torch.device("cpu")) > 0
+    cpu = torch.device("cpu")
+    assert device_memory.measure_peak(cpu, spike) > size // 2
+    assert 0 < device_memory.free_bytes(cpu) <= device_memory.total_bytes(cpu)

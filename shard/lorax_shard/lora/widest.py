@@ -1,0 +1,106 @@
+"""Adapters as wide as they may be, for measuring what a step with them takes.
+
+All their matrices are one piece of zeros: a step's buffers depend on shapes alone, and the
+adapters' own bytes are budgeted elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from lorax_shard.linear.packed import PackedLinear
+from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.prepared import LinearChange, PreparedAdapter
+from lorax_shard.lora.sites import Kind, Site, find_groups
+
+
+class MeasurableSlots(Protocol):
+    """What is asked of a model's slots."""
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """The places that adapters can change, as ``Site``."""
+
+    @property
+    def slots(self) -> Mapping[int, str]:
+        """The loaded slots."""
+
+    def load(self, slot: int, adapter: Any) -> None:
+        """Put a prepared adapter into an empty slot."""
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot."""
+
+
+@contextmanager
+def loaded_widest(
+    slots: MeasurableSlots, rank: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[None]:
+    """Within, two further slots hold such adapters: rows that alternate between them are apart."""
+    adapter = widest_adapter(dict(slots.sites), rank, dtype, device)
+    first = max(slots.slots, default=-1) + 1
+    loaded: list[int] = []
+    try:
+        for slot in (first, first + 1):
+            slots.load(slot, adapter)
+            loaded.append(slot)
+        yield
+    finally:
+        for slot in loaded:
+            slots.unload(slot)
+
+
+def widest_adapter(
+    sites: dict[str, Site], rank: int, dtype: torch.dtype, device: torch.device
+) -> PreparedAdapter:
+    """Return an adapter of ``rank`` that changes each linear, and scales its output as DoRA does."""
+    groups = list(find_groups(sites))
+    widths = {name: _widths(site) for name, site in sites.items() if site.kind is Kind.LINEAR}
+    zeros = _Zeros(_most_elements(groups, widths, rank), dtype, device)
+    return PreparedAdapter(
+        digest="widest",
+        groups={
+            number: GroupWeights(
+                zeros.view(rank * len(group), widths[group[0].name][0]),
+                tuple(zeros.view(rank, widths[site.name][1]) for site in group),
+            )
+            for number, group in enumerate(groups)
+        },
+        linears={name: LinearChange(scale=zeros.view(out)) for name, (_, out) in widths.items()},
+        embeddings={},
+        vectors={},
+        num_logits=0,
+        max_rank=rank,
+    )
+
+
+class _Zeros:
+    """Tensors of any shape over the same zeros."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._all = torch.zeros(size, dtype=dtype, device=device)
+
+    def view(self, *shape: int) -> torch.Tensor:
+        return self._all[: math.prod(shape)].view(shape)
+
+
+def _most_elements(
+    groups: list[list[Site]], widths: Mapping[str, tuple[int, int]], rank: int
+) -> int:
+    of_a = (rank * len(group) * widths[group[0].name][0] for group in groups)
+    of_b = (rank * width for _, width in widths.values())
+    return max((*of_a, *of_b), default=0)
+
+
+def _widths(site: Site) -> tuple[int, int]:
+    """Return in and out of the module as it is here: a rank's part of it, where it is one."""
+    module: Any = site.module
+    if isinstance(module, PackedLinear):
+        return module.in_features, module.out_features
+    rows, columns = module.weight.shape
+    return (rows, columns) if site.is_transposed else (columns, rows)
