@@ -40,6 +40,7 @@ async def serving(folder, *, world_size=1, gap_timeout_s=30.0, uris=None):
                 model_id="toy",
                 rank=rank,
                 world_size=world_size,
+                rendezvous="unused",
                 shard_uris=uris,
                 block_size=4,
             )
