@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol, TextIO
 
 from lorax_contract.logs import RESERVED_KEYS
+from lorax_launcher.memory_table import memory_table
 
 # Seconds between two plain lines about one task.
 PROGRESS_INTERVAL_S = 5.0
@@ -17,6 +18,8 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
 _SHOWN_ELSEWHERE = {*RESERVED_KEYS, "event", "exception", "process", "rank"}
 _LAUNCHER = "launcher"
+# The event of a record whose memory is shown as a table.
+_MEMORY_PLAN = "memory_plan"
 
 
 class Display(Protocol):
@@ -204,13 +207,15 @@ def readable(process: str, record: dict[str, Any], *, colour: bool = False) -> s
     shown = f"{level.upper():<7}"
     if colour and level in _COLOURS:
         shown = f"\x1b[{_COLOURS[level]}m{shown}\x1b[0m"
+    table = memory_table(record.get("memory")) if record.get("event") == _MEMORY_PLAN else []
     extras = " ".join(
         f"{key}={printable(_value(value))}"
         for key, value in record.items()
-        if key not in _SHOWN_ELSEWHERE and value is not None
+        if key not in _SHOWN_ELSEWHERE and value is not None and not (table and key == "memory")
     )
     head = f"{_time(record.get('ts'))} {shown} {process:<8} {printable(record['message'])}"
     line = f"{head}  {extras}" if extras else head
+    line = "\n".join([line, *(f"    {printable(each)}" for each in table)])
     exception = record.get("exception")
     if not isinstance(exception, str):
         return line

@@ -180,7 +180,10 @@ class ShardInfo:
     lora_backend: str = ""
     # Device bytes kept for adapters; 0 before warm-up.
     adapter_bytes: int = 0
+    # What the memory of a rank goes to, as (name, bytes); of several that of the fullest.
     memory: tuple[tuple[str, int], ...] = ()
+    # The same of each rank of a group, by rank.
+    rank_memory: tuple[tuple[tuple[str, int], ...], ...] = ()
     shard_uris: tuple[str, ...] = ()
 
 

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ from lorax_router.service.adapters import AdapterDirectory
 from lorax_router.service.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.engine_loop import EngineLoop
 from lorax_router.service.inference import InferenceService
-from lorax_router.service.info import ServerInfo
+from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import (
     Lengths,
     Limits,
@@ -143,11 +143,26 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
         raise StartupError(str(error), ExitCode.BAD_CONFIG) from error
     except ShardUnavailableError as error:
         raise StartupError(f"a shard is gone: {error}", ExitCode.SHARD_UNREACHABLE) from error
+    _log_memory(info, num_blocks)
     depth = max(1, min(config.plan_depth, info.max_depth))
     budgets = Budgets(
         lengths, num_blocks, info.block_size, config.max_batch_prefill_tokens, max_rows, depth
     )
     return info, budgets
+
+
+def _log_memory(info: ShardInfo, num_blocks: int) -> None:
+    """Say what the memory of each rank goes to; the launcher shows it as a table."""
+    memory = MemoryInfo.of(info.rank_memory)
+    if memory is None:
+        return
+    logger.info(
+        "memory of %s: a KV cache of %d tokens%s",
+        info.device_type,
+        num_blocks * info.block_size,
+        f", as many as rank {memory.fullest_rank} has room for" * (len(memory.ranks) > 1),
+        extra={"fields": {"event": "memory_plan", "memory": asdict(memory)}},
+    )
 
 
 async def _warm_up(
@@ -336,4 +351,5 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
         validation_workers=config.validation_workers,
         eager_prefill=config.eager_prefill,
         version=version("lorax-py"),
+        memory=MemoryInfo.of(info.rank_memory),
     )

@@ -88,6 +88,9 @@ def test_every_route_answers(http):
     info = http.get("/info").json()
     assert (info["max_concurrent_requests"], info["max_total_tokens"]) == (48, 512)
     assert info["max_batch_total_tokens"] == 96 * 16
+    (memory,) = info["memory"]["ranks"]
+    assert {"weights", "activations", "adapters", "unused"} < memory.keys()
+    assert memory["kv_cache"] % (96 * 16) == 0 < memory["kv_cache"]
     assert http.get("/metrics").headers["content-type"].startswith("text/plain")
     as_json = http.get("/metrics", headers={"accept": "application/json"}).json()
     assert "lorax_kv_blocks" in as_json

@@ -17,7 +17,7 @@ from lorax_router.http_api.app import Cors, build_app
 from lorax_router.http_api.server import HttpServer, bind, url_of
 from lorax_router.service.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.inference import InferenceService
-from lorax_router.service.info import ServerInfo
+from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import Limits
 from lorax_router.service.metrics import Metrics
 from lorax_router.service.tokenizer_pool import TokenizerPool
@@ -66,6 +66,7 @@ def server_info(bounds: Limits, **overrides: Any) -> ServerInfo:
         "validation_workers": 2,
         "eager_prefill": True,
         "version": "0.0.test",
+        "memory": MemoryInfo.of([[("unused", 9)], [("unused", 7)]]),
     }
     return ServerInfo(**{**values, **overrides})
 

@@ -160,6 +160,13 @@ class UnloadAnswer(BaseModel):
     shared_with: list[str]
 
 
+class MemoryAnswer(BaseModel):
+    """Bytes by what they are for, a table for each rank; the fullest bounds the KV cache."""
+
+    fullest_rank: int
+    ranks: list[dict[str, int]]
+
+
 class InfoAnswer(BaseModel):
     """What this server serves, and within which limits."""
 
@@ -182,3 +189,5 @@ class InfoAnswer(BaseModel):
     sha: str | None
     docker_label: str | None
     request_logger_url: str | None
+    # Beside what LoRAX tells.
+    memory: MemoryAnswer | None

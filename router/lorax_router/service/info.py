@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryInfo:
+    """What the devices' memory goes to: bytes by name, a table for each rank."""
+
+    # The one that bounds the number of KV blocks.
+    fullest_rank: int
+    ranks: tuple[dict[str, int], ...]
+
+    @classmethod
+    def of(cls, ranks: Sequence[Sequence[tuple[str, int]]]) -> MemoryInfo | None:
+        """Return what the ranks said; None if they said nothing."""
+        tables = tuple(dict(rank) for rank in ranks)
+        if not any(tables):
+            return None
+        spare = [table.get("unused", 0) for table in tables]
+        return cls(fullest_rank=spare.index(min(spare)), ranks=tables)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """The answer of ``/info``, under LoRAX's names."""
+    """The answer of ``/info``: LoRAX's keys under LoRAX's names, and ``memory``."""
 
     model_id: str
     model_sha: str | None
@@ -28,3 +47,4 @@ class ServerInfo:
     sha: str | None = None
     docker_label: str | None = None
     request_logger_url: str | None = None
+    memory: MemoryInfo | None = None

@@ -181,9 +181,16 @@ def merge_infos(infos: Sequence[ShardInfo]) -> ShardInfo:
         num_blocks=min(info.num_blocks for info in infos),
         max_depth=min(info.max_depth for info in infos),
         adapter_bytes=min(info.adapter_bytes for info in infos),
+        memory=min((info.memory for info in infos), key=_spare_bytes),
+        rank_memory=tuple(info.memory for info in infos),
         window_size=min(windows, default=None),
         shard_uris=tuple(uri for info in infos for uri in info.shard_uris),
     )
+
+
+def _spare_bytes(memory: Sequence[tuple[str, int]]) -> int:
+    """Return what a rank's plan leaves: with pools of one size, the fullest rank has the least."""
+    return dict(memory).get("unused", 0)
 
 
 def merge_tiers(tiers: Sequence[AdapterTiers]) -> AdapterTiers:

@@ -208,7 +208,8 @@ def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
         linear_backend=model.linear_backend,
         lora_backend=model.lora_backend if engine.adapters is not None else "",
         adapter_bytes=engine.memory.adapter_bytes,
-        memory=engine.memory.items,
+        # The ranks' pools have as many blocks as the fullest rank has room for.
+        memory=engine.memory.with_blocks(engine.num_blocks).items,
         shard_uris=tuple(config.shard_uris),
     )
 

@@ -65,6 +65,13 @@ def test_limits_that_differ_are_the_least():
     assert merged.shard_uris == ("a", "b")
 
 
+def test_the_fullest_rank_counts_and_all_are_told():
+    full, spacious = (("kv_cache", 8), ("unused", 1)), (("kv_cache", 8), ("unused", 5))
+    merged = merge_infos([replace(INFO, memory=spacious), replace(INFO, memory=full)])
+    assert merged.memory == full
+    assert merged.rank_memory == (spacious, full)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("epoch", 2), ("model_type", "gpt2"), ("block_size", 8), ("vocab_size", 99)],
