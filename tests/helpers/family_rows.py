@@ -83,11 +83,14 @@ class FamilyRows:
         schedule: Any,
         fault: Fault = Fault.NONE,
         slots: tuple[int | None, ...] = SLOTS,
-    ) -> None:
-        """Compute the rows; raises LogitsDifferError when one is off."""
+    ) -> float:
+        """Compute the rows; raises LogitsDifferError when one is off.
+
+        Returns the largest relative difference.
+        """
         runner = _Runner(self.model, self.rows, slots, fault)
         schedule(runner)
-        check_logits(runner, self.expected)
+        return check_logits(runner, self.expected)
 
     def load_scaled(self, slot: int, of: int, factor: float) -> None:
         """Load an adapter once more, with another scaling."""

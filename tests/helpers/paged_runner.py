@@ -112,9 +112,13 @@ class PagedRunner:
         return torch.tensor([table + [0] * (widest - len(table)) for table in tables])
 
 
-def check_logits(runner: PagedRunner, stock: list[torch.Tensor]) -> None:
-    """Raise LogitsDifferError unless every token has the reference's logits within 1e-4 relative."""
+def check_logits(runner: PagedRunner, stock: list[torch.Tensor]) -> float:
+    """Raise LogitsDifferError unless every token has the reference's logits within 1e-4 relative.
+
+    Returns the largest relative difference.
+    """
     scale = max(float(logits.abs().max()) for logits in stock)
+    largest = 0.0
     for row, expected in enumerate(stock):
         assert sorted(runner.logits[row]) == list(range(len(expected))), "not all were computed"
         for at, got in runner.logits[row].items():
@@ -123,6 +127,8 @@ def check_logits(runner: PagedRunner, stock: list[torch.Tensor]) -> None:
                 raise LogitsDifferError(
                     f"row {row}, token {at}: off by {difference:.3g} on a scale of {scale:.3g}"
                 )
+            largest = max(largest, difference / scale)
+    return largest
 
 
 def stock_logits(path: Path, rows: list[list[int]]) -> list[torch.Tensor]:
