@@ -66,11 +66,15 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "parallelism)."),
         _option("--attention-backend", type=str, help="Attention implementation of the shard."),
         _option("--linear-backend", type=str, help="Matrix product implementation of the shard."),
+        _option("--cuda-memory-fraction", type=_SHARE,
+                help="Share of a GPU's whole memory that this server takes of it, weights included. "
+                "Only a GPU can be shared so: on a CPU less than 1 is refused."),
         _option("--kv-memory-fraction", type=_SHARE,
-                help="Share of the memory free after loading that the KV cache takes (default: 0.5 "
-                "on CPU, 0.9 on a GPU)."),
+                help="Share that the KV cache takes of what weights, the largest step and adapters "
+                "leave of --cuda-memory-fraction and of what is free; the rest stays unused "
+                "(default: 0.5 on CPU, 0.9 on a GPU)."),
         _option("--memory-wiggle-room", type=_SHARE,
-                help="LoRAX's name for --kv-memory-fraction."),
+                help="LoRAX's name for --kv-memory-fraction: the same share, counted once."),
         _option("--num-blocks", type=_COUNT,
                 help="A fixed number of KV blocks instead of measuring."),
     ],
@@ -101,7 +105,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--adapter-cycle-time-s", type=click.FloatRange(min=0.0, min_open=True),
                 help="How long an adapter waits for its turn before another one must make room."),
         _option("--adapter-memory-fraction", type=click.FloatRange(min=0.0, max=1.0, max_open=True),
-                help="Share of the memory free after loading that is kept for adapters."),
+                help="Share that is kept for adapters of what weights and the largest step leave of "
+                "--cuda-memory-fraction and of what is free (LoRAX: of the whole GPU)."),
         _option("--adapter-host-memory-gb", type=click.FloatRange(min=0.0),
                 help="Host memory for parsed adapters that are not on the shards now."),
         _option("--adapter-store-dir", type=click.Path(file_okay=False),

@@ -50,6 +50,7 @@ class LauncherOptions:
 
     kv_memory_fraction: float | None = None
     memory_wiggle_room: float | None = None
+    cuda_memory_fraction: float = 1.0
     num_blocks: int | None = None
     plan_depth: int = 2
 

@@ -79,11 +79,6 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         "say true",
         granted=("true",),
     ),
-    Refused(
-        "--cuda-memory-fraction",
-        "a cap on the whole GPU is not in this version; use --kv-memory-fraction",
-        granted=("1", "1.0"),
-    ),
     Refused("--embedding-dim", "embeddings are not in this version; it generates text only"),
     Refused("--weights-cache-override", "weights are prepared in one place; use --cache-dir"),
     Refused("--disable-custom-kernels", _KERNELS, Shape.FLAG),

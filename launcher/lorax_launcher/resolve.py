@@ -191,6 +191,16 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
     return _KV_FRACTION[device] if ours is None else ours
 
 
+def _device_fraction(options: LauncherOptions, device: Device) -> float:
+    share = options.cuda_memory_fraction
+    if device == "cpu" and share < 1:
+        raise UsageError(
+            f"--cuda-memory-fraction {share:g} is refused: it caps a GPU, and the model is served "
+            "on the CPU; lower --kv-memory-fraction instead."
+        )
+    return share
+
+
 def _shard(
     options: LauncherOptions,
     facts: DeviceFacts,
@@ -218,6 +228,7 @@ def _shard(
         linear_backend=options.linear_backend,
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),
+        cuda_memory_fraction=_device_fraction(options, device),
         num_blocks=options.num_blocks,
         max_depth=options.plan_depth,
         max_input_length=options.max_input_length or 0,

@@ -84,7 +84,9 @@ class ShardConfig(ProcessConfig):
     linear_backend: str = "auto"
     trust_remote_code: bool = False
     block_size: int = 16
-    # Share of the memory that is free after loading that the KV cache may take.
+    # Share of the whole device that the ranks on it may take together, weights included.
+    cuda_memory_fraction: float = 1.0
+    # Share that the KV cache may take of what weights, the largest step and adapters leave.
     kv_memory_fraction: float = 0.5
     # A fixed number of KV blocks instead of measuring; None: measure at warm-up.
     num_blocks: int | None = None
@@ -110,7 +112,7 @@ class ShardConfig(ProcessConfig):
     s3_endpoint: str | None = None
     # Parsed copies in host memory, in bytes.
     adapter_host_bytes: int = 2 << 30
-    # Share of the memory that is free after loading that adapters on the device may take.
+    # Share that adapters on the device may take of what weights and the largest step leave.
     adapter_memory_fraction: float = 0.1
     max_adapter_rank: int = 512
     # Adapters that are fetched at the same time, and seconds for each.
@@ -132,8 +134,9 @@ class ShardConfig(ProcessConfig):
         if self.world_size > 1 and not self.rendezvous:
             raise ConfigError("rendezvous: needs a place where the ranks meet")
         _at_least(self, "ranks_on_device", 1)
-        if not 0.0 < self.kv_memory_fraction <= 1.0:
-            raise ConfigError("kv_memory_fraction: must be above 0 and at most 1")
+        for name in ("cuda_memory_fraction", "kv_memory_fraction"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name}: must be above 0 and at most 1")
         if self.num_blocks is not None:
             _at_least(self, "num_blocks", 1)
         if not 0.0 <= self.adapter_memory_fraction < 1.0:

@@ -168,6 +168,7 @@ def test_the_hostname_of_a_container_is_no_address_to_bind(
         ("--max-batch-size", "0"),
         ("--kv-memory-fraction", "0"),
         ("--memory-wiggle-room", "1.5"),
+        ("--cuda-memory-fraction", "0"),
         ("--dtype", "int8"),
         ("--no-such-option",),
         ("stray",),

@@ -75,6 +75,12 @@ def test_a_shard_is_told(option: str, value: object, field: str) -> None:
     assert getattr(plan_of(**{option: value}).shards[0], field) == value
 
 
+def test_a_gpu_may_be_taken_in_part() -> None:
+    (shard,) = plan_of(ONE_GPU, cuda_memory_fraction=0.4).shards
+    assert (shard.cuda_memory_fraction, shard.kv_memory_fraction) == (0.4, 0.9)
+    assert plan_of().shards[0].cuda_memory_fraction == 1.0
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -161,6 +167,7 @@ def test_the_prepared_model_is_filled_in() -> None:
         ({"model_id": "a@b", "revision": "c"}, "names a revision already"),
         ({"device": "cuda"}, "no GPU is visible"),
         ({"kv_memory_fraction": 0.5, "memory_wiggle_room": 0.6}, "same share"),
+        ({"cuda_memory_fraction": 0.5}, "on the CPU; lower --kv-memory-fraction"),
         ({"max_total_tokens": 100, "max_batch_total_tokens": 50}, "can never fit"),
         ({"max_total_tokens": 100, "max_input_length": 100}, "--max-input-length"),
         ({"max_batch_size": 0}, "--max-batch-size"),
