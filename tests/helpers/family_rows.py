@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from tests.helpers.paged_runner import Fault, PagedRunner, check_logits, stock_logits
 from tests.helpers.peft_adapters import peft_logits, peft_model
+from tests.helpers.rank_models import read_parts
 from tests.helpers.schedules import LENGTHS
+from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_contract.config import ShardConfig
@@ -20,6 +22,7 @@ from lorax_shard.linear.registry import create
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.model.rank_model import meet
 
 ALL = "all-linear"
 # For each tested family the modules of its first adapter, of rank 8, and of its second, of
@@ -92,6 +95,22 @@ class FamilyRows:
         schedule(runner)
         return check_logits(runner, self.expected)
 
+    def run_ranks(self, schedule: Any, world_size: int) -> float:
+        """Compute the rows by ranks, as threads; as ``run`` otherwise."""
+        parts = read_parts(self.config, world_size)
+
+        def work(group: ThreadGroup) -> float:
+            paged = parts[group.rank].paged
+            assert paged.lora is not None
+            for slot, adapter in enumerate(self.adapters):
+                paged.lora.load(slot, adapter)
+            meet(parts[group.rank], group)
+            runner = _Runner(paged, self.rows, SLOTS, Fault.NONE)
+            schedule(runner)
+            return check_logits(runner, self.expected)
+
+        return max(run_ranks(world_size, work))
+
     def load_scaled(self, slot: int, of: int, factor: float) -> None:
         """Load an adapter once more, with another scaling."""
         modules = {
@@ -105,13 +124,13 @@ class FamilyRows:
         cpu = torch.device("cpu")
         # Packed weights, whose siblings' outputs are columns of one tensor, where they can be.
         linears = "onednn" if create("onednn").why_not(cpu, torch.float32) is None else "auto"
-        config = ShardConfig(
+        self.config = ShardConfig(
             model_dir=str(self.path),
             model_id="tiny",
             shard_uris=["unix:///unused"],
             linear_backend=linears,
         )
-        return load_paged_model(config)
+        return load_paged_model(self.config)
 
     def _adapter(self, slot: int, folder: Path, modules: str | list[str], rank: int) -> HostAdapter:
         tuned = peft_model(

@@ -37,6 +37,9 @@ def test_family_with_two_adapters(family: str, tmp_path: Path) -> None:
     print(f"FIGURE {family} {largest:.1e}")
     with pytest.raises(LogitsDifferError):
         rows.run(chunked, Fault.LOST_BLOCK)
+    # An uneven share of heads, or fewer key heads than ranks.
+    together = rows.run_ranks(chunked, 3)
+    print(f"FIGURE {family} on 3 ranks {together:.1e}")
 
 
 @pytest.fixture(scope="module", params=FAULTY)

@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tests.helpers.paged_runner import PagedRunner, check_logits
+from tests.helpers.rank_models import read_parts
 from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import make_tiny_model
 
+from lorax_contract.config import ShardConfig
+from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.model.rank_model import meet
 from lorax_shard.parallel.load import LoadedRank, load_rank
 from lorax_shard.parallel.local import connect
 from lorax_shard.parallel.partition import CannotSplitError
 from lorax_shard.parallel.slices import RankSlice, open_files
 
-FAMILIES = ("llama", "qwen2", "qwen3_moe", "gemma2", "gpt2", "mixtral", "phi3")
+FAMILIES = ("llama", "gemma2", "gpt2", "mixtral")
 TOLERANCE = 1e-4
 IDS = torch.tensor([[5, 40, 3, 81, 7, 7, 120, 64, 9, 3, 2]])
 
@@ -47,6 +52,7 @@ def logits(folder: Path, world_size: int) -> list[torch.Tensor]:
     return run_ranks(world_size, work)
 
 
+# More families, with adapters, are in test_families.
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_number_of_ranks_gives_the_logits_of_one(
@@ -88,3 +94,39 @@ def test_more_ranks_than_heads_are_refused_in_words(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path)
     with pytest.raises(CannotSplitError, match="cannot be spread over 7 ranks"):
         load(folder, 0, 7)
+
+
+def test_an_adapter_replaces_norms_over_all_heads(tmp_path: Path) -> None:
+    folder = make_tiny_model("olmo2", tmp_path)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    config = ShardConfig(model_dir=str(folder), model_id="tiny", shard_uris=["unix:///unused"])
+    parts = read_parts(config, 4)
+    modules = {}
+    for name in ("model.layers.0.self_attn.q_norm", "model.layers.1.self_attn.k_norm"):
+        norm = stock.get_submodule(name)
+        values = torch.linspace(-1.0, 2.0, len(norm.weight))
+        norm.weight.data.copy_(values)
+        modules[name] = ModuleDelta(weight=values)
+    adapter = HostAdapter(digest="norms", modules=modules)
+    rows = [IDS[0].tolist(), IDS[0].tolist()[:5]]
+    with torch.inference_mode():
+        expected = [stock.eval()(torch.tensor([row]), use_cache=False).logits[0] for row in rows]
+
+    def work(group: ThreadGroup) -> None:
+        paged = parts[group.rank].paged
+        assert paged.lora is not None
+        paged.lora.load(0, adapter)
+        meet(parts[group.rank], group)
+        runner = SlottedRunner(paged, rows, num_blocks=16)
+        runner.step({0: 4, 1: 3})
+        runner.step({0: 7, 1: 2})
+        check_logits(runner, expected)
+
+    run_ranks(4, work)
+
+
+class SlottedRunner(PagedRunner):
+    """Computes all rows with the adapter in slot 0."""
+
+    def slots(self, order: list[int]) -> list[int | None]:
+        return [0 for _ in order]

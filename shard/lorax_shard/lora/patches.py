@@ -276,10 +276,10 @@ class VectorPatch(Patch[VectorChange]):
             change = self._changes.get(slot)
             if change is not None:
                 at = rows.rows(slot)
-                flat_y[at] = self._with(change)(flat_x[at])
+                flat_y[at] = self._with(change).forward(flat_x[at])
         return y
 
-    def _with(self, change: VectorChange) -> nn.Module:
+    def _with(self, change: VectorChange) -> Any:
         module = copy.copy(self.site.module)
         module._parameters = {**module._parameters, **change.parameters}  # type: ignore[dict-item]
         module.__dict__.pop("forward", None)

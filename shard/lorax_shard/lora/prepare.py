@@ -283,7 +283,7 @@ def _check_vector(site: Site, delta: ModuleDelta) -> None:
             continue
         if name not in own:
             raise AdapterMismatchError(f"it brings a {name} for {site.name!r}, which has none")
-        _expect(site, name, part, tuple(own[name].shape))
+        _expect(site, name, part, (site.out_features,))
 
 
 def _check_low_rank(site: Site, delta: ModuleDelta, widths: tuple[int, int]) -> None:

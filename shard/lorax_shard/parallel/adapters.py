@@ -8,6 +8,7 @@ section 6, splits them so that one more is needed).
 
     column, head    B, magnitude, bias, weight and token rows by output     A as it is
     row             A and weight by input, bias on rank 0                   B as it is
+    norm            weight and bias by feature
     embedding       A, weight and token rows by id                          B as it is
 
 DoRA divides by the norms of whole rows of W + s B A, and of whole columns in an embedding.
@@ -63,7 +64,9 @@ class AdapterCut:
             return self._embedding(name, delta)
         if split.role is Role.HEAD:
             return self._head(delta)
-        return _column(split, delta)
+        if split.role in (Role.COLUMN, Role.NORM):
+            return _column(split, delta)
+        return delta
 
     def _row(self, name: str, split: Split, delta: ModuleDelta) -> ModuleDelta:
         # A row-parallel weight is split by input, in whichever layout.

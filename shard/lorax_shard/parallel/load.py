@@ -11,9 +11,9 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorax_shard.parallel.local import keep_bias_once, make_local
-from lorax_shard.parallel.partition import CannotSplitError, Span
-from lorax_shard.parallel.plan import RankPlan, Role, Split, make_plan
-from lorax_shard.parallel.slices import Checkpoint, RankSlice
+from lorax_shard.parallel.partition import CannotSplitError
+from lorax_shard.parallel.plan import RankPlan, Role, base_prefix, make_plan
+from lorax_shard.parallel.slices import OLD_NAMES, Checkpoint, RankSlice
 
 # One expert's matrices, as most checkpoints have them; transformers fuses them while loading.
 _EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$")
@@ -59,10 +59,11 @@ def load_rank(
 
     # transformers finds its conversions by these.
     RankModel.__name__, RankModel.__qualname__ = stock.__name__, stock.__qualname__
+    RankModel.__module__ = stock.__module__
     with torch.device("meta"):
         whole = stock._from_config(config, dtype=dtype)
     plan = make_plan(whole, rank, world_size)
-    prefix = whole.base_model_prefix
+    prefix = base_prefix(whole)
     checkpoint = Checkpoint(files, prefix)
     state = {key: _sliced(file, key, plan, prefix) for key, file in files.items()}
     model, report = RankModel.from_pretrained(
@@ -96,21 +97,15 @@ def _sliced(file: Any, key: str, plan: RankPlan, prefix: str) -> RankSlice:
         if (split := next(splits, None)) is not None:
             return RankSlice(file, key, 1 if expert["matrix"] in _DOWN else 0, split.spans)
     name, _, part = key.rpartition(".")
+    name = OLD_NAMES.get(name, name)
     # Older checkpoints leave the base model's prefix out.
     owner = plan.splits.get(name) or plan.splits.get(f"{prefix}.{name}")
     if owner is None:
         return RankSlice(file, key)
-    if owner.role is Role.EXPERTS:
-        return _of_fused(file, key, part, owner)
+    if owner.parameters:
+        if part not in owner.parameters:
+            return RankSlice(file, key)
+        return RankSlice(file, key, *owner.parameters[part])
     if part == "bias":
         return RankSlice(file, key, None if owner.role is Role.ROW else 0, owner.spans)
     return RankSlice(file, key, owner.weight_dim, owner.spans)
-
-
-def _of_fused(file: Any, key: str, part: str, split: Split) -> RankSlice:
-    """Return a part of all experts' matrices, which lie in one tensor."""
-    (own,) = split.spans
-    if part == "down_proj":
-        return RankSlice(file, key, 2, split.spans)
-    width = file.get_slice(key).get_shape()[1] // 2
-    return RankSlice(file, key, 1, (own, Span(width + own.start, width + own.stop)))

@@ -34,8 +34,9 @@ def keep_bias_once(model: Any, plan: RankPlan) -> None:
     if plan.rank == 0:
         return
     for name, split in plan.splits.items():
-        bias = getattr(model.get_submodule(name), "bias", None)
-        if split.role is Role.ROW and isinstance(bias, torch.Tensor):
+        kept = {Role.ROW: "bias", Role.EXPERTS: "down_proj_bias"}.get(split.role, "")
+        bias = getattr(model.get_submodule(name), kept, None) if kept else None
+        if isinstance(bias, torch.Tensor):
             with torch.no_grad():
                 bias.zero_()
 
@@ -56,6 +57,8 @@ def connect(
             _connect_head(module, plan, group, extra_logits)
         elif split.role is Role.EMBEDDING:
             _connect_embedding(module, plan, group)
+        elif split.role is Role.NORM:
+            _connect_norm(module, split, group)
 
 
 def _connect_head(
@@ -89,12 +92,30 @@ def _connect_embedding(module: nn.Module, plan: RankPlan, group: RankGroup) -> N
     module.register_forward_hook(join)
 
 
+def _connect_norm(module: Any, split: Split, group: RankGroup) -> None:
+    """Correct what a norm divided by, the mean over its own part, to the mean over all."""
+    epsilon: float = module.variance_epsilon
+
+    def correct(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        squares = args[0].float().pow(2).sum(-1, keepdim=True)
+        own = squares / args[0].shape[-1]
+        # Heads that several ranks hold count once.
+        whole = group.all_reduce(squares / split.num_holders) / split.width
+        factor = torch.sqrt((own + epsilon) / (whole + epsilon))
+        return (output.float() * factor).to(output.dtype)
+
+    module.register_forward_hook(correct)
+
+
 def _tell_heads(attention: nn.Module, plan: RankPlan) -> None:
     """Let an attention module, which may count heads by its config, count the rank's."""
     heads = plan.heads
     full: Any = attention.config
-    if not hasattr(attention, "head_dim") or getattr(full, "is_local", False):
+    if getattr(full, "is_local", False) or not any(
+        hasattr(attention, name) for name in ("head_dim", "qk_head_dim")
+    ):
         return
+    head_dim = int(getattr(attention, "head_dim", 0))
     local: Any = copy.copy(full)
     num_keys = getattr(full, "num_key_value_heads", None)
     local.num_attention_heads = len(heads.queries)
@@ -107,8 +128,11 @@ def _tell_heads(attention: nn.Module, plan: RankPlan) -> None:
         ("num_attention_heads", len(heads.queries)),
         ("num_key_value_heads", len(heads.keys)),
         ("num_key_value_groups", len(heads.queries) // len(heads.keys)),
-        # GPT-2 cuts its fused projection in three of this width.
-        ("split_size", len(heads.queries) * int(attention.head_dim)),  # type: ignore[arg-type]
+        # GPT-2 cuts its fused projection in three of this width, GPT-BigCode in these.
+        ("split_size", len(heads.queries) * head_dim),
+        ("kv_heads", len(heads.keys)),
+        ("kv_dim", len(heads.keys) * head_dim),
+        *((("embed_dim", len(heads.queries) * head_dim),) if hasattr(attention, "kv_dim") else ()),
     ):
         if hasattr(attention, name):
             setattr(attention, name, number)
@@ -133,12 +157,20 @@ def _resize_embedding(module: nn.Module, split: Split) -> None:
     _set(module, "weight", 0, split.size)
 
 
+def _resize_parameters(module: nn.Module, split: Split) -> None:
+    for name, (dim, spans) in split.parameters.items():
+        _set(module, name, dim, sum(map(len, spans)))
+
+
 def _resize_experts(module: nn.Module, split: Split) -> None:
-    _set(module, "gate_up_proj", 1, 2 * split.size)
-    _set(module, "down_proj", 2, split.size)
-    for name in ("intermediate_dim", "intermediate_size"):
+    _resize_parameters(module, split)
+    for name in ("intermediate_dim", "intermediate_size", "expert_dim"):
         if hasattr(module, name):
             setattr(module, name, split.size)
+
+
+def _resize_norm(module: nn.Module, split: Split) -> None:
+    _set(module, "weight", 0, split.size)
 
 
 _RESIZE = {
@@ -147,6 +179,8 @@ _RESIZE = {
     Role.EMBEDDING: _resize_embedding,
     Role.HEAD: _resize_column,
     Role.EXPERTS: _resize_experts,
+    Role.NORM: _resize_norm,
+    Role.HEADS: _resize_parameters,
 }
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import enum
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from lorax_shard.parallel.families import PLANS
 from lorax_shard.parallel.partition import (
     CannotSplitError,
     HeadShare,
@@ -24,32 +25,11 @@ from lorax_shard.parallel.partition import (
     share_of,
 )
 
-# Plans of ours, below the base model.
-_PLANS: dict[str, dict[str, str]] = {
-    "phi3": {
-        "layers.*.self_attn.qkv_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_up_proj": "packed_colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    },
-    "gpt2": {
-        "h.*.attn.c_attn": "colwise",
-        "h.*.attn.c_proj": "rowwise",
-        "h.*.mlp.c_fc": "colwise",
-        "h.*.mlp.c_proj": "rowwise",
-    },
-    "opt": {
-        "decoder.layers.*.self_attn.q_proj": "colwise",
-        "decoder.layers.*.self_attn.k_proj": "colwise",
-        "decoder.layers.*.self_attn.v_proj": "colwise",
-        "decoder.layers.*.self_attn.out_proj": "rowwise",
-        "decoder.layers.*.fc1": "colwise",
-        "decoder.layers.*.fc2": "rowwise",
-    },
-}
-_QUERIES = ("q_proj",)
+_QUERIES = ("q_proj", "q_b_proj")
 _KEYS = ("k_proj", "v_proj")
 _FUSED = ("c_attn", "qkv_proj")
+# Key and value of a head, or all three of its parts, one after the other, head by head.
+_BY_HEAD = ("kv_b_proj", "query_key_value", "c_attn")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 
@@ -67,6 +47,10 @@ class Role(enum.Enum):
     HEAD = "head"
     # Fused experts: each rank has a part of every expert's width: the sum is the output.
     EXPERTS = "experts"
+    # A norm over all heads: each rank has the heads' parts, the mean is over all of them.
+    NORM = "norm"
+    # Numbers that belong to the heads: each rank has its own, and nobody meets.
+    HEADS = "heads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +61,12 @@ class Split:
     spans: tuple[Span, ...]
     # The weight is kept as in x out (GPT-2's Conv1D).
     is_transposed: bool = False
+    # Of modules whose parameters have other names than weight and bias: the dimension that is
+    # split, and where. What is in none stays whole.
+    parameters: Mapping[str, tuple[int, tuple[Span, ...]]] = field(default_factory=dict)
+    # Of a norm: its whole width, and how many ranks hold what this one holds.
+    width: int = 0
+    num_holders: int = 1
 
     @property
     def weight_dim(self) -> int:
@@ -126,6 +116,8 @@ class _Planner:
         self._rank, self._world_size = rank, world_size
         num_queries = config.num_attention_heads
         num_keys = getattr(config, "num_key_value_heads", None) or num_queries
+        if getattr(config, "multi_query", False):
+            num_keys = 1
         self.heads = share_heads(num_queries, num_keys, rank, world_size)
         self._num_heads = (num_queries, num_keys)
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_queries
@@ -152,8 +144,8 @@ class _Planner:
     def _patterns(self) -> dict[str, str]:
         """Return the family's plan by full module name."""
         theirs: Mapping[str, str] | None = getattr(self._config, "base_model_tp_plan", None)
-        plan = _PLANS.get(self._config.model_type) or theirs or {}
-        prefix = self._model.base_model_prefix
+        plan = PLANS.get(self._config.model_type) or theirs or {}
+        prefix = base_prefix(self._model)
         return {f"{prefix}.{pattern}": style for pattern, style in plan.items()}
 
     def _name_of(self, module: nn.Module) -> str:
@@ -161,10 +153,14 @@ class _Planner:
         return next(names)
 
     def _split(self, name: str, module: nn.Module, style: str) -> Split | None:
-        if style.startswith("replicated"):
+        if style.startswith("replicated") or style == "mla_kv_a_proj":
             return None
         if style == "moe_tp_experts":
             return self._experts(name, module)
+        if style == "norm":
+            return self._norm(name, module)
+        if style == "sinks":
+            return Split(Role.HEADS, (), parameters={"sinks": (0, (self.heads.queries,))})
         if style not in ("colwise", "rowwise", "packed_colwise"):
             raise CannotSplitError(f"{name} is to be spread as {style!r}, which is not known here")
         transposed = not isinstance(module, nn.Linear)
@@ -191,38 +187,83 @@ class _Planner:
             return (q,)
         if own in _KEYS and size == keys:
             return (k,)
-        if own in _FUSED and size == queries + 2 * keys:
+        num_queries, num_keys = self._num_heads
+        is_by_head = num_queries == num_keys and size % num_queries == 0
+        # GPT-2's Conv1D has all queries, then all keys; GPT-BigCode's own kind has not.
+        if (
+            own in _FUSED
+            and size == queries + 2 * keys
+            and not (is_by_head and self._config.model_type == "gpt_bigcode")
+        ):
             offsets = (queries, queries + keys)
             return (q, *(Span(at + k.start, at + k.stop) for at in offsets))
+        if is_by_head and own in (*_BY_HEAD, *_QUERIES):
+            return (self.heads.queries.scaled(size // num_queries),)
         raise CannotSplitError(f"{name} has {size} outputs, which are not this model's heads")
 
     def _inputs(self, name: str, module: nn.Module) -> tuple[Span, ...]:
         *_, parent, own = name.split(".")
         size = _widths(module)[0]
         if parent in _ATTENTIONS and own in _ATTENTION_OUTPUTS:
-            if size != self._num_heads[0] * self._head_dim:
+            # Heads may be wider or narrower here than in queries and keys.
+            if size % self._num_heads[0]:
                 raise CannotSplitError(
                     f"{name} has {size} inputs, which are not this model's heads"
                 )
-            return (self.heads.queries.scaled(self._head_dim),)
+            return (self.heads.queries.scaled(size // self._num_heads[0]),)
         return (self._part(name, size),)
 
     def _experts(self, name: str, module: nn.Module) -> Split:
         down = getattr(module, "down_proj", None)
         up = getattr(module, "gate_up_proj", None)
-        # experts x hidden x width, and experts x (gate and up) width x hidden.
-        if down is None or up is None or up.shape[1] != 2 * down.shape[2]:
+        if down is None or up is None:
             raise CannotSplitError(f"{name} keeps its experts in a way that is not known here")
+        # experts x hidden x width and experts x (gate and up) width x hidden, or in x out.
+        in_first = up.shape[2] == 2 * down.shape[1] and up.shape[1] == down.shape[2]
+        width = down.shape[1 if in_first else 2]
         # Grouped products want rows that begin at multiples of 16 bytes.
-        unit = next(unit for unit in (8, 4, 2, 1) if down.shape[2] % unit == 0)
-        part = self._part(name, down.shape[2] // unit)
-        return Split(Role.EXPERTS, (part.scaled(unit),))
+        unit = next(unit for unit in (8, 4, 2, 1) if width % unit == 0)
+        own = self._part(name, width // unit).scaled(unit)
+        both: tuple[Span, ...] = (own, Span(width + own.start, width + own.stop))
+        if hasattr(module, "gate_up_proj_bias"):
+            # GPT-OSS has gate and up in turns.
+            both = (own.scaled(2),)
+        parameters = {
+            "gate_up_proj": (2 if in_first else 1, both),
+            "down_proj": (1 if in_first else 2, (own,)),
+        }
+        if hasattr(module, "gate_up_proj_bias"):
+            parameters["gate_up_proj_bias"] = (1, both)
+        return Split(Role.EXPERTS, (own,), parameters=parameters)
+
+    def _norm(self, name: str, module: nn.Module) -> Split:
+        own = name.rpartition(".")[2]
+        heads, number = (self.heads.queries, self._num_heads[0])
+        if own == "k_norm":
+            heads, number = (self.heads.keys, self._num_heads[1])
+        width = module.get_parameter("weight").shape[0]
+        if width != number * self._head_dim or not hasattr(module, "variance_epsilon"):
+            raise CannotSplitError(f"{name} is no norm over this model's heads")
+        shares = (
+            share_heads(*self._num_heads, rank, self._world_size).keys
+            for rank in range(self._world_size)
+        )
+        holders = sum(share == self.heads.keys for share in shares) if own == "k_norm" else 1
+        spans = (heads.scaled(self._head_dim),)
+        return Split(Role.NORM, spans, width=width, num_holders=holders)
 
     def _part(self, name: str, size: int) -> Span:
         try:
             return share_of(size, self._rank, self._world_size)
         except CannotSplitError as error:
             raise CannotSplitError(f"{name}: {error}") from error
+
+
+def base_prefix(model: Any) -> str:
+    """Return the name of the base model within the causal one."""
+    prefix: str = model.base_model_prefix
+    # Llama 4's names a part that only its multimodal class has.
+    return prefix if hasattr(model, prefix) else "model"
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from lorax_shard.parallel.partition import Span
 
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
+# What checkpoints call a module that transformers calls otherwise (GPT-NeoX's head).
+OLD_NAMES = {"embed_out": "lm_head"}
 # As safetensors names them.
 _DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -71,7 +73,8 @@ class Checkpoint:
     def weight(self, module: str) -> torch.Tensor | None:
         """Read the whole weight of a module; None if there is none under its name."""
         key = f"{module}.weight"
-        for name in (key, key.removeprefix(f"{self._prefix}.")):
+        old = (f"{name}.weight" for name, new in OLD_NAMES.items() if new == module)
+        for name in (key, key.removeprefix(f"{self._prefix}."), *old):
             if name in self.files:
                 whole: torch.Tensor = self.files[name].get_tensor(name)
                 return whole
