@@ -10,6 +10,8 @@ adapters, alpha 16, all seven linears of every block. Beside it then run this se
 without adapters, PEFT's mixed batches and, with ``--peers vllm``, vLLM for CPU with the
 same adapters, in an environment of its own that is made when it is first asked for.
 
+``--peers ranks`` runs this server with two ranks too.
+
 The systems take turns; PEFT, which takes minutes, has one. Each keeps the machine to
 itself while it runs. Reported: output tokens per second of each round, and ratios of the
 medians.
@@ -41,7 +43,7 @@ from tests.helpers.server import Server
 from tokenizers import Tokenizer
 
 RANKS = (8, 16)
-PEERS = ("static", "vllm")
+PEERS = ("static", "vllm", "ranks")
 
 
 class Workload:
@@ -122,29 +124,35 @@ def run_server(
     return load.num_output_tokens / seconds, gaps
 
 
-def measure(rounds: int, options: Sequence[str]) -> dict[str, Any]:
-    """Run this server and transformers in turns and return the figures."""
+def measure(rounds: int, peers: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+    """Run this server and its peers in turns and return the figures."""
     model_dir = default_model_dir()
     load = Workload(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
-    model = load_transformers(model_dir)
     gaps: list[float] = []
+    systems: dict[str, Callable[[], float]] = {}
+    if "static" in peers:
+        model = load_transformers(model_dir)
+        systems["transformers_static_8"] = lambda: static_batches(model, load.ids, load.lengths)
 
     def ours() -> float:
         rate, gaps[:] = run_server(server, load)
         return rate
 
-    with Server(*options) as server:
+    with contextlib.ExitStack() as stack:
+        if "ranks" in peers:
+            spread = stack.enter_context(Server("--num-shard", "2", *options))
+            run_server(spread, load)
+            systems["ours_2_ranks"] = lambda: run_server(spread, load)[0]
+        server = stack.enter_context(Server(*options))
         run_server(server, load)  # warm: first runs pay for lazy set-up
-        rates = take_turns(
-            {
-                "transformers_static_8": lambda: static_batches(model, load.ids, load.lengths),
-                "ours": ours,
-            },
-            rounds,
-        )
-    return figures(rates, gaps) | {
-        "ratio_of_medians": ratio(rates, "ours", "transformers_static_8")
-    }
+        systems["ours"] = ours
+        rates = take_turns(systems, rounds)
+    found = figures(rates, gaps)
+    if "static" in peers:
+        found["ratio_of_medians"] = ratio(rates, "ours", "transformers_static_8")
+    if "ranks" in peers:
+        found["ratio_of_2_ranks_to_1"] = ratio(rates, "ours_2_ranks", "ours")
+    return found
 
 
 def measure_adapters(
@@ -246,7 +254,7 @@ def main() -> None:
             arguments.vllm_environment, arguments.options,
         )  # fmt: skip
     else:
-        found = measure(arguments.rounds, arguments.options)
+        found = measure(arguments.rounds, arguments.peers, arguments.options)
     width = max(map(len, found))
     for name, value in found.items():
         print(f"{name:<{width}}  {value}")
