@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tests.helpers.family_rows import FamilyRows
 from tests.helpers.paged_runner import PagedRunner, check_logits
 from tests.helpers.rank_models import read_parts
+from tests.helpers.schedules import ragged
 from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import make_tiny_model
 
@@ -123,6 +125,29 @@ def test_an_adapter_replaces_norms_over_all_heads(tmp_path: Path) -> None:
         check_logits(runner, expected)
 
     run_ranks(4, work)
+
+
+def test_adapters_need_no_collective_of_their_own(tmp_path: Path) -> None:
+    rows = FamilyRows("llama", tmp_path)
+    parts = read_parts(rows.config, 2)
+
+    def work(group: ThreadGroup) -> list[int]:
+        paged = parts[group.rank].paged
+        assert paged.lora is not None
+        paged.lora.load(0, rows.adapters[0])
+        meet(parts[group.rank], group)
+        counts = []
+        for runner_of in (PagedRunner, SlottedRunner):
+            runner = runner_of(paged, rows.rows, num_blocks=64)
+            before = group.num_collectives
+            ragged(runner)
+            counts.append(group.num_collectives - before)
+        return counts
+
+    layers = 2
+    for base, adapted in run_ranks(2, work):
+        # Two sums a layer, one for the embedding, and the logits put together.
+        assert base == adapted == 2 * layers + 2
 
 
 class SlottedRunner(PagedRunner):
