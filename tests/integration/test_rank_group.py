@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -60,6 +62,25 @@ def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
         told = (tmp_path / f"told-{rank}").read_text()
         assert f"rank {rank} waited for the others in a step" in told
         assert "rank 2 stood still or ended" in told
+
+
+def stop_rank_0(rank: int, rendezvous: str, folder: str) -> None:
+    """Rank 0 is stopped with all its threads, and so the rendezvous that it serves."""
+    group = TorchGroup(rank, 2, rendezvous, torch.device("cpu"), timeout_s=1.0, meeting_s=60.0)
+    if rank == 0:
+        group.gather_values([os.getpid()])
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    pid = group.gather_values([rank])[0][0]
+    with pytest.raises(GroupBrokenError) as caught:
+        group.gather_values([rank])
+    Path(folder, "told").write_text(str(caught.value))
+    os.kill(pid, signal.SIGCONT)
+
+
+def test_rank_0_is_named_when_the_rendezvous_stands_still_with_it(tmp_path: Path) -> None:
+    mp.spawn(stop_rank_0, (f"tcp://127.0.0.1:{free_port()}", str(tmp_path)), nprocs=2)
+    assert "rank 0 stood still or ended" in (tmp_path / "told").read_text()
 
 
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:

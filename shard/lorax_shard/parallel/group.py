@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # How long a rank that waits for others leaves them to say that they wait as well.
 _BLAME_S = 2.0
+# How long the rendezvous may take to answer beyond that.
+_ANSWER_S = 5.0
 
 
 class GroupBrokenError(Exception):
@@ -160,6 +163,18 @@ class TorchGroup:
         ) from error
 
     def _silent_ranks(self) -> list[int]:
+        """Return the ranks that do not say that they wait.
+
+        Over TCP the rendezvous is rank 0's: when that stands still, a question to it is never
+        answered, whatever timeout the store has.
+        """
+        found: list[list[int]] = []
+        asking = threading.Thread(target=lambda: found.append(self._ask_who_waits()), daemon=True)
+        asking.start()
+        asking.join(_BLAME_S + _ANSWER_S)
+        return found[0] if found else [0]
+
+    def _ask_who_waits(self) -> list[int]:
         try:
             self._store.set(f"waited/{self.rank}", "")
             deadline = time.monotonic() + _BLAME_S
