@@ -11,12 +11,16 @@ from tests.acceptance.rank_runs import FAMILIES, WORLD_SIZES, make_world, run_wo
 from tests.acceptance.rank_servers import point_default_model, point_endings
 from tests.acceptance.rank_verdicts import RankVerdict, judge
 from tests.acceptance.suites import point_contracts, point_families, point_gpu, point_namespaces
+from transformers.utils import logging
 
 # --- 1: ranks compute what one process computes ------------------------------------
 
 
 def point_tiny_models() -> Result:
     """Processes over gloo: six families, eight mixed adapters, chunks, preemption."""
+    # Bars and advice of transformers, once for each of dozens of tiny models.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     whole = RankVerdict()
     with tempfile.TemporaryDirectory() as name:
         worlds = {family: make_world(family, Path(name) / family) for family in FAMILIES}

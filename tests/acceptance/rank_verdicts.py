@@ -6,6 +6,7 @@ token has a reference, also those after a near tie at which two runs parted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -163,5 +164,5 @@ def _compare(verdict: RankVerdict, number: int, ranks: list[RankResult], one: Ra
 
 
 def _larger(known: float, new: float) -> float:
-    """Return the larger of two; a NaN stays."""
-    return new if not new <= known else known
+    """Return the larger of two; a NaN stays, and is within no tolerance."""
+    return max(known, new) if math.isfinite(known) and math.isfinite(new) else math.nan
