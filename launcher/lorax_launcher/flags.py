@@ -75,6 +75,10 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "(default: 0.5 on CPU, 0.9 on a GPU)."),
         _option("--memory-wiggle-room", type=_SHARE,
                 help="LoRAX's name for --kv-memory-fraction: the same share, counted once."),
+        _option("--kv-cache-dtype", type=click.Choice(["auto", "fp8_e4m3"]),
+                help="How K and V are stored: `auto` in --dtype, `fp8_e4m3` in a byte each, rounded "
+                "to three bits of mantissa. That holds two to four times the tokens; the attention "
+                "backends `sdpa` and `torch` read it."),
         _option("--num-blocks", type=_COUNT,
                 help="A fixed number of KV blocks instead of measuring."),
     ],

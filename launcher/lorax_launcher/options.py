@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from lorax_contract.config import KVCacheDtype
+
 
 class UsageError(ValueError):
     """The options contradict each other, or ask for something this version does not do."""
@@ -24,6 +26,7 @@ class LauncherOptions:
 
     device: str = "auto"
     dtype: str = "auto"
+    kv_cache_dtype: KVCacheDtype = "auto"
     attention_backend: str = "auto"
     linear_backend: str = "auto"
     sharded: bool | None = None

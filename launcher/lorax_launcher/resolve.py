@@ -191,6 +191,14 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
     return _KV_FRACTION[device] if ours is None else ours
 
 
+def _attention_backend(options: LauncherOptions) -> str:
+    """Return what was asked for; where that is left open, what reads the KV cache asked for."""
+    is_narrow = options.kv_cache_dtype != "auto"
+    return (
+        "sdpa" if is_narrow and options.attention_backend == "auto" else options.attention_backend
+    )
+
+
 def _device_fraction(options: LauncherOptions, device: Device) -> float:
     share = options.cuda_memory_fraction
     if device == "cpu" and share < 1:
@@ -224,7 +232,8 @@ def _shard(
         ranks_on_device=ranks.per_device,
         device=device,
         dtype=options.dtype,
-        attention_backend=options.attention_backend,
+        kv_cache_dtype=options.kv_cache_dtype,
+        attention_backend=_attention_backend(options),
         linear_backend=options.linear_backend,
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 Device = typing.Literal["cpu", "cuda"]
+KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
 
 
 class ConfigError(ValueError):
@@ -80,6 +81,8 @@ class ShardConfig(ProcessConfig):
     device: Device = "cpu"
     # A torch dtype name, or "auto": float32 on CPU, the model's own on a GPU.
     dtype: str = "auto"
+    # How K and V are stored; "auto": in the dtype above.
+    kv_cache_dtype: KVCacheDtype = "auto"
     attention_backend: str = "auto"
     linear_backend: str = "auto"
     trust_remote_code: bool = False

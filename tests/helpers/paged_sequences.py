@@ -34,6 +34,8 @@ class Sequences:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     device: torch.device = DEVICE
+    # Of the cache; None: the same.
+    kv_dtype: torch.dtype | None = None
     done: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Sequences:
             {LAYER: KVShape(self.num_kv_heads, self.key_dim, self.value_dim)},
             num_blocks=sum(needed) + 3,
             block_size=self.block_size,
-            dtype=self.dtype,
+            dtype=self.kv_dtype or self.dtype,
             device=self.device,
         )
 
@@ -102,7 +104,8 @@ class Sequences:
         return dict(zip(self._layout(counts)[0], pieces, strict=True))
 
     def expected(self, row: int, span: slice, spec: AttentionSpec) -> torch.Tensor:
-        whole = (self.queries, self.keys, self.values)
+        stored = [[self.cache.as_stored(each) for each in kv] for kv in (self.keys, self.values)]
+        whole = (self.queries, *stored)
         return oracle(*(source[row][: span.stop] for source in whole), spec)[span]
 
     def check(self, backend: AttentionBackend, spec: AttentionSpec, counts: dict[int, int]) -> None:

@@ -65,6 +65,8 @@ class AttentionBackend(ABC):
     name: ClassVar[str]
     # Whether ``supports`` refuses some layers.
     is_partial: ClassVar[bool] = False
+    # Whether it reads a cache whose dtype is not the queries'.
+    reads_narrow_cache: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere

@@ -33,6 +33,7 @@ class CppAttention(SdpaAttention):
     """Reads each KV block of a decode row once, where it lies."""
 
     name = "cpp"
+    reads_narrow_cache = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -9,6 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+# The format for storing K and V in a byte each: OCP's E4M3, without infinities (Micikevicius et
+# al. 2022, arXiv:2209.05433). With a scale of 1, as is usual without calibration.
+FP8 = torch.float8_e4m3fn
+_FP8_MAX = torch.finfo(FP8).max
+
 
 class KVShape(NamedTuple):
     """What one token keeps in one layer; V may be narrower than K."""
@@ -22,7 +27,8 @@ class PagedCache:
     """Owns K and V of every layer: [num_blocks, block_size, kv_heads, head_dim] each.
 
     A slot is ``block * block_size + offset``. Blocks start as zeros, so that what
-    lies behind a mask is finite.
+    lies behind a mask is finite. ``dtype`` may be narrower than the model's (``FP8``): what is
+    written is rounded then, and ``gather`` widens it again.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class PagedCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.dtype = dtype
 
         def pool(num_heads: int, head_dim: int) -> torch.Tensor:
             size = (num_blocks, block_size, num_heads, head_dim)
@@ -48,8 +55,29 @@ class PagedCache:
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
     ) -> None:
         """Store the T x heads x dim K and V of a step at its T slots."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+        for pool, new in ((self.keys[layer], key), (self.values[layer], value)):
+            # As bytes: few operations know the narrow types.
+            _raw(pool).flatten(0, 1).index_copy_(0, slots, _raw(self._stored(new)))
+
+    def gather(
+        self, layer: int, blocks: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return K and V of n blocks in ``dtype``: n x block_size x heads x dim each."""
+        keys, values = (
+            _raw(pools[layer]).index_select(0, blocks).view(self.dtype).to(dtype)
+            for pools in (self.keys, self.values)
+        )
+        return keys, values
+
+    def as_stored(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values as they would come back from the cache, in their own dtype."""
+        return self._stored(values).to(values.dtype)
+
+    def _stored(self, values: torch.Tensor) -> torch.Tensor:
+        if self.dtype == FP8:
+            # What is beyond the largest number would become NaN.
+            values = values.clamp(-_FP8_MAX, _FP8_MAX)
+        return values.to(self.dtype)
 
     def copy_blocks(self, source: list[int], destination: list[int]) -> None:
         """Copy blocks within the pool over all layers, as if all were read before any is written."""
@@ -60,7 +88,13 @@ class PagedCache:
         written = torch.tensor(destination, device=device)
         for pools in (self.keys, self.values):
             for pool in pools.values():
-                pool.index_copy_(0, written, pool.index_select(0, read))
+                raw = _raw(pool)
+                raw.index_copy_(0, written, raw.index_select(0, read))
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a byte each as bytes, others as they are."""
+    return tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -13,6 +13,7 @@ class TorchAttention(AttentionBackend):
     """Says what every other backend must compute; fast enough for tests only."""
 
     name = "torch"
+    reads_narrow_cache = True
 
     def attend(
         self,
@@ -29,8 +30,9 @@ class TorchAttention(AttentionBackend):
             zip(metadata.query_lens, metadata.context_lens, strict=True)
         ):
             blocks = metadata.block_tables[row, : num_blocks_for(length, cache.block_size)]
-            keys = cache.keys[layer][blocks].flatten(0, 1)[:length]
-            values = cache.values[layer][blocks].flatten(0, 1)[:length]
+            keys, values = (
+                each.flatten(0, 1)[:length] for each in cache.gather(layer, blocks, query.dtype)
+            )
             outputs.append(_attend_row(query[start : start + num_queries], keys, values, spec))
             start += num_queries
         return torch.cat(outputs).to(query.dtype)

@@ -45,6 +45,7 @@ class SdpaAttention(AttentionBackend):
     """Works on any device; what it is made for is a CPU."""
 
     name = "sdpa"
+    reads_narrow_cache = True
 
     def store(
         self,
@@ -71,6 +72,9 @@ class SdpaAttention(AttentionBackend):
     ) -> torch.Tensor:
         """Return the attention of decode rows group by group and of prompts tile by tile."""
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+        if metadata.cache.dtype != key.dtype:
+            # A token that is computed again, in chunks of another size, sees the same.
+            key, value = metadata.cache.as_stored(key), metadata.cache.as_stored(value)
         if metadata.num_decode_rows:
             self._decode(query, output, layer, spec, metadata)
         for tile in _tiles(spec, metadata, query.dtype):
@@ -90,8 +94,7 @@ class SdpaAttention(AttentionBackend):
             rows = slice(0, metadata.num_decode_rows) if group.rows is None else group.rows
             q = query[rows].unsqueeze(2)  # n x H x 1 x D
             n = q.shape[0]
-            k = cache.keys[layer].index_select(0, group.blocks)
-            v = cache.values[layer].index_select(0, group.blocks)
+            k, v = cache.gather(layer, group.blocks, query.dtype)
             k = k.view(n, -1, *k.shape[2:]).transpose(1, 2)  # n x G x L x D
             v = v.view(n, -1, *v.shape[2:]).transpose(1, 2)
             output[rows] = _attention(q, k, v, group.mask, spec).squeeze(2)
@@ -110,8 +113,8 @@ class SdpaAttention(AttentionBackend):
         if tile.blocks is None:
             k, v = key[tile.fresh], value[tile.fresh]
         else:
-            k = metadata.cache.keys[layer].index_select(0, tile.blocks).flatten(0, 1)
-            v = metadata.cache.values[layer].index_select(0, tile.blocks).flatten(0, 1)
+            found = metadata.cache.gather(layer, tile.blocks, query.dtype)
+            k, v = (each.flatten(0, 1) for each in found)
             length = tile.mask.shape[-1] if tile.mask is not None else k.shape[0]
             k, v = k[:length], v[:length]
         at = slice(tile.first_query, tile.first_query + tile.num_queries)

@@ -12,12 +12,14 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_base import BaseDescription
 from lorax_shard.attention.backend import AttentionBackend
-from lorax_shard.attention.kv_cache import PagedCache, block_bytes
+from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
 from lorax_shard.attention.metadata import StepMetadata
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.plug import STEP_KEYWORD, AttentionSurvey
+
+_KV_DTYPES = {"fp8_e4m3": FP8}
 
 
 class HFPagedModel:
@@ -41,6 +43,7 @@ class HFPagedModel:
         self.max_positions = position_limit(config).max_positions
         self.window_size = _common_window(survey)
         self.dtype: torch.dtype = model.dtype
+        self.kv_dtype = self.dtype
         self.device: torch.device = model.device
         self.weight_bytes = _weight_bytes(model)
         self.attention_backend = backend.name
@@ -57,7 +60,21 @@ class HFPagedModel:
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes that one KV block takes over all layers."""
-        return block_bytes(self._shapes, block_size, self.dtype)
+        return block_bytes(self._shapes, block_size, self.kv_dtype)
+
+    def store_kv_as(self, name: str) -> None:
+        """Have later caches store K and V as ``auto`` (the model's dtype) or ``fp8_e4m3``.
+
+        StartupError (BACKEND_UNAVAILABLE) when the attention backend does not read that.
+        """
+        kv_dtype = self.dtype if name == "auto" else _KV_DTYPES[name]
+        if kv_dtype != self.dtype and not self._backend.reads_narrow_cache:
+            raise StartupError(
+                f"the attention backend {self.attention_backend!r} cannot read a KV cache in {name}; "
+                "use --attention-backend sdpa, or --kv-cache-dtype auto",
+                ExitCode.BACKEND_UNAVAILABLE,
+            )
+        self.kv_dtype = kv_dtype
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         """Make the KV pool; a second call replaces it."""
@@ -66,7 +83,7 @@ class HFPagedModel:
             self._shapes,
             num_blocks=num_blocks,
             block_size=block_size,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             device=self.device,
         )
 

@@ -1,6 +1,6 @@
 import torch
 
-from lorax_shard.attention.kv_cache import KVShape, PagedCache, block_bytes, num_blocks_for
+from lorax_shard.attention.kv_cache import FP8, KVShape, PagedCache, block_bytes, num_blocks_for
 
 SHAPES = {0: KVShape(2, 4, 4), 3: KVShape(1, 6, 5)}
 
@@ -54,3 +54,25 @@ def test_copying_nothing_is_allowed() -> None:
 
 def test_num_blocks_for_rounds_up() -> None:
     assert [num_blocks_for(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_fp8_takes_a_quarter_of_float32_and_half_of_bfloat16() -> None:
+    cache = PagedCache(SHAPES, num_blocks=5, block_size=3, dtype=FP8, device=torch.device("cpu"))
+    pools = [*cache.keys.values(), *cache.values.values()]
+    assert 5 * block_bytes(SHAPES, 3, FP8) == sum(pool.nbytes for pool in pools)
+    assert block_bytes(SHAPES, 3, FP8) * 4 == block_bytes(SHAPES, 3, torch.float32)
+    assert block_bytes(SHAPES, 3, FP8) * 2 == block_bytes(SHAPES, 3, torch.bfloat16)
+
+
+def test_fp8_rounds_what_is_written_and_copies_it_as_it_is() -> None:
+    cache = PagedCache(SHAPES, num_blocks=5, block_size=3, dtype=FP8, device=torch.device("cpu"))
+    key, value = torch.randn(1, 1, 6), torch.tensor([[[0.0, 1.0, -1e9, 447.0, float("nan")]]])
+    cache.write(3, key, value, torch.tensor([4]))
+    cache.copy_blocks([1], [3])
+    keys, values = cache.gather(3, torch.tensor([3]), torch.float32)
+    assert keys.shape == (1, 3, 1, 6)
+    torch.testing.assert_close(keys[0, 1], key[0], rtol=1 / 16, atol=2**-10)
+    torch.testing.assert_close(keys[0, 1], cache.as_stored(key)[0], rtol=0, atol=0)
+    # Too large a number is the largest there is; NaN stays NaN.
+    assert values[0, 1, 0, :4].tolist() == [0.0, 1.0, -448.0, 448.0]
+    assert values[0, 1, 0, 4].isnan()

@@ -75,6 +75,14 @@ def test_a_shard_is_told(option: str, value: object, field: str) -> None:
     assert getattr(plan_of(**{option: value}).shards[0], field) == value
 
 
+def test_a_narrow_kv_cache_brings_a_backend_that_reads_it() -> None:
+    (shard,) = plan_of(kv_cache_dtype="fp8_e4m3").shards
+    assert (shard.kv_cache_dtype, shard.attention_backend) == ("fp8_e4m3", "sdpa")
+    (shard,) = plan_of(kv_cache_dtype="fp8_e4m3", attention_backend="torch").shards
+    assert shard.attention_backend == "torch"
+    assert plan_of().shards[0].attention_backend == "auto"
+
+
 def test_a_gpu_may_be_taken_in_part() -> None:
     (shard,) = plan_of(ONE_GPU, cuda_memory_fraction=0.4).shards
     assert (shard.cuda_memory_fraction, shard.kv_memory_fraction) == (0.4, 0.9)

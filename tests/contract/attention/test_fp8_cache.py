@@ -1,0 +1,57 @@
+"""Backends over a cache of a byte a number: exact on what is stored, and how far that is off.
+
+The oracle attends in float64 over K and V as the cache rounds them, so the tolerances are those
+of the computation's dtype, not fp8's.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers.paged_sequences import Sequences
+
+from lorax_shard.attention import registry
+from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
+from lorax_shard.attention.kv_cache import FP8
+
+SCALE = 16**-0.5
+SPECS = {
+    "plain": AttentionSpec(SCALE),
+    "window": AttentionSpec(SCALE, window=5),
+    "everything": AttentionSpec(0.4, window=6, softcap=3.0, sinks=torch.linspace(2.0, -1.0, 6)),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["torch", "sdpa"])
+def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+    return registry.create(request.param, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_chunks_and_decodes(
+    backend: AttentionBackend, spec: AttentionSpec, dtype: torch.dtype
+) -> None:
+    sequences = Sequences([23, 9, 30, 16, 7], dtype=dtype, device=CPU, kv_dtype=FP8)
+    sequences.check(backend, spec, {0: 6, 1: 8, 2: 11})
+    sequences.check(backend, spec, {1: 1, 0: 5, 2: 1, 3: 15})
+    sequences.check(backend, spec, {0: 12, 2: 17, 3: 1, 4: 1})
+
+
+def test_rounding_stays_within_the_format(backend: AttentionBackend) -> None:
+    """Three bits of mantissa: a sixteenth of each number; averages of V are off by no more."""
+    narrow = Sequences([40], device=CPU, kv_dtype=FP8)
+    wide = Sequences([40], device=CPU)
+    spec = SPECS["plain"]
+    # Only V counts where all keys are alike.
+    for each in (narrow, wide):
+        each.keys[0].zero_()
+    answers = [each.step(backend, spec, {0: 40})[0] for each in (narrow, wide)]
+    difference = (answers[0] - answers[1]).abs().max()
+    assert 0 < difference <= wide.values[0].abs().max() / 16
+
+
+def test_backends_that_read_the_cache_themselves_say_so() -> None:
+    reading = {name for name in registry.BACKENDS if registry._load(name).reads_narrow_cache}
+    assert reading == {"torch", "sdpa"}
