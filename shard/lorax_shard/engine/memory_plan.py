@@ -158,13 +158,15 @@ def _refusal(
         f"{verb} {flag} to {value}"
         for verb, flag, value in remedies(measured, settings, spec, block_bytes)
     ]
+    in_step = measured.activations + measured.graphs
+    # Before the largest step has run nothing is known of it.
+    step = f" less {_mib(in_step)} for the largest step" if in_step else ""
     advice = ", or ".join(wishes) or "choose a smaller model or a smaller dtype"
     return (
         f"the KV cache needs {needed} blocks of {block_bytes} bytes "
         f"({_mib(needed * block_bytes)}), but only {_mib(left)} are left for it: this rank "
-        f"may take {_mib(found.budget)} beside its weights, the largest step takes "
-        f"{_mib(measured.activations + measured.graphs)} and adapters {_mib(found.adapters)}; "
-        f"{advice}"
+        f"may take {_mib(found.budget)} beside its weights{step}, of which adapters get "
+        f"{_mib(found.adapters)}; {advice}"
     )
 
 

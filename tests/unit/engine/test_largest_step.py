@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
+
 import pytest
 import torch
 from tests.helpers.toy_adapters import SlottedToy, ToyAdapter
-from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, toy_tokenizer
+from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, new_row, toy_tokenizer
+from torch.profiler import ProfilerActivity, profile
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_contract.step import WarmupSpec
+from lorax_contract.step import SamplingParams, WarmupSpec
 from lorax_shard.engine import largest_step
 from lorax_shard.engine.chooser import Chooser
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.engine.rows import make_row
 from lorax_shard.engine.sampler import Sampler
 
 
@@ -93,6 +99,49 @@ def test_neighbours_compute_with_different_adapters():
     chooser = Chooser(Sampler(model.vocab_size))
     LargestStep(model, chooser, toy_tokenizer(), spec, block_size=BLOCK_SIZE, max_blocks=None).run()
     assert model.row_slots == [[3, 4, 3, 4, 3]]
+
+
+def allocated_at_most(run: Callable[[], object]) -> int:
+    """Return the most bytes of tensors that were alive at once while ``run`` ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    events = trace.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in changes))
+
+
+def test_no_way_of_drawing_takes_more_than_the_largest_step_s():
+    vocab_size, num_rows = 20_000, 8
+    sampler = Sampler(vocab_size)
+    every = SamplingParams(
+        do_sample=True, temperature=0.7, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.05,
+        repetition_penalty=1.2, frequency_penalty=0.2, presence_penalty=0.2, num_alternatives=5,
+    )  # fmt: skip
+    one_by_one = [
+        replace(SamplingParams(), do_sample=True, **{name: getattr(every, name)})
+        for name in ("top_k", "top_p", "typical_p", "min_p", "frequency_penalty")
+    ]
+
+    def peak(params: SamplingParams) -> int:
+        rows = []
+        for number in range(num_rows):
+            new = new_row(number, range(50))
+            new = replace(new, spec=replace(new.spec, sampling=params))
+            rows.append(
+                make_row(
+                    new, tokenizer=toy_tokenizer(), vocab_size=vocab_size, eos_token_ids=frozenset()
+                )
+            )
+        logits = torch.randn(num_rows, vocab_size)
+        with torch.inference_mode():
+            return allocated_at_most(lambda: sampler.sample(logits.clone(), rows))
+
+    largest = peak(largest_step._SAMPLING)
+    assert largest >= 2 * num_rows * vocab_size * 4
+    for params in (every, *one_by_one):
+        # Beside the copies of the logits there is little.
+        assert peak(params) <= largest + num_rows * vocab_size
 
 
 def test_a_pool_that_cannot_be_had_is_said_in_words(monkeypatch):

@@ -96,7 +96,7 @@ def test_a_refusal_says_what_is_lacking_and_what_would_do():
     assert caught.value.exit_code is ExitCode.OUT_OF_MEMORY
     words = str(caught.value)
     assert "needs 1024 blocks" in words
-    assert "the largest step takes 4096.0 MiB" in words
+    assert "beside its weights less 4096.0 MiB for the largest step" in words
     assert "lower --max-total-tokens to 12960" in words
     assert "about" in words
 
@@ -108,8 +108,9 @@ def test_a_capped_refusal_names_the_cap():
 
 
 def test_what_no_flag_helps_asks_for_another_model():
-    with pytest.raises(StartupError, match="choose a smaller model or a smaller dtype"):
+    with pytest.raises(StartupError, match="choose a smaller model or a smaller dtype") as caught:
         items(replace(ALONE, free=0, activations=0))
+    assert "step" not in str(caught.value)
 
 
 @given(
