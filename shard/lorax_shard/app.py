@@ -141,6 +141,8 @@ def load_parts(config: ShardConfig) -> ShardParts:
         torch.set_num_threads(config.num_threads)
     group = _meet(config)
     model = load_paged_model(config, group)
+    # The probe has compared the model over a cache that rounds nothing.
+    model.store_kv_as(config.kv_cache_dtype)
     serves = bool(
         config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
     )
@@ -149,7 +151,9 @@ def load_parts(config: ShardConfig) -> ShardParts:
         memory_fraction=config.kv_memory_fraction,
         num_blocks=config.num_blocks,
         adapter_fraction=config.adapter_memory_fraction if serves else 0.0,
+        device_fraction=config.cuda_memory_fraction,
         ranks_on_device=config.ranks_on_device,
+        max_adapter_rank=config.max_adapter_rank if serves else 0,
     )
     invariant = config.batch_invariant
     if not serves:

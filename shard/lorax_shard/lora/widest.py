@@ -58,9 +58,17 @@ def loaded_widest(
 def widest_adapter(
     sites: dict[str, Site], rank: int, dtype: torch.dtype, device: torch.device
 ) -> PreparedAdapter:
-    """Return an adapter of ``rank`` that changes each linear, and scales its output as DoRA does."""
+    """Return an adapter of ``rank`` on linears of every shape, whose outputs it scales as DoRA does.
+
+    One of each is enough: what a module's adapters take is free again when it has computed.
+    """
     groups = list(find_groups(sites))
     widths = {name: _widths(site) for name, site in sites.items() if site.kind is Kind.LINEAR}
+    first: dict[Any, int] = {}
+    for number, group in enumerate(groups):
+        first.setdefault((group[0].is_head, *(widths[site.name] for site in group)), number)
+    chosen = {number: groups[number] for number in first.values()}
+    names = [site.name for group in chosen.values() for site in group]
     zeros = _Zeros(_most_elements(groups, widths, rank), dtype, device)
     return PreparedAdapter(
         digest="widest",
@@ -69,9 +77,9 @@ def widest_adapter(
                 zeros.view(rank * len(group), widths[group[0].name][0]),
                 tuple(zeros.view(rank, widths[site.name][1]) for site in group),
             )
-            for number, group in enumerate(groups)
+            for number, group in chosen.items()
         },
-        linears={name: LinearChange(scale=zeros.view(out)) for name, (_, out) in widths.items()},
+        linears={name: LinearChange(scale=zeros.view(widths[name][1])) for name in names},
         embeddings={},
         vectors={},
         num_logits=0,

@@ -76,7 +76,9 @@ def read_part(
 ) -> Part:
     """Read the part of rank ``seat[0]`` of ``seat[1]`` and plug it; the ranks do not meet yet."""
     folder = Path(config.model_dir)
-    check_weights(weight_files(folder), dtype, device, num_parts=seat[1])
+    check_weights(
+        weight_files(folder), dtype, device, num_parts=seat[1], parts_here=config.ranks_on_device
+    )
     plug.register()
     loaded = _read(folder, hf_config, dtype, device, seat)
     with one_thread():

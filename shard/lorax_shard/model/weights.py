@@ -40,13 +40,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(
-    files: list[Path], dtype: torch.dtype, device: torch.device, *, num_parts: int = 1
+    files: list[Path],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    num_parts: int = 1,
+    parts_here: int = 1,
 ) -> None:
     """Read the header of every file; a damaged one, or too little memory, is a StartupError.
 
-    ``num_parts``: over how many ranks the weights are spread, about evenly.
+    ``num_parts``: over how many ranks the weights are spread, about evenly; ``parts_here``: how
+    many of them share this device's memory, and read at the same time.
     """
-    elements = sum(_count_elements(path) for path in files) // num_parts
+    elements = sum(_count_elements(path) for path in files) * parts_here // num_parts
     needed = elements * dtype.itemsize
     free = free_bytes(device)
     if needed > free:

@@ -1,4 +1,4 @@
-"""The adapters that a warm-up measures with: as wide as allowed, on every linear, almost for free."""
+"""The adapters that a warm-up measures with: as wide as allowed, on linears of all shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(family: str, linears: str) -> tuple[torch.nn.Module, LoraModel]:
 
 
 @pytest.mark.parametrize(("family", "linears"), [("llama", "auto"), ("gpt2", "torch")])
-def test_every_linear_computes_with_the_widest_adapters(family, linears, monkeypatch):
+def test_a_linear_of_each_shape_computes_with_the_widest_adapters(family, linears, monkeypatch):
     model, lora = make(family, linears)
     seen: list[list[int]] = []
     shrink = GroupedGroup.shrink
@@ -40,7 +40,9 @@ def test_every_linear_computes_with_the_widest_adapters(family, linears, monkeyp
     with torch.inference_mode(), widest, lora.step([3, 1, 1, 2], [0, 1, 0, 1]):
         # DoRA's scale is zero, and so is what A and B add.
         assert not model(IDS, use_cache=False).logits.any()
-    num_linears = sum(site.kind is Kind.LINEAR for site in lora.sites.values())
+    # The layers are alike: one of them, and the head.
+    linears = [name for name, site in lora.sites.items() if site.kind is Kind.LINEAR]
+    num_linears = len({".".join(name.split(".")[-2:]) for name in linears})
     # Each group has products of both slots, as wide as all its members together.
     assert all(len(set(ranks)) == 1 and len(ranks) == 2 for ranks in seen)
     assert sum(ranks[0] for ranks in seen) == RANK * num_linears
@@ -64,4 +66,4 @@ def test_one_piece_of_memory_serves_all_matrices():
     matrices = [each for group in adapter.groups.values() for each in (group.a, *group.b)]
     assert len({each.untyped_storage().data_ptr() for each in matrices}) == 1
     assert matrices[0].untyped_storage().nbytes() == max(each.nbytes for each in matrices)
-    assert adapter.nbytes > 4 * matrices[0].untyped_storage().nbytes()
+    assert adapter.nbytes > 2 * matrices[0].untyped_storage().nbytes()
