@@ -43,6 +43,22 @@ def test_three_processes_meet(kind: str, tmp_path: Path) -> None:
     mp.spawn(work, (place,), nprocs=len(SIZES))
 
 
+def meet_beside_others(process: int, folder: str) -> None:
+    """Two groups of two, at the same time and in each other's way if they could be."""
+    number, rank = divmod(process, 2)
+    place = f"file://{folder}/meeting-{number}"
+    group = TorchGroup(rank, 2, place, torch.device("cpu"), timeout_s=60.0, meeting_s=60.0)
+    try:
+        for turn in range(20):
+            assert group.gather_values([number, rank, turn]) == [[number, r, turn] for r in (0, 1)]
+    finally:
+        group.close()
+
+
+def test_groups_on_one_host_do_not_meet_each_other(tmp_path: Path) -> None:
+    mp.spawn(meet_beside_others, (str(tmp_path),), nprocs=4)
+
+
 def wait_alone(rank: int, rendezvous: str, folder: str) -> None:
     """Rank 2 stands still in the middle; the others say so and end."""
     group = TorchGroup(rank, 3, rendezvous, torch.device("cpu"), timeout_s=1.0, meeting_s=60.0)
