@@ -158,6 +158,9 @@ def run_worlds(roots: list[Path], world_size: int) -> None:
 
 
 def _run_rank(rank: int, world_size: int, roots: list[str]) -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
     for root in roots:
         _serve_world(World(Path(root)), world_size, rank)
 

@@ -108,12 +108,15 @@ def point_families() -> Result:
     from lorax_shard.model.families import TESTED_FAMILIES
 
     run = run_suite(*sorted(str(path) for path in ROOT.glob("tests/integration/test_families*.py")))
-    largest = {name: float(value) for name, value in (each.split() for each in run.figures)}
+    # "gemma2 3.6e-06" on one rank, "gemma2 on 3 ranks 4.0e-06" on several.
+    found = [each.rpartition(" ")[::2] for each in run.figures]
+    largest = {name: float(value) for name, value in found}
+    families = {name.partition(" ")[0] for name in largest}
     worst = max(largest, key=largest.__getitem__, default="none")
     print("    " + ", ".join(f"{name} {value:.1e}" for name, value in sorted(largest.items())))
-    ok = run.is_clean and largest.keys() == TESTED_FAMILIES and len(largest) >= LEAST_FAMILIES
+    ok = run.is_clean and families == TESTED_FAMILIES and len(families) >= LEAST_FAMILIES
     figure = (
-        f"{len(largest)} families, largest relative difference {largest.get(worst, 0.0):.1e} "
+        f"{len(families)} families, largest relative difference {largest.get(worst, 0.0):.1e} "
         f"({worst}); {run.counts['passed']} tests passed, {run.counts['skipped']} skipped, "
         f"{run.counts['failed']} failed"
     )
