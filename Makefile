@@ -50,8 +50,14 @@ $(DEV): $(BASE)
 serve: $(BASE) ## serve the embedded model (or ARGS="--model-id ...") on port 3000
 	@exec $(BIN)/lorax-launcher --adapter-local-root examples/adapters $(ARGS)
 
+# Two at a time, each on one thread; then, alone, those that start whole servers.
 test: $(DEV) ## run the tests; the slowest are listed
+ifeq ($(TESTS),)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile tests --ignore tests/e2e
+	@exec $(BIN)/python -m pytest --durations=15 tests/e2e
+else
 	@exec $(BIN)/python -m pytest --durations=15 $(TESTS)
+endif
 
 lint: $(DEV) ## check style and import rules
 	$(BIN)/ruff check .

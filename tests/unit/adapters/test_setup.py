@@ -18,7 +18,7 @@ from lorax_shard.adapters.peft_verify import make_context
 
 def config(folder: Path, **values: Any) -> ShardConfig:
     settings = {"model_dir": "m", "model_id": "m", "shard_uris": ["unix:///0", "unix:///1"],
-                "world_size": 2, "adapter_store_dir": str(folder / "store"), **values}  # fmt: skip
+                "world_size": 2, "rendezvous": "unused", "adapter_store_dir": str(folder / "store"), **values}  # fmt: skip
     return ShardConfig(**settings)
 
 
