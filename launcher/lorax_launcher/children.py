@@ -108,9 +108,10 @@ class Child:
         return self._report.result() if self._report.done() else None
 
     def terminate(self) -> None:
-        """Ask the process to end."""
+        """Ask the process to end; one that was stopped is woken to hear it."""
         if self.is_running:
             self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process and whatever it started."""

@@ -284,6 +284,19 @@ def test_a_router_that_does_not_drain_is_killed_after_its_grace(
     assert "shard drained" in stage.output.getvalue()
 
 
+def test_a_child_that_stands_still_is_woken_to_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than the test waits: only a child that hears the signal ends in time.
+    monkeypatch.setattr(supervisor_module, "STOP_S", 1000.0)
+
+    def freeze(supervisor: Supervisor) -> None:
+        os.kill(stage.pid("shard"), signal.SIGSTOP)
+        supervisor.request_stop()
+
+    assert stage.run(when_ready=freeze) == ExitCode.OK
+
+
 def test_a_second_interrupt_ends_everything_at_once(stage: Stage) -> None:
     def interrupt_twice(supervisor: Supervisor) -> None:
         supervisor.request_stop(signal.SIGINT)
