@@ -68,7 +68,7 @@ def _measured(model: PagedModel, settings: PoolSettings, activations: int = 0) -
 
 @contextmanager
 def _widest_adapters(model: PagedModel, rank: int) -> Iterator[None]:
-    """Within, the model has adapters of this rank on all its linears; none for rank 0."""
+    """Within, the model has adapters of this rank on linears of every shape; none for rank 0."""
     if model.slots is None or rank == 0:
         yield
         return
