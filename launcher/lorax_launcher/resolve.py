@@ -191,12 +191,11 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
     return _KV_FRACTION[device] if ours is None else ours
 
 
-def _attention_backend(options: LauncherOptions) -> str:
+def _attention_backend(options: LauncherOptions, device: Device) -> str:
     """Return what was asked for; where that is left open, what reads the KV cache asked for."""
-    is_narrow = options.kv_cache_dtype != "auto"
-    return (
-        "sdpa" if is_narrow and options.attention_backend == "auto" else options.attention_backend
-    )
+    if options.kv_cache_dtype == "auto" or options.attention_backend != "auto":
+        return options.attention_backend
+    return "sdpa" if device == "cpu" else "triton"
 
 
 def _device_fraction(options: LauncherOptions, device: Device) -> float:
@@ -233,7 +232,7 @@ def _shard(
         device=device,
         dtype=options.dtype,
         kv_cache_dtype=options.kv_cache_dtype,
-        attention_backend=_attention_backend(options),
+        attention_backend=_attention_backend(options, device),
         linear_backend=options.linear_backend,
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),

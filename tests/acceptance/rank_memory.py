@@ -108,7 +108,8 @@ async def _warm_up(uri: str) -> None:
 
 def point_memory() -> Result:
     """Memory of one process and of two ranks, less that of shards with a tiny model."""
-    with tempfile.TemporaryDirectory() as name:
+    # A fetcher that is ending may still write below it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         root = Path(name)
         tiny = make_tiny_model("llama", root / "tiny")
         large = root / "large"

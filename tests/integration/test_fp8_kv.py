@@ -56,7 +56,7 @@ def test_a_backend_that_cannot_read_it_refuses_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(make_tiny_model("llama", tmp_path), "sdpa")
-    monkeypatch.setattr(type(model._backend), "reads_narrow_cache", False)
+    monkeypatch.setattr(model._backend, "refuses_cache", lambda *_: "it is not made for it")
     with pytest.raises(StartupError, match="'sdpa' cannot read a KV cache in fp8_e4m3") as caught:
         model.store_kv_as("fp8_e4m3")
     assert caught.value.exit_code is ExitCode.BACKEND_UNAVAILABLE

@@ -65,8 +65,6 @@ class AttentionBackend(ABC):
     name: ClassVar[str]
     # Whether ``supports`` refuses some layers.
     is_partial: ClassVar[bool] = False
-    # Whether it reads a cache whose dtype is not the queries'.
-    reads_narrow_cache: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
@@ -82,6 +80,11 @@ class AttentionBackend(ABC):
     ) -> str | None:
         """Return in words what of a layer this backend cannot compute, or None."""
         return None
+
+    @classmethod
+    def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - most read their own only
+        """Return in words why it cannot read a cache narrower than the queries, or None."""
+        return "it reads K and V in the dtype that it computes in"
 
     @abstractmethod
     def attend(

@@ -33,7 +33,6 @@ class CppAttention(SdpaAttention):
     """Reads each KV block of a decode row once, where it lies."""
 
     name = "cpp"
-    reads_narrow_cache = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -44,6 +43,11 @@ class CppAttention(SdpaAttention):
             return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
         _, reason = _kernel()
         return reason
+
+    @classmethod
+    def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - whichever it is
+        """Return that its kernel reads numbers of one kind."""
+        return "its kernel reads float32"
 
     def _decode(
         self,

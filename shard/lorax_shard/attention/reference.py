@@ -13,7 +13,11 @@ class TorchAttention(AttentionBackend):
     """Says what every other backend must compute; fast enough for tests only."""
 
     name = "torch"
-    reads_narrow_cache = True
+
+    @classmethod
+    def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - what it gathers it widens
+        """Return None: it reads any."""
+        return None
 
     def attend(
         self,

@@ -45,7 +45,11 @@ class SdpaAttention(AttentionBackend):
     """Works on any device; what it is made for is a CPU."""
 
     name = "sdpa"
-    reads_narrow_cache = True
+
+    @classmethod
+    def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - what it gathers it widens
+        """Return None: it reads any."""
+        return None
 
     def store(
         self,

@@ -86,6 +86,13 @@ class TritonAttention(AttentionBackend):
         self._num_splits = num_splits
 
     @classmethod
+    def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - there is one
+        """Return why it cannot read a narrower cache, or None: GPUs know E4M3 from 8.9 on."""
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+            return "this GPU has no fp8; it takes compute capability 8.9"
+        return None
+
+    @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why it cannot run here, or None."""
         if dtype not in _DTYPES:

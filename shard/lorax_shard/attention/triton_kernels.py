@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_FP8_MAX = tl.constexpr(448.0)
 
 
 @triton.jit
@@ -70,6 +71,9 @@ def _copy_finite(
     mask = is_head & (at < width)
     x = tl.load(source + at, mask=mask, other=0.0)
     x = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
+    if target.dtype.element_ty == tl.float8e4nv:
+        # What is beyond the largest number would become NaN.
+        x = tl.clamp(x.to(tl.float32), -_FP8_MAX, _FP8_MAX)
     tl.store(target + at, x.to(target.dtype.element_ty), mask=mask)
 
 

@@ -68,10 +68,13 @@ class HFPagedModel:
         StartupError (BACKEND_UNAVAILABLE) when the attention backend does not read that.
         """
         kv_dtype = self.dtype if name == "auto" else _KV_DTYPES[name]
-        if kv_dtype != self.dtype and not self._backend.reads_narrow_cache:
+        reason = None
+        if kv_dtype != self.dtype:
+            reason = self._backend.refuses_cache(kv_dtype, self.device)
+        if reason is not None:
             raise StartupError(
-                f"the attention backend {self.attention_backend!r} cannot read a KV cache in {name}; "
-                "use --attention-backend sdpa, or --kv-cache-dtype auto",
+                f"the attention backend {self.attention_backend!r} cannot read a KV cache in {name}: "
+                f"{reason}; use --attention-backend sdpa, or --kv-cache-dtype auto",
                 ExitCode.BACKEND_UNAVAILABLE,
             )
         self.kv_dtype = kv_dtype

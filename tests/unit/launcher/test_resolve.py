@@ -78,6 +78,8 @@ def test_a_shard_is_told(option: str, value: object, field: str) -> None:
 def test_a_narrow_kv_cache_brings_a_backend_that_reads_it() -> None:
     (shard,) = plan_of(kv_cache_dtype="fp8_e4m3").shards
     assert (shard.kv_cache_dtype, shard.attention_backend) == ("fp8_e4m3", "sdpa")
+    (shard,) = plan_of(ONE_GPU, kv_cache_dtype="fp8_e4m3").shards
+    assert shard.attention_backend == "triton"
     (shard,) = plan_of(kv_cache_dtype="fp8_e4m3", attention_backend="torch").shards
     assert shard.attention_backend == "torch"
     assert plan_of().shards[0].attention_backend == "auto"
