@@ -28,7 +28,7 @@ for name in asked["kernels"]:
         signature={n: "constexpr" if n in constants else asked["types"].get(n, "i32") for n in names},
         constexprs={(names.index(n),): size for n, size in constants.items() if n in names},
     )
-    triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    triton.compile(source, target=GPUTarget("cuda", asked["capability"], 32))
     print(name)
 """
 
@@ -39,12 +39,16 @@ def compile_kernels(
     types: dict[str, str],
     constants: dict[str, int | bool],
     cache: Path,
+    capability: int = 80,
 ) -> list[str]:
     """Return the kernels that compile, all or none after an AssertionError with the reason.
 
     Arguments that are neither in ``types`` nor in ``constants`` are 32-bit integers.
     """
-    asked = {"module": module, "kernels": kernels, "types": types, "constants": constants}
+    asked = {
+        "module": module, "kernels": kernels, "types": types, "constants": constants,
+        "capability": capability,
+    }  # fmt: skip
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(

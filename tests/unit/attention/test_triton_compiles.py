@@ -21,6 +21,11 @@ CONSTANTS = {
 KERNELS = ["store", "prompt", "decode", "combine"]
 
 
-def test_every_attention_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cache", "capability"), [("*fp16", 80), ("*fp8e4nv", 90)])
+def test_every_attention_kernel_compiles_for_a_gpu(
+    cache: str, capability: int, tmp_path: Path
+) -> None:
     module = "lorax_shard.attention.triton_kernels"
-    assert compile_kernels(module, KERNELS, TYPES, CONSTANTS, tmp_path) == KERNELS
+    types = {**TYPES, "keys": cache, "values": cache}
+    compiled = compile_kernels(module, KERNELS, types, CONSTANTS, tmp_path, capability)
+    assert compiled == KERNELS
