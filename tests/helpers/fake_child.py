@@ -79,7 +79,8 @@ def run(role: str, behaviour: dict[str, object], report_fd: int) -> None:
     if role == "prepare" and kind != "garbage":
         return
     while True:
-        signal.pause()
+        # Not signal.pause(): a signal that another thread takes would not end it.
+        time.sleep(0.02)
 
 
 def main() -> None:
