@@ -13,9 +13,11 @@ import torch
 from tests.helpers.family_rows import SLOTS, TARGETS, FamilyRows
 from tests.helpers.paged_runner import RELATIVE_TOLERANCE, Fault, LogitsDifferError
 from tests.helpers.schedules import SCHEDULES, chunked, preempted, ragged
+from transformers import LlamaConfig
 
 from lorax_shard.model import plug
 from lorax_shard.model.families import TESTED_FAMILIES
+from lorax_shard.parallel.families import PLANS
 
 # One for each kind of attention and of positions.
 FAULTY = ("gemma2", "gpt2", "gpt_oss", "llama4_text", "mistral")
@@ -40,6 +42,23 @@ def test_family_with_two_adapters(family: str, tmp_path: Path) -> None:
     # An uneven share of heads, or fewer key heads than ranks.
     together = rows.run_ranks(chunked, 3)
     print(f"FIGURE {family} on 3 ranks {together:.1e}")
+
+
+# What tomorrow's release may put into a plan: at a linear, at the block around linears.
+NEW_STYLES = (
+    {"layers.*.mlp.up_proj": "colwise_as_never_before"},
+    {"layers.*.self_attn": "attention_as_never_before"},
+)
+
+
+@pytest.mark.parametrize("new", NEW_STYLES)
+def test_a_style_that_is_not_known_costs_a_copy_of_its_block_and_no_answer(
+    new: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = dict(LlamaConfig.base_model_tp_plan or {})
+    monkeypatch.setitem(PLANS, "llama", new | {k: v for k, v in stock.items() if k not in new})
+    rows = FamilyRows("llama", tmp_path)
+    assert rows.run_ranks(chunked, 3) < RELATIVE_TOLERANCE
 
 
 @pytest.fixture(scope="module", params=FAULTY)

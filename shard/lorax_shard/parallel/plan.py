@@ -2,14 +2,16 @@
 
 transformers names for each family which linears are split by columns and which by rows;
 families without a plan, or with one that gathers what need not be gathered, get a
-small one here. Everything else is replicated. The token
-embedding and the head are split by vocabulary, always.
+small one here. Everything else is replicated: so is the block around a module whose style is
+not known here, since a linear that is split needs partners that are. The token embedding and the
+head are split by vocabulary, always.
 """
 
 from __future__ import annotations
 
 import enum
 import fnmatch
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +26,20 @@ from lorax_shard.parallel.partition import (
     share_heads,
     share_of,
 )
+
+logger = logging.getLogger(__name__)
+
+# What a style means here; transformers' words but for the last two.
+_SPLIT_STYLES = ("colwise", "rowwise", "packed_colwise", "moe_tp_experts", "norm", "sinks")
+# Modules that take whole inputs and give whole outputs, however they compute: they stay whole.
+_WHOLE_STYLES = (
+    "colwise_gather_output", "colwise_rep", "embedding_colwise", "embedding_rowwise",
+    "mla_kv_a_proj", "replicate", "replicated_with_grad_allreduce", "rowwise_rep",
+    "rowwise_split_input", "sequence_parallel",
+)  # fmt: skip
+# What ranks exchange inside of a block that is computed whole.
+_WHOLE_BLOCK_STYLES = ("all_reduce", "local_params", "moe_identity_expert", "packed_rowwise")
+KNOWN_STYLES = frozenset((*_SPLIT_STYLES, *_WHOLE_STYLES, *_WHOLE_BLOCK_STYLES))
 
 _QUERIES = ("q_proj", "q_b_proj")
 _KEYS = ("k_proj", "v_proj")
@@ -123,12 +139,12 @@ class _Planner:
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_queries
 
     def splits(self) -> dict[str, Split]:
-        patterns = self._patterns()
+        styles = self._styles()
+        whole = self._whole_blocks(styles)
         found: dict[str, Split] = {}
-        for name, module in self._model.named_modules():
-            style = next((s for p, s in patterns.items() if fnmatch.fnmatchcase(name, p)), None)
-            if style is not None and (split := self._split(name, module, style)) is not None:
-                found[name] = split
+        for name, (module, style) in styles.items():
+            if style in _SPLIT_STYLES and not any(_is_within(name, block) for block in whole):
+                found[name] = self._split(name, module, style)
         if not found:
             raise CannotSplitError(
                 f"transformers has no plan to spread a {self._config.model_type} over ranks"
@@ -141,6 +157,32 @@ class _Planner:
             found[self._name_of(module)] = Split(role, rows)
         return found
 
+    def _styles(self) -> dict[str, tuple[nn.Module, str]]:
+        """Return the modules that the plan names and how each is to be spread."""
+        patterns = self._patterns()
+        found: dict[str, tuple[nn.Module, str]] = {}
+        for name, module in self._model.named_modules():
+            style = next((s for p, s in patterns.items() if fnmatch.fnmatchcase(name, p)), None)
+            if style == "local_params":
+                style = _style_of_own_parameters(module)
+            if style is not None:
+                found[name] = module, style
+        return found
+
+    def _whole_blocks(self, styles: Mapping[str, tuple[nn.Module, str]]) -> set[str]:
+        """Return the blocks that stay whole since a part of them has a style not known here."""
+        blocks: set[str] = set()
+        for name, (module, style) in styles.items():
+            if style not in (*_SPLIT_STYLES, *_WHOLE_STYLES):
+                has_parts = next(module.children(), None) is not None
+                blocks.add(name if has_parts else name.rpartition(".")[0])
+        if blocks:
+            logger.warning(
+                "each rank computes %d blocks of this model whole, %s for one: how its plan "
+                "spreads them is not known here", len(blocks), min(blocks),
+            )  # fmt: skip
+        return blocks
+
     def _patterns(self) -> dict[str, str]:
         """Return the family's plan by full module name."""
         theirs: Mapping[str, str] | None = getattr(self._config, "base_model_tp_plan", None)
@@ -152,17 +194,13 @@ class _Planner:
         names = (str(name) for name, each in self._model.named_modules() if each is module)
         return next(names)
 
-    def _split(self, name: str, module: nn.Module, style: str) -> Split | None:
-        if style.startswith("replicated") or style == "mla_kv_a_proj":
-            return None
+    def _split(self, name: str, module: nn.Module, style: str) -> Split:
         if style == "moe_tp_experts":
             return self._experts(name, module)
         if style == "norm":
             return self._norm(name, module)
         if style == "sinks":
             return Split(Role.HEADS, (), parameters={"sinks": (0, (self.heads.queries,))})
-        if style not in ("colwise", "rowwise", "packed_colwise"):
-            raise CannotSplitError(f"{name} is to be spread as {style!r}, which is not known here")
         transposed = not isinstance(module, nn.Linear)
         if style == "rowwise":
             return Split(Role.ROW, self._inputs(name, module), transposed)
@@ -264,6 +302,18 @@ def base_prefix(model: Any) -> str:
     prefix: str = model.base_model_prefix
     # Llama 4's names a part that only its multimodal class has.
     return prefix if hasattr(model, prefix) else "model"
+
+
+def _is_within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
+
+
+def _style_of_own_parameters(module: nn.Module) -> str | None:
+    """Return the style of a module whose own parameters, not those of its parts, are split."""
+    names = {name for name, _ in module.named_parameters(recurse=False)}
+    if not names:
+        return None
+    return "sinks" if names == {"sinks"} else "local_params"
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
