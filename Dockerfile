@@ -17,7 +17,7 @@ RUN apt-get update \
 
 FROM base AS source
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY proto proto
 COPY router router
 COPY shard shard
@@ -26,12 +26,12 @@ COPY launcher launcher
 FROM source AS build-cpu
 RUN python -m venv /opt/lorax \
     && pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
-    && pip install ".[s3]"
+    && pip install --constraint constraints.txt ".[s3]"
 
 FROM source AS build-cuda
 RUN python -m venv /opt/lorax \
     && pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130 \
-    && pip install ".[s3]"
+    && pip install --constraint constraints.txt ".[s3]"
 
 FROM base AS runtime
 RUN useradd --create-home --uid 10001 lorax \

@@ -7,7 +7,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # torch comes first and pinned: the project's own range would also admit builds with CUDA,
 # several gigabytes that a CPU machine does not need.
 TORCH ?= torch==2.13.0
+# For its kernels' interpreter, where the build of torch brings none.
+TRITON ?= triton==3.9.0
 VENV ?= .venv
+# The releases of everything else that the tests passed with; CONSTRAINTS= takes the newest.
+CONSTRAINTS ?= constraints.txt
 # Arguments for lorax-launcher, such as ARGS="--port 3005".
 ARGS ?=
 # Arguments for pytest, such as TESTS="tests/unit -k console".
@@ -24,11 +28,13 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.lorax-base
 DEV := $(VENV)/.lorax-dev
 
+PIP_INSTALL = $(BIN)/python -m pip install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types check protos protos-check docs bench acceptance clean
-.PHONY: gpu-check
+.PHONY: gpu-check newest constraints
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
@@ -37,13 +43,14 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(BASE): $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install -e .
+$(BASE): $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) "$(TORCH)"
+	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(DEV): $(BASE)
-	$(BIN)/python -m pip install -e ".[dev]"
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP_INSTALL) "$(TRITON)"
+	$(PIP_INSTALL) -e ".[dev]"
 	@touch $@
 
 # `exec` leaves no shell between make and the program: signals reach it, and its code is ours.
@@ -58,6 +65,17 @@ ifeq ($(TESTS),)
 else
 	@exec $(BIN)/python -m pytest --durations=15 $(TESTS)
 endif
+
+# An environment of its own, made anew: what a release of today would do to a first start.
+newest: ## run the tests with the newest release of everything
+	rm -rf .venv-newest
+	@$(MAKE) test VENV=.venv-newest CONSTRAINTS= TRITON=triton
+
+constraints: ## write constraints.txt anew: the newest release of everything but torch
+	rm -rf .venv-newest
+	@$(MAKE) .venv-newest/.lorax-dev VENV=.venv-newest CONSTRAINTS=
+	.venv-newest/bin/python -m pip freeze --exclude-editable \
+		| grep -Ev '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' > constraints.txt
 
 lint: $(DEV) ## check style and import rules
 	$(BIN)/ruff check .
@@ -95,6 +113,6 @@ acceptance: $(DEV) ## run the acceptance points of NAME
 	@exec $(BIN)/python -m tests.acceptance $(NAME)
 
 clean: ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-proto build dist *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-proto build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

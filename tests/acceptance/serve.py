@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.acceptance.harness import Point, Result
 from tests.acceptance.reference import Reference, Served
+from tests.acceptance.suites import figures_of
 from tests.helpers.default_model import default_model_dir
 from tests.helpers.server import Server
 from tokenizers import Tokenizer
@@ -246,7 +247,7 @@ def run_tests(*arguments: str, env: dict[str, str] | None = None) -> Result:
         [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | (env or {}),
     )  # fmt: skip
-    figures = re.findall(r"FIGURE (.*)", run.stdout)
+    figures = figures_of(run.stdout)
     summary = [line for line in run.stdout.splitlines() if re.search(r"\d+ passed|failed", line)]
     if run.returncode:
         print(run.stdout[-4000:])

@@ -44,6 +44,14 @@ class SuiteRun:
         return self.returncode == 0 and counts["passed"] > 0 and not counts["failed"]
 
 
+def figures_of(output: str) -> list[str]:
+    """Return what tests printed with FIGURE, at most behind pytest's own dots.
+
+    A failed test's source, which is printed too, has the word within a line.
+    """
+    return re.findall(r"^[.sxXFE]*FIGURE (.*)", output, re.MULTILINE)
+
+
 def run_suite(*arguments: str) -> SuiteRun:
     """Run pytest on some files."""
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +64,7 @@ def run_suite(*arguments: str) -> SuiteRun:
         )  # fmt: skip
         if run.returncode:
             print(run.stdout[-4000:], run.stderr[-1000:], flush=True)
-        found = SuiteRun(run.returncode, re.findall(r"FIGURE (.*)", run.stdout))
+        found = SuiteRun(run.returncode, figures_of(run.stdout))
         cases = ET.parse(path).getroot().iter("testcase") if path.exists() else ()
         for case in cases:
             name = f"{case.get('classname')}::{case.get('name')}"

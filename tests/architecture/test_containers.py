@@ -36,7 +36,8 @@ def test_the_images_hold_the_versions_that_the_project_names() -> None:
     for name in ("build-cpu", "build-cuda"):
         runs = [text for kind, text in inherited(found, name) if kind == "RUN"]
         assert any(f"pip install {pinned[1]} " in text for text in runs), name
-        extras = re.findall(r'pip install "\.\[([\w,]+)\]"', " ".join(runs))
+        extras = re.findall(r'pip install --constraint \S+ "\.\[([\w,]+)\]"', " ".join(runs))
+        assert extras, name
         assert set(",".join(extras).split(",")) <= set(project["optional-dependencies"])
 
 

@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -45,3 +47,17 @@ def test_every_folder_with_code_is_found() -> None:
 )
 def test_every_package_is_marked_as_typed(package: Path) -> None:
     assert (package / "py.typed").is_file()
+
+
+def test_every_dependency_has_a_release_that_the_tests_passed_with() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {canonicalize_name(Requirement(each).name) for each in needed} - {"torch", "triton"}
+    pins = [Requirement(each) for each in (ROOT / "constraints.txt").read_text().split()]
+    assert all(each.operator == "==" for pin in pins for each in pin.specifier)
+    assert names <= {canonicalize_name(pin.name) for pin in pins}
+    for each in map(Requirement, needed):
+        for pin in pins:
+            if canonicalize_name(pin.name) == canonicalize_name(each.name):
+                (version,) = pin.specifier
+                assert each.specifier.contains(version.version)
