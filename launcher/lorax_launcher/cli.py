@@ -18,9 +18,10 @@ import click
 
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_launcher.console import Console
+from lorax_launcher.environment import read_environment
 from lorax_launcher.facts import gather_facts
 from lorax_launcher.flags import OPTION_GROUPS, GroupedCommand, refused_options
-from lorax_launcher.options import LauncherOptions, UsageError, hostname_from_environment
+from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.refused import check_refused
 from lorax_launcher.resolve import LaunchPlan, resolve
 from lorax_launcher.run_dir import run_directory
@@ -44,10 +45,15 @@ def _main(**values: Any) -> None:
         for line in describe_environment(gather_facts()):
             click.echo(line)
         return
-    console = Console(json_output=values["json_output"], level=values["log_level"])
+    ambient = read_environment(os.environ)
+    given = _given(values)
+    options = LauncherOptions(**{**ambient.options, **given})
+    console = Console(json_output=options.json_output, level=options.log_level)
     try:
-        check_refused(values, os.environ)
-        code = launch(parse_options(values, os.environ), console)
+        unused = [text for name, text in ambient.warnings.items() if name not in given]
+        for warning in (*unused, *check_refused(values, os.environ)):
+            console.warning(warning)
+        code = launch(options, console)
     except UsageError as error:
         console.error(str(error), exit_code=int(ExitCode.USAGE))
         code = ExitCode.USAGE
@@ -66,15 +72,14 @@ main = click.version_option(package_name="lorax-py")(GroupedCommand(
 ))  # fmt: skip
 
 
-def parse_options(values: Mapping[str, Any], environment: Mapping[str, str]) -> LauncherOptions:
-    """Make the options' value from click's; HOSTNAME counts only as an address."""
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that click got, by the names of the launcher's."""
     names = {field.name for field in dataclasses.fields(LauncherOptions)}
-    known = {name: value for name, value in values.items() if name in names and value is not None}
-    if "hostname" not in known and (
-        address := hostname_from_environment(environment.get("HOSTNAME"))
-    ):
-        known["hostname"] = address
-    return LauncherOptions(**known)
+    given = {name: value for name, value in values.items() if name in names and value is not None}
+    if not given.get("json_output"):
+        # The variable LOG_FORMAT may still ask for it.
+        given.pop("json_output", None)
+    return given
 
 
 def launch(options: LauncherOptions, console: Console) -> int:
@@ -85,6 +90,8 @@ def launch(options: LauncherOptions, console: Console) -> int:
                             router=(find_program("lorax-router"),))  # fmt: skip
         for note in plan.notes:
             console.info(note)
+        for warning in plan.warnings:
+            console.warning(warning)
         if not options.download_only and (taken := first_taken_port(plan)):
             console.error(f"{taken} {hint(ExitCode.PORT_IN_USE)}",
                           exit_code=int(ExitCode.PORT_IN_USE))  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_launcher.flags import OPTION_GROUPS
+from lorax_launcher.flags import OPTION_GROUPS, SWITCH
 from lorax_launcher.refused import REFUSED_OPTIONS, REFUSED_VARIABLES
 
 _HEAD = """# lorax-launcher
@@ -20,15 +20,23 @@ _HEAD = """# lorax-launcher
 
 Starts the shard that holds the model and the router in front of it, and watches both. Every
 option is also an environment variable; the command line wins, and an empty variable counts as
-not given. Tokens for the hub come from the environment only: `HF_TOKEN`,
-`HUGGING_FACE_HUB_TOKEN` or `HF_API_TOKEN`.
+not given. An option without a value is also on with an empty one, `true` or `1`.
+"""
+
+_TOKENS = """## Tokens for the hub
+
+They come from the environment only: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` or `HF_API_TOKEN`, the
+first that is set. With it the model is fetched, and the adapters that `--adapter-id` and
+`--preloaded-adapter-ids` name; the router gets it for those alone. Adapters that requests name are
+fetched with the request's own token. `LORAX_USE_GLOBAL_HF_TOKEN=1` lets requests without a token
+use the server's: everybody who can reach the server can then use every adapter that it opens.
 """
 
 _REFUSED_HEAD = """## Refused options
 
 LoRAX's launcher has these too. They are known here and refused (exit code 2) with a reason,
-because an option that is swallowed is worse than one that is missing. Where a value asks for
-what happens anyway, that value is accepted.
+because an option that is swallowed is worse than one that is missing. A value that asks for
+what happens anyway is accepted, and so is LoRAX's own default, with a warning that it does nothing.
 
 | option | variable | accepted value | reason |
 | --- | --- | --- | --- |"""
@@ -58,7 +66,10 @@ def render_page() -> str:
         parts.append("\n".join([f"## {title}\n", head, *rows]) + "\n")
     refused = [
         _cells(
-            f"`{o.flag}`", f"`{o.envvar}`", ", ".join(f"`{v}`" for v in o.granted), f"{o.reason}."
+            f"`{o.flag}`",
+            f"`{o.envvar}`",
+            ", ".join(f"`{v}`" for v in (*o.granted, *o.defaults)),
+            f"{o.reason}.",
         )
         for o in REFUSED_OPTIONS
     ]
@@ -66,7 +77,7 @@ def render_page() -> str:
     parts.append("\n".join([_REFUSED_HEAD, *refused]) + "\n")
     codes = [_cells(str(code.value), code.name, hint(code)) for code in ExitCode]
     parts.append("\n".join([_CODES_HEAD, *codes]) + "\n")
-    return "\n".join([*parts, _SIGNALS])
+    return "\n".join([*parts, _SIGNALS, _TOKENS])
 
 
 def _row(option: click.Option) -> str:
@@ -80,7 +91,7 @@ def _row(option: click.Option) -> str:
 def _default(option: click.Option) -> str:
     if isinstance(option.show_default, str):
         return f"`{option.show_default}`"
-    if option.is_flag:
+    if option.type is SWITCH:
         return "off"
     value = option.default
     if not option.show_default or value in (None, ()):

@@ -6,15 +6,38 @@ from typing import Any
 
 import click
 
+from lorax_launcher.environment import LOG_LEVELS, log_level
 from lorax_launcher.options import LauncherOptions
-from lorax_launcher.refused import REFUSED_OPTIONS, Refused, Shape
+from lorax_launcher.refused import REFUSED_OPTIONS, Refused
 
+
+class Switch(click.ParamType):  # type: ignore[type-arg]
+    """On when it is given; a value is taken too, and an empty one, as charts write it, is on."""
+
+    name = "switch"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """Return whether it is on; fails for what is neither true nor false."""
+        return True if value == "" else bool(click.BOOL.convert(value, param, ctx))
+
+
+class LogLevel(click.Choice):  # type: ignore[type-arg]
+    """A level of the log, in the words of other programs too."""
+
+    def __init__(self) -> None:
+        super().__init__(LOG_LEVELS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the level's own name; fails for what is none."""
+        return log_level(str(value)) or super().convert(value, param, ctx)
+
+
+SWITCH = Switch()
 _DEFAULTS = LauncherOptions()
 _COUNT = click.IntRange(min=1)
 _SHARE = click.FloatRange(min=0.0, max=1.0, min_open=True)
 _PORT = click.IntRange(min=0, max=65535)
 _SOURCES = click.Choice(["hub", "local", "s3", "pbase"])
-_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def _option(*names: str, help: str, env: str | None = "", **settings: Any) -> click.Option:
@@ -24,7 +47,10 @@ def _option(*names: str, help: str, env: str | None = "", **settings: Any) -> cl
     declared = next((name for name in names if not name.startswith("-")), variable)
     default = getattr(_DEFAULTS, declared, None)
     settings.setdefault("default", default)
-    settings.setdefault("show_default", default is not None and not settings.get("is_flag"))
+    is_switch = settings.get("type") is SWITCH
+    settings.setdefault("show_default", default is not None and not is_switch)
+    if is_switch:
+        settings.update(is_flag=False, flag_value=True, metavar="")
     return click.Option(
         list(names),
         help=help,
@@ -45,7 +71,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
                 help="Type of weights and KV cache; `auto`: float32 on CPU, the model's own on a "
                 "GPU."),
-        _option("--trust-remote-code", is_flag=True,
+        _option("--trust-remote-code", type=SWITCH,
                 help="Run model code that comes with the model."),
         _option("--tokenizer-config-path", type=click.Path(dir_okay=False),
                 help="A tokenizer_config.json whose chat template replaces the model's."),
@@ -79,6 +105,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="How K and V are stored: `auto` in --dtype, `fp8_e4m3` in a byte each, rounded "
                 "to three bits of mantissa. That holds two to four times the tokens; the attention "
                 "backends `sdpa` and `torch` read it."),
+        _option("--block-size", type=_COUNT, help="Tokens in one block of the KV cache."),
         _option("--num-blocks", type=_COUNT,
                 help="A fixed number of KV blocks instead of measuring."),
     ],
@@ -96,7 +123,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "loaded on demand all the same."),
         _option("--preloaded-adapter-source", type=_SOURCES,
                 help="Where --preloaded-adapter-ids come from (default: --adapter-source)."),
-        _option("--merge-adapter-weights", is_flag=True,
+        _option("--merge-adapter-weights", type=SWITCH,
                 help="Make --adapter-id part of the weights; requests can then name no adapter."),
         _option("--adapter-local-root", multiple=True, type=click.Path(file_okay=False),
                 help="A folder below which `local` adapters may lie, beside those whose "
@@ -117,11 +144,16 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Where adapters' files are kept (default: `adapters` in --cache-dir)."),
         _option("--adapter-store-gb", type=click.FloatRange(min=0.0, min_open=True),
                 help="Disk space for adapters' files."),
+        _option("--adapter-concurrency", type=_COUNT,
+                help="Adapters that are fetched at the same time."),
         _option("--adapter-timeout-s", type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds after which fetching an adapter counts as failed."),
         _option("--adapter-refresh-s", type=click.FloatRange(min=0.0),
                 help="Seconds after which a name is looked up at its source again; as long is a "
                 "caller's token taken without asking."),
+        _option("--max-adapter-labels", type=_COUNT,
+                help="Adapters that have series of their own in the metrics; the others are "
+                "counted together."),
         _option("--max-adapter-rank", type=_COUNT, help="Largest rank of an adapter."),
         _option("--lora-backend", type=str, help="Adapter implementation of the shard."),
     ],
@@ -136,6 +168,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--max-total-tokens", type=click.IntRange(min=2),
                 help="Longest prompt plus output in tokens (default: the model's positions, at "
                 "most 4096)."),
+        _option("--max-body-bytes", type=_COUNT, help="Largest body of a request in bytes."),
         _option("--validation-workers", type=_COUNT, help="Threads that tokenize."),
     ],
     "Scheduling": [
@@ -172,6 +205,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds that a shard waits for the others within a step, before all of them "
                 "end and the one that stood still is named."),
+        _option("--step-timeout", "step_timeout_s",
+                type=click.FloatRange(min=0.0, min_open=True),
+                help="Seconds without an answer of the shards after which a step counts as lost."),
         _option("--start-timeout", "start_timeout_s", type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds that shards and router get to become ready once the model is "
                 "prepared."),
@@ -181,14 +217,17 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--cors-allow-header", multiple=True, help="Header that browsers may send."),
         _option("--cors-allow-method", multiple=True, help="Method that browsers may use."),
         _option("--cors-expose-header", multiple=True, help="Header that browsers may read."),
-        _option("--cors-allow-credentials", is_flag=True, help="Let browsers send credentials."),
+        _option("--cors-allow-credentials", type=SWITCH, help="Let browsers send credentials."),
     ],
     "Output": [
-        _option("--log-level", type=click.Choice(_LEVELS, case_sensitive=False),
-                help="Least level that is logged."),
-        _option("--json-output", is_flag=True, help="Log JSON, one object a line."),
-        _option("--download-only", is_flag=True, help="Prepare the model and exit."),
-        _option("-e", "--env", "show_env", is_flag=True, env=None, default=False,
+        _option("--log-level", type=LogLevel(), env=None, default=None,
+                show_default=_DEFAULTS.log_level,
+                help="Least level that is logged; LoRAX's `trace`, `warn` and `off` are known, in "
+                "the variable LOG_LEVEL too."),
+        _option("--json-output", type=SWITCH,
+                help="Log JSON, one object a line; so does LOG_FORMAT=json."),
+        _option("--download-only", type=SWITCH, help="Prepare the model and exit."),
+        _option("-e", "--env", "show_env", type=SWITCH, env=None, default=False,
                 help="Print versions and platform, and exit."),
     ],
 }  # fmt: skip
@@ -200,14 +239,12 @@ def refused_options() -> list[click.Option]:
 
 
 def _refused(option: Refused) -> click.Option:
+    switch = {"type": SWITCH, "is_flag": False, "flag_value": True, "default": False}
     return click.Option(
         [option.flag, option.name],
         envvar=option.envvar,
         hidden=True,
-        is_flag=option.shape is Shape.FLAG,
-        multiple=option.shape is Shape.REPEATED,
-        default=False if option.shape is Shape.FLAG else None,
-        type=None if option.shape is Shape.FLAG else str,
+        **(switch if option.is_switch else {"type": str}),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
 from lorax_contract.config import KVCacheDtype
@@ -46,14 +45,17 @@ class LauncherOptions:
     adapter_store_dir: str | None = None
     adapter_store_gb: float = 50.0
     adapter_host_memory_gb: float = 2.0
+    adapter_concurrency: int = 16
     adapter_timeout_s: float = 600.0
     adapter_refresh_s: float = 300.0
+    max_adapter_labels: int = 50
     max_adapter_rank: int = 512
     lora_backend: str = "auto"
 
     kv_memory_fraction: float | None = None
     memory_wiggle_room: float | None = None
     cuda_memory_fraction: float = 1.0
+    block_size: int = 16
     num_blocks: int | None = None
     plan_depth: int = 2
 
@@ -68,6 +70,7 @@ class LauncherOptions:
     waiting_served_ratio: float = 1.2
     max_waiting_tokens: int = 20
     eager_prefill: bool = True
+    max_body_bytes: int = 2 * 1024 * 1024
     validation_workers: int = 2
 
     hostname: str = "0.0.0.0"
@@ -78,6 +81,7 @@ class LauncherOptions:
     master_port: int | None = None
     shard_timeout_s: float = 60.0
     grace_period_s: float = 90.0
+    step_timeout_s: float = 600.0
     start_timeout_s: float = 1800.0
     cors_allow_origin: tuple[str, ...] = ()
     cors_allow_header: tuple[str, ...] = ()
@@ -88,14 +92,3 @@ class LauncherOptions:
     log_level: str = "info"
     json_output: bool = False
     download_only: bool = False
-
-
-def hostname_from_environment(value: str | None) -> str | None:
-    """Return the HOSTNAME variable if it is an address to bind, else None.
-
-    Containers set HOSTNAME to their own name, which is no wish of the user's.
-    """
-    try:
-        return str(ipaddress.ip_address(value)) if value else None
-    except ValueError:
-        return None

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from lorax_launcher.options import UsageError
 
 _QUANTIZED = "quantization is not in this version; use --dtype, or a smaller model"
 _SPECULATION = "speculative decoding is not in this version; leave it out"
 _NGROK = "tunnels are not in this version; run a tunnel of your own to --port"
+_WATERMARKS = "watermarks are not in this version; leave it out"
 _KERNELS = "no custom kernels are loaded unasked; choose one with --attention-backend"
 _GRAPHS = "CUDA graphs are not in this version; leave it out"
-
-
-class Shape(Enum):
-    """How an option is written."""
-
-    VALUE = "value"
-    FLAG = "flag"
-    REPEATED = "repeated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +21,12 @@ class Refused:
 
     flag: str
     reason: str
-    shape: Shape = Shape.VALUE
+    # It is given without a value.
+    is_switch: bool = False
     # Values that ask for what happens anyway: they are granted, not swallowed.
     granted: tuple[str, ...] = ()
+    # LoRAX's own defaults ask for no more than a start without the option: granted, and said.
+    defaults: tuple[str, ...] = ()
     secret: bool = False
 
     @property
@@ -60,14 +55,18 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         secret=True,
     ),
     Refused("--quantize", _QUANTIZED),
-    Refused("--compile", _GRAPHS, Shape.FLAG),
-    Refused("--eager", _GRAPHS, Shape.FLAG, granted=("true",)),
-    Refused("--compile-max-batch-size", _GRAPHS),
-    Refused("--compile-max-rank", _GRAPHS),
-    Refused("--compile-batch-size", _GRAPHS),
+    Refused("--compile", _GRAPHS, is_switch=True, defaults=("true",)),
+    Refused("--eager", _GRAPHS, is_switch=True, granted=("true",)),
+    Refused("--compile-max-batch-size", _GRAPHS, defaults=("128",)),
+    Refused("--compile-max-rank", _GRAPHS, defaults=("64",)),
+    Refused("--compile-batch-size", _GRAPHS, defaults=("32",)),
     Refused("--speculative-tokens", _SPECULATION, granted=("0",)),
-    Refused("--speculation-max-batch-size", _SPECULATION),
-    Refused("--backend", "its choices are other ones here; use --attention-backend"),
+    Refused("--speculation-max-batch-size", _SPECULATION, defaults=("32",)),
+    Refused(
+        "--backend",
+        "its choices are other ones here; use --attention-backend",
+        defaults=("fa2",),
+    ),
     Refused(
         "--prefix-caching",
         "prefix caching is not in this version; leave it out or say false",
@@ -78,15 +77,18 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         "prompts are always computed in chunks of --max-batch-prefill-tokens; leave it out or "
         "say true",
         granted=("true",),
+        defaults=("false",),
     ),
     Refused("--embedding-dim", "embeddings are not in this version; it generates text only"),
     Refused("--weights-cache-override", "weights are prepared in one place; use --cache-dir"),
-    Refused("--disable-custom-kernels", _KERNELS, Shape.FLAG),
-    Refused("--disable-sgmv", "there is no SGMV kernel to disable; see --lora-backend", Shape.FLAG),
+    Refused("--disable-custom-kernels", _KERNELS, is_switch=True),
+    Refused(
+        "--disable-sgmv", "there is no SGMV kernel to disable; see --lora-backend", is_switch=True
+    ),
     Refused("--otlp-endpoint", "tracing is not in this version; use the router's /metrics"),
-    Refused("--watermark-gamma", "watermarks are not in this version; leave it out"),
-    Refused("--watermark-delta", "watermarks are not in this version; leave it out"),
-    Refused("--ngrok", _NGROK, Shape.FLAG),
+    Refused("--watermark-gamma", _WATERMARKS, defaults=("0.5",)),
+    Refused("--watermark-delta", _WATERMARKS, defaults=("2.0",)),
+    Refused("--ngrok", _NGROK, is_switch=True),
     Refused("--ngrok-authtoken", _NGROK, secret=True),
     Refused("--ngrok-edge", _NGROK),
 )
@@ -102,16 +104,33 @@ REFUSED_VARIABLES: tuple[RefusedVariable, ...] = (
 )
 
 
-def check_refused(given: Mapping[str, object], environment: Mapping[str, str]) -> None:
+def check_refused(given: Mapping[str, object], environment: Mapping[str, str]) -> list[str]:
     """Raise UsageError for the first refused option or variable that was given.
 
     ``given`` maps option names to their parsed values; None, False and () mean "not given".
+    Returns a line for each option that was granted and changes nothing.
     """
+    notes: list[str] = []
     for option in REFUSED_OPTIONS:
         value = given.get(option.name)
-        if value in (None, False, (), "") or str(value).lower() in option.granted:
+        if value in (None, False, (), "") or _is_one_of(value, option.granted):
             continue
-        raise UsageError(f"{option.flag} ({option.envvar}) is refused: {option.reason}.")
+        if not _is_one_of(value, option.defaults):
+            raise UsageError(f"{option.flag} ({option.envvar}) is refused: {option.reason}.")
+        notes.append(f"{option.flag} has no effect: {option.reason}")
     for variable in REFUSED_VARIABLES:
         if environment.get(variable.name):
             raise UsageError(f"{variable.name} is refused: {variable.reason}.")
+    return notes
+
+
+def _is_one_of(value: object, values: tuple[str, ...]) -> bool:
+    text = str(value).strip().lower()
+    return text in values or _number(text) in [_number(each) for each in values if _number(each)]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
+from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_launcher.facts import DeviceFacts
 from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.ranks import Ranks, choose_ranks
@@ -29,7 +30,7 @@ _KV_FRACTION = {"cpu": 0.5, "cuda": 0.9}
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedModel:
+class PrepareReport:
     """What ``lorax-shard prepare`` reports: where the model lies and what it is called."""
 
     model_id: str
@@ -55,12 +56,16 @@ class LaunchPlan:
     # rank gets beside them.
     environment: tuple[tuple[str, str], ...]
     shard_environments: tuple[tuple[tuple[str, str], ...], ...]
+    # Variables that the router does without: it has no use for what they hold.
+    withheld_from_router: tuple[str, ...]
     # Decisions a person wants to read in the log.
     notes: tuple[str, ...]
+    # Options that do not do what a person may expect of them.
+    warnings: tuple[str, ...]
     # Seconds that shards and router get to become ready.
     start_timeout_s: float
 
-    def with_model(self, model: PreparedModel) -> LaunchPlan:
+    def with_model(self, model: PrepareReport) -> LaunchPlan:
         """Return the plan with the prepared model in every configuration."""
         shards = tuple(
             dataclasses.replace(
@@ -105,7 +110,9 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         router=router,
         environment=_environment(options),
         shard_environments=ranks.environments,
-        notes=(*_notes(device, facts), *ranks.notes, *_effectless(options)),
+        withheld_from_router=() if _has_own_hub_adapters(options) else TOKEN_VARIABLES,
+        notes=(*_notes(device, facts), *ranks.notes),
+        warnings=(*_effectless(options), *_unequal_pools(options)),
         start_timeout_s=options.start_timeout_s,
     )
 
@@ -237,6 +244,7 @@ def _shard(
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),
         cuda_memory_fraction=_device_fraction(options, device),
+        block_size=options.block_size,
         num_blocks=options.num_blocks,
         max_depth=options.plan_depth,
         max_input_length=options.max_input_length or 0,
@@ -250,6 +258,7 @@ def _shard(
         s3_endpoint=facts.s3_endpoint,
         adapter_host_bytes=int(options.adapter_host_memory_gb * 1e9),
         adapter_memory_fraction=options.adapter_memory_fraction,
+        adapter_concurrency=options.adapter_concurrency,
         adapter_timeout_s=options.adapter_timeout_s,
         adapter_refresh_s=options.adapter_refresh_s,
         max_adapter_rank=options.max_adapter_rank,
@@ -289,11 +298,14 @@ def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
         max_active_adapters=options.max_active_adapters,
         adapter_cycle_time_s=options.adapter_cycle_time_s,
         adapter_timeout_s=options.adapter_timeout_s,
+        max_adapter_labels=options.max_adapter_labels,
+        max_body_bytes=options.max_body_bytes,
         validation_workers=options.validation_workers,
         waiting_served_ratio=options.waiting_served_ratio,
         max_waiting_tokens=options.max_waiting_tokens,
         eager_prefill=options.eager_prefill,
         grace_period_s=options.grace_period_s,
+        step_timeout_s=options.step_timeout_s,
         cors_allow_origin=list(options.cors_allow_origin),
         cors_allow_header=list(options.cors_allow_header),
         cors_allow_method=list(options.cors_allow_method),
@@ -365,11 +377,31 @@ def _environment(options: LauncherOptions) -> tuple[tuple[str, str], ...]:
     return tuple((name, folder) for name, folder in folders if folder is not None)
 
 
+def _has_own_hub_adapters(options: LauncherOptions) -> bool:
+    """Whether the router loads adapters from the hub by itself, with the server's token."""
+    preloaded_source = options.preloaded_adapter_source or options.adapter_source
+    static = options.adapter_id is not None and not options.merge_adapter_weights
+    return (static and options.adapter_source == "hub") or (
+        bool(options.preloaded_adapter_ids) and preloaded_source == "hub"
+    )
+
+
 def _effectless(options: LauncherOptions) -> list[str]:
     """Name the options of LoRAX that were given and change nothing here, one line each."""
     defaults = LauncherOptions()
     given = (name for name in EFFECTLESS if getattr(options, name) != getattr(defaults, name))
     return [f"--{name.replace('_', '-')} has no effect: {EFFECTLESS[name]}" for name in given]
+
+
+def _unequal_pools(options: LauncherOptions) -> list[str]:
+    """Name the one of two sizes of the KV cache that does not count, if they differ."""
+    blocks, most = options.num_blocks, options.max_batch_total_tokens
+    if blocks is None or most is None or blocks * options.block_size == most:
+        return []
+    size = blocks * options.block_size
+    return [
+        f"--max-batch-total-tokens {most} has no effect: --num-blocks {blocks} is {size} tokens"
+    ]
 
 
 def _notes(device: Device, facts: DeviceFacts) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from lorax_contract.process import says_out_of_memory
 from lorax_launcher.children import Child
 from lorax_launcher.console import Console
 from lorax_launcher.ready import ready_lines
-from lorax_launcher.resolve import LaunchPlan, PreparedModel, in_flags
+from lorax_launcher.resolve import LaunchPlan, PrepareReport, in_flags
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class Supervisor:
         self._console.phase("warming up")
         return await self._until_ready(self._router, deadline)
 
-    async def _prepare(self) -> PreparedModel:
+    async def _prepare(self) -> PrepareReport:
         def argv(descriptor: int) -> Sequence[str]:
             words = (*self._plan.prepare_args, "--result-fd", str(descriptor))
             return (*self._programs.shard, "prepare", *words)
@@ -145,8 +145,8 @@ class Supervisor:
         self._preparing = await self._spawn("prepare", argv)
         result = await self._until_ready(self._preparing)
         try:
-            model = PreparedModel(
-                **{field.name: result[field.name] for field in dataclasses.fields(PreparedModel)}
+            model = PrepareReport(
+                **{field.name: result[field.name] for field in dataclasses.fields(PrepareReport)}
             )
         except KeyError as error:
             raise ChildFailed(
@@ -172,7 +172,7 @@ class Supervisor:
             path = self._write_config("router", dataclasses.replace(config, ready_fd=descriptor))
             return (*self._programs.router, "--config", path)
 
-        return await self._spawn("router", argv)
+        return await self._spawn("router", argv, without=self._plan.withheld_from_router)
 
     def _write_config(self, name: str, config: ShardConfig | RouterConfig) -> str:
         path = self._run_dir / f"{name}.json"
@@ -184,8 +184,11 @@ class Supervisor:
         name: str,
         argv: Callable[[int], Sequence[str]],
         variables: Sequence[tuple[str, str]] = (),
+        *,
+        without: Sequence[str] = (),
     ) -> Child:
-        environment = {**os.environ, **dict(self._plan.environment), **dict(variables)}
+        inherited = {name: value for name, value in os.environ.items() if name not in without}
+        environment = {**inherited, **dict(self._plan.environment), **dict(variables)}
         try:
             return await Child.start(name, argv, on_line=self._take_line, environment=environment)
         except OSError as error:

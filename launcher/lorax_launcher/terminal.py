@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from lorax_launcher.console import amount
+from lorax_launcher.display import amount
 
 
 class _Amount(ProgressColumn):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from lorax_contract.errors import (
     UnhealthyError,
 )
 from lorax_contract.exit_codes import ExitCode
+from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.adapters import AdapterTable
 from lorax_router.core.ports import ShardClient
@@ -289,9 +289,8 @@ def _preloads(config: RouterConfig, wishes: WishPolicy) -> tuple[AdapterWish, ..
 
 def _own_wish(source: str, name: str) -> AdapterWish:
     """An adapter that the server itself wants, with the server's own token."""
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or None
     try:
-        return AdapterWish(refs=(AdapterRef.of(source, name),), token=token)
+        return AdapterWish(refs=(AdapterRef.of(source, name),), token=hub_token())
     except AdapterUnavailableError as error:
         raise StartupError(error.text, ExitCode.USAGE) from error
 

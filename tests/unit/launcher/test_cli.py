@@ -16,7 +16,9 @@ from lorax_launcher import cli
 from lorax_launcher.console import Console
 from lorax_launcher.flags import OPTION_GROUPS
 from lorax_launcher.options import LauncherOptions, UsageError
-from lorax_launcher.refused import REFUSED_OPTIONS, REFUSED_VARIABLES, Refused, Shape
+from lorax_launcher.refused import REFUSED_OPTIONS, REFUSED_VARIABLES, Refused
+
+pytestmark = pytest.mark.usefixtures("no_launch")
 
 # Every option of LoRAX's launcher.
 LORAX_FLAGS = """
@@ -38,25 +40,8 @@ LORAX_FLAGS = """
 
 # A flag without a value that asks for what happens anyway is never refused.
 ALWAYS_REFUSED = [
-    o for o in REFUSED_OPTIONS if o.shape is not Shape.FLAG or "true" not in o.granted
+    o for o in REFUSED_OPTIONS if not o.is_switch or "true" not in (*o.granted, *o.defaults)
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_launch(monkeypatch: pytest.MonkeyPatch) -> list[LauncherOptions]:
-    """Record what would be launched, and forget this machine's variables."""
-    launched: list[LauncherOptions] = []
-
-    def launch(options: LauncherOptions, console: Console) -> int:
-        launched.append(options)
-        return 0
-
-    monkeypatch.setattr(cli, "launch", launch)
-    for option in cli.main.params:
-        if isinstance(option.envvar, str):
-            monkeypatch.delenv(option.envvar, raising=False)
-    monkeypatch.delenv("HOSTNAME", raising=False)
-    return launched
 
 
 def run(*arguments: str, **environment: str) -> Result:
@@ -64,7 +49,7 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 def words_of(option: Refused) -> tuple[str, ...]:
-    return (option.flag,) if option.shape is Shape.FLAG else (option.flag, "x-given-x")
+    return (option.flag,) if option.is_switch else (option.flag, "x-given-x")
 
 
 def test_every_option_of_lorax_is_known() -> None:
@@ -86,7 +71,7 @@ def test_a_refused_flag_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("option", ALWAYS_REFUSED, ids=lambda option: option.flag)
 def test_a_refused_variable_is_refused_too(option: Refused) -> None:
-    value = "true" if option.shape is Shape.FLAG else "x-given-x"
+    value = "true" if option.is_switch else "x-given-x"
     result = run(**{option.envvar: value})
     assert result.exit_code == ExitCode.USAGE
     assert option.reason in result.output
@@ -102,7 +87,7 @@ def test_an_empty_variable_counts_as_not_given(
 
 @pytest.mark.parametrize(
     "arguments",
-    [(o.flag, value) for o in REFUSED_OPTIONS if o.shape is Shape.VALUE for value in o.granted]
+    [(o.flag, value) for o in REFUSED_OPTIONS if not o.is_switch for value in o.granted]
     + [("--eager",)],
 )
 def test_asking_for_what_happens_anyway_is_granted(
@@ -141,24 +126,6 @@ def test_variables_reach_the_launch_and_the_command_line_wins(
 ) -> None:
     assert run("--port", "1", PORT="2", MAX_BEST_OF="3", LORAX_CACHE="/c").exit_code == 0
     assert no_launch == [LauncherOptions(port=1, max_best_of=3, cache_dir="/c")]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "hostname", "expected"),
-    [
-        ((), "a-container-4711", "0.0.0.0"),
-        ((), "10.0.0.7", "10.0.0.7"),
-        ((), "::1", "::1"),
-        ((), "", "0.0.0.0"),
-        (("--hostname", "0.0.0.0"), "10.0.0.7", "0.0.0.0"),
-        (("--hostname", "localhost"), "10.0.0.7", "localhost"),
-    ],
-)
-def test_the_hostname_of_a_container_is_no_address_to_bind(
-    arguments: tuple[str, ...], hostname: str, expected: str, no_launch: list[LauncherOptions]
-) -> None:
-    assert run(*arguments, HOSTNAME=hostname).exit_code == 0
-    assert no_launch[0].hostname == expected
 
 
 @pytest.mark.parametrize(

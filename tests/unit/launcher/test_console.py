@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lorax_launcher.console import Console, PlainDisplay, amount, parse_record, printable, readable
+from lorax_launcher.console import Console, parse_record, printable, readable
+from lorax_launcher.display import PlainDisplay, amount
 from lorax_launcher.ready import reachable, ready_lines
 
 RECORD = {"ts": 0.5, "level": "warning", "logger": "x", "message": "low memory"}

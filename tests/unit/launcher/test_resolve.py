@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lorax_contract.config import RouterConfig, ShardConfig
+from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_launcher.facts import DeviceFacts, GpuFacts
 from lorax_launcher.options import LauncherOptions, UsageError
-from lorax_launcher.resolve import LaunchPlan, PreparedModel, resolve
+from lorax_launcher.resolve import LaunchPlan, PrepareReport, resolve
 
 CPU = DeviceFacts(num_cores=8, memory_bytes=16 * 2**30)
 GPU = GpuFacts("H200", 140 * 2**30)
@@ -20,12 +21,6 @@ ONE_GPU = dataclasses.replace(CPU, gpus=(GPU,), torch_has_cuda=True)
 
 def plan_of(facts: DeviceFacts = CPU, **options: Any) -> LaunchPlan:
     return resolve(LauncherOptions(**options), facts, "/run/lorax")
-
-
-def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
-    router = plan_of().router
-    default = RouterConfig(model_id="", tokenizer_dir="", shard_uri=router.shard_uri)
-    assert dataclasses.replace(router, lifeline=False, shard_wait_s=0.0) == default
 
 
 @pytest.mark.parametrize(
@@ -56,25 +51,6 @@ def test_threads(facts: DeviceFacts, threads: int | None) -> None:
     assert plan_of(facts).shards[0].num_threads == threads
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "field"),
-    [
-        ("dtype", "bfloat16", "dtype"),
-        ("attention_backend", "torch", "attention_backend"),
-        ("linear_backend", "onednn", "linear_backend"),
-        ("num_blocks", 12, "num_blocks"),
-        ("plan_depth", 1, "max_depth"),
-        ("trust_remote_code", True, "trust_remote_code"),
-        ("kv_memory_fraction", 0.25, "kv_memory_fraction"),
-        ("memory_wiggle_room", 0.25, "kv_memory_fraction"),
-        ("log_level", "debug", "log_level"),
-        ("max_input_length", 77, "max_input_length"),
-    ],
-)
-def test_a_shard_is_told(option: str, value: object, field: str) -> None:
-    assert getattr(plan_of(**{option: value}).shards[0], field) == value
-
-
 def test_a_narrow_kv_cache_brings_a_backend_that_reads_it() -> None:
     (shard,) = plan_of(kv_cache_dtype="fp8_e4m3").shards
     assert (shard.kv_cache_dtype, shard.attention_backend) == ("fp8_e4m3", "sdpa")
@@ -91,33 +67,20 @@ def test_a_gpu_may_be_taken_in_part() -> None:
     assert plan_of().shards[0].cuda_memory_fraction == 1.0
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("port", 0),
-        ("grpc_port", 50051),
-        ("hostname", "127.0.0.1"),
-        ("max_batch_size", 3),
-        ("max_batch_prefill_tokens", 64),
-        ("max_batch_total_tokens", 4096),
-        ("max_total_tokens", 100),
-        ("grace_period_s", 1.5),
-        ("tokenizer_config_path", "/t.json"),
-        ("eager_prefill", False),
-        ("cors_allow_credentials", True),
-    ],
-)
-def test_the_router_is_told(option: str, value: object) -> None:
-    assert getattr(plan_of(**{option: value}).router, option) == value
-
-
 def test_options_without_effect_are_named_when_given() -> None:
-    assert not any("no effect" in note for note in plan_of().notes)
+    assert plan_of().warnings == ()
     given = {"waiting_served_ratio": 2.0, "max_waiting_tokens": 3, "eager_prefill": False}
-    notes = [note for note in plan_of(**given).notes if "no effect" in note]
-    assert [note.split()[0] for note in notes] == [
+    warnings = plan_of(**given).warnings
+    assert [warning.split()[0] for warning in warnings] == [
         "--waiting-served-ratio", "--max-waiting-tokens", "--eager-prefill",
     ]  # fmt: skip
+
+
+def test_two_sizes_of_the_kv_cache_get_a_word() -> None:
+    (warning,) = plan_of(num_blocks=300, max_batch_total_tokens=4096).warnings
+    assert "--max-batch-total-tokens 4096 has no effect: --num-blocks 300 is 4800 tokens" in warning
+    assert plan_of(num_blocks=256, max_batch_total_tokens=4096).warnings == ()
+    assert plan_of(num_blocks=300).warnings == ()
 
 
 def test_all_children_share_one_cache_folder() -> None:
@@ -158,7 +121,7 @@ def test_the_hub_cache_goes_to_the_children_as_a_variable() -> None:
 
 
 def test_the_prepared_model_is_filled_in() -> None:
-    plan = plan_of().with_model(PreparedModel("served", "/m", "/t", "sha"))
+    plan = plan_of().with_model(PrepareReport("served", "/m", "/t", "sha"))
     (shard,) = plan.shards
     assert (shard.model_id, shard.model_dir, shard.revision) == ("served", "/m", "sha")
     assert (plan.router.model_id, plan.router.tokenizer_dir) == ("served", "/t")
@@ -256,3 +219,21 @@ def test_ranks_on_a_cpu_share_it() -> None:
 def test_ranks_meet_where_they_are_told(options: dict[str, Any], place: str) -> None:
     plan = plan_of(num_shard=2, shard_timeout_s=7.0, **options)
     assert {(shard.rendezvous, shard.group_timeout_s) for shard in plan.shards} == {(place, 7.0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "needs_token"),
+    [
+        ({}, False),
+        ({"adapter_id": "org/poet"}, True),
+        ({"adapter_id": "org/poet", "merge_adapter_weights": True}, False),
+        ({"adapter_id": "poet", "adapter_source": "local"}, False),
+        ({"preloaded_adapter_ids": ("org/poet",)}, True),
+        ({"preloaded_adapter_ids": ("x",), "preloaded_adapter_source": "s3"}, False),
+    ],
+)
+def test_the_router_gets_the_hub_token_only_for_adapters_that_it_loads_itself(
+    options: dict[str, Any], needs_token: bool
+) -> None:
+    withheld = plan_of(**options).withheld_from_router
+    assert withheld == (() if needs_token else TOKEN_VARIABLES)

@@ -19,6 +19,7 @@ import pytest
 from tests.helpers.fake_launcher import FACTS, fake_programs
 
 from lorax_contract.exit_codes import ExitCode
+from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_launcher import supervisor as supervisor_module
 from lorax_launcher.console import Console
 from lorax_launcher.options import LauncherOptions
@@ -159,14 +160,17 @@ def test_configurations_name_the_prepared_model(stage: Stage, tmp_path: Path) ->
     assert documents["router"]["shard_uri"] == documents["shard"]["shard_uris"][0]
 
 
-def test_tokens_travel_in_the_environment_only(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", TOKEN_VARIABLES)
+@pytest.mark.parametrize("options", [{}, {"adapter_id": "org/poet"}])
+def test_tokens_travel_in_the_environment_only_and_where_they_are_needed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, variable: str, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert stage.run(when_ready=stop) == ExitCode.OK
+    monkeypatch.setenv(variable, "hf_secret")
+    assert stage.run(when_ready=stop, **options) == ExitCode.OK
     for role in ("prepare", "shard", "router"):
         seen = stage.seen(role)
-        assert seen["environment"]["HF_TOKEN"] == "hf_secret"
+        is_needed = role != "router" or bool(options)
+        assert seen["environment"].get(variable) == ("hf_secret" if is_needed else None)
         assert "hf_secret" not in " ".join(seen["argv"])
     assert "hf_secret" not in stage.output.getvalue()
 

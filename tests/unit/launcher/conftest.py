@@ -1,0 +1,30 @@
+"""The command line without a launch behind it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorax_launcher import cli
+from lorax_launcher.console import Console
+from lorax_launcher.options import LauncherOptions
+
+# Variables that are read beside those of the options.
+AMBIENT = ("HOSTNAME", "LOG_LEVEL", "LOG_FORMAT")
+
+
+@pytest.fixture
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> list[LauncherOptions]:
+    """Record what would be launched, and forget this machine's variables."""
+    launched: list[LauncherOptions] = []
+
+    def launch(options: LauncherOptions, console: Console) -> int:
+        launched.append(options)
+        return 0
+
+    monkeypatch.setattr(cli, "launch", launch)
+    for option in cli.main.params:
+        if isinstance(option.envvar, str):
+            monkeypatch.delenv(option.envvar, raising=False)
+    for name in AMBIENT:
+        monkeypatch.delenv(name, raising=False)
+    return launched
