@@ -6,10 +6,12 @@ import os
 import shutil
 
 from hypothesis import HealthCheck, settings
+from tests.helpers.triton_interpreter import mend_interpreter
 
 # Triton decides at import whether its kernels are compiled for a GPU or interpreted.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    mend_interpreter()
 
 # A busy machine is no fault of the code under test.
 settings.register_profile(

@@ -1,30 +1,29 @@
-"""Whether Triton's interpreter works here, for tests of kernels on machines without a GPU."""
+"""Triton's interpreter, which stands in for a GPU in tests of kernels."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+from typing import Any
 
-import numpy as np
-import torch
 
+def mend_interpreter() -> None:
+    """Let tensors be bounds of loops, whichever NumPy is installed; comes before any kernel runs.
 
-@functools.cache
-def interpreter_fault() -> str | None:
-    """Interpret a loop over a loaded bound: up to 3.6 that fails beside NumPy 2.4."""
-    import triton
-    import triton.language as tl
+    Every scalar of the interpreter is an array of one element. Triton up to 3.6 makes a number
+    of it by ``int``, which NumPy takes for arrays without dimensions only from 2.5 on.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
 
-    @triton.jit
-    def count(bound, out):
-        total = 0
-        for _ in range(tl.load(bound)):
-            total += 1
-        tl.store(out, total)
+    patch = getattr(interpreter, "_patch_lang_tensor", None)
+    if patch is None or hasattr(patch, "__wrapped__"):
+        return
 
-    out = torch.zeros(1, dtype=torch.int32)
-    try:
-        count[(1,)](torch.tensor([3], dtype=torch.int32), out)
-    except Exception as error:
-        return f"triton {triton.__version__}, numpy {np.__version__}: {error}"
-    assert out.item() == 3
-    return None
+    @functools.wraps(patch)
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor

@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("triton", reason="triton does not run on this platform")
+
+# After the question whether they can be.
 from tests.helpers.paged_sequences import DEVICE, LAYER, TOLERANCES, Sequences
-from tests.helpers.triton_interpreter import interpreter_fault
 
 from lorax_shard.attention import triton_backend
 from lorax_shard.attention.backend import AttentionSpec
 from lorax_shard.attention.metadata import StepMetadata
 from lorax_shard.attention.triton_backend import TritonAttention
-
-pytestmark = pytest.mark.skipif(
-    DEVICE.type == "cpu" and interpreter_fault() is not None,
-    reason=f"Triton's interpreter does not work here: {interpreter_fault()}",
-)
 
 SINKS = torch.linspace(-1.0, 2.0, 6, device=DEVICE)
 SPECS = {

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from tests.helpers.triton_interpreter import interpreter_fault
 
 from lorax_shard.lora import registry
 from lorax_shard.lora.assignment import Assignment
@@ -64,8 +63,6 @@ def backend(name: str) -> LoraBackend:
 def create(name: str, dtype: torch.dtype) -> LoraBackend:
     if reason := registry.probe(name, DEVICE, dtype):
         pytest.skip(f"{name}: {reason}")
-    if name == "triton" and DEVICE.type == "cpu" and (fault := interpreter_fault()):
-        pytest.skip(f"triton: its interpreter does not work here: {fault}")
     return registry.create(name, DEVICE, dtype)
 
 

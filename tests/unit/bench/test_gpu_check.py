@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,6 @@ from bench.gpu_check import __main__ as command
 from bench.gpu_check import contracts, parity, plan, tables
 from bench.gpu_check.machine import ROOT, describe
 from bench.gpu_check.report import Report, to_markdown
-from tests.helpers.triton_interpreter import interpreter_fault
 
 STAGES = "tests.helpers.gpu_stages"
 
@@ -79,7 +79,7 @@ def test_the_page_names_machine_ends_and_figures(tmp_path: Path) -> None:
     machine = describe(small=True)
     assert {"torch", "triton", "transformers", "driver", "commit"} <= machine.keys()
     page = to_markdown({"machine": machine, "small": True, "stages": [failed]})
-    assert f"| torch | {torch.__version__} |" in page
+    assert f"| torch | {metadata.version('torch')} |" in page
     assert "| The stage that fails | failed |" in page
     assert "nothing fits \\| here at all" in page
     assert "| first | True |" in page
@@ -107,8 +107,6 @@ def test_stages_find_the_checkout_without_an_installation(tmp_path: Path) -> Non
 
 
 def test_tables_have_a_line_for_each_step(report: Report) -> None:
-    if fault := interpreter_fault():
-        pytest.skip(f"triton: its interpreter does not work here: {fault}")
     tables.run(report, small=True)
     ceilings, decode, prompts = report.data["tables"]
     assert all(row[1] > 0 for row in ceilings["rows"])

@@ -11,19 +11,12 @@ pytest.importorskip("triton", reason="triton does not run on this platform")
 
 # After the question whether they can be.
 from tests.helpers.fixed_lora import DEVICE, FixedGroup, assignment
-from tests.helpers.triton_interpreter import interpreter_fault
 
 from lorax_shard.lora import triton_rows
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.triton_backend import TritonGroup
 
 MOST_GATHERED = triton_rows.MOST_GATHERED[DEVICE.type]
-
-
-@pytest.fixture(autouse=True)
-def needs_interpreter() -> None:
-    if DEVICE.type == "cpu" and (fault := interpreter_fault()):
-        pytest.skip(f"triton: its interpreter does not work here: {fault}")
 
 
 def rows_of(layout: triton_rows.Tiles) -> dict[int, list[int]]:
