@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_check import machine
-from bench.gpu_check.plan import BY_NAME, STAGES, Stage
+from bench.gpu_check.plan import BY_NAME, STAGES, CheckStage
 from bench.gpu_check.report import FAILED, SKIPPED, to_markdown
 
 _GRACE_S = 5.0
 _HOUSES = ("", "proto", "router", "shard", "launcher")
 
 
-def run_stage(stage: Stage, log: Path, *, small: bool, budget_s: float) -> dict[str, Any]:
+def run_stage(stage: CheckStage, log: Path, *, small: bool, budget_s: float) -> dict[str, Any]:
     """Run a stage within its budget; whatever happens to it, something comes back."""
     path = log.with_suffix(".json")
     command = [sys.executable, "-m", "bench.gpu_check.run_stage", stage.module, str(path)]

@@ -22,7 +22,7 @@ BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LlamaShape:
     """A Llama's sizes."""
 
     hidden: int
@@ -53,9 +53,9 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
 
 
-LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
-LLAMA_1B = Shape(2048, 8192, 16, 32, 8, 32768)
-TINY = Shape(64, 96, 1, 4, 2, 384)
+LLAMA_8B = LlamaShape(4096, 14336, 32, 32, 8, 128256)
+LLAMA_1B = LlamaShape(2048, 8192, 16, 32, 8, 32768)
+TINY = LlamaShape(64, 96, 1, 4, 2, 384)
 
 
 def device_of(small: bool) -> torch.device:
@@ -63,7 +63,7 @@ def device_of(small: bool) -> torch.device:
     return torch.device("cpu" if small else "cuda")
 
 
-def llama_config(shape: Shape, max_positions: int = 16384) -> object:
+def llama_config(shape: LlamaShape, max_positions: int = 16384) -> object:
     """Return the transformers config of a shape."""
     from transformers import LlamaConfig
 
@@ -78,7 +78,7 @@ def llama_config(shape: Shape, max_positions: int = 16384) -> object:
 
 @torch.inference_mode()
 def build(
-    shape: Shape, dtype: torch.dtype, device: torch.device, *, lora: str = "auto"
+    shape: LlamaShape, dtype: torch.dtype, device: torch.device, *, lora: str = "auto"
 ) -> HFPagedModel:
     """Return a plugged random model on the device, ready for adapters."""
     from transformers import AutoModelForCausalLM

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from bench.gpu_check.models import device_of
 from bench.gpu_check.report import SKIPPED, Report
-from bench.gpu_check.requests import Load, Outcome
-from bench.gpu_check.serving import FULL, SMALL, Sizes, add, begin, write_model
+from bench.gpu_check.requests import LoadResult, RequestLoad
+from bench.gpu_check.serving import FULL, SMALL, ServingSizes, add, begin, write_model
 
 
 def run(report: Report, *, small: bool) -> None:
     """Serve the requests; what transformers cannot do here skips the stage in its words."""
     sizes, device = SMALL if small else FULL, device_of(small)
-    load = Load(sizes.num_requests, sizes.prompt_tokens, sizes.output_tokens)
+    load = RequestLoad(sizes.num_requests, sizes.prompt_tokens, sizes.output_tokens)
     with tempfile.TemporaryDirectory() as folder:
         model_dir = write_model(Path(folder) / "model", sizes, device)
         begin(report, sizes)
@@ -34,7 +34,9 @@ def run(report: Report, *, small: bool) -> None:
     add(report, "transformers, continuous batching", load, outcome)
 
 
-def generate(model_dir: Path, load: Load, sizes: Sizes, device: torch.device) -> Outcome:
+def generate(
+    model_dir: Path, load: RequestLoad, sizes: ServingSizes, device: torch.device
+) -> LoadResult:
     """Return what the load takes once everything is warm."""
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
@@ -48,7 +50,7 @@ def generate(model_dir: Path, load: Load, sizes: Sizes, device: torch.device) ->
     # On a CPU it would take nine tenths of the memory.
     limits = {} if device.type == "cuda" else {"num_blocks": 8, "max_batch_tokens": 64}
 
-    def once(num_tokens: int) -> Outcome:
+    def once(num_tokens: int) -> LoadResult:
         settings = GenerationConfig(
             max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
@@ -59,7 +61,7 @@ def generate(model_dir: Path, load: Load, sizes: Sizes, device: torch.device) ->
             continuous_batching_config=ContinuousBatchingConfig(**limits),
         )
         took = time.perf_counter() - started
-        return Outcome(took, sum(len(each.generated_tokens) for each in results.values()))
+        return LoadResult(took, sum(len(each.generated_tokens) for each in results.values()))
 
     once(2)
     return once(load.output_tokens)

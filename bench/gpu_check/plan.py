@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Stage(NamedTuple):
+class CheckStage(NamedTuple):
     """One part of the check; it fails alone."""
 
     name: str
@@ -16,11 +16,13 @@ class Stage(NamedTuple):
 
 # All together stay below nine minutes.
 STAGES = (
-    Stage("contracts", "bench.gpu_check.contracts", "Contract suites on every backend", 110),
-    Stage("parity", "bench.gpu_check.parity", "Parity with the CPU reference", 70),
-    Stage("tables", "bench.gpu_check.tables", "Steps of an 8B-shaped model beside the floor", 165),
-    Stage("serving", "bench.gpu_check.serving", "End to end", 75),
-    Stage("peer", "bench.gpu_check.peer", "The same requests by transformers", 45),
-    Stage("ranks", "bench.gpu_check.ranks", "Two ranks on one GPU", 50),
+    CheckStage("contracts", "bench.gpu_check.contracts", "Contract suites on every backend", 110),
+    CheckStage("parity", "bench.gpu_check.parity", "Parity with the CPU reference", 70),
+    CheckStage(
+        "tables", "bench.gpu_check.tables", "Steps of an 8B-shaped model beside the floor", 165
+    ),
+    CheckStage("serving", "bench.gpu_check.serving", "End to end", 75),
+    CheckStage("peer", "bench.gpu_check.peer", "The same requests by transformers", 45),
+    CheckStage("ranks", "bench.gpu_check.ranks", "Two ranks on one GPU", 50),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

@@ -33,7 +33,7 @@ HTTP_PACKAGES = ("fastapi", "uvicorn", "pydantic", "httptools", "orjson", "grpc_
 _PROGRAMS = {"lorax-shard": "lorax_shard.cli", "lorax-router": "lorax_router.cli"}
 
 
-class Load(NamedTuple):
+class RequestLoad(NamedTuple):
     """Requests that are all sent at once: request i asks for adapter i modulo their number."""
 
     num_requests: int
@@ -52,7 +52,7 @@ class Load(NamedTuple):
         return self.adapters[number % len(self.adapters)] if self.adapters else None
 
 
-class Outcome(NamedTuple):
+class LoadResult(NamedTuple):
     """What a load took."""
 
     seconds: float
@@ -94,7 +94,7 @@ async def router_service(
         await shards.close()
 
 
-async def send_to_service(parts: ServiceParts, load: Load) -> Outcome:
+async def send_to_service(parts: ServiceParts, load: RequestLoad) -> LoadResult:
     """Send all requests to the router's service and read their streams to the end."""
 
     async def one(number: int, text: str) -> int:
@@ -116,7 +116,7 @@ async def send_to_service(parts: ServiceParts, load: Load) -> Outcome:
     return checked(load, counts, time.perf_counter() - started)
 
 
-def send_to_server(url: str, load: Load) -> Outcome:
+def send_to_server(url: str, load: RequestLoad) -> LoadResult:
     """Send all requests over HTTP, a thread a stream, and read them to the end."""
     counts = [0] * load.num_requests
 
@@ -143,7 +143,7 @@ def send_to_server(url: str, load: Load) -> Outcome:
     return checked(load, counts, time.perf_counter() - started)
 
 
-def checked(load: Load, counts: Sequence[int], took: float) -> Outcome:
+def checked(load: RequestLoad, counts: Sequence[int], took: float) -> LoadResult:
     """Return what a load took, if every request got all of its tokens."""
     short = [count for count in counts if count != load.output_tokens]
     if short:
@@ -151,7 +151,7 @@ def checked(load: Load, counts: Sequence[int], took: float) -> Outcome:
             f"{len(short)} of {load.num_requests} requests got other than {load.output_tokens} "
             f"tokens: {sorted(set(short))}"
         )
-    return Outcome(took, sum(counts))
+    return LoadResult(took, sum(counts))
 
 
 def launcher_command(port: int, options: Sequence[str]) -> list[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench.gpu_check.models import LLAMA_1B, TINY, Shape, device_of, llama_config
+from bench.gpu_check.models import LLAMA_1B, TINY, LlamaShape, device_of, llama_config
 from bench.gpu_check.report import Report
 from bench.gpu_check.requests import (
-    Load,
-    Outcome,
+    LoadResult,
+    RequestLoad,
     launcher_command,
     launcher_environment,
     missing_http,
@@ -29,10 +29,10 @@ from tests.helpers.tiny_models import make_tokenizer
 RANKS = (8, 16, 32, 64)
 
 
-class Sizes(NamedTuple):
+class ServingSizes(NamedTuple):
     """What the stage serves."""
 
-    shape: Shape
+    shape: LlamaShape
     dtype: str
     num_adapters: int
     num_requests: int
@@ -40,8 +40,8 @@ class Sizes(NamedTuple):
     output_tokens: int
 
 
-FULL = Sizes(LLAMA_1B, "bfloat16", 16, 128, 256, 128)
-SMALL = Sizes(TINY, "float32", 2, 3, 12, 5)
+FULL = ServingSizes(LLAMA_1B, "bfloat16", 16, 128, 256, 128)
+SMALL = ServingSizes(TINY, "float32", 2, 3, 12, 5)
 
 
 def run(report: Report, *, small: bool) -> None:
@@ -56,7 +56,7 @@ def run(report: Report, *, small: bool) -> None:
                                       rank=RANKS[number % len(RANKS)], seed=number))
             for number in range(sizes.num_adapters)
         )  # fmt: skip
-        plain = Load(sizes.num_requests, sizes.prompt_tokens, sizes.output_tokens)
+        plain = RequestLoad(sizes.num_requests, sizes.prompt_tokens, sizes.output_tokens)
         loads = (plain, plain._replace(adapters=adapters))
         missing = missing_http()
         if missing:
@@ -68,7 +68,7 @@ def run(report: Report, *, small: bool) -> None:
             serve_by_launcher(report, folder, model_dir, loads, sizes)
 
 
-def begin(report: Report, sizes: Sizes) -> None:
+def begin(report: Report, sizes: ServingSizes) -> None:
     """Begin the table of a load."""
     report.table(
         f"{sizes.num_requests} requests at once, {sizes.prompt_tokens} tokens in, "
@@ -77,7 +77,7 @@ def begin(report: Report, sizes: Sizes) -> None:
     )
 
 
-def write_model(path: Path, sizes: Sizes, device: torch.device) -> Path:
+def write_model(path: Path, sizes: ServingSizes, device: torch.device) -> Path:
     """Save a random model made on the device, with a small tokenizer."""
     from transformers import AutoModelForCausalLM
 
@@ -97,7 +97,7 @@ def write_model(path: Path, sizes: Sizes, device: torch.device) -> Path:
     return path
 
 
-def add(report: Report, system: str, load: Load, outcome: Outcome) -> None:
+def add(report: Report, system: str, load: RequestLoad, outcome: LoadResult) -> None:
     """Add a line to the table."""
     report.row(system, len(load.adapters), outcome.seconds, outcome.tokens_s)
 
@@ -106,8 +106,8 @@ async def serve_by_service(
     report: Report,
     folder: Path,
     model_dir: Path,
-    loads: tuple[Load, ...],
-    sizes: Sizes,
+    loads: tuple[RequestLoad, ...],
+    sizes: ServingSizes,
     device: torch.device,
 ) -> None:
     """Serve by a shard process and the router's service."""
@@ -127,7 +127,11 @@ async def serve_by_service(
 
 
 def serve_by_launcher(
-    report: Report, folder: Path, model_dir: Path, loads: tuple[Load, ...], sizes: Sizes
+    report: Report,
+    folder: Path,
+    model_dir: Path,
+    loads: tuple[RequestLoad, ...],
+    sizes: ServingSizes,
 ) -> None:
     """Serve by launcher, router and shard over HTTP."""
     options = ["--model-id", str(model_dir), "--dtype", sizes.dtype, "--max-total-tokens", "512",

@@ -16,7 +16,7 @@ from bench.gpu_check.models import (
     BLOCK_SIZE,
     LLAMA_8B,
     TINY,
-    Shape,
+    LlamaShape,
     build,
     device_of,
     load_adapters,
@@ -29,10 +29,10 @@ from lorax_shard.model.hf_model import HFPagedModel
 RANKS = (8, 16, 32, 64)
 
 
-class Sizes(NamedTuple):
+class TableSizes(NamedTuple):
     """What the stage computes."""
 
-    shape: Shape
+    shape: LlamaShape
     dtype: torch.dtype
     rows: tuple[int, ...]
     adapters: tuple[int, ...]
@@ -43,11 +43,11 @@ class Sizes(NamedTuple):
     matrix: int
 
 
-FULL = Sizes(
+FULL = TableSizes(
     LLAMA_8B, torch.bfloat16, (1, 8, 32, 64, 128, 256), (0, 1, 8, 32, 128), 512,
     ((1, 512), (1, 2048), (4, 2048), (16, 512)), 1 << 32, 8192,
 )  # fmt: skip
-SMALL = Sizes(TINY, torch.float32, (2,), (0, 2), 20, ((1, 6), (2, 4)), 1 << 22, 256)
+SMALL = TableSizes(TINY, torch.float32, (2,), (0, 2), 20, ((1, 6), (2, 4)), 1 << 22, 256)
 
 
 class Rates(NamedTuple):
@@ -82,7 +82,7 @@ def run(report: Report, *, small: bool) -> None:
     prompt_table(report, sizes, rates, model)
 
 
-def measure_rates(report: Report, sizes: Sizes, device: torch.device) -> Rates:
+def measure_rates(report: Report, sizes: TableSizes, device: torch.device) -> Rates:
     """Measure copying and multiplying; each is a ceiling of what follows."""
     side = sizes.matrix
     copied = copy_seconds(sizes.copy_bytes, device)
@@ -162,7 +162,7 @@ class Step:
 
 def decode_table(
     report: Report,
-    sizes: Sizes,
+    sizes: TableSizes,
     rates: Rates,
     model: HFPagedModel,
     adapter_bytes: list[int],
@@ -221,7 +221,7 @@ class Graphs:
             return None
 
 
-def prompt_table(report: Report, sizes: Sizes, rates: Rates, model: HFPagedModel) -> None:
+def prompt_table(report: Report, sizes: TableSizes, rates: Rates, model: HFPagedModel) -> None:
     """Fill the table of prompts."""
     report.table(
         "Prompts in one step",

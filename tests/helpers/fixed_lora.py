@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lorax_shard.lora import triton_rows
 from lorax_shard.lora.assignment import Assignment
 from lorax_shard.lora.backend import GroupWeights
-from lorax_shard.lora.triton_backend import TritonGroup
+from lorax_shard.lora.triton import row_tiles
+from lorax_shard.lora.triton.backend import TritonGroup
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -42,7 +42,7 @@ class FixedGroup:
     def replay(self) -> None:
         """Launch what a graph would hold: nothing here looks at a value."""
         self.y.copy_(self.base)
-        triton_rows.read_slots_from(self.rows, self.slots)
+        row_tiles.read_slots_from(self.rows, self.slots)
         shrunk = self.group.shrink(self.x, self.rows)
         self.group.expand_all(shrunk, (0, 16), self.y, self.rows)
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
+from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
 from lorax_shard.attention.kv_cache import KVShape, PagedCache, num_blocks_for
-from lorax_shard.attention.metadata import StepMetadata
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LAYER = 3

@@ -26,7 +26,7 @@ from lorax_contract.step import (
     StoppingParams,
     WarmupSpec,
 )
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 

@@ -11,7 +11,7 @@ from tests.helpers.toy_paged_model import POISON_ID, ToyModel, new_row, toy_toke
 
 from lorax_contract.step import FinishCode, RequestSpec, WarmupSpec
 from lorax_router.core.scheduler import Scheduler
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine import engine as engine_module
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings

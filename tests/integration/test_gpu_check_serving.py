@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bench.gpu_check import serving
 from bench.gpu_check.report import Report
-from bench.gpu_check.requests import Load, checked
+from bench.gpu_check.requests import RequestLoad, checked
 
 
 def test_requests_come_back_whole_through_router_and_shard(tmp_path: Path) -> None:
@@ -21,4 +21,4 @@ def test_requests_come_back_whole_through_router_and_shard(tmp_path: Path) -> No
 
 def test_a_request_that_lacks_tokens_fails_the_stage() -> None:
     with pytest.raises(RuntimeError, match=r"1 of 2 requests got other than 5 tokens: \[4\]"):
-        checked(Load(2, 1, 5), [5, 4], 1.0)
+        checked(RequestLoad(2, 1, 5), [5, 4], 1.0)

@@ -27,7 +27,7 @@ POOL = PoolSettings(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
-def test_ranks_warm_up_with_the_widest_adapters(
+def test_ranks_warm_up_with_dummy_adapters(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_tiny_model(family, tmp_path)

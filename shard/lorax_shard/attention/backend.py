@@ -1,4 +1,4 @@
-"""The interface of attention backends.
+"""The interface of attention backends, and what every layer of a step is told.
 
 Shapes in this folder: T tokens of a step, R rows, H query heads, G KV heads,
 D head dim of K, E head dim of V, L KV tokens a row sees.
@@ -7,12 +7,12 @@ D head dim of K, E head dim of V, L KV tokens a row sees.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from lorax_shard.attention.kv_cache import KVShape
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.kv_cache import KVShape, PagedCache
 
 
 class AttentionSpec(NamedTuple):
@@ -57,6 +57,28 @@ class AttentionLayer(NamedTuple):
         """Return what a layer asks that computes ``spec`` over blocks of ``block_size`` tokens."""
         has_sinks = spec.sinks is not None
         return cls(num_heads, kv, block_size, spec.window, spec.chunk, spec.softcap, has_sinks)
+
+
+@dataclass(slots=True)
+class StepMetadata:
+    """One step of R rows and T tokens, all concatenated without padding.
+
+    Rows with one query token come first (``num_decode_rows`` of them), so that a
+    backend can take them together. Each row attends to its own sequence only:
+    query i of a row sits at position ``context_len - query_len + i`` and sees the
+    KV of positions up to its own. The step's new K and V are written to ``slots``
+    before anything is read.
+    """
+
+    query_lens: list[int]  # R; tokens each row computes
+    context_lens: list[int]  # R; KV length of each row after the step
+    slots: torch.Tensor  # T int64; block * block_size + offset of each token
+    block_tables: torch.Tensor  # R x max_blocks int64; padded with a valid block
+    num_decode_rows: int
+    cache: PagedCache
+    backend: AttentionBackend
+    # Values a backend computes in the first layer and reuses in the others.
+    scratch: dict[str, Any] = field(default_factory=dict)
 
 
 class AttentionBackend(ABC):

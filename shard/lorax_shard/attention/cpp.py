@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from lorax_shard.attention.backend import AttentionSpec
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.backend import AttentionSpec, StepMetadata
 from lorax_shard.attention.sdpa import SdpaAttention
 from lorax_shard.native import load_library
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
+from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
 from lorax_shard.attention.kv_cache import num_blocks_for
-from lorax_shard.attention.metadata import StepMetadata
 
 
 class TorchAttention(AttentionBackend):

@@ -19,8 +19,8 @@ from lorax_shard.attention.backend import AttentionBackend, AttentionLayer
 logger = logging.getLogger(__name__)
 
 _CLASSES = {
-    "flash": "lorax_shard.attention.flash:FlashAttention",
-    "triton": "lorax_shard.attention.triton_backend:TritonAttention",
+    "flash": "lorax_shard.attention.flash.backend:FlashAttention",
+    "triton": "lorax_shard.attention.triton.backend:TritonAttention",
     "cpp": "lorax_shard.attention.cpp:CppAttention",
     "sdpa": "lorax_shard.attention.sdpa:SdpaAttention",
     "torch": "lorax_shard.attention.reference:TorchAttention",

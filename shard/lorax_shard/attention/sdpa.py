@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
+from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
 from lorax_shard.attention.kv_cache import num_blocks_for
-from lorax_shard.attention.metadata import StepMetadata
 
 # A further group of decode rows costs about as much as gathering this many blocks.
 _GROUP_COST_BLOCKS = 48

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine.rows import IdArray, ResidentBatch, Row
 from lorax_shard.model.interface import PagedModel
 

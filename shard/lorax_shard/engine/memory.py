@@ -13,7 +13,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import WarmupSpec
 from lorax_shard import device_memory
 from lorax_shard.engine.memory_plan import MeasuredMemory, MemoryPlan, PoolSettings, plan_memory
-from lorax_shard.lora.widest import loaded_widest
+from lorax_shard.lora.dummy import loaded_dummies
 from lorax_shard.model.interface import PagedModel
 
 __all__ = ["MemoryPlan", "PoolSettings", "explained", "size_pool"]
@@ -38,7 +38,7 @@ def size_pool(
         f"{spec.max_rows} rows; lower --max-batch-prefill-tokens or --max-batch-size"
     )
     try:
-        with explained(too_large), _widest_adapters(model, settings.max_adapter_rank):
+        with explained(too_large), _dummy_adapters(model, settings.max_adapter_rank):
             activations = run_step()
     finally:
         model.free_cache()
@@ -67,12 +67,12 @@ def _measured(model: PagedModel, settings: PoolSettings, activations: int = 0) -
 
 
 @contextmanager
-def _widest_adapters(model: PagedModel, rank: int) -> Iterator[None]:
+def _dummy_adapters(model: PagedModel, rank: int) -> Iterator[None]:
     """Within, the model has adapters of this rank on linears of every shape; none for rank 0."""
     if model.slots is None or rank == 0:
         yield
         return
-    with loaded_widest(model.slots, rank, model.dtype, model.device):
+    with loaded_dummies(model.slots, rank, model.dtype, model.device):
         yield
 
 

@@ -19,7 +19,7 @@ IdArray = NDArray[np.int64]
 BASE = -1
 
 
-class Span(NamedTuple):
+class Segment(NamedTuple):
     """Neighbouring rows of one slot: start <= row < stop."""
 
     slot: int
@@ -35,8 +35,8 @@ class Assignment:
         self.num_rows = len(slot_of_row)
         self.device = device
         # Runs of rows with a slot, in the order of the rows.
-        self.spans = _spans(slot_of_row)
-        self.slots = tuple(sorted({span.slot for span in self.spans}))
+        self.segments = _segments(slot_of_row)
+        self.slots = tuple(sorted({segment.slot for segment in self.segments}))
         # Bit s is set if slot s has rows here.
         self.mask = sum(1 << slot for slot in self.slots)
         # What siblings share: one low-rank input at a time, held by its group.
@@ -49,9 +49,9 @@ class Assignment:
         """Return the rows of a slot: a slice if they are neighbours, else their numbers."""
         found = self._rows.get(slot)
         if found is None:
-            spans = [span for span in self.spans if span.slot == slot]
-            if len(spans) == 1:
-                found = slice(spans[0].start, spans[0].stop)
+            segments = [segment for segment in self.segments if segment.slot == slot]
+            if len(segments) == 1:
+                found = slice(segments[0].start, segments[0].stop)
             else:
                 numbers = np.flatnonzero(self.slot_of_row == slot)
                 found = torch.from_numpy(numbers).to(self.device)
@@ -92,11 +92,11 @@ def make_step(
     return LoraStep(tokens, Assignment(of_token[logit_rows], device))
 
 
-def _spans(slot_of_row: IdArray) -> list[Span]:
+def _segments(slot_of_row: IdArray) -> list[Segment]:
     if not len(slot_of_row):
         return []
     starts = np.concatenate([[0], np.flatnonzero(np.diff(slot_of_row)) + 1])
     stops = [*starts[1:].tolist(), len(slot_of_row)]
     slots = slot_of_row[starts].tolist()
-    spans = (Span(*each) for each in zip(slots, starts.tolist(), stops, strict=True))
-    return [span for span in spans if span.slot != BASE]
+    segments = (Segment(*each) for each in zip(slots, starts.tolist(), stops, strict=True))
+    return [segment for segment in segments if segment.slot != BASE]

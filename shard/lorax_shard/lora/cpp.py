@@ -1,4 +1,4 @@
-"""The ``cpp`` backend: few rows an adapter by a kernel of our own, long spans as ``cpu`` does.
+"""The ``cpp`` backend: few rows an adapter by a kernel of our own, long segments as ``cpu`` does.
 
 Decode rows of many adapters are thousands of tiny products; the kernel takes all slots of
 a group in one call and reads each matrix once, where it lies.
@@ -27,21 +27,21 @@ _ARGUMENTS = (
     _POINTER, _POINTER, _POINTER, _INT,  # group, layout, x and its stride
     _POINTER, _POINTER, _INT, _INT, ctypes.c_int,  # h, y and its stride, member, threads
 )  # fmt: skip
-# A span of this many rows is long: a library product beats the kernel.
+# A segment of this many rows is long: a library product beats the kernel.
 _LONG = 32
 
 
 class _Layout:
-    """A step's rows as the kernel takes them, and the spans that it does not."""
+    """A step's rows as the kernel takes them, and the segments that it does not."""
 
-    __slots__ = ("_arrays", "_h", "address", "long_spans", "mask", "num_rows")
+    __slots__ = ("_arrays", "_h", "address", "long_segments", "mask", "num_rows")
 
     def __init__(self, rows: Assignment) -> None:
         numbers: dict[int, list[IdArray]] = {}
-        self.long_spans: list[tuple[int, slice]] = []
-        for slot, start, stop in rows.spans:
+        self.long_segments: list[tuple[int, slice]] = []
+        for slot, start, stop in rows.segments:
             if stop - start >= _LONG:
-                self.long_spans.append((slot, slice(start, stop)))
+                self.long_segments.append((slot, slice(start, stop)))
             else:
                 numbers.setdefault(slot, []).append(np.arange(start, stop))
         parts = [np.concatenate(each) for each in numbers.values()]
@@ -57,13 +57,13 @@ class _Layout:
         self._h = torch.empty(0)
 
     def h(self, ranks: int) -> int:
-        """Return the address of room for the shrunk rows; one group uses it at a time."""
+        """Return the address of a buffer for the shrunk rows; one group uses it at a time."""
         if self._h.numel() < self.num_rows * ranks:
             self._h = torch.empty(self.num_rows * ranks)
         return self._h.data_ptr()
 
 
-class _Shrunk:
+class _DeferredShrink:
     """An input that the kernel shrinks when the first member expands it."""
 
     __slots__ = ("layout", "long", "x")
@@ -105,24 +105,24 @@ class CppGroup(GroupedGroup):
         self._header = np.array(fields + table.most_width, dtype=np.int64)
         self._address = self._header.ctypes.data
 
-    def shrink(self, x: torch.Tensor, rows: Assignment) -> _Shrunk | None:
-        """Compute each long span by one product; the kernel takes the rest while it expands."""
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> _DeferredShrink | None:
+        """Compute each long segment by one product; the kernel takes the rest while it expands."""
         if not rows.mask & self._table.mask:
             return None
         layout = rows.scratch.get("cpp.layout")
         if layout is None:
             layout = rows.scratch["cpp.layout"] = _Layout(rows)
         long = [
-            (loaded, span, x[span] @ loaded.a_t)
-            for slot, span in layout.long_spans
+            (loaded, segment, x[segment] @ loaded.a_t)
+            for slot, segment in layout.long_segments
             if (loaded := self._loaded.get(slot)) is not None
         ]
         if x.stride(1) != 1:
             x = x.contiguous()
-        return _Shrunk(x, layout, long)
+        return _DeferredShrink(x, layout, long)
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
-        """Add the short groups by the kernel and the long spans by products."""
+        """Add the short groups by the kernel and the long segments by products."""
         if shrunk is None:
             return
         layout: _Layout = shrunk.layout
@@ -136,11 +136,11 @@ class CppGroup(GroupedGroup):
                 layout.h(self._table.most_ranks), y.data_ptr(), y.stride(0), member,
                 torch.get_num_threads(),
             )  # fmt: skip
-        for loaded, span, product in shrunk.long:
+        for loaded, segment, product in shrunk.long:
             part = loaded.parts[member]
             if part is not None:
                 columns, b = part
-                add_product(y, span, product[:, columns], b)
+                add_product(y, segment, product[:, columns], b)
 
 
 class CppLora(LoraBackend):

@@ -201,10 +201,10 @@ class LinearPatch(Patch[LinearChange]):
     def _change(self, x: torch.Tensor, y: torch.Tensor, rows: Assignment) -> torch.Tensor:
         changes = [(rows.rows(s), self._changes[s]) for s in rows.slots if s in self._changes]
         weights = (change.weight for _, change in changes)
-        widest = max((weight.shape[0] for weight in weights if weight is not None), default=0)
-        if widest > y.shape[1]:
+        width = max((weight.shape[0] for weight in weights if weight is not None), default=0)
+        if width > y.shape[1]:
             # Other rows do not have these tokens: their logits stay impossible.
-            y = functional.pad(y, (0, widest - y.shape[1]), value=float("-inf"))
+            y = functional.pad(y, (0, width - y.shape[1]), value=float("-inf"))
         for at, change in changes:
             _change_rows(change, at, x, y)
         return y

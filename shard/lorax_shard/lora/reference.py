@@ -1,4 +1,4 @@
-"""The ``torch`` backend: one span of rows after the other in float32. The specification."""
+"""The ``torch`` backend: one segment of rows after the other in float32. The specification."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from lorax_shard.lora.assignment import Assignment, Span
+from lorax_shard.lora.assignment import Assignment, Segment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
 
 
-class TorchGroup(LoraGroup):
-    """Loops over the spans of a step."""
+class ReferenceGroup(LoraGroup):
+    """Loops over the segments of a step."""
 
     def __init__(self) -> None:
         self._weights: dict[int, GroupWeights] = {}
@@ -24,24 +24,27 @@ class TorchGroup(LoraGroup):
         """Forget the matrices."""
         del self._weights[slot]
 
-    def shrink(self, x: torch.Tensor, rows: Assignment) -> list[tuple[Span, torch.Tensor]]:
-        """Return the float32 product of each span whose slot is loaded."""
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> list[tuple[Segment, torch.Tensor]]:
+        """Return the float32 product of each segment whose slot is loaded."""
         return [
-            (span, x[span.start : span.stop].float() @ self._weights[span.slot].a.float().T)
-            for span in rows.spans
-            if span.slot in self._weights
+            (
+                segment,
+                x[segment.start : segment.stop].float() @ self._weights[segment.slot].a.float().T,
+            )
+            for segment in rows.segments
+            if segment.slot in self._weights
         ]
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add in float32 and round once."""
-        for span, product in shrunk:
-            weights = self._weights[span.slot]
+        for segment, product in shrunk:
+            weights = self._weights[segment.slot]
             b = weights.b[member]
             if b is None:
                 continue
             start = weights.offsets[member]
             part = product[:, start : start + b.shape[0]] @ b.float()
-            target = y[span.start : span.stop, : b.shape[1]]
+            target = y[segment.start : segment.stop, : b.shape[1]]
             target.copy_((target.float() + part).to(y.dtype))
 
 
@@ -50,6 +53,6 @@ class TorchLora(LoraBackend):
 
     name = "torch"
 
-    def make_group(self, num_members: int) -> TorchGroup:
+    def make_group(self, num_members: int) -> ReferenceGroup:
         """Return an empty group."""
-        return TorchGroup()
+        return ReferenceGroup()

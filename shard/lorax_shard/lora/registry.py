@@ -18,7 +18,7 @@ from lorax_shard.lora.backend import LoraBackend
 logger = logging.getLogger(__name__)
 
 _CLASSES = {
-    "triton": "lorax_shard.lora.triton_backend:TritonLora",
+    "triton": "lorax_shard.lora.triton.backend:TritonLora",
     "cpp": "lorax_shard.lora.cpp:CppLora",
     "cpu": "lorax_shard.lora.grouped:GroupedLora",
     "torch": "lorax_shard.lora.reference:TorchLora",

@@ -121,7 +121,7 @@ def _site(name: str, module: nn.Module, *, is_head: bool) -> Site | None:
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    # GPT-2's linear, which keeps its weight as in x out; known by name, so that this room
+    # GPT-2's linear, which keeps its weight as in x out; known by name, so that this package
     # does not import transformers.
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
 

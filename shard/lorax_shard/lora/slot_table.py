@@ -39,7 +39,7 @@ class SlotTable:
         self._measure()
 
     def grow(self) -> None:
-        """Make room for twice as many slots."""
+        """Hold twice as many slots."""
         self.lines = np.concatenate([self.lines, np.zeros_like(self.lines)])
 
     def unload(self, slot: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.backend import StepMetadata
 
 
 class AdapterSlots(Protocol):

@@ -13,9 +13,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lorax_shard.attention.backend import AttentionLayer, AttentionSpec
+from lorax_shard.attention.backend import AttentionLayer, AttentionSpec, StepMetadata
 from lorax_shard.attention.kv_cache import KVShape
-from lorax_shard.attention.metadata import StepMetadata
 
 ATTENTION_NAME = "lorax_paged"
 STEP_KEYWORD = "lorax_step"

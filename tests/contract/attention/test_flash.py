@@ -17,10 +17,11 @@ import pytest
 import torch
 from tests.helpers.paged_sequences import DEVICE, Sequences
 
-from lorax_shard.attention import flash, flash_providers
 from lorax_shard.attention.backend import AttentionLayer, AttentionSpec
-from lorax_shard.attention.flash import FlashAttention
-from lorax_shard.attention.flash_providers import Call, Provider
+from lorax_shard.attention.flash import backend as flash
+from lorax_shard.attention.flash import providers
+from lorax_shard.attention.flash.backend import FlashAttention
+from lorax_shard.attention.flash.providers import Call, Provider
 from lorax_shard.attention.kv_cache import KVShape
 
 CPU = torch.device("cpu")
@@ -161,10 +162,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CAPABILITY = {"v2": (8, 0), "v3": (9, 0), "v4": (10, 0), "torch": (8, 0)}
 FINDERS = {
-    "v2": flash_providers.find_v2,
-    "v3": flash_providers.find_v3,
-    "v4": flash_providers.find_v4,
-    "torch": flash_providers.find_torch,
+    "v2": providers.find_v2,
+    "v3": providers.find_v3,
+    "v4": providers.find_v4,
+    "torch": providers.find_torch,
 }
 
 
@@ -241,7 +242,7 @@ def test_releases_without_what_is_needed_say_so(
 
     put(monkeypatch, "flash_attn", flash_attn_varlen_func=old)
     put(monkeypatch, "torch.nn.attention.varlen", varlen_attn=old)
-    found, refused = flash_providers.find_all((8, 6))
+    found, refused = providers.find_all((8, 6))
     assert found == []
     assert refused == [
         "flash-attn 4: it reads paged KV on compute capability 10 only",
@@ -253,19 +254,19 @@ def test_releases_without_what_is_needed_say_so(
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
-    refused = flash_providers.find_all((9, 0))[1]
+    refused = providers.find_all((9, 0))[1]
     assert any(line.startswith("flash-attn 3: it does not import") for line in refused)
 
 
 def test_the_installed_pytorch_takes_our_arguments() -> None:
-    found = flash_providers.find_torch((9, 0))
+    found = providers.find_torch((9, 0))
     if isinstance(found, str):
         assert found.startswith("this release takes no ")
         pytest.skip(f"torch {torch.__version__}: {found}")
     sequences = Sequences([5], dtype=HALF, block_size=256, device=CPU)
     metadata = sequences.metadata(FlashAttention(found), {0: 5})
     pools = (torch.zeros(1, 256, 2, 16),) * 2
-    call = Call(torch.zeros(5, 6, 16), *pools, SPECS["window"], flash.parts(metadata)[0])
+    call = Call(torch.zeros(5, 6, 16), *pools, SPECS["window"], flash.batches(metadata)[0])
     inspect.signature(found.function).bind(**found.arguments(call))
 
 
@@ -275,13 +276,13 @@ def test_another_flash_attention_inside_pytorch_has_its_own_limits(
     monkeypatch.setattr(
         torch.nn.attention, "current_flash_attention_impl", lambda: "FA3", raising=False
     )
-    found = flash_providers.find_torch((9, 0))
+    found = providers.find_torch((9, 0))
     assert isinstance(found, Provider)
     assert found.refuse(layer_of(SPECS["plain"], 16)) is None
     sequences = Sequences([5], dtype=HALF, device=CPU)
-    part = flash.parts(sequences.metadata(FlashAttention(found), {0: 5}))[0]
+    batch = flash.batches(sequences.metadata(FlashAttention(found), {0: 5}))[0]
     given = found.arguments(
-        Call(torch.zeros(5, 6, 16), *[torch.zeros(1)] * 2, SPECS["plain"], part)
+        Call(torch.zeros(5, 6, 16), *[torch.zeros(1)] * 2, SPECS["plain"], batch)
     )
     assert given["cu_seq_k"] is None
     assert "num_splits" not in given
@@ -290,8 +291,8 @@ def test_another_flash_attention_inside_pytorch_has_its_own_limits(
 def test_what_the_step_needs_is_made_once() -> None:
     sequences = Sequences([300, 9, 30], dtype=HALF, block_size=256, device=CPU)
     metadata = sequences.metadata(FlashAttention(), {0: 3, 1: 1, 2: 30})
-    decode, prompt = flash.parts(metadata)
-    assert flash.parts(metadata)[0] is decode
+    decode, prompt = flash.batches(metadata)
+    assert flash.batches(metadata)[0] is decode
     assert (decode.tokens, prompt.tokens) == (slice(0, 1), slice(1, 34))
     assert decode.query_starts.tolist() == [0, 1]
     assert prompt.query_starts.tolist() == [0, 3, 33]
@@ -314,18 +315,18 @@ def chosen_from(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def off_by_one(call: Call) -> dict[str, Any]:
-    given = flash_providers.arguments_v3(call)
+    given = providers.arguments_v3(call)
     return {**given, "window_size": (given["window_size"][0] + 1, 0)}
 
 
 def unshifted(call: Call) -> dict[str, Any]:
-    part = call.part._replace(context_lens=call.part.context_lens - 1)
-    return flash_providers.arguments_v3(call._replace(part=part))
+    batch = call.batch._replace(context_lens=call.batch.context_lens - 1)
+    return providers.arguments_v3(call._replace(batch=batch))
 
 
 def wrong_table(call: Call) -> dict[str, Any]:
-    part = call.part._replace(tables=call.part.tables.flip(1))
-    return flash_providers.arguments_v3(call._replace(part=part))
+    batch = call.batch._replace(tables=call.batch.tables.flip(1))
+    return providers.arguments_v3(call._replace(batch=batch))
 
 
 def broken(call: Call) -> dict[str, Any]:
@@ -344,9 +345,7 @@ def broken(call: Call) -> dict[str, Any]:
 def test_a_provider_that_fails_its_trial_is_passed_over(
     chosen_from: Any, arguments: Any, words: str
 ) -> None:
-    good = Provider(
-        "good", flash_attn_with_kvcache_v3, flash_providers.arguments_v3, lambda layer: None
-    )
+    good = Provider("good", flash_attn_with_kvcache_v3, providers.arguments_v3, lambda layer: None)
     bad = Provider("bad", flash_attn_with_kvcache_v3, arguments, lambda layer: None)
     layer = layer_of(AttentionSpec(0.25, window=4096), 16)
     chosen_from(bad, good)
@@ -361,7 +360,7 @@ def test_a_provider_that_fails_its_trial_is_passed_over(
 
 def test_each_layer_gets_the_first_provider_that_computes_it(chosen_from: Any) -> None:
     def provider(name: str, refuse: Any) -> Provider:
-        return Provider(name, flash_attn_varlen_func_v4, flash_providers.arguments_v4, refuse)
+        return Provider(name, flash_attn_varlen_func_v4, providers.arguments_v4, refuse)
 
     def no_sinks(layer: AttentionLayer) -> str | None:
         return "it knows no sinks" if layer.has_sinks else None

@@ -13,10 +13,9 @@ pytest.importorskip("triton", reason="triton does not run on this platform")
 # After the question whether they can be.
 from tests.helpers.paged_sequences import DEVICE, LAYER, TOLERANCES, Sequences
 
-from lorax_shard.attention import triton_backend
-from lorax_shard.attention.backend import AttentionSpec
-from lorax_shard.attention.metadata import StepMetadata
-from lorax_shard.attention.triton_backend import TritonAttention
+from lorax_shard.attention.backend import AttentionSpec, StepMetadata
+from lorax_shard.attention.triton import backend as triton_backend
+from lorax_shard.attention.triton.backend import TritonAttention
 
 SINKS = torch.linspace(-1.0, 2.0, 6, device=DEVICE)
 SPECS = {

@@ -25,7 +25,7 @@ KERNELS = ["store", "prompt", "decode", "combine"]
 def test_every_attention_kernel_compiles_for_a_gpu(
     cache: str, capability: int, tmp_path: Path
 ) -> None:
-    module = "lorax_shard.attention.triton_kernels"
+    module = "lorax_shard.attention.triton.kernels"
     types = {**TYPES, "keys": cache, "values": cache}
     compiled = compile_kernels(module, KERNELS, types, CONSTANTS, tmp_path, capability)
     assert compiled == KERNELS

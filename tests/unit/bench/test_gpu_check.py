@@ -23,8 +23,8 @@ from bench.gpu_check.report import Report, to_markdown
 STAGES = "tests.helpers.gpu_stages"
 
 
-def stage(name: str) -> plan.Stage:
-    return plan.Stage(name, f"{STAGES}.{name}", f"The stage that {name}", 60.0)
+def stage(name: str) -> plan.CheckStage:
+    return plan.CheckStage(name, f"{STAGES}.{name}", f"The stage that {name}", 60.0)
 
 
 @pytest.fixture

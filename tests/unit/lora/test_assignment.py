@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lorax_shard.lora.assignment import LoraStep, Span, make_step
+from lorax_shard.lora.assignment import LoraStep, Segment, make_step
 
 CPU = torch.device("cpu")
 
@@ -23,9 +23,9 @@ def test_base_rows_alone_make_no_step() -> None:
     assert make_step([1, 5], [None, None], None, CPU) is None
 
 
-def test_neighbours_of_one_slot_become_one_span() -> None:
+def test_neighbours_of_one_slot_become_one_segment() -> None:
     tokens = step_of([1, 1, 3, 2, 4], [7, 7, None, 2, 2]).tokens
-    assert tokens.spans == [Span(7, 0, 2), Span(2, 5, 11)]
+    assert tokens.segments == [Segment(7, 0, 2), Segment(2, 5, 11)]
     assert tokens.slots == (2, 7)
     assert tokens.mask == 0b10000100
     assert tokens.num_rows == 11

@@ -11,7 +11,7 @@ from lorax_shard.linear import install as install_linears
 from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import LoraModel
-from lorax_shard.lora.reference import TorchGroup, TorchLora
+from lorax_shard.lora.reference import ReferenceGroup, TorchLora
 
 CPU = torch.device("cpu")
 WIDTHS = {"q_proj": 16, "k_proj": 8, "v_proj": 4}
@@ -42,10 +42,10 @@ class Fused(TorchLora):
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def make_group(self, num_members: int) -> TorchGroup:
+    def make_group(self, num_members: int) -> ReferenceGroup:
         calls = self.calls
 
-        class Group(TorchGroup):
+        class Group(ReferenceGroup):
             is_fused = True
 
             def expand_all(self, shrunk, columns, y, rows):

@@ -12,14 +12,14 @@ pytest.importorskip("triton", reason="triton does not run on this platform")
 # After the question whether they can be.
 from tests.helpers.fixed_lora import DEVICE, FixedGroup, assignment
 
-from lorax_shard.lora import triton_rows
 from lorax_shard.lora.backend import GroupWeights
-from lorax_shard.lora.triton_backend import TritonGroup
+from lorax_shard.lora.triton import row_tiles
+from lorax_shard.lora.triton.backend import TritonGroup
 
-MOST_GATHERED = triton_rows.MOST_GATHERED[DEVICE.type]
+MOST_GATHERED = row_tiles.MOST_GATHERED[DEVICE.type]
 
 
-def rows_of(layout: triton_rows.Tiles) -> dict[int, list[int]]:
+def rows_of(layout: row_tiles.Tiles) -> dict[int, list[int]]:
     """Return the rows of each slot as the kernels find them."""
     found: dict[int, list[int]] = {}
     for slot, first, count in layout.tiles.tolist():
@@ -34,7 +34,7 @@ def rows_of(layout: triton_rows.Tiles) -> dict[int, list[int]]:
 def test_a_layout_has_each_adapter_row_once(count: int, num_slots: int) -> None:
     draw = random.Random(count * num_slots)
     slots = [draw.choice([-1, *range(num_slots)]) for _ in range(count)]
-    layout = triton_rows.tiles_of(assignment(slots))
+    layout = row_tiles.tiles_of(assignment(slots))
     assert len(layout.tiles) == layout.num_tiles
     expected: dict[int, list[int]] = {}
     for row, slot in enumerate(slots):
@@ -44,16 +44,16 @@ def test_a_layout_has_each_adapter_row_once(count: int, num_slots: int) -> None:
 
 
 def test_rows_of_one_slot_share_tiles() -> None:
-    layout = triton_rows.tiles_of(assignment([7] * 40))
+    layout = row_tiles.tiles_of(assignment([7] * 40))
     assert layout.num_tiles == 40, "a grid depends on the number of rows alone"
     assert sorted(layout.tiles[:, 2].tolist())[-4:] == [0, 8, 16, 16]
 
 
 def test_long_runs_take_large_tiles() -> None:
-    few = triton_rows.tiles_of(assignment([row % 60 for row in range(600)]))
-    long = triton_rows.tiles_of(assignment([1] * 500 + [0] * 100))
-    assert few.block_m == triton_rows.FEW_ROWS
-    assert long.block_m == triton_rows.MANY_ROWS
+    few = row_tiles.tiles_of(assignment([row % 60 for row in range(600)]))
+    long = row_tiles.tiles_of(assignment([1] * 500 + [0] * 100))
+    assert few.block_m == row_tiles.FEW_ROWS
+    assert long.block_m == row_tiles.MANY_ROWS
     assert long.num_tiles == 2 + 8
 
 
@@ -62,9 +62,9 @@ def test_slots_are_read_when_the_kernels_run(monkeypatch: pytest.MonkeyPatch) ->
     address = case.group._on_device.data_ptr()
     grids: list[tuple[int, ...]] = []
     for name in ("shrink", "expand"):
-        kernel = getattr(triton_rows.triton_kernels, name)
+        kernel = getattr(row_tiles.kernels, name)
         spy = type("Spy", (), {"__getitem__": lambda _, g, k=kernel: grids.append(g) or k[g]})()
-        monkeypatch.setattr(triton_rows.triton_kernels, name, spy)
+        monkeypatch.setattr(row_tiles.kernels, name, spy)
     case.replay()
     assert torch.equal(case.y, case.base), "nothing is loaded"
     case.load(2, 8, 3)
@@ -101,7 +101,7 @@ def test_too_many_rows_for_fixed_slots_are_refused() -> None:
     rows = assignment([-1] * (MOST_GATHERED + 1))
     slots = torch.zeros(MOST_GATHERED + 1, dtype=torch.int64, device=DEVICE)
     with pytest.raises(ValueError, match=f"at most {MOST_GATHERED}"):
-        triton_rows.read_slots_from(rows, slots)
+        row_tiles.read_slots_from(rows, slots)
 
 
 def test_only_what_lies_in_lines_of_sixteen_bytes_is_read_so(
@@ -117,7 +117,7 @@ def test_only_what_lies_in_lines_of_sixteen_bytes_is_read_so(
         def __getitem__(self, grid):
             return lambda *args, **names: units.append(names["unit"])
 
-    monkeypatch.setattr(triton_rows.triton_kernels, "expand", Spy())
+    monkeypatch.setattr(row_tiles.kernels, "expand", Spy())
     rows, x, y = assignment([0, 0]), case.draw(2, 32), case.draw(2, 64)
     for columns in ((0, 16), (0, 17), (32, 48)):
         case.group.expand_all(case.group.shrink(x, rows), columns, y, rows)

@@ -18,5 +18,5 @@ KERNELS = ["gather_rows", "shrink", "expand"]
 
 
 def test_every_lora_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
-    module = "lorax_shard.lora.triton_kernels"
+    module = "lorax_shard.lora.triton.kernels"
     assert compile_kernels(module, KERNELS, TYPES, CONSTANTS, tmp_path) == KERNELS

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lorax_shard.lora import triton_kernels
 from lorax_shard.lora.assignment import Assignment
+from lorax_shard.lora.triton import kernels
 
 # Rows of one tile: the least that a matrix instruction takes, and for long runs of one slot.
 FEW_ROWS = 16
@@ -64,7 +64,7 @@ def _gather(slots: torch.Tensor, mask: int) -> Tiles:
     tiles = torch.empty(count, 3, dtype=torch.int64, device=slots.device)
     numbers = torch.empty(count * FEW_ROWS, dtype=torch.int64, device=slots.device)
     if count:
-        triton_kernels.gather_rows[(count,)](
+        kernels.gather_rows[(count,)](
             slots, count, tiles, numbers,
             block_t=max(16, 1 << (count - 1).bit_length()), block_m=FEW_ROWS,
         )  # fmt: skip

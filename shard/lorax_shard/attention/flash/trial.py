@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionLayer, AttentionSpec
+from lorax_shard.attention.backend import (
+    AttentionBackend,
+    AttentionLayer,
+    AttentionSpec,
+    StepMetadata,
+)
 from lorax_shard.attention.kv_cache import PagedCache, num_blocks_for
-from lorax_shard.attention.metadata import StepMetadata
 from lorax_shard.attention.reference import TorchAttention
 
 # Windows and chunks of thousands of tokens shrink to what a small step passes.

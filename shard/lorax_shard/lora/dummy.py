@@ -1,4 +1,4 @@
-"""Adapters as wide as they may be, for measuring what a step with them takes.
+"""Dummy adapters, as wide as they may be, for measuring what a step with them takes.
 
 All their matrices are one piece of zeros: a step's buffers depend on shapes alone, and the
 adapters' own bytes are budgeted elsewhere.
@@ -38,11 +38,11 @@ class MeasurableSlots(Protocol):
 
 
 @contextmanager
-def loaded_widest(
+def loaded_dummies(
     slots: MeasurableSlots, rank: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[None]:
-    """Within, two further slots hold such adapters: rows that alternate between them are apart."""
-    adapter = widest_adapter(dict(slots.sites), rank, dtype, device)
+    """Within, two further slots hold dummies: rows that alternate between them are apart."""
+    adapter = dummy_adapter(dict(slots.sites), rank, dtype, device)
     first = max(slots.slots, default=-1) + 1
     loaded: list[int] = []
     try:
@@ -55,7 +55,7 @@ def loaded_widest(
             slots.unload(slot)
 
 
-def widest_adapter(
+def dummy_adapter(
     sites: dict[str, Site], rank: int, dtype: torch.dtype, device: torch.device
 ) -> PreparedAdapter:
     """Return an adapter of ``rank`` on linears of every shape, whose outputs it scales as DoRA does.
@@ -71,7 +71,7 @@ def widest_adapter(
     names = [site.name for group in chosen.values() for site in group]
     zeros = _Zeros(_most_elements(groups, widths, rank), dtype, device)
     return PreparedAdapter(
-        digest="widest",
+        digest="dummy",
         groups={
             number: GroupWeights(
                 zeros.view(rank * len(group), widths[group[0].name][0]),

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorax_shard.attention import triton_kernels
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
-from lorax_shard.attention.metadata import StepMetadata
+from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
+from lorax_shard.attention.triton import kernels
 
 _LOG2_E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -112,7 +111,7 @@ class TritonAttention(AttentionBackend):
         block_d, block_e = _padded(key.shape[2]), _padded(value.shape[2])
         most = max(1, _STORE_ELEMENTS // max(block_d, block_e))
         block_g = min(_power_of_two(num_heads), most)
-        triton_kernels.store[(key.shape[0], -(-num_heads // block_g))](
+        kernels.store[(key.shape[0], -(-num_heads // block_g))](
             key, key.stride(0), key.stride(1), value, value.stride(0), value.stride(1),
             metadata.cache.keys[layer], metadata.cache.values[layer], metadata.slots, num_heads,
             key_dim=key.shape[2], value_dim=value.shape[2],
@@ -154,7 +153,7 @@ class TritonAttention(AttentionBackend):
         programs = told.num_kv_heads * -(-group // heads)
         splits = self._num_splits or _choose_splits(rows * programs, spec, metadata, query.device)
         partial, stats = _buffers(splits, rows, num_heads, told, query.device, metadata)
-        triton_kernels.decode[(rows, programs, splits)](
+        kernels.decode[(rows, programs, splits)](
             query, query.stride(0), query.stride(1), told.keys, told.values, told.sinks, output,
             partial, stats, step.context_lens, step.tables, step.tables.stride(0),
             told.scale, told.cap, told.num_kv_heads, rows, splits,
@@ -163,7 +162,7 @@ class TritonAttention(AttentionBackend):
             **told.constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
         if splits > 1:
-            triton_kernels.combine[(rows, num_heads)](
+            kernels.combine[(rows, num_heads)](
                 partial, stats, told.sinks, output, splits, rows, num_heads,
                 value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
                 block_s=_power_of_two(splits), block_e=told.constants["block_e"],
@@ -181,7 +180,7 @@ def _prompt(
     group = query.shape[1] // told.num_kv_heads
     heads = min(group, tile.block_m)
     tiles = _query_tiles(tile.block_m // heads, metadata)
-    triton_kernels.prompt[(tiles.shape[0], told.num_kv_heads * -(-group // heads))](
+    kernels.prompt[(tiles.shape[0], told.num_kv_heads * -(-group // heads))](
         query, query.stride(0), query.stride(1), told.keys, told.values, told.sinks, output,
         step.first_tokens, step.query_lens, step.context_lens, step.tables, step.tables.stride(0),
         tiles, told.scale, told.cap, told.num_kv_heads,

@@ -12,11 +12,15 @@ from itertools import accumulate
 
 import torch
 
-from lorax_shard.attention import trial
-from lorax_shard.attention.backend import AttentionBackend, AttentionLayer, AttentionSpec
-from lorax_shard.attention.flash_providers import Call, Part, Provider, find_all
+from lorax_shard.attention.backend import (
+    AttentionBackend,
+    AttentionLayer,
+    AttentionSpec,
+    StepMetadata,
+)
+from lorax_shard.attention.flash import trial
+from lorax_shard.attention.flash.providers import Call, Provider, VarlenBatch, find_all
 from lorax_shard.attention.kv_cache import KVShape
-from lorax_shard.attention.metadata import StepMetadata
 from lorax_shard.attention.sdpa import SdpaAttention
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -71,27 +75,27 @@ class FlashAttention(AttentionBackend):
         # Kernels take rows whose last dimension is dense; models hand over transposed views.
         query = query if query.stride(-1) == 1 else query.contiguous()
         outputs = [
-            provider.attend(Call(query[part.tokens], keys, values, spec, part))
-            for part in parts(metadata)
+            provider.attend(Call(query[batch.tokens], keys, values, spec, batch))
+            for batch in batches(metadata)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def parts(metadata: StepMetadata) -> list[Part]:
+def batches(metadata: StepMetadata) -> list[VarlenBatch]:
     """Return the decode rows and the other rows of a step; made in the first layer, and kept."""
-    if "flash.parts" not in metadata.scratch:
+    if "flash.batches" not in metadata.scratch:
         tables = metadata.block_tables.to(torch.int32).contiguous()
         num_decode, num_rows = metadata.num_decode_rows, len(metadata.query_lens)
-        metadata.scratch["flash.parts"] = [
-            _part(metadata, tables, first, last)
+        metadata.scratch["flash.batches"] = [
+            _batch(metadata, tables, first, last)
             for first, last in ((0, num_decode), (num_decode, num_rows))
             if first < last
         ]
-    found: list[Part] = metadata.scratch["flash.parts"]
+    found: list[VarlenBatch] = metadata.scratch["flash.batches"]
     return found
 
 
-def _part(metadata: StepMetadata, tables: torch.Tensor, first: int, last: int) -> Part:
+def _batch(metadata: StepMetadata, tables: torch.Tensor, first: int, last: int) -> VarlenBatch:
     query_lens = metadata.query_lens[first:last]
     context_lens = metadata.context_lens[first:last]
     start = sum(metadata.query_lens[:first])
@@ -102,7 +106,7 @@ def _part(metadata: StepMetadata, tables: torch.Tensor, first: int, last: int) -
         # Pinned, so that the copy does not wait for what the device still computes.
         numbers = numbers.pin_memory().to(tables.device, non_blocking=True)
     count = last - first + 1
-    return Part(
+    return VarlenBatch(
         slice(start, start + query_starts[-1]),
         numbers[:count],
         numbers[count : 2 * count],
@@ -144,7 +148,7 @@ def _choose(layer: AttentionLayer, device: torch.device, dtype: torch.dtype) -> 
 def _storing(device: torch.device) -> AttentionBackend:
     """Return a backend that stores what is finite, on a GPU in one launch."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from lorax_shard.attention.triton_backend import TritonAttention
+        from lorax_shard.attention.triton.backend import TritonAttention
 
         return TritonAttention()
     return SdpaAttention()

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorax_shard.lora import triton_kernels
 from lorax_shard.lora.assignment import Assignment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.slot_table import SlotTable
-from lorax_shard.lora.triton_rows import FEW_ROWS, MANY_ROWS, Tiles, tiles_of
+from lorax_shard.lora.triton import kernels
+from lorax_shard.lora.triton.row_tiles import FEW_ROWS, MANY_ROWS, Tiles, tiles_of
 
 _BLOCK_R = 16
 # Bytes of a row of x that are multiplied at once: what fits in the shared memory of small GPUs.
@@ -30,7 +30,7 @@ _UNIT = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class _Shrunk(NamedTuple):
+class _ShrunkRows(NamedTuple):
     h: torch.Tensor  # S x T x R float32
     tiles: Tiles
 
@@ -74,7 +74,7 @@ class TritonGroup(LoraGroup):
         self._unit = 1
         self._write(0, device)
 
-    def shrink(self, x: torch.Tensor, rows: Assignment) -> _Shrunk | None:
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> _ShrunkRows | None:
         """Compute all slots' products for all members in one launch."""
         tiles = tiles_of(rows)
         ranks = max(self._table.most_ranks, self._least_ranks)
@@ -86,13 +86,13 @@ class TritonGroup(LoraGroup):
         block_k = _BLOCK_K_BYTES // x.element_size()
         part_width = -(-x.shape[1] // (num_parts * block_k)) * block_k
         h = _scratch(rows, num_parts, ranks)
-        triton_kernels.shrink[(tiles.num_tiles, rank_blocks, num_parts)](
+        kernels.shrink[(tiles.num_tiles, rank_blocks, num_parts)](
             x, x.stride(0), x.shape[1], self._on_device, self._table.line_size, len(self._on_device),
             tiles.tiles, tiles.rows, h, ranks, rows.num_rows * ranks, part_width,
             block_m=tiles.block_m, block_r=_BLOCK_R, block_k=block_k,
             unit=self._unit, widen=_widens(x),
         )  # fmt: skip
-        return _Shrunk(h, tiles)
+        return _ShrunkRows(h, tiles)
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add all slots' products for one member in one launch."""
@@ -105,7 +105,7 @@ class TritonGroup(LoraGroup):
         self._launch(shrunk, 0, columns, y)
 
     def _launch(
-        self, shrunk: _Shrunk | None, member: int, columns: tuple[int, ...], y: torch.Tensor
+        self, shrunk: _ShrunkRows | None, member: int, columns: tuple[int, ...], y: torch.Tensor
     ) -> None:
         members = slice(member, member + len(columns))
         widths = (*self._table.most_width[members], *self._least_widths[members])
@@ -116,7 +116,7 @@ class TritonGroup(LoraGroup):
         blocks = -(-width // _BLOCK_N)
         shares = max(1, min(blocks, _PROGRAMS // tiles.num_tiles))
         is_aligned = all(column % _UNIT == 0 for column in columns)
-        triton_kernels.expand[(tiles.num_tiles, shares, len(columns))](
+        kernels.expand[(tiles.num_tiles, shares, len(columns))](
             h, ranks, num_rows * ranks, y, y.stride(0), self._on_device, self._table.line_size, len(self._on_device),
             tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
             num_parts=num_parts, block_m=tiles.block_m, block_r=_BLOCK_R, block_n=_BLOCK_N,
@@ -163,18 +163,18 @@ class TritonLora(LoraBackend):
 
 def _num_parts(width: int, tiles: Tiles, rank_blocks: int) -> int:
     """Return in how many parts to cut the input width."""
-    wished = min(-(-_PROGRAMS // (tiles.num_tiles * rank_blocks)), -(-width // _NARROWEST_PART))
-    return min(max(wished, -(-width // _WIDEST_PART)), _MOST_PARTS[tiles.block_m])
+    wanted = min(-(-_PROGRAMS // (tiles.num_tiles * rank_blocks)), -(-width // _NARROWEST_PART))
+    return min(max(wanted, -(-width // _WIDEST_PART)), _MOST_PARTS[tiles.block_m])
 
 
 def _scratch(rows: Assignment, num_parts: int, ranks: int) -> torch.Tensor:
-    """Return room for the shrunk rows of one group at a time, S x T x R float32."""
+    """Return a buffer for the shrunk rows of one group at a time, S x T x R float32."""
     count = num_parts * rows.num_rows * ranks
-    room: torch.Tensor | None = rows.scratch.get("triton.h")
-    if room is None or room.numel() < count:
-        room = torch.empty(count, dtype=torch.float32, device=rows.device)
-        rows.scratch["triton.h"] = room
-    return room[:count].view(num_parts, rows.num_rows, ranks)
+    buffer: torch.Tensor | None = rows.scratch.get("triton.h")
+    if buffer is None or buffer.numel() < count:
+        buffer = torch.empty(count, dtype=torch.float32, device=rows.device)
+        rows.scratch["triton.h"] = buffer
+    return buffer[:count].view(num_parts, rows.num_rows, ranks)
 
 
 def _is_aligned(weights: GroupWeights) -> bool:

@@ -8,10 +8,10 @@ from tests.helpers.tiny_models import tiny_config
 from transformers import AutoModelForCausalLM
 
 from lorax_shard.linear import install as install_linears
+from lorax_shard.lora.dummy import dummy_adapter, loaded_dummies
 from lorax_shard.lora.grouped import GroupedGroup
 from lorax_shard.lora.model import LoraModel, install
 from lorax_shard.lora.sites import Kind
-from lorax_shard.lora.widest import loaded_widest, widest_adapter
 
 CPU = torch.device("cpu")
 RANK = 24
@@ -25,7 +25,7 @@ def make(family: str, linears: str) -> tuple[torch.nn.Module, LoraModel]:
 
 
 @pytest.mark.parametrize(("family", "linears"), [("llama", "auto"), ("gpt2", "torch")])
-def test_a_linear_of_each_shape_computes_with_the_widest_adapters(family, linears, monkeypatch):
+def test_a_linear_of_each_shape_computes_with_dummy_adapters(family, linears, monkeypatch):
     model, lora = make(family, linears)
     seen: list[list[int]] = []
     shrink = GroupedGroup.shrink
@@ -36,8 +36,8 @@ def test_a_linear_of_each_shape_computes_with_the_widest_adapters(family, linear
         return products
 
     monkeypatch.setattr(GroupedGroup, "shrink", noting)
-    widest = loaded_widest(lora, RANK, torch.float32, CPU)
-    with torch.inference_mode(), widest, lora.step([3, 1, 1, 2], [0, 1, 0, 1]):
+    loaded = loaded_dummies(lora, RANK, torch.float32, CPU)
+    with torch.inference_mode(), loaded, lora.step([3, 1, 1, 2], [0, 1, 0, 1]):
         # DoRA's scale is zero, and so is what A and B add.
         assert not model(IDS, use_cache=False).logits.any()
     # The layers are alike: one of them, and the head.
@@ -53,16 +53,16 @@ def test_a_linear_of_each_shape_computes_with_the_widest_adapters(family, linear
 
 def test_they_take_slots_that_are_free():
     _, lora = make("llama", "torch")
-    own = widest_adapter(lora.sites, 2, torch.float32, CPU)
+    own = dummy_adapter(lora.sites, 2, torch.float32, CPU)
     lora.load(4, own)
-    with loaded_widest(lora, RANK, torch.float32, CPU):
+    with loaded_dummies(lora, RANK, torch.float32, CPU):
         assert sorted(lora.slots) == [4, 5, 6]
     assert list(lora.slots) == [4]
 
 
 def test_one_piece_of_memory_serves_all_matrices():
     _, lora = make("llama", "torch")
-    adapter = widest_adapter(lora.sites, RANK, torch.float32, CPU)
+    adapter = dummy_adapter(lora.sites, RANK, torch.float32, CPU)
     matrices = [each for group in adapter.groups.values() for each in (group.a, *group.b)]
     assert len({each.untyped_storage().data_ptr() for each in matrices}) == 1
     assert matrices[0].untyped_storage().nbytes() == max(each.nbytes for each in matrices)

@@ -23,11 +23,11 @@ _BLOCK_MULTIPLE_V2 = 256
 _WIDEST_HEAD = 256
 
 
-class Part(NamedTuple):
+class VarlenBatch(NamedTuple):
     """Rows of one kind within a step, their numbers on the device as int32."""
 
     tokens: slice
-    query_starts: torch.Tensor  # R + 1, from 0 within the part
+    query_starts: torch.Tensor  # R + 1, from 0 within the batch
     context_starts: torch.Tensor  # R + 1
     context_lens: torch.Tensor  # R
     tables: torch.Tensor  # R x max_blocks
@@ -36,13 +36,13 @@ class Part(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One layer's attention over one part of a step."""
+    """One layer's attention over one batch of a step."""
 
     query: torch.Tensor  # T x H x D
     keys: torch.Tensor  # blocks x block_size x G x D
     values: torch.Tensor  # blocks x block_size x G x E
     spec: AttentionSpec
-    part: Part
+    batch: VarlenBatch
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,16 @@ def find_v4(capability: tuple[int, int]) -> Provider | str:
 
 def arguments_v4(call: Call) -> dict[str, Any]:
     """Return what ``flash_attn.cute.flash_attn_varlen_func`` is given."""
-    spec, part = call.spec, call.part
+    spec, batch = call.spec, call.batch
     return {
         "q": call.query,
         "k": call.keys,
         "v": call.values,
-        "cu_seqlens_q": part.query_starts,
-        "seqused_k": part.context_lens,
-        "max_seqlen_q": part.longest_query,
-        "max_seqlen_k": part.longest_context,
-        "page_table": part.tables,
+        "cu_seqlens_q": batch.query_starts,
+        "seqused_k": batch.context_lens,
+        "max_seqlen_q": batch.longest_query,
+        "max_seqlen_k": batch.longest_context,
+        "page_table": batch.tables,
         "softmax_scale": spec.scaling,
         "causal": True,
         "window_size": (None if spec.window is None else spec.window - 1, 0),
@@ -144,15 +144,15 @@ def refuse_v3(layer: AttentionLayer) -> str | None:
 
 def arguments_v3(call: Call) -> dict[str, Any]:
     """Return what ``flash_attn_interface.flash_attn_with_kvcache`` is given."""
-    spec, part = call.spec, call.part
+    spec, batch = call.spec, call.batch
     return {
         "q": call.query,
         "k_cache": call.keys,
         "v_cache": call.values,
-        "cache_seqlens": part.context_lens,
-        "page_table": part.tables,
-        "cu_seqlens_q": part.query_starts,
-        "max_seqlen_q": part.longest_query,
+        "cache_seqlens": batch.context_lens,
+        "page_table": batch.tables,
+        "cu_seqlens_q": batch.query_starts,
+        "max_seqlen_q": batch.longest_query,
         "softmax_scale": spec.scaling,
         "causal": True,
         "window_size": _window(spec),
@@ -184,20 +184,20 @@ _OPTIONAL_V2 = {"softcap", "num_splits"}
 
 def arguments_v2(call: Call) -> dict[str, Any]:
     """Return what ``flash_attn.flash_attn_varlen_func`` is given."""
-    spec, part = call.spec, call.part
+    spec, batch = call.spec, call.batch
     return {
         "q": call.query,
         "k": call.keys,
         "v": call.values,
-        "cu_seqlens_q": part.query_starts,
-        "cu_seqlens_k": part.context_starts,
-        "max_seqlen_q": part.longest_query,
-        "max_seqlen_k": part.longest_context,
+        "cu_seqlens_q": batch.query_starts,
+        "cu_seqlens_k": batch.context_starts,
+        "max_seqlen_q": batch.longest_query,
+        "max_seqlen_k": batch.longest_context,
         "softmax_scale": spec.scaling,
         "causal": True,
         "window_size": _window(spec),
         "softcap": spec.softcap or 0.0,
-        "block_table": part.tables,
+        "block_table": batch.tables,
         # Releases that choose for themselves put the parts of ragged rows in wrong places.
         "num_splits": 1,
     }
@@ -228,21 +228,21 @@ def find_torch(capability: tuple[int, int]) -> Provider | str:
 
 def arguments_torch(call: Call, *, takes_context_starts: bool) -> dict[str, Any]:
     """Return what ``torch.nn.attention.varlen.varlen_attn`` is given; a window makes it causal."""
-    spec, part = call.spec, call.part
+    spec, batch = call.spec, call.batch
     return {
         "query": call.query,
         "key": call.keys,
         "value": call.values,
-        "cu_seq_q": part.query_starts,
+        "cu_seq_q": batch.query_starts,
         # FlashAttention 3 and 4 refuse them beside a block table.
-        "cu_seq_k": part.context_starts if takes_context_starts else None,
-        "max_q": part.longest_query,
-        "max_k": part.longest_context,
+        "cu_seq_k": batch.context_starts if takes_context_starts else None,
+        "max_q": batch.longest_query,
+        "max_k": batch.longest_context,
         "scale": spec.scaling,
         "window_size": (-1 if spec.window is None else spec.window - 1, 0),
         "enable_gqa": True,
-        "seqused_k": part.context_lens,
-        "block_table": part.tables,
+        "seqused_k": batch.context_lens,
+        "block_table": batch.tables,
         # With more, rows after the first go missing: pytorch/pytorch issue 194167.
         "num_splits": 1,
     }

@@ -1,0 +1,1 @@
+"""FlashAttention over paged KV, by whoever offers it here."""

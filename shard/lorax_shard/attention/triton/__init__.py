@@ -1,0 +1,1 @@
+"""Paged attention in Triton: what a launch needs, and the kernels."""
