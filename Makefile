@@ -99,8 +99,8 @@ protos-check: $(BASE) ## fail if the committed stubs are stale
 
 docs: $(BASE) ## write the generated pages of docs/
 	$(BIN)/python -m lorax_launcher.docs docs/cli.md
-	$(BIN)/python -m lorax_router.service.metrics_doc > docs/metrics.md
-	$(BIN)/python -m lorax_shard.adapters.peft_docs docs/adapters.md
+	$(BIN)/python -m lorax_router.service.metrics.doc > docs/metrics.md
+	$(BIN)/python -m lorax_shard.peft.docs docs/adapters.md
 
 bench: $(DEV) ## measure BENCH side by side; ARGS go to it
 	@exec $(BIN)/python -m bench.$(BENCH) $(ARGS)

@@ -27,7 +27,7 @@ def serve_shard(folder: str) -> None:
     """Serve a FakeShard on a unix socket."""
     from tests.helpers.fake_shard_server import serve
 
-    from lorax_router.shards.fake import FakeModel, FakeShard
+    from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
     async def run() -> None:
         model = FakeModel(eos_token_ids=frozenset())

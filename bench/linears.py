@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from lorax_contract.cache import default_cache_dir
 from lorax_shard.linear import install
-from lorax_shard.model.prepare import prepare
+from lorax_shard.prepare.prepare import prepare
 
 ROWS = (1, 8, 16, 32, 64, 128)
 # "onednn, apart" computes every linear by itself: it shows what stacking siblings is worth.

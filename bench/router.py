@@ -26,10 +26,10 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.engine_loop import EngineLoop
-from lorax_router.shards.fake import FakeModel, FakeShard
-from lorax_router.shards.fake_batch import FakeBatch
-from lorax_router.shards.fake_memory import FakeMemory
+from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.shards.fake.batch import FakeBatch
+from lorax_router.shards.fake.memory import FakeMemory
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
 NUM_ROWS = 256
 NUM_WAITING = 1_000

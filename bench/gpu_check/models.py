@@ -14,7 +14,7 @@ from lorax_shard.lora import model as lora_model
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.sites import find_groups
-from lorax_shard.model import plug
+from lorax_shard.model import attention_hook
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import survey_attention
 
@@ -83,11 +83,11 @@ def build(
     """Return a plugged random model on the device, ready for adapters."""
     from transformers import AutoModelForCausalLM
 
-    plug.register()
+    attention_hook.register()
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            llama_config(shape), dtype=dtype, attn_implementation=plug.ATTENTION_NAME
+            llama_config(shape), dtype=dtype, attn_implementation=attention_hook.ATTENTION_NAME
         )
     model = model.to(device).eval().requires_grad_(False)
     survey = survey_attention(model)

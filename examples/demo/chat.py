@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from lorax_contract.cache import default_cache_dir
-from lorax_shard.model.prepare import prepare
+from lorax_shard.prepare.prepare import prepare
 
 
 @dataclass(frozen=True, slots=True)

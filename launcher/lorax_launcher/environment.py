@@ -66,7 +66,7 @@ def _log_format(text: str, found: Ambient) -> None:
 
 
 def _hostname(text: str, found: Ambient) -> None:
-    """Containers set HOSTNAME to their own name, which is no wish of the user's."""
+    """Containers set HOSTNAME to their own name, which is no choice of the user's."""
     try:
         found.options["hostname"] = str(ipaddress.ip_address(text))
     except ValueError:

@@ -88,9 +88,9 @@ class LaunchPlan:
 
 
 def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> LaunchPlan:
-    """Turn wishes and facts into configurations; ``run_dir`` is the folder of this run.
+    """Turn options and facts into configurations; ``run_dir`` is the folder of this run.
 
-    Raises UsageError when the wishes contradict each other or cannot be met.
+    Raises UsageError when the options contradict each other or cannot be met.
     """
     _check_source(options)
     _check_adapters(options)

@@ -22,7 +22,7 @@ from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.http_api.server import HttpServer, url_of
-from lorax_router.service.engine_loop import EngineLoop
+from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 from lorax_router.startup import (

@@ -24,27 +24,27 @@ from lorax_contract.errors import (
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
-from lorax_router.core.adapters import AdapterTable
+from lorax_router.core.adapter_table import AdapterTable
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.adapter_catalog import AdapterWish
-from lorax_router.service.adapter_manager import AdapterManager
-from lorax_router.service.adapter_wishes import WishPolicy
-from lorax_router.service.adapters import AdapterDirectory
-from lorax_router.service.chat_template import ChatTemplate, load_chat_template
-from lorax_router.service.engine_loop import EngineLoop
+from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.directory import AdapterDirectory
+from lorax_router.service.adapters.management import AdapterManager
+from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import (
     Lengths,
-    Limits,
+    RequestLimits,
     lengths_in_pool,
     lengths_of_model,
     required_length,
 )
-from lorax_router.service.metrics import Metrics
+from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
-from lorax_router.service.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.validation import Validator
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ServiceParts:
     tokenizer: TokenizerPool
     adapters: AdapterManager
     metrics: Metrics
-    wishes: WishPolicy
+    selections: SelectionPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Parts:
     tokenizer: TokenizerPool
     adapters: AdapterManager
     # Adapters that are loaded before the server is ready.
-    preloads: tuple[AdapterWish, ...]
+    preloads: tuple[AdapterSelection, ...]
 
 
 def open_port(hostname: str, port: int) -> socket.socket:
@@ -201,7 +201,7 @@ def assemble_service(
     budgets: Budgets,
 ) -> ServiceParts:
     """Put together all that serves requests, whichever front end brings them."""
-    limits = Limits(
+    limits = RequestLimits(
         max_input_length=budgets.lengths.max_input_length,
         max_total_tokens=budgets.lengths.max_total_tokens,
         vocab_size=info.vocab_size,
@@ -219,18 +219,18 @@ def assemble_service(
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size)
-    wishes = wish_policy(config, info)
-    if wishes.refusal is None:
-        metrics.watch_adapters(adapters.catalog, engine.adapter_room)
+    selections = selection_policy(config, info)
+    if selections.refusal is None:
+        metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
     service = InferenceService(
         engine,
-        Validator(limits, tokenizer, language.chat_template, wishes=wishes),
+        Validator(limits, tokenizer, language.chat_template, selections=selections),
         metrics,
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
     )
     manager = AdapterManager(adapters, shards)
-    return ServiceParts(engine, service, tokenizer, manager, metrics, wishes)
+    return ServiceParts(engine, service, tokenizer, manager, metrics, selections)
 
 
 def assemble(
@@ -259,16 +259,16 @@ def assemble(
             credentials=config.cors_allow_credentials,
         ),
         adapters=parts.adapters,
-        wishes=parts.wishes,
+        selections=parts.selections,
     )
     return Parts(
         app, parts.engine, parts.service, parts.tokenizer, parts.adapters,
-        _preloads(config, parts.wishes),
+        _preloads(config, parts.selections),
     )  # fmt: skip
 
 
-def wish_policy(config: RouterConfig, info: ShardInfo) -> WishPolicy:
-    """What requests may wish for; raises StartupError for a static adapter that cannot be one."""
+def selection_policy(config: RouterConfig, info: ShardInfo) -> SelectionPolicy:
+    """What requests may selection for; raises StartupError for a static adapter that cannot be one."""
     refusal = config.adapter_refusal
     if refusal is None and not info.lora_backend:
         refusal = (
@@ -277,20 +277,22 @@ def wish_policy(config: RouterConfig, info: ShardInfo) -> WishPolicy:
         )
     static = None
     if config.adapter_id is not None:
-        static = _own_wish(config.adapter_source, config.adapter_id)
-    return WishPolicy(refusal=refusal, default_source=config.default_adapter_source, static=static)
+        static = _own_selection(config.adapter_source, config.adapter_id)
+    return SelectionPolicy(
+        refusal=refusal, default_source=config.default_adapter_source, static=static
+    )
 
 
-def _preloads(config: RouterConfig, wishes: WishPolicy) -> tuple[AdapterWish, ...]:
+def _preloads(config: RouterConfig, selections: SelectionPolicy) -> tuple[AdapterSelection, ...]:
     source = config.preloaded_adapter_source
-    wanted = [_own_wish(source, name) for name in config.preloaded_adapter_ids]
-    return tuple(wanted if wishes.static is None else [wishes.static, *wanted])
+    wanted = [_own_selection(source, name) for name in config.preloaded_adapter_ids]
+    return tuple(wanted if selections.static is None else [selections.static, *wanted])
 
 
-def _own_wish(source: str, name: str) -> AdapterWish:
+def _own_selection(source: str, name: str) -> AdapterSelection:
     """An adapter that the server itself wants, with the server's own token."""
     try:
-        return AdapterWish(refs=(AdapterRef.of(source, name),), token=hub_token())
+        return AdapterSelection(refs=(AdapterRef.of(source, name),), token=hub_token())
     except AdapterUnavailableError as error:
         raise StartupError(error.text, ExitCode.USAGE) from error
 
@@ -299,22 +301,22 @@ async def preload(parts: Parts) -> None:
     """Load the adapters that are to be there before the first request; raises StartupError."""
     try:
         async with asyncio.TaskGroup() as group:
-            for wish in dict.fromkeys(parts.preloads):
-                group.create_task(_preload(parts.adapters, wish))
+            for selection in dict.fromkeys(parts.preloads):
+                group.create_task(_preload(parts.adapters, selection))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
 
 
-async def _preload(adapters: AdapterManager, wish: AdapterWish) -> None:
+async def _preload(adapters: AdapterManager, selection: AdapterSelection) -> None:
     try:
-        await adapters.load(wish, pin=True)
+        await adapters.load(selection, pin=True)
     except (ShardError, UnhealthyError) as error:
         raise StartupError(f"a shard is gone: {error}", ExitCode.SHARD_UNREACHABLE) from error
     except LoraxError as error:
         raise StartupError(
-            f"adapter {wish.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
+            f"adapter {selection.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
         ) from error
-    logger.info("adapter %s is loaded and stays", wish.label)
+    logger.info("adapter %s is loaded and stays", selection.label)
 
 
 def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Scheduler:

@@ -26,7 +26,7 @@ from lorax_shard.rpc.address import clear_stale
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from lorax_shard.adapters.room import AdapterRoom
+    from lorax_shard.adapters.rank_adapters import RankAdapters
     from lorax_shard.engine.engine import Engine
     from lorax_shard.parallel.group import RankGroup
 
@@ -122,10 +122,10 @@ def leave(exit_code: ExitCode) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ShardParts:
-    """What was loaded; ``make_room`` makes the adapters' part in the event loop."""
+    """What was loaded; ``make_rank_adapters`` makes the adapters' part in the event loop."""
 
     engine: Engine
-    make_room: Callable[[], AdapterRoom] | None = None
+    make_rank_adapters: Callable[[], RankAdapters] | None = None
 
 
 def load_parts(config: ShardConfig) -> ShardParts:
@@ -164,10 +164,10 @@ def load_parts(config: ShardConfig) -> ShardParts:
     assert base is not None
     assert lora is not None
     store = setup.make_store(config)
-    shelf = setup.make_shelf(config, store, base, lora, model.dtype)
+    lane = setup.make_prepare_lane(config, store, base, lora, model.dtype)
     return ShardParts(
-        Engine(model, tokenizer, pool, adapters=shelf, batch_invariant=invariant, group=group),
-        partial(setup.make_room, config, store, shelf, base),
+        Engine(model, tokenizer, pool, adapters=lane, batch_invariant=invariant, group=group),
+        partial(setup.make_rank_adapters, config, store, lane, base),
     )
 
 
@@ -215,19 +215,19 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
     stop = asyncio.Event()
     stopper.attach(asyncio.get_running_loop(), stop)
     commands = CommandQueue(config.epoch, on_broken=stopper.on_group_broken)
-    room = parts.make_room() if parts.make_room is not None else None
-    server = ShardServer(config, parts.engine, commands, room)
+    rank_adapters = parts.make_rank_adapters() if parts.make_rank_adapters is not None else None
+    server = ShardServer(config, parts.engine, commands, rank_adapters)
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})
-    if room is not None:
-        room.start()
+    if rank_adapters is not None:
+        rank_adapters.start()
     await stop.wait()
     logger.info("stopping")
     is_broken = stopper.exit_code is ExitCode.RANKS_APART
     await server.stop(_BROKEN_GRACE_S if is_broken else _GRACE_S)
-    if room is not None:
-        await room.close()
+    if rank_adapters is not None:
+        await rank_adapters.close()
     if not await commands.close(_WORKER_GRACE_S):
         logger.warning("a step is still running; it is left behind")
         leave(stopper.exit_code)

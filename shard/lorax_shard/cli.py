@@ -35,7 +35,7 @@ def serve(config_path: Path) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def prepare(arguments: tuple[str, ...]) -> None:
     """Make a model a local folder; see ``lorax-shard prepare --help``."""
-    from lorax_shard.model.prepare_cli import prepare_command
+    from lorax_shard.prepare.cli import prepare_command
 
     prepare_command.main(args=list(arguments), prog_name="lorax-shard prepare")
 

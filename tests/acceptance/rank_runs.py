@@ -30,7 +30,7 @@ from tests.helpers.toy_paged_model import new_row
 from lorax_contract.adapters import AdapterContent, AdapterPart
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import AdapterHandle, RequestSpec, WarmupSpec
-from lorax_router.core.adapters import AdapterTable
+from lorax_router.core.adapter_table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 
 FAMILIES = ("llama", "qwen2", "qwen3_moe", "gemma2", "gpt2", "mixtral")
@@ -100,7 +100,7 @@ class World:
 def make_world(family: str, root: Path) -> World:
     """Write a tiny model and its adapters, and put those into the store as a fetcher would."""
     from lorax_shard.adapters.setup import make_store
-    from lorax_shard.adapters.source_interface import StoredFile
+    from lorax_shard.fetching.sources.interface import StoredFile
 
     world = World(root)
     make_tiny_model(family, world.model_dir)
@@ -136,11 +136,11 @@ def requests(seed: int) -> list[RequestSpec]:
 
 
 class Recorder:
-    """Draws as the engine's chooser does, and keeps the logits of each token drawn."""
+    """Draws as the engine's rank_sampler does, and keeps the logits of each token drawn."""
 
-    def __init__(self, chooser: Any) -> None:
-        self._chooser = chooser
-        self.sampler = chooser.sampler
+    def __init__(self, rank_sampler: Any) -> None:
+        self._chooser = rank_sampler
+        self.sampler = rank_sampler.sampler
         # By request and number of the output token.
         self.logits: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -166,9 +166,9 @@ def _run_rank(rank: int, world_size: int, roots: list[str]) -> None:
 
 
 def _serve_world(world: World, world_size: int, rank: int) -> None:
-    from lorax_shard.adapters.peft_files import Limits
-    from lorax_shard.adapters.peft_format import examine
     from lorax_shard.app import load_parts
+    from lorax_shard.peft.files import AdapterLimits
+    from lorax_shard.peft.read import examine
 
     engine = load_parts(world.config(world_size, rank)).engine
     spec = WarmupSpec(
@@ -177,11 +177,13 @@ def _serve_world(world: World, world_size: int, rank: int) -> None:
     )  # fmt: skip
     num_blocks = engine.warm_up(spec)
     table = AdapterTable(max_resident=NUM_SLOTS, cycle_time_s=20.0)
-    shelf: Any = engine.adapters._shelf
+    lane: Any = engine.adapters._lane
     for number, entry in json.loads((world.root / "entries.json").read_text()).items():
         handle = AdapterHandle(int(number))
-        digest = examine(world.adapter_dir(handle), engine.model.base, Limits()).adapter.digest
-        shelf.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry),)))
+        digest = examine(
+            world.adapter_dir(handle), engine.model.base, AdapterLimits()
+        ).adapter.digest
+        lane.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry),)))
         table.add(handle, 1)
     recorder: Any = Recorder(engine._chooser)
     engine._chooser = recorder

@@ -14,12 +14,12 @@ from tests.helpers.http_app import until, word_tokenizer
 from lorax_contract.adapters import AdapterPart, AdapterQuery, AdapterRef, FetchedAdapter
 from lorax_contract.config import RouterConfig
 from lorax_contract.step import AdapterHandle
-from lorax_router.service.adapter_catalog import AdapterCatalog, AdapterWish
-from lorax_router.service.chat_template import ChatTemplate, TemplateSource
+from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection
 from lorax_router.service.inference import GenerationStream
+from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
-from lorax_router.shards.fake import FakeModel, FakeShard
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
 from lorax_router.startup import Language, Parts, assemble, size
 
 MIB = 1 << 20
@@ -43,9 +43,9 @@ def ref(name: str, source: str = "local") -> AdapterRef:
     return AdapterRef.of(source, name)
 
 
-def wish(name: str, token: str | None = None) -> AdapterWish:
-    """A wish for one adapter."""
-    return AdapterWish(refs=(ref(name),), token=token)
+def selection(name: str, token: str | None = None) -> AdapterSelection:
+    """A selection for one adapter."""
+    return AdapterSelection(refs=(ref(name),), token=token)
 
 
 class Sources:

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 from lorax_contract.cache import default_cache_dir
-from lorax_shard.model.prepare import prepare
+from lorax_shard.prepare.prepare import prepare
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from lorax_contract.step import (
     StepOutcome,
     TokenColumns,
 )
-from lorax_router.core.adapters import AdapterEvent
+from lorax_router.core.adapter_table import AdapterEvent
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.engine.engine import Engine
 
@@ -47,7 +47,7 @@ def serve(
 
     Requests of ``cancelled`` are cancelled after two tokens. Steps are executed when
     they are planned and applied later: plans between know nothing of their outcome.
-    All adapters lie on the engine's shelf already, so that orders are carried out at once.
+    All adapters lie on the engine's lane already, so that orders are carried out at once.
     """
     waiting, flying = deque(requests), deque[StepOutcome]()
     answers = {spec.request_id: Answer() for spec in waiting}

@@ -29,7 +29,7 @@ from lorax_proto.convert_adapters import (
     tiers_to_proto,
 )
 from lorax_proto.transport import SERVER_OPTIONS, status_of
-from lorax_router.shards.fake import FakeShard
+from lorax_router.shards.fake.shard import FakeShard
 
 Handler = Callable[[Any, Any, Any], Awaitable[Any]]
 

@@ -16,13 +16,13 @@ from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_contract.config import ShardConfig
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import read_adapter
 from lorax_shard.linear.registry import create
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 from lorax_shard.model.rank_model import meet
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.read import read_adapter
 
 ALL = "all-linear"
 # For each tested family the modules of its first adapter, of rank 8, and of its second, of
@@ -142,7 +142,7 @@ class FamilyRows:
                 self.expected[row] = peft_logits(tuned, [self.rows[row]])[0]
         assert self.model.base is not None
         assert self.model.lora is not None
-        adapter = read_adapter(folder, self.model.base, Limits())
+        adapter = read_adapter(folder, self.model.base, AdapterLimits())
         self.model.lora.load(slot, adapter)
         return adapter
 

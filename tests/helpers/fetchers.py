@@ -15,11 +15,11 @@ from tests.helpers.adapter_folders import CONFIG, adapter_files
 from tests.helpers.hub_stub import StubHub, running_hub
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
-from lorax_shard.adapters.fetch_job import VerifySettings
-from lorax_shard.adapters.fetch_limits import ProcessLimits
-from lorax_shard.adapters.fetch_process import Setup
-from lorax_shard.adapters.fetcher import AdapterFetcher, FetchSettings
-from lorax_shard.adapters.source_interface import Limits, SourceSettings
+from lorax_shard.fetching.client import AdapterFetcher, FetchSettings
+from lorax_shard.fetching.job import VerifySettings
+from lorax_shard.fetching.limits import ProcessLimits
+from lorax_shard.fetching.process import Setup
+from lorax_shard.fetching.sources.interface import FetchLimits, SourceSettings
 
 ROOT = Path(__file__).parents[2]
 POET = AdapterRef.of("hub", "org/poet")
@@ -60,7 +60,7 @@ async def fetcher(
     """A fetcher whose store is in ``folder``; ``changes`` go to whichever settings have them."""
     parts: dict[str, Any] = {
         "sources": SourceSettings(hub_endpoint=hub.url),
-        "limits": Limits(attempts=1, backoff_s=0.01),
+        "limits": FetchLimits(attempts=1, backoff_s=0.01),
         "process": ProcessLimits(),
         "verify": VerifySettings(
             function="tests.helpers.adapter_verifiers:verify",

@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lorax_router.http_api.app import Cors, build_app
 from lorax_router.http_api.server import HttpServer, bind, url_of
-from lorax_router.service.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
-from lorax_router.service.limits import Limits
-from lorax_router.service.metrics import Metrics
-from lorax_router.service.tokenizer_pool import TokenizerPool
+from lorax_router.service.limits import RequestLimits
+from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.validation import Validator
 
 TEMPLATE = (
@@ -41,14 +41,14 @@ def word_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def limits(**overrides: int) -> Limits:
-    """Limits small enough to reach."""
-    return Limits(
+def limits(**overrides: int) -> RequestLimits:
+    """RequestLimits small enough to reach."""
+    return RequestLimits(
         **{"max_input_length": 20, "max_total_tokens": 30, "vocab_size": 906, **overrides}
     )
 
 
-def server_info(bounds: Limits, **overrides: Any) -> ServerInfo:
+def server_info(bounds: RequestLimits, **overrides: Any) -> ServerInfo:
     """What the test server says of itself."""
     values: dict[str, Any] = {
         "model_id": "tests/tiny",
@@ -76,7 +76,7 @@ class World:
     """All parts of one application; made inside a running loop."""
 
     engine: ScriptedEngine = field(default_factory=ScriptedEngine)
-    bounds: Limits = field(default_factory=limits)
+    bounds: RequestLimits = field(default_factory=limits)
     max_concurrent_requests: int = 8
     max_body_bytes: int = 10_000
     cors: Cors = field(default_factory=Cors)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from tests.helpers.thread_ranks import Meeting, ThreadGroup
-from tests.helpers.toy_adapters import SlottedToy, ToyAdapter, ToyShelf
+from tests.helpers.toy_adapters import SlottedToy, ToyAdapter, ToyPrepared
 from tests.helpers.toy_paged_model import BLOCK_SIZE, toy_tokenizer
 
 from lorax_contract.adapters import (
@@ -66,14 +66,14 @@ class LocalRank:
         adapter_of: Callable[[int, AdapterHandle], ToyAdapter],
     ) -> None:
         self.rank, self.world_size = rank, len(meeting.values)
-        self.shelf = ToyShelf()
+        self.lane = ToyPrepared()
         self.broken: list[Exception] = []
         self._adapter_of = adapter_of
         self._random = random.Random(f"{seed} calls {rank}")
         pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks)
         group = ThreadGroup(meeting, rank) if self.world_size > 1 else None
         model = DawdlingModel(rank, seed)
-        self.engine = Engine(model, toy_tokenizer(), pool, adapters=self.shelf, group=group)
+        self.engine = Engine(model, toy_tokenizer(), pool, adapters=self.lane, group=group)
         self.commands = CommandQueue(1, on_broken=self.broken.append)
 
     async def _arrive(self) -> None:
@@ -106,7 +106,7 @@ class LocalRank:
 
     async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         await self._arrive()
-        self.shelf[handle] = self._adapter_of(self.rank, handle)
+        self.lane[handle] = self._adapter_of(self.rank, handle)
         return LoadReport(device_bytes=1)
 
     async def release_adapter(
@@ -114,7 +114,7 @@ class LocalRank:
     ) -> None:
         await self._arrive()
         assert handle not in self.engine.adapters
-        self.shelf.pop(handle, None)
+        self.lane.pop(handle, None)
 
     async def adapter_tiers(self) -> AdapterTiers:
         return AdapterTiers(device={}, host={}, disk={})

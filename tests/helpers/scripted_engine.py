@@ -9,7 +9,7 @@ from time import perf_counter
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import Alternatives, FinishCode, RequestId, RequestSpec, TokenColumns
-from lorax_router.service.engine_port import EngineStats, TokenChunk
+from lorax_router.service.engine.port import EngineStats, TokenChunk
 
 Script = Callable[[RequestSpec], Iterator[TokenChunk]]
 
@@ -86,7 +86,7 @@ class _Stream:
 
 
 class ScriptedEngine:
-    """Implements Engine; ``open.clear()`` holds all streams, ``delay_s`` spaces their chunks."""
+    """Implements EnginePort; ``open.clear()`` holds all streams, ``delay_s`` spaces their chunks."""
 
     def __init__(self, script: Script = as_many_as_asked, delay_s: float = 0.0) -> None:
         self.script = script

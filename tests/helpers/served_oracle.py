@@ -17,13 +17,13 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 from lorax_contract.adapters import AdapterContent, AdapterPart
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import AdapterHandle
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import examine
-from lorax_shard.adapters.shelf import AdapterShelf
-from lorax_shard.adapters.source_interface import StoredFile
-from lorax_shard.adapters.store import AdapterStore
-from lorax_shard.engine.adapters import ActiveAdapters
+from lorax_shard.adapters.prepare_lane import PrepareLane
+from lorax_shard.engine.active_adapters import ActiveAdapters
+from lorax_shard.fetching.sources.interface import StoredFile
 from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.read import examine
+from lorax_shard.store.store import AdapterStore
 
 _BASE_ROWS = 3
 
@@ -93,19 +93,19 @@ class Served:
         assert paged.base is not None
         assert paged.lora is not None
         self._store = AdapterStore(Path(oracle.config.adapter_store_dir), max_bytes=1 << 30)
-        self.shelf = AdapterShelf(
-            self._store, paged.base, Limits(), paged.lora,
+        self.lane = PrepareLane(
+            self._store, paged.base, AdapterLimits(), paged.lora,
             host_bytes=1 << 30, dtype=torch.float32,
         )  # fmt: skip
         self.active = ActiveAdapters(
-            self.shelf, paged.lora, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({0})
+            self.lane, paged.lora, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({0})
         )
         for handle, folder in oracle.folders.items():
             self.prepare(folder, handle)
             self.active.activate(handle)
 
     def prepare(self, folder: Path, handle: AdapterHandle) -> None:
-        """Bring a folder through the store to the shelf."""
+        """Bring a folder through the store to the lane."""
         assert self.paged.base is not None
         with self._store.fetching(folder.name) as staging:
             stored = []
@@ -115,8 +115,8 @@ class Served:
                 sha256 = hashlib.sha256(data).hexdigest()
                 stored.append(StoredFile(name=name, size=len(data), sha256=sha256))
             entry = self._store.commit(staging, stored, cost_s=0.0)
-        digest = examine(folder, self.paged.base, Limits()).adapter.digest
-        self.shelf.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry.digest),)))
+        digest = examine(folder, self.paged.base, AdapterLimits()).adapter.digest
+        self.lane.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry.digest),)))
 
     def slot(self, row: Row) -> int | None:
         """Return the slot that a row computes in."""

@@ -1,4 +1,4 @@
-"""A toy model with slots, and a shelf of made-up adapters: what a step does with handles."""
+"""A toy model with slots, and a lane of made-up adapters: what a step does with handles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ToyAdapter:
         return self
 
 
-class ToyShelf(dict[AdapterHandle, ToyAdapter]):
+class ToyPrepared(dict[AdapterHandle, ToyAdapter]):
     """Prepared adapters by handle."""
 
     def ready(self, handle: AdapterHandle) -> ToyAdapter | None:
@@ -84,11 +84,11 @@ class SlottedToy(ToyModel):
         return logits
 
 
-def make_engine(shelf: ToyShelf) -> tuple[Engine, SlottedToy]:
+def make_engine(lane: ToyPrepared) -> tuple[Engine, SlottedToy]:
     """Return a warm engine with slots, and its model."""
     pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=64)
     model = SlottedToy()
-    engine = Engine(model, toy_tokenizer(), pool, adapters=shelf)
+    engine = Engine(model, toy_tokenizer(), pool, adapters=lane)
     engine.warm_up(
         WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
     )

@@ -17,16 +17,16 @@ from tests.helpers.tiny_models import make_tiny_model
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.config import ShardConfig
-from lorax_shard.adapters.fetch_job import VerifySettings
-from lorax_shard.adapters.fetch_process import Setup
-from lorax_shard.adapters.fetcher import AdapterFetcher, FetchSettings
-from lorax_shard.adapters.host_base import describe
-from lorax_shard.adapters.host_normal import read_normal
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_verify import make_context, normalise
-from lorax_shard.adapters.source_interface import SourceSettings
+from lorax_shard.fetching.client import AdapterFetcher, FetchSettings
+from lorax_shard.fetching.job import VerifySettings
+from lorax_shard.fetching.process import Setup
+from lorax_shard.fetching.sources.interface import SourceSettings
 from lorax_shard.lora.model import install
+from lorax_shard.model.describe import describe
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.normal import read_normal
+from lorax_shard.peft.verify import make_context, normalise
 
 ROWS = [[5, 40, 3, 381, 7, 7, 120], [64, 9, 3, 2], [1, 2, 3, 40, 5], [7, 7, 7]]
 LINEARS = ["q_proj", "v_proj", "down_proj"]
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def context_of(model: Path, **limits: int) -> Mapping[str, Any]:
-    return make_context(describe(load_model(model)), Limits(**limits))
+    return make_context(describe(load_model(model)), AdapterLimits(**limits))
 
 
 def fetcher(root: Path, context: Mapping[str, Any]) -> AdapterFetcher:
@@ -57,9 +57,7 @@ def fetcher(root: Path, context: Mapping[str, Any]) -> AdapterFetcher:
         store_dir=str(root / "store"),
         store_max_bytes=1 << 28,
         sources=SourceSettings(local_roots=(str(root / "local"),)),
-        verify=VerifySettings(
-            function="lorax_shard.adapters.peft_verify:verify", context=dict(context)
-        ),
+        verify=VerifySettings(function="lorax_shard.peft.verify:verify", context=dict(context)),
     )
     return AdapterFetcher(FetchSettings(setup=setup))
 

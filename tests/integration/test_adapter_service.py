@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_spec
 from tests.helpers.shard_rows import ShardRows
-from tests.helpers.toy_adapters import ToyAdapter, ToyShelf, make_engine
+from tests.helpers.toy_adapters import ToyAdapter, ToyPrepared, make_engine
 from tests.helpers.toy_paged_model import BLOCK_SIZE, expected_tokens
 
 from lorax_contract.adapters import (
@@ -30,17 +30,17 @@ from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_router.shards.grpc_client import GrpcShardClient
-from lorax_shard.adapters.room import AdapterRoom
-from lorax_shard.adapters.store import AdapterStore
+from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.server import ShardServer
+from lorax_shard.store.store import AdapterStore
 
 QUICK, LARGE, SPENT = AdapterHandle(101), AdapterHandle(102), AdapterHandle(103)
 PROMPT = [40, 41, 42]
 PART = AdapterPart("content", "store")
 
 
-class Shelf(ToyShelf):
+class ReadyAdapters(ToyPrepared):
     """Prepares an adapter that favours its handle; the LARGE one while the gate is open."""
 
     def __init__(self) -> None:
@@ -69,8 +69,8 @@ class Shelf(ToyShelf):
 class Parts:
     """A shard in this process, and a client of it."""
 
-    def __init__(self, shelf: Shelf, client: GrpcShardClient, stub: Any) -> None:
-        self.shelf, self.client, self.stub = shelf, client, stub
+    def __init__(self, lane: ReadyAdapters, client: GrpcShardClient, stub: Any) -> None:
+        self.lane, self.client, self.stub = lane, client, stub
         self.rows = ShardRows(client, iter(range(1, 999)), num_blocks=64, block_size=BLOCK_SIZE)
 
     async def prepare(self, handle: AdapterHandle) -> LoadReport:
@@ -79,26 +79,26 @@ class Parts:
 
 @contextlib.asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[Parts]:
-    shelf = Shelf()
-    engine, _ = make_engine(shelf)
+    lane = ReadyAdapters()
+    engine, _ = make_engine(lane)
     uri = f"unix:{folder}/shard"
     config = ShardConfig(
         model_dir="toy", model_id="toy", shard_uris=[uri], block_size=BLOCK_SIZE, epoch=3
     )
     commands = CommandQueue(3)
-    anything: Any = shelf
-    room = AdapterRoom(anything, AdapterStore(folder / "store", max_bytes=1 << 20), None)
-    server = ShardServer(config, engine, commands, room)
+    anything: Any = lane
+    rank_adapters = RankAdapters(anything, AdapterStore(folder / "store", max_bytes=1 << 20), None)
+    server = ShardServer(config, engine, commands, rank_adapters)
     await server.start()
     client = GrpcShardClient(uri)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(commands.close, 5.0)
-        stack.push_async_callback(room.close)
+        stack.push_async_callback(rank_adapters.close)
         stack.push_async_callback(server.stop, 1.0)
         stack.push_async_callback(client.close)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(uri))
         await client.info()
-        yield Parts(shelf, client, pb_grpc.LoraxServiceStub(channel))
+        yield Parts(lane, client, pb_grpc.LoraxServiceStub(channel))
 
 
 @in_loop
@@ -106,7 +106,7 @@ async def test_an_adapter_on_its_way_holds_no_step_up(tmp_path: Path) -> None:
     async with serving(tmp_path) as parts:
         await parts.prepare(QUICK)
         loading = asyncio.create_task(parts.prepare(LARGE))
-        assert await asyncio.to_thread(parts.shelf.inside.wait, 30)
+        assert await asyncio.to_thread(parts.lane.inside.wait, 30)
         parts.rows.add(
             make_spec(1, PROMPT, max_new_tokens=12),
             make_spec(2, PROMPT, max_new_tokens=12, adapter=QUICK),
@@ -121,7 +121,7 @@ async def test_an_adapter_on_its_way_holds_no_step_up(tmp_path: Path) -> None:
         assert set(tiers.device) == {QUICK}
         await parts.rows.step(deactivate=[QUICK])
         await parts.client.release_adapter(QUICK)
-        parts.shelf.gate.set()
+        parts.lane.gate.set()
         assert await loading == LoadReport(device_bytes=7, parse_s=0.5, copy_s=0.25)
         parts.rows.add(make_spec(3, PROMPT, max_new_tokens=2, adapter=LARGE))
         await parts.rows.run(8, activate=[LARGE])
@@ -132,12 +132,12 @@ async def test_an_adapter_on_its_way_holds_no_step_up(tmp_path: Path) -> None:
 async def test_a_row_that_comes_before_its_adapter_is_ready_fails_alone(tmp_path: Path) -> None:
     async with serving(tmp_path) as parts:
         loading = asyncio.create_task(parts.prepare(LARGE))
-        assert await asyncio.to_thread(parts.shelf.inside.wait, 30)
+        assert await asyncio.to_thread(parts.lane.inside.wait, 30)
         parts.rows.add(make_spec(1, PROMPT, adapter=LARGE), make_spec(2, PROMPT))
         await parts.rows.run(8, activate=[LARGE])
         assert "not in effect" in (parts.rows.rows[1].text or "")
         assert parts.rows.rows[2].output == expected_tokens(PROMPT, 5)
-        parts.shelf.gate.set()
+        parts.lane.gate.set()
         await loading
 
 
@@ -168,4 +168,4 @@ async def test_calls_that_make_no_sense_are_refused_in_words(tmp_path: Path) -> 
                 await parts.stub.LoadAdapter(request)
             assert words in (caught.value.details() or "")
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert not parts.shelf
+        assert not parts.lane

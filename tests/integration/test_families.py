@@ -15,7 +15,7 @@ from tests.helpers.paged_runner import RELATIVE_TOLERANCE, Fault, LogitsDifferEr
 from tests.helpers.schedules import SCHEDULES, chunked, preempted, ragged
 from transformers import LlamaConfig
 
-from lorax_shard.model import plug
+from lorax_shard.model import attention_hook
 from lorax_shard.model.families import TESTED_FAMILIES
 from lorax_shard.parallel.families import PLANS
 
@@ -99,7 +99,7 @@ def test_ignored_part_of_attention_is_found(rows: FamilyRows, schedule, fault: F
 def test_temperature_by_place_in_the_batch_is_found(
     rows: FamilyRows, schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plug, "_temperature_correction", lambda *_: torch.ones(1))
+    monkeypatch.setattr(attention_hook, "_temperature_correction", lambda *_: torch.ones(1))
     if rows.model.model_type != "llama4_text":
         rows.run(schedule)
         return

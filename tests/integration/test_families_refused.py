@@ -15,14 +15,14 @@ from tests.helpers.tiny_models import make_tiny_model, tiny_config
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.adapters.host_base import BaseDescription, describe
-from lorax_shard.adapters.host_errors import AdapterRefusedError
-from lorax_shard.adapters.peft_config import parse_config
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import read_adapter
-from lorax_shard.adapters.peft_targets import select
+from lorax_shard.model.describe import BaseDescription, describe
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.peft.config import parse_config
+from lorax_shard.peft.errors import AdapterRefusedError
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.read import read_adapter
+from lorax_shard.peft.targets import select
 
 _INTERFACE = "does not use transformers' attention interface"
 _STATE = "keep a recurrent state"
@@ -134,7 +134,7 @@ def test_experts_adapted_one_by_one(family: str, expert: str, tmp_path: Path) ->
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.ones(height, 4)
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(AdapterRefusedError) as caught:
-        read_adapter(tmp_path, base, Limits())
+        read_adapter(tmp_path, base, AdapterLimits())
     assert f"weights for model.layers.1.{expert}, " in str(caught.value)
     assert "parts of MoE experts" in str(caught.value)
 

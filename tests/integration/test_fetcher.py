@@ -27,7 +27,7 @@ from tests.helpers.hub_stub import COMMIT, StubHub
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
-from lorax_shard.adapters.fetcher import Fetched
+from lorax_shard.fetching.client import Fetched
 
 # Fixtures of every test here.
 __all__ = ["hub", "importable_verifiers"]
@@ -214,7 +214,7 @@ async def test_a_child_that_hangs_is_replaced(hub: StubHub, tmp_path: Path) -> N
         assert child is not None
         os.kill(child.pid, signal.SIGSTOP)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lorax_shard.adapters.fetcher._BACKSTOP_S", -0.5)
+            patch.setattr("lorax_shard.fetching.client._BACKSTOP_S", -0.5)
             asking = asyncio.create_task(made.fetch(POET, refresh=True))
             while not child.is_lost:
                 await asyncio.sleep(0.005)

@@ -12,7 +12,7 @@ from tests.helpers.hub_stub import StubHub
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import Reason
-from lorax_shard.adapters.fetch_negative import NegativeSettings
+from lorax_shard.fetching.negative import NegativeSettings
 
 # Fixtures of every test here.
 __all__ = ["hub", "importable_verifiers"]

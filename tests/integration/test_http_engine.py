@@ -17,9 +17,9 @@ from lorax_contract.config import RouterConfig
 from lorax_contract.errors import ShardUnavailableError
 from lorax_contract.step import RequestId, RequestSpec, SamplingParams, StoppingParams
 from lorax_router.http_api.server import HttpServer, bind, url_of
-from lorax_router.service.chat_template import ChatTemplate, TemplateSource
-from lorax_router.service.engine_loop import EngineLoop
-from lorax_router.shards.fake import FakeModel, FakeShard, expected_tokens
+from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
+from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.startup import Language, assemble, size
 
 

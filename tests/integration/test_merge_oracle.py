@@ -15,13 +15,13 @@ from tests.helpers.peft_folders import load_adapter, load_model, logits_of, quie
 from tests.helpers.tiny_models import make_tiny_model
 
 from lorax_contract.adapters import Combination, MajoritySign, MergeSpec
-from lorax_shard.adapters.host_base import describe
-from lorax_shard.adapters.host_normal import cast
-from lorax_shard.adapters.merge import merge, merge_digest
-from lorax_shard.adapters.merge_math import draw_mask
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import read_adapter
 from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.model.describe import describe
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.merge import merge, merge_digest
+from lorax_shard.peft.merge_math import draw_mask
+from lorax_shard.peft.normal import cast
+from lorax_shard.peft.read import read_adapter
 
 IDS = [5, 40, 3, 381, 7, 7, 120, 64, 9]
 NAMES = ("first", "second", "third")
@@ -45,7 +45,7 @@ class Adapters:
         ]
         base = describe(load_model(model))
         self.read = [
-            cast(read_adapter(folder, base, Limits()), dtype=torch.float32)
+            cast(read_adapter(folder, base, AdapterLimits()), dtype=torch.float32)
             for folder in self.folders
         ]
 

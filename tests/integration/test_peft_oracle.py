@@ -34,12 +34,12 @@ from tests.helpers.peft_folders import (
 )
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
-from lorax_shard.adapters.host_base import BaseDescription, describe
-from lorax_shard.adapters.host_errors import AdapterRefusedError
-from lorax_shard.adapters.host_normal import cast, digest_of, read_normal, write_normal
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import read_adapter
 from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.model.describe import BaseDescription, describe
+from lorax_shard.peft.errors import AdapterRefusedError
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.normal import cast, digest_of, read_normal, write_normal
+from lorax_shard.peft.read import read_adapter
 
 IDS = [5, 40, 3, 381, 7, 7, 120, 64, 9]
 
@@ -77,7 +77,7 @@ def check(
     save_adapter(model, folder, rows=rows, **options)
     ids = IDS if rows is None else [*IDS, VOCAB_SIZE, VOCAB_SIZE + 1]
     expected = logits_of(load_adapter(model, folder, rows=rows), ids)
-    adapter = through_normal_form(read_adapter(folder, description(model), Limits()), folder)
+    adapter = through_normal_form(read_adapter(folder, description(model), AdapterLimits()), folder)
     assert adapter.vocab_size == (rows or 0)
     got = logits_of(apply_adapter(load_model(model), adapter), ids)
     assert got.shape == expected.shape
@@ -128,12 +128,12 @@ def test_a_copy_of_the_base_is_left_out_and_another_weight_kept(
     tensors = load_file(weights)
     key = "base_model.model.model.embed_tokens.base_layer.weight"
     assert key in tensors
-    adapter = read_adapter(tmp_path, description(model), Limits())
+    adapter = read_adapter(tmp_path, description(model), AdapterLimits())
     assert [delta.weight for delta in adapter.modules.values()] == [None]
 
     tensors[key] = tensors[key] * 1.5
     save_file(tensors, weights)
-    adapter = read_adapter(tmp_path, description(model), Limits())
+    adapter = read_adapter(tmp_path, description(model), AdapterLimits())
     assert set(adapter.modules) == {"model.embed_tokens", *(["lm_head"] if tied else [])}
     expected = logits_of(load_adapter(model, tmp_path), IDS)
     got = logits_of(apply_adapter(load_model(model), adapter), IDS)
@@ -172,7 +172,7 @@ def test_what_peft_saves_and_we_do_not_compute_is_refused(
     model = models(family, False)
     save_adapter(model, tmp_path, **{**some(FAMILIES[family]), **options})
     with pytest.raises(AdapterRefusedError) as caught:
-        read_adapter(tmp_path, description(model), Limits())
+        read_adapter(tmp_path, description(model), AdapterLimits())
     assert text in caught.value.public
 
 
@@ -184,7 +184,7 @@ def test_another_type_of_adapter_is_refused(
         config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
         get_peft_model(load_model(model), config).save_pretrained(tmp_path)
     with pytest.raises(AdapterRefusedError, match="peft_type 'IA3' is not supported"):
-        read_adapter(tmp_path, description(model), Limits())
+        read_adapter(tmp_path, description(model), AdapterLimits())
 
 
 def test_an_adapter_for_another_family_is_refused(
@@ -192,7 +192,7 @@ def test_an_adapter_for_another_family_is_refused(
 ) -> None:
     save_adapter(models("llama", False), tmp_path, **some(LLAMA))
     with pytest.raises(AdapterRefusedError, match=r"another model|another base model"):
-        read_adapter(tmp_path, description(models("gpt2", False)), Limits())
+        read_adapter(tmp_path, description(models("gpt2", False)), AdapterLimits())
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -211,7 +211,7 @@ def test_a_converted_start_is_computed(
         tuned.save_pretrained(
             tmp_path / "end", path_initial_model_for_weight_conversion=str(tmp_path / "start")
         )
-    adapter = read_adapter(tmp_path / "end", description(model), Limits())
+    adapter = read_adapter(tmp_path / "end", description(model), AdapterLimits())
     got = logits_of(apply_adapter(load_model(model), adapter), IDS)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -229,7 +229,7 @@ def test_tensors_have_the_types_and_values_that_peft_holds(
     save_adapter(model, tmp_path, trainable_token_indices=[3, 4], **options)
     weights = tmp_path / "adapter_model.safetensors"
     save_file({key: each.to(saved) for key, each in load_file(weights).items()}, weights)
-    adapter = cast(read_adapter(tmp_path, description(model), Limits()), dtype=held)
+    adapter = cast(read_adapter(tmp_path, description(model), AdapterLimits()), dtype=held)
     peft = load_adapter(model, tmp_path, dtype=held).base_model.model
 
     query = peft.get_submodule("model.layers.0.self_attn.q_proj")

@@ -19,7 +19,7 @@ from tests.helpers.hub_stub import COMMIT, StubHub, running_hub
 from tokenizers import Tokenizer
 
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model.prepare_default import DEFAULT_MODEL_ID
+from lorax_shard.prepare.default import DEFAULT_MODEL_ID
 
 _WEIGHTS = save({"w": torch.arange(300_000, dtype=torch.float32)}, metadata={"format": "pt"})
 _FILES = {
@@ -45,7 +45,7 @@ def _run(hub: StubHub, tmp_path: Path, *arguments: str, **env: str) -> tuple[int
     reading, writing = os.pipe()
     unset = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "HF_HUB_OFFLINE")
     process = subprocess.run(
-        [sys.executable, "-m", "lorax_shard.model.prepare_cli", "--result-fd", str(writing)]
+        [sys.executable, "-m", "lorax_shard.prepare.cli", "--result-fd", str(writing)]
         + ["--cache-dir", str(tmp_path / "cache"), *arguments],
         env={
             **{key: value for key, value in os.environ.items() if key not in unset},
@@ -218,7 +218,7 @@ def test_the_default_tokenizer_is_the_models_own() -> None:
 def test_the_default_model_is_reused_by_the_command(tmp_path: Path) -> None:
     folder = default_model_dir()
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "lorax_shard.model.prepare_cli", "--result-fd", str(writing)]
+    command = [sys.executable, "-m", "lorax_shard.prepare.cli", "--result-fd", str(writing)]
     command += ["--cache-dir", str(folder.parent.parent)]
     subprocess.run(command, pass_fds=(writing,), check=True, capture_output=True, timeout=60)
     os.close(writing)

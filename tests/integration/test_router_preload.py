@@ -14,7 +14,7 @@ from tests.integration.test_router_process import config_of, fake_shard, play, s
 
 from lorax_contract.adapters import AdapterQuery, AdapterUnavailableError, Reason, refused
 from lorax_contract.exit_codes import ExitCode
-from lorax_router.shards.fake import fake_fetched
+from lorax_router.shards.fake.shard import fake_fetched
 
 BODY = {"inputs": "w1 w2", "parameters": {"max_new_tokens": 3, "details": True}}
 

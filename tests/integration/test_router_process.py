@@ -21,7 +21,7 @@ from tests.helpers.http_app import events, word_tokenizer
 
 from lorax_contract.config import RouterConfig
 from lorax_contract.exit_codes import ExitCode
-from lorax_router.shards.fake import FakeModel, FakeShard
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
 BODY = {"inputs": "w1 w2", "parameters": {"max_new_tokens": 40, "ignore_eos_token": True}}
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import FinishCode, RequestId, RequestSpec, WarmupSpec
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.engine_loop import EngineLoop
-from lorax_router.shards.fake import FakeShard, expected_tokens
+from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.shards.fake.shard import FakeShard, expected_tokens
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.model.loader import load_paged_model

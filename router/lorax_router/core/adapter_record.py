@@ -84,7 +84,7 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterRoom:
+class AdapterCapacity:
     """The room for adapters on the shards; what comes and what goes holds some, too."""
 
     max_resident: int

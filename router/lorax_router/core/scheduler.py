@@ -42,11 +42,11 @@ from lorax_contract.step import (
     StepOutcome,
     StepPlan,
 )
-from lorax_router.core.adapters import AdapterEvent, AdapterTable, Orders
+from lorax_router.core.adapter_table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.blocks import BlockPool
-from lorax_router.core.draft import Draft, PlannedRow
 from lorax_router.core.policy import FirstComeFirstServed, QueuePolicy
 from lorax_router.core.request import RequestState, Status
+from lorax_router.core.step_builder import PlannedRow, StepBuilder
 
 # How many later requests may overtake one that does not fit, before all wait for it.
 MAX_BYPASSES = 64
@@ -210,24 +210,26 @@ class Scheduler:
         """Decide the next step; None when there is nothing to do or ``depth`` is reached."""
         if len(self._in_flight) >= self.depth:
             return None
-        draft = Draft(self._next_seq, self.max_step_tokens, self._pool, self.block_size, now)
+        builder = StepBuilder(
+            self._next_seq, self.max_step_tokens, self._pool, self.block_size, now
+        )
         self._plan_adapters(now)
         num_preemptions = self._num_preemptions
-        prompts = self._plan_decodes(draft)
-        self._plan_prompts(draft, prompts)
-        if not draft.is_stalled and self._num_preemptions == num_preemptions:
-            self._plan_admissions(draft, prompts)
+        prompts = self._plan_decodes(builder)
+        self._plan_prompts(builder, prompts)
+        if not builder.is_stalled and self._num_preemptions == num_preemptions:
+            self._plan_admissions(builder, prompts)
         has_news = bool(self._drop or self._deactivate)
-        if not draft.rows and (not has_news or self._in_flight):
+        if not builder.rows and (not has_news or self._in_flight):
             return None
-        draft.plan.drop, self._drop = self._drop, []
+        builder.plan.drop, self._drop = self._drop, []
         if self._deactivate:
-            self._ceasing.append((draft.plan.seq, self._deactivate))
-            draft.plan.deactivate, self._deactivate = self._deactivate, []
+            self._ceasing.append((builder.plan.seq, self._deactivate))
+            builder.plan.deactivate, self._deactivate = self._deactivate, []
         self._next_seq += 1
         self._num_steps += 1
-        self._in_flight.append(_InFlight(draft.plan.seq, draft.rows))
-        return draft.plan
+        self._in_flight.append(_InFlight(builder.plan.seq, builder.rows))
+        return builder.plan
 
     def _plan_adapters(self, now: float) -> None:
         """Make rows of overdue adapters give way, and decide who comes and goes."""
@@ -244,7 +246,7 @@ class Scheduler:
             else:
                 self._orders.release.append(handle)
 
-    def _plan_decodes(self, draft: Draft) -> list[RequestState]:
+    def _plan_decodes(self, builder: StepBuilder) -> list[RequestState]:
         """Give one token to each row that has just one to compute; return the other rows."""
         block_size = self.block_size
         prompts: list[RequestState] = []
@@ -254,33 +256,33 @@ class Scheduler:
                 prompts.append(request)
             elif num == 1 and request.status is Status.RUNNING:
                 needs_block = request.num_scheduled == len(request.blocks) * block_size
-                if needs_block and not self._make_room(request, draft):
-                    draft.is_stalled = True
+                if needs_block and not self._make_room(request, builder):
+                    builder.is_stalled = True
                 else:
-                    draft.place(request, 1)
+                    builder.place(request, 1)
         return prompts
 
-    def _plan_prompts(self, draft: Draft, prompts: list[RequestState]) -> None:
+    def _plan_prompts(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
         """Spend the budget on running rows that know more tokens than one to compute."""
         for request in prompts:
-            if draft.budget == 0:
+            if builder.budget == 0:
                 return
             if request.status is not Status.RUNNING:
                 continue  # gave way in this very step
-            num = min(draft.budget, request.num_to_schedule, self._room_for(request))
+            num = min(builder.budget, request.num_to_schedule, self._room_for(request))
             if num == 0:
-                if not self._make_room(request, draft):
-                    draft.is_stalled = True
+                if not self._make_room(request, builder):
+                    builder.is_stalled = True
                     continue
-                num = min(draft.budget, request.num_to_schedule, self._room_for(request))
-            draft.place(request, num)
+                num = min(builder.budget, request.num_to_schedule, self._room_for(request))
+            builder.place(request, num)
 
     def _room_for(self, request: RequestState) -> int:
         """Tokens that the request's blocks and all free ones could still take."""
         num_blocks = len(request.blocks) + self._pool.num_free
         return num_blocks * self.block_size - request.num_scheduled
 
-    def _plan_admissions(self, draft: Draft, prompts: list[RequestState]) -> None:
+    def _plan_admissions(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
         """Admit waiting requests while rows, tokens and blocks last.
 
         A request enters only if all its known tokens fit beside what running prompts
@@ -290,11 +292,11 @@ class Scheduler:
         admitted: list[RequestState] = []
         skipped: list[RequestState] = []
         num_overtaken = 0
-        budget = draft.budget
+        budget = builder.budget
         free_rows = self.max_rows - len(self._running)
         room = self._pool.num_free - len(self._running)
-        room -= sum(max(0, draft.blocks_missing(r, r.num_to_schedule)) for r in prompts)
-        for request in self._policy.candidates(draft.now, self.adapters.admits):
+        room -= sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
+        for request in self._policy.candidates(builder.now, self.adapters.admits):
             if budget <= 0 or len(admitted) == free_rows or len(skipped) > MAX_LOOKAHEAD:
                 break
             if request.num_pending:
@@ -313,22 +315,22 @@ class Scheduler:
         for request in skipped[:num_overtaken]:
             request.num_bypassed += 1
         for request in admitted:
-            self._admit(draft, request)
+            self._admit(builder, request)
 
-    def _admit(self, draft: Draft, request: RequestState) -> None:
+    def _admit(self, builder: StepBuilder, request: RequestState) -> None:
         self._policy.remove(request)
         request.status = Status.RUNNING
         request.num_bypassed = 0
         self._running[request.request_id] = request
         adapter = request.spec.adapter
-        self.adapters.runs(adapter, draft.now)
+        self.adapters.runs(adapter, builder.now)
         if adapter != BASE_ADAPTER and adapter not in self._active:
             self._active.add(adapter)
-            draft.plan.activate.append(adapter)
-        draft.plan.new_rows.append(request.as_new_row())
-        draft.place(request, min(draft.budget, request.num_tokens))
+            builder.plan.activate.append(adapter)
+        builder.plan.new_rows.append(request.as_new_row())
+        builder.place(request, min(builder.budget, request.num_tokens))
 
-    def _make_room(self, request: RequestState, draft: Draft) -> bool:
+    def _make_room(self, request: RequestState, builder: StepBuilder) -> bool:
         """Have a block free for a running request, preempting if that is allowed.
 
         False when none is free yet: no victim is left, or the victims' blocks are
@@ -339,11 +341,11 @@ class Scheduler:
             victims = [
                 other
                 for other in self._running.values()
-                if other.last_step != draft.plan.seq and self._policy.outranks(request, other)
+                if other.last_step != builder.plan.seq and self._policy.outranks(request, other)
             ]
             if not victims:
                 return False
-            self._preempt(self._policy.victim(victims), draft.now)
+            self._preempt(self._policy.victim(victims), builder.now)
         return pool.num_free > 0
 
     def _preempt(self, request: RequestState, now: float) -> None:

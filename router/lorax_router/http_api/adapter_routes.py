@@ -20,17 +20,17 @@ from lorax_router.http_api.schemas import (
     ReloadAnswer,
     UnloadAnswer,
 )
-from lorax_router.service.adapter_catalog import AdapterWish
-from lorax_router.service.adapter_manager import AdapterManager
-from lorax_router.service.adapter_wishes import WishPolicy
+from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.management import AdapterManager
+from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.inference import InferenceService
-from lorax_router.service.metrics import Metrics
+from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
 _NOT_LOADED: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "The adapter is not loaded"}
 }
-Handler = Callable[[AdapterWish, AdapterBody], Awaitable[dict[str, Any]]]
+Handler = Callable[[AdapterSelection, AdapterBody], Awaitable[dict[str, Any]]]
 
 
 class AdapterRoutes:
@@ -40,14 +40,14 @@ class AdapterRoutes:
         self,
         service: InferenceService,
         manager: AdapterManager,
-        wishes: WishPolicy,
+        selections: SelectionPolicy,
         metrics: Metrics,
         *,
         max_body_bytes: int,
     ) -> None:
         self._service = service
         self._manager = manager
-        self._wishes = wishes
+        self._selections = selections
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
@@ -92,28 +92,34 @@ class AdapterRoutes:
 
     async def unload(self, request: Request) -> Response:
         """Answer when its memory is free."""
-        return await self._answer(request, lambda wish, _: self._manager.unload(wish.refs[0]))
+        return await self._answer(
+            request, lambda selection, _: self._manager.unload(selection.refs[0])
+        )
 
     async def pin(self, request: Request) -> Response:
         """Answer when the adapter is there to stay."""
-        return await self._answer(request, lambda wish, _: self._manager.pin(wish.refs[0]))
+        return await self._answer(
+            request, lambda selection, _: self._manager.pin(selection.refs[0])
+        )
 
     async def unpin(self, request: Request) -> Response:
         """Answer when others may take its place."""
-        return await self._answer(request, lambda wish, _: self._manager.unpin(wish.refs[0]))
+        return await self._answer(
+            request, lambda selection, _: self._manager.unpin(selection.refs[0])
+        )
 
     async def reload(self, request: Request) -> Response:
         """Answer when the source was asked."""
-        return await self._answer(request, lambda wish, _: self._manager.reload(wish))
+        return await self._answer(request, lambda selection, _: self._manager.reload(selection))
 
-    async def _load(self, wish: AdapterWish, body: AdapterBody) -> dict[str, Any]:
-        return await self._manager.load(wish, pin=bool(body.pin))
+    async def _load(self, selection: AdapterSelection, body: AdapterBody) -> dict[str, Any]:
+        return await self._manager.load(selection, pin=bool(body.pin))
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
         self._service.check_open()
         body = parse_body(AdapterBody, await read_body(request, self._max_body_bytes))
         self._metrics.unknown_fields(body.num_unknown_fields())
-        wish = self._wishes.wish_of(body.to_domain(bearer_token(request)))
-        if wish is None or body.adapter_id in ("", BASE_MODEL_ADAPTER_ID):
+        selection = self._selections.selection_of(body.to_domain(bearer_token(request)))
+        if selection is None or body.adapter_id in ("", BASE_MODEL_ADAPTER_ID):
             raise ValidationError("`adapter_id` must name an adapter")
-        return json_response(await handler(wish, body))
+        return json_response(await handler(selection, body))

@@ -14,12 +14,12 @@ from lorax_router.http_api.generate_routes import GenerateRoutes
 from lorax_router.http_api.openapi import add_body_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
 from lorax_router.http_api.responses import ErrorBoundary, on_http_exception, on_lorax_error
-from lorax_router.service.adapter_manager import AdapterManager
-from lorax_router.service.adapter_wishes import WishPolicy
+from lorax_router.service.adapters.management import AdapterManager
+from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
-from lorax_router.service.metrics import Metrics
-from lorax_router.service.tokenizer_pool import TokenizerPool
+from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +42,11 @@ def build_app(
     max_body_bytes: int,
     cors: Cors,
     adapters: AdapterManager | None = None,
-    wishes: WishPolicy | None = None,
+    selections: SelectionPolicy | None = None,
 ) -> FastAPI:
     """Return the application; it owns nothing of what it is given.
 
-    With ``adapters`` they can be managed, by names that ``wishes`` lets pass.
+    With ``adapters`` they can be managed, by names that ``selections`` lets pass.
     """
     app = FastAPI(
         title="lorax-py",
@@ -69,7 +69,11 @@ def build_app(
     app.include_router(ops.router())
     if adapters is not None:
         managed = AdapterRoutes(
-            service, adapters, wishes or WishPolicy(), metrics, max_body_bytes=max_body_bytes
+            service,
+            adapters,
+            selections or SelectionPolicy(),
+            metrics,
+            max_body_bytes=max_body_bytes,
         )
         app.include_router(managed.router())
     app.add_exception_handler(LoraxError, on_lorax_error)

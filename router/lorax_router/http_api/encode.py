@@ -15,10 +15,10 @@ import orjson
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import Alternatives, TokenColumns
-from lorax_router.service.engine_port import TokenChunk
+from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.inference import GenerationStream
+from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.service.results import FINISH_REASONS, GenerateResult, Sequence
-from lorax_router.service.tokenizer_pool import TokenSpan
 
 _LOWEST_LOGPROB = -3.4028234663852886e38
 _SPANS_AT_ONCE = 1_000

@@ -25,7 +25,7 @@ from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.service.inference import InferenceService
-from lorax_router.service.metrics import Metrics
+from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import GenerateResult
 
@@ -109,12 +109,12 @@ class GenerateRoutes:
         characters = str(len(domain.inputs))
         headers = {
             **self._headers,
-            **self._wished(domain),
+            **self._selected(domain),
             "x-compute-characters": characters,
         }
         return TokenEvents(partial(self._service.generate_stream, domain), headers)
 
-    def _wished(self, domain: GenerateRequest) -> dict[str, str]:
+    def _selected(self, domain: GenerateRequest) -> dict[str, str]:
         """The headers of a stream's adapter, known before anything was checked."""
         params = domain.parameters
         try:

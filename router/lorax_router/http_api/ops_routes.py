@@ -15,11 +15,11 @@ from lorax_router.http_api.encode import error_document, spans_json
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.responses import JSON, json_response
 from lorax_router.http_api.schemas import ErrorAnswer, InfoAnswer, TokenizeAnswerToken
-from lorax_router.service.exposition import TEXT_CONTENT_TYPE, to_json, to_text
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
-from lorax_router.service.metrics import Metrics
-from lorax_router.service.tokenizer_pool import TokenizerPool
+from lorax_router.service.metrics.exposition import TEXT_CONTENT_TYPE, to_json, to_text
+from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 
 _UNHEALTHY: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorAnswer, "description": "The server cannot serve requests"}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from lorax_router.service.adapter_listing import STATES
+from lorax_router.service.adapters.listing import STATES
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 

@@ -29,10 +29,10 @@ from lorax_contract.step import (
     RequestSpec,
     SamplingParams,
 )
-from lorax_router.service.adapter_catalog import AdapterWish
-from lorax_router.service.adapters import AdapterDirectory, AdapterLease
-from lorax_router.service.engine_port import Engine, TokenChunk, TokenStream
-from lorax_router.service.metrics import Metrics
+from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
+from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
+from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.records import Progress, RequestRecord
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, ValidRequest
 from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
@@ -151,7 +151,7 @@ class InferenceService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EnginePort,
         validator: Validator,
         metrics: Metrics,
         *,
@@ -210,8 +210,8 @@ class InferenceService:
 
         Raises ValidationError for what cannot be one.
         """
-        wish = self._validator.wish_of(request)
-        return None if wish is None else _use(wish)
+        selection = self._validator.selection_of(request)
+        return None if selection is None else _use(selection)
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
@@ -262,16 +262,16 @@ class InferenceService:
 
     async def _resolve(self, checked: CheckedRequest, record: RequestRecord) -> AdapterLease | None:
         """Find the request's adapter; until then it waits as ``resolving``, and only it."""
-        if checked.wish is None:
+        if checked.selection is None:
             return None
         assert self._adapters is not None
-        record.wishes(_use(checked.wish))
+        record.selections(_use(checked.selection))
         started = perf_counter()
         try:
             with self._metrics.resolving():
                 async with asyncio.timeout(None) as waiting:
                     self._resolving.add(waiting)
-                    lease = await self._adapters.acquire(checked.wish)
+                    lease = await self._adapters.acquire(checked.selection)
         except TimeoutError:
             if not waiting.expired():
                 raise
@@ -357,8 +357,8 @@ class InferenceService:
         raise IncompleteGenerationError
 
 
-def _use(wish: AdapterWish) -> AdapterUse:
-    return AdapterUse(wish.ids, wish.refs[0].source, wish.label)
+def _use(selection: AdapterSelection) -> AdapterUse:
+    return AdapterUse(selection.ids, selection.refs[0].source, selection.label)
 
 
 def _handle(lease: AdapterLease | None) -> AdapterHandle:

@@ -13,7 +13,7 @@ _LEAST_LENGTH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for at most. Lengths are in tokens."""
 
     max_input_length: int

@@ -9,9 +9,9 @@ from typing import Any
 
 from lorax_contract.errors import LoraxError, RequestError
 from lorax_contract.step import FinishCode
-from lorax_router.service.adapters import AdapterLease
-from lorax_router.service.engine_port import TokenChunk
-from lorax_router.service.metrics import Metrics, failure_label
+from lorax_router.service.adapters.directory import AdapterLease
+from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.metrics.recorder import Metrics, failure_label
 from lorax_router.service.requests import ValidRequest
 from lorax_router.service.results import FINISH_REASONS, AdapterUse, Timings
 
@@ -75,7 +75,7 @@ class RequestRecord:
         timings = Timings(self._received_at, self._resolving_s, self._validated_at)
         return Progress(timings, self._metrics, self.adapter)
 
-    def wishes(self, use: AdapterUse) -> None:
+    def selections(self, use: AdapterUse) -> None:
         """The request wants an adapter, which may not exist."""
         self.adapter = use
 

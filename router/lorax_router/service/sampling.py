@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams
-from lorax_router.service.limits import Limits
+from lorax_router.service.limits import RequestLimits
 from lorax_router.service.requests import GenerateParameters
 
 # A temperature below this is greedy: dividing by it would leave one token anyway.
@@ -18,7 +18,7 @@ _MAX_SEED = 2**64 - 1
 
 
 def resolve_sampling(
-    params: GenerateParameters, limits: Limits, draw_seed: Callable[[], int]
+    params: GenerateParameters, limits: RequestLimits, draw_seed: Callable[[], int]
 ) -> tuple[SamplingParams, ...]:
     """Return the sampling of each of the ``best_of`` sequences.
 
@@ -54,7 +54,7 @@ def is_sampled(params: GenerateParameters, bounded: SamplingParams) -> bool:
     return params.do_sample or implied or several
 
 
-def _best_of(params: GenerateParameters, limits: Limits) -> int:
+def _best_of(params: GenerateParameters, limits: RequestLimits) -> int:
     best_of = 1 if params.best_of is None else params.best_of
     if limits.max_best_of == 1 and best_of != 1:
         raise ValidationError("`best_of` other than 1 is not allowed on this server")
@@ -65,7 +65,7 @@ def _best_of(params: GenerateParameters, limits: Limits) -> int:
     return best_of
 
 
-def _bounded(params: GenerateParameters, limits: Limits) -> SamplingParams:
+def _bounded(params: GenerateParameters, limits: RequestLimits) -> SamplingParams:
     temperature = _number("temperature", params.temperature, 1.0)
     if temperature < 0.0:
         raise ValidationError(f"`temperature` must not be negative, got {temperature:g}")
@@ -127,7 +127,7 @@ def _min_p(value: float | None) -> float:
     return min_p
 
 
-def _num_alternatives(value: int | None, limits: Limits) -> int:
+def _num_alternatives(value: int | None, limits: RequestLimits) -> int:
     if value is None:
         return 0
     if not 0 < value <= limits.max_alternatives:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams, StoppingParams
-from lorax_router.service.adapter_catalog import AdapterWish
-from lorax_router.service.adapter_text import AdapterText
-from lorax_router.service.adapter_wishes import WishPolicy
-from lorax_router.service.chat_template import ChatTemplate
-from lorax_router.service.limits import Limits
+from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.adapters.text import AdapterText
+from lorax_router.service.limits import RequestLimits
+from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
     BASE_MODEL_ADAPTER_ID,
     GenerateParameters,
@@ -25,10 +26,9 @@ from lorax_router.service.requests import (
     ValidRequest,
 )
 from lorax_router.service.sampling import resolve_sampling
-from lorax_router.service.tokenizer_pool import TokenizerPool
 
 _BASE_TEXT = AdapterText()
-_NO_ADAPTERS = WishPolicy(
+_NO_ADAPTERS = SelectionPolicy(
     refusal="this server serves the base model only; leave it out or set `adapter_id` to "
     f"{BASE_MODEL_ADAPTER_ID!r}"
 )
@@ -46,7 +46,7 @@ class CheckedRequest:
     request: GenerateRequest
     samplings: tuple[SamplingParams, ...]
     # None: the base model.
-    wish: AdapterWish | None = None
+    selection: AdapterSelection | None = None
 
     @property
     def best_of(self) -> int:
@@ -59,36 +59,36 @@ class Validator:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: RequestLimits,
         tokenizer: TokenizerPool,
         chat_template: ChatTemplate,
         draw_seed: Callable[[], int] = draw_seed,
         *,
-        wishes: WishPolicy = _NO_ADAPTERS,
+        selections: SelectionPolicy = _NO_ADAPTERS,
     ) -> None:
-        self._wishes = wishes
+        self._selections = selections
         self.limits = limits
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._draw_seed = draw_seed
 
-    def wish_of(self, request: GenerateRequest) -> AdapterWish | None:
+    def selection_of(self, request: GenerateRequest) -> AdapterSelection | None:
         """Return the adapter that a request wants; raises ValidationError for what is none."""
-        return self._wishes.wish_of(request.parameters)
+        return self._selections.selection_of(request.parameters)
 
     def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
         """Check all that needs no tokens; raises ValidationError."""
         params = request.parameters
         if not request.inputs:
             raise ValidationError("`inputs` must not be empty")
-        wish = self._wishes.wish_of(params)
+        selection = self._selections.selection_of(params)
         _check_not_offered(params)
         if stream:
             _check_stream(params)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
-        return CheckedRequest(request=request, samplings=samplings, wish=wish)
+        return CheckedRequest(request=request, samplings=samplings, selection=selection)
 
     async def complete(
         self, checked: CheckedRequest, text: AdapterText = _BASE_TEXT
@@ -132,7 +132,9 @@ class Validator:
         return ids if params.truncate is None else ids[-params.truncate :]
 
 
-def max_new_tokens(params: GenerateParameters, num_prompt_tokens: int, limits: Limits) -> int:
+def max_new_tokens(
+    params: GenerateParameters, num_prompt_tokens: int, limits: RequestLimits
+) -> int:
     """Return how many tokens may be generated; raises ValidationError when none or too many."""
     total = limits.max_total_tokens
     asked = params.max_new_tokens
@@ -165,7 +167,7 @@ def _check_stream(params: GenerateParameters) -> None:
         raise ValidationError("`decoder_input_details` is not offered for streams")
 
 
-def _check_lengths(params: GenerateParameters, limits: Limits) -> None:
+def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:
     if params.max_new_tokens is not None and params.max_new_tokens < 1:
         raise ValidationError(f"`max_new_tokens` must be above 0, got {params.max_new_tokens}")
     truncate = params.truncate
@@ -175,7 +177,7 @@ def _check_lengths(params: GenerateParameters, limits: Limits) -> None:
         )
 
 
-def _check_stopping(params: GenerateParameters, limits: Limits) -> None:
+def _check_stopping(params: GenerateParameters, limits: RequestLimits) -> None:
     if len(params.stop) > limits.max_stop_sequences:
         raise ValidationError(
             f"`stop` takes at most {limits.max_stop_sequences} sequences, got {len(params.stop)}"

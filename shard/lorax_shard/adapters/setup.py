@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 
 from lorax_contract.config import ShardConfig
-from lorax_shard.adapters.fetch_job import VerifySettings
-from lorax_shard.adapters.fetch_limits import ProcessLimits
-from lorax_shard.adapters.fetch_process import Setup
-from lorax_shard.adapters.fetcher import AdapterFetcher, FetchSettings
-from lorax_shard.adapters.host_base import BaseDescription
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_verify import make_context
-from lorax_shard.adapters.room import AdapterRoom
-from lorax_shard.adapters.shelf import AdapterShelf, Preparer
-from lorax_shard.adapters.source_environment import source_settings
-from lorax_shard.adapters.store import AdapterStore
+from lorax_shard.adapters.prepare_lane import DevicePreparer, PrepareLane
+from lorax_shard.adapters.rank_adapters import RankAdapters
+from lorax_shard.fetching.client import AdapterFetcher, FetchSettings
+from lorax_shard.fetching.job import VerifySettings
+from lorax_shard.fetching.limits import ProcessLimits
+from lorax_shard.fetching.process import Setup
+from lorax_shard.fetching.sources.environment import source_settings
+from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.verify import make_context
+from lorax_shard.store.store import AdapterStore
 
-_VERIFY = "lorax_shard.adapters.peft_verify:verify"
+_VERIFY = "lorax_shard.peft.verify:verify"
 
 
 def make_store(config: ShardConfig) -> AdapterStore:
@@ -27,15 +27,15 @@ def make_store(config: ShardConfig) -> AdapterStore:
     return AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
 
 
-def make_shelf(
+def make_prepare_lane(
     config: ShardConfig,
     store: AdapterStore,
     base: BaseDescription,
-    preparer: Preparer,
+    preparer: DevicePreparer,
     dtype: torch.dtype,
-) -> AdapterShelf:
-    """Return an empty shelf."""
-    return AdapterShelf(
+) -> PrepareLane:
+    """Return an empty lane."""
+    return PrepareLane(
         store,
         base,
         limits_of(config),
@@ -47,10 +47,10 @@ def make_shelf(
     )
 
 
-def make_room(
-    config: ShardConfig, store: AdapterStore, shelf: AdapterShelf, base: BaseDescription
-) -> AdapterRoom:
-    """Return the rank's room; rank 0 fetches for all. Called in the server's event loop."""
+def make_rank_adapters(
+    config: ShardConfig, store: AdapterStore, lane: PrepareLane, base: BaseDescription
+) -> RankAdapters:
+    """Return the rank's rank_adapters; rank 0 fetches for all. Called in the server's event loop."""
     fetcher = None
     if config.rank == 0:
         setup = fetch_setup(config, make_context(base, limits_of(config)))
@@ -62,7 +62,7 @@ def make_room(
                 acceptance_s=config.adapter_refresh_s,
             )
         )
-    return AdapterRoom(shelf, store, fetcher)
+    return RankAdapters(lane, store, fetcher)
 
 
 def fetch_setup(config: ShardConfig, context: dict[str, str]) -> Setup:
@@ -78,6 +78,6 @@ def fetch_setup(config: ShardConfig, context: dict[str, str]) -> Setup:
     )
 
 
-def limits_of(config: ShardConfig) -> Limits:
+def limits_of(config: ShardConfig) -> AdapterLimits:
     """Return what an adapter may be at most."""
-    return Limits(max_rank=config.max_adapter_rank)
+    return AdapterLimits(max_rank=config.max_adapter_rank)

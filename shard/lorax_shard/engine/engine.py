@@ -24,13 +24,13 @@ from lorax_contract.step import (
     StepPlan,
     WarmupSpec,
 )
-from lorax_shard.engine.adapters import ActiveAdapter, ActiveAdapters, Shelf
-from lorax_shard.engine.chooser import Chooser
+from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
 from lorax_shard.engine.forward import passes, run_pass
 from lorax_shard.engine.inputs import RowWork, StepInputs
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
+from lorax_shard.engine.rank_sampler import RankSampler
 from lorax_shard.engine.ranks import broken_by, check_same_work, least_of, missing_somewhere
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.engine.sampler import SampledTokens, Sampler
@@ -56,7 +56,7 @@ class Engine:
         tokenizer: Tokenizer,
         pool: PoolSettings,
         *,
-        adapters: Shelf | None = None,
+        adapters: ReadyAdapters | None = None,
         batch_invariant: bool = False,
         group: RankGroup | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class Engine:
         self._pool = pool
         self._batch_invariant = batch_invariant
         self._group = group
-        self._chooser = Chooser(Sampler(model.vocab_size, model.device), group)
+        self._chooser = RankSampler(Sampler(model.vocab_size, model.device), group)
         self._texts = TokenTexts(tokenizer)
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:

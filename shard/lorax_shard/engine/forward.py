@@ -13,7 +13,7 @@ from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
 from lorax_shard.model.interface import PagedModel
 
 if TYPE_CHECKING:
-    from lorax_shard.engine.chooser import Chooser
+    from lorax_shard.engine.rank_sampler import RankSampler
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
 # vocabulary: those of a whole prompt could take more memory than all else in a step.
@@ -30,7 +30,7 @@ class PassResult(NamedTuple):
 
 
 def run_pass(
-    model: PagedModel, chooser: Chooser, batch: ResidentBatch, work: list[RowWork]
+    model: PagedModel, rank_sampler: RankSampler, batch: ResidentBatch, work: list[RowWork]
 ) -> PassResult:
     """Compute rows in one forward pass; rows of one token must come first."""
     with torch.inference_mode():
@@ -41,11 +41,13 @@ def run_pass(
         num_sampled = len(inputs.sampled)
         sampled = None
         if inputs.sampled:
-            sampled = chooser.choose(logits[:num_sampled], inputs.sampled)
+            sampled = rank_sampler.choose(logits[:num_sampled], inputs.sampled)
         prompts, start = [], num_sampled
         for span in inputs.prompt_spans:
             end = start + len(span.targets)
-            prompts.append(logprobs_of(chooser.sampler, logits[start:end], span.row, span.targets))
+            prompts.append(
+                logprobs_of(rank_sampler.sampler, logits[start:end], span.row, span.targets)
+            )
             start = end
     return PassResult(inputs, sampled, prompts)
 

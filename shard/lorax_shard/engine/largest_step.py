@@ -15,10 +15,10 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_shard.device_memory import measure_peak
-from lorax_shard.engine.adapters import ActiveAdapter
-from lorax_shard.engine.chooser import Chooser
+from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
 from lorax_shard.engine.inputs import RowWork
+from lorax_shard.engine.rank_sampler import RankSampler
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.model.interface import PagedModel
 
@@ -41,12 +41,12 @@ class LargestStep:
     """
 
     def __init__(
-        self, model: PagedModel, chooser: Chooser, tokenizer: Tokenizer, spec: WarmupSpec, *,
+        self, model: PagedModel, rank_sampler: RankSampler, tokenizer: Tokenizer, spec: WarmupSpec, *,
         block_size: int, max_blocks: int | None,
     ) -> None:  # fmt: skip
         self._model = model
         self._tokenizer = tokenizer
-        self._chooser = chooser
+        self._chooser = rank_sampler
         self._block_size = block_size
         # A resumed request computes its output again; only the last token is never computed.
         longest = max(spec.max_input_length, spec.max_total_tokens - 1, 1)

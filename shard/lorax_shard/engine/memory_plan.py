@@ -154,14 +154,14 @@ def _refusal(
     left = found.rest
     if settings.num_blocks is None:
         left = int(left * settings.memory_fraction)
-    wishes = [
+    selections = [
         f"{verb} {flag} to {value}"
         for verb, flag, value in remedies(measured, settings, spec, block_bytes)
     ]
     in_step = measured.activations + measured.graphs
     # Before the largest step has run nothing is known of it.
     step = f" less {_mib(in_step)} for the largest step" if in_step else ""
-    advice = ", or ".join(wishes) or "choose a smaller model or a smaller dtype"
+    advice = ", or ".join(selections) or "choose a smaller model or a smaller dtype"
     return (
         f"the KV cache needs {needed} blocks of {block_bytes} bytes "
         f"({_mib(needed * block_bytes)}), but only {_mib(left)} are left for it: this rank "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import NewRow, RequestId, SamplingParams
-from lorax_shard.engine.adapters import ActiveAdapter
+from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.output import MuteOutput, RowOutput
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.adapters.host_base import describe
 from lorax_shard.attention import registry
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
+from lorax_shard.model.describe import describe
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit

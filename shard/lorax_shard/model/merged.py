@@ -11,10 +11,10 @@ from torch import nn
 
 from lorax_contract.errors import LoraxError, StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.adapters.host_base import BaseDescription, describe
-from lorax_shard.adapters.peft_files import Limits
-from lorax_shard.adapters.peft_format import examine
 from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.model.describe import BaseDescription, describe
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.read import examine
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
     """
     base = describe(model)
     try:
-        adapter = examine(folder, base, Limits()).adapter
+        adapter = examine(folder, base, AdapterLimits()).adapter
     except LoraxError as error:
         raise _unusable(error.public) from error
     except OSError as error:

@@ -19,7 +19,7 @@ import torch
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.backend import AttentionBackend
-from lorax_shard.model import miniature, plug
+from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import attention_thresholds, position_limit
 from lorax_shard.model.probe_run import run_chunked, run_ragged
@@ -52,12 +52,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def survey_attention(model: Any) -> plug.AttentionSurvey:
+def survey_attention(model: Any) -> attention_hook.AttentionSurvey:
     """Return what each attention layer of a plugged model keeps per token.
 
     Raises StartupError(MODEL_UNSUPPORTED) naming what paged attention cannot compute.
     """
-    survey = plug.AttentionSurvey()
+    survey = attention_hook.AttentionSurvey()
     config = model.config.get_text_config()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     positions = torch.arange(2, device=model.device).unsqueeze(0)
@@ -68,9 +68,9 @@ def survey_attention(model: Any) -> plug.AttentionSurvey:
                 input_ids=ids,
                 position_ids=positions,
                 use_cache=False,
-                **{plug.STEP_KEYWORD: survey},
+                **{attention_hook.STEP_KEYWORD: survey},
             )
-    except plug.UnsupportedAttentionError as error:
+    except attention_hook.UnsupportedAttentionError as error:
         raise _unsupported(name, str(error)) from error
     except TypeError as error:
         raise _unsupported(name, f"its forward does not pass arguments on ({error})") from error
@@ -98,7 +98,7 @@ class ModelProbe:
     def __init__(
         self,
         model: Any,
-        survey: plug.AttentionSurvey,
+        survey: attention_hook.AttentionSurvey,
         backend: AttentionBackend,
         block_size: int,
     ) -> None:
@@ -115,7 +115,7 @@ class ModelProbe:
         """Compute the rows with transformers' own attention, then plug ours in again."""
         self._model.set_attn_implementation("eager")
         self._stock = [_stock_logits(self._model, row) for row in self._rows]
-        self._model.set_attn_implementation(plug.ATTENTION_NAME)
+        self._model.set_attn_implementation(attention_hook.ATTENTION_NAME)
 
     def check(self, paged: HFPagedModel) -> None:
         """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same."""
@@ -181,7 +181,7 @@ class ModelProbe:
         return None
 
 
-def _thresholds(config: Any, survey: plug.AttentionSurvey) -> dict[str, int]:
+def _thresholds(config: Any, survey: attention_hook.AttentionSurvey) -> dict[str, int]:
     """Return the config's thresholds, and the windows that layers use without its naming them."""
     thresholds = attention_thresholds(config)
     for layer, window in survey.windows.items():

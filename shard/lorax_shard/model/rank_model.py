@@ -18,13 +18,12 @@ import transformers
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.adapters.host_base import BaseDescription, describe
-from lorax_shard.adapters.host_digest import tensor_digest
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
-from lorax_shard.model import miniature, plug
+from lorax_shard.model import attention_hook, miniature
+from lorax_shard.model.describe import BaseDescription, describe
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
     ModelProbe,
@@ -34,15 +33,16 @@ from lorax_shard.model.probe import (
 )
 from lorax_shard.model.read_weights import reading, refuse_missing
 from lorax_shard.model.weights import check_weights, weight_files
-from lorax_shard.parallel.adapters import AdapterCut
+from lorax_shard.parallel.adapter_parts import AdapterCut
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.parallel.load import LoadedRank, load_rank
 from lorax_shard.parallel.local import connect
 from lorax_shard.parallel.partition import CannotSplitError
 from lorax_shard.parallel.slices import in_memory, open_files
+from lorax_shard.peft.digest import tensor_digest
 
 
-class Part(NamedTuple):
+class RankPart(NamedTuple):
     """One rank's part of a model, and how the engine sees it."""
 
     loaded: LoadedRank
@@ -73,13 +73,13 @@ def read_part(
     dtype: torch.dtype,
     device: torch.device,
     seat: tuple[int, int],
-) -> Part:
+) -> RankPart:
     """Read the part of rank ``seat[0]`` of ``seat[1]`` and plug it; the ranks do not meet yet."""
     folder = Path(config.model_dir)
     check_weights(
         weight_files(folder), dtype, device, num_parts=seat[1], parts_here=config.ranks_on_device
     )
-    plug.register()
+    attention_hook.register()
     loaded = _read(folder, hf_config, dtype, device, seat)
     with one_thread():
         survey = survey_attention(loaded.model)
@@ -96,10 +96,10 @@ def read_part(
             loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut
         )
         paged.lora_backend = paged.lora.backend
-    return Part(loaded, paged, backend)
+    return RankPart(loaded, paged, backend)
 
 
-def meet(part: Part, group: RankGroup) -> None:
+def meet(part: RankPart, group: RankGroup) -> None:
     """Let a part compute together with the others'."""
     lora_model = part.paged.lora
     if lora_model is None:
@@ -137,7 +137,7 @@ def _load(
         rank=seat[0],
         world_size=seat[1],
         dtype=dtype,
-        attention=plug.ATTENTION_NAME,
+        attention=attention_hook.ATTENTION_NAME,
     )
 
 
@@ -160,7 +160,7 @@ def _described(part: LoadedRank, dtype: torch.dtype) -> BaseDescription:
     return dataclasses.replace(base, weight_digests=digests)
 
 
-def _probe(part: Part, config: ShardConfig, device: torch.device, group: RankGroup) -> None:
+def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: RankGroup) -> None:
     """Raise StartupError(MODEL_MISMATCH) unless the ranks compute a miniature as transformers does."""
     backend = part.backend
     dtype = miniature_dtype(backend, device, part.paged.dtype)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model import plug
+from lorax_shard.model import attention_hook
 from lorax_shard.model.weights import check_weights, refuse_corrupt, weight_files
 
 logger = logging.getLogger(__name__)
@@ -26,13 +26,13 @@ def load_weights(
 ) -> Any:
     """Return the transformers model, attention plugged, every weight of it read from the folder's safetensors."""
     check_weights(weight_files(folder), dtype, device)
-    plug.register()
+    attention_hook.register()
     with reading(folder, device):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=hf_config,
             dtype=dtype,
-            attn_implementation=plug.ATTENTION_NAME,
+            attn_implementation=attention_hook.ATTENTION_NAME,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,

@@ -35,7 +35,7 @@ from lorax_proto.convert_adapters import (
     source_from_proto,
     tiers_to_proto,
 )
-from lorax_shard.adapters.room import AdapterRoom
+from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
 from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.queue import CommandQueue
@@ -45,24 +45,26 @@ _NO_ADAPTERS = "this shard serves the base model only, without adapters"
 
 
 class AdapterCalls:
-    """Answers for one rank; ``room`` is None where no adapters are served."""
+    """Answers for one rank; ``rank_adapters`` is None where no adapters are served."""
 
-    def __init__(self, engine: Engine, commands: CommandQueue, room: AdapterRoom | None) -> None:
+    def __init__(
+        self, engine: Engine, commands: CommandQueue, rank_adapters: RankAdapters | None
+    ) -> None:
         self._engine = engine
         self._commands = commands
-        self._given_room = room
+        self._given = rank_adapters
 
     @property
-    def _room(self) -> AdapterRoom:
-        if self._given_room is None:
+    def _rank_adapters(self) -> RankAdapters:
+        if self._given is None:
             raise NotServedError(_NO_ADAPTERS)
-        return self._given_room
+        return self._given
 
     async def tiers(self) -> pb.AdapterTiers:
         """Say where adapters lie."""
-        if self._given_room is None:
+        if self._given is None:
             return pb.AdapterTiers()
-        return tiers_to_proto(await self._room.tiers())
+        return tiers_to_proto(await self._rank_adapters.tiers())
 
     async def download(self, request: pb.DownloadAdapterRequest) -> pb.DownloadAdapterResponse:
         """Fetch and verify; of a merge all its adapters."""
@@ -76,14 +78,14 @@ class AdapterCalls:
             fraction = device_bytes / max(1, self._engine.memory.adapter_bytes)
             return pb.DownloadAdapterResponse(downloaded=True, memory_fraction=fraction)
         try:
-            fetched = await self._room.fetch(query_from_proto(request))
+            fetched = await self._rank_adapters.fetch(query_from_proto(request))
         except AdapterUnavailableError as error:
             return pb.DownloadAdapterResponse(failure=failure_to_proto(error))
         return pb.DownloadAdapterResponse(downloaded=True, fetched=fetched_to_proto(fetched))
 
     async def text(self, request: pb.AdapterTextRequest) -> pb.AdapterTextResponse:
         """Return the adapter's own tokenizer and template files."""
-        files: Mapping[str, bytes] = await self._room.text(request.store_digest)
+        files: Mapping[str, bytes] = await self._rank_adapters.text(request.store_digest)
         return pb.AdapterTextResponse(
             files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
         )
@@ -93,12 +95,12 @@ class AdapterCalls:
         handle = AdapterHandle(request.adapter_index)
         if handle == 0:
             return pb.LoadAdapterResponse(loaded=True)
-        room = self._room
+        rank_adapters = self._rank_adapters
         if not request.HasField("content"):
             report = await self._load_named(handle, request)
         else:
             try:
-                report = await room.prepare(handle, _given_content(request.content))
+                report = await rank_adapters.prepare(handle, _given_content(request.content))
             except AdapterUnavailableError as error:
                 return pb.LoadAdapterResponse(failure=failure_to_proto(error))
         return pb.LoadAdapterResponse(
@@ -116,7 +118,7 @@ class AdapterCalls:
             raise refused("LoadAdapter names no adapter; the base model has the index 0")
         found = await self._fetch_all(parameters, request.adapter_source, request.api_token)
         content = _content(parameters, found)
-        report = await self._room.prepare(handle, content)
+        report = await self._rank_adapters.prepare(handle, content)
         adapters = self._engine.adapters
         assert adapters is not None
         await self._commands.run(lambda: adapters.activate(handle))
@@ -133,7 +135,7 @@ class AdapterCalls:
                 raise refused(f"adapter {handle} is in effect; deactivate it in a step first")
             await self._commands.run(lambda: self._engine.cease(handle))
         forget = [part_from_proto(part) for part in request.forget]
-        await self._room.release(handle, forget)
+        await self._rank_adapters.release(handle, forget)
         return pb.OffloadAdapterResponse(offloaded=True)
 
     async def _fetch_all(
@@ -141,7 +143,9 @@ class AdapterCalls:
     ) -> list[FetchedAdapter]:
         word = source_from_proto(source)
         return [
-            await self._room.fetch(AdapterQuery(ref=AdapterRef.of(word, name), token=token or None))
+            await self._rank_adapters.fetch(
+                AdapterQuery(ref=AdapterRef.of(word, name), token=token or None)
+            )
             for name in parameters.adapter_ids
         ]
 

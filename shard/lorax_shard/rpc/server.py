@@ -8,7 +8,7 @@ from lorax_contract.config import ShardConfig
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.transport import SERVER_OPTIONS
-from lorax_shard.adapters.room import AdapterRoom
+from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
 from lorax_shard.rpc.address import clear_stale, refused, socket_path
 from lorax_shard.rpc.errors import ErrorInterceptor
@@ -27,7 +27,7 @@ class ShardServer:
         config: ShardConfig,
         engine: Engine,
         commands: CommandQueue,
-        room: AdapterRoom | None = None,
+        rank_adapters: RankAdapters | None = None,
     ) -> None:
         # The address in use; a port of 0 is replaced by the real one at the start.
         self.uri = config.shard_uris[config.rank]
@@ -35,7 +35,7 @@ class ShardServer:
             interceptors=[ErrorInterceptor(_SERVICE)], options=SERVER_OPTIONS
         )
         pb_grpc.add_LoraxServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            LoraxServicer(engine, commands, config, room), self._server
+            LoraxServicer(engine, commands, config, rank_adapters), self._server
         )
         self._standard = StandardServices(self._server, _SERVICE)
 

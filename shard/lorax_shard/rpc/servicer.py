@@ -25,7 +25,7 @@ from lorax_proto.convert import (
     step_from_proto,
     warmup_from_proto,
 )
-from lorax_shard.adapters.room import AdapterRoom
+from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
 from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.errors import NotServedError
@@ -45,9 +45,9 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         engine: Engine,
         commands: CommandQueue,
         config: ShardConfig,
-        room: AdapterRoom | None = None,
+        rank_adapters: RankAdapters | None = None,
     ) -> None:
-        self._adapters = AdapterCalls(engine, commands, room)
+        self._adapters = AdapterCalls(engine, commands, rank_adapters)
         self._engine = engine
         self._commands = commands
         self._config = config

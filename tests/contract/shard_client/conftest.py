@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.fake_shard_server import serve
 
 from lorax_router.core.ports import ShardClient
-from lorax_router.shards.fake import FakeShard
+from lorax_router.shards.fake.shard import FakeShard
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 

@@ -31,7 +31,7 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import AdapterHandle, FinishCode, NewRow, StepPlan, WarmupSpec
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.shards.fake import FakeModel, FakeShardError, expected_tokens
+from lorax_router.shards.fake.shard import FakeModel, FakeShardError, expected_tokens
 
 WARMUP = WarmupSpec(max_input_length=8, max_total_tokens=20, max_step_tokens=16, max_rows=4)
 

@@ -13,7 +13,7 @@ from tests.helpers.plans import make_plan, make_spec
 from lorax_contract.errors import ShardError, ShardUnavailableError, StaleEpochError
 from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
-from lorax_router.shards.fake import FakeModel, FakeShard, expected_tokens
+from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 

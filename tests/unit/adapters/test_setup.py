@@ -13,7 +13,7 @@ from tests.helpers.small_adapters import make_base
 from lorax_contract.adapters import AdapterQuery, AdapterRef, AdapterUnavailableError
 from lorax_contract.config import ShardConfig
 from lorax_shard.adapters import setup
-from lorax_shard.adapters.peft_verify import make_context
+from lorax_shard.peft.verify import make_context
 
 
 def config(folder: Path, **values: Any) -> ShardConfig:
@@ -54,9 +54,9 @@ def test_low_rank_parts_are_exact_on_a_cpu_and_small_on_a_gpu(
 ) -> None:
     told = config(tmp_path, device=device, adapter_host_bytes=123)
     preparer: Any = None
-    shelf = setup.make_shelf(told, setup.make_store(told), make_base(), preparer, dtype)
-    assert (shelf._dtype, shelf._low_rank_dtype) == (dtype, low_rank)
-    assert shelf._host_bytes == 123
+    lane = setup.make_prepare_lane(told, setup.make_store(told), make_base(), preparer, dtype)
+    assert (lane._dtype, lane._low_rank_dtype) == (dtype, low_rank)
+    assert lane._host_bytes == 123
 
 
 @in_loop
@@ -65,9 +65,9 @@ async def test_rank_0_fetches_for_all(tmp_path: Path) -> None:
     for rank in (0, 1):
         told = config(tmp_path, rank=rank)
         store = setup.make_store(told)
-        shelf = setup.make_shelf(told, store, make_base(), preparer, torch.float32)
-        room = setup.make_room(told, store, shelf, make_base())
+        lane = setup.make_prepare_lane(told, store, make_base(), preparer, torch.float32)
+        rank_adapters = setup.make_rank_adapters(told, store, lane, make_base())
         words = "takes no local adapters" if rank == 0 else "only rank 0"
         with pytest.raises(AdapterUnavailableError, match=words):
-            await room.fetch(AdapterQuery(ref=AdapterRef.of("local", "x")))
-        await room.close()
+            await rank_adapters.fetch(AdapterQuery(ref=AdapterRef.of("local", "x")))
+        await rank_adapters.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
-from lorax_router.core.adapters import (
+from lorax_router.core.adapter_table import (
     AdapterEvent,
     AdapterState,
     AdapterTable,
@@ -279,7 +279,7 @@ def test_one_that_is_called_is_prepared_without_a_request() -> None:
 
 
 def test_one_that_is_called_while_it_is_being_freed_comes_back() -> None:
-    """The wish is not forgotten when the release is booked, and counts from when it came."""
+    """The selection is not forgotten when the release is booked, and counts from when it came."""
     table = make_table(3, slots=1)
     request(table, 1, 0.0)
     table.leaves(handle(1), was_running=True)
@@ -319,7 +319,7 @@ def test_a_retired_adapter_serves_those_who_asked_then_leaves_with_its_memory() 
     assert handle(1) in table
     table.event(handle(1), AdapterEvent.RELEASED, 2.0)
     assert handle(1) not in table
-    assert (table.room().num_held, table.room().bytes_held) == (0, 0)
+    assert (table.capacity().num_held, table.capacity().bytes_held) == (0, 0)
 
 
 @pytest.mark.parametrize("event", [AdapterEvent.PREPARED, AdapterEvent.FAILED])
@@ -353,10 +353,10 @@ def test_what_is_measured_replaces_what_was_announced() -> None:
     table.measured(handle(1), 6)
     table.event(handle(1), AdapterEvent.PREPARED, 0.0)
     table.runs(handle(1), 0.0)
-    assert table.room().bytes_held == 6
+    assert table.capacity().bytes_held == 6
     request(table, 2, 1.0)
     assert table.admits(handle(2))
-    assert table.room().bytes_held == 10
+    assert table.capacity().bytes_held == 10
     table.check()
 
 

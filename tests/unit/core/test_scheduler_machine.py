@@ -33,11 +33,11 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapters import AdapterEvent, AdapterState, AdapterTable
+from lorax_router.core.adapter_table import AdapterEvent, AdapterState, AdapterTable
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.shards.fake import FakeModel
-from lorax_router.shards.fake_batch import FakeBatch
-from lorax_router.shards.fake_memory import FakeMemory
+from lorax_router.shards.fake.batch import FakeBatch
+from lorax_router.shards.fake.memory import FakeMemory
+from lorax_router.shards.fake.shard import FakeModel
 
 STEPS_PER_EXAMPLE = 50
 NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "2000"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from tests.helpers.toy_adapters import ToyAdapter, ToyShelf, make_engine, using
+from tests.helpers.toy_adapters import ToyAdapter, ToyPrepared, make_engine, using
 from tests.helpers.toy_paged_model import (
     VOCAB_SIZE,
     expected_tokens,
@@ -23,8 +23,8 @@ OWN_TOKENS = 6
 
 
 @pytest.fixture
-def shelf() -> ToyShelf:
-    return ToyShelf({ONE: ToyAdapter(101), TWO: ToyAdapter(102), THREE: ToyAdapter(103)})
+def lane() -> ToyPrepared:
+    return ToyPrepared({ONE: ToyAdapter(101), TWO: ToyAdapter(102), THREE: ToyAdapter(103)})
 
 
 def plan(seq: int, work=(), *, activate=(), deactivate=(), **rest) -> StepPlan:
@@ -50,8 +50,8 @@ def errors(outcome: StepOutcome) -> dict[int, str]:
     }
 
 
-def test_rows_of_adapters_and_of_the_base_share_steps(shelf: ToyShelf) -> None:
-    engine, model = make_engine(shelf)
+def test_rows_of_adapters_and_of_the_base_share_steps(lane: ToyPrepared) -> None:
+    engine, model = make_engine(lane)
     rows = [using(new_row(1, PROMPT), ONE), new_row(2, PROMPT), using(new_row(3, OTHER), TWO)]
     work = [(1, 5, [1, 2, 3]), (2, 5, [4, 5, 6]), (3, 3, [7, 8, 9])]
     outcome = engine.step(plan(1, work, new=rows, activate=[ONE, TWO]))
@@ -59,8 +59,8 @@ def test_rows_of_adapters_and_of_the_base_share_steps(shelf: ToyShelf) -> None:
     assert model.row_slots == [[0, None, 1]]
 
 
-def test_a_row_whose_adapter_is_not_in_effect_fails_alone(shelf: ToyShelf) -> None:
-    engine, _ = make_engine(shelf)
+def test_a_row_whose_adapter_is_not_in_effect_fails_alone(lane: ToyPrepared) -> None:
+    engine, _ = make_engine(lane)
     rows = [using(new_row(1, PROMPT), TWO), using(new_row(2, OTHER), ONE), new_row(3, OTHER)]
     work = [(1, 5, [1, 2]), (2, 3, [3]), (3, 3, [4])]
     outcome = engine.step(plan(1, work, new=rows, activate=[ONE]))
@@ -72,9 +72,9 @@ def test_a_row_whose_adapter_is_not_in_effect_fails_alone(shelf: ToyShelf) -> No
     assert tokens(later).keys() == {2, 3}
 
 
-def test_an_adapter_that_cannot_take_effect_fails_its_rows_alone(shelf: ToyShelf) -> None:
-    shelf[TWO] = ToyAdapter(-1)
-    engine, model = make_engine(shelf)
+def test_an_adapter_that_cannot_take_effect_fails_its_rows_alone(lane: ToyPrepared) -> None:
+    lane[TWO] = ToyAdapter(-1)
+    engine, model = make_engine(lane)
     rows = [using(new_row(1, PROMPT), TWO), using(new_row(2, OTHER), ONE)]
     rows += [using(new_row(3, OTHER), 9)]
     work = [(1, 5, [1, 2]), (2, 3, [3]), (3, 3, [4])]
@@ -86,22 +86,22 @@ def test_an_adapter_that_cannot_take_effect_fails_its_rows_alone(shelf: ToyShelf
     assert TWO not in engine.adapters
 
 
-def test_an_adapter_that_ceases_under_a_live_row_ends_that_row(shelf: ToyShelf) -> None:
-    engine, model = make_engine(shelf)
+def test_an_adapter_that_ceases_under_a_live_row_ends_that_row(lane: ToyPrepared) -> None:
+    engine, model = make_engine(lane)
     rows = [using(new_row(1, PROMPT), ONE), using(new_row(2, OTHER), TWO)]
     engine.step(plan(1, [(1, 5, [1, 2]), (2, 3, [3])], new=rows, activate=[ONE, TWO]))
     outcome = engine.step(plan(2, [(1, 1, []), (2, 1, [])], deactivate=[ONE]))
     assert errors(outcome).keys() == {1}
     assert tokens(outcome) == {2: 102}
-    assert model.slots.loaded == {1: shelf[TWO]}
+    assert model.slots.loaded == {1: lane[TWO]}
     assert [row.request_id for row in engine.batch] == [2]
 
 
-def test_slots_are_used_again(shelf: ToyShelf) -> None:
-    engine, model = make_engine(shelf)
+def test_slots_are_used_again(lane: ToyPrepared) -> None:
+    engine, model = make_engine(lane)
     engine.step(plan(1, activate=[ONE, TWO]))
     engine.step(plan(2, deactivate=[ONE], activate=[THREE]))
-    assert model.slots.loaded == {0: shelf[THREE], 1: shelf[TWO]}
+    assert model.slots.loaded == {0: lane[THREE], 1: lane[TWO]}
     row = using(new_row(1, PROMPT), THREE)
     assert tokens(engine.step(plan(3, [(1, 5, [1, 2])], new=[row]))) == {1: 103}
     engine.step(plan(4, drop=[1], deactivate=[THREE, TWO]))
@@ -111,15 +111,15 @@ def test_slots_are_used_again(shelf: ToyShelf) -> None:
         assert set(model.slots.loaded) == {0}
 
 
-def test_orders_may_be_repeated(shelf: ToyShelf) -> None:
-    engine, model = make_engine(shelf)
+def test_orders_may_be_repeated(lane: ToyPrepared) -> None:
+    engine, model = make_engine(lane)
     engine.step(plan(1, activate=[ONE]))
     engine.step(plan(2, activate=[ONE], deactivate=[TWO]))
-    assert model.slots.loaded == {0: shelf[ONE]}
+    assert model.slots.loaded == {0: lane[ONE]}
 
 
-def test_a_row_that_leaves_may_take_its_adapter_along(shelf: ToyShelf) -> None:
-    engine, model = make_engine(shelf)
+def test_a_row_that_leaves_may_take_its_adapter_along(lane: ToyPrepared) -> None:
+    engine, model = make_engine(lane)
     row = using(new_row(1, PROMPT), ONE)
     engine.step(plan(1, [(1, 5, [1, 2])], new=[row], activate=[ONE]))
     again = using(new_row(1, PROMPT, output=[101]), ONE)
@@ -127,7 +127,7 @@ def test_a_row_that_leaves_may_take_its_adapter_along(shelf: ToyShelf) -> None:
         plan(2, [(1, 6, [1, 2])], new=[again], drop=[1], deactivate=[ONE], activate=[ONE])
     )
     assert tokens(outcome) == {1: 101}
-    assert model.slots.loaded == {0: shelf[ONE]}
+    assert model.slots.loaded == {0: lane[ONE]}
 
 
 def test_a_shard_without_adapters_refuses_rows_that_name_one() -> None:
@@ -143,19 +143,19 @@ def test_a_shard_without_adapters_refuses_rows_that_name_one() -> None:
 
 
 @pytest.fixture
-def own_tokens(shelf: ToyShelf) -> ToyShelf:
+def own_tokens(lane: ToyPrepared) -> ToyPrepared:
     """TWO adds tokens and has a tokenizer that knows them."""
     tokenizer = copy.deepcopy(toy_tokenizer())
     base = tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"<own {at}>" for at in range(VOCAB_SIZE + OWN_TOKENS - base)])
-    shelf[TWO] = ToyAdapter(
+    lane[TWO] = ToyAdapter(
         VOCAB_SIZE + 2, tokenizer=tokenizer, vocab_size=VOCAB_SIZE + OWN_TOKENS,
         eos_token_ids=frozenset([VOCAB_SIZE + 5]),
     )  # fmt: skip
-    return shelf
+    return lane
 
 
-def test_base_rows_keep_every_bit_beside_wider_ones(own_tokens: ToyShelf) -> None:
+def test_base_rows_keep_every_bit_beside_wider_ones(own_tokens: ToyPrepared) -> None:
     def served(beside: AdapterHandle) -> str:
         engine, _ = make_engine(own_tokens)
         rows = [
@@ -183,7 +183,7 @@ def test_base_rows_keep_every_bit_beside_wider_ones(own_tokens: ToyShelf) -> Non
     assert served(TWO) == served(ONE)
 
 
-def test_texts_of_a_row_are_its_own_tokenizers(own_tokens: ToyShelf) -> None:
+def test_texts_of_a_row_are_its_own_tokenizers(own_tokens: ToyPrepared) -> None:
     engine, _ = make_engine(own_tokens)
     prompt = [*PROMPT, VOCAB_SIZE + 1]
     row = using(new_row(1, prompt, max_new_tokens=2, num_alternatives=3, prompt_logprobs=True), TWO)
@@ -198,7 +198,7 @@ def test_texts_of_a_row_are_its_own_tokenizers(own_tokens: ToyShelf) -> None:
     assert last.details[1].generated_text == "<own 2><own 2>"
 
 
-def test_tokens_of_one_adapter_are_none_of_another(own_tokens: ToyShelf) -> None:
+def test_tokens_of_one_adapter_are_none_of_another(own_tokens: ToyPrepared) -> None:
     engine, _ = make_engine(own_tokens)
     rows = [using(new_row(1, [VOCAB_SIZE + 1]), TWO), using(new_row(2, [VOCAB_SIZE + 1]), ONE)]
     rows += [new_row(3, [VOCAB_SIZE + 1]), using(new_row(4, [VOCAB_SIZE + OWN_TOKENS]), TWO)]
@@ -211,7 +211,7 @@ def test_tokens_of_one_adapter_are_none_of_another(own_tokens: ToyShelf) -> None
     assert tokens(outcome) == {1: VOCAB_SIZE + 2}
 
 
-def test_the_adapters_own_end_ends_its_rows(own_tokens: ToyShelf) -> None:
+def test_the_adapters_own_end_ends_its_rows(own_tokens: ToyPrepared) -> None:
     own_tokens[ONE] = ToyAdapter(101, eos_token_ids=frozenset([101]))
     engine, _ = make_engine(own_tokens)
     rows = [using(new_row(1, PROMPT), ONE), using(new_row(2, PROMPT), THREE)]
@@ -221,7 +221,7 @@ def test_the_adapters_own_end_ends_its_rows(own_tokens: ToyShelf) -> None:
 
 
 def test_what_is_not_in_effect_is_named() -> None:
-    engine, _ = make_engine(ToyShelf())
+    engine, _ = make_engine(ToyPrepared())
     assert engine.adapters is not None
     with pytest.raises(ValidationError, match="handle 4 is not prepared"):
         engine.adapters.activate(AdapterHandle(4))

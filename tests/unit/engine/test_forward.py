@@ -15,7 +15,7 @@ from lorax_contract.step import (
     SamplingParams,
     StoppingParams,
 )
-from lorax_shard.engine.adapters import ActiveAdapter
+from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.forward import logprobs_of, sample
 from lorax_shard.engine.rows import Row, make_row
 from lorax_shard.engine.sampler import Sampler, prompt_logprobs

@@ -16,10 +16,10 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import SamplingParams, WarmupSpec
 from lorax_shard.engine import largest_step
-from lorax_shard.engine.chooser import Chooser
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.engine.rank_sampler import RankSampler
 from lorax_shard.engine.rows import make_row
 from lorax_shard.engine.sampler import Sampler
 
@@ -47,7 +47,7 @@ def run(*, max_blocks=None, **values):
     model = NotingModel()
     step = LargestStep(
         model,
-        Chooser(Sampler(model.vocab_size)),
+        RankSampler(Sampler(model.vocab_size)),
         toy_tokenizer(),
         WarmupSpec(**{**spec, **values}),
         block_size=BLOCK_SIZE,
@@ -96,8 +96,10 @@ def test_neighbours_compute_with_different_adapters():
     for slot in (3, 4):
         model.slots.load(slot, ToyAdapter(favourite=slot))
     spec = WarmupSpec(max_input_length=32, max_total_tokens=41, max_step_tokens=16, max_rows=5)
-    chooser = Chooser(Sampler(model.vocab_size))
-    LargestStep(model, chooser, toy_tokenizer(), spec, block_size=BLOCK_SIZE, max_blocks=None).run()
+    rank_sampler = RankSampler(Sampler(model.vocab_size))
+    LargestStep(
+        model, rank_sampler, toy_tokenizer(), spec, block_size=BLOCK_SIZE, max_blocks=None
+    ).run()
     assert model.row_slots == [[3, 4, 3, 4, 3]]
 
 

@@ -13,7 +13,7 @@ from examples.demo.task import Example, Task, fill, first_sentence
 from examples.demo.tasks import ADAPTERS, TASKS
 from safetensors import safe_open
 
-from lorax_shard.model.prepare_default import DEFAULT_MODEL_ID
+from lorax_shard.prepare.default import DEFAULT_MODEL_ID
 
 SIZE_LIMIT = 2_000_000
 BASE_REPLY = "The capital of France is Paris. It is a large city."

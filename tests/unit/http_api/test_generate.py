@@ -12,7 +12,7 @@ from tests.helpers.http_app import World, events, limits
 from tests.helpers.scripted_engine import ScriptedEngine, words
 
 from lorax_contract.step import Alternatives, FinishCode, TokenColumns
-from lorax_router.service.engine_port import TokenChunk
+from lorax_router.service.engine.port import TokenChunk
 
 
 def post(path: str, body: Any, world: World | None = None, **headers: str) -> httpx.Response:

@@ -15,7 +15,7 @@ from lorax_contract.errors import GenerationError, UnhealthyError
 from lorax_router.http_api import ops_routes
 from lorax_router.http_api.app import Cors
 from lorax_router.http_api.encode import spans_json
-from lorax_router.service.tokenizer_pool import TokenSpan
+from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 
 
 def get(path: str, world: World | None = None, **headers: str) -> httpx.Response:

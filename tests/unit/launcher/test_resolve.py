@@ -147,7 +147,7 @@ def test_the_prepared_model_is_filled_in() -> None:
         ({"shard_uds_path": "/" + "x" * 120}, "longer path"),
     ],
 )
-def test_impossible_wishes_are_refused_in_words(options: dict[str, Any], words: str) -> None:
+def test_impossible_options_are_refused_in_words(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan_of(**options)
 

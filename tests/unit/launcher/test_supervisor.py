@@ -72,11 +72,11 @@ class Stage:
 
         async def main(run_dir: Path) -> int:
             nonlocal supervisor
-            wishes = LauncherOptions(**options)
-            plan = resolve(wishes, FACTS, str(run_dir))
-            console = Console(Watching(), json_output=wishes.json_output)
+            selections = LauncherOptions(**options)
+            plan = resolve(selections, FACTS, str(run_dir))
+            console = Console(Watching(), json_output=selections.json_output)
             supervisor = Supervisor(
-                plan, fake_programs(), console, run_dir, download_only=wishes.download_only
+                plan, fake_programs(), console, run_dir, download_only=selections.download_only
             )
             return await asyncio.wait_for(supervisor.run(), WAIT_S)
 

@@ -13,7 +13,7 @@ from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.sdpa import SdpaAttention
-from lorax_shard.model import miniature, plug
+from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -64,7 +64,9 @@ def test_temperature_of_other_positions_is_refused(
     path = make_tiny_model("llama4_text", tmp_path / "m", floor_scale=reach)
     load(path)
     monkeypatch.setattr(
-        plug, "_temperature_correction", lambda _, step, device: torch.ones(1, device=device)
+        attention_hook,
+        "_temperature_correction",
+        lambda _, step, device: torch.ones(1, device=device),
     )
     assert f"floor_scale {reach}" in mismatch(path)
 

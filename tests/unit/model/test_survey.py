@@ -7,7 +7,7 @@ from tests.helpers.tiny_models import tiny_config
 
 from lorax_shard.attention.backend import AttentionLayer
 from lorax_shard.attention.kv_cache import KVShape
-from lorax_shard.model import plug
+from lorax_shard.model import attention_hook
 from lorax_shard.model.probe import survey_attention
 
 ASKED = {
@@ -21,20 +21,20 @@ ASKED = {
 
 @pytest.mark.parametrize("family", ASKED)
 def test_layers_ask_for_their_shapes_and_rules(family: str) -> None:
-    plug.register()
+    attention_hook.register()
     model = transformers.AutoModelForCausalLM.from_config(
-        tiny_config(family), attn_implementation=plug.ATTENTION_NAME
+        tiny_config(family), attn_implementation=attention_hook.ATTENTION_NAME
     )
     assert survey_attention(model).layers(32) == ASKED[family]
 
 
 def test_sinks_and_chunks_are_among_them() -> None:
-    plug.register()
+    attention_hook.register()
     asked: dict[str, list[AttentionLayer]] = {}
     for family in ("gpt_oss", "llama4_text"):
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
-                tiny_config(family), attn_implementation=plug.ATTENTION_NAME
+                tiny_config(family), attn_implementation=attention_hook.ATTENTION_NAME
             )
         asked[family] = survey_attention(model.to_empty(device="cpu")).layers(16)
     assert all(layer.has_sinks for layer in asked["gpt_oss"])

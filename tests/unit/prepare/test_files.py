@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model.prepare_files import (
+from lorax_shard.prepare.files import (
     MARKER,
     ProgressEvent,
     check_safetensors,

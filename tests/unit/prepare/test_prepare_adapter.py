@@ -16,14 +16,14 @@ from tests.helpers.hub_stub import StubHub, running_hub
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.adapters.source_environment import source_settings
-from lorax_shard.adapters.source_interface import SourceSettings
-from lorax_shard.model.prepare_adapter import MergedAdapter, fetch_adapter
-from lorax_shard.model.prepare_cli import prepare_command
-from lorax_shard.model.prepare_files import ProgressEvent
+from lorax_shard.fetching.sources.environment import source_settings
+from lorax_shard.fetching.sources.interface import SourceSettings
+from lorax_shard.prepare.adapter import MergedAdapter, fetch_adapter
+from lorax_shard.prepare.cli import prepare_command
+from lorax_shard.prepare.files import ProgressEvent
 
 
-def wish(tmp_path: Path, adapter_id: str, source: str, **changes: Any) -> MergedAdapter:
+def selection(tmp_path: Path, adapter_id: str, source: str, **changes: Any) -> MergedAdapter:
     values: dict[str, Any] = {
         "sources": SourceSettings(local_roots=(str(tmp_path / "local"),)),
         "store_dir": tmp_path / "store",
@@ -37,13 +37,13 @@ def wish(tmp_path: Path, adapter_id: str, source: str, **changes: Any) -> Merged
 def test_a_local_adapter_is_copied_into_the_store(tmp_path: Path) -> None:
     write_adapter(tmp_path / "local/poet", seed=3)
     events: list[ProgressEvent] = []
-    folder = fetch_adapter(wish(tmp_path, "poet", "local"), events.append)
+    folder = fetch_adapter(selection(tmp_path, "poet", "local"), events.append)
     assert folder.is_relative_to(tmp_path / "store")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.items() >= {name: adapter_files(3)[name] for name in WANTED}.items()
     assert events[-1].done == sum(len(adapter_files(3)[name]) for name in WANTED)
     events.clear()
-    assert fetch_adapter(wish(tmp_path, "poet", "local"), events.append) == folder
+    assert fetch_adapter(selection(tmp_path, "poet", "local"), events.append) == folder
 
 
 def test_a_private_adapter_takes_the_operators_token(
@@ -53,7 +53,9 @@ def test_a_private_adapter_takes_the_operators_token(
         monkeypatch.delenv(name, raising=False)
     with running_hub(StubHub({"org/secret": adapter_files()})) as hub:
         hub.private["org/secret"] = "hf_mine"
-        asked = wish(tmp_path, "org/secret", "hub", sources=SourceSettings(hub_endpoint=hub.url))
+        asked = selection(
+            tmp_path, "org/secret", "hub", sources=SourceSettings(hub_endpoint=hub.url)
+        )
         assert "org/secret" in refusal(asked)
         monkeypatch.setenv("HF_TOKEN", "hf_mine")
         assert (fetch_adapter(asked, lambda _event: None) / "adapter_config.json").is_file()
@@ -69,11 +71,11 @@ def refusal(asked: MergedAdapter) -> str:
 
 def test_what_cannot_be_had_is_said_in_words(tmp_path: Path) -> None:
     write_adapter(tmp_path / "local/poet", num_floats=5000)
-    assert "is no folder" in refusal(wish(tmp_path, "nobody", "local"))
-    assert "nowhere" in refusal(wish(tmp_path, "poet", "nowhere"))
-    assert "no room" in refusal(wish(tmp_path, "poet", "local", store_bytes=1000))
+    assert "is no folder" in refusal(selection(tmp_path, "nobody", "local"))
+    assert "nowhere" in refusal(selection(tmp_path, "poet", "nowhere"))
+    assert "no room" in refusal(selection(tmp_path, "poet", "local", store_bytes=1000))
     (tmp_path / "file").write_text("")
-    blocked = wish(tmp_path, "poet", "local", store_dir=tmp_path / "file" / "store")
+    blocked = selection(tmp_path, "poet", "local", store_dir=tmp_path / "file" / "store")
     assert "the adapter store" in refusal(blocked)
 
 

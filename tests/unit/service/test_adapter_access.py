@@ -13,7 +13,7 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     Reason,
 )
-from lorax_router.service.adapter_answers import AnswerBook
+from lorax_router.service.adapters.answers import AnswerBook
 
 REF = AdapterRef.of("hub", "org/private")
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lorax_router.service.adapter_metrics import ADAPTER_REQUESTS, AdapterUsage
+from lorax_router.service.adapters.metrics import ADAPTER_REQUESTS, AdapterUsage
 
 
 def counts(usage: AdapterUsage) -> dict[str, float]:
@@ -75,7 +75,7 @@ def test_an_adapter_called_other_is_no_second_series():
 
 
 def test_old_fame_fades(monkeypatch):
-    monkeypatch.setattr("lorax_router.service.adapter_metrics._HALF_LIFE", 50)
+    monkeypatch.setattr("lorax_router.service.adapters.metrics._HALF_LIFE", 50)
     usage = AdapterUsage(1)
     use(usage, "old", 1_000)
     use(usage, "new", 200)

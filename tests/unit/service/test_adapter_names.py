@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, wish
+from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, selection
 from tests.helpers.http_app import until, word_tokenizer
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
 from lorax_contract.errors import AdapterNotLoadedError, ValidationError
 from lorax_contract.step import AdapterHandle
-from lorax_router.service.adapters import AdapterDirectory
+from lorax_router.service.adapters.directory import AdapterDirectory
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import MergedAdapters
-from lorax_router.service.tokenizer_pool import TokenizerPool
-from lorax_router.shards.fake import FakeShard, fake_fetched
+from lorax_router.shards.fake.shard import FakeShard, fake_fetched
 
 
 def used(world: AdapterWorld) -> list[AdapterHandle]:
@@ -142,7 +142,7 @@ async def test_requests_that_come_during_an_unload_get_the_adapter_anew():
 @in_loop
 async def test_an_unload_waits_for_requests_that_are_found_and_not_submitted_yet():
     async with adapter_world() as world:
-        lease = await world.parts.service._adapters.acquire(wish("a"))
+        lease = await world.parts.service._adapters.acquire(selection("a"))
         unloading = asyncio.create_task(world.parts.adapters.unload(ref("a")))
         await until(lambda: world.catalog.find(ref("a")) is None)
         assert world.state(lease.handle) == "absent"
@@ -200,30 +200,30 @@ async def test_a_name_that_is_not_loaded_cannot_be_managed():
             world.parts.adapters.unload(ref("a")),
             world.parts.adapters.pin(ref("a")),
             world.parts.adapters.unpin(ref("a")),
-            world.parts.adapters.reload(wish("a")),
+            world.parts.adapters.reload(selection("a")),
         ):
             with pytest.raises(AdapterNotLoadedError, match="adapter local:a is not loaded"):
                 await call
         world.sources.contents["a"] = refused("it is a pickle")
         with pytest.raises(AdapterUnavailableError):
-            await world.parts.adapters.load(wish("a"))
+            await world.parts.adapters.load(selection("a"))
         with pytest.raises(AdapterNotLoadedError):
             await world.parts.adapters.unload(ref("a"))
         # Known and refused: its source can be asked anew.
         world.sources.contents["a"] = fetched("repaired")
-        assert (await world.parts.adapters.reload(wish("a")))["state"] == "absent"
+        assert (await world.parts.adapters.reload(selection("a")))["state"] == "absent"
 
 
 @in_loop
 async def test_reload_takes_a_pin_along_also_when_only_one_may_be_pinned():
     async with adapter_world(max_active_adapters=2) as world:
-        await world.parts.adapters.load(wish("a"), pin=True)
+        await world.parts.adapters.load(selection("a"), pin=True)
         world.shard.step_delay_s = 0.001
         stream = await world.stream("a", 100)
-        same = await world.parts.adapters.reload(wish("a"))
+        same = await world.parts.adapters.reload(selection("a"))
         assert (same["changed"], same["pinned"]) == (False, True)
         world.sources.contents["a"] = fetched("new", version="2")
-        answer = await world.parts.adapters.reload(wish("a"))
+        answer = await world.parts.adapters.reload(selection("a"))
         assert (answer["changed"], answer["version"]) == (True, "2")
         assert (answer["state"], answer["pinned"]) == ("resident", True)
         assert world.table[AdapterHandle(2)].is_pinned
@@ -236,7 +236,7 @@ async def test_reload_takes_a_pin_along_also_when_only_one_may_be_pinned():
 async def test_a_request_that_finds_a_pinned_name_replaced_takes_the_pin_along_too():
     async with adapter_world(max_active_adapters=2) as world:
         world.sources.contents["a"] = fetched("old", valid_s=0)
-        await world.parts.adapters.load(wish("a"), pin=True)
+        await world.parts.adapters.load(selection("a"), pin=True)
         world.sources.contents["a"] = fetched("new", valid_s=0)
         await world.generate("a")
         await world.gone(AdapterHandle(1))
@@ -250,7 +250,7 @@ async def test_a_pin_that_no_longer_fits_is_dropped_and_the_request_is_served():
         room = 1 << 30  # what FakeShard has for adapters
         world.sources.contents["a"] = fetched("old", valid_s=0, device_bytes=room // 4)
         world.shard.on_prepare = lambda handle, content: None
-        await world.parts.adapters.load(wish("a"), pin=True)
+        await world.parts.adapters.load(selection("a"), pin=True)
         world.sources.contents["b"] = fetched("b", device_bytes=room // 2)
         stuck = asyncio.Event()
         world.shard.on_prepare = lambda handle, content: stuck.wait()
@@ -271,7 +271,7 @@ async def test_unpin_counts_when_no_pinned_name_is_left():
     async with adapter_world() as world:
         world.sources.contents = {"a": fetched("x"), "b": fetched("x")}
         for name in ("a", "b"):
-            await world.parts.adapters.load(wish(name), pin=True)
+            await world.parts.adapters.load(selection(name), pin=True)
         assert (await world.parts.adapters.unpin(ref("a")))["pinned"] is False
         assert world.table[AdapterHandle(1)].is_pinned
         await world.parts.adapters.unload(ref("b"))
@@ -285,7 +285,7 @@ async def test_a_load_whose_caller_leaves_pins_nothing_that_nobody_can_name():
     async with adapter_world() as world:
         stuck = asyncio.Event()
         world.shard.on_prepare = lambda handle, content: stuck.wait()
-        loading = asyncio.create_task(world.parts.adapters.load(wish("a"), pin=True))
+        loading = asyncio.create_task(world.parts.adapters.load(selection("a"), pin=True))
         await until(lambda: world.table.snapshot() and world.state(AdapterHandle(1)) == "preparing")
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
@@ -299,7 +299,7 @@ async def test_an_adapter_unloaded_while_it_is_loaded_and_pinned_is_gone_and_not
     async with adapter_world() as world:
         stuck = asyncio.Event()
         world.shard.on_prepare = lambda handle, content: stuck.wait()
-        loading = asyncio.create_task(world.parts.adapters.load(wish("a"), pin=True))
+        loading = asyncio.create_task(world.parts.adapters.load(selection("a"), pin=True))
         await until(lambda: world.table.snapshot() and world.state(AdapterHandle(1)) == "preparing")
         unloading = asyncio.create_task(world.parts.adapters.unload(ref("a")))
         await asyncio.sleep(0)
@@ -314,7 +314,7 @@ async def test_an_adapter_unloaded_while_it_is_loaded_and_pinned_is_gone_and_not
 @in_loop
 async def test_a_load_that_comes_while_the_adapter_is_being_freed_brings_it_back():
     async with adapter_world(max_active_adapters=1) as world:
-        await world.parts.adapters.load(wish("a"))
+        await world.parts.adapters.load(selection("a"))
         freeing = asyncio.Event()
         release = world.shard.release_adapter
 
@@ -325,7 +325,7 @@ async def test_a_load_that_comes_while_the_adapter_is_being_freed_brings_it_back
         world.shard.release_adapter = slow
         other = world.task("b")
         await until(lambda: world.state(AdapterHandle(1)) == "releasing")
-        loading = asyncio.create_task(world.parts.adapters.load(wish("a")))
+        loading = asyncio.create_task(world.parts.adapters.load(selection("a")))
         await until(lambda: world.table[AdapterHandle(1)].is_called)
         freeing.set()
         await other
@@ -405,7 +405,7 @@ async def test_w28_adapters_that_are_never_used_again_do_not_fill_the_memory():
     async with adapter_world(max_active_adapters=4) as world:
         catalog = world.catalog
         catalog._max_idle = 16
-        await world.parts.adapters.load(wish("kept"), pin=True)
+        await world.parts.adapters.load(selection("kept"), pin=True)
         for number in range(100):
             await world.generate(f"n{number}", 1)
         await until(lambda: len(world.table.snapshot()) <= 16 + 4)
@@ -424,7 +424,7 @@ async def test_an_adapter_that_never_fits_is_refused_in_words_and_leaves_nothing
         with pytest.raises(ValidationError, match="--adapter-memory-fraction"):
             await world.generate("a")
         with pytest.raises(ValidationError, match="--adapter-memory-fraction"):
-            await world.parts.adapters.load(wish("a"))
+            await world.parts.adapters.load(selection("a"))
         assert world.catalog.by_handle == {}
         assert world.table.snapshot() == []
 
@@ -437,7 +437,7 @@ async def test_names_and_handles_need_an_engine_and_an_answer_only():
     directory = AdapterDirectory(shard, pool)
     async with adapter_world() as world:
         directory.attach(world.parts.engine)
-        lease = await directory.acquire(wish("a"))
+        lease = await directory.acquire(selection("a"))
         assert lease.content_key == fake_fetched(shard.queries[0]).part.content_digest
         lease.release()
     pool.close()

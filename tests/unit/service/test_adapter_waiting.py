@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, wish
+from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, selection
 from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
@@ -18,7 +18,7 @@ from lorax_contract.step import (
     SamplingParams,
     StoppingParams,
 )
-from lorax_router.service import engine_adapters
+from lorax_router.service.engine import orders
 from lorax_router.service.requests import MergedAdapters
 
 
@@ -180,7 +180,7 @@ def test_a_failed_preparation_ends_its_own_requests_in_words(error, status, word
                 assert words in raised.value.public
                 assert "secret" not in raised.value.public
             assert await world.finish(stream) == 50
-            assert world.table.room().num_held == 1
+            assert world.table.capacity().num_held == 1
             # And it is tried again for whoever comes next.
             world.shard.on_prepare = None
             await world.generate("broken")
@@ -190,7 +190,7 @@ def test_a_failed_preparation_ends_its_own_requests_in_words(error, status, word
 
 @in_loop
 async def test_w14_a_release_that_fails_is_tried_again_and_harms_nobody(monkeypatch):
-    monkeypatch.setattr(engine_adapters, "_RELEASE_PAUSE_S", 0.0)
+    monkeypatch.setattr(orders, "_RELEASE_PAUSE_S", 0.0)
     async with adapter_world(max_active_adapters=1) as world:
         failures: list[Exception] = [ShardError("busy"), RuntimeError("odd")]
 
@@ -208,7 +208,7 @@ async def test_w14_a_release_that_fails_is_tried_again_and_harms_nobody(monkeypa
 
 @in_loop
 async def test_w14_a_release_that_never_works_is_given_up_and_harms_nobody(monkeypatch):
-    monkeypatch.setattr(engine_adapters, "_RELEASE_PAUSE_S", 0.0)
+    monkeypatch.setattr(orders, "_RELEASE_PAUSE_S", 0.0)
     async with adapter_world(max_active_adapters=1) as world:
 
         def release(handle: AdapterHandle, forget: object) -> None:
@@ -226,11 +226,11 @@ async def test_a_request_that_pins_leave_no_room_for_is_refused_in_words():
         room = 1 << 30
         world.sources.contents["big"] = fetched("big", device_bytes=room)
         world.sources.contents["kept"] = fetched("kept", device_bytes=room // 2)
-        await world.parts.adapters.load(wish("kept"), pin=True)
+        await world.parts.adapters.load(selection("kept"), pin=True)
         with pytest.raises(ValidationError, match="pinned adapters leave"):
             await world.generate("big")
         with pytest.raises(ValidationError, match="pinned adapters leave"):
-            await world.parts.adapters.load(wish("big"))
+            await world.parts.adapters.load(selection("big"))
         await world.parts.adapters.unpin(ref("kept"))
         await world.generate("big")
 
@@ -253,7 +253,7 @@ async def test_requests_fail_when_the_shards_do_and_nothing_waits_for_ever():
     async with adapter_world() as world:
         world.shard.on_prepare = lambda handle, content: asyncio.Event().wait()
         stuck = world.task("cold")
-        loading = asyncio.create_task(world.parts.adapters.load(wish("other")))
+        loading = asyncio.create_task(world.parts.adapters.load(selection("other")))
         await until(lambda: len(world.table.snapshot()) == 2)
         running = await world.parts.service.generate_stream(world.request(None, 50))
         await anext(running)

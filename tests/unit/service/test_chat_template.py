@@ -8,7 +8,11 @@ from datetime import UTC, datetime
 import pytest
 
 from lorax_contract.errors import StartupError, TemplateError
-from lorax_router.service.chat_template import ChatTemplate, TemplateSource, load_chat_template
+from lorax_router.service.prompts.chat_template import (
+    ChatTemplate,
+    TemplateSource,
+    load_chat_template,
+)
 
 HELLO = [{"role": "user", "content": "hello"}]
 

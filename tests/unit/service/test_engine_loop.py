@@ -18,8 +18,8 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.engine_loop import EngineLoop
-from lorax_router.shards.fake import FakeModel, FakeShard
+from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
 
 class FailingShard:

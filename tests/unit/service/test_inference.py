@@ -21,8 +21,8 @@ from lorax_contract.errors import (
     ValidationError,
 )
 from lorax_contract.step import FinishCode, RequestSpec, TokenColumns
-from lorax_router.service.adapter_wishes import WishPolicy
-from lorax_router.service.engine_port import TokenChunk
+from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 
 
@@ -291,7 +291,7 @@ def test_who_still_waits_for_an_adapter_at_the_end_is_told():
 
         asked = 0
 
-        async def acquire(self, wish: object) -> None:
+        async def acquire(self, selection: object) -> None:
             self.asked += 1
             await asyncio.Event().wait()
 
@@ -299,9 +299,9 @@ def test_who_still_waits_for_an_adapter_at_the_end_is_told():
         world = World()
         catalog: Any = Catalog()
         world.service._adapters = catalog
-        world.validator._wishes = WishPolicy()
-        wish = request(adapter_id="org/poet")
-        calls = [world.service.generate(wish), world.service.generate_stream(wish)]
+        world.validator._wishes = SelectionPolicy()
+        selection = request(adapter_id="org/poet")
+        calls = [world.service.generate(selection), world.service.generate_stream(selection)]
         tasks = [asyncio.ensure_future(call) for call in calls]
         await until(lambda: catalog.asked == 2)
         world.service.end_resolving()

@@ -1,4 +1,4 @@
-"""Limits: what the configuration leaves open, bounded by model and memory."""
+"""RequestLimits: what the configuration leaves open, bounded by model and memory."""
 
 from __future__ import annotations
 

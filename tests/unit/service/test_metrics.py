@@ -13,14 +13,19 @@ from lorax_contract.errors import (
     OverloadedError,
     ValidationError,
 )
-from lorax_router.core.adapters import AdapterRoom
+from lorax_router.core.adapter_table import AdapterCapacity
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.adapter_catalog import AdapterCatalog
-from lorax_router.service.engine_loop import EngineLoop
-from lorax_router.service.engine_port import EngineStats
-from lorax_router.service.exposition import TokenHistogram, to_json, to_text
-from lorax_router.service.metrics import ALL_METRICS, DURATION_BUCKETS, Metrics, failure_label
-from lorax_router.service.metrics_doc import metrics_page
+from lorax_router.service.adapters.catalog import AdapterCatalog
+from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.engine.port import EngineStats
+from lorax_router.service.metrics.doc import metrics_page
+from lorax_router.service.metrics.exposition import TokenHistogram, to_json, to_text
+from lorax_router.service.metrics.recorder import (
+    ALL_METRICS,
+    DURATION_BUCKETS,
+    Metrics,
+    failure_label,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +37,7 @@ def make_metrics() -> Metrics:
     catalog.attach(
         EngineLoop(None, Scheduler(num_blocks=1, block_size=1, max_step_tokens=1, max_rows=1))
     )
-    metrics.watch_adapters(catalog, lambda: AdapterRoom(4, 0, None, 0))
+    metrics.watch_adapters(catalog, lambda: AdapterCapacity(4, 0, None, 0))
     return metrics
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from lorax_contract.errors import ValidationError
-from lorax_router.service.limits import Limits
+from lorax_router.service.limits import RequestLimits
 from lorax_router.service.requests import GenerateParameters
 from lorax_router.service.sampling import resolve_sampling
 
-LIMITS = Limits(max_input_length=20, max_total_tokens=30, vocab_size=50, max_best_of=3)
+LIMITS = RequestLimits(max_input_length=20, max_total_tokens=30, vocab_size=50, max_best_of=3)
 
 
-def resolve(limits: Limits = LIMITS, **params: Any):
+def resolve(limits: RequestLimits = LIMITS, **params: Any):
     seeds = itertools.count(7)
     return resolve_sampling(GenerateParameters(**params), limits, lambda: next(seeds))
 
@@ -81,7 +81,7 @@ def test_values_out_of_bounds_are_refused_by_name(params, named):
 
 
 def test_a_server_with_one_sequence_says_so():
-    limits = Limits(max_input_length=20, max_total_tokens=30, vocab_size=50, max_best_of=1)
+    limits = RequestLimits(max_input_length=20, max_total_tokens=30, vocab_size=50, max_best_of=1)
     with pytest.raises(ValidationError, match="not allowed on this server"):
         resolve(limits, best_of=2, do_sample=True)
     assert len(resolve(limits, best_of=1)) == 1

@@ -10,7 +10,7 @@ from tests.helpers.http_app import word_tokenizer
 
 from lorax_contract.errors import LoraxError, OverloadedError, StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_router.service.tokenizer_pool import TokenizerPool, TokenSpan, load_tokenizer
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, TokenSpan, load_tokenizer
 
 
 def test_tokens_know_their_places_in_the_text():

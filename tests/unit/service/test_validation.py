@@ -9,15 +9,15 @@ import pytest
 from tests.helpers.http_app import TEMPLATE, limits, word_tokenizer
 
 from lorax_contract.errors import TemplateError, ValidationError
-from lorax_router.service.chat_template import ChatTemplate, TemplateSource
-from lorax_router.service.limits import Limits
+from lorax_router.service.limits import RequestLimits
+from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
     GenerateParameters,
     GenerateRequest,
     MergedAdapters,
     ValidRequest,
 )
-from lorax_router.service.tokenizer_pool import TokenizerPool
 from lorax_router.service.validation import Validator, draw_seed
 
 
@@ -25,7 +25,7 @@ def validate(
     inputs: str,
     *,
     stream: bool = False,
-    bounds: Limits | None = None,
+    bounds: RequestLimits | None = None,
     template: str | None = TEMPLATE,
     **params: Any,
 ) -> ValidRequest:

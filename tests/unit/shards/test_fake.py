@@ -14,8 +14,8 @@ from tests.helpers.plans import make_plan, make_spec
 from lorax_contract.errors import ShardError, ShardUnavailableError, StaleEpochError
 from lorax_contract.step import BlockCopy, FinishCode, NewRow, WarmupSpec
 from lorax_router.core.ports import ShardClient
-from lorax_router.shards.fake import FakeModel, FakeShard, FakeShardError, expected_tokens
-from lorax_router.shards.fake_model import digest_of, key_of
+from lorax_router.shards.fake.model import digest_of, key_of
+from lorax_router.shards.fake.shard import FakeModel, FakeShard, FakeShardError, expected_tokens
 
 SPEC = make_spec(1, [1, 2, 3], max_new_tokens=9, ignore_eos=True)
 OTHER = make_spec(2, [1, 2, 3], max_new_tokens=9, ignore_eos=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lorax_contract.step import BlockCopy
-from lorax_router.shards.fake_memory import FakeMemory, FakeShardError
-from lorax_router.shards.fake_model import digest_of, key_of
+from lorax_router.shards.fake.memory import FakeMemory, FakeShardError
+from lorax_router.shards.fake.model import digest_of, key_of
 
 TOKENS = [5, 6, 7, 8, 9]
 

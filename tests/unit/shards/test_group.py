@@ -9,7 +9,7 @@ from tests.helpers.in_loop import in_loop
 
 from lorax_contract.errors import ShardError
 from lorax_contract.step import RowDetail, ShardInfo, StepOutcome, TokenColumns
-from lorax_router.shards.fake import FakeShard
+from lorax_router.shards.fake.shard import FakeShard
 from lorax_router.shards.group import ShardGroup, merge_infos, merge_outcomes
 
 INFO = ShardInfo(

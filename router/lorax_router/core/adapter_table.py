@@ -1,0 +1,438 @@
+"""The adapter table: which adapters are on the shards, who waits for one, who gives way.
+
+It decides as data. ``orders`` says what to prepare and release on the shards'
+prepare lane; ``event`` books what came of it. One table of transitions; an event
+that is not in it raises::
+
+    ABSENT ──prepare──► PREPARING ──prepared──► RESIDENT ──evict──► RELEASING
+      ▲                     │ failed                                     │ released
+      └─────────────────────┴────────────────────────────────────────────┘
+
+A slot and the adapter's bytes are held from ``prepare`` until ``released``: memory
+that is still being freed is never promised to another.
+
+Eviction takes the idle adapter of least worth: greedy-dual-size-frequency (Cherkasova,
+1998). worth = clock + uses * cost / bytes, where the clock rises to the worth of
+whatever was evicted last, so that old fame fades; the cost of an adapter is what it
+took to prepare it last time, in seconds.
+
+When every resident adapter is in use, the longest waiting adapter still gets its turn:
+after ``cycle_time_s`` of waiting, the adapter that has been resident longest, for at
+least ``cycle_time_s``, is *drained*: its requests are no longer admitted. If it is not
+idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its rows.
+So an adapter that waits first in line waits at most 3 * cycle_time_s for its turn to
+begin, whatever the others do; pinned adapters are exempt, and pins never take all slots.
+
+A *retired* adapter serves those who asked for it already, then leaves for good: its
+record goes with its memory.
+"""
+
+from __future__ import annotations
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+from lorax_router.core.adapter_record import (
+    TRANSITIONS,
+    AdapterCapacity,
+    AdapterEvent,
+    AdapterRecord,
+    AdapterState,
+    IllegalTransitionError,
+    Orders,
+)
+
+__all__ = [
+    "AdapterCapacity",
+    "AdapterEvent",
+    "AdapterRecord",
+    "AdapterState",
+    "AdapterTable",
+    "IllegalTransitionError",
+    "Orders",
+]  # fmt: skip
+
+
+class AdapterTable:
+    """Owns the records of all known adapters. The base model is not one of them.
+
+    Args:
+        max_resident: slots on the shards.
+        max_bytes: memory for adapters on the fullest rank; None: only slots count.
+        cycle_time_s: how long an adapter waits, stays and drains before it is made to move.
+    """
+
+    def __init__(
+        self, *, max_resident: int, max_bytes: int | None = None, cycle_time_s: float = 2.0
+    ) -> None:
+        if max_resident < 1:
+            raise ValueError("max_resident must be at least 1")
+        self.max_resident = max_resident
+        self.max_bytes = max_bytes
+        self.cycle_time_s = cycle_time_s
+        self._records: dict[AdapterHandle, AdapterRecord] = {}
+        # Those that hold a slot; those that are absent and should not be. The many that
+        # are known and do neither cost a step nothing.
+        self._held: dict[AdapterHandle, AdapterRecord] = {}
+        self._wanted: dict[AdapterHandle, AdapterRecord] = {}
+        self._pinned: dict[AdapterHandle, AdapterRecord] = {}
+        self._bytes_held = 0
+        self._clock = 0.0
+
+    # --- what is known ------------------------------------------------------------
+
+    def __contains__(self, handle: AdapterHandle) -> bool:
+        return handle in self._records
+
+    def __getitem__(self, handle: AdapterHandle) -> AdapterRecord:
+        return self._records[handle]
+
+    def add(self, handle: AdapterHandle, nbytes: int, *, pin: bool = False) -> None:
+        """Make an adapter known; ValidationError if it can never be resident."""
+        if handle in self._records or handle == BASE_ADAPTER:
+            raise ValueError(f"adapter handle {handle} is in use")
+        if self.max_bytes is not None and nbytes > self.max_bytes:
+            raise ValidationError(
+                f"the adapter takes {nbytes} bytes, more than the {self.max_bytes} that the "
+                "server keeps for adapters; raise --adapter-memory-fraction"
+            )
+        self._records[handle] = AdapterRecord(handle, nbytes)
+        if pin:
+            self.pin(handle)
+
+    def remove(self, handle: AdapterHandle) -> None:
+        """Forget an adapter that is absent and that nobody needs."""
+        record = self._records[handle]
+        if record.state is not AdapterState.ABSENT or not record.is_idle:
+            raise ValueError(f"adapter {handle} is {record.state.value} or in use")
+        self._forget(record)
+
+    def want(self, handle: AdapterHandle, now: float) -> None:
+        """Have an adapter prepared although no request waits for it."""
+        record = self._records[handle]
+        if record.state is not AdapterState.RESIDENT:
+            record.is_called = True
+            self._line_up(record, now)
+
+    def retire(self, handle: AdapterHandle) -> None:
+        """Let an adapter go for good once nobody needs it any more."""
+        record = self._records[handle]
+        record.is_retired = True
+        record.is_pinned = record.is_called = False
+        if record.is_idle:
+            record.wanted_at = None
+        self._sort(record)
+        self._drop_if_gone(record)
+
+    def pin(self, handle: AdapterHandle) -> None:
+        """Keep an adapter resident; ValidationError when the others would be left without room."""
+        record = self._records[handle]
+        if not record.is_pinned:
+            self._check_pin(record)
+        record.is_pinned = True
+        record.drained_at = None
+        self._sort(record)
+
+    def _check_pin(self, record: AdapterRecord) -> None:
+        if len(self._pinned) + 1 >= self.max_resident:
+            raise ValidationError(
+                f"{len(self._pinned)} adapters are pinned already and the server has "
+                f"{self.max_resident} slots; one must stay free for the others: "
+                "raise --max-active-adapters"
+            )
+        if self.max_bytes is None:
+            return
+        left = self.max_bytes - sum(each.nbytes for each in self._pinned.values()) - record.nbytes
+        needed = max(
+            (
+                each.nbytes
+                for each in self._records.values()
+                if each is not record
+                and not each.is_pinned
+                and (each.is_called or not each.is_idle)
+            ),
+            default=0,
+        )
+        if left < needed:
+            what = "adapters in use would never fit beside it" if left >= 0 else "that do not fit"
+            raise ValidationError(
+                f"the adapter takes {record.nbytes} bytes and pinned ones would leave "
+                f"{max(left, 0)} of {self.max_bytes}: {what}; unpin one or raise "
+                "--adapter-memory-fraction"
+            )
+
+    def unpin(self, handle: AdapterHandle) -> None:
+        """Let an adapter be evicted again."""
+        record = self._records[handle]
+        record.is_pinned = False
+        self._sort(record)
+
+    def measured(self, handle: AdapterHandle, nbytes: int) -> None:
+        """Book what an adapter takes in truth; what was known before was its upper limit."""
+        record = self._records[handle]
+        if record.state is not AdapterState.ABSENT:
+            self._bytes_held += nbytes - record.nbytes
+        record.nbytes = nbytes
+
+    def check_possible(self, handle: AdapterHandle) -> None:
+        """Raise ValidationError when pinned adapters leave no memory for this one, ever."""
+        record = self._records[handle]
+        if self.max_bytes is None or record.is_pinned:
+            return
+        pinned = sum(each.nbytes for each in self._pinned.values())
+        if pinned + record.nbytes > self.max_bytes:
+            raise ValidationError(
+                f"the adapter takes {record.nbytes} bytes, and pinned adapters leave "
+                f"{self.max_bytes - pinned} of {self.max_bytes}; unpin one or raise "
+                "--adapter-memory-fraction"
+            )
+
+    def capacity(self) -> AdapterCapacity:
+        """Return how much room there is for adapters, and how much of it is taken."""
+        return AdapterCapacity(self.max_resident, len(self._held), self.max_bytes, self._bytes_held)
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant broke: O(adapters), for tests and idle."""
+        held = [r for r in self._records.values() if r.state is not AdapterState.ABSENT]
+        if len(held) > self.max_resident or self._held != {r.handle: r for r in held}:
+            raise AssertionError("more adapters on the shards than slots, or a lost one")
+        if self._bytes_held != sum(r.nbytes for r in held):
+            raise AssertionError("bytes of adapters were counted wrong")
+        for record in self._records.values():
+            if min(record.num_waiting, record.num_running) < 0:
+                raise AssertionError(f"adapter {record.handle} has less than no requests")
+            if record.num_running and record.state is not AdapterState.RESIDENT:
+                raise AssertionError(f"adapter {record.handle} runs and is {record.state.value}")
+
+    def snapshot(self) -> list[AdapterRecord]:
+        """Return all records, for lists; they are not to be changed."""
+        return list(self._records.values())
+
+    # --- who needs what -----------------------------------------------------------
+
+    def waits(self, handle: AdapterHandle, now: float) -> None:
+        """A request that needs the adapter was queued."""
+        if handle == BASE_ADAPTER:
+            return
+        record = self._records[handle]
+        record.num_waiting += 1
+        if record.state is not AdapterState.RESIDENT:
+            self._line_up(record, now)
+
+    def runs(self, handle: AdapterHandle, now: float) -> None:
+        """A queued request was admitted."""
+        if handle == BASE_ADAPTER:
+            return
+        record = self._records[handle]
+        record.num_waiting -= 1
+        record.num_running += 1
+        record.num_uses += 1
+        record.last_used_at = now
+        self._assess(record)
+
+    def returns(self, handle: AdapterHandle, now: float) -> None:
+        """A running request was preempted and waits again."""
+        if handle == BASE_ADAPTER:
+            return
+        self._records[handle].num_running -= 1
+        self.waits(handle, now)
+
+    def leaves(self, handle: AdapterHandle, *, was_running: bool) -> None:
+        """A request ended."""
+        if handle == BASE_ADAPTER:
+            return
+        record = self._records[handle]
+        if was_running:
+            record.num_running -= 1
+        else:
+            record.num_waiting -= 1
+            if record.num_waiting == 0 and not record.is_called:
+                record.wanted_at = None
+                self._sort(record)
+        self._drop_if_gone(record)
+
+    def progresses(self, handle: AdapterHandle, now: float) -> None:
+        """A running request got a token."""
+        if handle != BASE_ADAPTER and self._records[handle].progressed_at is None:
+            self._records[handle].progressed_at = now
+
+    def admits(self, handle: AdapterHandle) -> bool:
+        """Whether a request with this adapter may enter the next step."""
+        if handle == BASE_ADAPTER:
+            return True
+        record = self._records[handle]
+        return record.state is AdapterState.RESIDENT and record.drained_at is None
+
+    # --- decisions ------------------------------------------------------------------
+
+    def orders(self, now: float) -> Orders:
+        """Decide what to prepare and what to evict; the longest waiting comes first.
+
+        One that does not fit reserves what is being freed: younger ones may only take
+        memory that it does not need, so that it never waits behind them.
+        """
+        orders = Orders()
+        for record in list(self._held.values()):
+            if record.is_retired and record.is_idle and record.state is AdapterState.RESIDENT:
+                self._move(record, AdapterEvent.EVICT, now)
+                orders.release.append(record.handle)
+        waiting = list(self._wanted.values())
+        waiting.sort(key=lambda r: (r.wanted_at if r.wanted_at is not None else now, r.handle))
+        slots_reserved = bytes_reserved = 0
+        if not waiting:
+            self._stop_draining()
+        for record in waiting:
+            if self._fits(record, slots_reserved, bytes_reserved):
+                self._move(record, AdapterEvent.PREPARE, now)
+                orders.prepare.append(record.handle)
+                continue
+            self._make_room(record, orders, slots_reserved, bytes_reserved, now)
+            slots_reserved += 1
+            bytes_reserved += record.nbytes
+        return orders
+
+    def _fits(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
+        if len(self._held) + slots_reserved >= self.max_resident:
+            return False
+        return (
+            self.max_bytes is None
+            or self._bytes_held + bytes_reserved + record.nbytes <= self.max_bytes
+        )
+
+    def _make_room(
+        self, record: AdapterRecord, orders: Orders, slots_reserved: int, bytes_reserved: int,
+        now: float,
+    ) -> None:  # fmt: skip
+        """Evict idle adapters until the record will fit; drain one if there is none."""
+        while not self._will_fit(record, slots_reserved, bytes_reserved):
+            evictable = [each for each in self._held.values() if each.is_evictable]
+            if not evictable:
+                self._drain_one(record, now)
+                return
+            # A drained one goes first: it was stopped for just this.
+            victim = min(
+                evictable, key=lambda each: (each.drained_at is None, each.worth, each.handle)
+            )
+            self._clock = max(self._clock, victim.worth)
+            self._move(victim, AdapterEvent.EVICT, now)
+            orders.release.append(victim.handle)
+
+    def _will_fit(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
+        """Whether the record fits once all that is being released is gone."""
+        leaving = [each for each in self._held.values() if each.state is AdapterState.RELEASING]
+        slots = len(self._held) - len(leaving) + slots_reserved
+        held = self._bytes_held - sum(each.nbytes for each in leaving) + bytes_reserved
+        return slots < self.max_resident and (
+            self.max_bytes is None or held + record.nbytes <= self.max_bytes
+        )
+
+    def _drain_one(self, record: AdapterRecord, now: float) -> None:
+        """After a cycle of waiting, stop admitting for whoever has been resident longest."""
+        if record.wanted_at is None or now - record.wanted_at < self.cycle_time_s:
+            return
+        if any(each.drained_at is not None for each in self._resident()):
+            return  # one at a time: its memory is meant for the head of the line
+        ripe = [
+            each
+            for each in self._resident()
+            if not each.is_pinned and now - each.resident_at >= self.cycle_time_s
+        ]
+        if ripe:
+            min(ripe, key=lambda each: (each.resident_at, each.handle)).drained_at = now
+
+    def _stop_draining(self) -> None:
+        """Nobody waits for a slot any more: whoever was drained goes on."""
+        for each in self._resident():
+            each.drained_at = None
+
+    def overdue(self, now: float) -> list[AdapterHandle]:
+        """Return drained adapters whose running rows must give way now."""
+        return [
+            each.handle
+            for each in self._resident()
+            if each.drained_at is not None
+            and each.num_running
+            and each.progressed_at is not None
+            and now - max(each.drained_at, each.progressed_at) >= self.cycle_time_s
+        ]
+
+    # --- events ---------------------------------------------------------------------
+
+    def event(self, handle: AdapterHandle, event: AdapterEvent, now: float) -> None:
+        """Book what came of an order."""
+        self._move(self._records[handle], event, now)
+
+    def shards_lost(self) -> None:
+        """The shards lost everything: all adapters are absent, those in demand wait again."""
+        for record in self._records.values():
+            record.state = AdapterState.ABSENT
+            record.drained_at = None
+            if record.num_waiting or record.num_running:
+                record.wanted_at = record.last_used_at
+            self._sort(record)
+        self._bytes_held = 0
+        for record in list(self._records.values()):
+            self._drop_if_gone(record)
+
+    def _move(self, record: AdapterRecord, event: AdapterEvent, now: float) -> None:
+        before = record.state
+        try:
+            record.state = TRANSITIONS[before, event]
+        except KeyError:
+            raise IllegalTransitionError(
+                f"adapter {record.handle} is {before.value}: {event.value} cannot happen"
+            ) from None
+        if event is AdapterEvent.PREPARE:
+            self._bytes_held += record.nbytes
+            record.ordered_at = now
+        elif event is AdapterEvent.PREPARED:
+            record.resident_at = now
+            record.prepare_s = max(now - record.ordered_at, 1e-3)
+            record.wanted_at = None
+            record.is_called = False
+            record.progressed_at = None
+            self._assess(record)
+        elif record.state is AdapterState.ABSENT:
+            self._bytes_held -= record.nbytes
+            record.drained_at = None
+            if event is AdapterEvent.FAILED:
+                # It would be prepared again at once, for ever.
+                record.is_pinned = record.is_called = False
+            # Whoever came while it was being freed has waited since then.
+            is_wanted = record.num_waiting or record.is_called
+            waits_since = now if record.wanted_at is None else record.wanted_at
+            record.wanted_at = waits_since if is_wanted else None
+        self._sort(record)
+        self._drop_if_gone(record)
+
+    def _line_up(self, record: AdapterRecord, now: float) -> None:
+        if record.wanted_at is None:
+            record.wanted_at = now
+            self._sort(record)
+
+    def _sort(self, record: AdapterRecord) -> None:
+        """Keep the indices true after a record changed."""
+        is_absent = record.state is AdapterState.ABSENT
+        is_wanted = is_absent and (record.wanted_at is not None or record.is_pinned)
+        for index, belongs in (
+            (self._held, not is_absent),
+            (self._wanted, is_wanted),
+            (self._pinned, record.is_pinned),
+        ):
+            if belongs:
+                index[record.handle] = record
+            else:
+                index.pop(record.handle, None)
+
+    def _drop_if_gone(self, record: AdapterRecord) -> None:
+        if record.is_retired and record.is_idle and record.state is AdapterState.ABSENT:
+            self._forget(record)
+
+    def _forget(self, record: AdapterRecord) -> None:
+        for index in (self._records, self._held, self._wanted, self._pinned):
+            index.pop(record.handle, None)
+
+    def _assess(self, record: AdapterRecord) -> None:
+        record.worth = self._clock + record.num_uses * record.prepare_s / max(record.nbytes, 1)
+
+    def _resident(self) -> list[AdapterRecord]:
+        return [each for each in self._held.values() if each.state is AdapterState.RESIDENT]

@@ -1,0 +1,1 @@
+"""Adapters by name: resolving, sharing, managing, listing."""

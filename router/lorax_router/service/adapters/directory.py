@@ -1,0 +1,245 @@
+"""The directory of adapters: from the names that requests give to handles that can run.
+
+    name ──fetch──► content ──► handle
+     (asked for again after a while)    (never names another content)
+
+Names that lead to equal contents share a handle, so they share memory. When a name comes
+to lead elsewhere, requests under way finish with the old handle, which then retires; new
+ones get the new. Nothing here blocks: what is slow happens in the shards' fetcher, and
+each request waits for its own adapter only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterQuery,
+    AdapterRef,
+    AdapterUnavailableError,
+    FetchedAdapter,
+    LoadReport,
+    Reason,
+)
+from lorax_contract.errors import LoraxError
+from lorax_contract.step import AdapterHandle
+from lorax_router.core.ports import ShardClient
+from lorax_router.service.adapters.answers import AnswerBook
+from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
+from lorax_router.service.adapters.text import AdapterText, read_text
+from lorax_router.service.engine.port import AdapterEngine
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
+
+__all__ = ["AdapterDirectory", "AdapterLease", "AdapterSelection"]
+
+logger = logging.getLogger(__name__)
+
+# Names, answers and failures that are remembered; the oldest are forgotten.
+_MAX_NAMES = 16_384
+# Adapters without a slot and without a request that keep their handle.
+_MAX_IDLE = 4_096
+_MAX_TEXTS = 256
+# How often a content that left the shards' disk is fetched again before giving up.
+_REFETCHES = 2
+
+
+class AdapterLease:
+    """A request's hold on an adapter; ``handle`` stays good until it is released."""
+
+    def __init__(
+        self,
+        entry: CatalogEntry,
+        text: AdapterText,
+        selection: AdapterSelection,
+        phases: Mapping[str, float],
+        on_release: Callable[[CatalogEntry], None],
+    ) -> None:
+        self.handle = entry.handle
+        self.text = text
+        self.content_key = entry.content.key
+        # Seconds that resolving, downloading and verifying took; empty if it was known.
+        self.phases = phases
+        self._entry = entry
+        self._on_release: Callable[[CatalogEntry], None] | None = on_release
+
+    def release(self) -> None:
+        """Let the adapter go; more than once does nothing."""
+        if self._on_release is not None:
+            self._on_release(self._entry)
+            self._on_release = None
+
+
+class AdapterDirectory:
+    """Finds adapters for requests, and carries out the engine's orders (OrderExecutor).
+
+    Args:
+        shards: fetch, prepare and release.
+        tokenizers: threads in which adapters' tokenizers are read.
+        clock: monotonic seconds.
+        max_names, max_idle: see AdapterCatalog.
+    """
+
+    def __init__(
+        self,
+        shards: ShardClient,
+        tokenizers: TokenizerPool,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_names: int = _MAX_NAMES,
+        max_idle: int = _MAX_IDLE,
+    ) -> None:
+        self._shards = shards
+        self._tokenizers = tokenizers
+        self.catalog = AdapterCatalog(self._retire, max_names=max_names, max_idle=max_idle)
+        self._answers = AnswerBook(max_names, clock)
+        self._texts: OrderedDict[str, AdapterText] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def attach(self, engine: AdapterEngine) -> None:
+        """Say which engine knows the handles; before the first request."""
+        self.catalog.attach(engine)
+
+    # --- requests -----------------------------------------------------------------
+
+    async def acquire(self, selection: AdapterSelection) -> AdapterLease:
+        """Return a hold on the adapter that is selected.
+
+        Raises AdapterUnavailableError in words, ValidationError when it can never fit.
+        """
+        fetched = await self._fetch_all(selection)
+        text = AdapterText()
+        if selection.merge is None and fetched[0].text_files:
+            text = await self._text(selection, fetched[0])
+        # From here on nothing waits: a content found is a content held.
+        entry = self.catalog.place(selection, fetched)
+        self.catalog.hold(entry)
+        self.catalog.used(selection, entry)
+        return AdapterLease(entry, text, selection, _phases(fetched), self.catalog.let_go)
+
+    async def _fetch_all(self, selection: AdapterSelection) -> list[FetchedAdapter]:
+        queries = [AdapterQuery(ref=ref, token=selection.token) for ref in selection.refs]
+        if len(queries) == 1:
+            return [await self.fetch(queries[0])]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.fetch(query)) for query in queries]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
+        """Return what a name leads to: remembered while the answer holds, else asked for."""
+        if not query.refresh and (known := self._answers.find(query)) is not None:
+            return replace(known, timings={}, downloaded=False)
+        name = self.catalog.name(query.ref)
+        name.num_resolving += 1
+        try:
+            fetched = await self._shards.fetch_adapter(query)
+        except AdapterUnavailableError as error:
+            name.failure = error
+            raise
+        finally:
+            name.num_resolving -= 1
+        name.failure = None
+        name.fetched = fetched
+        self._answers.note(query, fetched)
+        return fetched
+
+    async def _text(self, selection: AdapterSelection, fetched: FetchedAdapter) -> AdapterText:
+        digest = fetched.part.store_digest
+        found = self._texts.get(digest)
+        if found is None:
+            files = await self._shards.adapter_text(digest)
+            found = await self._tokenizers.run(read_text, str(selection.refs[0]), files)
+            self._texts[digest] = found
+            while len(self._texts) > _MAX_TEXTS:
+                self._texts.popitem(last=False)
+        else:
+            self._texts.move_to_end(digest)
+        return found
+
+    # --- the engine's carrier -----------------------------------------------------
+
+    async def prepare(self, handle: AdapterHandle) -> LoadReport:
+        """Make an adapter ready on all ranks; what left the disk is fetched again."""
+        entry = self.catalog.by_handle[handle]
+        for left in reversed(range(_REFETCHES + 1)):
+            try:
+                return await self._shards.prepare_adapter(handle, entry.content)
+            except AdapterUnavailableError as error:
+                if error.reason is not Reason.EVICTED or not left:
+                    raise
+            await self._fetch_again(entry)
+        raise AssertionError("unreachable")
+
+    async def _fetch_again(self, entry: CatalogEntry) -> None:
+        selection = entry.selection
+        queries = [
+            AdapterQuery(ref=ref, token=selection.token, refresh=True) for ref in selection.refs
+        ]
+        fetched = [await self.fetch(query) for query in queries]
+        content = AdapterContent(parts=tuple(each.part for each in fetched), merge=selection.merge)
+        if content.key != entry.content.key:
+            raise AdapterUnavailableError(
+                Reason.EVICTED,
+                f"adapter {selection.label} left the disk and was replaced at its source meanwhile; "
+                "send the request again to use the new one",
+            )
+        entry.content = content
+
+    async def release(self, handle: AdapterHandle) -> None:
+        """Free an adapter on all ranks; its host copy and its files stay."""
+        await self._shards.release_adapter(handle)
+
+    # --- leaving ------------------------------------------------------------------
+
+    def forget_answers(self, ref: AdapterRef) -> None:
+        """Ask for a name anew, whoever comes."""
+        self._answers.forget(ref)
+
+    def _retire(self, entry: CatalogEntry) -> None:
+        self.start(self.gone(entry))
+
+    async def gone(self, entry: CatalogEntry) -> None:
+        """Return when nobody holds a detached entry any more and the shards have freed it."""
+        # A request that holds it may not have reached the engine yet.
+        while entry.num_leases:
+            await entry.unheld.wait()
+        if entry.handle not in self.catalog.by_handle:
+            return
+        try:
+            await self.catalog.engine.retire_adapter(entry.handle)
+        except LoraxError as error:
+            logger.warning("adapter %s did not leave: %s", entry.label, error)
+        self.catalog.by_handle.pop(entry.handle, None)
+
+    async def forget_files(self, entry: CatalogEntry) -> None:
+        """Free the host copies and the files of a gone entry, but for what others need."""
+        await self._shards.release_adapter(entry.handle, self.catalog.unshared(entry))
+        for part in entry.content.parts:
+            self._texts.pop(part.store_digest, None)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run work that outlives its caller."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _phases(fetched: list[FetchedAdapter]) -> dict[str, float]:
+    """Seconds by phase of the slowest of several; empty when nothing was asked for."""
+    phases: dict[str, float] = {}
+    for each in fetched:
+        for phase, seconds in each.timings.items():
+            # The queue of the fetcher is part of finding out what a name leads to.
+            phase = "resolve" if phase in ("queue", "wait") else phase
+            phases[phase] = phases.get(phase, 0.0) + seconds
+    return phases

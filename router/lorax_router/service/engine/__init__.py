@@ -1,0 +1,1 @@
+"""The engine loop: plans, runs and applies steps; carries out adapter orders beside them."""

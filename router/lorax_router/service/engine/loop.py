@@ -1,0 +1,370 @@
+"""The engine loop: plan, run, apply, around one scheduler and one shard group.
+
+The only owner of the scheduler. Plans are sent as soon as they can be made; tokens
+of the step before are published to their streams after the next step is on its way,
+so that clients never delay the shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple, Self
+
+from lorax_contract.errors import (
+    GenerationError,
+    LoraxError,
+    ShardError,
+    ShuttingDownError,
+    UnhealthyError,
+)
+from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
+    FinishCode,
+    RequestId,
+    RequestSpec,
+    StepOutcome,
+    StepPlan,
+    TokenColumns,
+)
+from lorax_router.core.adapter_table import AdapterCapacity, AdapterRecord
+from lorax_router.core.ports import ShardClient
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine.orders import AdapterOrders, OrderExecutor
+from lorax_router.service.engine.port import EngineStats, StepObserver, TokenChunk, TokenStream
+
+logger = logging.getLogger(__name__)
+
+# How often turns of adapters are looked at while no step runs.
+_IDLE_TICK_S = 0.5
+
+
+class _Sent(NamedTuple):
+    method: str
+    sent_at: float
+    answer: asyncio.Task[StepOutcome]
+
+
+class _Stream:
+    """The chunks of one request on their way to its client; implements TokenStream."""
+
+    __slots__ = (
+        "_cancel", "_chunks", "_ended", "_wake", "first_sent", "handle", "scheduled_at",
+        "submitted_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, cancel: Callable[[], None], handle: AdapterHandle, submitted_at: float
+    ) -> None:
+        self.handle = handle
+        self.submitted_at = submitted_at
+        self._chunks: deque[TokenChunk] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._cancel = cancel
+        self._ended = False
+        self.scheduled_at = 0.0
+        self.first_sent = False
+
+    def put(self, chunk: TokenChunk) -> None:
+        """Hand over a chunk; never waits."""
+        self._chunks.append(chunk)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        if self._ended:
+            raise StopAsyncIteration
+        while not self._chunks:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        chunk = self._chunks.popleft()
+        self._ended = chunk.finish != FinishCode.RUNNING
+        return chunk
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it has ended."""
+        if not self._ended:
+            self._ended = True
+            self._cancel()
+
+
+class EngineLoop:
+    """Runs steps while there is work; implements EnginePort.
+
+    Args:
+        shards: the shard group; its step calls are answered in order of ``seq``.
+        scheduler: owned by this loop from here on.
+        adapters: prepares and releases adapters; needed if the scheduler knows any.
+        observer: told about each step, for metrics.
+        clock: monotonic seconds, for the policy.
+    """
+
+    def __init__(
+        self,
+        shards: ShardClient,
+        scheduler: Scheduler,
+        *,
+        adapters: OrderExecutor | None = None,
+        observer: StepObserver | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._shards = shards
+        self._scheduler = scheduler
+        self._observer = observer
+        self._clock = clock
+        self._streams: dict[RequestId, _Stream] = {}
+        self._ids = itertools.count(1)
+        self._sent: deque[_Sent] = deque()
+        self._work = asyncio.Event()
+        self._failure: LoraxError | None = None
+        self._orders: AdapterOrders | None = None
+        if adapters is not None:
+            self._orders = AdapterOrders(scheduler, adapters, clock, self._adapter_changed)
+
+    # --- requests ---------------------------------------------------------------
+
+    def new_request_id(self) -> RequestId:
+        """Return an id never used before in this process."""
+        return RequestId(next(self._ids))
+
+    def submit(self, spec: RequestSpec) -> TokenStream:
+        """Queue a request and return its stream; closing the stream cancels the request.
+
+        Raises ValidationError when it can never fit, UnhealthyError or
+        ShuttingDownError when the loop has ended.
+        """
+        if self._failure is not None:
+            raise self._failure
+        now = self._clock()
+        self._scheduler.submit(spec, now)
+        stream = _Stream(partial(self._cancel, spec.request_id), spec.adapter, now)
+        self._streams[spec.request_id] = stream
+        self._work.set()
+        return stream
+
+    def _cancel(self, request_id: RequestId) -> None:
+        """End a request whose client is gone; its row leaves with the next step."""
+        if self._streams.pop(request_id, None) is not None:
+            self._scheduler.cancel(request_id)
+            self._work.set()
+
+    # --- adapters ---------------------------------------------------------------
+
+    def add_adapter(self, handle: AdapterHandle, nbytes: int) -> None:
+        """Make an adapter known; ValidationError if it can never be resident."""
+        self._scheduler.adapters.add(handle, nbytes)
+
+    async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
+        """Have an adapter on the shards; returns when it is, raises why it is not."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._orders is not None
+        if pin:
+            self._scheduler.adapters.pin(handle)
+        self._scheduler.adapters.check_possible(handle)
+        arrival = self._orders.arrival(handle)
+        self._scheduler.adapters.want(handle, self._clock())
+        self._work.set()
+        await asyncio.shield(arrival)
+
+    def pin_adapter(self, handle: AdapterHandle) -> None:
+        """Keep an adapter on the shards; ValidationError when others would have no room left."""
+        self._scheduler.adapters.pin(handle)
+        self._work.set()
+
+    def unpin_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter be evicted again."""
+        self._scheduler.adapters.unpin(handle)
+
+    async def retire_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter go for good; returns when its last request is done and it is freed."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._orders is not None
+        if handle not in self._scheduler.adapters:
+            return
+        self._scheduler.adapters.retire(handle)
+        self._work.set()
+        await asyncio.shield(self._orders.departure(handle))
+
+    def adapter_records(self) -> list[AdapterRecord]:
+        """Return what the scheduler knows of its adapters; not to be changed."""
+        return self._scheduler.adapters.snapshot()
+
+    def adapter_capacity(self) -> AdapterCapacity:
+        """Return how much room there is for adapters, and how much of it is taken."""
+        return self._scheduler.adapters.capacity()
+
+    def _adapter_changed(self, ended: list[RequestId], error: LoraxError | None) -> None:
+        for request_id in ended:
+            if (stream := self._streams.pop(request_id, None)) is not None:
+                stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=error))
+        self._work.set()
+
+    # --- the loop ---------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until cancelled, or until the shards fail: then every request fails in words."""
+        try:
+            while True:
+                self._send_plans()
+                if self._sent:
+                    await self._take_outcome()
+                else:
+                    await self._rest()
+        except Exception as error:
+            logger.error("the engine loop ends: %s", error)
+            self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
+            raise
+        finally:
+            self._fail_all(ShuttingDownError())
+            if self._orders is not None:
+                self._orders.close(self._failure or ShuttingDownError())
+            for sent in self._sent:
+                sent.answer.cancel()
+
+    def _send_plans(self) -> None:
+        while (plan := self._scheduler.plan(self._clock())) is not None:
+            now = perf_counter()
+            answer = asyncio.ensure_future(self._shards.step(plan))
+            method = "prefill" if plan.new_rows else "decode"
+            self._sent.append(_Sent(method, now, answer))
+            for row in plan.new_rows:
+                if stream := self._streams.get(row.spec.request_id):
+                    stream.scheduled_at = stream.scheduled_at or now
+            self._observe_sent(plan)
+        if self._orders is not None:
+            self._orders.carry_out()
+
+    async def _take_outcome(self) -> None:
+        sent = self._sent[0]
+        try:
+            outcome = await sent.answer
+        except ShardError:
+            self._observe_done(sent, ok=False)
+            raise
+        self._sent.popleft()
+        received_at = perf_counter()
+        accepted = self._scheduler.apply(outcome, self._clock())
+        self._send_plans()
+        # The step above is handed to the transport before clients get their tokens.
+        await asyncio.sleep(0)
+        self._publish(outcome, accepted, received_at)
+        self._observe_done(sent, ok=True)
+
+    async def _rest(self) -> None:
+        """Nothing to do: audit, then sleep until a request or an adapter comes."""
+        is_idle = self._scheduler.is_idle
+        if is_idle:
+            self._scheduler.check()
+        self._work.clear()
+        # Requests that wait for an adapter: turns come with time, too.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if is_idle else _IDLE_TICK_S):
+                await self._work.wait()
+
+    def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:
+        start = 0
+        tokens = outcome.tokens
+        for row_id, num, finish, counts in zip(
+            outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
+        ):
+            stop = start + num
+            stream = self._streams.get(row_id) if counts else None
+            if stream is not None:
+                columns = TokenColumns(
+                    tokens.ids[start:stop],
+                    tokens.logprobs[start:stop],
+                    tokens.texts[start:stop],
+                    tokens.special[start:stop],
+                )
+                chunk = TokenChunk(columns, received_at=received_at)
+                self._finish_chunk(chunk, row_id, finish, outcome, stream)
+                stream.put(chunk)
+            start = stop
+
+    def _finish_chunk(
+        self, chunk: TokenChunk, row_id: RequestId, finish: int, outcome: StepOutcome,
+        stream: _Stream,
+    ) -> None:  # fmt: skip
+        """Add what only some chunks have, and let go of a stream that ended."""
+        chunk.scheduled_at = stream.scheduled_at
+        if not stream.first_sent and stream.handle != BASE_ADAPTER:
+            chunk.adapter_phases = self._adapter_phases(stream)
+        detail = outcome.details.get(row_id)
+        if detail is not None:
+            chunk.alternatives = detail.alternatives
+            chunk.generated_text = detail.generated_text
+            # A row that was preempted before its first token reports its prompt again.
+            chunk.prompt_tokens = None if stream.first_sent else detail.prompt_tokens
+        stream.first_sent = True
+        if finish == FinishCode.RUNNING:
+            return
+        chunk.finish = FinishCode(finish)
+        del self._streams[row_id]
+        if chunk.finish is FinishCode.ERROR:
+            reason = (detail.error_text if detail else None) or "the shard gave no reason"
+            chunk.error = GenerationError(reason)
+
+    def _adapter_phases(self, stream: _Stream) -> dict[str, float] | None:
+        """Return what an adapter's way to the shards cost this request; None: it was there."""
+        load = self._orders.loads.get(stream.handle) if self._orders is not None else None
+        if load is None or load.ready_at <= stream.submitted_at:
+            return None
+        return {
+            "wait": max(0.0, load.ordered_at - stream.submitted_at),
+            "parse": load.report.parse_s,
+            "copy": load.report.copy_s,
+        }
+
+    def _fail_all(self, error: LoraxError) -> None:
+        """End every stream with ``error`` and refuse new requests from now on."""
+        self._failure = self._failure or error
+        streams, self._streams = self._streams, {}
+        for request_id, stream in streams.items():
+            self._scheduler.cancel(request_id)
+            public = error
+            if isinstance(error, UnhealthyError):
+                # Addresses and reasons are for the log.
+                public = GenerationError(str(error), public="the shards failed")
+            stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=public))
+
+    # --- facts ------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot."""
+        return self._scheduler.stats()
+
+    async def health(self) -> None:
+        """Raise UnhealthyError when the shards do not answer or the loop has ended."""
+        if self._failure is not None:
+            raise UnhealthyError(str(self._failure), public="")
+        try:
+            await self._shards.health()
+        except LoraxError as error:
+            raise UnhealthyError(str(error), public="") from error
+
+    def _observe_sent(self, plan: StepPlan) -> None:
+        if self._observer is not None:
+            self._observer.step_sent(
+                num_rows=len(plan.row_ids),
+                num_tokens=sum(plan.num_tokens),
+                num_new_rows=len(plan.new_rows),
+            )
+
+    def _observe_done(self, sent: _Sent, *, ok: bool) -> None:
+        if self._observer is not None:
+            duration_s = perf_counter() - sent.sent_at
+            self._observer.step_done(
+                method=sent.method, duration_s=duration_s, ok=ok, stats=self.stats()
+            )

@@ -1,0 +1,168 @@
+"""Carries out the scheduler's orders for adapters on the prepare lane, beside the steps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lorax_contract.adapters import LoadReport
+from lorax_contract.errors import GenerationError, LoraxError, ShardError
+from lorax_contract.step import AdapterHandle, RequestId
+from lorax_router.core.adapter_table import AdapterEvent, AdapterState
+from lorax_router.core.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+# A release that fails is tried again: what it was to free is still held.
+_RELEASE_TRIES = 3
+_RELEASE_PAUSE_S = 0.2
+
+
+class OrderExecutor(Protocol):
+    """Prepares and releases adapters on the shards by their handles."""
+
+    async def prepare(self, handle: AdapterHandle) -> LoadReport:
+        """Make an adapter ready on all ranks; raises LoraxError."""
+
+    async def release(self, handle: AdapterHandle) -> None:
+        """Free it on all ranks; raises LoraxError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterLoad:
+    """How an adapter came to the shards last time; times of the engine's clock."""
+
+    ordered_at: float
+    ready_at: float
+    report: LoadReport
+
+
+class AdapterOrders:
+    """One task per order; each ends in an event for the scheduler.
+
+    Args:
+        scheduler: whose orders these are.
+        carrier: what carries them out.
+        clock: the engine's.
+        on_event: called after each event, with the requests that it ended and why.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        carrier: OrderExecutor,
+        clock: Callable[[], float],
+        on_event: Callable[[list[RequestId], LoraxError | None], None],
+    ) -> None:
+        self.loads: dict[AdapterHandle, AdapterLoad] = {}
+        self._scheduler = scheduler
+        self._carrier = carrier
+        self._clock = clock
+        self._on_event = on_event
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Futures that wait for an adapter to be there, or to be gone for good.
+        self._arrivals: dict[AdapterHandle, asyncio.Future[None]] = {}
+        self._departures: dict[AdapterHandle, asyncio.Future[None]] = {}
+
+    def carry_out(self) -> None:
+        """Start what the scheduler ordered since the last call."""
+        orders = self._scheduler.adapter_orders()
+        for handle in orders.prepare:
+            self._start(self._prepare(handle))
+        for handle in orders.release:
+            self._start(self._release(handle))
+
+    def arrival(self, handle: AdapterHandle) -> asyncio.Future[None]:
+        """Return a future that ends when the adapter is resident, or with why it is not."""
+        if self._scheduler.adapters[handle].state is AdapterState.RESIDENT:
+            there = asyncio.get_running_loop().create_future()
+            there.set_result(None)
+            return there
+        return _shared(self._arrivals, handle)
+
+    def departure(self, handle: AdapterHandle) -> asyncio.Future[None]:
+        """Return a future that ends when a retired adapter is gone."""
+        future = _shared(self._departures, handle)
+        self._tell_departures()
+        return future
+
+    def close(self, error: LoraxError) -> None:
+        """Give up; whoever waits gets the error."""
+        for task in self._tasks:
+            task.cancel()
+        for future in (*self._arrivals.values(), *self._departures.values()):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # that nobody waits any more is no news
+
+    def _start(self, order: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(order)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _prepare(self, handle: AdapterHandle) -> None:
+        ordered_at = self._clock()
+        try:
+            report = await self._carrier.prepare(handle)
+        except Exception as error:  # noqa: BLE001 - it fails this adapter's requests alone
+            self._failed(handle, error)
+            return
+        now = self._clock()
+        self.loads[handle] = AdapterLoad(ordered_at=ordered_at, ready_at=now, report=report)
+        if report.device_bytes:
+            self._scheduler.adapters.measured(handle, report.device_bytes)
+        self._scheduler.adapter_event(handle, AdapterEvent.PREPARED, now)
+        if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
+            arrival.set_result(None)
+        self._on_event([], None)
+
+    def _failed(self, handle: AdapterHandle, error: Exception) -> None:
+        if isinstance(error, LoraxError):
+            logger.warning("adapter %d could not be prepared: %s", handle, error)
+        else:
+            logger.error("adapter %d could not be prepared", handle, exc_info=error)
+        shown = error if isinstance(error, LoraxError) else None
+        if shown is None or isinstance(shown, ShardError):
+            shown = GenerationError(str(error), public="the adapter could not be loaded")
+        ended = self._scheduler.adapter_event(handle, AdapterEvent.FAILED, self._clock())
+        if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
+            # Whoever loads it by hand may care whose fault it was.
+            arrival.set_exception(error if isinstance(error, LoraxError) else shown)
+            arrival.exception()
+        self._tell_departures()
+        self._on_event(ended, shown)
+
+    async def _release(self, handle: AdapterHandle) -> None:
+        for left in reversed(range(_RELEASE_TRIES)):
+            try:
+                await self._carrier.release(handle)
+                break
+            except Exception as error:  # noqa: BLE001 - whatever it was, its slot must come back
+                # W14: nobody's request is to blame, and none may hear of it.
+                logger.error("adapter %d could not be released: %s", handle, error)
+                if left:
+                    await asyncio.sleep(_RELEASE_PAUSE_S)
+        self.loads.pop(handle, None)
+        self._scheduler.adapter_event(handle, AdapterEvent.RELEASED, self._clock())
+        self._tell_departures()
+        self._on_event([], None)
+
+    def _tell_departures(self) -> None:
+        gone = [each for each in self._departures if each not in self._scheduler.adapters]
+        for handle in gone:
+            future = self._departures.pop(handle)
+            if not future.done():
+                future.set_result(None)
+
+
+def _shared(
+    futures: dict[AdapterHandle, asyncio.Future[None]], handle: AdapterHandle
+) -> asyncio.Future[None]:
+    """Return the future of a handle that any number of callers may wait for, shielded."""
+    future = futures.get(handle)
+    if future is None:
+        future = futures[handle] = asyncio.get_running_loop().create_future()
+    return future

@@ -1,0 +1,114 @@
+"""The seam between the inference service and the engine loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from lorax_contract.errors import LoraxError
+from lorax_contract.step import (
+    AdapterHandle,
+    Alternatives,
+    FinishCode,
+    RequestId,
+    RequestSpec,
+    TokenColumns,
+)
+from lorax_router.core.adapter_table import AdapterRecord
+from lorax_router.core.scheduler import SchedulerStats as EngineStats
+
+__all__ = [
+    "AdapterEngine",
+    "EnginePort",
+    "EngineStats",
+    "StepObserver",
+    "TokenChunk",
+    "TokenStream",
+]
+
+
+@dataclass(slots=True)
+class TokenChunk:
+    """New tokens of one request, in order; the last chunk's ``finish`` is not RUNNING."""
+
+    tokens: TokenColumns
+    finish: FinishCode = FinishCode.RUNNING
+    # One entry per token, when the request asked for alternatives.
+    alternatives: list[Alternatives] = field(default_factory=list)
+    # The whole output without special tokens; in the last chunk only.
+    generated_text: str | None = None
+    # Logprobs of the prompt, when asked for; in the first chunk only.
+    prompt_tokens: TokenColumns | None = None
+    # Why the request failed; set when finish is ERROR.
+    error: LoraxError | None = None
+    # perf_counter time at which the tokens arrived from the shards.
+    received_at: float = 0.0
+    # perf_counter time at which the request was first scheduled (same in every chunk).
+    scheduled_at: float = 0.0
+    # Seconds that the request's adapter took to come to the shards, by phase (wait, parse,
+    # copy); in the first chunk only, None when it was there already.
+    adapter_phases: dict[str, float] | None = None
+
+
+class TokenStream(Protocol):
+    """The chunks of one request; one consumer, which closes it when it stops reading."""
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+
+    async def __anext__(self) -> TokenChunk:
+        """Return the next chunk; StopAsyncIteration after the last one."""
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it has finished, also when nothing was read yet."""
+
+
+class StepObserver(Protocol):
+    """Told about each step by the engine loop; metrics implement it."""
+
+    def step_sent(self, *, num_rows: int, num_tokens: int, num_new_rows: int) -> None:
+        """A step was handed to the shards."""
+
+    def step_done(self, *, method: str, duration_s: float, ok: bool, stats: EngineStats) -> None:
+        """A step was answered; ``method`` is ``prefill`` (new rows) or ``decode``."""
+
+
+class AdapterEngine(Protocol):
+    """What the directory of adapters sees of the engine loop."""
+
+    def add_adapter(self, handle: AdapterHandle, nbytes: int) -> None:
+        """Make an adapter known; ValidationError if it can never be resident."""
+
+    async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
+        """Have an adapter on the shards; returns when it is, raises why it is not."""
+
+    def pin_adapter(self, handle: AdapterHandle) -> None:
+        """Keep an adapter on the shards; ValidationError when others would have no room left."""
+
+    def unpin_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter be evicted again."""
+
+    async def retire_adapter(self, handle: AdapterHandle) -> None:
+        """Let an adapter go for good; returns when its last request is done and it is freed."""
+
+    def adapter_records(self) -> list[AdapterRecord]:
+        """Return what the scheduler knows of its adapters; not to be changed."""
+
+
+class EnginePort(Protocol):
+    """What the inference service sees of the engine loop."""
+
+    def new_request_id(self) -> RequestId:
+        """Return an id never used before in this process."""
+
+    def submit(self, spec: RequestSpec) -> TokenStream:
+        """Queue a request and return its stream; closing the stream cancels the request.
+
+        Raises ValidationError at once when the request can never fit.
+        """
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot."""
+
+    async def health(self) -> None:
+        """Raise UnhealthyError when the shards do not answer or the loop has ended."""

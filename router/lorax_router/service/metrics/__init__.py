@@ -1,0 +1,1 @@
+"""The router's metrics and how they are written out."""

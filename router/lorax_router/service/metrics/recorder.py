@@ -1,0 +1,348 @@
+"""The names of all metrics of the router, and what counts into them.
+
+Names, types and buckets that LoRAX has are LoRAX's; the others follow its style.
+``docs/metrics.md`` is written from the table below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lorax_contract.adapters import AdapterUnavailableError
+from lorax_contract.errors import (
+    BadRequestError,
+    GenerationError,
+    IncompleteGenerationError,
+    OverloadedError,
+    ShuttingDownError,
+    TemplateError,
+    UnhealthyError,
+    ValidationError,
+)
+from lorax_router.core.adapter_table import AdapterCapacity
+from lorax_router.service.adapters.catalog import AdapterCatalog
+from lorax_router.service.adapters.metrics import ADAPTER_METRICS, AdapterResidency, AdapterUsage
+from lorax_router.service.engine.port import EngineStats
+from lorax_router.service.metrics.exposition import TokenHistogram
+from lorax_router.service.metrics.spec import MetricSpec
+from lorax_router.service.results import AdapterUse
+
+REQUEST_COUNT = MetricSpec("lorax_request_count", "counter", "Requests received.")
+REQUEST_SUCCESS = MetricSpec("lorax_request_success", "counter", "Requests answered in full.")
+REQUEST_FAILURE = MetricSpec(
+    "lorax_request_failure",
+    "counter",
+    "Requests that failed; `err` is overloaded, shutting_down, validation, template, generation, "
+    "download_adapter (its adapter could not be had), incomplete, unhealthy, dropped (the client left), bad_request (the body could not be read) or "
+    "internal.",
+    ("err",),
+)
+REQUEST_UNKNOWN_FIELDS = MetricSpec(
+    "lorax_request_unknown_fields", "counter", "Fields in request bodies that were ignored."
+)
+REQUEST_DURATION = MetricSpec(
+    "lorax_request_duration", "histogram", "Seconds from receipt of a request to its last token."
+)
+REQUEST_VALIDATION = MetricSpec(
+    "lorax_request_validation_duration",
+    "histogram",
+    "Seconds to validate and tokenize a request, the wait for a tokenizer included.",
+)
+REQUEST_QUEUE = MetricSpec(
+    "lorax_request_queue_duration", "histogram", "Seconds a request waited for its first step."
+)
+REQUEST_INFERENCE = MetricSpec(
+    "lorax_request_inference_duration",
+    "histogram",
+    "Seconds from the first step of a request to its last token.",
+)
+REQUEST_MEAN_TIME_PER_TOKEN = MetricSpec(
+    "lorax_request_mean_time_per_token_duration",
+    "histogram",
+    "Inference seconds of a request divided by its generated tokens.",
+)
+REQUEST_TTFT = MetricSpec(
+    "lorax_request_time_to_first_token_duration",
+    "histogram",
+    "Seconds from receipt of a request to its first token.",
+)
+REQUEST_INTER_TOKEN = MetricSpec(
+    "lorax_request_inter_token_duration",
+    "histogram",
+    "Seconds between consecutive tokens of a request.",
+)
+REQUEST_INPUT_LENGTH = MetricSpec(
+    "lorax_request_input_length", "histogram", "Prompt tokens of a request."
+)
+REQUEST_GENERATED_TOKENS = MetricSpec(
+    "lorax_request_generated_tokens", "histogram", "Tokens generated for a request."
+)
+REQUEST_MAX_NEW_TOKENS = MetricSpec(
+    "lorax_request_max_new_tokens", "histogram", "Most tokens a request could generate."
+)
+REQUEST_SKIPPED_TOKENS = MetricSpec(
+    "lorax_request_skipped_tokens", "summary", "Tokens of a request gained by speculation."
+)
+BATCH_COUNT = MetricSpec(
+    "lorax_batch_inference_count",
+    "counter",
+    "Steps answered or failed; `method` is prefill (with new requests) or decode.",
+    ("method",),
+)
+BATCH_SUCCESS = MetricSpec(
+    "lorax_batch_inference_success", "counter", "Steps answered.", ("method",)
+)
+BATCH_FAILURE = MetricSpec(
+    "lorax_batch_inference_failure", "counter", "Steps that failed.", ("method",)
+)
+BATCH_DURATION = MetricSpec(
+    "lorax_batch_inference_duration",
+    "histogram",
+    "Seconds from sending a step to its answer.",
+    ("method",),
+)
+BATCH_CONCAT = MetricSpec(
+    "lorax_batch_concat",
+    "counter",
+    "Steps in which new requests joined running ones; `reason` is always chunking here, since "
+    "prompts and decodes share each step.",
+    ("reason",),
+)
+BATCH_NEXT_SIZE = MetricSpec(
+    "lorax_batch_next_size", "histogram", "New requests in a step that has any."
+)
+BATCH_CURRENT_SIZE = MetricSpec(
+    "lorax_batch_current_size", "gauge", "Requests in the step sent last."
+)
+BATCH_STEP_TOKENS = MetricSpec(
+    "lorax_batch_step_tokens", "gauge", "Tokens computed in the step sent last."
+)
+BATCH_CURRENT_MAX_TOKENS = MetricSpec(
+    "lorax_batch_current_max_tokens", "gauge", "Tokens of KV cache that requests hold."
+)
+QUEUE_LENGTH = MetricSpec("lorax_queue_length", "gauge", "Requests waiting for their first step.")
+RUNNING = MetricSpec("lorax_requests_running", "gauge", "Requests in the running batch.")
+WAITING = MetricSpec(
+    "lorax_requests_waiting", "gauge", "Requests waiting, preempted ones included."
+)
+PREEMPTED = MetricSpec(
+    "lorax_requests_preempted",
+    "counter",
+    "Times a running request gave its KV blocks back to be computed again later.",
+)
+KV_BLOCKS = MetricSpec("lorax_kv_blocks", "gauge", "Blocks in the KV pool.")
+KV_BLOCKS_FREE = MetricSpec("lorax_kv_blocks_free", "gauge", "Blocks of the KV pool not in use.")
+KV_USAGE = MetricSpec("lorax_kv_usage_ratio", "gauge", "Share of the KV pool in use, 0 to 1.")
+ADAPTERS_RESOLVING = MetricSpec(
+    "lorax_requests_resolving",
+    "gauge",
+    "Requests that wait for their adapter to be found, fetched and verified.",
+)
+ADAPTER_PHASE = MetricSpec(
+    "lorax_adapter_cold_start_duration",
+    "histogram",
+    "Seconds that a request spent on its adapter's way to the shards; `phase` is resolve, "
+    "download, verify, wait (for a slot), parse or copy.",
+    ("phase",),
+)
+
+ALL_METRICS = (
+    *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
+    *ADAPTER_METRICS,
+)
+
+# 0.00015 s to 145.6 s in 35 steps of 1.5.
+DURATION_BUCKETS = tuple(0.00015 * 1.5**exponent for exponent in range(35))
+BATCH_SIZE_BUCKETS = tuple(float(2**exponent) for exponent in range(11))
+
+
+def linear_buckets(highest: int) -> tuple[float, ...]:
+    """A hundred equal steps up to ``highest``."""
+    return tuple(highest * step / 100 for step in range(1, 101))
+
+
+class Metrics:
+    """The metrics of one router, in a registry of their own; implements StepObserver."""
+
+    def __init__(
+        self, *, max_input_length: int, max_total_tokens: int, max_adapter_labels: int = 50
+    ) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._request_count = self._counter(REQUEST_COUNT)
+        self._request_success = self._counter(REQUEST_SUCCESS)
+        self._request_failure = self._counter(REQUEST_FAILURE)
+        self._unknown_fields = self._counter(REQUEST_UNKNOWN_FIELDS)
+        self._duration = self._histogram(REQUEST_DURATION, DURATION_BUCKETS)
+        self._validation = self._histogram(REQUEST_VALIDATION, DURATION_BUCKETS)
+        self._queue = self._histogram(REQUEST_QUEUE, DURATION_BUCKETS)
+        self._inference = self._histogram(REQUEST_INFERENCE, DURATION_BUCKETS)
+        self._per_token = self._histogram(REQUEST_MEAN_TIME_PER_TOKEN, DURATION_BUCKETS)
+        self._ttft = self._histogram(REQUEST_TTFT, DURATION_BUCKETS)
+        self._inter_token = TokenHistogram(
+            REQUEST_INTER_TOKEN.name, REQUEST_INTER_TOKEN.text, DURATION_BUCKETS
+        )
+        self.registry.register(self._inter_token)
+        # Called for each token of each stream: handed out without a layer in between.
+        self.observe_inter_token = self._inter_token.observe
+        self._input_length = self._histogram(REQUEST_INPUT_LENGTH, linear_buckets(max_input_length))
+        by_total = linear_buckets(max_total_tokens)
+        self._generated = self._histogram(REQUEST_GENERATED_TOKENS, by_total)
+        self._max_new = self._histogram(REQUEST_MAX_NEW_TOKENS, by_total)
+        self._skipped = Summary(
+            REQUEST_SKIPPED_TOKENS.name, REQUEST_SKIPPED_TOKENS.text, registry=self.registry
+        )
+        self._usage = AdapterUsage(max_adapter_labels)
+        self._resolving = self._gauge(ADAPTERS_RESOLVING)
+        self._adapter_phase = self._histogram(ADAPTER_PHASE, DURATION_BUCKETS)
+        self._batch_count = self._counter(BATCH_COUNT)
+        self._batch_success = self._counter(BATCH_SUCCESS)
+        self._batch_failure = self._counter(BATCH_FAILURE)
+        self._batch_duration = self._histogram(BATCH_DURATION, DURATION_BUCKETS)
+        self._batch_concat = self._counter(BATCH_CONCAT)
+        self._next_size = self._histogram(BATCH_NEXT_SIZE, BATCH_SIZE_BUCKETS)
+        self._current_size = self._gauge(BATCH_CURRENT_SIZE)
+        self._step_tokens = self._gauge(BATCH_STEP_TOKENS)
+
+    def watch_engine(self, stats: Callable[[], EngineStats], block_size: int) -> None:
+        """Read the scheduler's state at each scrape, so that an idle server shows no old one."""
+        self.registry.register(_EngineCollector(stats, block_size))
+
+    def watch_adapters(
+        self, catalog: AdapterCatalog, capacity: Callable[[], AdapterCapacity]
+    ) -> None:
+        """Read where adapters stand at each scrape, and count what each is used for."""
+        self.registry.register(self._usage)
+        self.registry.register(AdapterResidency(catalog, self._usage, capacity))
+
+    # --- requests ---------------------------------------------------------------
+
+    def request_received(self) -> None:
+        """A request reached the service."""
+        self._request_count.inc()
+
+    def request_validated(self, *, seconds: float, num_prompt: int, max_new_tokens: int) -> None:
+        """A request was found valid and has tokens."""
+        self._validation.observe(seconds)
+        self._input_length.observe(num_prompt)
+        self._max_new.observe(max_new_tokens)
+
+    def first_token(self, seconds: float) -> None:
+        """A request got its first token so long after its receipt."""
+        self._ttft.observe(seconds)
+
+    def request_succeeded(
+        self, *, total_s: float, queue_s: float, inference_s: float, num_generated: int
+    ) -> None:
+        """A request got its last token."""
+        self._request_success.inc()
+        self._duration.observe(total_s)
+        self._queue.observe(queue_s)
+        self._inference.observe(inference_s)
+        self._per_token.observe(inference_s / max(num_generated, 1))
+        self._generated.observe(num_generated)
+        self._skipped.observe(0)
+
+    def request_failed(self, error: BaseException) -> None:
+        """A request ended without its last token."""
+        self._request_failure.labels(failure_label(error)).inc()
+
+    def unknown_fields(self, count: int) -> None:
+        """A request body had so many fields that nobody reads."""
+        if count:
+            self._unknown_fields.inc(count)
+
+    # --- adapters ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def resolving(self) -> Iterator[None]:
+        """Within, a request waits for its adapter to be found, fetched and verified."""
+        self._resolving.inc()
+        try:
+            yield
+        finally:
+            self._resolving.dec()
+
+    def adapter_used(self, use: AdapterUse, num_generated: int, *, failed: bool) -> None:
+        """A request with an adapter ended."""
+        self._usage.ended(
+            use.label, was_found=use.was_found, num_tokens=num_generated, failed=failed
+        )
+        if not failed:
+            for phase, seconds in use.phases.items():
+                self._adapter_phase.labels(phase).observe(seconds)
+
+    # --- steps ------------------------------------------------------------------
+
+    def step_sent(self, *, num_rows: int, num_tokens: int, num_new_rows: int) -> None:
+        """A step was handed to the shards."""
+        self._current_size.set(num_rows)
+        self._step_tokens.set(num_tokens)
+        if num_new_rows:
+            self._next_size.observe(num_new_rows)
+            if num_rows > num_new_rows:
+                self._batch_concat.labels("chunking").inc()
+
+    def step_done(self, *, method: str, duration_s: float, ok: bool, stats: EngineStats) -> None:
+        """A step was answered or failed."""
+        self._batch_count.labels(method).inc()
+        outcome = self._batch_success if ok else self._batch_failure
+        outcome.labels(method).inc()
+        self._batch_duration.labels(method).observe(duration_s)
+
+    def _counter(self, spec: MetricSpec) -> Counter:
+        return Counter(spec.name, spec.text, spec.labels, registry=self.registry)
+
+    def _gauge(self, spec: MetricSpec) -> Gauge:
+        return Gauge(spec.name, spec.text, spec.labels, registry=self.registry)
+
+    def _histogram(self, spec: MetricSpec, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(spec.name, spec.text, spec.labels, registry=self.registry, buckets=buckets)
+
+
+class _EngineCollector(Collector):
+    """Turns a snapshot of the scheduler into metrics when somebody looks."""
+
+    def __init__(self, stats: Callable[[], EngineStats], block_size: int) -> None:
+        self._stats = stats
+        self._block_size = block_size
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        used = stats.num_blocks - stats.num_free_blocks
+        gauges = (
+            (QUEUE_LENGTH, stats.num_waiting),
+            (RUNNING, stats.num_running),
+            (WAITING, stats.num_waiting),
+            (KV_BLOCKS, stats.num_blocks),
+            (KV_BLOCKS_FREE, stats.num_free_blocks),
+            (KV_USAGE, used / max(stats.num_blocks, 1)),
+            (BATCH_CURRENT_MAX_TOKENS, used * self._block_size),
+        )
+        for spec, value in gauges:
+            yield GaugeMetricFamily(spec.name, spec.text, value=value)
+        yield CounterMetricFamily(PREEMPTED.name, PREEMPTED.text, value=stats.num_preemptions)
+
+
+_FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
+    (AdapterUnavailableError, "download_adapter"),
+    (OverloadedError, "overloaded"),
+    (ShuttingDownError, "shutting_down"),
+    (ValidationError, "validation"),
+    (TemplateError, "template"),
+    (BadRequestError, "bad_request"),
+    (GenerationError, "generation"),
+    (IncompleteGenerationError, "incomplete"),
+    (UnhealthyError, "unhealthy"),
+    (CancelledError, "dropped"),
+)
+
+
+def failure_label(error: BaseException) -> str:
+    """The ``err`` label of an error."""
+    return next((label for kind, label in _FAILURE_LABELS if isinstance(error, kind)), "internal")

@@ -1,0 +1,1 @@
+"""FakeShard: a scriptable, deterministic shard group in memory."""

@@ -1,0 +1,217 @@
+"""The resident rows of FakeShard, and how they execute a step plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import nan
+
+from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
+    BlockId,
+    FinishCode,
+    NewRow,
+    RequestId,
+    RowDetail,
+    StepOutcome,
+    StepPlan,
+    TokenColumns,
+)
+from lorax_router.shards.fake.memory import FakeMemory, FakeShardError
+from lorax_router.shards.fake.model import FakeModel
+
+
+class _Row:
+    """One resident request; a finished one stays, inert, until it is dropped."""
+
+    __slots__ = ("finished", "ids", "num_computed", "output", "spec", "table", "tells_prompt")
+
+    def __init__(self, new: NewRow) -> None:
+        self.spec = new.spec
+        self.ids = [*new.spec.prompt_ids, *new.output_ids]
+        self.output = list(new.output_ids)
+        self.num_computed = 0
+        self.table: list[BlockId] = []
+        self.finished = False
+        self.tells_prompt = new.spec.sampling.prompt_logprobs and not new.output_ids
+
+
+class FakeBatch:
+    """Executes plans on a FakeModel and a FakeMemory. Owned by a FakeShard.
+
+    Breaking the contract of plans raises FakeShardError, whatever else the step holds.
+    """
+
+    def __init__(self, model: FakeModel, memory: FakeMemory, *, rank: int, world_size: int) -> None:
+        self._model = model
+        self.memory = memory
+        self._rank = rank
+        self._world_size = world_size
+        self._rows: dict[RequestId, _Row] = {}
+        self.active: set[AdapterHandle] = set()
+
+    @property
+    def live(self) -> list[RequestId]:
+        """The requests that are resident and have not finished."""
+        return [request_id for request_id, row in self._rows.items() if not row.finished]
+
+    @property
+    def num_resident(self) -> int:
+        """Rows that are not dropped yet, the finished ones among them."""
+        return len(self._rows)
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        for request_id in list(self._rows):
+            self._drop(request_id)
+
+    def execute(
+        self,
+        plan: StepPlan,
+        prepared: Mapping[AdapterHandle, str],
+        failing: Mapping[RequestId, str],
+    ) -> StepOutcome:
+        """Execute one step; ``failing`` names rows that must end in an error, with its text."""
+        for request_id in plan.drop:
+            self._drop(request_id)
+        self._switch_adapters(plan, prepared)
+        for new in plan.new_rows:
+            self._enter(new)
+        rows = self._grant(plan)
+        for copy in plan.copies:
+            self.memory.copy(copy)
+        outcome = StepOutcome(plan.seq)
+        for request_id, num, row in zip(plan.row_ids, plan.num_tokens, rows, strict=True):
+            if row.finished:
+                continue
+            if request_id in failing:
+                self._fail(outcome, request_id, row, failing[request_id])
+            else:
+                self._compute(outcome, request_id, row, num)
+        return outcome
+
+    def _drop(self, request_id: RequestId) -> None:
+        row = self._rows.pop(request_id, None)
+        if row is None:
+            raise FakeShardError(f"request {request_id} is dropped but not resident")
+        if not row.finished:
+            self.memory.free(row.table)
+
+    def _switch_adapters(self, plan: StepPlan, prepared: Mapping[AdapterHandle, str]) -> None:
+        self.active.difference_update(plan.deactivate)
+        for row in self._rows.values():
+            if row.spec.adapter in plan.deactivate and not row.finished:
+                raise FakeShardError(
+                    f"adapter {row.spec.adapter} ceases while request {row.spec.request_id} uses it"
+                )
+        for handle in plan.activate:
+            if handle not in prepared:
+                raise FakeShardError(f"adapter {handle} is activated but was not prepared")
+            self.active.add(handle)
+
+    def _enter(self, new: NewRow) -> None:
+        spec = new.spec
+        if spec.request_id in self._rows:
+            raise FakeShardError(f"request {spec.request_id} enters but is resident")
+        if not spec.prompt_ids:
+            raise FakeShardError(f"request {spec.request_id} enters without a prompt")
+        if spec.adapter != BASE_ADAPTER and spec.adapter not in self.active:
+            raise FakeShardError(
+                f"request {spec.request_id} enters with adapter {spec.adapter}, which is not active"
+            )
+        self._rows[spec.request_id] = _Row(new)
+
+    def _grant(self, plan: StepPlan) -> list[_Row]:
+        """Hand out the new blocks and return the rows of the plan, in its order."""
+        if len(set(plan.row_ids)) != len(plan.row_ids):
+            raise FakeShardError(f"step {plan.seq} names a request twice: {plan.row_ids}")
+        if sum(plan.num_new_blocks) != len(plan.new_blocks):
+            raise FakeShardError(
+                f"step {plan.seq} grants {sum(plan.num_new_blocks)} blocks "
+                f"but names {len(plan.new_blocks)}"
+            )
+        rows = []
+        start = 0
+        for request_id, count in zip(plan.row_ids, plan.num_new_blocks, strict=True):
+            row = self._rows.get(request_id)
+            if row is None:
+                raise FakeShardError(f"step {plan.seq} has request {request_id}: not resident")
+            if count and not row.finished:
+                blocks = plan.new_blocks[start : start + count]
+                self.memory.grant(request_id, blocks)
+                row.table += blocks
+            start += count
+            rows.append(row)
+        return rows
+
+    def _compute(self, outcome: StepOutcome, request_id: RequestId, row: _Row, num: int) -> None:
+        start, end = row.num_computed, row.num_computed + num
+        if num < 1 or end > len(row.ids):
+            raise FakeShardError(
+                f"request {request_id} is to compute {num} tokens from position {start}, "
+                f"but {len(row.ids)} are known"
+            )
+        self.memory.write(request_id, row.table, start, row.ids[start:end])
+        row.num_computed = end
+        if end == len(row.ids):
+            self._sample(outcome, request_id, row)
+
+    def _sample(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
+        model = self._model
+        digest = self.memory.digest(row.table)
+        token = model.next_token(row.spec, digest)
+        row.ids.append(token)
+        row.output.append(token)
+        finish = model.finish(row.spec, row.output)
+        if finish is not FinishCode.RUNNING:
+            self._end(row)
+        if not self._answers(request_id):
+            return
+        logprob = model.logprob(token, digest)
+        outcome.row_ids.append(request_id)
+        outcome.num_tokens.append(1)
+        outcome.finish.append(int(finish))
+        tokens = outcome.tokens
+        tokens.ids.append(token)
+        tokens.logprobs.append(logprob)
+        tokens.texts.append(model.text_of(token))
+        tokens.special.append(model.is_special(token))
+        if finish or row.tells_prompt or row.spec.sampling.num_alternatives:
+            outcome.details[request_id] = self._detail(row, token, logprob, finish)
+
+    def _detail(self, row: _Row, token: int, logprob: float, finish: FinishCode) -> RowDetail:
+        detail = RowDetail()
+        if finish:
+            detail.generated_text = self._model.text(row.output)
+        if count := row.spec.sampling.num_alternatives:
+            detail.alternatives = [self._model.alternatives(token, logprob, count)]
+        if row.tells_prompt:
+            detail.prompt_tokens = self._prompt_tokens(row)
+            row.tells_prompt = False
+        return detail
+
+    def _prompt_tokens(self, row: _Row) -> TokenColumns:
+        """Return the prompt with logprobs; nothing is known of its first token."""
+        model = self._model
+        ids = list(row.spec.prompt_ids)
+        return TokenColumns(
+            ids,
+            [nan, *(model.logprob(token, i) for i, token in enumerate(ids[1:]))],
+            [model.text_of(token) for token in ids],
+            [model.is_special(token) for token in ids],
+        )
+
+    def _fail(self, outcome: StepOutcome, request_id: RequestId, row: _Row, text: str) -> None:
+        self._end(row)
+        if self._answers(request_id):
+            outcome.row_ids.append(request_id)
+            outcome.num_tokens.append(0)
+            outcome.finish.append(int(FinishCode.ERROR))
+            outcome.details[request_id] = RowDetail(error_code="generation", error_text=text)
+
+    def _end(self, row: _Row) -> None:
+        row.finished = True
+        self.memory.free(row.table)
+
+    def _answers(self, request_id: RequestId) -> bool:
+        return request_id % self._world_size == self._rank

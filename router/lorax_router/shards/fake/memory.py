@@ -1,0 +1,98 @@
+"""The paged memory of FakeShard: it finds lost, shared, stale and doubly written blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lorax_contract.step import BlockCopy, BlockId, RequestId
+from lorax_router.shards.fake.model import digest_of, key_of
+
+DEVICE_SPACE = 0
+
+
+class FakeShardError(AssertionError):
+    """A step broke the contract of plans: a bug in whoever made it, never bad luck."""
+
+
+class FakeMemory:
+    """Blocks of keys, each owned by at most one live row. Owned by a FakeShard.
+
+    Of a block it keeps the sum of its keys and how many it holds: enough to tell
+    any difference in content, and cheap to read.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._sums = [0] * num_blocks
+        self._fills = [0] * num_blocks
+        self._owners: list[RequestId | None] = [None] * num_blocks
+        self._host: dict[int, tuple[int, int]] = {}
+
+    def grant(self, request_id: RequestId, blocks: Iterable[BlockId]) -> None:
+        """Give blocks to a row, empty; a block that a live row owns is refused."""
+        for block in blocks:
+            if not 0 <= block < self.num_blocks:
+                raise FakeShardError(
+                    f"request {request_id} was granted block {block}, "
+                    f"outside the pool of {self.num_blocks}"
+                )
+            if (owner := self._owners[block]) is not None:
+                raise FakeShardError(
+                    f"request {request_id} was granted block {block}, "
+                    f"which request {owner} still owns"
+                )
+            self._owners[block] = request_id
+            self._sums[block] = self._fills[block] = 0
+
+    def free(self, blocks: Iterable[BlockId]) -> None:
+        """Take blocks from the row that owned them; their content stays until granted anew."""
+        for block in blocks:
+            self._owners[block] = None
+
+    def write(
+        self,
+        request_id: RequestId,
+        table: Sequence[BlockId],
+        position: int,
+        token_ids: Sequence[int],
+    ) -> None:
+        """Store tokens of a row from ``position`` on; each place is written once, in order."""
+        for token_id in token_ids:
+            index, offset = divmod(position, self.block_size)
+            if index >= len(table):
+                raise FakeShardError(
+                    f"request {request_id} has {len(table)} blocks, none for position {position}"
+                )
+            block = table[index]
+            if self._fills[block] != offset:
+                raise FakeShardError(
+                    f"request {request_id} writes position {position} to place {offset} of "
+                    f"block {block}, which holds {self._fills[block]} tokens"
+                )
+            self._sums[block] += key_of(token_id, position)
+            self._fills[block] = offset + 1
+            position += 1
+
+    def digest(self, table: Sequence[BlockId]) -> int:
+        """Return the digest of a sequence as it is read back through its block table."""
+        return digest_of(map(self._sums.__getitem__, table))
+
+    def copy(self, copy: BlockCopy) -> None:
+        """Copy one block within or between device and host."""
+        if copy.source_space == DEVICE_SPACE:
+            content = self._sums[copy.source_block], self._fills[copy.source_block]
+        elif copy.source_block in self._host:
+            content = self._host[copy.source_block]
+        else:
+            raise FakeShardError(f"host block {copy.source_block} is read but was never written")
+        if copy.destination_space == DEVICE_SPACE:
+            block = copy.destination_block
+            self._sums[block], self._fills[block] = content
+        else:
+            self._host[copy.destination_block] = content
+
+    @property
+    def num_owned(self) -> int:
+        """How many blocks live rows own."""
+        return sum(owner is not None for owner in self._owners)

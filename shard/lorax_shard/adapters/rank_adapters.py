@@ -1,0 +1,181 @@
+"""All that one rank does for adapters beside its steps: fetch (rank 0), prepare, release.
+
+Used from the event loop of the shard's server. Slow work runs in the fetcher's processes
+or in a few threads, never in the loop and never in the thread that computes steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterTiers,
+    AdapterUnavailableError,
+    FetchedAdapter,
+    LoadReport,
+    Reason,
+)
+from lorax_contract.step import AdapterHandle
+from lorax_shard.adapters.prepare_lane import PrepareLane
+from lorax_shard.fetching.client import AdapterFetcher, Fetched
+from lorax_shard.store.store import AdapterStore, Lease
+
+# Parsing and copying at the same time; more would only take the steps' cores.
+_NUM_THREADS = 2
+# How much they give way to steps, as a fetch does.
+_NICE = 10
+# What was fetched is held until it is loaded, so that its files are still there then; but not
+# for longer, nor more than so many: what is held, the store cannot evict for others.
+_HELD_S = 60.0
+_NUM_HELD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    lease: Lease
+    since: float
+
+
+class RankAdapters:
+    """Implements the adapter calls of one rank.
+
+    Args:
+        lane: host copies and prepared adapters.
+        store: the files.
+        fetcher: rank 0's; None on the others.
+    """
+
+    def __init__(
+        self,
+        lane: PrepareLane,
+        store: AdapterStore,
+        fetcher: AdapterFetcher | None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lane = lane
+        self._store = store
+        self._fetcher = fetcher
+        self._threads = ThreadPoolExecutor(
+            _NUM_THREADS, thread_name_prefix="adapters", initializer=_give_way
+        )
+        self._now = now
+        # By store digest, the one fetched last at the end.
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+
+    def start(self) -> None:
+        """Get ready for the first fetch, in the background."""
+        if self._fetcher is not None:
+            self._fetcher.start()
+
+    async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
+        """Have an adapter on this host's disk, verified; raises AdapterUnavailableError."""
+        if self._fetcher is None:
+            raise AdapterUnavailableError(Reason.OFFLINE, "only rank 0 fetches adapters")
+        fetched = await self._fetcher.fetch(query.ref, query.token, refresh=query.refresh)
+        self._hold(fetched)
+        return described(fetched)
+
+    def _hold(self, fetched: Fetched) -> None:
+        self._let_go(fetched.digest)
+        now = self._now()
+        self._held[fetched.digest] = _Held(fetched.lease, now)
+        while len(self._held) > _NUM_HELD or self._oldest().since < now - _HELD_S:
+            self._held.popitem(last=False)[1].lease.release()
+
+    def _oldest(self) -> _Held:
+        return next(iter(self._held.values()))
+
+    def _let_go(self, *store_digests: str) -> None:
+        for digest in store_digests:
+            if (held := self._held.pop(digest, None)) is not None:
+                held.lease.release()
+
+    async def text(self, store_digest: str) -> dict[str, bytes]:
+        """Return the tokenizer and template files of a stored adapter, by name."""
+        return await asyncio.to_thread(self._text, store_digest)
+
+    def _text(self, store_digest: str) -> dict[str, bytes]:
+        lease = self._store.lease(store_digest)
+        if lease is None:
+            raise AdapterUnavailableError(
+                Reason.EVICTED, "the adapter's files left the disk; it must be fetched again"
+            )
+        with lease as entry:
+            return {name: Path(entry.folder, name).read_bytes() for name in entry.tokenizer_files}
+
+    async def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
+        """Make a content ready under its handle."""
+        prepare = functools.partial(self.lane.prepare, handle, content)
+        try:
+            report = await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+        except AdapterUnavailableError as error:
+            if error.reason is Reason.CORRUPT:
+                # What is damaged goes, so that the next fetch brings it anew.
+                await self.release(handle, content.parts)
+            raise
+        self._let_go(*(part.store_digest for part in content.parts))
+        return report
+
+    async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
+        """Let a prepared adapter go, and of the parts to forget everything."""
+        self._let_go(*(part.store_digest for part in forget))
+        await asyncio.to_thread(self.lane.release, handle, tuple(forget))
+
+    async def tiers(self) -> AdapterTiers:
+        """Return where adapters lie."""
+        return await asyncio.to_thread(self._tiers)
+
+    def _tiers(self) -> AdapterTiers:
+        disk = {entry.digest: entry.size for entry in self._store.entries()}
+        return AdapterTiers(device=self.lane.device_tier(), host=self.lane.host_tier(), disk=disk)
+
+    async def close(self) -> None:
+        """End the fetcher's processes and the threads."""
+        if self._fetcher is not None:
+            await self._fetcher.close()
+        self._let_go(*list(self._held))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Let the calling thread compute only where steps leave a core alone.
+
+    On Linux each thread has a priority of its own; elsewhere this would be the process'.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, own + _NICE)
+
+
+def described(fetched: Fetched) -> FetchedAdapter:
+    """Return what crosses to the router."""
+    facts = fetched.facts
+    return FetchedAdapter(
+        version=fetched.version,
+        part=AdapterPart(str(facts["content_digest"]), fetched.digest),
+        disk_bytes=fetched.bytes,
+        device_bytes=int(facts["device_bytes"]),
+        max_rank=int(facts["max_rank"]),
+        vocab_size=int(facts["vocab_size"]),
+        access=fetched.access,
+        valid_s=fetched.valid_s,
+        downloaded=fetched.downloaded,
+        stale=fetched.stale,
+        timings=fetched.timings,
+        text_files=fetched.tokenizer_files,
+    )

@@ -1,0 +1,194 @@
+"""Bytes on their way to the disk: limits while streaming, resuming, hashing, trying again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
+
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
+from lorax_shard.fetching.sources.interface import FetchContext, RemoteFile, StoredFile, too_large
+
+T = TypeVar("T")
+
+PART = ".part"
+_CHUNK_BYTES = 1 << 20
+# Below this a file is fetched from its start: resuming saves nothing.
+_RESUME_FROM_BYTES = 1 << 20
+_MAX_PAUSE_S = 20.0
+
+
+class Broken(Exception):
+    """A transfer ended before its end; what came is kept and another try goes on from there."""
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(slots=True, kw_only=True)
+class Opened:
+    """An answer that sends bytes: where in the file they start, and how long the file is."""
+
+    start: int
+    total: int | None
+    chunks: Iterator[bytes]
+
+
+class Opener(Protocol):
+    """Asks a source for one file from a position on."""
+
+    def __call__(self, start: int) -> contextlib.AbstractContextManager[Opened]:
+        """Open the transfer; raises Broken for trouble that may pass."""
+        ...
+
+
+def download(
+    ref: AdapterRef, file: RemoteFile, folder: Path, opener: Opener, context: FetchContext
+) -> StoredFile:
+    """Bring one file into ``folder``, whole and hashed; an earlier try's bytes are kept.
+
+    Raises AdapterUnavailableError: too large, corrupt, or broken off too often in a row.
+    """
+    whole, part = folder / file.name, folder / f"{file.name}{PART}"
+    if whole.exists():
+        stored = _hashed(whole)
+        if _is_announced(stored, file):
+            return stored
+        context.on_step(f"discard {file.name}")
+        whole.unlink()
+    if part.exists() and part.stat().st_size < _RESUME_FROM_BYTES:
+        part.unlink()
+    resumed = part.exists()
+    stored = _received(ref, file, part, opener, context)
+    if resumed and not _is_announced(stored, file):
+        # The kept bytes may be the damaged ones: once more from the start.
+        part.unlink()
+        stored = _received(ref, file, part, opener, context)
+    if not _is_announced(stored, file):
+        part.unlink()
+        raise AdapterUnavailableError(
+            Reason.CORRUPT, f"adapter {ref}: {file.name} is not what its source announced"
+        )
+    context.on_step(f"whole {file.name}")
+    part.rename(whole)
+    return stored
+
+
+def _is_announced(stored: StoredFile, file: RemoteFile) -> bool:
+    return file.size in (None, stored.size) and file.sha256 in (None, stored.sha256)
+
+
+def _received(
+    ref: AdapterRef, file: RemoteFile, part: Path, opener: Opener, context: FetchContext
+) -> StoredFile:
+    """Return the facts of ``part`` once all of it has come."""
+
+    def attempt() -> bool:
+        context.on_step(f"open {file.name}")
+        before = _size(part)
+        try:
+            with (
+                disk_errors(ref, file.name, context.limits.of_file(file.name)),
+                opener(before) as opened,
+                _sink(part, opened.start) as sink,
+            ):
+                _pour(ref, file, opened, sink, context)
+        except Broken:
+            if _size(part) <= before:
+                raise
+            # Something came: the tries that bring nothing are counted anew.
+            context.pause(context.limits.backoff_s)
+            return False
+        return True
+
+    while not retried(ref, attempt, context):
+        pass
+    stored = _hashed(part)
+    return StoredFile(name=file.name, size=stored.size, sha256=stored.sha256)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def retried(ref: AdapterRef, attempt: Callable[[], T], context: FetchContext) -> T:
+    """Return ``attempt()``, tried again after Broken with growing pauses, until the deadline."""
+    for number in range(1, context.limits.attempts + 1):
+        context.check_deadline(ref)
+        try:
+            return attempt()
+        except Broken as broken:
+            if number == context.limits.attempts:
+                raise AdapterUnavailableError(
+                    Reason.TRANSIENT,
+                    f"adapter {ref}: {broken.text}",
+                    retry_after_s=broken.retry_after_s,
+                ) from broken
+            # Spread, so that many that broke off together do not return together.
+            own = context.limits.backoff_s * 2 ** (number - 1) * random.uniform(0.75, 1.25)
+            wanted = broken.retry_after_s or 0.0
+            room = max(0.0, context.deadline - context.now())
+            context.pause(min(max(own, wanted), _MAX_PAUSE_S, room))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+@contextlib.contextmanager
+def _sink(part: Path, start: int) -> Iterator[BinaryIO]:
+    with part.open("r+b" if part.exists() else "w+b") as file:
+        # A source that does not resume sends the file from its start.
+        file.truncate(start)
+        file.seek(start)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _pour(
+    ref: AdapterRef, file: RemoteFile, opened: Opened, sink: BinaryIO, context: FetchContext
+) -> None:
+    limit = context.limits.of_file(file.name)
+    if opened.total is not None and opened.total > limit:
+        raise too_large(ref, file.name, opened.total, limit)
+    done = opened.start
+    for chunk in opened.chunks:
+        done += len(chunk)
+        if done > limit:
+            raise too_large(ref, file.name, None, limit)
+        sink.write(chunk)
+        context.on_bytes(len(chunk))
+        context.on_step(f"bytes of {file.name}")
+        context.check_deadline(ref)
+    if opened.total is not None and done < opened.total:
+        raise Broken(f"{file.name} broke off after {done:,} of {opened.total:,} bytes")
+
+
+@contextlib.contextmanager
+def disk_errors(ref: AdapterRef, name: str, limit: int) -> Iterator[None]:
+    """Say in words that a file passed the process' limit or that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise too_large(ref, name, None, limit) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise AdapterUnavailableError(
+                Reason.STORE_FULL, f"adapter {ref}: the disk of the adapter store is full"
+            ) from error
+        raise
+
+
+def _hashed(path: Path) -> StoredFile:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return StoredFile(name=path.name, size=size, sha256=digest.hexdigest())

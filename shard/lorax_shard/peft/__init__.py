@@ -1,0 +1,1 @@
+"""PEFT's formats: configuration, keys, targets, shapes, the normal form, merging."""

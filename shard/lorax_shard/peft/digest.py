@@ -1,0 +1,71 @@
+"""What names an adapter's content: a digest over everything that decides its output.
+
+It covers the tensors, their scaling, the vocabulary, and the adapter's own tokenizer and
+template files. It does not cover where the adapter came from, the name of its base, how it
+was trained, or how its options were worded: adapters that compute the same are one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Protocol
+
+import torch
+
+from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.peft.files import TextFiles
+
+# The parts of a ModuleDelta that are tensors, in the order in which they are hashed.
+TENSOR_PARTS = ("a", "b", "magnitude", "bias", "weight", "token_ids", "token_rows")
+# A change of what is hashed changes this, so that old digests never name new content.
+_VERSION = "lorax-adapter-1"
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+
+def digest_adapter(adapter: HostAdapter, text: TextFiles | None = None) -> HostAdapter:
+    """Return the adapter with the digest of its content."""
+    return dataclasses.replace(adapter, digest=content_digest(adapter, text or TextFiles()))
+
+
+def content_digest(adapter: HostAdapter, text: TextFiles) -> str:
+    """Return the digest of an adapter's content, as hexadecimal digits."""
+    hashed = hashlib.sha256()
+    _put(hashed, _VERSION, str(adapter.vocab_size), *sorted(adapter.traits))
+    for name in sorted(adapter.modules):
+        _put_delta(hashed, name, adapter.modules[name])
+    for file in sorted(text.files, key=lambda file: file.name):
+        _put(hashed, "file", file.name, file.sha256)
+    return hashed.hexdigest()
+
+
+def _put_delta(hashed: _Hash, name: str, delta: ModuleDelta) -> None:
+    _put(hashed, "module", name, float(delta.scaling).hex())
+    for part in TENSOR_PARTS:
+        tensor: torch.Tensor | None = getattr(delta, part)
+        if tensor is not None:
+            _put(hashed, part, str(tensor.dtype), str(tuple(tensor.shape)))
+            hashed.update(_bytes_of(tensor))
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Return the digest of one tensor: its type, shape and values."""
+    hashed = hashlib.sha256()
+    _put(hashed, str(tensor.dtype), str(tuple(tensor.shape)))
+    hashed.update(_bytes_of(tensor))
+    return hashed.hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _put(hashed: _Hash, *words: str) -> None:
+    """Hash words so that no two lists of words look alike."""
+    for word in words:
+        data = word.encode()
+        hashed.update(len(data).to_bytes(8, "little"))
+        hashed.update(data)

@@ -1,0 +1,213 @@
+"""From the folder that PEFT saved to a HostAdapter: as PEFT would compute it, or refused.
+
+Everything that can be known from sizes, names and shapes is checked before a tensor is
+loaded. The tensors keep the types of the file; ``host_normal`` casts them as PEFT does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.config import LoraOptions, parse_config
+from lorax_shard.peft.digest import digest_adapter, tensor_digest
+from lorax_shard.peft.errors import AdapterRefusedError, listing, plain
+from lorax_shard.peft.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterLimits,
+    TensorInfo,
+    TextFiles,
+    find_text_files,
+    read_header,
+    require_files,
+)
+from lorax_shard.peft.keys import KeyPart, by_module
+from lorax_shard.peft.shapes import Checker, Parts, brings_base_weight
+from lorax_shard.peft.targets import Selection, is_selective, select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """An adapter as it was read, with its tokenizer and template files."""
+
+    adapter: HostAdapter
+    text: TextFiles
+
+
+def read_adapter(folder: Path, base: BaseDescription, limits: AdapterLimits) -> HostAdapter:
+    """Return the adapter in a folder that PEFT saved; raises AdapterRefusedError."""
+    return examine(folder, base, limits).adapter
+
+
+def examine(folder: Path, base: BaseDescription, limits: AdapterLimits) -> Examined:
+    """Return the adapter and what it brings for tokens; raises AdapterRefusedError."""
+    require_files(folder, limits)
+    options = parse_config((folder / CONFIG_FILE).read_bytes())
+    _check_class(options, base)
+    selection = select(options, base)
+    _check_ranks(selection, limits)
+    infos = read_header(folder / WEIGHTS_FILE, limits)
+    parts = by_module(infos)
+    vocab_size = Checker(options, selection, base, parts, infos).check()
+    text = find_text_files(folder, limits)
+    tensors = _load(folder / WEIGHTS_FILE, infos)
+    modules = Assembler(selection, base, parts, tensors).assemble()
+    _check_range(modules, base)
+    traits = {"rslora"} if options.use_rslora else set()
+    if is_selective(options):
+        traits.add("selected")
+    adapter = HostAdapter(
+        digest="", modules=modules, vocab_size=vocab_size, traits=frozenset(traits)
+    )
+    return Examined(adapter=digest_adapter(adapter, text), text=text)
+
+
+def _check_class(options: LoraOptions, base: BaseDescription) -> None:
+    trained = options.trained_class
+    if trained.endswith("ForCausalLM") and trained != base.architecture:
+        raise AdapterRefusedError(
+            f"the adapter was made for a {plain(trained)}; this server's base model is a "
+            f"{base.architecture}"
+        )
+
+
+def _check_ranks(selection: Selection, limits: AdapterLimits) -> None:
+    for name, chosen in selection.low_rank.items():
+        if chosen.rank > limits.max_rank:
+            raise AdapterRefusedError(
+                f"{name} has the rank {chosen.rank}; the limit is {limits.max_rank}"
+            )
+
+
+def _load(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """Return the tensors, mapped from the file; raises AdapterRefusedError for NaN."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in infos}
+    except (SafetensorError, OSError) as error:
+        raise AdapterRefusedError(f"{path.name} is damaged and cannot be read") from error
+    broken = sorted(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    if broken:
+        raise AdapterRefusedError(f"weights are NaN or infinite in {listing(broken)}")
+    return tensors
+
+
+def _check_range(modules: Mapping[str, ModuleDelta], base: BaseDescription) -> None:
+    """Refuse replacements of base values that the model's type can hold as infinity only."""
+    largest = torch.finfo(getattr(torch, base.dtype)).max
+    for name, delta in modules.items():
+        for tensor in (delta.weight, delta.bias, delta.token_rows):
+            if tensor is not None and tensor.numel() and tensor.abs().max() > largest:
+                raise AdapterRefusedError(
+                    f"weights for {name} are too large for the type that the model computes in "
+                    f"({base.dtype})"
+                )
+
+
+class Assembler:
+    """Puts checked tensors together, module by module."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        base: BaseDescription,
+        parts: Parts,
+        tensors: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._selection = selection
+        self._base = base
+        self._parts = parts
+        self._tensors = tensors
+        self._is_base: dict[int, bool] = {}
+
+    def assemble(self) -> dict[str, ModuleDelta]:
+        """Return every module that the adapter changes, in the model's order."""
+        self._check_tied()
+        deltas = {name: self._delta(name) for name in self._base.modules}
+        return {name: delta for name, delta in deltas.items() if delta is not None}
+
+    def _tensor(self, name: str, *parts: KeyPart) -> torch.Tensor | None:
+        """Return the first of the parts that the adapter has for a module."""
+        keys = self._parts.get(name, {})
+        return next((self._tensors[keys[part]] for part in parts if part in keys), None)
+
+    def _delta(self, name: str) -> ModuleDelta | None:
+        chosen = self._selection.low_rank.get(name)
+        ids, _ = self._selection.tokens.get(name, ((), ""))
+        delta = ModuleDelta(
+            a=self._tensor(name, KeyPart.A, KeyPart.EMBEDDING_A),
+            b=self._tensor(name, KeyPart.B, KeyPart.EMBEDDING_B),
+            scaling=1.0 if chosen is None else chosen.scaling,
+            magnitude=self._tensor(name, KeyPart.MAGNITUDE),
+            bias=self._tensor(name, KeyPart.BIAS, KeyPart.BASE_BIAS),
+            weight=self._weight(name),
+            token_ids=torch.tensor(ids, dtype=torch.int64) if ids else None,
+            token_rows=self._token_rows(name) if ids else None,
+        )
+        return delta if delta.nbytes else None
+
+    def _weight(self, name: str) -> torch.Tensor | None:
+        """Return the weight that replaces the base's; None where it is the base's."""
+        weight = self._brought_weight(name)
+        if weight is None or name not in self._base.weight_digests:
+            return weight
+        if id(weight) not in self._is_base:
+            held = weight.to(getattr(torch, self._base.dtype))
+            self._is_base[id(weight)] = tensor_digest(held) == self._base.weight_digests[name]
+        return None if self._is_base[id(weight)] else weight
+
+    def _brought_weight(self, name: str) -> torch.Tensor | None:
+        """Return the weight that the adapter brings for a module, or for one tied to it."""
+        own = self._tensor(name, KeyPart.WEIGHT, KeyPart.BASE_WEIGHT)
+        if own is not None:
+            return own
+        for other in self._base.tied_with(name):
+            if brings_base_weight(other, self._parts, self._selection):
+                return self._tensor(other, KeyPart.WEIGHT, KeyPart.BASE_WEIGHT)
+        return None
+
+    def _token_rows(self, name: str) -> torch.Tensor | None:
+        return self._tensor(self._selection.tokens[name][1] or name, KeyPart.ROWS)
+
+    def _check_tied(self) -> None:
+        """Refuse tensors that PEFT holds as one and that differ in the file."""
+        for group in self._base.tied:
+            weights = [
+                self._tensor(name, KeyPart.WEIGHT, KeyPart.BASE_WEIGHT)
+                for name in group
+                if brings_base_weight(name, self._parts, self._selection)
+            ]
+            self._require_equal(weights, group)
+        for name, source in self._selection.saved.items():
+            if source:
+                pair = [self._tensor(each, KeyPart.WEIGHT) for each in (source, name)]
+                self._require_equal(pair, (source, name))
+        for name, (_, source) in self._selection.tokens.items():
+            if source:
+                rows = [self._tensor(each, KeyPart.ROWS) for each in (source, name)]
+                self._require_equal(rows, (source, name))
+        for name, chosen in self._selection.low_rank.items():
+            if chosen.tied_to:
+                self._check_tied_low_rank(name, chosen.tied_to)
+
+    def _check_tied_low_rank(self, head: str, embedding: str) -> None:
+        for part, other in ((KeyPart.A, KeyPart.EMBEDDING_B), (KeyPart.B, KeyPart.EMBEDDING_A)):
+            source = self._tensor(embedding, other)
+            transposed = None if source is None else source.T
+            self._require_equal([transposed, self._tensor(head, part)], (embedding, head))
+
+    @staticmethod
+    def _require_equal(tensors: list[torch.Tensor | None], names: tuple[str, ...]) -> None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        if any(not torch.equal(present[0], other) for other in present[1:]):
+            raise AdapterRefusedError(
+                f"{listing(list(names))} share their weights in the base model, and the adapter "
+                "has different ones for them"
+            )

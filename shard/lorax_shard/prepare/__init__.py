@@ -1,0 +1,1 @@
+"""A model before it is served: hub, GGUF, conversion, the embedded default."""

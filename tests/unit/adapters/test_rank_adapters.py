@@ -1,0 +1,257 @@
+"""The adapter calls of one rank: what is held, read, let go, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.adapter_folders import write_adapter
+from tests.helpers.in_loop import in_loop
+from tests.unit.fetching.conftest import make_context
+
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterRef,
+    AdapterUnavailableError,
+    LoadReport,
+    Reason,
+)
+from lorax_contract.step import AdapterHandle
+from lorax_shard.adapters import rank_adapters
+from lorax_shard.adapters.rank_adapters import RankAdapters
+from lorax_shard.fetching.client import Fetched
+from lorax_shard.fetching.job import FetchJob
+from lorax_shard.fetching.sources.interface import SourceSettings
+from lorax_shard.fetching.sources.local import LocalSource
+from lorax_shard.store.store import AdapterStore
+
+FACTS = {"content_digest": "c" * 64, "device_bytes": 5000, "max_rank": 8, "vocab_size": 0}
+ONE = AdapterHandle(1)
+
+
+class Fetcher:
+    """Fetches local adapters in this process."""
+
+    def __init__(self, store: AdapterStore, root: Path) -> None:
+        self._store = store
+        self._source = LocalSource(SourceSettings(local_roots=(str(root),)))
+        self.calls: list[tuple[str | None, bool]] = []
+        self.is_started = self.is_closed = False
+
+    def start(self) -> None:
+        self.is_started = True
+
+    async def fetch(self, ref: AdapterRef, token: str | None, *, refresh: bool) -> Fetched:
+        self.calls.append((token, refresh))
+        outcome = FetchJob(self._store, self._source, make_context()).run(ref, token)
+        lease = self._store.lease(outcome.digest)
+        assert lease is not None
+        return Fetched(
+            ref=ref, version=outcome.version, digest=outcome.digest, folder=lease.entry.folder,
+            bytes=lease.entry.size, files=(), tokenizer_files=lease.entry.tokenizer_files,
+            facts=FACTS, access="public", timings={"resolve": 0.5}, downloaded=True, stale=False,
+            valid_s=30.0, lease=lease,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+def own_priority() -> int:
+    """How much the calling thread gives way."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+class ReadyAdapters:
+    """Notes what it is asked; ``gate`` holds what is prepared."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: AdapterUnavailableError | None = None
+        self.inside = threading.Semaphore(0)
+        self.priorities: list[int] = []
+        self.released: list[tuple[AdapterHandle, tuple[AdapterPart, ...]]] = []
+
+    def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
+        self.priorities.append(own_priority())
+        self.inside.release()
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return LoadReport(device_bytes=int(handle))
+
+    def release(self, handle: AdapterHandle, forget: tuple[AdapterPart, ...]) -> None:
+        self.released.append((handle, forget))
+
+    def device_tier(self) -> dict[AdapterHandle, tuple[str, int]]:
+        return {ONE: ("key", 7)}
+
+    def host_tier(self) -> dict[str, int]:
+        return {"digest": 6}
+
+
+class Parts:
+    """A rank_adapters over a folder of adapters named by numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.local = folder / "local"
+        self.store = AdapterStore(folder / "store", max_bytes=1 << 20)
+        self.lane, self.fetcher = ReadyAdapters(), Fetcher(self.store, self.local)
+        self.now_s = 1000.0
+        self.rank_adapters = self.make(self.fetcher)
+
+    def make(self, fetcher: Any) -> RankAdapters:
+        lane: Any = self.lane
+        return RankAdapters(lane, self.store, fetcher, now=lambda: self.now_s)
+
+    async def fetch(self, number: int, **options: Any) -> AdapterPart:
+        write_adapter(self.local / str(number), seed=number)
+        query = AdapterQuery(ref=AdapterRef.of("local", str(number)), **options)
+        return (await self.rank_adapters.fetch(query)).part
+
+    def is_held(self, part: AdapterPart) -> bool:
+        """Whether the store may not remove the files; they are gone if it may."""
+        return not self.store.remove(part.store_digest)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return Parts(tmp_path)
+
+
+def content(part: AdapterPart) -> AdapterContent:
+    return AdapterContent(parts=(part,))
+
+
+@in_loop
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_preparing_gives_way_to_steps(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    before = own_priority()
+    await parts.rank_adapters.prepare(ONE, content(part))
+    assert parts.lane.priorities[0] > own_priority() == before
+
+
+@in_loop
+async def test_a_fetch_is_described_for_the_router(parts: Parts) -> None:
+    write_adapter(parts.local / "0")
+    query = AdapterQuery(ref=AdapterRef.of("local", "0"), token="hf_mine", refresh=True)
+    fetched = await parts.rank_adapters.fetch(query)
+    assert parts.fetcher.calls == [("hf_mine", True)]
+    assert fetched.part.content_digest == FACTS["content_digest"]
+    assert (fetched.device_bytes, fetched.max_rank, fetched.vocab_size) == (5000, 8, 0)
+    assert fetched.text_files == ("chat_template.jinja", "tokenizer.json")
+    assert fetched.valid_s == 30.0
+    text = await parts.rank_adapters.text(fetched.part.store_digest)
+    assert text == {"chat_template.jinja": b"{{ messages }}", "tokenizer.json": b"{}"}
+    tiers = await parts.rank_adapters.tiers()
+    assert tiers.disk == {fetched.part.store_digest: fetched.disk_bytes}
+    assert (tiers.device, tiers.host) == ({ONE: ("key", 7)}, {"digest": 6})
+
+
+@in_loop
+async def test_only_rank_0_fetches(parts: Parts) -> None:
+    rank_adapters = parts.make(None)
+    rank_adapters.start()
+    with pytest.raises(AdapterUnavailableError, match="only rank 0"):
+        await rank_adapters.fetch(AdapterQuery(ref=AdapterRef.of("local", "0")))
+    await rank_adapters.close()
+
+
+@in_loop
+async def test_what_was_fetched_last_stays_on_the_disk(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_adapters, "_NUM_HELD", 2)
+    zero, one = await parts.fetch(0), await parts.fetch(1)
+    assert await parts.fetch(0) == zero  # now the one fetched last
+    two = await parts.fetch(2)
+    assert not parts.is_held(one)
+    assert parts.is_held(zero)
+    assert parts.is_held(two)
+    await parts.rank_adapters.release(ONE, [zero])
+    assert parts.lane.released == [(ONE, (zero,))]
+    assert not parts.is_held(zero)
+    parts.rank_adapters.start()
+    await parts.rank_adapters.close()
+    assert parts.fetcher.is_started
+    assert parts.fetcher.is_closed
+    assert not parts.is_held(two)
+
+
+@in_loop
+async def test_what_is_loaded_or_waited_for_in_vain_may_leave_the_disk(parts: Parts) -> None:
+    loaded, old, young = [await parts.fetch(number) for number in range(3)]
+    await parts.rank_adapters.prepare(ONE, content(loaded))
+    assert not parts.is_held(loaded)
+    parts.now_s += 61.0
+    assert await parts.fetch(2) == young
+    assert not parts.is_held(old)
+    assert parts.is_held(young)
+    await parts.rank_adapters.close()
+
+
+@in_loop
+async def test_a_small_store_takes_any_number_of_adapters_in_turn(parts: Parts) -> None:
+    first = await parts.fetch(0)
+    parts.store.max_bytes = 2 * parts.store.used_bytes()
+    await parts.rank_adapters.prepare(ONE, content(first))
+    for number in range(1, 6):
+        await parts.rank_adapters.prepare(ONE, content(await parts.fetch(number)))
+    # Two that nobody loads fill it.
+    await parts.fetch(6)
+    await parts.fetch(7)
+    with pytest.raises(AdapterUnavailableError) as caught:
+        await parts.fetch(8)
+    assert caught.value.reason is Reason.STORE_FULL
+
+
+@in_loop
+async def test_files_that_are_gone_are_said_to_be(parts: Parts) -> None:
+    with pytest.raises(AdapterUnavailableError) as caught:
+        await parts.rank_adapters.text("0" * 64)
+    assert caught.value.reason is Reason.EVICTED
+
+
+@in_loop
+async def test_what_is_damaged_is_not_kept(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    parts.lane.error = AdapterUnavailableError(Reason.REFUSED, "too odd")
+    with pytest.raises(AdapterUnavailableError, match="too odd"):
+        await parts.rank_adapters.prepare(ONE, content(part))
+    assert parts.is_held(part)
+    assert parts.lane.released == []
+    parts.lane.error = AdapterUnavailableError(Reason.CORRUPT, "damaged")
+    with pytest.raises(AdapterUnavailableError, match="damaged"):
+        await parts.rank_adapters.prepare(ONE, content(part))
+    assert parts.lane.released == [(ONE, (part,))]
+    assert not parts.is_held(part)
+
+
+@in_loop
+async def test_large_adapters_on_their_way_hold_up_nothing_but_each_other(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    parts.lane.gate.clear()
+    loading = [
+        asyncio.create_task(parts.rank_adapters.prepare(AdapterHandle(number), content(part)))
+        for number in range(1, 9)
+    ]
+    for _ in range(rank_adapters._NUM_THREADS):
+        assert await asyncio.to_thread(parts.lane.inside.acquire, True, 30)
+    await parts.rank_adapters.tiers()
+    await parts.rank_adapters.text(part.store_digest)
+    await parts.rank_adapters.release(ONE)
+    await parts.fetch(1)
+    assert not any(task.done() for task in loading)
+    # No more than these are parsed at a time.
+    assert not parts.lane.inside.acquire(blocking=False)
+    parts.lane.gate.set()
+    assert [report.device_bytes for report in await asyncio.gather(*loading)] == list(range(1, 9))

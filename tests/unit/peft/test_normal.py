@@ -1,0 +1,201 @@
+"""The normal form on disk, the digest, and the types that adapters are held in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.helpers.small_adapters import QUERY, config, make_base, tensors, write
+
+from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.peft.digest import TENSOR_PARTS, digest_adapter
+from lorax_shard.peft.errors import AdapterRefusedError
+from lorax_shard.peft.files import AdapterLimits, find_text_files
+from lorax_shard.peft.normal import cast, digest_of, read_normal, write_normal
+from lorax_shard.peft.read import examine, read_adapter
+from lorax_shard.peft.verify import make_context, normalise, verify
+
+
+def full_adapter() -> HostAdapter:
+    """Return an adapter with every part, two of which modules share."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    weight = draw(20, 6)
+    modules = {
+        "head": ModuleDelta(weight=weight, bias=draw(20)),
+        "tokens": ModuleDelta(
+            a=draw(2, 20).bfloat16(), b=draw(6, 2).half(), scaling=1 / 3, weight=weight,
+            magnitude=draw(6), token_ids=torch.tensor([4, 19]), token_rows=draw(2, 6),
+        ),
+    }  # fmt: skip
+    adapter = HostAdapter(
+        digest="", modules=modules, vocab_size=20, traits=frozenset({"rslora", "selected"})
+    )
+    return digest_adapter(adapter)
+
+
+def same(left: HostAdapter, right: HostAdapter) -> bool:
+    if (left.digest, left.vocab_size, left.traits) != (
+        right.digest,
+        right.vocab_size,
+        right.traits,
+    ):
+        return False
+    if list(left.modules) != list(right.modules):
+        return False
+    for name, one in left.modules.items():
+        other = right.modules[name]
+        for part in TENSOR_PARTS:
+            a, b = getattr(one, part), getattr(other, part)
+            if (a is None) != (b is None) or (a is not None and not torch.equal(a, b)):
+                return False
+        if one.scaling != other.scaling:
+            return False
+    return True
+
+
+def test_the_normal_form_keeps_everything(tmp_path: Path) -> None:
+    adapter = full_adapter()
+    write_normal(adapter, tmp_path)
+    again = read_normal(tmp_path, dtype=torch.float32)
+    assert same(again, cast(adapter, dtype=torch.float32))
+    assert digest_of(tmp_path) == adapter.digest
+    # Stored once, and one object again.
+    assert again.modules["head"].weight is again.modules["tokens"].weight
+    assert len(load_file(tmp_path / "adapter.safetensors")) == 7
+
+
+def test_types_are_those_that_peft_holds() -> None:
+    adapter = cast(full_adapter(), dtype=torch.bfloat16)
+    head, tokens = adapter.modules["head"], adapter.modules["tokens"]
+    for part in ("a", "b", "magnitude"):
+        assert getattr(tokens, part).dtype is torch.float32
+    for tensor in (head.weight, head.bias, tokens.token_rows):
+        assert tensor is not None
+        assert tensor.dtype is torch.bfloat16
+    assert tokens.token_ids is not None
+    assert tokens.token_ids.dtype is torch.int64
+    assert head.weight is tokens.weight
+    narrow = cast(adapter, dtype=torch.bfloat16, low_rank_dtype=torch.float16)
+    assert narrow.modules["tokens"].a is not None
+    assert narrow.modules["tokens"].a.dtype is torch.float16
+
+
+def test_tensors_of_the_right_type_are_not_copied() -> None:
+    adapter = full_adapter()
+    again = cast(adapter, dtype=torch.float32)
+    assert again.modules["head"].weight is adapter.modules["head"].weight
+
+
+def digest(folder: Path, options: dict[str, Any], values: dict[str, Any] | None = None) -> str:
+    write(folder, options, values)
+    return read_adapter(folder, make_base(), AdapterLimits()).digest
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_model_name_or_path": "/home/somebody/model", "revision": "main"},
+        {"lora_dropout": 0.3, "inference_mode": True, "peft_version": "0.10.0"},
+        {"init_lora_weights": "gaussian", "task_type": "CAUSAL_LM"},
+        {"target_modules": r".*\.0\..*q_proj"},
+        {"r": 9, "rank_pattern": {"q_proj": 2}},
+        {"lora_alpha": 4.0},
+    ],
+)
+def test_adapters_that_compute_the_same_have_one_digest(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    assert digest(tmp_path / "a", config()) == digest(tmp_path / "b", config(**options))
+
+
+def test_whatever_changes_the_output_changes_the_digest(tmp_path: Path) -> None:
+    values = tensors()
+    swapped = dict(zip(values, reversed(values.values()), strict=True))
+    swapped = {key: each.T.contiguous() for key, each in swapped.items()}
+    name = QUERY.replace("0", "1")
+    found = [
+        digest(tmp_path / "plain", config()),
+        digest(tmp_path / "alpha", config(lora_alpha=5)),
+        digest(tmp_path / "module", config(target_modules=[name]), tensors(name)),
+        digest(tmp_path / "values", config(), {key: each + 1e-7 for key, each in values.items()}),
+        digest(tmp_path / "swapped", config(), swapped),
+        digest(tmp_path / "type", config(), {key: each.half() for key, each in values.items()}),
+    ]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/chat_template.jinja").write_text("{{ messages }}")
+    found.append(digest(tmp_path / "text", config()))
+    assert len(set(found)) == len(found)
+
+
+def test_the_digest_covers_listed_text_files_in_the_normal_form(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    examined = examine(tmp_path, make_base(), AdapterLimits())
+    (tmp_path / "normal").mkdir()
+    write_normal(examined.adapter, tmp_path / "normal", text=examined.text)
+    assert digest_of(tmp_path / "normal") == examined.adapter.digest
+    assert examined.text == find_text_files(tmp_path, AdapterLimits())
+
+
+@pytest.mark.parametrize("what", ["document", "tensors", "part", "missing", "format", "shape"])
+def test_a_damaged_normal_form_is_refused(what: str, tmp_path: Path) -> None:
+    write_normal(full_adapter(), tmp_path)
+    document, file = tmp_path / "adapter.json", tmp_path / "adapter.safetensors"
+    text = document.read_text()
+    if what == "tensors":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif what == "missing":
+        file.unlink()
+    else:
+        changes = {
+            "document": text[:-3],
+            "part": text.replace('"magnitude":', '"magnitudes":'),
+            "format": text.replace('"format": 1', '"format": 2'),
+            "shape": json.dumps([text]),
+        }
+        document.write_text(changes[what])
+    with pytest.raises(AdapterRefusedError, match=r"adapter is damaged|format of another release"):
+        read_normal(tmp_path, dtype=torch.float32)
+
+
+def test_changed_content_shows_in_the_digest(tmp_path: Path) -> None:
+    write_normal(full_adapter(), tmp_path)
+    content = bytearray((tmp_path / "adapter.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "adapter.safetensors").write_bytes(content)
+    assert digest_of(tmp_path) != read_normal(tmp_path, dtype=torch.float32).digest
+
+
+def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 21}}}')
+    context = make_context(make_base(), AdapterLimits())
+    facts = verify(tmp_path, json.loads(json.dumps(context)))
+    assert json.loads(json.dumps(facts)) == facts
+    digest = facts.pop("content_digest")
+    assert facts == {
+        "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0, "num_tokens": 22,
+        "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [],
+    }  # fmt: skip
+    with pytest.raises(AdapterRefusedError, match="the limit is 1"):
+        verify(tmp_path, make_context(make_base(), AdapterLimits(max_rank=1)))
+    target = tmp_path / "normal"
+    for _ in range(2):
+        assert normalise(tmp_path, target, context)["content_digest"] == digest
+        assert [path.name for path in target.iterdir()] == [digest]
+    assert digest_of(target / digest) == digest
+
+
+def test_a_digest_does_not_depend_on_the_order_of_modules() -> None:
+    adapter = full_adapter()
+    turned = dict(reversed(adapter.modules.items()))
+    assert digest_adapter(dataclasses.replace(adapter, modules=turned)).digest == adapter.digest

@@ -1,0 +1,84 @@
+"""Which modules are selected, beside what the oracle shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.helpers.small_adapters import EMBEDDING, HEAD, NORM, QUERY, config, make_base
+
+from lorax_shard.peft.config import parse_config
+from lorax_shard.peft.errors import AdapterRefusedError
+from lorax_shard.peft.targets import LowRank, Selection, select
+
+
+def selected(*, tied: bool = False, **options: Any) -> Selection:
+    return select(parse_config(json.dumps(config(**options))), make_base(tied=tied))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"target_modules": ["w1"]}, "names nothing in this server's base model (ToyForCausalLM)"),
+        ({"target_modules": ["norm"]}, f"target_modules names {NORM}, a LayerNorm"),
+        ({"target_modules": ".*("}, "is no regular expression: '.*('"),
+        ({"rank_pattern": {"[": 4}}, "is no regular expression"),
+        ({"modules_to_save": ["model"]}, "modules_to_save names model, a ToyModel; only linears,"),
+        ({"modules_to_save": ["["]}, "is no regular expression"),
+        ({"trainable_token_indices": {"wte": [1]}}, "trainable_token_indices names 'wte', which"),
+        (
+            {"target_modules": ["embed_tokens"], "trainable_token_indices": [1]},
+            f"{EMBEDDING} has LoRA and is in trainable_token_indices too",
+        ),
+        (
+            {"modules_to_save": ["embed_tokens"], "trainable_token_indices": [1]},
+            f"{EMBEDDING} is in modules_to_save and trainable_token_indices",
+        ),
+        # The end of a name suffices for modules_to_save, and does not keep LoRA off.
+        (
+            {"target_modules": [HEAD], "modules_to_save": ["head"]},
+            "lm_head has LoRA and is in modules_to_save too",
+        ),
+    ],
+)
+def test_refusals(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(AdapterRefusedError) as caught:
+        selected(**options)
+    assert text in caught.value.public
+
+
+def test_different_ids_for_tied_modules_cannot_be_tied() -> None:
+    ids = {"embed_tokens": [1], HEAD: [2]}
+    with pytest.raises(AdapterRefusedError, match="different ids for tied modules"):
+        selected(tied=True, trainable_token_indices=ids, ensure_weight_tying=True)
+    assert selected(tied=True, trainable_token_indices=ids).tokens == {
+        EMBEDDING: ((1,), ""),
+        HEAD: ((2,), ""),
+    }
+
+
+def test_the_first_pattern_that_fits_decides() -> None:
+    chosen = selected(
+        target_modules=["q_proj"],
+        rank_pattern={"q_pro": 9, "attn.q_proj": 3, "q_proj": 5},
+        alpha_pattern={r"1\..*q_proj": 6},
+        use_rslora=True,
+    ).low_rank
+    # "q_pro" fits no whole name; alpha follows its own patterns.
+    assert chosen == {
+        QUERY: LowRank(3, 4 / 3**0.5),
+        QUERY.replace("0", "1"): LowRank(3, 6 / 3**0.5),
+    }
+
+
+def test_all_linear_means_all_but_the_head() -> None:
+    chosen = selected(target_modules="ALL-linear", exclude_modules=[QUERY])
+    assert set(chosen.low_rank) == {
+        name for name in make_base().modules if "proj" in name and name != QUERY
+    }
+
+
+def test_tying_by_the_heads_name_adapts_the_embedding_too() -> None:
+    chosen = selected(tied=True, target_modules=[HEAD], ensure_weight_tying=True).low_rank
+    assert chosen == {EMBEDDING: LowRank(2, 2.0), HEAD: LowRank(2, 2.0, tied_to=EMBEDDING)}
