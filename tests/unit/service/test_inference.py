@@ -299,7 +299,7 @@ def test_who_still_waits_for_an_adapter_at_the_end_is_told():
         world = World()
         catalog: Any = Catalog()
         world.service._adapters = catalog
-        world.validator._wishes = SelectionPolicy()
+        world.validator._selections = SelectionPolicy()
         selection = request(adapter_id="org/poet")
         calls = [world.service.generate(selection), world.service.generate_stream(selection)]
         tasks = [asyncio.ensure_future(call) for call in calls]
