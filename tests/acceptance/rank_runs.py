@@ -99,8 +99,8 @@ class World:
 
 def make_world(family: str, root: Path) -> World:
     """Write a tiny model and its adapters, and put those into the store as a fetcher would."""
+    from lorax_shard.adapter_files import StoredFile
     from lorax_shard.adapters.setup import make_store
-    from lorax_shard.fetching.sources.interface import StoredFile
 
     world = World(root)
     make_tiny_model(family, world.model_dir)

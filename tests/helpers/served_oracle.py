@@ -17,9 +17,9 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 from lorax_contract.adapters import AdapterContent, AdapterPart
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import AdapterHandle
+from lorax_shard.adapter_files import StoredFile
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.engine.active_adapters import ActiveAdapters
-from lorax_shard.fetching.sources.interface import StoredFile
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.read import examine

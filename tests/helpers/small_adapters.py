@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lorax_shard.model.describe import BaseDescription, ModuleInfo
+from lorax_shard.peft.base import BaseDescription, ModuleInfo
 
 VOCABULARY, WIDTH, RANK = 20, 6, 2
 QUERY = "model.layers.0.attn.q_proj"

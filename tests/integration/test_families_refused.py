@@ -15,9 +15,10 @@ from tests.helpers.tiny_models import make_tiny_model, tiny_config
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model.describe import BaseDescription, describe
+from lorax_shard.model.describe import describe
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.config import parse_config
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import AdapterLimits

@@ -35,7 +35,8 @@ from tests.helpers.peft_folders import (
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_shard.lora.delta import HostAdapter
-from lorax_shard.model.describe import BaseDescription, describe
+from lorax_shard.model.describe import describe
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.normal import cast, digest_of, read_normal, write_normal

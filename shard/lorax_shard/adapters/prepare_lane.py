@@ -35,7 +35,7 @@ from lorax_contract.step import AdapterHandle
 from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.lora.prepared import PreparedAdapter
-from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.merge import merge
 from lorax_shard.peft.normal import cast

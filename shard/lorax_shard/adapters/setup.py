@@ -14,7 +14,7 @@ from lorax_shard.fetching.job import VerifySettings
 from lorax_shard.fetching.limits import ProcessLimits
 from lorax_shard.fetching.process import Setup
 from lorax_shard.fetching.sources.environment import source_settings
-from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.verify import make_context
 from lorax_shard.store.store import AdapterStore

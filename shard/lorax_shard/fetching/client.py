@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
+from lorax_shard.adapter_files import TEMPLATE_FILES
 from lorax_shard.fetching.access import AccessBook
 from lorax_shard.fetching.child import ChildLost, FetchChild
 from lorax_shard.fetching.job import FetchOutcome
 from lorax_shard.fetching.negative import NegativeCache, NegativeSettings
 from lorax_shard.fetching.process import Setup
 from lorax_shard.fetching.redact import without_secrets
-from lorax_shard.fetching.sources.interface import TEMPLATE_FILES
 from lorax_shard.store.store import AdapterStore, Lease
 
 logger = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ from lorax_contract.adapters import (
     refused,
 )
 from lorax_contract.errors import LoraxError
+from lorax_shard.adapter_files import files_digest
 from lorax_shard.fetching.sources.interface import (
     FetchContext,
     Resolved,
     Source,
     SourceSettings,
     check_announced,
-    content_digest,
     too_large,
 )
 from lorax_shard.store.index import NameRecord
@@ -194,7 +194,7 @@ class FetchJob:
                 raise too_large(ref, "it", total, limits.max_total_bytes)
             self._store.make_room(total, staging)
             # Before it becomes an entry: what is refused is not kept.
-            facts = self._judged(ref, content_digest(stored), staging)
+            facts = self._judged(ref, files_digest(stored), staging)
         except AdapterUnavailableError as error:
             if error.reason.permanent:
                 for path in staging.iterdir():

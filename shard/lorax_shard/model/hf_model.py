@@ -14,9 +14,9 @@ from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
-from lorax_shard.model.describe import BaseDescription
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.limits import position_limit
+from lorax_shard.peft.base import BaseDescription
 
 _KV_DTYPES = {"fp8_e4m3": FP8}
 

@@ -12,7 +12,8 @@ from torch import nn
 from lorax_contract.errors import LoraxError, StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.lora.delta import HostAdapter
-from lorax_shard.model.describe import BaseDescription, describe
+from lorax_shard.model.describe import describe
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.read import examine
 

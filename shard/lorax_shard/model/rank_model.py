@@ -20,10 +20,11 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.hashing import tensor_digest
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
 from lorax_shard.model import attention_hook, miniature
-from lorax_shard.model.describe import BaseDescription, describe
+from lorax_shard.model.describe import describe
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
     ModelProbe,
@@ -39,7 +40,7 @@ from lorax_shard.parallel.load import LoadedRank, load_rank
 from lorax_shard.parallel.local import connect
 from lorax_shard.parallel.partition import CannotSplitError
 from lorax_shard.parallel.slices import in_memory, open_files
-from lorax_shard.peft.digest import tensor_digest
+from lorax_shard.peft.base import BaseDescription
 
 
 class RankPart(NamedTuple):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Protocol
 
 import torch
 
+from lorax_shard.hashing import Hash, bytes_of, put
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.files import TextFiles
 
@@ -20,10 +20,6 @@ from lorax_shard.peft.files import TextFiles
 TENSOR_PARTS = ("a", "b", "magnitude", "bias", "weight", "token_ids", "token_rows")
 # A change of what is hashed changes this, so that old digests never name new content.
 _VERSION = "lorax-adapter-1"
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes | memoryview, /) -> None: ...
 
 
 def digest_adapter(adapter: HostAdapter, text: TextFiles | None = None) -> HostAdapter:
@@ -34,38 +30,18 @@ def digest_adapter(adapter: HostAdapter, text: TextFiles | None = None) -> HostA
 def content_digest(adapter: HostAdapter, text: TextFiles) -> str:
     """Return the digest of an adapter's content, as hexadecimal digits."""
     hashed = hashlib.sha256()
-    _put(hashed, _VERSION, str(adapter.vocab_size), *sorted(adapter.traits))
+    put(hashed, _VERSION, str(adapter.vocab_size), *sorted(adapter.traits))
     for name in sorted(adapter.modules):
         _put_delta(hashed, name, adapter.modules[name])
     for file in sorted(text.files, key=lambda file: file.name):
-        _put(hashed, "file", file.name, file.sha256)
+        put(hashed, "file", file.name, file.sha256)
     return hashed.hexdigest()
 
 
-def _put_delta(hashed: _Hash, name: str, delta: ModuleDelta) -> None:
-    _put(hashed, "module", name, float(delta.scaling).hex())
+def _put_delta(hashed: Hash, name: str, delta: ModuleDelta) -> None:
+    put(hashed, "module", name, float(delta.scaling).hex())
     for part in TENSOR_PARTS:
         tensor: torch.Tensor | None = getattr(delta, part)
         if tensor is not None:
-            _put(hashed, part, str(tensor.dtype), str(tuple(tensor.shape)))
-            hashed.update(_bytes_of(tensor))
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """Return the digest of one tensor: its type, shape and values."""
-    hashed = hashlib.sha256()
-    _put(hashed, str(tensor.dtype), str(tuple(tensor.shape)))
-    hashed.update(_bytes_of(tensor))
-    return hashed.hexdigest()
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _put(hashed: _Hash, *words: str) -> None:
-    """Hash words so that no two lists of words look alike."""
-    for word in words:
-        data = word.encode()
-        hashed.update(len(data).to_bytes(8, "little"))
-        hashed.update(data)
+            put(hashed, part, str(tensor.dtype), str(tuple(tensor.shape)))
+            hashed.update(bytes_of(tensor))

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from lorax_shard.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 # What an adapter may bring of its own for turning text into tokens.
 TEXT_FILES = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt",

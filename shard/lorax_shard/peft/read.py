@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lorax_shard.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
-from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.config import LoraOptions, parse_config
-from lorax_shard.peft.digest import digest_adapter, tensor_digest
+from lorax_shard.peft.digest import digest_adapter
 from lorax_shard.peft.errors import AdapterRefusedError, listing, plain
 from lorax_shard.peft.files import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     AdapterLimits,
     TensorInfo,
     TextFiles,

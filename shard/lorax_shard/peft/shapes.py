@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lorax_shard.model.describe import BaseDescription, ModuleInfo
+from lorax_shard.peft.base import BaseDescription, ModuleInfo
 from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError, listing
 from lorax_shard.peft.files import TensorInfo

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 

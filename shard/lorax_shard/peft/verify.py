@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lorax_shard.lora.delta import HostAdapter
-from lorax_shard.model.describe import BaseDescription
+from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.digest import TENSOR_PARTS
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.normal import write_normal

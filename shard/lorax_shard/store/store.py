@@ -24,12 +24,7 @@ from typing import Any
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard import files
-from lorax_shard.fetching.sources.interface import (
-    TEMPLATE_FILES,
-    TOKENIZER_FILES,
-    StoredFile,
-    content_digest,
-)
+from lorax_shard.adapter_files import TEMPLATE_FILES, TOKENIZER_FILES, StoredFile, files_digest
 from lorax_shard.store.eviction import Candidate, decayed, order
 from lorax_shard.store.index import StoreIndex
 
@@ -155,7 +150,7 @@ class AdapterStore:
     def commit(self, staging: Path, stored: Iterable[StoredFile], cost_s: float) -> StoredAdapter:
         """Make a staged folder an entry; if its content is here already, that entry stays."""
         stored = tuple(sorted(stored, key=lambda file: file.name))
-        digest = content_digest(stored)
+        digest = files_digest(stored)
         wanted = {file.name for file in stored}
         # Looked at before it is locked alone: readers may hold it for as long as they like.
         if (lease := self.lease(digest)) is not None:
@@ -262,7 +257,7 @@ class AdapterStore:
         for path in (self.root / "entries").iterdir():
             entry = self.entry(path.name)
             assert entry is not None, f"{path.name} is visible and not whole"
-            assert content_digest(entry.files) == entry.digest, f"{path.name} is misnamed"
+            assert files_digest(entry.files) == entry.digest, f"{path.name} is misnamed"
             names = {file.name for file in entry.files} | {_ENTRY_FILE}
             assert {item.name for item in path.iterdir()} == names, f"{path.name}: stray files"
             for file in entry.files:

@@ -16,14 +16,9 @@ from tests.unit.fetching.conftest import make_context
 
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.errors import ValidationError
+from lorax_shard.adapter_files import StoredFile
 from lorax_shard.fetching.job import FetchJob, FetchOutcome, Verifier, VerifySettings
-from lorax_shard.fetching.sources.interface import (
-    FetchContext,
-    Resolved,
-    Source,
-    SourceSettings,
-    StoredFile,
-)
+from lorax_shard.fetching.sources.interface import FetchContext, Resolved, Source, SourceSettings
 from lorax_shard.fetching.sources.local import LocalSource
 from lorax_shard.store.store import AdapterStore
 

@@ -7,14 +7,13 @@ from tests.helpers.adapter_folders import CONFIG, WANTED, WEIGHTS, adapter_files
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.errors import LoraxError
+from lorax_shard.adapter_files import StoredFile, files_digest
 from lorax_shard.fetching.redact import without_secrets
 from lorax_shard.fetching.sources.interface import (
     FetchLimits,
     RemoteFile,
     SourceSettings,
-    StoredFile,
     check_announced,
-    content_digest,
     select_files,
 )
 
@@ -88,9 +87,9 @@ def test_announced_sizes_are_checked_before_a_byte_is_fetched(
 def test_the_digest_names_contents_not_their_order() -> None:
     one = StoredFile(name="a", size=1, sha256="00")
     two = StoredFile(name="b", size=1, sha256="11")
-    assert content_digest([one, two]) == content_digest([two, one])
-    assert content_digest([one]) != content_digest([one, two])
-    assert content_digest([one]) != content_digest([StoredFile(name="b", size=1, sha256="00")])
+    assert files_digest([one, two]) == files_digest([two, one])
+    assert files_digest([one]) != files_digest([one, two])
+    assert files_digest([one]) != files_digest([StoredFile(name="b", size=1, sha256="00")])
 
 
 def test_errors_cross_the_pipe_whole() -> None:

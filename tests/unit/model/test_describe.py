@@ -8,7 +8,8 @@ import transformers
 from tests.helpers.small_adapters import make_base
 from torch import nn
 
-from lorax_shard.model.describe import BaseDescription, ModuleInfo, describe
+from lorax_shard.model.describe import describe
+from lorax_shard.peft.base import BaseDescription, ModuleInfo
 
 
 def gpt2(*, tied: bool) -> nn.Module:

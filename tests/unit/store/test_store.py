@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.adapter_folders import tree
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
-from lorax_shard.fetching.sources.interface import StoredFile
+from lorax_shard.adapter_files import StoredFile
 from lorax_shard.files import acquire, remove_unused_lock, size_of
 from lorax_shard.store.index import NameRecord
 from lorax_shard.store.store import AdapterStore, StoredAdapter

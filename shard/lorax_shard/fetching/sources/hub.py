@@ -18,14 +18,13 @@ from typing import Any
 from urllib.parse import quote
 
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
+from lorax_shard.adapter_files import CONFIG_FILE, StoredFile
 from lorax_shard.fetching.redact import without_secrets
 from lorax_shard.fetching.sources.interface import (
-    CONFIG_FILE,
     FetchContext,
     RemoteFile,
     Resolved,
     SourceSettings,
-    StoredFile,
     not_found,
     select_files,
     transient,

@@ -7,8 +7,6 @@ fetched. Sources run in the fetcher's child process, never beside the model.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,14 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
+from lorax_shard.adapter_files import (
+    CONFIG_FILE,
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    StoredFile,
+)
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-TOKENIZER_FILES = (
-    "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model",
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
-)  # fmt: skip
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 WANTED_FILES = frozenset((CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, *TEMPLATE_FILES))
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -70,15 +68,6 @@ class Resolved:
     token: str | None = None
     # Whether a later look at the same version may trust that its bytes are still these.
     lasting: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile:
-    """A file that lies in a folder, whole."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 def _ignore(_step: str) -> None:
@@ -171,12 +160,6 @@ def check_announced(ref: AdapterRef, files: Iterable[RemoteFile], limits: FetchL
     if total > limits.max_total_bytes:
         raise too_large(ref, "it", total, limits.max_total_bytes)
     return total
-
-
-def content_digest(files: Iterable[StoredFile]) -> str:
-    """Return the digest that names a set of files: names, sizes and contents."""
-    listing = sorted((file.name, file.size, file.sha256) for file in files)
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

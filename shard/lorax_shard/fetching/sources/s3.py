@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason, key_of, refused
+from lorax_shard.adapter_files import StoredFile
 from lorax_shard.fetching.sources.interface import (
     FetchContext,
     RemoteFile,
     Resolved,
     SourceSettings,
-    StoredFile,
     not_found,
     select_files,
     transient,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
-from lorax_shard.fetching.sources.interface import FetchContext, RemoteFile, StoredFile, too_large
+from lorax_shard.adapter_files import StoredFile
+from lorax_shard.fetching.sources.interface import FetchContext, RemoteFile, too_large
 
 T = TypeVar("T")
 

@@ -1,0 +1,123 @@
+"""What an adapter's reader must know of the base model, without having the model.
+
+It goes as JSON to the process that reads adapters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, cast, get_args
+
+# conv1d: GPT-2's linear, whose weight is stored in x out. norm: a leaf with vectors as
+# parameters, which can be replaced and not adapted. other: can be neither.
+Kind = Literal["linear", "conv1d", "embedding", "norm", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleInfo:
+    """One module of the base model."""
+
+    kind: Kind
+    # The class, for sentences about modules that cannot be adapted.
+    type_name: str
+    # Of an embedding: rows and width. Of a norm: 0 and its length.
+    in_features: int = 0
+    out_features: int = 0
+    has_bias: bool = False
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether it can have a low-rank part: it is a linear or an embedding."""
+        return self.kind in ("linear", "conv1d", "embedding")
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether an adapter can bring its parameters."""
+        return self.kind != "other"
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of its weight in its own layout."""
+        if self.kind == "norm":
+            return (self.out_features,)
+        if self.kind == "linear":
+            return self.out_features, self.in_features
+        return self.in_features, self.out_features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseDescription:
+    """The base model: its modules in order, which share their weight, and its class."""
+
+    # The class that transformers builds, such as LlamaForCausalLM.
+    architecture: str
+    modules: Mapping[str, ModuleInfo]
+    # Groups of modules with one weight between them.
+    tied: tuple[tuple[str, ...], ...] = ()
+    # Names of the token embedding and of the output head.
+    input_embedding: str = ""
+    output_head: str = ""
+    # Name of the dtype that the model computes in.
+    dtype: str = "float32"
+    # Digests of the weights of embeddings and heads, in that dtype. PEFT saves copies of those
+    # beside LoRA on them; what is equal to the base's need not be kept for each adapter.
+    weight_digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding; 0: unknown."""
+        info = self.modules.get(self.input_embedding)
+        return 0 if info is None else info.in_features
+
+    def tied_with(self, name: str) -> tuple[str, ...]:
+        """Return the other modules that share the weight of ``name``."""
+        for group in self.tied:
+            if name in group:
+                return tuple(each for each in group if each != name)
+        return ()
+
+    def to_json(self) -> str:
+        """Return the description as one JSON document."""
+        modules = {
+            name: [info.kind, info.type_name, info.in_features, info.out_features, info.has_bias]
+            for name, info in self.modules.items()
+        }
+        document = {
+            "architecture": self.architecture,
+            "modules": modules,
+            "tied": self.tied,
+            "input_embedding": self.input_embedding,
+            "output_head": self.output_head,
+            "dtype": self.dtype,
+            "weight_digests": dict(self.weight_digests),
+        }
+        return json.dumps(document)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote."""
+        document: dict[str, Any] = json.loads(text)
+        return cls(
+            architecture=document["architecture"],
+            modules={name: _info(values) for name, values in document["modules"].items()},
+            tied=tuple(tuple(group) for group in document["tied"]),
+            input_embedding=document["input_embedding"],
+            output_head=document["output_head"],
+            dtype=document["dtype"],
+            weight_digests=document["weight_digests"],
+        )
+
+
+def _info(values: list[Any]) -> ModuleInfo:
+    kind, type_name, in_features, out_features, has_bias = values
+    if kind not in get_args(Kind):
+        raise ValueError(f"module kind {kind!r} is unknown")
+    return ModuleInfo(
+        kind=cast("Kind", kind),
+        type_name=type_name,
+        in_features=in_features,
+        out_features=out_features,
+        has_bias=has_bias,
+    )
