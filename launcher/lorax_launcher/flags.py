@@ -164,7 +164,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--max-stop-sequences", type=click.IntRange(min=0),
                 help="Most stop sequences of a request."),
         _option("--max-input-length", type=_COUNT,
-                help="Longest prompt in tokens (default: one less than --max-total-tokens)."),
+                help="Longest prompt in tokens (default: one less than --max-total-tokens). A text "
+                "with more characters than so many of the longest token is refused unread."),
         _option("--max-total-tokens", type=click.IntRange(min=2),
                 help="Longest prompt plus output in tokens (default: the model's positions, at "
                 "most 4096)."),

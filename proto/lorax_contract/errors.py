@@ -36,6 +36,8 @@ class ErrorKind:
     grpc_status: str
     error_type: str
     prefix: str = ""
+    # Seconds after which it is worth another try; None: the same request fails again.
+    retry_after_s: int | None = None
 
 
 class LoraxError(Exception):
@@ -103,13 +105,14 @@ class CapacityError(LoraxError):
 class OverloadedError(CapacityError):
     """All ``max_concurrent_requests`` permits are taken."""
 
-    kind = ErrorKind(429, "RESOURCE_EXHAUSTED", "overloaded", "Model is overloaded")
+    kind = ErrorKind(429, "RESOURCE_EXHAUSTED", "overloaded", "Model is overloaded", 1)
 
 
 class ShuttingDownError(CapacityError):
     """The server finishes what runs and takes nothing new."""
 
-    kind = ErrorKind(503, "UNAVAILABLE", "overloaded", "Server is shutting down")
+    # Another server, or this one started again, takes over: not at once.
+    kind = ErrorKind(503, "UNAVAILABLE", "shutting_down", "Server is shutting down", 5)
 
 
 class GenerationError(LoraxError):
@@ -127,7 +130,7 @@ class IncompleteGenerationError(LoraxError):
 class UnhealthyError(LoraxError):
     """A health probe found the shards unable to serve."""
 
-    kind = ErrorKind(503, "UNAVAILABLE", "healthcheck", "unhealthy")
+    kind = ErrorKind(503, "UNAVAILABLE", "healthcheck", "unhealthy", 5)
 
 
 class ShardError(LoraxError):

@@ -51,7 +51,7 @@ class Stopped(Exception):
     """The router was told to stop before it was ready."""
 
 
-class Stopper:
+class StopSignal:
     """The reasons to stop: a signal, or an engine that ended. A second signal ends at once."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ def leave(exit_code: ExitCode) -> None:
 
 async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
     """Start all parts, serve until there is a reason to stop, then drain."""
-    stopper = Stopper()
+    stopper = StopSignal()
     stopper.watch_signals()
     language = load_language(config)
     shards = await stopper.unless_stopped(_connect(config))
@@ -183,7 +183,7 @@ async def _wait_for_shard(uri: str, seconds: float) -> None:
 
 
 async def _serve_parts(
-    config: RouterConfig, listener: socket.socket, parts: Parts, stopper: Stopper
+    config: RouterConfig, listener: socket.socket, parts: Parts, stopper: StopSignal
 ) -> None:
     engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
     try:
@@ -199,7 +199,7 @@ async def _serve_clients(
     config: RouterConfig,
     listener: socket.socket,
     parts: Parts,
-    stopper: Stopper,
+    stopper: StopSignal,
     engine: asyncio.Future[None],
 ) -> None:
     grpc_server = await _start_grpc(config, parts)
@@ -223,7 +223,7 @@ async def _serve_clients(
             await grpc_server.stop(_GRPC_GRACE_S)
 
 
-async def _run_engine(engine: EngineLoop, stopper: Stopper) -> None:
+async def _run_engine(engine: EngineLoop, stopper: StopSignal) -> None:
     """Run the engine loop; if it ends by itself, so does the router."""
     try:
         await engine.run()

@@ -42,6 +42,7 @@ from lorax_router.service.limits import (
     required_length,
 )
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.char_bound import chars_per_token
 from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
@@ -88,6 +89,7 @@ class ServiceParts:
     adapters: AdapterManager
     metrics: Metrics
     selections: SelectionPolicy
+    max_input_chars: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ def assemble_service(
         max_input_length=budgets.lengths.max_input_length,
         max_total_tokens=budgets.lengths.max_total_tokens,
         vocab_size=info.vocab_size,
+        max_input_chars=budgets.lengths.max_input_length * chars_per_token(language.tokenizer),
         max_best_of=config.max_best_of,
         max_stop_sequences=config.max_stop_sequences,
     )
@@ -230,7 +233,9 @@ def assemble_service(
         adapters=adapters,
     )
     manager = AdapterManager(adapters, shards)
-    return ServiceParts(engine, service, tokenizer, manager, metrics, selections)
+    return ServiceParts(
+        engine, service, tokenizer, manager, metrics, selections, limits.max_input_chars
+    )
 
 
 def assemble(
@@ -251,6 +256,7 @@ def assemble(
         metrics=parts.metrics,
         info=server_info(config, info, budgets),
         max_body_bytes=config.max_body_bytes,
+        max_input_chars=parts.max_input_chars,
         cors=Cors(
             origins=config.cors_allow_origin,
             headers=config.cors_allow_header,
@@ -339,7 +345,7 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
     return ServerInfo(
         model_id=config.model_id,
         model_sha=config.revision,
-        model_dtype=info.dtype,
+        model_dtype=f"torch.{info.dtype}",
         model_device_type=info.device_type,
         max_concurrent_requests=config.max_concurrent_requests,
         max_best_of=config.max_best_of,

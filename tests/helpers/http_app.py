@@ -105,6 +105,7 @@ class World:
             metrics=self.metrics,
             info=server_info(bounds, model_id=self.model_id),
             max_body_bytes=self.max_body_bytes,
+            max_input_chars=bounds.max_input_chars,
             cors=self.cors,
         )
 

@@ -236,3 +236,22 @@ def test_the_warm_up_requires_only_a_length_that_was_asked_for(options, required
         assert budgets.lengths.max_total_tokens == (64 if not options else 40)
 
     play(scene())
+
+
+def test_the_dtype_is_told_in_torch_s_name_as_lorax_tells_it():
+    async def scene() -> None:
+        async with router(FakeShard(num_blocks=16, block_size=4)) as served:
+            info = (await served.client.get("/info")).json()
+            assert info["model_dtype"] == "torch.float32"
+
+    play(scene())
+
+
+def test_a_text_far_too_long_is_refused_by_its_length():
+    async def scene() -> None:
+        async with router(FakeShard(num_blocks=16, block_size=4)) as served:
+            answer = await served.generate("w" * 100_000)
+            assert answer.status_code == 422
+            assert "characters, got 100000" in answer.json()["error"]
+
+    play(scene())

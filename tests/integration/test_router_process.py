@@ -111,7 +111,7 @@ def test_it_serves_then_drains_on_sigterm(tmp_path):
                 assert answer.status_code == 503
                 refused = await client.post("/generate", json=BODY)
                 assert refused.status_code == 503
-                assert refused.json()["error_type"] == "overloaded"
+                assert refused.json()["error_type"] == "shutting_down"
                 text += [line async for line in lines]
             found = events("\n".join(text))
             assert len(found) == 40
@@ -140,7 +140,7 @@ def test_what_outlasts_the_grace_period_is_ended_in_words(tmp_path):
                 text = [await anext(lines)]
                 router.process.send_signal(signal.SIGTERM)
                 text += [line async for line in lines]
-            assert events("\n".join(text))[-1]["error_type"] == "overloaded"
+            assert events("\n".join(text))[-1]["error_type"] == "shutting_down"
             code, log = await router.ended()
             assert code == ExitCode.OK
             assert any("grace period" in line["message"] for line in log)
@@ -174,7 +174,7 @@ def test_a_shard_that_hangs_is_found_by_its_step_and_said_in_words(tmp_path, dep
                 assert (await client.post("/generate", json=BODY)).status_code == 200
                 shard.hold()
                 response = await client.post("/generate_stream", json=BODY)
-                assert events(response.text)[-1]["error_type"] == "generation"
+                assert (response.status_code, response.json()["error_type"]) == (424, "generation")
             code, log = await router.ended()
             assert code == ExitCode.SHARD_UNREACHABLE
             errors = [line["message"] for line in log if line["level"] == "error"]

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+from lorax_contract.words import counted
 from lorax_router.core.adapter_record import (
     TRANSITIONS,
     AdapterCapacity,
@@ -135,8 +136,8 @@ class AdapterTable:
     def _check_pin(self, record: AdapterRecord) -> None:
         if len(self._pinned) + 1 >= self.max_resident:
             raise ValidationError(
-                f"{len(self._pinned)} adapters are pinned already and the server has "
-                f"{self.max_resident} slots; one must stay free for the others: "
+                f"the server has {counted(self.max_resident, 'slot')} for adapters, pins hold "
+                f"{len(self._pinned)} of them, and one must stay free for the others: "
                 "raise --max-active-adapters"
             )
         if self.max_bytes is None:

@@ -113,7 +113,7 @@ class AdapterRoutes:
         return await self._answer(request, lambda selection, _: self._manager.reload(selection))
 
     async def _load(self, selection: AdapterSelection, body: AdapterBody) -> dict[str, Any]:
-        return await self._manager.load(selection, pin=bool(body.pin))
+        return await self._manager.load(selection, pin=body.pin)
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
         self._service.check_open()

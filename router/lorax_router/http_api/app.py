@@ -7,13 +7,19 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
 from lorax_router.http_api.generate_routes import GenerateRoutes
 from lorax_router.http_api.openapi import add_body_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
-from lorax_router.http_api.responses import ErrorBoundary, on_http_exception, on_lorax_error
+from lorax_router.http_api.responses import (
+    ErrorBoundary,
+    HeadAsGet,
+    on_http_exception,
+    on_lorax_error,
+)
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.inference import InferenceService
@@ -40,6 +46,7 @@ def build_app(
     metrics: Metrics,
     info: ServerInfo,
     max_body_bytes: int,
+    max_input_chars: int,
     cors: Cors,
     adapters: AdapterManager | None = None,
     selections: SelectionPolicy | None = None,
@@ -64,7 +71,14 @@ def build_app(
         device_type=info.model_device_type,
         max_body_bytes=max_body_bytes,
     )
-    ops = OpsRoutes(service, tokenizer, metrics, info, max_body_bytes=max_body_bytes)
+    ops = OpsRoutes(
+        service,
+        tokenizer,
+        metrics,
+        info,
+        max_body_bytes=max_body_bytes,
+        max_input_chars=max_input_chars,
+    )
     app.include_router(generate.router())
     app.include_router(ops.router())
     if adapters is not None:
@@ -78,7 +92,9 @@ def build_app(
         app.include_router(managed.router())
     app.add_exception_handler(LoraxError, on_lorax_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+    _add_aliases(app)
     # The layer added last is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(ErrorBoundary)
     app.add_middleware(
         CORSMiddleware,
@@ -90,3 +106,10 @@ def build_app(
     )
     add_body_schemas(app)
     return app
+
+
+def _add_aliases(app: FastAPI) -> None:
+    """Serve the documentation where LoRAX and FastAPI have it, too."""
+    for route in [each for each in app.routes if isinstance(each, Route)]:
+        if alias := {"/docs": "/docs/", "/api-doc/openapi.json": "/openapi.json"}.get(route.path):
+            app.add_route(alias, route.endpoint, include_in_schema=False)

@@ -1,11 +1,12 @@
 """Request bodies: read with a bound, parsed strictly, handed on as the service's values.
 
-JSON types are taken at their word (``"5"`` is no number), null means absent, and
-unknown fields are ignored, as LoRAX ignores them, and counted.
+JSON types are taken at their word (``"5"`` is no number), and null means absent for the
+fields where LoRAX takes it. Unknown fields are ignored, as LoRAX ignores them, and counted.
 """
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,8 +55,12 @@ class MergedAdaptersBody(StrictBody):
     majority_sign_method: str | None = None
 
     def to_domain(self) -> MergedAdapters:
-        """Return the service's value."""
-        return MergedAdapters(**_said(self))
+        """Return the service's value; names of rules in any case, as LoRAX takes them."""
+        said = _said(self)
+        for name in ("merge_strategy", "majority_sign_method"):
+            if name in said:
+                said[name] = said[name].lower()
+        return MergedAdapters(**said)
 
 
 class ParametersBody(StrictBody):
@@ -87,39 +92,42 @@ class ParametersBody(StrictBody):
     """Draw from the most typical tokens that together reach this probability."""
     min_p: float | None = None
     """Leave out tokens less likely than this times the likeliest one."""
-    do_sample: bool | None = None
+    do_sample: bool = False
     """Draw tokens; implied by most sampling options."""
     max_new_tokens: Integer | None = None
     """Most tokens to generate; as many as fit if absent."""
-    ignore_eos_token: bool | None = None
+    ignore_eos_token: bool = False
     """Go on after an end-of-sequence token."""
     return_full_text: bool | None = None
     """Put the prompt in front of the generated text."""
-    stop: Items[str] | None = None
-    """Texts that end the output; they stay in it."""
+    stop: Items[str] = []
+    """Texts that end the output; they stay in it. Empty ones end nothing."""
     stop_token_ids: Items[Integer] | None = None
     """Token ids that end the output."""
     truncate: Integer | None = None
     """Keep only the last so many tokens of the prompt."""
-    watermark: bool | None = None
+    watermark: bool = False
     """Not offered."""
-    details: bool | None = None
+    details: bool = False
     """Return tokens, logprobs and the finish reason too."""
-    decoder_input_details: bool | None = None
+    decoder_input_details: bool = False
     """Return the prompt's tokens with their logprobs too; not for streams."""
     return_k_alternatives: Integer | None = None
     """Return so many alternatives for each token."""
-    apply_chat_template: bool | None = None
+    apply_chat_template: bool = False
     """Treat `inputs` as one user message and render the model's chat template."""
     seed: Integer | None = None
     """Makes drawn tokens reproducible."""
     response_format: Any = None
-    """Not offered yet."""
+    """Not offered yet, apart from the type `text`, which binds nothing."""
 
     def to_domain(self, bearer_token: str | None) -> GenerateParameters:
         """Return the service's value."""
         said = _said(self)
-        said["has_response_format"] = said.pop("response_format", None) is not None
+        said["has_response_format"] = _binds(said.pop("response_format", None))
+        said["stop"] = [each for each in self.stop if each]
+        if self.adapter_source is not None:
+            said["adapter_source"] = self.adapter_source.lower()
         if self.merged_adapters is not None:
             said["merged_adapters"] = self.merged_adapters.to_domain()
         said.setdefault("api_token", bearer_token)
@@ -142,7 +150,7 @@ class GenerateBody(StrictBody):
 class CompatGenerateBody(GenerateBody):
     """A prompt and how to continue it, with the choice of a stream."""
 
-    stream: bool | None = None
+    stream: bool = False
     """Answer with server-sent events."""
 
 
@@ -157,14 +165,14 @@ class AdapterBody(StrictBody):
     """Branch, tag or commit on the hub; also as `adapter_id@revision`."""
     api_token: str | None = None
     """Token for private adapters; the Bearer token of the request if absent."""
-    pin: bool | None = None
+    pin: bool = False
     """To load: keep the adapter ready until it is unpinned."""
 
     def to_domain(self, bearer_token: str | None) -> GenerateParameters:
         """Return the parameters of a request with this adapter."""
         return GenerateParameters(
             adapter_id=self.adapter_id,
-            adapter_source=self.adapter_source,
+            adapter_source=self.adapter_source and self.adapter_source.lower(),
             revision=self.revision,
             api_token=self.api_token or bearer_token,
         )
@@ -174,8 +182,8 @@ class TokenizeBody(StrictBody):
     """A text to tokenize."""
 
     inputs: str
-    add_special_tokens: bool | None = None
-    """Add the tokens that the model expects around a prompt; true if absent."""
+    add_special_tokens: bool = True
+    """Add the tokens that the model expects around a prompt."""
 
 
 def parse_body(model: type[Body], raw: bytes) -> Body:
@@ -186,8 +194,7 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
     first = faults[0]
     if first["type"] == "json_invalid":
-        reason = first["msg"].removeprefix("Invalid JSON: ")
-        raise BadRequestError(f"the body is not valid JSON: {reason}")
+        raise BadRequestError(f"the body is not valid JSON: {_reason(raw, first['msg'])}")
     shown = "; ".join(
         f"{_path(fault['loc'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
         for fault in faults[:_MAX_SHOWN_FAULTS]
@@ -231,6 +238,28 @@ def _said(body: StrictBody) -> dict[str, Any]:
     """The fields that a client gave a value; null is absent, so that defaults apply."""
     values = ((name, getattr(body, name)) for name in type(body).model_fields)
     return {name: value for name, value in values if value is not None}
+
+
+def _binds(response_format: Any) -> bool:
+    """Whether output is to be bound to something; LoRAX's type ``text`` leaves it free."""
+    kind = response_format.get("type") if isinstance(response_format, dict) else None
+    return response_format is not None and not (isinstance(kind, str) and kind.lower() == "text")
+
+
+def _reason(raw: bytes, parsers_words: str) -> str:
+    """Why a body is no JSON; what happens to people in words that tell them what to do."""
+    if raw.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark; send UTF-8 without one"
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is encoded in UTF-16; send UTF-8"
+    if "code point" in parsers_words:
+        return "it is not UTF-8 throughout"
+    if "hex escape" in parsers_words or "surrogate" in parsers_words:
+        return (
+            "a \\u escape stands for one half of a character without the other (a lone "
+            "surrogate); send the characters themselves as UTF-8"
+        )
+    return parsers_words.removeprefix("Invalid JSON: ")
 
 
 def _path(location: tuple[int | str, ...]) -> str:

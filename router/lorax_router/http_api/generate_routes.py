@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lorax_contract.errors import RequestError, ValidationError
+from lorax_contract.errors import LoraxError, ValidationError
 from lorax_router.http_api.bodies import (
     Body,
     CompatGenerateBody,
@@ -96,11 +97,16 @@ class GenerateRoutes:
         return self._events(body.to_domain(bearer_token(request)))
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
-        self._service.check_open()
+        """Read the body of a request that can be served; what fails here is counted here."""
         try:
+            # Known before there is a body: nobody sends 2 MB to hear that there is no place.
+            self._service.check_room()
             body = parse_body(model, await read_body(request, self._max_body_bytes))
-        except RequestError as error:
-            self._metrics.request_failed(error)
+        except LoraxError as error:
+            self._metrics.request_refused(error)
+            raise
+        except ClientDisconnect:
+            self._metrics.request_refused(asyncio.CancelledError())
             raise
         self._metrics.unknown_fields(body.num_unknown_fields())
         return body

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import LoraxError
+from lorax_contract.errors import LoraxError, ValidationError
 from lorax_router.http_api.bodies import TokenizeBody, parse_body, read_body
 from lorax_router.http_api.encode import error_document, spans_json
 from lorax_router.http_api.openapi import ERRORS, json_body
@@ -37,12 +37,14 @@ class OpsRoutes:
         info: ServerInfo,
         *,
         max_body_bytes: int,
+        max_input_chars: int,
     ) -> None:
         self._service = service
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._info = asdict(info)
         self._max_body_bytes = max_body_bytes
+        self._max_input_chars = max_input_chars
 
     def router(self) -> APIRouter:
         """The routes with their documentation."""
@@ -54,8 +56,6 @@ class OpsRoutes:
                 operation_id=f"health_{path.strip('/') or 'root'}",
                 responses=_UNHEALTHY,
             )(self.health)
-            # Load balancers ask so, too.
-            router.head(path, include_in_schema=False)(self.health)
         router.get(
             "/startup",
             summary="Whether a token can be generated",
@@ -107,9 +107,14 @@ class OpsRoutes:
         """Answer with the tokens of a text and the characters each stands for."""
         body = parse_body(TokenizeBody, await read_body(request, self._max_body_bytes))
         self._metrics.unknown_fields(body.num_unknown_fields())
+        if len(body.inputs) > self._max_input_chars:
+            raise ValidationError(
+                f"`inputs` must have at most {self._max_input_chars} characters, "
+                f"got {len(body.inputs)}; tokenize it in parts"
+            )
         spans = await self._tokenizer.tokenize(
-            body.inputs, add_special_tokens=body.add_special_tokens is not False
+            body.inputs, add_special_tokens=body.add_special_tokens
         )
-        # A text of 2 MB has a million tokens: their answer is written off the event loop, too.
+        # A long text has many tokens: their answer is written off the event loop, too.
         answer = await self._tokenizer.run(spans_json, spans)
         return Response(answer, media_type=JSON)

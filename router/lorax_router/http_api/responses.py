@@ -29,7 +29,9 @@ def json_response(
 def error_response(error: LoraxError) -> Response:
     """Return the response of an error, by the one table of errors."""
     shown = public_error(error)
-    return json_response(error_document(shown), shown.kind.http_status)
+    kind = shown.kind
+    headers = {} if kind.retry_after_s is None else {"retry-after": str(kind.retry_after_s)}
+    return json_response(error_document(shown), kind.http_status, headers)
 
 
 def public_error(error: LoraxError) -> LoraxError:
@@ -77,12 +79,33 @@ class ErrorBoundary:
         try:
             await self._app(scope, receive, tracked)
         except ClientDisconnect:
+            # It left in the middle of its body; the route has counted it.
             return
         except Exception:
             logger.exception("unexpected error in %s", scope.get("path"))
             if started:
                 raise
             await error_response(LoraxError(public=""))(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body: all routes that can be read can be asked so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application as for GET, and keep the body back."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)
 
 
 def compact(headers: dict[str, Any]) -> dict[str, str]:

@@ -125,7 +125,7 @@ class HttpServer:
             timeout_graceful_shutdown=FLUSH_S,
         )
         self._listener = listener
-        self._server = _Server(config)
+        self._server = _UvicornServer(config)
 
     async def run(self) -> None:
         """Accept connections until ``stop`` is called and the last response is written."""
@@ -140,7 +140,7 @@ class HttpServer:
         self._server.should_exit = True
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.accepting = asyncio.Event()

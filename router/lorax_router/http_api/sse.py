@@ -1,8 +1,9 @@
 """Streams tokens as server-sent events, straight to the ASGI connection.
 
-One send per chunk and no model per token: this is the path that every streamed
-token takes. The status is 200 before anything is known, as LoRAX's clients expect;
-what goes wrong comes as one event.
+One send per chunk and no model per token: this is the path that every streamed token takes. A
+stream that cannot begin is answered with the status of its error; one that takes long to begin,
+because it waits for its turn or its adapter, is opened meanwhile, so that nobody on the way takes
+the connection for dead. What goes wrong after that comes as one event.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.encode import chunk_events, error_document, event, last_chunk_events
-from lorax_router.http_api.responses import public_error
+from lorax_router.http_api.responses import error_response, public_error
 from lorax_router.service.inference import GenerationStream
 
 logger = logging.getLogger(__name__)
@@ -44,26 +45,34 @@ class TokenEvents(Response):
         self.headers["x-accel-buffering"] = "no"
         self._open_stream = open_stream
         self._keep_alive_s = keep_alive_s
-        self._sent_at = 0.0
+        self._has_begun = False
+        self._beginning = asyncio.Lock()
+        self._sent_at = monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the stream ends or the client leaves."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        self._sent_at = monotonic()
         try:
-            await while_present(receive, self._send_all(send), self._keep_alive(send))
+            failure = await while_present(receive, self._send_all(send), self._keep_alive(send))
         except ClientGoneError:
             return
+        if failure is not None:
+            await error_response(failure)(scope, receive, send)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send) -> LoraxError | None:
+        """Send all events; return the error of a stream that could not begin."""
         try:
             last = await self._send_chunks(send)
         except LoraxError as error:
+            if not self._has_begun:
+                return error
             last = event(error_document(public_error(error)))
         except Exception:
+            if not self._has_begun:
+                raise
             logger.exception("unexpected error in a stream")
             last = event(error_document(LoraxError(public="")))
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+        await self._send(send, last, is_last=True)
+        return None
 
     async def _send_chunks(self, send: Send) -> bytes:
         """Send all but the last chunk, whose events are returned to close the response with."""
@@ -71,16 +80,28 @@ class TokenEvents(Response):
             async for chunk in stream:
                 if chunk.finish is not FinishCode.RUNNING:
                     return last_chunk_events(chunk, stream)
-                self._sent_at = monotonic()
-                body = chunk_events(chunk)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await self._send(send, chunk_events(chunk))
         return b""
+
+    async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
+        if not self._has_begun:
+            await self._begin(send)
+        self._sent_at = monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
+    async def _begin(self, send: Send) -> None:
+        # The first event and a comment may come at the same time, and the head once.
+        async with self._beginning:
+            if not self._has_begun:
+                head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                await send(head)
+                self._has_begun = True
 
     async def _keep_alive(self, send: Send) -> None:
         """Send an empty comment whenever nothing was sent for a while."""
         while True:
             idle_s = monotonic() - self._sent_at
             if idle_s >= self._keep_alive_s:
-                self._sent_at, idle_s = monotonic(), 0.0
-                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                await self._send(send, _COMMENT)
+                idle_s = 0.0
             await asyncio.sleep(self._keep_alive_s - idle_s)

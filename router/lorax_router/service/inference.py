@@ -33,7 +33,7 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.metrics.recorder import Metrics
-from lorax_router.service.records import Progress, RequestRecord
+from lorax_router.service.records import RequestRecord, SequenceProgress
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, ValidRequest
 from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
 from lorax_router.service.validation import CheckedRequest, Validator
@@ -48,6 +48,11 @@ class Permits:
         # Set while nobody holds a permit.
         self.idle = asyncio.Event()
         self.idle.set()
+
+    def check(self) -> None:
+        """Raise OverloadedError when there is none."""
+        if not self._num_free:
+            raise OverloadedError("no permit is free", public="")
 
     def take(self, num: int) -> None:
         """Take ``num`` permits or raise OverloadedError."""
@@ -178,6 +183,11 @@ class InferenceService:
         if self._is_draining:
             raise ShuttingDownError
 
+    def check_room(self) -> None:
+        """Raise what a request of one sequence would get at once, whatever is in it."""
+        self.check_open()
+        self._permits.check()
+
     async def wait_idle(self) -> None:
         """Return once no request is inside."""
         await self._permits.idle.wait()
@@ -202,7 +212,7 @@ class InferenceService:
         parameters = GenerateParameters(max_new_tokens=1, truncate=1)
         request = GenerateRequest(inputs="Who?", parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
-        progress = Progress(Timings(perf_counter()), None)
+        progress = SequenceProgress(Timings(perf_counter()), None)
         await self._collect(valid, valid.samplings[0], BASE_ADAPTER, progress)
 
     def adapter_of(self, request: GenerateRequest) -> AdapterUse | None:
@@ -324,7 +334,7 @@ class InferenceService:
 
     async def _run_each(
         self, valid: ValidRequest, adapter: AdapterHandle, record: RequestRecord
-    ) -> list[tuple[Sequence, Progress]]:
+    ) -> list[tuple[Sequence, SequenceProgress]]:
         """Generate all sequences side by side; the first that fails ends the others."""
         progresses = [record.new_progress() for _ in valid.samplings]
         try:
@@ -342,7 +352,7 @@ class InferenceService:
         valid: ValidRequest,
         sampling: SamplingParams,
         adapter: AdapterHandle,
-        progress: Progress,
+        progress: SequenceProgress,
     ) -> Sequence:
         """Submit one sequence and read it to its end; it is cancelled if this call is."""
         sequence = Sequence(reported_seed(sampling))

@@ -19,6 +19,8 @@ class RequestLimits:
     max_input_length: int
     max_total_tokens: int
     vocab_size: int
+    # Longest text that is tokenized at all; see `prompts.char_bound`.
+    max_input_chars: int = 2**63 - 1
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_stop_token_ids: int = 64

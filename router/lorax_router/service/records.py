@@ -18,7 +18,7 @@ from lorax_router.service.results import FINISH_REASONS, AdapterUse, Timings
 logger = logging.getLogger("lorax_router.request")
 
 
-class Progress:
+class SequenceProgress:
     """How far one sequence is; counts its tokens into the metrics, if there are any."""
 
     __slots__ = ("_metrics", "adapter", "finish", "num_generated", "timings")
@@ -70,10 +70,10 @@ class RequestRecord:
         self.progress = self.new_progress()
         metrics.request_received()
 
-    def new_progress(self) -> Progress:
+    def new_progress(self) -> SequenceProgress:
         """Start the account of one sequence of this request."""
         timings = Timings(self._received_at, self._resolving_s, self._validated_at)
-        return Progress(timings, self._metrics, self.adapter)
+        return SequenceProgress(timings, self._metrics, self.adapter)
 
     def selections(self, use: AdapterUse) -> None:
         """The request wants an adapter, which may not exist."""

@@ -13,6 +13,9 @@ from lorax_router.service.requests import GenerateParameters
 
 # A temperature below this is greedy: dividing by it would leave one token anyway.
 GREEDY_TEMPERATURE = 1e-5
+# Logits are divided by it: what is smaller makes infinities of them.
+_LEAST_REPETITION_PENALTY = 1e-30
+# LoRAX has 32 bits with a sign for it.
 _MAX_TOP_K = 2**31 - 1
 _MAX_SEED = 2**64 - 1
 
@@ -58,11 +61,12 @@ def _best_of(params: GenerateParameters, limits: RequestLimits) -> int:
     best_of = 1 if params.best_of is None else params.best_of
     if limits.max_best_of == 1 and best_of != 1:
         raise ValidationError("`best_of` other than 1 is not allowed on this server")
-    if not 1 <= best_of <= limits.max_best_of:
+    # LoRAX takes 0 for one sequence.
+    if not 0 <= best_of <= limits.max_best_of:
         raise ValidationError(f"`best_of` must be from 1 to {limits.max_best_of}, got {best_of}")
     if best_of > 1 and params.seed is not None:
         raise ValidationError("`seed` cannot be combined with `best_of` above 1")
-    return best_of
+    return max(best_of, 1)
 
 
 def _bounded(params: GenerateParameters, limits: RequestLimits) -> SamplingParams:
@@ -70,8 +74,11 @@ def _bounded(params: GenerateParameters, limits: RequestLimits) -> SamplingParam
     if temperature < 0.0:
         raise ValidationError(f"`temperature` must not be negative, got {temperature:g}")
     repetition_penalty = _number("repetition_penalty", params.repetition_penalty, 1.0)
-    if repetition_penalty <= 0.0:
-        raise ValidationError(f"`repetition_penalty` must be above 0, got {repetition_penalty:g}")
+    if repetition_penalty < _LEAST_REPETITION_PENALTY:
+        raise ValidationError(
+            f"`repetition_penalty` must be above 0, at least {_LEAST_REPETITION_PENALTY:g}, "
+            f"got {repetition_penalty:g}"
+        )
     return SamplingParams(
         temperature=0.0 if temperature < GREEDY_TEMPERATURE else temperature,
         repetition_penalty=repetition_penalty,
@@ -107,9 +114,9 @@ def _penalty(name: str, value: float | None) -> float:
 def _top_k(value: int | None) -> int:
     if value is None:
         return 0
-    if value <= 0:
-        raise ValidationError(f"`top_k` must be above 0, got {value}")
-    return min(value, _MAX_TOP_K)
+    if not 0 < value <= _MAX_TOP_K:
+        raise ValidationError(f"`top_k` must be from 1 to {_MAX_TOP_K}, got {value}")
+    return value
 
 
 def _share(name: str, value: float | None, *, may_be_one: bool) -> float:

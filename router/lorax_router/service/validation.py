@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams, StoppingParams
+from lorax_contract.words import counted
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterText
@@ -81,6 +82,7 @@ class Validator:
         params = request.parameters
         if not request.inputs:
             raise ValidationError("`inputs` must not be empty")
+        check_chars(request.inputs, self.limits)
         selection = self._selections.selection_of(params)
         _check_not_offered(params)
         if stream:
@@ -120,6 +122,7 @@ class Validator:
             messages = [{"role": "user", "content": text}]
             template = own.chat_template or self._chat_template
             text = await self._tokenizer.run(template.render, messages)
+            check_chars(text, self.limits)
         ids = await self._tokenizer.encode(
             text,
             # A template writes the special tokens itself.
@@ -130,6 +133,15 @@ class Validator:
             raise ValidationError("`inputs` has no tokens for this model's tokenizer")
         # Cut before any length is checked, and here only: what is counted is what runs.
         return ids if params.truncate is None else ids[-params.truncate :]
+
+
+def check_chars(text: str, limits: RequestLimits) -> None:
+    """Refuse a text that is too long to be tokenized; raises ValidationError."""
+    if len(text) > limits.max_input_chars:
+        raise ValidationError(
+            f"`inputs` must have at most {limits.max_input_chars} characters, "
+            f"got {len(text)}; shorten it"
+        )
 
 
 def max_new_tokens(
@@ -145,7 +157,7 @@ def max_new_tokens(
         )
     if num_prompt_tokens > limits.max_input_length:
         raise ValidationError(
-            f"`inputs` must have at most {limits.max_input_length} tokens, "
+            f"`inputs` must have at most {counted(limits.max_input_length, 'token')}, "
             f"got {num_prompt_tokens}; shorten it or set `truncate`"
         )
     return total - num_prompt_tokens if asked is None else asked
@@ -180,14 +192,16 @@ def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:
 def _check_stopping(params: GenerateParameters, limits: RequestLimits) -> None:
     if len(params.stop) > limits.max_stop_sequences:
         raise ValidationError(
-            f"`stop` takes at most {limits.max_stop_sequences} sequences, got {len(params.stop)}"
+            f"`stop` takes at most {counted(limits.max_stop_sequences, 'sequence')}, "
+            f"got {len(params.stop)}"
         )
     if "" in params.stop:
         raise ValidationError("`stop` must not contain an empty sequence")
     ids = params.stop_token_ids
     if len(ids) > limits.max_stop_token_ids:
         raise ValidationError(
-            f"`stop_token_ids` takes at most {limits.max_stop_token_ids} ids, got {len(ids)}"
+            f"`stop_token_ids` takes at most {counted(limits.max_stop_token_ids, 'id')}, "
+            f"got {len(ids)}"
         )
     for token_id in ids:
         if not 0 <= token_id < limits.vocab_size:

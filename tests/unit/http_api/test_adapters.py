@@ -300,10 +300,9 @@ def test_requests_for_the_base_model_have_no_such_headers(path, name):
 async def test_w2_a_stream_with_an_impossible_name_is_answered_in_words():
     async with adapter_world() as world:
         answer = await world.client.post("/generate_stream", json=body("x\r\nset-cookie: a"))
-        assert answer.headers["x-adapter-id"] == "x??set-cookie: a"
+        assert answer.status_code == 422
         assert "set-cookie" not in answer.headers
-        (event,) = events(answer.text)
-        assert event["error_type"] == "validation"
+        assert answer.json()["error_type"] == "validation"
 
 
 # --- metrics --------------------------------------------------------------------

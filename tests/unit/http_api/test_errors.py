@@ -61,6 +61,22 @@ def test_what_is_not_json_is_a_bad_request(path, content):
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'\xef\xbb\xbf{"inputs": "w1"}', "byte order mark; send UTF-8 without one"),
+        ('{"inputs": "w1"}'.encode("utf-16"), "encoded in UTF-16; send UTF-8"),
+        (b'{"inputs": "\xff"}', "it is not UTF-8 throughout"),
+        (b'{"inputs": "\\ud800"}', "half of a character"),
+        (b'{"inputs": "\\ud800 and more text"}', "half of a character"),
+        (b'{"inputs": "\\udc00 and more text"}', "half of a character"),
+        (b'{"\\ud800": 1, "inputs": "w1"}', "half of a character"),
+    ],
+)
+def test_what_people_run_into_is_said_in_plain_words(content, words):
+    assert words in check(send("/generate", content), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
     ("body", "named"),
     [
         ([], "the body"),
@@ -194,37 +210,61 @@ def test_values_out_of_bounds_are_422(params, named):
     assert named in text
 
 
-def test_w2_a_control_character_in_an_id_fails_that_request_alone_also_on_streams():
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_w2_a_control_character_in_an_id_fails_that_request_alone(path):
     """LoRAX ends when it writes the id into a header of the stream."""
-    response = ask(World(), "/generate_stream", adapter_id="x\r\nset-cookie: a")
-    assert response.status_code == 200
+    response = ask(World(), path, adapter_id="x\r\nset-cookie: a")
+    check(response, 422, "validation")
     assert "set-cookie" not in response.headers
-    (error,) = events(response.text)
-    assert error["error_type"] == "validation"
 
 
 @pytest.mark.parametrize(
-    ("params", "error_type"),
+    "params",
     [
-        ({"best_of": 2, "do_sample": True}, "validation"),
-        ({"decoder_input_details": True}, "validation"),
-        ({"max_new_tokens": 0}, "validation"),
+        {"best_of": 2, "do_sample": True},
+        {"best_of": 0},
+        {"decoder_input_details": True},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 1000},
     ],
 )
-def test_errors_of_a_stream_are_one_event_with_status_200(params, error_type):
-    response = ask(World(), "/generate_stream", **params)
-    assert response.status_code == 200
-    (error,) = events(response.text)
-    assert set(error) == {"error", "error_type"}
-    assert error["error_type"] == error_type
+def test_a_stream_that_cannot_begin_gets_the_status_of_its_error(params):
+    check(ask(World(), "/generate_stream", **params), 422, "validation")
 
 
-def test_overload_is_429_and_an_event_on_streams():
-    world = World(max_concurrent_requests=0)
-    assert check(ask(world, "/generate"), 429, "overloaded") == "Model is overloaded"
-    assert events(ask(world, "/generate_stream").text) == [
-        {"error": "Model is overloaded", "error_type": "overloaded"}
-    ]
+def test_a_stream_that_fails_before_its_first_token_gets_the_status_too():
+    world = World(engine=ScriptedEngine(lambda spec: failure(GenerationError("row failed"))))
+    check(ask(world, "/generate_stream"), 424, "generation")
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+def test_overload_is_429_and_says_when_to_come_again(path):
+    response = ask(World(max_concurrent_requests=0), path)
+    assert check(response, 429, "overloaded") == "Model is overloaded"
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+@pytest.mark.parametrize("drains", [False, True])
+def test_what_no_body_could_change_is_said_before_the_body_is_read(path, drains):
+    """Reading and parsing bodies of others is what an overloaded server has no time for."""
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was asked for")
+        yield b""
+
+    async def run() -> httpx.Response:
+        world = World(max_concurrent_requests=8 if drains else 0)
+        if drains:
+            world.service.stop_admitting()
+        async with world.client() as client:
+            response = await client.post(path, content=unread(), headers=JSON)
+        label = "shutting_down" if drains else "overloaded"
+        assert world.metric("lorax_request_failure_total", err=label) == 1
+        assert world.metric("lorax_request_count_total") == 1
+        return response
+
+    assert asyncio.run(run()).status_code == (503 if drains else 429)
 
 
 def test_a_missing_chat_template_is_422():
@@ -241,10 +281,8 @@ def test_a_failure_in_a_shard_is_424():
 def test_what_went_on_between_router_and_shard_stays_inside():
     world = World()
     world.engine.refusal = ShardUnavailableError("unix:/run/secret is gone")
-    text = check(ask(world, "/generate"), 424, "generation")
-    assert "secret" not in text
-    (error,) = events(ask(world, "/generate_stream").text)
-    assert "secret" not in error["error"]
+    for path in ("/generate", "/generate_stream"):
+        assert "secret" not in check(ask(world, path), 424, "generation")
 
 
 def test_an_error_in_mid_stream_ends_it_with_one_event():
@@ -273,7 +311,7 @@ def test_a_bug_shows_nothing_of_the_inside(path, caplog):
     response = ask(world, path)
     assert "secret" not in response.text
     assert '"error_type":"internal"' in response.text
-    assert response.status_code == (500 if path == "/generate" else 200)
+    assert response.status_code == 500
     assert "secret detail" in caplog.text
 
 
@@ -281,15 +319,18 @@ def test_a_bug_shows_nothing_of_the_inside(path, caplog):
 def test_a_draining_server_answers_503(path):
     world = World()
     world.service.stop_admitting()
-    check(ask(world, path), 503, "overloaded")
+    response = ask(world, path)
+    check(response, 503, "shutting_down")
+    assert int(response.headers["retry-after"]) > 0
 
 
-def test_bodies_that_are_refused_are_counted():
+def test_bodies_that_are_refused_are_counted_as_requests_and_as_failures():
     async def run() -> tuple[float, float]:
         world = World()
         async with world.client() as client:
             await client.post("/generate", content=b"{", headers=JSON)
             await client.post("/generate", json={"inputs": 5})
+        assert world.metric("lorax_request_count_total") == 2
         return (
             world.metric("lorax_request_failure_total", err="bad_request"),
             world.metric("lorax_request_failure_total", err="validation"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.helpers.http_app import World
+from tests.helpers.http_app import World, limits
 from tests.helpers.scripted_engine import failure
 
 from lorax_contract.errors import GenerationError, UnhealthyError
@@ -37,12 +37,29 @@ def test_health(path):
     assert response.json() == {"error": "unhealthy", "error_type": "healthcheck"}
 
 
-def test_health_answers_head_requests_too():
+READABLE = ("/", "/health", "/ping", "/startup", "/info", "/metrics", "/docs", "/docs/",
+            "/api-doc/openapi.json", "/openapi.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", READABLE)
+def test_what_can_be_read_can_be_asked_for_its_head(path):
+    async def run() -> tuple[httpx.Response, httpx.Response]:
+        async with World().client() as client:
+            return await client.head(path), await client.get(path)
+
+    head, whole = asyncio.run(run())
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type" if whole.content else "content-length"]
+    assert head.headers.get("content-type") == whole.headers.get("content-type")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/generate", 405), ("/nowhere", 404)])
+def test_the_head_of_nothing_is_nothing(path, status):
     async def run() -> httpx.Response:
         async with World().client() as client:
-            return await client.head("/health")
+            return await client.head(path)
 
-    assert asyncio.run(run()).status_code == 200
+    assert asyncio.run(run()).status_code == status
 
 
 def test_a_hanging_shard_does_not_hang_health():
@@ -86,9 +103,10 @@ def test_metrics_as_text_and_as_json():
     ]
 
 
-def tokenize(body: Any) -> httpx.Response:
+def tokenize(body: Any, **bounds: int) -> httpx.Response:
     async def run() -> httpx.Response:
-        async with World(max_body_bytes=100_000).client() as client:
+        world = World(max_body_bytes=100_000, bounds=limits(**bounds))
+        async with world.client() as client:
             return await client.post("/tokenize", json=body)
 
     return asyncio.run(run())
@@ -103,6 +121,13 @@ def test_tokenize_tells_ids_and_places():
     without = tokenize({"inputs": "w1", "add_special_tokens": False}).json()
     assert [token["id"] for token in without] == [1]
     assert tokenize({"inputs": "", "add_special_tokens": False}).json() == []
+
+
+def test_a_text_too_long_is_refused_before_it_is_tokenized():
+    answer = tokenize({"inputs": "w1 w2 w"}, max_input_chars=6)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert "at most 6 characters, got 7" in answer.json()["error"]
+    assert len(tokenize({"inputs": "w1 w2 "}, max_input_chars=6).json()) == 3
 
 
 @pytest.mark.parametrize("num", [1_000, 2_345])
@@ -148,8 +173,13 @@ def test_the_document_describes_every_route_and_defines_what_it_names():
     assert body["schema"] == {"$ref": "#/components/schemas/GenerateBody"}
 
 
-def test_docs_page():
-    assert "openapi.json" in get("/docs").text
+@pytest.mark.parametrize("path", ["/docs", "/docs/"])
+def test_docs_page(path):
+    assert "openapi.json" in get(path).text
+
+
+def test_the_document_is_found_under_both_names():
+    assert get("/openapi.json").json() == get("/api-doc/openapi.json").json()
 
 
 def test_any_origin_may_call_by_default():

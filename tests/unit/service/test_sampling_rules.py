@@ -48,7 +48,6 @@ def test_whether_tokens_are_drawn(params, sampled):
 @pytest.mark.parametrize(
     ("params", "named"),
     [
-        ({"best_of": 0}, "best_of"),
         ({"best_of": -1}, "best_of"),
         ({"best_of": 4, "do_sample": True}, "from 1 to 3"),
         ({"best_of": 2}, "needs sampling"),
@@ -58,10 +57,14 @@ def test_whether_tokens_are_drawn(params, sampled):
         ({"temperature": 1e39}, "temperature"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"repetition_penalty": -1.0}, "repetition_penalty"),
+        # Above 0, and yet a logit divided by it is infinite.
+        ({"repetition_penalty": 1e-45}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-38}, "at least 1e-30, got 1e-38"),
         ({"frequency_penalty": 2.1}, "frequency_penalty"),
         ({"presence_penalty": -2.1}, "presence_penalty"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": -3}, "top_k"),
+        ({"top_k": 2**31}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_p": 1e-50}, "top_p"),
@@ -108,8 +111,14 @@ def test_alternatives_never_exceed_the_vocabulary():
     assert resolve(return_k_alternatives=3)[0].num_alternatives == 3
 
 
-def test_a_huge_top_k_fits_the_wire():
-    assert resolve(top_k=2**40)[0].top_k == 2**31 - 1
+def test_no_sequence_means_one_as_in_lorax():
+    assert len(resolve(best_of=0)) == 1
+
+
+def test_a_penalised_logit_stays_a_number():
+    (least,) = resolve(repetition_penalty=1e-30)
+    assert 1e4 / least.repetition_penalty < 3.4e38
+    assert resolve(top_k=2**31 - 1)[0].top_k == 2**31 - 1
 
 
 def test_numbers_are_what_shards_compute_with():

@@ -76,6 +76,29 @@ def test_lengths_beyond_the_limits_are_refused(num_tokens, max_new, message):
         validate(prompt(num_tokens), max_new_tokens=max_new)
 
 
+@pytest.mark.parametrize("params", [{}, {"truncate": 5}, {"apply_chat_template": True}])
+def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(params, monkeypatch):
+    tokenized: list[str] = []
+    encode = TokenizerPool.encode
+
+    async def noting(self, text: str, **options: Any) -> list[int]:
+        tokenized.append(text)
+        return await encode(self, text, **options)
+
+    monkeypatch.setattr(TokenizerPool, "encode", noting)
+    bounds = limits(max_input_chars=40)
+    with pytest.raises(ValidationError, match="at most 40 characters, got 41"):
+        validate("w" * 41, bounds=bounds, **params)
+    assert tokenized == []
+    validate("w" * (7 if "apply_chat_template" in params else 40), bounds=bounds, **params)
+    assert len(tokenized) == 1
+
+
+def test_what_a_template_makes_of_a_text_is_bounded_too():
+    with pytest.raises(ValidationError, match="at most 40 characters"):
+        validate("w" * 39, bounds=limits(max_input_chars=40), apply_chat_template=True)
+
+
 def test_the_limits_themselves_are_accepted():
     assert validate(prompt(20), max_new_tokens=10).num_prompt_tokens == 20
 

@@ -33,7 +33,9 @@ from lorax_router.service.metrics.exposition import TokenHistogram
 from lorax_router.service.metrics.spec import MetricSpec
 from lorax_router.service.results import AdapterUse
 
-REQUEST_COUNT = MetricSpec("lorax_request_count", "counter", "Requests received.")
+REQUEST_COUNT = MetricSpec(
+    "lorax_request_count", "counter", "Requests received, those that were refused unread too."
+)
 REQUEST_SUCCESS = MetricSpec("lorax_request_success", "counter", "Requests answered in full.")
 REQUEST_FAILURE = MetricSpec(
     "lorax_request_failure",
@@ -251,6 +253,11 @@ class Metrics:
     def request_failed(self, error: BaseException) -> None:
         """A request ended without its last token."""
         self._request_failure.labels(failure_label(error)).inc()
+
+    def request_refused(self, error: BaseException) -> None:
+        """A request did not reach the service: there was no place, or its body was at fault."""
+        self.request_received()
+        self.request_failed(error)
 
     def unknown_fields(self, count: int) -> None:
         """A request body had so many fields that nobody reads."""
