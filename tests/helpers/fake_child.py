@@ -92,8 +92,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: (log("info", f"{role} drained"), os._exit(0)))
     seen = {"argv": arguments, "environment": dict(os.environ)}
     (FOLDER / f"{role}.json").write_text(json.dumps(seen))
-    # Written last: a test that sees it may send signals.
-    (FOLDER / f"{role}.pid").write_text(str(os.getpid()))
+    # Written last, and at once: a test that sees it may send signals, this one killed or not.
+    beside = FOLDER / f"{role}.pid.new"
+    beside.write_text(str(os.getpid()))
+    beside.replace(FOLDER / f"{role}.pid")
     scenario = json.loads((FOLDER / "scenario.json").read_text())
     run(role, scenario.get(role, {"kind": "serve"}), report_descriptor(arguments))
 
