@@ -143,6 +143,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
     model = load_paged_model(config, group)
     # The probe has compared the model over a cache that rounds nothing.
     model.store_kv_as(config.kv_cache_dtype)
+    model.warm_up(config.block_size)
     serves = bool(
         config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
     )

@@ -8,7 +8,7 @@ import torch
 from lorax_shard.lora.assignment import Assignment
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.triton import row_tiles
-from lorax_shard.lora.triton.backend import TritonGroup
+from lorax_shard.lora.triton.backend import TritonLora
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -20,14 +20,17 @@ def assignment(slots: list[int]) -> Assignment:
 class FixedGroup:
     """Two members, an input and an output; adapters and slots change between replays."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, widths: tuple[int, int] = (16, 8)) -> None:
         self.generator = torch.Generator().manual_seed(1)
-        self.group = TritonGroup(2)
-        self.group.reserve(slots=32, ranks=24, widths=[16, 8], device=DEVICE)
+        self.backend = TritonLora()
+        self.group = self.backend.make_group(2)
+        self.widths = widths
+        self.group.reserve(ranks=24, widths=list(widths))
+        self.backend.reserve(32, DEVICE)
         self.slots = torch.full((num_rows,), -1, dtype=torch.int64, device=DEVICE)
         self.rows = assignment([-1] * num_rows)
         self.x = self.draw(num_rows, 20)
-        self.base = self.draw(num_rows, 24)
+        self.base = self.draw(num_rows, sum(widths))
         self.y = self.base.clone()
         self.loaded: dict[int, GroupWeights] = {}
 
@@ -35,16 +38,17 @@ class FixedGroup:
         return torch.randn(*shape, generator=self.generator).to(DEVICE)
 
     def load(self, slot: int, *ranks: int) -> None:
-        b = tuple(self.draw(r, width) if r else None for r, width in zip(ranks, (16, 8)))
+        b = tuple(self.draw(r, width) if r else None for r, width in zip(ranks, self.widths))
         self.loaded[slot] = GroupWeights(self.draw(sum(ranks), 20), b)
         self.group.load(slot, self.loaded[slot])
+        self.backend.commit(DEVICE)
 
     def replay(self) -> None:
         """Launch what a graph would hold: nothing here looks at a value."""
         self.y.copy_(self.base)
         row_tiles.read_slots_from(self.rows, self.slots)
         shrunk = self.group.shrink(self.x, self.rows)
-        self.group.expand_all(shrunk, (0, 16), self.y, self.rows)
+        self.group.expand_all(shrunk, (0, self.widths[0]), self.y, self.rows)
 
     def check(self) -> None:
         expected = self.base.double()
@@ -53,7 +57,7 @@ class FixedGroup:
             if weights is None:
                 continue
             start = 0
-            for b, column in zip(weights.b, (0, 16)):
+            for b, column in zip(weights.b, (0, self.widths[0])):
                 if b is not None:
                     part = weights.a.double()[start : start + len(b)] @ self.x[row].double()
                     part = part @ b.double()

@@ -120,6 +120,15 @@ class AttentionBackend(ABC):
     ) -> torch.Tensor:  # T x H x E
         """Return softmax(scores) @ V of each query over its own sequence."""
 
+    def warm_up(  # noqa: B027 - where nothing is compiled there is nothing to do
+        self,
+        layer: AttentionLayer,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+    ) -> None:
+        """Compile whatever a step may ask for such a layer over a cache in ``kv_dtype``."""
+
     def store(
         self,
         key: torch.Tensor,

@@ -51,11 +51,11 @@ class LoraGroup(ABC):
 
     @abstractmethod
     def load(self, slot: int, weights: GroupWeights) -> None:
-        """Take the matrices of a slot; the slot is empty."""
+        """Take the matrices of a slot; the slot is empty. The backend's ``commit`` ends it."""
 
     @abstractmethod
     def unload(self, slot: int) -> None:
-        """Let the matrices of a slot go."""
+        """Let the matrices of a slot go. The backend's ``commit`` ends it."""
 
     @abstractmethod
     def shrink(self, x: torch.Tensor, rows: Assignment) -> Any:
@@ -79,6 +79,15 @@ class LoraGroup(ABC):
         for member, start in enumerate(columns):
             self.expand(shrunk, member, y[:, start:], rows)
 
+    def warm_up(  # noqa: B027 - where nothing is compiled there is nothing to do
+        self, x: torch.Tensor, y: torch.Tensor, columns: tuple[int, ...]
+    ) -> None:
+        """Compile whatever a step may ask of this group; nothing is computed.
+
+        ``x`` and ``y`` are one row of an input, and of the outputs that ``expand_all`` adds to
+        at ``columns``, or of one member's.
+        """
+
 
 class LoraBackend(ABC):
     """Makes groups. Rows whose slot is not loaded in a group stay as they are, free of cost."""
@@ -89,6 +98,9 @@ class LoraBackend(ABC):
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
         """Return in words why this backend cannot run here, or None when it can."""
         return None
+
+    def commit(self, device: torch.device) -> None:  # noqa: B027 - most groups do at once
+        """Have what groups loaded and unloaded take effect; once for all groups of a slot."""
 
     @abstractmethod
     def make_group(self, num_members: int) -> LoraGroup:

@@ -82,32 +82,33 @@ class CppGroup(GroupedGroup):
 
     def __init__(self, num_members: int) -> None:
         super().__init__()
-        self._table = SlotTable(num_members)
+        # Its own: a line is read by one call for one group.
+        self._lines = SlotTable().join(num_members)
         self._header: IdArray = np.zeros(0, dtype=np.int64)
         self._address = 0
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write the slot's line; the slot's views keep the matrices alive."""
         super().load(slot, weights)
-        self._table.load(slot, weights)
+        self._lines.load(slot, weights)
         self._write_header(weights.a.shape[1])
 
     def unload(self, slot: int) -> None:
         """Clear the slot's line."""
         super().unload(slot)
-        self._table.unload(slot)
+        self._lines.unload(slot)
         self._write_header(int(self._header[3]))
 
     def _write_header(self, width_in: int) -> None:
-        table = self._table
-        fields = [table.lines.ctypes.data, table.line_size, table.most_ranks, width_in]
-        fields.append(len(table.lines))
-        self._header = np.array(fields + table.most_width, dtype=np.int64)
+        table, own = self._lines.table, self._lines
+        fields = [table.lines.ctypes.data, table.line_size, own.most_ranks, width_in]
+        fields.append(table.num_lines)
+        self._header = np.array(fields + own.most_width, dtype=np.int64)
         self._address = self._header.ctypes.data
 
     def shrink(self, x: torch.Tensor, rows: Assignment) -> _DeferredShrink | None:
         """Compute each long segment by one product; the kernel takes the rest while it expands."""
-        if not rows.mask & self._table.mask:
+        if not rows.mask & self._lines.mask:
             return None
         layout = rows.scratch.get("cpp.layout")
         if layout is None:
@@ -126,14 +127,14 @@ class CppGroup(GroupedGroup):
         if shrunk is None:
             return
         layout: _Layout = shrunk.layout
-        if layout.mask & self._table.mask and self._table.most_width[member]:
+        if layout.mask & self._lines.mask and self._lines.most_width[member]:
             assert y.stride(1) == 1, "the kernel writes contiguous columns"
             x: torch.Tensor | None = shrunk.x
             shrunk.x = None
             _kernel()(
                 self._address, layout.address,
                 None if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
-                layout.h(self._table.most_ranks), y.data_ptr(), y.stride(0), member,
+                layout.h(self._lines.most_ranks), y.data_ptr(), y.stride(0), member,
                 torch.get_num_threads(),
             )  # fmt: skip
         for loaded, segment, product in shrunk.long:

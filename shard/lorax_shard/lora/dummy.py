@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 
-from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.prepared import LinearChange, PreparedAdapter
 from lorax_shard.lora.sites import Kind, Site, find_groups
@@ -63,7 +62,7 @@ def dummy_adapter(
     One of each is enough: what a module's adapters take is free again when it has computed.
     """
     groups = list(find_groups(sites))
-    widths = {name: _widths(site) for name, site in sites.items() if site.kind is Kind.LINEAR}
+    widths = {name: site.widths for name, site in sites.items() if site.kind is Kind.LINEAR}
     first: dict[Any, int] = {}
     for number, group in enumerate(groups):
         first.setdefault((group[0].is_head, *(widths[site.name] for site in group)), number)
@@ -103,12 +102,3 @@ def _most_elements(
     of_a = (rank * len(group) * widths[group[0].name][0] for group in groups)
     of_b = (rank * width for _, width in widths.values())
     return max((*of_a, *of_b), default=0)
-
-
-def _widths(site: Site) -> tuple[int, int]:
-    """Return in and out of the module as it is here: a rank's part of it, where it is one."""
-    module: Any = site.module
-    if isinstance(module, PackedLinear):
-        return module.in_features, module.out_features
-    rows, columns = module.weight.shape
-    return (rows, columns) if site.is_transposed else (columns, rows)

@@ -63,6 +63,7 @@ class LoraModel:
         cut: Cut | None = None,
     ) -> None:
         self.backend = backend.name
+        self._backend, self._dtype = backend, dtype
         self.sites = find_sites(model, whole)
         self._model, self._device = model, device
         self._current = CurrentStep()
@@ -97,6 +98,12 @@ class LoraModel:
             getattr(config.get_text_config(), "tie_word_embeddings", False)
         )
 
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile whatever steps with adapters may ask of the backend; comes before any step."""
+        for group in self._groups:
+            group.warm_up(self._dtype, self._device)
+
     def prepare(self, adapter: HostAdapter) -> PreparedAdapter:
         """Check an adapter against the model and copy it to the device; any thread.
 
@@ -126,6 +133,7 @@ class LoraModel:
             self._embeddings[name].load(slot, embedding)
         for name, vector in adapter.vectors.items():
             self._vectors[name].load(slot, vector)
+        self._backend.commit(self._device)
         self._update_mask_hook()
 
     def unload(self, slot: int) -> None:
@@ -144,6 +152,7 @@ class LoraModel:
             self._embeddings[name].unload(slot)
         for name in adapter.vectors:
             self._vectors[name].unload(slot)
+        self._backend.commit(self._device)
         self._update_mask_hook()
 
     def slot_bytes(self, slot: int) -> int:

@@ -124,6 +124,18 @@ class SharedGroup:
         """Let the matrices of a slot go."""
         self._group.unload(slot)
 
+    def warm_up(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Compile whatever a step may ask of the group."""
+        sites = [patch.site for patch in self._patches]
+        x = torch.zeros(1, sites[0].widths[0], dtype=dtype, device=device)
+        outputs: list[tuple[int, tuple[int, ...]]]
+        outputs = [(width, (0,)) for width in sorted({site.widths[1] for site in sites})]
+        if self._stack is not None:
+            outputs.append((self._stack.width, self._stack.columns))
+        for width, columns in outputs:
+            y = torch.zeros(1, width, dtype=dtype, device=device)
+            self._group.warm_up(x, y, columns)
+
     def add(self, member: int, x: torch.Tensor, y: torch.Tensor, rows: Assignment) -> None:
         """Add a member's low-rank output of input ``x`` to ``y`` (T x out)."""
         found = self._pass(x, rows)

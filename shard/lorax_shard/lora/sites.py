@@ -43,6 +43,15 @@ class Site:
     is_transposed: bool
 
     @property
+    def widths(self) -> tuple[int, int]:
+        """In and out of a linear as it is here: of a rank's part of it, where it is one."""
+        module: Any = self.module
+        if isinstance(module, PackedLinear):
+            return module.in_features, module.out_features
+        rows, columns = module.weight.shape
+        return (rows, columns) if self.is_transposed else (columns, rows)
+
+    @property
     def weight(self) -> torch.Tensor:
         """The base's weight: out x in, or vocabulary x dim; may have to be made."""
         weight: torch.Tensor = self.module.weight  # type: ignore[assignment]

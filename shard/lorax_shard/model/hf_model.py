@@ -54,6 +54,7 @@ class HFPagedModel:
         self.base: BaseDescription | None = None
         self._model = model
         self._shapes = survey.shapes
+        self._survey = survey
         self._backend = backend
         self._cache: PagedCache | None = None
 
@@ -77,6 +78,16 @@ class HFPagedModel:
                 ExitCode.BACKEND_UNAVAILABLE,
             )
         self.kv_dtype = kv_dtype
+
+    def warm_up(self, block_size: int) -> None:
+        """Compile whatever steps over blocks of this size may ask of the backends.
+
+        Comes after ``store_kv_as`` and before requests, so that none waits for a compiler.
+        """
+        for layer in dict.fromkeys(self._survey.layers(block_size)):
+            self._backend.warm_up(layer, self.device, self.dtype, self.kv_dtype)
+        if self.lora is not None:
+            self.lora.warm_up()
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         """Make the KV pool; a second call replaces it."""

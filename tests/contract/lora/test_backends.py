@@ -122,6 +122,7 @@ def run(backend: LoraBackend, case: Case) -> None:
     group = backend.make_group(len(case.base))
     for slot, weights in case.weights.items():
         group.load(slot, weights)
+    backend.commit(DEVICE)
     shrunk = group.shrink(case.x, case.rows)
     for member, base in enumerate(case.base):
         y = base.clone()
@@ -171,6 +172,7 @@ def test_writes_into_a_slice_of_a_wider_tensor(backend: LoraBackend) -> None:
     group = backend.make_group(3)
     for slot, weights in case.weights.items():
         group.load(slot, weights)
+    backend.commit(DEVICE)
     # As stacked linears hand them out: each member's output is some columns of one tensor.
     stacked = torch.cat(case.base, dim=1)
     wide = torch.nn.functional.pad(stacked, (3, 7), value=5.0)
@@ -190,6 +192,7 @@ def test_all_members_at_once(backend: LoraBackend, shape: str) -> None:
     group = backend.make_group(len(case.base))
     for slot, weights in case.weights.items():
         group.load(slot, weights)
+    backend.commit(DEVICE)
     wide = torch.nn.functional.pad(torch.cat(case.base, dim=1), (3, 7), value=5.0)
     starts = np.cumsum([0, *(base.shape[1] for base in case.base[:-1])]).tolist()
     group.expand_all(group.shrink(case.x, case.rows), tuple(starts), wide[:, 3:], case.rows)
@@ -204,6 +207,7 @@ def test_an_output_may_be_wider_than_b(backend: LoraBackend) -> None:
     group = backend.make_group(1)
     for slot, weights in case.weights.items():
         group.load(slot, weights)
+    backend.commit(DEVICE)
     wide = torch.nn.functional.pad(case.base[0], (0, 9))
     group.expand(group.shrink(case.x, case.rows), 0, wide, case.rows)
     case.check(wide[:, :-9], case.expected(0))
@@ -214,6 +218,7 @@ def test_rows_of_other_slots_keep_every_bit(backend: LoraBackend) -> None:
     case = Case("single", "skewed")
     group = backend.make_group(1)
     group.load(4, case.weights[4])
+    backend.commit(DEVICE)
     y = case.base[0].clone()
     group.expand(group.shrink(case.x, case.rows), 0, y, case.rows)
     others = [row for row, slot in enumerate(case.slots) if slot != 4]
@@ -235,10 +240,12 @@ def test_slots_come_and_go(backend: LoraBackend) -> None:
 
     def load(slot: int, weights: GroupWeights) -> None:
         group.load(slot, weights)
+        backend.commit(DEVICE)
         loaded[slot] = weights
 
     def unload(slot: int) -> None:
         group.unload(slot)
+        backend.commit(DEVICE)
         del loaded[slot]
 
     check()
@@ -269,6 +276,7 @@ def test_slots_that_the_group_never_had_cost_nothing(backend: LoraBackend) -> No
     case.slots = [1, *([None] * (len(slots) - 1))]
     group = backend.make_group(3)
     group.load(1, case.weights[1])
+    backend.commit(DEVICE)
     shrunk = group.shrink(case.x, case.rows)
     for member, base in enumerate(case.base):
         y = base.clone()
@@ -282,6 +290,7 @@ def test_no_rows(backend: LoraBackend) -> None:
     case.rows = Assignment(np.zeros(0, dtype=np.int64), DEVICE)
     group = backend.make_group(1)
     group.load(0, case.weights[0])
+    backend.commit(DEVICE)
     y = case.base[0][:0].clone()
     group.expand(group.shrink(case.x[:0], case.rows), 0, y, case.rows)
     assert y.shape == (0, 48)

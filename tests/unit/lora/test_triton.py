@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from tests.helpers.fixed_lora import DEVICE, FixedGroup, assignment
 
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.triton import row_tiles
-from lorax_shard.lora.triton.backend import TritonGroup
+from lorax_shard.lora.triton.backend import TritonLora
 
-MOST_GATHERED = row_tiles.MOST_GATHERED[DEVICE.type]
+MOST_GATHERED = row_tiles.MOST_GATHERED
 
 
 def rows_of(layout: row_tiles.Tiles) -> dict[int, list[int]]:
@@ -59,12 +60,8 @@ def test_long_runs_take_large_tiles() -> None:
 
 def test_slots_are_read_when_the_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
     case = FixedGroup(9)
-    address = case.group._on_device.data_ptr()
-    grids: list[tuple[int, ...]] = []
-    for name in ("shrink", "expand"):
-        kernel = getattr(row_tiles.kernels, name)
-        spy = type("Spy", (), {"__getitem__": lambda _, g, k=kernel: grids.append(g) or k[g]})()
-        monkeypatch.setattr(row_tiles.kernels, name, spy)
+    address = case.backend._slots.lines.data_ptr()
+    seen = [spy_on(monkeypatch, name) for name in ("shrink", "expand")]
     case.replay()
     assert torch.equal(case.y, case.base), "nothing is loaded"
     case.load(2, 8, 3)
@@ -74,23 +71,29 @@ def test_slots_are_read_when_the_kernels_run(monkeypatch: pytest.MonkeyPatch) ->
     case.check()
     del case.loaded[2]
     case.group.unload(2)
+    case.backend.commit(DEVICE)
     case.load(5, 0, 7)
     case.slots.copy_(torch.tensor([5] * 5 + [2, 31, -1, 5]))
     case.replay()
     case.check()
-    assert case.group._on_device.data_ptr() == address
-    assert len(grids) == 6
-    assert len(set(grids)) == 2, "one grid a kernel, whatever is loaded"
+    assert case.backend._slots.lines.data_ptr() == address
+    for launches in seen:
+        assert len(launches) == 3
+        assert all(each == launches[0] for each in launches), "the same whatever is loaded"
 
 
 def test_adapters_come_in_inference_mode_and_go_outside_of_it() -> None:
     case = FixedGroup(2)
-    group = TritonGroup(2)
+    backend = TritonLora()
+    group = backend.make_group(2)
     with torch.inference_mode():
         case.load(1, 4, 0)
         group.load(1, case.loaded[1])
+        backend.commit(DEVICE)
     group.unload(1)
+    backend.commit(DEVICE)
     group.load(1, case.loaded[1])
+    backend.commit(DEVICE)
     case.group = group
     case.slots.copy_(torch.tensor([1, -1]))
     case.replay()
@@ -104,24 +107,51 @@ def test_too_many_rows_for_fixed_slots_are_refused() -> None:
         row_tiles.read_slots_from(rows, slots)
 
 
-def test_only_what_lies_in_lines_of_sixteen_bytes_is_read_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    case = FixedGroup(2)
-    case.group = TritonGroup(2)
-    b = (case.draw(4, 16), case.draw(4, 16))
-    case.group.load(0, GroupWeights(case.draw(8, 32), b))
-    units: list[int] = []
+def spy_on(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Any]]:
+    """Note what a kernel is launched with."""
+    kernel, seen = getattr(row_tiles.kernels, name), []
 
     class Spy:
-        def __getitem__(self, grid):
-            return lambda *args, **names: units.append(names["unit"])
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **names: (
+                seen.append({"grid": grid, **names}) or kernel[grid](*args, **names)
+            )
 
-    monkeypatch.setattr(row_tiles.kernels, "expand", Spy())
+    monkeypatch.setattr(row_tiles.kernels, name, Spy())
+    return seen
+
+
+def test_only_widths_of_whole_lines_are_read_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = FixedGroup(2)
+    backend = TritonLora()
+    group = backend.make_group(2)
+    seen = spy_on(monkeypatch, "expand")
     rows, x, y = assignment([0, 0]), case.draw(2, 32), case.draw(2, 64)
-    for columns in ((0, 16), (0, 17), (32, 48)):
-        case.group.expand_all(case.group.shrink(x, rows), columns, y, rows)
-    assert units == [16, 1, 16]
+    for width, starts in ((16, ((0, 16), (0, 17), (32, 48))), (12, ((0, 16),))):
+        group.load(0, GroupWeights(case.draw(8, 32), (case.draw(4, 16), case.draw(4, width))))
+        backend.commit(DEVICE)
+        for columns in starts:
+            group.expand_all(group.shrink(x, rows), columns, y, rows)
+        group.unload(0)
+    assert [each["unit"] for each in seen] == [16, 1, 16, 1]
+
+
+def test_a_fixed_group_reads_whole_lines_and_refuses_what_it_is_not_fixed_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = FixedGroup(4, widths=(32, 16))
+    seen = spy_on(monkeypatch, "expand")
+    case.load(3, 5, 7)
+    case.slots.fill_(3)
+    case.replay()
+    case.check()
+    assert [each["unit"] for each in seen] == [16]
+    a = case.draw(8, 20)
+    for b in ((case.draw(8, 33), None), (case.draw(8, 31), None), (None, case.draw(8, 32))):
+        with pytest.raises(ValueError, match="in a group that is fixed for"):
+            case.group.load(4, GroupWeights(a, b))
+    with pytest.raises(ValueError, match="25 ranks in a group that is fixed for 24"):
+        case.group.load(4, GroupWeights(case.draw(25, 20), (case.draw(25, 32), None)))
 
 
 def test_matrices_that_lie_oddly_are_still_read() -> None:
@@ -129,10 +159,47 @@ def test_matrices_that_lie_oddly_are_still_read() -> None:
     # One element into its storage: no 16-byte boundary anywhere.
     case.load(0, 4, 4)
     shifted = torch.empty(8 * 20 + 1, device=DEVICE)[1:].view(8, 20).copy_(case.loaded[0].a)
-    group = case.group = TritonGroup(2)
-    case.loaded[0] = GroupWeights(shifted, case.loaded[0].b)
-    group.load(0, case.loaded[0])
-    assert group._unit == 1
+    case.loaded[1] = GroupWeights(shifted, case.loaded[0].b)
+    case.group.load(1, case.loaded[1])
+    case.backend.commit(DEVICE)
+    assert all(int(address) % 16 == 0 for address in case.backend._slots.lines[1, [0, 2, 6]])
+    case.slots.fill_(1)
+    case.replay()
+    case.check()
+
+
+@pytest.mark.parametrize("ranks", [(64, 0), (65, 3), (3, 150), (300, 0)])
+def test_many_ranks_are_taken_in_blocks(ranks: tuple[int, int]) -> None:
+    """More of them than one product takes, and than one program of each share."""
+    case = FixedGroup(3)
+    case.backend = TritonLora()
+    case.group = case.backend.make_group(2)
+    case.load(0, *ranks)
+    case.load(2, 1, 1)
+    case.slots.copy_(torch.tensor([0, 2, -1]))
+    case.replay()
+    case.check()
+
+
+def test_room_for_large_ranks_adds_few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = FixedGroup(2)
+    case.group.reserve(ranks=1536, widths=[16, 8])
+    seen = spy_on(monkeypatch, "shrink")
+    case.load(0, 8, 8)
     case.slots.fill_(0)
     case.replay()
     case.check()
+    assert seen[0]["grid"][1] == 8
+
+
+def test_parts_of_the_input_are_few_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TritonLora()
+    group = backend.make_group(1)
+    group.load(0, GroupWeights(torch.zeros(1, 4096, device=DEVICE), (torch.zeros(1, 16),)))
+    backend.commit(DEVICE)
+    seen = []
+    monkeypatch.setattr(group, "_launch_shrink", lambda x, h, tiles: seen.append(h.shape[0]))
+    for count in range(1, MOST_GATHERED + 1, 7):
+        x = torch.zeros(count, 4096, device=DEVICE)
+        group.shrink(x, assignment([row % 40 - 1 if row % 2 else 0 for row in range(count)]))
+    assert set(seen) <= {1, 2, 4, 8}

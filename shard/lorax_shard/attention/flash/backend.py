@@ -12,13 +12,13 @@ from itertools import accumulate
 
 import torch
 
+from lorax_shard.attention import trial
 from lorax_shard.attention.backend import (
     AttentionBackend,
     AttentionLayer,
     AttentionSpec,
     StepMetadata,
 )
-from lorax_shard.attention.flash import trial
 from lorax_shard.attention.flash.providers import Call, Provider, VarlenBatch, find_all
 from lorax_shard.attention.kv_cache import KVShape
 from lorax_shard.attention.sdpa import SdpaAttention

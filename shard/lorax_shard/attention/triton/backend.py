@@ -1,5 +1,7 @@
 """The ``triton`` backend: one kernel for prompt chunks, one for decode rows, one that stores.
 
+No kernel is specialised on what varies from step to step, so that ``warm_up`` compiles all there is.
+
 What depends on the step alone (lengths, block tables, tiles of queries, the splits' buffers) is
 put on the device in the first layer and kept in the metadata's scratch: no layer waits for the
 device, and with a fixed number of splits every launch of a step of R decode rows has the same
@@ -15,7 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
+from lorax_shard.attention import trial
+from lorax_shard.attention.backend import (
+    AttentionBackend,
+    AttentionLayer,
+    AttentionSpec,
+    StepMetadata,
+)
 from lorax_shard.attention.triton import kernels
 
 _LOG2_E = math.log2(math.e)
@@ -28,6 +36,10 @@ _DECODE_HEADS = 64
 _PROGRAMS_PER_PROCESSOR = 2
 _SPLIT_TOKENS = 256
 _MOST_SPLITS = 64
+# Splits that one program combines at most.
+_COMBINED = (8, _MOST_SPLITS)
+# int32s of one line of a table, so that every line begins at a multiple of 16 bytes.
+_ALIGNED = 4
 # In the interpreter, whose programs run one after the other.
 _CPU_PROCESSORS = 8
 # A window or chunk that nothing passes.
@@ -102,6 +114,17 @@ class TritonAttention(AttentionBackend):
             return f"it computes on a GPU, not on {device.type}"
         return "Triton's interpreter cannot multiply bfloat16" if dtype is torch.bfloat16 else None
 
+    def warm_up(
+        self,
+        layer: AttentionLayer,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+    ) -> None:
+        """Compute a small step with each way to split and to combine."""
+        for num_splits in (1, *_COMBINED):
+            trial.attend(TritonAttention(num_splits), layer, device, dtype, kv_dtype)
+
     def store(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, metadata: StepMetadata
     ) -> None:
@@ -165,7 +188,7 @@ class TritonAttention(AttentionBackend):
             kernels.combine[(rows, num_heads)](
                 partial, stats, told.sinks, output, splits, rows, num_heads,
                 value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
-                block_s=_power_of_two(splits), block_e=told.constants["block_e"],
+                block_s=next(most for most in _COMBINED if splits <= most), block_e=told.constants["block_e"],
             )  # fmt: skip
 
 
@@ -201,7 +224,9 @@ def step_tensors(metadata: StepMetadata) -> StepTensors:
         first_tokens = [0] * len(lens)
         for row, count in enumerate(lens[:-1]):
             first_tokens[row + 1] = first_tokens[row] + count
-        packed = _to_device([first_tokens, lens, metadata.context_lens], metadata)
+        behind = [0] * (-len(lens) % _ALIGNED)
+        lines = (first_tokens, lens, metadata.context_lens)
+        packed = _to_device([line + behind for line in lines], metadata)[:, : len(lens)]
         tables = metadata.block_tables.to(torch.int32).contiguous()
         found = StepTensors(packed[0], packed[1], packed[2], tables)
         metadata.scratch["triton.step"] = found

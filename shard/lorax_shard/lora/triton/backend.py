@@ -1,127 +1,174 @@
-"""The ``triton`` backend: two kernel launches a group, whatever the mix of adapters."""
+"""The ``triton`` backend: two kernel launches a group, whatever the mix of adapters.
+
+Whatever varies from step to step is a number that kernels are not specialised on, or one of few
+powers of two: ``warm_up`` compiles all that there is, and no request waits for a compiler.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from lorax_shard.lora.assignment import Assignment
+from lorax_shard.lora.assignment import BASE, Assignment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
-from lorax_shard.lora.slot_table import SlotTable
 from lorax_shard.lora.triton import kernels
-from lorax_shard.lora.triton.row_tiles import FEW_ROWS, MANY_ROWS, Tiles, tiles_of
+from lorax_shard.lora.triton.device_slots import DeviceSlots
+from lorax_shard.lora.triton.row_tiles import FEW_ROWS, MANY_ROWS, Tiles, empty_tiles, tiles_of
 
-_BLOCK_R = 16
+# Ranks that one product takes: the least of a matrix instruction, and what most adapters have.
+_SHRINK_RANKS = 16
+_EXPAND_RANKS = 64
 # Bytes of a row of x that are multiplied at once: what fits in the shared memory of small GPUs.
 _BLOCK_K_BYTES = 256
 _BLOCK_N = 128
 # A grid aims at this many programs: some for each of a large GPU's processors.
 _PROGRAMS = 1024
+# Programs that share the ranks of a tile: with more ranks each takes several blocks of them, so
+# that room for large ranks costs few empty programs.
+_MOST_RANK_PROGRAMS = 8
 # Parts of the input width, so that even one row keeps many processors busy. Not more than
 # needed: expanding reads the sums of all parts, and holds them in registers.
 _NARROWEST_PART = 512
 _WIDEST_PART = 2048
-_MOST_PARTS = {FEW_ROWS: 8, MANY_ROWS: 2}
+_NUM_PARTS = {FEW_ROWS: (1, 2, 4, 8), MANY_ROWS: (1, 2)}
 _EXPAND_WARPS = 8
-# Addresses and widths that are multiples of this are read 16 bytes at a time.
+# Addresses, in bytes, and widths that are multiples of this are read 16 bytes at a time.
 _UNIT = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _ShrunkRows(NamedTuple):
-    h: torch.Tensor  # S x T x R float32
+    h: torch.Tensor  # S x T x R float32, R in whole blocks
     tiles: Tiles
 
 
 class TritonGroup(LoraGroup):
-    """Keeps the slots' table on the device, at one address as long as no slot is beyond it."""
+    """Its slots' lines are part of a table that a backend's groups share."""
 
     is_fused = True
 
-    def __init__(self, num_members: int) -> None:
-        self._table = SlotTable(num_members)
+    def __init__(self, num_members: int, slots: DeviceSlots) -> None:
+        self._slots = slots
+        self._lines = slots.table.join(num_members)
         self._weights: dict[int, GroupWeights] = {}
-        self._on_device = torch.empty(0, dtype=torch.int64)
         self._least_ranks = 0
         self._least_widths = [0] * num_members
-        self._columns: dict[tuple[int, ...], torch.Tensor] = {}
         self._unit = _UNIT
+        self._columns: dict[tuple[int, ...], torch.Tensor] = {}
 
     def load(self, slot: int, weights: GroupWeights) -> None:
-        """Write the slot's line."""
-        self._weights[slot] = weights
-        self._table.load(slot, weights)
-        self._write(slot, weights.a.device)
+        """Write the slot's line; ``commit`` carries it to the device."""
+        self._check_reserved(weights)
+        self._weights[slot] = _aligned(weights)
+        self._lines.load(slot, self._weights[slot])
+        self._unit = self._lines.unit(_UNIT)
 
     def unload(self, slot: int) -> None:
-        """Clear the slot's line."""
-        device = self._weights.pop(slot).a.device
-        self._table.unload(slot)
-        self._write(slot, device)
+        """Clear the slot's line; ``commit`` carries it to the device."""
+        del self._weights[slot]
+        self._lines.unload(slot)
+        self._unit = self._lines.unit(_UNIT)
 
-    def reserve(self, *, slots: int, ranks: int, widths: list[int], device: torch.device) -> None:
-        """Fix the maxima of the grids and the table's address, for whoever captures a graph.
+    def reserve(self, *, ranks: int, widths: list[int]) -> None:
+        """Fix the maxima of the grids, for whoever captures a graph.
 
-        Slots below ``slots`` whose ranks (summed over the members) and widths stay within
-        these maxima can then come and go between replays.
+        Slots whose ranks (summed over the members) and widths stay within these maxima can then
+        come and go between replays; others are refused. Widths that are multiples of 16 are read
+        16 bytes at a time, and only such ones come then.
         """
-        while len(self._table.lines) < slots:
-            self._table.grow()
         self._least_ranks, self._least_widths = ranks, list(widths)
-        # What is not known yet may lie anywhere.
-        self._unit = 1
-        self._write(0, device)
 
     def shrink(self, x: torch.Tensor, rows: Assignment) -> _ShrunkRows | None:
         """Compute all slots' products for all members in one launch."""
         tiles = tiles_of(rows)
-        ranks = max(self._table.most_ranks, self._least_ranks)
-        if not ranks or not (tiles.is_fixed or tiles.mask & self._table.mask):
+        ranks = max(self._lines.most_ranks, self._least_ranks)
+        if not ranks or not (tiles.is_fixed or tiles.mask & self._lines.mask):
             return None
-        x = x if x.stride(1) == 1 else x.contiguous()
-        rank_blocks = -(-ranks // _BLOCK_R)
-        num_parts = _num_parts(x.shape[1], tiles, rank_blocks)
-        block_k = _BLOCK_K_BYTES // x.element_size()
-        part_width = -(-x.shape[1] // (num_parts * block_k)) * block_k
-        h = _scratch(rows, num_parts, ranks)
-        kernels.shrink[(tiles.num_tiles, rank_blocks, num_parts)](
-            x, x.stride(0), x.shape[1], self._on_device, self._table.line_size, len(self._on_device),
-            tiles.tiles, tiles.rows, h, ranks, rows.num_rows * ranks, part_width,
-            block_m=tiles.block_m, block_r=_BLOCK_R, block_k=block_k,
-            unit=self._unit, widen=_widens(x),
-        )  # fmt: skip
+        rank_blocks = -(-ranks // _SHRINK_RANKS)
+        num_parts = _choose_parts(x.shape[1], tiles, min(rank_blocks, _MOST_RANK_PROGRAMS))
+        h = _scratch(rows, num_parts, rank_blocks * _SHRINK_RANKS)
+        self._launch_shrink(x if x.stride(1) == 1 else x.contiguous(), h, tiles)
         return _ShrunkRows(h, tiles)
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add all slots' products for one member in one launch."""
-        self._launch(shrunk, member, (0,), y)
+        if shrunk is not None:
+            self._launch_expand(shrunk, member, (0,), y)
 
     def expand_all(
         self, shrunk: Any, columns: tuple[int, ...], y: torch.Tensor, rows: Assignment
     ) -> None:
         """Add all slots' products for all members in one launch."""
-        self._launch(shrunk, 0, columns, y)
+        if shrunk is not None:
+            self._launch_expand(shrunk, 0, columns, y)
 
-    def _launch(
-        self, shrunk: _ShrunkRows | None, member: int, columns: tuple[int, ...], y: torch.Tensor
+    def warm_up(self, x: torch.Tensor, y: torch.Tensor, columns: tuple[int, ...]) -> None:
+        """Launch every variant of the kernels over no rows."""
+        self._slots.commit(x.device)
+        tiles_of(Assignment(np.full(1, BASE), x.device))
+        for block_m, choices in _NUM_PARTS.items():
+            tiles = empty_tiles(block_m, x.device)
+            for num_parts in choices:
+                h = torch.empty(num_parts, 1, _SHRINK_RANKS, dtype=torch.float32, device=x.device)
+                self._launch_shrink(x, h, tiles)
+                self._launch_expand(_ShrunkRows(h, tiles), 0, columns, y, y.shape[1])
+
+    def _launch_shrink(self, x: torch.Tensor, h: torch.Tensor, tiles: Tiles) -> None:
+        num_parts, num_rows, ranks = h.shape
+        block_k = _BLOCK_K_BYTES // x.element_size()
+        part_width = -(-x.shape[1] // (num_parts * block_k)) * block_k
+        programs = min(ranks // _SHRINK_RANKS, _MOST_RANK_PROGRAMS)
+        kernels.shrink[(tiles.num_tiles, programs, num_parts)](
+            x, x.stride(0), x.shape[1], *self._table(),
+            tiles.tiles, tiles.rows, h, ranks, num_rows * ranks, part_width,
+            block_m=tiles.block_m, block_r=_SHRINK_RANKS, block_k=block_k,
+            widen=_widens(x),
+        )  # fmt: skip
+
+    def _launch_expand(
+        self,
+        shrunk: _ShrunkRows,
+        member: int,
+        columns: tuple[int, ...],
+        y: torch.Tensor,
+        warm_up_width: int = 0,
     ) -> None:
         members = slice(member, member + len(columns))
-        widths = (*self._table.most_width[members], *self._least_widths[members])
-        if shrunk is None or not (width := max(widths)):
+        widths = (*self._lines.most_width[members], *self._least_widths[members])
+        if not (width := max(warm_up_width, *widths)):
             return
         h, tiles = shrunk
         num_parts, num_rows, ranks = h.shape
         blocks = -(-width // _BLOCK_N)
-        shares = max(1, min(blocks, _PROGRAMS // tiles.num_tiles))
-        is_aligned = all(column % _UNIT == 0 for column in columns)
+        shares = max(1, min(blocks, _PROGRAMS // tiles.num_busy))
+        fixed = (*columns, *self._least_widths, warm_up_width)
+        is_even = all(number % _UNIT == 0 for number in fixed)
         kernels.expand[(tiles.num_tiles, shares, len(columns))](
-            h, ranks, num_rows * ranks, y, y.stride(0), self._on_device, self._table.line_size, len(self._on_device),
+            h, ranks, num_rows * ranks, y, y.stride(0), *self._table(),
             tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
-            num_parts=num_parts, block_m=tiles.block_m, block_r=_BLOCK_R, block_n=_BLOCK_N,
-            unit=self._unit if is_aligned else 1, widen=_widens(y), num_warps=_EXPAND_WARPS,
+            num_parts=num_parts, block_m=tiles.block_m, block_r=_EXPAND_RANKS, block_n=_BLOCK_N,
+            unit=self._unit if is_even else 1, widen=_widens(y), num_warps=_EXPAND_WARPS,
         )  # fmt: skip
+
+    def _check_reserved(self, weights: GroupWeights) -> None:
+        if not self._least_ranks:
+            return
+        is_even = all(width % _UNIT == 0 for width in self._least_widths)
+        for b, most in zip(weights.b, self._least_widths, strict=True):
+            width = 0 if b is None else b.shape[1]
+            if width > most or (is_even and width % _UNIT):
+                raise ValueError(f"a width of {width} in a group that is fixed for {most}")
+        if (ranks := weights.a.shape[0]) > self._least_ranks:
+            raise ValueError(f"{ranks} ranks in a group that is fixed for {self._least_ranks}")
+
+    def _table(self) -> tuple[torch.Tensor, int, int, int]:
+        """Return the table, where this group's part of a line begins, and the table's size."""
+        lines = self._slots.lines
+        return lines, self._lines.first, lines.shape[1], lines.shape[0]
 
     def _starts(self, columns: tuple[int, ...], device: torch.device) -> torch.Tensor:
         found = self._columns.get(columns)
@@ -130,22 +177,14 @@ class TritonGroup(LoraGroup):
             self._columns[columns] = found
         return found
 
-    def _write(self, slot: int, device: torch.device) -> None:
-        lines = torch.from_numpy(self._table.lines)
-        if self._on_device.shape == lines.shape:
-            self._on_device[slot].copy_(lines[slot])
-        else:
-            # Also where inference mode is on now: it may be off when the next line is written.
-            with torch.inference_mode(False):
-                self._on_device = lines.to(device, copy=True)
-        if not self._least_ranks:
-            self._unit = _UNIT if all(map(_is_aligned, self._weights.values())) else 1
-
 
 class TritonLora(LoraBackend):
     """Needs a GPU; on a CPU it runs in Triton's interpreter, which is for tests."""
 
     name = "triton"
+
+    def __init__(self) -> None:
+        self._slots = DeviceSlots()
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -158,13 +197,23 @@ class TritonLora(LoraBackend):
 
     def make_group(self, num_members: int) -> TritonGroup:
         """Return an empty group."""
-        return TritonGroup(num_members)
+        return TritonGroup(num_members, self._slots)
+
+    def commit(self, device: torch.device) -> None:
+        """Copy what slots hold to the device: one line for all groups."""
+        self._slots.commit(device)
+
+    def reserve(self, num_slots: int, device: torch.device) -> None:
+        """Fix the address of what slots below ``num_slots`` hold, for whoever captures a graph."""
+        self._slots.reserve(num_slots, device)
 
 
-def _num_parts(width: int, tiles: Tiles, rank_blocks: int) -> int:
+def _choose_parts(width: int, tiles: Tiles, rank_programs: int) -> int:
     """Return in how many parts to cut the input width."""
-    wanted = min(-(-_PROGRAMS // (tiles.num_tiles * rank_blocks)), -(-width // _NARROWEST_PART))
-    return min(max(wanted, -(-width // _WIDEST_PART)), _MOST_PARTS[tiles.block_m])
+    wanted = min(-(-_PROGRAMS // (tiles.num_busy * rank_programs)), -(-width // _NARROWEST_PART))
+    choices = _NUM_PARTS[tiles.block_m]
+    least = max(wanted, -(-width // _WIDEST_PART))
+    return next((choice for choice in choices if choice >= least), choices[-1])
 
 
 def _scratch(rows: Assignment, num_parts: int, ranks: int) -> torch.Tensor:
@@ -177,11 +226,15 @@ def _scratch(rows: Assignment, num_parts: int, ranks: int) -> torch.Tensor:
     return buffer[:count].view(num_parts, rows.num_rows, ranks)
 
 
-def _is_aligned(weights: GroupWeights) -> bool:
+def _aligned(weights: GroupWeights) -> GroupWeights:
+    """Return matrices that begin at multiples of 16 bytes: copies of those that do not."""
     matrices = [weights.a, *(b for b in weights.b if b is not None)]
-    return all(each.data_ptr() % _UNIT == 0 and each.shape[1] % _UNIT == 0 for each in matrices)
+    if all(matrix.data_ptr() % _UNIT == 0 for matrix in matrices):
+        return weights
+    b = tuple(None if each is None else each.clone() for each in weights.b)
+    return replace(weights, a=weights.a.clone(), b=b)
 
 
 def _widens(values: torch.Tensor) -> bool:
-    """Whether to multiply in float32: Triton's interpreter, which a CPU means, has no bfloat16."""
-    return values.device.type == "cpu" and values.dtype is torch.bfloat16
+    """Whether to multiply in float32: Triton's interpreter has no bfloat16."""
+    return kernels.IS_INTERPRETED and values.dtype is torch.bfloat16

@@ -3,9 +3,10 @@
 Rows are laid out in *tiles*: up to ``block_m`` rows of one slot; base rows are in none. What a
 slot holds stands in a table of numbers, one line a slot: address of A, R, then for each member
 of the group the address of B, r, where its part begins in R, and its width. A slot that is not
-loaded has R = 0, a member without a low-rank part r = 0. Ranks are ragged: a program whose
-ranks lie beyond its slot's ends at once, and nothing is padded in memory. No grid depends on
-anything but maxima that the host knows, so a captured graph holds for any slots.
+loaded has R = 0, a member without a low-rank part r = 0. Lines of several groups lie side by
+side. Ranks are ragged: a program whose ranks lie beyond its slot's ends at once, and nothing is
+padded in memory. No grid depends on anything but maxima that the host knows, so a captured graph
+holds for any slots. What varies from step to step is no constant of a kernel.
 
 Shrinking rows to segments that share a matrix follows Punica's SGMV (Chen et al., MLSys 2024),
 ragged ranks by addresses S-LoRA (Sheng et al., MLSys 2024).
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gather_rows(
     slot_of_row: tl.tensor,  # T, -1: a base row
     num_rows: tl.tensor,
@@ -51,48 +52,49 @@ def gather_rows(
         tl.store(tiles + own * 3 + 2, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_field", "line_size", "num_lines", "part_width"])
 def shrink(
     x: tl.tensor,  # T x width_in
     x_stride: tl.tensor,
     width_in: tl.tensor,
     table: tl.tensor,
+    first_field: tl.tensor,  # of the group within a line
     line_size: tl.tensor,
     num_lines: tl.tensor,  # slots from here on were never loaded in this group
     tiles: tl.tensor,
     rows: tl.tensor,
-    h: tl.tensor,  # S x T x h_stride float32
+    h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
     h_stride: tl.tensor,
     h_part: tl.tensor,  # elements of one part of h
     part_width: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     block_k: tl.constexpr,
-    unit: tl.constexpr,
     widen: tl.constexpr,
 ) -> None:
     """h[s, row] = x[row, part s] . A[:, part s]^T, summed in float32, for all members at once.
 
-    One program a tile, block of ranks and part. All addresses and widths are multiples of
-    ``unit``. ``widen`` multiplies in float32, for interpreters of 16-bit floats.
+    One program a tile, share of the blocks of ranks, and part. Matrices begin at multiples of 16
+    bytes. ``widen`` multiplies in float32, for interpreters of 16-bit floats.
     """
     tile = tiles + tl.program_id(0) * 3
     count = tl.load(tile + 2)
     slot = tl.load(tile)
     if (count > 0) & (slot < num_lines):
-        line = table + slot * line_size
+        line = table + slot * line_size + first_field
         num_ranks = tl.load(line + 1)
-        first_rank = tl.program_id(1) * block_r
-        if first_rank < num_ranks:
-            lane = tl.arange(0, block_m)
-            is_row = lane < count
-            row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
+        lane = tl.arange(0, block_m)
+        is_row = lane < count
+        row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
+        a = tl.multiple_of(tl.load(line).to(tl.pointer_type(x.dtype.element_ty)), 16)
+        part = h + tl.program_id(2).to(tl.int64) * h_part
+        first = tl.program_id(2) * part_width
+        last = tl.minimum(first + part_width, width_in)
+        share = tl.num_programs(1) * block_r
+        for first_rank in range(tl.program_id(1) * block_r, num_ranks, share):
             rank = first_rank + tl.arange(0, block_r)
             is_rank = rank < num_ranks
-            a = tl.multiple_of(tl.load(line).to(tl.pointer_type(x.dtype.element_ty)), unit)
             total = tl.zeros((block_m, block_r), dtype=tl.float32)
-            first = tl.program_id(2) * part_width
-            last = tl.minimum(first + part_width, width_in)
             for start in range(first, last, block_k):
                 column = start + tl.arange(0, block_k)
                 is_column = column < last
@@ -109,7 +111,6 @@ def shrink(
                 if widen:
                     left, right = left.to(tl.float32), right.to(tl.float32)
                 total = tl.dot(left, right, total, input_precision="ieee")
-            part = h + tl.program_id(2).to(tl.int64) * h_part
             tl.store(
                 part + row[:, None] * h_stride + rank[None, :],
                 total,
@@ -117,14 +118,15 @@ def shrink(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_field", "line_size", "num_lines", "first_member"])
 def expand(
-    h: tl.tensor,  # S x T x h_stride float32
+    h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
     h_stride: tl.tensor,
     h_part: tl.tensor,
     y: tl.tensor,  # T x width or wider
     y_stride: tl.tensor,
     table: tl.tensor,
+    first_field: tl.tensor,  # of the group within a line
     line_size: tl.tensor,
     num_lines: tl.tensor,  # slots from here on were never loaded in this group
     tiles: tl.tensor,
@@ -147,7 +149,7 @@ def expand(
     slot = tl.load(tile)
     if (count > 0) & (slot < num_lines):
         member = tl.program_id(2)
-        line = table + slot * line_size + 2 + (first_member + member) * 4
+        line = table + slot * line_size + first_field + 2 + (first_member + member) * 4
         num_ranks = tl.load(line + 1)
         if num_ranks > 0:
             width = tl.multiple_of(tl.load(line + 3), unit)
@@ -156,35 +158,90 @@ def expand(
             row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
             b = tl.multiple_of(tl.load(line).to(tl.pointer_type(y.dtype.element_ty)), unit)
             left_at = h + row[:, None] * h_stride + tl.load(line + 2)
-            own = y + tl.multiple_of(tl.load(columns + member), unit)
-            share = tl.num_programs(1) * block_n
-            for first in range(tl.program_id(1) * block_n, width, share):
-                column = first + tl.arange(0, block_n)
-                is_column = column < width
-                target = own + row[:, None] * y_stride + column[None, :]
-                is_target = is_row[:, None] & is_column[None, :]
-                total = tl.load(target, mask=is_target, other=0.0).to(tl.float32)
-                for start in range(0, num_ranks, block_r):
-                    rank = start + tl.arange(0, block_r)
-                    is_rank = rank < num_ranks
-                    left = tl.zeros((block_m, block_r), dtype=tl.float32)
-                    for part in tl.static_range(num_parts):
-                        left += tl.load(
-                            left_at + part * h_part + rank[None, :],
-                            mask=is_row[:, None] & is_rank[None, :],
-                            other=0.0,
-                        )
-                    right = tl.load(
-                        b + rank[:, None].to(tl.int64) * width + column[None, :],
-                        mask=is_rank[:, None] & is_column[None, :],
-                        other=0.0,
+            own = y + tl.multiple_of(tl.load(columns + member), unit) + row[:, None] * y_stride
+            begin, share = tl.program_id(1) * block_n, tl.num_programs(1) * block_n
+            if num_ranks <= block_r:
+                # Few ranks: what is summed over the parts serves all columns.
+                left = _sum_parts(
+                    left_at, h_part, 0, num_ranks, is_row, b, num_parts, block_m, block_r
+                )
+                for first in range(begin, width, share):
+                    column = first + tl.arange(0, block_n)
+                    is_target = is_row[:, None] & (column < width)[None, :]
+                    total = tl.load(own + column[None, :], mask=is_target, other=0.0)
+                    total = _add_product(
+                        left, b, 0, num_ranks, column, width, total.to(tl.float32), block_r, widen
                     )
-                    # What is rounded to the adapter's dtype is also what PEFT rounds.
-                    left = left.to(right.dtype)
-                    if widen:
-                        total = tl.dot(
-                            left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee"
+                    tl.store(own + column[None, :], total.to(y.dtype.element_ty), mask=is_target)
+            else:
+                for first in range(begin, width, share):
+                    column = first + tl.arange(0, block_n)
+                    is_target = is_row[:, None] & (column < width)[None, :]
+                    total = tl.load(own + column[None, :], mask=is_target, other=0.0)
+                    total = total.to(tl.float32)
+                    for start in range(0, num_ranks, block_r):
+                        left = _sum_parts(
+                            left_at,
+                            h_part,
+                            start,
+                            num_ranks,
+                            is_row,
+                            b,
+                            num_parts,
+                            block_m,
+                            block_r,
                         )
-                    else:
-                        total = tl.dot(left, right, total, input_precision="ieee")
-                tl.store(target, total.to(y.dtype.element_ty), mask=is_target)
+                        total = _add_product(
+                            left, b, start, num_ranks, column, width, total, block_r, widen
+                        )
+                    tl.store(own + column[None, :], total.to(y.dtype.element_ty), mask=is_target)
+
+
+@triton.jit
+def _sum_parts(
+    left_at: tl.tensor,
+    h_part: tl.tensor,
+    start: tl.tensor,
+    num_ranks: tl.tensor,
+    is_row: tl.tensor,
+    b: tl.tensor,
+    num_parts: tl.constexpr,
+    block_m: tl.constexpr,
+    block_r: tl.constexpr,
+) -> tl.tensor:
+    """Return the sums over all parts for ``block_r`` ranks from ``start`` on, in B's dtype."""
+    rank = start + tl.arange(0, block_r)
+    mask = is_row[:, None] & (rank < num_ranks)[None, :]
+    left = tl.zeros((block_m, block_r), dtype=tl.float32)
+    for part in tl.static_range(num_parts):
+        left += tl.load(left_at + part * h_part + rank[None, :], mask=mask, other=0.0)
+    # What is rounded to the adapter's dtype is also what PEFT rounds.
+    return left.to(b.dtype.element_ty)
+
+
+@triton.jit
+def _add_product(
+    left: tl.tensor,
+    b: tl.tensor,
+    start: tl.tensor,
+    num_ranks: tl.tensor,
+    column: tl.tensor,
+    width: tl.tensor,
+    total: tl.tensor,
+    block_r: tl.constexpr,
+    widen: tl.constexpr,
+) -> tl.tensor:
+    """Return ``total`` plus the product of ``left`` and B's ranks from ``start`` on."""
+    rank = start + tl.arange(0, block_r)
+    right = tl.load(
+        b + rank[:, None].to(tl.int64) * width + column[None, :],
+        mask=(rank < num_ranks)[:, None] & (column < width)[None, :],
+        other=0.0,
+    )
+    if widen:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, total, input_precision="ieee")
+
+
+# Whether Triton interprets these kernels, as it is told by the environment when they are made.
+IS_INTERPRETED = not isinstance(expand, triton.JITFunction)

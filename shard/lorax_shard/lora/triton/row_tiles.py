@@ -7,15 +7,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lorax_shard.lora.assignment import Assignment
+from lorax_shard.lora.assignment import Assignment, IdArray
 from lorax_shard.lora.triton import kernels
+from lorax_shard.lora.triton.device_slots import pinned
 
 # Rows of one tile: the least that a matrix instruction takes, and for long runs of one slot.
 FEW_ROWS = 16
 MANY_ROWS = 64
 # Up to here a device lays rows out itself, in time that grows with their square; Triton's
-# interpreter on a CPU takes programs one after the other.
-MOST_GATHERED = {"cuda": 512, "cpu": 64}
+# interpreter takes programs one after the other.
+MOST_GATHERED = 64 if kernels.IS_INTERPRETED else 512
 
 
 class Tiles(NamedTuple):
@@ -26,6 +27,8 @@ class Tiles(NamedTuple):
     num_tiles: int
     block_m: int
     mask: int
+    # How many tiles have rows; as many as there are where the slots are not known.
+    num_busy: int
     # The slots are read on the device each time: the mask is not known.
     is_fixed: bool = False
 
@@ -34,9 +37,7 @@ def tiles_of(rows: Assignment) -> Tiles:
     """Return the layout of a step's rows, made by the first module that asks."""
     found: Tiles | None = rows.scratch.get("triton.tiles")
     if found is None:
-        found = (
-            _gathered(rows) if rows.num_rows <= MOST_GATHERED[rows.device.type] else _sorted(rows)
-        )
+        found = _gathered(rows) if rows.num_rows <= MOST_GATHERED else _sorted(rows)
         rows.scratch["triton.tiles"] = found
     return found
 
@@ -47,28 +48,28 @@ def read_slots_from(rows: Assignment, slots: torch.Tensor) -> None:
     Captured in a graph, this and all that follows computes with what stands there at the
     replay. For at most ``MOST_GATHERED`` rows; ValueError otherwise.
     """
-    most = MOST_GATHERED[slots.device.type]
-    if len(slots) != rows.num_rows or rows.num_rows > most:
-        raise ValueError(f"{len(slots)} slots for {rows.num_rows} rows, at most {most}")
-    layout = _gather(slots, mask=-1)
+    if len(slots) != rows.num_rows or rows.num_rows > MOST_GATHERED:
+        raise ValueError(f"{len(slots)} slots for {rows.num_rows} rows, at most {MOST_GATHERED}")
+    layout = _gather(slots, mask=-1, num_busy=rows.num_rows)
     rows.scratch["triton.tiles"] = layout._replace(is_fixed=True)
 
 
 def _gathered(rows: Assignment) -> Tiles:
     """One copy to the device, no sorting: for decodes."""
-    return _gather(torch.from_numpy(rows.slot_of_row).to(rows.device), rows.mask)
+    counts = np.bincount(rows.slot_of_row[rows.slot_of_row >= 0])
+    num_busy = int((-(-counts // FEW_ROWS)).sum())
+    return _gather(_to_device(rows.slot_of_row, rows.device), rows.mask, num_busy)
 
 
-def _gather(slots: torch.Tensor, mask: int) -> Tiles:
+def _gather(slots: torch.Tensor, mask: int, num_busy: int) -> Tiles:
     count = len(slots)
     tiles = torch.empty(count, 3, dtype=torch.int64, device=slots.device)
     numbers = torch.empty(count * FEW_ROWS, dtype=torch.int64, device=slots.device)
     if count:
         kernels.gather_rows[(count,)](
-            slots, count, tiles, numbers,
-            block_t=max(16, 1 << (count - 1).bit_length()), block_m=FEW_ROWS,
+            slots, count, tiles, numbers, block_t=MOST_GATHERED, block_m=FEW_ROWS,
         )  # fmt: skip
-    return Tiles(tiles, numbers, count, FEW_ROWS, mask)
+    return Tiles(tiles, numbers, count, FEW_ROWS, mask, max(1, num_busy))
 
 
 def _sorted(rows: Assignment) -> Tiles:
@@ -82,9 +83,20 @@ def _sorted(rows: Assignment) -> Tiles:
         first, last = np.searchsorted(slots, [slot, slot + 1]).tolist()
         tiles += [(slot, at, min(block_m, last - at)) for at in range(first, last, block_m)]
     return Tiles(
-        torch.tensor(tiles, dtype=torch.int64).view(-1, 3).to(rows.device),
-        torch.from_numpy(order).to(rows.device),
+        _to_device(np.array(tiles, dtype=np.int64).reshape(-1, 3), rows.device),
+        _to_device(order, rows.device),
         len(tiles),
         block_m,
         rows.mask,
+        max(1, len(tiles)),
     )
+
+
+def empty_tiles(block_m: int, device: torch.device) -> Tiles:
+    """Return a layout of one tile without rows."""
+    nothing = torch.zeros(1, 3, dtype=torch.int64, device=device)
+    return Tiles(nothing, torch.zeros(block_m, dtype=torch.int64, device=device), 1, block_m, 0, 1)
+
+
+def _to_device(numbers: IdArray, device: torch.device) -> torch.Tensor:
+    return pinned(numbers, device).to(device, non_blocking=True)

@@ -1,10 +1,12 @@
-"""Tries a backend on one small step before a model is served with it.
+"""One small step of a backend, before a model is served with it.
 
 Kernels of other projects refuse shapes by exceptions, by release and by device. A step of random
 numbers shows in a moment what no list of limits can promise.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -24,33 +26,26 @@ _ROUNDINGS = 16
 _LAYER = 0
 
 
+class _Trial(NamedTuple):
+    """A step of a decode row and a prompt chunk, both over several scattered blocks."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    spec: AttentionSpec
+    metadata: StepMetadata
+
+
 def failure(
     backend: AttentionBackend, layer: AttentionLayer, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Return in words what is wrong with a backend's answer for a layer, or None.
-
-    The step has a decode row and a prompt chunk, both over several scattered blocks.
-    """
-    spec = _shrunk(layer, device)
-    metadata = _step(layer, backend, device, dtype)
-    num_tokens = metadata.slots.shape[0]
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, heads: int, dim: int) -> torch.Tensor:
-        return torch.randn(rows, heads, dim, generator=generator).to(device, dtype)
-
-    kv = layer.kv
-    query = draw(num_tokens, layer.num_heads, kv.key_dim)
-    key, value = draw(num_tokens, kv.num_heads, kv.key_dim), draw(num_tokens, *kv[::2])
-    cache = metadata.cache
-    for pool in (cache.keys[_LAYER], cache.values[_LAYER]):
-        pool.copy_(draw(pool.shape[0] * pool.shape[1], *pool.shape[2:]).view_as(pool))
+    """Return in words what is wrong with a backend's answer for a layer, or None."""
+    made = _make(backend, layer, device, dtype, dtype)
     try:
         with torch.inference_mode():
-            backend.store(key, value, _LAYER, metadata)
-            answer = backend.attend(query, key, value, _LAYER, spec, metadata).float()
-            cache.write(_LAYER, key, value, metadata.slots)
-            expected = TorchAttention().attend(query, key, value, _LAYER, spec, metadata).float()
+            answer = _compute(backend, made).float()
+            made.metadata.cache.write(_LAYER, made.key, made.value, made.metadata.slots)
+            expected = _attend(TorchAttention(), made).float()
             worst = float((answer - expected).abs().max())
             allowed = _ROUNDINGS * torch.finfo(dtype).eps * float(expected.abs().max())
     # Whatever a foreign kernel raises says that it cannot compute this layer.
@@ -59,6 +54,50 @@ def failure(
     if worst <= allowed:  # False for NaN
         return None
     return f"a trial step was off by {worst:.2g}, with {allowed:.2g} to be allowed"
+
+
+def attend(
+    backend: AttentionBackend,
+    layer: AttentionLayer,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+) -> None:
+    """Have a backend compute the step for what that compiles."""
+    with torch.inference_mode():
+        _compute(backend, _make(backend, layer, device, dtype, kv_dtype))
+
+
+def _make(
+    backend: AttentionBackend,
+    layer: AttentionLayer,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+) -> _Trial:
+    metadata = _step(layer, backend, device, kv_dtype)
+    num_tokens = metadata.slots.shape[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, heads: int, dim: int) -> torch.Tensor:
+        return torch.randn(rows, heads, dim, generator=generator).to(device, dtype)
+
+    kv, cache = layer.kv, metadata.cache
+    query = draw(num_tokens, layer.num_heads, kv.key_dim)
+    key, value = draw(num_tokens, kv.num_heads, kv.key_dim), draw(num_tokens, *kv[::2])
+    for pool in (cache.keys[_LAYER], cache.values[_LAYER]):
+        pool.copy_(draw(pool.shape[0] * pool.shape[1], *pool.shape[2:]).view_as(pool))
+    return _Trial(query, key, value, _shrunk(layer, device), metadata)
+
+
+def _compute(backend: AttentionBackend, made: _Trial) -> torch.Tensor:
+    backend.store(made.key, made.value, _LAYER, made.metadata)
+    return _attend(backend, made)
+
+
+def _attend(backend: AttentionBackend, made: _Trial) -> torch.Tensor:
+    query, key, value, spec, metadata = made
+    return backend.attend(query, key, value, _LAYER, spec, metadata)
 
 
 def _shrunk(layer: AttentionLayer, device: torch.device) -> AttentionSpec:

@@ -1,0 +1,47 @@
+"""The slots of all groups of a model on the device: one line a slot, copied as a whole."""
+
+from __future__ import annotations
+
+import torch
+
+from lorax_shard.lora.assignment import IdArray
+from lorax_shard.lora.slot_table import SlotTable
+
+
+class DeviceSlots:
+    """Owns the copy of a slot table that kernels read."""
+
+    def __init__(self) -> None:
+        self.table = SlotTable()
+        self.lines = torch.empty(0, 0, dtype=torch.int64)
+        self._is_fixed = False
+
+    def reserve(self, num_lines: int, device: torch.device) -> None:
+        """Have lines for so many slots, at an address that stays."""
+        self.table.grow(num_lines)
+        self.commit(device)
+        self._is_fixed = True
+
+    def commit(self, device: torch.device) -> None:
+        """Copy the lines that were written since the last time: one copy a slot.
+
+        Nothing waits for the device: what is on its queue still reads the old lines.
+        """
+        if self.lines.shape != self.table.lines.shape or self.lines.device != device:
+            if self._is_fixed:
+                raise RuntimeError(
+                    "the slots' table is fixed; reserve more slots, after all groups"
+                )
+            # Also where inference mode is on now: it may be off when the next line is written.
+            with torch.inference_mode(False):
+                self.lines = torch.from_numpy(self.table.lines).to(device, copy=True)
+        else:
+            for slot in self.table.changed:
+                self.lines[slot].copy_(pinned(self.table.lines[slot], device), non_blocking=True)
+        self.table.changed.clear()
+
+
+def pinned(numbers: IdArray, device: torch.device) -> torch.Tensor:
+    """Return a copy of numbers from which a GPU copies without being waited for."""
+    host = torch.tensor(numbers)
+    return host.pin_memory() if device.type == "cuda" else host

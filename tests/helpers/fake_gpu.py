@@ -1,0 +1,127 @@
+"""A GPU that is not there: Triton compiles for it, and nothing runs.
+
+Kernels are launched over CPU tensors, as the backends launch them on a GPU: each that would be
+compiled there is compiled here, down to its binary, whose registers and stack the assembler
+tells. Triton decides at its import whether kernels are compiled or interpreted, so programs run
+in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One compiled variant of a kernel, and what a program of it takes."""
+
+    kernel: str
+    registers: int
+    # Bytes of each thread's own memory: what did not fit its registers, above all.
+    stack: int
+    shared: int
+
+
+class FakeGPU:
+    """What Triton asks of a driver and of a device."""
+
+    def __init__(self, capability: int = 90) -> None:
+        self.binaries: list[Binary] = []
+        self.launches: Counter[str] = Counter()
+        self.utils = self
+        self._capability = capability
+
+    def install(self) -> FakeGPU:
+        """Become the device that Triton compiles for."""
+        from triton.runtime import driver
+
+        driver.set_active(self)
+        return self
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 227 << 10}
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, ...]:
+        registers, stack = _resources(kernel)
+        self.binaries.append(Binary(name, registers, stack, shared))
+        return len(self.binaries), len(self.binaries), registers, stack, 1024
+
+    def unload_module(self, module: int) -> None:
+        pass
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        return lambda *arguments: self.launches.update([metadata.name])
+
+
+def _resources(binary: bytes) -> tuple[int, int]:
+    """Return registers and stack bytes of a thread, by the tool that comes with Triton."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        done = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", done.stdout)
+    assert found, done.stdout
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def run_on_fake_gpu(program: str, *arguments: Any, cache: Path, timeout_s: float = 280.0) -> Any:
+    """Return what a function of the name ``module:function`` returns in a process of its own.
+
+    It is given a ``FakeGPU`` and ``arguments``; these and its answer travel as JSON, binaries as
+    ``Binary``. ``cache`` holds what Triton compiles.
+    """
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.helpers.fake_gpu", program],
+        input=json.dumps(arguments),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1], object_hook=_binary)
+
+
+def _binary(value: dict[str, Any]) -> Any:
+    return Binary(**value) if value.keys() == Binary.__dataclass_fields__.keys() else value
+
+
+def main() -> None:
+    import importlib
+
+    module, _, name = sys.argv[1].partition(":")
+    gpu = FakeGPU().install()
+    answer = getattr(importlib.import_module(module), name)(gpu, *json.load(sys.stdin))
+    print(json.dumps(answer, default=asdict))
+
+
+if __name__ == "__main__":
+    main()

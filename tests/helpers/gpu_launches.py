@@ -1,0 +1,122 @@
+"""Programs for a GPU that is not there: steps as a server computes them, launch by launch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from bench.gpu_check import models
+from tests.helpers.fake_gpu import Binary, FakeGPU
+
+from lorax_shard.attention.triton import backend as triton_attention
+from lorax_shard.attention.triton.backend import TritonAttention
+from lorax_shard.linear import replace as linears
+from lorax_shard.lora.assignment import Assignment
+from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.model import LoraModel
+from lorax_shard.lora.triton.backend import TritonLora
+from lorax_shard.model import attention_hook
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.probe import survey_attention
+
+CPU = torch.device("cpu")
+# Where the outputs of siblings begin in the stacked one.
+STARTS = (0, 4096, 5120)
+
+
+ROW_COUNTS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 128, 255, 256, 400, 512, 700, 2048)
+
+
+def lora_steps(gpu: FakeGPU) -> list[Binary]:
+    """Return what a sweep of row counts, adapters and slots compiles after the warm-up."""
+    backend = TritonLora()
+    width, outs = 4096, (4096, 1024, 1024)
+    groups = {num_members: backend.make_group(num_members) for num_members in (3, 1)}
+
+    def zeros(*size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=torch.bfloat16)
+
+    for num_members, group in groups.items():
+        group.warm_up(zeros(1, width), zeros(1, sum(outs[:num_members])), STARTS[:num_members])
+    warm = len(gpu.binaries)
+    for slot, rank in ((0, 8), (1, 3), (39, 64), (500, 16), (2, 200)):
+        for num_members, group in groups.items():
+            a, b = zeros(rank * num_members, width), (zeros(rank, out) for out in outs)
+            group.load(slot, GroupWeights(a, tuple(b)[:num_members]))
+        backend.commit(CPU)
+        for count in ROW_COUNTS:
+            for num_slots in (1, 4, 40):
+                rows = Assignment(np.arange(count, dtype=np.int64) % num_slots - 1, CPU)
+                x, y = zeros(count, width), zeros(count, sum(outs))
+                for num_members, group in groups.items():
+                    shrunk = group.shrink(x, rows)
+                    group.expand_all(shrunk, STARTS[:num_members], y, rows)
+                    for member in range(num_members):
+                        group.expand(shrunk, member, y[:, STARTS[member] :], rows)
+    return gpu.binaries[warm:]
+
+
+SHAPE = models.LlamaShape(hidden=256, inner=512, layers=2, heads=4, kv_heads=2, vocab=1000)
+
+
+def model_steps(gpu: FakeGPU) -> list[Binary]:
+    """Return what steps of a model compile after its warm-up: any rows, lengths and adapters."""
+    model = plugged_model()
+    model.warm_up(models.BLOCK_SIZE)
+    warm = len(gpu.binaries)
+    assert warm > 0
+    # As many as a large GPU has: splits of decode rows follow from them.
+    triton_attention._num_processors = lambda device: 132
+    model.allocate_cache(600, models.BLOCK_SIZE)
+    for ranks in ((8,), (3, 64, 200)):
+        for slot in list(model.lora.slots):
+            model.lora.unload(slot)
+        models.load_adapters(model, ranks)
+        for rows, tokens, context in STEPS:
+            step(model, rows, tokens, context, [*range(len(ranks)), None])
+    assert {"prompt", "decode", "combine", "store", "shrink", "expand"} <= gpu.launches.keys()
+    return gpu.binaries[warm:]
+
+
+# Rows, new tokens of each, and their context.
+STEPS = (
+    (1, 1, 1), (1, 1, 300), (1, 1, 9000), (2, 1, 700), (3, 1, 17), (5, 1, 9000), (16, 1, 33),
+    (33, 1, 512), (130, 1, 64), (1, 2, 2), (1, 37, 300), (3, 16, 16), (7, 100, 700), (2, 600, 600),
+)  # fmt: skip
+
+
+def plugged_model() -> HFPagedModel:
+    """Return a random Llama with what a GPU computes it with, siblings stacked."""
+    from transformers import AutoModelForCausalLM
+
+    attention_hook.register()
+    model = AutoModelForCausalLM.from_config(
+        models.llama_config(SHAPE), dtype=torch.bfloat16,
+        attn_implementation=attention_hook.ATTENTION_NAME,
+    ).eval().requires_grad_(False)  # fmt: skip
+    paged = HFPagedModel(model, survey_attention(model), TritonAttention())
+    for group in list(linears._groups(list(linears._targets(model)), linears.SIBLINGS)):
+        plain = linears.create("torch")
+        if len(group) > 1:
+            linears._replace_siblings(group, plain)
+        else:
+            linears._replace_one(group[0], plain)
+    paged.lora = LoraModel(model, TritonLora(), CPU, torch.bfloat16)
+    return paged
+
+
+def step(
+    model: HFPagedModel, rows: int, tokens: int, context: int, slots: list[int | None]
+) -> None:
+    """Compute the last ``tokens`` of each row's context; rows share their blocks."""
+    size = models.BLOCK_SIZE
+    tables = torch.arange(-(-context // size)).repeat(rows, 1)
+    position = torch.arange(context - tokens, context).repeat(rows)
+    metadata = model.make_metadata(
+        [tokens] * rows, [context] * rows,
+        position // size * size + position % size, tables, rows if tokens == 1 else 0,
+    )  # fmt: skip
+    model.forward(
+        torch.zeros_like(position), position, metadata,
+        torch.arange(tokens - 1, rows * tokens, tokens),
+        [slots[row % len(slots)] for row in range(rows)],
+    )  # fmt: skip
