@@ -245,9 +245,9 @@ class Supervisor:
                 task.cancel()
 
     async def _raise_failure(self, child: Child) -> NoReturn:
-        child = await self._culprit(child)
         # Pipes close a moment before the end of a process can be seen.
         await asyncio.wait({child.exited}, timeout=STOP_S)
+        child = await self._culprit(child)
         if child.is_running:
             raise ChildFailed(
                 f"{child.name} reported nothing when it should have become ready. "
