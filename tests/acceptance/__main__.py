@@ -7,7 +7,7 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters", "parallel")
+NAMES = ("serve", "adapters", "parallel", "ground")
 
 
 def main() -> int:

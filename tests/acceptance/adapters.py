@@ -54,6 +54,7 @@ def point_oracle() -> Result:
         "tests/integration/test_merge_oracle.py",
         "tests/contract/lora",
         "tests/unit/adapters",
+        "tests/unit/peft",
     )
 
 
