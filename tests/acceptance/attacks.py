@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.acceptance.adapter_fleet import serve
 from tests.acceptance.beside import Seen, look
@@ -128,7 +128,7 @@ class _Attackers:
             # Refusals come at once: four who ask for ever would be a load test of their own.
             self._enough.wait(0.2)
 
-    def __enter__(self) -> _Attackers:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
