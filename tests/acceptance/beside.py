@@ -93,7 +93,7 @@ class Seen:
 def _post(url: str, body: dict[str, Any]) -> Any:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    return urllib.request.urlopen(request, timeout=120)
+    return urllib.request.urlopen(request, timeout=60)
 
 
 def look(url: str, num_tokens: int = NUM_TOKENS) -> Seen:
