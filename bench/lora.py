@@ -99,19 +99,18 @@ class Bench:
                     best[index] = min(best[index], self.clock() - start)
         return best
 
-    def measure(self, decode: Decode, num_adapters: int, rank: int) -> Case:
-        """Return one line of the table."""
+    def measure(self, decode: Decode, num_adapters: int, rank: int, adapter_bytes: int) -> Case:
+        """Return one line of the table; the adapters are of one size."""
         without, adapted, reading = self.best(
             lambda: decode.run(0), lambda: decode.run(num_adapters), self.data.sum
         )
-        nbytes = sum(decode.lora.slot_bytes(slot) for slot in range(num_adapters))
         return Case(
             decode.num_rows,
             num_adapters,
             rank,
             without * 1e3,
             (adapted - without) * 1e3,
-            nbytes * reading / self.data.nbytes * 1e3,
+            num_adapters * adapter_bytes * reading / self.data.nbytes * 1e3,
         )
 
 
@@ -144,11 +143,12 @@ def main() -> None:
     cases = []
     for rank in RANKS:
         for slot in range(max(arguments.adapters)):
-            lora.load(slot, make_adapter(lora, rank, slot))
+            prepared = lora.prepare(make_adapter(lora, rank, slot))
+            lora.load(slot, prepared)
         for rows in arguments.rows:
             decode = Decode(model, lora, rows)
             for adapters in (each for each in arguments.adapters if each <= rows):
-                case = bench.measure(decode, adapters, rank)
+                case = bench.measure(decode, adapters, rank, prepared.nbytes)
                 cases.append(case)
                 values = (*case, case.added_ms / case.floor_ms)
                 print("| " + " | ".join(f"{value:.3g}" for value in values) + " |", flush=True)

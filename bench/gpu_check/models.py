@@ -115,6 +115,7 @@ def load_adapters(model: HFPagedModel, ranks: Sequence[int]) -> list[int]:
         for number, sites in enumerate(find_groups(lora.sites))
         if not any(site.is_head for site in sites)
     ]
+    sizes: list[int] = []
     for slot, rank in enumerate(ranks):
         weights = {
             number: GroupWeights(
@@ -123,14 +124,13 @@ def load_adapters(model: HFPagedModel, ranks: Sequence[int]) -> list[int]:
             )
             for number, sites in groups
         }
-        lora.load(
-            slot,
-            PreparedAdapter(
-                digest=f"random-{slot}", groups=weights, linears={}, embeddings={}, vectors={},
-                num_logits=0, max_rank=rank,
-            ),
+        adapter = PreparedAdapter(
+            digest=f"random-{slot}", groups=weights, linears={}, embeddings={}, vectors={},
+            num_logits=0, max_rank=rank,
         )  # fmt: skip
-    return [lora.slot_bytes(slot) for slot in range(len(ranks))]
+        lora.load(slot, adapter)
+        sizes.append(adapter.nbytes)
+    return sizes
 
 
 def seconds(

@@ -8,8 +8,8 @@ only exchange references.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lorax_shard.lora.patches import (
     CurrentStep,
     EmbeddingPatch,
     LinearPatch,
+    Patch,
     SharedGroup,
     VectorPatch,
 )
@@ -112,7 +113,7 @@ class LoraModel:
         return self._preparer.prepare(adapter)
 
     def load(self, slot: int, adapter: HostAdapter | PreparedAdapter) -> None:
-        """Put an adapter into an empty slot."""
+        """Put an adapter into an empty slot; what fails leaves the slot empty."""
         if slot < 0:
             raise ValueError(f"slot {slot}: slots are numbered from 0")
         if slot in self._slots:
@@ -121,19 +122,36 @@ class LoraModel:
             raise RuntimeError("adapters change between steps only")
         if isinstance(adapter, HostAdapter):
             adapter = self.prepare(adapter)
-        self._slots[slot] = adapter
+        with ExitStack() as undo:
+            self._put(slot, adapter, undo)
+            undo.pop_all()
+
+    def _put(self, slot: int, adapter: PreparedAdapter, undo: ExitStack) -> None:
+        """Load all parts; ``undo`` learns how each that is loaded is let go."""
         for number, weights in adapter.groups.items():
-            self._groups[number].load(slot, weights)
+            group = self._groups[number]
+            group.load(slot, weights)
+            undo.callback(group.unload, slot)
             for site, b in zip(self._members[number], weights.b, strict=True):
                 if b is not None:
+                    undo.callback(self._linears[site.name].unload, slot)
                     self._linears[site.name].load_low_rank(slot)
-        for name, linear in adapter.linears.items():
-            self._linears[name].load(slot, linear)
-        for name, embedding in adapter.embeddings.items():
-            self._embeddings[name].load(slot, embedding)
-        for name, vector in adapter.vectors.items():
-            self._vectors[name].load(slot, vector)
+        changes: tuple[tuple[Mapping[str, Patch[Any]], Mapping[str, Any]], ...] = (
+            (self._linears, adapter.linears),
+            (self._embeddings, adapter.embeddings),
+            (self._vectors, adapter.vectors),
+        )
+        for patches, of_adapter in changes:
+            for name, change in of_adapter.items():
+                undo.callback(patches[name].unload, slot)
+                patches[name].load(slot, change)
         self._backend.commit(self._device)
+        undo.callback(self._forget, slot)
+        self._slots[slot] = adapter
+        self._update_mask_hook()
+
+    def _forget(self, slot: int) -> None:
+        del self._slots[slot]
         self._update_mask_hook()
 
     def unload(self, slot: int) -> None:
@@ -141,7 +159,6 @@ class LoraModel:
         if self._current.step is not None:
             raise RuntimeError("adapters change between steps only")
         adapter = self._slot(slot)
-        del self._slots[slot]
         for number in adapter.groups:
             self._groups[number].unload(slot)
             for site in self._members[number]:
@@ -153,11 +170,8 @@ class LoraModel:
         for name in adapter.vectors:
             self._vectors[name].unload(slot)
         self._backend.commit(self._device)
-        self._update_mask_hook()
-
-    def slot_bytes(self, slot: int) -> int:
-        """Return the bytes that a loaded slot takes on the device."""
-        return self._slot(slot).nbytes
+        # Last: a slot that could not be emptied is never used again.
+        self._forget(slot)
 
     @contextmanager
     def step(

@@ -301,10 +301,8 @@ def test_unloading_frees_the_memory(toy: Toy, backend: str) -> None:
     assert all(tensor() is None for tensor in tensors)
 
 
-def test_bytes_of_a_slot_are_those_of_its_tensors(lora: LoraModel) -> None:
+def test_bytes_of_an_adapter_are_those_of_its_tensors(lora: LoraModel) -> None:
     made = small()
-    lora.load(0, made)
-    assert lora.slot_bytes(0) == made.nbytes
     assert lora.prepare(made).nbytes == made.nbytes
     assert lora.prepare(made).max_rank == 3
 
@@ -317,6 +315,47 @@ def test_slots_are_used_once(lora: LoraModel) -> None:
         lora.unload(4)
     with pytest.raises(ValueError, match="numbered from 0"):
         lora.load(-1, small())
+
+
+def fail(*args: object) -> None:
+    raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "cpp"])
+def test_a_load_that_fails_at_any_part_leaves_the_slot_empty(toy: Toy, backend: str) -> None:
+    """Whichever part cannot be had: nothing of the others stays, and the slot can be used."""
+    lora = install(toy, backend, CPU, torch.float32)
+    before = toy(IDS)
+    everything = adapter(
+        block__q_proj=delta(8, 8, weight=torch.randn(8, 8)), block__v_proj=delta(4, 8, 3),
+        embed=delta(8, 12), block__norm=ModuleDelta(bias=torch.ones(8)),
+    )  # fmt: skip
+    prepared, other = lora.prepare(everything), lora.prepare(small())
+    parts = [
+        *(lora._groups[number] for number in prepared.groups),
+        *(lora._linears[name] for name in prepared.linears),
+        *(lora._embeddings[name] for name in prepared.embeddings),
+        *(lora._vectors[name] for name in prepared.vectors),
+    ]
+    names = ["load"] * len(parts) + ["commit"]
+    parts.append(lora._backend)
+    assert len(parts) >= 4
+    for part, name in zip(parts, names, strict=True):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(part, name, fail)
+            with pytest.raises(RuntimeError, match="no memory"):
+                lora.load(0, prepared)
+        assert lora.slots == {}
+        assert not any("forward" in module.__dict__ for module in toy.modules())
+        lora.load(0, other)
+        with lora.step([5], [0]):
+            adapted = toy(IDS)
+        lora.unload(0)
+        lora.load(1, other)
+        with lora.step([5], [1]):
+            assert torch.equal(toy(IDS), adapted)
+        lora.unload(1)
+        assert torch.equal(toy(IDS), before)
 
 
 def test_a_step_never_computes_with_less_than_it_asked_for(lora: LoraModel) -> None:
@@ -387,8 +426,8 @@ def test_adapters_take_the_model_s_dtype(dtype: torch.dtype) -> None:
     toy = Toy().to(dtype).eval()
     lora = install(toy, "auto", CPU, dtype)
     made = small()
+    assert lora.prepare(made).nbytes == made.nbytes // 2
     lora.load(0, made)
-    assert lora.slot_bytes(0) == made.nbytes // 2
     with lora.step([5], [0]):
         adapted = toy(IDS)
     assert adapted.dtype is dtype
