@@ -144,7 +144,8 @@ class StepOutcome:
     """What one step produced. Rows without a token or an event are absent.
 
     Row i gained the next ``num_tokens[i]`` entries of ``tokens``; ``finish[i]``
-    is a FinishCode. ``details`` is keyed by request.
+    is a FinishCode. ``details`` is keyed by request. ``inactive`` says of adapters
+    that were to take effect with this step, and did on no rank, why.
     """
 
     seq: int
@@ -156,6 +157,7 @@ class StepOutcome:
     # Nanoseconds the shard spent in the forward pass and in the whole step.
     forward_ns: int = 0
     total_ns: int = 0
+    inactive: dict[AdapterHandle, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

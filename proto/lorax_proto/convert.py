@@ -194,6 +194,8 @@ def outcome_to_proto(outcome: StepOutcome, reply_type: type[StepReply]) -> StepR
     )
     if outcome.details:
         columns.details.extend(_details_to_proto(outcome.details))
+    for handle, text in outcome.inactive.items():
+        columns.inactive.add(adapter_index=handle, text=text)
     timing = pb.StepTiming(forward_ns=outcome.forward_ns, total_ns=outcome.total_ns)
     return reply_type(columns=columns, timing=timing)
 
@@ -212,6 +214,7 @@ def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int
         details={
             RequestId(detail.request_id): _detail_from_proto(detail) for detail in columns.details
         },
+        inactive={AdapterHandle(each.adapter_index): each.text for each in columns.inactive},
         forward_ns=timing.forward_ns,
         total_ns=timing.total_ns,
     )

@@ -438,7 +438,7 @@ class BlockCopy(_message.Message):
     def __init__(self, source_space: _Optional[_Union[BlockSpace, str]] = ..., source_block: _Optional[int] = ..., destination_space: _Optional[_Union[BlockSpace, str]] = ..., destination_block: _Optional[int] = ...) -> None: ...
 
 class Columns(_message.Message):
-    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details")
+    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -447,6 +447,7 @@ class Columns(_message.Message):
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     SPECIAL_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    INACTIVE_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[int]
     num_tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: _containers.RepeatedScalarFieldContainer[int]
@@ -455,7 +456,16 @@ class Columns(_message.Message):
     texts: _containers.RepeatedScalarFieldContainer[str]
     special: _containers.RepeatedScalarFieldContainer[bool]
     details: _containers.RepeatedCompositeFieldContainer[RowDetail]
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ...) -> None: ...
+    inactive: _containers.RepeatedCompositeFieldContainer[InactiveAdapter]
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ...) -> None: ...
+
+class InactiveAdapter(_message.Message):
+    __slots__ = ("adapter_index", "text")
+    ADAPTER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    adapter_index: int
+    text: str
+    def __init__(self, adapter_index: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class RowDetail(_message.Message):
     __slots__ = ("request_id", "generated_text", "alternative_tokens", "prefill_tokens", "error_code", "error_text")

@@ -380,6 +380,8 @@ class Scheduler:
         accepted = self._book_tokens(outcome, awaited, now)
         if awaited:
             raise ProtocolError(f"step {step.seq} has no token for requests {sorted(awaited)}")
+        # It is on the shards all the same: the next row that needs it has it activated anew.
+        self._active.difference_update(outcome.inactive)
         self._pool.acknowledge(step.seq)
         while self._ceasing and self._ceasing[0][0] <= step.seq:
             self._orders.release += self._ceasing.popleft()[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 # How many steps an ended row is remembered, so that steps planned before its end
 # was known pass over it. Far above any plan depth.
 _REMEMBERED_STEPS = 64
+_BASE_ONLY = "this shard serves the base model only, without adapters"
 
 
 class Engine:
@@ -166,23 +168,20 @@ class Engine:
         if handle == BASE_ADAPTER:
             return None
         if self.adapters is None:
-            raise ValidationError("this shard serves the base model only, without adapters")
+            raise ValidationError(_BASE_ONLY)
         return self.adapters[handle]
 
-    def _change_adapters(self, plan: StepPlan) -> None:
+    def _change_adapters(self, plan: StepPlan, out: OutcomeBuilder) -> None:
         """Let adapters cease and take effect; rows that need one that does not end alone."""
         if self.adapters is None:
+            out.outcome.inactive.update(dict.fromkeys(plan.activate, _BASE_ONLY))
             return
         for handle in plan.deactivate:
             self.cease(handle)
-        for handle in plan.activate:
-            try:
-                self.adapters.activate(handle)
-            except Exception:  # its rows are refused, one by one and in words
-                logger.exception("adapter %d did not take effect", handle)
-        if self._group is not None and plan.activate:
-            for handle in missing_somewhere(self._group, plan.activate, self.adapters):
-                self.adapters.deactivate(handle)
+        if plan.activate:
+            group = self._group
+            missing = partial(missing_somewhere, group, plan.activate) if group else None
+            out.outcome.inactive = self.adapters.change(plan.activate, missing)
 
     def cease(self, handle: AdapterHandle) -> None:
         """Let an adapter cease between steps; rows that still use it are dropped."""
@@ -199,7 +198,7 @@ class Engine:
         out = OutcomeBuilder(plan.seq)
         self._start_step()
         self.drop(plan.drop)
-        self._change_adapters(plan)
+        self._change_adapters(plan, out)
         for new in plan.new_rows:
             self._admit(new, out)
         work = self._take_work(plan, out)

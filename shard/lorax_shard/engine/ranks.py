@@ -26,15 +26,15 @@ def least_of(group: RankGroup, value: int) -> int:
 
 def missing_somewhere(
     group: RankGroup, handles: Sequence[AdapterHandle], active: Container[AdapterHandle]
-) -> list[AdapterHandle]:
-    """Return the handles that are not active on some rank."""
+) -> dict[AdapterHandle, str]:
+    """Return the handles that are not active on some rank, and in words on which."""
     flags = group.gather_values([int(handle in active) for handle in handles])
-    missing = []
+    missing = {}
     for handle, column in zip(handles, zip(*flags, strict=True), strict=True):
-        ranks = [rank for rank, is_active in enumerate(column) if not is_active]
+        ranks = [str(rank) for rank, is_active in enumerate(column) if not is_active]
         if ranks:
-            logger.error("adapter %d takes effect nowhere: ranks %s cannot hold it", handle, ranks)
-            missing.append(handle)
+            missing[handle] = f"it could not take effect on rank {' and '.join(ranks)}"
+            logger.error("adapter %d: %s, so it does on none", handle, missing[handle])
     return missing
 
 

@@ -75,9 +75,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_rows=st.integers(1, 5),
         extra_tokens=st.integers(0, 6),
         num_slots=st.integers(1, 2),
+        activations_per_failure=st.integers(2, 6),
     )
     def start(
-        self, num_blocks: int, block_size: int, max_rows: int, extra_tokens: int, num_slots: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_rows: int,
+        extra_tokens: int,
+        num_slots: int,
+        activations_per_failure: int,
     ) -> None:
         """Make a scheduler and its shard."""
         self.sizes = (num_blocks, block_size)
@@ -102,6 +109,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.received: dict[RequestId, list[int]] = {}
         self.next_id = 1
         self.failing: set[RequestId] = set()
+        # Of so many activations one fails, though the adapter is prepared.
+        self.num_activations, self.activations_per_failure = 0, activations_per_failure
+        # Adapters that are known not to have taken effect.
+        self.inactive: set[AdapterHandle] = set()
         # Block tables as granted, and the blocks that each step in flight touches.
         self.tables: dict[RequestId, list[int]] = {}
         self.touched: deque[set[int]] = deque()
@@ -169,6 +180,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.counts["plans"] = self.counts.get("plans", 0) + 1
             self.plans.append(plan)
             self._note_touched(plan)
+            self._note_activations(plan)
+
+    def _note_activations(self, plan: StepPlan) -> None:
+        """What is known not to be in effect is activated again before a row needs it."""
+        self.inactive.difference_update(plan.activate)
+        assert not self.inactive & {new.spec.adapter for new in plan.new_rows}
 
     def _take_orders(self) -> None:
         orders = self.scheduler.adapter_orders()
@@ -236,7 +253,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run(self) -> None:
         """The shard executes the oldest plan."""
         failing = dict.fromkeys(self.failing, "planted")
-        self.outcomes.append(self.shard.execute(self.plans.popleft(), self.prepared, failing))
+        plan = self.plans.popleft()
+        unable = {}
+        for handle in plan.activate:
+            self.num_activations += 1
+            if self.num_activations % self.activations_per_failure == 0:
+                unable[handle] = "planted"
+        self.outcomes.append(self.shard.execute(plan, self.prepared, failing, unable))
 
     @precondition(lambda self: self.outcomes)
     @rule()
@@ -246,6 +269,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.touched.popleft()
         accepted = self.scheduler.apply(outcome, self.now)
         self._take_orders()
+        self._note_inactive(outcome)
         tokens = iter(outcome.tokens.ids)
         for request_id, num, finish, counts in zip(
             outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
@@ -255,6 +279,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             if counts:
                 self.received[request_id] += new
                 self._verify(request_id, FinishCode(finish))
+
+    def _note_inactive(self, outcome: StepOutcome) -> None:
+        self.inactive |= outcome.inactive.keys()
+        self.counts["inactive"] = self.counts.get("inactive", 0) + len(outcome.inactive)
 
     def _verify(self, request_id: RequestId, finish: FinishCode) -> None:
         received, wanted = self.received[request_id], MODEL.expected_tokens(self.specs[request_id])
@@ -288,6 +316,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.outcomes.clear()
         self.tables.clear()
         self.touched.clear()
+        self.inactive.clear()
         self.shard = make_shard(*self.sizes)
         assert self.scheduler.num_in_flight == 0
 
@@ -346,3 +375,4 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(depth: int) 
     assert counts["steps"] >= NUM_STEPS
     assert counts["plans"] >= NUM_STEPS // 4
     assert counts["preemptions"] > 0
+    assert counts["inactive"] > 0

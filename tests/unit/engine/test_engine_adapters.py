@@ -81,9 +81,31 @@ def test_an_adapter_that_cannot_take_effect_fails_its_rows_alone(lane: ToyPrepar
     outcome = engine.step(plan(1, work, new=rows, activate=[TWO, AdapterHandle(9), ONE]))
     assert errors(outcome).keys() == {1, 3}
     assert tokens(outcome) == {2: 101}
+    # The outcome says so and why, to the rows' clients too.
+    assert outcome.inactive.keys() == {TWO, 9}
+    assert "this adapter cannot be loaded" in outcome.inactive[TWO]
+    assert "this adapter cannot be loaded" in errors(outcome)[1]
+    assert "not prepared" in errors(outcome)[3]
     # What failed took no slot.
     assert list(model.slots.loaded) == [0]
     assert TWO not in engine.adapters
+
+
+def test_an_adapter_that_did_not_take_effect_can_the_next_time(lane: ToyPrepared) -> None:
+    good, lane[TWO] = lane[TWO], ToyAdapter(-1)
+    engine, model = make_engine(lane)
+    engine.step(plan(1, activate=[ONE]))
+    first = plan(2, [(1, 5, [1, 2])], new=[using(new_row(1, PROMPT), TWO)], activate=[TWO])
+    assert engine.step(first).inactive.keys() == {TWO}
+    # A step that was planned before that was known: its rows fail in the same words.
+    late = engine.step(plan(3, [(2, 5, [1, 2])], new=[using(new_row(2, PROMPT), TWO)]))
+    assert "cannot be loaded" in errors(late)[2]
+    lane[TWO] = good
+    again = plan(4, [(3, 5, [1, 2])], new=[using(new_row(3, PROMPT), TWO)], activate=[TWO])
+    outcome = engine.step(again)
+    assert outcome.inactive == {}
+    assert tokens(outcome) == {3: 102}
+    assert model.slots.loaded == {0: lane[ONE], 1: good}
 
 
 def test_an_adapter_that_ceases_under_a_live_row_ends_that_row(lane: ToyPrepared) -> None:
@@ -136,7 +158,9 @@ def test_a_shard_without_adapters_refuses_rows_that_name_one() -> None:
     engine = make_plain()
     outcome = engine.step(plan(1, [(1, 5, [1, 2])], new=[using(new_row(1, PROMPT), ONE)]))
     assert "without adapters" in errors(outcome)[1]
-    assert engine.step(plan(2, activate=[ONE], deactivate=[ONE])).row_ids == []
+    later = engine.step(plan(2, activate=[ONE], deactivate=[ONE]))
+    assert later.row_ids == []
+    assert "without adapters" in later.inactive[ONE]
 
 
 # --- adapters with tokens of their own -----------------------------------------------------

@@ -148,6 +148,7 @@ class Values:
             finish=[int(self.rng.choice(list(FinishCode))) for _ in counts],
             tokens=self.columns(sum(counts)),
             details={row: self.detail() for row in row_ids if self.flag()},
+            inactive={self.id32(): self.text() for _ in range(self.rng.randint(0, 2))},
             forward_ns=self.id64(),
             total_ns=self.id64(),
         )

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from lorax_contract.adapters import AdapterContent, AdapterPart, LoadReport
 from lorax_contract.errors import GenerationError, LoraxError, ShardUnavailableError, UnhealthyError
 from lorax_contract.step import (
+    AdapterHandle,
     FinishCode,
     RequestSpec,
     SamplingParams,
@@ -17,6 +19,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
+from lorax_router.core.adapter_table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
@@ -47,12 +50,21 @@ def make_loop(shard: Any, depth: int = 2) -> EngineLoop:
     return EngineLoop(shard, scheduler)
 
 
-def spec_of(loop: EngineLoop, num: int = 20) -> RequestSpec:
+def make_adapter_loop(shard: FakeShard) -> EngineLoop:
+    scheduler = Scheduler(
+        num_blocks=100, block_size=4, max_step_tokens=64, max_rows=8, depth=2,
+        adapters=AdapterTable(max_resident=2),
+    )  # fmt: skip
+    return EngineLoop(shard, scheduler, adapters=DirectExecutor(shard))
+
+
+def spec_of(loop: EngineLoop, num: int = 20, adapter: int = 0) -> RequestSpec:
     return RequestSpec(
         request_id=loop.new_request_id(),
         prompt_ids=[1, 2, 3],
         sampling=SamplingParams(),
         stopping=StoppingParams(max_new_tokens=num, ignore_eos=True),
+        adapter=AdapterHandle(adapter),
     )
 
 
@@ -147,6 +159,39 @@ def test_a_reader_that_is_cancelled_while_it_waits_can_still_close_its_stream():
         await stream.aclose()
         shard.let_go()
         await until(lambda: loop.stats().num_free_blocks == 100)
+        running.cancel()
+
+    play(scene())
+
+
+class DirectExecutor:
+    """Carries orders out by the shard's own calls."""
+
+    def __init__(self, shard: FakeShard) -> None:
+        self.shard = shard
+
+    async def prepare(self, handle: AdapterHandle) -> LoadReport:
+        content = AdapterContent(parts=(AdapterPart(f"content {handle}", "files"),))
+        return await self.shard.prepare_adapter(handle, content)
+
+    async def release(self, handle: AdapterHandle) -> None:
+        await self.shard.release_adapter(handle)
+
+
+def test_an_adapter_that_does_not_take_effect_fails_its_requests_until_it_does():
+    async def scene() -> None:
+        shard = FakeShard(FakeModel(vocab_size=50), num_blocks=100, block_size=4)
+        loop = make_adapter_loop(shard)
+        loop.add_adapter(AdapterHandle(1), 1)
+        running = asyncio.create_task(loop.run())
+        shard.fail_activation(AdapterHandle(1), "no room for adapter 1")
+        for _ in range(2):
+            (chunk,) = [chunk async for chunk in loop.submit(spec_of(loop, adapter=1))]
+            assert "no room for adapter 1" in str(chunk.error)
+        assert sum([len(chunk.tokens.ids) async for chunk in loop.submit(spec_of(loop))]) == 20
+        shard.fail_activation(AdapterHandle(1), None)
+        stream = loop.submit(spec_of(loop, adapter=1))
+        assert sum([len(chunk.tokens.ids) async for chunk in stream]) == 20
         running.cancel()
 
     play(scene())

@@ -254,6 +254,8 @@ class EngineLoop:
             self._observe_done(sent, ok=False)
             raise
         self._sent.popleft()
+        for handle, text in outcome.inactive.items():
+            logger.warning("adapter %d did not take effect: %s", handle, text)
         received_at = perf_counter()
         accepted = self._scheduler.apply(outcome, self._clock())
         self._send_plans()

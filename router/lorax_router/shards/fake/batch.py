@@ -49,6 +49,8 @@ class FakeBatch:
         self._world_size = world_size
         self._rows: dict[RequestId, _Row] = {}
         self.active: set[AdapterHandle] = set()
+        # Adapters that could not take effect when they were to, and why.
+        self._inactive: dict[AdapterHandle, str] = {}
 
     @property
     def live(self) -> list[RequestId]:
@@ -70,22 +72,29 @@ class FakeBatch:
         plan: StepPlan,
         prepared: Mapping[AdapterHandle, str],
         failing: Mapping[RequestId, str],
+        unable: Mapping[AdapterHandle, str] | None = None,
     ) -> StepOutcome:
-        """Execute one step; ``failing`` names rows that must end in an error, with its text."""
+        """Execute one step.
+
+        ``failing`` names rows that must end in an error, with its text; ``unable`` adapters
+        that do not take effect when they are to.
+        """
+        outcome = StepOutcome(plan.seq)
         for request_id in plan.drop:
             self._drop(request_id)
-        self._switch_adapters(plan, prepared)
+        self._switch_adapters(outcome, plan, prepared, unable or {})
         for new in plan.new_rows:
             self._enter(new)
         rows = self._grant(plan)
         for copy in plan.copies:
             self.memory.copy(copy)
-        outcome = StepOutcome(plan.seq)
         for request_id, num, row in zip(plan.row_ids, plan.num_tokens, rows, strict=True):
             if row.finished:
                 continue
             if request_id in failing:
                 self._fail(outcome, request_id, row, failing[request_id])
+            elif row.spec.adapter in self._inactive:
+                self._fail(outcome, request_id, row, self._inactive[row.spec.adapter])
             else:
                 self._compute(outcome, request_id, row, num)
         return outcome
@@ -97,7 +106,13 @@ class FakeBatch:
         if not row.finished:
             self.memory.free(row.table)
 
-    def _switch_adapters(self, plan: StepPlan, prepared: Mapping[AdapterHandle, str]) -> None:
+    def _switch_adapters(
+        self,
+        outcome: StepOutcome,
+        plan: StepPlan,
+        prepared: Mapping[AdapterHandle, str],
+        unable: Mapping[AdapterHandle, str],
+    ) -> None:
         self.active.difference_update(plan.deactivate)
         for row in self._rows.values():
             if row.spec.adapter in plan.deactivate and not row.finished:
@@ -107,7 +122,11 @@ class FakeBatch:
         for handle in plan.activate:
             if handle not in prepared:
                 raise FakeShardError(f"adapter {handle} is activated but was not prepared")
-            self.active.add(handle)
+            self._inactive.pop(handle, None)
+            if handle in unable:
+                self._inactive[handle] = outcome.inactive[handle] = unable[handle]
+            else:
+                self.active.add(handle)
 
     def _enter(self, new: NewRow) -> None:
         spec = new.spec
@@ -115,7 +134,8 @@ class FakeBatch:
             raise FakeShardError(f"request {spec.request_id} enters but is resident")
         if not spec.prompt_ids:
             raise FakeShardError(f"request {spec.request_id} enters without a prompt")
-        if spec.adapter != BASE_ADAPTER and spec.adapter not in self.active:
+        has_adapter = spec.adapter in self.active or spec.adapter in self._inactive
+        if spec.adapter != BASE_ADAPTER and not has_adapter:
             raise FakeShardError(
                 f"request {spec.request_id} enters with adapter {spec.adapter}, which is not active"
             )

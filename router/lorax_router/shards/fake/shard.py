@@ -131,6 +131,7 @@ class FakeShard:
         self._failing_steps: dict[int, LoraxError] = {}
         self._failing_rows: dict[RequestId, tuple[int, str]] = {}
         self._failing_adapters: dict[AdapterHandle, LoraxError] = {}
+        self._failing_activations: dict[AdapterHandle, str] = {}
         self._dies_at: int | None = None
         self._reset()
 
@@ -173,6 +174,13 @@ class FakeShard:
     def fail_adapter(self, handle: AdapterHandle, error: LoraxError) -> None:
         """Make preparing an adapter end in ``error``."""
         self._failing_adapters[handle] = error
+
+    def fail_activation(self, handle: AdapterHandle, text: str | None) -> None:
+        """Keep an adapter from taking effect when a step is to activate it; None: no more."""
+        if text is None:
+            self._failing_activations.pop(handle, None)
+        else:
+            self._failing_activations[handle] = text
 
     def die(self, *, at_seq: int | None = None) -> None:
         """Be gone: now, or when the step ``at_seq`` is to run. Calls in flight fail too."""
@@ -331,7 +339,7 @@ class FakeShard:
             for request_id, (from_seq, text) in self._failing_rows.items()
             if plan.seq >= from_seq
         }
-        return self.batch.execute(plan, self._prepared, failing)
+        return self.batch.execute(plan, self._prepared, failing, self._failing_activations)
 
     async def _run_clear(self, seq: int) -> Reply:
         await self._begin(seq, 0.0)
