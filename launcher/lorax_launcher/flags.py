@@ -147,7 +147,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--adapter-concurrency", type=_COUNT,
                 help="Adapters that are fetched at the same time."),
         _option("--adapter-timeout-s", type=click.FloatRange(min=0.0, min_open=True),
-                help="Seconds after which fetching an adapter counts as failed."),
+                help="Seconds that fetching an adapter may take, from its turn on."),
         _option("--adapter-refresh-s", type=click.FloatRange(min=0.0),
                 help="Seconds after which a name is looked up at its source again; as long is a "
                 "caller's token taken without asking."),

@@ -297,7 +297,6 @@ def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
         preloaded_adapter_source=options.preloaded_adapter_source or options.adapter_source,
         max_active_adapters=options.max_active_adapters,
         adapter_cycle_time_s=options.adapter_cycle_time_s,
-        adapter_timeout_s=options.adapter_timeout_s,
         max_adapter_labels=options.max_adapter_labels,
         max_body_bytes=options.max_body_bytes,
         validation_workers=options.validation_workers,

@@ -60,10 +60,10 @@ class Reason(enum.Enum):
 _PERMANENT = frozenset(
     (Reason.NOT_FOUND, Reason.NO_ACCESS, Reason.TOO_LARGE, Reason.CORRUPT, Reason.REFUSED)
 )
-# LoRAX answers 424 when an adapter cannot be had; what is wrong with the adapter itself is 422.
-_UNAVAILABLE = ErrorKind(424, "ABORTED", "generation", "Request failed during generation")
-_REFUSED = ErrorKind(422, "INVALID_ARGUMENT", "validation", "Input validation error")
-_KINDS = {Reason.REFUSED: _REFUSED, Reason.CORRUPT: _REFUSED, Reason.TOO_LARGE: _REFUSED}
+# LoRAX answers 424 when an adapter cannot be had. What another name, another token or a change
+# to the adapter would mend is 422, and whether a name is unknown or hidden makes no difference.
+_UNAVAILABLE = ErrorKind(424, "ABORTED", "generation")
+_AT_FAULT = ErrorKind(422, "INVALID_ARGUMENT", "validation", "Input validation error")
 
 
 class AdapterUnavailableError(LoraxError):
@@ -73,7 +73,7 @@ class AdapterUnavailableError(LoraxError):
         self, reason: Reason, text: str, *, retry_after_s: float | None = None, detail: str = ""
     ) -> None:
         super().__init__(text)
-        self.kind = _KINDS.get(reason, _UNAVAILABLE)
+        self.kind = _AT_FAULT if reason.permanent else _UNAVAILABLE
         self.reason = reason
         self.text = text
         # When a new try makes sense, if anybody knows.

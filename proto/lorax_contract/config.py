@@ -192,8 +192,6 @@ class RouterConfig(ProcessConfig):
     max_active_adapters: int = 1024
     # How long an adapter waits, stays and drains before it is made to move.
     adapter_cycle_time_s: float = 2.0
-    # Seconds after which fetching an adapter counts as failed.
-    adapter_timeout_s: float = 600.0
     # Adapters that have series of their own in the metrics; the others are counted together.
     max_adapter_labels: int = 50
     validation_workers: int = 2

@@ -43,8 +43,6 @@ Result = TypeVar("Result")
 _GRPC_GRACE_S = 1.0
 # Seconds between two tries to reach a shard that still loads its model.
 _SHARD_RETRY_S = 0.1
-# Seconds by which an adapter's call outlasts what the shard's fetcher allows itself.
-_FETCH_SPARE_S = 60.0
 
 
 class Stopped(Exception):
@@ -154,9 +152,7 @@ async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
 
 
 async def _connect(config: RouterConfig) -> ShardGroup:
-    # Above what the shard's fetcher allows itself, so that its words arrive.
-    fetch_s = config.adapter_timeout_s + _FETCH_SPARE_S
-    timeouts = CallTimeouts(step_s=config.step_timeout_s, fetch_s=fetch_s)
+    timeouts = CallTimeouts(step_s=config.step_timeout_s)
     await _wait_for_shard(config.shard_uri, config.shard_wait_s)
     try:
         return await ShardGroup.connect(config.shard_uri, timeouts=timeouts)

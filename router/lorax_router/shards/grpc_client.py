@@ -48,15 +48,17 @@ Response = TypeVar("Response")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTimeouts:
-    """Seconds after which an unanswered call counts as lost, and for how long to reconnect."""
+    """Seconds after which an unanswered call counts as lost, and for how long to reconnect.
+
+    Fetching an adapter has none: it may wait in the shard for others' turns, and from its own
+    on the shard itself ends it in time, and in words.
+    """
 
     info_s: float = 10.0
     health_s: float = 10.0
     warmup_s: float = 600.0
     step_s: float = 600.0
     adapter_s: float = 600.0
-    # Above the time that the shard's fetcher allows itself, so that its words arrive.
-    fetch_s: float = 720.0
     # How long a lost connection is tried again before the shard counts as gone.
     reconnect_s: float = 2.0
 
@@ -131,7 +133,7 @@ class GrpcShardClient:
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter fetched and verified; raises AdapterUnavailableError."""
         reply: pb.DownloadAdapterResponse = await self._call(
-            self._stub.DownloadAdapter, query_to_proto(query), self._timeouts.fetch_s
+            self._stub.DownloadAdapter, query_to_proto(query), None
         )
         if reply.HasField("failure"):
             raise failure_from_proto(reply.failure)
@@ -192,7 +194,7 @@ class GrpcShardClient:
         self,
         method: Callable[..., Awaitable[Response]],
         request: Request,
-        timeout_s: float,
+        timeout_s: float | None,
         *,
         repeat: bool = True,
     ) -> Response:
@@ -217,8 +219,8 @@ class GrpcShardClient:
         return True
 
 
-def _words(error: grpc.aio.AioRpcError, timeout_s: float) -> str | None:
+def _words(error: grpc.aio.AioRpcError, timeout_s: float | None) -> str | None:
     """What went wrong; gRPC itself says of a deadline that it was exceeded and no more."""
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
         return f"no answer within {timeout_s:g} s"
     return error.details()

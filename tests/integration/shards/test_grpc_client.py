@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 
 import pytest
 from tests.helpers.contents import content
@@ -10,6 +11,7 @@ from tests.helpers.fake_shard_server import FakeServicer, running, serve
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_plan, make_spec
 
+from lorax_contract.adapters import AdapterQuery, AdapterRef
 from lorax_contract.errors import ShardError, ShardUnavailableError, StaleEpochError
 from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
@@ -123,6 +125,19 @@ async def test_a_call_that_is_not_answered_in_time_counts_as_lost(tmp_path):
         client = GrpcShardClient(uri, timeouts=QUICK)
         with pytest.raises(ShardUnavailableError, match="no answer within .* s"):
             await client.health()
+        await client.close()
+
+
+@in_loop
+async def test_a_fetch_waits_its_turn_for_longer_than_any_call_may_take(tmp_path):
+    """Only the shard knows how long it waited for others, and how long it took."""
+    shard = FakeShard()
+    shard.fetch_delay_s = 0.5
+    each = CallTimeouts(**{field.name: 0.1 for field in fields(CallTimeouts)})
+    async with running(FakeServicer(shard, []), f"unix:{tmp_path}/shard") as uri:
+        client = GrpcShardClient(uri, timeouts=each)
+        query = AdapterQuery(ref=AdapterRef.of("local", "a"))
+        assert (await client.fetch_adapter(query)).version == "1"
         await client.close()
 
 

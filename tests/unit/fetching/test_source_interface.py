@@ -98,9 +98,7 @@ def test_errors_cross_the_pipe_whole() -> None:
         again = AdapterUnavailableError.from_json(error.to_json())
         assert again.to_json() == error.to_json()
         assert isinstance(again, LoraxError)
-        assert again.kind.http_status == (
-            422 if reason in (Reason.REFUSED, Reason.CORRUPT, Reason.TOO_LARGE) else 424
-        )
+        assert again.kind.http_status == (422 if reason.permanent else 424)
 
 
 def test_secrets_and_signatures_leave_texts() -> None:

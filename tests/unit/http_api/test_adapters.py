@@ -101,8 +101,9 @@ def test_a_name_that_is_not_loaded_is_not_found(verb):
     ("error", "status", "error_type"),
     [
         (refused("its peft_type is not served"), 422, "validation"),
-        (AdapterUnavailableError(Reason.NOT_FOUND, "no such folder"), 424, "generation"),
-        (AdapterUnavailableError(Reason.NO_ACCESS, "no such folder"), 424, "generation"),
+        (AdapterUnavailableError(Reason.NOT_FOUND, "no such folder"), 422, "validation"),
+        (AdapterUnavailableError(Reason.NO_ACCESS, "no such folder"), 422, "validation"),
+        (AdapterUnavailableError(Reason.TRANSIENT, "the hub is down"), 424, "generation"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_words_and_in_the_list(error, status, error_type):
@@ -112,9 +113,10 @@ def test_what_cannot_be_loaded_is_said_in_words_and_in_the_list(error, status, e
             world.sources.contents["a"] = error
             answer = await world.post("load", adapter_id="a")
             assert (answer.status_code, answer.json()["error_type"]) == (status, error_type)
-            assert error.text in answer.json()["error"]
+            assert answer.json()["error"].endswith(error.text)
+            assert "during generation" not in answer.json()["error"]
             listed = (await world.list())["a"]
-            assert listed["state"] == "refused"
+            assert listed["state"] == ("refused" if status == 422 else "failed")
             assert listed["failure"] == {"reason": error.reason.value, "text": error.text}
 
     scene()
@@ -189,6 +191,7 @@ async def test_a_pin_that_would_take_the_last_slot_is_refused():
         assert (await world.post("load", adapter_id="a", pin=True)).status_code == 200
         answer = await world.post("load", adapter_id="b", pin=True)
         assert answer.status_code == 422
+        assert "1 adapter is pinned already and the server has 2 slots" in answer.json()["error"]
         assert "--max-active-adapters" in answer.json()["error"]
         assert (await world.list())["b"]["pinned"] is False
 

@@ -51,7 +51,7 @@ async def test_an_adapter_that_took_a_token_is_not_served_to_callers_without_tha
         for token in (None, "bad"):
             with pytest.raises(AdapterUnavailableError, match="not let in") as raised:
                 await world.generate("a", token=token)
-            assert raised.value.kind.http_status == 424
+            assert raised.value.kind.http_status == 422
         # Whoever was let in is remembered; another token is asked about, and shares the memory.
         await world.generate("a", token="good")
         assert len(world.shard.queries) == 3
