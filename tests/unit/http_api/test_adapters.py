@@ -191,7 +191,7 @@ async def test_a_pin_that_would_take_the_last_slot_is_refused():
         assert (await world.post("load", adapter_id="a", pin=True)).status_code == 200
         answer = await world.post("load", adapter_id="b", pin=True)
         assert answer.status_code == 422
-        assert "1 adapter is pinned already and the server has 2 slots" in answer.json()["error"]
+        assert "the server has 2 slots for adapters, pins hold 1 of them" in answer.json()["error"]
         assert "--max-active-adapters" in answer.json()["error"]
         assert (await world.list())["b"]["pinned"] is False
 
