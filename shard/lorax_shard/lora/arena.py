@@ -17,22 +17,22 @@ _ALIGNMENT = 64
 _WORTH_A_MAPPING = 1 << 20
 
 
-def gather(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return copies of contiguous CPU tensors that lie one after the other in one mapping.
+def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return contiguous copies of CPU tensors that lie one after the other in one mapping.
 
-    Few bytes are not worth one: then the tensors themselves come back.
+    Few bytes are not worth one: then tensors that are of the dtype already come back themselves.
     """
-    starts, size = [], 0
+    starts, end = [], 0
     for tensor in tensors:
-        starts.append(size)
-        size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    if size < _WORTH_A_MAPPING:
-        return list(tensors)
-    memory = _map(size)
+        starts.append(end)
+        end += -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    if end < _WORTH_A_MAPPING:
+        return [tensor.to(dtype).contiguous() for tensor in tensors]
+    memory = _map(end)
     copies = []
     for tensor, start in zip(tensors, starts, strict=True):
-        raw = memory[start : start + tensor.nbytes]
-        copies.append(raw.view(tensor.dtype).view(tensor.shape).copy_(tensor))
+        raw = memory[start : start + tensor.numel() * dtype.itemsize]
+        copies.append(raw.view(dtype).view(tensor.shape).copy_(tensor))
     return copies
 
 

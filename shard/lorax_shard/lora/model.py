@@ -84,6 +84,8 @@ class LoraModel:
         self._vectors = {
             site.name: VectorPatch(site, self._current) for site in self._of_kind(Kind.VECTOR)
         }
+        # Slots whose rows have other logits than the base's.
+        self._slots_to_mask: set[int] = set()
         self._mask_hook: Any = None
 
     @property
@@ -148,10 +150,13 @@ class LoraModel:
         self._backend.commit(self._device)
         undo.callback(self._forget, slot)
         self._slots[slot] = adapter
+        if adapter.num_logits:
+            self._slots_to_mask.add(slot)
         self._update_mask_hook()
 
     def _forget(self, slot: int) -> None:
         del self._slots[slot]
+        self._slots_to_mask.discard(slot)
         self._update_mask_hook()
 
     def unload(self, slot: int) -> None:
@@ -224,7 +229,7 @@ class LoraModel:
 
     def _update_mask_hook(self) -> None:
         """Mask logits after the whole model: what follows a head may lift -inf, as a softcap does."""
-        is_needed = any(adapter.num_logits for adapter in self._slots.values())
+        is_needed = bool(self._slots_to_mask)
         if is_needed and self._mask_hook is None:
             hook = functools.partial(self._mask_logits)
             self._mask_hook = self._model.register_forward_hook(hook)

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import torch
 
-from lorax_shard.lora.arena import gather
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.errors import AdapterMismatchError
+from lorax_shard.lora.placing import make_placement
 from lorax_shard.lora.prepared import (
     EmbeddingChange,
     LinearChange,
@@ -43,12 +43,18 @@ class Preparer:
         cut: Cut | None = None,
     ) -> None:
         self._sites, self._groups = sites, groups
-        self._dtype, self._device = dtype, device
+        self._dtype = dtype
+        self._placement = make_placement(dtype, device)
         self._cut = cut
 
     @torch.inference_mode()
     def prepare(self, adapter: HostAdapter) -> PreparedAdapter:
         """Check and convert an adapter; AdapterMismatchError says what does not fit."""
+        with self._placement.within():
+            return self._placement.place(self._convert(adapter))
+
+    def _convert(self, adapter: HostAdapter) -> PreparedAdapter:
+        """Return what steps compute with, wherever it was computed, in whatever dtype."""
         for name, delta in adapter.modules.items():
             self._check(name, delta)
         num_logits = self._num_logits(adapter)
@@ -106,7 +112,7 @@ class Preparer:
                 b = delta.b.float() * delta.scaling
                 if factor is not None:
                     b *= factor.cpu()[:, None]
-                low_rank[name] = (self._move(delta.a), self._move(b.T))
+                low_rank[name] = (delta.a, b.to(self._dtype).T)
         return changes, low_rank
 
     def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
@@ -116,10 +122,9 @@ class Preparer:
             weight = delta.weight.T if site.is_transposed else delta.weight
             if factor is not None:
                 weight = weight.float() * factor.to(weight.device)[:, None]
-            moved = None if bias is None else self._move(bias)
-            return LinearChange(weight=self._move(weight), bias=moved, **tokens)
+            return LinearChange(weight=weight, bias=bias, **tokens)
         return LinearChange(
-            scale=None if factor is None else self._move(factor),
+            scale=factor,
             shift=self._shift(site, delta, factor),
             **tokens,
         )
@@ -130,7 +135,7 @@ class Preparer:
         ids, rows = delta.token_ids.long(), delta.token_rows.float()
         if factor is not None:
             rows = rows * factor.cpu()[ids][:, None]
-        return {"token_ids": self._move(ids), "token_rows": self._move(rows)}
+        return {"token_ids": ids, "token_rows": rows}
 
     def _shift(
         self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None
@@ -140,7 +145,7 @@ class Preparer:
             return None
         base = site.bias.float().cpu()
         new = base if delta.bias is None else delta.bias.float()
-        return self._move(new - base if factor is None else new - factor.cpu() * base)
+        return new - base if factor is None else new - factor.cpu() * base
 
     def _embedding(self, site: Site, delta: ModuleDelta) -> EmbeddingChange:
         scale = site.embed_scale
@@ -159,12 +164,12 @@ class Preparer:
             b = delta.b.float() * (delta.scaling * scale)
             parts["a"] = delta.a.T
             parts["b"] = (b if factor is None else b * factor.cpu()[:, None]).T
-        return EmbeddingChange(**{name: self._move(part) for name, part in parts.items()})
+        return EmbeddingChange(**parts)
 
     def _vector(self, delta: ModuleDelta) -> VectorChange:
         parts = {"weight": delta.weight, "bias": delta.bias}
         return VectorChange(
-            parameters={name: self._move(part) for name, part in parts.items() if part is not None}
+            parameters={name: part for name, part in parts.items() if part is not None}
         )
 
     def _stack(
@@ -176,19 +181,13 @@ class Preparer:
             for number, group in enumerate(self._groups)
             if any(site.name in low_rank for site in group)
         }
-        flat: list[torch.Tensor] = []
-        for each in members.values():
-            flat.append(torch.cat([member[0] for member in each if member is not None]))
-            flat += [member[1] for member in each if member is not None]
-        if self._device.type == "cpu":
-            flat = gather(flat)
-        matrices = iter(flat)
-        stacked = {}
-        for number, each in members.items():
-            a = next(matrices)
-            b = tuple(None if member is None else next(matrices) for member in each)
-            stacked[number] = GroupWeights(a, b)
-        return stacked
+        return {
+            number: GroupWeights(
+                torch.cat([member[0] for member in each if member is not None]),
+                tuple(None if member is None else member[1] for member in each),
+            )
+            for number, each in members.items()
+        }
 
     def _num_logits(self, adapter: HostAdapter) -> int:
         """Return how many logits the adapter's rows have if not as many as the base's, else 0."""
@@ -201,11 +200,6 @@ class Preparer:
                 f"its tokenizer has {adapter.vocab_size} tokens, but its head computes {num}"
             )
         return 0 if num == own else num
-
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor on the device, in the model's dtype unless it holds ids, contiguous."""
-        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self._device, dtype=dtype).contiguous()
 
 
 def _dora_factor(site: Site, delta: ModuleDelta) -> torch.Tensor | None:

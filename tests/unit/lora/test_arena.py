@@ -21,7 +21,7 @@ def make(dtype: torch.dtype, count: int = 1) -> list[torch.Tensor]:
 def test_copies_are_equal_and_aligned() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         tensors = make(dtype)
-        copies = gather(tensors)
+        copies = gather(tensors, tensors[0].dtype)
         for tensor, copy in zip(tensors, copies, strict=True):
             assert torch.equal(tensor, copy)
             assert copy.is_contiguous()
@@ -31,11 +31,14 @@ def test_copies_are_equal_and_aligned() -> None:
 
 def test_few_bytes_stay_where_they_are() -> None:
     tensors = make(torch.float32)[:2]
-    assert all(copy is tensor for copy, tensor in zip(gather(tensors), tensors, strict=True))
+    assert all(
+        copy is tensor
+        for copy, tensor in zip(gather(tensors, tensors[0].dtype), tensors, strict=True)
+    )
 
 
 def test_one_tensor_keeps_the_mapping_and_the_last_gives_it_back() -> None:
-    copies = gather(make(torch.float32, 20))
+    copies = gather(make(torch.float32, 20), torch.float32)
     last = copies[-1]
     expected = last.clone()
     resident = psutil.Process().memory_info().rss
@@ -51,4 +54,4 @@ def test_one_tensor_keeps_the_mapping_and_the_last_gives_it_back() -> None:
 
 
 def test_nothing_to_gather() -> None:
-    assert gather([]) == []
+    assert gather([], torch.float32) == []
