@@ -194,6 +194,13 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("-p", "--port", type=_PORT, help="Port of the HTTP server; 0: any free one."),
         _option("--grpc-port", type=_PORT,
                 help="Port of gRPC health and reflection (default: not served)."),
+        _option("--max-connections", type=_COUNT,
+                help="Open HTTP connections. Where there are as many, the one that has waited "
+                "longest between requests makes room for a new one; if all are at work, the new "
+                "one is answered 429."),
+        _option("--client-timeout-s", type=click.FloatRange(min=0.0, min_open=True),
+                help="Seconds that a client may take to send the head of a request, to go on with "
+                "its body, or to go on reading an answer."),
         _option("--shard-uds-path", type=click.Path(),
                 help="Sockets of the shards are this path, `-` and the rank (default: in a "
                 "private folder of the run)."),

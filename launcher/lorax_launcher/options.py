@@ -76,6 +76,8 @@ class LauncherOptions:
     hostname: str = "0.0.0.0"
     port: int = 3000
     grpc_port: int | None = None
+    max_connections: int = 4096
+    client_timeout_s: float = 30.0
     shard_uds_path: str | None = None
     master_addr: str | None = None
     master_port: int | None = None

@@ -303,6 +303,8 @@ def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
         waiting_served_ratio=options.waiting_served_ratio,
         max_waiting_tokens=options.max_waiting_tokens,
         eager_prefill=options.eager_prefill,
+        max_connections=options.max_connections,
+        client_timeout_s=options.client_timeout_s,
         grace_period_s=options.grace_period_s,
         step_timeout_s=options.step_timeout_s,
         cors_allow_origin=list(options.cors_allow_origin),

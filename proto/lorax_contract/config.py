@@ -201,6 +201,9 @@ class RouterConfig(ProcessConfig):
     eager_prefill: bool = True
     # Largest request body in bytes.
     max_body_bytes: int = 2 * 1024 * 1024
+    # Open HTTP connections, and seconds that their clients may take to go on.
+    max_connections: int = 4096
+    client_timeout_s: float = 30.0
     # Seconds that running requests get to finish after SIGTERM.
     grace_period_s: float = 90.0
     # Seconds without an answer after which a step counts as lost.
@@ -217,9 +220,12 @@ class RouterConfig(ProcessConfig):
         for name in (
             "max_concurrent_requests", "max_best_of", "max_batch_prefill_tokens",
             "max_batch_size", "plan_depth", "validation_workers", "max_body_bytes",
+            "max_connections",
             "max_active_adapters", "max_adapter_labels",
         ):  # fmt: skip
             _at_least(self, name, 1)
+        if self.client_timeout_s <= 0:
+            raise ConfigError("client_timeout_s: must be above 0")
         for name in ("max_stop_sequences", "port"):
             _at_least(self, name, 0)
         total, length = self.max_total_tokens, self.max_input_length

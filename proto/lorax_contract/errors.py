@@ -2,7 +2,7 @@
 
     LoraxError
     ├── RequestError            the request is at fault; it alone fails
-    │   ├── BadRequestError         not JSON, wrong content type, too large
+    │   ├── BadRequestError         not JSON, wrong content type, too large, slow
     │   ├── ValidationError         a value out of bounds, or one that can never fit
     │   ├── TemplateError           the chat template is missing or failed
     │   └── AdapterNotLoadedError   an adapter that is to be managed is not known
@@ -72,6 +72,12 @@ class UnsupportedMediaTypeError(BadRequestError):
     """The content type is not JSON."""
 
     kind = ErrorKind(415, "INVALID_ARGUMENT", "bad_request")
+
+
+class SlowRequestError(BadRequestError):
+    """The request did not come in time."""
+
+    kind = ErrorKind(408, "DEADLINE_EXCEEDED", "bad_request")
 
 
 class PayloadTooLargeError(BadRequestError):

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError,
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
 from lorax_router.grpc_api.server import GrpcServer
+from lorax_router.http_api.connection import ConnectionLimits
 from lorax_router.http_api.server import HttpServer, url_of
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.group import ShardGroup
@@ -43,6 +45,8 @@ Result = TypeVar("Result")
 _GRPC_GRACE_S = 1.0
 # Seconds between two tries to reach a shard that still loads its model.
 _SHARD_RETRY_S = 0.1
+# Open files that are no connections of clients.
+_OWN_FILES = 64
 
 
 class Stopped(Exception):
@@ -200,7 +204,7 @@ async def _serve_clients(
 ) -> None:
     grpc_server = await _start_grpc(config, parts)
     _listen(config, listener)
-    http = HttpServer(parts.app, listener)
+    http = HttpServer(parts.app, listener, _connection_limits(config))
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(http.run())
         following = group.create_task(grpc_server.follow_health()) if grpc_server else None
@@ -249,6 +253,17 @@ def _listen(config: RouterConfig, listener: socket.socket) -> None:
         listener.listen(2048)
     except OSError as error:
         raise port_error(config.hostname, config.port, error) from error
+
+
+def _connection_limits(config: RouterConfig) -> ConnectionLimits:
+    """What clients may cost; each connection is an open file, of which the system grants so many."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    most = config.max_connections
+    if most_files != resource.RLIM_INFINITY and most > (granted := max(1, most_files - _OWN_FILES)):
+        logger.warning("at most %d connections: the system grants %d files", granted, most_files)
+        most = granted
+    return ConnectionLimits(max_connections=most, client_timeout_s=config.client_timeout_s)
 
 
 def _spare_collector() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp
 from tests.helpers.scripted_engine import ScriptedEngine
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -125,17 +126,24 @@ def events(text: str) -> list[Any]:
 
 
 @contextlib.asynccontextmanager
-async def served(world: World) -> AsyncIterator[str]:
-    """Serve the application on a real socket; gives its URL."""
+async def serving(app: ASGIApp, **settings: Any) -> AsyncIterator[tuple[str, HttpServer]]:
+    """Serve an application on a real socket; gives its URL and the server."""
     with bind("127.0.0.1", 0) as listener:
-        server = HttpServer(world.app, listener)
+        server = HttpServer(app, listener, **settings)
         running = asyncio.create_task(server.run())
         await server.wait_started()
         try:
-            yield url_of(listener)
+            yield url_of(listener), server
         finally:
             server.stop()
             await running
+
+
+@contextlib.asynccontextmanager
+async def served(world: World) -> AsyncIterator[str]:
+    """Serve the application on a real socket; gives its URL."""
+    async with serving(world.app) as (url, _):
+        yield url
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:

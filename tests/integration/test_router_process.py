@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -144,6 +145,42 @@ def test_what_outlasts_the_grace_period_is_ended_in_words(tmp_path):
             code, log = await router.ended()
             assert code == ExitCode.OK
             assert any("grace period" in line["message"] for line in log)
+
+    play(scene())
+
+
+def test_clients_that_never_read_keep_no_place_and_do_not_hold_up_the_end(tmp_path):
+    async def scene() -> None:
+        config = config_of(tmp_path, max_concurrent_requests=4)
+        async with (
+            serve([fake_shard(num_blocks=500)], tmp_path),
+            started(config, tmp_path) as router,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            url = await router.url()
+            params = {"max_new_tokens": 300, "ignore_eos_token": True}
+            body = json.dumps(
+                {"inputs": "w1", "parameters": {**params, "return_k_alternatives": 256}}
+            ).encode()
+            request = (
+                b"POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            address = urlsplit(url)
+            for _ in range(4):
+                client = stack.enter_context(socket.socket())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect((address.hostname, address.port))
+                client.sendall(request)
+            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                while (answer := await http.post("/generate", json=BODY)).status_code != 200:
+                    assert answer.status_code == 429
+                    await asyncio.sleep(0.05)
+                router.process.send_signal(signal.SIGTERM)
+                code, log = await router.ended()
+        assert code == ExitCode.OK
+        assert not [line for line in log if line["level"] == "error" or "exception" in line]
+        assert not any("grace period" in line["message"] for line in log)
 
     play(scene())
 

@@ -13,7 +13,7 @@ from tests.helpers.http_app import World, served, until
 from tests.helpers.scripted_engine import ScriptedEngine
 
 from lorax_router.http_api import generate_routes
-from lorax_router.http_api.server import MAX_HEAD_BYTES
+from lorax_router.http_api.connection import MAX_HEAD_BYTES
 from lorax_router.http_api.sse import TokenEvents
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
