@@ -16,26 +16,39 @@ from typing import Any
 class FileLock:
     """A lock on a file, shared or exclusive; the kernel frees it however its holder ends."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Give the lock back; more than once does nothing."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Give the lock back; more than once does nothing.
+
+        Whoever is the last to hold it removes the file, so that there are no more of them
+        than locks held, and those that killed processes left.
+        """
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            # OSError: others hold it too, or the folder can no longer be written.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, self._path):
+                    self._path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def acquire(path: Path, *, shared: bool = False, wait: bool = True) -> FileLock | None:
     """Lock the file ``path``, which is made if needed; None: taken, and ``wait`` is False."""
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, kind)
-            # Whoever removes unused lock files may have removed this one while we waited.
+            # Its last holder may have removed this file while we waited.
             if _is_at(descriptor, path):
-                return FileLock(descriptor)
+                return FileLock(path, descriptor)
             os.close(descriptor)
         except BlockingIOError:
             os.close(descriptor)
@@ -72,14 +85,6 @@ def locked(path: Path, on_wait: Callable[[], None] = _ignore) -> Iterator[None]:
         lock.release()
 
 
-def remove_unused_lock(path: Path) -> None:
-    """Remove a lock file that nobody holds."""
-    lock = acquire(path, wait=False)
-    if lock is not None:
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the file's JSON object; None if it is missing or not one."""
     try:
@@ -89,20 +94,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def write_json(path: Path, document: dict[str, Any], *, durable: bool = True) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write so that a reader sees the old document or the whole new one, after a crash too."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(document, file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if durable:
-        sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -115,8 +118,11 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make every file of a flat folder durable and read-only, and then their names."""
+    """Make every file of a folder durable and read-only, and then their names."""
     for path in folder.iterdir():
+        if path.is_dir():
+            sync_files(path)
+            continue
         path.chmod(0o444)
         descriptor = os.open(path, os.O_RDONLY)
         try:

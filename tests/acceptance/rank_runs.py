@@ -112,7 +112,7 @@ def make_world(family: str, root: Path) -> World:
             files = []
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 data = (folder / name).read_bytes()
-                (staging / name).write_bytes(data)
+                (staging.folder / name).write_bytes(data)
                 sha256 = hashlib.sha256(data).hexdigest()
                 files.append(StoredFile(name=name, size=len(data), sha256=sha256))
             entries[number] = store.commit(staging, files, cost_s=0.0).digest

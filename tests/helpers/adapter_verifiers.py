@@ -15,7 +15,7 @@ from typing import Any
 from tests.helpers.adapter_folders import CONFIG
 
 
-def verify(folder: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
+def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
     """Do what the adapter's configuration says under ``test``; return its rank and id."""
     config = json.loads((folder / CONFIG).read_text())
     _ACTIONS[config.get("test", "pass")](context)

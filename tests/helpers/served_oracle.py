@@ -111,7 +111,7 @@ class Served:
             stored = []
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 data = (folder / name).read_bytes()
-                (staging / name).write_bytes(data)
+                (staging.folder / name).write_bytes(data)
                 sha256 = hashlib.sha256(data).hexdigest()
                 stored.append(StoredFile(name=name, size=len(data), sha256=sha256))
             entry = self._store.commit(staging, stored, cost_s=0.0)

@@ -30,6 +30,7 @@ record goes with its memory.
 from __future__ import annotations
 
 from lorax_contract.errors import ValidationError
+from lorax_contract.eviction import worth
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_contract.words import counted
 from lorax_router.core.adapter_record import (
@@ -433,7 +434,7 @@ class AdapterTable:
             index.pop(record.handle, None)
 
     def _assess(self, record: AdapterRecord) -> None:
-        record.worth = self._clock + record.num_uses * record.prepare_s / max(record.nbytes, 1)
+        record.worth = worth(self._clock, record.num_uses, record.prepare_s, record.nbytes)
 
     def _resident(self) -> list[AdapterRecord]:
         return [each for each in self._held.values() if each.state is AdapterState.RESIDENT]

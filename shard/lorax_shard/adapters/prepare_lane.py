@@ -233,6 +233,7 @@ class PrepareLane:
                 Reason.EVICTED, "the adapter's files left the disk; it must be fetched again"
             )
         with lease as entry:
+            self._store.count_use(entry.digest)
             try:
                 examined = examine(entry.folder, self._base, self._limits)
             except LoraxError as error:

@@ -27,10 +27,15 @@ from lorax_shard.fetching.sources.interface import (
     check_announced,
     too_large,
 )
+from lorax_shard.files import size_of
 from lorax_shard.store.index import NameRecord
+from lorax_shard.store.staging import Staging
 from lorax_shard.store.store import AdapterStore, StoredAdapter
 
 Phase = Literal["resolve", "wait", "download", "verify"]
+
+# The fact that names what was derived from an adapter's files.
+_DERIVED = "derived"
 
 
 class Verify(Protocol):
@@ -38,10 +43,11 @@ class Verify(Protocol):
 
     Returns facts that fit into JSON (rank, vocabulary size, …). Raises LoraxError or
     ValueError with a sentence for the caller when the adapter is not served. Must not
-    change the folder.
+    change the folder. What it writes into ``target``, a folder of its own, is kept with the
+    adapter under the name that the facts give as ``derived``.
     """
 
-    def __call__(self, folder: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
+    def __call__(self, folder: Path, target: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the facts of the adapter in ``folder``."""
         ...
 
@@ -55,14 +61,17 @@ class VerifySettings:
     # Handed to the function: the base model's shapes, limits, …
     context: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """Names the function and what it is told: a verdict, and what was derived, hold for it."""
+        return key_of(self.function, repr(sorted(self.context.items())))
+
     def load(self) -> Verifier | None:
         """Import the function."""
         if self.function is None:
             return None
         module, _, name = self.function.partition(":")
-        # A verdict holds for the function and what it was told.
-        key = key_of(self.function, repr(sorted(self.context.items())))
-        return Verifier(getattr(importlib.import_module(module), name), self.context, key)
+        return Verifier(getattr(importlib.import_module(module), name), self.context, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +82,10 @@ class Verifier:
     context: Mapping[str, Any]
     key: str
 
-    def judge(self, ref: AdapterRef, folder: Path) -> dict[str, Any]:
+    def judge(self, ref: AdapterRef, folder: Path, target: Path) -> dict[str, Any]:
         """Return the facts of the adapter in ``folder``; raises AdapterUnavailableError."""
         try:
-            return dict(self.function(folder, self.context))
+            return dict(self.function(folder, target, self.context))
         except AdapterUnavailableError:
             raise
         except LoraxError as error:
@@ -101,6 +110,15 @@ class FetchOutcome:
     downloaded: bool = False
     # The source could not be asked; this is what it named last time.
     stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An entry with its verdict."""
+
+    entry: StoredAdapter
+    facts: dict[str, Any]
+    downloaded: bool = False
 
 
 def make_source(kind: str, settings: SourceSettings) -> Source:
@@ -154,19 +172,19 @@ class FetchJob:
         except AdapterUnavailableError as error:
             return self._last_known(ref, error)
         self.access = resolved.access
-        version_key = key_of(self._source.realm, ref.source, ref.id, resolved.version)
-        self._enter("wait")
-        with self._store.fetching(version_key) as staging:
-            entry, downloaded = self._known(version_key), False
-            if entry is None:
-                entry, downloaded = self._brought(ref, resolved, staging), True
-            facts = self._facts(ref, entry)
-            if resolved.lasting:
-                self._context.on_step("record version")
-                self._store.index.set_version(version_key, entry.digest)
-            self._context.on_step("record name")
-            self._store.index.set_name(self._record(ref, resolved, entry))
-        return self._outcome(resolved.version, entry, facts, resolved.access, downloaded)
+        version = self._version_key(ref, resolved.version)
+        found = self._ready(version)
+        if found is None:
+            self._enter("wait")
+            with self._store.fetching(version) as staging:
+                found = self._ready(version) or self._brought(ref, version, resolved, staging)
+        self._context.on_step("record name")
+        name = self._record(ref, resolved, found.entry)
+        self._store.index.wanted(name, version if resolved.lasting else None)
+        return self._outcome(resolved.version, found, resolved.access)
+
+    def _version_key(self, ref: AdapterRef, version: str) -> str:
+        return key_of(self._source.realm, ref.source, ref.id, version)
 
     def _record(self, ref: AdapterRef, resolved: Resolved, entry: StoredAdapter) -> NameRecord:
         return NameRecord(
@@ -178,51 +196,86 @@ class FetchJob:
             checked_at=self._clock(),
         )
 
-    def _known(self, version_key: str) -> StoredAdapter | None:
-        digest = self._store.index.digest_of_version(version_key)
+    def _known(self, version: str) -> StoredAdapter | None:
+        digest = self._store.index.digest_of_version(version)
         return None if digest is None else self._store.entry(digest)
 
-    def _brought(self, ref: AdapterRef, resolved: Resolved, staging: Path) -> StoredAdapter:
-        """Download, verify and store; what can never be served is not left in the staging."""
-        limits = self._context.limits
-        try:
-            self._store.make_room(check_announced(ref, resolved.files, limits), staging)
-            self._enter("download")
-            stored = self._source.fetch(ref, resolved, staging, self._context)
-            total = sum(file.size for file in stored)
-            if total > limits.max_total_bytes:
-                raise too_large(ref, "it", total, limits.max_total_bytes)
-            self._store.make_room(total, staging)
-            # Before it becomes an entry: what is refused is not kept.
-            facts = self._judged(ref, files_digest(stored), staging)
-        except AdapterUnavailableError as error:
-            if error.reason.permanent:
-                for path in staging.iterdir():
-                    path.unlink()
-            raise
-        entry = self._store.commit(staging, stored, self._cost())
-        self._remember(entry.digest, facts)
-        return entry
+    def _ready(self, version: str) -> _Found | None:
+        """Return what a version is if it is here and has its verdict."""
+        entry = self._known(version)
+        facts = None if entry is None else self._verdict(entry)
+        return None if entry is None or facts is None else _Found(entry, facts)
 
-    def _facts(self, ref: AdapterRef, entry: StoredAdapter) -> dict[str, Any]:
-        facts = self._judged(ref, entry.digest, entry.folder)
-        self._remember(entry.digest, facts)
-        return facts
-
-    def _judged(self, ref: AdapterRef, digest: str, folder: Path) -> dict[str, Any]:
-        """Return the verifier's facts, asked for once per content and verifier."""
+    def _verdict(self, entry: StoredAdapter) -> dict[str, Any] | None:
+        """Return what is known of an entry: nothing, if what was derived from it is gone."""
         if self._verifier is None:
             return {}
-        known = self._store.index.verdict(digest, self._verifier.key)
-        if known is not None:
-            return known
-        self._enter("verify")
-        return self._verifier.judge(ref, folder)
+        facts = self._store.index.verdict(entry.digest, self._verifier.key)
+        if facts is not None and _DERIVED in facts and not entry.has_derived(facts[_DERIVED]):
+            return None
+        return facts
 
-    def _remember(self, digest: str, facts: dict[str, Any]) -> None:
-        if self._verifier and self._store.index.verdict(digest, self._verifier.key) is None:
-            self._context.on_step("record verdict")
-            self._store.index.set_verdict(digest, self._verifier.key, facts)
+    def _brought(
+        self, ref: AdapterRef, version: str, resolved: Resolved, staging: Staging
+    ) -> _Found:
+        """Download, verify and store; what can never be served is not left in the staging."""
+        try:
+            entry = self._known(version)
+            if entry is not None:
+                return _Found(entry, self._judged(ref, entry, staging))
+            return self._downloaded(ref, resolved, staging)
+        except AdapterUnavailableError as error:
+            if error.reason.permanent:
+                staging.clear()
+            raise
+
+    def _downloaded(self, ref: AdapterRef, resolved: Resolved, staging: Staging) -> _Found:
+        limits = self._context.limits
+        self._store.make_room(check_announced(ref, resolved.files, limits), staging)
+        self._enter("download")
+        stored = self._source.fetch(ref, resolved, staging.folder, self._context)
+        total = sum(file.size for file in stored)
+        if total > limits.max_total_bytes:
+            raise too_large(ref, "it", total, limits.max_total_bytes)
+        self._store.make_room(total, staging)
+        present = self._store.entry(files_digest(stored))
+        facts = None if present is None else self._verdict(present)
+        if facts is None:
+            # Before it becomes an entry: what is refused is not kept.
+            facts = self._judge(ref, staging.folder, staging)
+        derived = facts.get(_DERIVED)
+        entry = self._store.commit(staging, stored, self._cost(), derived)
+        self._keep(entry, facts, staging)
+        return _Found(entry, facts, downloaded=True)
+
+    def _judged(self, ref: AdapterRef, entry: StoredAdapter, staging: Staging) -> dict[str, Any]:
+        """Return the verdict on an entry, asked for once per content and verifier."""
+        facts = self._verdict(entry)
+        if facts is None:
+            facts = self._judge(ref, entry.folder, staging)
+            self._keep(entry, facts, staging)
+        return facts
+
+    def _judge(self, ref: AdapterRef, folder: Path, staging: Staging) -> dict[str, Any]:
+        """Have a folder verified; what is derived from it lies in the staging then."""
+        if self._verifier is None:
+            return {}
+        self._enter("verify")
+        with staging.deriving() as target:
+            facts = self._verifier.judge(ref, folder, target)
+            if _DERIVED in facts:
+                staging.name_derived(facts[_DERIVED])
+        self._store.make_room(size_of(staging.folder), staging)
+        return facts
+
+    def _keep(self, entry: StoredAdapter, facts: dict[str, Any], staging: Staging) -> None:
+        """Have a verdict remembered, and what was derived lie with its entry."""
+        if self._verifier is None:
+            return
+        if _DERIVED in facts and (staging.folder / facts[_DERIVED]).is_dir():
+            self._store.add_derived(staging, entry, facts[_DERIVED])
+        self._context.on_step("record verdict")
+        self._store.index.set_verdict(entry.digest, self._verifier.key, facts)
 
     def _last_known(self, ref: AdapterRef, error: AdapterUnavailableError) -> FetchOutcome:
         """Go on with what the name led to while its source is out of reach.
@@ -241,27 +294,23 @@ class FetchJob:
         if entry is None:
             raise error
         self.access = record.access
-        facts = self._facts(ref, entry)
-        outcome = self._outcome(record.version, entry, facts, record.access, False)
+        facts = self._verdict(entry)
+        if facts is None:
+            with self._store.fetching(self._version_key(ref, record.version)) as staging:
+                facts = self._judged(ref, entry, staging)
+        outcome = self._outcome(record.version, _Found(entry, facts), record.access)
         outcome.stale = True
         return outcome
 
-    def _outcome(
-        self,
-        version: str,
-        entry: StoredAdapter,
-        facts: dict[str, Any],
-        access: Access,
-        downloaded: bool,
-    ) -> FetchOutcome:
+    def _outcome(self, version: str, found: _Found, access: Access) -> FetchOutcome:
         self._leave()
         return FetchOutcome(
             version=version,
-            digest=entry.digest,
+            digest=found.entry.digest,
             access=access,
-            facts=facts,
+            facts=found.facts,
             timings=dict(self._timings),
-            downloaded=downloaded,
+            downloaded=found.downloaded,
         )
 
     def _cost(self) -> float:

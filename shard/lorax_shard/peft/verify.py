@@ -20,7 +20,11 @@ from lorax_shard.peft.normal import write_normal
 from lorax_shard.peft.read import Examined, examine
 
 
-def verify(folder: Path, context: Mapping[str, Any]) -> dict[str, Any]:
+def verify(
+    folder: Path,
+    target: Path,  # noqa: ARG001 — nothing is derived
+    context: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return the facts of the adapter in ``folder``, as JSON has them; changes nothing.
 
     ``context`` is what ``make_context`` returns. Raises AdapterRefusedError.

@@ -1,23 +1,70 @@
-"""What the store knows beside the entries: names, versions, verdicts, uses and pins.
+"""What the store knows beside the entries' files: sizes, uses, names, versions, reservations.
 
-Each record is one small file, replaced atomically. A record whose entry is gone means
-nothing, so entries may go at any time; ``sweep`` of the store removes such records.
+Nothing here lists all entries: each question and each change costs the same with ten
+entries and with a hundred thousand. A record belongs to an entry and goes with its row.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from lorax_contract.adapters import Access, AdapterRef, key_of
-from lorax_shard.files import read_json, write_json
-from lorax_shard.store.eviction import decayed
+from lorax_contract.eviction import worth
+from lorax_shard.store.database import Database
 
-# A temporary file that is older belongs to nobody.
-_HALF_WRITTEN_LIFE_S = 3600.0
+_VERSION = 1
+_COUNTING = """
+    CREATE TRIGGER {table}_{event} AFTER {event} ON {table}
+    BEGIN UPDATE totals SET bytes = bytes + {change}; END"""
+_SCHEMA = (
+    """
+    CREATE TABLE entries (
+        digest TEXT PRIMARY KEY, bytes INTEGER NOT NULL, cost_s REAL NOT NULL,
+        uses REAL NOT NULL, used_s REAL NOT NULL, worth REAL NOT NULL
+    )""",
+    "CREATE INDEX entries_by_worth ON entries (worth, used_s, digest)",
+    """
+    CREATE TABLE names (
+        key TEXT PRIMARY KEY, record TEXT NOT NULL,
+        digest TEXT NOT NULL REFERENCES entries ON DELETE CASCADE
+    )""",
+    "CREATE INDEX names_by_digest ON names (digest)",
+    """
+    CREATE TABLE versions (
+        key TEXT PRIMARY KEY, digest TEXT NOT NULL REFERENCES entries ON DELETE CASCADE
+    )""",
+    "CREATE INDEX versions_by_digest ON versions (digest)",
+    """
+    CREATE TABLE verdicts (
+        digest TEXT NOT NULL REFERENCES entries ON DELETE CASCADE,
+        verifier TEXT NOT NULL, facts TEXT NOT NULL, PRIMARY KEY (digest, verifier)
+    )""",
+    # Fetches under way or broken off, and the bytes kept free for each.
+    "CREATE TABLE staging (version TEXT PRIMARY KEY, bytes INTEGER NOT NULL, since_s REAL NOT NULL)",
+    "CREATE INDEX staging_by_age ON staging (since_s)",
+    # One row: the bytes of all entries and reservations, and what eviction remembers.
+    "CREATE TABLE totals (bytes INTEGER NOT NULL, floor REAL NOT NULL)",
+    "INSERT INTO totals VALUES (0, 0)",
+    *(
+        _COUNTING.format(table=table, event=event, change=change)
+        for table in ("entries", "staging")
+        for event, change in (
+            ("INSERT", "NEW.bytes"),
+            ("DELETE", "-OLD.bytes"),
+            ("UPDATE", "NEW.bytes - OLD.bytes"),
+        )
+    ),
+)
+# Uses count half after a day, so that last week's favourite does not stay for ever.
+_HALF_LIFE_S = 86_400.0
+# What reading it from this disk's neighbour would take; keeps a cost of nothing from being one.
+_LEAST_COST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,126 +80,259 @@ class NameRecord:
     # Seconds since the epoch.
     checked_at: float
 
+    @property
+    def key(self) -> str:
+        """A short name for what was asked."""
+        return _name_key(self.realm, self.ref)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """When an entry was last wanted, and how often."""
 
-    last_s: float
-    uses: float
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An entry as it is counted."""
+
+    digest: str
+    bytes: int
+    # Seconds that resolving and fetching it took.
+    cost_s: float
+    # Since the epoch: when it was last wanted.
+    used_s: float
+
+
+# Where the walk over entries in the order of their worth has come to.
+Place = tuple[float, float, str]
+BEFORE_ALL: Place = (-1.0, 0.0, "")
 
 
 class StoreIndex:
-    """Records below ``root``, one folder per kind."""
+    """Rows about the entries of one store.
 
-    KINDS = ("names", "versions", "verdicts", "uses", "pins")
+    Args:
+        path: the file.
+        lock: see Database.
+        entries: lists the entries that are there, for an index that is made anew.
+    """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, path: Path, lock: Path, entries: Callable[[], Iterable[Row]]) -> None:
+        def fill(db: sqlite3.Connection) -> None:
+            for row in entries():
+                _put(db, row)
 
-    def create(self) -> None:
-        """Make the folders."""
-        for kind in self.KINDS:
-            (self._root / kind).mkdir(parents=True, exist_ok=True)
+        self._db = Database(path, _VERSION, _SCHEMA, fill, lock)
 
-    def name(self, realm: str, ref: AdapterRef) -> NameRecord | None:
-        """Return what ``ref`` led to, or None if it is not known."""
-        document = read_json(self._name_path(realm, ref))
-        record = None if document is None else _name_record(document)
-        return record if record is not None and record.ref == ref else None
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        self._db.close()
 
-    def names(self) -> Iterator[NameRecord]:
-        """All known names."""
-        for path in sorted((self._root / "names").glob("*.json")):
-            record = _name_record(read_json(path) or {})
-            if record is not None:
-                yield record
+    # --- entries --------------------------------------------------------------------
 
-    def set_name(self, record: NameRecord) -> None:
-        """Remember what a name leads to now."""
-        write_json(self._name_path(record.realm, record.ref), asdict(record))
+    def put(self, row: Row, version: str | None = None) -> None:
+        """Count an entry, in place of the reservation of ``version``."""
 
-    def forget_name(self, realm: str, ref: AdapterRef) -> None:
-        """Drop what a name led to."""
-        self._name_path(realm, ref).unlink(missing_ok=True)
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM staging WHERE version = ?", (version,))
+            _put(db, row)
 
-    def _name_path(self, realm: str, ref: AdapterRef) -> Path:
-        return self._path("names", key_of(realm, ref.source, ref.id, ref.revision))
+        self._db.change(work)
 
-    def digest_of_version(self, version_key: str) -> str | None:
-        """Return the digest of a concrete version's content, if it was fetched before."""
-        document = read_json(self._path("versions", version_key)) or {}
-        digest = document.get("digest")
-        return digest if isinstance(digest, str) else None
+    def set_bytes(self, digest: str, nbytes: int) -> None:
+        """Count what an entry takes from now on."""
+        self._db.change(
+            lambda db: db.execute("UPDATE entries SET bytes = ? WHERE digest = ?", (nbytes, digest))
+        )
 
-    def set_version(self, version_key: str, digest: str) -> None:
-        """Remember what a concrete version's content is."""
-        write_json(self._path("versions", version_key), {"digest": digest})
-
-    def verdict(self, digest: str, verifier: str) -> dict[str, Any] | None:
-        """Return what a verifier found out about an entry, if it was asked before."""
-        document = read_json(self._path("verdicts", f"{digest}.{key_of(verifier)}"))
-        return None if document is None else cast(dict[str, Any], document.get("facts", {}))
-
-    def set_verdict(self, digest: str, verifier: str, facts: dict[str, Any]) -> None:
-        """Remember what a verifier found out."""
-        path = self._path("verdicts", f"{digest}.{key_of(verifier)}")
-        write_json(path, {"digest": digest, "facts": facts})
-
-    def use(self, digest: str) -> Use | None:
-        """Return when and how often an entry was wanted."""
-        document = read_json(self._path("uses", digest)) or {}
-        try:
-            return Use(last_s=float(document["last_s"]), uses=float(document["uses"]))
-        except (KeyError, TypeError, ValueError):
-            return None
+    def drop(self, digest: str) -> None:
+        """Forget an entry and all that is known of it."""
+        self._db.change(lambda db: db.execute("DELETE FROM entries WHERE digest = ?", (digest,)))
 
     def count_use(self, digest: str, now: float) -> None:
         """Note that an entry is wanted now."""
-        before = self.use(digest)
-        uses = 1.0 if before is None else 1.0 + decayed(before.uses, now - before.last_s)
-        # Losing one to a power cut costs nothing: no need to wait for the disk.
-        write_json(
-            self._path("uses", digest),
-            {"digest": digest, "last_s": now, "uses": uses},
-            durable=False,
+        self._db.change(lambda db: _count_use(db, digest, now))
+
+    def sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        """Return the bytes of those of ``digests`` that are there."""
+        wanted = json.dumps(list(digests))
+        return dict(
+            self._db.ask(
+                lambda db: db.execute(
+                    "SELECT digest, bytes FROM entries "
+                    "WHERE digest IN (SELECT value FROM json_each(?))",
+                    (wanted,),
+                ).fetchall()
+            )
         )
 
-    def pin(self, digest: str) -> None:
-        """Keep an entry until it is unpinned, over restarts too."""
-        write_json(self._path("pins", digest), {"digest": digest})
+    def digests(self) -> set[str]:
+        """Return the digests of all entries; for a store's start."""
+        rows = self._db.ask(lambda db: db.execute("SELECT digest FROM entries").fetchall())
+        return {digest for (digest,) in rows}
 
-    def unpin(self, digest: str) -> None:
-        """Let an entry go when its turn comes."""
-        self._path("pins", digest).unlink(missing_ok=True)
+    def used_bytes(self) -> int:
+        """Return the bytes of all entries and of what is reserved."""
+        found = self._db.ask(lambda db: db.execute("SELECT bytes FROM totals").fetchone())
+        return int(found[0])
 
-    def is_pinned(self, digest: str) -> bool:
-        """Tell whether an entry is kept."""
-        return self._path("pins", digest).exists()
+    def least_worth(self, after: Place) -> tuple[Place, int] | None:
+        """Return the entry that gives way next, behind a place, and its bytes."""
+        row = self._db.ask(
+            lambda db: db.execute(
+                "SELECT worth, used_s, digest, bytes FROM entries "
+                "WHERE (worth, used_s, digest) > (?, ?, ?) "
+                "ORDER BY worth, used_s, digest LIMIT 1",
+                after,
+            ).fetchone()
+        )
+        return None if row is None else (row[:3], row[3])
 
-    def drop_orphans(self, exists: Callable[[str], bool], now: float) -> None:
-        """Remove records whose entry does not exist, and what killed writers left.
+    def raise_floor(self, least: float) -> None:
+        """Remember the worth of what gave way."""
+        self._db.change(lambda db: db.execute("UPDATE totals SET floor = MAX(floor, ?)", (least,)))
 
-        Each record is looked at before its entry: a record is written after its entry, so
-        one that appears meanwhile is never taken for an orphan.
-        """
-        for kind in self.KINDS:
-            for path in (self._root / kind).iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if path.name.startswith("."):
-                        orphan = now - path.stat().st_mtime > _HALF_WRITTEN_LIFE_S
-                    else:
-                        digest = (read_json(path) or {}).get("digest")
-                        orphan = not isinstance(digest, str) or not exists(digest)
-                    if orphan:
-                        path.unlink()
+    # --- reservations -----------------------------------------------------------------
 
-    def _path(self, kind: str, key: str) -> Path:
-        return self._root / kind / f"{key}.json"
+    def reserve(self, version: str, size: int, most: int, now: float) -> bool:
+        """Keep ``size`` bytes for a fetch; False: all together would be more than ``most``."""
 
+        def work(db: sqlite3.Connection) -> bool:
+            (used,) = db.execute("SELECT bytes FROM totals").fetchone()
+            own = db.execute("SELECT bytes FROM staging WHERE version = ?", (version,)).fetchone()
+            if used - (own[0] if own else 0) + size > most:
+                return False
+            _reserve(db, version, size, now)
+            return True
 
-def _name_record(document: dict[str, Any]) -> NameRecord | None:
-    try:
+        return self._db.change(work)
+
+    def set_reserved(self, version: str, size: int, now: float) -> None:
+        """Count what a broken-off fetch left, whatever else is there."""
+        self._db.change(lambda db: _reserve(db, version, size, now))
+
+    def release(self, version: str) -> None:
+        """Keep nothing for a fetch any more."""
+        self._db.change(lambda db: db.execute("DELETE FROM staging WHERE version = ?", (version,)))
+
+    def reserved(self) -> dict[str, float]:
+        """Return when each fetch under way or broken off reserved last, the oldest first."""
+        return dict(
+            self._db.ask(
+                lambda db: db.execute(
+                    "SELECT version, since_s FROM staging ORDER BY since_s"
+                ).fetchall()
+            )
+        )
+
+    # --- names, versions, verdicts -----------------------------------------------------------
+
+    def name(self, realm: str, ref: AdapterRef) -> NameRecord | None:
+        """Return what ``ref`` led to, or None if it is not known."""
+        row = self._db.ask(
+            lambda db: db.execute(
+                "SELECT record FROM names WHERE key = ?", (_name_key(realm, ref),)
+            ).fetchone()
+        )
+        if row is None:
+            return None
+        document = json.loads(row[0])
         return NameRecord(**{**document, "ref": AdapterRef(**document["ref"])})
-    except (KeyError, TypeError):
-        return None
+
+    def forget_name(self, realm: str, ref: AdapterRef) -> None:
+        """Drop what a name led to."""
+        key = _name_key(realm, ref)
+        self._db.change(lambda db: db.execute("DELETE FROM names WHERE key = ?", (key,)))
+
+    def digest_of_version(self, version: str) -> str | None:
+        """Return the digest of a concrete version's content, if it was fetched before."""
+        row = self._db.ask(
+            lambda db: db.execute(
+                "SELECT digest FROM versions WHERE key = ?", (version,)
+            ).fetchone()
+        )
+        return None if row is None else row[0]
+
+    def wanted(self, name: NameRecord, version: str | None) -> None:
+        """Note that a name was asked for and what it leads to.
+
+        Args:
+            name: what its source says.
+            version: the version's key, if later looks at it may trust its bytes.
+
+        An entry that was evicted meanwhile gets no records.
+        """
+        record = json.dumps(asdict(name))
+
+        def work(db: sqlite3.Connection) -> None:
+            if not _count_use(db, name.digest, name.checked_at):
+                return
+            if version is not None:
+                db.execute("REPLACE INTO versions VALUES (?, ?)", (version, name.digest))
+            db.execute("REPLACE INTO names VALUES (?, ?, ?)", (name.key, record, name.digest))
+
+        self._db.change(work)
+
+    def verdict(self, digest: str, verifier: str) -> dict[str, Any] | None:
+        """Return what a verifier found out about an entry, if it was asked before."""
+        row = self._db.ask(
+            lambda db: db.execute(
+                "SELECT facts FROM verdicts WHERE digest = ? AND verifier = ?", (digest, verifier)
+            ).fetchone()
+        )
+        return None if row is None else cast(dict[str, Any], json.loads(row[0]))
+
+    def set_verdict(self, digest: str, verifier: str, facts: Mapping[str, Any]) -> None:
+        """Remember what a verifier found out about an entry, if it is still there."""
+        values = (digest, verifier, json.dumps(facts), digest)
+        self._db.change(
+            lambda db: db.execute(
+                "REPLACE INTO verdicts SELECT ?, ?, ? "
+                "WHERE EXISTS (SELECT 1 FROM entries WHERE digest = ?)",
+                values,
+            )
+        )
+
+
+def _put(db: sqlite3.Connection, row: Row) -> None:
+    # One that is replaced keeps what is known of it.
+    db.execute(
+        "INSERT INTO entries VALUES (?, ?, ?, 1, ?, ?) "
+        "ON CONFLICT (digest) DO UPDATE SET bytes = excluded.bytes",
+        (
+            row.digest,
+            row.bytes,
+            row.cost_s,
+            row.used_s,
+            worth(_floor(db), 1.0, max(row.cost_s, _LEAST_COST_S), row.bytes),
+        ),
+    )
+
+
+def _count_use(db: sqlite3.Connection, digest: str, now: float) -> bool:
+    """Count a use; False: there is no such entry."""
+    row = db.execute(
+        "SELECT bytes, cost_s, uses, used_s FROM entries WHERE digest = ?", (digest,)
+    ).fetchone()
+    if row is None:
+        return False
+    nbytes, cost_s, before, used_s = row
+    uses = 1.0 + before * math.exp2(-max(now - used_s, 0.0) / _HALF_LIFE_S)
+    value = worth(_floor(db), uses, max(cost_s, _LEAST_COST_S), nbytes)
+    db.execute(
+        "UPDATE entries SET uses = ?, used_s = ?, worth = ? WHERE digest = ?",
+        (uses, now, value, digest),
+    )
+    return True
+
+
+def _floor(db: sqlite3.Connection) -> float:
+    return float(db.execute("SELECT floor FROM totals").fetchone()[0])
+
+
+def _reserve(db: sqlite3.Connection, version: str, size: int, now: float) -> None:
+    # REPLACE would not run the trigger of the row that it deletes.
+    db.execute(
+        "INSERT INTO staging VALUES (?, ?, ?) ON CONFLICT (version) "
+        "DO UPDATE SET bytes = excluded.bytes, since_s = excluded.since_s",
+        (version, size, now),
+    )
+
+
+def _name_key(realm: str, ref: AdapterRef) -> str:
+    return key_of(realm, ref.source, ref.id, ref.revision)

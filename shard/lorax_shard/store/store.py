@@ -1,23 +1,30 @@
 """The adapters on this host's disk: content-addressed, shared by all processes that open it.
 
     entries/<digest>/     files of one adapter and entry.json; appears and goes by one rename
+        <name>/           what a verifier derived from them; appears by one rename
     staging/<version>/    a fetch under way or broken off, one per concrete version
-    names/ versions/ verdicts/ uses/ pins/      records (store_index)
-    locks/                one file per version, per entry and for the store as a whole
+    index.sqlite3         sizes, uses, names, versions, verdicts, reservations (index.py)
+    locks/                one file per lock that is held
     trash/                folders on their way out
 
-Invariants: an entry that is visible is whole. Who writes staging/<version> holds the lock
-of that version. Who removes an entry holds its lock alone; who reads one shares it (a
-lease). Who publishes one keeps removers out, and others who publish it. Locks belong to
-the kernel: a process that is killed holds none.
+Invariants: an entry that is visible is whole, and so is what is derived from it. Who writes
+staging/<version> holds the lock of that version. Who removes an entry holds its lock alone;
+who reads one shares it (a lease). Who publishes one keeps removers out, and others who
+publish it. Locks belong to the kernel: a process that is killed holds none.
+
+The folders are the truth, the index what is counted of them: an entry gets its row before
+it appears and loses it after it went, so a process that is killed between the two leaves
+bytes counted that are not there, never the reverse. Opened anew, a store puts that right.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +32,12 @@ from typing import Any
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard import files
 from lorax_shard.adapter_files import TEMPLATE_FILES, TOKENIZER_FILES, StoredFile, files_digest
-from lorax_shard.store.eviction import Candidate, decayed, order
-from lorax_shard.store.index import StoreIndex
+from lorax_shard.store.index import BEFORE_ALL, Row, StoreIndex
+from lorax_shard.store.staging import Staging, StagingArea
 
 _ENTRY_FILE = "entry.json"
-# A broken-off fetch that nobody took up again for this long is dropped.
-_STAGING_LIFE_S = 86_400.0
+# Folders of records that the index has taken the place of.
+_FORMER_FOLDERS = ("names", "versions", "verdicts", "uses", "pins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +53,7 @@ class StoredAdapter:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Bytes of its files; what is derived from them is not counted."""
         return sum(file.size for file in self.files)
 
     @property
@@ -54,6 +61,10 @@ class StoredAdapter:
         """Names of the tokenizer's files, chat templates included."""
         own = (*TOKENIZER_FILES, *TEMPLATE_FILES)
         return tuple(file.name for file in self.files if file.name in own)
+
+    def has_derived(self, name: str) -> bool:
+        """Tell whether something of this name was derived from the files."""
+        return (self.folder / name).is_dir()
 
 
 class Lease:
@@ -91,13 +102,16 @@ class AdapterStore:
     ) -> None:
         self.root = root
         self.max_bytes = max_bytes
-        self.index = StoreIndex(root)
         self._clock = clock
         # Called before each change of the disk; tests end the process here.
         self._on_step = on_step
+        _make_private(root)
         for name in ("entries", "staging", "locks", "trash"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-        self.index.create()
+            (root / name).mkdir(exist_ok=True)
+        self.index = StoreIndex(root / "index.sqlite3", self._lock("index"), self._rows)
+        self._staging = StagingArea(root, self.index, clock, on_step)
+
+    # --- entries ----------------------------------------------------------------------
 
     def entry(self, digest: str) -> StoredAdapter | None:
         """Return a whole entry; None if there is none. One with a damaged file counts as none."""
@@ -105,53 +119,80 @@ class AdapterStore:
         return entry if entry is not None and _is_whole(entry) else None
 
     def entries(self) -> list[StoredAdapter]:
-        """Return all entries."""
+        """Return all entries; reads every one of them."""
         found = (self.entry(path.name) for path in sorted((self.root / "entries").iterdir()))
         return [entry for entry in found if entry is not None]
 
     def lease(self, digest: str) -> Lease | None:
-        """Keep an entry from being evicted and count the use; None: it is not there."""
+        """Keep an entry from being evicted; None: it is not there."""
         lock = files.acquire(self._entry_lock(digest), shared=True)
         assert lock is not None
         entry = self.entry(digest)
         if entry is None:
             lock.release()
             return None
-        self.index.count_use(digest, self._clock())
         return Lease(entry, lock)
 
+    def count_use(self, digest: str) -> None:
+        """Note that an entry was read because it was wanted."""
+        self.index.count_use(digest, self._clock())
+
     def remove(self, digest: str) -> bool:
-        """Remove an entry now; False if somebody reads it. Its pin goes with it."""
+        """Remove an entry now; False if somebody reads it."""
         lock = files.acquire(self._entry_lock(digest), wait=False)
         if lock is None:
             return False
         try:
             self._on_step("remove entry")
             files.discard(self._folder(digest), self.root / "trash", self._on_step)
-            self.index.unpin(digest)
+            self.index.drop(digest)
         finally:
             lock.release()
         return True
 
-    @contextlib.contextmanager
-    def fetching(self, version_key: str) -> Iterator[Path]:
-        """Hold a version's lock, so that it is fetched once, and give its staging folder."""
-        with files.locked(self.root / "locks" / f"version-{version_key}"):
-            folder = self.root / "staging" / version_key
-            self._on_step("make staging")
-            folder.mkdir(exist_ok=True)
-            try:
-                yield folder
-            finally:
-                # Only if it is empty: what a broken-off fetch left is taken up later.
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+    def used_bytes(self) -> int:
+        """Return the bytes of all entries and of fetches under way."""
+        return self.index.used_bytes()
 
-    def commit(self, staging: Path, stored: Iterable[StoredFile], cost_s: float) -> StoredAdapter:
-        """Make a staged folder an entry; if its content is here already, that entry stays."""
+    # --- fetches ------------------------------------------------------------------------
+
+    def fetching(self, version: str) -> AbstractContextManager[Staging]:
+        """Hold a version's lock, so that it is fetched once, and give its staging folder."""
+        return self._staging.fetching(version)
+
+    def make_room(self, size: int, staging: Staging) -> None:
+        """Keep ``size`` bytes for a fetch, evicting others until they are free.
+
+        Raises AdapterUnavailableError when what is in use leaves too little.
+        """
+        if size > self.max_bytes:
+            raise self._no_room(size)
+        now = self._clock()
+        broken_off = iter(self._staging.others(staging.version))
+        place = BEFORE_ALL
+        while not self.index.reserve(staging.version, size, self.max_bytes, now):
+            if (version := next(broken_off, None)) is not None:
+                self._staging.drop(version)
+            elif (found := self.index.least_worth(place)) is not None:
+                place, _ = found
+                if self.remove(place[2]):
+                    self.index.raise_floor(place[0])
+            else:
+                raise self._no_room(size)
+
+    def commit(
+        self,
+        staging: Staging,
+        stored: Iterable[StoredFile],
+        cost_s: float,
+        derived: str | None = None,
+    ) -> StoredAdapter:
+        """Make a staged folder an entry; if its content is here already, that entry stays.
+
+        ``derived`` names what was derived from the files and lies beside them.
+        """
         stored = tuple(sorted(stored, key=lambda file: file.name))
         digest = files_digest(stored)
-        wanted = {file.name for file in stored}
         # Looked at before it is locked alone: readers may hold it for as long as they like.
         if (lease := self.lease(digest)) is not None:
             with lease as present:
@@ -159,9 +200,7 @@ class AdapterStore:
         with self._publishing(digest):
             if (faster := self.entry(digest)) is not None:
                 return self._drop_equal(staging, faster)
-            for path in staging.iterdir():
-                if path.name not in wanted:
-                    path.unlink()
+            staging.clear(keep=[derived, *(file.name for file in stored)])
             entry = StoredAdapter(
                 digest=digest,
                 folder=self._folder(digest),
@@ -170,8 +209,22 @@ class AdapterStore:
                 created_s=self._clock(),
             )
             self._publish(staging, entry)
-            self.index.count_use(digest, self._clock())
         return entry
+
+    def add_derived(self, staging: Staging, entry: StoredAdapter, name: str) -> None:
+        """Publish what was derived from an entry's files; what is there already stays."""
+        made = staging.folder / name
+        with self._publishing(entry.digest):
+            if entry.has_derived(name) or self.entry(entry.digest) is None:
+                return
+            self._on_step("sync derived")
+            files.sync_files(made)
+            # All of it anew: a process that was killed here counted what did not come.
+            nbytes = self._row(entry, entry.folder).bytes + files.size_of(made)
+            self.index.set_bytes(entry.digest, nbytes)
+            self._on_step("publish derived")
+            made.rename(entry.folder / name)
+            files.sync_folder(entry.folder)
 
     @contextlib.contextmanager
     def _publishing(self, digest: str) -> Iterator[None]:
@@ -180,7 +233,7 @@ class AdapterStore:
         Whoever still reads what was lost is not waited for: that may be for ever.
         """
         path = self._entry_lock(digest)
-        with files.locked(self.root / "locks" / f"publish-{digest}"):
+        with files.locked(self._lock(f"publish-{digest}")):
             # Readers share the lock; only one who removes the entry keeps it from being shared.
             lock = files.acquire(path, wait=False) or files.acquire(path, shared=True)
             assert lock is not None
@@ -189,138 +242,101 @@ class AdapterStore:
             finally:
                 lock.release()
 
-    def _drop_equal(self, staging: Path, present: StoredAdapter) -> StoredAdapter:
+    def _drop_equal(self, staging: Staging, present: StoredAdapter) -> StoredAdapter:
         self._on_step("drop equal content")
-        files.discard(staging, self.root / "trash", self._on_step)
+        # What was derived stays for now: the entry there may not have it.
+        staging.clear_files()
         return present
 
-    def _publish(self, staging: Path, entry: StoredAdapter) -> None:
+    def _publish(self, staging: Staging, entry: StoredAdapter) -> None:
         self._on_step("write entry")
         facts = {
             "files": [asdict(file) for file in entry.files],
             "cost_s": entry.cost_s,
             "created_s": entry.created_s,
         }
-        files.write_json(staging / _ENTRY_FILE, facts)
+        files.write_json(staging.folder / _ENTRY_FILE, facts)
         self._on_step("sync entry")
-        files.sync_files(staging)
+        files.sync_files(staging.folder)
         # What lies there is damaged, or it would have been found.
         files.discard(entry.folder, self.root / "trash", self._on_step)
+        self._on_step("count entry")
+        self.index.put(self._row(entry, staging.folder), staging.version)
         self._on_step("publish entry")
-        staging.rename(entry.folder)
+        staging.folder.rename(entry.folder)
         self._on_step("sync entries")
         files.sync_folder(entry.folder.parent)
 
-    def make_room(self, size: int, staging: Path | None = None) -> None:
-        """Evict until ``size`` more bytes fit; raises when pinned and used entries fill it."""
-        if size > self.max_bytes:
-            raise self._no_room(size)
-        with files.locked(self.root / "locks" / "store"):
-            free = self.max_bytes - self._used(staging)
-            if free >= size:
-                return
-            for path in self._idle_staging(staging, life_s=0.0):
-                free += self._drop_staging(path)
-                if free >= size:
-                    return
-            entries = {entry.digest: entry for entry in self.entries()}
-            for digest in order(self._candidates(entries.values())):
-                if self.remove(digest):
-                    free += entries[digest].size
-                if free >= size:
-                    return
-        raise self._no_room(size)
-
-    def used_bytes(self) -> int:
-        """Return the bytes of all entries and of fetches under way."""
-        return self._used(None)
+    # --- putting right --------------------------------------------------------------------
 
     def sweep(self) -> None:
         """Remove what processes that were killed left behind. Leaves running fetches alone."""
-        with files.locked(self.root / "locks" / "store"):
+        with files.locked(self._lock("store")):
             for path in (self.root / "trash").iterdir():
                 shutil.rmtree(path, ignore_errors=True)
-            for path in self._idle_staging(None, life_s=_STAGING_LIFE_S):
-                self._drop_staging(path)
-            for path in (self.root / "entries").iterdir():
-                if self.entry(path.name) is None:
-                    self.remove(path.name)
-            self.index.drop_orphans(lambda digest: self.entry(digest) is not None, self._clock())
+            for name in _FORMER_FOLDERS:
+                shutil.rmtree(self.root / name, ignore_errors=True)
+            self._staging.sweep()
+            self._sweep_entries()
             for path in (self.root / "locks").iterdir():
-                if path.name != "store":
-                    files.remove_unused_lock(path)
+                if path.name != "store" and (lock := files.acquire(path, wait=False)):
+                    lock.release()
+
+    def _sweep_entries(self) -> None:
+        """Make index and folders agree; files are looked at only where they do not."""
+        there = {path.name for path in (self.root / "entries").iterdir()}
+        counted = self.index.digests()
+        for digest in counted ^ there:
+            # It may have been published since the two lists were made.
+            if (entry := self.entry(digest)) is None:
+                self.remove(digest)
+            else:
+                self.index.put(self._row(entry, entry.folder))
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken; reads every byte of every entry."""
         import hashlib
 
+        counted = self.index.sizes(self.index.digests())
+        assert self.used_bytes() >= sum(counted.values()), "bytes were counted wrong"
         for path in (self.root / "entries").iterdir():
             entry = self.entry(path.name)
             assert entry is not None, f"{path.name} is visible and not whole"
             assert files_digest(entry.files) == entry.digest, f"{path.name} is misnamed"
             names = {file.name for file in entry.files} | {_ENTRY_FILE}
-            assert {item.name for item in path.iterdir()} == names, f"{path.name}: stray files"
+            there = {item.name for item in path.iterdir() if not item.is_dir()}
+            assert there == names, f"{path.name}: stray files"
             for file in entry.files:
                 content = hashlib.sha256((path / file.name).read_bytes()).hexdigest()
                 assert content == file.sha256, f"{path.name}: {file.name} is damaged"
+            least = self._row(entry, path).bytes
+            assert counted.get(path.name, 0) >= least, f"{path.name} is not counted"
 
-    def _candidates(self, entries: Iterable[StoredAdapter]) -> list[Candidate]:
-        now, found = self._clock(), []
-        for entry in entries:
-            if self.index.is_pinned(entry.digest):
-                continue
-            use = self.index.use(entry.digest)
-            idle_s = now - (use.last_s if use else entry.created_s)
-            found.append(
-                Candidate(
-                    digest=entry.digest,
-                    size=entry.size,
-                    cost_s=entry.cost_s,
-                    idle_s=idle_s,
-                    uses=decayed(use.uses, idle_s) if use else 0.0,
-                )
-            )
-        return found
+    def _rows(self) -> Iterator[Row]:
+        """What an index that is made anew says of the entries."""
+        for entry in self.entries():
+            yield self._row(entry, entry.folder)
 
-    def _used(self, apart_from: Path | None) -> int:
-        staged = (path for path in (self.root / "staging").iterdir() if path != apart_from)
-        return sum(entry.size for entry in self.entries()) + sum(map(files.size_of, staged))
-
-    def _idle_staging(self, apart_from: Path | None, life_s: float) -> list[Path]:
-        """Return staged folders that nobody fetches into and that are old enough."""
-        found = []
-        for path in (self.root / "staging").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                newest = max((item.stat().st_mtime for item in path.iterdir()), default=0.0)
-                is_old = life_s <= 0.0 or self._clock() - newest >= life_s
-                if is_old and path != apart_from:
-                    found.append(path)
-        return found
-
-    def _drop_staging(self, path: Path) -> int:
-        """Remove a staged folder unless somebody fetches into it; return the bytes freed."""
-        lock = files.acquire(self.root / "locks" / f"version-{path.name}", wait=False)
-        if lock is None:
-            return 0
-        try:
-            size = files.size_of(path)
-            files.discard(path, self.root / "trash", self._on_step)
-        finally:
-            lock.release()
-        return size
+    def _row(self, entry: StoredAdapter, folder: Path) -> Row:
+        derived = (path for path in folder.iterdir() if path.is_dir())
+        nbytes = entry.size + sum(map(files.size_of, derived))
+        return Row(entry.digest, nbytes, entry.cost_s, entry.created_s)
 
     def _no_room(self, size: int) -> AdapterUnavailableError:
         return AdapterUnavailableError(
             Reason.STORE_FULL,
-            f"the adapter store has no room for {size:,} bytes: it holds {self._used(None):,} of "
-            f"{self.max_bytes:,}, and what is pinned or in use stays",
+            f"the adapter store has no room for {size:,} bytes: it holds {self.used_bytes():,} of "
+            f"{self.max_bytes:,}, and what is in use stays",
         )
 
     def _folder(self, digest: str) -> Path:
         return self.root / "entries" / digest
 
     def _entry_lock(self, digest: str) -> Path:
-        return self.root / "locks" / f"entry-{digest}"
+        return self._lock(f"entry-{digest}")
+
+    def _lock(self, name: str) -> Path:
+        return self.root / "locks" / name
 
     def _read(self, folder: Path) -> StoredAdapter | None:
         document: dict[str, Any] | None = files.read_json(folder / _ENTRY_FILE)
@@ -336,6 +352,15 @@ class AdapterStore:
             )
         except (KeyError, TypeError, ValueError):
             return None
+
+
+def _make_private(root: Path) -> None:
+    """Make the folder for its owner alone: private adapters lie in it."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(root.stat().st_mode) & 0o007:
+        # Another user's, or on a disk that cannot be written: that is said elsewhere.
+        with contextlib.suppress(OSError):
+            root.chmod(0o700)
 
 
 def _is_whole(entry: StoredAdapter) -> bool:

@@ -88,12 +88,13 @@ class World:
     def add(self, scale: float = 1.0, rank: int = 2, tokenizer: bool = False) -> AdapterPart:
         """Put an adapter into the store."""
         values = {name: scale * value for name, value in tensors(QUERY, rank=rank).items()}
-        staging = write(self.folder / "staging", config(r=rank), values)
-        if tokenizer:
-            make_tokenizer(staging)
-        digest = read_adapter(staging, make_base(), AdapterLimits()).digest
-        stored = [_hashed(path) for path in staging.iterdir()]
-        entry = self.store.commit(staging, stored, 1.0)
+        with self.store.fetching("version") as staging:
+            write(staging.folder, config(r=rank), values)
+            if tokenizer:
+                make_tokenizer(staging.folder)
+            digest = read_adapter(staging.folder, make_base(), AdapterLimits()).digest
+            stored = [_hashed(path) for path in staging.folder.iterdir()]
+            entry = self.store.commit(staging, stored, 1.0)
         return AdapterPart(digest, entry.digest)
 
     def prepare(self, handle: AdapterHandle, *parts: AdapterPart) -> Any:

@@ -4,6 +4,7 @@ nothing that is half there."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from lorax_shard.adapter_files import StoredFile
 from lorax_shard.fetching.job import FetchJob, FetchOutcome, Verifier, VerifySettings
 from lorax_shard.fetching.sources.interface import FetchContext, Resolved, Source, SourceSettings
 from lorax_shard.fetching.sources.local import LocalSource
+from lorax_shard.files import size_of
 from lorax_shard.store.store import AdapterStore
 
 REF = AdapterRef.of("local", "poet")
@@ -58,16 +60,22 @@ class SettledSource(LocalSource):
 class CountingVerify:
     """Says what it was told to say, and counts."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, derived: str = "normal form", error: Exception | None = None) -> None:
         self.folders: list[Path] = []
+        self.derived = derived
         self.error = error
 
-    def __call__(self, folder: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
+    def __call__(self, folder: Path, target: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
         self.folders.append(folder)
-        assert {path.name for path in folder.iterdir()} - {"entry.json"} == WANTED
+        there = {path.name for path in folder.iterdir() if path.is_file()}
+        assert there - {"entry.json"} == WANTED
+        (target / "normal").write_bytes(b"made of it")
         if self.error:
             raise self.error
-        return {"rank": context["rank"]}
+        return {"rank": context["rank"], "derived": self.derived}
+
+
+FACTS = {"rank": 8, "derived": "normal form"}
 
 
 def run(
@@ -82,7 +90,7 @@ def test_a_second_fetch_of_the_same_version_brings_nothing(root: Path, store: Ad
     first, second = (run(store, source, verify) for _ in range(2))
     assert (first.downloaded, second.downloaded) == (True, False)
     assert first.digest == second.digest
-    assert first.facts == second.facts == {"rank": 8}
+    assert first.facts == second.facts == FACTS
     assert (source.num_fetches, len(verify.folders)) == (1, 1)
     assert set(first.timings) == {"resolve", "wait", "download", "verify"}
     assert all(seconds >= 0 for seconds in first.timings.values())
@@ -128,7 +136,7 @@ def test_what_the_verifier_refuses_is_not_kept(
     root: Path, store: AdapterStore, error: Exception, reason: Reason
 ) -> None:
     with pytest.raises(AdapterUnavailableError) as caught:
-        run(store, SettledSource(root), CountingVerify(error))
+        run(store, SettledSource(root), CountingVerify(error=error))
     assert caught.value.reason is reason
     assert reason is Reason.TOO_LARGE or "use_magic" in caught.value.text
     assert store.entries() == []
@@ -139,7 +147,7 @@ def test_another_verifier_judges_a_stored_adapter_anew(root: Path, store: Adapte
     source, verify = SettledSource(root), CountingVerify()
     run(store, source, verify)
     with pytest.raises(AdapterUnavailableError):
-        run(store, source, CountingVerify(ValueError("no")), key="of another base model")
+        run(store, source, CountingVerify(error=ValueError("no")), key="of another base model")
     assert len(store.entries()) == 1
     run(store, source, verify, key="of a third")
     assert len(verify.folders) == 2
@@ -210,12 +218,36 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def fetch_with_hook(root: Path, store_dir: Path, on_step: Callable[[str], None]) -> FetchOutcome:
+def fetch_with_hook(
+    root: Path, store_dir: Path, on_step: Callable[[str], None], key: str = "v"
+) -> FetchOutcome:
     store = AdapterStore(store_dir, max_bytes=1 << 30, on_step=on_step)
     context = make_context()
     context.on_step = on_step
-    verifier = Verifier(CountingVerify(), {"rank": 8}, "v")
+    verifier = Verifier(CountingVerify(f"normal form {key}"), {"rank": 8}, key)
     return FetchJob(store, SettledSource(root), context, verifier).run(REF, None)
+
+
+def killer(last: int) -> Callable[[str], None]:
+    """Return a hook that ends the process at its step of this number."""
+    numbers = itertools.count()
+
+    def kill_at(_step: str) -> None:
+        if next(numbers) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return kill_at
+
+
+def check_swept(store: AdapterStore) -> None:
+    """Nothing is left beside whole entries, and these are counted to the byte."""
+    store.sweep()
+    store.check()
+    assert tree(store.root / "trash") == tree(store.root / "locks") == set()
+    entries = [size_of(entry.folder) for entry in store.entries()]
+    listings = sum((e.folder / "entry.json").stat().st_size for e in store.entries())
+    staged = size_of(store.root / "staging")
+    assert store.used_bytes() == sum(entries) - listings + staged
 
 
 def test_a_fetch_that_is_killed_at_any_step_leaves_nothing_half_there(
@@ -223,25 +255,19 @@ def test_a_fetch_that_is_killed_at_any_step_leaves_nothing_half_there(
 ) -> None:
     steps: list[str] = []
     expected = fetch_with_hook(root, tmp_path / "whole", steps.append).digest
-    assert {f"bytes of {WEIGHTS}", f"whole {WEIGHTS}", "write entry", "publish entry",
-            "record verdict", "record version", "record name"} <= set(steps)  # fmt: skip
+    assert {f"bytes of {WEIGHTS}", f"whole {WEIGHTS}", "write entry", "count entry",
+            "publish entry", "record verdict", "record name"} <= set(steps)  # fmt: skip
     for last in range(len(steps)):
-        store_dir, done = tmp_path / f"store-{last}", iter(range(len(steps)))
-
-        def kill_at(_step: str, last: int = last, done: Any = done) -> None:
-            if next(done) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        ended = in_child(lambda d=store_dir, k=kill_at: fetch_with_hook(root, d, k))
+        store_dir = tmp_path / f"store-{last}"
+        ended = in_child(lambda d=store_dir, n=last: fetch_with_hook(root, d, killer(n)))
         assert ended == -signal.SIGKILL, steps[last]
         store = AdapterStore(store_dir, max_bytes=1 << 30)
         store.check()
-        store.sweep()
+        check_swept(store)
         assert {entry.digest for entry in store.entries()} <= {expected}, steps[last]
         assert fetch_with_hook(root, store_dir, lambda _step: None).digest == expected
-        store.sweep()
-        store.check()
-        assert tree(store_dir / "staging") == tree(store_dir / "trash") == set(), steps[last]
+        check_swept(store)
+        assert tree(store_dir / "staging") == set(), steps[last]
 
 
 def test_a_replacement_that_is_killed_at_any_step_leaves_old_or_new(
@@ -257,17 +283,37 @@ def test_a_replacement_that_is_killed_at_any_step_leaves_old_or_new(
     assert "drop equal content" in steps
     for last in range(len(steps)):
         touched()
-        done = iter(range(len(steps)))
-
-        def kill_at(_step: str, last: int = last, done: Any = done) -> None:
-            if next(done) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        assert in_child(lambda k=kill_at: fetch_with_hook(root, store_dir, k)) == -signal.SIGKILL
+        ended = in_child(lambda n=last: fetch_with_hook(root, store_dir, killer(n)))
+        assert ended == -signal.SIGKILL
         store = AdapterStore(store_dir, max_bytes=1 << 30)
         store.check()
         assert [entry.digest for entry in store.entries()] == [expected]
         assert fetch_with_hook(root, store_dir, lambda _step: None).digest == expected
+        check_swept(store)
+
+
+def test_a_second_verdict_that_is_killed_at_any_step_leaves_the_first(
+    root: Path, tmp_path: Path
+) -> None:
+    """Another verifier judges an entry that is in use: what it derives is whole or not there."""
+    steps: list[str] = []
+    store_dir = tmp_path / "store"
+    expected = fetch_with_hook(root, store_dir, lambda _step: None).digest
+    fetch_with_hook(root, store_dir, steps.append, "counted")
+    assert {"sync derived", "publish derived", "record verdict"} <= set(steps)
+    for last in range(len(steps)):
+        key = f"of step {last}"
+        ended = in_child(lambda n=last, k=key: fetch_with_hook(root, store_dir, killer(n), k))
+        assert ended == -signal.SIGKILL
+        store = AdapterStore(store_dir, max_bytes=1 << 30)
+        store.check()
+        entry = store.entry(expected)
+        assert entry is not None
+        for derived in (path for path in entry.folder.iterdir() if path.is_dir()):
+            assert (derived / "normal").read_bytes() == b"made of it"
+        fetch_with_hook(root, store_dir, lambda _step: None, key)
+        assert entry.has_derived(f"normal form {key}")
+        check_swept(store)
 
 
 def test_an_eviction_that_is_killed_at_any_step_leaves_whole_entries(
@@ -282,15 +328,11 @@ def test_an_eviction_that_is_killed_at_any_step_leaves_whole_entries(
         other = AdapterStore(tmp_path / step, max_bytes=1 << 30)
         digest = run(other, SettledSource(root)).digest
 
-        def kill_at(reached: str, step: str = step) -> None:
-            if reached == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def remove(path: Path = other.root, hook: Any = kill_at, digest: str = digest) -> None:
+        def remove(path: Path = other.root, step: str = step, digest: str = digest) -> None:
+            hook = killer(removing.index(step))
             AdapterStore(path, max_bytes=1 << 30, on_step=hook).remove(digest)
 
         assert in_child(remove) == -signal.SIGKILL
         other.check()
         assert len(other.entries()) == (1 if step == "remove entry" else 0)
-        other.sweep()
-        assert tree(other.root / "trash") == set()
+        check_swept(other)

@@ -179,7 +179,7 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 21}}}')
     context = make_context(make_base(), AdapterLimits())
-    facts = verify(tmp_path, json.loads(json.dumps(context)))
+    facts = verify(tmp_path, tmp_path, json.loads(json.dumps(context)))
     assert json.loads(json.dumps(facts)) == facts
     digest = facts.pop("content_digest")
     assert facts == {
@@ -187,7 +187,7 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
         "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [],
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
-        verify(tmp_path, make_context(make_base(), AdapterLimits(max_rank=1)))
+        verify(tmp_path, tmp_path, make_context(make_base(), AdapterLimits(max_rank=1)))
     target = tmp_path / "normal"
     for _ in range(2):
         assert normalise(tmp_path, target, context)["content_digest"] == digest

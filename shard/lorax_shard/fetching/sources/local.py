@@ -66,7 +66,8 @@ class LocalSource:
         """Copy and hash the files; fails when one of them changes meanwhile."""
         # A copy has no transfer to save, and kept bytes may be of an older edit.
         for leftover in folder.iterdir():
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
         source = self._find(ref)
         stored = tuple(
             download(ref, file, folder, self._opener(ref, source, file), context)
