@@ -159,7 +159,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
     ],
     "Limits": [
         _option("--max-concurrent-requests", type=_COUNT,
-                help="Requests in the server at once; more are answered 429."),
+                help="Requests in the server at once; more are answered 429. Those whose adapter "
+                "is not on the shards yet are counted apart: as many may wait for each source, "
+                "half as many for each adapter."),
         _option("--max-best-of", type=_COUNT, help="Largest `best_of` of a request."),
         _option("--max-stop-sequences", type=click.IntRange(min=0),
                 help="Most stop sequences of a request."),

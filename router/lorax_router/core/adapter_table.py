@@ -257,6 +257,11 @@ class AdapterTable:
         if handle != BASE_ADAPTER and self._records[handle].progressed_at is None:
             self._records[handle].progressed_at = now
 
+    def is_resident(self, handle: AdapterHandle) -> bool:
+        """Whether an adapter is on the shards, ready for requests."""
+        record = self._held.get(handle)
+        return record is not None and record.state is AdapterState.RESIDENT
+
     def admits(self, handle: AdapterHandle) -> bool:
         """Whether a request with this adapter may enter the next step."""
         if handle == BASE_ADAPTER:

@@ -17,7 +17,6 @@ from lorax_contract.errors import (
     GenerationError,
     IncompleteGenerationError,
     LoraxError,
-    OverloadedError,
     ShardError,
     ShuttingDownError,
     UnhealthyError,
@@ -33,39 +32,11 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.permits import Permit, Permits
 from lorax_router.service.records import RequestRecord, SequenceProgress
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, ValidRequest
 from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
 from lorax_router.service.validation import CheckedRequest, Validator
-
-
-class Permits:
-    """How many sequences may be in the house at once; nobody waits for one."""
-
-    def __init__(self, num: int) -> None:
-        self._num = num
-        self._num_free = num
-        # Set while nobody holds a permit.
-        self.idle = asyncio.Event()
-        self.idle.set()
-
-    def check(self) -> None:
-        """Raise OverloadedError when there is none."""
-        if not self._num_free:
-            raise OverloadedError("no permit is free", public="")
-
-    def take(self, num: int) -> None:
-        """Take ``num`` permits or raise OverloadedError."""
-        if num > self._num_free:
-            raise OverloadedError(f"no permit for {num} sequences", public="")
-        self._num_free -= num
-        self.idle.clear()
-
-    def give_back(self, num: int) -> None:
-        """Return ``num`` permits."""
-        self._num_free += num
-        if self._num_free == self._num:
-            self.idle.set()
 
 
 class GenerationStream:
@@ -80,7 +51,7 @@ class GenerationStream:
         request: ValidRequest,
         chunks: TokenStream,
         record: RequestRecord,
-        permits: Permits,
+        permit: Permit,
         lease: AdapterLease | None,
     ) -> None:
         self.request = request
@@ -88,7 +59,7 @@ class GenerationStream:
         self.seed = reported_seed(request.samplings[0])
         self._chunks = chunks
         self._record = record
-        self._permits = permits
+        self._permit = permit
         self._lease = lease
         self._is_open = True
 
@@ -138,7 +109,7 @@ class GenerationStream:
         self._is_open = False
         if self._lease is not None:
             self._lease.release()
-        self._permits.give_back(1)
+        self._permit.give_back()
         self._record.close(error)
 
 
@@ -150,7 +121,7 @@ class InferenceService:
         validator: makes requests valid.
         metrics: counts them.
         adapters: finds the adapters that requests name; None: only the base model is served.
-        max_concurrent_requests: sequences that may be in the house at once.
+        max_concurrent_requests: sequences that may be in the house at once; see Permits.
         health_timeout_s: seconds after which a silent engine counts as unhealthy.
     """
 
@@ -226,10 +197,10 @@ class InferenceService:
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
         record = RequestRecord(self._metrics, is_stream=False)
-        taken, lease = 0, None
+        permit, lease = None, None
         try:
-            checked = self._admit(request, stream=False)
-            taken = checked.best_of
+            checked = self._check(request, stream=False)
+            permit = self._admit(checked)
             lease = await self._resolve(checked, record)
             valid = await self._complete(checked, lease)
             record.validated(valid)
@@ -240,17 +211,18 @@ class InferenceService:
         finally:
             if lease is not None:
                 lease.release()
-            self._permits.give_back(taken)
+            if permit is not None:
+                permit.give_back()
         record.close(None)
         return result
 
     async def generate_stream(self, request: GenerateRequest) -> GenerationStream:
         """Admit a request and return its chunks; the caller closes the stream."""
         record = RequestRecord(self._metrics, is_stream=True)
-        taken, lease = 0, None
+        permit, lease = None, None
         try:
-            checked = self._admit(request, stream=True)
-            taken = checked.best_of
+            checked = self._check(request, stream=True)
+            permit = self._admit(checked)
             lease = await self._resolve(checked, record)
             valid = await self._complete(checked, lease)
             record.validated(valid)
@@ -258,17 +230,25 @@ class InferenceService:
         except BaseException as error:
             if lease is not None:
                 lease.release()
-            self._permits.give_back(taken)
+            if permit is not None:
+                permit.give_back()
             record.close(error)
             raise
-        return GenerationStream(valid, chunks, record, self._permits, lease)
+        return GenerationStream(valid, chunks, record, permit, lease)
 
-    def _admit(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
-        """Check what needs no tokens, then take one permit per sequence."""
+    def _check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
+        """Check what needs no tokens."""
         self.check_open()
-        checked = self._validator.check(request, stream=stream)
-        self._permits.take(checked.best_of)
-        return checked
+        return self._validator.check(request, stream=stream)
+
+    def _admit(self, checked: CheckedRequest) -> Permit:
+        """Let a request in, one that will wait for its adapter beside all others."""
+        selection = checked.selection
+        waits = selection is not None and not self._is_resident(selection)
+        return self._permits.take(checked.best_of, selection if waits else None)
+
+    def _is_resident(self, selection: AdapterSelection) -> bool:
+        return self._adapters is not None and self._adapters.is_resident(selection)
 
     async def _resolve(self, checked: CheckedRequest, record: RequestRecord) -> AdapterLease | None:
         """Find the request's adapter; until then it waits as ``resolving``, and only it."""

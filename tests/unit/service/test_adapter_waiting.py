@@ -10,7 +10,7 @@ from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
-from lorax_contract.errors import GenerationError, ShardError, ValidationError
+from lorax_contract.errors import GenerationError, OverloadedError, ShardError, ValidationError
 from lorax_contract.step import (
     AdapterHandle,
     RequestId,
@@ -70,6 +70,95 @@ async def test_a_preparation_that_hangs_delays_nobody_else():
         assert not stuck.done()
         freed.set()
         assert (await stuck).sequences[0].tokens.ids == expected(world, 1, 3)
+
+
+async def refusals(tasks: list[asyncio.Task[object]]) -> list[str]:
+    """What those were told that were refused; the others wait on."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return [task.exception().public for task in tasks if task.done()]
+
+
+async def ended(tasks: list[asyncio.Task[object]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@in_loop
+async def test_a_crowd_for_an_adapter_that_never_comes_is_refused_alone():
+    async with adapter_world(max_concurrent_requests=100) as world:
+        await world.generate("warm")
+        hanging(world, "cold")
+        crowd = [world.task("cold") for _ in range(110)]
+        told = await refusals(crowd)
+        assert len(told) == 60
+        words = "50 requests wait for the adapter local:cold already, as many as may; try again"
+        assert all(words in each for each in told)
+        # Nobody else pays for it, also when a whole house of them comes.
+        everybody = [world.task(None) for _ in range(50)] + [world.task("warm") for _ in range(50)]
+        everybody += [world.task("other") for _ in range(50)]
+        assert len(await asyncio.gather(*everybody)) == 150
+        await ended(crowd)
+        await world.generate("warm")
+
+
+@in_loop
+async def test_a_source_that_never_answers_refuses_its_own_requests_only():
+    async with adapter_world(max_concurrent_requests=100) as world:
+        await world.generate("warm")
+        for number in range(110):
+            hanging(world, f"cold{number}")
+        crowd = [world.task(f"cold{number}") for number in range(110)]
+        told = await refusals(crowd)
+        assert len(told) == 10
+        assert "100 requests wait for adapters of the source local already" in told[0]
+        await asyncio.gather(
+            *(world.task(None) for _ in range(50)),
+            *(world.task("warm") for _ in range(50)),
+            *(world.task("x", adapter_source="s3") for _ in range(50)),
+        )
+        await ended(crowd)
+        await world.generate("other")
+
+
+@in_loop
+async def test_a_preparation_that_hangs_takes_no_permit_from_anybody_else():
+    async with adapter_world(max_concurrent_requests=100) as world:
+        await world.generate("warm")
+        freed = asyncio.Event()
+        world.shard.on_prepare = lambda handle, content: freed.wait()
+        crowd = [world.task(f"cold{number}") for number in range(100)]
+        await until(lambda: sum(record.num_waiting for record in world.table.snapshot()) == 100)
+        everybody = [world.task(None) for _ in range(50)] + [world.task("warm") for _ in range(50)]
+        await asyncio.gather(*everybody)
+        freed.set()
+        await asyncio.gather(*crowd)
+
+
+@in_loop
+async def test_with_few_permits_all_of_them_may_wait_for_one_adapter():
+    async with adapter_world(max_concurrent_requests=4) as world:
+        future = hanging(world, "cold")
+        crowd = [world.task("cold") for _ in range(5)]
+        assert len(await refusals(crowd)) == 1
+        future.set_result(fetched("cold"))
+        answers = await asyncio.gather(*crowd, return_exceptions=True)
+        assert sum(isinstance(answer, OverloadedError) for answer in answers) == 1
+
+
+@in_loop
+async def test_a_merge_waits_for_each_of_its_adapters():
+    async with adapter_world(max_concurrent_requests=4) as world:
+        hanging(world, "b")
+        merged = MergedAdapters(ids=["a", "b"], weights=[1.0, 1.0])
+        crowd = [world.task(None, merged_adapters=merged) for _ in range(4)]
+        assert await refusals(crowd) == []
+        for name in ("a", "b"):
+            with pytest.raises(OverloadedError):
+                await world.generate(name)
+        await ended(crowd)
+        await world.generate("a")
 
 
 @in_loop

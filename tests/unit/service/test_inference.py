@@ -291,6 +291,9 @@ def test_who_still_waits_for_an_adapter_at_the_end_is_told():
 
         asked = 0
 
+        def is_resident(self, selection: object) -> bool:
+            return False
+
         async def acquire(self, selection: object) -> None:
             self.asked += 1
             await asyncio.Event().wait()

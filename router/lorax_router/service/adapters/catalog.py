@@ -234,6 +234,11 @@ class AdapterCatalog:
         names = (self._names.get(text) for text in entry.names)
         return any(name is not None and name.is_pinned for name in names)
 
+    def is_resident(self, content: AdapterContent) -> bool:
+        """Whether a content is on the shards."""
+        entry = self._entries.get(content.key)
+        return entry is not None and self.engine.is_adapter_resident(entry.handle)
+
     def detach(self, entry: CatalogEntry) -> None:
         """Give an entry up; it leaves the shards soon."""
         if entry.is_retired:

@@ -123,8 +123,16 @@ class AdapterDirectory:
         self.catalog.used(selection, entry)
         return AdapterLease(entry, text, selection, _phases(fetched), self.catalog.let_go)
 
+    def is_resident(self, selection: AdapterSelection) -> bool:
+        """Whether a request for this adapter finds it on the shards, without asking anybody."""
+        known = [self._answers.find(query) for query in _queries(selection)]
+        parts = tuple(each.part for each in known if each is not None)
+        if len(parts) < len(known):
+            return False
+        return self.catalog.is_resident(AdapterContent(parts=parts, merge=selection.merge))
+
     async def _fetch_all(self, selection: AdapterSelection) -> list[FetchedAdapter]:
-        queries = [AdapterQuery(ref=ref, token=selection.token) for ref in selection.refs]
+        queries = _queries(selection)
         if len(queries) == 1:
             return [await self.fetch(queries[0])]
         try:
@@ -181,10 +189,7 @@ class AdapterDirectory:
 
     async def _fetch_again(self, entry: CatalogEntry) -> None:
         selection = entry.selection
-        queries = [
-            AdapterQuery(ref=ref, token=selection.token, refresh=True) for ref in selection.refs
-        ]
-        fetched = [await self.fetch(query) for query in queries]
+        fetched = [await self.fetch(query) for query in _queries(selection, refresh=True)]
         content = AdapterContent(parts=tuple(each.part for each in fetched), merge=selection.merge)
         if content.key != entry.content.key:
             raise AdapterUnavailableError(
@@ -232,6 +237,10 @@ class AdapterDirectory:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _queries(selection: AdapterSelection, *, refresh: bool = False) -> list[AdapterQuery]:
+    return [AdapterQuery(ref=ref, token=selection.token, refresh=refresh) for ref in selection.refs]
 
 
 def _phases(fetched: list[FetchedAdapter]) -> dict[str, float]:

@@ -197,6 +197,10 @@ class EngineLoop:
         self._work.set()
         await asyncio.shield(self._orders.departure(handle))
 
+    def is_adapter_resident(self, handle: AdapterHandle) -> bool:
+        """Whether an adapter is on the shards, ready for requests."""
+        return self._scheduler.adapters.is_resident(handle)
+
     def adapter_records(self) -> list[AdapterRecord]:
         """Return what the scheduler knows of its adapters; not to be changed."""
         return self._scheduler.adapters.snapshot()

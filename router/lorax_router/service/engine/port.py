@@ -91,6 +91,9 @@ class AdapterEngine(Protocol):
     async def retire_adapter(self, handle: AdapterHandle) -> None:
         """Let an adapter go for good; returns when its last request is done and it is freed."""
 
+    def is_adapter_resident(self, handle: AdapterHandle) -> bool:
+        """Whether an adapter is on the shards, ready for requests."""
+
     def adapter_records(self) -> list[AdapterRecord]:
         """Return what the scheduler knows of its adapters; not to be changed."""
 
