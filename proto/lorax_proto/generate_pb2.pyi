@@ -820,10 +820,12 @@ class AdapterTextRequest(_message.Message):
     def __init__(self, store_digest: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class AdapterTextResponse(_message.Message):
-    __slots__ = ("files",)
+    __slots__ = ("files", "failure")
     FILES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[TextFile]
-    def __init__(self, files: _Optional[_Iterable[_Union[TextFile, _Mapping]]] = ...) -> None: ...
+    failure: AdapterFailure
+    def __init__(self, files: _Optional[_Iterable[_Union[TextFile, _Mapping]]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
 
 class TextFile(_message.Message):
     __slots__ = ("name", "content")

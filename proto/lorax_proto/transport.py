@@ -4,8 +4,9 @@ An error crosses the wire as its kind's gRPC status and its text, and comes back
 
     FAILED_PRECONDITION                         StaleEpochError
     UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED   ShardUnavailableError
-    ABORTED                                     GenerationError
     any other                                   ShardError
+
+What went wrong with one request or one adapter is no error of a call: replies have fields for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import grpc
 
 from lorax_contract.errors import (
-    GenerationError,
     LoraxError,
     ShardError,
     ShardUnavailableError,
@@ -46,7 +46,7 @@ CLIENT_OPTIONS: list[tuple[str, int]] = [
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_UNLIMITED,
     # Accept the pings of CLIENT_OPTIONS; the default takes one in five minutes.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 3),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 3),
     # Two servers on one port is a mistake to report, not a load balancer.
     ("grpc.so_reuseport", 0),
 ]
@@ -65,13 +65,11 @@ def status_of(error: BaseException) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-def error_of(status: grpc.StatusCode, details: str | None, who: str) -> LoraxError:
+def error_of(status: grpc.StatusCode, details: str | None, who: str) -> ShardError:
     """Return the error that a failed call stands for; its text begins with ``who``."""
     text = f"{who}: {details or status.name}"
     if status is grpc.StatusCode.FAILED_PRECONDITION:
         return StaleEpochError(text)
     if status in _GONE:
         return ShardUnavailableError(f"{text} ({status.name})")
-    if status is grpc.StatusCode.ABORTED:
-        return GenerationError(text)
     return ShardError(text)

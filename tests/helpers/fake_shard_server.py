@@ -103,7 +103,10 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
 
     @_mapped
     async def AdapterText(self, request, context):
-        files = await self.shard.adapter_text(request.store_digest)
+        try:
+            files = await self.shard.adapter_text(request.store_digest)
+        except AdapterUnavailableError as error:
+            return pb.AdapterTextResponse(failure=failure_to_proto(error))
         return pb.AdapterTextResponse(
             files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
         )
@@ -130,9 +133,11 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def running(servicer: FakeServicer, uri: str) -> AsyncIterator[str]:
+async def running(
+    servicer: FakeServicer, uri: str, options: Sequence[tuple[str, int]] = SERVER_OPTIONS
+) -> AsyncIterator[str]:
     """Serve one rank and yield its address; an address with port 0 gets a free one."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=options)
     pb_grpc.add_LoraxServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port(uri)
     await server.start()

@@ -30,7 +30,8 @@ class ShardClient(Protocol):
     Two lanes. *Commit*: ``step`` and ``clear`` carry a sequence number and take
     effect in its order, on all ranks alike; several may be in flight. *Prepare*:
     the adapter calls and ``health`` run beside steps and are not ordered.
-    Failures raise ShardError or one of its subclasses.
+    A call that fails raises ShardError or one of its subclasses; what is wrong with
+    an adapter is AdapterUnavailableError.
     """
 
     async def info(self) -> ShardInfo:
@@ -49,7 +50,10 @@ class ShardClient(Protocol):
         """Have an adapter fetched and verified; raises AdapterUnavailableError."""
 
     async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
-        """Return the tokenizer and template files of a fetched adapter, by name."""
+        """Return the tokenizer and template files of a fetched adapter, by name.
+
+        Raises AdapterUnavailableError; its reason is EVICTED when fetching anew helps.
+        """
 
     async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make an adapter ready on all ranks; a partial failure drops it on all.

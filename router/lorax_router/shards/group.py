@@ -16,7 +16,7 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     LoadReport,
 )
-from lorax_contract.errors import GenerationError, ShardError
+from lorax_contract.errors import ShardError
 from lorax_contract.step import (
     AdapterHandle,
     ShardInfo,
@@ -155,7 +155,7 @@ class ShardGroup:
         """Return a rank's answer; what it raises names the rank."""
         try:
             return await answer
-        except (ShardError, GenerationError) as error:
+        except ShardError as error:
             raise type(error)(f"rank {rank} of {len(self._ranks)}: {error}") from error
 
 

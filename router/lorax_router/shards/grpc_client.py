@@ -140,11 +140,13 @@ class GrpcShardClient:
         return fetched_from_proto(reply.fetched)
 
     async def adapter_text(self, store_digest: str) -> dict[str, bytes]:
-        """Return the tokenizer and template files of a fetched adapter, by name."""
+        """Return a fetched adapter's tokenizer and template files; raises AdapterUnavailableError."""
         request = pb.AdapterTextRequest(store_digest=store_digest, epoch=await self._bound_epoch())
         reply: pb.AdapterTextResponse = await self._call(
             self._stub.AdapterText, request, self._timeouts.adapter_s
         )
+        if reply.HasField("failure"):
+            raise failure_from_proto(reply.failure)
         return {file.name: file.content for file in reply.files}
 
     async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:

@@ -85,7 +85,10 @@ class AdapterCalls:
 
     async def text(self, request: pb.AdapterTextRequest) -> pb.AdapterTextResponse:
         """Return the adapter's own tokenizer and template files."""
-        files: Mapping[str, bytes] = await self._rank_adapters.text(request.store_digest)
+        try:
+            files: Mapping[str, bytes] = await self._rank_adapters.text(request.store_digest)
+        except AdapterUnavailableError as error:
+            return pb.AdapterTextResponse(failure=failure_to_proto(error))
         return pb.AdapterTextResponse(
             files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
         )

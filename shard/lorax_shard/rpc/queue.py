@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lorax_contract.errors import (
-    GenerationError,
+    ShardError,
     ShardUnavailableError,
     StaleEpochError,
     UnhealthyError,
@@ -119,11 +119,11 @@ class CommandQueue:
             raise ValidationError("the first seq of an epoch is 1")
 
     def _stored(self, seq: int) -> asyncio.Future[Any] | None:
-        """Return the reply of a call that came before; GenerationError when it is kept no more."""
+        """Return the reply of a call that came before; ShardError when it is kept no more."""
         if seq >= self._next_seq:
             return None
         if seq not in self._replies:
-            raise GenerationError(
+            raise ShardError(
                 f"seq {seq} was executed before and its reply is not kept any more; "
                 f"the last {self._num_kept_replies} are"
             )
@@ -136,7 +136,7 @@ class CommandQueue:
         try:
             await asyncio.wait_for(turn, self._gap_timeout_s)
         except TimeoutError:
-            raise GenerationError(
+            raise ShardError(
                 f"seq {seq} waited {self._gap_timeout_s:g} s for seq {self._next_seq}, "
                 "which did not come"
             ) from None

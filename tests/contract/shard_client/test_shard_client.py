@@ -21,9 +21,9 @@ from lorax_contract.adapters import (
     MajoritySign,
     MergeSpec,
     Reason,
+    refused,
 )
 from lorax_contract.errors import (
-    GenerationError,
     LoraxError,
     ShardError,
     ShardUnavailableError,
@@ -214,8 +214,8 @@ async def test_w12_a_slow_adapter_does_not_hold_up_steps(kind):
 async def test_an_adapter_that_fails_on_one_rank_is_on_none(kind):
     handle = AdapterHandle(6)
     async with kind.open() as (client, shards):
-        shards[-1].fail_adapter(handle, GenerationError("no such digest"))
-        with pytest.raises(GenerationError, match="no such digest"):
+        shards[-1].fail_adapter(handle, refused("no such digest"))
+        with pytest.raises(AdapterUnavailableError, match="no such digest"):
             await client.prepare_adapter(handle, content("digest"))
         assert all(shard.prepared == {} for shard in shards)
         await client.prepare_adapter(AdapterHandle(7), content("digest"))
@@ -255,7 +255,6 @@ async def test_a_row_that_fails_harms_no_other(kind):
     [
         (ShardError("odd"), ShardError),
         (ShardUnavailableError("odd"), ShardUnavailableError),
-        (GenerationError("odd"), GenerationError),
     ],
 )
 @in_loop

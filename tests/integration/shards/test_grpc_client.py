@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Sequence
 from dataclasses import fields
 
 import pytest
@@ -11,10 +13,18 @@ from tests.helpers.fake_shard_server import FakeServicer, running, serve
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_plan, make_spec
 
-from lorax_contract.adapters import AdapterQuery, AdapterRef
-from lorax_contract.errors import ShardError, ShardUnavailableError, StaleEpochError
+from lorax_contract.adapters import AdapterQuery, AdapterRef, AdapterUnavailableError, Reason
+from lorax_contract.errors import (
+    GenerationError,
+    ShardError,
+    ShardUnavailableError,
+    StaleEpochError,
+    ValidationError,
+)
 from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
+from lorax_proto.transport import CLIENT_OPTIONS, SERVER_OPTIONS
+from lorax_router.shards import grpc_client
 from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
@@ -218,3 +228,63 @@ async def test_a_shard_without_our_fields_is_refused(tmp_path):
             await client.prepare_adapter(AdapterHandle(1), content("digest"))
         assert shard.prepared == {}
         await client.close()
+
+
+@pytest.mark.parametrize("error", [GenerationError("odd"), ValidationError("odd"), KeyError("odd")])
+@in_loop
+async def test_a_step_answered_with_any_status_is_an_error_of_the_shard(tmp_path, error):
+    """Whatever the status: the loop counts the step as failed, and the router ends in words."""
+    shard = FakeShard()
+    shard.fail_step(1, error)
+    async with serve([shard], tmp_path) as uris:
+        client = GrpcShardClient(uris[0], timeouts=QUICK)
+        with pytest.raises(ShardError, match="odd"):
+            await client.step(make_plan(1))
+        await client.close()
+
+
+@in_loop
+async def test_texts_that_left_the_disk_say_so(tmp_path):
+    class Emptied(FakeShard):
+        async def adapter_text(self, store_digest):
+            raise AdapterUnavailableError(Reason.EVICTED, "fetch it again")
+
+    async with serve([Emptied()], tmp_path) as uris:
+        client = GrpcShardClient(uris[0], timeouts=QUICK)
+        with pytest.raises(AdapterUnavailableError, match="fetch it again") as caught:
+            await client.adapter_text("digest")
+        assert caught.value.reason is Reason.EVICTED
+        await client.close()
+
+
+def quicker(options: Sequence[tuple[str, int]], factor: int) -> list[tuple[str, int]]:
+    """Return channel options with all that decides about pings so much faster."""
+    return [
+        (name, value // factor if "keepalive" in name or "ping_interval" in name else value)
+        for name, value in options
+    ]
+
+
+async def silent_call(seconds: float, uri: str, server_options: Sequence[tuple[str, int]]) -> int:
+    """Have a call answered after so many seconds; return how often it was sent."""
+    servicer = FakeServicer(FakeShard(step_delay_s=seconds), [])
+    async with running(servicer, uri, server_options):
+        client = GrpcShardClient(uri, timeouts=CallTimeouts(step_s=seconds + 60))
+        await client.step(make_plan(1))
+        await client.close()
+    return servicer.num_calls
+
+
+@in_loop
+async def test_a_silent_call_outlasts_the_pings_meanwhile(tmp_path, monkeypatch):
+    """One ping a second: a server that did not expect them would end the connection at the fifth."""
+    monkeypatch.setattr(grpc_client, "CLIENT_OPTIONS", quicker(CLIENT_OPTIONS, 30))
+    assert await silent_call(7.0, f"unix:{tmp_path}/shard", quicker(SERVER_OPTIONS, 30)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LORAX_SLOW" not in os.environ, reason="takes 200 s; LORAX_SLOW=1 runs it")
+def test_a_call_may_be_silent_for_minutes(tmp_path):
+    """The same at real speed."""
+    uri = f"unix:{tmp_path}/shard"
+    assert asyncio.run(silent_call(200.0, uri, SERVER_OPTIONS)) == 1

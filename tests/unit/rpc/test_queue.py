@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from lorax_contract.errors import (
-    GenerationError,
+    ShardError,
     ShardUnavailableError,
     StaleEpochError,
     UnhealthyError,
@@ -49,7 +49,7 @@ def test_commands_run_in_order_of_seq_however_they_arrive():
 
 def test_a_gap_that_stays_open_is_said_in_words():
     async def test(queue):
-        with pytest.raises(GenerationError, match=r"seq 3 waited .* for seq 1"):
+        with pytest.raises(ShardError, match=r"seq 3 waited .* for seq 1"):
             await queue.run(lambda: 1, epoch=3, seq=3)
         # The call that timed out left nothing behind.
         assert await queue.run(lambda: "first", epoch=3, seq=1) == "first"
@@ -132,7 +132,7 @@ def test_a_reply_that_is_kept_no_more_is_said_in_words():
         for seq in range(1, 5):
             await queue.run(lambda seq=seq: seq, epoch=3, seq=seq)
         assert await queue.run(lambda: 0, epoch=3, seq=3) == 3
-        with pytest.raises(GenerationError, match="not kept any more"):
+        with pytest.raises(ShardError, match="not kept any more"):
             await queue.run(lambda: 0, epoch=3, seq=2)
 
     with_queue(test, num_kept_replies=2)

@@ -20,7 +20,6 @@ from typing import NamedTuple, Self
 from lorax_contract.errors import (
     GenerationError,
     LoraxError,
-    ShardError,
     ShuttingDownError,
     UnhealthyError,
 )
@@ -254,7 +253,7 @@ class EngineLoop:
         sent = self._sent[0]
         try:
             outcome = await sent.answer
-        except ShardError:
+        except Exception:
             self._observe_done(sent, ok=False)
             raise
         self._sent.popleft()
