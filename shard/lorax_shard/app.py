@@ -165,10 +165,11 @@ def load_parts(config: ShardConfig) -> ShardParts:
     assert base is not None
     assert lora is not None
     store = setup.make_store(config)
-    lane = setup.make_prepare_lane(config, store, base, lora, model.dtype)
+    host = setup.make_host_cache(config, store)
+    lane = setup.make_prepare_lane(config, host, lora, model.dtype)
     return ShardParts(
         Engine(model, tokenizer, pool, adapters=lane, batch_invariant=invariant, group=group),
-        partial(setup.make_rank_adapters, config, store, lane, base),
+        partial(setup.make_rank_adapters, config, store, host, lane, base),
     )
 
 

@@ -7,7 +7,7 @@ which every token was drawn.
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import random
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from tests.helpers.drive_engine import serve
 from tests.helpers.peft_cases import FAMILIES as NAMED
 from tests.helpers.peft_cases import LLAMA, Names, some
-from tests.helpers.peft_folders import save_adapter
+from tests.helpers.peft_folders import load_model, save_adapter
+from tests.helpers.stored_adapters import put_adapter
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 from tests.helpers.toy_adapters import using
 from tests.helpers.toy_paged_model import new_row
@@ -99,24 +100,18 @@ class World:
 
 def make_world(family: str, root: Path) -> World:
     """Write a tiny model and its adapters, and put those into the store as a fetcher would."""
-    from lorax_shard.adapter_files import StoredFile
     from lorax_shard.adapters.setup import make_store
+    from lorax_shard.model.describe import describe
 
     world = World(root)
     make_tiny_model(family, world.model_dir)
     store = make_store(world.config(1, 0))
-    entries = {}
+    base = describe(load_model(world.model_dir))
+    parts = {}
     for number, options in enumerate(adapter_options(names_of(family)), 1):
         folder = save_adapter(world.model_dir, world.adapter_dir(number), seed=number, **options)
-        with store.fetching(folder.name) as staging:
-            files = []
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                data = (folder / name).read_bytes()
-                (staging.folder / name).write_bytes(data)
-                sha256 = hashlib.sha256(data).hexdigest()
-                files.append(StoredFile(name=name, size=len(data), sha256=sha256))
-            entries[number] = store.commit(staging, files, cost_s=0.0).digest
-    (root / "entries.json").write_text(json.dumps(entries))
+        parts[number] = dataclasses.astuple(put_adapter(store, folder, base))
+    (root / "parts.json").write_text(json.dumps(parts))
     return world
 
 
@@ -167,8 +162,6 @@ def _run_rank(rank: int, world_size: int, roots: list[str]) -> None:
 
 def _serve_world(world: World, world_size: int, rank: int) -> None:
     from lorax_shard.app import load_parts
-    from lorax_shard.peft.files import AdapterLimits
-    from lorax_shard.peft.read import examine
 
     engine = load_parts(world.config(world_size, rank)).engine
     spec = WarmupSpec(
@@ -178,12 +171,9 @@ def _serve_world(world: World, world_size: int, rank: int) -> None:
     num_blocks = engine.warm_up(spec)
     table = AdapterTable(max_resident=NUM_SLOTS, cycle_time_s=20.0)
     lane: Any = engine.adapters._lane
-    for number, entry in json.loads((world.root / "entries.json").read_text()).items():
+    for number, part in json.loads((world.root / "parts.json").read_text()).items():
         handle = AdapterHandle(int(number))
-        digest = examine(
-            world.adapter_dir(handle), engine.model.base, AdapterLimits()
-        ).adapter.digest
-        lane.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry),)))
+        lane.prepare(handle, AdapterContent(parts=(AdapterPart(*part),)))
         table.add(handle, 1)
     recorder: Any = Recorder(engine._chooser)
     engine._chooser = recorder

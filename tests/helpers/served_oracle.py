@@ -3,7 +3,6 @@ shard does it, and rows whose logits PEFT alone has computed."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +11,16 @@ import torch
 from tests.helpers.paged_runner import RELATIVE_TOLERANCE, PagedRunner, stock_logits
 from tests.helpers.peft_cases import CASES, EXTRA, FAMILIES, GROWN, GROWTH, TIED_CASES
 from tests.helpers.peft_folders import load_adapter, logits_of, save_adapter
+from tests.helpers.stored_adapters import put_adapter
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
-from lorax_contract.adapters import AdapterContent, AdapterPart
+from lorax_contract.adapters import AdapterContent
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import AdapterHandle
-from lorax_shard.adapter_files import StoredFile
+from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.engine.active_adapters import ActiveAdapters
 from lorax_shard.model.hf_model import HFPagedModel
-from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.read import examine
 from lorax_shard.store.store import AdapterStore
 
 _BASE_ROWS = 3
@@ -94,9 +92,8 @@ class Served:
         assert paged.lora is not None
         self._store = AdapterStore(Path(oracle.config.adapter_store_dir), max_bytes=1 << 30)
         self.lane = PrepareLane(
-            self._store, paged.base, AdapterLimits(), paged.lora,
-            host_bytes=1 << 30, dtype=torch.float32,
-        )  # fmt: skip
+            HostCache(self._store, host_bytes=1 << 30), paged.lora, dtype=torch.float32
+        )
         self.active = ActiveAdapters(
             self.lane, paged.lora, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({0})
         )
@@ -107,16 +104,8 @@ class Served:
     def prepare(self, folder: Path, handle: AdapterHandle) -> None:
         """Bring a folder through the store to the lane."""
         assert self.paged.base is not None
-        with self._store.fetching(folder.name) as staging:
-            stored = []
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                data = (folder / name).read_bytes()
-                (staging.folder / name).write_bytes(data)
-                sha256 = hashlib.sha256(data).hexdigest()
-                stored.append(StoredFile(name=name, size=len(data), sha256=sha256))
-            entry = self._store.commit(staging, stored, cost_s=0.0)
-        digest = examine(folder, self.paged.base, AdapterLimits()).adapter.digest
-        self.lane.prepare(handle, AdapterContent(parts=(AdapterPart(digest, entry.digest),)))
+        part = put_adapter(self._store, folder, self.paged.base)
+        self.lane.prepare(handle, AdapterContent(parts=(part,)))
 
     def slot(self, row: Row) -> int | None:
         """Return the slot that a row computes in."""

@@ -30,6 +30,7 @@ from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_router.shards.grpc_client import GrpcShardClient
+from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.server import ShardServer
@@ -56,14 +57,11 @@ class ReadyAdapters(ToyPrepared):
         self[handle] = ToyAdapter(int(handle))
         return LoadReport(device_bytes=7, parse_s=0.5, copy_s=0.25)
 
-    def release(self, handle: AdapterHandle, forget: tuple[AdapterPart, ...]) -> None:
+    def release(self, handle: AdapterHandle) -> None:
         self.pop(handle, None)
 
     def device_tier(self) -> dict[AdapterHandle, tuple[str, int]]:
         return dict.fromkeys(self, ("content", 7))
-
-    def host_tier(self) -> dict[str, int]:
-        return {}
 
 
 class Parts:
@@ -87,7 +85,8 @@ async def serving(folder: Path) -> AsyncIterator[Parts]:
     )
     commands = CommandQueue(3)
     anything: Any = lane
-    rank_adapters = RankAdapters(anything, AdapterStore(folder / "store", max_bytes=1 << 20), None)
+    store = AdapterStore(folder / "store", max_bytes=1 << 20)
+    rank_adapters = RankAdapters(anything, HostCache(store, host_bytes=1 << 20), store, None)
     server = ShardServer(config, engine, commands, rank_adapters)
     await server.start()
     client = GrpcShardClient(uri)

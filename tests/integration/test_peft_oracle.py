@@ -37,10 +37,12 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.model.describe import describe
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.peft.context import make_context
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.normal import cast, digest_of, read_normal, write_normal
+from lorax_shard.peft.normal import cast, read_normal
 from lorax_shard.peft.read import read_adapter
+from lorax_shard.peft.verify import verify
 
 IDS = [5, 40, 3, 381, 7, 7, 120, 64, 9]
 
@@ -63,12 +65,11 @@ def description(path: Path) -> BaseDescription:
     return BaseDescription.from_json(describe(load_model(path)).to_json())
 
 
-def through_normal_form(adapter: HostAdapter, folder: Path) -> HostAdapter:
-    """Return the adapter as a process without PEFT's files reads it."""
+def through_normal_form(folder: Path, model: Path) -> HostAdapter:
+    """Return the adapter as the shard reads it once it was verified."""
     (folder / "normal").mkdir()
-    write_normal(adapter, folder / "normal")
-    assert digest_of(folder / "normal") == adapter.digest
-    return read_normal(folder / "normal", dtype=torch.float32)
+    verify(folder, folder / "normal", make_context(description(model), AdapterLimits()))
+    return cast(read_normal(folder / "normal"), dtype=torch.float32)
 
 
 def check(
@@ -78,7 +79,7 @@ def check(
     save_adapter(model, folder, rows=rows, **options)
     ids = IDS if rows is None else [*IDS, VOCAB_SIZE, VOCAB_SIZE + 1]
     expected = logits_of(load_adapter(model, folder, rows=rows), ids)
-    adapter = through_normal_form(read_adapter(folder, description(model), AdapterLimits()), folder)
+    adapter = through_normal_form(folder, model)
     assert adapter.vocab_size == (rows or 0)
     got = logits_of(apply_adapter(load_model(model), adapter), ids)
     assert got.shape == expected.shape

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import sys
 import threading
@@ -29,11 +30,15 @@ from lorax_contract.adapters import (
     Reason,
 )
 from lorax_contract.step import AdapterHandle
+from lorax_shard.adapters.host_cache import HostCache
+from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.fetching.client import AdapterFetcher, Fetched
 from lorax_shard.store.store import AdapterStore, Lease
 
-# Parsing and copying at the same time; more would only take the steps' cores.
+logger = logging.getLogger(__name__)
+
+# Reading and copying at the same time; more would only take the steps' cores.
 _NUM_THREADS = 2
 # How much they give way to steps, as a fetch does.
 _NICE = 10
@@ -53,7 +58,8 @@ class RankAdapters:
     """Implements the adapter calls of one rank.
 
     Args:
-        lane: host copies and prepared adapters.
+        lane: prepared adapters.
+        host: copies of what lies in the store.
         store: the files.
         fetcher: rank 0's; None on the others.
     """
@@ -61,12 +67,14 @@ class RankAdapters:
     def __init__(
         self,
         lane: PrepareLane,
+        host: HostCache,
         store: AdapterStore,
         fetcher: AdapterFetcher | None,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lane = lane
+        self._host = host
         self._store = store
         self._fetcher = fetcher
         self._threads = ThreadPoolExecutor(
@@ -133,7 +141,16 @@ class RankAdapters:
     async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
         """Let a prepared adapter go, and of the parts to forget everything."""
         self._let_go(*(part.store_digest for part in forget))
-        await asyncio.to_thread(self.lane.release, handle, tuple(forget))
+        await asyncio.to_thread(self._release, handle, tuple(forget))
+
+    def _release(self, handle: AdapterHandle, forget: Sequence[AdapterPart]) -> None:
+        self.lane.release(handle)
+        self._host.drop(part.content_digest for part in forget)
+        for part in forget:
+            if not self._store.remove(part.store_digest):
+                logger.info("adapter files %s stay: another process reads them", part.store_digest)
+        if forget:
+            give_back()
 
     async def tiers(self) -> AdapterTiers:
         """Return where adapters lie."""
@@ -141,7 +158,7 @@ class RankAdapters:
 
     def _tiers(self) -> AdapterTiers:
         disk = {entry.digest: entry.size for entry in self._store.entries()}
-        return AdapterTiers(device=self.lane.device_tier(), host=self.lane.host_tier(), disk=disk)
+        return AdapterTiers(device=self.lane.device_tier(), host=self._host.sizes(), disk=disk)
 
     async def close(self) -> None:
         """End the fetcher's processes and the threads."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from lorax_contract.config import ShardConfig
+from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import DevicePreparer, PrepareLane
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.fetching.client import AdapterFetcher, FetchSettings
@@ -15,8 +16,8 @@ from lorax_shard.fetching.limits import ProcessLimits
 from lorax_shard.fetching.process import Setup
 from lorax_shard.fetching.sources.environment import source_settings
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.peft.context import make_context
 from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.verify import make_context
 from lorax_shard.store.store import AdapterStore
 
 _VERIFY = "lorax_shard.peft.verify:verify"
@@ -27,20 +28,18 @@ def make_store(config: ShardConfig) -> AdapterStore:
     return AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
 
 
+def make_host_cache(config: ShardConfig, store: AdapterStore) -> HostCache:
+    """Return an empty cache over the store."""
+    return HostCache(store, host_bytes=config.adapter_host_bytes)
+
+
 def make_prepare_lane(
-    config: ShardConfig,
-    store: AdapterStore,
-    base: BaseDescription,
-    preparer: DevicePreparer,
-    dtype: torch.dtype,
+    config: ShardConfig, host: HostCache, preparer: DevicePreparer, dtype: torch.dtype
 ) -> PrepareLane:
     """Return an empty lane."""
     return PrepareLane(
-        store,
-        base,
-        limits_of(config),
+        host,
         preparer,
-        host_bytes=config.adapter_host_bytes,
         dtype=dtype,
         # As PEFT has it on a CPU; on a GPU half the bytes are worth more than its last digits.
         low_rank_dtype=torch.float32 if config.device == "cpu" else dtype,
@@ -48,9 +47,13 @@ def make_prepare_lane(
 
 
 def make_rank_adapters(
-    config: ShardConfig, store: AdapterStore, lane: PrepareLane, base: BaseDescription
+    config: ShardConfig,
+    store: AdapterStore,
+    host: HostCache,
+    lane: PrepareLane,
+    base: BaseDescription,
 ) -> RankAdapters:
-    """Return the rank's rank_adapters; rank 0 fetches for all. Called in the server's event loop."""
+    """Return the rank's own; rank 0 fetches for all. Called in the server's event loop."""
     fetcher = None
     if config.rank == 0:
         setup = fetch_setup(config, make_context(base, limits_of(config)))
@@ -62,7 +65,7 @@ def make_rank_adapters(
                 acceptance_s=config.adapter_refresh_s,
             )
         )
-    return RankAdapters(lane, store, fetcher)
+    return RankAdapters(lane, host, store, fetcher)
 
 
 def fetch_setup(config: ShardConfig, context: dict[str, str]) -> Setup:

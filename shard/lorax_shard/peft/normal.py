@@ -1,7 +1,10 @@
-"""The normal form of an adapter on disk: one safetensors file and one JSON document.
+"""The normal form of an adapter on disk: one JSON document, and where its tensors lie.
 
-Reading it takes no PEFT configuration and no patterns, and the tensors stay mapped from the
-file. Tensors that modules share are stored once and are one object again when read.
+Written once, by the process that verifies adapters, into a folder of the adapter's own folder;
+read by the process that holds the model. Reading it takes no PEFT configuration and no
+patterns: the document names a tensor for each part of each module. As a rule these are the
+tensors of the adapter's own file; where reading had to change them, they are stored beside the
+document. Tensors that modules share are one object again when read.
 """
 
 from __future__ import annotations
@@ -16,73 +19,126 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lorax_shard.adapter_files import WEIGHTS_FILE
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.digest import TENSOR_PARTS, content_digest
 from lorax_shard.peft.errors import AdapterRefusedError
-from lorax_shard.peft.files import TextFile, TextFiles
+from lorax_shard.peft.files import TextFile, TextFiles, sha256_of
 
 DOCUMENT_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
-_FORMAT = 1
+FORMAT = 2
 # PEFT keeps these in float32 whatever the model computes in; the others take its type.
 _LOW_RANK_PARTS = ("a", "b", "magnitude")
 _MODEL_PARTS = ("bias", "weight", "token_rows")
+# The document holds these: the configuration had them, the file of tensors has not.
+_IDS = "token_ids"
+_NO_TENSORS: Mapping[str, torch.Tensor] = {}
 
 
-def write_normal(adapter: HostAdapter, folder: Path, *, text: TextFiles | None = None) -> None:
+def write_normal(
+    adapter: HostAdapter,
+    folder: Path,
+    *,
+    text: TextFiles | None = None,
+    source: Mapping[str, torch.Tensor] = _NO_TENSORS,
+) -> None:
     """Write an adapter's normal form into an existing folder.
 
-    ``text`` lists the tokenizer and template files that its digest covers.
+    ``text`` lists the tokenizer and template files that its digest covers, ``source`` holds the
+    tensors of the adapter's own file: if the adapter's are all among them, none is copied.
     """
-    names, tensors = _name_tensors(adapter)
-    save_file(tensors, folder / TENSORS_FILE)
+    known = {id(tensor): name for name, tensor in source.items()}
+    parts = {name: _tensors_of(delta) for name, delta in adapter.modules.items()}
+    is_source = all(id(tensor) in known for each in parts.values() for tensor in each.values())
+    if not is_source:
+        known = _save(parts, folder / TENSORS_FILE)
     modules = {
-        module: {"scaling": delta.scaling, "tensors": names[module]}
+        module: {
+            "scaling": delta.scaling,
+            "tensors": {part: known[id(tensor)] for part, tensor in parts[module].items()},
+            **({} if delta.token_ids is None else {_IDS: delta.token_ids.tolist()}),
+        }
         for module, delta in adapter.modules.items()
     }
     document = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "digest": adapter.digest,
         "vocab_size": adapter.vocab_size,
         "traits": sorted(adapter.traits),
+        "is_source": is_source,
         "modules": modules,
         "text": [dataclasses.asdict(file) for file in (text or TextFiles()).files],
     }
-    # Last: a folder with a document is complete.
     (folder / DOCUMENT_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _name_tensors(
-    adapter: HostAdapter,
-) -> tuple[dict[str, dict[str, str]], dict[str, torch.Tensor]]:
-    """Return the tensors' names by module and part, and the tensors by name."""
-    names: dict[str, dict[str, str]] = {}
+def _tensors_of(delta: ModuleDelta) -> dict[str, torch.Tensor]:
+    values = {part: getattr(delta, part) for part in TENSOR_PARTS if part != _IDS}
+    return {part: tensor for part, tensor in values.items() if tensor is not None}
+
+
+def _save(parts: Mapping[str, Mapping[str, torch.Tensor]], path: Path) -> dict[int, str]:
+    """Store each tensor once; return their names by identity."""
+    names: dict[int, str] = {}
     tensors: dict[str, torch.Tensor] = {}
-    known: dict[int, str] = {}
-    for module, delta in adapter.modules.items():
-        names[module] = {}
-        for part in TENSOR_PARTS:
-            tensor: torch.Tensor | None = getattr(delta, part)
-            if tensor is None:
-                continue
-            name = known.setdefault(id(tensor), f"{module}/{part}")
-            names[module][part] = name
-            if name not in tensors:
+    for module, each in parts.items():
+        for part, tensor in each.items():
+            if id(tensor) not in names:
+                names[id(tensor)] = f"{module}/{part}"
                 # save_file refuses views of one storage; a copy of ours is none.
-                tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return names, tensors
+                tensors[f"{module}/{part}"] = tensor.detach().clone(
+                    memory_format=torch.contiguous_format
+                )
+    save_file(tensors, path)
+    return names
 
 
-def read_normal(
-    folder: Path, *, dtype: torch.dtype, low_rank_dtype: torch.dtype = torch.float32
-) -> HostAdapter:
-    """Return the adapter of a normal form, cast as PEFT does for a model that computes in dtype.
+def read_normal(folder: Path) -> HostAdapter:
+    """Return the adapter of a normal form with the values that are stored, in memory of its own.
 
-    PEFT computes the low-rank part in float32 whatever the model computes in; give
-    ``low_rank_dtype`` to trade that for memory.
+    The folder lies in the adapter's own. Raises AdapterRefusedError unless the content, text
+    files included, is what the document's digest names.
     """
-    document, tensors = _read(folder)
-    return cast(_adapter(document, tensors), dtype=dtype, low_rank_dtype=low_rank_dtype)
+    try:
+        document = json.loads((folder / DOCUMENT_FILE).read_bytes())
+        if document["format"] != FORMAT:
+            raise AdapterRefusedError(f"{DOCUMENT_FILE} has a format of another release")
+        adapter = _adapter(document, folder)
+        files = tuple(TextFile(**file) for file in document["text"])
+        is_whole = content_digest(adapter, TextFiles(files=files)) == adapter.digest and all(
+            sha256_of(folder.parent / file.name) == file.sha256 for file in files
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise AdapterRefusedError(f"the stored adapter is damaged: {error!r}") from error
+    if not is_whole:
+        raise AdapterRefusedError("the stored adapter is damaged: it is not what was verified")
+    return adapter
+
+
+def _adapter(document: Mapping[str, Any], folder: Path) -> HostAdapter:
+    path = folder.parent / WEIGHTS_FILE if document["is_source"] else folder / TENSORS_FILE
+    entries: Mapping[str, Mapping[str, Any]] = document["modules"]
+    wanted = {name for entry in entries.values() for name in entry["tensors"].values()}
+    with safe_open(path, framework="pt") as file:
+        # Copied: a mapped file would keep its disk space, and its pages are not counted.
+        tensors = {name: file.get_tensor(name).clone() for name in sorted(wanted)}
+    return HostAdapter(
+        digest=document["digest"],
+        modules={name: _delta(entry, tensors) for name, entry in entries.items()},
+        vocab_size=document["vocab_size"],
+        traits=frozenset(document["traits"]),
+    )
+
+
+def _delta(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModuleDelta:
+    ids = entry.get(_IDS)
+    # Unknown parts raise, like missing tensors: nothing of an adapter is dropped silently.
+    return ModuleDelta(
+        scaling=entry["scaling"],
+        token_ids=None if ids is None else torch.tensor(ids, dtype=torch.int64),
+        **{part: tensors[name] for part, name in entry["tensors"].items()},
+    )
 
 
 def cast(
@@ -90,7 +146,9 @@ def cast(
 ) -> HostAdapter:
     """Return the adapter with the types in which PEFT holds it beside a model of ``dtype``.
 
-    Tensors that have their type already are the same objects as before.
+    PEFT computes the low-rank part in float32 whatever the model computes in; give
+    ``low_rank_dtype`` to trade that for memory. Tensors that have their type already are the
+    same objects as before.
     """
     wanted = dict.fromkeys(_LOW_RANK_PARTS, low_rank_dtype) | dict.fromkeys(_MODEL_PARTS, dtype)
     done: dict[tuple[int, torch.dtype], torch.Tensor] = {}
@@ -106,44 +164,3 @@ def cast(
 
     modules = {name: converted(delta) for name, delta in adapter.modules.items()}
     return dataclasses.replace(adapter, modules=modules)
-
-
-def digest_of(folder: Path) -> str:
-    """Return the digest of the content of a normal form, computed anew from its files."""
-    document, tensors = _read(folder)
-    files = tuple(TextFile(**file) for file in document["text"])
-    return content_digest(_adapter(document, tensors), TextFiles(files=files))
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    try:
-        document = json.loads((folder / DOCUMENT_FILE).read_bytes())
-        if document["format"] != _FORMAT:
-            raise AdapterRefusedError(f"{DOCUMENT_FILE} has a format of another release")
-        with safe_open(folder / TENSORS_FILE, framework="pt") as file:
-            return document, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise AdapterRefusedError(f"the stored adapter is damaged: {error}") from error
-
-
-def _adapter(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> HostAdapter:
-    try:
-        modules = {
-            name: _delta(entry["scaling"], entry["tensors"], tensors)
-            for name, entry in document["modules"].items()
-        }
-        return HostAdapter(
-            digest=document["digest"],
-            modules=modules,
-            vocab_size=document["vocab_size"],
-            traits=frozenset(document["traits"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AdapterRefusedError(f"the stored adapter is damaged: {error!r}") from error
-
-
-def _delta(
-    scaling: float, names: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
-) -> ModuleDelta:
-    # Unknown parts raise, like missing tensors: nothing of an adapter is dropped silently.
-    return ModuleDelta(scaling=scaling, **{part: tensors[name] for part, name in names.items()})

@@ -1,7 +1,7 @@
 """From the folder that PEFT saved to a HostAdapter: as PEFT would compute it, or refused.
 
 Everything that can be known from sizes, names and shapes is checked before a tensor is
-loaded. The tensors keep the types of the file; ``host_normal`` casts them as PEFT does.
+loaded. The tensors keep the types of the file; ``normal.cast`` makes those that PEFT computes with.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Examined:
 
     adapter: HostAdapter
     text: TextFiles
+    # Those of its file, by their names there.
+    tensors: Mapping[str, torch.Tensor]
 
 
 def read_adapter(folder: Path, base: BaseDescription, limits: AdapterLimits) -> HostAdapter:
@@ -66,7 +68,7 @@ def examine(folder: Path, base: BaseDescription, limits: AdapterLimits) -> Exami
     adapter = HostAdapter(
         digest="", modules=modules, vocab_size=vocab_size, traits=frozenset(traits)
     )
-    return Examined(adapter=digest_adapter(adapter, text), text=text)
+    return Examined(adapter=digest_adapter(adapter, text), text=text, tensors=tensors)
 
 
 def _check_class(options: LoraOptions, base: BaseDescription) -> None:

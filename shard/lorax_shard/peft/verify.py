@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,62 +10,22 @@ import torch
 
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.peft.context import read_context
 from lorax_shard.peft.digest import TENSOR_PARTS
-from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.normal import write_normal
 from lorax_shard.peft.read import Examined, examine
 
 
-def verify(
-    folder: Path,
-    target: Path,  # noqa: ARG001 — nothing is derived
-    context: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the facts of the adapter in ``folder``, as JSON has them; changes nothing.
+def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the normal form of the adapter in ``folder`` into ``target``; return its facts.
 
-    ``context`` is what ``make_context`` returns. Raises AdapterRefusedError.
+    The facts are as JSON has them. ``context`` is what ``make_context`` returns. Raises
+    AdapterRefusedError.
     """
-    base, limits = _read_context(context)
-    return facts_of(examine(folder, base, limits), base)
-
-
-def normalise(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the normal form of the adapter in ``folder`` below ``target``; return its facts.
-
-    It lies in a folder named after its digest, which is there as a whole or not at all.
-    """
-    base, limits = _read_context(context)
+    base, limits = read_context(context)
     examined = examine(folder, base, limits)
-    final = target / examined.adapter.digest
-    if not final.is_dir():
-        builder = target / f".{uuid.uuid4().hex}"
-        builder.mkdir(parents=True)
-        try:
-            write_normal(examined.adapter, builder, text=examined.text)
-            _publish(builder, final)
-        finally:
-            shutil.rmtree(builder, ignore_errors=True)
+    write_normal(examined.adapter, target, text=examined.text, source=examined.tensors)
     return facts_of(examined, base)
-
-
-def _publish(builder: Path, final: Path) -> None:
-    try:
-        builder.rename(final)
-    except OSError:
-        # Somebody else was faster: the name says that theirs is the same.
-        if not final.is_dir():
-            raise
-
-
-def make_context(base: BaseDescription, limits: AdapterLimits) -> dict[str, Any]:
-    """Return what ``verify`` must be told, as JSON has it."""
-    return {"base": base.to_json(), "limits": json.dumps(dataclasses.asdict(limits))}
-
-
-def _read_context(context: Mapping[str, Any]) -> tuple[BaseDescription, AdapterLimits]:
-    return BaseDescription.from_json(context["base"]), AdapterLimits(
-        **json.loads(context["limits"])
-    )
 
 
 def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:
@@ -83,6 +39,8 @@ def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
     itemsize = getattr(torch, base.dtype).itemsize
     return {
         "content_digest": adapter.digest,
+        # The name of its normal form in its folder.
+        "derived": adapter.digest,
         "nbytes": adapter.nbytes,
         # In the model's type; tensors that modules share are counted once.
         "device_bytes": sum(tensor.numel() for tensor in _tensors(adapter)) * itemsize,

@@ -24,7 +24,15 @@ def test_one_arena_is_asked_for_unless_the_user_says_otherwise(
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> object:
+            asked.append(name)
+            raise AttributeError(name)
+
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    monkeypatch.setattr(host_memory, "_c_library", SimpleNamespace)
+    monkeypatch.setattr(host_memory, "_c_library", Library)
     host_memory.use_one_arena()
     host_memory.give_back()
+    assert asked == ["mallopt", "malloc_trim"]

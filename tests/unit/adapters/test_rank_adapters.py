@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class ReadyAdapters:
         self.error: AdapterUnavailableError | None = None
         self.inside = threading.Semaphore(0)
         self.priorities: list[int] = []
-        self.released: list[tuple[AdapterHandle, tuple[AdapterPart, ...]]] = []
+        self.released: list[AdapterHandle] = []
 
     def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         self.priorities.append(own_priority())
@@ -88,14 +89,25 @@ class ReadyAdapters:
             raise self.error
         return LoadReport(device_bytes=int(handle))
 
-    def release(self, handle: AdapterHandle, forget: tuple[AdapterPart, ...]) -> None:
-        self.released.append((handle, forget))
+    def release(self, handle: AdapterHandle) -> None:
+        self.released.append(handle)
 
     def device_tier(self) -> dict[AdapterHandle, tuple[str, int]]:
         return {ONE: ("key", 7)}
 
-    def host_tier(self) -> dict[str, int]:
-        return {"digest": 6}
+
+class Copies:
+    """Holds what it was told to."""
+
+    def __init__(self) -> None:
+        self.held = {"digest": 6}
+
+    def sizes(self) -> dict[str, int]:
+        return dict(self.held)
+
+    def drop(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.held.pop(digest, None)
 
 
 class Parts:
@@ -105,12 +117,14 @@ class Parts:
         self.local = folder / "local"
         self.store = AdapterStore(folder / "store", max_bytes=1 << 20)
         self.lane, self.fetcher = ReadyAdapters(), Fetcher(self.store, self.local)
+        self.copies = Copies()
         self.now_s = 1000.0
         self.rank_adapters = self.make(self.fetcher)
 
     def make(self, fetcher: Any) -> RankAdapters:
         lane: Any = self.lane
-        return RankAdapters(lane, self.store, fetcher, now=lambda: self.now_s)
+        copies: Any = self.copies
+        return RankAdapters(lane, copies, self.store, fetcher, now=lambda: self.now_s)
 
     async def fetch(self, number: int, **options: Any) -> AdapterPart:
         write_adapter(self.local / str(number), seed=number)
@@ -178,7 +192,7 @@ async def test_what_was_fetched_last_stays_on_the_disk(
     assert parts.is_held(zero)
     assert parts.is_held(two)
     await parts.rank_adapters.release(ONE, [zero])
-    assert parts.lane.released == [(ONE, (zero,))]
+    assert parts.lane.released == [ONE]
     assert not parts.is_held(zero)
     parts.rank_adapters.start()
     await parts.rank_adapters.close()
@@ -232,8 +246,29 @@ async def test_what_is_damaged_is_not_kept(parts: Parts) -> None:
     parts.lane.error = AdapterUnavailableError(Reason.CORRUPT, "damaged")
     with pytest.raises(AdapterUnavailableError, match="damaged"):
         await parts.rank_adapters.prepare(ONE, content(part))
-    assert parts.lane.released == [(ONE, (part,))]
+    assert parts.lane.released == [ONE]
     assert not parts.is_held(part)
+
+
+@in_loop
+async def test_what_is_forgotten_leaves_memory_and_disk(parts: Parts) -> None:
+    part, other = await parts.fetch(0), await parts.fetch(1)
+    parts.copies.held = {part.content_digest: 5, "another": 6}
+    for _ in range(2):
+        await parts.rank_adapters.release(ONE, [part])
+        assert parts.copies.held == {"another": 6}
+        assert parts.store.entry(part.store_digest) is None
+        assert parts.store.entry(other.store_digest) is not None
+
+
+@in_loop
+async def test_files_that_somebody_reads_stay(parts: Parts) -> None:
+    part = await parts.fetch(0)
+    lease = parts.store.lease(part.store_digest)
+    assert lease is not None
+    with lease:
+        await parts.rank_adapters.release(ONE, [part])
+        assert parts.store.entry(part.store_digest) is not None
 
 
 @in_loop

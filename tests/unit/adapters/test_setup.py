@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.in_loop import in_loop
-from tests.helpers.small_adapters import make_base
+from tests.helpers.lane_world import NotingPreparer
+from tests.helpers.small_adapters import make_base, write
+from tests.helpers.stored_adapters import put_adapter
 
-from lorax_contract.adapters import AdapterQuery, AdapterRef, AdapterUnavailableError
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterQuery,
+    AdapterRef,
+    AdapterUnavailableError,
+)
 from lorax_contract.config import ShardConfig
+from lorax_contract.step import AdapterHandle
 from lorax_shard.adapters import setup
-from lorax_shard.peft.verify import make_context
+from lorax_shard.peft.context import make_context
 
 
 def config(folder: Path, **values: Any) -> ShardConfig:
@@ -52,21 +60,31 @@ def test_the_fetcher_is_told_what_the_shard_is_told(
 def test_low_rank_parts_are_exact_on_a_cpu_and_small_on_a_gpu(
     tmp_path: Path, device: str, dtype: torch.dtype, low_rank: torch.dtype
 ) -> None:
-    told = config(tmp_path, device=device, adapter_host_bytes=123)
-    preparer: Any = None
-    lane = setup.make_prepare_lane(told, setup.make_store(told), make_base(), preparer, dtype)
-    assert (lane._dtype, lane._low_rank_dtype) == (dtype, low_rank)
-    assert lane._host_bytes == 123
+    told = config(tmp_path, device=device)
+    store, preparer = setup.make_store(told), NotingPreparer()
+    part = put_adapter(store, write(tmp_path / "adapter"), make_base())
+    lane = setup.make_prepare_lane(told, setup.make_host_cache(told, store), preparer, dtype)
+    lane.prepare(AdapterHandle(1), AdapterContent(parts=(part,)))
+    assert {delta.a.dtype for delta in preparer.made[0].modules.values()} == {low_rank}
+
+
+def test_host_copies_have_the_budget_that_the_shard_is_told(tmp_path: Path) -> None:
+    told = config(tmp_path, adapter_host_bytes=1)
+    store = setup.make_store(told)
+    part = put_adapter(store, write(tmp_path / "adapter"), make_base())
+    host = setup.make_host_cache(told, store)
+    assert host.get(part).nbytes > 1
+    assert host.sizes() == {}
 
 
 @in_loop
 async def test_rank_0_fetches_for_all(tmp_path: Path) -> None:
-    preparer: Any = None
     for rank in (0, 1):
         told = config(tmp_path, rank=rank)
         store = setup.make_store(told)
-        lane = setup.make_prepare_lane(told, store, make_base(), preparer, torch.float32)
-        rank_adapters = setup.make_rank_adapters(told, store, lane, make_base())
+        host = setup.make_host_cache(told, store)
+        lane = setup.make_prepare_lane(told, host, NotingPreparer(), torch.float32)
+        rank_adapters = setup.make_rank_adapters(told, store, host, lane, make_base())
         words = "takes no local adapters" if rank == 0 else "only rank 0"
         with pytest.raises(AdapterUnavailableError, match=words):
             await rank_adapters.fetch(AdapterQuery(ref=AdapterRef.of("local", "x")))

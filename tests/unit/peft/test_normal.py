@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from tests.helpers.small_adapters import QUERY, config, make_base, tensors, write
 
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.peft.context import make_context
 from lorax_shard.peft.digest import TENSOR_PARTS, digest_adapter
 from lorax_shard.peft.errors import AdapterRefusedError
-from lorax_shard.peft.files import AdapterLimits, find_text_files
-from lorax_shard.peft.normal import cast, digest_of, read_normal, write_normal
-from lorax_shard.peft.read import examine, read_adapter
-from lorax_shard.peft.verify import make_context, normalise, verify
+from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.normal import cast, read_normal, write_normal
+from lorax_shard.peft.read import read_adapter
+from lorax_shard.peft.verify import verify
 
 
 def full_adapter() -> HostAdapter:
@@ -65,12 +66,11 @@ def same(left: HostAdapter, right: HostAdapter) -> bool:
 def test_the_normal_form_keeps_everything(tmp_path: Path) -> None:
     adapter = full_adapter()
     write_normal(adapter, tmp_path)
-    again = read_normal(tmp_path, dtype=torch.float32)
-    assert same(again, cast(adapter, dtype=torch.float32))
-    assert digest_of(tmp_path) == adapter.digest
+    again = read_normal(tmp_path)
+    assert same(again, adapter)
     # Stored once, and one object again.
     assert again.modules["head"].weight is again.modules["tokens"].weight
-    assert len(load_file(tmp_path / "adapter.safetensors")) == 7
+    assert len(load_file(tmp_path / "adapter.safetensors")) == 6
 
 
 def test_types_are_those_that_peft_holds() -> None:
@@ -136,63 +136,95 @@ def test_whatever_changes_the_output_changes_the_digest(tmp_path: Path) -> None:
     assert len(set(found)) == len(found)
 
 
-def test_the_digest_covers_listed_text_files_in_the_normal_form(tmp_path: Path) -> None:
-    write(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    examined = examine(tmp_path, make_base(), AdapterLimits())
-    (tmp_path / "normal").mkdir()
-    write_normal(examined.adapter, tmp_path / "normal", text=examined.text)
-    assert digest_of(tmp_path / "normal") == examined.adapter.digest
-    assert examined.text == find_text_files(tmp_path, AdapterLimits())
-
-
-@pytest.mark.parametrize("what", ["document", "tensors", "part", "missing", "format", "shape"])
+@pytest.mark.parametrize(
+    "what", ["document", "tensors", "value", "part", "missing", "format", "shape", "ids", "scaling"]
+)
 def test_a_damaged_normal_form_is_refused(what: str, tmp_path: Path) -> None:
     write_normal(full_adapter(), tmp_path)
     document, file = tmp_path / "adapter.json", tmp_path / "adapter.safetensors"
-    text = document.read_text()
+    text, content = document.read_text(), bytearray(file.read_bytes())
+    changes = {
+        "document": text[:-3],
+        "part": text.replace('"magnitude":', '"magnitudes":'),
+        "format": text.replace('"format": 2', '"format": 1'),
+        "shape": json.dumps([text]),
+        "ids": text.replace("[4, 19]", "[5, 19]"),
+        "scaling": text.replace("0.33", "0.34"),
+    }
+    content[-1] ^= 1
     if what == "tensors":
-        file.write_bytes(file.read_bytes()[:-8])
+        file.write_bytes(content[:-8])
+    elif what == "value":
+        file.write_bytes(content)
     elif what == "missing":
         file.unlink()
     else:
-        changes = {
-            "document": text[:-3],
-            "part": text.replace('"magnitude":', '"magnitudes":'),
-            "format": text.replace('"format": 1', '"format": 2'),
-            "shape": json.dumps([text]),
-        }
+        assert changes[what] != text
         document.write_text(changes[what])
     with pytest.raises(AdapterRefusedError, match=r"adapter is damaged|format of another release"):
-        read_normal(tmp_path, dtype=torch.float32)
+        read_normal(tmp_path)
 
 
-def test_changed_content_shows_in_the_digest(tmp_path: Path) -> None:
-    write_normal(full_adapter(), tmp_path)
-    content = bytearray((tmp_path / "adapter.safetensors").read_bytes())
+def verified(folder: Path) -> Path:
+    """Return the normal form of an adapter, made in its folder."""
+    target = folder / "normal"
+    target.mkdir()
+    verify(folder, target, make_context(make_base(), AdapterLimits()))
+    return target
+
+
+def test_tensors_that_nothing_changed_stay_where_they_are(tmp_path: Path) -> None:
+    normal = verified(write(tmp_path))
+    assert [path.name for path in normal.iterdir()] == ["adapter.json"]
+    assert same(read_normal(normal), read_adapter(tmp_path, make_base(), AdapterLimits()))
+    # In memory of its own: another file there changes nothing that was read.
+    adapter = read_normal(normal)
+    delta = adapter.modules[QUERY]
+    assert delta.a is not None
+    before = delta.a.clone()
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    assert torch.equal(delta.a, before)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "chat_template.jinja"])
+def test_files_that_changed_since_they_were_verified_are_found_out(
+    name: str, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    normal = verified(tmp_path)
+    read_normal(normal)
+    content = bytearray((tmp_path / name).read_bytes())
     content[-1] ^= 1
-    (tmp_path / "adapter.safetensors").write_bytes(content)
-    assert digest_of(tmp_path) != read_normal(tmp_path, dtype=torch.float32).digest
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AdapterRefusedError, match="not what was verified"):
+        read_normal(normal)
+
+
+def test_what_was_verified_is_read_without_its_options(tmp_path: Path) -> None:
+    """Patterns are the adapter's: once they were applied, nobody applies them again."""
+    write(tmp_path, config(target_modules=r".*\.0\..*q_proj"))
+    normal = verified(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    assert list(read_normal(normal).modules) == [QUERY]
 
 
 def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
-    write(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 21}}}')
+    write(tmp_path / "adapter")
+    folder, target = tmp_path / "adapter", tmp_path / "target"
+    target.mkdir()
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 21}}}')
     context = make_context(make_base(), AdapterLimits())
-    facts = verify(tmp_path, tmp_path, json.loads(json.dumps(context)))
+    facts = verify(folder, target, json.loads(json.dumps(context)))
     assert json.loads(json.dumps(facts)) == facts
-    digest = facts.pop("content_digest")
+    assert facts.pop("derived") == facts.pop("content_digest")
     assert facts == {
         "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0, "num_tokens": 22,
         "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [],
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
-        verify(tmp_path, tmp_path, make_context(make_base(), AdapterLimits(max_rank=1)))
-    target = tmp_path / "normal"
-    for _ in range(2):
-        assert normalise(tmp_path, target, context)["content_digest"] == digest
-        assert [path.name for path in target.iterdir()] == [digest]
-    assert digest_of(target / digest) == digest
+        verify(folder, target, make_context(make_base(), AdapterLimits(max_rank=1)))
 
 
 def test_a_digest_does_not_depend_on_the_order_of_modules() -> None:

@@ -1,0 +1,166 @@
+"""Adapters in host memory: read once, found by their content, within a budget of bytes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cachetools import Cache
+
+from lorax_contract.adapters import AdapterPart, AdapterUnavailableError, Reason, refused
+from lorax_contract.errors import LoraxError
+from lorax_contract.eviction import worth
+from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.peft.normal import read_normal
+from lorax_shard.store.store import AdapterStore
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(slots=True)
+class HostCopy:
+    """An adapter as it is stored, in memory of its own."""
+
+    adapter: HostAdapter
+    tokenizer: Tokenizer | None
+    eos_token_ids: frozenset[int]
+    read_s: float
+    num_uses: int = 0
+    worth: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors; those of a tokenizer are not counted."""
+        return self.adapter.nbytes
+
+
+class _ByWorth(Cache[str, HostCopy]):
+    """Lets go what is worth least, as the store and the device do."""
+
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(maxsize, getsizeof=lambda copy: copy.nbytes)
+        self._floor = 0.0
+
+    def assess(self, copy: HostCopy) -> None:
+        """Note one more use."""
+        copy.num_uses += 1
+        copy.worth = worth(self._floor, copy.num_uses, copy.read_s, copy.nbytes)
+
+    def popitem(self) -> tuple[str, HostCopy]:
+        """Let the next one go; of equals the one that has been unused for longest."""
+        digest = min(self, key=lambda each: self[each].worth)
+        copy = self.pop(digest)
+        self._floor = max(self._floor, copy.worth)
+        return digest, copy
+
+
+class HostCache:
+    """The host copies of one rank; safe to use from any thread.
+
+    Args:
+        store: the files, shared by all processes of this host.
+        host_bytes: what all copies take at most. A larger one is read and not kept.
+    """
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        *,
+        host_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._copies = _ByWorth(host_bytes)
+        self._reading: dict[str, threading.Lock] = {}
+
+    def get(self, part: AdapterPart) -> HostCopy:
+        """Return the copy, read from the store if it is not here.
+
+        Raises AdapterUnavailableError: EVICTED when files are gone, CORRUPT when they changed.
+        """
+        digest = part.content_digest
+        with self._lock:
+            reading = self._reading.setdefault(digest, threading.Lock())
+        try:
+            # One reads, the others wait for it.
+            with reading:
+                with self._lock:
+                    copy = self._copies.get(digest)
+                if copy is None:
+                    copy = self._read(part)
+                with self._lock:
+                    self._copies.assess(copy)
+                    # The one used last comes last.
+                    self._copies.pop(digest, None)
+                    if copy.nbytes <= self._copies.maxsize:
+                        self._copies[digest] = copy
+                return copy
+        finally:
+            with self._lock:
+                self._reading.pop(digest, None)
+
+    def drop(self, digests: Iterable[str]) -> None:
+        """Let copies go; those that are not here are no error."""
+        with self._lock:
+            for digest in digests:
+                self._copies.pop(digest, None)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each copy."""
+        with self._lock:
+            return {digest: copy.nbytes for digest, copy in self._copies.items()}
+
+    def _read(self, part: AdapterPart) -> HostCopy:
+        started = self._clock()
+        lease = self._store.lease(part.store_digest)
+        if lease is None:
+            raise AdapterUnavailableError(
+                Reason.EVICTED, "the adapter's files left the disk; it must be fetched again"
+            )
+        with lease as entry:
+            self._store.count_use(entry.digest)
+            try:
+                adapter = read_normal(entry.folder / part.content_digest)
+            except LoraxError as error:
+                raise AdapterUnavailableError(
+                    Reason.CORRUPT,
+                    f"the adapter's files on this host are not what was verified: {error.public}",
+                ) from error
+            tokenizer = _tokenizer(entry.folder)
+            ends = frozenset() if tokenizer is None else _eos_token_ids(entry.folder, tokenizer)
+        return HostCopy(adapter, tokenizer, ends, self._clock() - started)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / _TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for all that can go wrong
+        raise refused(f"the adapter's {_TOKENIZER_FILE} cannot be read: {error}") from error
+
+
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the id of the token that the adapter's tokenizer calls the end of a text."""
+    try:
+        document = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return frozenset()
+    token = document.get("eos_token") if isinstance(document, dict) else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return frozenset() if number is None else frozenset({number})

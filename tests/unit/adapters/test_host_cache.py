@@ -1,0 +1,103 @@
+"""Host copies: read once, from what was verified, within a budget of bytes."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.lane_world import LaneWorld, failure
+
+from lorax_contract.adapters import Reason
+from lorax_contract.step import AdapterHandle
+
+ONE, TWO, THREE = AdapterHandle(1), AdapterHandle(2), AdapterHandle(3)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> LaneWorld:
+    return LaneWorld(tmp_path)
+
+
+def test_host_copies_stay_within_their_budget(tmp_path: Path) -> None:
+    world = LaneWorld(tmp_path)
+    size = world.host.get(world.add(9.0)).nbytes
+    world = LaneWorld(tmp_path, host_bytes=2 * size)
+    parts = [world.add(float(number)) for number in range(1, 4)]
+    for handle, part in enumerate(parts, start=1):
+        world.prepare(AdapterHandle(handle), part)
+    assert set(world.host.sizes()) == {part.content_digest for part in parts[1:]}
+    # Those on the device are none of it.
+    assert set(world.lane.device_tier()) == {ONE, TWO, THREE}
+
+
+def test_a_copy_that_is_dear_or_often_used_outlives_others(tmp_path: Path) -> None:
+    world = LaneWorld(tmp_path)
+    size = world.host.get(world.add(9.0)).nbytes
+    world = LaneWorld(tmp_path, host_bytes=2 * size)
+    dear, often, cheap, cheaper = (world.add(float(number)) for number in range(1, 5))
+    world.clock.step_s = 100.0
+    world.host.get(dear)
+    world.clock.step_s = 1.0
+    for part in (cheap, cheaper):
+        world.host.get(part)
+        assert set(world.host.sizes()) == {dear.content_digest, part.content_digest}
+    world.clock.step_s = 10.0
+    for _ in range(15):
+        world.host.get(often)
+    world.clock.step_s = 1.0
+    world.host.get(cheap)
+    assert set(world.host.sizes()) == {often.content_digest, cheap.content_digest}
+
+
+def test_a_copy_that_is_larger_than_the_budget_is_used_and_not_kept(tmp_path: Path) -> None:
+    world = LaneWorld(tmp_path)
+    size = world.host.get(world.add(9.0)).nbytes
+    world = LaneWorld(tmp_path, host_bytes=size)
+    small, large = world.add(1.0), world.add(2.0, rank=4)
+    world.prepare(ONE, small)
+    world.prepare(TWO, large)
+    assert set(world.lane.device_tier()) == {ONE, TWO}
+    assert world.host.sizes() == {small.content_digest: size}
+
+
+def test_callers_at_the_same_time_read_once(world: LaneWorld) -> None:
+    part = world.add()
+    with ThreadPoolExecutor(4) as threads:
+        copies = list(threads.map(world.host.get, [part] * 16))
+    assert len({id(copy) for copy in copies}) == 1
+    assert copies[0].num_uses == 16
+
+
+def test_files_that_left_the_store_are_fetched_again_by_whoever_can(world: LaneWorld) -> None:
+    part = world.add()
+    world.store.remove(part.store_digest)
+    assert failure(lambda: world.prepare(ONE, part)).reason is Reason.EVICTED
+    assert world.add() == part
+    world.prepare(ONE, part)
+    assert world.lane.ready(ONE) is not None
+
+
+def test_a_host_copy_needs_no_files(world: LaneWorld) -> None:
+    part = world.add()
+    copy = world.host.get(part)
+    values = [delta.a.clone() for delta in copy.adapter.modules.values()]
+    world.store.remove(part.store_digest)
+    world.prepare(ONE, part)
+    for delta, value in zip(copy.adapter.modules.values(), values, strict=True):
+        assert torch.equal(delta.a, value)
+
+
+def test_files_that_are_not_what_was_verified_are_found_out(world: LaneWorld) -> None:
+    part, other = world.add(1.0), world.add(2.0)
+    for digest in (part.store_digest, other.store_digest):
+        assert (world.folder / "store/entries" / digest).is_dir()
+    weights = "adapter_model.safetensors"
+    entries = world.folder / "store/entries"
+    shutil.copy(entries / other.store_digest / weights, entries / part.store_digest / weights)
+    error = failure(lambda: world.prepare(ONE, part))
+    assert error.reason is Reason.CORRUPT
+    assert world.host.sizes() == {}
+    assert world.lane.device_tier() == {}
