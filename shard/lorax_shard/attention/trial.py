@@ -27,7 +27,7 @@ _LAYER = 0
 
 
 class _Trial(NamedTuple):
-    """A step of a decode row and a prompt chunk, both over several scattered blocks."""
+    """A step of decode rows, a part of a prompt and whole prompts, over scattered blocks."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -114,25 +114,24 @@ def _step(
     layer: AttentionLayer, backend: AttentionBackend, device: torch.device, dtype: torch.dtype
 ) -> StepMetadata:
     size = layer.block_size
-    context_lens = [2 * size + 3, size + 40]
-    query_lens = [1, 37]
-    width = max(num_blocks_for(length, size) for length in context_lens)
+    query_lens, context_lens = [1, 1, 37, 45, 9], [2 * size + 3, 7, size + 40, 45, 9]
+    width, num_rows = max(num_blocks_for(length, size) for length in context_lens), len(query_lens)
     # Neighbours in a sequence lie apart, and backwards.
-    tables = torch.arange(2 * width).flip(0).view(width, 2).t().contiguous()
+    tables = torch.arange(num_rows * width).flip(0).view(width, num_rows).t().contiguous()
     slots = [
         int(tables[row, at // size]) * size + at % size
         for row, (count, length) in enumerate(zip(query_lens, context_lens, strict=True))
         for at in range(length - count, length)
     ]
     cache = PagedCache(
-        {_LAYER: layer.kv}, num_blocks=2 * width, block_size=size, dtype=dtype, device=device
+        {_LAYER: layer.kv}, num_blocks=num_rows * width, block_size=size, dtype=dtype, device=device
     )
     return StepMetadata(
         query_lens=query_lens,
         context_lens=context_lens,
         slots=torch.tensor(slots, device=device),
         block_tables=tables.to(device),
-        num_decode_rows=1,
+        num_decode_rows=query_lens.count(1),
         cache=cache,
         backend=backend,
     )

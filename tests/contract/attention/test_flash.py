@@ -1,8 +1,6 @@
 """The ``flash`` backend over providers that compute what their documentation says.
 
-None of them runs without a GPU. Each stand-in takes the arguments of the function whose name it
-bears and computes, slowly, what that function promises for them: an argument that is wrong, of a
-wrong type or missing gives a wrong result or an error.
+None of them runs without a GPU: stand-ins take their arguments.
 """
 
 from __future__ import annotations
@@ -10,142 +8,32 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers.flash_stand_ins import (
+    as_pages,
+    flash_attn_varlen_func_v2,
+    flash_attn_varlen_func_v4,
+    flash_attn_with_kvcache_v3,
+    paged_attention,
+    varlen_attn,
+)
 from tests.helpers.paged_sequences import DEVICE, Sequences
 
 from lorax_shard.attention.backend import AttentionLayer, AttentionSpec
 from lorax_shard.attention.flash import backend as flash
 from lorax_shard.attention.flash import providers
 from lorax_shard.attention.flash.backend import FlashAttention
-from lorax_shard.attention.flash.providers import Call, Provider
+from lorax_shard.attention.flash.providers import Call, Provider, RowKind
 from lorax_shard.attention.kv_cache import KVShape
 
 CPU = torch.device("cpu")
 HALF = torch.float16
 SINKS = torch.linspace(-1.0, 2.0, 6)
-
-
-def is_int32(*tensors: torch.Tensor) -> None:
-    for tensor in tensors:
-        assert tensor.dtype is torch.int32
-        assert tensor.is_contiguous()
-
-
-def paged_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: list[int],
-    table: torch.Tensor,
-    longest_query: int,
-    longest_context: int,
-    scale: float,
-    window: tuple[int, int],
-    softcap: float = 0.0,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention over pages, queries at the end of their contexts, within (left, right)."""
-    is_int32(starts, table)
-    assert starts[0] == 0
-    assert starts[-1] == q.shape[0]
-    assert table.shape[0] == len(lengths) == starts.shape[0] - 1
-    assert q.dtype in (torch.float16, torch.bfloat16)
-    output = torch.zeros(*q.shape[:2], v.shape[-1], dtype=q.dtype)
-    for row, length in enumerate(lengths):
-        first, last = int(starts[row]), int(starts[row + 1])
-        # A kernel is launched for the longest row that it was told of, and no further.
-        last = min(last, first + longest_query)
-        keys, values = (pages[table[row].long()].flatten(0, 1)[:length] for pages in (k, v))
-        at = torch.arange(length)
-        query_at = length - int(starts[row + 1]) + torch.arange(first, last)[:, None]
-        seen = (at < longest_context).expand(last - first, -1).clone()
-        left, right = window
-        if left >= 0:
-            seen &= at >= query_at - left
-        if right >= 0:
-            seen &= at <= query_at + right
-        group = q.shape[1] // k.shape[2]
-        for head in range(q.shape[1]):
-            scores = q[first:last, head].double() @ keys[:, head // group].double().T * scale
-            if softcap:
-                scores = softcap * torch.tanh(scores / softcap)
-            weights = scores.exp() * seen
-            total = weights.sum(1, keepdim=True)
-            if sinks is not None:
-                total += sinks[head].double().exp()
-            output[first:last, head] = (weights / total @ values[:, head // group].double()).to(
-                q.dtype
-            )
-    return output
-
-
-def flash_attn_varlen_func_v2(
-    q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int,
-    max_seqlen_k: int, dropout_p: float = 0.0, softmax_scale: float | None = None,
-    causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
-    block_table: Any = None,
-) -> torch.Tensor:  # fmt: skip
-    assert k.shape[1] % 256 == 0
-    is_int32(cu_seqlens_k)
-    left, right = window_size
-    return paged_attention(
-        q, k, v, cu_seqlens_q, cu_seqlens_k.diff().tolist(), block_table, max_seqlen_q,
-        max_seqlen_k, softmax_scale, (left, 0 if causal else right), softcap,
-    )  # fmt: skip
-
-
-def flash_attn_with_kvcache_v3(
-    q: Any, k_cache: Any, v_cache: Any, k: Any = None, v: Any = None, qv: Any = None,
-    cache_seqlens: Any = None, page_table: Any = None, cu_seqlens_q: Any = None,
-    max_seqlen_q: int | None = None, softmax_scale: float | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, num_splits: int = 0,
-) -> torch.Tensor:  # fmt: skip
-    is_int32(cache_seqlens)
-    left, right = window_size
-    return paged_attention(
-        q, k_cache, v_cache, cu_seqlens_q, cache_seqlens.tolist(), page_table, max_seqlen_q,
-        sys.maxsize, softmax_scale, (left, 0 if causal else right), softcap,
-    )  # fmt: skip
-
-
-def flash_attn_varlen_func_v4(
-    q: Any, k: Any, v: Any, cu_seqlens_q: Any = None, cu_seqlens_k: Any = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, seqused_q: Any = None,
-    seqused_k: Any = None, page_table: Any = None, softmax_scale: float | None = None,
-    causal: bool = False, window_size: tuple[int | None, int | None] = (None, None),
-    learnable_sink: Any = None, softcap: float = 0.0, num_splits: int = 1,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    assert cu_seqlens_k is None
-    assert learnable_sink is None or learnable_sink.dtype is torch.bfloat16
-    is_int32(seqused_k)
-    left, right = (-1 if reach is None else reach for reach in window_size)
-    output = paged_attention(
-        q, k, v, cu_seqlens_q, seqused_k.tolist(), page_table, max_seqlen_q, max_seqlen_k,
-        softmax_scale, (left, 0 if causal else right), softcap, learnable_sink,
-    )  # fmt: skip
-    return output, None
-
-
-def varlen_attn(
-    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
-    return_aux: Any = None, scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False, seqused_k: Any = None,
-    block_table: Any = None, num_splits: int | None = None,
-) -> torch.Tensor:  # fmt: skip
-    assert enable_gqa
-    assert num_splits == 1
-    assert key.shape[1] % 256 == 0
-    is_int32(seqused_k, cu_seq_k)
-    assert cu_seq_k.diff().tolist() == seqused_k.tolist()
-    return paged_attention(
-        query, key, value, cu_seq_q, seqused_k.tolist(), block_table, max_q, max_k, scale,
-        window_size,
-    )  # fmt: skip
 
 
 def put(monkeypatch: pytest.MonkeyPatch, module: str, **contents: Any) -> None:
@@ -160,20 +48,25 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, "torch.nn.attention.varlen", varlen_attn=varlen_attn)
 
 
-CAPABILITY = {"v2": (8, 0), "v3": (9, 0), "v4": (10, 0), "torch": (8, 0)}
-FINDERS = {
-    "v2": providers.find_v2,
-    "v3": providers.find_v3,
-    "v4": providers.find_v4,
-    "torch": providers.find_torch,
+FRESH = frozenset({RowKind.FRESH})
+# Of each: how it is found, on which device, and which of what is found.
+FOUND = {
+    "v2": (providers.find_v2, (8, 0), 1),
+    "v2, fresh": (providers.find_v2, (8, 0), 0),
+    "v3": (providers.find_v3, (9, 0), 0),
+    "v4": (providers.find_v4, (10, 0), 0),
+    "v4 on 9": (providers.find_v4, (9, 0), 0),
+    "torch": (providers.find_torch, (8, 0), 1),
+    "torch, fresh": (providers.find_torch, (8, 0), 0),
 }
 
 
-@pytest.fixture(params=FINDERS)
+@pytest.fixture(params=FOUND)
 def provider(request: pytest.FixtureRequest, stand_ins: None) -> Provider:
-    found = FINDERS[request.param](CAPABILITY[request.param])
-    assert isinstance(found, Provider)
-    return found
+    find, capability, which = FOUND[request.param]
+    found = find(capability)
+    assert not isinstance(found, str)
+    return found[which]
 
 
 SPECS = {
@@ -208,12 +101,19 @@ def test_every_provider_computes_a_layer_or_says_what_it_lacks(
     if reason is not None:
         assert reason == {"chunk": "it knows no chunks"}.get(name, f"it knows no {name}")
         return
-    backend = FlashAttention(provider)
-    sequences = Sequences([300, 9, 30], dtype=HALF, block_size=256, device=CPU)
+    asked = []
+    counted = replace(
+        provider, arguments=lambda call: asked.append(call.batch.kind) or provider.arguments(call)
+    )
+    # What the provider does not compute is left to the reference.
+    backend = FlashAttention(counted)
+    block_size = 16 if provider.kinds == FRESH else 256
+    sequences = Sequences([300, 9, 30, 17], dtype=HALF, block_size=block_size, device=CPU)
     sequences.fill(backend, {0: 290})
-    sequences.check(backend, spec, {0: 7, 1: 1, 2: 20})
+    sequences.check(backend, spec, {0: 7, 1: 1, 2: 20, 3: 17})
     sequences.check(backend, spec, {0: 1, 1: 8, 2: 1})
     sequences.check(backend, spec, {0: 1, 2: 1})
+    assert set(asked) == provider.kinds
 
 
 def test_limits_are_named(provider: Provider) -> None:
@@ -225,7 +125,7 @@ def test_limits_are_named(provider: Provider) -> None:
     too_wide = provider.refuse(layer_of(plain, key_dim=264, value_dim=264))
     assert too_wide == (wide if is_v4 else widths)
     small = provider.refuse(layer_of(plain, 16))
-    if provider.name in ("flash-attn 3", "flash-attn 4"):
+    if provider.name in ("flash-attn 3", "flash-attn 4") or provider.kinds == FRESH:
         assert small is None
     else:
         assert small == "its blocks are multiples of 256 tokens, not 16"
@@ -237,7 +137,7 @@ def test_limits_are_named(provider: Provider) -> None:
 def test_releases_without_what_is_needed_say_so(
     monkeypatch: pytest.MonkeyPatch, stand_ins: None
 ) -> None:
-    def old(q: Any, k: Any, v: Any, window_size: Any) -> None:
+    def old(q: Any, k: Any, v: Any) -> None:
         raise AssertionError("never asked")
 
     put(monkeypatch, "flash_attn", flash_attn_varlen_func=old)
@@ -245,11 +145,54 @@ def test_releases_without_what_is_needed_say_so(
     found, refused = providers.find_all((8, 6))
     assert found == []
     assert refused == [
-        "flash-attn 4: it reads paged KV on compute capability 10 only",
         "flash-attn 3: it is made for compute capability 9",
-        "flash-attn 2: this release takes no block_table",
-        "torch.nn.attention.varlen: this release takes no block_table, scale, seqused_k",
+        "flash-attn 4: it is made for compute capability 9 and 10",
+        "flash-attn 2: this release takes no window_size",
+        "torch.nn.attention.varlen: this release takes no scale, window_size",
     ]
+
+
+def test_releases_without_pages_compute_prompts_without_a_cached_part(
+    monkeypatch: pytest.MonkeyPatch, stand_ins: None
+) -> None:
+    """As torch 2.11's, which knows no grouped heads by name either."""
+
+    def packed(
+        query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
+        return_aux: Any = None, scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:  # fmt: skip
+        pages = as_pages(key, value, cu_seq_k)
+        lengths = cu_seq_k.diff().tolist()
+        return paged_attention(
+            query, *pages[:2], cu_seq_q, lengths, pages[2], max_q, max_k, scale, window_size
+        )
+
+    def old_v2(
+        q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:  # fmt: skip
+        return flash_attn_varlen_func_v2(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 0.0, softmax_scale,
+            causal, window_size,
+        )  # fmt: skip
+
+    put(monkeypatch, "torch.nn.attention.varlen", varlen_attn=packed)
+    put(monkeypatch, "flash_attn", flash_attn_varlen_func=old_v2)
+    for find in (providers.find_torch, providers.find_v2):
+        (found,) = find((9, 0))
+        assert found.kinds == FRESH
+        sequences = Sequences([30, 9], dtype=HALF, block_size=16, device=CPU)
+        sequences.check(FlashAttention(found), SPECS["window"], {0: 20, 1: 9})
+        sequences.check(FlashAttention(found), SPECS["window"], {0: 10})
+        assert found.refuse(layer_of(SPECS["softcap"], 16)) == "it knows no softcap"
+
+
+def test_where_contexts_are_not_split_decodes_are_left_to_others(stand_ins: None) -> None:
+    (on_9,), (on_10,) = providers.find_v4((9, 0)), providers.find_v4((10, 0))
+    assert on_9.kinds == set(RowKind) - {RowKind.DECODE}
+    assert on_10.kinds == set(RowKind)
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,14 +203,14 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_installed_pytorch_takes_our_arguments() -> None:
     found = providers.find_torch((9, 0))
-    if isinstance(found, str):
-        assert found.startswith("this release takes no ")
-        pytest.skip(f"torch {torch.__version__}: {found}")
+    assert not isinstance(found, str)
     sequences = Sequences([5], dtype=HALF, block_size=256, device=CPU)
-    metadata = sequences.metadata(FlashAttention(found), {0: 5})
-    pools = (torch.zeros(1, 256, 2, 16),) * 2
-    call = Call(torch.zeros(5, 6, 16), *pools, SPECS["window"], flash.batches(metadata)[0])
-    inspect.signature(found.function).bind(**found.arguments(call))
+    metadata = sequences.metadata(FlashAttention(), {0: 5})
+    own, pools = (torch.zeros(5, 2, 16),) * 2, (torch.zeros(1, 256, 2, 16),) * 2
+    batch = flash.batches(metadata)[0]
+    for each in found:
+        call = Call(torch.zeros(5, 6, 16), *own, *pools, SPECS["window"], batch)
+        inspect.signature(each.function).bind(**each.arguments(call))
 
 
 def test_another_flash_attention_inside_pytorch_has_its_own_limits(
@@ -276,23 +219,23 @@ def test_another_flash_attention_inside_pytorch_has_its_own_limits(
     monkeypatch.setattr(
         torch.nn.attention, "current_flash_attention_impl", lambda: "FA3", raising=False
     )
-    found = providers.find_torch((9, 0))
-    assert isinstance(found, Provider)
-    assert found.refuse(layer_of(SPECS["plain"], 16)) is None
+    fresh, paged = providers.find_torch((9, 0))
+    assert paged.refuse(layer_of(SPECS["plain"], 16)) is None
     sequences = Sequences([5], dtype=HALF, device=CPU)
-    batch = flash.batches(sequences.metadata(FlashAttention(found), {0: 5}))[0]
-    given = found.arguments(
-        Call(torch.zeros(5, 6, 16), *[torch.zeros(1)] * 2, SPECS["plain"], batch)
-    )
-    assert given["cu_seq_k"] is None
-    assert "num_splits" not in given
+    batch = flash.batches(sequences.metadata(FlashAttention(), {0: 5}))[0]
+    call = Call(torch.zeros(5, 6, 16), *[torch.zeros(1)] * 4, SPECS["plain"], batch)
+    assert paged.arguments(call)["cu_seq_k"] is None
+    assert fresh.arguments(call)["cu_seq_k"] is batch.context_starts
+    assert all("num_splits" not in each.arguments(call) for each in (fresh, paged))
 
 
 def test_what_the_step_needs_is_made_once() -> None:
     sequences = Sequences([300, 9, 30], dtype=HALF, block_size=256, device=CPU)
+    sequences.done = [0, 5, 0]
     metadata = sequences.metadata(FlashAttention(), {0: 3, 1: 1, 2: 30})
     decode, prompt = flash.batches(metadata)
     assert flash.batches(metadata)[0] is decode
+    assert (decode.kind, prompt.kind) == (RowKind.DECODE, RowKind.FRESH)
     assert (decode.tokens, prompt.tokens) == (slice(0, 1), slice(1, 34))
     assert decode.query_starts.tolist() == [0, 1]
     assert prompt.query_starts.tolist() == [0, 3, 33]
@@ -300,18 +243,41 @@ def test_what_the_step_needs_is_made_once() -> None:
     assert prompt.context_starts.tolist() == [0, 3, 33]
     assert (decode.longest_query, prompt.longest_query, prompt.longest_context) == (1, 30, 30)
     assert torch.equal(prompt.tables, metadata.block_tables[1:].int())
+    part = flash.part_of(metadata, prompt)
+    assert flash.part_of(metadata, prompt) is part
+    assert (part.query_lens, part.num_decode_rows) == ([3, 30], 0)
+    assert torch.equal(part.slots, metadata.slots[1:])
+
+
+def test_neighbours_of_one_kind_are_asked_together() -> None:
+    sequences = Sequences([9, 30, 30, 8, 7], dtype=HALF, device=CPU)
+    sequences.done = [8, 5, 0, 0, 3]
+    metadata = sequences.metadata(FlashAttention(), {0: 1, 1: 20, 2: 30, 3: 8, 4: 2})
+    found = [(batch.kind, batch.rows, batch.tokens) for batch in flash.batches(metadata)]
+    assert found == [
+        (RowKind.DECODE, slice(0, 1), slice(0, 1)),
+        (RowKind.CACHED, slice(1, 2), slice(1, 21)),
+        (RowKind.FRESH, slice(2, 4), slice(21, 59)),
+        (RowKind.CACHED, slice(4, 5), slice(59, 61)),
+    ]
 
 
 @pytest.fixture
 def chosen_from(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return a function that sets the providers of this machine."""
-    flash._choose.cache_clear()
+
+    def forget() -> None:
+        flash._choose.cache_clear()
+        flash._failure.cache_clear()
+
+    forget()
 
     def provide(*providers: Provider) -> None:
+        forget()
         monkeypatch.setattr(flash, "_providers", lambda device: (list(providers), []))
 
     yield provide
-    flash._choose.cache_clear()
+    forget()
 
 
 def off_by_one(call: Call) -> dict[str, Any]:
@@ -350,8 +316,7 @@ def test_a_provider_that_fails_its_trial_is_passed_over(
     layer = layer_of(AttentionSpec(0.25, window=4096), 16)
     chosen_from(bad, good)
     assert FlashAttention.supports(layer, CPU, HALF) is None
-    assert flash._choose(layer, CPU, HALF) is good
-    flash._choose.cache_clear()
+    assert all(flash._choose(kind, layer, CPU, HALF) is good for kind in RowKind)
     chosen_from(bad)
     reason = FlashAttention.supports(layer, CPU, HALF)
     assert reason is not None
@@ -367,11 +332,38 @@ def test_each_layer_gets_the_first_provider_that_computes_it(chosen_from: Any) -
 
     first, second = provider("first", no_sinks), provider("second", lambda layer: None)
     chosen_from(first, second)
-    assert flash._choose(layer_of(SPECS["plain"]), CPU, HALF) is first
-    assert flash._choose(layer_of(SPECS["sinks"]), CPU, HALF) is second
+    assert flash._choose(RowKind.FRESH, layer_of(SPECS["plain"]), CPU, HALF) is first
+    assert flash._choose(RowKind.FRESH, layer_of(SPECS["sinks"]), CPU, HALF) is second
     sequences = Sequences([20, 9], dtype=HALF, device=CPU)
     sequences.check(FlashAttention(), SPECS["plain"], {0: 9, 1: 1})
     sequences.check(FlashAttention(), SPECS["sinks"], {0: 1, 1: 8})
+
+
+def test_what_no_provider_computes_is_left_to_triton(
+    chosen_from: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh = replace(
+        Provider("prompts", flash_attn_varlen_func_v4, providers.arguments_v4, lambda layer: None),
+        kinds=FRESH,
+    )
+    chosen_from(fresh)
+    layer = layer_of(SPECS["plain"], 16)
+    monkeypatch.setattr(flash, "_why_no_fallback", lambda device, dtype: "it is not installed")
+    reason = FlashAttention.supports(layer, CPU, HALF)
+    assert reason == "decodes: there is no provider; triton: it is not installed"
+    monkeypatch.setattr(flash, "_why_no_fallback", lambda device, dtype: None)
+    assert FlashAttention.supports(layer, CPU, HALF) is None
+    with caplog.at_level("INFO"):
+        FlashAttention().warm_up(layer, CPU, HALF, HALF)
+    assert "decodes by triton, prompts without a cached part by prompts" in caplog.text
+    seen = []
+    general = flash._general(CPU)
+    monkeypatch.setattr(general, "attend", lambda *given: seen.append(given) or attend(*given))
+    attend = type(general)().attend
+    sequences = Sequences([20, 9, 7], dtype=HALF, device=CPU)
+    for counts, left in (({0: 9, 1: 9}, 0), ({0: 1, 2: 7}, 1), ({0: 10}, 2)):
+        sequences.check(FlashAttention(), SPECS["plain"], counts)
+        assert len(seen) == left
 
 
 def test_a_row_of_nans_harms_no_later_owner_of_its_blocks(chosen_from: Any) -> None:
@@ -388,15 +380,22 @@ def test_a_row_of_nans_harms_no_later_owner_of_its_blocks(chosen_from: Any) -> N
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_on_a_gpu(spec: AttentionSpec, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("block_size", [16, 256])
+def test_on_a_gpu(block_size: int, spec: AttentionSpec, dtype: torch.dtype) -> None:
     if reason := FlashAttention.probe(DEVICE, dtype):
         pytest.skip(reason)
-    if reason := FlashAttention.supports(layer_of(spec, key_dim=64, value_dim=64), DEVICE, dtype):
+    layer = layer_of(spec, block_size, key_dim=64, value_dim=64)
+    if reason := FlashAttention.supports(layer, DEVICE, dtype):
         pytest.skip(reason)
     spec = spec if spec.sinks is None else spec._replace(sinks=spec.sinks.to(DEVICE))
     sequences = Sequences(
-        [700, 9, 30], dtype=dtype, block_size=256, key_dim=64, value_dim=64, device=DEVICE
+        [700, 9, 30, 45],
+        dtype=dtype,
+        block_size=block_size,
+        key_dim=64,
+        value_dim=64,
+        device=DEVICE,
     )
     sequences.fill(FlashAttention(), {0: 290})
-    sequences.check(FlashAttention(), spec, {0: 300, 1: 1, 2: 20})
-    sequences.check(FlashAttention(), spec, {0: 1, 1: 1, 2: 1})
+    sequences.check(FlashAttention(), spec, {0: 300, 1: 1, 2: 20, 3: 44})
+    sequences.check(FlashAttention(), spec, {0: 1, 1: 1, 2: 1, 3: 1})

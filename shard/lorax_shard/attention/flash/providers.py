@@ -1,17 +1,19 @@
-"""Who computes flash attention over paged KV in this installation, and how each is asked.
+"""Who computes flash attention in this installation, and how each is asked.
 
 A provider's arguments are made by a pure function from our terms, so that they can be tested
 against what its documentation says without its kernels. All of them count a window as the keys
 before a query's own (``left``), align causal masks to the end of the context, and take block
-tables as int32.
+tables as int32. Some read paged KV of any block size, some of large blocks only; those compute at
+least prompts of which nothing is cached, from K and V as they come out of the model.
 """
 
 from __future__ import annotations
 
+import enum
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +23,26 @@ from lorax_shard.attention.backend import AttentionLayer, AttentionSpec
 # Blocks of FlashAttention 2, as a package and within PyTorch.
 _BLOCK_MULTIPLE_V2 = 256
 _WIDEST_HEAD = 256
+# Arguments of FlashAttention 2 that not every release takes.
+_OPTIONAL_V2 = {"softcap", "num_splits", "block_table"}
+
+
+class RowKind(enum.Enum):
+    """What a row computes: one token, a prompt of which nothing is cached, or a part of one."""
+
+    DECODE = "decodes"
+    FRESH = "prompts without a cached part"
+    CACHED = "prompts with a cached part"
+
+
+_EVERY_KIND = frozenset(RowKind)
 
 
 class VarlenBatch(NamedTuple):
-    """Rows of one kind within a step, their numbers on the device as int32."""
+    """Neighbouring rows of one kind within a step, their numbers on the device as int32."""
 
+    kind: RowKind
+    rows: slice
     tokens: slice
     query_starts: torch.Tensor  # R + 1, from 0 within the batch
     context_starts: torch.Tensor  # R + 1
@@ -39,6 +56,9 @@ class Call(NamedTuple):
     """One layer's attention over one batch of a step."""
 
     query: torch.Tensor  # T x H x D
+    # The batch's own, as stored.
+    key: torch.Tensor  # T x G x D
+    value: torch.Tensor  # T x G x E
     keys: torch.Tensor  # blocks x block_size x G x D
     values: torch.Tensor  # blocks x block_size x G x E
     spec: AttentionSpec
@@ -47,12 +67,14 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Provider:
-    """A function that attends over paged KV, and what it cannot compute."""
+    """A function that attends, and what it cannot compute."""
 
     name: str
     function: Callable[..., Any]
     arguments: Callable[[Call], dict[str, Any]]
     refuse: Callable[[AttentionLayer], str | None]
+    # The rows that it computes.
+    kinds: frozenset[RowKind] = _EVERY_KIND
 
     def attend(self, call: Call) -> torch.Tensor:
         """Return the T x H x E attention."""
@@ -70,17 +92,21 @@ def find_all(capability: tuple[int, int]) -> tuple[list[Provider], list[str]]:
             answer = find(capability)
         except (ImportError, OSError, AttributeError) as error:
             answer = f"it does not import: {error}"
-        if isinstance(answer, Provider):
-            found.append(answer)
-        else:
+        if isinstance(answer, str):
             refused.append(f"{name}: {answer}")
+        else:
+            found += answer
     return found, refused
 
 
-def find_v4(capability: tuple[int, int]) -> Provider | str:
-    """Return FlashAttention 4 (``flash_attn.cute``), which reads paged KV on compute 10.x."""
-    if capability[0] != 10:
-        return "it reads paged KV on compute capability 10 only"
+def find_v4(capability: tuple[int, int]) -> list[Provider] | str:
+    """Return FlashAttention 4 (``flash_attn.cute``), for compute capability 9 and 10.
+
+    On 9 it does not split a context, which decodes need. Releases that do not read paged KV there
+    show it when they are tried.
+    """
+    if capability[0] not in (9, 10):
+        return "it is made for compute capability 9 and 10"
     function = importlib.import_module("flash_attn.cute").flash_attn_varlen_func
     if reason := _lacks(function, "page_table", "seqused_k", "window_size"):
         return reason
@@ -100,7 +126,8 @@ def find_v4(capability: tuple[int, int]) -> Provider | str:
     def arguments(call: Call) -> dict[str, Any]:
         return {k: v for k, v in arguments_v4(call).items() if k not in optional}
 
-    return Provider("flash-attn 4", function, arguments, refuse)
+    kinds = _EVERY_KIND - ({RowKind.DECODE} if capability[0] == 9 else set())
+    return [Provider("flash-attn 4", function, arguments, refuse, kinds)]
 
 
 def arguments_v4(call: Call) -> dict[str, Any]:
@@ -124,14 +151,14 @@ def arguments_v4(call: Call) -> dict[str, Any]:
     }
 
 
-def find_v3(capability: tuple[int, int]) -> Provider | str:
+def find_v3(capability: tuple[int, int]) -> list[Provider] | str:
     """Return FlashAttention 3 (``flash_attn_interface``), for compute capability 9."""
     if capability[0] != 9:
         return "it is made for compute capability 9"
     function = importlib.import_module("flash_attn_interface").flash_attn_with_kvcache
     if reason := _lacks(function, "page_table", "cu_seqlens_q", "window_size", "softcap"):
         return reason
-    return Provider("flash-attn 3", function, arguments_v3, refuse_v3)
+    return [Provider("flash-attn 3", function, arguments_v3, refuse_v3)]
 
 
 def refuse_v3(layer: AttentionLayer) -> str | None:
@@ -160,26 +187,33 @@ def arguments_v3(call: Call) -> dict[str, Any]:
     }
 
 
-def find_v2(capability: tuple[int, int]) -> Provider | str:
-    """Return FlashAttention 2 (``flash_attn``), for compute capability 8 and up."""
+def find_v2(capability: tuple[int, int]) -> list[Provider] | str:
+    """Return FlashAttention 2 (``flash_attn``), for compute capability 8 and up.
+
+    Over a cache it wants large blocks; prompts without a cached part need none.
+    """
     if capability[0] < 8:
         return "it needs compute capability 8 or newer"
     function = importlib.import_module("flash_attn").flash_attn_varlen_func
-    if reason := _lacks(function, "block_table", "window_size"):
+    if reason := _lacks(function, "window_size"):
         return reason
     accepted = _names(function)
 
     def refuse(layer: AttentionLayer) -> str | None:
         return _refuse_v2(layer) or _refuse_lacking(layer, has_softcap="softcap" in accepted)
 
-    def arguments(call: Call) -> dict[str, Any]:
+    def paged(call: Call) -> dict[str, Any]:
         given = arguments_v2(call)
         return {k: v for k, v in given.items() if k in accepted or k not in _OPTIONAL_V2}
 
-    return Provider("flash-attn 2", function, arguments, refuse)
+    def fresh(call: Call) -> dict[str, Any]:
+        given = {**paged(call), "k": _dense(call.key), "v": _dense(call.value)}
+        return {k: v for k, v in given.items() if k != "block_table"}
 
-
-_OPTIONAL_V2 = {"softcap", "num_splits"}
+    name = "flash-attn 2"
+    return _with_fresh(
+        Provider(name, function, paged, refuse), fresh, has_pages="block_table" in accepted
+    )
 
 
 def arguments_v2(call: Call) -> dict[str, Any]:
@@ -203,12 +237,12 @@ def arguments_v2(call: Call) -> dict[str, Any]:
     }
 
 
-def find_torch(capability: tuple[int, int]) -> Provider | str:
-    """Return PyTorch's own ``varlen_attn``, where it takes block tables."""
+def find_torch(capability: tuple[int, int]) -> list[Provider] | str:
+    """Return PyTorch's own ``varlen_attn``; not every release takes block tables."""
     if capability[0] < 8:
         return "it needs compute capability 8 or newer"
     function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    if reason := _lacks(function, "block_table", "seqused_k", "window_size", "scale"):
+    if reason := _lacks(function, "window_size", "scale"):
         return reason
     accepted = _names(function)
     # Somebody may have put FlashAttention 3 or 4 in the place of PyTorch's own kernels.
@@ -219,11 +253,42 @@ def find_torch(capability: tuple[int, int]) -> Provider | str:
         limits = _refuse_v2(layer) if is_own else refuse_v3(layer)
         return limits or _refuse_lacking(layer, has_softcap=False)
 
-    def arguments(call: Call) -> dict[str, Any]:
-        given = arguments_torch(call, takes_context_starts=is_own)
-        return {k: v for k, v in given.items() if k != "num_splits" or (is_own and k in accepted)}
+    left_out = {"num_splits"} if not is_own else set()
 
-    return Provider("torch.nn.attention.varlen", function, arguments, refuse)
+    def paged(call: Call) -> dict[str, Any]:
+        given = arguments_torch(call, takes_context_starts=is_own)
+        return {k: v for k, v in given.items() if k in accepted - left_out}
+
+    def fresh(call: Call) -> dict[str, Any]:
+        given = {
+            **arguments_torch(call, takes_context_starts=True),
+            "key": _dense(call.key),
+            "value": _dense(call.value),
+        }
+        unused = left_out | {"block_table", "seqused_k"}
+        return {k: v for k, v in given.items() if k in accepted - unused}
+
+    has_pages = {"block_table", "seqused_k"} <= accepted
+    return _with_fresh(
+        Provider("torch.nn.attention.varlen", function, paged, refuse), fresh, has_pages=has_pages
+    )
+
+
+def _with_fresh(
+    paged: Provider, fresh: Callable[[Call], dict[str, Any]], *, has_pages: bool
+) -> list[Provider]:
+    """Return a provider for prompts without a cached part beside one that reads pages, if it does."""
+
+    def refuse(layer: AttentionLayer) -> str | None:
+        # There is no cache whose blocks could be of a wrong size.
+        return paged.refuse(layer._replace(block_size=_BLOCK_MULTIPLE_V2))
+
+    alone = replace(paged, arguments=fresh, refuse=refuse, kinds=frozenset({RowKind.FRESH}))
+    return [alone, paged] if has_pages else [alone]
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def arguments_torch(call: Call, *, takes_context_starts: bool) -> dict[str, Any]:
@@ -248,9 +313,9 @@ def arguments_torch(call: Call, *, takes_context_starts: bool) -> dict[str, Any]
     }
 
 
-_FINDERS: dict[str, Callable[[tuple[int, int]], Provider | str]] = {
-    "flash-attn 4": find_v4,
+_FINDERS: dict[str, Callable[[tuple[int, int]], list[Provider] | str]] = {
     "flash-attn 3": find_v3,
+    "flash-attn 4": find_v4,
     "flash-attn 2": find_v2,
     "torch.nn.attention.varlen": find_torch,
 }
