@@ -46,8 +46,8 @@ class ConnectionLimits:
     # What counts as progress in reading, within `client_timeout_s`.
     read_bytes: int = 4_096
     # Written and not read: of one stream, and of all connections.
-    max_unread_bytes: int = 4 << 20
-    max_all_unread_bytes: int = 256 << 20
+    max_unread_bytes: int = 2 << 20
+    max_all_unread_bytes: int = 128 << 20
 
 
 class Phase(enum.Enum):

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # that the application gets to notice that they are gone.
 FLUSH_S = 5.0
 _NOTICE_S = 2.0
+# What the system keeps for a client that does not read, in bytes.
+_SEND_BYTES = 256 << 10
 
 
 class HttpServer:
@@ -124,7 +126,7 @@ def bind(hostname: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _find_dead_peers(listener)
+        _prepare(listener)
         listener.bind(where)
     except OSError:
         listener.close()
@@ -133,8 +135,13 @@ def bind(hostname: str, port: int) -> socket.socket:
     return listener
 
 
-def _find_dead_peers(listener: socket.socket) -> None:
-    """Have the system notice clients that vanished; connections inherit it from the listener."""
+def _prepare(listener: socket.socket) -> None:
+    """Set what connections inherit from their listener.
+
+    The system notices clients that vanished, and keeps little for those that do not read: by
+    itself it would keep megabytes for each.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if (option := getattr(socket, name, None)) is not None:

@@ -3,9 +3,10 @@
 Tokenizing 2 MB takes seconds and hundreds of megabytes, only to find that the prompt is far too
 long. A token stands for as many characters as its longest text, so a longer prompt than
 ``max_input_length`` such tokens can never fit, and is refused unread. That holds where a tokenizer
-loses nothing: byte-level and byte-fallback BPE, as nearly all of today's models have it. One that
-drops characters, or makes one unknown token of many, has no such number; for it each token counts
-as more characters than a text has that people write.
+loses nothing: byte-level and byte-fallback BPE, as nearly all of today's models have it. (Some lack
+a few bytes, of control characters for instance, and drop them; who sends hundreds of thousands of
+those is refused as well.) One that drops spaces, or makes one unknown token of many characters, has
+no such number; for it each token counts as more characters than a text has that people write.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 _LOSSY_CHARS = 256
 # The most characters that Unicode's composition makes one of.
 _COMPOSED_CHARS = 4
+# Bytes of the 256 that a byte-level vocabulary has at least: 243 occur in texts.
+_LEAST_BYTES = 200
 _SPLITS_ONLY = ("ByteLevel", "Digits", "Metaspace", "UnicodeScripts")
 
 
@@ -53,7 +56,7 @@ def _shrinks_by(normalizer: dict[str, Any] | None) -> int | None:
 
 
 def _keeps_all(document: dict[str, Any], tokenizer: Tokenizer) -> bool:
-    """Whether each character ends up in a token, and none that is unknown."""
+    """Whether each character that the vocabulary has ends up in a token of its own letters."""
     if any(token["lstrip"] or token["rstrip"] for token in document["added_tokens"]):
         # Such a token swallows the spaces beside it.
         return False
@@ -62,9 +65,9 @@ def _keeps_all(document: dict[str, Any], tokenizer: Tokenizer) -> bool:
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     if document["model"].get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
-    return "ByteLevel" in json.dumps(document.get("pre_tokenizer")) and all(
-        char in vocabulary for char in pre_tokenizers.ByteLevel.alphabet()
-    )
+    letters = {char for char in pre_tokenizers.ByteLevel.alphabet() if char in vocabulary}
+    is_byte_level = "ByteLevel" in json.dumps(document.get("pre_tokenizer"))
+    return is_byte_level and len(letters) >= _LEAST_BYTES and not document["model"].get("fuse_unk")
 
 
 def _only_splits(pre_tokenizer: dict[str, Any] | None) -> bool:
