@@ -149,7 +149,7 @@ async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
                 return stopper.exit_code
             raise
         finally:
-            parts.tokenizer.close()
+            await parts.close()
     finally:
         await shards.close()
     return stopper.exit_code
@@ -186,6 +186,7 @@ async def _serve_parts(
     config: RouterConfig, listener: socket.socket, parts: Parts, stopper: StopSignal
 ) -> None:
     engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
+    parts.renderers.start()
     try:
         # Nobody can ask before all that was to be there is there.
         await stopper.unless_stopped(preload(parts))

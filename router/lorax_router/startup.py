@@ -43,7 +43,9 @@ from lorax_router.service.limits import (
 )
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.prompts.char_bound import chars_per_token
+from lorax_router.service.prompts.chat_renderers import ChatRenderers
 from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
+from lorax_router.service.prompts.renderer_pool import RenderLimits
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 from lorax_router.service.validation import Validator
@@ -76,7 +78,8 @@ class Language:
     """What the model's files say of texts."""
 
     tokenizer: Tokenizer
-    chat_template: ChatTemplate
+    # None: the model has none.
+    chat_template: ChatTemplate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class ServiceParts:
     engine: EngineLoop
     service: InferenceService
     tokenizer: TokenizerPool
+    renderers: ChatRenderers
     adapters: AdapterManager
     metrics: Metrics
     selections: SelectionPolicy
@@ -100,9 +104,15 @@ class Parts:
     engine: EngineLoop
     service: InferenceService
     tokenizer: TokenizerPool
+    renderers: ChatRenderers
     adapters: AdapterManager
     # Adapters that are loaded before the server is ready.
     preloads: tuple[AdapterSelection, ...]
+
+    async def close(self) -> None:
+        """End the threads and processes of prompts."""
+        self.tokenizer.close()
+        await self.renderers.close()
 
 
 def open_port(hostname: str, port: int) -> socket.socket:
@@ -217,6 +227,9 @@ def assemble_service(
         max_adapter_labels=config.max_adapter_labels,
     )
     tokenizer = TokenizerPool(language.tokenizer, config.validation_workers)
+    renderers = ChatRenderers(
+        language.chat_template, RenderLimits(max_chars=limits.max_input_chars)
+    )
     adapters = AdapterDirectory(shards, tokenizer)
     scheduler = _scheduler(config, budgets, info)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
@@ -227,15 +240,16 @@ def assemble_service(
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
     service = InferenceService(
         engine,
-        Validator(limits, tokenizer, language.chat_template, selections=selections),
+        Validator(limits, tokenizer, renderers, selections=selections),
         metrics,
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
     )
     manager = AdapterManager(adapters, shards)
     return ServiceParts(
-        engine, service, tokenizer, manager, metrics, selections, limits.max_input_chars
-    )
+        engine, service, tokenizer, renderers, manager, metrics, selections,
+        limits.max_input_chars,
+    )  # fmt: skip
 
 
 def assemble(
@@ -268,7 +282,7 @@ def assemble(
         selections=parts.selections,
     )
     return Parts(
-        app, parts.engine, parts.service, parts.tokenizer, parts.adapters,
+        app, parts.engine, parts.service, parts.tokenizer, parts.renderers, parts.adapters,
         _preloads(config, parts.selections),
     )  # fmt: skip
 

@@ -16,7 +16,6 @@ from lorax_contract.config import RouterConfig
 from lorax_contract.step import AdapterHandle
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection
 from lorax_router.service.inference import GenerationStream
-from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
@@ -144,7 +143,7 @@ async def adapter_world(
     shard.on_fetch = sources
     values = {"model_id": "fake", "tokenizer_dir": "", "shard_uri": "", "max_total_tokens": 200}
     settings = RouterConfig(**{**values, "adapter_cycle_time_s": 0.05, **config})
-    language = Language(word_tokenizer(), ChatTemplate(TemplateSource(None, {})))
+    language = Language(word_tokenizer(), None)
     info, budgets = await size(settings, shard)
     parts = assemble(settings, shard, language, info, budgets)
     running = asyncio.create_task(parts.engine.run())
@@ -158,5 +157,5 @@ async def adapter_world(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        parts.tokenizer.close()
+        await parts.close()
     assert not shard.violations

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from starlette.types import ASGIApp
+from tests.helpers.inline_templates import InlineTemplates
 from tests.helpers.scripted_engine import ScriptedEngine
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -20,7 +21,6 @@ from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.metrics.recorder import Metrics
-from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.validation import Validator
 
@@ -91,8 +91,7 @@ class World:
         )
         self.metrics.watch_engine(self.engine.stats, block_size=16)
         self.tokenizer = TokenizerPool(word_tokenizer(), 2)
-        template = ChatTemplate(TemplateSource(self.template, {}))
-        self.validator = Validator(bounds, self.tokenizer, template)
+        self.validator = Validator(bounds, self.tokenizer, InlineTemplates(self.template))
         self.service = InferenceService(
             self.engine,
             self.validator,

@@ -18,7 +18,6 @@ from lorax_contract.errors import ShardUnavailableError
 from lorax_contract.step import RequestId, RequestSpec, SamplingParams, StoppingParams
 from lorax_router.http_api.server import HttpServer, bind, url_of
 from lorax_router.service.engine.loop import EngineLoop
-from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
 from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.startup import Language, assemble, size
 
@@ -42,7 +41,7 @@ async def router(shard: FakeShard, **options: object) -> AsyncIterator[Router]:
     """Assemble everything as the process does, and serve it."""
     values = {"model_id": "fake", "tokenizer_dir": "", "shard_uri": "", **options}
     config = RouterConfig(**values)
-    language = Language(word_tokenizer(), ChatTemplate(TemplateSource(None, {})))
+    language = Language(word_tokenizer(), None)
     info, budgets = await size(config, shard)
     parts = assemble(config, shard, language, info, budgets)
     with bind("127.0.0.1", 0) as listener:

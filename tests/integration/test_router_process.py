@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from tests.helpers.fake_shard_server import serve
-from tests.helpers.http_app import events, word_tokenizer
+from tests.helpers.http_app import events
+from tests.helpers.router_process import config_of, started
 
-from lorax_contract.config import RouterConfig
 from lorax_contract.exit_codes import ExitCode
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
@@ -29,62 +26,6 @@ BODY = {"inputs": "w1 w2", "parameters": {"max_new_tokens": 40, "ignore_eos_toke
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scene, 60))
-
-
-class RouterProcess:
-    """One ``lorax-router`` with its standard input as lifeline."""
-
-    def __init__(self, process: asyncio.subprocess.Process, ready: asyncio.StreamReader) -> None:
-        self.process = process
-        self._ready = ready
-
-    async def url(self) -> str:
-        """Where it serves, as it announces it; empty when it ended before."""
-        line = await self._ready.readline()
-        return str(json.loads(line)["url"]) if line else ""
-
-    async def ended(self) -> tuple[int, list[dict[str, Any]]]:
-        """Its exit code and its log."""
-        output, _ = await self.process.communicate()
-        return self.process.returncode, [json.loads(line) for line in output.splitlines()]
-
-
-@contextlib.asynccontextmanager
-async def started(config: RouterConfig, folder: Path) -> AsyncIterator[RouterProcess]:
-    reading, writing = os.pipe()
-    path = folder / "router.json"
-    path.write_text(replace(config, ready_fd=writing).to_json())
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "lorax_router.cli", "--config", str(path),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=[writing],
-    )  # fmt: skip
-    os.close(writing)
-    ready = asyncio.StreamReader()
-    pipe = os.fdopen(reading, "rb")
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(ready), pipe
-    )
-    try:
-        yield RouterProcess(process, ready)
-    finally:
-        transport.close()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
-
-
-def config_of(folder: Path, **overrides: Any) -> RouterConfig:
-    word_tokenizer().save(str(folder / "tokenizer.json"))
-    values = {
-        "model_id": "fake/model",
-        "tokenizer_dir": str(folder),
-        "shard_uri": f"unix:{folder}/rank-0",
-        "hostname": "127.0.0.1",
-        "port": 0,
-        "lifeline": True,
-        **overrides,
-    }
-    return RouterConfig(**values)
 
 
 def fake_shard(**options: Any) -> FakeShard:

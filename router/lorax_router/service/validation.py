@@ -8,8 +8,9 @@ checked against the limits.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams, StoppingParams
@@ -40,6 +41,16 @@ def draw_seed() -> int:
     return secrets.randbits(63)
 
 
+class TemplateRenderer(Protocol):
+    """Makes a prompt of a chat."""
+
+    async def render(
+        self, messages: Sequence[Mapping[str, Any]], own: ChatTemplate | None = None
+    ) -> str:
+        """Render by an adapter's own template or by the model's; raises TemplateError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRequest:
     """A request whose parameters are within bounds and whose prompt has no tokens yet."""
@@ -62,7 +73,7 @@ class Validator:
         self,
         limits: RequestLimits,
         tokenizer: TokenizerPool,
-        chat_template: ChatTemplate,
+        templates: TemplateRenderer,
         draw_seed: Callable[[], int] = draw_seed,
         *,
         selections: SelectionPolicy = _NO_ADAPTERS,
@@ -70,7 +81,7 @@ class Validator:
         self._selections = selections
         self.limits = limits
         self._tokenizer = tokenizer
-        self._chat_template = chat_template
+        self._templates = templates
         self._draw_seed = draw_seed
 
     def selection_of(self, request: GenerateRequest) -> AdapterSelection | None:
@@ -120,8 +131,7 @@ class Validator:
         text, params = request.inputs, request.parameters
         if params.apply_chat_template:
             messages = [{"role": "user", "content": text}]
-            template = own.chat_template or self._chat_template
-            text = await self._tokenizer.run(template.render, messages)
+            text = await self._templates.render(messages, own.chat_template)
             check_chars(text, self.limits)
         ids = await self._tokenizer.encode(
             text,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from tests.helpers.http_app import TEMPLATE, limits, word_tokenizer
+from tests.helpers.inline_templates import InlineTemplates
 
 from lorax_contract.errors import TemplateError, ValidationError
 from lorax_router.service.limits import RequestLimits
-from lorax_router.service.prompts.chat_template import ChatTemplate, TemplateSource
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
     GenerateParameters,
@@ -33,7 +33,7 @@ def validate(
 
     async def run() -> ValidRequest:
         pool = TokenizerPool(word_tokenizer(), 1)
-        validator = Validator(bounds or limits(), pool, ChatTemplate(TemplateSource(template, {})))
+        validator = Validator(bounds or limits(), pool, InlineTemplates(template))
         try:
             return await validator.complete(validator.check(request, stream=stream))
         finally:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason
@@ -48,8 +46,8 @@ def _tokenizer(name: str, files: Mapping[str, bytes]) -> Tokenizer | None:
 
 def _template(name: str, files: Mapping[str, bytes]) -> ChatTemplate | None:
     try:
-        return template_of_files(files)
-    except (TemplateError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return template_of_files(files, f"adapter {name}")
+    except (ValueError, RecursionError) as error:
         raise AdapterUnavailableError(
-            Reason.REFUSED, f"adapter {name}: its chat template is not valid: {error}"
+            Reason.REFUSED, f"adapter {name}: its chat template cannot be read: {error}"
         ) from error

@@ -1,67 +1,50 @@
-"""Renders messages into a prompt by the model's own chat template.
+"""Chat templates as data: where they come from, and which special tokens they may write.
 
-Templates come with model files, so they run in a sandbox that can neither change
-what it is given nor reach into Python objects. The names they may use are those
-that transformers offers.
+Compiling and rendering them is ``sandbox``'s affair, in processes of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from lorax_contract import errors
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-
-Message = Mapping[str, Any]
+from lorax_router.service.prompts.sandbox import InvalidTemplateError, compile_template
 
 _TEMPLATE_FILE = "chat_template.jinja"
+_SPECIAL_TOKENS = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateSource:
-    """A template's text and the special tokens it may write."""
-
-    text: str | None
-    special_tokens: Mapping[str, str]
-
-
 class ChatTemplate:
-    """One compiled chat template; without a text it refuses every request in words."""
+    """A template's text, the special tokens it may write, and whose it is."""
 
-    def __init__(self, source: TemplateSource, now: Callable[[], datetime] = datetime.now) -> None:
-        self._special_tokens = dict(source.special_tokens)
-        self._template = None if source.text is None else _compile(source.text, now)
+    text: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    owner: str = "this model"
+    # Equal for templates that write the same.
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = json.dumps([self.text, sorted(self.special_tokens.items())])
+        object.__setattr__(self, "key", hashlib.sha256(parts.encode()).hexdigest())
 
     @property
-    def is_present(self) -> bool:
-        """Whether the model has a template."""
-        return self._template is not None
-
-    def render(self, messages: Sequence[Message], **variables: object) -> str:
-        """Return the prompt that ends where the assistant speaks; raises TemplateError."""
-        if self._template is None:
-            raise errors.TemplateError("this model has no chat template; send the prompt as it is")
-        values = {**self._special_tokens, "add_generation_prompt": True, **variables}
-        try:
-            return self._template.render(messages=list(messages), **values)
-        except Exception as error:  # a template is foreign code: all it raises is its failure
-            raise errors.TemplateError(f"the chat template failed: {error}") from error
+    def num_chars(self) -> int:
+        """How long it is, with what it may write."""
+        return len(self.text) + sum(map(len, self.special_tokens.values()))
 
 
-def load_chat_template(tokenizer_dir: str, override: str | None = None) -> ChatTemplate:
+def load_chat_template(tokenizer_dir: str, override: str | None = None) -> ChatTemplate | None:
     """Find the template of a model; ``override`` is a tokenizer_config.json or a .jinja file.
+
+    None if it has none.
 
     Raises StartupError when a file that is there cannot be read or compiled.
     """
@@ -77,20 +60,24 @@ def load_chat_template(tokenizer_dir: str, override: str | None = None) -> ChatT
             text, config = _template_of(overriding) or text, {**config, **overriding}
         else:
             text = _read_text(Path(override))
+    if text is None:
+        return None
     try:
-        return ChatTemplate(TemplateSource(text, _special_tokens(config)))
-    except TemplateError as error:
+        # The operator chose it, so it may be compiled here.
+        compile_template(text)
+    except InvalidTemplateError as error:
         raise StartupError(
             f"the chat template of {override or tokenizer_dir} is not valid: {error}; "
             "give another with --tokenizer-config-path",
             ExitCode.TOKENIZER_UNUSABLE,
         ) from error
+    return ChatTemplate(text, _special_tokens(config))
 
 
-def template_of_files(files: Mapping[str, bytes]) -> ChatTemplate | None:
-    """Return the template among an adapter's files; None if there is none.
+def template_of_files(files: Mapping[str, bytes], owner: str) -> ChatTemplate | None:
+    """Return the template among an adapter's files; None if there is none. Runs nothing of it.
 
-    Raises jinja2's TemplateError, UnicodeDecodeError or JSONDecodeError.
+    Raises ValueError for files that cannot be read.
     """
     config = _json_object(files.get("tokenizer_config.json"))
     text = _template_of(config)
@@ -98,7 +85,7 @@ def template_of_files(files: Mapping[str, bytes]) -> ChatTemplate | None:
         text = _template_of(_json_object(document)) or text
     if (raw := files.get(_TEMPLATE_FILE)) is not None:
         text = raw.decode("utf-8")
-    return None if text is None else ChatTemplate(TemplateSource(text, _special_tokens(config)))
+    return None if text is None else ChatTemplate(text, _special_tokens(config), owner)
 
 
 def _json_object(raw: bytes | None) -> dict[str, object]:
@@ -106,57 +93,22 @@ def _json_object(raw: bytes | None) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
-class _Generation(Extension):
-    """Renders what is between ``generation`` tags, which only mark text for training."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(text: str, now: Callable[[], datetime]) -> Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: now().strftime(form)
-    return environment.from_string(text)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON; jinja2's own filter escapes for HTML, which a prompt is not."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
 def _template_of(config: Mapping[str, object]) -> str | None:
     """The template of a tokenizer_config.json: one text, or the default of several named ones."""
     template = config.get("chat_template")
     if isinstance(template, list):
         entries = [each for each in template if isinstance(each, dict)]
-        named = {each.get("name"): each.get("template") for each in entries}
-        template = named.get("default")
+        template = next(
+            (each.get("template") for each in reversed(entries) if each.get("name") == "default"),
+            None,
+        )
     return template if isinstance(template, str) else None
 
 
 def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
     """Special tokens by name; a token is a text or an object with its text in ``content``."""
     tokens = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+    for name in _SPECIAL_TOKENS:
         token = config.get(name)
         if isinstance(token, dict):
             token = token.get("content")

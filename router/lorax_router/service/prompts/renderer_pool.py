@@ -1,0 +1,227 @@
+"""A few limited processes that render chat templates, shared fairly.
+
+A template may take some of them only, so one that takes long leaves the others to others. A render that takes longer than most computes only where nobody else
+does; one that passes its deadline or its memory ends with its process, and the next
+question starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorax_contract.errors import LoraxError, OverloadedError, TemplateError
+from lorax_contract.words import counted
+from lorax_router.service.processes.limited_process import LimitedProcess, ProcessLostError
+from lorax_router.service.processes.serving import Bounds
+from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.overruns import Overruns
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "lorax_router.service.prompts.render_process"
+_MAX_TEMPLATE_CHARS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderLimits:
+    """What one render may take."""
+
+    deadline_s: float = 3.0
+    # After that it computes where nobody else does: templates of people take milliseconds.
+    gives_way_after_s: float | None = 0.2
+    memory_bytes: int = 256 << 20
+    max_chars: int = 4 << 20
+
+
+@dataclass(slots=True)
+class _Job:
+    """One render."""
+
+    template: ChatTemplate
+    values: Mapping[str, Any]
+    is_running: bool = False
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Who of those that want the same template comes next."""
+
+    at_once: asyncio.Semaphore
+    num_waiting: int = 0
+
+
+class RendererPool:
+    """Renders templates in ``num_processes`` limited processes, started when they are needed.
+
+    Args:
+        num_per_template: how many of them may render the same template.
+        max_waiting: renders that wait or run; further ones are refused.
+        overruns: which templates are refused unrendered; None: none, whatever they take.
+    """
+
+    def __init__(
+        self,
+        limits: RenderLimits,
+        num_processes: int,
+        *,
+        num_per_template: int = 1,
+        overruns: Overruns | None = None,
+        max_waiting: int = 4096,
+    ) -> None:
+        self._limits = limits
+        self._num_per_template = num_per_template
+        self._overruns = overruns
+        self._max_waiting = max_waiting
+        self._bounds = json.dumps(
+            asdict(Bounds(memory_bytes=limits.memory_bytes, deadline_s=limits.deadline_s))
+        )
+        self._room = asyncio.Semaphore(num_processes)
+        # All that may be alive, and of them those that nobody asks.
+        self._processes: set[LimitedProcess] = set()
+        self._idle: list[LimitedProcess] = []
+        self._turns: dict[str, _Turn] = {}
+        self._tasks: set[asyncio.Task[str]] = set()
+
+    async def render(self, template: ChatTemplate, values: Mapping[str, Any]) -> str:
+        """Return what a template makes of values.
+
+        Raises TemplateError in words, OverloadedError when too many wait. A caller that leaves
+        while it waits is forgotten; what is under way goes on and counts.
+        """
+        if template.num_chars > _MAX_TEMPLATE_CHARS:
+            raise TemplateError(
+                f"the chat template of {template.owner} has {template.num_chars} characters; "
+                f"the limit is {_MAX_TEMPLATE_CHARS}"
+            )
+        self._check(template)
+        if len(self._tasks) >= self._max_waiting:
+            raise OverloadedError("too many chat templates wait to be rendered", public="")
+        job = _Job(template, values)
+        task = asyncio.create_task(self._in_turn(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not job.is_running:
+                task.cancel()
+            raise
+
+    async def warm_up(self) -> None:
+        """Start a process before anybody asks; one that does not start is tried again then."""
+        try:
+            async with self._room:
+                self._idle.append(await self._new_process())
+        except LoraxError as error:
+            logger.warning("%s", error)
+
+    async def close(self) -> None:
+        """End all renders and all processes."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._idle.clear()
+        for process in self._processes:
+            await process.end()
+
+    def _ended(self, task: asyncio.Task[str]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Whoever wanted it may have left.
+            task.exception()
+
+    def _check(self, template: ChatTemplate) -> None:
+        if self._overruns is None:
+            return
+        if seconds := self._overruns.refused_s(template.key):
+            raise TemplateError(
+                f"the chat template of {template.owner} took too much time or memory again and "
+                f"again; it is not rendered for {counted(seconds, 'second')}"
+            )
+
+    async def _in_turn(self, job: _Job) -> str:
+        """Wait until nobody renders the same template and a process is free; then render."""
+        key = job.template.key
+        turn = self._turns.setdefault(key, _Turn(asyncio.Semaphore(self._num_per_template)))
+        turn.num_waiting += 1
+        try:
+            async with turn.at_once:
+                # Others of the same template may have run over meanwhile.
+                self._check(job.template)
+                async with self._room:
+                    job.is_running = True
+                    return await self._rendered(job)
+        finally:
+            turn.num_waiting -= 1
+            if not turn.num_waiting:
+                del self._turns[key]
+
+    async def _rendered(self, job: _Job) -> str:
+        try:
+            process, answer = await self._answered(job)
+        except ProcessLostError as error:
+            longer = f"takes longer than {self._limits.deadline_s:g} s"
+            how = longer if error.overdue else f"ends the process that renders it {error}"
+            raise self._over(job.template, how) from error
+        if "memory" in answer or process.gave_way:
+            # It gives back neither memory nor its old rank.
+            await process.end()
+        else:
+            self._idle.append(process)
+        if "memory" in answer:
+            raise self._over(job.template, f"takes more than {self._limits.memory_bytes >> 20} MiB")
+        return _text_of(answer, job.template.owner)
+
+    async def _answered(self, job: _Job) -> tuple[LimitedProcess, dict[str, Any]]:
+        """Return a process and its answer.
+
+        One that ended may have been ended by others, as when memory ran out: another is asked.
+        """
+        process = self._idle.pop() if self._idle else await self._new_process()
+        try:
+            return process, await self._ask(process, job)
+        except ProcessLostError as error:
+            if error.overdue:
+                raise
+        process = await self._new_process()
+        return process, await self._ask(process, job)
+
+    async def _new_process(self) -> LimitedProcess:
+        process = await LimitedProcess.start(_MODULE, self._bounds)
+        self._processes = {each for each in self._processes if not each.is_lost} | {process}
+        return process
+
+    async def _ask(self, process: LimitedProcess, job: _Job) -> dict[str, Any]:
+        loop, after_s = asyncio.get_running_loop(), self._limits.gives_way_after_s
+        way = None if after_s is None else loop.call_later(after_s, process.give_way)
+        question = {
+            "template": job.template.text,
+            "values": {**job.template.special_tokens, **job.values},
+            "max_chars": self._limits.max_chars,
+        }
+        try:
+            return await process.ask(question, deadline_s=self._limits.deadline_s)
+        finally:
+            if way is not None:
+                way.cancel()
+
+    def _over(self, template: ChatTemplate, why: str) -> TemplateError:
+        if self._overruns is not None:
+            self._overruns.note(template.key)
+        logger.warning("the chat template of %s %s", template.owner, why)
+        return TemplateError(f"the chat template of {template.owner} {why}")
+
+
+def _text_of(answer: Mapping[str, Any], owner: str) -> str:
+    """Return the text of an answer; raises TemplateError for one that has none."""
+    if "text" in answer:
+        return str(answer["text"])
+    if "invalid" in answer:
+        raise TemplateError(f"the chat template of {owner} is not valid: {answer['invalid']}")
+    reason = answer.get("failed") or answer.get("long")
+    raise TemplateError(f"the chat template of {owner} failed: {reason}")

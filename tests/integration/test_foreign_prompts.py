@@ -1,0 +1,124 @@
+"""A router whose adapters bring templates and tokenizers made to stop it: it serves on.
+
+The router is a real process over a FakeShard; what its adapters bring comes from the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from tests.helpers.adapter_world import fetched
+from tests.helpers.fake_shard_server import serve
+from tests.helpers.in_loop import in_loop
+from tests.helpers.router_process import RouterProcess, config_of, started
+
+from lorax_contract.adapters import AdapterQuery, FetchedAdapter
+from lorax_contract.exit_codes import ExitCode
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
+
+MIB = 1 << 20
+# What the router and its processes may gain while adapters do their worst.
+MAX_GROWN = 400 * MIB
+TEMPLATES = {
+    "folded": "{{ 9**(9**9) }}",
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "greedy": "{% set x = 'a' * 1000000000 %}{{ x | length }}",
+    "long": "{{ 'a' * 20000000 }}",
+    "brackets": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "ifs": "{% if 1 %}" * 400 + "{% endif %}" * 400,
+}
+
+
+class Serving:
+    """The running router, the files of its adapters, and a client."""
+
+    def __init__(self, router: RouterProcess, shard: FakeShard, client: httpx.AsyncClient) -> None:
+        self.router = router
+        self.shard = shard
+        self._client = client
+
+    async def ask(self, adapter: str | None = None, *, chat: bool = False) -> httpx.Response:
+        parameters = {"max_new_tokens": 2, "ignore_eos_token": True, "apply_chat_template": chat}
+        if adapter is not None:
+            parameters |= {"adapter_id": adapter, "adapter_source": "local"}
+        body = {"inputs": "w1 w2", "parameters": parameters}
+        return await self._client.post("/generate", json=body)
+
+    async def health(self) -> int:
+        return (await self._client.get("/health")).status_code
+
+    def used(self) -> int:
+        """Bytes of the router and all that it started."""
+        process = psutil.Process(self.router.process.pid)
+        total = 0
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += each.memory_info().rss
+        return total
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Serving]:
+    shard = FakeShard(
+        FakeModel(vocab_size=900, eos_token_ids=frozenset()),
+        num_blocks=200,
+        block_size=4,
+    )
+
+    def found(query: AdapterQuery) -> FetchedAdapter:
+        files = shard.texts.get(f"files of {query.ref.id}", {})
+        return fetched(query.ref.id, text_files=tuple(files))
+
+    shard.on_fetch = found
+    (folder / "chat_template.jinja").write_text("<user> {{ messages[0].content }} <assistant>")
+    async with (
+        serve([shard], folder),
+        started(config_of(folder, validation_workers=2), folder) as router,
+        httpx.AsyncClient(base_url=await router.url(), timeout=30) as client,
+    ):
+        yield Serving(router, shard, client)
+        router.process.send_signal(signal.SIGTERM)
+        code, log = await router.ended()
+        assert code == ExitCode.OK
+        assert not [line for line in log if "exception" in line or line["level"] == "error"]
+        assert len([line for line in log if line["level"] == "warning"]) < 40
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+@in_loop
+async def test_no_template_stops_the_router(tmp_path: Path, chat: bool) -> None:
+    async with serving(tmp_path) as world:
+        for name, text in TEMPLATES.items():
+            world.shard.texts[f"files of {name}"] = {"chat_template.jinja": text.encode()}
+        assert (await world.ask(chat=True)).status_code == 200
+        before = largest = world.used()
+        attacks: list[tuple[str, asyncio.Task[Any]]] = [
+            (name, asyncio.create_task(world.ask(name, chat=chat)))
+            for name in TEMPLATES
+            for _ in range(3)
+        ]
+        while not all(task.done() for _, task in attacks):
+            # Others are served all the while.
+            answers = await asyncio.gather(world.ask(), world.ask(chat=True), world.health())
+            assert [answers[0].status_code, answers[1].status_code, answers[2]] == [200] * 3
+            largest = max(largest, world.used())
+            await asyncio.sleep(0.02)
+        assert largest - before < MAX_GROWN
+        for name, task in attacks:
+            answer = task.result()
+            if not chat:
+                assert answer.status_code == 200, name
+                continue
+            assert answer.status_code == 422, (name, answer.text)
+            assert answer.json()["error_type"] == "template_error"
+            assert f"the chat template of adapter local:{name}" in answer.json()["error"]
+        # The adapters themselves still serve.
+        assert (await world.ask("folded")).status_code == 200
