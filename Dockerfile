@@ -50,7 +50,8 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/health', timeout=4)"]
 # Children are ended in good order on this signal; give them --grace-period seconds.
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["lorax-launcher"]
+# Out of a container's own loopback nothing comes: which ports are published decides who gets in.
+ENTRYPOINT ["lorax-launcher", "--hostname", "0.0.0.0"]
 CMD ["--port", "3000", "--json-output", "--adapter-local-root", "/adapters"]
 
 FROM runtime AS cpu

@@ -117,10 +117,15 @@ def find_program(name: str) -> str:
 
 def first_taken_port(plan: LaunchPlan) -> str | None:
     """Say which port of the router is taken, before the model is loaded for nothing."""
-    ports = [("--port", plan.router.port), ("--grpc-port", plan.router.grpc_port)]
-    for flag, port in ports:
-        if port and is_taken(plan.router.hostname, port):
-            return f"{flag} {port} is in use on {plan.router.hostname}."
+    router = plan.router
+    ports = (
+        ("--port", router.hostname, router.port),
+        ("--grpc-port", router.hostname, router.grpc_port),
+        ("--admin-port", "127.0.0.1", router.admin_port),
+    )
+    for flag, host, port in ports:
+        if port and is_taken(host, port):
+            return f"{flag} {port} is in use on {host}."
     return None
 
 

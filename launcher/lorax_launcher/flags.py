@@ -191,9 +191,15 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
     ],
     "Network": [
         _option("--hostname", type=str, env=None, default=None, show_default=_DEFAULTS.hostname,
-                help="Address to listen on; the variable HOSTNAME counts only if it is an IP "
-                "address."),
+                help="Address to listen on; 0.0.0.0 lets other machines in. The variable HOSTNAME "
+                "counts only if it is an IP address."),
         _option("-p", "--port", type=_PORT, help="Port of the HTTP server; 0: any free one."),
+        _option("--admin-uds-path", type=click.Path(),
+                help="Unix socket on which adapters are managed, for this user alone (default: in "
+                "a private folder of the run; the ready line names it)."),
+        _option("--admin-port", type=_PORT,
+                help="Port of 127.0.0.1 on which adapters are managed, for everybody on this "
+                "machine, but no browser or proxy (default: not served)."),
         _option("--grpc-port", type=_PORT,
                 help="Port of gRPC health and reflection (default: not served)."),
         _option("--max-connections", type=_COUNT,
@@ -223,7 +229,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "prepared."),
         _option("--grace-period", "grace_period_s", type=click.FloatRange(min=0.0),
                 help="Seconds that running requests get to finish after SIGTERM."),
-        _option("--cors-allow-origin", multiple=True, help="Origin that browsers may call from."),
+        _option("--cors-allow-origin", multiple=True, help="Origin whose pages in a browser may call; `*` is any (default: none)."),
         _option("--cors-allow-header", multiple=True, help="Header that browsers may send."),
         _option("--cors-allow-method", multiple=True, help="Method that browsers may use."),
         _option("--cors-expose-header", multiple=True, help="Header that browsers may read."),

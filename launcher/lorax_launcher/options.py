@@ -73,8 +73,10 @@ class LauncherOptions:
     max_body_bytes: int = 2 * 1024 * 1024
     validation_workers: int = 2
 
-    hostname: str = "0.0.0.0"
+    hostname: str = "127.0.0.1"
     port: int = 3000
+    admin_uds_path: str | None = None
+    admin_port: int | None = None
     grpc_port: int | None = None
     max_connections: int = 4096
     client_timeout_s: float = 30.0

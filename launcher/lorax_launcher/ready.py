@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
+from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 _EVERYWHERE = {"0.0.0.0": "localhost", "::": "[::1]"}
 
 
-def ready_lines(url: str, model_id: str) -> list[str]:
-    """Return the ready line and a curl line that asks the model a question."""
+def ready_lines(
+    url: str, model_id: str, *, origins: Sequence[str] = (), admin: Sequence[str] = ()
+) -> list[str]:
+    """Return the ready line: who may call, where it is managed, and a question to copy.
+
+    ``origins`` are those whose pages may call, ``admin`` the addresses of the management.
+    """
+    callers = f"{_callers(url)}, {_pages(origins)}"
     url = reachable(url)
     body = {
         "inputs": "What is the capital of France?",
@@ -20,7 +28,33 @@ def ready_lines(url: str, model_id: str) -> list[str]:
         f"curl {shlex.quote(url + '/generate')} -H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body))}"
     )
-    return [f"Ready: {model_id} answers on {url}", curl]
+    managed = [f"Adapters are managed {_how(address)}" for address in admin]
+    return [f"Ready: {model_id} answers on {url} ({callers})", *managed, curl]
+
+
+def _callers(url: str) -> str:
+    """Say who can reach an address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"all who reach {host}"
+    if address.is_loopback:
+        return "this machine only"
+    return "all machines that reach it" if address.is_unspecified else f"all who reach {host}"
+
+
+def _pages(origins: Sequence[str]) -> str:
+    if not origins:
+        return "no pages of other origins"
+    return "pages of any origin" if "*" in origins else f"pages of {', '.join(origins)}"
+
+
+def _how(address: str) -> str:
+    if address.startswith("unix:"):
+        path = shlex.quote(address.removeprefix("unix:"))
+        return f"with curl --unix-socket {path} http://localhost/v1/adapters"
+    return f"on {address}/v1/adapters, from this machine only"
 
 
 def reachable(url: str) -> str:

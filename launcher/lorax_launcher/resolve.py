@@ -94,6 +94,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     """
     _check_source(options)
     _check_adapters(options)
+    _check_network(options)
     device = _device(options, facts)
     ranks = choose_ranks(options, facts, device, run_dir)
     uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(ranks.count)]
@@ -101,7 +102,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shards = tuple(
             _shard(options, facts, device, uris, ranks, rank) for rank in range(ranks.count)
         )
-        router = _router(options, uris[0])
+        router = _router(options, uris[0], run_dir)
     except ConfigError as error:
         raise UsageError(in_flags(f"{error}.")) from error
     return LaunchPlan(
@@ -112,7 +113,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shard_environments=ranks.environments,
         withheld_from_router=() if _has_own_hub_adapters(options) else TOKEN_VARIABLES,
         notes=(*_notes(device, facts), *ranks.notes),
-        warnings=(*_effectless(options), *_unequal_pools(options)),
+        warnings=(*_effectless(options), *_unequal_pools(options), *_useless_cors(options)),
         start_timeout_s=options.start_timeout_s,
     )
 
@@ -152,6 +153,29 @@ def _check_adapters(options: LauncherOptions) -> None:
         )
 
 
+def _check_network(options: LauncherOptions) -> None:
+    ports = [options.port, options.grpc_port, options.admin_port]
+    given = [port for port in ports if port]
+    if len(set(given)) < len(given):
+        raise UsageError("--port, --grpc-port and --admin-port must differ from each other.")
+    if options.cors_allow_credentials and "*" in options.cors_allow_origin:
+        raise UsageError(
+            "--cors-allow-credentials cannot be had with --cors-allow-origin *: any page could act "
+            "for whoever looks at it; name the origins."
+        )
+
+
+def _useless_cors(options: LauncherOptions) -> list[str]:
+    """Name the options of CORS that do nothing as no origin may call."""
+    if options.cors_allow_origin:
+        return []
+    names = ("cors_allow_header", "cors_allow_method", "cors_expose_header")
+    given = [name for name in (*names, "cors_allow_credentials") if getattr(options, name)]
+    return [
+        f"--{name.replace('_', '-')} has no effect without --cors-allow-origin" for name in given
+    ]
+
+
 def _local_roots(options: LauncherOptions) -> list[str]:
     """Return the folders below which local adapters may lie; those named as paths here may."""
     named: list[str] = []
@@ -177,11 +201,20 @@ def _device(options: LauncherOptions, facts: DeviceFacts) -> Device:
     return "cuda"
 
 
+def _admin_path(options: LauncherOptions, run_dir: str) -> str:
+    path = str(Path(options.admin_uds_path or f"{run_dir}/admin").absolute())
+    return _short_enough(path, "--admin-uds-path")
+
+
 def _socket_path(options: LauncherOptions, run_dir: str, rank: int) -> str:
     path = f"{options.shard_uds_path or f'{run_dir}/shard'}-{rank}"
+    return _short_enough(path, "--shard-uds-path")
+
+
+def _short_enough(path: str, flag: str) -> str:
     if len(path.encode()) > MAX_SOCKET_PATH:
         raise UsageError(
-            f"--shard-uds-path: the socket {path} has a longer path than the {MAX_SOCKET_PATH} "
+            f"{flag}: the socket {path} has a longer path than the {MAX_SOCKET_PATH} "
             "bytes the system allows; choose a shorter one."
         )
     return path
@@ -265,7 +298,7 @@ def _shard(
     )
 
 
-def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
+def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterConfig:
     most = options.max_batch_total_tokens
     if most is not None and options.max_total_tokens is not None:
         _at_most("--max-total-tokens", options.max_total_tokens, "--max-batch-total-tokens", most)
@@ -279,6 +312,8 @@ def _router(options: LauncherOptions, shard_uri: str) -> RouterConfig:
         shard_wait_s=options.start_timeout_s,
         hostname=options.hostname,
         port=options.port,
+        admin_uds=_admin_path(options, run_dir),
+        admin_port=options.admin_port,
         grpc_port=options.grpc_port,
         max_concurrent_requests=options.max_concurrent_requests,
         max_best_of=options.max_best_of,

@@ -119,7 +119,9 @@ class Supervisor:
         self._is_ready = True
         router = self._plan.router
         url = str(facts.get("url") or f"http://{router.hostname}:{router.port}")
-        self._console.say(ready_lines(url, model.model_id), event="ready", url=url)
+        admin = [str(address) for address in facts.get("admin") or ()]
+        lines = ready_lines(url, model.model_id, origins=router.cors_allow_origin, admin=admin)
+        self._console.say(lines, event="ready", url=url, admin=admin)
         await self._or_stop(asyncio.Event().wait())
 
     async def _serve(self, plan: LaunchPlan, model_id: str) -> dict[str, Any]:

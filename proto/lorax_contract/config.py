@@ -161,8 +161,11 @@ class RouterConfig(ProcessConfig):
     shard_uri: str
     # Seconds to wait for a shard that still loads its model; 0: it must answer at once.
     shard_wait_s: float = 0.0
-    hostname: str = "0.0.0.0"
+    hostname: str = "127.0.0.1"
     port: int = 3000
+    # Where adapters are managed: a unix socket, and a port of the loopback; None: not there.
+    admin_uds: str | None = None
+    admin_port: int | None = None
     # gRPC health and reflection; None: no gRPC listener. 0: any free port.
     grpc_port: int | None = None
     max_concurrent_requests: int = 1024

@@ -5,6 +5,7 @@
     │   ├── BadRequestError         not JSON, wrong content type, too large, slow
     │   ├── ValidationError         a value out of bounds, or one that can never fit
     │   ├── TemplateError           the chat template is missing or failed
+    │   ├── ForbiddenError          not for this caller, or not from there
     │   └── AdapterNotLoadedError   an adapter that is to be managed is not known
     ├── CapacityError           the server cannot take it now
     │   ├── OverloadedError         no permit left
@@ -96,6 +97,12 @@ class TemplateError(RequestError):
     """The chat template is missing or could not be rendered."""
 
     kind = ErrorKind(422, "INVALID_ARGUMENT", "template_error", "Template error")
+
+
+class ForbiddenError(RequestError):
+    """It is not for this caller, or not from where the call comes."""
+
+    kind = ErrorKind(403, "PERMISSION_DENIED", "forbidden")
 
 
 class AdapterNotLoadedError(RequestError):

@@ -7,9 +7,7 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
-import socket
 import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -22,8 +20,7 @@ from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError,
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
 from lorax_router.grpc_api.server import GrpcServer
-from lorax_router.http_api.connection import ConnectionLimits
-from lorax_router.http_api.server import HttpServer, url_of
+from lorax_router.listening import HttpServers, Listeners, open_listeners, port_error
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
@@ -31,8 +28,6 @@ from lorax_router.startup import (
     Parts,
     assemble,
     load_language,
-    open_port,
-    port_error,
     preload,
     size,
 )
@@ -45,8 +40,6 @@ Result = TypeVar("Result")
 _GRPC_GRACE_S = 1.0
 # Seconds between two tries to reach a shard that still loads its model.
 _SHARD_RETRY_S = 0.1
-# Open files that are no connections of clients.
-_OWN_FILES = 64
 
 
 class Stopped(Exception):
@@ -111,10 +104,10 @@ def run(config_text: str | bytes) -> ExitCode:
     try:
         # Engine loop, HTTP and gRPC share the one event loop.
         with (
-            open_port(config.hostname, config.port) as listener,
+            open_listeners(config) as listeners,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            return runner.run(serve(config, listener))
+            return runner.run(serve(config, listeners))
     except StartupError as error:
         return _explained(error)
     except Stopped:
@@ -132,7 +125,7 @@ def leave(exit_code: ExitCode) -> None:
     os._exit(int(exit_code))
 
 
-async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
+async def serve(config: RouterConfig, listeners: Listeners) -> ExitCode:
     """Start all parts, serve until there is a reason to stop, then drain."""
     stopper = StopSignal()
     stopper.watch_signals()
@@ -142,7 +135,7 @@ async def serve(config: RouterConfig, listener: socket.socket) -> ExitCode:
         info, budgets = await stopper.unless_stopped(size(config, shards))
         parts = assemble(config, shards, language, info, budgets)
         try:
-            await _serve_parts(config, listener, parts, stopper)
+            await _serve_parts(config, listeners, parts, stopper)
         except Stopped:
             # Not by a signal, but because the shards failed meanwhile.
             if stopper.exit_code is not ExitCode.OK:
@@ -183,14 +176,14 @@ async def _wait_for_shard(uri: str, seconds: float) -> None:
 
 
 async def _serve_parts(
-    config: RouterConfig, listener: socket.socket, parts: Parts, stopper: StopSignal
+    config: RouterConfig, listeners: Listeners, parts: Parts, stopper: StopSignal
 ) -> None:
     engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
     parts.renderers.start()
     try:
         # Nobody can ask before all that was to be there is there.
         await stopper.unless_stopped(preload(parts))
-        await _serve_clients(config, listener, parts, stopper, engine)
+        await _serve_clients(config, listeners, parts, stopper, engine)
     finally:
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
@@ -198,20 +191,19 @@ async def _serve_parts(
 
 async def _serve_clients(
     config: RouterConfig,
-    listener: socket.socket,
+    listeners: Listeners,
     parts: Parts,
     stopper: StopSignal,
     engine: asyncio.Future[None],
 ) -> None:
     grpc_server = await _start_grpc(config, parts)
-    _listen(config, listener)
-    http = HttpServer(parts.app, listener, _connection_limits(config))
+    http = HttpServers(config, parts, listeners)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(http.run())
         following = group.create_task(grpc_server.follow_health()) if grpc_server else None
         await http.wait_started()
         _spare_collector()
-        _say_ready(config, listener)
+        _say_ready(config, listeners)
         await stopper.wait()
         await _drain(config, parts)
         # What still runs ends with an error now, which its response then tells.
@@ -249,24 +241,6 @@ async def _start_grpc(config: RouterConfig, parts: Parts) -> GrpcServer | None:
     return server
 
 
-def _listen(config: RouterConfig, listener: socket.socket) -> None:
-    try:
-        listener.listen(2048)
-    except OSError as error:
-        raise port_error(config.hostname, config.port, error) from error
-
-
-def _connection_limits(config: RouterConfig) -> ConnectionLimits:
-    """What clients may cost; each connection is an open file, of which the system grants so many."""
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    most = config.max_connections
-    if most_files != resource.RLIM_INFINITY and most > (granted := max(1, most_files - _OWN_FILES)):
-        logger.warning("at most %d connections: the system grants %d files", granted, most_files)
-        most = granted
-    return ConnectionLimits(max_connections=most, client_timeout_s=config.client_timeout_s)
-
-
 def _spare_collector() -> None:
     """Take all that the start made out of the garbage collector's sight.
 
@@ -277,11 +251,11 @@ def _spare_collector() -> None:
     gc.freeze()
 
 
-def _say_ready(config: RouterConfig, listener: socket.socket) -> None:
-    url = url_of(listener)
-    fields = {"event": "ready", "url": url, "model_id": config.model_id}
+def _say_ready(config: RouterConfig, listeners: Listeners) -> None:
+    url, admin = listeners.url, listeners.admin_addresses()
+    fields = {"event": "ready", "url": url, "admin": admin, "model_id": config.model_id}
     logger.info("ready on %s", url, extra={"fields": fields})
-    announce_ready(config.ready_fd, {"url": url, "pid": os.getpid()})
+    announce_ready(config.ready_fd, {"url": url, "admin": admin, "pid": os.getpid()})
 
 
 async def _drain(config: RouterConfig, parts: Parts) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -101,6 +99,7 @@ class Parts:
     """A router that is ready to serve."""
 
     app: FastAPI
+    admin_app: FastAPI
     engine: EngineLoop
     service: InferenceService
     tokenizer: TokenizerPool
@@ -113,24 +112,6 @@ class Parts:
         """End the threads and processes of prompts."""
         self.tokenizer.close()
         await self.renderers.close()
-
-
-def open_port(hostname: str, port: int) -> socket.socket:
-    """Bind the HTTP port before anything expensive; StartupError says when it is taken."""
-    from lorax_router.http_api.server import bind
-
-    try:
-        return bind(hostname, port)
-    except OSError as error:
-        raise port_error(hostname, port, error) from error
-
-
-def port_error(hostname: str, port: int, error: OSError) -> StartupError:
-    """The words for an address that cannot be had."""
-    taken = error.errno in (errno.EADDRINUSE, None)
-    why = "another program listens there" if taken else str(error)
-    code = ExitCode.PORT_IN_USE if taken else ExitCode.BAD_CONFIG
-    return StartupError(f"cannot listen on {hostname}:{port}: {why}", code)
 
 
 async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Budgets]:
@@ -261,14 +242,23 @@ def assemble(
 ) -> Parts:
     """Put all parts together, the HTTP application in front."""
     # Here, so that the service can be used where no HTTP packages are installed.
-    from lorax_router.http_api.app import Cors, build_app
+    from lorax_router.http_api.adapter_routes import AdapterRoutes
+    from lorax_router.http_api.app import Cors, build_admin_app, build_app
 
     parts = assemble_service(config, shards, language, info, budgets)
+    adapters = AdapterRoutes(
+        parts.service,
+        parts.adapters,
+        parts.selections,
+        parts.metrics,
+        max_body_bytes=config.max_body_bytes,
+    )
+    facts = server_info(config, info, budgets)
     app = build_app(
         service=parts.service,
         tokenizer=parts.tokenizer,
         metrics=parts.metrics,
-        info=server_info(config, info, budgets),
+        info=facts,
         max_body_bytes=config.max_body_bytes,
         max_input_chars=parts.max_input_chars,
         cors=Cors(
@@ -278,11 +268,12 @@ def assemble(
             exposed_headers=config.cors_expose_header,
             credentials=config.cors_allow_credentials,
         ),
-        adapters=parts.adapters,
-        selections=parts.selections,
+        adapters=adapters,
     )
+    admin_app = build_admin_app(adapters, facts.version)
     return Parts(
-        app, parts.engine, parts.service, parts.tokenizer, parts.renderers, parts.adapters,
+        app, admin_app, parts.engine, parts.service, parts.tokenizer, parts.renderers,
+        parts.adapters,
         _preloads(config, parts.selections),
     )  # fmt: skip
 

@@ -111,6 +111,7 @@ def test_every_package_of_the_project_is_copied() -> None:
     [
         ("USER 10001\n", "", "cpu runs as root"),
         ("EXPOSE 3000", "EXPOSE 8080", "cpu exposes 8080"),
+        (', "--hostname", "0.0.0.0"', "", "cpu listens inside the container only"),
         (":3000/health", ":3000/ready", "asks no /health"),
         ("AS cuda\n", "AS gpu\n", "there is no target cuda"),
         ("COPY router router", "COPY routers router", "COPY routers, which does not exist"),

@@ -110,7 +110,7 @@ def test_an_adapter_replaced_in_use_answers_old_requests_as_old_and_new_ones_as_
         for name in FILES:
             (new / name).replace(served / name)
         before = time.perf_counter()
-        server.post("/v1/adapters/reload", named)
+        server.manage("reload", named)
         after = time.perf_counter()
         callers.wait_for(2 * NUM_CALLERS, since=after)
         callers.finish()
@@ -139,11 +139,11 @@ def test_an_adapter_unloaded_in_use_finishes_its_requests_then_is_gone(
         callers = Callers(server, body)
         callers.wait_for(NUM_CALLERS)
         for _ in range(5):
-            freed = server.post("/v1/adapters/unload", named)
+            freed = server.manage("unload", named)
             assert freed["state"] == "unloaded"
             callers.wait_for(NUM_CALLERS, since=time.perf_counter())
         callers.finish()
-        server.post("/v1/adapters/unload", named)
+        server.manage("unload", named)
         assert json.loads(server.get("/v1/adapters"))["adapters"] == []
         assert list((store / "entries").iterdir()) == []
         info = server.get("/metrics")

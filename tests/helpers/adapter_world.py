@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp
 from tests.helpers.http_app import until, word_tokenizer
 
 from lorax_contract.adapters import AdapterPart, AdapterQuery, AdapterRef, FetchedAdapter
@@ -68,6 +69,7 @@ class AdapterWorld:
     shard: FakeShard
     sources: Sources
     client: httpx.AsyncClient
+    admin: httpx.AsyncClient
 
     @property
     def catalog(self) -> AdapterCatalog:
@@ -116,8 +118,9 @@ class AdapterWorld:
         await until(lambda: handle not in self.table and handle not in self.catalog.by_handle)
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
+        """Manage an adapter, as the operator does."""
         body = {"adapter_source": "local", **body}
-        return await self.client.post(f"/v1/adapters/{path}", json=body)
+        return await self.admin.post(f"/v1/adapters/{path}", json=body)
 
     async def list(self) -> dict[str, dict[str, Any]]:
         """The list over HTTP, by id."""
@@ -130,6 +133,12 @@ class AdapterWorld:
         lines = (await self.client.get("/metrics")).text.splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
+
+
+def client_of(app: ASGIApp) -> httpx.AsyncClient:
+    """A client that calls an application directly, without a socket."""
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 @contextlib.asynccontextmanager
@@ -147,10 +156,9 @@ async def adapter_world(
     info, budgets = await size(settings, shard)
     parts = assemble(settings, shard, language, info, budgets)
     running = asyncio.create_task(parts.engine.run())
-    transport = httpx.ASGITransport(app=parts.app, raise_app_exceptions=False)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
-            yield AdapterWorld(parts, shard, sources, client)
+        async with client_of(parts.app) as client, client_of(parts.admin_app) as admin:
+            yield AdapterWorld(parts, shard, sources, client, admin)
         parts.engine._scheduler.check()
         assert all(entry.num_leases == 0 for entry in parts.adapters._catalog.by_handle.values())
         assert all(record.is_idle for record in parts.engine.adapter_records())

@@ -133,9 +133,13 @@ def target_problems(target: str, instructions: list[Instruction]) -> Iterator[st
         place = variables.get(name, "")
         if not any(place.startswith(f"{volume}/") for volume in volumes):
             yield f"{target} keeps {name} in no volume"
-    if json.loads(last.get("ENTRYPOINT", "[]")) != ["lorax-launcher"]:
+    program, *always = json.loads(last.get("ENTRYPOINT", '[""]'))
+    if program != "lorax-launcher":
         yield f"{target} does not start the launcher"
-    arguments = json.loads(last.get("CMD", "[]"))
+    # CMD is what a chart or a compose file replaces.
+    if ("--hostname", "0.0.0.0") not in itertools.pairwise(always):
+        yield f"{target} listens inside the container only"
+    arguments = [*always, *json.loads(last.get("CMD", "[]"))]
     yield from (f"{target}: {words}" for words in command_problems(arguments))
     roots = [after for flag, after in itertools.pairwise(arguments) if flag.endswith("-root")]
     yield from (f"{target}: {each} is no volume" for each in roots if each not in volumes)

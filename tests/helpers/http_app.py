@@ -16,7 +16,8 @@ from tests.helpers.scripted_engine import ScriptedEngine
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lorax_router.http_api.app import Cors, build_app
-from lorax_router.http_api.server import HttpServer, bind, url_of
+from lorax_router.http_api.listeners import bind, url_of
+from lorax_router.http_api.server import HttpServer
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import RequestLimits

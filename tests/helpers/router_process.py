@@ -27,10 +27,14 @@ class RouterProcess:
         assert process.stdout is not None
         self._output = asyncio.ensure_future(process.stdout.read())
 
-    async def url(self) -> str:
-        """Where it serves, as it announces it; empty when it ended before."""
+    async def ready(self) -> dict[str, Any]:
+        """What it announces when it is ready; empty when it ended before."""
         line = await self._ready.readline()
-        return str(json.loads(line)["url"]) if line else ""
+        return json.loads(line) if line else {}
+
+    async def url(self) -> str:
+        """Where it serves."""
+        return str((await self.ready()).get("url", ""))
 
     async def ended(self) -> tuple[int, list[dict[str, Any]]]:
         """Its exit code and its log."""

@@ -41,7 +41,9 @@ class Server:
         ready_timeout_s: float = 300.0,
     ) -> None:
         self.port = free_port()
+        self.admin_port = free_port()
         bind = ["--hostname", "127.0.0.1", "--port", str(self.port)]
+        bind += ["--admin-port", str(self.admin_port)]
         launcher = [str(Path(sys.executable).parent / "lorax-launcher"), *bind, *options]
         self._command = command(self.port) if command else launcher
         self._cwd, self._env = cwd, env
@@ -103,13 +105,21 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any], timeout_s: float = 300.0) -> Any:
         """POST JSON and return the decoded answer; HTTP errors raise urllib's HTTPError."""
+        return self._post(self.url + path, body, timeout_s)
+
+    def _post(self, url: str, body: dict[str, Any], timeout_s: float) -> Any:
         request = urllib.request.Request(
-            self.url + path,
+            url,
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return json.loads(response.read())
+
+    def manage(self, verb: str, body: dict[str, Any], timeout_s: float = 300.0) -> Any:
+        """Load, unload, pin, unpin or reload an adapter, as the operator does."""
+        url = f"http://127.0.0.1:{self.admin_port}/v1/adapters/{verb}"
+        return self._post(url, body, timeout_s)
 
     def get(self, path: str, timeout_s: float = 30.0) -> str:
         """GET and return the body as text."""

@@ -16,7 +16,8 @@ from tests.helpers.http_app import events, until, word_tokenizer
 from lorax_contract.config import RouterConfig
 from lorax_contract.errors import ShardUnavailableError
 from lorax_contract.step import RequestId, RequestSpec, SamplingParams, StoppingParams
-from lorax_router.http_api.server import HttpServer, bind, url_of
+from lorax_router.http_api.listeners import bind, url_of
+from lorax_router.http_api.server import HttpServer
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.startup import Language, assemble, size

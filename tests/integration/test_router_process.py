@@ -90,6 +90,39 @@ def test_what_outlasts_the_grace_period_is_ended_in_words(tmp_path):
     play(scene())
 
 
+@pytest.mark.parametrize("listener", ["unix", "port"])
+def test_adapters_are_managed_apart_from_clients(tmp_path, listener):
+    async def scene() -> None:
+        config = config_of(tmp_path, admin_uds=str(tmp_path / "admin"), admin_port=0)
+        async with serve([fake_shard()], tmp_path), started(config, tmp_path) as router:
+            ready = await router.ready()
+            unix, port = ready["admin"]
+            assert unix == f"unix:{tmp_path}/admin"
+            transport = None if listener == "port" else httpx.AsyncHTTPTransport(uds=unix[5:])
+            base = port if listener == "port" else "http://localhost"
+            async with (
+                httpx.AsyncClient(base_url=ready["url"]) as client,
+                httpx.AsyncClient(base_url=base, transport=transport) as admin,
+            ):
+                assert (await client.post("/v1/adapters/load", json={})).status_code == 403
+                for path in ("/generate", "/info"):
+                    assert (await admin.get(path)).status_code == 404
+                assert (await admin.get("/v1/adapters")).status_code == 200
+                answer = await admin.post("/v1/adapters/load", json={})
+                assert answer.status_code == 422
+                form = await admin.post("/v1/adapters/load", data={"adapter_id": "a"})
+                assert form.status_code == 415
+                page = {"origin": "https://page.example"}
+                asked = await admin.post("/v1/adapters/load", json={}, headers=page)
+                assert asked.status_code == 403
+            router.process.send_signal(signal.SIGTERM)
+            code, _ = await router.ended()
+            assert code == ExitCode.OK
+            assert not (tmp_path / "admin").exists()
+
+    play(scene())
+
+
 def test_clients_that_never_read_keep_no_place_and_do_not_hold_up_the_end(tmp_path):
     async def scene() -> None:
         config = config_of(tmp_path, max_concurrent_requests=4)
@@ -237,7 +270,7 @@ def test_it_waits_for_a_shard_that_still_loads(tmp_path):
     play(scene())
 
 
-@pytest.mark.parametrize("name", ["port", "grpc_port"])
+@pytest.mark.parametrize("name", ["port", "grpc_port", "admin_port"])
 def test_a_port_in_use_is_said_in_words(tmp_path, name):
     async def scene() -> None:
         with socket.socket() as taken:

@@ -1,4 +1,7 @@
-"""The routes that manage adapters."""
+"""The routes of adapters: what is known is told to clients, managing is for the server's operator.
+
+Managing has routes on a listener of its own. Where clients ask, it is refused with where to go.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import ValidationError
+from lorax_contract.errors import ForbiddenError, ValidationError
 from lorax_router.http_api.bodies import AdapterBody, bearer_token, parse_body, read_body
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.responses import json_response
@@ -31,6 +35,7 @@ _NOT_LOADED: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "The adapter is not loaded"}
 }
 Handler = Callable[[AdapterSelection, AdapterBody], Awaitable[dict[str, Any]]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class AdapterRoutes:
@@ -51,27 +56,17 @@ class AdapterRoutes:
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
-    def router(self) -> APIRouter:
-        """The routes with their documentation."""
-        router = APIRouter(tags=["adapters"], prefix="/v1/adapters")
-        router.get(
-            "",
-            summary="All known adapters with their state and what they take in each tier",
-            operation_id="list_adapters",
-            responses={200: {"model": AdapterList}, 424: ERRORS[424]},
-        )(self.list)
-        for verb, summary, answer, handler in (
-            (
-                "load",
-                "Have an adapter ready, and keep it if `pin` is set",
-                AdapterAnswer,
-                self.load,
-            ),
-            ("unload", "Free an adapter once its requests are done", UnloadAnswer, self.unload),
-            ("pin", "Keep an adapter ready", AdapterAnswer, self.pin),
-            ("unpin", "Let an adapter be evicted again", AdapterAnswer, self.unpin),
-            ("reload", "Ask an adapter's source anew", ReloadAnswer, self.reload),
-        ):
+    def client_router(self) -> APIRouter:
+        """The routes where clients ask, with their documentation."""
+        router = self._list_router()
+        for verb, *_ in self._verbs():
+            router.post(f"/{verb}", include_in_schema=False)(self.elsewhere)
+        return router
+
+    def admin_router(self) -> APIRouter:
+        """The routes of the operator's listener, with their documentation."""
+        router = self._list_router()
+        for verb, summary, answer, handler in self._verbs():
             not_loaded = {} if verb == "load" else _NOT_LOADED
             router.post(
                 f"/{verb}",
@@ -81,6 +76,34 @@ class AdapterRoutes:
                 openapi_extra=json_body(AdapterBody),
             )(handler)
         return router
+
+    def _list_router(self) -> APIRouter:
+        router = APIRouter(tags=["adapters"], prefix="/v1/adapters")
+        router.get(
+            "",
+            summary="All known adapters with their state and what they take in each tier",
+            operation_id="list_adapters",
+            responses={200: {"model": AdapterList}, 424: ERRORS[424]},
+        )(self.list)
+        return router
+
+    def _verbs(self) -> tuple[tuple[str, str, type[BaseModel], Endpoint], ...]:
+        load = "Have an adapter ready, and keep it if `pin` is set"
+        unload = "Free an adapter once its requests are done"
+        return (
+            ("load", load, AdapterAnswer, self.load),
+            ("unload", unload, UnloadAnswer, self.unload),
+            ("pin", "Keep an adapter ready", AdapterAnswer, self.pin),
+            ("unpin", "Let an adapter be evicted again", AdapterAnswer, self.unpin),
+            ("reload", "Ask an adapter's source anew", ReloadAnswer, self.reload),
+        )
+
+    async def elsewhere(self) -> Response:
+        """Say where adapters are managed."""
+        raise ForbiddenError(
+            "adapters are managed on a listener of their own: the unix socket that the server "
+            "names when it is ready, or --admin-port"
+        )
 
     async def list(self) -> Response:
         """Answer with all known adapters."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
+from lorax_router.http_api.bodies import (
+    AdapterBody,
+    CompatGenerateBody,
+    GenerateBody,
+    TokenizeBody,
+)
 from lorax_router.http_api.generate_routes import GenerateRoutes
 from lorax_router.http_api.openapi import add_body_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
@@ -20,8 +27,6 @@ from lorax_router.http_api.responses import (
     on_http_exception,
     on_lorax_error,
 )
-from lorax_router.service.adapters.management import AdapterManager
-from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics.recorder import Metrics
@@ -30,7 +35,10 @@ from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cors:
-    """Which pages of other origins may call; empty lists stand for LoRAX's defaults."""
+    """Which pages of other origins may call: none without ``origins``.
+
+    Empty lists of headers and methods stand for what LoRAX lets pass.
+    """
 
     origins: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
@@ -48,22 +56,13 @@ def build_app(
     max_body_bytes: int,
     max_input_chars: int,
     cors: Cors,
-    adapters: AdapterManager | None = None,
-    selections: SelectionPolicy | None = None,
+    adapters: AdapterRoutes | None = None,
 ) -> FastAPI:
-    """Return the application; it owns nothing of what it is given.
+    """Return the application for clients; it owns nothing of what it is given.
 
-    With ``adapters`` they can be managed, by names that ``selections`` lets pass.
+    With ``adapters`` it tells of them.
     """
-    app = FastAPI(
-        title="lorax-py",
-        description="Text generation with many LoRA adapters on one base model.",
-        version=info.version,
-        openapi_url="/api-doc/openapi.json",
-        docs_url="/docs",
-        redoc_url=None,
-        redirect_slashes=False,
-    )
+    app = _new_app("Text generation with many LoRA adapters on one base model.", info.version)
     generate = GenerateRoutes(
         service,
         metrics,
@@ -82,30 +81,49 @@ def build_app(
     app.include_router(generate.router())
     app.include_router(ops.router())
     if adapters is not None:
-        managed = AdapterRoutes(
-            service,
-            adapters,
-            selections or SelectionPolicy(),
-            metrics,
-            max_body_bytes=max_body_bytes,
+        app.include_router(adapters.client_router())
+    _complete(app, GenerateBody, CompatGenerateBody, TokenizeBody)
+    if cors.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors.origins,
+            allow_headers=cors.headers or ["content-type"],
+            allow_methods=cors.methods or ["GET", "POST"],
+            expose_headers=cors.exposed_headers,
+            allow_credentials=cors.credentials,
         )
-        app.include_router(managed.router())
+    return app
+
+
+def build_admin_app(adapters: AdapterRoutes, version: str) -> FastAPI:
+    """Return the application for the server's operator; ``AdminGuard`` goes in front of it."""
+    app = _new_app("Management of the adapters of this server.", version)
+    app.include_router(adapters.admin_router())
+    _complete(app, AdapterBody)
+    return app
+
+
+def _new_app(description: str, version: str) -> FastAPI:
+    return FastAPI(
+        title="lorax-py",
+        description=description,
+        version=version,
+        openapi_url="/api-doc/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+
+
+def _complete(app: FastAPI, *bodies: type[BaseModel]) -> None:
+    """Add what every application has around its routes."""
     app.add_exception_handler(LoraxError, on_lorax_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     _add_aliases(app)
     # The layer added last is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(ErrorBoundary)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=cors.origins or ["*"],
-        allow_headers=cors.headers or ["content-type"],
-        allow_methods=cors.methods or ["GET", "POST"],
-        expose_headers=cors.exposed_headers,
-        allow_credentials=cors.credentials,
-    )
-    add_body_schemas(app)
-    return app
+    add_body_schemas(app, bodies)
 
 
 def _add_aliases(app: FastAPI) -> None:

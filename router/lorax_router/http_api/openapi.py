@@ -12,12 +12,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from lorax_router.http_api.bodies import AdapterBody, CompatGenerateBody, GenerateBody, TokenizeBody
 from lorax_router.http_api.schemas import ErrorAnswer
 
 _REF = "#/components/schemas/{model}"
-
-BODIES: Sequence[type[BaseModel]] = (GenerateBody, CompatGenerateBody, TokenizeBody, AdapterBody)
 
 # Answers that every route with a body can give.
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -41,14 +38,14 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def add_body_schemas(app: FastAPI) -> None:
+def add_body_schemas(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
     """Make the document of ``app`` define the bodies that ``json_body`` names."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = build()
         _, shared = models_json_schema(
-            [(model, "validation") for model in BODIES], ref_template=_REF
+            [(model, "validation") for model in bodies], ref_template=_REF
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(shared["$defs"])

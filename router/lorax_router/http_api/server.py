@@ -1,4 +1,4 @@
-"""Runs the application on a socket that is already bound: uvicorn without its signals and logs."""
+"""Runs an application on a socket that is already bound: uvicorn without its signals and logs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 # that the application gets to notice that they are gone.
 FLUSH_S = 5.0
 _NOTICE_S = 2.0
-# What the system keeps for a client that does not read, in bytes.
-_SEND_BYTES = 256 << 10
 
 
 class HttpServer:
@@ -115,40 +113,3 @@ def _ending_quietly(app: ASGIApp) -> ASGIApp:
             logger.info("a request to %s was still being answered at the end", scope.get("path"))
 
     return quiet
-
-
-def bind(hostname: str, port: int) -> socket.socket:
-    """Return a TCP socket bound to an address, not yet listening; raises OSError."""
-    address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
-    family, kind, protocol, _, where = address
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _prepare(listener)
-        listener.bind(where)
-    except OSError:
-        listener.close()
-        raise
-    listener.set_inheritable(False)
-    return listener
-
-
-def _prepare(listener: socket.socket) -> None:
-    """Set what connections inherit from their listener.
-
-    The system notices clients that vanished, and keeps little for those that do not read: by
-    itself it would keep megabytes for each.
-    """
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        if (option := getattr(socket, name, None)) is not None:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def url_of(listener: socket.socket) -> str:
-    """The address of a bound socket as a URL."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -162,7 +162,7 @@ async def test_the_token_is_the_bearers_unless_the_body_has_one():
     async with adapter_world() as world:
         headers = {"authorization": "Bearer from-header"}
         for sent in ({}, {"api_token": "from-body"}):
-            await world.client.post(
+            await world.admin.post(
                 "/v1/adapters/load",
                 json={"adapter_id": f"a{len(sent)}", "adapter_source": "local", **sent},
                 headers=headers,
@@ -203,6 +203,20 @@ async def test_a_draining_server_manages_nothing():
         assert (await world.post("load", adapter_id="a")).status_code == 503
 
 
+@in_loop
+async def test_where_clients_ask_adapters_are_told_of_and_not_managed():
+    async with adapter_world() as world:
+        await world.post("load", adapter_id="a", pin=True)
+        for verb in ROUTES:
+            answer = await world.client.post(
+                f"/v1/adapters/{verb}", json={"adapter_id": "a", "adapter_source": "local"}
+            )
+            assert (answer.status_code, answer.json()["error_type"]) == (403, "forbidden")
+            assert "--admin-port" in answer.json()["error"]
+        listed = (await world.list())["a"]
+        assert (listed["state"], listed["pinned"]) == ("resident", True)
+
+
 def test_a_router_without_adapters_has_no_such_routes():
     async def scene():
         async with World().client() as client:
@@ -224,7 +238,9 @@ async def test_a_server_of_the_base_model_says_so():
 @in_loop
 async def test_the_document_describes_the_routes():
     async with adapter_world() as world:
-        document = (await world.client.get("/api-doc/openapi.json")).json()
+        document = (await world.admin.get("/api-doc/openapi.json")).json()
+        for_clients = (await world.client.get("/api-doc/openapi.json")).json()
+        assert {path for path in for_clients["paths"] if "adapters" in path} == {"/v1/adapters"}
         for verb in ROUTES:
             responses = document["paths"][f"/v1/adapters/{verb}"]["post"]["responses"]
             assert {"200", "422", "424"} <= responses.keys()

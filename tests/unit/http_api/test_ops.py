@@ -182,8 +182,20 @@ def test_the_document_is_found_under_both_names():
     assert get("/openapi.json").json() == get("/api-doc/openapi.json").json()
 
 
-def test_any_origin_may_call_by_default():
-    response = get("/health", origin="https://page.example")
+def test_no_page_of_another_origin_may_call_by_default():
+    async def run() -> tuple[httpx.Response, httpx.Response]:
+        asks = {"access-control-request-method": "POST", "origin": "https://page.example"}
+        async with World().client() as client:
+            plain = await client.get("/health", headers={"origin": asks["origin"]})
+            return plain, await client.options("/generate", headers=asks)
+
+    for response in asyncio.run(run()):
+        assert not any(name.startswith("access-control") for name in response.headers)
+
+
+def test_any_origin_may_call_if_that_is_asked_for():
+    world = World(cors=Cors(origins=["*"]))
+    response = get("/health", world, origin="https://page.example")
     assert response.headers["access-control-allow-origin"] == "*"
 
 

@@ -158,10 +158,37 @@ def test_the_level_holds_for_the_launchers_own_lines() -> None:
 
 def test_the_ready_line_and_its_request() -> None:
     ready, curl = ready_lines("http://0.0.0.0:3000", "org/name")
-    assert ready == "Ready: org/name answers on http://localhost:3000"
+    assert ready == (
+        "Ready: org/name answers on http://localhost:3000 "
+        "(all machines that reach it, no pages of other origins)"
+    )
     assert curl.startswith("curl http://localhost:3000/generate ")
     body = json.loads(curl.split("-d ")[1].strip("'"))
     assert body["parameters"]["apply_chat_template"] is True
+
+
+@pytest.mark.parametrize(
+    ("url", "origins", "words"),
+    [
+        ("http://127.0.0.1:3000", [], "(this machine only, no pages of other origins)"),
+        ("http://[::1]:3000", ["*"], "(this machine only, pages of any origin)"),
+        ("http://10.0.0.7:80", ["https://a.b"], "(all who reach 10.0.0.7, pages of https://a.b)"),
+    ],
+)
+def test_the_ready_line_says_who_may_call(url: str, origins: list[str], words: str) -> None:
+    assert ready_lines(url, "m", origins=origins)[0].endswith(words)
+
+
+def test_the_ready_line_says_where_adapters_are_managed() -> None:
+    _, unix, port, _ = ready_lines(
+        "http://127.0.0.1:1", "m", admin=["unix:/run/a b/admin", "http://127.0.0.1:3001"]
+    )
+    assert unix == (
+        "Adapters are managed with curl --unix-socket '/run/a b/admin' http://localhost/v1/adapters"
+    )
+    assert port == (
+        "Adapters are managed on http://127.0.0.1:3001/v1/adapters, from this machine only"
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,16 +90,19 @@ def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
     facts = DeviceFacts(num_cores=8, memory_bytes=2**34, threads_preset=True, cache_dir="/c")
     plan = resolve(DEFAULTS, facts, "/run/lorax")
     router = RouterConfig(model_id="", tokenizer_dir="", shard_uri=plan.router.shard_uri)
-    assert dataclasses.replace(plan.router, lifeline=False, shard_wait_s=0.0) == router
-    (told,) = plan.shards
+    # The launcher has a private folder for the socket; the router alone has none.
+    assert plan.router.admin_uds == "/run/lorax/admin"
+    told = dataclasses.replace(plan.router, lifeline=False, shard_wait_s=0.0, admin_uds=None)
+    assert told == router
+    (first,) = plan.shards
     shard = ShardConfig(
-        model_dir="", model_id="", shard_uris=told.shard_uris, adapter_store_dir="/c/adapters",
+        model_dir="", model_id="", shard_uris=first.shard_uris, adapter_store_dir="/c/adapters",
         lifeline=True,
     )  # fmt: skip
     differ = {
         field.name
         for field in dataclasses.fields(ShardConfig)
-        if getattr(told, field.name) != getattr(shard, field.name)
+        if getattr(first, field.name) != getattr(shard, field.name)
     }
     # In bytes here, in decimal gigabytes there; and the launcher waits less long.
     assert differ == {"adapter_store_bytes", "adapter_host_bytes", "start_timeout_s"}

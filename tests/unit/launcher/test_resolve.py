@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,12 +145,30 @@ def test_the_prepared_model_is_filled_in() -> None:
         ({"max_total_tokens": 100, "max_batch_total_tokens": 50}, "can never fit"),
         ({"max_total_tokens": 100, "max_input_length": 100}, "--max-input-length"),
         ({"max_batch_size": 0}, "--max-batch-size"),
-        ({"shard_uds_path": "/" + "x" * 120}, "longer path"),
+        ({"shard_uds_path": "/" + "x" * 120}, "--shard-uds-path: .* longer path"),
+        ({"admin_uds_path": "/" + "x" * 120}, "--admin-uds-path: .* longer path"),
+        ({"admin_port": 3000}, "must differ"),
+        ({"cors_allow_origin": ("*",), "cors_allow_credentials": True}, "any page could act"),
     ],
 )
 def test_impossible_options_are_refused_in_words(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan_of(**options)
+
+
+def test_strangers_are_let_in_only_where_that_is_asked_for() -> None:
+    router = plan_of().router
+    assert router.hostname == "127.0.0.1"
+    assert router.cors_allow_origin == []
+    assert (router.admin_uds, router.admin_port) == ("/run/lorax/admin", None)
+    assert plan_of(hostname="0.0.0.0").router.hostname == "0.0.0.0"
+    assert plan_of(admin_uds_path="here").router.admin_uds == str(Path("here").absolute())
+
+
+def test_cors_without_an_origin_gets_a_word() -> None:
+    (warning,) = plan_of(cors_allow_credentials=True).warnings
+    assert warning == "--cors-allow-credentials has no effect without --cors-allow-origin"
+    assert plan_of(cors_allow_credentials=True, cors_allow_origin=("https://a",)).warnings == ()
 
 
 @pytest.mark.parametrize("options", [{"num_shard": 1}, {"sharded": False}])

@@ -1,0 +1,91 @@
+"""The sockets that HTTP is served on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+
+# What the system keeps for a client that does not read, in bytes.
+_SEND_BYTES = 256 << 10
+# Nobody but the user who runs the server.
+_PRIVATE = 0o177
+
+
+def bind(hostname: str, port: int) -> socket.socket:
+    """Return a TCP socket bound to an address, not yet listening; raises OSError."""
+    address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
+    family, kind, protocol, _, where = address
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _prepare(listener)
+        listener.bind(where)
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(False)
+    return listener
+
+
+def _prepare(listener: socket.socket) -> None:
+    """Set what connections inherit from their listener.
+
+    The system notices clients that vanished, and keeps little for those that do not read: by
+    itself it would keep megabytes for each.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if (option := getattr(socket, name, None)) is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a bound socket as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def bind_unix(path: str) -> Iterator[socket.socket]:
+    """Bind a unix socket that this user alone can reach, and remove it at the end.
+
+    What a server that is gone left at ``path`` is replaced; raises OSError.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(_PRIVATE)
+    try:
+        _remove_stale(path)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+        listener.bind(path)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError(errno.EEXIST, "there is a file that is no socket")
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "somebody listens there")

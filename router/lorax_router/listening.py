@@ -1,0 +1,141 @@
+"""Where the router listens over HTTP: for clients, and apart from them for its operator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorax_contract.config import RouterConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_router.http_api.admin import AdminGuard
+from lorax_router.http_api.connection import ConnectionLimits
+from lorax_router.http_api.listeners import bind, bind_unix, url_of
+from lorax_router.http_api.server import HttpServer
+
+if TYPE_CHECKING:
+    from lorax_router.startup import Parts
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+# Connections that may wait to be accepted.
+_BACKLOG = 2048
+# Open files that are no connections of clients.
+_OWN_FILES = 64
+_MAX_ADMINS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Sockets that are bound and do not listen yet; None: there is none of that kind."""
+
+    clients: socket.socket
+    admin_unix: socket.socket | None = None
+    admin_port: socket.socket | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients find the server."""
+        return url_of(self.clients)
+
+    def admin_addresses(self) -> list[str]:
+        """Where the server is managed: ``unix:`` and a path, or a URL."""
+        found = []
+        if self.admin_unix is not None:
+            found.append(f"unix:{self.admin_unix.getsockname()}")
+        if self.admin_port is not None:
+            found.append(url_of(self.admin_port))
+        return found
+
+
+@contextlib.contextmanager
+def open_listeners(config: RouterConfig) -> Iterator[Listeners]:
+    """Bind all sockets before anything expensive; StartupError says which cannot be had."""
+    with contextlib.ExitStack() as stack:
+        clients = stack.enter_context(_bound(config.hostname, config.port))
+        admin_unix = admin_port = None
+        if config.admin_uds is not None:
+            try:
+                admin_unix = stack.enter_context(bind_unix(config.admin_uds))
+            except OSError as error:
+                raise _cannot_listen(config.admin_uds, error) from error
+        if config.admin_port is not None:
+            admin_port = stack.enter_context(_bound(LOOPBACK, config.admin_port))
+        yield Listeners(clients, admin_unix, admin_port)
+
+
+def port_error(hostname: str, port: int, error: OSError) -> StartupError:
+    """The words for an address that cannot be had."""
+    return _cannot_listen(f"{hostname}:{port}", error)
+
+
+class HttpServers:
+    """The servers on all listeners, which start and end together."""
+
+    def __init__(self, config: RouterConfig, parts: Parts, listeners: Listeners) -> None:
+        timeout_s = config.client_timeout_s
+        most = ConnectionLimits(
+            max_connections=_max_connections(config), client_timeout_s=timeout_s
+        )
+        few = ConnectionLimits(max_connections=_MAX_ADMINS, client_timeout_s=timeout_s)
+        self._servers = [HttpServer(parts.app, listeners.clients, most)]
+        for listener, on_unix in ((listeners.admin_unix, True), (listeners.admin_port, False)):
+            if listener is not None:
+                app = AdminGuard(parts.admin_app, on_unix=on_unix)
+                self._servers.append(HttpServer(app, listener, few))
+        for listener in (listeners.clients, listeners.admin_unix, listeners.admin_port):
+            if listener is not None:
+                _listen(listener)
+
+    async def run(self) -> None:
+        """Accept connections until ``stop`` is called and the last responses are written."""
+        await asyncio.gather(*(server.run() for server in self._servers))
+
+    async def wait_started(self) -> None:
+        """Return once connections are accepted everywhere."""
+        await asyncio.gather(*(server.wait_started() for server in self._servers))
+
+    def stop(self) -> None:
+        """Make ``run`` return."""
+        for server in self._servers:
+            server.stop()
+
+
+def _bound(hostname: str, port: int) -> socket.socket:
+    try:
+        return bind(hostname, port)
+    except OSError as error:
+        raise port_error(hostname, port, error) from error
+
+
+def _listen(listener: socket.socket) -> None:
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(str(listener.getsockname()), error) from error
+
+
+def _cannot_listen(where: str, error: OSError) -> StartupError:
+    taken = error.errno in (errno.EADDRINUSE, None)
+    why = "another program listens there" if taken else str(error)
+    code = ExitCode.PORT_IN_USE if taken else ExitCode.BAD_CONFIG
+    return StartupError(f"cannot listen on {where}: {why}", code)
+
+
+def _max_connections(config: RouterConfig) -> int:
+    """How many clients there may be: each is an open file, of which the system grants so many."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    granted = max(1, most_files - _OWN_FILES - _MAX_ADMINS)
+    if most_files == resource.RLIM_INFINITY or config.max_connections <= granted:
+        return config.max_connections
+    logger.warning("at most %d connections: the system grants %d files", granted, most_files)
+    return granted
