@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# As mlx-lm calls it.
+MLX_WEIGHTS_FILE = "adapters.safetensors"
 TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model",
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",

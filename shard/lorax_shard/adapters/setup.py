@@ -56,7 +56,7 @@ def make_rank_adapters(
     """Return the rank's own; rank 0 fetches for all. Called in the server's event loop."""
     fetcher = None
     if config.rank == 0:
-        setup = fetch_setup(config, make_context(base, limits_of(config)))
+        setup = fetch_setup(config, make_context(base, limits_of(config), config.model_id))
         fetcher = AdapterFetcher(
             FetchSettings(
                 setup=setup,

@@ -11,6 +11,7 @@ from torch import nn
 
 from lorax_contract.errors import LoraxError, StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.adapter_files import WEIGHTS_FILE
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.model.describe import describe
 from lorax_shard.peft.base import BaseDescription
@@ -37,6 +38,8 @@ def merge_adapter(model: Any, folder: Path) -> None:
         raise _unusable(error.public) from error
     except OSError as error:
         raise _unusable(f"its files cannot be read ({error.strerror}); start again") from error
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise _unusable("mlx-lm saved it, and PEFT merges its own only; serve it with --adapter-id")
     if adapter.vocab_size:
         raise _unusable("it adds tokens; serve it with --adapter-id alone, or merge it offline")
     from peft import PeftModel

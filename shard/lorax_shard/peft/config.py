@@ -38,16 +38,18 @@ class LoraOptions:
     # By module; under the empty name: of the token embedding.
     token_indices: Mapping[str, tuple[int, ...]]
     ensure_weight_tying: bool
-    # The class of the model that it was trained on; empty: not said.
+    # The class of the model that it was trained on, and its name; empty: not said.
     trained_class: str
+    trained_on: str = ""
 
 
 def parse_config(text: str | bytes) -> LoraOptions:
     """Return the options of an adapter_config.json; raises AdapterRefusedError."""
-    return LoraReader(_parse_json(text)).read()
+    return LoraReader(parse_json(text)).read()
 
 
-def _parse_json(text: str | bytes) -> dict[str, Any]:
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """Return the object in an adapter_config.json; raises AdapterRefusedError."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -68,12 +70,12 @@ class LoraReader:
         self._refuse()
         options = LoraOptions(
             rank=self._rank("r", self._get("r", 8)),
-            alpha=_number("lora_alpha", self._get("lora_alpha", 8)),
+            alpha=finite_number("lora_alpha", self._get("lora_alpha", 8)),
             use_rslora=self._flag("use_rslora"),
             use_dora=self._flag("use_dora"),
             bias=self._get("bias", "none"),
             rank_pattern=self._pattern("rank_pattern", self._rank),
-            alpha_pattern=self._pattern("alpha_pattern", _number),
+            alpha_pattern=self._pattern("alpha_pattern", finite_number),
             target_modules=self._names_or_regex("target_modules"),
             exclude_modules=self._names_or_regex("exclude_modules"),
             layers_to_transform=self._layers(),
@@ -82,6 +84,7 @@ class LoraReader:
             token_indices=self._token_indices(),
             ensure_weight_tying=self._flag("ensure_weight_tying"),
             trained_class=self._trained_class(),
+            trained_on=self._trained_on(),
         )
         _check_together(options)
         return options
@@ -149,6 +152,10 @@ class LoraReader:
         name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
         return name if isinstance(name, str) else ""
 
+    def _trained_on(self) -> str:
+        name = self._get("base_model_name_or_path", "")
+        return name if isinstance(name, str) else ""
+
 
 def _wrong(name: str, value: Any, wanted: str) -> AdapterRefusedError:
     return AdapterRefusedError(
@@ -156,7 +163,8 @@ def _wrong(name: str, value: Any, wanted: str) -> AdapterRefusedError:
     )
 
 
-def _number(name: str, value: Any) -> float:
+def finite_number(name: str, value: Any) -> float:
+    """Return a value that must be a finite number; raises AdapterRefusedError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, value, "a number")
     # JSON as Python reads it has NaN, Infinity and whole numbers of any size.

@@ -67,6 +67,12 @@ def _refused(name: str, reason: str, advice: str = "train without it") -> Option
 def _refuse_peft_type(value: Any) -> str | None:
     if value == "LORA":
         return None
+    if value is None:
+        return (
+            "peft_type is missing in adapter_config.json, which is not a whole configuration: "
+            "PEFT writes peft_type, r and target_modules there; save the adapter with "
+            "save_pretrained"
+        )
     return f"peft_type {shorten(value)} is not supported: this server computes LORA adapters only"
 
 
@@ -99,8 +105,9 @@ def _refuse_init(value: Any) -> str | None:
         )
     if name in _BASE_CHANGING_INITS or name.startswith("pissa_niter_"):
         return given + (
-            "it changed the base weights, so the saved weights do not fit this base; save the "
-            "adapter with path_initial_model_for_weight_conversion, which makes it a plain LoRA"
+            "it took its start out of the base weights, and the server would have to compute "
+            "that start again to serve the adapter; save it with "
+            "path_initial_model_for_weight_conversion, which makes it a plain LoRA"
         )
     return given + "this server does not know whether it changes the base weights"
 
@@ -109,11 +116,12 @@ OPTIONS: tuple[Option, ...] = (
     # What it is and where it comes from.
     _computed("peft_type", "`LORA`; every other type is refused", _refuse_peft_type),
     _computed("task_type", "`CAUSAL_LM` or none; other tasks are refused", _refuse_task_type),
-    _harmless("auto_mapping", "a model class that it names must be the served one"),
+    _harmless("auto_mapping", "a class of causal models (`…ForCausalLM`) that it names must be the served one; another class is not looked at"),
     _harmless("peft_version", "which release saved it"),
     _harmless(
         "base_model_name_or_path",
-        "names and paths differ between machines; shapes and the model class are compared instead",
+        "names and paths differ between machines: another name than the served one is a warning; "
+        "shapes and the model class must fit",
     ),
     _harmless("revision", "of the base model, see above"),
     _harmless("inference_mode", "which weights are trainable"),

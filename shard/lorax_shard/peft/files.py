@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lorax_shard.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from lorax_shard.adapter_files import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 
 # What an adapter may bring of its own for turning text into tokens.
@@ -22,6 +22,8 @@ TEXT_FILES = (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 _MAX_NAME_LENGTH = 512
+# What Git puts in the place of a large file that was not downloaded.
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +76,21 @@ class TextFiles:
         return any(file.name.startswith("chat_template.") for file in self.files)
 
 
-def require_files(folder: Path, limits: AdapterLimits) -> None:
-    """Check that config and weights are there and of sizes that are worth reading."""
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
+def require_files(folder: Path, limits: AdapterLimits) -> Path:
+    """Check that config and weights are there and of sizes worth reading; return the weights."""
+    names = (WEIGHTS_FILE, MLX_WEIGHTS_FILE)
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
         raise AdapterRefusedError(_without_weights(folder))
     if not (folder / CONFIG_FILE).is_file():
         raise AdapterRefusedError(f"{CONFIG_FILE} is missing; an adapter is what PEFT saves")
-    _require_size(folder / CONFIG_FILE, limits.max_config_bytes)
-    _require_size(weights, limits.max_weights_bytes)
+    for path, limit in (
+        (folder / CONFIG_FILE, limits.max_config_bytes),
+        (weights, limits.max_weights_bytes),
+    ):
+        _require_size(path, limit)
+        _refuse_pointer(path)
+    return weights
 
 
 def _without_weights(folder: Path) -> str:
@@ -101,6 +109,15 @@ def _require_size(path: Path, limit: int) -> None:
     size = path.stat().st_size
     if size > limit:
         raise AdapterRefusedError(f"{path.name} has {size} bytes; the limit is {limit}")
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise AdapterRefusedError(
+                f"{path.name} is a Git LFS pointer, which stands for the file; run `git lfs pull` "
+                "in the adapter's folder to get the file itself"
+            )
 
 
 def read_header(path: Path, limits: AdapterLimits) -> dict[str, TensorInfo]:
@@ -199,6 +216,7 @@ def find_text_files(folder: Path, limits: AdapterLimits) -> TextFiles:
         path = folder / name
         if path.is_file():
             _require_size(path, limits.max_text_bytes)
+            _refuse_pointer(path)
             files.append(TextFile(name, path.stat().st_size, sha256_of(path)))
     return TextFiles(files=tuple(files), num_tokens=_count_tokens(folder))
 

@@ -65,6 +65,11 @@ def by_module(keys: Iterable[str]) -> dict[str, dict[KeyPart, str]]:
         if part in found.setdefault(module, {}) and part is not KeyPart.UNUSED:
             raise AdapterRefusedError(f"tensor {shorten(key)} is there twice, under another name")
         found[module][part] = key
+    if unknown and not found:
+        raise AdapterRefusedError(
+            f"none of its {len(unknown)} tensors has a name that PEFT gives: those begin with "
+            f"{_PREFIX} and end like .lora_A.weight; it has {listing(unknown)}"
+        )
     if unknown:
         raise AdapterRefusedError(
             f"the weights hold tensors whose names this server does not know: {listing(unknown)}"

@@ -1,4 +1,4 @@
-"""From the folder that PEFT saved to a HostAdapter: as PEFT would compute it, or refused.
+"""From the folder that PEFT (or mlx-lm) saved to a HostAdapter: as PEFT would compute it, or refused.
 
 Everything that can be known from sizes, names and shapes is checked before a tensor is
 loaded. The tensors keep the types of the file; ``normal.cast`` makes those that PEFT computes with.
@@ -6,18 +6,19 @@ loaded. The tensors keep the types of the file; ``normal.cast`` makes those that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lorax_shard.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from lorax_shard.adapter_files import CONFIG_FILE
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.base import BaseDescription
-from lorax_shard.peft.config import LoraOptions, parse_config
+from lorax_shard.peft.base_name import foreign_base
+from lorax_shard.peft.config import LoraOptions, parse_config, parse_json
 from lorax_shard.peft.digest import digest_adapter
 from lorax_shard.peft.errors import AdapterRefusedError, listing, plain
 from lorax_shard.peft.files import (
@@ -29,8 +30,11 @@ from lorax_shard.peft.files import (
     require_files,
 )
 from lorax_shard.peft.keys import KeyPart, by_module
+from lorax_shard.peft.mlx import MlxAdapter, is_mlx, read_mlx
 from lorax_shard.peft.shapes import Checker, Parts, brings_base_weight
 from lorax_shard.peft.targets import Selection, is_selective, select
+
+Select = Callable[[LoraOptions, BaseDescription], Selection]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +43,22 @@ class Examined:
 
     adapter: HostAdapter
     text: TextFiles
-    # Those of its file, by their names there.
+    # Those of its file that the adapter has as they are, by their names there.
     tensors: Mapping[str, torch.Tensor]
+    # What somebody should know who wonders why it does not do what it was made for.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A folder whose configuration and header were read, before any tensor is."""
+
+    path: Path
+    options: LoraOptions
+    selection: Selection
+    parts: Parts
+    infos: Mapping[str, TensorInfo]
+    mlx: MlxAdapter | None = None
 
 
 def read_adapter(folder: Path, base: BaseDescription, limits: AdapterLimits) -> HostAdapter:
@@ -48,19 +66,26 @@ def read_adapter(folder: Path, base: BaseDescription, limits: AdapterLimits) -> 
     return examine(folder, base, limits).adapter
 
 
-def examine(folder: Path, base: BaseDescription, limits: AdapterLimits) -> Examined:
-    """Return the adapter and what it brings for tokens; raises AdapterRefusedError."""
-    require_files(folder, limits)
-    options = parse_config((folder / CONFIG_FILE).read_bytes())
-    _check_class(options, base)
-    selection = select(options, base)
+def examine(
+    folder: Path,
+    base: BaseDescription,
+    limits: AdapterLimits,
+    *,
+    select: Select = select,
+    model_id: str = "",
+) -> Examined:
+    """Return the adapter and what it brings for tokens; raises AdapterRefusedError.
+
+    ``select`` applies its patterns; ``model_id`` is what the base model is called.
+    """
+    opened = _opened(folder, base, limits, select)
+    options, selection = opened.options, opened.selection
     _check_ranks(selection, limits)
-    infos = read_header(folder / WEIGHTS_FILE, limits)
-    parts = by_module(infos)
-    vocab_size = Checker(options, selection, base, parts, infos).check()
+    vocab_size = Checker(options, selection, base, opened.parts, opened.infos).check()
     text = find_text_files(folder, limits)
-    tensors = _load(folder / WEIGHTS_FILE, infos)
-    modules = Assembler(selection, base, parts, tensors).assemble()
+    stored = _load(opened.path)
+    tensors = stored if opened.mlx is None else opened.mlx.convert(stored)
+    modules = Assembler(selection, base, opened.parts, tensors).assemble()
     _check_range(modules, base)
     traits = {"rslora"} if options.use_rslora else set()
     if is_selective(options):
@@ -68,7 +93,31 @@ def examine(folder: Path, base: BaseDescription, limits: AdapterLimits) -> Exami
     adapter = HostAdapter(
         digest="", modules=modules, vocab_size=vocab_size, traits=frozenset(traits)
     )
-    return Examined(adapter=digest_adapter(adapter, text), text=text, tensors=tensors)
+    return Examined(
+        adapter=digest_adapter(adapter, text),
+        text=text,
+        tensors=stored if opened.mlx is None else {},
+        warnings=(*selection.warnings, *foreign_base(options.trained_on, model_id)),
+    )
+
+
+def _opened(folder: Path, base: BaseDescription, limits: AdapterLimits, select: Select) -> _Opened:
+    path = require_files(folder, limits)
+    config = (folder / CONFIG_FILE).read_bytes()
+    document = parse_json(config)
+    if is_mlx(document, path.name):
+        mlx = read_mlx(document, read_header(path, limits), base)
+        return _Opened(
+            path=path, options=mlx.options, selection=mlx.selection, parts=mlx.parts,
+            infos=mlx.infos, mlx=mlx,
+        )  # fmt: skip
+    options = parse_config(config)
+    _check_class(options, base)
+    selection = select(options, base)
+    infos = read_header(path, limits)
+    return _Opened(
+        path=path, options=options, selection=selection, parts=by_module(infos), infos=infos
+    )
 
 
 def _check_class(options: LoraOptions, base: BaseDescription) -> None:
@@ -88,11 +137,11 @@ def _check_ranks(selection: Selection, limits: AdapterLimits) -> None:
             )
 
 
-def _load(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
+def _load(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors, mapped from the file; raises AdapterRefusedError for NaN."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in infos}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise AdapterRefusedError(f"{path.name} is damaged and cannot be read") from error
     broken = sorted(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())

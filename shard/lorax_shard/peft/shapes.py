@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from lorax_shard.peft.base import BaseDescription, ModuleInfo
 from lorax_shard.peft.config import LoraOptions
-from lorax_shard.peft.errors import AdapterRefusedError, listing
+from lorax_shard.peft.errors import AdapterRefusedError, listing, plain
 from lorax_shard.peft.files import TensorInfo
 from lorax_shard.peft.keys import KeyPart
 from lorax_shard.peft.targets import Selection
+
+# Parts of a name that are enough to know it again: a layer's number, a block, a linear.
+_LEAST_SHARED = 3
 
 Parts = Mapping[str, Mapping[KeyPart, str]]
 
@@ -59,7 +62,7 @@ class Checker:
                 "compute every token can be adapted"
             )
         if strangers:
-            raise self._other_model(f"it has weights for {listing(strangers)}")
+            raise self._other_model(self._unknown(strangers))
         missing, extra = [], []
         for name, info in self._base.modules.items():
             present = set(self._parts.get(name, ()))
@@ -76,6 +79,17 @@ class Checker:
                 f"the weights hold tensors that adapter_config.json does not ask for: "
                 f"{listing(sorted(extra))}"
             )
+
+    def _unknown(self, strangers: list[str]) -> str:
+        """Say how names that the base does not have differ from the base's."""
+        told = f"it has weights for {listing(strangers)}"
+        expected = _nearest(strangers[0], self._base.modules)
+        if not expected or len(strangers) < len(self._parts):
+            return told
+        return (
+            f"none of the {len(strangers)} modules that it has weights for has a name of this "
+            f"model: it says {plain(strangers[0])} where {expected} is expected"
+        )
 
     def _refuse_biases(self, name: str, info: ModuleInfo, present: set[KeyPart]) -> None:
         if KeyPart.BIAS in present and not info.replaceable:
@@ -234,6 +248,19 @@ def brings_base_weight(name: str, parts: Parts, selection: Selection) -> bool:
     return KeyPart.BASE_WEIGHT in present or (
         KeyPart.WEIGHT in present and name not in selection.saved
     )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that ends most like a name; empty: none ends much like it."""
+    parts = name.split(".")
+    shared = {each: _shared_end(parts, each.split(".")) for each in known}
+    best = max(shared, key=lambda each: shared[each], default="")
+    return best if best and shared[best] >= _LEAST_SHARED else ""
+
+
+def _shared_end(one: list[str], other: list[str]) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def sorted_parts(parts: set[KeyPart]) -> list[KeyPart]:

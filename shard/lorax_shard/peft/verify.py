@@ -12,6 +12,7 @@ from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.context import read_context
 from lorax_shard.peft.digest import TENSOR_PARTS
+from lorax_shard.peft.matching import select_in_time
 from lorax_shard.peft.normal import write_normal
 from lorax_shard.peft.read import Examined, examine
 
@@ -22,8 +23,8 @@ def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, 
     The facts are as JSON has them. ``context`` is what ``make_context`` returns. Raises
     AdapterRefusedError.
     """
-    base, limits = read_context(context)
-    examined = examine(folder, base, limits)
+    base, limits, model_id = read_context(context)
+    examined = examine(folder, base, limits, select=select_in_time, model_id=model_id)
     write_normal(examined.adapter, target, text=examined.text, source=examined.tensors)
     return facts_of(examined, base)
 
@@ -53,4 +54,5 @@ def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
         "has_chat_template": text.has_chat_template,
         "text_files": [file.name for file in text.files],
         "traits": sorted(adapter.traits),
+        "warnings": list(examined.warnings),
     }

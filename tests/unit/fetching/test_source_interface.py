@@ -44,10 +44,18 @@ def test_only_an_adapters_files_are_chosen() -> None:
     assert set(select_files(REF, adapter_files())) == WANTED
 
 
+def test_the_weights_of_mlx_are_chosen_where_there_are_no_others() -> None:
+    mlx = ["adapters.safetensors", "0000100_adapters.safetensors", CONFIG, "README.md"]
+    assert select_files(REF, mlx) == (CONFIG, "adapters.safetensors")
+    assert select_files(REF, [*mlx, WEIGHTS]) == (CONFIG, WEIGHTS)
+    assert FetchLimits().of_file("adapters.safetensors") == FetchLimits().of_file(WEIGHTS)
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
         ([WEIGHTS], "not a PEFT adapter"),
+        ([CONFIG, "adapters.npz"], "save it as adapters.safetensors"),
         ([CONFIG], f"no {WEIGHTS}"),
         ([CONFIG, "adapter_model.bin"], "pickle"),
         ([CONFIG, "adapter_model.pt"], "pickle"),

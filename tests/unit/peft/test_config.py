@@ -70,14 +70,19 @@ def test_other_types_of_adapters_are_refused(kind: str) -> None:
     )
 
 
-def test_a_configuration_without_a_type_is_refused() -> None:
-    assert refusal(peft_type=None).startswith("peft_type None is not supported")
+def test_a_stub_of_a_configuration_is_refused_for_what_is_missing() -> None:
+    for text in ("{}", '{"base_model_name_or_path": "org/model"}'):
+        with pytest.raises(AdapterRefusedError) as caught:
+            parse_config(text)
+        assert caught.value.public.startswith("peft_type is missing in adapter_config.json, which")
+        assert "PEFT writes peft_type, r and target_modules there" in caught.value.public
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"])
 def test_starts_that_changed_the_base_are_refused(init: str) -> None:
     text = refusal(init_lora_weights=init)
-    assert text.startswith(f"init_lora_weights='{init}' is not supported: it changed the base")
+    assert text.startswith(f"init_lora_weights='{init}' is not supported: it took its start out")
+    assert "compute that start again" in text
     assert "path_initial_model_for_weight_conversion" in text
 
 

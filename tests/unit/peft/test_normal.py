@@ -221,7 +221,7 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
     assert facts.pop("derived") == facts.pop("content_digest")
     assert facts == {
         "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0, "num_tokens": 22,
-        "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [],
+        "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [], "warnings": [],
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
         verify(folder, target, make_context(make_base(), AdapterLimits(max_rank=1)))

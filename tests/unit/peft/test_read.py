@@ -133,7 +133,7 @@ def spoilt(index: int, value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (changed("lora_A", lambda each: each.long()), "has the type 'I64'"),
         (
             lambda values: {key.removeprefix(PREFIX): each for key, each in values.items()},
-            f"names this server does not know: {QUERY}.lora_A.weight, {QUERY}.lora_B.weight",
+            "none of its 2 tensors has a name that PEFT gives: those begin with base_model.model.",
         ),
     ],
 )
@@ -142,6 +142,55 @@ def test_weights_that_do_not_fit(
 ) -> None:
     write(tmp_path, values=change(tensors()))
     assert text in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [f"language_model.{QUERY}", QUERY.removeprefix("model."), f"base.{QUERY}"]
+)
+def test_names_with_another_beginning_are_told_beside_the_expected_one(
+    name: str, tmp_path: Path
+) -> None:
+    values = {key.replace(QUERY, name): each for key, each in tensors().items()}
+    text = refusal(write(tmp_path, config(target_modules=["q_proj"]), values))
+    assert text.startswith(
+        "none of the 1 modules that it has weights for has a name of this model: "
+        f"it says {name} where {QUERY} is expected; the adapter was made for another base model"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "chat_template.jinja"]
+)
+def test_pointers_of_git_lfs_are_known_for_what_they_are(name: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / name).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 134235048\n"
+    )
+    assert refusal(tmp_path).startswith(f"{name} is a Git LFS pointer, which stands for the file")
+    assert "git lfs pull" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "served", "told"),
+    [
+        ("org/Llama-3.2-1B", "other/llama-3.2-1b", False),
+        ("org/Llama-3.2-1B", "/models/Llama-3.2-1B/", False),
+        ("/cache/models--org--Llama-3.2-1B/snapshots/0123abc", "org/Llama-3.2-1B@main", False),
+        ("org/Llama-3.2-1B", "/models/Llama-3.2-1B.Q4_1.gguf", False),
+        ("org/Llama-3.2-1B", "org/Llama-3.2-1B-Instruct", True),
+        ("org/Llama-3.2-1B-4bit", "org/Llama-3.2-1B", True),
+        ("", "org/Llama-3.2-1B", False),
+        ("org/Llama-3.2-1B", "", False),
+        (None, "org/Llama-3.2-1B", False),
+    ],
+)
+def test_another_base_models_name_is_a_warning(
+    trained_on: str | None, served: str, told: bool, tmp_path: Path
+) -> None:
+    write(tmp_path, config(base_model_name_or_path=trained_on))
+    warnings = examine(tmp_path, make_base(), AdapterLimits(), model_id=served).warnings
+    expected = f"it was made for the base model {trained_on}, and this server has {served}"
+    assert warnings == ((expected,) if told else ())
 
 
 @pytest.mark.parametrize(

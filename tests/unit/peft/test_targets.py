@@ -48,6 +48,47 @@ def test_refusals(options: dict[str, Any], text: str) -> None:
     assert text in caught.value.public
 
 
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [("q_proj", '["q_proj"]'), ("q_proj,o_proj", '["q_proj", "o_proj"]'), ("attn", '["attn"]')],
+)
+def test_a_string_where_a_list_is_meant_is_refused_by_its_list(targets: str, names: str) -> None:
+    with pytest.raises(AdapterRefusedError) as caught:
+        selected(target_modules=targets)
+    assert caught.value.public == (
+        f"target_modules is the string '{targets}', which is a pattern for whole names of "
+        f"modules and matches none; write a list to name their ends: {names}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "warnings"),
+    [
+        ({}, []),
+        ({"lora_alpha": 0}, ["lora_alpha is 0 for every module: nothing is added there"]),
+        (
+            {"target_modules": ["q_proj"], "alpha_pattern": {"0.attn.q_proj": 0}},
+            [f"lora_alpha is 0 for {QUERY}: nothing is added there"],
+        ),
+        (
+            {"modules_to_save": ["lm_head", "score", "classifier"]},
+            ["modules_to_save has entries that fit nothing in this base model: score, classifier"],
+        ),
+        (
+            {"rank_pattern": {"q_proj": 2, "w1": 3}, "alpha_pattern": {"w2": 3}},
+            [
+                "rank_pattern has entries that fit nothing in this base model: w1",
+                "alpha_pattern has entries that fit nothing in this base model: w2",
+            ],
+        ),
+        ({"exclude_modules": ["w1"]}, ["exclude_modules excludes nothing of this base model"]),
+        ({"target_modules": ["q_proj"], "exclude_modules": [QUERY]}, []),
+    ],
+)
+def test_options_without_effect_are_warnings(options: dict[str, Any], warnings: list[str]) -> None:
+    assert list(selected(**options).warnings) == warnings
+
+
 def test_different_ids_for_tied_modules_cannot_be_tied() -> None:
     ids = {"embed_tokens": [1], HEAD: [2]}
     with pytest.raises(AdapterRefusedError, match="different ids for tied modules"):

@@ -16,13 +16,16 @@ from typing import Any, Protocol, Self
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
 from lorax_shard.adapter_files import (
     CONFIG_FILE,
+    MLX_WEIGHTS_FILE,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
     StoredFile,
 )
 
-WANTED_FILES = frozenset((CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, *TEMPLATE_FILES))
+_WEIGHTS_FILES = (WEIGHTS_FILE, MLX_WEIGHTS_FILE)
+WANTED_FILES = frozenset((CONFIG_FILE, *_WEIGHTS_FILES, *TOKENIZER_FILES, *TEMPLATE_FILES))
+_MLX_ARRAYS = "adapters.npz"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -43,7 +46,7 @@ class FetchLimits:
 
     def of_file(self, name: str) -> int:
         """Return the largest number of bytes that a file of this name may have."""
-        return self.max_file_bytes if name == WEIGHTS_FILE else self.max_small_file_bytes
+        return self.max_file_bytes if name in _WEIGHTS_FILES else self.max_small_file_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,13 +142,20 @@ def select_files(ref: AdapterRef, names: Iterable[str]) -> tuple[str, ...]:
     found = set(names)
     if CONFIG_FILE not in found:
         raise refused(f"adapter {ref} has no {CONFIG_FILE}: it is not a PEFT adapter")
-    if WEIGHTS_FILE not in found:
+    if WEIGHTS_FILE not in found and MLX_WEIGHTS_FILE not in found:
         if pickles := sorted(name for name in found if name.endswith(_PICKLES)):
             raise refused(
                 f"adapter {ref} has its weights as {pickles[0]}: pickle files can run code and "
                 f"are never loaded. Save it as {WEIGHTS_FILE} (PEFT does by default)"
             )
+        if _MLX_ARRAYS in found:
+            raise refused(
+                f"adapter {ref} has its weights as {_MLX_ARRAYS}, which early releases of mlx-lm "
+                f"wrote; load it with mlx and save it as {MLX_WEIGHTS_FILE}"
+            )
         raise refused(f"adapter {ref} has no {WEIGHTS_FILE}")
+    if WEIGHTS_FILE in found:
+        found.discard(MLX_WEIGHTS_FILE)
     return tuple(sorted(found & WANTED_FILES))
 
 
