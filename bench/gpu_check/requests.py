@@ -89,7 +89,7 @@ async def router_service(
         finally:
             engine.cancel()
             await asyncio.gather(engine, return_exceptions=True)
-            parts.tokenizer.close()
+            await parts.prompts.close()
     finally:
         await shards.close()
 

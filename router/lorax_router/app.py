@@ -142,7 +142,7 @@ async def serve(config: RouterConfig, listeners: Listeners) -> ExitCode:
                 return stopper.exit_code
             raise
         finally:
-            await parts.close()
+            await parts.prompts.close()
     finally:
         await shards.close()
     return stopper.exit_code
@@ -179,7 +179,7 @@ async def _serve_parts(
     config: RouterConfig, listeners: Listeners, parts: Parts, stopper: StopSignal
 ) -> None:
     engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
-    parts.renderers.start()
+    parts.prompts.renderers.start()
     try:
         # Nobody can ask before all that was to be there is there.
         await stopper.unless_stopped(preload(parts))

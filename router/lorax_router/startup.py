@@ -29,6 +29,7 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.adapters.text import AdapterTexts
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
@@ -81,13 +82,27 @@ class Language:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptParts:
+    """What makes token ids of requests."""
+
+    tokenizer: TokenizerPool
+    renderers: ChatRenderers
+    adapter_texts: AdapterTexts
+
+    async def close(self) -> None:
+        """End all threads and processes."""
+        self.tokenizer.close()
+        await self.renderers.close()
+        await self.adapter_texts.close()
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceParts:
     """A router without a front end."""
 
     engine: EngineLoop
     service: InferenceService
-    tokenizer: TokenizerPool
-    renderers: ChatRenderers
+    prompts: PromptParts
     adapters: AdapterManager
     metrics: Metrics
     selections: SelectionPolicy
@@ -102,16 +117,10 @@ class Parts:
     admin_app: FastAPI
     engine: EngineLoop
     service: InferenceService
-    tokenizer: TokenizerPool
-    renderers: ChatRenderers
+    prompts: PromptParts
     adapters: AdapterManager
     # Adapters that are loaded before the server is ready.
     preloads: tuple[AdapterSelection, ...]
-
-    async def close(self) -> None:
-        """End the threads and processes of prompts."""
-        self.tokenizer.close()
-        await self.renderers.close()
 
 
 async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Budgets]:
@@ -207,11 +216,12 @@ def assemble_service(
         max_total_tokens=limits.max_total_tokens,
         max_adapter_labels=config.max_adapter_labels,
     )
-    tokenizer = TokenizerPool(language.tokenizer, config.validation_workers)
-    renderers = ChatRenderers(
-        language.chat_template, RenderLimits(max_chars=limits.max_input_chars)
+    prompts = PromptParts(
+        TokenizerPool(language.tokenizer, config.validation_workers),
+        ChatRenderers(language.chat_template, RenderLimits(max_chars=limits.max_input_chars)),
+        AdapterTexts(shards.adapter_text),
     )
-    adapters = AdapterDirectory(shards, tokenizer)
+    adapters = AdapterDirectory(shards, prompts.adapter_texts)
     scheduler = _scheduler(config, budgets, info)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
@@ -221,16 +231,15 @@ def assemble_service(
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
     service = InferenceService(
         engine,
-        Validator(limits, tokenizer, renderers, selections=selections),
+        Validator(limits, prompts.tokenizer, prompts.renderers, selections=selections),
         metrics,
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
     )
     manager = AdapterManager(adapters, shards)
     return ServiceParts(
-        engine, service, tokenizer, renderers, manager, metrics, selections,
-        limits.max_input_chars,
-    )  # fmt: skip
+        engine, service, prompts, manager, metrics, selections, limits.max_input_chars
+    )
 
 
 def assemble(
@@ -256,7 +265,7 @@ def assemble(
     facts = server_info(config, info, budgets)
     app = build_app(
         service=parts.service,
-        tokenizer=parts.tokenizer,
+        tokenizer=parts.prompts.tokenizer,
         metrics=parts.metrics,
         info=facts,
         max_body_bytes=config.max_body_bytes,
@@ -272,8 +281,7 @@ def assemble(
     )
     admin_app = build_admin_app(adapters, facts.version)
     return Parts(
-        app, admin_app, parts.engine, parts.service, parts.tokenizer, parts.renderers,
-        parts.adapters,
+        app, admin_app, parts.engine, parts.service, parts.prompts, parts.adapters,
         _preloads(config, parts.selections),
     )  # fmt: skip
 

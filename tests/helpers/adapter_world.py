@@ -165,5 +165,5 @@ async def adapter_world(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        await parts.close()
+        await parts.prompts.close()
     assert not shard.violations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from tests.helpers.adapter_world import fetched
 from tests.helpers.fake_shard_server import serve
+from tests.helpers.http_app import word_tokenizer
 from tests.helpers.in_loop import in_loop
 from tests.helpers.router_process import RouterProcess, config_of, started
 
@@ -27,6 +29,7 @@ from lorax_router.shards.fake.shard import FakeModel, FakeShard
 MIB = 1 << 20
 # What the router and its processes may gain while adapters do their worst.
 MAX_GROWN = 400 * MIB
+MAX_GROWN_BY_TOKENIZERS = 900 * MIB
 TEMPLATES = {
     "folded": "{{ 9**(9**9) }}",
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -74,8 +77,9 @@ async def serving(folder: Path) -> AsyncIterator[Serving]:
     )
 
     def found(query: AdapterQuery) -> FetchedAdapter:
-        files = shard.texts.get(f"files of {query.ref.id}", {})
-        return fetched(query.ref.id, text_files=tuple(files))
+        key = f"files of {query.ref.id}"
+        files = tuple(shard.texts[key]) if key in shard.texts else ()
+        return fetched(query.ref.id, text_files=files)
 
     shard.on_fetch = found
     (folder / "chat_template.jinja").write_text("<user> {{ messages[0].content }} <assistant>")
@@ -111,6 +115,7 @@ async def test_no_template_stops_the_router(tmp_path: Path, chat: bool) -> None:
             assert [answers[0].status_code, answers[1].status_code, answers[2]] == [200] * 3
             largest = max(largest, world.used())
             await asyncio.sleep(0.02)
+        print(f"memory grew by {(largest - before) >> 20} MiB at most")
         assert largest - before < MAX_GROWN
         for name, task in attacks:
             answer = task.result()
@@ -122,3 +127,47 @@ async def test_no_template_stops_the_router(tmp_path: Path, chat: bool) -> None:
             assert f"the chat template of adapter local:{name}" in answer.json()["error"]
         # The adapters themselves still serve.
         assert (await world.ask("folded")).status_code == 200
+
+
+class CountedTexts(dict[str, dict[str, bytes]]):
+    """Files of adapters; counts how often some are asked for."""
+
+    num_asked = 0
+
+    def get(self, *asked: Any) -> Any:
+        self.num_asked += 1
+        return super().get(*asked)
+
+
+def large_tokenizer(**changes: Any) -> bytes:
+    """A tokenizer of 2 MB."""
+    document = json.loads(word_tokenizer().to_str())
+    document["model"]["vocab"] |= {f"a word of its own {n:08}": 2000 + n for n in range(50_000)}
+    return json.dumps({**document, **changes}).encode()
+
+
+@in_loop
+async def test_no_tokenizer_stops_the_router(tmp_path: Path) -> None:
+    replace = {"type": "Replace", "pattern": {"String": "w"}, "content": "w" * 1000}
+    growing = {"type": "Sequence", "normalizers": [replace] * 3}
+    async with serving(tmp_path) as world:
+        texts = CountedTexts({"files of own": {"tokenizer.json": large_tokenizer()}})
+        texts["files of grows"] = {"tokenizer.json": large_tokenizer(normalizer=growing)}
+        world.shard.texts = texts
+        assert (await world.ask()).status_code == 200
+        before = largest = world.used()
+        first = [asyncio.create_task(world.ask("own")) for _ in range(50)]
+        grows = [asyncio.create_task(world.ask("grows")) for _ in range(3)]
+        while not all(task.done() for task in [*first, *grows]):
+            answers = await asyncio.gather(world.ask(), world.health())
+            assert [answers[0].status_code, answers[1]] == [200] * 2
+            largest = max(largest, world.used())
+            await asyncio.sleep(0.02)
+        assert [task.result().status_code for task in first] == [200] * 50
+        # Once each, and again where the process that held both had ended.
+        assert texts.num_asked <= 2 + len(grows)
+        for task in grows:
+            assert task.result().status_code == 422, task.result().text
+            assert "tokenizer" in task.result().json()["error"]
+        print(f"memory grew by {(largest - before) >> 20} MiB at most")
+        assert largest - before < MAX_GROWN_BY_TOKENIZERS

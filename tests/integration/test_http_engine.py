@@ -57,7 +57,7 @@ async def router(shard: FakeShard, **options: object) -> AsyncIterator[Router]:
             server.stop()
             running[0].cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            parts.tokenizer.close()
+            await parts.prompts.close()
     assert not shard.violations
 
 

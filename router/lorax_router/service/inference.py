@@ -8,6 +8,7 @@ line in the log and one outcome in the metrics, also when the client leaves.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import aclosing
 from time import perf_counter
 from types import TracebackType
@@ -171,11 +172,15 @@ class InferenceService:
     async def health(self) -> None:
         """Raise UnhealthyError or ShuttingDownError unless requests can be served."""
         self.check_open()
+        await self._in_time(self._engine.health(), "the shards do not answer")
+        await self._in_time(self._validator.progress(), "no text can be tokenized")
+
+    async def _in_time(self, probe: Awaitable[None], failure: str) -> None:
         try:
             async with asyncio.timeout(self._health_timeout_s):
-                await self._engine.health()
+                await probe
         except TimeoutError as error:
-            raise UnhealthyError("the shards do not answer", public="") from error
+            raise UnhealthyError(failure, public="") from error
 
     async def probe(self) -> None:
         """Generate one token beside all permits and metrics; raises what goes wrong."""

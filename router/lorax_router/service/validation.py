@@ -84,6 +84,10 @@ class Validator:
         self._templates = templates
         self._draw_seed = draw_seed
 
+    async def progress(self) -> None:
+        """Return once a text could be tokenized; never while all threads for it are stuck."""
+        await self._tokenizer.progress()
+
     def selection_of(self, request: GenerateRequest) -> AdapterSelection | None:
         """Return the adapter that a request wants; raises ValidationError for what is none."""
         return self._selections.selection_of(request.parameters)
@@ -133,12 +137,9 @@ class Validator:
             messages = [{"role": "user", "content": text}]
             text = await self._templates.render(messages, own.chat_template)
             check_chars(text, self.limits)
-        ids = await self._tokenizer.encode(
-            text,
-            # A template writes the special tokens itself.
-            add_special_tokens=not params.apply_chat_template,
-            tokenizer=own.tokenizer,
-        )
+        tokenizer = own.tokenizer or self._tokenizer
+        # A template writes the special tokens itself.
+        ids = await tokenizer.encode(text, add_special_tokens=not params.apply_chat_template)
         if not ids:
             raise ValidationError("`inputs` has no tokens for this model's tokenizer")
         # Cut before any length is checked, and here only: what is counted is what runs.

@@ -6,14 +6,13 @@ import asyncio
 
 import pytest
 from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, selection
-from tests.helpers.http_app import until, word_tokenizer
+from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
 from lorax_contract.errors import AdapterNotLoadedError, ValidationError
 from lorax_contract.step import AdapterHandle
 from lorax_router.service.adapters.directory import AdapterDirectory
-from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import MergedAdapters
 from lorax_router.shards.fake.shard import FakeShard, fake_fetched
 
@@ -432,12 +431,10 @@ async def test_an_adapter_that_never_fits_is_refused_in_words_and_leaves_nothing
 @in_loop
 async def test_names_and_handles_need_an_engine_and_an_answer_only():
     """A directory can be used without the rest of the router."""
-    pool = TokenizerPool(word_tokenizer(), 1)
     shard = FakeShard()
-    directory = AdapterDirectory(shard, pool)
+    directory = AdapterDirectory(shard)
     async with adapter_world() as world:
         directory.attach(world.parts.engine)
         lease = await directory.acquire(selection("a"))
         assert lease.content_key == fake_fetched(shard.queries[0]).part.content_digest
         lease.release()
-    pool.close()

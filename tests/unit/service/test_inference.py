@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -313,6 +315,39 @@ def test_who_still_waits_for_an_adapter_at_the_end_is_told():
                 await task
         assert world.metric("lorax_requests_resolving") == 0
         await world.service.wait_idle()
+
+    asyncio.run(run())
+
+
+def test_health_notices_that_no_text_can_be_tokenized():
+    async def run() -> None:
+        world = World()
+        gate = threading.Event()
+        # As many as there are threads; whoever wanted it has left.
+        stuck = [asyncio.ensure_future(world.tokenizer.run(gate.wait)) for _ in range(2)]
+        await asyncio.sleep(0)
+        for task in stuck:
+            task.cancel()
+        for _ in range(2):
+            with pytest.raises(UnhealthyError, match="no text can be tokenized"):
+                await world.service.health()
+        assert (await world.client().get("/health")).status_code == 503
+        gate.set()
+        await world.service.health()
+        assert (await world.client().get("/health")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_threads_that_are_busy_are_healthy():
+    async def run() -> None:
+        world = World()
+        # Far more than is done within the time that health has.
+        busy = [asyncio.ensure_future(world.tokenizer.run(time.sleep, 0.05)) for _ in range(200)]
+        for _ in range(5):
+            await world.service.health()
+        for task in busy:
+            task.cancel()
 
     asyncio.run(run())
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,9 +32,8 @@ from lorax_contract.step import AdapterHandle
 from lorax_router.core.ports import ShardClient
 from lorax_router.service.adapters.answers import AnswerBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
-from lorax_router.service.adapters.text import AdapterText, read_text
+from lorax_router.service.adapters.text import AdapterText, AdapterTexts
 from lorax_router.service.engine.port import AdapterEngine
-from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 
 __all__ = ["AdapterDirectory", "AdapterLease", "AdapterSelection"]
 
@@ -45,7 +43,6 @@ logger = logging.getLogger(__name__)
 _MAX_NAMES = 16_384
 # Adapters without a slot and without a request that keep their handle.
 _MAX_IDLE = 4_096
-_MAX_TEXTS = 256
 # How often a content that left the shards' disk is fetched again before giving up.
 _REFETCHES = 2
 
@@ -81,7 +78,7 @@ class AdapterDirectory:
 
     Args:
         shards: fetch, prepare and release.
-        tokenizers: threads in which adapters' tokenizers are read.
+        texts: finds adapters' own tokenizers and templates.
         clock: monotonic seconds.
         max_names, max_idle: see AdapterCatalog.
     """
@@ -89,17 +86,16 @@ class AdapterDirectory:
     def __init__(
         self,
         shards: ShardClient,
-        tokenizers: TokenizerPool,
+        texts: AdapterTexts | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         max_names: int = _MAX_NAMES,
         max_idle: int = _MAX_IDLE,
     ) -> None:
         self._shards = shards
-        self._tokenizers = tokenizers
         self.catalog = AdapterCatalog(self._retire, max_names=max_names, max_idle=max_idle)
         self._answers = AnswerBook(max_names, clock)
-        self._texts: OrderedDict[str, AdapterText] = OrderedDict()
+        self._texts = texts or AdapterTexts(shards.adapter_text)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attach(self, engine: AdapterEngine) -> None:
@@ -115,8 +111,8 @@ class AdapterDirectory:
         """
         fetched = await self._fetch_all(selection)
         text = AdapterText()
-        if selection.merge is None and fetched[0].text_files:
-            text = await self._text(selection, fetched[0])
+        if selection.merge is None:
+            fetched[0], text = await self._text(selection, fetched[0])
         # From here on nothing waits: a content found is a content held.
         entry = self.catalog.place(selection, fetched)
         self.catalog.hold(entry)
@@ -160,18 +156,19 @@ class AdapterDirectory:
         self._answers.note(query, fetched)
         return fetched
 
-    async def _text(self, selection: AdapterSelection, fetched: FetchedAdapter) -> AdapterText:
-        digest = fetched.part.store_digest
-        found = self._texts.get(digest)
-        if found is None:
-            files = await self._shards.adapter_text(digest)
-            found = await self._tokenizers.run(read_text, str(selection.refs[0]), files)
-            self._texts[digest] = found
-            while len(self._texts) > _MAX_TEXTS:
-                self._texts.popitem(last=False)
-        else:
-            self._texts.move_to_end(digest)
-        return found
+    async def _text(
+        self, selection: AdapterSelection, fetched: FetchedAdapter
+    ) -> tuple[FetchedAdapter, AdapterText]:
+        """Return what an adapter brings for texts; what left the disk is fetched again."""
+        name = str(selection.refs[0])
+        try:
+            return fetched, await self._texts.find(name, fetched)
+        except AdapterUnavailableError as error:
+            if error.reason is not Reason.EVICTED:
+                raise
+        (query,) = _queries(selection)
+        fetched = await self.fetch(replace(query, refresh=True))
+        return fetched, await self._texts.find(name, fetched)
 
     # --- the engine's carrier -----------------------------------------------------
 
@@ -229,7 +226,7 @@ class AdapterDirectory:
         """Free the host copies and the files of a gone entry, but for what others need."""
         await self._shards.release_adapter(entry.handle, self.catalog.unshared(entry))
         for part in entry.content.parts:
-            self._texts.pop(part.store_digest, None)
+            self._texts.forget(part.store_digest)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run work that outlives its caller."""

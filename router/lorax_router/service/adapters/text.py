@@ -2,52 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from tokenizers import Tokenizer
+from cachetools import LRUCache
 
-from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterUnavailableError, FetchedAdapter, refused
 from lorax_router.service.prompts.chat_template import ChatTemplate, template_of_files
+from lorax_router.service.prompts.own_tokenizers import (
+    OwnTokenizer,
+    OwnTokenizers,
+    TokenizerLimits,
+)
+from lorax_router.service.single_flight import SingleFlight
 
 TOKENIZER_FILE = "tokenizer.json"
+# Of templates with their special tokens.
+_MAX_BYTES = 32 << 20
+# Of one entry, beside its text.
+_BYTES_BESIDE = 1 << 10
+
+# Of each file but the tokenizer's; the largest that are known have 1.2 MB.
+_MAX_FILE_BYTES = 2 << 20
+# How many adapters' files are on their way or being read at the same time.
+_NUM_READING = 2
+
+ReadFiles = Callable[[str], Awaitable[Mapping[str, bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterText:
     """None: the base's is used."""
 
-    tokenizer: Tokenizer | None = None
+    tokenizer: OwnTokenizer | None = None
     chat_template: ChatTemplate | None = None
 
 
-def read_text(name: str, files: Mapping[str, bytes]) -> AdapterText:
-    """Return what an adapter's files hold; raises AdapterUnavailableError in words.
+class AdapterTexts:
+    """Finds what adapters bring for texts: read once, however many ask at once.
 
-    Slow for large tokenizers: to be called in a thread.
+    Args:
+        read: the tokenizer and template files of a stored adapter, by name.
     """
-    return AdapterText(_tokenizer(name, files), _template(name, files))
+
+    def __init__(self, read: ReadFiles, limits: TokenizerLimits | None = None) -> None:
+        self._read = read
+        self._templates: LRUCache[str, ChatTemplate | None] = LRUCache(_MAX_BYTES, _size_of)
+        self._reading: SingleFlight[ChatTemplate | None] = SingleFlight()
+        self._room = asyncio.Semaphore(_NUM_READING)
+        self._tokenizers = OwnTokenizers(self._tokenizer_file, limits)
+
+    async def find(self, name: str, fetched: FetchedAdapter) -> AdapterText:
+        """Return what an adapter brings; raises AdapterUnavailableError in words."""
+        if not fetched.text_files:
+            return AdapterText()
+        key, owner = fetched.part.store_digest, f"adapter {name}"
+        tokenizer = None
+        if TOKENIZER_FILE in fetched.text_files:
+            tokenizer = self._tokenizers.get(key, owner)
+        if key in self._templates:
+            template = self._templates[key]
+        else:
+            template = await self._reading.do(key, partial(self._read_all, key, owner, tokenizer))
+        return AdapterText(tokenizer, None if template is None else template.of(owner))
+
+    def forget(self, store_digest: str) -> None:
+        """Free what was read of an adapter; its tokenizer goes when others need its place."""
+        self._templates.pop(store_digest, None)
+
+    async def close(self) -> None:
+        """End the processes of tokenizers."""
+        await self._reading.close()
+        await self._tokenizers.close()
+
+    async def _read_all(
+        self, key: str, owner: str, tokenizer: OwnTokenizer | None
+    ) -> ChatTemplate | None:
+        async with self._room:
+            files = await self._read(key)
+            template = _template(files, owner)
+            if tokenizer is not None:
+                await self._tokenizers.take(tokenizer, files[TOKENIZER_FILE])
+        self._templates[key] = template
+        return template
+
+    async def _tokenizer_file(self, key: str) -> bytes:
+        try:
+            return (await self._read(key))[TOKENIZER_FILE]
+        except AdapterUnavailableError:
+            # Whoever comes next asks for all of it anew.
+            self.forget(key)
+            raise
 
 
-def _tokenizer(name: str, files: Mapping[str, bytes]) -> Tokenizer | None:
-    raw = files.get(TOKENIZER_FILE)
-    if raw is None:
-        return None
+def _template(files: Mapping[str, bytes], owner: str) -> ChatTemplate | None:
+    for name, raw in files.items():
+        if name != TOKENIZER_FILE and len(raw) > _MAX_FILE_BYTES:
+            raise refused(
+                f"{owner}: its {name} has {len(raw)} bytes; the limit is {_MAX_FILE_BYTES}"
+            )
     try:
-        tokenizer = Tokenizer.from_buffer(raw)
-    except Exception as error:  # the library raises plain Exception for all that can go wrong
-        raise AdapterUnavailableError(
-            Reason.REFUSED, f"adapter {name}: its {TOKENIZER_FILE} cannot be read: {error}"
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _template(name: str, files: Mapping[str, bytes]) -> ChatTemplate | None:
-    try:
-        return template_of_files(files, f"adapter {name}")
+        return template_of_files(files, owner)
     except (ValueError, RecursionError) as error:
-        raise AdapterUnavailableError(
-            Reason.REFUSED, f"adapter {name}: its chat template cannot be read: {error}"
-        ) from error
+        raise refused(f"{owner}: its chat template cannot be read: {error}") from error
+
+
+def _size_of(template: ChatTemplate | None) -> int:
+    return _BYTES_BESIDE if template is None else _BYTES_BESIDE + 4 * template.num_chars

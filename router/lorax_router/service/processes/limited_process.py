@@ -90,10 +90,15 @@ class LimitedProcess:
             await self.end()
             raise
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked; others may have ended it, as when memory ran out."""
+        return not self.is_lost and self._process.poll() is None
+
     def give_way(self) -> None:
         """Let it compute only where nobody else wants to, from now on."""
         self.gave_way = True
-        if self._process.poll() is not None:
+        if not self.is_alive:
             return
         with contextlib.suppress(OSError):
             if sys.platform == "linux":

@@ -30,6 +30,8 @@ class Bounds:
     memory_bytes: int
     # For one answer.
     deadline_s: float
+    # How much it gives way to others from the beginning.
+    nice: int = 0
 
 
 def serve(answer: Answer, bounds: Bounds) -> None:
@@ -40,6 +42,7 @@ def serve(answer: Answer, bounds: Bounds) -> None:
     confine.be_first_to_go()
     confine.limit_files(_OPEN_FILES, 0)
     confine.limit_memory(bounds.memory_bytes)
+    os.nice(bounds.nice)
     _print_nowhere()
     _say(out, {"ready": os.getpid()})
     while (question := frames.read(sys.stdin.buffer)) is not None:

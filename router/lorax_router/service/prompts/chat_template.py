@@ -5,6 +5,7 @@ Compiling and rendering them is ``sandbox``'s affair, in processes of their own.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -34,6 +35,12 @@ class ChatTemplate:
     def __post_init__(self) -> None:
         parts = json.dumps([self.text, sorted(self.special_tokens.items())])
         object.__setattr__(self, "key", hashlib.sha256(parts.encode()).hexdigest())
+
+    def of(self, owner: str) -> ChatTemplate:
+        """Return the same template as another's."""
+        same = copy.copy(self)
+        object.__setattr__(same, "owner", owner)
+        return same
 
     @property
     def num_chars(self) -> int:

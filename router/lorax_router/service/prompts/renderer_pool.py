@@ -162,8 +162,9 @@ class RendererPool:
                 del self._turns[key]
 
     async def _rendered(self, job: _Job) -> str:
+        process = await self._process()
         try:
-            process, answer = await self._answered(job)
+            answer = await self._ask(process, job)
         except ProcessLostError as error:
             longer = f"takes longer than {self._limits.deadline_s:g} s"
             how = longer if error.overdue else f"ends the process that renders it {error}"
@@ -177,23 +178,16 @@ class RendererPool:
             raise self._over(job.template, f"takes more than {self._limits.memory_bytes >> 20} MiB")
         return _text_of(answer, job.template.owner)
 
-    async def _answered(self, job: _Job) -> tuple[LimitedProcess, dict[str, Any]]:
-        """Return a process and its answer.
-
-        One that ended may have been ended by others, as when memory ran out: another is asked.
-        """
-        process = self._idle.pop() if self._idle else await self._new_process()
-        try:
-            return process, await self._ask(process, job)
-        except ProcessLostError as error:
-            if error.overdue:
-                raise
-        process = await self._new_process()
-        return process, await self._ask(process, job)
+    async def _process(self) -> LimitedProcess:
+        """Return a process that nobody asks."""
+        while self._idle:
+            if (process := self._idle.pop()).is_alive:
+                return process
+        return await self._new_process()
 
     async def _new_process(self) -> LimitedProcess:
         process = await LimitedProcess.start(_MODULE, self._bounds)
-        self._processes = {each for each in self._processes if not each.is_lost} | {process}
+        self._processes = {each for each in self._processes if each.is_alive} | {process}
         return process
 
     async def _ask(self, process: LimitedProcess, job: _Job) -> dict[str, Any]:

@@ -9,6 +9,7 @@ than a second), so a batch of one is what every call uses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,15 +60,13 @@ class TokenizerPool:
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
         self._max_pending = max_pending
         self._num_pending = 0
+        # Set when a thread has done something next; another one takes its place then.
+        self._progress = asyncio.Event()
+        self._is_probing = False
 
-    async def encode(
-        self, text: str, *, add_special_tokens: bool = True, tokenizer: Tokenizer | None = None
-    ) -> list[int]:
-        """Return the ids of a text, by another tokenizer if one is given.
-
-        Raises ValidationError when it cannot be tokenized.
-        """
-        return await self.run(_encode, tokenizer or self._tokenizer, text, add_special_tokens)
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text; raises ValidationError when it cannot be tokenized."""
+        return await self.run(_encode, self._tokenizer, text, add_special_tokens)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[TokenSpan]:
         """Return the tokens of a text with their places in it; raises ValidationError."""
@@ -80,13 +79,48 @@ class TokenizerPool:
         self._num_pending += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, partial(_guarded, function, *args))
+            return await loop.run_in_executor(
+                self._threads, partial(self._guarded, loop, function, *args)
+            )
         finally:
             self._num_pending -= 1
+
+    async def progress(self) -> None:
+        """Return once a thread has done something: what others want, or else a word of its own.
+
+        That never comes while all threads are stuck; how long they are busy does not matter.
+        """
+        progress = self._progress
+        if not self._is_probing:
+            # One at a time: those who ask again and again fill no queue.
+            self._is_probing = True
+            loop = asyncio.get_running_loop()
+            self._threads.submit(self._guarded, loop, _encode, self._tokenizer, "a", False)
+        await progress.wait()
 
     def close(self) -> None:
         """Let running calls end and drop those that wait."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _guarded(
+        self, loop: asyncio.AbstractEventLoop, function: Callable[..., Result], *args: object
+    ) -> Result:
+        """Call a function; a panic of the Rust library, no Exception, becomes an error like others."""
+        try:
+            return function(*args)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise LoraxError(f"the tokenizer library failed: {error}", public="") from error
+        finally:
+            with contextlib.suppress(RuntimeError):
+                # The loop may have ended meanwhile.
+                loop.call_soon_threadsafe(self._on_progress)
+
+    def _on_progress(self) -> None:
+        self._is_probing = False
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[TokenSpan]:
         encoding = _first(self._tokenizer.encode_batch, text, add_special_tokens)
@@ -109,13 +143,3 @@ def _first(
     except Exception as error:
         logger.warning("a text could not be tokenized: %s", type(error).__name__)
         raise ValidationError("`inputs` cannot be tokenized by this model's tokenizer") from error
-
-
-def _guarded(function: Callable[..., Result], *args: object) -> Result:
-    """Call a function; a panic of the Rust library, no Exception, becomes an error like others."""
-    try:
-        return function(*args)
-    except Exception:
-        raise
-    except BaseException as error:
-        raise LoraxError(f"the tokenizer library failed: {error}", public="") from error

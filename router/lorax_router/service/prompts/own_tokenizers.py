@@ -1,0 +1,192 @@
+"""Adapters' own tokenizers, in limited processes.
+
+A tokenizer is always asked in the same process, which reads it once, however many
+requests come first, and keeps it within its bytes. One that takes too much time or
+memory ends its process, and the next question starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
+from lorax_contract.errors import OverloadedError, ValidationError
+from lorax_contract.words import counted
+from lorax_router.service.processes.limited_process import LimitedProcess, ProcessLostError
+from lorax_router.service.processes.serving import Bounds
+from lorax_router.service.prompts.overruns import Overruns
+from lorax_router.service.single_flight import SingleFlight
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "lorax_router.service.prompts.encode_process"
+# As a fetch does.
+_NICE = 10
+# Tokenizer files that are on their way or being read at the same time.
+_NUM_READING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerLimits:
+    """What tokenizers of adapters may take, in each process."""
+
+    cache_bytes: int = 192 << 20
+    # On top of the cache: reading one takes ten times its file and more for a while.
+    reading_bytes: int = 448 << 20
+    deadline_s: float = 20.0
+    num_processes: int = 2
+    max_waiting: int = 4096
+
+
+class TokenizerProcess:
+    """One process, started when it is needed; questions wait for each other."""
+
+    def __init__(self, limits: TokenizerLimits) -> None:
+        self._limits = limits
+        bounds = Bounds(
+            memory_bytes=limits.cache_bytes + limits.reading_bytes,
+            deadline_s=limits.deadline_s,
+            nice=_NICE,
+        )
+        self._bounds = json.dumps({**asdict(bounds), "cache_bytes": limits.cache_bytes})
+        self._process: LimitedProcess | None = None
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[dict[str, Any]]] = set()
+
+    async def ask(self, question: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> dict[str, Any]:
+        """Return the answer; raises ProcessLostError, OverloadedError.
+
+        Goes on when the caller leaves: to end the process would cost others their tokenizers.
+        """
+        if len(self._tasks) >= self._limits.max_waiting:
+            raise OverloadedError("too many texts wait for adapters' tokenizers", public="")
+        task = asyncio.create_task(self._ask(question, blobs))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """End the process."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._process is not None:
+            await self._process.end()
+
+    def _ended(self, task: asyncio.Task[dict[str, Any]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Whoever wanted it may have left.
+            task.exception()
+
+    async def _ask(self, question: Mapping[str, Any], blobs: Sequence[bytes]) -> dict[str, Any]:
+        async with self._lock:
+            if self._process is None or not self._process.is_alive:
+                self._process = await LimitedProcess.start(_MODULE, self._bounds)
+            return await self._process.ask(question, blobs, deadline_s=self._limits.deadline_s)
+
+
+class OwnTokenizers:
+    """All adapters' own tokenizers.
+
+    Args:
+        read: returns the file of a key, for one that others drove out.
+    """
+
+    def __init__(
+        self, read: Callable[[str], Awaitable[bytes]], limits: TokenizerLimits | None = None
+    ) -> None:
+        limits = limits or TokenizerLimits()
+        self._read = read
+        self._processes = [TokenizerProcess(limits) for _ in range(limits.num_processes)]
+        self._overruns = Overruns()
+        self._room = asyncio.Semaphore(_NUM_READING)
+        self._reading: SingleFlight[None] = SingleFlight()
+
+    def get(self, key: str, owner: str) -> OwnTokenizer:
+        """Return a tokenizer as its owner's requests use it."""
+        return OwnTokenizer(self, key, owner)
+
+    async def encode(
+        self, tokenizer: OwnTokenizer, text: str, *, add_special_tokens: bool
+    ) -> list[int]:
+        """Return the ids of a text; raises AdapterUnavailableError, ValidationError."""
+        key = tokenizer.key
+        question = {"key": key, "text": text, "add_special_tokens": add_special_tokens}
+        answer = await self._asked(tokenizer, question)
+        if "missing" in answer:
+            await self._reading.do(key, partial(self._take_again, tokenizer))
+            answer = await self._asked(tokenizer, question)
+        if "missing" in answer:
+            # So many are in use that they drive each other out: read and used in one, it is there.
+            async with self._room:
+                answer = await self._asked(tokenizer, question, [await self._read(key)])
+        if "refused" in answer:
+            raise self._unreadable(tokenizer, answer)
+        if "failed" in answer:
+            logger.warning("%s: a text cannot be tokenized: %s", tokenizer, answer["failed"])
+            raise ValidationError("`inputs` cannot be tokenized by this adapter's tokenizer")
+        ids: list[int] = answer["ids"]
+        return ids
+
+    async def close(self) -> None:
+        """End the processes."""
+        await self._reading.close()
+        for process in self._processes:
+            await process.close()
+
+    async def take(self, tokenizer: OwnTokenizer, raw: bytes) -> None:
+        """Read a tokenizer from its file; raises AdapterUnavailableError in words."""
+        answer = await self._asked(tokenizer, {"key": tokenizer.key}, [raw])
+        if "refused" in answer:
+            raise self._unreadable(tokenizer, answer)
+
+    def _unreadable(
+        self, tokenizer: OwnTokenizer, answer: Mapping[str, Any]
+    ) -> AdapterUnavailableError:
+        return refused(f"{tokenizer} cannot be read: {answer['refused']}")
+
+    async def _take_again(self, tokenizer: OwnTokenizer) -> None:
+        async with self._room:
+            await self.take(tokenizer, await self._read(tokenizer.key))
+
+    async def _asked(
+        self, tokenizer: OwnTokenizer, question: Mapping[str, Any], blobs: Sequence[bytes] = ()
+    ) -> dict[str, Any]:
+        key = tokenizer.key
+        if seconds := self._overruns.refused_s(key):
+            raise refused(
+                f"{tokenizer} took too much time or memory again and again; it is not used for "
+                f"{counted(seconds, 'second')}"
+            )
+        process = self._processes[zlib.crc32(key.encode()) % len(self._processes)]
+        try:
+            return await process.ask(question, blobs)
+        except ProcessLostError as error:
+            self._overruns.note(key)
+            how = "takes too long" if error.overdue else f"ends the process that uses it {error}"
+            logger.warning("%s %s", tokenizer, how)
+            raise AdapterUnavailableError(Reason.REFUSED, f"{tokenizer} {how}") from error
+
+
+class OwnTokenizer:
+    """One adapter's tokenizer."""
+
+    def __init__(self, tokenizers: OwnTokenizers, key: str, owner: str) -> None:
+        self.key = key
+        self._tokenizers = tokenizers
+        self._owner = owner
+
+    def __str__(self) -> str:
+        return f"the tokenizer of {self._owner}"
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text; raises AdapterUnavailableError, ValidationError."""
+        return await self._tokenizers.encode(self, text, add_special_tokens=add_special_tokens)
