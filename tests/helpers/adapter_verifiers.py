@@ -16,18 +16,28 @@ from tests.helpers.adapter_folders import CONFIG
 
 
 def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Do what the adapter's configuration says under ``test``; return its rank and id."""
+    """Do what the adapter's configuration says under ``test``; return its rank and id.
+
+    That it began can be seen at ``begun_file``.
+    """
     config = json.loads((folder / CONFIG).read_text())
+    begun_file(context["gate"], config.get("seed", 0)).touch()
     _ACTIONS[config.get("test", "pass")](context)
     return {
         "rank": config["r"],
         "told": dict(context),
         "pid": os.getpid(),
+        "parent": os.getppid(),
         "tokens_around": [
             value for value in (*sys.argv, *os.environ.values()) if "hf_" in value.lower()
         ],
         "nice": os.nice(0),
     }
+
+
+def begun_file(gate: str | Path, seed: int) -> Path:
+    """Return the file that appears when the adapter of a seed is verified."""
+    return Path(f"{gate} {seed}")
 
 
 def _refuse(_context: Mapping[str, Any]) -> None:

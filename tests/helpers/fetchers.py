@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.helpers.adapter_folders import CONFIG, adapter_files
+from tests.helpers.adapter_verifiers import begun_file
 from tests.helpers.hub_stub import StubHub, running_hub
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
@@ -88,7 +89,15 @@ async def failure(
     return caught.value
 
 
-async def reached(made: AdapterFetcher, phase: str) -> None:
-    """Wait until a fetch is in a phase."""
-    while phase not in {progress.phase for progress in made.in_flight()}:
+async def verifying(folder: Path, seed: int = 0) -> None:
+    """Wait until the adapter of a seed is verified, by whichever fetcher works in ``folder``."""
+    begun = begun_file(folder / "gate", seed)
+    while not begun.exists():
+        await asyncio.sleep(0.005)
+    begun.unlink()
+
+
+async def asked(hub: StubHub, times: int, name: str = "poet") -> None:
+    """Wait until the hub was asked so many times what a name leads to."""
+    while hub.requests.count(f"GET /api/models/org/{name}/revision/main") < times:
         await asyncio.sleep(0.005)

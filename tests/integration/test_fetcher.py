@@ -15,19 +15,20 @@ import pytest
 from tests.helpers.adapter_folders import WANTED, WEIGHTS, adapter_files
 from tests.helpers.fetchers import (
     POET,
-    Clock,
     add,
+    asked,
     failure,
     fetcher,
     hub,
     importable_verifiers,
-    reached,
+    verifying,
 )
 from tests.helpers.hub_stub import COMMIT, StubHub
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
-from lorax_shard.fetching.client import Fetched
+from lorax_shard.fetching.client import AdapterFetcher, Fetched
+from lorax_shard.store.store import AdapterStore, Lease
 
 # Fixtures of every test here.
 __all__ = ["hub", "importable_verifiers"]
@@ -52,34 +53,29 @@ async def test_an_adapter_is_fetched_verified_and_described(hub: StubHub, tmp_pa
 
 
 @in_loop
-async def test_a_name_is_asked_for_again_after_its_interval(hub: StubHub, tmp_path: Path) -> None:
-    clock = Clock()
-    async with fetcher(hub, tmp_path, clock, refresh_interval_s=60.0) as made:
+async def test_a_new_version_leaves_the_old_one_to_who_began_with_it(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    async with fetcher(hub, tmp_path) as made:
         with await made.fetch(POET) as before:
-            hub.requests.clear()
-            clock.now += 59.0
-            with await made.fetch(POET) as warm:
-                assert (warm.digest, warm.downloaded) == (before.digest, False)
-            assert hub.requests == []
             hub.repositories["org/poet"] = adapter_files(seed=1)
             hub.commits["org/poet"] = "1" * 40
-            clock.now += 2.0
             with await made.fetch(POET) as after:
                 assert after.digest != before.digest
-                # Who began with the old one goes on with it.
                 assert (before.folder / WEIGHTS).read_bytes() == adapter_files(0)[WEIGHTS]
                 assert (after.folder / WEIGHTS).read_bytes() == adapter_files(1)[WEIGHTS]
 
 
 @in_loop
-async def test_a_reload_asks_at_once_and_an_unchanged_version_is_not_fetched(
+async def test_the_source_is_asked_each_time_and_an_unchanged_version_is_not_fetched(
     hub: StubHub, tmp_path: Path
 ) -> None:
-    async with fetcher(hub, tmp_path) as made:
+    """Who asks remembers the answer, for as long as it says."""
+    async with fetcher(hub, tmp_path, valid_s=60.0) as made:
         (await made.fetch(POET)).release()
         hub.requests.clear()
-        with await made.fetch(POET, refresh=True) as again:
-            assert not again.downloaded
+        with await made.fetch(POET) as again:
+            assert (again.downloaded, again.valid_s) == (False, 60.0)
         assert len(hub.requests) == 1
         assert hub.downloads() == []
 
@@ -102,7 +98,7 @@ async def test_two_processes_fetch_the_same_adapter_once(hub: StubHub, tmp_path:
         while WEIGHTS not in hub.downloads():
             await asyncio.sleep(0.005)
         second = asyncio.create_task(other.fetch(POET))
-        await reached(other, "wait")
+        await asked(hub, 2)
         hub.held[WEIGHTS].set()
         fetched = await asyncio.gather(first, second)
     assert sorted(hub.downloads()) == sorted(WANTED)
@@ -170,7 +166,7 @@ async def test_a_bad_adapter_fails_alone(
     async with fetcher(hub, tmp_path, **changes) as made:
         neighbour = asyncio.create_task(made.fetch(held, "hf_secret"))
         if held is not POET:
-            await reached(made, "verify")
+            await verifying(tmp_path, seed=5)
         error = await failure(made, bad, "hf_secret")
         assert error.reason is reason
         assert words in error.text
@@ -198,11 +194,10 @@ async def test_a_dead_child_is_started_again_and_nobody_notices(
     async with fetcher(hub, tmp_path) as made:
         with await made.fetch(add(hub, "assassin", "kill keeper")) as fetched:
             assert fetched.facts["rank"] == 8
-        child = made._child
-        assert child is not None
-        os.kill(child.pid, signal.SIGKILL)
+        (child,) = _children()
+        os.kill(child, signal.SIGKILL)
         with await made.fetch(POET, refresh=True) as fetched:
-            assert made._child is not child
+            assert _children() != [child]
             assert fetched.facts["rank"] == 8
 
 
@@ -210,17 +205,16 @@ async def test_a_dead_child_is_started_again_and_nobody_notices(
 async def test_a_child_that_hangs_is_replaced(hub: StubHub, tmp_path: Path) -> None:
     async with fetcher(hub, tmp_path, deadline_s=1.0) as made:
         (await made.fetch(POET)).release()
-        child = made._child
-        assert child is not None
-        os.kill(child.pid, signal.SIGSTOP)
+        (child,) = _children()
+        os.kill(child, signal.SIGSTOP)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lorax_shard.fetching.client._BACKSTOP_S", -0.5)
+            patch.setattr("lorax_shard.fetching.child._BACKSTOP_S", -0.5)
             asking = asyncio.create_task(made.fetch(POET, refresh=True))
-            while not child.is_lost:
+            while _children() == [child]:
                 await asyncio.sleep(0.005)
             patch.undo()
             (await asking).release()
-        assert made._child is not child
+        assert _children() != [child]
 
 
 @in_loop
@@ -235,12 +229,11 @@ async def test_a_child_that_does_not_start_is_said_in_words(hub: StubHub, tmp_pa
 async def test_ending_the_server_leaves_no_process(hub: StubHub, tmp_path: Path) -> None:
     async with fetcher(hub, tmp_path) as made:
         asking = asyncio.create_task(made.fetch(add(hub, "held", "hold")))
-        await reached(made, "verify")
-        child = made._child
-        assert child is not None
-        assert _group(child.pid) > 1
+        await verifying(tmp_path)
+        (child,) = _children()
+        assert _group(child) > 1
     # The kernel takes its time with killed processes.
-    while _group(child.pid):
+    while _group(child):
         await asyncio.sleep(0.01)
     with pytest.raises(AdapterUnavailableError):
         await asking
@@ -253,14 +246,13 @@ async def test_a_child_that_was_started_early_serves_the_first_fetch(
     async with fetcher(hub, tmp_path) as made:
         made.start()
         made.start()
-        assert made._early_start is not None
-        await made._early_start
-        child = made._child
-        assert child is not None
+        while not _children():
+            await asyncio.sleep(0.01)
+        (child,) = _children()
         (await made.fetch(POET)).release()
-        assert made._child is child
+        assert _children() == [child]
     # The kernel takes its time with killed processes.
-    while _group(child.pid):
+    while _group(child):
         await asyncio.sleep(0.01)
 
 
@@ -270,17 +262,63 @@ async def test_an_early_start_that_fails_or_is_ended_harms_nobody(
 ) -> None:
     async with fetcher(hub, tmp_path / "a", function="no.such.module:verify") as made:
         made.start()
-        assert made._early_start is not None
-        await made._early_start
-        assert "does not start" in caplog.text
+        while "does not start" not in caplog.text:
+            await asyncio.sleep(0.01)
         assert (await failure(made, POET)).reason is Reason.CRASHED
     async with fetcher(hub, tmp_path / "b") as made:
         made.start()
-        early = made._early_start
-        assert early is not None
         await asyncio.sleep(0)
-    assert early.cancelled()
-    assert made._child is None
+    assert _children() == []
+
+
+async def _followed(hub: StubHub, folder: Path, made: AdapterFetcher) -> asyncio.Task[Fetched]:
+    """Return a fetch that began when the one before it had lost its caller and not yet ended."""
+    ref = add(hub, "held", "hold")
+    first = asyncio.create_task(made.fetch(ref))
+    await verifying(folder)
+    first.cancel()
+    second = asyncio.create_task(made.fetch(ref))
+    await asyncio.gather(first, return_exceptions=True)
+    await verifying(folder)
+    return second
+
+
+@in_loop
+async def test_a_fetch_that_ends_leaves_the_one_that_followed_it_alone(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        second = await _followed(hub, tmp_path, made)
+        third = asyncio.create_task(made.fetch(AdapterRef.of("hub", "org/held")))
+        await asyncio.sleep(0)
+        (tmp_path / "gate").touch()
+        for each in (second, third):
+            (await each).release()
+        # The third waited for the second.
+        await asked(hub, 2, "held")
+        assert hub.requests.count("GET /api/models/org/held/revision/main") == 2
+
+
+@in_loop
+async def test_a_fetch_that_followed_another_ends_with_the_server(
+    hub: StubHub, tmp_path: Path
+) -> None:
+    async with fetcher(hub, tmp_path) as made:
+        second = await _followed(hub, tmp_path, made)
+    assert (await asyncio.gather(second, return_exceptions=True))[0].reason is Reason.TRANSIENT
+    assert _children() == []
+
+
+def _children() -> list[int]:
+    """Return the living processes that this one started to fetch."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            command = stat.with_name("cmdline").read_bytes()
+            if int(parent) == os.getpid() and state != "Z" and b"lorax_shard.fetching" in command:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _group(group: int) -> int:
@@ -300,22 +338,20 @@ async def test_a_cancelled_fetch_ends_unless_others_wait_for_it(
     ref = add(hub, "held", "hold")
     async with fetcher(hub, tmp_path) as made:
         leaves, stays = (asyncio.create_task(made.fetch(ref)) for _ in range(2))
-        await reached(made, "verify")
+        await verifying(tmp_path)
         leaves.cancel()
         await asyncio.gather(leaves, return_exceptions=True)
-        assert len(made.in_flight()) == 1
         (tmp_path / "gate").touch()
         (await stays).release()
         assert hub.downloads().count(WEIGHTS) == 1
         (tmp_path / "gate").unlink()
         alone = asyncio.create_task(made.fetch(add(hub, "other", "hold", seed=1)))
-        await reached(made, "verify")
-        child = made._child
-        assert child is not None
+        await verifying(tmp_path, seed=1)
+        (child,) = _children()
+        assert _group(child) > 1
         alone.cancel()
         await asyncio.gather(alone, return_exceptions=True)
-        assert made.in_flight() == []
-        while _group(child.pid) > 1:
+        while _group(child) > 1:
             await asyncio.sleep(0.01)
 
 
@@ -324,8 +360,9 @@ async def test_only_so_many_at_once_and_the_rest_wait(hub: StubHub, tmp_path: Pa
     refs = [add(hub, f"held{number}", "hold", seed=number) for number in range(3)]
     async with fetcher(hub, tmp_path, concurrency=2) as made:
         asking = [asyncio.create_task(made.fetch(ref)) for ref in refs]
-        while [p.phase for p in made.in_flight()] != ["verify", "verify", "queue"]:
-            await asyncio.sleep(0.005)
+        for number in range(2):
+            await verifying(tmp_path, seed=number)
+        assert not any("held2" in line for line in hub.requests)
         (tmp_path / "gate").touch()
         for task in asking:
             (await task).release()
@@ -338,10 +375,11 @@ async def test_slow_sources_do_not_hold_up_others(hub: StubHub, tmp_path: Path) 
     hub.seconds = {ref.id: float("inf") for ref in slow}
     async with fetcher(hub, tmp_path, concurrency=2, place_s=0.01) as made:
         asking = [asyncio.create_task(made.fetch(ref)) for ref in slow]
-        while [p.phase for p in made.in_flight()] != ["download"] * 3:
+        # More than there are places.
+        while len(hub.downloads()) < 3:
             await asyncio.sleep(0.005)
         (await made.fetch(POET)).release()
-        assert len(made.in_flight()) == 3
+        assert not any(task.done() for task in asking)
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
@@ -384,29 +422,45 @@ async def test_a_lease_that_comes_too_late_is_given_back(hub: StubHub, tmp_path:
     async with fetcher(hub, tmp_path) as made:
         with await made.fetch(POET) as fetched:
             pass
-        take, began, go_on = made.store.lease, threading.Event(), threading.Event()
+        store = made.store
+        began, go_on, taken = threading.Event(), threading.Event(), threading.Event()
 
-        def slowly(digest: str) -> Any:
-            began.set()
-            go_on.wait(10)
-            return take(digest)
+        class SlowStore:
+            def lease(self, digest: str) -> Lease | None:
+                began.set()
+                assert go_on.wait(10)
+                lease = store.lease(digest)
+                taken.set()
+                return lease
 
-        made.store.lease = slowly  # type: ignore[method-assign]
+        made.store = SlowStore()  # type: ignore[assignment]
         asking = asyncio.create_task(made.fetch(POET))
-        await asyncio.to_thread(began.wait, 10)
+        assert await asyncio.to_thread(began.wait, 10)
         asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert store.remove(fetched.digest)
+        # It was fetched anew meanwhile: the late lease is of an entry that is there.
+        made.store = store
+        (await made.fetch(POET)).release()
         go_on.set()
-        made.store.lease = take  # type: ignore[method-assign]
-        while not made.store.remove(fetched.digest):
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(taken.wait, 10)
+        # Given back by the loop: the entry can be removed once that was done.
+        while not store.remove(fetched.digest):
+            await asyncio.sleep(0.005)
 
 
 def test_a_fetched_adapter_can_be_released_more_than_once(hub: StubHub, tmp_path: Path) -> None:
-    async def fetch_one() -> Fetched:
+    async def fetch_one() -> tuple[Fetched, AdapterStore]:
         async with fetcher(hub, tmp_path) as made:
-            return await made.fetch(POET)
+            return await made.fetch(POET), made.store
 
-    fetched = asyncio.run(fetch_one())
+    fetched, store = asyncio.run(fetch_one())
+    again = store.lease(fetched.digest)
+    assert again is not None
     fetched.release()
     fetched.release()
+    # The second call took nothing from others who hold it.
+    assert not store.remove(fetched.digest)
+    again.release()
+    assert store.remove(fetched.digest)

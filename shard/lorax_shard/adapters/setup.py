@@ -61,8 +61,7 @@ def make_rank_adapters(
             FetchSettings(
                 setup=setup,
                 concurrency=config.adapter_concurrency,
-                refresh_interval_s=config.adapter_refresh_s,
-                acceptance_s=config.adapter_refresh_s,
+                valid_s=config.adapter_refresh_s,
             )
         )
     return RankAdapters(lane, host, store, fetcher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.fetching.process import Setup
 from lorax_shard.fetching.redact import without_secrets
 
@@ -23,6 +24,8 @@ _MODULE = "lorax_shard.fetching.process"
 _MAX_LINE_BYTES = 8 << 20
 _START_S = 60.0
 _ERROR_LINES = 20
+# The child ends a fetch at its deadline; this much later the child itself counts as hung.
+_BACKSTOP_S = 30.0
 # What the child gets of the environment: ways and certificates, no tokens and no keys.
 _PASSED = (
     "PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
@@ -173,6 +176,68 @@ class FetchChild:
             # A line without end: what follows is of no use, and must not fill the pipe.
             while await self._process.stderr.read(_MAX_LINE_BYTES):
                 pass
+
+
+class RestartedChild:
+    """The child process that runs: started when it is needed, and again when it died."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._child: FetchChild | None = None
+        self._lock = asyncio.Lock()
+        self._early: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the process in the background, so that the first question finds it running."""
+        if self._early is None and not self._closed:
+            self._early = asyncio.create_task(self._start_early(), name="fetcher start")
+
+    async def ask(self, ref: AdapterRef, token: str | None, tell: Tell) -> Mapping[str, Any]:
+        """Return the last message about one fetch; of a child that dies, the next one is asked."""
+        command = {"ref": dataclasses.asdict(ref), "token": token}
+        backstop_s = self._setup.process.deadline_s + _BACKSTOP_S
+        for _ in range(2):
+            try:
+                child = await self._running()
+                message: Mapping[str, Any] = await child.ask(command, tell, backstop_s)
+                return message
+            except ChildLost:
+                logger.warning("the process that fetches adapters ended; it is started again")
+            except AdapterUnavailableError as error:
+                return {"error": error.to_json()}
+        lost = AdapterUnavailableError(
+            Reason.CRASHED, f"adapter {ref}: the process that fetches adapters ended twice"
+        )
+        return {"error": lost.to_json()}
+
+    async def close(self) -> None:
+        """End the process for good."""
+        self._closed = True
+        if self._early is not None:
+            self._early.cancel()
+            await asyncio.gather(self._early, return_exceptions=True)
+        async with self._lock:
+            if self._child is not None:
+                await self._child.end()
+                self._child = None
+
+    async def _start_early(self) -> None:
+        try:
+            await self._running()
+        except (AdapterUnavailableError, OSError) as error:
+            logger.warning("%s; the next fetch tries again", error)
+
+    async def _running(self) -> FetchChild:
+        async with self._lock:
+            if self._child is not None and self._child.is_lost:
+                await self._child.end()
+                self._child = None
+            if self._closed:
+                raise AdapterUnavailableError(Reason.TRANSIENT, "the server is shutting down")
+            if self._child is None:
+                self._child = await FetchChild.start(self._setup)
+            return self._child
 
 
 def environment(*, with_s3: bool) -> dict[str, str]:

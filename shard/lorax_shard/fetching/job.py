@@ -174,27 +174,30 @@ class FetchJob:
         self.access = resolved.access
         version = self._version_key(ref, resolved.version)
         found = self._ready(version)
-        if found is None:
+        if found is not None:
+            self._note(ref, version, resolved, found)
+        else:
             self._enter("wait")
             with self._store.fetching(version) as staging:
                 found = self._ready(version) or self._brought(ref, version, resolved, staging)
-        self._context.on_step("record name")
-        name = self._record(ref, resolved, found.entry)
-        self._store.index.wanted(name, version if resolved.lasting else None)
+                # Before others who wait for this version look whether it is known.
+                self._note(ref, version, resolved, found)
         return self._outcome(resolved.version, found, resolved.access)
 
-    def _version_key(self, ref: AdapterRef, version: str) -> str:
-        return key_of(self._source.realm, ref.source, ref.id, version)
-
-    def _record(self, ref: AdapterRef, resolved: Resolved, entry: StoredAdapter) -> NameRecord:
-        return NameRecord(
+    def _note(self, ref: AdapterRef, version: str, resolved: Resolved, found: _Found) -> None:
+        self._context.on_step("record name")
+        name = NameRecord(
             realm=self._source.realm,
             ref=ref,
             version=resolved.version,
-            digest=entry.digest,
+            digest=found.entry.digest,
             access=resolved.access,
             checked_at=self._clock(),
         )
+        self._store.index.wanted(name, version if resolved.lasting else None)
+
+    def _version_key(self, ref: AdapterRef, version: str) -> str:
+        return key_of(self._source.realm, ref.source, ref.id, version)
 
     def _known(self, version: str) -> StoredAdapter | None:
         digest = self._store.index.digest_of_version(version)

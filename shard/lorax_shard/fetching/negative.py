@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from cachetools import LRUCache
 
 from lorax_contract.adapters import AdapterUnavailableError
 
@@ -36,8 +37,7 @@ class NegativeCache:
     ) -> None:
         self._settings = settings
         self._now = now
-        # Least recently written first.
-        self._failures: OrderedDict[str, _Failure] = OrderedDict()
+        self._failures: LRUCache[str, _Failure] = LRUCache(settings.max_entries)
 
     def get(self, key: str) -> AdapterUnavailableError | None:
         """Return the failure to repeat, with the time until a new try; None: try."""
@@ -62,13 +62,6 @@ class NegativeCache:
         )
         pause = max(min(first * 2.0 ** min(count - 1, 30), most), error.retry_after_s or 0.0)
         self._failures[key] = _Failure(error, count, self._now() + min(pause, most))
-        while len(self._failures) > rules.max_entries:
-            self._failures.popitem(last=False)
-
-    def forget(self, prefix: str) -> None:
-        """Forget the failures of all keys that begin with ``prefix``."""
-        for key in [key for key in self._failures if key.startswith(prefix)]:
-            del self._failures[key]
 
     def succeeded(self, key: str) -> None:
         """Forget the failures of a key."""

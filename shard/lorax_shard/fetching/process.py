@@ -8,7 +8,7 @@ ends with the fetch, so a crash, a hang or a leak stays with one adapter.
     -> {"ready": pid}
     <- {"job": 1, "ref": {...}, "token": "..."}       fetch
     <- {"cancel": 1}
-    -> {"job": 1, "phase": "download"}  {"job": 1, "bytes": 4096}
+    -> {"job": 1, "phase": "download"}
     -> {"job": 1, "outcome": {...}}     {"job": 1, "error": {...}, "access": "public"}
 
 Tokens come through this pipe only. The end of standard input ends everything.
@@ -39,8 +39,6 @@ from lorax_shard.fetching.sources.stream import disk_errors
 from lorax_shard.store.store import AdapterStore
 
 _READ_BYTES = 1 << 16
-# FetchProgress is told at most this often.
-_PROGRESS_S = 0.2
 # A fetch gets this long to say itself that its time is over.
 _GRACE_S = 2.0
 # An answer longer than this comes from a process that is out of order.
@@ -243,7 +241,6 @@ def answer(
         context = FetchContext(
             limits=setup.limits,
             deadline=time.monotonic() + setup.process.deadline_s,
-            on_bytes=_Progress(tell),
         )
         source = make_source(ref.source, setup.sources)
         store = setup.open_store()
@@ -266,22 +263,6 @@ def answer(
     document = failure.to_json()
     document["text"] = without_secrets(document["text"], secrets)
     return {"error": document, "access": job.access if job else None}
-
-
-class _Progress:
-    """Counts bytes and tells their sum now and then."""
-
-    def __init__(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        self._tell = tell
-        self._bytes = 0
-        self._told_at = 0.0
-
-    def __call__(self, count: int) -> None:
-        self._bytes += count
-        now = time.monotonic()
-        if now - self._told_at >= _PROGRESS_S:
-            self._told_at = now
-            self._tell({"bytes": self._bytes})
 
 
 def _read_setup(descriptor: int) -> Setup | None:

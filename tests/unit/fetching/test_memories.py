@@ -1,14 +1,12 @@
-"""Who was let in and what failed: for a limited time, without tokens."""
+"""What failed is remembered for a limited time; tokens are not."""
 
 from __future__ import annotations
 
 import pytest
 
-from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
-from lorax_shard.fetching.access import AccessBook
+from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard.fetching.negative import NegativeCache, NegativeSettings
-
-REF, OTHER = AdapterRef.of("hub", "org/a"), AdapterRef.of("hub", "org/b")
+from lorax_shard.fetching.tokens import TokenHash
 
 
 class Clock:
@@ -23,37 +21,12 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_an_acceptance_holds_for_its_token_its_adapter_and_its_time(clock: Clock) -> None:
-    book = AccessBook(60.0, now=clock)
-    book.accept(REF, "hf_a")
-    assert book.is_accepted(REF, "hf_a")
-    assert not book.is_accepted(REF, "hf_b")
-    assert not book.is_accepted(REF, None)
-    assert not book.is_accepted(REF, "")
-    assert not book.is_accepted(OTHER, "hf_a")
-    clock.now = 60.0
-    assert not book.is_accepted(REF, "hf_a")
-
-
-def test_an_acceptance_can_be_taken_back(clock: Clock) -> None:
-    book = AccessBook(60.0, now=clock)
-    for token in ("hf_a", "hf_b"):
-        book.accept(REF, token)
-        book.accept(OTHER, token)
-    book.refuse(REF, "hf_a")
-    assert [book.is_accepted(REF, token) for token in ("hf_a", "hf_b")] == [False, True]
-    book.forget(REF)
-    assert not book.is_accepted(REF, "hf_b")
-    assert book.is_accepted(OTHER, "hf_b")
-
-
-def test_the_book_holds_no_token_and_is_bounded(clock: Clock) -> None:
-    book = AccessBook(60.0, max_entries=2, now=clock)
-    for number in range(3):
-        book.accept(REF, f"hf_{number}")
-    assert [book.is_accepted(REF, f"hf_{n}") for n in range(3)] == [False, True, True]
-    assert "hf_" not in repr(vars(book))
-    assert book.hash("hf_1") != AccessBook(60.0).hash("hf_1")
+def test_what_stands_for_a_token_tells_nothing_of_it() -> None:
+    hashed = TokenHash()
+    assert hashed("hf_a") == hashed("hf_a") != hashed("hf_b")
+    assert hashed("hf_a") != TokenHash()("hf_a")
+    assert hashed(None) == "" != hashed("")
+    assert "hf_a" not in hashed("hf_a")
 
 
 def error(reason: Reason, retry_after_s: float | None = None) -> AdapterUnavailableError:
@@ -107,10 +80,8 @@ def test_what_the_source_asks_for_is_kept_to_within_the_bound(clock: Clock) -> N
         assert known.retry_after_s == kept
 
 
-def test_the_cache_is_bounded_and_can_forget(clock: Clock) -> None:
+def test_the_cache_is_bounded(clock: Clock) -> None:
     cache = NegativeCache(NegativeSettings(max_entries=2), now=clock)
-    for key in ("a", "b", "b x"):
+    for key in "abc":
         cache.failed(key, error(Reason.CORRUPT))
-    assert [cache.get(key) is None for key in ("a", "b", "b x")] == [True, False, False]
-    cache.forget("b")
-    assert cache.get("b") is cache.get("b x") is None
+    assert [cache.get(key) is None for key in "abc"] == [True, False, False]
