@@ -60,7 +60,7 @@ def make_scheduler(depth: int) -> Scheduler:
 def measure_plan(depth: int) -> tuple[list[float], list[float]]:
     """Return the seconds of each plan and each apply at full load."""
     scheduler = make_scheduler(depth)
-    shard = FakeBatch(MODEL, FakeMemory(NUM_BLOCKS, BLOCK_SIZE), rank=0, world_size=1)
+    shard = FakeBatch(MODEL, FakeMemory(NUM_BLOCKS, BLOCK_SIZE))
     rng = random.Random(0)
     for request_id in range(1, NUM_ROWS + NUM_WAITING + 1):
         scheduler.submit(make_spec(request_id, rng), 0.0)

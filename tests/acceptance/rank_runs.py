@@ -131,20 +131,20 @@ def requests(seed: int) -> list[RequestSpec]:
 
 
 class Recorder:
-    """Draws as the engine's rank_sampler does, and keeps the logits of each token drawn."""
+    """Computes passes as the engine does, and keeps the logits of each token drawn."""
 
-    def __init__(self, rank_sampler: Any) -> None:
-        self._chooser = rank_sampler
-        self.sampler = rank_sampler.sampler
+    def __init__(self, run_pass: Any) -> None:
+        self._run_pass = run_pass
         # By request and number of the output token.
         self.logits: dict[tuple[int, int], torch.Tensor] = {}
 
-    def choose(self, logits: torch.Tensor, rows: list[Any]) -> Any:
-        """Note the logits and draw."""
-        for line, row in zip(logits, rows, strict=True):
+    def run_pass(self, *work: Any) -> Any:
+        """Compute and note the logits."""
+        result = self._run_pass(*work)
+        for line, row in zip(result.logits, result.inputs.sampled, strict=False):
             place = row.num_tokens - row.num_prompt_tokens
             self.logits[row.request_id, place] = line.clone()
-        return self._chooser.choose(logits, rows)
+        return result
 
 
 def run_worlds(roots: list[Path], world_size: int) -> None:
@@ -162,6 +162,7 @@ def _run_rank(rank: int, world_size: int, roots: list[str]) -> None:
 
 def _serve_world(world: World, world_size: int, rank: int) -> None:
     from lorax_shard.app import load_parts
+    from lorax_shard.engine import engine as engine_module
 
     engine = load_parts(world.config(world_size, rank)).engine
     spec = WarmupSpec(
@@ -175,13 +176,14 @@ def _serve_world(world: World, world_size: int, rank: int) -> None:
         handle = AdapterHandle(int(number))
         lane.prepare(handle, AdapterContent(parts=(AdapterPart(*part),)))
         table.add(handle, 1)
-    recorder: Any = Recorder(engine._chooser)
-    engine._chooser = recorder
+    recorder = Recorder(engine_module.run_pass)
+    engine_module.run_pass = recorder.run_pass
     scheduler = Scheduler(
         num_blocks=num_blocks, block_size=BLOCK_SIZE, max_step_tokens=MAX_STEP_TOKENS,
         max_rows=MAX_ROWS, depth=2, adapters=table,
     )  # fmt: skip
     answers = serve(engine, scheduler, requests(SEED))
+    engine_module.run_pass = recorder._run_pass
     if engine._group is not None:
         engine._group.close()
     tensors: dict[str, torch.Tensor] = {}

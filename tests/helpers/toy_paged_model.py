@@ -29,6 +29,7 @@ from lorax_contract.step import (
 from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.parallel.group import RankGroup
 
 BLOCK_SIZE = 4
 # The forward pass raises when it meets the first, and gives NaN logits after the second.
@@ -130,12 +131,16 @@ def toy_tokenizer() -> Tokenizer:
 
 
 def make_engine(
-    *, num_blocks: int = 64, eos_token_ids: Sequence[int] = (), batch_invariant: bool = False
+    *,
+    num_blocks: int = 64,
+    eos_token_ids: Sequence[int] = (),
+    batch_invariant: bool = False,
+    group: RankGroup | None = None,
 ) -> Engine:
     """Return a warm engine over a toy model."""
     pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks)
     model = ToyModel(eos_token_ids)
-    engine = Engine(model, toy_tokenizer(), pool, batch_invariant=batch_invariant)
+    engine = Engine(model, toy_tokenizer(), pool, batch_invariant=batch_invariant, group=group)
     engine.warm_up(
         WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
     )

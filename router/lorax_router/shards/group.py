@@ -22,7 +22,6 @@ from lorax_contract.step import (
     ShardInfo,
     StepOutcome,
     StepPlan,
-    TokenColumns,
     WarmupSpec,
 )
 from lorax_router.core.ports import ShardClient
@@ -71,8 +70,8 @@ class ShardGroup:
         return min(await self._all(lambda rank: rank.warmup(spec)))
 
     async def step(self, plan: StepPlan) -> StepOutcome:
-        """Execute one step on all ranks and put their shares of the outcome together."""
-        return merge_outcomes(await self._all(lambda rank: rank.step(plan)))
+        """Execute one step on all ranks; rank 0 answers for all."""
+        return (await self._all(lambda rank: rank.step(plan)))[0]
 
     async def clear(self, seq: int) -> None:
         """Drop all rows on all ranks, in the order of the commit lane."""
@@ -206,30 +205,3 @@ def merge_tiers(tiers: Sequence[AdapterTiers]) -> AdapterTiers:
         if all(digest in each.host for each in tiers)
     }
     return AdapterTiers(device=device, host=host, disk=tiers[0].disk)
-
-
-def merge_outcomes(outcomes: Sequence[StepOutcome]) -> StepOutcome:
-    """Return the shares of all ranks as one outcome; a row answered twice raises ShardError."""
-    whole = outcomes[0]
-    if len(outcomes) > 1:
-        whole = StepOutcome(whole.seq, tokens=TokenColumns())
-        for share in outcomes:
-            _append(whole, share)
-    if len(set(whole.row_ids)) != len(whole.row_ids):
-        twice = sorted({row for row in whole.row_ids if whole.row_ids.count(row) > 1})
-        raise ShardError(f"step {whole.seq}: requests {twice} were answered twice")
-    return whole
-
-
-def _append(whole: StepOutcome, share: StepOutcome) -> None:
-    whole.row_ids += share.row_ids
-    whole.num_tokens += share.num_tokens
-    whole.finish += share.finish
-    tokens, more = whole.tokens, share.tokens
-    tokens.ids += more.ids
-    tokens.logprobs += more.logprobs
-    tokens.texts += more.texts
-    tokens.special += more.special
-    whole.details.update(share.details)
-    whole.forward_ns = max(whole.forward_ns, share.forward_ns)
-    whole.total_ns = max(whole.total_ns, share.total_ns)

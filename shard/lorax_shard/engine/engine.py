@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
@@ -26,15 +26,23 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
+from lorax_shard.engine.emitter import Emitter
 from lorax_shard.engine.forward import passes, run_pass
 from lorax_shard.engine.inputs import RowWork, StepInputs
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
-from lorax_shard.engine.rank_sampler import RankSampler
-from lorax_shard.engine.ranks import broken_by, check_same_work, least_of, missing_somewhere
+from lorax_shard.engine.output import RowOutput
+from lorax_shard.engine.ranks import (
+    broken_by,
+    check_same_work,
+    least_of,
+    missing_somewhere,
+    share_draws,
+)
+from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
-from lorax_shard.engine.sampler import SampledTokens, Sampler
+from lorax_shard.engine.sampler import Sampler
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
 
@@ -69,8 +77,12 @@ class Engine:
         self._pool = pool
         self._batch_invariant = batch_invariant
         self._group = group
-        self._chooser = RankSampler(Sampler(model.vocab_size, model.device), group)
-        self._texts = TokenTexts(tokenizer)
+        # Rank 0 draws for all, and makes all texts.
+        self._sampler: Sampler | None = None
+        self._emitter: Emitter | None = None
+        if group is None or group.rank == 0:
+            self._sampler = Sampler(model.vocab_size, model.device)
+            self._emitter = Emitter(TokenTexts(tokenizer))
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
             self.adapters = ActiveAdapters(
@@ -103,8 +115,7 @@ class Engine:
         block_size = self._pool.block_size
         step = LargestStep(
             self.model,
-            self._chooser,
-            self.tokenizer,
+            self._sampler,
             spec,
             block_size=block_size,
             max_blocks=self._pool.num_blocks or spec.max_blocks or None,
@@ -141,23 +152,21 @@ class Engine:
         if request_id in self.batch:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
         adapter = self._adapter(new.spec.adapter)
-        row = make_row(
-            new,
-            tokenizer=self.tokenizer_of(new.spec.adapter),
-            vocab_size=self.model.vocab_size if adapter is None else adapter.vocab_size,
-            eos_token_ids=self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
-            num_computed=num_computed,
-            speaks=self._answers(request_id),
-        )
+        vocab_size = self.model.vocab_size if adapter is None else adapter.vocab_size
+        row = make_row(new, vocab_size=vocab_size, num_computed=num_computed)
         row.adapter = adapter
+        if self._sampler is not None:
+            row.make_output = partial(
+                RowOutput,
+                self.tokenizer_of(new.spec.adapter),
+                new.spec.prompt_ids,
+                new.spec.stopping,
+                self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
+                new.output_ids,
+            )
         self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
-
-    def _answers(self, request_id: RequestId) -> bool:
-        """Whether this rank makes the texts of a request."""
-        group = self._group
-        return group is None or request_id % group.world_size == group.rank
 
     def tokenizer_of(self, handle: AdapterHandle) -> Tokenizer:
         """Return what reads the texts of an adapter's requests: its own tokenizer or the base's."""
@@ -310,7 +319,8 @@ class Engine:
         if not work:
             return
         try:
-            inputs, sampled, prompts = run_pass(self.model, self._chooser, self.batch, work)
+            result = run_pass(self.model, self.batch, work)
+            draws = None if self._sampler is None else draw(self._sampler, result)
         except Exception as error:
             if self._group is not None:
                 # The others are in the middle of it; halves would be this rank's alone.
@@ -326,60 +336,45 @@ class Engine:
                 type(error).__name__,
             )
         else:
-            self._advance(work, inputs, prompts)
-            self._emit(inputs.sampled, sampled, out)
+            self._advance(work, result.inputs, draws)
+            self._book(result.inputs.sampled, draws, out)
             return
         # Outside the handler: its exception holds the failed pass's tensors alive.
         middle = len(work) // 2
         self._compute_group(work[:middle], out)
         self._compute_group(work[middle:], out)
 
-    def _advance(self, work: list[RowWork], inputs: StepInputs, prompts: list[list[float]]) -> None:
+    def _advance(self, work: list[RowWork], inputs: StepInputs, draws: PassDraws | None) -> None:
         for row, num_tokens in work:
             row.num_computed += num_tokens
-        for span, logprobs in zip(inputs.prompt_spans, prompts, strict=True):
+        if draws is None:
+            return
+        for span, logprobs in zip(inputs.prompt_spans, draws.prompt_logprobs, strict=True):
             if span.row.prompt_logprobs is not None:
                 span.row.prompt_logprobs.extend(logprobs)
 
-    def _emit(self, rows: list[Row], sampled: SampledTokens | None, out: OutcomeBuilder) -> None:
-        """Append the drawn tokens to their rows and to the outcome."""
-        if sampled is None:
-            return
-        for index, row in enumerate(rows):
-            request_id = row.request_id
-            try:
-                if (reason := sampled.errors.get(index)) is not None:
-                    raise GenerationError(reason)
-                token_id = sampled.ids[index]
-                emitted = row.output.push(token_id)
-                if emitted.finish != FinishCode.RUNNING:
-                    out.detail(request_id).generated_text = row.output.generated_text
-                self._add_details(row, sampled.alternatives[index], out)
-            except Exception as error:  # noqa: BLE001 - it is this row's
-                out.outcome.details.pop(request_id, None)
-                self._fail(request_id, error, out, doing="no token could be made")
-                continue
-            row.append(token_id)
-            out.token(request_id, token_id, sampled.logprobs[index], emitted)
-            if emitted.finish != FinishCode.RUNNING:
-                self._end(request_id)
+    def _book(self, rows: list[Row], draws: PassDraws | None, out: OutcomeBuilder) -> None:
+        """Append the drawn tokens to their rows and let go of those that ended.
 
-    def _add_details(self, row: Row, alternatives: Any, out: OutcomeBuilder) -> None:
-        """Add what only some rows have: alternatives, and once the prompt's logprobs."""
-        if not self._answers(row.request_id):
+        Rank 0 says what was drawn and who ends; its outcome alone tells clients.
+        """
+        if not rows:
             return
-        if alternatives is not None:
-            detail = out.detail(row.request_id)
-            detail.alternatives.append(self._texts_of(row).alternatives(*alternatives))
-        if row.prompt_logprobs is not None:
-            prompt_ids = row.token_ids[: row.num_prompt_tokens].tolist()
-            detail = out.detail(row.request_id)
-            detail.prompt_tokens = self._texts_of(row).columns(prompt_ids, row.prompt_logprobs)
+        ids = [0] * len(rows)
+        finishes = [FinishCode.RUNNING] * len(rows)
+        if self._emitter is not None and draws is not None and draws.sampled is not None:
+            ids, finishes = draws.sampled.ids, self._emitter.emit(rows, draws.sampled, out)
+        if self._group is not None:
+            ids, finishes = share_draws(self._group, ids, finishes)
+        for row, token_id, finish in zip(rows, ids, finishes, strict=True):
+            if draws is None:
+                out.told(row.request_id, token_id, finish)
+            # Given with the first token.
             row.prompt_logprobs = None
-
-    def _texts_of(self, row: Row) -> TokenTexts:
-        own = row.adapter.texts if row.adapter is not None else None
-        return own or self._texts
+            if finish != FinishCode.ERROR:
+                row.append(token_id)
+            if finish != FinishCode.RUNNING:
+                self._end(row.request_id)
 
     def _fail(
         self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str

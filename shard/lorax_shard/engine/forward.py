@@ -1,19 +1,15 @@
-"""One forward pass over rows: inputs, logits, drawn tokens, logprobs of prompts."""
+"""One forward pass over rows: inputs and logits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
-from lorax_shard.engine.rows import IdArray, ResidentBatch, Row
-from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from lorax_shard.engine.rows import ResidentBatch
 from lorax_shard.model.interface import PagedModel
-
-if TYPE_CHECKING:
-    from lorax_shard.engine.rank_sampler import RankSampler
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
 # vocabulary: those of a whole prompt could take more memory than all else in a step.
@@ -24,64 +20,18 @@ class PassResult(NamedTuple):
     """What one forward pass gives; nothing of its rows has changed yet."""
 
     inputs: StepInputs
-    sampled: SampledTokens | None
-    # One list per prompt span of the inputs.
-    prompt_logprobs: list[list[float]]
+    # Those of the rows that sample, then those of the prompt spans.
+    logits: torch.Tensor  # S x V float32
 
 
-def run_pass(
-    model: PagedModel, rank_sampler: RankSampler, batch: ResidentBatch, work: list[RowWork]
-) -> PassResult:
+def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> PassResult:
     """Compute rows in one forward pass; rows of one token must come first."""
     with torch.inference_mode():
         inputs = build_inputs(model, batch, work)
         logits = model.forward(
             inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows, inputs.slots
         )
-        num_sampled = len(inputs.sampled)
-        sampled = None
-        if inputs.sampled:
-            sampled = rank_sampler.choose(logits[:num_sampled], inputs.sampled)
-        prompts, start = [], num_sampled
-        for span in inputs.prompt_spans:
-            end = start + len(span.targets)
-            prompts.append(
-                logprobs_of(rank_sampler.sampler, logits[start:end], span.row, span.targets)
-            )
-            start = end
-    return PassResult(inputs, sampled, prompts)
-
-
-def sample(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
-    """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
-    vocab_sizes = [_vocab_size(sampler, row) for row in rows]
-    distinct = set(vocab_sizes)
-    if distinct == {sampler.vocab_size}:
-        return sampler.sample(logits, rows)
-    whole = SampledTokens([-1] * len(rows), [0.0] * len(rows), [None] * len(rows))
-    for vocab_size in sorted(distinct):
-        at = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
-        own = Sampler(vocab_size, sampler.device)
-        part = own.sample(logits[at, :vocab_size], [rows[index] for index in at])
-        for place, index in enumerate(at):
-            whole.ids[index] = part.ids[place]
-            whole.logprobs[index] = part.logprobs[place]
-            whole.alternatives[index] = part.alternatives[place]
-            if place in part.errors:
-                whole.errors[index] = part.errors[place]
-    return whole
-
-
-def logprobs_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray) -> list[float]:
-    """Return the logprobs of a row's prompt tokens among its own vocabulary.
-
-    A neighbour with more tokens makes all logits wider, and sums over wider rows round otherwise.
-    """
-    return prompt_logprobs(logits[:, : _vocab_size(sampler, row)], targets.tolist())
-
-
-def _vocab_size(sampler: Sampler, row: Row) -> int:
-    return row.adapter.vocab_size if row.adapter else sampler.vocab_size
+    return PassResult(inputs, logits)
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

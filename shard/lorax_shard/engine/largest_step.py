@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lorax_contract.step import (
     AdapterHandle,
     BlockId,
@@ -18,12 +16,10 @@ from lorax_shard.device_memory import measure_peak
 from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.rank_sampler import RankSampler
+from lorax_shard.engine.row_draws import draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
+from lorax_shard.engine.sampler import Sampler
 from lorax_shard.model.interface import PagedModel
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # Cached tokens that the single-token rows read together: attention backends that gather
 # them do it in pieces, which are no larger than this.
@@ -41,12 +37,12 @@ class LargestStep:
     """
 
     def __init__(
-        self, model: PagedModel, rank_sampler: RankSampler, tokenizer: Tokenizer, spec: WarmupSpec, *,
+        self, model: PagedModel, sampler: Sampler | None, spec: WarmupSpec, *,
         block_size: int, max_blocks: int | None,
     ) -> None:  # fmt: skip
         self._model = model
-        self._tokenizer = tokenizer
-        self._chooser = rank_sampler
+        # None: another rank draws.
+        self._sampler = sampler
         self._block_size = block_size
         # A resumed request computes its output again; only the last token is never computed.
         longest = max(spec.max_input_length, spec.max_total_tokens - 1, 1)
@@ -79,7 +75,9 @@ class LargestStep:
             batch.add(row)
             batch.grant(row, [BlockId(block) for block in range(num_blocks)])
             work.append(RowWork(row, length))
-        run_pass(self._model, self._chooser, batch, work)
+        result = run_pass(self._model, batch, work)
+        if self._sampler is not None:
+            draw(self._sampler, result)
 
     def _row(self, number: int, context: int, length: int, asked: int) -> Row:
         """Return a row that computes the last ``length`` of its ``context`` tokens.
@@ -89,9 +87,7 @@ class LargestStep:
         start = context - length
         row = make_row(
             _new_row(number, num_prompt=start + asked + 1, num_tokens=context),
-            tokenizer=self._tokenizer,
             vocab_size=self._model.vocab_size,
-            eos_token_ids=frozenset(),
             num_computed=start,
         )
         # Also where "output" follows, which only makes the logits no more than a pass has.

@@ -59,6 +59,15 @@ class OutcomeBuilder:
         outcome.num_tokens.append(1)
         outcome.finish.append(emitted.finish)
 
+    def told(self, request_id: RequestId, token_id: int, finish: FinishCode) -> None:
+        """Add what another rank drew; its texts are there."""
+        outcome = self.outcome
+        if finish != FinishCode.ERROR:
+            outcome.tokens.ids.append(token_id)
+        outcome.row_ids.append(request_id)
+        outcome.num_tokens.append(int(finish != FinishCode.ERROR))
+        outcome.finish.append(finish)
+
     def fail(self, request_id: RequestId, error: Exception, *, doing: str) -> None:
         """End a row with an error of its own; ``doing`` says what was going on."""
         text = str(error) if isinstance(error, LoraxError) else f"{type(error).__name__}: {error}"

@@ -20,36 +20,6 @@ class Emitted(NamedTuple):
     finish: FinishCode
 
 
-class MuteOutput:
-    """Decides when a row ends whose text another rank makes; no stop string may be asked for.
-
-    Args:
-        eos_token_ids: tokens that end a text.
-        past_output_ids: output that was emitted earlier; counted.
-    """
-
-    __slots__ = ("_stopping",)
-
-    def __init__(
-        self,
-        params: StoppingParams,
-        eos_token_ids: Collection[int],
-        past_output_ids: Iterable[int] = (),
-    ) -> None:
-        self._stopping = Stopping(params, eos_token_ids)
-        for token_id in past_output_ids:
-            self.push(int(token_id))
-
-    def push(self, token_id: int) -> Emitted:
-        """Take the row's next token."""
-        return Emitted("", False, self._stopping.push(token_id, "").finish)
-
-    @property
-    def generated_text(self) -> str:
-        """Nothing."""
-        return ""
-
-
 class RowOutput:
     """Turns the tokens of one row into text and decides when it ends.
 

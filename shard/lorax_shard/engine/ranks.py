@@ -1,4 +1,4 @@
-"""What the engines of several ranks agree on beside tokens: blocks, adapters, rows.
+"""What the engines of several ranks agree on: blocks, adapters, rows, tokens and ends.
 
 Plans are the same on all ranks, and so is what follows from them. What does not (memory that
 one rank lacks, a bug) is found here, before ranks enter a forward pass that fits nowhere.
@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Container, Sequence
 
 import numpy as np
+import torch
 
-from lorax_contract.step import AdapterHandle
+from lorax_contract.step import AdapterHandle, FinishCode
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.parallel.group import GroupBrokenError, RankGroup
 
@@ -36,6 +37,15 @@ def missing_somewhere(
             missing[handle] = f"it could not take effect on rank {' and '.join(ranks)}"
             logger.error("adapter %d: %s, so it does on none", handle, missing[handle])
     return missing
+
+
+def share_draws(
+    group: RankGroup, ids: Sequence[int], finishes: Sequence[int]
+) -> tuple[list[int], list[FinishCode]]:
+    """Return rank 0's ids and finish codes on all ranks; the others' say only how many."""
+    table = group.broadcast(torch.tensor([list(ids), list(finishes)]))
+    shared_ids, codes = table.tolist()
+    return shared_ids, [FinishCode(code) for code in codes]
 
 
 def check_same_work(group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,7 @@ from numpy.typing import NDArray
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import NewRow, RequestId, SamplingParams
 from lorax_shard.engine.active_adapters import ActiveAdapter
-from lorax_shard.engine.output import MuteOutput, RowOutput
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from lorax_shard.engine.output import RowOutput
 
 IdArray = NDArray[np.int64]
 
@@ -33,13 +29,14 @@ class Row:
 
     __slots__ = (
         "_ids",
+        "_output",
         "adapter",
         "index",
+        "make_output",
         "num_blocks",
         "num_computed",
         "num_prompt_tokens",
         "num_tokens",
-        "output",
         "params",
         "prompt_logprobs",
         "request_id",
@@ -51,7 +48,6 @@ class Row:
         ids: IdArray,
         num_prompt_tokens: int,
         params: SamplingParams,
-        output: RowOutput | MuteOutput,
         num_computed: int = 0,
     ) -> None:
         self.request_id = request_id
@@ -59,7 +55,9 @@ class Row:
         self.num_prompt_tokens = num_prompt_tokens
         self.num_computed = num_computed
         self.params = params
-        self.output = output
+        # Makes the row's text; None: another rank does.
+        self.make_output: Callable[[], RowOutput] | None = None
+        self._output: RowOutput | None = None
         # None: the base model.
         self.adapter: ActiveAdapter | None = None
         # The row's line in the batch's table of blocks, and how much of it is granted.
@@ -78,6 +76,13 @@ class Row:
         """All known ids, prompt then output; a view that the next append may outdate."""
         return self._ids[: self.num_tokens]
 
+    def take_output(self) -> RowOutput:
+        """Return the row's text, made when it is first asked for: whatever fails is this row's."""
+        if self._output is None:
+            assert self.make_output is not None, "another rank makes this row's text"
+            self._output, self.make_output = self.make_output(), None
+        return self._output
+
     def append(self, token_id: int) -> None:
         """Add one sampled id."""
         if self.num_tokens == len(self._ids):
@@ -88,32 +93,15 @@ class Row:
         self.num_tokens += 1
 
 
-def make_row(
-    new: NewRow,
-    *,
-    tokenizer: Tokenizer,
-    vocab_size: int,
-    eos_token_ids: frozenset[int],
-    num_computed: int = 0,
-    speaks: bool = True,
-) -> Row:
-    """Check a new row and build its state; ValidationError says what is wrong with it.
-
-    A row that does not speak has its text made by another rank.
-    """
+def make_row(new: NewRow, *, vocab_size: int, num_computed: int = 0) -> Row:
+    """Check a new row and build its state; ValidationError says what is wrong with it."""
     spec = new.spec
     ids = _checked_ids(new, vocab_size)
     if not 0 <= num_computed < len(ids):
         raise ValidationError(
             f"{num_computed} of {len(ids)} tokens are called computed; at least one must be left"
         )
-    output: RowOutput | MuteOutput
-    # Where a stop string ends the row, all ranks have to see it.
-    if speaks or any(spec.stopping.stop_sequences):
-        output = RowOutput(tokenizer, spec.prompt_ids, spec.stopping, eos_token_ids, new.output_ids)
-    else:
-        output = MuteOutput(spec.stopping, eos_token_ids, new.output_ids)
-    return Row(spec.request_id, ids, len(spec.prompt_ids), spec.sampling, output, num_computed)
+    return Row(spec.request_id, ids, len(spec.prompt_ids), spec.sampling, num_computed)
 
 
 def _checked_ids(new: NewRow, vocab_size: int) -> IdArray:

@@ -99,14 +99,12 @@ class LoraxBatches:
         max_step_tokens: int = 512,
         max_input_length: int = 0,
         rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         # Tokens that one engine step computes at most; the warm-up call names it.
         self.max_step_tokens = max_step_tokens
         self._engine = engine
         self._max_input_length = max_input_length
         self._rank = rank
-        self._world_size = world_size
         self._batches: dict[int, _CachedBatch] = {}
 
     def prefill(self, message: pb.Batch, cached_id: int | None) -> BatchReply:
@@ -286,14 +284,15 @@ class LoraxBatches:
         outcome = self._engine.step(plan)
         for request_id, finish in zip(outcome.row_ids, outcome.finish, strict=True):
             if finish == FinishCode.ERROR:
-                reason = outcome.details[request_id].error_text
+                detail = outcome.details.get(request_id)
+                reason = "rank 0 says why" if detail is None else detail.error_text
                 raise GenerationError(f"request {request_id}: {reason}")
         for position, request_id in enumerate(outcome.row_ids):
             member = batch.members[request_id]
             member.num_generated += 1
             member.ended = outcome.finish[position] != FinishCode.RUNNING
-            # Each request is answered by one rank.
-            if request_id % self._world_size == self._rank:
+            # Rank 0 answers for all.
+            if self._rank == 0:
                 yield _generation(outcome, position, member, is_first=request_id in prefilled)
 
     def _reply(self, batch: _CachedBatch, generations: list[pb.Generation]) -> BatchReply:

@@ -16,7 +16,7 @@ import grpc.aio
 
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import ShardInfo, StepOutcome, StepPlan, TokenColumns, WarmupSpec
+from lorax_contract.step import ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.convert import (
@@ -55,7 +55,6 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
             engine,
             max_input_length=config.max_input_length,
             rank=config.rank,
-            world_size=config.world_size,
         )
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
@@ -180,7 +179,11 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
     def _execute(self, plan: StepPlan, arrived_ns: int) -> tuple[StepOutcome, int]:
         queue_ns = time.perf_counter_ns() - arrived_ns
         outcome = self._engine.step(plan)
-        return share_of_rank(outcome, self._config.rank, self._config.world_size), queue_ns
+        if self._config.rank:  # rank 0 answers for all
+            outcome = StepOutcome(
+                outcome.seq, forward_ns=outcome.forward_ns, total_ns=outcome.total_ns
+            )
+        return outcome, queue_ns
 
     def _warm_up(self, spec: WarmupSpec) -> int:
         self._batches.clear(None)
@@ -212,31 +215,6 @@ def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
         memory=engine.memory.with_blocks(engine.num_blocks).items,
         shard_uris=tuple(config.shard_uris),
     )
-
-
-def share_of_rank(outcome: StepOutcome, rank: int, world_size: int) -> StepOutcome:
-    """Return the rows that this rank answers: those whose id modulo the ranks is its number."""
-    if world_size == 1:
-        return outcome
-    share = StepOutcome(seq=outcome.seq, forward_ns=outcome.forward_ns, total_ns=outcome.total_ns)
-    start, old, new = 0, outcome.tokens, TokenColumns()
-    for request_id, count, finish in zip(
-        outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
-    ):
-        end = start + count
-        if request_id % world_size == rank:
-            share.row_ids.append(request_id)
-            share.num_tokens.append(count)
-            share.finish.append(finish)
-            new.ids.extend(old.ids[start:end])
-            new.logprobs.extend(old.logprobs[start:end])
-            new.texts.extend(old.texts[start:end])
-            new.special.extend(old.special[start:end])
-            if request_id in outcome.details:
-                share.details[request_id] = outcome.details[request_id]
-        start = end
-    share.tokens = new
-    return share
 
 
 def _warmup_spec(request: pb.WarmupRequest) -> WarmupSpec:

@@ -58,7 +58,7 @@ def make_table(num_slots: int) -> AdapterTable:
 
 def make_shard(num_blocks: int, block_size: int) -> FakeBatch:
     """Return an empty shard."""
-    return FakeBatch(MODEL, FakeMemory(num_blocks, block_size), rank=0, world_size=1)
+    return FakeBatch(MODEL, FakeMemory(num_blocks, block_size))
 
 
 class SchedulerMachine(RuleBasedStateMachine):

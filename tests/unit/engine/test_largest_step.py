@@ -19,7 +19,6 @@ from lorax_shard.engine import largest_step
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import PoolSettings
-from lorax_shard.engine.rank_sampler import RankSampler
 from lorax_shard.engine.rows import make_row
 from lorax_shard.engine.sampler import Sampler
 
@@ -47,8 +46,7 @@ def run(*, max_blocks=None, **values):
     model = NotingModel()
     step = LargestStep(
         model,
-        RankSampler(Sampler(model.vocab_size)),
-        toy_tokenizer(),
+        Sampler(model.vocab_size),
         WarmupSpec(**{**spec, **values}),
         block_size=BLOCK_SIZE,
         max_blocks=max_blocks,
@@ -96,10 +94,8 @@ def test_neighbours_compute_with_different_adapters():
     for slot in (3, 4):
         model.slots.load(slot, ToyAdapter(favourite=slot))
     spec = WarmupSpec(max_input_length=32, max_total_tokens=41, max_step_tokens=16, max_rows=5)
-    rank_sampler = RankSampler(Sampler(model.vocab_size))
-    LargestStep(
-        model, rank_sampler, toy_tokenizer(), spec, block_size=BLOCK_SIZE, max_blocks=None
-    ).run()
+    sampler = Sampler(model.vocab_size)
+    LargestStep(model, sampler, spec, block_size=BLOCK_SIZE, max_blocks=None).run()
     assert model.row_slots == [[3, 4, 3, 4, 3]]
 
 
@@ -130,11 +126,7 @@ def test_no_way_of_drawing_takes_more_than_the_largest_step_s():
         for number in range(num_rows):
             new = new_row(number, range(50))
             new = replace(new, spec=replace(new.spec, sampling=params))
-            rows.append(
-                make_row(
-                    new, tokenizer=toy_tokenizer(), vocab_size=vocab_size, eos_token_ids=frozenset()
-                )
-            )
+            rows.append(make_row(new, vocab_size=vocab_size))
         logits = torch.randn(num_rows, vocab_size)
         with torch.inference_mode():
             return allocated_at_most(lambda: sampler.sample(logits.clone(), rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.helpers.thread_ranks import run_ranks
 from tests.helpers.toy_paged_model import NAN_ID, expected_tokens, make_engine
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
@@ -216,14 +217,18 @@ def test_prefill_logprobs_alternatives_and_seed_are_told():
     assert generation.generated_text.seed == 12
 
 
-def test_each_rank_answers_its_share_and_knows_all_ends():
-    replies = []
-    for rank in (0, 1):
-        batches = LoraxBatches(make_engine(), rank=rank, world_size=2)
-        message = batch(1, request(4, A, max_new_tokens=1), request(5, B, max_new_tokens=1))
-        replies.append(batches.prefill(message, None))
-    assert [[g.request_id for g in reply.generations] for reply in replies] == [[4], [5]]
-    assert [reply.batch for reply in replies] == [None, None]
+def test_rank_0_answers_for_all_and_every_rank_knows_the_ends():
+    def work(group):
+        batches = LoraxBatches(make_engine(group=group), rank=group.rank)
+        message = batch(1, request(4, A, max_new_tokens=1), request(5, B, max_new_tokens=2))
+        return batches.prefill(message, None), batches.decode([1])
+
+    (first, last), (first_mute, last_mute) = run_ranks(2, work)
+    assert [g.request_id for g in first.generations] == [4, 5]
+    assert [g.request_id for g in last.generations] == [5]
+    assert first_mute.generations == last_mute.generations == []
+    assert first_mute.batch == first.batch
+    assert (last.batch, last_mute.batch) == (None, None)
 
 
 def test_nothing_runs_before_the_warm_up():

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 from tests.helpers.in_loop import in_loop
+from tests.helpers.plans import make_plan, make_spec
 
 from lorax_contract.errors import ShardError
-from lorax_contract.step import RowDetail, ShardInfo, StepOutcome, TokenColumns
-from lorax_router.shards.fake.shard import FakeShard
-from lorax_router.shards.group import ShardGroup, merge_infos, merge_outcomes
+from lorax_contract.step import ShardInfo
+from lorax_router.shards.fake.shard import FakeShard, expected_tokens
+from lorax_router.shards.group import ShardGroup, merge_infos
 
 INFO = ShardInfo(
     epoch=1,
@@ -27,33 +28,15 @@ INFO = ShardInfo(
 )
 
 
-def share(row_ids: list[int], *, forward_ns: int = 0, total_ns: int = 0) -> StepOutcome:
-    return StepOutcome(
-        4,
-        row_ids,
-        [1] * len(row_ids),
-        [0] * len(row_ids),
-        TokenColumns(
-            [10 * row for row in row_ids],
-            [-1.0] * len(row_ids),
-            [f"t{row}" for row in row_ids],
-            [False] * len(row_ids),
-        ),
-        {row: RowDetail(generated_text=str(row)) for row in row_ids},
-        forward_ns,
-        total_ns,
-    )
-
-
-def test_shares_become_one_outcome():
-    whole = merge_outcomes([share([2, 4], forward_ns=5), share([], total_ns=9), share([1])])
-    assert whole == share([2, 4, 1], forward_ns=5, total_ns=9)
-
-
-@pytest.mark.parametrize("shares", [[share([1, 2]), share([2])], [share([2, 1, 2])]])
-def test_a_row_answered_twice_is_an_error(shares):
-    with pytest.raises(ShardError, match=r"\[2\] were answered twice"):
-        merge_outcomes(shares)
+@in_loop
+async def test_rank_0_answers_for_all():
+    shards = [FakeShard(rank=rank, world_size=3) for rank in range(3)]
+    group = ShardGroup(shards)
+    spec = make_spec(2, max_new_tokens=1, ignore_eos=True)
+    outcome = await group.step(make_plan(1, [(2, 3, [0])], [spec]))
+    assert (outcome.row_ids, outcome.tokens.ids) == ([2], expected_tokens(spec))
+    assert [len(shard.steps) for shard in shards] == [1, 1, 1]
+    await group.close()
 
 
 def test_limits_that_differ_are_the_least():

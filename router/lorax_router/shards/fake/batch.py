@@ -42,11 +42,10 @@ class FakeBatch:
     Breaking the contract of plans raises FakeShardError, whatever else the step holds.
     """
 
-    def __init__(self, model: FakeModel, memory: FakeMemory, *, rank: int, world_size: int) -> None:
+    def __init__(self, model: FakeModel, memory: FakeMemory, *, rank: int = 0) -> None:
         self._model = model
         self.memory = memory
         self._rank = rank
-        self._world_size = world_size
         self._rows: dict[RequestId, _Row] = {}
         self.active: set[AdapterHandle] = set()
         # Adapters that could not take effect when they were to, and why.
@@ -185,7 +184,7 @@ class FakeBatch:
         finish = model.finish(row.spec, row.output)
         if finish is not FinishCode.RUNNING:
             self._end(row)
-        if not self._answers(request_id):
+        if self._rank:  # rank 0 answers for all
             return
         logprob = model.logprob(token, digest)
         outcome.row_ids.append(request_id)
@@ -223,7 +222,7 @@ class FakeBatch:
 
     def _fail(self, outcome: StepOutcome, request_id: RequestId, row: _Row, text: str) -> None:
         self._end(row)
-        if self._answers(request_id):
+        if self._rank == 0:
             outcome.row_ids.append(request_id)
             outcome.num_tokens.append(0)
             outcome.finish.append(int(FinishCode.ERROR))
@@ -232,6 +231,3 @@ class FakeBatch:
     def _end(self, row: _Row) -> None:
         row.finished = True
         self.memory.free(row.table)
-
-    def _answers(self, request_id: RequestId) -> bool:
-        return request_id % self._world_size == self._rank

@@ -71,8 +71,7 @@ class FakeShard:
         model: what is computed.
         num_blocks: KV blocks that warm-up reports, unless its spec allows fewer.
         block_size: tokens per block.
-        rank, world_size: of its group; it answers the requests whose id leaves ``rank``
-            when divided by ``world_size``.
+        rank, world_size: of its group; rank 0 answers for all.
         epoch: the incarnation it belongs to.
         max_depth: how many commit calls may be unanswered at once.
         max_positions: longest sequence; 0: unbounded.
@@ -147,7 +146,7 @@ class FakeShard:
     def _make_batch(self, num_blocks: int) -> None:
         info = self._info
         memory = FakeMemory(num_blocks, info.block_size)
-        self.batch = FakeBatch(self.model, memory, rank=self.rank, world_size=info.world_size)
+        self.batch = FakeBatch(self.model, memory, rank=self.rank)
 
     # --- script -----------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.helpers.toy_paged_model import toy_tokenizer
 
 from lorax_contract.step import (
     AdapterHandle,
@@ -16,7 +15,7 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_shard.engine.active_adapters import ActiveAdapter
-from lorax_shard.engine.forward import logprobs_of, sample
+from lorax_shard.engine.row_draws import draw_rows, logprobs_of
 from lorax_shard.engine.rows import Row, make_row
 from lorax_shard.engine.sampler import Sampler, prompt_logprobs
 
@@ -38,10 +37,7 @@ def make(number: int, vocab_size: int = BASE) -> Row:
         sampling=SamplingParams(**SAMPLING[number % len(SAMPLING)]),
         stopping=StoppingParams(max_new_tokens=8),
     )
-    row = make_row(
-        NewRow(spec, []), tokenizer=toy_tokenizer(), vocab_size=vocab_size,
-        eos_token_ids=frozenset(),
-    )  # fmt: skip
+    row = make_row(NewRow(spec, []), vocab_size=vocab_size)
     if vocab_size != BASE:
         row.adapter = ActiveAdapter(AdapterHandle(number), number, vocab_size, frozenset())
     return row
@@ -64,7 +60,7 @@ def test_a_draw_depends_on_no_neighbour(others: tuple[int, ...]) -> None:
     rows = [make(10 + at, size) for at, size in enumerate(others)]
     mixed = [*base[:2], *rows, *base[2:]]
     width = max([BASE, *others])
-    got = sample(sampler, logits_of(mixed, width), mixed)
+    got = draw_rows(sampler, logits_of(mixed, width), mixed)
     for index, row in enumerate(mixed):
         size = row.adapter.vocab_size if row.adapter else BASE
         alone = Sampler(size).sample(logits_of([row], size), [row])
@@ -79,14 +75,14 @@ def test_a_row_may_draw_a_token_that_only_its_adapter_has() -> None:
     logits = logits_of(rows, WIDEST)
     logits[1, WIDER - 1] = 50.0
     logits[0, 7] = 50.0
-    assert sample(Sampler(BASE), logits, rows).ids == [7, WIDER - 1]
+    assert draw_rows(Sampler(BASE), logits, rows).ids == [7, WIDER - 1]
 
 
 def test_a_row_without_numbers_fails_alone() -> None:
     rows = [make(0), make(5, WIDER), make(1), make(10, WIDER)]
     logits = logits_of(rows, WIDER)
     logits[1] = float("nan")
-    got = sample(Sampler(BASE), logits, rows)
+    got = draw_rows(Sampler(BASE), logits, rows)
     assert list(got.errors) == [1]
     alone = Sampler(BASE).sample(logits_of(rows[:1], BASE), rows[:1])
     assert got.ids[0] == alone.ids[0]

@@ -1,0 +1,65 @@
+"""Draws for the rows of one pass, each among the tokens of its own vocabulary."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from lorax_shard.engine.forward import PassResult
+from lorax_shard.engine.rows import IdArray, Row
+from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+
+
+class PassDraws(NamedTuple):
+    """What is drawn from the logits of one pass."""
+
+    # One entry per row that samples; None: no row does.
+    sampled: SampledTokens | None
+    # One list per prompt span.
+    prompt_logprobs: list[list[float]]
+
+
+def draw(sampler: Sampler, result: PassResult) -> PassDraws:
+    """Draw the next tokens of the rows that sample, and read what prompts ask for."""
+    rows, logits = result.inputs.sampled, result.logits
+    with torch.inference_mode():
+        sampled = draw_rows(sampler, logits[: len(rows)], rows) if rows else None
+        prompts, start = [], len(rows)
+        for span in result.inputs.prompt_spans:
+            end = start + len(span.targets)
+            prompts.append(logprobs_of(sampler, logits[start:end], span.row, span.targets))
+            start = end
+    return PassDraws(sampled, prompts)
+
+
+def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
+    """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
+    vocab_sizes = [_vocab_size(sampler, row) for row in rows]
+    distinct = set(vocab_sizes)
+    if distinct == {sampler.vocab_size}:
+        return sampler.sample(logits, rows)
+    whole = SampledTokens([-1] * len(rows), [0.0] * len(rows), [None] * len(rows))
+    for vocab_size in sorted(distinct):
+        at = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
+        own = Sampler(vocab_size, sampler.device)
+        part = own.sample(logits[at, :vocab_size], [rows[index] for index in at])
+        for place, index in enumerate(at):
+            whole.ids[index] = part.ids[place]
+            whole.logprobs[index] = part.logprobs[place]
+            whole.alternatives[index] = part.alternatives[place]
+            if place in part.errors:
+                whole.errors[index] = part.errors[place]
+    return whole
+
+
+def logprobs_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray) -> list[float]:
+    """Return the logprobs of a row's prompt tokens among its own vocabulary.
+
+    A neighbour with more tokens makes all logits wider, and sums over wider rows round otherwise.
+    """
+    return prompt_logprobs(logits[:, : _vocab_size(sampler, row)], targets.tolist())
+
+
+def _vocab_size(sampler: Sampler, row: Row) -> int:
+    return row.adapter.vocab_size if row.adapter else sampler.vocab_size
