@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, toy_tokenizer
-from tokenizers import Tokenizer
 
 from lorax_contract.step import AdapterHandle, NewRow, WarmupSpec
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,9 @@ class ToyAdapter:
 
     favourite: int
     bonus: float = 100.0
-    tokenizer: Tokenizer | None = None
+    vocabulary: Vocabulary | None = None
     # Rows of its vocabulary where it adds tokens; 0: the base's.
     vocab_size: int = 0
-    eos_token_ids: frozenset[int] = frozenset()
 
     @property
     def prepared(self) -> ToyAdapter:

@@ -130,7 +130,7 @@ def test_an_adapter_is_downloaded_loaded_used_and_offloaded(
     assert agrees(base, prompt, answers[2])
     assert not agrees(base, prompt, answers[1])
     assert client.OffloadAdapter(**poet, adapter_index=1).offloaded
-    assert client.OffloadAdapter(**poet, adapter_index=1).offloaded
+    assert not client.OffloadAdapter(**poet, adapter_index=1).offloaded
     assert "handle 1 is not in effect" in refusal(
         lambda: generate(client, [request(client, 3, TEXT, adapter=1)])
     )
@@ -172,18 +172,45 @@ def test_adapters_are_merged_as_peft_merges_them(
         assert client.OffloadAdapter(adapter_index=index).offloaded
 
 
-def test_text_alone_is_read_by_the_adapters_own_tokenizer(
+def test_tokens_of_an_adapter_s_own_come_as_ids(
     client: PublishedClient, model_dir: Path, root: Path
 ) -> None:
+    """Its tokenizer is not run where the model is: what it would do is not known."""
     assert client.LoadAdapter(**named(client, "grown"), adapter_index=4).loaded
     text = "<own 0>the quick<own 1>"
-    answers = generate(client, [request(client, 1, text, adapter=4), request(client, 2, TEXT)])
+    assert "send the prompt as token ids" in refusal(
+        lambda: generate(client, [request(client, 1, text, adapter=4)])
+    )
     own = Tokenizer.from_file(str(root / "grown/tokenizer.json"))
     prompt = own.encode(text).ids
+    as_ids = request(client, 1, "", adapter=4)
+    as_ids.tokenized_inputs.ids.extend(prompt)
+    answers = generate(client, [as_ids, request(client, 2, TEXT)])
     assert max(prompt) > own.get_vocab_size() - 10
     assert agrees(load_adapter(model_dir, root / "grown", rows=GROWN_SIZE), prompt, answers[1])
     assert answers[1][1] == own.decode(answers[1][0][0])
     assert client.OffloadAdapter(adapter_index=4).offloaded
+
+
+def test_the_base_model_is_never_loaded_nor_what_is_unknown_offloaded(
+    client: PublishedClient,
+) -> None:
+    base = named(client, "__base_model__")
+    assert not client.DownloadAdapter(**base).downloaded
+    assert client.DownloadAdapter(**base).memory_fraction == 0.0
+    for index in (0, 7):
+        assert not client.LoadAdapter(**base, adapter_index=index).loaded
+        assert not client.OffloadAdapter(**base, adapter_index=index).offloaded
+    assert not client.OffloadAdapter(**named(client, "poet"), adapter_index=77).offloaded
+
+
+def test_what_the_model_has_no_positions_for_is_refused(client: PublishedClient) -> None:
+    most = 512  # as the tiny models have it
+    long = request(client, 1, "")
+    long.tokenized_inputs.ids.extend([5] * (most + 1 - long.stopping_parameters.max_new_tokens))
+    assert generate(client, [long])
+    long.tokenized_inputs.ids.append(5)
+    assert f"more than the model's {most} positions" in refusal(lambda: generate(client, [long]))
 
 
 def test_an_adapter_that_is_offloaded_in_use_ends_its_own_requests(
@@ -215,8 +242,6 @@ def test_what_cannot_be_had_is_said_in_words(client: PublishedClient) -> None:
     assert "is no folder below" in refusal(lambda: client.DownloadAdapter(**nobody))
     assert "is no folder below" in load(**nobody)
     assert "names no adapter" in load()
-    assert "names no adapter" in load(**named(client, "__base_model__"))
-    assert client.DownloadAdapter(**named(client, "__base_model__")).memory_fraction == 0.0
     assert "pbase" in load(**{**nobody, "adapter_source": PBASE})
     assert "needs one finite weight" in load(**named(client, "poet", "judge"))
     assert "as many weights" in load(**named(client, "poet", "judge", weights=[1.0]))

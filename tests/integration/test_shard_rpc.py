@@ -156,7 +156,10 @@ def test_a_foreign_client_gets_the_tokens_of_transformers(client, tokenizer, sto
         text = texts[number]
         assert text.generated_tokens == len(ids)
         assert text.finish_reason == (1 if by_eos else 0)
-        assert text.text == tokenizer.decode(ids, skip_special_tokens=True)
+        # Bytes of a character that the end cuts off are none of the text.
+        whole = tokenizer.decode(ids, skip_special_tokens=True)
+        assert whole.startswith(text.text)
+        assert set(whole[len(text.text) :]) <= {"\ufffd"}
 
 
 def test_filtering_and_clearing_leave_the_others_right(client, tokenizer, stock):
@@ -212,11 +215,11 @@ def test_what_cannot_be_served_is_said_in_words(client):
             call()
         assert words in caught.value.details()
         assert "Traceback" not in caught.value.details()
-    assert client.DownloadAdapter(
+    assert not client.DownloadAdapter(
         adapter_parameters=client.AdapterParameters(adapter_ids=["__base_model__"])
     ).downloaded
-    assert client.LoadAdapter(adapter_index=0).loaded
-    assert client.OffloadAdapter(adapter_index=0).offloaded
+    assert not client.LoadAdapter(adapter_index=0).loaded
+    assert not client.OffloadAdapter(adapter_index=0).offloaded
 
 
 def test_health_discovery_and_reflection(client, shard):

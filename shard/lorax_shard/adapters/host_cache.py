@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cachetools import Cache
 
-from lorax_contract.adapters import AdapterPart, AdapterUnavailableError, Reason, refused
+from lorax_contract.adapters import AdapterPart, AdapterUnavailableError, Reason
 from lorax_contract.errors import LoraxError
 from lorax_contract.eviction import worth
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.normal import read_normal
 from lorax_shard.store.store import AdapterStore
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-_TOKENIZER_FILE = "tokenizer.json"
+from lorax_shard.vocabulary import Vocabulary, read_vocabulary
 
 
 @dataclass(slots=True)
@@ -30,16 +23,16 @@ class HostCopy:
     """An adapter as it is stored, in memory of its own."""
 
     adapter: HostAdapter
-    tokenizer: Tokenizer | None
-    eos_token_ids: frozenset[int]
+    # Of its own tokenizer; None: the base's.
+    vocabulary: Vocabulary | None
     read_s: float
     num_uses: int = 0
     worth: float = 0.0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors; those of a tokenizer are not counted."""
-        return self.adapter.nbytes
+        """Bytes of its tensors and its tokens."""
+        return self.adapter.nbytes + (0 if self.vocabulary is None else self.vocabulary.nbytes)
 
 
 class _ByWorth(Cache[str, HostCopy]):
@@ -130,37 +123,11 @@ class HostCache:
         with lease as entry:
             self._store.count_use(entry.digest)
             try:
-                adapter = read_normal(entry.folder / part.content_digest)
+                folder = entry.folder / part.content_digest
+                adapter, vocabulary = read_normal(folder), read_vocabulary(folder)
             except LoraxError as error:
                 raise AdapterUnavailableError(
                     Reason.CORRUPT,
                     f"the adapter's files on this host are not what was verified: {error.public}",
                 ) from error
-            tokenizer = _tokenizer(entry.folder)
-            ends = frozenset() if tokenizer is None else _eos_token_ids(entry.folder, tokenizer)
-        return HostCopy(adapter, tokenizer, ends, self._clock() - started)
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / _TOKENIZER_FILE
-    if not path.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for all that can go wrong
-        raise refused(f"the adapter's {_TOKENIZER_FILE} cannot be read: {error}") from error
-
-
-def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the id of the token that the adapter's tokenizer calls the end of a text."""
-    try:
-        document = json.loads((folder / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
-        return frozenset()
-    token = document.get("eos_token") if isinstance(document, dict) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    number = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return frozenset() if number is None else frozenset({number})
+        return HostCopy(adapter, vocabulary, self._clock() - started)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -24,9 +24,7 @@ from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.peft.merge import merge
 from lorax_shard.peft.normal import cast
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from lorax_shard.vocabulary import Vocabulary
 
 
 class DevicePreparer(Protocol):
@@ -41,12 +39,10 @@ class ReadyAdapter:
     """An adapter that a step may activate."""
 
     prepared: PreparedAdapter
-    # The adapter's own; None: the base's.
-    tokenizer: Tokenizer | None
-    # Rows of its vocabulary where it adds tokens; 0: the base's.
+    # The tokens of its own tokenizer; None: the base's.
+    vocabulary: Vocabulary | None
+    # Rows of its embedding and head where it adds tokens; 0: the base's.
     vocab_size: int
-    # What ends its texts beside what ends the base's.
-    eos_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -121,13 +117,12 @@ class PrepareLane:
     def _made(self, content: AdapterContent) -> tuple[ReadyAdapter, LoadReport]:
         started = self._clock()
         copies = [self._host.get(part) for part in content.parts]
-        first = copies[0]
-        adapter, tokenizer, eos_token_ids = first.adapter, first.tokenizer, first.eos_token_ids
+        adapter, vocabulary = copies[0].adapter, copies[0].vocabulary
         try:
             if content.merge is not None:
                 # Texts of a merge are the base's: its parts may differ in theirs.
                 adapter = merge([each.adapter for each in copies], content.merge)
-                tokenizer, eos_token_ids = None, frozenset()
+                vocabulary = None
             parsed = self._clock()
             adapter = cast(adapter, dtype=self._dtype, low_rank_dtype=self._low_rank_dtype)
             prepared = self._preparer.prepare(adapter)
@@ -138,12 +133,12 @@ class PrepareLane:
             parse_s=parsed - started,
             copy_s=self._clock() - parsed,
         )
-        return ReadyAdapter(prepared, tokenizer, adapter.vocab_size, eos_token_ids), report
+        return ReadyAdapter(prepared, vocabulary, adapter.vocab_size), report
 
-    def release(self, handle: AdapterHandle) -> None:
-        """Let a prepared adapter go."""
+    def release(self, handle: AdapterHandle) -> bool:
+        """Let a prepared adapter go; return whether it was here."""
         with self._lock:
-            self._prepared.pop(handle, None)
+            return self._prepared.pop(handle, None) is not None
 
     # --- facts ------------------------------------------------------------------------
 

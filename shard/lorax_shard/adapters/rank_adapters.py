@@ -138,19 +138,29 @@ class RankAdapters:
         self._let_go(*(part.store_digest for part in content.parts))
         return report
 
-    async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> None:
-        """Let a prepared adapter go, and of the parts to forget everything."""
-        self._let_go(*(part.store_digest for part in forget))
-        await asyncio.to_thread(self._release, handle, tuple(forget))
+    async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> bool:
+        """Let a prepared adapter go, and of the parts to forget everything.
 
-    def _release(self, handle: AdapterHandle, forget: Sequence[AdapterPart]) -> None:
-        self.lane.release(handle)
+        Returns whether it was here. Files that cannot go do not keep memory from being free.
+        """
+        self._let_go(*(part.store_digest for part in forget))
+        return await asyncio.to_thread(self._release, handle, tuple(forget))
+
+    def _release(self, handle: AdapterHandle, forget: Sequence[AdapterPart]) -> bool:
+        was_here = self.lane.release(handle)
         self._host.drop(part.content_digest for part in forget)
         for part in forget:
-            if not self._store.remove(part.store_digest):
-                logger.info("adapter files %s stay: another process reads them", part.store_digest)
+            self._remove_files(part.store_digest)
         if forget:
             give_back()
+        return was_here
+
+    def _remove_files(self, store_digest: str) -> None:
+        try:
+            if not self._store.remove(store_digest):
+                logger.info("adapter files %s stay: another process reads them", store_digest)
+        except Exception as error:  # noqa: BLE001 - a read-only folder, a disk that fails
+            logger.warning("adapter files %s cannot be removed: %s", store_digest, error)
 
     async def tiers(self) -> AdapterTiers:
         """Return where adapters lie."""

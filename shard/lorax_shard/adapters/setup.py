@@ -56,7 +56,10 @@ def make_rank_adapters(
     """Return the rank's own; rank 0 fetches for all. Called in the server's event loop."""
     fetcher = None
     if config.rank == 0:
-        setup = fetch_setup(config, make_context(base, limits_of(config), config.model_id))
+        tokenizer = Path(config.tokenizer_dir or config.model_dir, "tokenizer.json")
+        known = tokenizer if tokenizer.is_file() else None
+        context = make_context(base, limits_of(config), config.model_id, known)
+        setup = fetch_setup(config, context)
         fetcher = AdapterFetcher(
             FetchSettings(
                 setup=setup,

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from lorax_contract.errors import LoraxError, ValidationError
 from lorax_contract.step import AdapterHandle
-from lorax_shard.engine.outcome import TokenTexts
+from lorax_shard.engine.detokenizer import TokenReader
 from lorax_shard.model.interface import AdapterSlots
+from lorax_shard.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from lorax_shard.adapters.prepare_lane import ReadyAdapter
 
 logger = logging.getLogger(__name__)
@@ -35,13 +34,21 @@ class ActiveAdapter:
     slot: int
     vocab_size: int
     eos_token_ids: frozenset[int]
-    # The adapter's own; None: the base's.
-    tokenizer: Tokenizer | None = None
-    texts: TokenTexts | None = None
+    # Whether its prompts are tokenized by a tokenizer of its own.
+    has_own_tokens: bool = False
+    # Reads the tokens of its own tokenizer; None: they are the base's, or another rank reads them.
+    reader: TokenReader | None = None
 
 
 class ActiveAdapters:
-    """Fills the model's slots and empties them; called by the thread that computes steps."""
+    """Fills the model's slots and empties them; called by the thread that computes steps.
+
+    Args:
+        lane: where prepared adapters lie.
+        slots: the model's.
+        vocab_size, eos_token_ids: the base's.
+        read_tokens: how tokens of an adapter's own are read; None: another rank does.
+    """
 
     def __init__(
         self,
@@ -50,7 +57,9 @@ class ActiveAdapters:
         *,
         vocab_size: int,
         eos_token_ids: frozenset[int],
+        read_tokens: Callable[[Vocabulary], TokenReader] | None = None,
     ) -> None:
+        self._read_tokens = read_tokens
         self._lane = lane
         self._slots = slots
         self._vocab_size = vocab_size
@@ -107,16 +116,18 @@ class ActiveAdapters:
             raise ValidationError(f"adapter handle {handle} is not prepared in this shard")
         taken = self._slots.slots
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        active = self._described(handle, slot, ready)
         self._slots.load(slot, ready.prepared)
-        own = ready.tokenizer
-        self._active[handle] = ActiveAdapter(
-            handle,
-            slot,
-            ready.vocab_size or self._vocab_size,
-            self._eos_token_ids | ready.eos_token_ids,
-            own,
-            None if own is None else TokenTexts(own),
-        )
+        self._active[handle] = active
+
+    def _described(self, handle: AdapterHandle, slot: int, ready: ReadyAdapter) -> ActiveAdapter:
+        vocab_size, ends = ready.vocab_size or self._vocab_size, self._eos_token_ids
+        own = ready.vocabulary
+        if own is None:
+            return ActiveAdapter(handle, slot, vocab_size, ends)
+        ends |= frozenset(own.end_ids.tolist())
+        reader = None if self._read_tokens is None else self._read_tokens(own)
+        return ActiveAdapter(handle, slot, vocab_size, ends, True, reader)
 
     def deactivate(self, handle: AdapterHandle) -> None:
         """Let an adapter cease; one that is not in effect is no error."""

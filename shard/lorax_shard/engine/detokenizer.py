@@ -4,104 +4,184 @@ A token adds the same bytes to a text wherever it stands after the first token;
 only their reading as UTF-8 spans tokens. So the bytes of each token are looked up
 once per vocabulary, and a row keeps nothing but the bytes (three at most) of a
 character that is not complete yet.
+
+Texts of adapters are made by the base's decoder too, from their own tokens: of an adapter
+nothing is executed.
 """
 
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tokenizers import Tokenizer
+
+from lorax_shard.vocabulary import Vocabulary, vocabulary_of
+
+if TYPE_CHECKING:
+    from cachetools import LRUCache
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # The bytes of an incomplete character lie in this many tokens at the most.
 _CONTEXT_TOKENS = 4
+# What is kept of the pieces of all adapters together, and what one takes beside its text.
+_ADAPTER_PIECES_BYTES = 8 << 20
+_PIECE_BYTES = 200
 
 
-class Detokenizer:
-    """What each token of one tokenizer adds to a text; shared by all rows."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        decoders = _decoder_types(tokenizer)
-        self._has_byte_level = "ByteLevel" in decoders
-        self._has_byte_tokens = "ByteFallback" in decoders
-        self._special_ids = frozenset(
-            token_id
-            for token_id, token in tokenizer.get_added_tokens_decoder().items()
-            if token.special
-        )
-        self._pieces: dict[int, str | bytes] = {}
-        self._anchor = self._find_anchor()
+class TokenReader(Protocol):
+    """What each token of one vocabulary adds to a text; shared by all rows."""
 
     def is_special(self, token_id: int) -> bool:
-        """Return whether the token is one of the tokenizer's special tokens."""
-        return token_id in self._special_ids
+        """Return whether the token is a special one."""
 
     def piece(self, token_id: int) -> str | bytes:
         """Return what the token adds after other text; bytes if they are no whole characters.
 
-        Ids that the tokenizer does not have (padding of the model's vocabulary) add "".
+        Ids that no token has (padding of the model's vocabulary) add "".
         """
+
+
+class Detokenizer:
+    """Implements TokenReader for the base's tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._vocabulary = vocabulary_of(tokenizer)
+        self._pieces: dict[int, str | bytes] = {}
+        self._maker = _PieceMaker(tokenizer, self._vocabulary)
+        self._numbers = itertools.count()
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether the token is one of the tokenizer's special tokens."""
+        return self._vocabulary.is_special(token_id)
+
+    def piece(self, token_id: int) -> str | bytes:
+        """Return what the token adds after other text."""
         piece = self._pieces.get(token_id)
         if piece is None:
-            piece = self._pieces[token_id] = self._make_piece(token_id)
+            token = self._vocabulary.token(token_id)
+            piece = self._pieces[token_id] = self._maker.make(token)
         return piece
 
-    def text(self, token_id: int) -> str:
-        """Return the text of the token alone, replacement characters for partial ones."""
-        piece = self.piece(token_id)
-        return piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+    @cached_property
+    def _adapter_pieces(self) -> LRUCache[tuple[int, int], str | bytes]:
+        # Here, so that a bare GPU machine, which has no adapters, measures without the package.
+        from cachetools import LRUCache
 
-    def _make_piece(self, token_id: int) -> str | bytes:
-        text = self._text_between_anchors(token_id)
+        return LRUCache(_ADAPTER_PIECES_BYTES, getsizeof=lambda each: _PIECE_BYTES + len(each))
+
+    def with_tokens(self, vocabulary: Vocabulary) -> TokenReader:
+        """Return what reads an adapter's tokens: as this does those that both have."""
+        return _AdapterDetokenizer(
+            self,
+            vocabulary,
+            vocabulary.num_shared(self._vocabulary),
+            (next(self._numbers), self._maker, self._adapter_pieces),
+        )
+
+
+class _AdapterDetokenizer:
+    """Implements TokenReader for an adapter's own tokens; holds nothing but them."""
+
+    def __init__(
+        self,
+        base: Detokenizer,
+        vocabulary: Vocabulary,
+        num_shared: int,
+        shared: tuple[int, _PieceMaker, LRUCache[tuple[int, int], str | bytes]],
+    ) -> None:
+        self._base = base
+        self._vocabulary = vocabulary
+        self._num_shared = num_shared
+        self._number, self._maker, self._pieces = shared
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether the token is one of the adapter's special tokens."""
+        return self._vocabulary.is_special(token_id)
+
+    def piece(self, token_id: int) -> str | bytes:
+        """Return what the token adds after other text."""
+        if token_id < self._num_shared:
+            return self._base.piece(token_id)
+        key = self._number, token_id
+        piece = self._pieces.get(key)
+        if piece is None:
+            piece = self._maker.make(self._vocabulary.token(token_id))
+            if _PIECE_BYTES + len(piece) <= _ADAPTER_PIECES_BYTES:
+                self._pieces[key] = piece
+        return piece
+
+
+def text_of(reader: TokenReader, token_id: int) -> str:
+    """Return the text of a token alone, replacement characters for partial ones."""
+    piece = reader.piece(token_id)
+    return piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+
+
+class _PieceMaker:
+    """Reads tokens by one tokenizer's decoder."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+        decoders = _decoder_types(tokenizer)
+        self._has_byte_level = "ByteLevel" in decoders
+        self._has_byte_tokens = "ByteFallback" in decoders
+        self._decode: Callable[[list[str]], str] = (
+            " ".join if tokenizer.decoder is None else tokenizer.decoder.decode
+        )
+        self._anchor = self._find_anchor(tokenizer, vocabulary)
+
+    def make(self, token: str | None) -> str | bytes:
+        """Return what a token adds to a text."""
+        if token is None:
+            return ""
+        text = self._text_between_anchors(token)
         if _REPLACEMENT not in text:
             return text
-        raw = self._token_bytes(self._tokenizer.id_to_token(token_id), text)
+        raw = self._token_bytes(token, text)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             return raw
 
-    def _text_between_anchors(self, token_id: int) -> str:
+    def _text_between_anchors(self, token: str) -> str:
         """Decode the token between two others, as a decoder may treat both ends differently."""
         if self._anchor is None:
-            return self._decode([token_id])
+            return self._decode([token])
         anchor = self._anchor
-        text = self._decode([anchor.token_id, token_id, anchor.token_id])
+        text = self._decode([anchor.token, token, anchor.token])
         return text[len(anchor.at_start) : len(text) - len(anchor.after)]
 
-    def _token_bytes(self, token: str | None, text: str) -> bytes:
+    def _token_bytes(self, token: str, text: str) -> bytes:
         """Return the bytes of a token whose decoded text holds replacement characters."""
-        if token is not None and self._has_byte_tokens:
+        if self._has_byte_tokens:
             match = _BYTE_TOKEN.fullmatch(token)
             if match:
                 return bytes([int(match[1], 16)])
-        if token is not None and self._has_byte_level:
+        if self._has_byte_level:
             alphabet = _byte_alphabet()
             if all(char in alphabet for char in token):
                 return bytes(alphabet[char] for char in token)
         return text.encode("utf-8")
 
-    def _find_anchor(self) -> _Anchor | None:
+    def _find_anchor(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> _Anchor | None:
         """Return some token with a plain text, against which others are read."""
-        preferred = self._tokenizer.encode("a", add_special_tokens=False).ids
-        for token_id in [*preferred, *range(self._tokenizer.get_vocab_size())]:
-            at_start, twice = self._decode([token_id]), self._decode([token_id, token_id])
+        preferred = tokenizer.encode("a", add_special_tokens=False).ids
+        for token_id in itertools.chain(preferred, range(len(vocabulary))):
+            token = vocabulary.token(token_id)
+            if token is None or vocabulary.is_special(token_id) or _BYTE_TOKEN.fullmatch(token):
+                continue  # bytes that follow each other are read together
+            at_start, twice = self._decode([token]), self._decode([token, token])
             after = twice[len(at_start) :]
             is_plain = twice.isascii() and at_start.strip() and twice.startswith(at_start)
-            if is_plain and after.strip() and token_id not in self._special_ids:
-                return _Anchor(token_id, at_start, after)
+            if is_plain and after.strip():
+                return _Anchor(token, at_start, after)
         return None
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
 
 
 class TextPart(NamedTuple):
@@ -114,10 +194,10 @@ class TextPart(NamedTuple):
 class TextStream:
     """Reads the tokens of one row as text that continues its prompt."""
 
-    __slots__ = ("_detokenizer", "_is_of_prompt", "_pending")
+    __slots__ = ("_is_of_prompt", "_pending", "_reader")
 
-    def __init__(self, detokenizer: Detokenizer, prompt_ids: Sequence[int] = ()) -> None:
-        self._detokenizer = detokenizer
+    def __init__(self, reader: TokenReader, prompt_ids: Sequence[int] = ()) -> None:
+        self._reader = reader
         self._pending = b""
         self._is_of_prompt = False
         for token_id in prompt_ids[-_CONTEXT_TOKENS:]:
@@ -127,9 +207,9 @@ class TextStream:
 
     def push(self, token_id: int) -> TextPart:
         """Return what the token completes; bytes of a partial character wait."""
-        piece = self._detokenizer.piece(token_id)
-        if self._detokenizer.is_special(token_id):
-            return TextPart(self.flush(), self._detokenizer.text(token_id))
+        piece = self._reader.piece(token_id)
+        if self._reader.is_special(token_id):
+            return TextPart(self.flush(), text_of(self._reader, token_id))
         if isinstance(piece, str):
             if not self._pending:
                 return TextPart(piece)
@@ -151,14 +231,8 @@ class TextStream:
         return text
 
 
-@lru_cache(maxsize=8)
-def detokenizer_of(tokenizer: Tokenizer) -> Detokenizer:
-    """Return the tokenizer's Detokenizer, the same one each time (compared by identity)."""
-    return Detokenizer(tokenizer)
-
-
 class _Anchor(NamedTuple):
-    token_id: int
+    token: str
     at_start: str  # its text as the first token
     after: str  # its text after another token
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from lorax_contract.errors import GenerationError
 from lorax_contract.step import FinishCode
+from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import Row
 from lorax_shard.engine.sampler import SampledTokens
 
 
 class Emitter:
-    """Writes the tokens of rows into the outcome of their step; ``texts`` are the base's."""
+    """Writes the tokens of rows into the outcome of their step.
 
-    def __init__(self, texts: TokenTexts) -> None:
-        self._texts = texts
+    Args:
+        detokenizer: the base's.
+    """
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self.detokenizer = detokenizer
 
     def emit(
         self, rows: list[Row], sampled: SampledTokens, out: OutcomeBuilder
@@ -49,8 +54,8 @@ class Emitter:
         self, row: Row, alternatives: tuple[list[int], list[float]] | None, out: OutcomeBuilder
     ) -> None:
         """Add what only some rows have: alternatives, and once the prompt's logprobs."""
-        own = row.adapter.texts if row.adapter is not None else None
-        texts = own or self._texts
+        own = row.adapter.reader if row.adapter is not None else None
+        texts = TokenTexts(own or self.detokenizer)
         if alternatives is not None:
             out.detail(row.request_id).alternatives.append(texts.alternatives(*alternatives))
         if row.prompt_logprobs is not None:

@@ -26,12 +26,13 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
+from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.emitter import Emitter
 from lorax_shard.engine.forward import passes, run_pass
 from lorax_shard.engine.inputs import RowWork, StepInputs
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
-from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
+from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.ranks import (
     broken_by,
@@ -82,7 +83,7 @@ class Engine:
         self._emitter: Emitter | None = None
         if group is None or group.rank == 0:
             self._sampler = Sampler(model.vocab_size, model.device)
-            self._emitter = Emitter(TokenTexts(tokenizer))
+            self._emitter = Emitter(Detokenizer(tokenizer))
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
             self.adapters = ActiveAdapters(
@@ -90,6 +91,7 @@ class Engine:
                 model.slots,
                 vocab_size=model.vocab_size,
                 eos_token_ids=model.eos_token_ids,
+                read_tokens=self._emitter.detokenizer.with_tokens if self._emitter else None,
             )
         # Requests that ended, and the step in which they did; oldest first.
         self._ended: dict[RequestId, int] = {}
@@ -153,12 +155,14 @@ class Engine:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
         adapter = self._adapter(new.spec.adapter)
         vocab_size = self.model.vocab_size if adapter is None else adapter.vocab_size
+        self._check_positions(new)
         row = make_row(new, vocab_size=vocab_size, num_computed=num_computed)
         row.adapter = adapter
-        if self._sampler is not None:
+        if self._emitter is not None:
+            own = None if adapter is None else adapter.reader
             row.make_output = partial(
                 RowOutput,
-                self.tokenizer_of(new.spec.adapter),
+                own or self._emitter.detokenizer,
                 new.spec.prompt_ids,
                 new.spec.stopping,
                 self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
@@ -168,10 +172,20 @@ class Engine:
         self.batch.add(row)
         return row
 
-    def tokenizer_of(self, handle: AdapterHandle) -> Tokenizer:
-        """Return what reads the texts of an adapter's requests: its own tokenizer or the base's."""
+    def _check_positions(self, new: NewRow) -> None:
+        """Refuse what the model has no positions for; the last token of an output needs none."""
+        most, spec = self.model.max_positions, new.spec
+        num_positions = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
+        if most and num_positions > most:
+            raise ValidationError(
+                f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new ones "
+                f"are more than the model's {most} positions"
+            )
+
+    def has_own_tokens(self, handle: AdapterHandle) -> bool:
+        """Return whether an adapter in effect comes with a tokenizer of its own."""
         adapter = self._adapter(handle)
-        return self.tokenizer if adapter is None else adapter.tokenizer or self.tokenizer
+        return adapter is not None and adapter.has_own_tokens
 
     def _adapter(self, handle: AdapterHandle) -> ActiveAdapter | None:
         if handle == BASE_ADAPTER:

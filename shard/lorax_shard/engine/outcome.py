@@ -13,27 +13,25 @@ from lorax_contract.step import (
     StepOutcome,
     TokenColumns,
 )
-from lorax_shard.engine.detokenizer import detokenizer_of
+from lorax_shard.engine.detokenizer import TokenReader, text_of
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from lorax_shard.engine.output import Emitted
 
 
 class TokenTexts:
     """The text and the special flag of single tokens, as a client is shown them."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._detokenizer = detokenizer_of(tokenizer)
+    def __init__(self, reader: TokenReader) -> None:
+        self._reader = reader
 
     def texts(self, ids: list[int]) -> list[str]:
         """Return the text of each token, as it stands after others."""
-        return [self._detokenizer.text(token_id) for token_id in ids]
+        return [text_of(self._reader, token_id) for token_id in ids]
 
     def columns(self, ids: list[int], logprobs: list[float]) -> TokenColumns:
         """Return tokens with their logprobs as columns."""
-        special = [self._detokenizer.is_special(token_id) for token_id in ids]
+        special = [self._reader.is_special(token_id) for token_id in ids]
         return TokenColumns(ids=ids, logprobs=logprobs, texts=self.texts(ids), special=special)
 
     def alternatives(self, ids: list[int], logprobs: list[float]) -> Alternatives:

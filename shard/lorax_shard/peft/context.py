@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lorax_shard.peft.base import BaseDescription
-from lorax_shard.peft.files import AdapterLimits
+from lorax_shard.peft.files import AdapterLimits, sha256_of
 from lorax_shard.peft.normal import FORMAT
 
 
 def make_context(
-    base: BaseDescription, limits: AdapterLimits, model_id: str = ""
+    base: BaseDescription,
+    limits: AdapterLimits,
+    model_id: str = "",
+    tokenizer: Path | None = None,
 ) -> dict[str, Any]:
     """Return what ``verify`` must be told, as JSON has it.
 
-    ``model_id`` is what the base model is called; empty: it is not compared.
+    ``model_id`` is what the base model is called, ``tokenizer`` its tokenizer.json: what
+    adapters say and bring is compared with them, if they are given.
     """
+    told = {} if tokenizer is None else {"path": str(tokenizer), "sha256": sha256_of(tokenizer)}
     return {
+        "tokenizer": json.dumps(told),
         "base": base.to_json(),
         "limits": json.dumps(dataclasses.asdict(limits)),
         "model_id": model_id,
@@ -32,3 +39,9 @@ def read_context(context: Mapping[str, Any]) -> tuple[BaseDescription, AdapterLi
     """Return what ``make_context`` was given."""
     limits = AdapterLimits(**json.loads(context["limits"]))
     return BaseDescription.from_json(context["base"]), limits, context["model_id"]
+
+
+def base_tokenizer(context: Mapping[str, Any]) -> Path | None:
+    """Return where the base's tokenizer.json is, if that was told."""
+    path = json.loads(context["tokenizer"]).get("path")
+    return None if path is None else Path(path)

@@ -27,7 +27,7 @@ from lorax_shard.peft.files import TextFile, TextFiles, sha256_of
 
 DOCUMENT_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
-FORMAT = 2
+FORMAT = 3
 # PEFT keeps these in float32 whatever the model computes in; the others take its type.
 _LOW_RANK_PARTS = ("a", "b", "magnitude")
 _MODEL_PARTS = ("bias", "weight", "token_rows")

@@ -10,11 +10,13 @@ import torch
 
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.base import BaseDescription
-from lorax_shard.peft.context import read_context
+from lorax_shard.peft.context import base_tokenizer, read_context
 from lorax_shard.peft.digest import TENSOR_PARTS
 from lorax_shard.peft.matching import select_in_time
 from lorax_shard.peft.normal import write_normal
 from lorax_shard.peft.read import Examined, examine
+from lorax_shard.peft.tokenizer import read_tokenizer
+from lorax_shard.vocabulary import write_vocabulary
 
 
 def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +27,10 @@ def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, 
     """
     base, limits, model_id = read_context(context)
     examined = examine(folder, base, limits, select=select_in_time, model_id=model_id)
+    vocabulary = read_tokenizer(folder, base_tokenizer(context))
     write_normal(examined.adapter, target, text=examined.text, source=examined.tensors)
+    if vocabulary is not None:
+        write_vocabulary(vocabulary, target)
     return facts_of(examined, base)
 
 

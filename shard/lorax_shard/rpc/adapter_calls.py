@@ -24,7 +24,7 @@ from lorax_contract.adapters import (
     refused,
 )
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import AdapterHandle
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_proto import generate_pb2 as pb
 from lorax_proto.convert_adapters import (
     content_from_proto,
@@ -68,9 +68,11 @@ class AdapterCalls:
 
     async def download(self, request: pb.DownloadAdapterRequest) -> pb.DownloadAdapterResponse:
         """Fetch and verify; of a merge all its adapters."""
-        if _is_base(request.adapter_parameters):
-            return pb.DownloadAdapterResponse(downloaded=True, memory_fraction=0.0)
+        if _names_base(request.adapter_parameters):
+            return pb.DownloadAdapterResponse(downloaded=False, memory_fraction=0.0)
         if not request.explain:
+            if not request.adapter_parameters.adapter_ids:
+                raise refused("DownloadAdapter names no adapter")
             found = await self._fetch_all(
                 request.adapter_parameters, request.adapter_source, request.api_token
             )
@@ -94,12 +96,16 @@ class AdapterCalls:
         )
 
     async def load(self, request: pb.LoadAdapterRequest) -> pb.LoadAdapterResponse:
-        """Make a handle ready, or in LoRAX's way put an adapter into effect."""
+        """Make a handle ready, or in LoRAX's way put an adapter into effect.
+
+        The base model is never loaded: as in LoRAX, the answer is no.
+        """
         handle = AdapterHandle(request.adapter_index)
-        if handle == 0:
-            return pb.LoadAdapterResponse(loaded=True)
+        is_named = not request.HasField("content")
+        if handle == BASE_ADAPTER or (is_named and _names_base(request.adapter_parameters)):
+            return pb.LoadAdapterResponse(loaded=False)
         rank_adapters = self._rank_adapters
-        if not request.HasField("content"):
+        if is_named:
             report = await self._load_named(handle, request)
         else:
             try:
@@ -117,7 +123,7 @@ class AdapterCalls:
         self, handle: AdapterHandle, request: pb.LoadAdapterRequest
     ) -> LoadReport:
         parameters = request.adapter_parameters
-        if _is_base(parameters):
+        if not parameters.adapter_ids:
             raise refused("LoadAdapter names no adapter; the base model has the index 0")
         found = await self._fetch_all(parameters, request.adapter_source, request.api_token)
         content = _content(parameters, found)
@@ -128,18 +134,21 @@ class AdapterCalls:
         return report
 
     async def offload(self, request: pb.OffloadAdapterRequest) -> pb.OffloadAdapterResponse:
-        """Free a handle; a client of LoRAX does not take it out of effect first."""
+        """Free a handle, and say whether there was something to free.
+
+        A client of LoRAX does not take it out of effect first.
+        """
         handle = AdapterHandle(request.adapter_index)
-        if handle == 0:
-            return pb.OffloadAdapterResponse(offloaded=True)
+        if handle == BASE_ADAPTER:
+            return pb.OffloadAdapterResponse(offloaded=False)
         adapters = self._engine.adapters
         if adapters is not None and handle in adapters:
             if request.HasField("epoch"):
                 raise refused(f"adapter {handle} is in effect; deactivate it in a step first")
             await self._commands.run(lambda: self._engine.cease(handle))
         forget = [part_from_proto(part) for part in request.forget]
-        await self._rank_adapters.release(handle, forget)
-        return pb.OffloadAdapterResponse(offloaded=True)
+        was_here = await self._rank_adapters.release(handle, forget)
+        return pb.OffloadAdapterResponse(offloaded=was_here)
 
     async def _fetch_all(
         self, parameters: pb.AdapterParameters, source: pb.AdapterSource, token: str
@@ -178,5 +187,6 @@ def _content(parameters: pb.AdapterParameters, found: list[FetchedAdapter]) -> A
     return AdapterContent(parts=parts, merge=merge)
 
 
-def _is_base(parameters: pb.AdapterParameters) -> bool:
-    return all(name in _BASE_MODEL_IDS for name in parameters.adapter_ids)
+def _names_base(parameters: pb.AdapterParameters) -> bool:
+    names = parameters.adapter_ids
+    return bool(names) and all(name in _BASE_MODEL_IDS for name in names)

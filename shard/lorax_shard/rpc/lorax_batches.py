@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from lorax_contract.errors import GenerationError, LoraxError, ShardError, ValidationError
 from lorax_contract.step import (
-    AdapterHandle,
     Alternatives,
     BlockId,
     FinishCode,
@@ -107,17 +106,27 @@ class LoraxBatches:
         self._rank = rank
         self._batches: dict[int, _CachedBatch] = {}
 
-    def prefill(self, message: pb.Batch, cached_id: int | None) -> BatchReply:
+    def read(self, message: pb.Batch) -> list[LoraxRequest]:
+        """Read and tokenize the requests of a batch; touches no state, any thread."""
+        engine = self._engine
+        return [
+            read_request(each, engine.tokenizer, engine.block_size, self._max_input_length)
+            for each in message.requests
+        ]
+
+    def prefill(
+        self, batch_id: int, requests: list[LoraxRequest], cached_id: int | None
+    ) -> BatchReply:
         """Compute new rows, the rows of a cached batch beside them, and cache them as one."""
         if not self._engine.num_blocks:
             raise ShardError("there is no KV pool yet; call Warmup before the first Prefill")
         cached = self._known(cached_id) if cached_id is not None else None
-        if cached is None and message.id in self._batches:
-            raise ValidationError(f"batch {message.id} is cached already; clear it first")
-        if not message.requests:
-            raise ValidationError(f"batch {message.id} has no requests")
-        members = self._admit_all(message.requests)
-        batch = _CachedBatch(message.id) if cached is None else self._batches.pop(cached.batch_id)
+        if cached is None and batch_id in self._batches:
+            raise ValidationError(f"batch {batch_id} is cached already; clear it first")
+        if not requests:
+            raise ValidationError(f"batch {batch_id} has no requests")
+        members = self._admit_all(requests)
+        batch = _CachedBatch(batch_id) if cached is None else self._batches.pop(cached.batch_id)
         running = [member for member in batch.live() if not member.is_prefilling]
         chunks = self._next_chunks(batch, self.max_step_tokens - len(running))
         batch.members.update(members)
@@ -170,13 +179,12 @@ class LoraxBatches:
                 f"batch {batch_id} is not cached here; it ended, was cleared or never came"
             ) from None
 
-    def _admit_all(self, requests: Iterable[pb.Request]) -> dict[RequestId, _Member]:
+    def _admit_all(self, requests: Iterable[LoraxRequest]) -> dict[RequestId, _Member]:
         """Take all requests in, or none: ValidationError names the one at fault."""
         engine = self._engine
-        parsed = [self._parsed(request) for request in requests]
         members: dict[RequestId, _Member] = {}
         try:
-            for request in parsed:
+            for request in requests:
                 member = self._admit(request)
                 members[member.row.request_id] = member
         except Exception as error:
@@ -187,15 +195,14 @@ class LoraxBatches:
             raise ValidationError(f"request {request_id}: {error}") from error
         return members
 
-    def _parsed(self, request: pb.Request) -> LoraxRequest:
-        try:
-            tokenizer = self._engine.tokenizer_of(AdapterHandle(request.adapter_index))
-        except ValidationError as error:
-            raise ValidationError(f"request {request.id}: {error}") from error
-        return read_request(request, tokenizer, self._engine.block_size, self._max_input_length)
-
     def _admit(self, request: LoraxRequest) -> _Member:
         engine, block_size = self._engine, self._engine.block_size
+        adapter = request.new_row.spec.adapter
+        if request.is_text and engine.has_own_tokens(adapter):
+            raise ValidationError(
+                f"adapter {adapter} has a tokenizer of its own, which is not run here; "
+                "send the prompt as token ids"
+            )
         num_blocks = -(-request.num_reserved_tokens // block_size)
         blocks = request.blocks or self._free_blocks(num_blocks)
         # The last token of an output is never computed, so its place may be missing.

@@ -32,6 +32,8 @@ class LoraxRequest:
     chunk_end: int
     # Blocks that the caller gave up front; empty: the shard takes its own.
     blocks: list[BlockId]
+    # Whether it came as text and was tokenized here, by the base's tokenizer.
+    is_text: bool
 
     @property
     def num_reserved_tokens(self) -> int:
@@ -67,7 +69,13 @@ def read_request(
     except ValidationError as error:
         raise ValidationError(f"request {request.id}: {error}") from error
     blocks = [BlockId(block) for block in request.blocks]
-    return LoraxRequest(NewRow(spec, ()), request.cache_len, chunk_end, blocks)
+    is_text = is_untokenized(request)
+    return LoraxRequest(NewRow(spec, ()), request.cache_len, chunk_end, blocks, is_text)
+
+
+def is_untokenized(request: pb.Request) -> bool:
+    """Return whether only text came."""
+    return not request.tokenized_inputs.ids
 
 
 def _refuse_unserved(request: pb.Request) -> None:
@@ -83,7 +91,7 @@ def _refuse_unserved(request: pb.Request) -> None:
 def _prompt_ids(request: pb.Request, tokenizer: Tokenizer, max_input_length: int) -> list[int]:
     """Return the last ``truncate`` ids of the prompt, tokenized here when only text came."""
     ids = request.tokenized_inputs.ids[:]
-    if not ids:
+    if is_untokenized(request):
         ids = tokenizer.encode(request.inputs).ids
     if request.truncate:
         return ids[-request.truncate :]

@@ -7,6 +7,7 @@ without it gets LoRAX's semantics.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,7 @@ from lorax_shard.engine.engine import Engine
 from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
+from lorax_shard.rpc.lorax_requests import LoraxRequest, is_untokenized
 from lorax_shard.rpc.queue import CommandQueue
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -89,8 +91,17 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         if request.HasField("step"):
             return await self._step(request, pb.PrefillResponse)
         cached = request.cached_batch.id if request.HasField("cached_batch") else None
-        reply = await self._run(request, lambda: self._batches.prefill(request.batch, cached))
+        requests = await self._read(request.batch)
+        reply = await self._run(
+            request, lambda: self._batches.prefill(request.batch.id, requests, cached)
+        )
         return _nested(reply, pb.PrefillResponse)
+
+    async def _read(self, batch: pb.Batch) -> list[LoraxRequest]:
+        """Read the requests of a batch; those that came as text are tokenized beside the steps."""
+        if any(is_untokenized(each) for each in batch.requests):
+            return await asyncio.to_thread(self._batches.read, batch)
+        return self._batches.read(batch)
 
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
         """Execute a step without new rows."""

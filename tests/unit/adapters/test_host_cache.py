@@ -101,3 +101,38 @@ def test_files_that_are_not_what_was_verified_are_found_out(world: LaneWorld) ->
     assert error.reason is Reason.CORRUPT
     assert world.host.sizes() == {}
     assert world.lane.device_tier() == {}
+
+
+def test_tokens_of_an_adapters_own_are_counted(world: LaneWorld) -> None:
+    plain, own = world.host.get(world.add(1.0)), world.host.get(world.add(2.0, tokenizer=True))
+    assert own.vocabulary is not None
+    assert own.nbytes == plain.nbytes + own.vocabulary.nbytes
+    assert sum(world.host.sizes().values()) == plain.nbytes + own.nbytes
+
+
+def test_a_tokenizer_is_read_by_the_process_that_verifies_it_alone(
+    world: LaneWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading one holds Python's lock, which the thread that computes steps needs too."""
+    parts = [world.add(float(number), tokenizer=True) for number in range(1, 10)]
+
+    class Unread:
+        def __getattr__(self, name: str) -> None:
+            raise AssertionError("a tokenizer is read beside the steps")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Unread())
+    for handle, part in enumerate(parts, start=1):
+        world.prepare(AdapterHandle(handle), part)
+        ready = world.lane.ready(AdapterHandle(handle))
+        assert ready is not None
+        assert ready.vocabulary is not None
+
+
+def test_tokens_that_were_damaged_on_the_disk_are_fetched_again(world: LaneWorld) -> None:
+    part = world.add(tokenizer=True)
+    (path,) = world.folder.glob("store/**/vocabulary.safetensors")
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 1
+    path.write_bytes(raw)
+    error = failure(lambda: world.host.get(part))
+    assert error.reason is Reason.CORRUPT

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.helpers.lane_world import LaneWorld, failure
+from tests.helpers.tiny_models import EOS
 
 from lorax_contract.adapters import AdapterContent, Combination, MergeSpec, Reason
 from lorax_contract.errors import ShardError
@@ -31,7 +32,7 @@ def test_a_repeated_call_changes_nothing(world: LaneWorld) -> None:
     assert [adapter.digest for adapter in world.preparer.made] == [part.content_digest]
     ready = world.lane.ready(ONE)
     assert ready is not None
-    assert (ready.tokenizer, ready.vocab_size) == (None, 0)
+    assert (ready.vocabulary, ready.vocab_size) == (None, 0)
 
 
 def test_calls_at_the_same_time_make_one(world: LaneWorld) -> None:
@@ -167,5 +168,5 @@ def test_its_own_tokenizer_comes_with_an_adapter(world: LaneWorld) -> None:
     world.prepare(ONE, world.add(tokenizer=True))
     ready = world.lane.ready(ONE)
     assert ready is not None
-    assert ready.tokenizer is not None
-    assert ready.tokenizer.decode(ready.tokenizer.encode("lazy dog").ids) == "lazy dog"
+    assert ready.vocabulary is not None
+    assert ready.vocabulary.token(ready.vocabulary.end_ids[0]) == EOS

@@ -1,12 +1,17 @@
 """Incremental text against the tokenizer's own decoding of all ids at once."""
 
+import copy
+import functools
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import tiny_tokenizers
 from tokenizers import Tokenizer
 
-from lorax_shard.engine.detokenizer import Detokenizer, TextStream, detokenizer_of
+from lorax_shard.engine.detokenizer import Detokenizer, TextStream, text_of
+from lorax_shard.vocabulary import vocabulary_of
 
 REPLACEMENT = "\ufffd"
 # Tokenizers that can write any text, and ones that know their corpus only.
@@ -21,8 +26,13 @@ ALPHABET = st.one_of(
 TEXTS = st.text(ALPHABET, max_size=30)
 
 
+@functools.cache
+def reader_of(tokenizer: Tokenizer) -> Detokenizer:
+    return Detokenizer(tokenizer)
+
+
 def stream_text(tokenizer: Tokenizer, prompt_ids: list[int], ids: list[int]) -> str:
-    stream = TextStream(detokenizer_of(tokenizer), prompt_ids)
+    stream = TextStream(reader_of(tokenizer), prompt_ids)
     return "".join("".join(stream.push(token_id)) for token_id in ids) + stream.flush()
 
 
@@ -101,7 +111,7 @@ def test_text_is_shown_as_soon_as_its_character_is_complete(make, text):
     ids = tokenizer.encode("the" + text, add_special_tokens=False).ids[len(prompt_ids) :]
     if make is tiny_tokenizers.byte_level and not text.startswith(" "):
         ids = tokenizer.encode(text).ids
-    stream = TextStream(detokenizer_of(tokenizer), prompt_ids)
+    stream = TextStream(reader_of(tokenizer), prompt_ids)
     shown = ""
     for count, token_id in enumerate(ids, start=1):
         shown += stream.push(token_id).visible
@@ -112,7 +122,7 @@ def test_text_is_shown_as_soon_as_its_character_is_complete(make, text):
 def test_a_character_split_over_tokens_comes_with_the_last_of_them():
     tokenizer = tiny_tokenizers.byte_fallback()
     ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "🚀".encode()]
-    stream = TextStream(detokenizer_of(tokenizer), [5])
+    stream = TextStream(reader_of(tokenizer), [5])
     assert [stream.push(token_id).visible for token_id in ids] == ["", "", "", "🚀"]
 
 
@@ -129,7 +139,7 @@ def test_bytes_that_the_prompt_left_open_are_no_output():
 def test_an_endless_run_of_partial_characters_keeps_no_more_than_three_bytes():
     tokenizer = tiny_tokenizers.byte_fallback()
     lead = tokenizer.token_to_id("<0xF0>")
-    stream = TextStream(detokenizer_of(tokenizer), [])
+    stream = TextStream(reader_of(tokenizer), [])
     for _ in range(1000):
         stream.push(lead)
         assert len(stream._pending) <= 3
@@ -156,24 +166,17 @@ def test_special_tokens_are_visible_apart_from_the_text():
 
 def test_a_special_token_ends_a_character_that_is_not_complete():
     tokenizer = tiny_tokenizers.byte_fallback()
-    stream = TextStream(detokenizer_of(tokenizer), [])
+    stream = TextStream(reader_of(tokenizer), [])
     stream.push(tokenizer.token_to_id("<0xF0>"))
     assert stream.push(tokenizer.token_to_id(tiny_tokenizers.EOS)) == (REPLACEMENT, "<|end|>")
 
 
 @pytest.mark.parametrize("make", ANY_TEXT + OWN_TEXT)
 def test_ids_beyond_the_tokenizer_add_nothing(make):
-    detokenizer = detokenizer_of(make())
+    detokenizer = reader_of(make())
     assert detokenizer.piece(10**6) == ""
-    assert detokenizer.text(10**6) == ""
+    assert text_of(detokenizer, 10**6) == ""
     assert not detokenizer.is_special(10**6)
-
-
-def test_each_tokenizer_has_one_detokenizer():
-    tokenizer = tiny_tokenizers.byte_level()
-    same = Tokenizer.from_str(tokenizer.to_str())
-    assert detokenizer_of(tokenizer) is detokenizer_of(tokenizer)
-    assert detokenizer_of(same) is not detokenizer_of(tokenizer)
 
 
 @pytest.mark.slow
@@ -194,3 +197,74 @@ def test_the_default_models_tokenizer_round_trips():
         assert stream_text(tokenizer, prompt_ids, ids) == expected
 
     check()
+
+
+# --- tokens of adapters' own ---------------------------------------------------------------
+
+
+def with_changes(tokenizer: Tokenizer, number: int) -> Tokenizer:
+    """Return a tokenizer with other tokens behind the shared ones, one of them special."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens([f"<tool {number}>", f"né{number}"])
+    own.add_special_tokens([f"<|end {number}|>"])
+    return own
+
+
+@pytest.mark.parametrize("make", ANY_TEXT + OWN_TEXT)
+@given(data=st.data())
+def test_an_adapters_texts_are_those_of_its_own_tokenizer(make, data):
+    base = make()
+    own = with_changes(base, 7)
+    reader = reader_of(base).with_tokens(vocabulary_of(own))
+    alone = Detokenizer(own)
+    size = own.get_vocab_size()
+    for token_id in data.draw(st.lists(st.integers(0, size + 3), max_size=20)) + [size - 1]:
+        assert reader.piece(token_id) == alone.piece(token_id)
+        assert reader.is_special(token_id) == alone.is_special(token_id)
+
+
+@pytest.mark.parametrize("make", ANY_TEXT + OWN_TEXT)
+def test_an_adapter_may_have_other_tokens_under_the_bases_ids(make):
+    base = make()
+    document = json.loads(base.to_str())
+    renamed = "quokka"
+    vocabulary = document["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        old = next(token for token, i in vocabulary.items() if i == 20)
+        vocabulary[renamed] = vocabulary.pop(old)
+        document["model"]["merges"] = []
+    else:
+        vocabulary[20][0] = renamed
+    own = Tokenizer.from_str(json.dumps(document))
+    reader, alone = reader_of(base).with_tokens(vocabulary_of(own)), Detokenizer(own)
+    assert "quokka" in text_of(reader, 20)
+    for token_id in range(base.get_vocab_size() + 2):
+        assert reader.piece(token_id) == alone.piece(token_id)
+
+
+def test_nine_adapters_with_tokens_of_their_own_take_turns_without_anything_made_anew():
+    base = tiny_tokenizers.byte_level()
+    detokenizer = Detokenizer(base)
+    made = []
+    make = detokenizer._maker.make
+    detokenizer._maker.make = lambda token: made.append(token) or make(token)
+    readers = [detokenizer.with_tokens(vocabulary_of(with_changes(base, n))) for n in range(9)]
+    assert made == []
+    first = base.get_vocab_size()
+    for _ in range(10):
+        for number, reader in enumerate(readers):
+            assert reader.piece(first) == f"<tool {number}>"
+            assert reader.piece(40) == detokenizer.piece(40)
+    assert sorted(made) == sorted([base.id_to_token(40), *(f"<tool {n}>" for n in range(9))])
+
+
+def test_what_is_kept_of_adapters_tokens_is_bounded(monkeypatch):
+    monkeypatch.setattr("lorax_shard.engine.detokenizer._ADAPTER_PIECES_BYTES", 2000)
+    base = tiny_tokenizers.byte_level()
+    detokenizer = Detokenizer(base)
+    own = copy.deepcopy(base)
+    own.add_tokens([f"<{'long ' * 30}{number}>" for number in range(50)] + ["x" * 5000])
+    reader, alone = detokenizer.with_tokens(vocabulary_of(own)), Detokenizer(own)
+    for token_id in range(own.get_vocab_size()):
+        assert reader.piece(token_id) == alone.piece(token_id)
+    assert detokenizer._adapter_pieces.currsize <= 2000

@@ -16,6 +16,7 @@ from tests.helpers.toy_paged_model import (
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import AdapterHandle, FinishCode, StepOutcome, StepPlan
+from lorax_shard.vocabulary import vocabulary_of
 
 PROMPT, OTHER = [7, 9, 11, 13, 15], [40, 41, 42]
 ONE, TWO, THREE = AdapterHandle(1), AdapterHandle(2), AdapterHandle(3)
@@ -173,8 +174,8 @@ def own_tokens(lane: ToyPrepared) -> ToyPrepared:
     base = tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"<own {at}>" for at in range(VOCAB_SIZE + OWN_TOKENS - base)])
     lane[TWO] = ToyAdapter(
-        VOCAB_SIZE + 2, tokenizer=tokenizer, vocab_size=VOCAB_SIZE + OWN_TOKENS,
-        eos_token_ids=frozenset([VOCAB_SIZE + 5]),
+        VOCAB_SIZE + 2, vocabulary=vocabulary_of(tokenizer, "<own 5>"),
+        vocab_size=VOCAB_SIZE + OWN_TOKENS,
     )  # fmt: skip
     return lane
 
@@ -236,7 +237,8 @@ def test_tokens_of_one_adapter_are_none_of_another(own_tokens: ToyPrepared) -> N
 
 
 def test_the_adapters_own_end_ends_its_rows(own_tokens: ToyPrepared) -> None:
-    own_tokens[ONE] = ToyAdapter(101, eos_token_ids=frozenset([101]))
+    end = toy_tokenizer().id_to_token(101)
+    own_tokens[ONE] = ToyAdapter(101, vocabulary=vocabulary_of(toy_tokenizer(), end))
     engine, _ = make_engine(own_tokens)
     rows = [using(new_row(1, PROMPT), ONE), using(new_row(2, PROMPT), THREE)]
     work = [(1, 5, [1, 2]), (2, 5, [3, 4])]

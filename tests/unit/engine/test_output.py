@@ -1,20 +1,28 @@
 """A row's output: texts that add up, and a state that can be rebuilt at any token."""
 
+import functools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import tiny_tokenizers
 
 from lorax_contract.step import FinishCode, StoppingParams
+from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.output import RowOutput
 
 TOKENIZERS = [tiny_tokenizers.byte_level, tiny_tokenizers.byte_fallback, tiny_tokenizers.unigram]
 
 
+@functools.cache
+def reader_of(tokenizer):
+    return Detokenizer(tokenizer)
+
+
 def make_output(tokenizer, prompt="the", *, past_output_ids=(), eos=(), **params):
     stopping = StoppingParams(**{"max_new_tokens": 100, **params})
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    return RowOutput(tokenizer, prompt_ids, stopping, eos, past_output_ids)
+    return RowOutput(reader_of(tokenizer), prompt_ids, stopping, eos, past_output_ids)
 
 
 def run(output, ids):
@@ -104,18 +112,29 @@ def test_the_prompt_is_not_searched_for_stop_strings():
 
 
 @pytest.mark.parametrize(
-    ("limit", "eos", "finish"),
-    [(2, (), FinishCode.LENGTH), (9, ("<0x9F>",), FinishCode.EOS_TOKEN)],
+    ("limit", "ends", "finish"),
+    [
+        (3, {}, FinishCode.LENGTH),
+        (9, {"eos": "<0x9F>"}, FinishCode.EOS_TOKEN),
+        (9, {"stop": "<0x9F>"}, FinishCode.STOP_SEQUENCE),
+        (9, {"eos": tiny_tokenizers.EOS}, FinishCode.EOS_TOKEN),
+    ],
 )
-def test_the_last_token_shows_what_was_never_completed(limit, eos, finish):
+def test_a_character_that_the_end_cuts_off_is_left_out(limit, ends, finish):
     tokenizer = tiny_tokenizers.byte_fallback()
-    ids = [tokenizer.token_to_id(token) for token in ("<0xF0>", "<0x9F>")]
-    eos_ids = {tokenizer.token_to_id(token) for token in eos}
-    output = make_output(tokenizer, max_new_tokens=limit, eos=eos_ids)
-    emitted = run(output, ids)
-    assert [e.text for e in emitted] == ["", "\ufffd"]
+    id_of = tokenizer.token_to_id
+    tokens = ["▁the", "<0xF0>", "<0x9F>"]
+    eos = {id_of(ends["eos"])} if "eos" in ends else set()
+    if tiny_tokenizers.EOS in ends.values():
+        tokens.append(tiny_tokenizers.EOS)
+    stops = (id_of(ends["stop"]),) if "stop" in ends else ()
+    output = make_output(tokenizer, max_new_tokens=limit, eos=eos, stop_token_ids=stops)
+    emitted = run(output, [id_of(token) for token in tokens])
     assert emitted[-1].finish == finish
-    assert output.generated_text == "\ufffd"
+    texts = [e.text for e in emitted]
+    special = tiny_tokenizers.EOS if emitted[-1].special else ""
+    assert "".join(texts) == " the" + special
+    assert output.generated_text == " the"
 
 
 def test_only_the_end_of_the_prompt_is_read():
@@ -131,5 +150,7 @@ def test_only_the_end_of_the_prompt_is_read():
         def __iter__(self):
             raise AssertionError("read as a whole")
 
-    output = RowOutput(tokenizer, Prompt([70] * 5000), StoppingParams(max_new_tokens=5), ())
+    output = RowOutput(
+        reader_of(tokenizer), Prompt([70] * 5000), StoppingParams(max_new_tokens=5), ()
+    )
     assert output.push(tokenizer.token_to_id("a")).text == "a"

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.helpers.small_adapters import QUERY, config, make_base, tensors, write
+from tests.helpers.tiny_models import make_tokenizer
 
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.context import make_context
 from lorax_shard.peft.digest import TENSOR_PARTS, digest_adapter
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.normal import cast, read_normal, write_normal
+from lorax_shard.peft.normal import FORMAT, cast, read_normal, write_normal
 from lorax_shard.peft.read import read_adapter
 from lorax_shard.peft.verify import verify
 
@@ -146,7 +147,7 @@ def test_a_damaged_normal_form_is_refused(what: str, tmp_path: Path) -> None:
     changes = {
         "document": text[:-3],
         "part": text.replace('"magnitude":', '"magnitudes":'),
-        "format": text.replace('"format": 2', '"format": 1'),
+        "format": text.replace(f'"format": {FORMAT}', '"format": 1'),
         "shape": json.dumps([text]),
         "ids": text.replace("[4, 19]", "[5, 19]"),
         "scaling": text.replace("0.33", "0.34"),
@@ -214,14 +215,16 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
     write(tmp_path / "adapter")
     folder, target = tmp_path / "adapter", tmp_path / "target"
     target.mkdir()
-    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 21}}}')
+    tokenizer = make_tokenizer(folder)
+    (folder / "tokenizer_config.json").unlink()
     context = make_context(make_base(), AdapterLimits())
     facts = verify(folder, target, json.loads(json.dumps(context)))
     assert json.loads(json.dumps(facts)) == facts
     assert facts.pop("derived") == facts.pop("content_digest")
     assert facts == {
-        "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0, "num_tokens": 22,
-        "has_chat_template": False, "text_files": ["tokenizer.json"], "traits": [], "warnings": [],
+        "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0,
+        "num_tokens": tokenizer.get_vocab_size(), "has_chat_template": False,
+        "text_files": ["tokenizer.json"], "traits": [], "warnings": [],
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
         verify(folder, target, make_context(make_base(), AdapterLimits(max_rank=1)))

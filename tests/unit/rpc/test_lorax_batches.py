@@ -26,6 +26,10 @@ def batch(batch_id, *requests):
     return pb.Batch(id=batch_id, requests=requests, size=len(requests))
 
 
+def prefill(batches, message, cached_id):
+    return batches.prefill(message.id, batches.read(message), cached_id)
+
+
 def ids_of(reply, request_id):
     return [i for g in reply.generations if g.request_id == request_id for i in g.next_tokens.ids]
 
@@ -42,7 +46,7 @@ def decode_all(batches, batch_id, count):
 def test_prefill_and_decode_with_blocks_given_up_front():
     batches = LoraxBatches(make_engine())
     message = batch(8, request(1, A, blocks=[9, 3, 5]), request(2, B, blocks=[1, 2]))
-    reply = batches.prefill(message, None)
+    reply = prefill(batches, message, None)
     assert [g.prefill_tokens_length for g in reply.generations] == [5, 3]
     assert (reply.batch.id, list(reply.batch.request_ids), reply.batch.size) == (8, [1, 2], 2)
     assert (reply.batch.max_tokens, reply.batch.current_tokens) == (20, 2)
@@ -60,13 +64,13 @@ def test_prefill_and_decode_with_blocks_given_up_front():
 def test_the_shard_takes_free_blocks_when_none_are_given():
     engine = make_engine(num_blocks=8)
     batches = LoraxBatches(engine)
-    batches.prefill(batch(1, request(1, A), request(2, B)), None)
+    prefill(batches, batch(1, request(1, A), request(2, B)), None)
     held = [engine.batch.blocks_of(row) for row in engine.batch]
     assert held == [[1, 2, 3], [4, 5]]
     with pytest.raises(ValidationError, match="request 3: needs 3 blocks, but only 2"):
-        batches.prefill(batch(2, request(3, A)), None)
+        prefill(batches, batch(2, request(3, A)), None)
     assert decode_all(batches, 1, 4)[1] == expected_tokens(A, 5)[1:]
-    batches.prefill(batch(2, request(3, A), request(4, C)), None)
+    prefill(batches, batch(2, request(3, A), request(4, C)), None)
     assert decode_all(batches, 2, 2)[3] == expected_tokens(A, 3)[1:]
 
 
@@ -74,7 +78,7 @@ def test_a_long_prompt_is_computed_in_steps_of_the_budget():
     engine = make_engine()
     batches = LoraxBatches(engine, max_step_tokens=4)
     prompt = list(range(20, 31))
-    reply = batches.prefill(batch(1, request(1, prompt), request(2, B)), None)
+    reply = prefill(batches, batch(1, request(1, prompt), request(2, B)), None)
     assert max(sum(lens) for lens in engine.model.passes) == 4
     assert ids_of(reply, 1) == expected_tokens(prompt, 1)
     assert ids_of(reply, 2) == expected_tokens(B, 1)
@@ -85,7 +89,7 @@ def test_chunk_len_stops_early_and_decodes_go_on_with_the_prompt():
     engine = make_engine()
     batches = LoraxBatches(engine, max_step_tokens=4)
     prompt = list(range(20, 31))
-    reply = batches.prefill(batch(1, request(1, prompt, chunk_len=3)), None)
+    reply = prefill(batches, batch(1, request(1, prompt, chunk_len=3)), None)
     assert not reply.generations
     assert reply.batch.current_tokens == 8
     second = batches.decode([1])
@@ -99,8 +103,8 @@ def test_chunk_len_stops_early_and_decodes_go_on_with_the_prompt():
 def test_w27_a_running_row_beside_new_ones_does_not_report_its_prompt_again():
     engine = make_engine()
     batches = LoraxBatches(engine)
-    batches.prefill(batch(1, request(1, A)), None)
-    reply = batches.prefill(batch(2, request(2, B)), 1)
+    prefill(batches, batch(1, request(1, A)), None)
+    reply = prefill(batches, batch(2, request(2, B)), 1)
     assert engine.model.passes[-1] == [1, 3]
     assert reply.batch.id == 1
     assert ids_of(reply, 1) == expected_tokens(A, 2)[1:]
@@ -113,16 +117,18 @@ def test_w27_a_running_row_beside_new_ones_does_not_report_its_prompt_again():
 def test_cached_tokens_are_not_computed_again():
     engine = make_engine()
     batches = LoraxBatches(engine)
-    batches.prefill(batch(1, request(1, A, blocks=[1, 2, 3])), None)
-    reply = batches.prefill(batch(2, request(2, [*A[:4], 99], blocks=[1, 6, 7], cache_len=4)), None)
+    prefill(batches, batch(1, request(1, A, blocks=[1, 2, 3])), None)
+    reply = prefill(
+        batches, batch(2, request(2, [*A[:4], 99], blocks=[1, 6, 7], cache_len=4)), None
+    )
     assert engine.model.passes[-1] == [1]
     assert ids_of(reply, 2) == expected_tokens([*A[:4], 99], 1)
 
 
 def test_decode_joins_batches_under_the_first_id():
     batches = LoraxBatches(make_engine())
-    batches.prefill(batch(1, request(1, A)), None)
-    batches.prefill(batch(2, request(2, B)), None)
+    prefill(batches, batch(1, request(1, A)), None)
+    prefill(batches, batch(2, request(2, B)), None)
     reply = batches.decode([2, 1])
     assert (reply.batch.id, list(reply.batch.request_ids)) == (2, [2, 1])
     assert ids_of(reply, 1) == expected_tokens(A, 2)[1:]
@@ -134,7 +140,7 @@ def test_decode_joins_batches_under_the_first_id():
 def test_ended_rows_stay_members_until_they_are_filtered_out():
     engine = make_engine()
     batches = LoraxBatches(engine)
-    reply = batches.prefill(batch(1, request(1, A, max_new_tokens=1), request(2, B)), None)
+    reply = prefill(batches, batch(1, request(1, A, max_new_tokens=1), request(2, B)), None)
     assert list(reply.batch.request_ids) == [1, 2]
     assert reply.batch.current_tokens == 1
     assert decode_all(batches, 1, 1) == {2: expected_tokens(B, 2)[1:]}
@@ -146,7 +152,7 @@ def test_ended_rows_stay_members_until_they_are_filtered_out():
 def test_filter_drops_running_rows():
     engine = make_engine()
     batches = LoraxBatches(engine)
-    batches.prefill(batch(1, request(1, A), request(2, B), request(3, C)), None)
+    prefill(batches, batch(1, request(1, A), request(2, B), request(3, C)), None)
     batches.filter(1, [3, 1])
     assert 2 not in engine.batch
     assert set(decode_all(batches, 1, 1)) == {1, 3}
@@ -159,7 +165,7 @@ def test_clear_drops_one_batch_or_all():
     engine = make_engine()
     batches = LoraxBatches(engine)
     for number in (1, 2, 3):
-        batches.prefill(batch(number, request(number, A)), None)
+        prefill(batches, batch(number, request(number, A)), None)
     batches.clear(2)
     batches.clear(77)
     assert [row.request_id for row in engine.batch] == [1, 3]
@@ -186,10 +192,10 @@ def test_clear_drops_one_batch_or_all():
 def test_a_request_that_cannot_be_taken_changes_nothing(message, words):
     engine = make_engine()
     batches = LoraxBatches(engine)
-    batches.prefill(batch(1, request(1, A)), None)
+    prefill(batches, batch(1, request(1, A)), None)
     cached = None if message.id == 1 else 1
     with pytest.raises(ValidationError, match=words):
-        batches.prefill(message, cached)
+        prefill(batches, message, cached)
     assert [row.request_id for row in engine.batch] == [1]
     assert decode_all(batches, 1, 2) == {1: expected_tokens(A, 3)[1:]}
 
@@ -197,9 +203,9 @@ def test_a_request_that_cannot_be_taken_changes_nothing(message, words):
 def test_a_row_that_fails_while_computed_takes_its_batch_along_and_no_other():
     engine = make_engine()
     batches = LoraxBatches(engine)
-    batches.prefill(batch(1, request(1, A)), None)
+    prefill(batches, batch(1, request(1, A)), None)
     with pytest.raises(GenerationError, match="request 6"):
-        batches.prefill(batch(2, request(5, C), request(6, [4, NAN_ID])), None)
+        prefill(batches, batch(2, request(5, C), request(6, [4, NAN_ID])), None)
     assert [row.request_id for row in engine.batch] == [1]
     with pytest.raises(ValidationError):
         batches.decode([2])
@@ -210,7 +216,7 @@ def test_prefill_logprobs_alternatives_and_seed_are_told():
     batches = LoraxBatches(make_engine())
     parameters = pb.NextTokenChooserParameters(do_sample=True, seed=12, return_k_alternatives=2)
     message = request(1, A, max_new_tokens=1, prefill_logprobs=True, parameters=parameters)
-    (generation,) = batches.prefill(batch(1, message), None).generations
+    (generation,) = prefill(batches, batch(1, message), None).generations
     assert list(generation.prefill_tokens.ids) == A
     assert len(generation.prefill_tokens.logprobs) == 5
     assert len(generation.next_tokens.alternative_tokens[0].ids) == 2
@@ -221,7 +227,7 @@ def test_rank_0_answers_for_all_and_every_rank_knows_the_ends():
     def work(group):
         batches = LoraxBatches(make_engine(group=group), rank=group.rank)
         message = batch(1, request(4, A, max_new_tokens=1), request(5, B, max_new_tokens=2))
-        return batches.prefill(message, None), batches.decode([1])
+        return prefill(batches, message, None), batches.decode([1])
 
     (first, last), (first_mute, last_mute) = run_ranks(2, work)
     assert [g.request_id for g in first.generations] == [4, 5]
@@ -235,7 +241,7 @@ def test_nothing_runs_before_the_warm_up():
     engine = make_engine()
     engine.batch = type(engine.batch)(0, 4)
     with pytest.raises(ShardError, match="Warmup"):
-        LoraxBatches(engine).prefill(batch(1, request(1, A)), None)
+        prefill(LoraxBatches(engine), batch(1, request(1, A)), None)
 
 
 def test_decode_needs_batches():
