@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,43 @@ class Binary:
     # Bytes of each thread's own memory: what did not fit its registers, above all.
     stack: int
     shared: int
+    # Instructions that load one or two bytes of the device's memory, and those that load 16.
+    narrow_loads: int
+    wide_loads: int
+
+
+class Compiled(NamedTuple):
+    """What Triton loads."""
+
+    kernel: str
+    code: bytes
+    shared: int
+
+    def examine(self) -> Binary:
+        """Read it by the tool that comes with Triton."""
+        import triton
+
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.code)
+            file.flush()
+            command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+        assert found, told
+        # LDG: into registers; LDGSTS: into shared memory.
+        loads = re.findall(r"\b(?:LDG|LDGSTS)\.[\w.]+", told)
+        narrow = sum(bool(re.search(r"\.[US](?:8|16)\b", load)) for load in loads)
+        wide = sum(".128" in load for load in loads)
+        stack = int(found[2]) + int(found[3])
+        return Binary(self.kernel, int(found[1]), stack, self.shared, narrow, wide)
 
 
 class FakeGPU:
     """What Triton asks of a driver and of a device."""
 
     def __init__(self, capability: int = 90) -> None:
-        self.binaries: list[Binary] = []
+        self.binaries: list[Compiled] = []
         self.launches: Counter[str] = Counter()
         self.utils = self
         self._capability = capability
@@ -62,9 +92,8 @@ class FakeGPU:
         return {"max_shared_mem": 227 << 10}
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, ...]:
-        registers, stack = _resources(kernel)
-        self.binaries.append(Binary(name, registers, stack, shared))
-        return len(self.binaries), len(self.binaries), registers, stack, 1024
+        self.binaries.append(Compiled(name, kernel, shared))
+        return len(self.binaries), len(self.binaries), 0, 0, 1024
 
     def unload_module(self, module: int) -> None:
         pass
@@ -73,32 +102,18 @@ class FakeGPU:
         return lambda *arguments: self.launches.update([metadata.name])
 
 
-def _resources(binary: bytes) -> tuple[int, int]:
-    """Return registers and stack bytes of a thread, by the tool that comes with Triton."""
-    import triton
+def run_on_fake_gpu(
+    program: str, *arguments: Any, cache: Path, capability: int = 90, timeout_s: float = 280.0
+) -> list[Binary]:
+    """Return what a function of the name ``module:function`` has compiled, in its own process.
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        done = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", done.stdout)
-    assert found, done.stdout
-    return int(found[1]), int(found[2]) + int(found[3])
-
-
-def run_on_fake_gpu(program: str, *arguments: Any, cache: Path, timeout_s: float = 280.0) -> Any:
-    """Return what a function of the name ``module:function`` returns in a process of its own.
-
-    It is given a ``FakeGPU`` and ``arguments``; these and its answer travel as JSON, binaries as
-    ``Binary``. ``cache`` holds what Triton compiles.
+    It is given a ``FakeGPU`` and ``arguments``, which travel as JSON, and returns some of the
+    former's binaries. ``cache`` holds what Triton compiles.
     """
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.helpers.fake_gpu", program],
+        [sys.executable, "-W", "ignore", "-m", "tests.helpers.fake_gpu", program, str(capability)],
         input=json.dumps(arguments),
         env=environment,
         capture_output=True,
@@ -107,20 +122,16 @@ def run_on_fake_gpu(program: str, *arguments: Any, cache: Path, timeout_s: float
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1], object_hook=_binary)
-
-
-def _binary(value: dict[str, Any]) -> Any:
-    return Binary(**value) if value.keys() == Binary.__dataclass_fields__.keys() else value
+    return [Binary(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
 
 
 def main() -> None:
     import importlib
 
     module, _, name = sys.argv[1].partition(":")
-    gpu = FakeGPU().install()
-    answer = getattr(importlib.import_module(module), name)(gpu, *json.load(sys.stdin))
-    print(json.dumps(answer, default=asdict))
+    gpu = FakeGPU(int(sys.argv[2])).install()
+    compiled = getattr(importlib.import_module(module), name)(gpu, *json.load(sys.stdin))
+    print(json.dumps([asdict(each.examine()) for each in compiled]))
 
 
 if __name__ == "__main__":

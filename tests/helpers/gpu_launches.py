@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from bench.gpu_check import models
-from tests.helpers.fake_gpu import Binary, FakeGPU
+from tests.helpers.fake_gpu import Compiled, FakeGPU
 
+from lorax_shard.attention.backend import AttentionLayer
+from lorax_shard.attention.kv_cache import KVShape
 from lorax_shard.attention.triton import backend as triton_attention
 from lorax_shard.attention.triton.backend import TritonAttention
 from lorax_shard.linear import replace as linears
@@ -26,7 +28,7 @@ STARTS = (0, 4096, 5120)
 ROW_COUNTS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 64, 100, 128, 255, 256, 400, 512, 700, 2048)
 
 
-def lora_steps(gpu: FakeGPU) -> list[Binary]:
+def lora_steps(gpu: FakeGPU) -> list[Compiled]:
     """Return what a sweep of row counts, adapters and slots compiles after the warm-up."""
     backend = TritonLora()
     width, outs = 4096, (4096, 1024, 1024)
@@ -58,7 +60,7 @@ def lora_steps(gpu: FakeGPU) -> list[Binary]:
 SHAPE = models.LlamaShape(hidden=256, inner=512, layers=2, heads=4, kv_heads=2, vocab=1000)
 
 
-def model_steps(gpu: FakeGPU) -> list[Binary]:
+def model_steps(gpu: FakeGPU) -> list[Compiled]:
     """Return what steps of a model compile after its warm-up: any rows, lengths and adapters."""
     model = plugged_model()
     model.warm_up(models.BLOCK_SIZE)
@@ -120,3 +122,26 @@ def step(
         torch.arange(tokens - 1, rows * tokens, tokens),
         [slots[row % len(slots)] for row in range(rows)],
     )  # fmt: skip
+
+
+def attention_kernels(
+    gpu: FakeGPU, head_dim: int, dtype: str, kv_dtype: str, with_everything: bool
+) -> list[Compiled]:
+    """Return the kernels of a layer of 32 query heads and 8 KV heads."""
+    rules = {"window": 4096, "softcap": 30.0, "has_sinks": True} if with_everything else {}
+    kv = KVShape(8, head_dim, head_dim)
+    layer = AttentionLayer(32, kv, models.BLOCK_SIZE, **rules)
+    TritonAttention().warm_up(layer, CPU, getattr(torch, dtype), getattr(torch, kv_dtype))
+    return gpu.binaries
+
+
+def lora_kernels(gpu: FakeGPU, dtype: str) -> list[Compiled]:
+    """Return the kernels of an 8B model's groups, after slots are fixed as for a graph."""
+    backend = TritonLora()
+    for width, outs in ((4096, (4096, 1024, 1024)), (14336, (4096,))):
+        group = backend.make_group(len(outs))
+        group.reserve(ranks=192, widths=list(outs))
+        starts = (0, *outs[:1], sum(outs[:2]))[: len(outs)]
+        x = torch.zeros(1, width, dtype=getattr(torch, dtype))
+        group.warm_up(x, torch.zeros(1, sum(outs), dtype=x.dtype), starts)
+    return gpu.binaries

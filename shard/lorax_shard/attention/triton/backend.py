@@ -36,8 +36,8 @@ _DECODE_HEADS = 64
 _PROGRAMS_PER_PROCESSOR = 2
 _SPLIT_TOKENS = 256
 _MOST_SPLITS = 64
-# Splits that one program combines at most.
-_COMBINED = (8, _MOST_SPLITS)
+# Splits that are combined at once.
+_COMBINED = 8
 # int32s of one line of a table, so that every line begins at a multiple of 16 bytes.
 _ALIGNED = 4
 # In the interpreter, whose programs run one after the other.
@@ -60,9 +60,9 @@ class Tile(NamedTuple):
 # By the most columns of K or V, padded to a power of two. K and V of all stages beside Q fit
 # the 99 KiB of shared memory that the smallest supported GPUs give a program.
 _PROMPT_HALF = {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 4, 2)}
-_PROMPT_FULL = {64: Tile(32, 32, 4, 2), 128: Tile(16, 32, 4, 2), 256: Tile(16, 16, 4, 2)}
+_PROMPT_FULL = {64: Tile(32, 32, 4, 2), 128: Tile(16, 32, 8, 2), 256: Tile(16, 16, 4, 2)}
 _DECODE_HALF = {64: Tile(0, 128, 4, 2), 128: Tile(0, 64, 4, 3), 256: Tile(0, 32, 4, 2)}
-_DECODE_FULL = {64: Tile(0, 32, 4, 2), 128: Tile(0, 32, 4, 2), 256: Tile(0, 16, 4, 2)}
+_DECODE_FULL = {64: Tile(0, 32, 4, 2), 128: Tile(0, 32, 8, 2), 256: Tile(0, 16, 4, 2)}
 _WIDEST = Tile(_LEAST, _LEAST, 4, 1)
 
 
@@ -121,8 +121,8 @@ class TritonAttention(AttentionBackend):
         dtype: torch.dtype,
         kv_dtype: torch.dtype,
     ) -> None:
-        """Compute a small step with each way to split and to combine."""
-        for num_splits in (1, *_COMBINED):
+        """Compute a small step with splits and without."""
+        for num_splits in (1, 2):
             trial.attend(TritonAttention(num_splits), layer, device, dtype, kv_dtype)
 
     def store(
@@ -188,7 +188,7 @@ class TritonAttention(AttentionBackend):
             kernels.combine[(rows, num_heads)](
                 partial, stats, told.sinks, output, splits, rows, num_heads,
                 value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
-                block_s=next(most for most in _COMBINED if splits <= most), block_e=told.constants["block_e"],
+                most_splits=_MOST_SPLITS, block_s=_COMBINED, block_e=told.constants["block_e"],
             )  # fmt: skip
 
 

@@ -228,36 +228,50 @@ def combine(
     num_heads: tl.tensor,
     value_dim: tl.constexpr,
     has_sinks: tl.constexpr,
+    most_splits: tl.constexpr,
     block_s: tl.constexpr,
     block_e: tl.constexpr,
 ) -> None:
     """Weigh the splits of one row and head by their sums, and add the head's sink."""
     row, head = tl.program_id(0), tl.program_id(1)
-    split = tl.arange(0, block_s)
-    is_split = split < num_splits
-    at = (split.to(tl.int64) * num_rows + row) * num_heads + head
-    top = tl.load(stats + at, mask=is_split, other=float("-inf"))
-    behind = num_splits.to(tl.int64) * num_rows * num_heads
-    total = tl.load(stats + at + behind, mask=is_split, other=0.0)
-    highest = tl.max(top, 0)
+    at = stats + row.to(tl.int64) * num_heads + head
+    own = partial + (row.to(tl.int64) * num_heads + head) * value_dim
+    between = num_rows.to(tl.int64) * num_heads
+    tops, totals = _load_stats(at, tl.arange(0, most_splits), num_splits, between)
+    highest = tl.max(tops, 0)
     if has_sinks:
         sink = tl.load(sinks + head) * _LOG2_E
         highest = tl.maximum(highest, sink)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
-    weight = tl.exp2(top - highest)
-    whole = tl.sum(weight * total, 0)
+    whole = tl.sum(tl.exp2(tops - highest) * totals, 0)
     if has_sinks:
         whole += tl.exp2(sink - highest)
     column = tl.arange(0, block_e)
-    parts = tl.load(
-        partial + at[:, None] * value_dim + column[None, :],
-        # A split without a visible key wrote nothing.
-        mask=(is_split & (total > 0))[:, None] & (column < value_dim)[None, :],
-        other=0.0,
-    )
-    summed = tl.sum(weight[:, None] * parts, 0) / tl.where(whole > 0, whole, 1.0)
+    summed = tl.zeros((block_e,), dtype=tl.float32)
+    for first in range(0, num_splits, block_s):
+        split = first + tl.arange(0, block_s)
+        top, total = _load_stats(at, split, num_splits, between)
+        parts = tl.load(
+            own + split[:, None] * between * value_dim + column[None, :],
+            # A split without a visible key wrote nothing.
+            mask=(total > 0)[:, None] & (column < value_dim)[None, :],
+            other=0.0,
+        )
+        summed += tl.sum(tl.exp2(top - highest)[:, None] * parts, 0)
+    summed = summed / tl.where(whole > 0, whole, 1.0)
     target = output + (row.to(tl.int64) * num_heads + head) * value_dim + column
     tl.store(target, summed.to(output.dtype.element_ty), mask=column < value_dim)
+
+
+@triton.jit
+def _load_stats(
+    at: tl.tensor, split: tl.tensor, num_splits: tl.tensor, between: tl.tensor
+) -> tl.tensor:
+    """Return the highest scores and sums of weights of splits; -inf and 0 where there is none."""
+    is_split = split < num_splits
+    top = tl.load(at + split * between, mask=is_split, other=float("-inf"))
+    total = tl.load(at + (num_splits + split) * between, mask=is_split, other=0.0)
+    return top, total
 
 
 @triton.jit

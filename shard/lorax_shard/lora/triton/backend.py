@@ -21,7 +21,7 @@ from lorax_shard.lora.triton.row_tiles import FEW_ROWS, MANY_ROWS, Tiles, empty_
 
 # Ranks that one product takes: the least of a matrix instruction, and what most adapters have.
 _SHRINK_RANKS = 16
-_EXPAND_RANKS = 64
+_EXPAND_RANKS = 16
 # Bytes of a row of x that are multiplied at once: what fits in the shared memory of small GPUs.
 _BLOCK_K_BYTES = 256
 _BLOCK_N = 128
@@ -35,7 +35,7 @@ _MOST_RANK_PROGRAMS = 8
 _NARROWEST_PART = 512
 _WIDEST_PART = 2048
 _NUM_PARTS = {FEW_ROWS: (1, 2, 4, 8), MANY_ROWS: (1, 2)}
-_EXPAND_WARPS = 8
+_EXPAND_WARPS, _EXPAND_STAGES = 8, 2
 # Addresses, in bytes, and widths that are multiples of this are read 16 bytes at a time.
 _UNIT = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -120,11 +120,11 @@ class TritonGroup(LoraGroup):
     def _launch_shrink(self, x: torch.Tensor, h: torch.Tensor, tiles: Tiles) -> None:
         num_parts, num_rows, ranks = h.shape
         block_k = _BLOCK_K_BYTES // x.element_size()
-        part_width = -(-x.shape[1] // (num_parts * block_k)) * block_k
+        part_blocks = -(-x.shape[1] // (num_parts * block_k))
         programs = min(ranks // _SHRINK_RANKS, _MOST_RANK_PROGRAMS)
         kernels.shrink[(tiles.num_tiles, programs, num_parts)](
             x, x.stride(0), x.shape[1], *self._table(),
-            tiles.tiles, tiles.rows, h, ranks, num_rows * ranks, part_width,
+            tiles.tiles, tiles.rows, h, ranks, num_rows * ranks, part_blocks,
             block_m=tiles.block_m, block_r=_SHRINK_RANKS, block_k=block_k,
             widen=_widens(x),
         )  # fmt: skip
@@ -151,7 +151,7 @@ class TritonGroup(LoraGroup):
             h, ranks, num_rows * ranks, y, y.stride(0), *self._table(),
             tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
             num_parts=num_parts, block_m=tiles.block_m, block_r=_EXPAND_RANKS, block_n=_BLOCK_N,
-            unit=self._unit if is_even else 1, widen=_widens(y), num_warps=_EXPAND_WARPS,
+            unit=self._unit if is_even else 1, widen=_widens(y), num_warps=_EXPAND_WARPS, num_stages=_EXPAND_STAGES,
         )  # fmt: skip
 
     def _check_reserved(self, weights: GroupWeights) -> None:

@@ -52,7 +52,7 @@ def gather_rows(
         tl.store(tiles + own * 3 + 2, 0)
 
 
-@triton.jit(do_not_specialize=["first_field", "line_size", "num_lines", "part_width"])
+@triton.jit(do_not_specialize=["first_field", "line_size", "num_lines", "part_blocks"])
 def shrink(
     x: tl.tensor,  # T x width_in
     x_stride: tl.tensor,
@@ -66,7 +66,7 @@ def shrink(
     h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
     h_stride: tl.tensor,
     h_part: tl.tensor,  # elements of one part of h
-    part_width: tl.tensor,
+    part_blocks: tl.tensor,  # blocks of columns in a part
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     block_k: tl.constexpr,
@@ -88,8 +88,8 @@ def shrink(
         row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
         a = tl.multiple_of(tl.load(line).to(tl.pointer_type(x.dtype.element_ty)), 16)
         part = h + tl.program_id(2).to(tl.int64) * h_part
-        first = tl.program_id(2) * part_width
-        last = tl.minimum(first + part_width, width_in)
+        first = tl.program_id(2) * part_blocks * block_k
+        last = tl.minimum(first + part_blocks * block_k, width_in)
         share = tl.num_programs(1) * block_r
         for first_rank in range(tl.program_id(1) * block_r, num_ranks, share):
             rank = first_rank + tl.arange(0, block_r)
@@ -97,7 +97,7 @@ def shrink(
             total = tl.zeros((block_m, block_r), dtype=tl.float32)
             for start in range(first, last, block_k):
                 column = start + tl.arange(0, block_k)
-                is_column = column < last
+                is_column = column < width_in
                 left = tl.load(
                     x + row[:, None] * x_stride + column[None, :],
                     mask=is_row[:, None] & is_column[None, :],
@@ -179,7 +179,7 @@ def expand(
                     is_target = is_row[:, None] & (column < width)[None, :]
                     total = tl.load(own + column[None, :], mask=is_target, other=0.0)
                     total = total.to(tl.float32)
-                    for start in range(0, num_ranks, block_r):
+                    for start in tl.range(0, num_ranks, block_r, num_stages=1):
                         left = _sum_parts(
                             left_at,
                             h_part,
