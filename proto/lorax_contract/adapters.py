@@ -23,6 +23,8 @@ Access = Literal["public", "token", "server"]
 
 # Places that adapters come from, in the words of requests.
 SOURCES = ("hub", "local", "s3")
+# Those that let callers in by their own tokens; to the others all callers are this server.
+TOKEN_SOURCES = ("hub",)
 
 _MAX_ID_LENGTH = 512
 

@@ -312,7 +312,7 @@ def point_lifecycle() -> Result:
     """Replace while in use, unload and free."""
     return run_tests(
         "tests/e2e/test_adapter_lifecycle.py",
-        "tests/unit/service/test_adapter_names.py",
+        "tests/unit/service/adapters",
         "tests/integration/test_shard_adapters.py",
     )
 
@@ -324,8 +324,13 @@ LEAST_AGREEING = 20
 
 def listed(server: Server) -> frozenset[str]:
     """Return the adapters that the list calls resident."""
-    entries = json.loads(server.get("/v1/adapters"))["adapters"]
-    return frozenset(each["adapter_id"] for each in entries if each["state"] == "resident")
+    path = "/v1/adapters?state=resident&limit=1000"
+    page = json.loads(server.get(path))
+    entries = page["adapters"]
+    while page["next_cursor"] is not None:
+        page = json.loads(server.get(f"{path}&cursor={page['next_cursor']}"))
+        entries += page["adapters"]
+    return frozenset(each["adapter_id"] for each in entries)
 
 
 def exposed(text: str) -> tuple[frozenset[str], frozenset[str]]:

@@ -15,7 +15,12 @@ from tests.helpers.http_app import until, word_tokenizer
 from lorax_contract.adapters import AdapterPart, AdapterQuery, AdapterRef, FetchedAdapter
 from lorax_contract.config import RouterConfig
 from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapter_table import AdapterTable
+from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection
+from lorax_router.service.adapters.directory import AdapterDirectory
+from lorax_router.service.adapters.management import AdapterManager
+from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import GenerationStream
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
@@ -108,7 +113,7 @@ class AdapterWorld:
 
     def handle(self, name: str, source: str = "local") -> AdapterHandle:
         """What a name leads to now."""
-        return self.catalog.require(ref(name, source))[1].handle
+        return self.catalog.require(ref(name, source), None)[2].handle
 
     def state(self, handle: AdapterHandle) -> str:
         return self.table[handle].state.value if handle in self.table else "gone"
@@ -161,9 +166,30 @@ async def adapter_world(
             yield AdapterWorld(parts, shard, sources, client, admin)
         parts.engine._scheduler.check()
         assert all(entry.num_leases == 0 for entry in parts.adapters._catalog.by_handle.values())
-        assert all(record.is_idle for record in parts.engine.adapter_records())
+        assert all(record.is_idle for record in parts.engine._scheduler.adapters.snapshot())
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await parts.prompts.close()
     assert not shard.violations
+
+
+@contextlib.asynccontextmanager
+async def directory_with(
+    shard: FakeShard, *, max_active: int = 4, **bounds: int
+) -> AsyncIterator[tuple[AdapterDirectory, AdapterManager]]:
+    """A directory with bounds of its own over a running engine, and nothing around it."""
+    await shard.info()
+    table = AdapterTable(max_resident=max_active)
+    scheduler = Scheduler(
+        num_blocks=64, block_size=4, max_step_tokens=64, max_rows=8, adapters=table
+    )
+    directory = AdapterDirectory(shard, **bounds)
+    engine = EngineLoop(shard, scheduler, adapters=directory)
+    directory.attach(engine)
+    running = asyncio.create_task(engine.run())
+    try:
+        yield directory, AdapterManager(directory, shard)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -192,18 +192,31 @@ class AdapterTable:
         """Return how much room there is for adapters, and how much of it is taken."""
         return AdapterCapacity(self.max_resident, len(self._held), self.max_bytes, self._bytes_held)
 
-    def check(self) -> None:
-        """Raise AssertionError if an invariant broke: O(adapters), for tests and idle."""
-        held = [r for r in self._records.values() if r.state is not AdapterState.ABSENT]
+    def check(self, *, in_play_only: bool = False) -> None:
+        """Raise AssertionError if an invariant broke: O(adapters), for tests.
+
+        With ``in_play_only`` the many that are known and do nothing are not looked at: for
+        whenever the server is idle.
+        """
+        records = self.in_play() if in_play_only else self.snapshot()
+        held = [r for r in records if r.state is not AdapterState.ABSENT]
         if len(held) > self.max_resident or self._held != {r.handle: r for r in held}:
             raise AssertionError("more adapters on the shards than slots, or a lost one")
         if self._bytes_held != sum(r.nbytes for r in held):
             raise AssertionError("bytes of adapters were counted wrong")
-        for record in self._records.values():
+        for record in records:
             if min(record.num_waiting, record.num_running) < 0:
                 raise AssertionError(f"adapter {record.handle} has less than no requests")
             if record.num_running and record.state is not AdapterState.RESIDENT:
                 raise AssertionError(f"adapter {record.handle} runs and is {record.state.value}")
+
+    def find(self, handle: AdapterHandle) -> AdapterRecord | None:
+        """Return an adapter's record, not to be changed; None if it is not known."""
+        return self._records.get(handle)
+
+    def in_play(self) -> list[AdapterRecord]:
+        """Return those that hold a slot or should; they are not to be changed."""
+        return [*self._held.values(), *self._wanted.values()]
 
     def snapshot(self) -> list[AdapterRecord]:
         """Return all records, for lists; they are not to be changed."""

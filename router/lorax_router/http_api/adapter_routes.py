@@ -5,7 +5,7 @@ Managing has routes on a listener of its own. Where clients ask, it is refused w
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lorax_contract.adapters import SOURCES
 from lorax_contract.errors import ForbiddenError, ValidationError
 from lorax_router.http_api.bodies import AdapterBody, bearer_token, parse_body, read_body
 from lorax_router.http_api.openapi import ERRORS, json_body
@@ -25,6 +26,12 @@ from lorax_router.http_api.schemas import (
     UnloadAnswer,
 )
 from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.listing import (
+    DEFAULT_PAGE,
+    LARGEST_PAGE,
+    STATES,
+    ListQuery,
+)
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.inference import InferenceService
@@ -34,6 +41,21 @@ from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 _NOT_LOADED: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "The adapter is not loaded"}
 }
+_LIST_PARAMETERS = [
+    {"name": name, "in": "query", "description": text, "schema": schema}
+    for name, text, schema in (
+        (
+            "limit",
+            "Most adapters on the page.",
+            {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE, "default": DEFAULT_PAGE},
+        ),
+        ("cursor", "`next_cursor` of the page before.", {"type": "string"}),
+        ("adapter_id", "Only this id, with or without its revision.", {"type": "string"}),
+        ("adapter_source", "Only this source.", {"type": "string", "enum": [*SOURCES]}),
+        ("state", "Only this state.", {"type": "string", "enum": [*STATES]}),
+    )
+]
+_LISTED = {each["name"] for each in _LIST_PARAMETERS}
 Handler = Callable[[AdapterSelection, AdapterBody], Awaitable[dict[str, Any]]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -81,9 +103,11 @@ class AdapterRoutes:
         router = APIRouter(tags=["adapters"], prefix="/v1/adapters")
         router.get(
             "",
-            summary="All known adapters with their state and what they take in each tier",
+            summary="Known adapters with their state and what they take in each tier, page by page",
+            description="Private adapters are listed for callers whose Bearer token opened them.",
             operation_id="list_adapters",
-            responses={200: {"model": AdapterList}, 424: ERRORS[424]},
+            responses={200: {"model": AdapterList}, 422: ERRORS[422], 424: ERRORS[424]},
+            openapi_extra={"parameters": _LIST_PARAMETERS},
         )(self.list)
         return router
 
@@ -105,9 +129,10 @@ class AdapterRoutes:
             "names when it is ready, or --admin-port"
         )
 
-    async def list(self) -> Response:
-        """Answer with all known adapters."""
-        return json_response({"adapters": await self._manager.listing()})
+    async def list(self, request: Request) -> Response:
+        """Answer with a page of the known adapters."""
+        query = _list_query(request.query_params)
+        return json_response(await self._manager.listing(query, bearer_token(request)))
 
     async def load(self, request: Request) -> Response:
         """Answer when the adapter is there."""
@@ -115,21 +140,15 @@ class AdapterRoutes:
 
     async def unload(self, request: Request) -> Response:
         """Answer when its memory is free."""
-        return await self._answer(
-            request, lambda selection, _: self._manager.unload(selection.refs[0])
-        )
+        return await self._answer(request, lambda selection, _: self._manager.unload(selection))
 
     async def pin(self, request: Request) -> Response:
         """Answer when the adapter is there to stay."""
-        return await self._answer(
-            request, lambda selection, _: self._manager.pin(selection.refs[0])
-        )
+        return await self._answer(request, lambda selection, _: self._manager.pin(selection))
 
     async def unpin(self, request: Request) -> Response:
         """Answer when others may take its place."""
-        return await self._answer(
-            request, lambda selection, _: self._manager.unpin(selection.refs[0])
-        )
+        return await self._answer(request, lambda selection, _: self._manager.unpin(selection))
 
     async def reload(self, request: Request) -> Response:
         """Answer when the source was asked."""
@@ -146,3 +165,13 @@ class AdapterRoutes:
         if selection is None or body.adapter_id in ("", BASE_MODEL_ADAPTER_ID):
             raise ValidationError("`adapter_id` must name an adapter")
         return json_response(await handler(selection, body))
+
+
+def _list_query(params: Mapping[str, str]) -> ListQuery:
+    """Read the parameters of a list; raises ValidationError."""
+    values: dict[str, Any] = {name: text for name, text in params.items() if name in _LISTED}
+    if (limit := values.get("limit")) is not None:
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 10):
+            raise ValidationError(f"`limit` must be a number from 1 to {LARGEST_PAGE}")
+        values["limit"] = int(limit)
+    return ListQuery(**values)

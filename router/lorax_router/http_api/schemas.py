@@ -138,9 +138,12 @@ class AdapterAnswer(BaseModel):
 
 
 class AdapterList(BaseModel):
-    """All known adapters, and what was replaced and is still in use."""
+    """Known adapters by name, then merges, then what was replaced and is still in use."""
 
     adapters: list[AdapterAnswer]
+    # What to send as `cursor` for the next page; null: this was the last. A page with a filter
+    # may hold fewer lines than asked for, and still not be the last.
+    next_cursor: str | None
 
 
 class ReloadAnswer(AdapterAnswer):

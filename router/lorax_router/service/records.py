@@ -84,6 +84,7 @@ class RequestRecord:
         self._resolving_s = seconds
         assert self.adapter is not None
         self.adapter.was_found = True
+        self.adapter.is_private = lease.is_private
         self.adapter.phases.update(lease.phases)
 
     def validated(self, valid: ValidRequest) -> None:

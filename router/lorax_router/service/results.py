@@ -99,8 +99,9 @@ class AdapterUse:
     source: str
     # As lists and metrics have it.
     label: str
-    # Whether it exists and may be used.
+    # Whether it exists and may be used; whether others may not learn of it.
     was_found: bool = False
+    is_private: bool = False
     # Seconds by phase, in ADAPTER_PHASES; those that did not happen are absent.
     phases: dict[str, float] = field(default_factory=dict)
 

@@ -90,7 +90,8 @@ def test_a_name_that_is_not_loaded_is_not_found(verb):
             answer = await world.post(verb, adapter_id="a")
             assert answer.status_code == 404
             assert answer.json() == {
-                "error": "adapter local:a is not loaded; GET /v1/adapters lists those that are",
+                "error": "adapter local:a is not loaded; GET /v1/adapters lists those that are, "
+                "private ones to callers whose token opened them",
                 "error_type": "not_found",
             }
 
@@ -164,7 +165,7 @@ async def test_the_token_is_the_bearers_unless_the_body_has_one():
         for sent in ({}, {"api_token": "from-body"}):
             await world.admin.post(
                 "/v1/adapters/load",
-                json={"adapter_id": f"a{len(sent)}", "adapter_source": "local", **sent},
+                json={"adapter_id": f"a{len(sent)}", "adapter_source": "hub", **sent},
                 headers=headers,
             )
         assert [query.token for query in world.shard.queries] == ["from-header", "from-body"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import itertools
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,12 +19,15 @@ from lorax_contract.adapters import (
     MergeSpec,
 )
 from lorax_contract.errors import AdapterNotLoadedError, ValidationError
-from lorax_contract.step import AdapterHandle
-from lorax_router.core.adapter_table import AdapterRecord, AdapterState
-from lorax_router.service.adapters.listing import KnownName
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+from lorax_router.core.adapter_record import AdapterRecord, AdapterState
+from lorax_router.service.adapters.names import KnownName, NameBook, NameView
 from lorax_router.service.engine.port import AdapterEngine
 
 logger = logging.getLogger(__name__)
+
+# How many adapters are looked at for one that may go, before there is one more than wanted.
+_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +57,14 @@ class CatalogEntry:
 
     handle: AdapterHandle
     content: AdapterContent
-    label: str
     # The selection of the last request, to fetch what has left the disk.
     selection: AdapterSelection
+    # Whether only some callers may know what the last request asked for.
+    is_private: bool = False
     # Names that lead here now.
-    names: set[str] = field(default_factory=set)
+    names: dict[str, KnownName] = field(default_factory=dict)
     # Requests that hold it, from their resolution to their end.
     num_leases: int = 0
-    num_uses: int = 0
     # Unix time.
     last_used_at: float | None = None
     is_retired: bool = False
@@ -68,36 +72,59 @@ class CatalogEntry:
     unheld: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def label(self) -> str:
+        """What it is called where no name leads to it."""
+        return self.selection.label
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether it is made of several: no name leads to it, each request names its parts."""
+        return self.content.merge is not None
+
+    @property
     def is_leaving(self) -> bool:
         """Whether it serves those who hold it and nobody else."""
-        return self.is_retired or not self.names
+        return self.is_retired or not (self.names or self.is_merge)
 
 
 class AdapterCatalog:
-    """Owns names and entries. Only AdapterDirectory and AdapterManager call it.
+    """Owns names and entries. Only AdapterDirectory, AdapterManager and lists read them.
 
     An entry that no name leads to is detached: its key is free for a new one at once,
     and ``on_detached`` has it leave the shards when nobody holds it any more.
 
     Args:
         on_detached: called once for each entry that was detached.
+        clock: monotonic seconds.
         max_names: names that are remembered.
         max_idle: adapters without a slot and without a request that keep their handle.
     """
 
     def __init__(
-        self, on_detached: Callable[[CatalogEntry], None], *, max_names: int, max_idle: int
+        self,
+        on_detached: Callable[[CatalogEntry], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_names: int,
+        max_idle: int,
     ) -> None:
         self._on_detached = on_detached
-        self._max_names = max_names
         self._max_idle = max_idle
         self._engine: AdapterEngine | None = None
         self._handles = itertools.count(1)
-        self._names: OrderedDict[str, KnownName] = OrderedDict()
+        self.names = NameBook(max_names, clock, self._is_held, self._leave)
         # By content.
         self._entries: dict[str, CatalogEntry] = {}
         # Also those that are detached and not gone yet.
         self.by_handle: dict[AdapterHandle, CatalogEntry] = {}
+        # Those that nobody holds, least recently held first.
+        self._unheld: OrderedDict[AdapterHandle, CatalogEntry] = OrderedDict()
+        # No name leads to them: merges, and what names led to before and is still in use.
+        # Sorted by handle.
+        self._merges: list[AdapterHandle] = []
+        self._former: list[AdapterHandle] = []
+        # Entries that are made of a stored adapter, by its content.
+        self._num_made_of: Counter[str] = Counter()
 
     def attach(self, engine: AdapterEngine) -> None:
         """Say which engine knows the handles."""
@@ -111,64 +138,39 @@ class AdapterCatalog:
 
     # --- names --------------------------------------------------------------------
 
-    def name(self, ref: AdapterRef) -> KnownName:
-        """Return what is known of a name, made if it is new."""
-        key = str(ref)
-        record = self._names.get(key)
-        if record is None:
-            record = self._names[key] = KnownName(ref)
-            if len(self._names) > self._max_names:
-                self._drop_old_names()
-        self._names.move_to_end(key)
-        return record
-
-    def find(self, ref: AdapterRef) -> KnownName | None:
-        """Return what is known of a name, None if nothing is."""
-        return self._names.get(str(ref))
-
     def entry_of(self, name: KnownName) -> CatalogEntry | None:
         """Return what a name leads to."""
         return self._entries.get(name.content_key or "")
 
-    def require(self, ref: AdapterRef) -> tuple[KnownName, CatalogEntry]:
-        """Return a name and what it leads to; AdapterNotLoadedError if that is nothing."""
-        name = self.find(ref)
+    def record_of(self, entry: CatalogEntry | None) -> AdapterRecord | None:
+        """Return what the engine knows of an entry."""
+        return None if entry is None else self.engine.adapter_record(entry.handle)
+
+    def require(
+        self, ref: AdapterRef, token: str | None
+    ) -> tuple[KnownName, NameView, CatalogEntry]:
+        """Return a name and what it leads to for a caller.
+
+        Raises AdapterNotLoadedError, in the same words for a name that is hidden from this
+        caller and for one that nobody knows.
+        """
+        name = self.names.find(ref)
+        view = self.names.good_view(name, token) if name is not None else None
         entry = self.entry_of(name) if name is not None else None
-        if name is None or entry is None:
-            raise AdapterNotLoadedError(
-                f"adapter {ref} is not loaded; GET /v1/adapters lists those that are"
-            )
-        return name, entry
+        if name is None or view is None or entry is None:
+            raise not_loaded(ref)
+        return name, view, entry
 
     def forget(self, name: KnownName) -> CatalogEntry | None:
         """Drop a name; returns what it led to."""
         entry = self.entry_of(name)
-        self._names.pop(str(name.ref), None)
         self._leave(name)
-        name.is_pinned = False
+        self.names.forget(name)
         return entry
-
-    def names(self) -> Iterator[KnownName]:
-        """All names, least recently asked for first."""
-        return iter(self._names.values())
-
-    def entries(self) -> Iterator[CatalogEntry]:
-        """All entries that are not detached."""
-        return iter(self._entries.values())
-
-    def _drop_old_names(self) -> None:
-        """Forget an eighth of the names, those first that lead nowhere."""
-        surplus = self._max_names // 8
-        idle = [r for r in self._names.values() if not (r.num_resolving or r.is_pinned)]
-        # The last one is the name that is being made.
-        idle = [record for record in idle[:-1] if not self._is_held(record)]
-        idle.sort(key=lambda record: record.content_key is not None)
-        for record in idle[:surplus]:
-            self.forget(record)
 
     def _is_held(self, name: KnownName) -> bool:
         entry = self.entry_of(name)
-        return entry is not None and entry.num_leases > 0
+        return name.is_pinned or (entry is not None and entry.num_leases > 0)
 
     # --- contents -----------------------------------------------------------------
 
@@ -179,15 +181,15 @@ class AdapterCatalog:
         if entry is None:
             entry = self._add(content, selection, fetched)
         entry.selection = selection
-        if selection.merge is None:
+        entry.is_private = any(each.access == "token" for each in fetched)
+        if not entry.is_merge:
             # The files that the name leads to now are surely there.
             entry.content = content
-            name = self.name(selection.refs[0])
-            name.fetched = fetched[0]
-            self._lead(name, entry)
-        else:
-            # A merge has no name that could lead elsewhere: it stays until it is idle for long.
-            entry.names.add(content.key)
+            name = self.names.find(selection.refs[0])
+            # It may have been forgotten, or have come to lead elsewhere, since it was asked for.
+            known = name.fetched if name is not None else None
+            if name is not None and known is not None and known.part == fetched[0].part:
+                self._lead(name, entry)
         return entry
 
     def _add(
@@ -199,40 +201,46 @@ class AdapterCatalog:
         handle = AdapterHandle(next(self._handles))
         # Of a merge at most: what all its parts take together.
         self.engine.add_adapter(handle, sum(each.device_bytes for each in fetched))
-        entry = CatalogEntry(handle, content, selection.label, selection)
-        self._entries[content.key] = entry
-        self.by_handle[handle] = entry
+        entry = CatalogEntry(handle, content, selection)
+        self._entries[content.key] = self.by_handle[handle] = self._unheld[handle] = entry
+        self._num_made_of.update({part.content_digest for part in content.parts})
+        if entry.is_merge:
+            _include(self._merges, handle)
         return entry
 
     def _lead(self, name: KnownName, entry: CatalogEntry) -> None:
         """Let a name lead to an entry; it takes its pin along."""
-        entry.names.add(str(name.ref))
+        entry.names[str(name.ref)] = name
         if name.content_key == entry.content.key:
             return
+        was_pinned = name.is_pinned
         self._leave(name)
-        name.content_key = entry.content.key
-        if name.is_pinned:
+        self.names.lead(name, entry.content.key)
+        if was_pinned:
             try:
                 self.engine.pin_adapter(entry.handle)
+                name.is_pinned = True
             except ValidationError as error:
-                name.is_pinned = False
                 logger.warning("adapter %s is not pinned any more: %s", name.ref, error)
 
     def _leave(self, name: KnownName) -> None:
+        """Let a name lead nowhere, and pin nothing."""
         old = self.entry_of(name)
-        name.content_key = None
+        was_pinned, name.is_pinned = name.is_pinned, False
+        self.names.lead(name, None)
         if old is None:
             return
-        old.names.discard(str(name.ref))
-        if name.is_pinned and not self.is_pinned(old):
+        old.names.pop(str(name.ref), None)
+        if was_pinned and not self.is_pinned(old):
             self.engine.unpin_adapter(old.handle)
         if not old.names and not old.num_leases:
             self.detach(old)
+        elif not old.names:
+            _include(self._former, old.handle)
 
     def is_pinned(self, entry: CatalogEntry) -> bool:
         """Whether a pinned name leads to an entry."""
-        names = (self._names.get(text) for text in entry.names)
-        return any(name is not None and name.is_pinned for name in names)
+        return any(name.is_pinned for name in entry.names.values())
 
     def is_resident(self, content: AdapterContent) -> bool:
         """Whether a content is on the shards."""
@@ -246,17 +254,26 @@ class AdapterCatalog:
         entry.is_retired = True
         if self._entries.get(entry.content.key) is entry:
             del self._entries[entry.content.key]
+        self._unheld.pop(entry.handle, None)
+        _exclude(self._merges, entry.handle)
+        _include(self._former, entry.handle)
         self._on_detached(entry)
 
+    def gone(self, entry: CatalogEntry) -> None:
+        """A detached entry has left the shards."""
+        if self.by_handle.pop(entry.handle, None) is None:
+            return
+        _exclude(self._former, entry.handle)
+        for digest in {part.content_digest for part in entry.content.parts}:
+            self._num_made_of[digest] -= 1
+            if not self._num_made_of[digest]:
+                del self._num_made_of[digest]
+
     def unshared(self, entry: CatalogEntry) -> list[AdapterPart]:
-        """The parts of an entry that no other adapter is made of."""
-        used = {
-            part.content_digest
-            for other in self.by_handle.values()
-            if other is not entry
-            for part in other.content.parts
-        }
-        return [part for part in entry.content.parts if part.content_digest not in used]
+        """The parts of an entry that no other adapter is made of; the entry itself is gone."""
+        return [
+            part for part in entry.content.parts if part.content_digest not in self._num_made_of
+        ]
 
     # --- leases -------------------------------------------------------------------
 
@@ -264,58 +281,96 @@ class AdapterCatalog:
         """Keep an entry's handle good until it is let go."""
         entry.num_leases += 1
         entry.unheld.clear()
+        self._unheld.pop(entry.handle, None)
 
     def let_go(self, entry: CatalogEntry) -> None:
         """End one hold on an entry."""
         entry.num_leases -= 1
-        if entry.num_leases == 0:
-            entry.unheld.set()
-            if not entry.names:
-                self.detach(entry)
-            self._drop_idle_entries()
+        if entry.num_leases:
+            return
+        entry.unheld.set()
+        if entry.is_leaving:
+            self.detach(entry)
+        else:
+            self._unheld[entry.handle] = entry
+        self._drop_unused()
 
     def used(self, selection: AdapterSelection, entry: CatalogEntry) -> None:
         """Note that a request uses an adapter."""
-        entry.num_uses += 1
         entry.last_used_at = now = time.time()
         for ref in selection.refs:
-            if (name := self.find(ref)) is not None:
+            if (name := self.names.find(ref)) is not None:
                 name.num_uses += 1
                 name.last_used_at = now
+                self.names.touch(name, selection.token)
 
-    def _drop_idle_entries(self) -> None:
+    def _drop_unused(self) -> None:
         """Forget adapters that nobody used for long, so that names cannot fill the memory."""
-        if len(self._entries) <= self._max_idle:
-            return
-        absent = {
-            record.handle
-            for record in self.engine.adapter_records()
-            if record.state is AdapterState.ABSENT and record.is_idle and not record.is_wanted
-        }
-        idle = [e for e in self._entries.values() if not e.num_leases and e.handle in absent]
-        idle.sort(key=lambda entry: entry.last_used_at or 0.0)
-        for entry in idle[: len(self._entries) - self._max_idle // 2]:
-            for text in entry.names:
-                self._names.pop(text, None)
-            entry.names.clear()
+        for _ in range(min(_TRIES, len(self._unheld))):
+            if len(self._entries) <= self._max_idle:
+                return
+            handle, entry = next(iter(self._unheld.items()))
+            if self._is_busy(handle):
+                self._unheld.move_to_end(handle)
+                continue
+            for name in list(entry.names.values()):
+                self.forget(name)
             self.detach(entry)
+
+    def _is_busy(self, handle: AdapterHandle) -> bool:
+        """Whether an adapter is on the shards or should be."""
+        record = self.engine.adapter_record(handle)
+        if record is None:
+            return False
+        is_absent = record.state is AdapterState.ABSENT
+        return record.is_wanted or not (is_absent and record.is_idle)
 
     # --- facts --------------------------------------------------------------------
 
-    def records(self) -> list[tuple[KnownName, CatalogEntry | None, AdapterRecord | None]]:
-        """Return every known name with what it leads to and the engine's record of that."""
-        by_handle = {record.handle: record for record in self.engine.adapter_records()}
-        found: list[tuple[KnownName, CatalogEntry | None, AdapterRecord | None]] = []
-        for name in self._names.values():
-            entry = self.entry_of(name)
-            found.append((name, entry, by_handle.get(entry.handle) if entry is not None else None))
-        return found
+    @property
+    def num_merges(self) -> int:
+        """Merges that requests can name."""
+        return len(self._merges)
 
-    def nameless(self) -> list[tuple[CatalogEntry, AdapterRecord]]:
-        """Return what the engine knows and no name leads to: merges, and what was replaced."""
-        found = []
-        for record in self.engine.adapter_records():
-            entry = self.by_handle.get(record.handle)
-            if entry is not None and (entry.is_leaving or entry.content.merge is not None):
-                found.append((entry, record))
-        return found
+    def merges(self, after: AdapterHandle = BASE_ADAPTER) -> Iterator[CatalogEntry]:
+        """The merges behind a handle."""
+        return self._behind(self._merges, after)
+
+    def former(self, after: AdapterHandle = BASE_ADAPTER) -> Iterator[CatalogEntry]:
+        """What names led to before and the shards still have, behind a handle."""
+        for entry in self._behind(self._former, after):
+            # A name may have come to lead here again.
+            if entry.is_leaving and self.record_of(entry) is not None:
+                yield entry
+
+    def _behind(self, handles: list[AdapterHandle], after: AdapterHandle) -> Iterator[CatalogEntry]:
+        for place in range(bisect.bisect_right(handles, after), len(handles)):
+            yield self.by_handle[handles[place]]
+
+    def is_seen(self, entry: CatalogEntry, token: str | None) -> bool:
+        """Whether a caller may know of an entry that no name leads to."""
+        if not entry.is_private:
+            return True
+        names = [self.names.find(ref) for ref in entry.selection.refs]
+        return all(name is not None and self.names.good_view(name, token) for name in names)
+
+
+def _include(handles: list[AdapterHandle], handle: AdapterHandle) -> None:
+    """Put a handle into a sorted list, once."""
+    place = bisect.bisect_left(handles, handle)
+    if handles[place : place + 1] != [handle]:
+        handles.insert(place, handle)
+
+
+def _exclude(handles: list[AdapterHandle], handle: AdapterHandle) -> None:
+    place = bisect.bisect_left(handles, handle)
+    if handles[place : place + 1] == [handle]:
+        del handles[place]
+
+
+def not_loaded(ref: AdapterRef) -> AdapterNotLoadedError:
+    """Return the one answer for what is not known and for what is hidden from the caller."""
+    return AdapterNotLoadedError(
+        f"adapter {ref} is not loaded; GET /v1/adapters lists those that are, private ones to "
+        "callers whose token opened them"
+    )

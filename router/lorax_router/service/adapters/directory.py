@@ -21,7 +21,6 @@ from typing import Any
 from lorax_contract.adapters import (
     AdapterContent,
     AdapterQuery,
-    AdapterRef,
     AdapterUnavailableError,
     FetchedAdapter,
     LoadReport,
@@ -30,7 +29,6 @@ from lorax_contract.adapters import (
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.ports import ShardClient
-from lorax_router.service.adapters.answers import AnswerBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
 from lorax_router.service.engine.port import AdapterEngine
@@ -54,13 +52,16 @@ class AdapterLease:
         self,
         entry: CatalogEntry,
         text: AdapterText,
-        selection: AdapterSelection,
+        *,
+        is_private: bool,
         phases: Mapping[str, float],
         on_release: Callable[[CatalogEntry], None],
     ) -> None:
         self.handle = entry.handle
         self.text = text
         self.content_key = entry.content.key
+        # Whether it took the caller's token, so that others may not learn of it.
+        self.is_private = is_private
         # Seconds that resolving, downloading and verifying took; empty if it was known.
         self.phases = phases
         self._entry = entry
@@ -93,8 +94,9 @@ class AdapterDirectory:
         max_idle: int = _MAX_IDLE,
     ) -> None:
         self._shards = shards
-        self.catalog = AdapterCatalog(self._retire, max_names=max_names, max_idle=max_idle)
-        self._answers = AnswerBook(max_names, clock)
+        self.catalog = AdapterCatalog(
+            self._retire, clock=clock, max_names=max_names, max_idle=max_idle
+        )
         self._texts = texts or AdapterTexts(shards.adapter_text)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,12 +106,12 @@ class AdapterDirectory:
 
     # --- requests -----------------------------------------------------------------
 
-    async def acquire(self, selection: AdapterSelection) -> AdapterLease:
-        """Return a hold on the adapter that is selected.
+    async def acquire(self, selection: AdapterSelection, *, refresh: bool = False) -> AdapterLease:
+        """Return a hold on the adapter that is selected; with ``refresh`` its source is asked.
 
         Raises AdapterUnavailableError in words, ValidationError when it can never fit.
         """
-        fetched = await self._fetch_all(selection)
+        fetched = await self._fetch_all(selection, refresh=refresh)
         text = AdapterText()
         if selection.merge is None:
             fetched[0], text = await self._text(selection, fetched[0])
@@ -117,18 +119,26 @@ class AdapterDirectory:
         entry = self.catalog.place(selection, fetched)
         self.catalog.hold(entry)
         self.catalog.used(selection, entry)
-        return AdapterLease(entry, text, selection, _phases(fetched), self.catalog.let_go)
+        return AdapterLease(
+            entry,
+            text,
+            is_private=entry.is_private,
+            phases=_phases(fetched),
+            on_release=self.catalog.let_go,
+        )
 
     def is_resident(self, selection: AdapterSelection) -> bool:
         """Whether a request for this adapter finds it on the shards, without asking anybody."""
-        known = [self._answers.find(query) for query in _queries(selection)]
-        parts = tuple(each.part for each in known if each is not None)
-        if len(parts) < len(known):
+        answers = [self.catalog.names.answer(ref, selection.token) for ref in selection.refs]
+        parts = tuple(each.part for each in answers if each is not None)
+        if len(parts) < len(answers):
             return False
         return self.catalog.is_resident(AdapterContent(parts=parts, merge=selection.merge))
 
-    async def _fetch_all(self, selection: AdapterSelection) -> list[FetchedAdapter]:
-        queries = _queries(selection)
+    async def _fetch_all(
+        self, selection: AdapterSelection, *, refresh: bool
+    ) -> list[FetchedAdapter]:
+        queries = _queries(selection, refresh=refresh)
         if len(queries) == 1:
             return [await self.fetch(queries[0])]
         try:
@@ -140,20 +150,18 @@ class AdapterDirectory:
 
     async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
         """Return what a name leads to: remembered while the answer holds, else asked for."""
-        if not query.refresh and (known := self._answers.find(query)) is not None:
+        names = self.catalog.names
+        if not query.refresh and (known := names.answer(query.ref, query.token)) is not None:
             return replace(known, timings={}, downloaded=False)
-        name = self.catalog.name(query.ref)
-        name.num_resolving += 1
+        view = names.began(query.ref, query.token)
         try:
             fetched = await self._shards.fetch_adapter(query)
+            names.answered(query.ref, query.token, fetched)
         except AdapterUnavailableError as error:
-            name.failure = error
+            names.failed(view, error)
             raise
         finally:
-            name.num_resolving -= 1
-        name.failure = None
-        name.fetched = fetched
-        self._answers.note(query, fetched)
+            names.ended(view)
         return fetched
 
     async def _text(
@@ -166,8 +174,8 @@ class AdapterDirectory:
         except AdapterUnavailableError as error:
             if error.reason is not Reason.EVICTED:
                 raise
-        (query,) = _queries(selection)
-        fetched = await self.fetch(replace(query, refresh=True))
+        (query,) = _queries(selection, refresh=True)
+        fetched = await self.fetch(query)
         return fetched, await self._texts.find(name, fetched)
 
     # --- the engine's carrier -----------------------------------------------------
@@ -202,10 +210,6 @@ class AdapterDirectory:
 
     # --- leaving ------------------------------------------------------------------
 
-    def forget_answers(self, ref: AdapterRef) -> None:
-        """Ask for a name anew, whoever comes."""
-        self._answers.forget(ref)
-
     def _retire(self, entry: CatalogEntry) -> None:
         self.start(self.gone(entry))
 
@@ -220,7 +224,7 @@ class AdapterDirectory:
             await self.catalog.engine.retire_adapter(entry.handle)
         except LoraxError as error:
             logger.warning("adapter %s did not leave: %s", entry.label, error)
-        self.catalog.by_handle.pop(entry.handle, None)
+        self.catalog.gone(entry)
 
     async def forget_files(self, entry: CatalogEntry) -> None:
         """Free the host copies and the files of a gone entry, but for what others need."""
@@ -236,7 +240,7 @@ class AdapterDirectory:
         return task
 
 
-def _queries(selection: AdapterSelection, *, refresh: bool = False) -> list[AdapterQuery]:
+def _queries(selection: AdapterSelection, *, refresh: bool) -> list[AdapterQuery]:
     return [AdapterQuery(ref=ref, token=selection.token, refresh=refresh) for ref in selection.refs]
 
 

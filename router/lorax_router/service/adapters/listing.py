@@ -1,38 +1,30 @@
-"""Adapters as a list shows them: name, state, bytes per tier, use, why one is refused."""
+"""Adapters as a list shows them to a caller: page by page, and no more of them than they may see.
+
+A page costs what is on it, however many adapters are known: names are kept sorted, and at
+most so many are looked at for those that a filter lets through.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorax_contract.adapters import (
+    SOURCES,
     AdapterContent,
     AdapterRef,
     AdapterTiers,
     AdapterUnavailableError,
     FetchedAdapter,
 )
-from lorax_contract.step import AdapterHandle
-from lorax_router.core.adapter_table import AdapterRecord
-
-
-@dataclass(slots=True)
-class KnownName:
-    """What is known of a name."""
-
-    ref: AdapterRef
-    # Requests that wait for the name to be resolved.
-    num_resolving: int = 0
-    # The content that it leads to now.
-    content_key: str | None = None
-    fetched: FetchedAdapter | None = None
-    # Why it could not be had when it was last asked for.
-    failure: AdapterUnavailableError | None = None
-    is_pinned: bool = False
-    num_uses: int = 0
-    # Unix time.
-    last_used_at: float | None = None
-
+from lorax_contract.errors import ValidationError
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle
+from lorax_router.core.adapter_record import AdapterRecord
+from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
+from lorax_router.service.adapters.names import KnownName, NameView, stand_of
 
 Document = dict[str, Any]
 
@@ -40,27 +32,163 @@ STATES = (
     "resolving", "refused", "failed", "absent", "preparing", "resident", "draining", "releasing",
     "retiring",
 )  # fmt: skip
-
-
-def state_of(name: KnownName, record: AdapterRecord | None) -> str:
-    """Return where an adapter stands, in one word.
-
-    resolving, refused (for good), failed (a later try may succeed), absent (known, not on
-    the shards), preparing, resident, draining (must make room), releasing. What a name led
-    to before is retiring.
-    """
-    if name.num_resolving:
-        return "resolving"
-    if record is None:
-        if name.failure is None:
-            return "absent"
-        return "refused" if name.failure.reason.permanent else "failed"
-    return shard_state_of(record)
+DEFAULT_PAGE = 100
+LARGEST_PAGE = 1000
+# Lines that are looked at for one page, at most: of a filter few may pass.
+_MOST_LOOKED_AT = 2 * LARGEST_PAGE
 
 
 def shard_state_of(record: AdapterRecord) -> str:
     """Return where an adapter stands on the shards, in one word."""
     return "draining" if record.drained_at is not None else record.state.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListQuery:
+    """Which adapters a caller wants to see; ValidationError for what makes no sense."""
+
+    limit: int = DEFAULT_PAGE
+    # Where the page before ended, in its words.
+    cursor: str | None = None
+    adapter_id: str | None = None
+    adapter_source: str | None = None
+    state: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= LARGEST_PAGE:
+            raise ValidationError(f"`limit` must be from 1 to {LARGEST_PAGE}, got {self.limit}")
+        if self.adapter_source not in (None, *SOURCES):
+            raise ValidationError(
+                f"`adapter_source` {self.adapter_source!r} is not known; choose one of "
+                f"{', '.join(SOURCES)}"
+            )
+        if self.state is not None and self.state not in STATES:
+            raise ValidationError(
+                f"`state` {self.state!r} is not known; choose one of {', '.join(STATES)}"
+            )
+
+
+class Row(NamedTuple):
+    """One line of a list: a name as a caller sees it, or an adapter that no name leads to."""
+
+    ref: AdapterRef
+    # What the caller may know of a name; None: not a name's.
+    name: KnownName | None
+    view: NameView | None
+    entry: CatalogEntry | None
+    record: AdapterRecord | None
+
+    @property
+    def content(self) -> AdapterContent | None:
+        """What the adapter is made of."""
+        return None if self.entry is None else self.entry.content
+
+    @property
+    def state(self) -> str:
+        """Where the adapter stands, in one word.
+
+        resolving, refused (for good), failed (a later try may succeed), absent (known, not on
+        the shards), preparing, resident, draining (must make room), releasing. What a name led
+        to before is retiring.
+        """
+        if self.view is not None and self.view.num_resolving:
+            return "resolving"
+        if self.record is None:
+            return stand_of(None if self.view is None else self.view.failure)
+        if self.name is None and self.entry is not None and self.entry.is_leaving:
+            return "retiring"
+        return shard_state_of(self.record)
+
+
+class Page(NamedTuple):
+    """Some lines of a list, and where the next page begins; None: it was the last."""
+
+    rows: list[Row]
+    next_cursor: str | None
+
+
+class AdapterList:
+    """Reads lines from the catalog."""
+
+    def __init__(self, catalog: AdapterCatalog) -> None:
+        self._catalog = catalog
+
+    def page(self, query: ListQuery, token: str | None) -> Page:
+        """Return the lines that a caller may see: names, merges, former ones."""
+        rows: list[Row] = []
+        last = query.cursor
+        for num, (cursor, row) in enumerate(self._from(query, token)):
+            if len(rows) == query.limit or num == _MOST_LOOKED_AT:
+                return Page(rows, last)
+            if row is not None and _passes(row, query):
+                rows.append(row)
+            last = cursor
+        return Page(rows, None)
+
+    def row(self, name: KnownName, token: str | None) -> Row | None:
+        """Return a name as a caller sees it; None if they may not."""
+        view = self._catalog.names.any_view(name, token)
+        if view is None:
+            return None
+        entry = self._catalog.entry_of(name) if view.fetched is not None else None
+        return Row(name.ref, name, view, entry, self._catalog.record_of(entry))
+
+    def _from(self, query: ListQuery, token: str | None) -> Iterator[tuple[str, Row | None]]:
+        """All lines behind a cursor, each with the cursor of what is behind it."""
+        kind, place = _read_cursor(query.cursor)
+        if kind == "n":
+            for key in self._keys(query, place, token):
+                name = self._catalog.names.named(key)
+                yield _cursor("n", key), None if name is None else self.row(name, token)
+        handle = BASE_ADAPTER if kind == "n" else AdapterHandle(int(place))
+        if kind != "f":
+            for entry in self._catalog.merges(handle):
+                yield _cursor("m", str(entry.handle)), self._nameless(entry, token)
+            handle = BASE_ADAPTER
+        for entry in self._catalog.former(handle):
+            yield _cursor("f", str(entry.handle)), self._nameless(entry, token)
+
+    def _nameless(self, entry: CatalogEntry, token: str | None) -> Row | None:
+        record = self._catalog.record_of(entry)
+        if record is None or not self._catalog.is_seen(entry, token):
+            return None
+        ref = AdapterRef(source=entry.selection.refs[0].source, id=entry.label)
+        return Row(ref, None, None, entry, record)
+
+    def _keys(self, query: ListQuery, after: str, token: str | None) -> Iterator[str]:
+        sources = sorted(SOURCES) if query.adapter_source is None else [query.adapter_source]
+        for source in sources:
+            first = f"{source}:{query.adapter_id or ''}"
+            for key in self._catalog.names.sorted_from(first, after, token):
+                if not key.startswith(first):
+                    break
+                yield key
+
+
+def _passes(row: Row, query: ListQuery) -> bool:
+    return (
+        query.adapter_source in (None, row.ref.source)
+        and query.adapter_id in (None, row.ref.id, row.ref.spoken)
+        and query.state in (None, row.state)
+    )
+
+
+def _cursor(kind: str, place: str) -> str:
+    return base64.urlsafe_b64encode(f"{kind}{place}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, str]:
+    """Return which part of the list it is in (names, merges, former ones), and where."""
+    if cursor is None:
+        return "n", ""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+        kind, place = text[:1], text[1:]
+        if kind == "n" or (kind in ("m", "f") and 0 <= int(place) < 2**63):
+            return kind, place
+    except (ValueError, binascii.Error):
+        pass
+    raise ValidationError("`cursor` is not one that a list gave as `next_cursor`")
 
 
 def bytes_of(
@@ -76,65 +204,34 @@ def bytes_of(
     }
 
 
-def name_document(
-    name: KnownName,
-    record: AdapterRecord | None,
-    content: AdapterContent | None,
-    tiers: AdapterTiers,
-) -> Document:
-    """Return a name with what it leads to."""
-    fetched, failure = name.fetched, name.failure
+def document_of(row: Row, tiers: AdapterTiers) -> Document:
+    """Return a line as JSON has it."""
+    record, content, entry, name = row.record, row.content, row.entry, row.name
+    fetched: FetchedAdapter | None = None
+    failure: AdapterUnavailableError | None = None
+    is_pinned, num_uses, last_used_at = False, 0, None
+    if row.view is not None:
+        failure = row.view.failure
+    if name is not None and entry is not None:
+        fetched, num_uses, last_used_at = name.fetched, name.num_uses, name.last_used_at
+        is_pinned = name.is_pinned and record is not None and record.is_pinned
+    elif entry is not None and record is not None:
+        is_pinned, num_uses, last_used_at = record.is_pinned, record.num_uses, entry.last_used_at
     return {
-        "adapter_id": name.ref.id,
-        "adapter_source": name.ref.source,
-        "revision": name.ref.revision,
+        "adapter_id": row.ref.id,
+        "adapter_source": row.ref.source,
+        "revision": row.ref.revision,
         "version": None if fetched is None else fetched.version,
         "rank": None if fetched is None else fetched.max_rank,
-        "state": state_of(name, record),
-        "pinned": name.is_pinned and (record is None or record.is_pinned),
-        **_use(record, content, tiers),
-        "uses": name.num_uses,
-        "last_used": name.last_used_at,
+        "state": row.state,
+        "pinned": is_pinned,
+        "content_digest": None if content is None else content.key,
+        "bytes": bytes_of(None if record is None else record.handle, content, tiers),
+        "waiting": 0 if record is None else record.num_waiting,
+        "running": 0 if record is None else record.num_running,
+        "uses": num_uses,
+        "last_used": last_used_at,
         "failure": None
         if failure is None
         else {"reason": failure.reason.value, "text": failure.text},
-    }
-
-
-def nameless_document(
-    label: str,
-    source: str,
-    state: str,
-    record: AdapterRecord,
-    content: AdapterContent,
-    tiers: AdapterTiers,
-    *,
-    num_uses: int,
-    last_used_at: float | None,
-) -> Document:
-    """Return what no name leads to: a merge, or one that was replaced and is still in use."""
-    return {
-        "adapter_id": label,
-        "adapter_source": source,
-        "revision": None,
-        "version": None,
-        "rank": None,
-        "state": state,
-        "pinned": record.is_pinned,
-        **_use(record, content, tiers),
-        "uses": num_uses,
-        "last_used": last_used_at,
-        "failure": None,
-    }
-
-
-def _use(
-    record: AdapterRecord | None, content: AdapterContent | None, tiers: AdapterTiers
-) -> Document:
-    handle = record.handle if record is not None else None
-    return {
-        "content_digest": None if content is None else content.key,
-        "bytes": bytes_of(handle, content, tiers),
-        "waiting": 0 if record is None else record.num_waiting,
-        "running": 0 if record is None else record.num_running,
     }

@@ -1,23 +1,34 @@
-"""Adapters by hand: load, unload, pin, reload, list."""
+"""Adapters by hand: load, unload, pin, reload, list.
+
+Who may do what is decided here and nowhere above: a private adapter is there for callers with
+a token that its source accepts, and unknown to all others.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lorax_contract.adapters import AdapterQuery, AdapterRef
+from lorax_contract.adapters import AdapterQuery, AdapterUnavailableError
 from lorax_contract.errors import AdapterNotLoadedError
 from lorax_router.core.ports import ShardClient
-from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry
+from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry, not_loaded
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.listing import (
+    AdapterList,
     Document,
+    ListQuery,
+    Row,
     bytes_of,
-    name_document,
-    nameless_document,
-    shard_state_of,
+    document_of,
 )
+from lorax_router.service.adapters.names import KnownName
+
+# How long a list waits for sources to say whether a token still opens what it opened before.
+_CONFIRM_S = 5.0
+# Documents that are made before others get the loop.
+_AT_ONCE = 50
 
 
 class AdapterManager:
@@ -26,64 +37,67 @@ class AdapterManager:
     def __init__(self, directory: AdapterDirectory, shards: ShardClient) -> None:
         self._directory = directory
         self._catalog = directory.catalog
+        self._list = AdapterList(directory.catalog)
         self._shards = shards
 
     async def load(self, selection: AdapterSelection, *, pin: bool = False) -> Document:
-        """Have an adapter on the shards before a request asks for it, and keep it if pinned."""
-        lease = await self._directory.acquire(selection)
+        """Have an adapter on the shards before a request asks for it, and keep it if pinned.
+
+        Its source is asked whatever was remembered of it.
+        """
+        lease = await self._directory.acquire(selection, refresh=True)
         try:
             entry = self._catalog.by_handle[lease.handle]
-            await self._bring(entry, selection.refs[0], pin=pin)
+            await self._bring(entry, selection, pin=pin)
         finally:
             lease.release()
-        return await self.document(selection.refs[0])
+        return await self._document(selection)
 
-    async def pin(self, ref: AdapterRef) -> Document:
+    async def pin(self, selection: AdapterSelection) -> Document:
         """Keep an adapter that is known on the shards; AdapterNotLoadedError if it is not."""
-        _, entry = self._catalog.require(ref)
+        _, entry = await self._required(selection)
         with self._held(entry):
-            await self._bring(entry, ref, pin=True)
-        return await self.document(ref)
+            await self._bring(entry, selection, pin=True)
+        return await self._document(selection)
 
-    async def unpin(self, ref: AdapterRef) -> Document:
+    async def unpin(self, selection: AdapterSelection) -> Document:
         """Let an adapter be evicted again; AdapterNotLoadedError if the name is not known."""
-        name, entry = self._catalog.require(ref)
+        name, entry = await self._required(selection)
         name.is_pinned = False
         if not self._catalog.is_pinned(entry):
             self._catalog.engine.unpin_adapter(entry.handle)
-        return await self.document(ref)
+        return await self._document(selection)
 
     async def reload(self, selection: AdapterSelection) -> Document:
         """Ask the source of a name anew; requests under way finish with what they have.
 
-        A pin goes over to what the name leads to now.
+        A pin goes over to what the name leads to now. If the source does not answer well,
+        everything stays as it was, and the list says why.
         """
         ref = selection.refs[0]
-        name = self._catalog.find(ref)
-        if name is None:
-            name, _ = self._catalog.require(ref)
+        name = self._catalog.names.find(ref)
+        if name is None or self._catalog.names.any_view(name, selection.token) is None:
+            raise not_loaded(ref)
         before = name.content_key
-        self._directory.forget_answers(ref)
         query = AdapterQuery(ref=ref, token=selection.token, refresh=True)
         fetched = await self._directory.fetch(query)
         entry = self._catalog.place(selection, [fetched])
         if self._catalog.is_pinned(entry):
             with self._held(entry):
                 await self._catalog.engine.load_adapter(entry.handle)
-        return {**await self.document(ref), "changed": before != entry.content.key}
+        return {**await self._document(selection), "changed": before != entry.content.key}
 
-    async def unload(self, ref: AdapterRef) -> Document:
+    async def unload(self, selection: AdapterSelection) -> Document:
         """Free an adapter in every tier, once the requests that use it are done.
 
-        Requests that come after this call fetch it anew. What other adapters share with
-        it stays. Goes on when the caller leaves.
+        Requests that come after this call ask its source anew. What other adapters share
+        with it stays. Goes on when the caller leaves.
         """
-        name, entry = self._catalog.require(ref)
-        self._directory.forget_answers(ref)
+        ref = selection.refs[0]
+        name, entry = await self._required(selection)
         freed = {"device": 0, "host": 0, "disk": 0}
         self._catalog.forget(name)
-        shared = sorted(entry.names)
-        if not shared:
+        if not entry.names:
             self._catalog.detach(entry)
             await asyncio.shield(self._directory.start(self._free(entry, freed)))
         return {
@@ -92,7 +106,11 @@ class AdapterManager:
             "revision": ref.revision,
             "state": "unloaded",
             "freed": freed,
-            "shared_with": shared,
+            "shared_with": sorted(
+                str(other.ref)
+                for other in entry.names.values()
+                if self._catalog.names.good_view(other, selection.token) is not None
+            ),
         }
 
     async def _free(self, entry: CatalogEntry, freed: dict[str, int]) -> None:
@@ -102,12 +120,13 @@ class AdapterManager:
         after = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers())
         freed.update({tier: before[tier] - after[tier] for tier in before})
 
-    async def _bring(self, entry: CatalogEntry, ref: AdapterRef, *, pin: bool) -> None:
+    async def _bring(self, entry: CatalogEntry, selection: AdapterSelection, *, pin: bool) -> None:
         engine = self._catalog.engine
         try:
             await engine.load_adapter(entry.handle, pin=pin)
             if pin:
-                name, found = self._catalog.require(ref)
+                ref = selection.refs[0]
+                name, _, found = self._catalog.require(ref, selection.token)
                 if found is not entry:
                     raise AdapterNotLoadedError(
                         f"adapter {ref} was replaced while it was loaded; send it again"
@@ -127,37 +146,72 @@ class AdapterManager:
         finally:
             self._catalog.let_go(entry)
 
+    # --- who may ------------------------------------------------------------------
+
+    async def _required(self, selection: AdapterSelection) -> tuple[KnownName, CatalogEntry]:
+        """Return a name and what it leads to; AdapterNotLoadedError, also if it is hidden.
+
+        Whether a token is still accepted is asked for when the last answer is old.
+        """
+        ref, token = selection.refs[0], selection.token
+        name, view, entry = self._catalog.require(ref, token)
+        if name.is_public or self._catalog.names.holds(view):
+            return name, entry
+        try:
+            await self._directory.fetch(AdapterQuery(ref=ref, token=token))
+        except AdapterUnavailableError as error:
+            if not error.reason.permanent:
+                raise
+        name, _, entry = self._catalog.require(ref, token)
+        return name, entry
+
+    async def _confirm(self, rows: Sequence[Row], token: str | None) -> None:
+        """Ask sources again that let this caller in some time ago, for a while."""
+        old = [
+            asyncio.ensure_future(self._directory.fetch(AdapterQuery(ref=row.ref, token=token)))
+            for row in rows
+            if row.view is not None and self._is_old(row)
+        ]
+        if old:
+            await asyncio.wait(old, timeout=_CONFIRM_S)
+            for task in old:
+                task.cancel()
+            await asyncio.gather(*old, return_exceptions=True)
+
+    def _is_old(self, row: Row) -> bool:
+        """Whether a caller may have lost the access that a line was shown for."""
+        if row.view is None or row.view.fetched is None or (row.name and row.name.is_public):
+            return False
+        return not self._catalog.names.holds(row.view)
+
     # --- facts --------------------------------------------------------------------
 
-    async def document(self, ref: AdapterRef) -> Document:
-        """Return one adapter as the list has it; AdapterNotLoadedError if it is not known."""
+    async def _document(self, selection: AdapterSelection) -> Document:
+        """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""
         tiers = await self._shards.adapter_tiers()
-        for name, entry, record in self._catalog.records():
-            if name.ref == ref:
-                return name_document(name, record, entry.content if entry else None, tiers)
-        raise AdapterNotLoadedError(f"adapter {ref} was unloaded meanwhile")
+        name = self._catalog.names.find(selection.refs[0])
+        row = self._list.row(name, selection.token) if name is not None else None
+        if row is None:
+            raise AdapterNotLoadedError(f"adapter {selection.refs[0]} was unloaded meanwhile")
+        return document_of(row, tiers)
 
-    async def listing(self) -> list[Document]:
-        """Return all known adapters with their state and bytes per tier.
+    async def listing(self, query: ListQuery, token: str | None = None) -> Document:
+        """Return a page of the adapters that a caller may see, with state and bytes per tier.
 
         Behind the names come merges, and what a name led to and is still in use (retiring).
         """
+        page = self._list.page(query, token)
+        if any(self._is_old(row) for row in page.rows):
+            await self._confirm(page.rows, token)
         tiers = await self._shards.adapter_tiers()
-        listed = [
-            name_document(name, record, entry.content if entry else None, tiers)
-            for name, entry, record in self._catalog.records()
-        ]
-        for entry, record in self._catalog.nameless():
-            listed.append(
-                nameless_document(
-                    entry.label,
-                    entry.selection.refs[0].source,
-                    "retiring" if entry.is_leaving else shard_state_of(record),
-                    record,
-                    entry.content,
-                    tiers,
-                    num_uses=entry.num_uses,
-                    last_used_at=entry.last_used_at,
-                )
-            )
-        return listed
+        documents: list[Document] = []
+        for row in page.rows:
+            if row.name is not None:
+                now = self._list.row(row.name, token)
+                if now is None or self._is_old(now):
+                    continue
+                row = now
+            documents.append(document_of(row, tiers))
+            if len(documents) % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return {"adapters": documents, "next_cursor": page.next_cursor}

@@ -6,14 +6,15 @@ import heapq
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lorax_router.core.adapter_table import AdapterCapacity
-from lorax_router.service.adapters.catalog import AdapterCatalog
-from lorax_router.service.adapters.listing import STATES, shard_state_of, state_of
+from lorax_router.core.adapter_record import AdapterCapacity, AdapterRecord
+from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
+from lorax_router.service.adapters.listing import STATES, shard_state_of
+from lorax_router.service.adapters.names import EVERYBODY, stand_of
 from lorax_router.service.metrics.spec import MetricSpec
 
 ADAPTER_REQUESTS = MetricSpec(
@@ -21,7 +22,7 @@ ADAPTER_REQUESTS = MetricSpec(
     "counter",
     "Requests with an adapter that ended. Only the 50 adapters that are used most get a value of "
     "`adapter` of their own, and up to 50 that were keep theirs; the rest, and names that were "
-    "never found, count as other.",
+    "never found, count as other, those that took a caller's token as private.",
     ("adapter",),
 )
 ADAPTER_FAILURES = MetricSpec(
@@ -40,13 +41,13 @@ ADAPTER_RESIDENT = MetricSpec(
     "lorax_adapter_resident",
     "gauge",
     "1 for an adapter that requests can use at once, 0 for one that has to come to the shards; "
-    "`adapter` is bounded as above, and other tells how many more are there.",
+    "`adapter` is bounded as above; other and private tell how many more are there.",
     ("adapter",),
 )
 ADAPTERS = MetricSpec(
     "lorax_adapters",
     "gauge",
-    "Adapters in the list of `GET /v1/adapters`, by their `state` there.",
+    "Adapters in the list of `GET /v1/adapters`, private ones included, by their `state` there.",
     ("state",),
 )
 ADAPTER_SLOTS = MetricSpec(
@@ -70,7 +71,8 @@ LORA_REQUESTS_INFO = MetricSpec(
     "gauge",
     "vLLM's name and labels, for gateways that route by them: `running_lora_adapters` are the "
     "ids of all adapters that requests can use at once, `waiting_lora_adapters` of those that "
-    "have requests and are not there, each separated by commas (a comma in an id is %2C); "
+    "have requests and are not there, each separated by commas (a comma in an id is %2C) and "
+    "without private ones; "
     "`max_lora` is the number of slots, the value is the time in seconds since 1970.",
     ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
 )
@@ -80,6 +82,8 @@ ADAPTER_METRICS = tuple(
 )
 
 OTHER = "other"
+# Stands for all adapters that took a caller's token: their names are not everybody's.
+PRIVATE = "private"
 # Names without a series whose use is remembered, for each one that may have one.
 _REMEMBERED = 32
 # After so many requests for each series all ranks are halved, so that old fame fades.
@@ -101,14 +105,15 @@ class AdapterUsage(Collector):
 
     What was counted as other stays there when an adapter gets its own series. At most
     twice ``max_labels`` series live; for one more, the least used is left out. One that
-    comes back goes on from where it was, as long as it is remembered.
+    comes back goes on from where it was, as long as it is remembered. Private adapters
+    come under the label that they share.
     """
 
     def __init__(self, max_labels: int) -> None:
         self._max_labels = max_labels
         self._series: dict[str, _Series] = {}
         self._others: OrderedDict[str, _Series] = OrderedDict()
-        self._other = _Series()
+        self._fixed = {OTHER: _Series(), PRIVATE: _Series()}
         self._until_half = max_labels * _HALF_LIFE
 
     @property
@@ -118,11 +123,12 @@ class AdapterUsage(Collector):
 
     def ended(self, label: str, *, was_found: bool, num_tokens: int, failed: bool) -> None:
         """Count a request that ended; ``was_found``: its adapter exists."""
-        if was_found and label != OTHER:
+        if was_found and label not in self._fixed:
             series = self._series.get(label) or self._ranked(label)
             series.rank += 1
             self._age()
-        counted = self._series.get(label) or self._other
+        fixed = self._fixed[label if was_found and label in self._fixed else OTHER]
+        counted = self._series.get(label) or fixed
         counted.requests += 1
         counted.failures += failed
         counted.tokens += num_tokens
@@ -157,20 +163,24 @@ class AdapterUsage(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the counters."""
-        rows = [*self._series.items(), (OTHER, self._other)]
-        for spec, field in (
+        rows = [*self._series.items(), *self._fixed.items()]
+        for spec, count in (
             (ADAPTER_REQUESTS, "requests"),
             (ADAPTER_FAILURES, "failures"),
             (ADAPTER_TOKENS, "tokens"),
         ):
             family = CounterMetricFamily(spec.name, spec.text, labels=spec.labels)
             for label, series in rows:
-                family.add_metric([label], getattr(series, field))
+                family.add_metric([label], getattr(series, count))
             yield family
 
 
 class AdapterResidency(Collector):
-    """Where adapters stand at the moment of a scrape, in the words of their list."""
+    """Where adapters stand at the moment of a scrape, in the words of their list.
+
+    What it looks at is what is on the shards or waited for; the many that are known and do
+    neither are counted when they change.
+    """
 
     def __init__(
         self,
@@ -187,20 +197,12 @@ class AdapterResidency(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the gauges."""
-        states: Counter[str] = Counter()
-        resident: set[str] = set()
-        waiting: set[str] = set()
-        for label, state, waits in self._rows():
-            states[state] += 1
-            if state == "resident":
-                resident.add(label)
-            elif waits:
-                waiting.add(label)
+        now = self._standing()
         family = GaugeMetricFamily(ADAPTERS.name, ADAPTERS.text, labels=ADAPTERS.labels)
         for state in STATES:
-            family.add_metric([state], states[state])
+            family.add_metric([state], now.states[state])
         yield family
-        yield self._resident(resident)
+        yield self._resident(now)
         capacity = self._capacity()
         for spec, value in (
             (ADAPTER_SLOTS, capacity.max_resident),
@@ -211,27 +213,75 @@ class AdapterResidency(Collector):
             yield GaugeMetricFamily(spec.name, spec.text, value=value)
         spec = LORA_REQUESTS_INFO
         info = GaugeMetricFamily(spec.name, spec.text, labels=spec.labels)
-        lists = [_joined(resident), _joined(waiting - resident)]
+        lists = [_joined(now.resident), _joined(now.waiting - now.resident)]
         info.add_metric([str(capacity.max_resident), *lists], self._clock())
         yield info
 
-    def _rows(self) -> Iterator[tuple[str, str, bool]]:
-        """Each line of the list: its label, its state, and whether requests wait for it."""
-        for name, _, record in self._catalog.records():
-            waits = name.num_resolving > 0 or (record is not None and record.num_waiting > 0)
-            yield name.ref.spoken, state_of(name, record), waits
-        for entry, record in self._catalog.nameless():
-            state = "retiring" if entry.is_leaving else shard_state_of(record)
-            yield entry.label, state, record.num_waiting > 0 and not entry.is_leaving
+    def _standing(self) -> _Standing:
+        """Count every line of the list, and name those in play that everybody may see."""
+        catalog, now = self._catalog, _Standing()
+        names = catalog.names
+        for stand, num in names.stands.items():
+            # Those that lead to a content are absent from the shards unless they are in play.
+            now.states["absent" if stand == "led" else stand] += num
+        for record in catalog.engine.adapters_in_play():
+            entry = catalog.by_handle.get(record.handle)
+            if entry is not None:
+                self._count(entry, record, now)
+        for name in names.resolving.values():
+            entry = catalog.entry_of(name)
+            before = catalog.record_of(entry)
+            stand = stand_of(name.failure) if before is None else shard_state_of(before)
+            now.states[stand] -= 1
+            now.states["resolving"] += 1
+            view = name.views.get(EVERYBODY)
+            if view is not None and view.num_resolving:
+                now.waiting.add(name.ref.spoken)
+        now.states["absent"] += catalog.num_merges - now.num_merges
+        now.states["retiring"] += sum(1 for _ in catalog.former())
+        return now
 
-    def _resident(self, resident: set[str]) -> Metric:
+    def _count(self, entry: CatalogEntry, record: AdapterRecord, now: _Standing) -> None:
+        if entry.is_leaving:
+            return
+        state = shard_state_of(record)
+        lines = 1 if entry.is_merge else len(entry.names)
+        now.num_merges += entry.is_merge
+        now.states[state] += lines
+        if not entry.is_merge:
+            now.states["absent"] -= lines
+        public = [each.ref.spoken for each in entry.names.values() if each.is_public]
+        if entry.is_merge and not entry.is_private:
+            public = [entry.label]
+        if state == "resident":
+            now.resident.update(public)
+            now.num_private += not public
+        elif record.num_waiting:
+            now.waiting.update(public)
+
+    def _resident(self, now: _Standing) -> Metric:
         spec = ADAPTER_RESIDENT
         family = GaugeMetricFamily(spec.name, spec.text, labels=spec.labels)
-        shown = self._usage.labels
+        shown = self._usage.labels - {PRIVATE}
         for label in sorted(shown):
-            family.add_metric([label], float(label in resident))
-        family.add_metric([OTHER], len(resident - shown))
+            family.add_metric([label], float(label in now.resident))
+        family.add_metric([OTHER], len(now.resident - shown))
+        family.add_metric([PRIVATE], now.num_private)
         return family
+
+
+@dataclass(slots=True)
+class _Standing:
+    """What a scrape finds."""
+
+    # Lines of the list by their state.
+    states: Counter[str] = field(default_factory=Counter)
+    # Labels that everybody may see.
+    resident: set[str] = field(default_factory=set)
+    waiting: set[str] = field(default_factory=set)
+    # Resident adapters that not everybody may see, and merges that were counted.
+    num_private: int = 0
+    num_merges: int = 0
 
 
 def _joined(labels: set[str]) -> str:

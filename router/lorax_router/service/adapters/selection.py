@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from lorax_contract.adapters import (
     SOURCES,
+    TOKEN_SOURCES,
     AdapterRef,
     AdapterUnavailableError,
     Combination,
@@ -57,10 +58,12 @@ class SelectionPolicy:
             raise ValidationError(
                 f"`adapter_source` {source!r} is not known; choose one of {', '.join(SOURCES)}"
             )
+        # A source that takes no token is not told it: whoever asks, it is one question.
+        token = params.api_token if source in TOKEN_SOURCES else None
         if merged is not None:
-            return _merged(merged, source, params.api_token)
+            return _merged(merged, source, token)
         ref = _ref(source, params.adapter_id or "", params.revision)
-        return AdapterSelection(refs=(ref,), token=params.api_token)
+        return AdapterSelection(refs=(ref,), token=token)
 
 
 def _ref(source: str, name: str, revision: str | None = None) -> AdapterRef:

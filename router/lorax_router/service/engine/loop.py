@@ -200,9 +200,13 @@ class EngineLoop:
         """Whether an adapter is on the shards, ready for requests."""
         return self._scheduler.adapters.is_resident(handle)
 
-    def adapter_records(self) -> list[AdapterRecord]:
-        """Return what the scheduler knows of its adapters; not to be changed."""
-        return self._scheduler.adapters.snapshot()
+    def adapter_record(self, handle: AdapterHandle) -> AdapterRecord | None:
+        """Return what the scheduler knows of an adapter; not to be changed."""
+        return self._scheduler.adapters.find(handle)
+
+    def adapters_in_play(self) -> list[AdapterRecord]:
+        """Return the adapters that are on the shards, come, go or are waited for."""
+        return self._scheduler.adapters.in_play()
 
     def adapter_capacity(self) -> AdapterCapacity:
         """Return how much room there is for adapters, and how much of it is taken."""
@@ -271,7 +275,7 @@ class EngineLoop:
         """Nothing to do: audit, then sleep until a request or an adapter comes."""
         is_idle = self._scheduler.is_idle
         if is_idle:
-            self._scheduler.check()
+            self._scheduler.check(is_idle=True)
         self._work.clear()
         # Requests that wait for an adapter: turns come with time, too.
         with contextlib.suppress(TimeoutError):

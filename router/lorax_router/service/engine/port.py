@@ -94,8 +94,11 @@ class AdapterEngine(Protocol):
     def is_adapter_resident(self, handle: AdapterHandle) -> bool:
         """Whether an adapter is on the shards, ready for requests."""
 
-    def adapter_records(self) -> list[AdapterRecord]:
-        """Return what the scheduler knows of its adapters; not to be changed."""
+    def adapter_record(self, handle: AdapterHandle) -> AdapterRecord | None:
+        """Return what the scheduler knows of an adapter; not to be changed."""
+
+    def adapters_in_play(self) -> list[AdapterRecord]:
+        """Return the adapters that are on the shards, come, go or are waited for."""
 
 
 class EnginePort(Protocol):

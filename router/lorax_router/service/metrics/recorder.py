@@ -27,7 +27,12 @@ from lorax_contract.errors import (
 )
 from lorax_router.core.adapter_table import AdapterCapacity
 from lorax_router.service.adapters.catalog import AdapterCatalog
-from lorax_router.service.adapters.metrics import ADAPTER_METRICS, AdapterResidency, AdapterUsage
+from lorax_router.service.adapters.metrics import (
+    ADAPTER_METRICS,
+    PRIVATE,
+    AdapterResidency,
+    AdapterUsage,
+)
 from lorax_router.service.engine.port import EngineStats
 from lorax_router.service.metrics.exposition import TokenHistogram
 from lorax_router.service.metrics.spec import MetricSpec
@@ -277,9 +282,8 @@ class Metrics:
 
     def adapter_used(self, use: AdapterUse, num_generated: int, *, failed: bool) -> None:
         """A request with an adapter ended."""
-        self._usage.ended(
-            use.label, was_found=use.was_found, num_tokens=num_generated, failed=failed
-        )
+        label = PRIVATE if use.is_private else use.label
+        self._usage.ended(label, was_found=use.was_found, num_tokens=num_generated, failed=failed)
         if not failed:
             for phase, seconds in use.phases.items():
                 self._adapter_phase.labels(phase).observe(seconds)

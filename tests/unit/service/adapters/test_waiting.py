@@ -46,7 +46,7 @@ async def test_a_fetch_that_hangs_delays_nobody_else():
     async with adapter_world() as world:
         future = hanging(world, "cold")
         stuck = world.task("cold")
-        await until(lambda: world.catalog.find(ref("cold")) is not None)
+        await until(lambda: world.catalog.names.find(ref("cold")) is not None)
         stream = await world.stream("warm", 50)
         assert await world.finish(stream) == 50
         await world.generate(None)
@@ -166,12 +166,12 @@ async def test_a_client_that_leaves_ends_its_fetch_and_leaves_nothing():
     async with adapter_world() as world:
         future = hanging(world, "cold")
         stuck = world.task("cold")
-        await until(lambda: world.catalog.find(ref("cold")) is not None)
+        await until(lambda: world.catalog.names.find(ref("cold")) is not None)
         stuck.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stuck
         assert future.cancelled()
-        assert (await world.list())["cold"]["state"] == "absent"
+        assert await world.list() == {}
         assert world.parts.service._permits.idle.is_set()
 
 
@@ -322,7 +322,7 @@ async def test_a_request_that_pins_leave_no_room_for_is_refused_in_words():
             await world.generate("big")
         with pytest.raises(ValidationError, match="pinned adapters leave"):
             await world.parts.adapters.load(selection("big"))
-        await world.parts.adapters.unpin(ref("kept"))
+        await world.parts.adapters.unpin(selection("kept"))
         await world.generate("big")
 
 
@@ -355,4 +355,4 @@ async def test_requests_fail_when_the_shards_do_and_nothing_waits_for_ever():
         with pytest.raises(GenerationError):
             await world.finish(running)
         with pytest.raises(Exception, match="shard|dead"):
-            await asyncio.wait_for(world.parts.adapters.unload(ref("cold")), 10)
+            await asyncio.wait_for(world.parts.adapters.unload(selection("cold")), 10)

@@ -10,9 +10,11 @@ from lorax_router.service.adapters.metrics import ADAPTER_REQUESTS, AdapterUsage
 
 
 def counts(usage: AdapterUsage) -> dict[str, float]:
-    """The requests of each series."""
+    """The requests of each series but the one of private adapters, which none of these are."""
     (family,) = [each for each in usage.collect() if each.name == ADAPTER_REQUESTS.name]
-    return {sample.labels["adapter"]: sample.value for sample in family.samples}
+    found = {sample.labels["adapter"]: sample.value for sample in family.samples}
+    assert found.pop("private") == 0
+    return found
 
 
 def use(usage: AdapterUsage, label: str, times: int = 1, *, was_found: bool = True) -> None:
