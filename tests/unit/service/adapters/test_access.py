@@ -74,7 +74,7 @@ async def seen(world: AdapterWorld, token: str | None = None) -> dict[str, dict[
 async def manage(world: AdapterWorld, verb: str, name: str, token: str | None) -> tuple[int, Any]:
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
     body = {"adapter_id": name, "adapter_source": "hub"}
-    answer = await world.client.post(f"/v1/adapters/{verb}", json=body, headers=headers)
+    answer = await world.admin.post(f"/v1/adapters/{verb}", json=body, headers=headers)
     return answer.status_code, answer.json()
 
 
