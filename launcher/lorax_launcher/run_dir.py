@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lorax_launcher.options import UsageError
+
 _PREFIX = "lorax-"
 _LOCK = "lock"
 # A longer parent would make the path of a socket longer than the system allows.
@@ -22,17 +24,27 @@ def run_directory() -> Iterator[Path]:
 
     Folders of launchers that were killed before they could tidy up are removed first.
     """
-    base = tempfile.gettempdir()
-    fits = len(base.encode()) <= _LONGEST_PARENT
-    parent = Path(base if fits else "/tmp")  # noqa: S108  mkdtemp makes the folder private
-    sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    folder = _make_folder()
     lock = _hold(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _make_folder() -> Path:
+    try:
+        base = tempfile.gettempdir()
+        fits = len(base.encode()) <= _LONGEST_PARENT
+        parent = Path(base if fits else "/tmp")  # noqa: S108  mkdtemp makes the folder private
+        sweep(parent)
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    except OSError as error:
+        raise UsageError(
+            f"no private folder can be made for the run: {error.strerror or error}; set TMPDIR to "
+            "a folder that can be written, with a short path."
+        ) from error
 
 
 def sweep(parent: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from lorax_launcher.options import UsageError
 from lorax_launcher.run_dir import run_directory, sweep
 
 
@@ -59,3 +63,15 @@ def test_folders_of_others_stay(temporary: Path) -> None:
     (temporary / "lorax-notes").mkdir()
     sweep(temporary)
     assert (temporary / "lorax-notes").exists()
+
+
+@pytest.mark.parametrize("function", ["gettempdir", "mkdtemp"])
+def test_where_nothing_can_be_written_it_is_said_in_one_sentence(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, function, refuse)
+    with pytest.raises(UsageError, match="Read-only file system; set TMPDIR"), run_directory():
+        pass
