@@ -267,6 +267,8 @@ class FetchedAdapter:
     timings: Mapping[str, float] = field(default_factory=dict)
     # Names of its own tokenizer and template files.
     text_files: tuple[str, ...] = ()
+    # What somebody should know who wonders why it does not do what it was made for.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ def fetched_to_proto(fetched: FetchedAdapter) -> pb.FetchedAdapter:
         stale=fetched.stale,
         timings=[pb.PhaseTime(phase=name, seconds=s) for name, s in fetched.timings.items()],
         text_files=fetched.text_files,
+        warnings=fetched.warnings,
     )
 
 
@@ -96,6 +97,7 @@ def fetched_from_proto(message: pb.FetchedAdapter) -> FetchedAdapter:
         stale=message.stale,
         timings={each.phase: each.seconds for each in message.timings},
         text_files=tuple(message.text_files),
+        warnings=tuple(message.warnings),
     )
 
 

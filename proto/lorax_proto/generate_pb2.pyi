@@ -688,7 +688,7 @@ class DownloadAdapterResponse(_message.Message):
     def __init__(self, downloaded: bool = ..., memory_fraction: _Optional[float] = ..., fetched: _Optional[_Union[FetchedAdapter, _Mapping]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
 
 class FetchedAdapter(_message.Message):
-    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files")
+    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files", "warnings")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -701,6 +701,7 @@ class FetchedAdapter(_message.Message):
     STALE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FILES_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     version: str
     part: AdapterPart
     disk_bytes: int
@@ -713,7 +714,8 @@ class FetchedAdapter(_message.Message):
     stale: bool
     timings: _containers.RepeatedCompositeFieldContainer[PhaseTime]
     text_files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PhaseTime(_message.Message):
     __slots__ = ("phase", "seconds")

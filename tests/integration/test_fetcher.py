@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.adapter_folders import WANTED, WEIGHTS, adapter_files
+from tests.helpers.adapter_folders import CONFIG, WANTED, WEIGHTS, adapter_files
 from tests.helpers.fetchers import (
     POET,
     add,
@@ -78,6 +79,21 @@ async def test_the_source_is_asked_each_time_and_an_unchanged_version_is_not_fet
             assert (again.downloaded, again.valid_s) == (False, 60.0)
         assert len(hub.requests) == 1
         assert hub.downloads() == []
+
+
+@in_loop
+async def test_what_is_odd_about_an_adapter_is_in_the_log_once(
+    hub: StubHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = "lora_alpha is 0 for every module: nothing is added there"
+    config = {"r": 8, "warnings": [warning]}
+    hub.repositories["org/poet"][CONFIG] = json.dumps(config).encode()
+    async with fetcher(hub, tmp_path) as made:
+        for _ in range(2):
+            with await made.fetch(POET, refresh=True) as fetched:
+                assert fetched.facts["warnings"] == [warning]
+        told = [record.getMessage() for record in caplog.records]
+        assert told.count(f"adapter hub:org/poet: {warning}") == 1
 
 
 @in_loop

@@ -134,6 +134,8 @@ class AdapterAnswer(BaseModel):
     running: int
     uses: int
     last_used: float | None
+    # What is served and may still surprise, in words.
+    warnings: list[str]
     failure: AdapterFailure | None
 
 

@@ -205,4 +205,5 @@ def described(fetched: Fetched) -> FetchedAdapter:
         stale=fetched.stale,
         timings=fetched.timings,
         text_files=fetched.tokenizer_files,
+        warnings=tuple(facts.get("warnings", ())),
     )

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from cachetools import LRUCache
+
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapter_files import TEMPLATE_FILES
 from lorax_shard.fetching.child import RestartedChild
@@ -35,6 +37,9 @@ from lorax_shard.fetching.tokens import TokenHash, checked
 from lorax_shard.store.store import AdapterStore, Lease
 
 logger = logging.getLogger(__name__)
+
+# Adapters whose warnings are remembered as told.
+_MAX_TOLD = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,8 @@ class AdapterFetcher:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._processes = asyncio.Semaphore(settings.concurrency * settings.slow_factor)
         self._child = RestartedChild(settings.setup)
+        # Whose warnings are in the log.
+        self._told: LRUCache[tuple[str, str], None] = LRUCache(_MAX_TOLD)
         self._closed = False
 
     def start(self) -> None:
@@ -170,6 +177,7 @@ class AdapterFetcher:
             self._negative.succeeded(key)
         outcome = FetchOutcome(**message["outcome"])
         outcome.timings = {"queue": queued_s, **outcome.timings}
+        self._warn(ref, outcome)
         return outcome
 
     @contextlib.asynccontextmanager
@@ -207,6 +215,16 @@ class AdapterFetcher:
         for key in self._failure_keys(ref, token):
             if (error := self._negative.get(key)) is not None:
                 raise error
+
+    def _warn(self, ref: AdapterRef, outcome: FetchOutcome) -> None:
+        """Tell what is odd about an adapter, once for each of its contents."""
+        key = (ref.key, outcome.digest)
+        if key in self._told:
+            return
+        self._told[key] = None
+        for warning in outcome.facts.get("warnings", ()):
+            fields = {"fields": {"adapter": str(ref)}}
+            logger.warning("adapter %s: %s", ref, warning, extra=fields)
 
     def _note_failure(
         self,

@@ -387,6 +387,7 @@ async def test_an_adapter_is_fetched_with_all_that_is_known_of_it(kind):
         stale=True,
         timings={"resolve": 0.25, "download": 1.5},
         text_files=("tokenizer.json",),
+        warnings=("it adds nothing",),
     )
     query = AdapterQuery(ref=AdapterRef.of("s3", "b/k", "7"), token="secret", refresh=True)
     async with kind.open() as (client, shards):

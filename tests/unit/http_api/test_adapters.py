@@ -42,6 +42,7 @@ async def test_load_pin_unpin_reload_and_unload_say_what_happened():
             "waiting": 0,
             "running": 0,
             "uses": 1,
+            "warnings": [],
             "failure": None,
         }
         assert (await world.post("pin", adapter_id="a")).json()["pinned"] is True
@@ -121,6 +122,15 @@ def test_what_cannot_be_loaded_is_said_in_words_and_in_the_list(error, status, e
             assert listed["failure"] == {"reason": error.reason.value, "text": error.text}
 
     scene()
+
+
+@in_loop
+async def test_what_is_odd_about_an_adapter_is_in_the_list():
+    async with adapter_world() as world:
+        world.sources.contents["a"] = fetched("a", warnings=("lora_alpha is 0",))
+        answer = await world.post("load", adapter_id="a")
+        assert answer.json()["warnings"] == ["lora_alpha is 0"]
+        assert (await world.list())["a"]["warnings"] == ["lora_alpha is 0"]
 
 
 @pytest.mark.parametrize("verb", ROUTES)

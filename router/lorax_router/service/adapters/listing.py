@@ -231,6 +231,7 @@ def document_of(row: Row, tiers: AdapterTiers) -> Document:
         "running": 0 if record is None else record.num_running,
         "uses": num_uses,
         "last_used": last_used_at,
+        "warnings": [] if fetched is None else list(fetched.warnings),
         "failure": None
         if failure is None
         else {"reason": failure.reason.value, "text": failure.text},
