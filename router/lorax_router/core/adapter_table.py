@@ -29,10 +29,13 @@ record goes with its memory.
 
 from __future__ import annotations
 
+from heapq import heapify, heappop
+
 from lorax_contract.errors import ValidationError
 from lorax_contract.eviction import worth
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_contract.words import counted
+from lorax_router.core.adapter_index import AdapterIndex
 from lorax_router.core.adapter_record import (
     TRANSITIONS,
     AdapterCapacity,
@@ -72,12 +75,8 @@ class AdapterTable:
         self.max_bytes = max_bytes
         self.cycle_time_s = cycle_time_s
         self._records: dict[AdapterHandle, AdapterRecord] = {}
-        # Those that hold a slot; those that are absent and should not be. The many that
-        # are known and do neither cost a step nothing.
-        self._held: dict[AdapterHandle, AdapterRecord] = {}
-        self._wanted: dict[AdapterHandle, AdapterRecord] = {}
-        self._pinned: dict[AdapterHandle, AdapterRecord] = {}
-        self._bytes_held = 0
+        # The many that are known and neither hold a slot nor should cost a step nothing.
+        self._index = AdapterIndex()
         self._clock = 0.0
 
     # --- what is known ------------------------------------------------------------
@@ -113,7 +112,9 @@ class AdapterTable:
         record = self._records[handle]
         if record.state is not AdapterState.RESIDENT:
             record.is_called = True
-            self._line_up(record, now)
+            if record.wanted_at is None:
+                record.wanted_at = now
+            self._index.sort(record)
 
     def retire(self, handle: AdapterHandle) -> None:
         """Let an adapter go for good once nobody needs it any more."""
@@ -122,7 +123,7 @@ class AdapterTable:
         record.is_pinned = record.is_called = False
         if record.is_idle:
             record.wanted_at = None
-        self._sort(record)
+        self._index.sort(record)
         self._drop_if_gone(record)
 
     def pin(self, handle: AdapterHandle) -> None:
@@ -132,18 +133,22 @@ class AdapterTable:
             self._check_pin(record)
         record.is_pinned = True
         record.drained_at = None
-        self._sort(record)
+        self._index.sort(record)
 
     def _check_pin(self, record: AdapterRecord) -> None:
-        if len(self._pinned) + 1 >= self.max_resident:
+        if len(self._index.pinned) + 1 >= self.max_resident:
             raise ValidationError(
                 f"the server has {counted(self.max_resident, 'slot')} for adapters, pins hold "
-                f"{len(self._pinned)} of them, and one must stay free for the others: "
+                f"{len(self._index.pinned)} of them, and one must stay free for the others: "
                 "raise --max-active-adapters"
             )
         if self.max_bytes is None:
             return
-        left = self.max_bytes - sum(each.nbytes for each in self._pinned.values()) - record.nbytes
+        left = (
+            self.max_bytes
+            - sum(each.nbytes for each in self._index.pinned.values())
+            - record.nbytes
+        )
         needed = max(
             (
                 each.nbytes
@@ -166,21 +171,20 @@ class AdapterTable:
         """Let an adapter be evicted again."""
         record = self._records[handle]
         record.is_pinned = False
-        self._sort(record)
+        self._index.sort(record)
 
     def measured(self, handle: AdapterHandle, nbytes: int) -> None:
         """Book what an adapter takes in truth; what was known before was its upper limit."""
         record = self._records[handle]
-        if record.state is not AdapterState.ABSENT:
-            self._bytes_held += nbytes - record.nbytes
         record.nbytes = nbytes
+        self._index.sort(record)
 
     def check_possible(self, handle: AdapterHandle) -> None:
         """Raise ValidationError when pinned adapters leave no memory for this one, ever."""
         record = self._records[handle]
         if self.max_bytes is None or record.is_pinned:
             return
-        pinned = sum(each.nbytes for each in self._pinned.values())
+        pinned = sum(each.nbytes for each in self._index.pinned.values())
         if pinned + record.nbytes > self.max_bytes:
             raise ValidationError(
                 f"the adapter takes {record.nbytes} bytes, and pinned adapters leave "
@@ -190,7 +194,9 @@ class AdapterTable:
 
     def capacity(self) -> AdapterCapacity:
         """Return how much room there is for adapters, and how much of it is taken."""
-        return AdapterCapacity(self.max_resident, len(self._held), self.max_bytes, self._bytes_held)
+        return AdapterCapacity(
+            self.max_resident, len(self._index.held), self.max_bytes, self._index.bytes_held
+        )
 
     def check(self, *, in_play_only: bool = False) -> None:
         """Raise AssertionError if an invariant broke: O(adapters), for tests.
@@ -199,11 +205,9 @@ class AdapterTable:
         whenever the server is idle.
         """
         records = self.in_play() if in_play_only else self.snapshot()
-        held = [r for r in records if r.state is not AdapterState.ABSENT]
-        if len(held) > self.max_resident or self._held != {r.handle: r for r in held}:
-            raise AssertionError("more adapters on the shards than slots, or a lost one")
-        if self._bytes_held != sum(r.nbytes for r in held):
-            raise AssertionError("bytes of adapters were counted wrong")
+        if len(self._index.held) > self.max_resident:
+            raise AssertionError("more adapters on the shards than slots")
+        self._index.check(records)
         for record in records:
             if min(record.num_waiting, record.num_running) < 0:
                 raise AssertionError(f"adapter {record.handle} has less than no requests")
@@ -216,7 +220,7 @@ class AdapterTable:
 
     def in_play(self) -> list[AdapterRecord]:
         """Return those that hold a slot or should; they are not to be changed."""
-        return [*self._held.values(), *self._wanted.values()]
+        return [*self._index.held.values(), *self._index.wanted.values()]
 
     def snapshot(self) -> list[AdapterRecord]:
         """Return all records, for lists; they are not to be changed."""
@@ -230,8 +234,9 @@ class AdapterTable:
             return
         record = self._records[handle]
         record.num_waiting += 1
-        if record.state is not AdapterState.RESIDENT:
-            self._line_up(record, now)
+        if record.state is not AdapterState.RESIDENT and record.wanted_at is None:
+            record.wanted_at = now
+        self._index.sort(record)
 
     def runs(self, handle: AdapterHandle, now: float) -> None:
         """A queued request was admitted."""
@@ -243,6 +248,7 @@ class AdapterTable:
         record.num_uses += 1
         record.last_used_at = now
         self._assess(record)
+        self._index.sort(record)
 
     def returns(self, handle: AdapterHandle, now: float) -> None:
         """A running request was preempted and waits again."""
@@ -262,7 +268,7 @@ class AdapterTable:
             record.num_waiting -= 1
             if record.num_waiting == 0 and not record.is_called:
                 record.wanted_at = None
-                self._sort(record)
+        self._index.sort(record)
         self._drop_if_gone(record)
 
     def progresses(self, handle: AdapterHandle, now: float) -> None:
@@ -272,7 +278,7 @@ class AdapterTable:
 
     def is_resident(self, handle: AdapterHandle) -> bool:
         """Whether an adapter is on the shards, ready for requests."""
-        record = self._held.get(handle)
+        record = self._index.held.get(handle)
         return record is not None and record.state is AdapterState.RESIDENT
 
     def admits(self, handle: AdapterHandle) -> bool:
@@ -291,86 +297,54 @@ class AdapterTable:
         memory that it does not need, so that it never waits behind them.
         """
         orders = Orders()
-        for record in list(self._held.values()):
-            if record.is_retired and record.is_idle and record.state is AdapterState.RESIDENT:
-                self._move(record, AdapterEvent.EVICT, now)
-                orders.release.append(record.handle)
-        waiting = list(self._wanted.values())
-        waiting.sort(key=lambda r: (r.wanted_at if r.wanted_at is not None else now, r.handle))
-        slots_reserved = bytes_reserved = 0
+        for record in list(self._index.leaving.values()):
+            self._move(record, AdapterEvent.EVICT, now)
+            orders.release.append(record.handle)
+        waiting = self._index.in_line()
         if not waiting:
             self._stop_draining()
+        room = _Room(self, orders, now)
         for record in waiting:
-            if self._fits(record, slots_reserved, bytes_reserved):
+            if room.is_spent:
+                break
+            if room.fits(record):
                 self._move(record, AdapterEvent.PREPARE, now)
                 orders.prepare.append(record.handle)
-                continue
-            self._make_room(record, orders, slots_reserved, bytes_reserved, now)
-            slots_reserved += 1
-            bytes_reserved += record.nbytes
+            else:
+                room.reserve(record)
         return orders
 
-    def _fits(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
-        if len(self._held) + slots_reserved >= self.max_resident:
-            return False
-        return (
-            self.max_bytes is None
-            or self._bytes_held + bytes_reserved + record.nbytes <= self.max_bytes
-        )
-
-    def _make_room(
-        self, record: AdapterRecord, orders: Orders, slots_reserved: int, bytes_reserved: int,
-        now: float,
-    ) -> None:  # fmt: skip
-        """Evict idle adapters until the record will fit; drain one if there is none."""
-        while not self._will_fit(record, slots_reserved, bytes_reserved):
-            evictable = [each for each in self._held.values() if each.is_evictable]
-            if not evictable:
-                self._drain_one(record, now)
-                return
-            # A drained one goes first: it was stopped for just this.
-            victim = min(
-                evictable, key=lambda each: (each.drained_at is None, each.worth, each.handle)
-            )
-            self._clock = max(self._clock, victim.worth)
-            self._move(victim, AdapterEvent.EVICT, now)
-            orders.release.append(victim.handle)
-
-    def _will_fit(self, record: AdapterRecord, slots_reserved: int, bytes_reserved: int) -> bool:
-        """Whether the record fits once all that is being released is gone."""
-        leaving = [each for each in self._held.values() if each.state is AdapterState.RELEASING]
-        slots = len(self._held) - len(leaving) + slots_reserved
-        held = self._bytes_held - sum(each.nbytes for each in leaving) + bytes_reserved
-        return slots < self.max_resident and (
-            self.max_bytes is None or held + record.nbytes <= self.max_bytes
-        )
+    def _evict(self, record: AdapterRecord, now: float) -> None:
+        self._clock = max(self._clock, record.worth)
+        self._move(record, AdapterEvent.EVICT, now)
 
     def _drain_one(self, record: AdapterRecord, now: float) -> None:
         """After a cycle of waiting, stop admitting for whoever has been resident longest."""
         if record.wanted_at is None or now - record.wanted_at < self.cycle_time_s:
             return
-        if any(each.drained_at is not None for each in self._resident()):
+        if self._index.drained:
             return  # one at a time: its memory is meant for the head of the line
-        ripe = [
-            each
-            for each in self._resident()
-            if not each.is_pinned and now - each.resident_at >= self.cycle_time_s
-        ]
-        if ripe:
-            min(ripe, key=lambda each: (each.resident_at, each.handle)).drained_at = now
+        for each in self._index.resident.values():
+            if now - each.resident_at < self.cycle_time_s:
+                return
+            if not each.is_pinned:
+                each.drained_at = now
+                self._index.sort(each)
+                return
 
     def _stop_draining(self) -> None:
         """Nobody waits for a slot any more: whoever was drained goes on."""
-        for each in self._resident():
+        for each in list(self._index.drained.values()):
             each.drained_at = None
+            self._index.sort(each)
 
     def overdue(self, now: float) -> list[AdapterHandle]:
         """Return drained adapters whose running rows must give way now."""
         return [
             each.handle
-            for each in self._resident()
-            if each.drained_at is not None
-            and each.num_running
+            for each in self._index.drained.values()
+            if each.num_running
+            and each.drained_at is not None
             and each.progressed_at is not None
             and now - max(each.drained_at, each.progressed_at) >= self.cycle_time_s
         ]
@@ -388,8 +362,7 @@ class AdapterTable:
             record.drained_at = None
             if record.num_waiting or record.num_running:
                 record.wanted_at = record.last_used_at
-            self._sort(record)
-        self._bytes_held = 0
+            self._index.sort(record)
         for record in list(self._records.values()):
             self._drop_if_gone(record)
 
@@ -402,7 +375,6 @@ class AdapterTable:
                 f"adapter {record.handle} is {before.value}: {event.value} cannot happen"
             ) from None
         if event is AdapterEvent.PREPARE:
-            self._bytes_held += record.nbytes
             record.ordered_at = now
         elif event is AdapterEvent.PREPARED:
             record.resident_at = now
@@ -412,7 +384,6 @@ class AdapterTable:
             record.progressed_at = None
             self._assess(record)
         elif record.state is AdapterState.ABSENT:
-            self._bytes_held -= record.nbytes
             record.drained_at = None
             if event is AdapterEvent.FAILED:
                 # It would be prepared again at once, for ever.
@@ -421,38 +392,77 @@ class AdapterTable:
             is_wanted = record.num_waiting or record.is_called
             waits_since = now if record.wanted_at is None else record.wanted_at
             record.wanted_at = waits_since if is_wanted else None
-        self._sort(record)
+        self._index.sort(record)
         self._drop_if_gone(record)
-
-    def _line_up(self, record: AdapterRecord, now: float) -> None:
-        if record.wanted_at is None:
-            record.wanted_at = now
-            self._sort(record)
-
-    def _sort(self, record: AdapterRecord) -> None:
-        """Keep the indices true after a record changed."""
-        is_absent = record.state is AdapterState.ABSENT
-        is_wanted = is_absent and (record.wanted_at is not None or record.is_pinned)
-        for index, belongs in (
-            (self._held, not is_absent),
-            (self._wanted, is_wanted),
-            (self._pinned, record.is_pinned),
-        ):
-            if belongs:
-                index[record.handle] = record
-            else:
-                index.pop(record.handle, None)
 
     def _drop_if_gone(self, record: AdapterRecord) -> None:
         if record.is_retired and record.is_idle and record.state is AdapterState.ABSENT:
             self._forget(record)
 
     def _forget(self, record: AdapterRecord) -> None:
-        for index in (self._records, self._held, self._wanted, self._pinned):
-            index.pop(record.handle, None)
+        del self._records[record.handle]
+        self._index.forget(record.handle)
 
     def _assess(self, record: AdapterRecord) -> None:
         record.worth = worth(self._clock, record.num_uses, record.prepare_s, record.nbytes)
 
-    def _resident(self) -> list[AdapterRecord]:
-        return [each for each in self._held.values() if each.state is AdapterState.RESIDENT]
+
+class _Room:
+    """What those who wait may take in one round of orders, in their order."""
+
+    def __init__(self, table: AdapterTable, orders: Orders, now: float) -> None:
+        self._table, self._index = table, table._index
+        self._orders, self._now = orders, now
+        # Kept for those before, once what is being freed is free.
+        self._slots_reserved = self._bytes_reserved = 0
+        self._evictable: list[tuple[bool, float, AdapterHandle]] | None = None
+        # Whether the last thing that helps whoever does not fit was tried.
+        self._is_exhausted = False
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nobody who comes later can get anything."""
+        return self._is_exhausted and not self._has_slot
+
+    @property
+    def _has_slot(self) -> bool:
+        return len(self._index.held) + self._slots_reserved < self._table.max_resident
+
+    def fits(self, record: AdapterRecord) -> bool:
+        """Whether a record may be prepared now."""
+        return self._has_slot and self._has_bytes(record, self._index.bytes_held)
+
+    def _has_bytes(self, record: AdapterRecord, held: int) -> bool:
+        most = self._table.max_bytes
+        return most is None or held + self._bytes_reserved + record.nbytes <= most
+
+    def reserve(self, record: AdapterRecord) -> None:
+        """Evict idle adapters until a record will fit, drain one if there is none; keep its room."""
+        while not self._is_exhausted and not self._will_fit(record):
+            victim = self._next_victim()
+            if victim is None:
+                self._table._drain_one(record, self._now)
+                self._is_exhausted = True
+            else:
+                self._table._evict(victim, self._now)
+                self._orders.release.append(victim.handle)
+        self._slots_reserved += 1
+        self._bytes_reserved += record.nbytes
+
+    def _will_fit(self, record: AdapterRecord) -> bool:
+        """Whether the record fits once all that is being released is gone."""
+        num_held = len(self._index.held) - len(self._index.releasing) + self._slots_reserved
+        held = self._index.bytes_held - self._index.bytes_releasing
+        return num_held < self._table.max_resident and self._has_bytes(record, held)
+
+    def _next_victim(self) -> AdapterRecord | None:
+        """Return the idle adapter of least worth; a drained one first: it was stopped for this."""
+        if self._evictable is None:
+            self._evictable = [
+                (each.drained_at is None, each.worth, handle)
+                for handle, each in self._index.evictable.items()
+            ]
+            heapify(self._evictable)
+        if not self._evictable:
+            return None
+        return self._index.held[heappop(self._evictable)[2]]

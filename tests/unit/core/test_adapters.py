@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -358,6 +361,44 @@ def test_what_is_measured_replaces_what_was_announced() -> None:
     assert table.admits(handle(2))
     assert table.capacity().bytes_held == 10
     table.check()
+
+
+def num_calls(function: Callable[[], object]) -> int:
+    """Return how many functions a function calls, all told."""
+    count = 0
+
+    def note(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_decision_costs_what_there_are_slots_for_and_not_what_waits_or_is_known(
+    is_late: bool,
+) -> None:
+    def cost(num_waiting: int, num_known: int) -> int:
+        slots = 20
+        table = AdapterTable(max_resident=slots, max_bytes=slots, cycle_time_s=CYCLE_S)
+        for number in range(1, num_known + 1):
+            table.add(handle(number), 1)
+        for number in range(1, slots + 1):
+            request(table, number, 0.0)
+        for number in range(slots + 1, slots + num_waiting + 1):
+            table.waits(handle(number), 1.0)
+        now = 1.0 + CYCLE_S * is_late
+        table.orders(now)
+        return num_calls(lambda: (table.orders(now), table.overdue(now)))
+
+    least = cost(1, 30)
+    assert cost(50, 100) <= least + 100
+    assert cost(1000, 5000) <= least + 100
 
 
 NUMBERS = range(1, 6)
