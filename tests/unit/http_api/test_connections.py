@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.helpers.http_app import World, served, until
-from tests.helpers.scripted_engine import ScriptedEngine
+from tests.helpers.scripted_engine import ScriptedEngine, failure
 
+from lorax_contract.errors import GenerationError
 from lorax_router.http_api import generate_routes
 from lorax_router.http_api.connection import MAX_HEAD_BYTES
 from lorax_router.http_api.sse import TokenEvents
@@ -119,6 +120,25 @@ def test_an_idle_stream_is_kept_alive_by_comments(monkeypatch):
                 await reader.readuntil(b":\n\n")
             world.engine.open.set()
             assert (await reader.readuntil(b"0\r\n\r\n")).count(b"data: ") == 1
+            writer.close()
+
+    play(run())
+
+
+def test_a_stream_that_takes_long_to_begin_is_opened_and_then_fails_by_an_event(monkeypatch):
+    """Whatever is on the way to the client would take a silent connection for dead."""
+    monkeypatch.setattr(generate_routes, "TokenEvents", partial(TokenEvents, keep_alive_s=0.01))
+
+    async def run() -> None:
+        world = World(engine=ScriptedEngine(lambda spec: failure(GenerationError("row failed"))))
+        world.engine.open.clear()
+        async with served(world) as url:
+            reader, writer = await connect(url)
+            writer.write(post("/generate_stream"))
+            assert b" 200 " in await reader.readline()
+            await reader.readuntil(b":\n\n")
+            world.engine.open.set()
+            assert b'"error_type":"generation"' in await reader.readuntil(b"0\r\n\r\n")
             writer.close()
 
     play(run())
