@@ -49,7 +49,7 @@ def adapter_options(names: Names) -> list[dict[str, Any]]:
         some(names, r=1),
         some(names, r=2, use_rslora=True),
         some(names, r=4, use_dora=True, target_modules=[names.queries, *names.more]),
-        some(names, r=8, bias="lora_only"),
+        some(names, r=8, bias="lora_only", lora_bias=True),
         some(names, r=16, use_dora=True, use_rslora=True, bias="lora_only"),
         some(names, r=32, modules_to_save=["lm_head"]),
         some(names, r=64, target_modules=[names.queries, names.outputs, *names.more]),

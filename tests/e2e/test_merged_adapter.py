@@ -66,9 +66,9 @@ def test_an_adapter_that_cannot_be_merged_ends_the_start_in_words(
 ) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter", target_modules=["q_proj"])
     config = adapter / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_bias": True}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_qalora": True}))
     store = ("--adapter-store-dir", str(tmp_path / "store"))
-    for name, words in ((str(adapter), "lora_bias"), (str(tmp_path / "nobody"), "is no folder")):
+    for name, words in ((str(adapter), "use_qalora"), (str(tmp_path / "nobody"), "is no folder")):
         # Its own words, whichever child says them.
         server = launch(*MERGE, name, *store)
         done = subprocess.run(

@@ -20,6 +20,9 @@ def apply_adapter(model: nn.Module, adapter: HostAdapter) -> nn.Module:
         module.weight = nn.Parameter(_weight(module, delta))
         if delta.bias is not None:
             module.bias = nn.Parameter(delta.bias.to(module.bias.dtype))
+        if delta.b_bias is not None:
+            added = delta.scaling * delta.b_bias.to(module.weight.dtype)
+            module.bias = nn.Parameter(added if module.bias is None else module.bias + added)
     return model
 
 

@@ -96,6 +96,8 @@ def _lora_parts(module: Any) -> dict[str, Any]:
         )
     else:
         parts["a"], parts["b"] = module.lora_A["default"].weight, module.lora_B["default"].weight
+        if module.lora_B["default"].bias is not None:
+            parts["b_bias"] = module.lora_B["default"].bias
     if "default" in module.lora_magnitude_vector:
         parts["magnitude"] = module.lora_magnitude_vector["default"].weight
     return parts

@@ -59,6 +59,10 @@ CASES: dict[str, Make] = {
     ),
     "fan_in_fan_out": lambda n: some(n, fan_in_fan_out=True, use_dora=True),
     "bias of targets": lambda n: some(n, bias="lora_only"),
+    "lora_bias": lambda n: some(
+        n, target_modules=[n.queries, n.outputs, "lm_head"], lora_bias=True, use_rslora=True
+    ),
+    "lora_bias and bias of targets": lambda n: some(n, lora_bias=True, bias="lora_only"),
     "dora": lambda n: some(n, use_dora=True, target_modules=[n.queries, *n.more]),
     "dora and bias": lambda n: some(n, use_dora=True, bias="lora_only", use_rslora=True),
     "head": lambda n: some(n, target_modules=[n.queries, "lm_head"]),
@@ -108,5 +112,11 @@ GROWTH: dict[str, Make] = {
     "grown": some,
     "grown, token rows": lambda n: some(n, trainable_token_indices=[VOCAB_SIZE, VOCAB_SIZE + 1, 5]),
     "grown, embedding": lambda n: some(n, target_modules=[n.queries, n.embedding, "lm_head"]),
+    "grown, lora_bias": lambda n: some(
+        n,
+        target_modules=[n.queries, "lm_head"],
+        modules_to_save=[n.embedding],
+        lora_bias=True,
+    ),
     "grown, saved": lambda n: some(n, modules_to_save=[n.embedding, "lm_head"]),
 }

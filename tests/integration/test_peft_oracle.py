@@ -144,7 +144,6 @@ def test_a_copy_of_the_base_is_left_out_and_another_weight_kept(
 
 # What PEFT makes of these on a Llama (or another family) is refused in these words.
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("llama", "lora_bias", {"lora_bias": True}, "lora_bias is not supported"),
     ("llama", "alora", {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is not"),
     ("llama", "replication", {"layer_replication": [[0, 2], [0, 1]]}, "layer_replication is not"),
     ("llama", "bdlora", {"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2,

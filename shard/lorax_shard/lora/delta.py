@@ -21,7 +21,7 @@ class ModuleDelta:
     Linear, input x (T x in), base output y (T x out)::
 
         y' = x W'^T + bias'
-        y' = y + scaling * (x A^T) B^T           plain LoRA
+        y' = y + scaling * ((x A^T) B^T + b)     plain LoRA
         y' = m / ||W' + scaling * B A||_row * (x (W' + scaling * B A)^T) + bias'    DoRA
 
     Embedding of token t, before the module's own ``embed_scale``::
@@ -38,6 +38,8 @@ class ModuleDelta:
     # r x in (embedding: r x vocabulary) and out x r (embedding: dim x r).
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
+    # Of B (PEFT's lora_bias), in linears without DoRA: out.
+    b_bias: torch.Tensor | None = None
     # alpha / r, or alpha / sqrt(r) with rsLoRA; patterns applied.
     scaling: float = 1.0
     # DoRA's magnitude vector m: out (embedding: dim).
@@ -61,8 +63,8 @@ class ModuleDelta:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         parts = (
-            self.a, self.b, self.magnitude, self.bias, self.weight, self.token_ids,
-            self.token_rows, self.norm,
+            self.a, self.b, self.b_bias, self.magnitude, self.bias, self.weight,
+            self.token_ids, self.token_rows, self.norm,
         )  # fmt: skip
         return sum(part.nbytes for part in parts if part is not None)
 

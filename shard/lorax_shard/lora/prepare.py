@@ -116,7 +116,7 @@ class Preparer:
         return changes, low_rank
 
     def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
-        bias = site.bias if delta.bias is None else delta.bias
+        bias = _sum(site.bias if delta.bias is None else delta.bias, _constant(delta))
         tokens = self._tokens(delta, factor)
         if delta.weight is not None:
             weight = delta.weight.T if site.is_transposed else delta.weight
@@ -140,12 +140,15 @@ class Preparer:
     def _shift(
         self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Return bias' - factor * bias: what makes the scaled output end in the new bias."""
+        """Return what makes the scaled output end in the new bias, and B's own on top of it.
+
+        That is bias' - factor * bias + scaling * b.
+        """
         if site.bias is None or (delta.bias is None and factor is None):
-            return None
+            return _constant(delta)
         base = site.bias.float().cpu()
         new = base if delta.bias is None else delta.bias.float()
-        return new - base if factor is None else new - factor.cpu() * base
+        return _sum(new - base if factor is None else new - factor.cpu() * base, _constant(delta))
 
     def _embedding(self, site: Site, delta: ModuleDelta) -> EmbeddingChange:
         scale = site.embed_scale
@@ -200,6 +203,17 @@ class Preparer:
                 f"its tokenizer has {adapter.vocab_size} tokens, but its head computes {num}"
             )
         return 0 if num == own else num
+
+
+def _constant(delta: ModuleDelta) -> torch.Tensor | None:
+    """Return what a low-rank part adds whatever the input is."""
+    return None if delta.b_bias is None else delta.b_bias.float() * delta.scaling
+
+
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one.float().cpu() + other
 
 
 def _dora_factor(site: Site, delta: ModuleDelta) -> torch.Tensor | None:
@@ -259,14 +273,16 @@ def _check_embedding(site: Site, delta: ModuleDelta) -> None:
     if delta.weight is not None:
         vocabulary = delta.weight.shape[0] if delta.weight.dim() else 0
         _expect(site, "weight", delta.weight, (vocabulary, site.out_features))
-    if delta.bias is not None:
+    if delta.bias is not None or delta.b_bias is not None:
         raise AdapterMismatchError(f"it brings a bias for the embedding {site.name!r}")
     _check_low_rank(site, delta, (vocabulary, site.out_features))
     _check_tokens(site, delta, vocabulary, site.out_features)
 
 
 def _check_vector(site: Site, delta: ModuleDelta) -> None:
-    others = (delta.a, delta.b, delta.magnitude, delta.token_ids, delta.token_rows)
+    others = (
+        delta.a, delta.b, delta.b_bias, delta.magnitude, delta.token_ids, delta.token_rows,
+    )  # fmt: skip
     if any(part is not None for part in others):
         raise AdapterMismatchError(
             f"it adapts {site.name!r}, a norm: only its parameters can change"
@@ -286,6 +302,12 @@ def _check_low_rank(site: Site, delta: ModuleDelta, widths: tuple[int, int]) -> 
     if delta.a is not None and delta.b is not None:
         _expect(site, "A", delta.a, (delta.rank, widths[0]))
         _expect(site, "B", delta.b, (widths[1], delta.rank))
+    if delta.b_bias is not None:
+        if delta.b is None or delta.magnitude is not None or delta.token_ids is not None:
+            raise AdapterMismatchError(
+                f"it has a bias of B for {site.name!r}, which has no plain low-rank part"
+            )
+        _expect(site, "bias of B", delta.b_bias, (widths[1],))
     if delta.magnitude is not None:
         if delta.a is None:
             raise AdapterMismatchError(f"it has a DoRA magnitude for {site.name!r} without A and B")

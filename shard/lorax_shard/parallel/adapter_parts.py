@@ -6,10 +6,10 @@ A with all of B. Its low-rank output is then a part of the same sum as the base'
 summed up with it: adapters need no collective of their own (Sheng et al., "S-LoRA", 2023,
 section 6, splits them so that one more is needed).
 
-    column, head    B, magnitude, bias, weight and token rows by output     A as it is
-    row             A and weight by input, bias on rank 0                   B as it is
+    column, head    B, its bias, magnitude, bias, weight, token rows by output     A as it is
+    row             A and weight by input, biases on rank 0                        B as it is
     norm            weight and bias by feature
-    embedding       A, weight and token rows by id                          B as it is
+    embedding       A, weight and token rows by id                                 B as it is
 
 DoRA divides by the norms of whole rows of W + s B A, and of whole columns in an embedding.
 Where a rank has parts of them only, it reads the module's whole weight from disk once, while
@@ -74,8 +74,9 @@ class AdapterCut:
             delta,
             a=_taken(delta.a, 1, split.spans),
             weight=_taken(delta.weight, split.weight_dim, split.spans),
-            # The sum over the ranks has it once.
+            # The sum over the ranks has them once.
             bias=delta.bias if self._plan.rank == 0 else None,
+            b_bias=delta.b_bias if self._plan.rank == 0 else None,
             norm=self._norm(name, delta, is_transposed=split.is_transposed),
         )
 
@@ -100,6 +101,7 @@ class AdapterCut:
         return dataclasses.replace(
             delta,
             b=part(delta.b),
+            b_bias=part(delta.b_bias),
             magnitude=part(delta.magnitude),
             bias=part(delta.bias),
             weight=part(delta.weight),
@@ -159,6 +161,7 @@ def _column(split: Split, delta: ModuleDelta) -> ModuleDelta:
     return dataclasses.replace(
         delta,
         b=_taken(delta.b, 0, split.spans),
+        b_bias=_taken(delta.b_bias, 0, split.spans),
         magnitude=_taken(delta.magnitude, 0, split.spans),
         bias=_taken(delta.bias, 0, split.spans),
         weight=_taken(delta.weight, split.weight_dim, split.spans),

@@ -25,6 +25,7 @@ class LoraOptions:
     alpha: float
     use_rslora: bool
     use_dora: bool
+    lora_bias: bool
     bias: str
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
@@ -73,6 +74,7 @@ class LoraReader:
             alpha=finite_number("lora_alpha", self._get("lora_alpha", 8)),
             use_rslora=self._flag("use_rslora"),
             use_dora=self._flag("use_dora"),
+            lora_bias=self._flag("lora_bias"),
             bias=self._get("bias", "none"),
             rank_pattern=self._pattern("rank_pattern", self._rank),
             alpha_pattern=self._pattern("alpha_pattern", finite_number),
@@ -203,5 +205,7 @@ def _check_together(options: LoraOptions) -> None:
         raise AdapterRefusedError(
             "layers_to_transform and layers_pattern need target_modules to be a list of names"
         )
+    if options.lora_bias and options.use_dora:
+        raise AdapterRefusedError("lora_bias and use_dora exclude each other in PEFT; use one")
     if options.layers_pattern and options.layers_to_transform is None:
         raise AdapterRefusedError("layers_pattern needs layers_to_transform")

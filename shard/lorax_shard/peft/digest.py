@@ -17,7 +17,7 @@ from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.files import TextFiles
 
 # The parts of a ModuleDelta that are tensors, in the order in which they are hashed.
-TENSOR_PARTS = ("a", "b", "magnitude", "bias", "weight", "token_ids", "token_rows")
+TENSOR_PARTS = ("a", "b", "b_bias", "magnitude", "bias", "weight", "token_ids", "token_rows")
 # A change of what is hashed changes this, so that old digests never name new content.
 _VERSION = "lorax-adapter-1"
 

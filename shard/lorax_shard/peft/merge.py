@@ -71,6 +71,7 @@ def _refuse_unmergeable(adapters: Sequence[HostAdapter]) -> None:
 def _unmergeable(delta: ModuleDelta) -> str:
     parts = {
         "a DoRA magnitude": delta.magnitude,
+        "a bias of lora_B": delta.b_bias,
         "a trained bias": delta.bias,
         "a weight of its own": delta.weight,
         "replaced rows": delta.token_rows,

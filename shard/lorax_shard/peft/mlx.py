@@ -220,6 +220,7 @@ class _MlxReader:
             alpha=low_rank.scaling * low_rank.rank,
             use_rslora=False,
             use_dora=self._is_dora,
+            lora_bias=False,
             bias="none",
             rank_pattern={},
             alpha_pattern={},

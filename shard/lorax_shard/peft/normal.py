@@ -29,7 +29,7 @@ DOCUMENT_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
 FORMAT = 3
 # PEFT keeps these in float32 whatever the model computes in; the others take its type.
-_LOW_RANK_PARTS = ("a", "b", "magnitude")
+_LOW_RANK_PARTS = ("a", "b", "b_bias", "magnitude")
 _MODEL_PARTS = ("bias", "weight", "token_rows")
 # The document holds these: the configuration had them, the file of tensors has not.
 _IDS = "token_ids"

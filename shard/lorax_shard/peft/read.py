@@ -195,6 +195,7 @@ class Assembler:
         delta = ModuleDelta(
             a=self._tensor(name, KeyPart.A, KeyPart.EMBEDDING_A),
             b=self._tensor(name, KeyPart.B, KeyPart.EMBEDDING_B),
+            b_bias=self._tensor(name, KeyPart.B_BIAS),
             scaling=1.0 if chosen is None else chosen.scaling,
             magnitude=self._tensor(name, KeyPart.MAGNITUDE),
             bias=self._tensor(name, KeyPart.BIAS, KeyPart.BASE_BIAS),

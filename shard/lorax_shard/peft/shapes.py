@@ -97,9 +97,12 @@ class Checker:
                 f"it brings a bias for {name}, a {info.type_name}; only biases of linears and "
                 "norms are computed; train with bias='lora_only'"
             )
-        if KeyPart.B_BIAS in present:
+
+    @staticmethod
+    def _refuse_embedding_bias(name: str, info: ModuleInfo) -> None:
+        if info.kind == "embedding":
             raise AdapterRefusedError(
-                f"{name} has a lora_B with a bias; lora_bias is not supported"
+                f"lora_bias reaches {name}, an {info.type_name}; PEFT has it on linears only"
             )
 
     def _expected(self, name: str, info: ModuleInfo) -> tuple[set[KeyPart], set[KeyPart]]:
@@ -113,6 +116,9 @@ class Checker:
             )
             if options.use_dora:
                 required.add(KeyPart.MAGNITUDE)
+            if options.lora_bias:
+                self._refuse_embedding_bias(name, info)
+                required.add(KeyPart.B_BIAS)
             if options.bias != "none" and info.has_bias:
                 required.add(KeyPart.BASE_BIAS)
             return required, wrapped | {KeyPart.UNUSED}
@@ -158,7 +164,9 @@ class Checker:
         if part in (KeyPart.WEIGHT, KeyPart.BASE_WEIGHT):
             return 0
         head = self._base.modules[name].kind == "linear"
-        rows = (KeyPart.B, KeyPart.BIAS, KeyPart.BASE_BIAS, KeyPart.MAGNITUDE)
+        rows = (
+            KeyPart.B, KeyPart.B_BIAS, KeyPart.BIAS, KeyPart.BASE_BIAS, KeyPart.MAGNITUDE,
+        )  # fmt: skip
         return 0 if head and part in rows else None
 
     def _check_shape(self, name: str, part: KeyPart, key: str, grown: int) -> None:
@@ -187,6 +195,7 @@ class Checker:
             KeyPart.B: (info.out_features, rank),
             KeyPart.EMBEDDING_A: (rank, info.in_features),
             KeyPart.EMBEDDING_B: (info.out_features, rank),
+            KeyPart.B_BIAS: (info.out_features,),
             KeyPart.MAGNITUDE: (info.out_features,),
             KeyPart.WEIGHT: info.weight_shape,
             KeyPart.BASE_WEIGHT: info.weight_shape,

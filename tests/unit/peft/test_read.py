@@ -110,7 +110,10 @@ def spoilt(index: int, value: float) -> Callable[[torch.Tensor], torch.Tensor]:
             with_(f"{QUERY}.lora_strange", torch.ones(3)),
             f"names this server does not know: {PREFIX}{QUERY}.lora_strange",
         ),
-        (with_(f"{QUERY}.lora_B.bias", torch.ones(WIDTH)), "lora_bias is not supported"),
+        (
+            with_(f"{QUERY}.lora_B.bias", torch.ones(WIDTH)),
+            f"does not ask for: {PREFIX}{QUERY}.lora_B.bias",
+        ),
         (
             with_(f"{QUERY}.lora_A.default.weight", torch.ones(RANK, WIDTH)),
             "is there twice, under another name",
@@ -197,6 +200,12 @@ def test_another_base_models_name_is_a_warning(
     ("options", "text"),
     [
         ({"use_dora": True}, f"asks for: {QUERY} (magnitude)"),
+        ({"lora_bias": True}, f"asks for: {QUERY} (b_bias)"),
+        ({"lora_bias": True, "use_dora": True}, "lora_bias and use_dora exclude each other"),
+        (
+            {"lora_bias": True, "target_modules": ["embed_tokens"]},
+            f"lora_bias reaches {EMBEDDING}, an Embedding; PEFT has it on linears only",
+        ),
         ({"bias": "lora_only"}, f"asks for: {QUERY} (base_bias)"),
         ({"bias": "all"}, "asks for: model.layers.0.attn.q_proj (base_bias)"),
         ({"modules_to_save": [HEAD]}, f"asks for: {HEAD} (weight)"),
