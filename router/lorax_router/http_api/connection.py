@@ -46,7 +46,7 @@ class ConnectionLimits:
     # What counts as progress in reading, within `client_timeout_s`.
     read_bytes: int = 4_096
     # Written and not read: of one stream, and of all connections.
-    max_unread_bytes: int = 2 << 20
+    max_unread_bytes: int = 1 << 20
     max_all_unread_bytes: int = 128 << 20
 
 
