@@ -269,6 +269,8 @@ class FetchedAdapter:
     text_files: tuple[str, ...] = ()
     # What somebody should know who wonders why it does not do what it was made for.
     warnings: tuple[str, ...] = ()
+    # The one spelling of its id, where a source knows several; None: as it was asked for.
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +290,7 @@ class AdapterTiers:
 
     # By handle: content key, bytes on the fullest rank.
     device: Mapping[AdapterHandle, tuple[str, int]] = field(default_factory=dict)
-    # By content digest: bytes of the parsed copy.
+    # Of those that were asked for. By content digest: bytes of the parsed copy.
     host: Mapping[str, int] = field(default_factory=dict)
     # By store digest: bytes of the files.
     disk: Mapping[str, int] = field(default_factory=dict)

@@ -79,6 +79,7 @@ def fetched_to_proto(fetched: FetchedAdapter) -> pb.FetchedAdapter:
         timings=[pb.PhaseTime(phase=name, seconds=s) for name, s in fetched.timings.items()],
         text_files=fetched.text_files,
         warnings=fetched.warnings,
+        id=fetched.id,
     )
 
 
@@ -98,6 +99,7 @@ def fetched_from_proto(message: pb.FetchedAdapter) -> FetchedAdapter:
         timings={each.phase: each.seconds for each in message.timings},
         text_files=tuple(message.text_files),
         warnings=tuple(message.warnings),
+        id=message.id if message.HasField("id") else None,
     )
 
 

@@ -63,7 +63,8 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
     async def Info(self, request, context):
         reply = info_to_proto(await self.shard.info(), rank=self.shard.rank)
         if request.with_adapters:
-            reply.adapters.CopyFrom(tiers_to_proto(await self.shard.adapter_tiers()))
+            parts = [part_from_proto(part) for part in request.adapter_parts]
+            reply.adapters.CopyFrom(tiers_to_proto(await self.shard.adapter_tiers(parts)))
         return reply
 
     @_mapped

@@ -122,7 +122,7 @@ class LocalRank:
         assert handle not in self.engine.adapters
         self.lane.pop(handle, None)
 
-    async def adapter_tiers(self) -> AdapterTiers:
+    async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         return AdapterTiers(device={}, host={}, disk={})
 
     async def health(self) -> None:

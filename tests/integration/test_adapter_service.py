@@ -116,7 +116,7 @@ async def test_an_adapter_on_its_way_holds_no_step_up(tmp_path: Path) -> None:
         assert parts.rows.rows[1].output == expected_tokens(PROMPT, 12)
         assert parts.rows.rows[2].output == [QUICK] * 12
         await parts.client.health()
-        tiers: AdapterTiers = await parts.client.adapter_tiers()
+        tiers: AdapterTiers = await parts.client.adapter_tiers([])
         assert set(tiers.device) == {QUICK}
         await parts.rows.step(deactivate=[QUICK])
         await parts.client.release_adapter(QUICK)

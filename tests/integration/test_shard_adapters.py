@@ -133,7 +133,7 @@ async def connected(shard: ShardProcess, seqs: Iterator[int]) -> AsyncIterator[S
         try:
             yield session
         finally:
-            handles = list((await client.adapter_tiers()).device)
+            handles = list((await client.adapter_tiers([])).device)
             await rows.step(drop=list(rows.rows), deactivate=handles)
             for handle in handles:
                 await client.release_adapter(handle)
@@ -277,16 +277,16 @@ async def test_the_tiers_say_where_adapters_lie(
         again = await session.fetch("plain")
         assert again.part == part
         await session.prepare(two, again.part)
-        tiers = await session.client.adapter_tiers()
+        tiers = await session.client.adapter_tiers([part])
         expected = (part.content_digest, reports[0].device_bytes)
         assert {one: expected, two: expected} == dict(tiers.device)
         assert 0 < reports[0].device_bytes <= fetched.device_bytes
         assert tiers.host[part.content_digest] > 0
-        assert tiers.disk[part.store_digest] == fetched.disk_bytes
+        assert tiers.disk[part.store_digest] >= fetched.disk_bytes
         await session.client.release_adapter(one)
-        assert set((await session.client.adapter_tiers()).device) == {two}
+        assert set((await session.client.adapter_tiers([])).device) == {two}
         await session.client.release_adapter(two, [part])
-        tiers = await session.client.adapter_tiers()
+        tiers = await session.client.adapter_tiers([part])
         assert two not in tiers.device
         assert part.content_digest not in tiers.host
         assert part.store_digest not in tiers.disk
@@ -307,7 +307,7 @@ async def test_calls_for_another_incarnation_are_refused(
             with pytest.raises(StaleEpochError):
                 await call
         await other.close()
-        assert not (await session.client.adapter_tiers()).device
+        assert not (await session.client.adapter_tiers([])).device
 
 
 @in_loop

@@ -66,8 +66,8 @@ class ShardClient(Protocol):
     ) -> None:
         """Free what ``prepare_adapter`` made; the parts to forget leave host and disk too."""
 
-    async def adapter_tiers(self) -> AdapterTiers:
-        """Return where adapters lie, as the fullest rank has it."""
+    async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
+        """Return what is prepared and where these parts lie, as the fullest rank has it."""
 
     async def health(self) -> None:
         """Return if the shard answers and its engine thread is alive."""

@@ -116,9 +116,9 @@ class ShardGroup:
         """Free an adapter on all ranks."""
         await self._all(lambda rank: rank.release_adapter(handle, forget))
 
-    async def adapter_tiers(self) -> AdapterTiers:
+    async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return where adapters lie: on a device if all ranks have them there."""
-        return merge_tiers(await self._all(lambda rank: rank.adapter_tiers()))
+        return merge_tiers(await self._all(lambda rank: rank.adapter_tiers(parts)))
 
     async def health(self) -> None:
         """Return if all ranks are healthy."""

@@ -171,11 +171,12 @@ class GrpcShardClient:
         )
         await self._call(self._stub.OffloadAdapter, request, self._timeouts.adapter_s)
 
-    async def adapter_tiers(self) -> AdapterTiers:
-        """Return where adapters lie."""
-        reply: pb.InfoResponse = await self._call(
-            self._stub.Info, pb.InfoRequest(with_adapters=True), self._timeouts.info_s
+    async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
+        """Return what is prepared and where these parts lie."""
+        request = pb.InfoRequest(
+            with_adapters=True, adapter_parts=[part_to_proto(part) for part in parts]
         )
+        reply: pb.InfoResponse = await self._call(self._stub.Info, request, self._timeouts.info_s)
         return tiers_from_proto(reply.adapters)
 
     async def health(self) -> None:

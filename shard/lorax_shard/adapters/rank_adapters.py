@@ -162,13 +162,18 @@ class RankAdapters:
         except Exception as error:  # noqa: BLE001 - a read-only folder, a disk that fails
             logger.warning("adapter files %s cannot be removed: %s", store_digest, error)
 
-    async def tiers(self) -> AdapterTiers:
-        """Return where adapters lie."""
-        return await asyncio.to_thread(self._tiers)
+    async def tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
+        """Return what is prepared, and where these parts lie."""
+        return await asyncio.to_thread(self._tiers, parts)
 
-    def _tiers(self) -> AdapterTiers:
-        disk = {entry.digest: entry.size for entry in self._store.entries()}
-        return AdapterTiers(device=self.lane.device_tier(), host=self._host.sizes(), disk=disk)
+    def _tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
+        host = self._host.sizes()
+        asked = {part.content_digest for part in parts} & host.keys()
+        return AdapterTiers(
+            device=self.lane.device_tier(),
+            host={digest: host[digest] for digest in asked},
+            disk=self._store.index.sizes({part.store_digest for part in parts}),
+        )
 
     async def close(self) -> None:
         """End the fetcher's processes and the threads."""

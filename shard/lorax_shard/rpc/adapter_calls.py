@@ -60,11 +60,12 @@ class AdapterCalls:
             raise NotServedError(_NO_ADAPTERS)
         return self._given
 
-    async def tiers(self) -> pb.AdapterTiers:
-        """Say where adapters lie."""
+    async def tiers(self, request: pb.InfoRequest) -> pb.AdapterTiers:
+        """Say what is prepared, and where the parts lie that are asked for."""
         if self._given is None:
             return pb.AdapterTiers()
-        return tiers_to_proto(await self._rank_adapters.tiers())
+        parts = [part_from_proto(part) for part in request.adapter_parts]
+        return tiers_to_proto(await self._rank_adapters.tiers(parts))
 
     async def download(self, request: pb.DownloadAdapterRequest) -> pb.DownloadAdapterResponse:
         """Fetch and verify; of a merge all its adapters."""

@@ -63,7 +63,7 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         """Say what the model is and what the shard can do."""
         reply = info_to_proto(shard_info(self._engine, self._config), rank=self._config.rank)
         if request.with_adapters:
-            reply.adapters.CopyFrom(await self._adapters.tiers())
+            reply.adapters.CopyFrom(await self._adapters.tiers(request))
         return reply
 
     async def Health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:

@@ -428,9 +428,13 @@ async def test_a_merge_is_prepared_as_it_was_asked_for(kind):
     async with kind.open() as (client, shards):
         report = await client.prepare_adapter(AdapterHandle(1), merged)
         assert all(shard.prepared == {1: merged.key} for shard in shards)
-        tiers = await client.adapter_tiers()
+        tiers = await client.adapter_tiers(merged.parts)
         assert tiers.device == {1: (merged.key, report.device_bytes)}
-        assert tiers.host.keys() == {"a", "c"}
+        assert (tiers.host.keys(), tiers.disk.keys()) == ({"a", "c"}, {"b", "d"})
+        # Of many that are known those are told of that are asked for.
+        tiers = await client.adapter_tiers(merged.parts[1:])
+        assert tiers.device == {1: (merged.key, report.device_bytes)}
+        assert (tiers.host.keys(), tiers.disk.keys()) == ({"c"}, {"d"})
         await client.release_adapter(AdapterHandle(1), merged.parts[:1])
-        tiers = await client.adapter_tiers()
+        tiers = await client.adapter_tiers(merged.parts)
         assert (tiers.device, tiers.host.keys()) == ({}, {"c"})

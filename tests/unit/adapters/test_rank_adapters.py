@@ -166,9 +166,12 @@ async def test_a_fetch_is_described_for_the_router(parts: Parts) -> None:
     assert fetched.valid_s == 30.0
     text = await parts.rank_adapters.text(fetched.part.store_digest)
     assert text == {"chat_template.jinja": b"{{ messages }}", "tokenizer.json": b"{}"}
-    tiers = await parts.rank_adapters.tiers()
+    other = await parts.fetch(1)
+    tiers = await parts.rank_adapters.tiers([AdapterPart("digest", fetched.part.store_digest)])
     assert tiers.disk == {fetched.part.store_digest: fetched.disk_bytes}
     assert (tiers.device, tiers.host) == ({ONE: ("key", 7)}, {"digest": 6})
+    tiers = await parts.rank_adapters.tiers([other])
+    assert (tiers.disk.keys(), tiers.host) == ({other.store_digest}, {})
 
 
 @in_loop
@@ -281,7 +284,7 @@ async def test_large_adapters_on_their_way_hold_up_nothing_but_each_other(parts:
     ]
     for _ in range(rank_adapters._NUM_THREADS):
         assert await asyncio.to_thread(parts.lane.inside.acquire, True, 30)
-    await parts.rank_adapters.tiers()
+    await parts.rank_adapters.tiers([part])
     await parts.rank_adapters.text(part.store_digest)
     await parts.rank_adapters.release(ONE)
     await parts.fetch(1)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lorax_contract.adapters import AdapterQuery, AdapterUnavailableError
+from lorax_contract.adapters import AdapterQuery, AdapterTiers, AdapterUnavailableError
 from lorax_contract.errors import AdapterNotLoadedError
 from lorax_router.core.ports import ShardClient
 from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry, not_loaded
@@ -114,10 +114,11 @@ class AdapterManager:
         }
 
     async def _free(self, entry: CatalogEntry, freed: dict[str, int]) -> None:
-        before = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers())
+        parts = entry.content.parts
+        before = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers(parts))
         await self._directory.gone(entry)
         await self._directory.forget_files(entry)
-        after = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers())
+        after = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers(parts))
         freed.update({tier: before[tier] - after[tier] for tier in before})
 
     async def _bring(self, entry: CatalogEntry, selection: AdapterSelection, *, pin: bool) -> None:
@@ -188,12 +189,17 @@ class AdapterManager:
 
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""
-        tiers = await self._shards.adapter_tiers()
         name = self._catalog.names.find(selection.refs[0])
         row = self._list.row(name, selection.token) if name is not None else None
         if row is None:
             raise AdapterNotLoadedError(f"adapter {selection.refs[0]} was unloaded meanwhile")
-        return document_of(row, tiers)
+        return document_of(row, await self._tiers([row]))
+
+    async def _tiers(self, rows: Sequence[Row]) -> AdapterTiers:
+        """Ask the shards for what is on a page and nothing else."""
+        contents = [row.content for row in rows if row.content is not None]
+        parts = dict.fromkeys(part for content in contents for part in content.parts)
+        return await self._shards.adapter_tiers([*parts])
 
     async def listing(self, query: ListQuery, token: str | None = None) -> Document:
         """Return a page of the adapters that a caller may see, with state and bytes per tier.
@@ -203,15 +209,13 @@ class AdapterManager:
         page = self._list.page(query, token)
         if any(self._is_old(row) for row in page.rows):
             await self._confirm(page.rows, token)
-        tiers = await self._shards.adapter_tiers()
+        tiers = await self._tiers(page.rows)
         documents: list[Document] = []
         for row in page.rows:
-            if row.name is not None:
-                now = self._list.row(row.name, token)
-                if now is None or self._is_old(now):
-                    continue
-                row = now
-            documents.append(document_of(row, tiers))
+            # Some things may have changed since the page was chosen.
+            now = row if row.name is None else self._list.row(row.name, token)
+            if now is not None and not self._is_old(now):
+                documents.append(document_of(now, tiers))
             if len(documents) % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         return {"adapters": documents, "next_cursor": page.next_cursor}

@@ -303,11 +303,17 @@ class FakeShard:
             self._host.pop(part.content_digest, None)
             self._disk.pop(part.store_digest, None)
 
-    async def adapter_tiers(self) -> AdapterTiers:
+    async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return the prepared adapters; host and disk have all that was not forgotten since."""
         self._check(None)
         device = {handle: (digest, _FAKE_BYTES) for handle, digest in self._prepared.items()}
-        return AdapterTiers(device=device, host=dict(self._host), disk=dict(self._disk))
+        host = {part.content_digest for part in parts} & self._host.keys()
+        disk = {part.store_digest for part in parts} & self._disk.keys()
+        return AdapterTiers(
+            device=device,
+            host={digest: self._host[digest] for digest in host},
+            disk={digest: self._disk[digest] for digest in disk},
+        )
 
     async def health(self) -> None:
         """Return unless dead."""

@@ -102,7 +102,7 @@ async def test_unload_waits_for_its_requests_then_frees_every_tier():
         assert await world.finish(stream) == 100
         answer = await unloading
         assert answer["freed"] == {"device": 1 << 20, "host": 1 << 20, "disk": 1 << 20}
-        tiers = await world.shard.adapter_tiers()
+        tiers = await world.shard.adapter_tiers([fetched("a").part])
         assert (tiers.device, tiers.host, tiers.disk) == ({}, {}, {})
         assert await world.list() == {}
 
