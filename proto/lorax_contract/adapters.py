@@ -11,8 +11,9 @@ import enum
 import hashlib
 import json
 import math
+import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from lorax_contract.errors import ErrorKind, LoraxError, ValidationError
@@ -131,6 +132,20 @@ class AdapterRef:
                     "or has control characters"
                 )
         return cls(source=source, id=id, revision=revision)
+
+    @property
+    def plain(self) -> Self:
+        """The name without what spells it differently and means nothing.
+
+        A source may know more spellings of one adapter; then its answer names one of them.
+        """
+        plain = self.id
+        if self.source == "local" and ".." not in plain.split("/"):
+            # Of two slashes in front it would leave both.
+            plain = posixpath.normpath(plain).replace("//", "/", 1)
+        elif self.source == "s3":
+            plain = "s3://" + plain.removeprefix("s3://").strip("/")
+        return self if plain == self.id else replace(self, id=plain)
 
     @property
     def key(self) -> str:

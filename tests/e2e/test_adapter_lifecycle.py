@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError
 
 import pytest
 from tests.helpers.peft_folders import load_adapter, logits_of, save_adapter
@@ -122,7 +124,7 @@ def test_an_adapter_replaced_in_use_answers_old_requests_as_old_and_new_ones_as_
     running = [each for each in answers if each.start < before < each.end]
     assert running
     assert any(each.tokens == as_old for each in running)
-    assert [each["adapter_id"] for each in listed] == [str(served)]
+    assert [each["adapter_id"] for each in listed] == [served.name]
     assert listed[0]["running"] == 0
 
 
@@ -149,3 +151,51 @@ def test_an_adapter_unloaded_in_use_finishes_its_requests_then_is_gone(
         info = server.get("/metrics")
     assert 'running_lora_adapters=""' in info
     assert len({tuple(each.tokens) for each in callers.answers}) == 1
+
+
+def test_names_are_asked_for_anew_by_hand_and_are_one_however_they_are_spelled(
+    launch: Callable[..., Server], tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    served, new = folders
+    root = served.parent
+    one, two = (shutil.copytree(served, root / name) for name in ("one", "two"))
+    options = ("--adapter-local-root", str(root), "--adapter-store-dir", str(tmp_path / "s"))
+
+    with launch(*options) as server:
+
+        def named(adapter: str) -> dict[str, str]:
+            return {"adapter_id": adapter, "adapter_source": "local"}
+
+        def answer(adapter: str) -> str:
+            parameters = {"max_new_tokens": 20, "ignore_eos_token": True, **named(adapter)}
+            body = {"inputs": "the quick brown fox", "parameters": parameters}
+            return str(server.post("/generate", body)["generated_text"])
+
+        def listed() -> dict[str, Any]:
+            entries = json.loads(server.get("/v1/adapters"))["adapters"]
+            return {each["adapter_id"]: each for each in entries}
+
+        old = answer("two")
+        for spelling in ("one", "./one", "one/", str(one), f"{root}//./one"):
+            assert answer(spelling) == old
+        assert listed().keys() == {"one", "two"}
+        # The other name holds the content, and what it was when it was copied is in the store.
+        server.manage("unload", named(str(one)))
+        for name in FILES:
+            shutil.copy(new / name, one / name)
+        loaded = server.manage("load", named("one"))
+        assert loaded["content_digest"] != listed()["two"]["content_digest"]
+        assert answer("one/") != old
+        assert answer("two") == old
+        with pytest.raises(HTTPError) as missing:
+            answer("three")
+        assert missing.value.code == 422
+        missing.value.close()
+        shutil.copytree(new, root / "three")
+        assert server.manage("load", named("three"))["state"] == "resident"
+        (two / FILES[0]).write_text("{")
+        with pytest.raises(HTTPError) as broken:
+            server.manage("reload", named("two"))
+        broken.value.close()
+        assert answer("two") == old
+        assert listed()["two"]["failure"]["reason"] in ("refused", "corrupt")

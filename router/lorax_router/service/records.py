@@ -85,6 +85,7 @@ class RequestRecord:
         assert self.adapter is not None
         self.adapter.was_found = True
         self.adapter.is_private = lease.is_private
+        self.adapter.label = lease.label
         self.adapter.phases.update(lease.phases)
 
     def validated(self, valid: ValidRequest) -> None:

@@ -211,4 +211,5 @@ def described(fetched: Fetched) -> FetchedAdapter:
         timings=fetched.timings,
         text_files=fetched.tokenizer_files,
         warnings=tuple(facts.get("warnings", ())),
+        id=fetched.ref.id,
     )

@@ -19,7 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +61,7 @@ class FetchSettings:
 class Fetched:
     """An adapter on this host's disk. It stays there until it is released."""
 
+    # By its one spelling, where its source takes several.
     ref: AdapterRef
     # The concrete version: a commit, a digest of entity tags or of file times.
     version: str
@@ -246,7 +247,7 @@ class AdapterFetcher:
     def _fetched(self, ref: AdapterRef, outcome: FetchOutcome, lease: Lease) -> Fetched:
         entry = lease.entry
         return Fetched(
-            ref=ref,
+            ref=ref if outcome.id is None else replace(ref, id=outcome.id),
             version=outcome.version,
             digest=outcome.digest,
             folder=entry.folder,

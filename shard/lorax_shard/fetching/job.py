@@ -110,6 +110,8 @@ class FetchOutcome:
     downloaded: bool = False
     # The source could not be asked; this is what it named last time.
     stale: bool = False
+    # The one spelling of the id, where the source takes several; None: as it was asked for.
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,9 @@ class FetchJob:
                 found = self._ready(version) or self._brought(ref, version, resolved, staging)
                 # Before others who wait for this version look whether it is known.
                 self._note(ref, version, resolved, found)
-        return self._outcome(resolved.version, found, resolved.access)
+        outcome = self._outcome(resolved.version, found, resolved.access)
+        outcome.id = resolved.id
+        return outcome
 
     def _note(self, ref: AdapterRef, version: str, resolved: Resolved, found: _Found) -> None:
         self._context.on_step("record name")

@@ -74,6 +74,30 @@ def test_nothing_outside_the_roots_is_reached(
     assert caught.value.reason in (Reason.REFUSED, Reason.NOT_FOUND)
 
 
+def test_each_spelling_of_a_folder_is_answered_with_one(
+    tmp_path: Path, context: FetchContext
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first / "poet", first / "deep" / "poet", second / "poet", second / "rhymer"):
+        write_adapter(folder)
+    link = tmp_path / "link"
+    link.symlink_to(first)
+    (first / "latest").symlink_to("poet")
+    source = LocalSource(SourceSettings(local_roots=(str(link), str(second))))
+
+    def spelled(id: str) -> str | None:
+        return source.resolve(AdapterRef.of("local", id), None, context).id
+
+    for spelling in ("poet", "./poet/", f"{first}/poet", f"{link}/poet/", f"{first}/./poet"):
+        assert spelled(spelling) == "poet"
+    assert spelled(f"{link}//deep/poet") == spelled("deep/./poet") == "deep/poet"
+    # A name of the first root cannot stand for a folder of the second.
+    assert spelled(f"{second}/poet") == f"{second}/poet"
+    assert spelled(f"{second}/rhymer") == spelled("rhymer") == "rhymer"
+    # A link may lead elsewhere tomorrow: it is a name of its own.
+    assert spelled("latest") == spelled(f"{link}/latest") == "latest"
+
+
 def test_whether_something_exists_outside_is_not_told(
     root: Path, tmp_path: Path, context: FetchContext
 ) -> None:

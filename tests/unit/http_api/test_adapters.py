@@ -393,7 +393,7 @@ async def test_an_id_that_is_resident_under_one_source_is_not_shown_as_waiting_f
     async with adapter_world() as world:
         await world.client.post("/generate", json=body("a"))
         world.sources.contents["a"] = asyncio.get_running_loop().create_future()
-        waiting = world.task("a", adapter_source="s3")
+        waiting = world.task("a", adapter_source="hub")
         await until(lambda: len(world.shard.queries) == 2)
         (info,) = [name for name in await world.metrics() if name.startswith("vllm:")]
         assert 'running_lora_adapters="a",waiting_lora_adapters=""' in info

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
+from cachetools import LRUCache
+
 from lorax_contract.adapters import (
     AdapterContent,
     AdapterQuery,
+    AdapterRef,
     AdapterUnavailableError,
     FetchedAdapter,
     LoadReport,
@@ -53,6 +57,7 @@ class AdapterLease:
         entry: CatalogEntry,
         text: AdapterText,
         *,
+        label: str,
         is_private: bool,
         phases: Mapping[str, float],
         on_release: Callable[[CatalogEntry], None],
@@ -60,6 +65,8 @@ class AdapterLease:
         self.handle = entry.handle
         self.text = text
         self.content_key = entry.content.key
+        # What the adapter is called, however the request spelled it.
+        self.label = label
         # Whether it took the caller's token, so that others may not learn of it.
         self.is_private = is_private
         # Seconds that resolving, downloading and verifying took; empty if it was known.
@@ -97,6 +104,10 @@ class AdapterDirectory:
         self.catalog = AdapterCatalog(
             self._retire, clock=clock, max_names=max_names, max_idle=max_idle
         )
+        self._clock = clock
+        # What a source's answer calls a name that was spelled otherwise, and until when the
+        # answer holds.
+        self._spellings: LRUCache[AdapterRef, tuple[AdapterRef, float]] = LRUCache(max_names)
         self._texts = texts or AdapterTexts(shards.adapter_text)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -112,6 +123,7 @@ class AdapterDirectory:
         Raises AdapterUnavailableError in words, ValidationError when it can never fit.
         """
         fetched = await self._fetch_all(selection, refresh=refresh)
+        selection = self.plain(selection)
         text = AdapterText()
         if selection.merge is None:
             fetched[0], text = await self._text(selection, fetched[0])
@@ -122,6 +134,7 @@ class AdapterDirectory:
         return AdapterLease(
             entry,
             text,
+            label=selection.label,
             is_private=entry.is_private,
             phases=_phases(fetched),
             on_release=self.catalog.let_go,
@@ -129,11 +142,23 @@ class AdapterDirectory:
 
     def is_resident(self, selection: AdapterSelection) -> bool:
         """Whether a request for this adapter finds it on the shards, without asking anybody."""
-        answers = [self.catalog.names.answer(ref, selection.token) for ref in selection.refs]
+        refs = [self._plain(ref) for ref in selection.refs]
+        answers = [self.catalog.names.answer(ref, selection.token) for ref in refs]
         parts = tuple(each.part for each in answers if each is not None)
         if len(parts) < len(answers):
             return False
         return self.catalog.is_resident(AdapterContent(parts=parts, merge=selection.merge))
+
+    def plain(self, selection: AdapterSelection) -> AdapterSelection:
+        """Return a selection by the one spelling of each name that was last heard of."""
+        refs = tuple(self._plain(ref, at_least=-math.inf) for ref in selection.refs)
+        return selection if refs == selection.refs else replace(selection, refs=refs)
+
+    def _plain(self, ref: AdapterRef, at_least: float | None = None) -> AdapterRef:
+        """Return the one spelling of a name, if what is known of it holds until then, or now."""
+        ref = ref.plain
+        said, until = self._spellings.get(ref, (ref, math.inf))
+        return said if until > (self._clock() if at_least is None else at_least) else ref
 
     async def _fetch_all(
         self, selection: AdapterSelection, *, refresh: bool
@@ -150,19 +175,29 @@ class AdapterDirectory:
 
     async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
         """Return what a name leads to: remembered while the answer holds, else asked for."""
-        names = self.catalog.names
-        if not query.refresh and (known := names.answer(query.ref, query.token)) is not None:
+        names, ref = self.catalog.names, self._plain(query.ref)
+        if not query.refresh and (known := names.answer(ref, query.token)) is not None:
             return replace(known, timings={}, downloaded=False)
-        view = names.began(query.ref, query.token)
+        view = names.began(ref, query.token)
         try:
-            fetched = await self._shards.fetch_adapter(query)
-            names.answered(query.ref, query.token, fetched)
+            # In the caller's spelling: what it means may have changed.
+            fetched = await self._shards.fetch_adapter(replace(query, ref=query.ref.plain))
+            names.answered(self._spelled(query.ref.plain, fetched), query.token, fetched)
         except AdapterUnavailableError as error:
             names.failed(view, error)
             raise
         finally:
             names.ended(view)
         return fetched
+
+    def _spelled(self, ref: AdapterRef, fetched: FetchedAdapter) -> AdapterRef:
+        """Return the name that an answer is about, and remember what was meant by this one."""
+        if fetched.id in (None, ref.id):
+            self._spellings.pop(ref, None)
+            return ref
+        said = replace(ref, id=fetched.id)
+        self._spellings[ref] = (said, self._clock() + fetched.valid_s)
+        return said
 
     async def _text(
         self, selection: AdapterSelection, fetched: FetchedAdapter

@@ -67,6 +67,12 @@ class ListQuery:
                 f"`state` {self.state!r} is not known; choose one of {', '.join(STATES)}"
             )
 
+    def id_in(self, source: str) -> str | None:
+        """Return the id that is asked for as a source's names have it."""
+        if not self.adapter_id:
+            return None
+        return AdapterRef(source=source, id=self.adapter_id).plain.id
+
 
 class Row(NamedTuple):
     """One line of a list: a name as a caller sees it, or an adapter that no name leads to."""
@@ -158,7 +164,7 @@ class AdapterList:
     def _keys(self, query: ListQuery, after: str, token: str | None) -> Iterator[str]:
         sources = sorted(SOURCES) if query.adapter_source is None else [query.adapter_source]
         for source in sources:
-            first = f"{source}:{query.adapter_id or ''}"
+            first = f"{source}:{query.id_in(source) or ''}"
             for key in self._catalog.names.sorted_from(first, after, token):
                 if not key.startswith(first):
                     break
@@ -168,7 +174,7 @@ class AdapterList:
 def _passes(row: Row, query: ListQuery) -> bool:
     return (
         query.adapter_source in (None, row.ref.source)
-        and query.adapter_id in (None, row.ref.id, row.ref.spoken)
+        and query.id_in(row.ref.source) in (None, row.ref.id, row.ref.spoken)
         and query.state in (None, row.state)
     )
 

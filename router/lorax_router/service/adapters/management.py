@@ -46,6 +46,7 @@ class AdapterManager:
         Its source is asked whatever was remembered of it.
         """
         lease = await self._directory.acquire(selection, refresh=True)
+        selection = self._directory.plain(selection)
         try:
             entry = self._catalog.by_handle[lease.handle]
             await self._bring(entry, selection, pin=pin)
@@ -55,6 +56,7 @@ class AdapterManager:
 
     async def pin(self, selection: AdapterSelection) -> Document:
         """Keep an adapter that is known on the shards; AdapterNotLoadedError if it is not."""
+        selection = self._directory.plain(selection)
         _, entry = await self._required(selection)
         with self._held(entry):
             await self._bring(entry, selection, pin=True)
@@ -62,6 +64,7 @@ class AdapterManager:
 
     async def unpin(self, selection: AdapterSelection) -> Document:
         """Let an adapter be evicted again; AdapterNotLoadedError if the name is not known."""
+        selection = self._directory.plain(selection)
         name, entry = await self._required(selection)
         name.is_pinned = False
         if not self._catalog.is_pinned(entry):
@@ -74,6 +77,7 @@ class AdapterManager:
         A pin goes over to what the name leads to now. If the source does not answer well,
         everything stays as it was, and the list says why.
         """
+        selection = self._directory.plain(selection)
         ref = selection.refs[0]
         name = self._catalog.names.find(ref)
         if name is None or self._catalog.names.any_view(name, selection.token) is None:
@@ -93,6 +97,7 @@ class AdapterManager:
         Requests that come after this call ask its source anew. What other adapters share
         with it stays. Goes on when the caller leaves.
         """
+        selection = self._directory.plain(selection)
         ref = selection.refs[0]
         name, entry = await self._required(selection)
         freed = {"device": 0, "host": 0, "disk": 0}

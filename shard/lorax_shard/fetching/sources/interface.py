@@ -71,6 +71,8 @@ class Resolved:
     token: str | None = None
     # Whether a later look at the same version may trust that its bytes are still these.
     lasting: bool = True
+    # The one spelling of the id, where the source takes several; None: as it was asked for.
+    id: str | None = None
 
 
 def _ignore(_step: str) -> None:

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,8 @@ class LocalSource:
 
     def __init__(self, settings: SourceSettings) -> None:
         self._roots = tuple(os.path.realpath(root) for root in settings.local_roots)
+        # As the operator spells them, for callers who do.
+        self._spelled_roots = tuple(os.path.abspath(root) for root in settings.local_roots)
 
     @property
     def realm(self) -> str:
@@ -58,7 +61,9 @@ class LocalSource:
             files.append(RemoteFile(name=name, size=facts.st_size, locator=_print_of(facts)))
         version = key_of(str(folder), *(f"{file.name} {file.locator}" for file in files))
         settled = time.time_ns() - newest > _RACY_NS
-        return Resolved(version=version, files=tuple(files), lasting=settled)
+        return Resolved(
+            version=version, files=tuple(files), lasting=settled, id=self._one_spelling(ref, folder)
+        )
 
     def fetch(
         self, ref: AdapterRef, resolved: Resolved, folder: Path, context: FetchContext
@@ -101,6 +106,23 @@ class LocalSource:
         ):
             raise _outside(ref)
         raise not_found(ref, "is no folder below the server's local adapter folders")
+
+    def _one_spelling(self, ref: AdapterRef, folder: Path) -> str:
+        """Return the path below a root, which whoever spells the root means too.
+
+        A link keeps its own name: it may lead elsewhere tomorrow.
+        """
+        plain = ref.plain.id
+        if not os.path.isabs(plain):
+            return plain
+        for root in (*self._roots, *self._spelled_roots):
+            if not _is_below(plain, root):
+                continue
+            below = os.path.relpath(plain, root)
+            # Another root may come first and have a folder of that name.
+            if self._find(replace(ref, id=below)) == folder:
+                return below
+        return plain
 
     def _root_of(self, ref: AdapterRef, path: str) -> str:
         for root in self._roots:
