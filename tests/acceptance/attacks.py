@@ -29,6 +29,8 @@ MAX_GROWN_MIB = 768
 # An adapter of the attack is answered within this time, whatever the answer.
 MAX_ANSWER_S = 60.0
 NUM_ATTACKERS = 4
+# Beside a line or two for each request.
+MAX_LOG_LINES = 60
 HANGING = "fleet/hanging"
 
 
@@ -48,7 +50,6 @@ class Attack:
     source: str = "local"
     # Statuses that say the right thing.
     allowed: tuple[int, ...] = (422, 424)
-    max_log_lines: int = 200
 
 
 def _template(text: str) -> Callable[[Path], dict[str, str]]:
@@ -93,7 +94,7 @@ ATTACKS = {
     "T7": Attack("a pattern that takes for ever", _nothing,
                  config={"target_modules": "(([a-z_0-9.])*)*!"}),
     "T8": Attack("1,100 requests for a hub that never answers", _nothing, at_once=1100,
-                 source="hub", allowed=(424, 429, 503), max_log_lines=4000),
+                 source="hub", allowed=(424, 429, 503)),
     "T9": Attack("50 first requests for an adapter with a 2 MB tokenizer", _own_tokenizer,
                  at_once=50, allowed=(200,), prompt="Say something"),
 }  # fmt: skip
@@ -154,6 +155,8 @@ def _judge(
     attack: Attack, before: Seen, beside: Seen, after: Seen, answers: list[Answer],
     memory: MemoryWatch, lines: int,
 ) -> Result:  # fmt: skip
+    if not all(seen.intervals and seen.chats for seen in (before, beside, after)):
+        return Result(False, "; ".join([*before.failures, *beside.failures, *after.failures]))
     quiet = [statistics.mean((getattr(before, k), getattr(after, k))) for k in ("p95", "ttft")]
     ratios = (beside.p95 / quiet[0], beside.ttft / quiet[1])
     failures = [*before.failures, *beside.failures, *after.failures]
@@ -166,7 +169,7 @@ def _judge(
     ok = (
         not failures and not wrong and not wordless and bool(answers)
         and max(ratios) <= MAX_RATIO and memory.grown <= MAX_GROWN_MIB
-        and lines <= attack.max_log_lines
+        and lines <= MAX_LOG_LINES + 2 * len(answers)
     )  # fmt: skip
     figure = (
         f"p95 interval {quiet[0] * 1e3:.0f} -> {beside.p95 * 1e3:.0f} ms ({ratios[0]:.2f}x of "
