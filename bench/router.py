@@ -28,7 +28,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapter_table import AdapterEvent, AdapterTable
+from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.batch import FakeBatch

@@ -22,7 +22,7 @@ from lorax_contract.errors import (
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
-from lorax_router.core.adapter_table import AdapterTable
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.catalog import AdapterSelection

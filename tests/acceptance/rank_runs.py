@@ -31,7 +31,7 @@ from tests.helpers.toy_paged_model import new_row
 from lorax_contract.adapters import AdapterContent, AdapterPart
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import AdapterHandle, RequestSpec, WarmupSpec
-from lorax_router.core.adapter_table import AdapterTable
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 
 FAMILIES = ("llama", "qwen2", "qwen3_moe", "gemma2", "gpt2", "mixtral")

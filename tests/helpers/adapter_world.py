@@ -15,7 +15,7 @@ from tests.helpers.http_app import until, word_tokenizer
 from lorax_contract.adapters import AdapterPart, AdapterQuery, AdapterRef, FetchedAdapter
 from lorax_contract.config import RouterConfig
 from lorax_contract.step import AdapterHandle
-from lorax_router.core.adapter_table import AdapterTable
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory

@@ -14,7 +14,7 @@ from lorax_contract.step import (
     StepOutcome,
     TokenColumns,
 )
-from lorax_router.core.adapter_table import AdapterEvent
+from lorax_router.core.adapters.table import AdapterEvent
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.engine.engine import Engine
 

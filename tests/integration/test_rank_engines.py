@@ -16,7 +16,7 @@ from tests.helpers.toy_paged_model import BLOCK_SIZE, NAN_ID, POISON_ID, new_row
 
 from lorax_contract.errors import UnhealthyError
 from lorax_contract.step import AdapterHandle, FinishCode, RequestSpec, WarmupSpec
-from lorax_router.core.adapter_table import AdapterTable
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.engine.port import TokenChunk

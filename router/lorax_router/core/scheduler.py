@@ -42,7 +42,7 @@ from lorax_contract.step import (
     StepOutcome,
     StepPlan,
 )
-from lorax_router.core.adapter_table import AdapterEvent, AdapterTable, Orders
+from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.blocks import BlockPool
 from lorax_router.core.policy import FirstComeFirstServed, QueuePolicy
 from lorax_router.core.request import RequestState, Status

@@ -87,7 +87,7 @@ class NameRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class IndexRow:
     """An entry as it is counted."""
 
     digest: str
@@ -112,7 +112,7 @@ class StoreIndex:
         entries: lists the entries that are there, for an index that is made anew.
     """
 
-    def __init__(self, path: Path, lock: Path, entries: Callable[[], Iterable[Row]]) -> None:
+    def __init__(self, path: Path, lock: Path, entries: Callable[[], Iterable[IndexRow]]) -> None:
         def fill(db: sqlite3.Connection) -> None:
             for row in entries():
                 _put(db, row)
@@ -125,7 +125,7 @@ class StoreIndex:
 
     # --- entries --------------------------------------------------------------------
 
-    def put(self, row: Row, version: str | None = None) -> None:
+    def put(self, row: IndexRow, version: str | None = None) -> None:
         """Count an entry, in place of the reservation of ``version``."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -289,7 +289,7 @@ class StoreIndex:
         )
 
 
-def _put(db: sqlite3.Connection, row: Row) -> None:
+def _put(db: sqlite3.Connection, row: IndexRow) -> None:
     # One that is replaced keeps what is known of it.
     db.execute(
         "INSERT INTO entries VALUES (?, ?, ?, 1, ?, ?) "

@@ -32,7 +32,7 @@ from typing import Any
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard import files
 from lorax_shard.adapter_files import TEMPLATE_FILES, TOKENIZER_FILES, StoredFile, files_digest
-from lorax_shard.store.index import BEFORE_ALL, Row, StoreIndex
+from lorax_shard.store.index import BEFORE_ALL, IndexRow, StoreIndex
 from lorax_shard.store.staging import Staging, StagingArea
 
 _ENTRY_FILE = "entry.json"
@@ -312,15 +312,15 @@ class AdapterStore:
             least = self._row(entry, path).bytes
             assert counted.get(path.name, 0) >= least, f"{path.name} is not counted"
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[IndexRow]:
         """What an index that is made anew says of the entries."""
         for entry in self.entries():
             yield self._row(entry, entry.folder)
 
-    def _row(self, entry: StoredAdapter, folder: Path) -> Row:
+    def _row(self, entry: StoredAdapter, folder: Path) -> IndexRow:
         derived = (path for path in folder.iterdir() if path.is_dir())
         nbytes = entry.size + sum(map(files.size_of, derived))
-        return Row(entry.digest, nbytes, entry.cost_s, entry.created_s)
+        return IndexRow(entry.digest, nbytes, entry.cost_s, entry.created_s)
 
     def _no_room(self, size: int) -> AdapterUnavailableError:
         return AdapterUnavailableError(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
-from lorax_router.core.adapter_table import (
+from lorax_router.core.adapters.table import (
     AdapterEvent,
     AdapterState,
     AdapterTable,

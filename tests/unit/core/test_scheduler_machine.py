@@ -33,7 +33,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapter_table import AdapterEvent, AdapterState, AdapterTable
+from lorax_router.core.adapters.table import AdapterEvent, AdapterState, AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.shards.fake.batch import FakeBatch
 from lorax_router.shards.fake.memory import FakeMemory

@@ -19,7 +19,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapter_table import AdapterTable
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.shard import FakeModel, FakeShard

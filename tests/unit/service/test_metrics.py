@@ -13,7 +13,7 @@ from lorax_contract.errors import (
     OverloadedError,
     ValidationError,
 )
-from lorax_router.core.adapter_table import AdapterCapacity
+from lorax_router.core.adapters.table import AdapterCapacity
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.engine.loop import EngineLoop

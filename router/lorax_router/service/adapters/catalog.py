@@ -20,7 +20,7 @@ from lorax_contract.adapters import (
 )
 from lorax_contract.errors import AdapterNotLoadedError, ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
-from lorax_router.core.adapter_record import AdapterRecord, AdapterState
+from lorax_router.core.adapters.record import AdapterRecord, AdapterState
 from lorax_router.service.adapters.names import KnownName, NameBook, NameView
 from lorax_router.service.engine.port import AdapterEngine
 

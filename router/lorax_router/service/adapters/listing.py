@@ -22,7 +22,7 @@ from lorax_contract.adapters import (
 )
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
-from lorax_router.core.adapter_record import AdapterRecord
+from lorax_router.core.adapters.record import AdapterRecord
 from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
 from lorax_router.service.adapters.names import KnownName, NameView, stand_of
 
@@ -74,7 +74,7 @@ class ListQuery:
         return AdapterRef(source=source, id=self.adapter_id).plain.id
 
 
-class Row(NamedTuple):
+class ListedAdapter(NamedTuple):
     """One line of a list: a name as a caller sees it, or an adapter that no name leads to."""
 
     ref: AdapterRef
@@ -109,7 +109,7 @@ class Row(NamedTuple):
 class Page(NamedTuple):
     """Some lines of a list, and where the next page begins; None: it was the last."""
 
-    rows: list[Row]
+    rows: list[ListedAdapter]
     next_cursor: str | None
 
 
@@ -121,7 +121,7 @@ class AdapterList:
 
     def page(self, query: ListQuery, token: str | None) -> Page:
         """Return the lines that a caller may see: names, merges, former ones."""
-        rows: list[Row] = []
+        rows: list[ListedAdapter] = []
         last = query.cursor
         for num, (cursor, row) in enumerate(self._from(query, token)):
             if len(rows) == query.limit or num == _MOST_LOOKED_AT:
@@ -131,15 +131,17 @@ class AdapterList:
             last = cursor
         return Page(rows, None)
 
-    def row(self, name: KnownName, token: str | None) -> Row | None:
+    def row(self, name: KnownName, token: str | None) -> ListedAdapter | None:
         """Return a name as a caller sees it; None if they may not."""
         view = self._catalog.names.any_view(name, token)
         if view is None:
             return None
         entry = self._catalog.entry_of(name) if view.fetched is not None else None
-        return Row(name.ref, name, view, entry, self._catalog.record_of(entry))
+        return ListedAdapter(name.ref, name, view, entry, self._catalog.record_of(entry))
 
-    def _from(self, query: ListQuery, token: str | None) -> Iterator[tuple[str, Row | None]]:
+    def _from(
+        self, query: ListQuery, token: str | None
+    ) -> Iterator[tuple[str, ListedAdapter | None]]:
         """All lines behind a cursor, each with the cursor of what is behind it."""
         kind, place = _read_cursor(query.cursor)
         if kind == "n":
@@ -154,12 +156,12 @@ class AdapterList:
         for entry in self._catalog.former(handle):
             yield _cursor("f", str(entry.handle)), self._nameless(entry, token)
 
-    def _nameless(self, entry: CatalogEntry, token: str | None) -> Row | None:
+    def _nameless(self, entry: CatalogEntry, token: str | None) -> ListedAdapter | None:
         record = self._catalog.record_of(entry)
         if record is None or not self._catalog.is_seen(entry, token):
             return None
         ref = AdapterRef(source=entry.selection.refs[0].source, id=entry.label)
-        return Row(ref, None, None, entry, record)
+        return ListedAdapter(ref, None, None, entry, record)
 
     def _keys(self, query: ListQuery, after: str, token: str | None) -> Iterator[str]:
         sources = sorted(SOURCES) if query.adapter_source is None else [query.adapter_source]
@@ -171,7 +173,7 @@ class AdapterList:
                 yield key
 
 
-def _passes(row: Row, query: ListQuery) -> bool:
+def _passes(row: ListedAdapter, query: ListQuery) -> bool:
     return (
         query.adapter_source in (None, row.ref.source)
         and query.id_in(row.ref.source) in (None, row.ref.id, row.ref.spoken)
@@ -210,7 +212,7 @@ def bytes_of(
     }
 
 
-def document_of(row: Row, tiers: AdapterTiers) -> Document:
+def document_of(row: ListedAdapter, tiers: AdapterTiers) -> Document:
     """Return a line as JSON has it."""
     record, content, entry, name = row.record, row.content, row.entry, row.name
     fetched: FetchedAdapter | None = None

@@ -18,8 +18,8 @@ from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.listing import (
     AdapterList,
     Document,
+    ListedAdapter,
     ListQuery,
-    Row,
     bytes_of,
     document_of,
 )
@@ -171,7 +171,7 @@ class AdapterManager:
         name, _, entry = self._catalog.require(ref, token)
         return name, entry
 
-    async def _confirm(self, rows: Sequence[Row], token: str | None) -> None:
+    async def _confirm(self, rows: Sequence[ListedAdapter], token: str | None) -> None:
         """Ask sources again that let this caller in some time ago, for a while."""
         old = [
             asyncio.ensure_future(self._directory.fetch(AdapterQuery(ref=row.ref, token=token)))
@@ -184,7 +184,7 @@ class AdapterManager:
                 task.cancel()
             await asyncio.gather(*old, return_exceptions=True)
 
-    def _is_old(self, row: Row) -> bool:
+    def _is_old(self, row: ListedAdapter) -> bool:
         """Whether a caller may have lost the access that a line was shown for."""
         if row.view is None or row.view.fetched is None or (row.name and row.name.is_public):
             return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lorax_router.core.adapter_record import AdapterCapacity, AdapterRecord
+from lorax_router.core.adapters.record import AdapterCapacity, AdapterRecord
 from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
 from lorax_router.service.adapters.listing import STATES, shard_state_of
 from lorax_router.service.adapters.names import EVERYBODY, stand_of

@@ -33,7 +33,7 @@ from lorax_contract.step import (
     StepPlan,
     TokenColumns,
 )
-from lorax_router.core.adapter_table import AdapterCapacity, AdapterRecord
+from lorax_router.core.adapters.table import AdapterCapacity, AdapterRecord
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.orders import AdapterOrders, OrderExecutor

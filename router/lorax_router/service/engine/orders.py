@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from lorax_contract.adapters import LoadReport
 from lorax_contract.errors import GenerationError, LoraxError, ShardError
 from lorax_contract.step import AdapterHandle, RequestId
-from lorax_router.core.adapter_table import AdapterEvent, AdapterState
+from lorax_router.core.adapters.table import AdapterEvent, AdapterState
 from lorax_router.core.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from lorax_contract.step import (
     RequestSpec,
     TokenColumns,
 )
-from lorax_router.core.adapter_table import AdapterRecord
+from lorax_router.core.adapters.table import AdapterRecord
 from lorax_router.core.scheduler import SchedulerStats as EngineStats
 
 __all__ = [

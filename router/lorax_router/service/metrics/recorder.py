@@ -25,7 +25,7 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
-from lorax_router.core.adapter_table import AdapterCapacity
+from lorax_router.core.adapters.table import AdapterCapacity
 from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.adapters.metrics import (
     ADAPTER_METRICS,

@@ -39,7 +39,7 @@ class RenderLimits:
 
 
 @dataclass(slots=True)
-class _Job:
+class _Render:
     """One render."""
 
     template: ChatTemplate
@@ -101,7 +101,7 @@ class RendererPool:
         self._check(template)
         if len(self._tasks) >= self._max_waiting:
             raise OverloadedError("too many chat templates wait to be rendered", public="")
-        job = _Job(template, values)
+        job = _Render(template, values)
         task = asyncio.create_task(self._in_turn(job))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -144,7 +144,7 @@ class RendererPool:
                 f"again; it is not rendered for {counted(seconds, 'second')}"
             )
 
-    async def _in_turn(self, job: _Job) -> str:
+    async def _in_turn(self, job: _Render) -> str:
         """Wait until nobody renders the same template and a process is free; then render."""
         key = job.template.key
         turn = self._turns.setdefault(key, _Turn(asyncio.Semaphore(self._num_per_template)))
@@ -161,7 +161,7 @@ class RendererPool:
             if not turn.num_waiting:
                 del self._turns[key]
 
-    async def _rendered(self, job: _Job) -> str:
+    async def _rendered(self, job: _Render) -> str:
         process = await self._process()
         try:
             answer = await self._ask(process, job)
@@ -190,7 +190,7 @@ class RendererPool:
         self._processes = {each for each in self._processes if each.is_alive} | {process}
         return process
 
-    async def _ask(self, process: LimitedProcess, job: _Job) -> dict[str, Any]:
+    async def _ask(self, process: LimitedProcess, job: _Render) -> dict[str, Any]:
         loop, after_s = asyncio.get_running_loop(), self._limits.gives_way_after_s
         way = None if after_s is None else loop.call_later(after_s, process.give_way)
         question = {

@@ -21,7 +21,7 @@ from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
-from lorax_router.core.adapter_record import AdapterCapacity
+from lorax_router.core.adapters.record import AdapterCapacity
 from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.listing import ListQuery

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from lorax_contract.step import AdapterHandle
-from lorax_router.core.adapter_record import AdapterRecord, AdapterState
+from lorax_router.core.adapters.record import AdapterRecord, AdapterState
 
 Records = dict[AdapterHandle, AdapterRecord]
 

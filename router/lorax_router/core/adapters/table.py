@@ -35,8 +35,8 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.eviction import worth
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_contract.words import counted
-from lorax_router.core.adapter_index import AdapterIndex
-from lorax_router.core.adapter_record import (
+from lorax_router.core.adapters.index import AdapterIndex
+from lorax_router.core.adapters.record import (
     TRANSITIONS,
     AdapterCapacity,
     AdapterEvent,

@@ -1,0 +1,1 @@
+"""Which adapters are on the shards: one record each, a table of transitions, who waits."""
