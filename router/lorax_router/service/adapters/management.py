@@ -200,7 +200,7 @@ class AdapterManager:
             raise AdapterNotLoadedError(f"adapter {selection.refs[0]} was unloaded meanwhile")
         return document_of(row, await self._tiers([row]))
 
-    async def _tiers(self, rows: Sequence[Row]) -> AdapterTiers:
+    async def _tiers(self, rows: Sequence[ListedAdapter]) -> AdapterTiers:
         """Ask the shards for what is on a page and nothing else."""
         contents = [row.content for row in rows if row.content is not None]
         parts = dict.fromkeys(part for content in contents for part in content.parts)
