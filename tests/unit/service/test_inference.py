@@ -9,7 +9,9 @@ import time
 from typing import Any
 
 import pytest
+from tests.helpers.adapter_world import adapter_world
 from tests.helpers.http_app import World, until
+from tests.helpers.in_loop import in_loop
 from tests.helpers.scripted_engine import ScriptedEngine, failure, words
 
 from lorax_contract.errors import (
@@ -23,7 +25,6 @@ from lorax_contract.errors import (
     ValidationError,
 )
 from lorax_contract.step import FinishCode, RequestSpec, TokenColumns
-from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 
@@ -287,36 +288,21 @@ def test_draining_refuses_new_requests_and_finishes_old_ones():
     asyncio.run(run())
 
 
-def test_who_still_waits_for_an_adapter_at_the_end_is_told():
-    class Catalog:
-        """Stands in for the adapters' directory: no adapter ever comes."""
-
-        asked = 0
-
-        def is_resident(self, selection: object) -> bool:
-            return False
-
-        async def acquire(self, selection: object) -> None:
-            self.asked += 1
-            await asyncio.Event().wait()
-
-    async def run() -> None:
-        world = World()
-        catalog: Any = Catalog()
-        world.service._adapters = catalog
-        world.validator._selections = SelectionPolicy()
-        selection = request(adapter_id="org/poet")
-        calls = [world.service.generate(selection), world.service.generate_stream(selection)]
+@in_loop
+async def test_who_still_waits_for_an_adapter_at_the_end_is_told():
+    async with adapter_world() as world:
+        # A source that never answers.
+        world.sources.contents["a"] = asyncio.get_running_loop().create_future()
+        service, asked = world.parts.service, world.request("a")
+        calls = [service.generate(asked), service.generate_stream(asked)]
         tasks = [asyncio.ensure_future(call) for call in calls]
-        await until(lambda: catalog.asked == 2)
-        world.service.end_resolving()
+        await until(lambda: len(world.shard.queries) == 2)
+        service.end_resolving()
         for task in tasks:
             with pytest.raises(ShuttingDownError):
                 await task
-        assert world.metric("lorax_requests_resolving") == 0
-        await world.service.wait_idle()
-
-    asyncio.run(run())
+        assert (await world.metrics())["lorax_requests_resolving"] == 0
+        await service.wait_idle()
 
 
 def test_health_notices_that_no_text_can_be_tokenized():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, selection
@@ -301,14 +302,20 @@ async def test_w14_a_release_that_fails_is_tried_again_and_harms_nobody(monkeypa
 async def test_w14_a_release_that_never_works_is_given_up_and_harms_nobody(monkeypatch):
     monkeypatch.setattr(orders, "_RELEASE_PAUSE_S", 0.0)
     async with adapter_world(max_active_adapters=1) as world:
+        tried: Counter[AdapterHandle] = Counter()
 
         def release(handle: AdapterHandle, forget: object) -> None:
+            tried[handle] += 1
             raise ShardError("busy")
 
         world.shard.on_release = release
-        await world.generate("a")
-        await world.generate("b")
-        await world.generate("a")
+        for name in ("a", "b", "a"):
+            answer = await world.generate(name)
+            tokens = answer.sequences[0].tokens.ids
+            assert tokens == expected(world, world.handle(name), 3)
+        # More than once each, and not for ever.
+        assert len(tried) == 2
+        assert all(2 <= number <= 5 for number in tried.values())
 
 
 @in_loop
