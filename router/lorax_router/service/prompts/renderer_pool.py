@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorax_contract.errors import LoraxError, OverloadedError, TemplateError
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "lorax_router.service.prompts.render_process"
 _MAX_TEMPLATE_CHARS = 1 << 18
+_MAX_BEHIND_SLOW = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,25 +35,44 @@ class RenderLimits:
     deadline_s: float = 3.0
     # After that it computes where nobody else does: templates of people take milliseconds.
     gives_way_after_s: float | None = 0.2
+    # After that few wait for it: the others hold places that everybody needs.
+    refuses_after_s: float = 1.0
     memory_bytes: int = 256 << 20
     max_chars: int = 4 << 20
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Render:
     """One render."""
 
     template: ChatTemplate
     values: Mapping[str, Any]
+    task: asyncio.Task[str] | None = None
     is_running: bool = False
+    is_refused: bool = False
+
+    def refuse(self) -> None:
+        """End its waiting."""
+        self.is_refused = True
+        if self.task is not None:
+            self.task.cancel()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Turn:
-    """Who of those that want the same template comes next."""
+    """Those who want the same template."""
 
     at_once: asyncio.Semaphore
-    num_waiting: int = 0
+    # In the order of their coming.
+    waiting: list[_Render] = field(default_factory=list)
+    num_inside: int = 0
+    is_slow: bool = False
+
+    def note_slow(self) -> None:
+        """Take in that a render takes long: nearly all who wait need not."""
+        self.is_slow = True
+        for job in self.waiting[_MAX_BEHIND_SLOW:]:
+            job.refuse()
 
 
 class RendererPool:
@@ -102,7 +122,7 @@ class RendererPool:
         if len(self._tasks) >= self._max_waiting:
             raise OverloadedError("too many chat templates wait to be rendered", public="")
         job = _Render(template, values)
-        task = asyncio.create_task(self._in_turn(job))
+        task = job.task = asyncio.create_task(self._in_turn(job))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -145,26 +165,46 @@ class RendererPool:
             )
 
     async def _in_turn(self, job: _Render) -> str:
-        """Wait until nobody renders the same template and a process is free; then render."""
+        """Wait until others of the same template are done and a process is free; then render."""
         key = job.template.key
         turn = self._turns.setdefault(key, _Turn(asyncio.Semaphore(self._num_per_template)))
-        turn.num_waiting += 1
+        turn.num_inside += 1
         try:
-            async with turn.at_once:
+            await self._wait(job, turn)
+            try:
                 # Others of the same template may have run over meanwhile.
                 self._check(job.template)
                 async with self._room:
                     job.is_running = True
-                    return await self._rendered(job)
+                    return await self._rendered(job, turn)
+            finally:
+                turn.at_once.release()
         finally:
-            turn.num_waiting -= 1
-            if not turn.num_waiting:
+            turn.num_inside -= 1
+            if not turn.num_inside:
                 del self._turns[key]
 
-    async def _rendered(self, job: _Render) -> str:
+    async def _wait(self, job: _Render, turn: _Turn) -> None:
+        busy = OverloadedError(
+            f"the chat template of {job.template.owner} takes long and others wait for it already; "
+            "try again later"
+        )
+        if turn.is_slow and len(turn.waiting) >= _MAX_BEHIND_SLOW:
+            raise busy
+        turn.waiting.append(job)
+        try:
+            await turn.at_once.acquire()
+        except asyncio.CancelledError:
+            if job.is_refused:
+                raise busy from None
+            raise
+        finally:
+            turn.waiting.remove(job)
+
+    async def _rendered(self, job: _Render, turn: _Turn) -> str:
         process = await self._process()
         try:
-            answer = await self._ask(process, job)
+            answer = await self._ask(process, job, turn)
         except ProcessLostError as error:
             longer = f"takes longer than {self._limits.deadline_s:g} s"
             how = longer if error.overdue else f"ends the process that renders it {error}"
@@ -190,19 +230,22 @@ class RendererPool:
         self._processes = {each for each in self._processes if each.is_alive} | {process}
         return process
 
-    async def _ask(self, process: LimitedProcess, job: _Render) -> dict[str, Any]:
-        loop, after_s = asyncio.get_running_loop(), self._limits.gives_way_after_s
-        way = None if after_s is None else loop.call_later(after_s, process.give_way)
+    async def _ask(self, process: LimitedProcess, job: _Render, turn: _Turn) -> dict[str, Any]:
+        loop, limits = asyncio.get_running_loop(), self._limits
         question = {
             "template": job.template.text,
             "values": {**job.template.special_tokens, **job.values},
-            "max_chars": self._limits.max_chars,
+            "max_chars": limits.max_chars,
         }
+        timers = [loop.call_later(limits.refuses_after_s, turn.note_slow)]
+        if limits.gives_way_after_s is not None:
+            timers.append(loop.call_later(limits.gives_way_after_s, process.give_way))
         try:
-            return await process.ask(question, deadline_s=self._limits.deadline_s)
+            return await process.ask(question, deadline_s=limits.deadline_s)
         finally:
-            if way is not None:
-                way.cancel()
+            turn.is_slow = False
+            for timer in timers:
+                timer.cancel()
 
     def _over(self, template: ChatTemplate, why: str) -> TemplateError:
         if self._overruns is not None:

@@ -181,6 +181,23 @@ async def test_who_leaves_while_it_waits_is_never_rendered() -> None:
 
 
 @in_loop
+async def test_few_wait_behind_a_template_that_takes_long() -> None:
+    limits = replace(PATIENT, deadline_s=2.0, refuses_after_s=0.3)
+    async with pool(limits, num=2, overruns=Overruns()) as renderers:
+        tasks = [asyncio.create_task(renderers.render(own(LOOPS), {})) for _ in range(100)]
+        await until(lambda: sum(task.done() for task in tasks) == 91)
+        errors = [task.exception() for task in tasks if task.done()]
+        assert all(isinstance(error, OverloadedError) for error in errors)
+        assert "adapter a takes long" in str(errors[0])
+        # Those who came first are those who wait.
+        assert not any(task.done() for task in tasks[:9])
+        with pytest.raises(OverloadedError):
+            await renderers.render(own(LOOPS), {})
+        assert await renderers.render(own("{{ 1 }}", "adapter b"), {}) == "1"
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@in_loop
 async def test_no_more_wait_than_may() -> None:
     async with pool(HASTY, max_waiting=2) as renderers:
         waiting = [asyncio.create_task(renderers.render(own(LOOPS), {})) for _ in range(2)]
