@@ -26,10 +26,13 @@ _LAST_WORDS = 2000
 class ProcessLostError(Exception):
     """A limited process ended, or was ended, before it answered; the text says how."""
 
-    def __init__(self, text: str, *, overdue: bool = False) -> None:
+    def __init__(self, text: str, *, overdue: bool = False, killed: bool = False) -> None:
         super().__init__(text)
         # Whether its time was over.
         self.overdue = overdue
+        # Whether others ended it, as the kernel does when memory runs out: nobody's question
+        # is to blame.
+        self.killed = killed
 
 
 class LimitedProcess:
@@ -118,19 +121,20 @@ class LimitedProcess:
             self._questions.writelines(frames.pack(question, blobs))
             await self._questions.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise ProcessLostError(await self._how_it_ended()) from error
+            raise await self._obituary() from error
 
     async def _receive(self) -> dict[str, Any]:
         try:
             return await frames.receive(self._answers, _MAX_ANSWER_BYTES)
         except asyncio.IncompleteReadError as error:
-            raise ProcessLostError(await self._how_it_ended()) from error
+            raise await self._obituary() from error
         except ValueError as error:
             raise ProcessLostError(f"with {error}") from error
 
-    async def _how_it_ended(self) -> str:
+    async def _obituary(self) -> ProcessLostError:
         code = await self._exit_code()
-        return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        return ProcessLostError(how, killed=code == -signal.SIGKILL)
 
     async def _exit_code(self) -> int:
         return await asyncio.to_thread(self._process.wait)

@@ -88,9 +88,17 @@ class TokenizerProcess:
 
     async def _ask(self, question: Mapping[str, Any], blobs: Sequence[bytes]) -> dict[str, Any]:
         async with self._lock:
-            if self._process is None or not self._process.is_alive:
-                self._process = await LimitedProcess.start(_MODULE, self._bounds)
-            return await self._process.ask(question, blobs, deadline_s=self._limits.deadline_s)
+            try:
+                return await self._asked(question, blobs)
+            except ProcessLostError as error:
+                if not error.killed:
+                    raise
+            return await self._asked(question, blobs)
+
+    async def _asked(self, question: Mapping[str, Any], blobs: Sequence[bytes]) -> dict[str, Any]:
+        if self._process is None or not self._process.is_alive:
+            self._process = await LimitedProcess.start(_MODULE, self._bounds)
+        return await self._process.ask(question, blobs, deadline_s=self._limits.deadline_s)
 
 
 class OwnTokenizers:

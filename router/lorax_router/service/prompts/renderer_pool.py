@@ -202,9 +202,8 @@ class RendererPool:
             turn.waiting.remove(job)
 
     async def _rendered(self, job: _Render, turn: _Turn) -> str:
-        process = await self._process()
         try:
-            answer = await self._ask(process, job, turn)
+            process, answer = await self._answered(job, turn)
         except ProcessLostError as error:
             longer = f"takes longer than {self._limits.deadline_s:g} s"
             how = longer if error.overdue else f"ends the process that renders it {error}"
@@ -217,6 +216,16 @@ class RendererPool:
         if "memory" in answer:
             raise self._over(job.template, f"takes more than {self._limits.memory_bytes >> 20} MiB")
         return _text_of(answer, job.template.owner)
+
+    async def _answered(self, job: _Render, turn: _Turn) -> tuple[LimitedProcess, dict[str, Any]]:
+        process = await self._process()
+        try:
+            return process, await self._ask(process, job, turn)
+        except ProcessLostError as error:
+            if not error.killed:
+                raise
+        process = await self._new_process()
+        return process, await self._ask(process, job, turn)
 
     async def _process(self) -> LimitedProcess:
         """Return a process that nobody asks."""
