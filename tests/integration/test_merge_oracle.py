@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,15 @@ class Adapters:
             cast(read_adapter(folder, base, AdapterLimits()), dtype=torch.float32)
             for folder in self.folders
         ]
+
+    def write_full_names(self) -> None:
+        """Have PEFT read the same adapters from lists of the full names of their modules."""
+        for folder, adapter in zip(self.folders, self.read, strict=True):
+            path = folder / "adapter_config.json"
+            changes = {"target_modules": sorted(adapter.modules)} | dict.fromkeys(
+                ("layers_to_transform", "layers_pattern", "exclude_modules")
+            )
+            path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
     def peft(self, spec: MergeSpec) -> torch.nn.Module:
         """Return PEFT's model with the merged adapter switched on."""
@@ -120,6 +130,30 @@ CASES: dict[str, tuple[Options, MergeSpec]] = {
 def test_merging(case: str, make: Callable[..., Adapters]) -> None:
     options, how = CASES[case]
     make(*options).compare(how)
+
+
+LAYERS: dict[str, Any] = {**PLAIN, "layers_to_transform": [0]}
+PICKED: dict[str, Options] = {
+    "first picks layers": [LAYERS, {**PLAIN, "target_modules": ["o_proj", "up_proj"]}],
+    "second picks layers": [{**PLAIN, "target_modules": ["k_proj"]}, LAYERS],
+    "both pick layers": [LAYERS, {**LAYERS, "layers_to_transform": [1]}],
+    "first excludes modules": [
+        {**PLAIN, "exclude_modules": r".*\.0\..*q_proj"}, {**PLAIN, "target_modules": ["q_proj"]},
+    ],
+    "a pattern and a list": [{**PLAIN, "target_modules": r".*1\..*(k|q)_proj"}, LAYERS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("combination", ["linear", "cat", "ties"])
+@pytest.mark.parametrize("case", PICKED)
+def test_adapters_that_pick_modules_merge_to_the_union(
+    case: str, combination: str, make: Callable[..., Adapters]
+) -> None:
+    """PEFT hands the first one's choice on to the merge; of full names there is no choice."""
+    adapters = make(*PICKED[case])
+    adapters.write_full_names()
+    density = 0.4 if combination == "ties" else None
+    adapters.compare(spec(combination, 0.7, 0.4, density=density))
 
 
 @pytest.mark.parametrize("combination", ["dare_linear", "dare_ties"])

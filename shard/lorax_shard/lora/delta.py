@@ -79,7 +79,7 @@ class HostAdapter:
     # Rows of the embedding and the head when the adapter adds tokens; 0: the base's.
     vocab_size: int = 0
     # Facts that the tensors do not show and that merging needs: "rslora" (scaled by the root
-    # of the rank), "selected" (layers or modules were picked out or excluded by an option).
+    # of the rank).
     traits: frozenset[str] = frozenset()
 
     @property

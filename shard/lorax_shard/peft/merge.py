@@ -1,7 +1,10 @@
 """Several adapters as one, by the rules of PEFT's add_weighted_adapter.
 
 PEFT combines A and B apart, each with the root of the weight, so the product has terms that
-cross adapters (``cat`` has none). Where PEFT gives no sensible result (magnitudes of DoRA,
+cross adapters (``cat`` has none). The merge changes every module that some adapter changes;
+adapters without a module take no part in it. (PEFT itself hands the first adapter's choice of
+layers on to the merge, and loses what the others change elsewhere: here adapters count that
+compute the same, written with the full names of their modules.) Where PEFT gives no sensible result (magnitudes of DoRA,
 replaced weights, a first adapter with rsLoRA), the merge is refused.
 """
 
@@ -59,12 +62,6 @@ def _refuse_unmergeable(adapters: Sequence[HostAdapter]) -> None:
         raise AdapterRefusedError(
             "the first adapter of the merge uses rsLoRA, whose merge PEFT scales by the root of "
             "the rank once too often; name an adapter without rsLoRA first"
-        )
-    differing = len({frozenset(adapter.modules) for adapter in adapters}) > 1
-    if differing and any("selected" in adapter.traits for adapter in adapters):
-        raise AdapterRefusedError(
-            "adapters that pick layers or exclude modules can be merged only with adapters of "
-            "the same modules"
         )
 
 

@@ -32,7 +32,7 @@ from lorax_shard.peft.files import (
 from lorax_shard.peft.keys import KeyPart, by_module
 from lorax_shard.peft.mlx import MlxAdapter, is_mlx, read_mlx
 from lorax_shard.peft.shapes import Checker, Parts, brings_base_weight
-from lorax_shard.peft.targets import Selection, is_selective, select
+from lorax_shard.peft.targets import Selection, select
 
 Select = Callable[[LoraOptions, BaseDescription], Selection]
 
@@ -87,12 +87,8 @@ def examine(
     tensors = stored if opened.mlx is None else opened.mlx.convert(stored)
     modules = Assembler(selection, base, opened.parts, tensors).assemble()
     _check_range(modules, base)
-    traits = {"rslora"} if options.use_rslora else set()
-    if is_selective(options):
-        traits.add("selected")
-    adapter = HostAdapter(
-        digest="", modules=modules, vocab_size=vocab_size, traits=frozenset(traits)
-    )
+    traits = frozenset({"rslora"} if options.use_rslora else ())
+    adapter = HostAdapter(digest="", modules=modules, vocab_size=vocab_size, traits=traits)
     return Examined(
         adapter=digest_adapter(adapter, text),
         text=text,

@@ -45,11 +45,6 @@ class Selection:
     warnings: tuple[str, ...] = ()
 
 
-def is_selective(options: LoraOptions) -> bool:
-    """Whether options beside ``target_modules`` pick modules out."""
-    return options.layers_to_transform is not None or bool(options.exclude_modules)
-
-
 def select(
     options: LoraOptions, base: BaseDescription, on_option: Callable[[str], None] | None = None
 ) -> Selection:

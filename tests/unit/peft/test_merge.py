@@ -39,7 +39,7 @@ def changed(seed: int, **parts: torch.Tensor) -> HostAdapter:
 
 
 LINEAR = MergeSpec(weights=(1.0, 0.5))
-RS, PICKED = frozenset({"rslora"}), frozenset({"selected"})
+RS = frozenset({"rslora"})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,6 @@ RS, PICKED = frozenset({"rslora"}), frozenset({"selected"})
         (changed(2, token_rows=torch.ones(1, 6)), "it has replaced rows for k"),
         (dataclasses.replace(adapter(2), vocab_size=9), "adapter 2 .* it adds tokens"),
         (adapter(2, rank=3), r"adapters of the ranks 2, 3 can be merged by cat only, .* \(q\)"),
-        (adapter(2, "q", traits=PICKED), "can be merged only with adapters of the same modules"),
     ],
 )
 def test_what_cannot_be_merged(second: HostAdapter, text: str) -> None:
@@ -65,8 +64,26 @@ def test_only_a_first_adapter_with_rslora_is_refused() -> None:
     assert merge([adapter(1), adapter(2, traits=RS)], LINEAR).modules
 
 
-def test_picked_modules_can_be_merged_where_they_agree() -> None:
-    assert merge([adapter(1, traits=PICKED), adapter(2)], LINEAR).modules
+@pytest.mark.parametrize("combination", Combination)
+def test_a_merge_changes_what_any_of_its_adapters_changes(combination: Combination) -> None:
+    spec = MergeSpec(
+        weights=(1.0, 0.5),
+        combination=combination,
+        density=0.5 if combination.prunes else None,
+    )
+    both, one = adapter(1), adapter(2, "k", "v")
+    merged = merge([both, one], spec)
+    assert set(merged.modules) == {"q", "k", "v"}
+    # A module of one adapter is as if that adapter were merged alone, but for the choice of masks.
+    if not combination.prunes:
+        alone = merge([both], MergeSpec(weights=(1.0,), combination=combination)).modules["q"]
+        assert torch.allclose(_product(merged.modules["q"]), _product(alone), atol=1e-6)
+
+
+def _product(delta: ModuleDelta) -> torch.Tensor:
+    assert delta.a is not None
+    assert delta.b is not None
+    return delta.scaling * delta.b @ delta.a
 
 
 @pytest.mark.parametrize(
@@ -94,13 +111,8 @@ def test_cat_computes_the_weighted_sum() -> None:
     merged = merge([adapter(1), adapter(2, rank=5)], spec).modules["q"]
     assert (merged.rank, merged.scaling) == (7, 1.0)
 
-    def product(delta: ModuleDelta) -> torch.Tensor:
-        assert delta.a is not None
-        assert delta.b is not None
-        return delta.scaling * delta.b @ delta.a
-
-    expected = 0.5 * product(adapter(1).modules["q"]) - 2 * product(adapter(2, rank=5).modules["q"])
-    assert torch.allclose(product(merged), expected, atol=1e-6)
+    one, other = (each.modules["q"] for each in (adapter(1), adapter(2, rank=5)))
+    assert torch.allclose(_product(merged), 0.5 * _product(one) - 2 * _product(other), atol=1e-6)
 
 
 def test_a_merge_is_named_by_adapters_and_spec() -> None:

@@ -38,9 +38,7 @@ def full_adapter() -> HostAdapter:
             magnitude=draw(6), token_ids=torch.tensor([4, 19]), token_rows=draw(2, 6),
         ),
     }  # fmt: skip
-    adapter = HostAdapter(
-        digest="", modules=modules, vocab_size=20, traits=frozenset({"rslora", "selected"})
-    )
+    adapter = HostAdapter(digest="", modules=modules, vocab_size=20, traits=frozenset({"rslora"}))
     return digest_adapter(adapter)
 
 
