@@ -197,6 +197,8 @@ def _give_way() -> None:
 def described(fetched: Fetched) -> FetchedAdapter:
     """Return what crosses to the router."""
     facts = fetched.facts
+    # With the base's tokenizer its texts need no process of their own.
+    left_out = ("tokenizer.json",) if facts.get("is_bases_tokenizer") else ()
     return FetchedAdapter(
         version=fetched.version,
         part=AdapterPart(str(facts["content_digest"]), fetched.digest),
@@ -209,7 +211,7 @@ def described(fetched: Fetched) -> FetchedAdapter:
         downloaded=fetched.downloaded,
         stale=fetched.stale,
         timings=fetched.timings,
-        text_files=fetched.tokenizer_files,
+        text_files=tuple(name for name in fetched.tokenizer_files if name not in left_out),
         warnings=tuple(facts.get("warnings", ())),
         id=fetched.ref.id,
     )

@@ -17,6 +17,8 @@ _CONFIG_FILE = "tokenizer_config.json"
 # What tokens and texts are made by, beside the tokens themselves: what a foreign one does is not
 # bounded.
 _RULES = {"normalizer": "normalizer", "pre_tokenizer": "pre-tokenizer", "decoder": "decoder"}
+# Lengths are the server's affair.
+_OF_TRAINING = ("version", "truncation", "padding")
 # A tokenizer without tokens.
 _BARE: dict[str, Any] = {
     "version": "1.0",
@@ -58,7 +60,43 @@ def _rules_of(document: bytes) -> dict[str, Any]:
     rules = {name: json.loads(document).get(name) for name in _RULES}
     bare = _tokenizer(json.dumps(_BARE | rules).encode())
     parts = {name: getattr(bare, name) for name in _RULES}
-    return {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
+    return {
+        name: part and _effective(json.loads(part.__getstate__()), name)
+        for name, part in parts.items()
+    }
+
+
+def _effective(rule: Any, name: str) -> Any:
+    """Return a rule without what changes no text and no token."""
+    if isinstance(rule, list):
+        return [_effective(each, name) for each in rule]
+    if not isinstance(rule, dict):
+        return rule
+    if name == "decoder" and rule.get("type") == "ByteLevel":
+        return {"type": "ByteLevel"}
+    # Where in the text a token lies; it is the same token.
+    return {key: _effective(each, name) for key, each in rule.items() if key != "trim_offsets"}
+
+
+def is_bases(folder: Path, base: Path | None) -> bool:
+    """Tell whether an adapter's tokenizer.json is the base's, saved anew by whatever release."""
+    path = folder / _TOKENIZER_FILE
+    if base is None or not path.is_file():
+        return False
+    own, wanted = path.read_bytes(), base.read_bytes()
+    return own == wanted or _plain(json.loads(own)) == _plain(json.loads(wanted))
+
+
+def _plain(document: Any) -> Any:
+    """Return a tokenizer's document without what its training left, and in one spelling."""
+    if not isinstance(document, dict):
+        return document
+    plain = {key: each for key, each in document.items() if key not in _OF_TRAINING}
+    model = plain.get("model")
+    if isinstance(model, dict) and isinstance(model.get("merges"), list):
+        pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
+        plain["model"] = {**model, "merges": pairs}
+    return plain
 
 
 def _require_same_rules(own: dict[str, Any], base: dict[str, Any]) -> None:

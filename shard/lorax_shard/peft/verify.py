@@ -15,7 +15,7 @@ from lorax_shard.peft.digest import TENSOR_PARTS
 from lorax_shard.peft.matching import select_in_time
 from lorax_shard.peft.normal import write_normal
 from lorax_shard.peft.read import Examined, examine
-from lorax_shard.peft.tokenizer import read_tokenizer
+from lorax_shard.peft.tokenizer import is_bases, read_tokenizer
 from lorax_shard.vocabulary import write_vocabulary
 
 
@@ -27,11 +27,12 @@ def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, 
     """
     base, limits, model_id = read_context(context)
     examined = examine(folder, base, limits, select=select_in_time, model_id=model_id)
-    vocabulary = read_tokenizer(folder, base_tokenizer(context))
+    tokenizer = base_tokenizer(context)
+    vocabulary = read_tokenizer(folder, tokenizer)
     write_normal(examined.adapter, target, text=examined.text, source=examined.tensors)
     if vocabulary is not None:
         write_vocabulary(vocabulary, target)
-    return facts_of(examined, base)
+    return {**facts_of(examined, base), "is_bases_tokenizer": is_bases(folder, tokenizer)}
 
 
 def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:

@@ -175,6 +175,17 @@ async def test_a_fetch_is_described_for_the_router(parts: Parts) -> None:
 
 
 @in_loop
+async def test_the_bases_tokenizer_is_not_one_of_its_own(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FACTS, "is_bases_tokenizer", True)
+    write_adapter(parts.local / "0")
+    query = AdapterQuery(ref=AdapterRef.of("local", "0"))
+    fetched = await parts.rank_adapters.fetch(query)
+    assert fetched.text_files == ("chat_template.jinja",)
+
+
+@in_loop
 async def test_only_rank_0_fetches(parts: Parts) -> None:
     rank_adapters = parts.make(None)
     rank_adapters.start()

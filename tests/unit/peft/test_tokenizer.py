@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from lorax_shard.peft.context import make_context
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.tokenizer import read_tokenizer
+from lorax_shard.peft.tokenizer import is_bases, read_tokenizer
 from lorax_shard.peft.verify import verify
 from lorax_shard.vocabulary import read_vocabulary
 
@@ -80,6 +80,39 @@ def test_an_older_spelling_of_the_same_rules_is_the_same(tmp_path: Path, base: P
     assert document["pre_tokenizer"].pop("use_regex") is True
     (folder / "tokenizer.json").write_text(json.dumps(document))
     assert read_tokenizer(folder, base) is not None
+
+
+def test_what_changes_no_text_and_no_token_is_no_other_rule(tmp_path: Path, base: Path) -> None:
+    folder = folder_with(tmp_path / "own", tiny_tokenizers.byte_level())
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["pre_tokenizer"]["trim_offsets"] ^= True
+    for flag in ("trim_offsets", "add_prefix_space", "use_regex"):
+        document["decoder"][flag] ^= True
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    assert read_tokenizer(folder, base) is not None
+    document["pre_tokenizer"]["add_prefix_space"] ^= True
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(AdapterRefusedError, match="another pre-tokenizer"):
+        read_tokenizer(folder, base)
+
+
+def test_the_bases_tokenizer_is_known_however_it_was_saved(tmp_path: Path, base: Path) -> None:
+    own = copy.deepcopy(tiny_tokenizers.byte_level())
+    own.enable_truncation(7)
+    own.enable_padding()
+    folder = folder_with(tmp_path / "own", own)
+    assert is_bases(folder, base)
+    assert not is_bases(folder, None)
+    assert not is_bases(tmp_path, base)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    merges = document["model"]["merges"]
+    # As earlier releases wrote them.
+    document["model"]["merges"] = [" ".join(pair) for pair in merges]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    assert is_bases(folder, base)
+    document["model"]["merges"] = merges[:-1]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    assert not is_bases(folder, base)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"model": {"type": "BPE"}}', b"\xff"])
