@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lorax_contract.errors import LoraxError, ValidationError
+from lorax_contract.errors import LoraxError
 from lorax_router.http_api.bodies import (
     Body,
     CompatGenerateBody,
@@ -28,7 +28,7 @@ from lorax_router.http_api.sse import TokenEvents
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import GenerateRequest
-from lorax_router.service.results import GenerateResult
+from lorax_router.service.results import AdapterUse, GenerateResult
 
 _STREAM = {"content": {"text/event-stream": {}}, "model": StreamEvent}
 
@@ -112,23 +112,13 @@ class GenerateRoutes:
         return body
 
     def _events(self, domain: GenerateRequest) -> Response:
-        characters = str(len(domain.inputs))
-        headers = {
-            **self._headers,
-            **self._selected(domain),
-            "x-compute-characters": characters,
-        }
-        return TokenEvents(partial(self._service.generate_stream, domain), headers)
+        def use(adapter: AdapterUse) -> None:
+            """Name the adapter in the head, as soon as it is known which it is."""
+            events.headers.update(adapter_headers(adapter.id, adapter.source))
 
-    def _selected(self, domain: GenerateRequest) -> dict[str, str]:
-        """The headers of a stream's adapter, known before anything was checked."""
-        params = domain.parameters
-        try:
-            use = self._service.adapter_of(domain)
-        except ValidationError:
-            # The stream will say what is wrong with it.
-            return adapter_headers(params.adapter_id, params.adapter_source)
-        return adapter_headers(use.id, use.source) if use is not None else {}
+        headers = {**self._headers, "x-compute-characters": str(len(domain.inputs))}
+        events = TokenEvents(partial(self._service.generate_stream, domain, use), headers)
+        return events
 
     async def _answer(
         self, request: Request, domain: GenerateRequest, *, as_array: bool

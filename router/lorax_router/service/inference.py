@@ -8,7 +8,7 @@ line in the log and one outcome in the metrics, also when the client leaves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from time import perf_counter
 from types import TracebackType
@@ -114,6 +114,10 @@ class GenerationStream:
         self._record.close(error)
 
 
+def _ignore(use: AdapterUse) -> None:
+    """Hear of an adapter and do nothing."""
+
+
 class InferenceService:
     """The one door to the engine for all front ends.
 
@@ -191,14 +195,6 @@ class InferenceService:
         progress = SequenceProgress(Timings(perf_counter()), None)
         await self._collect(valid, valid.samplings[0], BASE_ADAPTER, progress)
 
-    def adapter_of(self, request: GenerateRequest) -> AdapterUse | None:
-        """Return the adapter that a request wants, None for the base model.
-
-        Raises ValidationError for what cannot be one.
-        """
-        selection = self._validator.selection_of(request)
-        return None if selection is None else _use(selection)
-
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
         record = RequestRecord(self._metrics, is_stream=False)
@@ -221,13 +217,20 @@ class InferenceService:
         record.close(None)
         return result
 
-    async def generate_stream(self, request: GenerateRequest) -> GenerationStream:
-        """Admit a request and return its chunks; the caller closes the stream."""
+    async def generate_stream(
+        self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = _ignore
+    ) -> GenerationStream:
+        """Admit a request and return its chunks; the caller closes the stream.
+
+        ``on_adapter`` hears of the adapter that it uses before it is waited for.
+        """
         record = RequestRecord(self._metrics, is_stream=True)
         permit, lease = None, None
         try:
             checked = self._check(request, stream=True)
             permit = self._admit(checked)
+            if checked.selection is not None:
+                on_adapter(_use(checked.selection))
             lease = await self._resolve(checked, record)
             valid = await self._complete(checked, lease)
             record.validated(valid)

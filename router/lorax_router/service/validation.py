@@ -88,10 +88,6 @@ class Validator:
         """Return once a text could be tokenized; never while all threads for it are stuck."""
         await self._tokenizer.progress()
 
-    def selection_of(self, request: GenerateRequest) -> AdapterSelection | None:
-        """Return the adapter that a request wants; raises ValidationError for what is none."""
-        return self._selections.selection_of(request.parameters)
-
     def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
         """Check all that needs no tokens; raises ValidationError."""
         params = request.parameters

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from cachetools import LRUCache
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -112,7 +113,7 @@ class AdapterUsage(Collector):
     def __init__(self, max_labels: int) -> None:
         self._max_labels = max_labels
         self._series: dict[str, _Series] = {}
-        self._others: OrderedDict[str, _Series] = OrderedDict()
+        self._others: LRUCache[str, _Series] = LRUCache(_REMEMBERED * max_labels)
         self._fixed = {OTHER: _Series(), PRIVATE: _Series()}
         self._until_half = max_labels * _HALF_LIFE
 
@@ -143,16 +144,11 @@ class AdapterUsage(Collector):
         if series.rank + 1 > busiest[-1]:
             if len(self._series) >= 2 * self._max_labels:
                 least = min(self._series, key=lambda each: self._series[each].rank)
-                self._remember(least, self._series.pop(least))
+                self._others[least] = self._series.pop(least)
             self._series[label] = series
         else:
-            self._remember(label, series)
+            self._others[label] = series
         return series
-
-    def _remember(self, label: str, series: _Series) -> None:
-        self._others[label] = series
-        if len(self._others) > _REMEMBERED * self._max_labels:
-            self._others.popitem(last=False)
 
     def _age(self) -> None:
         self._until_half -= 1
