@@ -12,6 +12,7 @@ from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
 from lorax_contract.step import AdapterHandle
+from lorax_router.service.adapters.selection import SelectionPolicy
 
 MIB = 1 << 20
 ROUTES = ["load", "unload", "pin", "unpin", "reload"]
@@ -309,6 +310,27 @@ def test_headers_of_merged_static_and_no_adapters_are_the_same_for_streams(path)
                 if "stream" in path:
                     assert len(found) == 2
                     assert events(answer.text)[-1]["generated_text"]
+
+    scene()
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_a_requests_adapter_is_found_out_once(path, monkeypatch):
+    found = []
+    selection_of = SelectionPolicy.selection_of
+
+    def counted(self: SelectionPolicy, params: Any) -> Any:
+        found.append(params.adapter_id)
+        return selection_of(self, params)
+
+    monkeypatch.setattr(SelectionPolicy, "selection_of", counted)
+
+    @in_loop
+    async def scene():
+        async with adapter_world() as world:
+            answer = await world.client.post(path, json=body("a"))
+            assert named(answer.headers)["x-adapter-id"] == "a"
+            assert found == ["a"]
 
     scene()
 
