@@ -89,7 +89,7 @@ def carry_out_orders(scheduler: Scheduler) -> dict[AdapterHandle, str]:
     scheduler.plan(0.0)
     orders = scheduler.adapter_orders()
     for handle in orders.prepare:
-        scheduler.adapter_event(handle, AdapterEvent.PREPARED, 0.0)
+        scheduler.adapter_event(handle, AdapterEvent.PREPARED, 0.0, epoch=orders.epoch)
     return dict.fromkeys(orders.prepare, "content")
 
 

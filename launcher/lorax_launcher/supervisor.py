@@ -72,6 +72,8 @@ class Supervisor:
         self._router: Child | None = None
         self._preparing: Child | None = None
         self._is_ready = False
+        # Groups of shards started so far.
+        self._epoch = 0
         self._stop = asyncio.Event()
         self._urgent = asyncio.Event()
         self._last_errors: dict[str, str] = {}
@@ -131,9 +133,8 @@ class Supervisor:
         """
         self._console.phase(f"loading {model_id}")
         deadline = asyncio.get_running_loop().time() + plan.start_timeout_s
-        for config in plan.shards:
-            self._shards.append(await self._start_shard(config))
-        self._router = await self._start_router(plan.router)
+        await self._start_group(plan.shards)
+        self._router = await self._start_router(dataclasses.replace(plan.router, epoch=self._epoch))
         for shard in self._shards:
             await self._until_ready(shard, deadline)
         self._console.phase("warming up")
@@ -160,6 +161,13 @@ class Supervisor:
         await self._preparing.close()
         self._preparing = None
         return model
+
+    async def _start_group(self, configs: Sequence[ShardConfig]) -> None:
+        """Start the shards under an epoch of their own: no call for other ones reaches them."""
+        self._epoch += 1
+        for config in configs:
+            numbered = dataclasses.replace(config, epoch=self._epoch)
+            self._shards.append(await self._start_shard(numbered))
 
     async def _start_shard(self, config: ShardConfig) -> Child:
         def argv(descriptor: int) -> Sequence[str]:

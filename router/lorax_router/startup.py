@@ -350,6 +350,7 @@ def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Sched
         max_step_tokens=budgets.max_step_tokens,
         max_rows=budgets.max_rows,
         depth=budgets.depth,
+        epoch=info.epoch,
     )
 
 

@@ -74,9 +74,9 @@ def serve(
 def _carry_out_orders(scheduler: Scheduler, now: float) -> None:
     orders = scheduler.adapter_orders()
     for handle in orders.prepare:
-        scheduler.adapter_event(handle, AdapterEvent.PREPARED, now)
+        scheduler.adapter_event(handle, AdapterEvent.PREPARED, now, epoch=orders.epoch)
     for handle in orders.release:
-        scheduler.adapter_event(handle, AdapterEvent.RELEASED, now)
+        scheduler.adapter_event(handle, AdapterEvent.RELEASED, now, epoch=orders.epoch)
 
 
 def _book(outcome: StepOutcome, accepted: list[bool], answers: dict[RequestId, Answer]) -> None:

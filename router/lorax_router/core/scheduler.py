@@ -70,6 +70,15 @@ class SchedulerStats:
     num_steps: int
 
 
+class ShardsLost(NamedTuple):
+    """What became of the requests when the shards were lost."""
+
+    # Those of steps that nobody acknowledged: one of them may be to blame.
+    suspects: list[RequestId]
+    # Those that ended since they can never fit into the new shards, and why.
+    impossible: dict[RequestId, str]
+
+
 class _InFlight(NamedTuple):
     seq: int
     rows: list[PlannedRow]
@@ -84,6 +93,7 @@ class Scheduler:
         max_step_tokens: most tokens one step computes; at least ``max_rows``.
         max_rows: most requests that run at once.
         depth: how many plans may be unapplied at once.
+        epoch: which incarnation of the shards is planned for, as the launcher counts them.
         policy: order of admission and preemption; first come first served if absent.
         adapters: decides which adapters are on the shards; none are known if absent.
     """
@@ -96,6 +106,7 @@ class Scheduler:
         max_step_tokens: int,
         max_rows: int,
         depth: int = 2,
+        epoch: int = 1,
         policy: QueuePolicy | None = None,
         adapters: AdapterTable | None = None,
     ) -> None:
@@ -111,6 +122,7 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.max_rows = max_rows
         self.depth = depth
+        self.epoch = epoch
         self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
         self._pool = BlockPool(num_blocks)
@@ -123,7 +135,7 @@ class Scheduler:
         self._active: set[AdapterHandle] = set()
         self._deactivate: list[AdapterHandle] = []
         self._ceasing: deque[tuple[int, list[AdapterHandle]]] = deque()
-        self._orders = Orders()
+        self._orders = Orders(epoch)
         self._next_seq = 1
         self._next_order = 0
         self._num_preemptions = 0
@@ -156,43 +168,73 @@ class Scheduler:
 
     def adapter_orders(self) -> Orders:
         """Return what is to be prepared and released beside the steps; each order once."""
-        orders, self._orders = self._orders, Orders()
+        orders, self._orders = self._orders, Orders(self.epoch)
         return orders
 
     def adapter_event(
-        self, handle: AdapterHandle, event: AdapterEvent, now: float
+        self, handle: AdapterHandle, event: AdapterEvent, now: float, *, epoch: int, nbytes: int = 0
     ) -> list[RequestId]:
-        """Book what came of an order; returns the requests that end because it failed."""
-        self.adapters.event(handle, event, now)
-        if event is not AdapterEvent.FAILED:
-            return []
-        failed = self._policy.waiting_for(handle)
-        for request in failed:
-            self._end(request)
-        return [request.request_id for request in failed]
+        """Book what came of an order; one of another epoch is void.
 
-    def shards_lost(self, now: float) -> list[RequestId]:
-        """The shards lost their memory: preempt everything and count steps anew.
+        ``nbytes`` is what the adapter takes in truth, if that is known now. Returns the
+        requests that end because the order failed.
+        """
+        if epoch != self.epoch:
+            return []
+        if nbytes:
+            self.adapters.measured(handle, nbytes)
+        self.adapters.event(handle, event, now)
+        return self._end_all_waiting(handle) if event is AdapterEvent.FAILED else []
+
+    def _end_all_waiting(self, handle: AdapterHandle) -> list[RequestId]:
+        """End all requests that wait with an adapter."""
+        waiting = self._policy.waiting_for(handle)
+        for request in waiting:
+            self._end(request)
+        return [request.request_id for request in waiting]
+
+    def shards_lost(
+        self, now: float, *, epoch: int, num_blocks: int, adapter_bytes: int | None
+    ) -> ShardsLost:
+        """Other shards took the place of those planned for: preempt everything, count anew.
 
         Tokens of steps in flight are lost; they will be computed again. Adapters are
-        prepared again; orders on their way are void. Returns the requests that were in
-        a step that nobody acknowledged.
+        prepared again; orders on their way are void. The others may have less memory:
+        requests that can never fit into it end.
         """
+        if epoch == self.epoch:
+            raise ValueError(f"epoch {epoch} is planned for already")
         suspects = [row.request for step in self._in_flight for row in step.rows]
         self._in_flight.clear()
         for request in self._requests.values():
             request.num_pending = 0
             request.last_step = 0
-        self.adapters.shards_lost()
+        self.adapters.shards_lost(adapter_bytes)
         for request in list(self._running.values()):
             self._vacate(request, now)
-        self._pool = BlockPool(self._pool.num_blocks)
+        self.epoch = epoch
+        self._pool = BlockPool(num_blocks)
         self._active.clear()
-        self._orders = Orders()
+        self._orders = Orders(epoch)
         for queue in (self._drop, self._deactivate, self._ceasing):
             queue.clear()
         self._next_seq = 1
-        return sorted({r.request_id for r in suspects if r.status is not Status.FINISHED})
+        impossible = self._end_impossible()
+        left = {r.request_id for r in suspects if r.status is not Status.FINISHED}
+        return ShardsLost(sorted(left), impossible)
+
+    def _end_impossible(self) -> dict[RequestId, str]:
+        """End the requests that can never fit any more; return why each cannot."""
+        impossible: dict[RequestId, str] = {}
+        for request in list(self._requests.values()):
+            try:
+                if request.spec.adapter != BASE_ADAPTER:
+                    self.adapters.check_possible(request.spec.adapter)
+                self._refuse_impossible(request.spec)
+            except ValidationError as error:
+                impossible[request.request_id] = str(error)
+                self._end(request)
+        return impossible
 
     @property
     def num_in_flight(self) -> int:

@@ -87,6 +87,9 @@ def test_w13_a_failed_preparation_gives_its_slot_and_bytes_back() -> None:
         assert table.orders(float(now)).prepare == [1]
         table.event(handle(1), AdapterEvent.FAILED, float(now))
         table.leaves(handle(1), was_running=False)
+        assert table.orders(float(now)) == Orders(release=[handle(1)])
+        assert table.capacity().bytes_held == 10
+        table.event(handle(1), AdapterEvent.RELEASED, float(now))
     request(table, 2, 60.0)
     request(table, 3, 60.0)
     assert table.admits(handle(2)) and table.admits(handle(3))
@@ -215,7 +218,7 @@ def test_after_a_loss_of_the_shards_everything_in_demand_is_prepared_again() -> 
     """Nothing is resident, nothing is held, running requests want their adapters back."""
     table = make_table(2, slots=2)
     request(table, 1, 0.0)
-    table.shards_lost()
+    table.shards_lost(10)
     table.returns(handle(1), 1.0)
     assert table.orders(1.0).prepare == [1]
 
@@ -303,7 +306,8 @@ def test_one_that_is_called_and_fails_is_not_tried_for_ever() -> None:
     table.want(handle(1), 0.0)
     assert table.orders(0.0).prepare == [1]
     table.event(handle(1), AdapterEvent.FAILED, 0.0)
-    assert table.orders(1.0) == Orders()
+    assert carry_out(table, 1.0) == Orders(release=[handle(1)])
+    assert table.orders(2.0) == Orders()
 
 
 def test_a_retired_adapter_serves_those_who_asked_then_leaves_with_its_memory() -> None:

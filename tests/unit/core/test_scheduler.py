@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
+from lorax_router.core.adapter_table import AdapterEvent, AdapterTable
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
+    AdapterHandle,
     FinishCode,
     RequestId,
     RequestSpec,
@@ -17,6 +20,7 @@ from lorax_contract.step import (
     StoppingParams,
     TokenColumns,
 )
+from lorax_router.core.request import RequestState
 from lorax_router.core.scheduler import MAX_BYPASSES, ProtocolError, Scheduler
 
 
@@ -28,13 +32,16 @@ def make_scheduler(**overrides: Any) -> Scheduler:
     return Scheduler(**(values | overrides))
 
 
-def submit(scheduler: Scheduler, request_id: int, num_prompt: int, max_new: int = 4) -> None:
+def submit(
+    scheduler: Scheduler, request_id: int, num_prompt: int, max_new: int = 4, adapter: int = 0
+) -> None:
     """Queue a request of ``num_prompt`` tokens."""
     spec = RequestSpec(
         request_id=RequestId(request_id),
         prompt_ids=list(range(num_prompt)),
         sampling=SamplingParams(),
         stopping=StoppingParams(max_new_tokens=max_new),
+        adapter=AdapterHandle(adapter),
     )
     scheduler.submit(spec, 0.0)
 
@@ -182,12 +189,17 @@ def test_depth_two_plans_ahead_and_frees_late() -> None:
     assert (first.num_tokens, second.num_tokens) == ([4], [1])
     assert scheduler.plan(0.0) is None
     assert scheduler.apply(answer(first, {1: 9}, {1: FinishCode.EOS_TOKEN}), 0.0) == [True]
-    assert scheduler._pool.num_free == 6
     assert scheduler.stats().num_free_blocks == 8
     scheduler.check()
+    # All blocks are spoken for by one who needs eight: the second step still touches two.
+    submit(scheduler, 2, 32, max_new=1)
+    third = scheduler.plan(0.0)
+    assert third is None or third.new_rows == []
     assert scheduler.apply(answer(second, {}), 0.0) == []
-    assert scheduler._pool.num_free == 8
     scheduler.check()
+    fourth = scheduler.plan(0.0)
+    assert fourth is not None
+    assert [row.spec.request_id for row in fourth.new_rows] == [2]
 
 
 def test_depth_two_never_runs_past_the_output_limit() -> None:
@@ -241,8 +253,10 @@ def test_w28_nothing_is_kept_of_requests_that_ended() -> None:
     assert last is not None
     scheduler.apply(StepOutcome(seq=last.seq), 0.0)
     assert scheduler.is_idle
-    sizes = [len(value) for value in vars(scheduler).values() if hasattr(value, "__len__")]
-    assert sum(sizes) == 0
+    del plan, last
+    gc.collect()
+    kept = [each for each in gc.get_objects() if type(each) in (RequestSpec, RequestState)]
+    assert kept == []
 
 
 def test_w34_a_cancelled_waiting_request_leaves_the_queue() -> None:
@@ -285,7 +299,8 @@ def test_losing_the_shards_is_preempting_everything() -> None:
     submit(scheduler, 2, 3)
     step(scheduler, {1: 9, 2: 8})
     scheduler.plan(0.0)
-    assert scheduler.shards_lost(0.0) == [1, 2]
+    lost = scheduler.shards_lost(0.0, epoch=2, num_blocks=8, adapter_bytes=None)
+    assert lost == ([1, 2], {})
     scheduler.check()
     plan = scheduler.plan(0.0)
     assert plan is not None
@@ -294,6 +309,54 @@ def test_losing_the_shards_is_preempting_everything() -> None:
         (1, [9]),
         (2, [8]),
     ]
+
+
+def test_requests_that_shards_with_less_memory_can_never_hold_end_in_words() -> None:
+    """The pool and the room for adapters are the new ones'; what fits neither ends."""
+    table = AdapterTable(max_resident=4, max_bytes=9)
+    for number, nbytes in ((1, 4), (2, 3), (3, 1), (4, 2)):
+        table.add(AdapterHandle(number), nbytes)
+    scheduler = make_scheduler(adapters=table)
+    for number in (3, 4):
+        table.pin(AdapterHandle(number))
+    submit(scheduler, 1, 4)
+    submit(scheduler, 2, 20)
+    for request_id, adapter in ((3, 1), (4, 2), (5, 3), (6, 4)):
+        submit(scheduler, request_id, 4, adapter=adapter)
+    before = scheduler.adapter_orders()
+    scheduler.plan(0.0)
+    lost = scheduler.shards_lost(1.0, epoch=5, num_blocks=4, adapter_bytes=2)
+    scheduler.check()
+    assert {1, 2} & set(lost.suspects) == {1}
+    assert lost.impossible.keys() == {2, 3, 4, 6}
+    assert "more than the 16 tokens" in lost.impossible[2]
+    assert "takes 4 bytes" in lost.impossible[3]
+    # Of the pins the first one fits, and keeps its place; no other may take that.
+    assert "pinned adapters leave 1 of 2" in lost.impossible[6]
+    assert [record.handle for record in table.snapshot() if record.is_pinned] == [3]
+    assert scheduler.stats().num_waiting == 2
+    assert before.epoch == 1
+    scheduler.plan(2.0)
+    assert scheduler.adapter_orders().epoch == 5
+
+
+def test_what_comes_of_an_order_for_shards_that_are_gone_is_void() -> None:
+    """Its adapter is being prepared anew, by another order."""
+    table = AdapterTable(max_resident=1)
+    table.add(AdapterHandle(1), 1)
+    scheduler = make_scheduler(adapters=table)
+    submit(scheduler, 1, 4, adapter=1)
+    scheduler.plan(0.0)
+    old = scheduler.adapter_orders()
+    scheduler.shards_lost(1.0, epoch=2, num_blocks=8, adapter_bytes=None)
+    for event in (AdapterEvent.PREPARED, AdapterEvent.FAILED, AdapterEvent.RELEASED):
+        assert scheduler.adapter_event(AdapterHandle(1), event, 1.0, epoch=old.epoch) == []
+        scheduler.check()
+    scheduler.plan(2.0)
+    new = scheduler.adapter_orders()
+    assert (old.prepare, new.prepare) == ([1], [1])
+    scheduler.adapter_event(AdapterHandle(1), AdapterEvent.PREPARED, 2.0, epoch=new.epoch)
+    assert step(scheduler, {1: 9}).activate == [1]
 
 
 @pytest.mark.parametrize("name", ["num_blocks", "block_size", "max_rows", "depth"])

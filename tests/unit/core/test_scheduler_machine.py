@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
+    BASE_ADAPTER,
     AdapterHandle,
     FinishCode,
     RequestId,
@@ -97,9 +98,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             adapters=make_table(num_slots),
         )
         self.now = 0.0
+        self.epoch, self.max_bytes = 1, 6
         # Adapters in the shard's memory, and orders that are being carried out.
         self.prepared: dict[AdapterHandle, str] = {}
-        self.orders: list[tuple[AdapterHandle, AdapterEvent]] = []
+        self.orders: list[tuple[AdapterHandle, AdapterEvent, int]] = []
         self.shard = make_shard(*self.sizes)
         self.plans: deque[StepPlan] = deque()
         self.outcomes: deque[StepOutcome] = deque()
@@ -147,7 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         try:
             self.scheduler.submit(spec, self.now)
         except ValidationError:
-            assert not fits
+            assert not fits or not self._may_fit(adapter)
             return
         assert fits
         self.specs[spec.request_id] = spec
@@ -191,22 +193,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         orders = self.scheduler.adapter_orders()
         for handle in orders.release:
             assert handle not in self.shard.active, "released while in effect"
-        self.orders += [(handle, AdapterEvent.PREPARED) for handle in orders.prepare]
-        self.orders += [(handle, AdapterEvent.RELEASED) for handle in orders.release]
+        epoch = orders.epoch
+        self.orders += [(handle, AdapterEvent.PREPARED, epoch) for handle in orders.prepare]
+        self.orders += [(handle, AdapterEvent.RELEASED, epoch) for handle in orders.release]
 
     @precondition(lambda self: self.orders)
     @rule(index=st.integers(0, 9), fails=st.integers(0, 3))
     def settle(self, index: int, fails: int = 1) -> None:
         """An order was carried out; one preparation in four fails."""
-        handle, event = self.orders.pop(index % len(self.orders))
+        handle, event, epoch = self.orders.pop(index % len(self.orders))
+        nbytes = 0
         if event is AdapterEvent.PREPARED and not fails:
             event = AdapterEvent.FAILED
-        elif event is AdapterEvent.PREPARED:
+        elif epoch == self.epoch and event is AdapterEvent.PREPARED:
             self.prepared[handle] = "content"
-            self.scheduler.adapters.measured(handle, 2)
-        else:
-            del self.prepared[handle]
-        for request_id in self.scheduler.adapter_event(handle, event, self.now):
+            nbytes = 2
+        elif epoch == self.epoch:
+            self.prepared.pop(handle, None)
+        for request_id in self.scheduler.adapter_event(
+            handle, event, self.now, epoch=epoch, nbytes=nbytes
+        ):
             assert self.specs[request_id].adapter == handle
             del self.specs[request_id]
         self.counts["adapters"] = self.counts.get("adapters", 0) + 1
@@ -216,12 +222,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A name leads to another content: the old handle serves those who have it, then goes."""
         self.scheduler.adapters.retire(self.handles[index])
         self.handles[index] = AdapterHandle(self.handles[index] + NUM_ADAPTERS)
-        self.scheduler.adapters.add(self.handles[index], nbytes=3)
+        self.scheduler.adapters.add(self.handles[index], nbytes=min(3, self.max_bytes))
 
     @rule(index=st.integers(1, NUM_ADAPTERS))
     def call(self, index: int) -> None:
         """An adapter is wanted without a request."""
-        self.scheduler.adapters.want(self.handles[index], self.now)
+        handle = self.handles[index]
+        if self._may_fit(handle):
+            self.scheduler.adapters.want(handle, self.now)
+
+    def _may_fit(self, handle: AdapterHandle) -> bool:
+        if handle == BASE_ADAPTER:
+            return True
+        if handle not in self.scheduler.adapters:
+            return False  # retired, and gone with the last request for it
+        try:
+            self.scheduler.adapters.check_possible(handle)
+        except ValidationError:
+            return False
+        return True
 
     @rule(index=st.integers(1, NUM_ADAPTERS), stays=st.booleans())
     def pin(self, index: int, stays: bool) -> None:
@@ -234,7 +253,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         try:
             adapters.pin(self.handles[index])
         except ValidationError:
-            assert len(others) + 1 >= adapters.max_resident
+            assert len(others) + 1 >= adapters.max_resident or self.max_bytes < 6
 
     def _note_touched(self, plan: StepPlan) -> None:
         """No block is granted while a step that is not booked yet touches it."""
@@ -306,11 +325,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.apply()
         self.scheduler.check()
 
-    @rule()
-    def lose_shards(self) -> None:
-        """The shard group dies and comes back empty; nothing in flight is answered."""
-        self.scheduler.shards_lost(self.now)
-        self.orders.clear()
+    @rule(num_blocks=st.integers(2, 9), max_bytes=st.integers(1, 6))
+    def lose_shards(self, num_blocks: int, max_bytes: int) -> None:
+        """Another shard group, empty and of another size, takes the place of a dead one.
+
+        Nothing in flight is answered; orders that were under way may still be, in vain.
+        """
+        held = {row.spec.request_id for plan in self.plans for row in plan.new_rows}
+        self.epoch += 1
+        self.sizes, self.max_bytes = (num_blocks, self.sizes[1]), max_bytes
+        lost = self.scheduler.shards_lost(
+            self.now, epoch=self.epoch, num_blocks=num_blocks, adapter_bytes=max_bytes
+        )
+        assert held & self.specs.keys() <= {*lost.suspects, *lost.impossible}
+        assert not {*lost.suspects} & {*lost.impossible}
+        for request_id in lost.impossible:
+            spec = self.specs.pop(request_id)
+            num_kv = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
+            assert num_kv > num_blocks * self.sizes[1] or not self._may_fit(spec.adapter)
+        self.counts["impossible"] = self.counts.get("impossible", 0) + len(lost.impossible)
         self.prepared.clear()
         self.plans.clear()
         self.outcomes.clear()

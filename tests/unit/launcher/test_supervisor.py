@@ -158,6 +158,8 @@ def test_configurations_name_the_prepared_model(stage: Stage, tmp_path: Path) ->
     assert stage.run(when_ready=read) == ExitCode.OK
     assert documents["shard"]["model_dir"] == documents["router"]["tokenizer_dir"] == str(tmp_path)
     assert documents["router"]["shard_uri"] == documents["shard"]["shard_uris"][0]
+    # The first group of shards that this launcher started.
+    assert documents["router"]["epoch"] == documents["shard"]["epoch"] == 1
 
 
 @pytest.mark.parametrize("variable", TOKEN_VARIABLES)

@@ -30,7 +30,8 @@ class AdapterEvent(Enum):
 TRANSITIONS = {
     (AdapterState.ABSENT, AdapterEvent.PREPARE): AdapterState.PREPARING,
     (AdapterState.PREPARING, AdapterEvent.PREPARED): AdapterState.RESIDENT,
-    (AdapterState.PREPARING, AdapterEvent.FAILED): AdapterState.ABSENT,
+    # On some rank it may be all the same: it is released like any other.
+    (AdapterState.PREPARING, AdapterEvent.FAILED): AdapterState.RELEASING,
     (AdapterState.RESIDENT, AdapterEvent.EVICT): AdapterState.RELEASING,
     (AdapterState.RELEASING, AdapterEvent.RELEASED): AdapterState.ABSENT,
 }
@@ -96,7 +97,8 @@ class AdapterCapacity:
 
 @dataclass(slots=True)
 class Orders:
-    """What the engine loop does on the prepare lane."""
+    """What the engine loop does on the prepare lane, for one incarnation of the shards."""
 
+    epoch: int = 1
     prepare: list[AdapterHandle] = field(default_factory=list)
     release: list[AdapterHandle] = field(default_factory=list)

@@ -5,11 +5,12 @@ prepare lane; ``event`` books what came of it. One table of transitions; an even
 that is not in it raises::
 
     ABSENT ──prepare──► PREPARING ──prepared──► RESIDENT ──evict──► RELEASING
-      ▲                     │ failed                                     │ released
-      └─────────────────────┴────────────────────────────────────────────┘
+      ▲                     └──────────────────failed──────────────────►┘ │
+      └─────────────────────────────released──────────────────────────────┘
 
 A slot and the adapter's bytes are held from ``prepare`` until ``released``: memory
-that is still being freed is never promised to another.
+that is still being freed is never promised to another. What failed on one rank may be
+on others: it is released as well.
 
 Eviction takes the idle adapter of least worth: greedy-dual-size-frequency (Cherkasova,
 1998). worth = clock + uses * cost / bytes, where the clock rises to the worth of
@@ -78,6 +79,8 @@ class AdapterTable:
         # The many that are known and neither hold a slot nor should cost a step nothing.
         self._index = AdapterIndex()
         self._clock = 0.0
+        # What could not be prepared, until its release is ordered.
+        self._failed: list[AdapterHandle] = []
 
     # --- what is known ------------------------------------------------------------
 
@@ -297,6 +300,7 @@ class AdapterTable:
         memory that it does not need, so that it never waits behind them.
         """
         orders = Orders()
+        orders.release, self._failed = self._failed, []
         for record in list(self._index.leaving.values()):
             self._move(record, AdapterEvent.EVICT, now)
             orders.release.append(record.handle)
@@ -355,16 +359,34 @@ class AdapterTable:
         """Book what came of an order."""
         self._move(self._records[handle], event, now)
 
-    def shards_lost(self) -> None:
-        """The shards lost everything: all adapters are absent, those in demand wait again."""
+    def shards_lost(self, max_bytes: int | None) -> None:
+        """Others took the place of the shards: all adapters are absent, those in demand wait again.
+
+        Of the pinned ones only those stay pinned that fit together into ``max_bytes``.
+        """
+        self.max_bytes = max_bytes
+        self._failed.clear()
+        self._unpin_beyond_budget()
         for record in self._records.values():
             record.state = AdapterState.ABSENT
             record.drained_at = None
-            if record.num_waiting or record.num_running:
-                record.wanted_at = record.last_used_at
+            is_wanted = record.num_waiting or record.num_running or record.is_called
+            record.wanted_at = record.last_used_at if is_wanted else None
             self._index.sort(record)
         for record in list(self._records.values()):
             self._drop_if_gone(record)
+
+    def _unpin_beyond_budget(self) -> None:
+        """Unpin what does not fit, the earliest pinned stay; call for nothing that never fits."""
+        if self.max_bytes is None:
+            return
+        left = self.max_bytes
+        for record in self._index.pinned.values():
+            record.is_pinned = record.nbytes <= left
+            left -= record.nbytes * record.is_pinned
+        for record in self._records.values():
+            if record.nbytes > self.max_bytes:
+                record.is_called = False
 
     def _move(self, record: AdapterRecord, event: AdapterEvent, now: float) -> None:
         before = record.state
@@ -383,11 +405,12 @@ class AdapterTable:
             record.is_called = False
             record.progressed_at = None
             self._assess(record)
+        elif event is AdapterEvent.FAILED:
+            # It would be prepared again at once, for ever.
+            record.is_pinned = record.is_called = False
+            self._failed.append(record.handle)
         elif record.state is AdapterState.ABSENT:
             record.drained_at = None
-            if event is AdapterEvent.FAILED:
-                # It would be prepared again at once, for ever.
-                record.is_pinned = record.is_called = False
             # Whoever came while it was being freed has waited since then.
             is_wanted = record.num_waiting or record.is_called
             waits_since = now if record.wanted_at is None else record.wanted_at

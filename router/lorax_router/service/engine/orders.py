@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -16,9 +17,8 @@ from lorax_router.core.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
-# A release that fails is tried again: what it was to free is still held.
-_RELEASE_TRIES = 3
-_RELEASE_PAUSE_S = 0.2
+# A release that fails is tried again after these seconds, the last of which repeat.
+_RELEASE_PAUSES_S = (0.2, 0.2, 1.0, 5.0, 30.0)
 
 
 class OrderExecutor(Protocol):
@@ -71,9 +71,9 @@ class AdapterOrders:
         """Start what the scheduler ordered since the last call."""
         orders = self._scheduler.adapter_orders()
         for handle in orders.prepare:
-            self._start(self._prepare(handle))
+            self._start(self._prepare(handle, orders.epoch))
         for handle in orders.release:
-            self._start(self._release(handle))
+            self._start(self._release(handle, orders.epoch))
 
     def arrival(self, handle: AdapterHandle) -> asyncio.Future[None]:
         """Return a future that ends when the adapter is resident, or with why it is not."""
@@ -103,23 +103,30 @@ class AdapterOrders:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _prepare(self, handle: AdapterHandle) -> None:
+    async def _prepare(self, handle: AdapterHandle, epoch: int) -> None:
         ordered_at = self._clock()
         try:
             report = await self._carrier.prepare(handle)
         except Exception as error:  # noqa: BLE001 - it fails this adapter's requests alone
-            self._failed(handle, error)
+            if not self._is_void(epoch):
+                self._failed(handle, error, epoch)
+            return
+        if self._is_void(epoch):
             return
         now = self._clock()
         self.loads[handle] = AdapterLoad(ordered_at=ordered_at, ready_at=now, report=report)
-        if report.device_bytes:
-            self._scheduler.adapters.measured(handle, report.device_bytes)
-        self._scheduler.adapter_event(handle, AdapterEvent.PREPARED, now)
+        self._scheduler.adapter_event(
+            handle, AdapterEvent.PREPARED, now, epoch=epoch, nbytes=report.device_bytes
+        )
         if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
             arrival.set_result(None)
         self._on_event([], None)
 
-    def _failed(self, handle: AdapterHandle, error: Exception) -> None:
+    def _is_void(self, epoch: int) -> bool:
+        """Whether an order was for shards that are gone: nothing that comes of it counts."""
+        return epoch != self._scheduler.epoch
+
+    def _failed(self, handle: AdapterHandle, error: Exception, epoch: int) -> None:
         if isinstance(error, LoraxError):
             logger.warning("adapter %d could not be prepared: %s", handle, error)
         else:
@@ -127,7 +134,9 @@ class AdapterOrders:
         shown = error if isinstance(error, LoraxError) else None
         if shown is None or isinstance(shown, ShardError):
             shown = GenerationError(str(error), public="the adapter could not be loaded")
-        ended = self._scheduler.adapter_event(handle, AdapterEvent.FAILED, self._clock())
+        ended = self._scheduler.adapter_event(
+            handle, AdapterEvent.FAILED, self._clock(), epoch=epoch
+        )
         if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
             # Whoever loads it by hand may care whose fault it was.
             arrival.set_exception(error if isinstance(error, LoraxError) else shown)
@@ -135,18 +144,25 @@ class AdapterOrders:
         self._tell_departures()
         self._on_event(ended, shown)
 
-    async def _release(self, handle: AdapterHandle) -> None:
-        for left in reversed(range(_RELEASE_TRIES)):
+    async def _release(self, handle: AdapterHandle, epoch: int) -> None:
+        """Have an adapter freed; until the shards say that it is, its slot and bytes are held."""
+        pauses = itertools.chain(_RELEASE_PAUSES_S, itertools.repeat(_RELEASE_PAUSES_S[-1]))
+        while not self._is_void(epoch):
             try:
                 await self._carrier.release(handle)
                 break
-            except Exception as error:  # noqa: BLE001 - whatever it was, its slot must come back
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is still there
                 # W14: nobody's request is to blame, and none may hear of it.
-                logger.error("adapter %d could not be released: %s", handle, error)
-                if left:
-                    await asyncio.sleep(_RELEASE_PAUSE_S)
+                pause_s = next(pauses)
+                logger.error(
+                    "adapter %d could not be released, its memory is held; trying again in %g s: %s",
+                    handle, pause_s, error,
+                )  # fmt: skip
+                await asyncio.sleep(pause_s)
+        if self._is_void(epoch):
+            return
         self.loads.pop(handle, None)
-        self._scheduler.adapter_event(handle, AdapterEvent.RELEASED, self._clock())
+        self._scheduler.adapter_event(handle, AdapterEvent.RELEASED, self._clock(), epoch=epoch)
         self._tell_departures()
         self._on_event([], None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 
 import pytest
 from tests.helpers.adapter_world import AdapterWorld, adapter_world, fetched, ref, selection
@@ -282,7 +281,7 @@ def test_a_failed_preparation_ends_its_own_requests_in_words(error, status, word
 
 @in_loop
 async def test_w14_a_release_that_fails_is_tried_again_and_harms_nobody(monkeypatch):
-    monkeypatch.setattr(orders, "_RELEASE_PAUSE_S", 0.0)
+    monkeypatch.setattr(orders, "_RELEASE_PAUSES_S", (0.0,))
     async with adapter_world(max_active_adapters=1) as world:
         failures: list[Exception] = [ShardError("busy"), RuntimeError("odd")]
 
@@ -299,23 +298,58 @@ async def test_w14_a_release_that_fails_is_tried_again_and_harms_nobody(monkeypa
 
 
 @in_loop
-async def test_w14_a_release_that_never_works_is_given_up_and_harms_nobody(monkeypatch):
-    monkeypatch.setattr(orders, "_RELEASE_PAUSE_S", 0.0)
+async def test_memory_that_is_not_known_to_be_free_is_promised_to_nobody(monkeypatch):
+    """However often a release fails: those who wait for its slot wait on, the others do not."""
+    monkeypatch.setattr(orders, "_RELEASE_PAUSES_S", (0.0,))
     async with adapter_world(max_active_adapters=1) as world:
-        tried: Counter[AdapterHandle] = Counter()
+        tries = 0
+        is_busy = True
 
         def release(handle: AdapterHandle, forget: object) -> None:
-            tried[handle] += 1
-            raise ShardError("busy")
+            nonlocal tries
+            tries += 1
+            if is_busy:
+                raise ShardError("busy")
 
         world.shard.on_release = release
-        for name in ("a", "b", "a"):
-            answer = await world.generate(name)
-            tokens = answer.sequences[0].tokens.ids
-            assert tokens == expected(world, world.handle(name), 3)
-        # More than once each, and not for ever.
-        assert len(tried) == 2
-        assert all(2 <= number <= 5 for number in tried.values())
+        await world.generate("a")
+        waiting = asyncio.create_task(world.generate("b"))
+        await until(lambda: tries > 20)
+        await world.generate(None)
+        assert world.table.capacity().num_held == 1
+        assert list(world.shard.prepared) == [1]
+        assert not waiting.done()
+        is_busy = False
+        await waiting
+        assert list(world.shard.prepared) == [2]
+
+
+@in_loop
+async def test_what_could_not_be_prepared_is_released_before_its_memory_is_promised(monkeypatch):
+    """On some rank it may lie all the same."""
+    monkeypatch.setattr(orders, "_RELEASE_PAUSES_S", (0.0,))
+    async with adapter_world(max_active_adapters=1) as world:
+        released: list[int] = []
+        is_busy = True
+
+        def prepare(handle: AdapterHandle, content: object) -> None:
+            if handle == 1:
+                raise ShardError("odd")
+
+        def release(handle: AdapterHandle, forget: object) -> None:
+            released.append(handle)
+            if is_busy:
+                raise ShardError("busy")
+
+        world.shard.on_prepare, world.shard.on_release = prepare, release
+        with pytest.raises(GenerationError):
+            await world.generate("a")
+        waiting = asyncio.create_task(world.generate("b"))
+        await until(lambda: len(released) > 5)
+        assert set(released) == {1}
+        assert not waiting.done()
+        is_busy = False
+        await waiting
 
 
 @in_loop
