@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from lorax_contract.errors import ValidationError
 from lorax_contract.step import BlockId, NewRow, RequestId, RequestSpec
 
 
@@ -89,3 +90,19 @@ class RequestState:
         }
         if broken := [name for name, holds in facts.items() if not holds]:
             raise AssertionError(f"request {self.request_id}: {', '.join(broken)}")
+
+
+def refuse_impossible(spec: RequestSpec, num_blocks: int, block_size: int) -> None:
+    """Raise ValidationError when a request could not even run alone in the empty pool."""
+    if not spec.prompt_ids:
+        raise ValidationError("`inputs` must have at least one token")
+    if spec.stopping.max_new_tokens < 1:
+        raise ValidationError("`max_new_tokens` must be at least 1")
+    # The last token is never computed, so it needs no room.
+    num_kv = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
+    if -(-num_kv // block_size) > num_blocks:
+        raise ValidationError(
+            f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new "
+            f"tokens need more than the {num_blocks * block_size} tokens that the KV cache holds; "
+            "shorten the prompt or lower `max_new_tokens`"
+        )

@@ -42,10 +42,11 @@ from lorax_contract.step import (
     StepOutcome,
     StepPlan,
 )
+from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.blocks import BlockPool
 from lorax_router.core.policy import FirstComeFirstServed, QueuePolicy
-from lorax_router.core.request import RequestState, Status
+from lorax_router.core.request import RequestState, Status, refuse_impossible
 from lorax_router.core.step_builder import PlannedRow, StepBuilder
 
 # How many later requests may overtake one that does not fit, before all wait for it.
@@ -130,12 +131,7 @@ class Scheduler:
         self._running: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._drop: list[RequestId] = []
-        # Adapters in effect on the shards; those that cease with the next plan; those
-        # that ceased in a step that is not acknowledged yet; orders not taken yet.
-        self._active: set[AdapterHandle] = set()
-        self._deactivate: list[AdapterHandle] = []
-        self._ceasing: deque[tuple[int, list[AdapterHandle]]] = deque()
-        self._orders = Orders(epoch)
+        self._activation = Activation(epoch)
         self._next_seq = 1
         self._next_order = 0
         self._num_preemptions = 0
@@ -151,7 +147,7 @@ class Scheduler:
             raise ValueError(f"adapter handle {spec.adapter} is not known")
         if spec.adapter != BASE_ADAPTER:
             self.adapters.check_possible(spec.adapter)
-        self._refuse_impossible(spec)
+        refuse_impossible(spec, self._pool.num_blocks, self.block_size)
         request = RequestState(spec, self._next_order, now)
         self._next_order += 1
         self._requests[spec.request_id] = request
@@ -168,8 +164,7 @@ class Scheduler:
 
     def adapter_orders(self) -> Orders:
         """Return what is to be prepared and released beside the steps; each order once."""
-        orders, self._orders = self._orders, Orders(self.epoch)
-        return orders
+        return self._activation.take_orders()
 
     def adapter_event(
         self, handle: AdapterHandle, event: AdapterEvent, now: float, *, epoch: int, nbytes: int = 0
@@ -214,10 +209,8 @@ class Scheduler:
             self._vacate(request, now)
         self.epoch = epoch
         self._pool = BlockPool(num_blocks)
-        self._active.clear()
-        self._orders = Orders(epoch)
-        for queue in (self._drop, self._deactivate, self._ceasing):
-            queue.clear()
+        self._activation = Activation(epoch)
+        self._drop.clear()
         self._next_seq = 1
         impossible = self._end_impossible()
         left = {r.request_id for r in suspects if r.status is not Status.FINISHED}
@@ -230,7 +223,7 @@ class Scheduler:
             try:
                 if request.spec.adapter != BASE_ADAPTER:
                     self.adapters.check_possible(request.spec.adapter)
-                self._refuse_impossible(request.spec)
+                refuse_impossible(request.spec, self._pool.num_blocks, self.block_size)
             except ValidationError as error:
                 impossible[request.request_id] = str(error)
                 self._end(request)
@@ -244,7 +237,8 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing in flight."""
-        return not (self._requests or self._in_flight or self._drop or self._deactivate)
+        has_news = self._drop or self._activation.has_news
+        return not (self._requests or self._in_flight or has_news)
 
     # --- plan -------------------------------------------------------------------
 
@@ -261,13 +255,11 @@ class Scheduler:
         self._plan_prompts(builder, prompts)
         if not builder.is_stalled and self._num_preemptions == num_preemptions:
             self._plan_admissions(builder, prompts)
-        has_news = bool(self._drop or self._deactivate)
+        has_news = bool(self._drop) or self._activation.has_news
         if not builder.rows and (not has_news or self._in_flight):
             return None
         builder.plan.drop, self._drop = self._drop, []
-        if self._deactivate:
-            self._ceasing.append((builder.plan.seq, self._deactivate))
-            builder.plan.deactivate, self._deactivate = self._deactivate, []
+        self._activation.write(builder.plan)
         self._next_seq += 1
         self._num_steps += 1
         self._in_flight.append(_InFlight(builder.plan.seq, builder.rows))
@@ -279,14 +271,7 @@ class Scheduler:
             for request in list(self._running.values()):
                 if request.spec.adapter == handle:
                     self._preempt(request, now)
-        orders = self.adapters.orders(now)
-        self._orders.prepare += orders.prepare
-        for handle in orders.release:
-            if handle in self._active:
-                self._active.remove(handle)
-                self._deactivate.append(handle)
-            else:
-                self._orders.release.append(handle)
+        self._activation.decided(self.adapters.orders(now))
 
     def _plan_decodes(self, builder: StepBuilder) -> list[RequestState]:
         """Give one token to each row that has just one to compute; return the other rows."""
@@ -366,9 +351,7 @@ class Scheduler:
         self._running[request.request_id] = request
         adapter = request.spec.adapter
         self.adapters.runs(adapter, builder.now)
-        if adapter != BASE_ADAPTER and adapter not in self._active:
-            self._active.add(adapter)
-            builder.plan.activate.append(adapter)
+        self._activation.need(adapter, builder.plan)
         builder.plan.new_rows.append(request.as_new_row())
         builder.place(request, min(builder.budget, request.num_tokens))
 
@@ -422,11 +405,8 @@ class Scheduler:
         accepted = self._book_tokens(outcome, awaited, now)
         if awaited:
             raise ProtocolError(f"step {step.seq} has no token for requests {sorted(awaited)}")
-        # It is on the shards all the same: the next row that needs it has it activated anew.
-        self._active.difference_update(outcome.inactive)
+        self._activation.acknowledge(step.seq, outcome.inactive)
         self._pool.acknowledge(step.seq)
-        while self._ceasing and self._ceasing[0][0] <= step.seq:
-            self._orders.release += self._ceasing.popleft()[1]
         return accepted
 
     def _book_computed(self, rows: list[PlannedRow]) -> set[RequestId]:
@@ -480,21 +460,6 @@ class Scheduler:
         del self._requests[request.request_id]
 
     # --- facts ------------------------------------------------------------------
-
-    def _refuse_impossible(self, spec: RequestSpec) -> None:
-        if not spec.prompt_ids:
-            raise ValidationError("`inputs` must have at least one token")
-        if spec.stopping.max_new_tokens < 1:
-            raise ValidationError("`max_new_tokens` must be at least 1")
-        # The last token is never computed, so it needs no room.
-        num_kv = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
-        room = self._pool.num_blocks * self.block_size
-        if -(-num_kv // self.block_size) > self._pool.num_blocks:
-            raise ValidationError(
-                f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new "
-                f"tokens need more than the {room} tokens that the KV cache holds; "
-                "shorten the prompt or lower `max_new_tokens`"
-            )
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot for metrics."""

@@ -6,7 +6,6 @@ import gc
 from typing import Any
 
 import pytest
-from lorax_router.core.adapter_table import AdapterEvent, AdapterTable
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
@@ -20,6 +19,7 @@ from lorax_contract.step import (
     StoppingParams,
     TokenColumns,
 )
+from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
 from lorax_router.core.request import RequestState
 from lorax_router.core.scheduler import MAX_BYPASSES, ProtocolError, Scheduler
 
