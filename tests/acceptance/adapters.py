@@ -324,7 +324,7 @@ LEAST_AGREEING = 20
 
 def listed(server: Server) -> frozenset[str]:
     """Return the adapters that the list calls resident."""
-    path = "/v1/adapters?state=resident&limit=1000"
+    path = "/v1/adapters?state=resident&limit=500"
     page = json.loads(server.get(path))
     entries = page["adapters"]
     while page["next_cursor"] is not None:

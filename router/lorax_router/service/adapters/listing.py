@@ -33,7 +33,7 @@ STATES = (
     "retiring",
 )  # fmt: skip
 DEFAULT_PAGE = 100
-LARGEST_PAGE = 1000
+LARGEST_PAGE = 500
 # Lines that are looked at for one page, at most: of a filter few may pass.
 _MOST_LOOKED_AT = 2 * LARGEST_PAGE
 
