@@ -187,6 +187,8 @@ async def test_a_bad_adapter_fails_alone(
         assert error.reason is reason
         assert words in error.text
         assert "hf_secret" not in f"{error.text} {error.detail} {caplog.text}"
+        told = [r.getMessage() for r in caplog.records if error.text in r.getMessage()]
+        assert [each.count("hub:org/bad") for each in told] == [1]
         (tmp_path / "gate").touch()
         (await neighbour).release()
         hub.requests.clear()

@@ -237,10 +237,11 @@ class AdapterFetcher:
         everybodys, callers = self._failure_keys(ref, token)
         self._negative.failed(everybodys if access in ("public", "server") else callers, error)
         detail = without_secrets(error.detail, [token])
+        # Most texts name the adapter themselves.
+        named = error.text if str(ref) in error.text else f"adapter {ref}: {error.text}"
         logger.warning(
-            "adapter %s: %s",
-            ref,
-            error.text,
+            "%s",
+            named,
             extra={"fields": {"adapter": str(ref), **({"detail": detail} if detail else {})}},
         )
 

@@ -2,7 +2,7 @@
 
 A regular expression can take for ever on a short name, and nothing in its process can stop it:
 ``re`` keeps the interpreter for the whole match. So what has operators is matched in a fork that
-the kernel ends after seconds of computing.
+the kernel ends after a second of computing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.targets import LowRank, Selection, select
 
 # Of computing; honest patterns take milliseconds.
-LIMIT_S = 2.0
+LIMIT_S = 1.0
 # More than this many patterns could take long together, though each is plain.
 _MAX_PLAIN = 500
 _PLAIN = re.compile(r"[\w.-]*")

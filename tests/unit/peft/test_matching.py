@@ -1,4 +1,4 @@
-"""Patterns of an adapter are matched within seconds of computing, or the adapter is refused."""
+"""Patterns of an adapter are matched within a second of computing, or the adapter is refused."""
 
 from __future__ import annotations
 
