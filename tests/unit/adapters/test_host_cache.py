@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,3 +137,16 @@ def test_tokens_that_were_damaged_on_the_disk_are_fetched_again(world: LaneWorld
     path.write_bytes(raw)
     error = failure(lambda: world.host.get(part))
     assert error.reason is Reason.CORRUPT
+
+
+def test_an_adapters_options_are_not_read_where_it_is_loaded(world: LaneWorld) -> None:
+    """A pattern that takes for ever would hold up the model's process: nobody matches it there."""
+    part = world.add()
+    path = world.store.root / "entries" / part.store_digest / "adapter_config.json"
+    endless = json.dumps({"peft_type": "LORA", "target_modules": "(([a-z_0-9.])*)*!"})
+    size = path.stat().st_size
+    path.chmod(0o600)
+    # Of the same size, or the entry would count as damaged.
+    path.write_text(endless.ljust(size))
+    assert path.stat().st_size == size
+    assert world.host.get(part).nbytes > 0
