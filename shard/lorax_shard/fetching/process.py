@@ -285,7 +285,7 @@ def main() -> int:
         return 0
     if setup.sources.hub_enabled:
         # Before the first fork, so that no fetch pays for it.
-        import huggingface_hub  # noqa: F401
+        from lorax_shard.fetching.sources import hub  # noqa: F401
     FetchWatcher(setup, 0, answers).serve()
     return 0
 
