@@ -25,7 +25,9 @@ _VERIFY = "lorax_shard.peft.verify:verify"
 
 def make_store(config: ShardConfig) -> AdapterStore:
     """Open the store that all ranks of this host share."""
-    return AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
+    store = AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
+    store.open()
+    return store
 
 
 def make_host_cache(config: ShardConfig, store: AdapterStore) -> HostCache:
