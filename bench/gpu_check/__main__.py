@@ -1,4 +1,4 @@
-"""The command: every stage in a process of its own, then JSON and a Markdown page."""
+"""The command: every stage in a process of its own, then JSON, a Markdown page and its logs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.gpu_check import machine
-from bench.gpu_check.plan import BY_NAME, STAGES, CheckStage
+from bench.gpu_check.plan import BY_NAME, PARTS, STAGES, CheckStage
 from bench.gpu_check.report import FAILED, SKIPPED, to_markdown
 
 _GRACE_S = 5.0
@@ -90,36 +89,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stages asked for; 1 if one failed."""
     parser = argparse.ArgumentParser(prog="make gpu-check", description=__doc__)
     parser.add_argument("--small", action="store_true", help="tiny shapes on a CPU")
-    parser.add_argument("--stages", default=",".join(BY_NAME), help="names, with commas")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--part", type=int, choices=PARTS, help="what one short call does")
+    chosen.add_argument("--stages", help="names, with commas")
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--budget", type=float, help="seconds for each stage instead of its own")
     options = parser.parse_args(arguments)
-    names = options.stages.split(",")
-    if unknown := sorted(set(names) - set(BY_NAME)):
-        parser.error(f"no such stage: {', '.join(unknown)}")
+    stages = [stage for stage in STAGES if options.part in (None, stage.part)]
+    if options.stages:
+        names = options.stages.split(",")
+        if unknown := sorted(set(names) - set(BY_NAME)):
+            parser.error(f"no such stage: {', '.join(unknown)}")
+        stages = [stage for stage in STAGES if stage.name in names]
     own = machine.ROOT / ("bench/out" if options.small else "bench/results")
     out = options.out or Path(os.environ.get("OUT") or own)
-    out.mkdir(parents=True, exist_ok=True)
     facts = machine.describe(small=options.small)
     if not options.small and facts["device"] == "CPU":
         parser.error("torch sees no GPU here; --small checks the command itself on a CPU")
-    document: dict[str, Any] = {"machine": facts, "small": options.small, "stages": []}
-    stem = "gpu-check-small" if options.small else "gpu-check"
-    with tempfile.TemporaryDirectory() as logs:
-        for stage in (stage for stage in STAGES if stage.name in names):
-            print(f"== {stage.title}", flush=True)
-            log = Path(logs) / f"{stage.name}.log"
-            budget_s = options.budget or stage.budget_s
-            result = run_stage(stage, log, small=options.small, budget_s=budget_s)
-            document["stages"].append(result)
-            if result["status"] == FAILED:
-                print("\n".join(log.read_text(errors="replace").splitlines()[-30:]))
-            print(f"   {result['status']} after {result['seconds']} s {result['text']}", flush=True)
-            # After each, so that what is there stays when the whole run is cut.
-            (out / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
-            (out / f"{stem}.md").write_text(to_markdown(document))
+    return run_all(
+        stages, out, facts, small=options.small, part=options.part, budget=options.budget
+    )
+
+
+def run_all(
+    stages: Sequence[CheckStage],
+    out: Path,
+    facts: dict[str, str],
+    *,
+    small: bool,
+    part: int | None,
+    budget: float | None,
+) -> int:
+    """Run stages and write what they found after each, so that it stays when the rest is cut."""
+    out.mkdir(parents=True, exist_ok=True)
+    name = "gpu-check" + "-small" * small + (f"-part-{part}" if part else "")
+    document: dict[str, Any] = {"machine": facts, "small": small, "stages": []}
+    logs = out / f"{name}.log"
+    logs.write_text("")
+    for stage in stages:
+        print(f"== {stage.title}", flush=True)
+        log = out / f"{name}.{stage.name}.running"
+        result = run_stage(stage, log, small=small, budget_s=budget or stage.budget_s)
+        document["stages"].append(result)
+        words = log.read_text(errors="replace")
+        with logs.open("a") as file:
+            file.write(f"== {stage.name}: {result['status']}\n{words}\n")
+        for scratch in (log, log.with_suffix(".json")):
+            scratch.unlink(missing_ok=True)
+        if result["status"] == FAILED:
+            print("\n".join(words.splitlines()[-30:]))
+        print(f"   {result['status']} after {result['seconds']} s {result['text']}", flush=True)
+        (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        (out / f"{name}.md").write_text(to_markdown(document))
     ends = [stage["status"] for stage in document["stages"]]
-    print(f"{out / stem}.md: {ends.count('ok')} ok, {ends.count(FAILED)} failed, "
+    print(f"{out / name}.md: {ends.count('ok')} ok, {ends.count(FAILED)} failed, "
           f"{ends.count(SKIPPED)} skipped")  # fmt: skip
     return int(FAILED in ends)
 

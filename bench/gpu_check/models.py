@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,15 +95,24 @@ def build(
     paged.linear_backend = install(model, "torch" if device.type == "cpu" else "auto", device)[0]
     paged.lora = lora_model.install(model, lora, device, dtype)
     paged.lora_backend = paged.lora.backend
+    paged.warm_up(BLOCK_SIZE)
     return paged
 
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
 @torch.inference_mode()
-def load_adapters(model: HFPagedModel, ranks: Sequence[int]) -> list[int]:
-    """Put an adapter of every linear but the head into slot 0, 1, …; return their bytes."""
+def load_adapters(
+    model: HFPagedModel, ranks: Sequence[int], *, modules: Sequence[str] = (), first_slot: int = 0
+) -> dict[int, int]:
+    """Put adapters of these ranks into slots from ``first_slot`` on; return the bytes of each.
+
+    ``modules`` are the last parts of the names of linears that have one; none: all but the head.
+    """
     lora = model.lora
     assert lora is not None
-    generator = torch.Generator(model.device).manual_seed(1)
+    generator = torch.Generator(model.device).manual_seed(1 + first_slot)
 
     def draw(*size: int) -> torch.Tensor:
         values = torch.randn(size, generator=generator, device=model.device, dtype=model.dtype)
@@ -114,9 +122,10 @@ def load_adapters(model: HFPagedModel, ranks: Sequence[int]) -> list[int]:
         (number, sites)
         for number, sites in enumerate(find_groups(lora.sites))
         if not any(site.is_head for site in sites)
+        and (not modules or sites[0].name.rpartition(".")[2] in modules)
     ]
-    sizes: list[int] = []
-    for slot, rank in enumerate(ranks):
+    sizes = {}
+    for slot, rank in enumerate(ranks, first_slot):
         weights = {
             number: GroupWeights(
                 draw(rank * len(sites), sites[0].in_features),
@@ -129,28 +138,5 @@ def load_adapters(model: HFPagedModel, ranks: Sequence[int]) -> list[int]:
             num_logits=0, max_rank=rank,
         )  # fmt: skip
         lora.load(slot, adapter)
-        sizes.append(adapter.nbytes)
+        sizes[slot] = adapter.nbytes
     return sizes
-
-
-def seconds(
-    call: Callable[[], object], device: torch.device, *, budget_s: float = 0.5, most: int = 30
-) -> float:
-    """Return the median time of a call after two to warm up: of a device its own time."""
-    call()
-    call()
-    times: list[float] = []
-    started = time.perf_counter()
-    while len(times) < 3 or (len(times) < most and time.perf_counter() - started < budget_s):
-        if device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            call()
-            last.record()
-            last.synchronize()
-            times.append(first.elapsed_time(last) / 1e3)
-        else:
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]

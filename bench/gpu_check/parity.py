@@ -2,20 +2,30 @@
 
 The reference computes the same weights in the same dtype by the ``torch`` backends. In 16 bits
 two right answers differ by rounding, and a router of experts may turn over where two are nearly
-as good; there the median token counts, in float32 every token.
+as good; there the median token counts, in float32 every token. A decode step is also captured in
+a graph, whose replay must give what the same launches gave without it, bit for bit.
+
+Each family is a process of its own: most of the time goes into compiling kernels.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from bench.gpu_check.machine import ROOT
+from bench.gpu_check.measure import capture
 from bench.gpu_check.models import BLOCK_SIZE, device_of
-from bench.gpu_check.report import FAILED, Report
+from bench.gpu_check.report import FAILED, OK, RUNNING, Report
+from bench.gpu_check.steps import ModelStep
 from tests.helpers.tiny_models import make_tiny_model
+from tests.helpers.triton_interpreter import mend_interpreter
 
 from lorax_contract.config import Device, ShardConfig
 from lorax_contract.errors import StartupError
@@ -28,13 +38,15 @@ from lorax_shard.lora.sites import Kind
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
-FAMILIES = ("llama", "qwen2", "gemma2", "gpt2", "mixtral", "gpt_oss", "phi3")
+FAMILIES = ("llama", "gemma2", "gpt_oss", "mixtral")
 RANKS = (4, 1, 16)
 # Largest ||got - reference|| / ||reference|| of a token's logits, as it is counted.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 # Rows are prompts of these lengths; then each decodes one token.
 LENGTHS = (19, 1, 7, 33, 12)
 SLOTS = (0, None, 1, 2, 0)
+_COLUMNS = ("model", "dtype", "attention", "LoRA", "median", "largest", "counted", "allowed",
+            "graph")  # fmt: skip
 
 
 class Choice(NamedTuple):
@@ -45,37 +57,82 @@ class Choice(NamedTuple):
 
 
 def run(report: Report, *, small: bool) -> None:
-    """Compare every family, dtype and pair of backends."""
-    device = device_of(small)
-    report.table(
-        "Error of a token's logits",
-        ("model", "dtype", "attention", "LoRA", "median", "largest", "counted", "allowed"),
-    )
+    """Compare every family in a process of its own, and put together what they found."""
+    report.table("Error of a token's logits", _COLUMNS)
     wrong = []
-    for family in FAMILIES[:1] if small else FAMILIES:
-        for dtype, allowed in TOLERANCES.items():
-            with tempfile.TemporaryDirectory() as folder:
-                model_dir = make_tiny_model(family, Path(folder) / family)
-                expected = logits_of(model_dir, "cpu", dtype, Choice("torch", "torch"))
-                for choice in choices(device, dtype, small):
-                    try:
-                        got = logits_of(model_dir, device.type, dtype, choice)
-                    except StartupError as error:
-                        if error.exit_code is not ExitCode.BACKEND_UNAVAILABLE:
-                            raise
-                        report.note(f"{family}: {error}")
-                        continue
-                    error = errors(got, expected)
-                    exact = dtype is torch.float32
-                    counted = float(error.max() if exact else error.median())
-                    report.row(
-                        family, str(dtype)[6:], *choice, float(error.median()),
-                        float(error.max()), "largest" if exact else "median", allowed,
-                    )  # fmt: skip
-                    if not counted <= allowed:
-                        wrong.append(f"{family} {str(dtype)[6:]} {'+'.join(choice)}: {counted:.2g}")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{name}.json" for name in FAMILIES[: 1 if small else None]}
+        flags = ["--small"] if small else []
+        processes = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", "bench.gpu_check.parity", name, str(path), *flags], cwd=ROOT
+            )
+            for name, path in paths.items()
+        }
+        for name, process in processes.items():
+            code = process.wait()
+            found = json.loads(paths[name].read_text()) if paths[name].exists() else {}
+            for table in found.get("tables", ()):
+                for row in table["rows"]:
+                    report.row(*row)
+            for note in found.get("notes", ()):
+                report.note(note)
+            if found.get("status", RUNNING) != OK:
+                wrong.append(found.get("text") or f"{name} ended with code {code}")
+    if wrong:
+        report.end(FAILED, "; ".join(wrong))
+
+
+def run_family(report: Report, family: str, *, small: bool) -> None:
+    """Compare every dtype and pair of backends."""
+    device = device_of(small)
+    report.table("Error of a token's logits", _COLUMNS)
+    wrong = []
+    for dtype, allowed in TOLERANCES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            model_dir = make_tiny_model(family, Path(folder) / family)
+            expected = logits_of(load(model_dir, "cpu", dtype, Choice("torch", "torch")))
+            for choice in choices(device, dtype, small):
+                try:
+                    model = load(model_dir, device.type, dtype, choice)
+                except StartupError as error:
+                    if error.exit_code is not ExitCode.BACKEND_UNAVAILABLE:
+                        raise
+                    report.note(f"{family}: {error}")
+                    continue
+                difference = errors(logits_of(model), expected)
+                exact = dtype is torch.float32
+                counted = float(difference.max() if exact else difference.median())
+                replayed = replays(report, model)
+                report.row(
+                    family, str(dtype)[6:], *choice, float(difference.median()),
+                    float(difference.max()), "largest" if exact else "median", allowed, replayed,
+                )  # fmt: skip
+                if not counted <= allowed or replayed == "differs":
+                    words = f"{family} {str(dtype)[6:]} {'+'.join(choice)}: {counted:.2g}"
+                    wrong.append(words + ", graph differs" * (replayed == "differs"))
     if wrong:
         report.end(FAILED, f"too far from the reference: {'; '.join(wrong)}")
+
+
+def replays(report: Report, model: HFPagedModel) -> str | None:
+    """Return whether a graph of a decode step gives the very same logits; None: there is none."""
+    if model.lora_backend != "triton":
+        return None
+    step = ModelStep(model, 4, 1, 33, list(range(len(RANKS))))
+    try:
+        with step.fixed() as call:
+            if model.device.type != "cuda":
+                return "same" if torch.equal(call(), call()) else "differs"
+            captured = capture(call)
+            with torch.inference_mode():
+                captured.output.zero_()
+            captured.replay()
+            torch.cuda.synchronize()
+            return "same" if torch.equal(captured.eager, captured.output) else "differs"
+    except Exception as error:  # noqa: BLE001 - a family's own code may be what cannot be captured
+        report.note(f"{model.model_type} is not captured: {str(error).strip().splitlines()[0]}")
+        return None
 
 
 def choices(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[Choice]:
@@ -92,10 +149,8 @@ def choices(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[C
         yield Choice(attentions[0], name)
 
 
-def logits_of(
-    model_dir: Path, device: Device | str, dtype: torch.dtype, choice: Choice
-) -> torch.Tensor:
-    """Return the logits of all tokens: two ragged steps of prompts, then one of decodes."""
+def load(model_dir: Path, device: Device | str, dtype: torch.dtype, choice: Choice) -> HFPagedModel:
+    """Return a model with adapters in its slots."""
     config = ShardConfig(
         model_dir=str(model_dir), model_id="tiny", shard_uris=["unix:/unused"],
         device="cuda" if device == "cuda" else "cpu", dtype=str(dtype)[6:],
@@ -105,7 +160,7 @@ def logits_of(
     assert model.lora is not None
     for slot, rank in enumerate(RANKS):
         model.lora.load(slot, adapter(model.lora, rank, slot))
-    return drive(model)
+    return model
 
 
 def adapter(model: LoraModel, rank: int, seed: int) -> HostAdapter:
@@ -127,8 +182,8 @@ def adapter(model: LoraModel, rank: int, seed: int) -> HostAdapter:
     return HostAdapter(digest=f"random-{seed}", modules=modules)
 
 
-def drive(model: HFPagedModel) -> torch.Tensor:
-    """Compute every row in three steps and return all logits on the CPU."""
+def logits_of(model: HFPagedModel) -> torch.Tensor:
+    """Return the logits of all tokens: two ragged steps of prompts, then one of decodes."""
     blocks = -(-(max(LENGTHS) + 1) // BLOCK_SIZE)
     model.allocate_cache(len(LENGTHS) * blocks, BLOCK_SIZE)
     # Scattered, so that a wrong table shows.
@@ -184,3 +239,22 @@ def errors(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Return each token's relative error; a value that is not finite counts as infinite."""
     error = (got - expected).double().norm(dim=1) / expected.double().norm(dim=1)
     return error.nan_to_num(nan=float("inf"))
+
+
+def main() -> int:
+    """Compare one family; its report says how it ended."""
+    family, path, *flags = sys.argv[1:]
+    if "--small" in flags:
+        mend_interpreter()
+    report = Report(Path(path))
+    try:
+        run_family(report, family, small="--small" in flags)
+    except Exception as error:
+        report.end(FAILED, f"{family}: {type(error).__name__}: {error}")
+        raise
+    report.end(OK)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

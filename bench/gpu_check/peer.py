@@ -11,48 +11,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.gpu_check.loads import (
+    FULL,
+    SMALL,
+    LoadResult,
+    RequestLoad,
+    ServingSizes,
+    add,
+    begin,
+    read_tokenizer,
+    write_model,
+)
 from bench.gpu_check.models import device_of
 from bench.gpu_check.report import SKIPPED, Report
-from bench.gpu_check.requests import LoadResult, RequestLoad
-from bench.gpu_check.serving import FULL, SMALL, ServingSizes, add, begin, write_model
+
+# Needs nothing that is not there; with masks for it, graphs and overlapped batches are off.
+_ATTENTION = "sdpa"
 
 
 def run(report: Report, *, small: bool) -> None:
     """Serve the requests; what transformers cannot do here skips the stage in its words."""
     sizes, device = SMALL if small else FULL, device_of(small)
-    load = RequestLoad(sizes.num_requests, sizes.prompt_tokens, sizes.output_tokens)
+    load = sizes.load
     with tempfile.TemporaryDirectory() as folder:
         model_dir = write_model(Path(folder) / "model", sizes, device)
-        begin(report, sizes)
+        begin(report)
+        report.note(f"transformers attends by {_ATTENTION} here, which takes masks: its CUDA graphs "
+                    "and its overlapping of batches are off with it")  # fmt: skip
         try:
-            outcome = generate(model_dir, load, sizes, device)
+            result = generate(model_dir, load, sizes, device)
         except Exception as error:  # noqa: BLE001 - no fault of ours, whatever it is
             report.end(SKIPPED, f"{type(error).__name__}: {error}")
             return
-    if outcome.num_tokens != load.num_requests * load.output_tokens:
-        report.note(f"it made {outcome.num_tokens} tokens; the rate counts those")
-    add(report, "transformers, continuous batching", load, outcome)
+    if result.num_tokens != load.num_requests * load.output_tokens:
+        report.note(f"it made {result.num_tokens} tokens; the rate counts those")
+    add(report, "transformers, continuous batching", load, result)
 
 
 def generate(
     model_dir: Path, load: RequestLoad, sizes: ServingSizes, device: torch.device
 ) -> LoadResult:
-    """Return what the load takes once everything is warm."""
-    from tokenizers import Tokenizer
+    """Return what the second of two equal loads takes."""
     from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    prompts = [tokenizer.encode(text).ids[: load.prompt_tokens] for text in load.texts()]
+    tokenizer = read_tokenizer(model_dir)
+    prompts = [tokenizer.encode(text).ids for text in load.texts(tokenizer)]
     dtype: torch.dtype = getattr(torch, sizes.dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=dtype, attn_implementation="sdpa"
+        model_dir, dtype=dtype, attn_implementation=_ATTENTION
     ).to(device)
     # On a CPU it would take nine tenths of the memory.
     limits = {} if device.type == "cuda" else {"num_blocks": 8, "max_batch_tokens": 64}
 
-    def once(num_tokens: int) -> LoadResult:
+    def once() -> LoadResult:
         settings = GenerationConfig(
-            max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+            max_new_tokens=load.output_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
         started = time.perf_counter()
         results = model.generate_batch(
@@ -63,5 +76,5 @@ def generate(
         took = time.perf_counter() - started
         return LoadResult(took, sum(len(each.generated_tokens) for each in results.values()))
 
-    once(2)
-    return once(load.output_tokens)
+    once()
+    return once()

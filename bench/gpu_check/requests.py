@@ -1,4 +1,4 @@
-"""The requests of the end-to-end stages, and two ways to send them.
+"""Two ways to send the requests of the end-to-end stage.
 
 With HTTP's packages installed they go through ``lorax-launcher``, router and shard as clients
 send them. Where those are missing, the shard is a process all the same, and the router's service
@@ -20,10 +20,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.gpu_check.loads import LoadResult, RequestLoad, checked, read_tokenizer
 from bench.gpu_check.machine import ROOT
+from tokenizers import Tokenizer
 
 from lorax_contract.config import RouterConfig
-from lorax_contract.step import FinishCode
+from lorax_contract.step import FinishCode, StepOutcome, StepPlan
+from lorax_router.core.ports import ShardClient
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.shards.group import ShardGroup
 from lorax_router.startup import ServiceParts, assemble_service, load_language, size
@@ -33,35 +36,28 @@ HTTP_PACKAGES = ("fastapi", "uvicorn", "pydantic", "httptools", "orjson", "grpc_
 _PROGRAMS = {"lorax-shard": "lorax_shard.cli", "lorax-router": "lorax_router.cli"}
 
 
-class RequestLoad(NamedTuple):
-    """Requests that are all sent at once: request i asks for adapter i modulo their number."""
+class TimedShards(ShardGroup):
+    """Notes what the steps of a load took in the shard."""
 
-    num_requests: int
-    prompt_tokens: int
-    output_tokens: int
-    adapters: tuple[str, ...] = ()
+    def __init__(self, ranks: Sequence[ShardClient]) -> None:
+        super().__init__(ranks)
+        self.forward_s: list[float] = []
+        self.step_s: list[float] = []
 
-    def texts(self) -> list[str]:
-        """Return the prompts; they differ from their first token on."""
-        words = "the quick brown fox jumps over the lazy dog while many adapters share one model"
-        long = f"{words} " * self.prompt_tokens
-        return [f"{number} {long}" for number in range(self.num_requests)]
-
-    def adapter(self, number: int) -> str | None:
-        """Return the adapter of a request."""
-        return self.adapters[number % len(self.adapters)] if self.adapters else None
+    async def step(self, plan: StepPlan) -> StepOutcome:
+        """Execute one step."""
+        outcome = await super().step(plan)
+        self.forward_s.append(outcome.forward_ns / 1e9)
+        self.step_s.append(outcome.total_ns / 1e9)
+        return outcome
 
 
-class LoadResult(NamedTuple):
-    """What a load took."""
+class TimedService(NamedTuple):
+    """The router's service in this process, and the shards behind it."""
 
-    seconds: float
-    num_tokens: int
-
-    @property
-    def tokens_s(self) -> float:
-        """Output tokens per second."""
-        return self.num_tokens / self.seconds
+    parts: ServiceParts
+    shards: TimedShards
+    tokenizer: Tokenizer
 
 
 def missing_http() -> list[str]:
@@ -72,20 +68,20 @@ def missing_http() -> list[str]:
 @contextlib.asynccontextmanager
 async def router_service(
     model_dir: Path, shard_uri: str, *, max_total_tokens: int = 512
-) -> AsyncIterator[ServiceParts]:
+) -> AsyncIterator[TimedService]:
     """Run the router without a front end over shards that serve already."""
     config = RouterConfig(
         model_id="random", tokenizer_dir=str(model_dir), shard_uri=shard_uri,
         default_adapter_source="local", max_batch_prefill_tokens=2048, max_total_tokens=max_total_tokens,
     )  # fmt: skip
     language = load_language(config)
-    shards = await ShardGroup.connect(shard_uri)
+    shards = await TimedShards.connect(shard_uri)
     try:
         info, budgets = await size(config, shards)
         parts = assemble_service(config, shards, language, info, budgets)
         engine = asyncio.create_task(parts.engine.run())
         try:
-            yield parts
+            yield TimedService(parts, shards, read_tokenizer(model_dir))
         finally:
             engine.cancel()
             await asyncio.gather(engine, return_exceptions=True)
@@ -94,64 +90,59 @@ async def router_service(
         await shards.close()
 
 
-async def send_to_service(parts: ServiceParts, load: RequestLoad) -> LoadResult:
+async def send_to_service(timed: TimedService, load: RequestLoad) -> LoadResult:
     """Send all requests to the router's service and read their streams to the end."""
+    queue_s: list[float] = []
 
     async def one(number: int, text: str) -> int:
-        parameters = GenerateParameters(
-            adapter_id=load.adapter(number), max_new_tokens=load.output_tokens,
-            truncate=load.prompt_tokens, ignore_eos_token=True,
-        )  # fmt: skip
-        stream = await parts.service.generate_stream(
+        parameters = GenerateParameters(**load.parameters(number))
+        sent = time.perf_counter()
+        stream = await timed.parts.service.generate_stream(
             GenerateRequest(inputs=text, parameters=parameters)
         )
         async with stream:
+            is_first = True
             async for chunk in stream:
+                if is_first:
+                    queue_s.append(chunk.scheduled_at - sent)
+                    is_first = False
                 if chunk.finish is not FinishCode.RUNNING:
                     break
             return stream.num_generated
 
+    texts = load.texts(timed.tokenizer)
+    shards = timed.shards
+    shards.forward_s.clear()
+    shards.step_s.clear()
     started = time.perf_counter()
-    counts = await asyncio.gather(*(one(*each) for each in enumerate(load.texts())))
-    return checked(load, counts, time.perf_counter() - started)
+    counts = await asyncio.gather(*(one(*each) for each in enumerate(texts)))
+    result = checked(load, counts, time.perf_counter() - started)
+    return result._replace(
+        queue_s=tuple(queue_s), forward_s=tuple(shards.forward_s), step_s=tuple(shards.step_s)
+    )
 
 
-def send_to_server(url: str, load: RequestLoad) -> LoadResult:
+def send_to_server(url: str, load: RequestLoad, tokenizer: Tokenizer) -> LoadResult:
     """Send all requests over HTTP, a thread a stream, and read them to the end."""
     counts = [0] * load.num_requests
 
     def one(number: int, text: str) -> None:
-        parameters = {
-            "max_new_tokens": load.output_tokens, "truncate": load.prompt_tokens,
-            "ignore_eos_token": True, "adapter_id": load.adapter(number),
-        }  # fmt: skip
         request = urllib.request.Request(
             f"{url}/generate_stream",
-            json.dumps({"inputs": text, "parameters": parameters}).encode(),
+            json.dumps({"inputs": text, "parameters": load.parameters(number)}).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=600) as response:
             counts[number] = sum(line.startswith(b"data:") and b'"token"' in line
                                  for line in response)  # fmt: skip
 
-    threads = [threading.Thread(target=one, args=each) for each in enumerate(load.texts())]
+    threads = [threading.Thread(target=one, args=each) for each in enumerate(load.texts(tokenizer))]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     return checked(load, counts, time.perf_counter() - started)
-
-
-def checked(load: RequestLoad, counts: Sequence[int], took: float) -> LoadResult:
-    """Return what a load took, if every request got all of its tokens."""
-    short = [count for count in counts if count != load.output_tokens]
-    if short:
-        raise RuntimeError(
-            f"{len(short)} of {load.num_requests} requests got other than {load.output_tokens} "
-            f"tokens: {sorted(set(short))}"
-        )
-    return LoadResult(took, sum(counts))
 
 
 def launcher_command(port: int, options: Sequence[str]) -> list[str]:

@@ -1,19 +1,31 @@
-"""Output tokens per second of the whole server, with and without adapters."""
+"""Output tokens per second of the whole server: greedy, sampled, with adapters.
+
+Every load is sent twice and the second counts: the first brings adapters in, fills caches and
+compiles what is left to compile.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from bench.gpu_check.models import LLAMA_1B, TINY, LlamaShape, device_of, llama_config
+from bench.gpu_check.loads import (
+    FULL,
+    SMALL,
+    RequestLoad,
+    ServingSizes,
+    add,
+    begin,
+    read_tokenizer,
+    write_model,
+)
+from bench.gpu_check.models import device_of
 from bench.gpu_check.report import Report
 from bench.gpu_check.requests import (
-    LoadResult,
-    RequestLoad,
     launcher_command,
     launcher_environment,
     missing_http,
@@ -24,30 +36,14 @@ from bench.gpu_check.requests import (
 from tests.helpers.formula_adapters import write_formula_adapter
 from tests.helpers.server import Server
 from tests.helpers.shard_process import ShardProcess
-from tests.helpers.tiny_models import make_tokenizer
 
 RANKS = (8, 16, 32, 64)
-
-
-class ServingSizes(NamedTuple):
-    """What the stage serves."""
-
-    shape: LlamaShape
-    dtype: str
-    num_adapters: int
-    num_requests: int
-    prompt_tokens: int
-    output_tokens: int
-
-
-FULL = ServingSizes(LLAMA_1B, "bfloat16", 16, 128, 256, 128)
-SMALL = ServingSizes(TINY, "float32", 2, 3, 12, 5)
 
 
 def run(report: Report, *, small: bool) -> None:
     """Serve the same requests by each system in turn."""
     sizes, device = SMALL if small else FULL, device_of(small)
-    begin(report, sizes)
+    begin(report)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model_dir = write_model(folder / "model", sizes, device)
@@ -56,8 +52,12 @@ def run(report: Report, *, small: bool) -> None:
                                       rank=RANKS[number % len(RANKS)], seed=number))
             for number in range(sizes.num_adapters)
         )  # fmt: skip
-        plain = RequestLoad(sizes.num_requests, sizes.prompt_tokens, sizes.output_tokens)
-        loads = (plain, plain._replace(adapters=adapters))
+        loads = (
+            sizes.load,
+            sizes.load._replace(adapters=adapters),
+            sizes.sampled._replace(is_sampled=False),
+            sizes.sampled,
+        )
         missing = missing_http()
         if missing:
             report.note(f"no HTTP server here ({', '.join(missing)} missing): the router's "
@@ -68,45 +68,11 @@ def run(report: Report, *, small: bool) -> None:
             serve_by_launcher(report, folder, model_dir, loads, sizes)
 
 
-def begin(report: Report, sizes: ServingSizes) -> None:
-    """Begin the table of a load."""
-    report.table(
-        f"{sizes.num_requests} requests at once, {sizes.prompt_tokens} tokens in, "
-        f"{sizes.output_tokens} out",
-        ("system", "adapters", "seconds", "output tokens/s"),
-    )
-
-
-def write_model(path: Path, sizes: ServingSizes, device: torch.device) -> Path:
-    """Save a random model made on the device, with a small tokenizer."""
-    from transformers import AutoModelForCausalLM
-
-    path.mkdir(parents=True)
-    make_tokenizer(path)
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            llama_config(sizes.shape), dtype=getattr(torch, sizes.dtype)
-        )
-    model.save_pretrained(path)
-    del model
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    config = json.loads((path / "config.json").read_text())
-    assert "head_dim" in config, "adapters are written by the config"
-    return path
-
-
-def add(report: Report, system: str, load: RequestLoad, outcome: LoadResult) -> None:
-    """Add a line to the table."""
-    report.row(system, len(load.adapters), outcome.seconds, outcome.tokens_s)
-
-
 async def serve_by_service(
     report: Report,
     folder: Path,
     model_dir: Path,
-    loads: tuple[RequestLoad, ...],
+    loads: Sequence[RequestLoad],
     sizes: ServingSizes,
     device: torch.device,
 ) -> None:
@@ -119,18 +85,17 @@ async def serve_by_service(
     if device.type == "cpu":
         settings |= {"num_blocks": 64, "linear_backend": "torch"}
     with ShardProcess(folder, model_dir, **settings) as shard:
-        async with router_service(model_dir, shard.uri) as parts:
+        async with router_service(model_dir, shard.uri) as timed:
             for load in loads:
-                # The first brings adapters in and compiles kernels.
-                await send_to_service(parts, load._replace(output_tokens=2))
-                add(report, "service", load, await send_to_service(parts, load))
+                await send_to_service(timed, load)
+                add(report, "service", load, await send_to_service(timed, load))
 
 
 def serve_by_launcher(
     report: Report,
     folder: Path,
     model_dir: Path,
-    loads: tuple[RequestLoad, ...],
+    loads: Sequence[RequestLoad],
     sizes: ServingSizes,
 ) -> None:
     """Serve by launcher, router and shard over HTTP."""
@@ -142,7 +107,9 @@ def serve_by_launcher(
         command=lambda port: launcher_command(port, options),
         env=launcher_environment(folder), ready_timeout_s=90.0,
     )  # fmt: skip
+    tokenizer = read_tokenizer(model_dir)
     with server:
         for load in loads:
-            send_to_server(server.url, load._replace(output_tokens=2))
-            add(report, "launcher, router and shard", load, send_to_server(server.url, load))
+            send_to_server(server.url, load, tokenizer)
+            result = send_to_server(server.url, load, tokenizer)
+            add(report, "launcher, router and shard", load, result)

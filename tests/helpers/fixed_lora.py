@@ -37,9 +37,12 @@ class FixedGroup:
     def draw(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator).to(DEVICE)
 
-    def load(self, slot: int, *ranks: int) -> None:
+    def weights(self, *ranks: int) -> GroupWeights:
         b = tuple(self.draw(r, width) if r else None for r, width in zip(ranks, self.widths))
-        self.loaded[slot] = GroupWeights(self.draw(sum(ranks), 20), b)
+        return GroupWeights(self.draw(sum(ranks), 20), b)
+
+    def load(self, slot: int, *ranks: int) -> None:
+        self.loaded[slot] = self.weights(*ranks)
         self.group.load(slot, self.loaded[slot])
         self.backend.commit(DEVICE)
 

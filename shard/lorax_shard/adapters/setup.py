@@ -25,9 +25,7 @@ _VERIFY = "lorax_shard.peft.verify:verify"
 
 def make_store(config: ShardConfig) -> AdapterStore:
     """Open the store that all ranks of this host share."""
-    store = AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
-    store.open()
-    return store
+    return AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
 
 
 def make_host_cache(config: ShardConfig, store: AdapterStore) -> HostCache:

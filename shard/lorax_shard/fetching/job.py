@@ -67,14 +67,11 @@ class VerifySettings:
         return key_of(self.function, repr(sorted(self.context.items())))
 
     def load(self) -> Verifier | None:
-        """Import the function, and have its module prepare for what it will be told."""
+        """Import the function."""
         if self.function is None:
             return None
-        path, _, name = self.function.partition(":")
-        module = importlib.import_module(path)
-        if (prepare := getattr(module, "prepare", None)) is not None:
-            prepare(self.context)
-        return Verifier(getattr(module, name), self.context, self.key)
+        module, _, name = self.function.partition(":")
+        return Verifier(getattr(importlib.import_module(module), name), self.context, self.key)
 
 
 @dataclass(frozen=True, slots=True)

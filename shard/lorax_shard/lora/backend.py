@@ -79,6 +79,13 @@ class LoraGroup(ABC):
         for member, start in enumerate(columns):
             self.expand(shrunk, member, y[:, start:], rows)
 
+    def reserve(self, *, ranks: int, widths: list[int]) -> None:
+        """Fix the grids of launches for slots of so many ranks, and such widths of the members.
+
+        For whoever captures a graph, together with the backend's ``reserve``; 0 ranks end it.
+        """
+        raise RuntimeError(f"{type(self).__name__} cannot be captured in a graph")
+
     def warm_up(  # noqa: B027 - where nothing is compiled there is nothing to do
         self, x: torch.Tensor, y: torch.Tensor, columns: tuple[int, ...]
     ) -> None:
@@ -101,6 +108,10 @@ class LoraBackend(ABC):
 
     def commit(self, device: torch.device) -> None:  # noqa: B027 - most groups do at once
         """Have what groups loaded and unloaded take effect; once for all groups of a slot."""
+
+    def reserve(self, num_slots: int, device: torch.device) -> None:
+        """Fix the address of what slots below ``num_slots`` hold, for whoever captures a graph."""
+        raise RuntimeError(f"the LoRA backend {self.name!r} cannot be captured in a graph")
 
     @abstractmethod
     def make_group(self, num_members: int) -> LoraGroup:

@@ -101,6 +101,16 @@ class LoraModel:
             getattr(config.get_text_config(), "tie_word_embeddings", False)
         )
 
+    def reserve(self, num_slots: int, rank: int) -> None:
+        """Let slots below ``num_slots`` change between replays of a graph that is captured now.
+
+        ``rank`` is the largest that comes into them; 0 lets launches fit what is loaded again.
+        RuntimeError where the backend cannot be captured.
+        """
+        for group in self._groups:
+            group.reserve(rank)
+        self._backend.reserve(num_slots, self._device)
+
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Compile whatever steps with adapters may ask of the backend; comes before any step."""

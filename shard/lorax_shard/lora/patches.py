@@ -124,6 +124,11 @@ class SharedGroup:
         """Let the matrices of a slot go."""
         self._group.unload(slot)
 
+    def reserve(self, rank: int) -> None:
+        """Fix the grids of launches for adapters of such a rank on every sibling; 0 ends it."""
+        widths = [patch.site.widths[1] if rank else 0 for patch in self._patches]
+        self._group.reserve(ranks=rank * len(widths), widths=widths)
+
     def warm_up(self, dtype: torch.dtype, device: torch.device) -> None:
         """Compile whatever a step may ask of the group."""
         sites = [patch.site for patch in self._patches]

@@ -20,7 +20,6 @@ bytes counted that are not there, never the reverse. Opened anew, a store puts t
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import stat
 import time
@@ -111,13 +110,6 @@ class AdapterStore:
             (root / name).mkdir(exist_ok=True)
         self.index = StoreIndex(root / "index.sqlite3", self._lock("index"), self._rows)
         self._staging = StagingArea(root, self.index, clock, on_step)
-
-    def open(self) -> None:
-        """Open the index now, for as long as the process lives; not in one that forks.
-
-        While nobody has it open, everybody who opens it reads all that was written last.
-        """
-        self.index.used_bytes()
 
     # --- entries ----------------------------------------------------------------------
 
@@ -263,8 +255,7 @@ class AdapterStore:
             "cost_s": entry.cost_s,
             "created_s": entry.created_s,
         }
-        (staging.folder / _ENTRY_FILE).unlink(missing_ok=True)
-        (staging.folder / _ENTRY_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        files.write_json(staging.folder / _ENTRY_FILE, facts)
         self._on_step("sync entry")
         files.sync_files(staging.folder)
         # What lies there is damaged, or it would have been found.

@@ -82,6 +82,16 @@ def test_slots_are_read_when_the_kernels_run(monkeypatch: pytest.MonkeyPatch) ->
         assert all(each == launches[0] for each in launches), "the same whatever is loaded"
 
 
+def test_a_device_may_go_by_several_names() -> None:
+    """A tensor's device has a number, the device that a model was put on may have none."""
+    case = FixedGroup(2)
+    address = case.backend._slots.lines.data_ptr()
+    case.group.load(1, case.weights(3, 2))
+    case.backend.commit(torch.device(DEVICE.type, 0))
+    assert case.backend._slots.lines.data_ptr() == address
+    assert case.backend._slots.lines[1].any()
+
+
 def test_adapters_come_in_inference_mode_and_go_outside_of_it() -> None:
     case = FixedGroup(2)
     backend = TritonLora()

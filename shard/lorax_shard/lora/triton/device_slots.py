@@ -20,14 +20,14 @@ class DeviceSlots:
         """Have lines for so many slots, at an address that stays."""
         self.table.grow(num_lines)
         self.commit(device)
-        self._is_fixed = True
+        self._is_fixed = num_lines > 0
 
     def commit(self, device: torch.device) -> None:
         """Copy the lines that were written since the last time: one copy a slot.
 
         Nothing waits for the device: what is on its queue still reads the old lines.
         """
-        if self.lines.shape != self.table.lines.shape or self.lines.device != device:
+        if self.lines.shape != self.table.lines.shape:
             if self._is_fixed:
                 raise RuntimeError(
                     "the slots' table is fixed; reserve more slots, after all groups"

@@ -1,8 +1,11 @@
-"""The contract suites of attention and LoRA, and the tests that need a GPU, by backend."""
+"""The contract suites of the kernels, and the tests that need a GPU, by backend.
+
+Most of the time goes into compiling kernels, which one process does one after the other: the
+tests are dealt out to several.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,6 +13,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.gpu_check.machine import ROOT
@@ -17,31 +21,41 @@ from bench.gpu_check.report import FAILED, Report
 
 SUITES = ("tests/contract/attention", "tests/contract/lora", "tests/unit/lora/test_triton.py",
           "tests/gpu")  # fmt: skip
+# What a GPU computes; torch's own backends are the CPU suite's.
+_ON_A_GPU = "triton or flash or fp8 or gpu"
 # A few of each, where nothing but the stage itself is in question.
 _SMALL = "distinct or come_and_go or decodes"
+_MOST_PROCESSES = 12
 _BACKENDS = ("flash", "triton", "sdpa", "torch", "cpp", "cpu")
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
 def run(report: Report, *, small: bool) -> None:
     """Run the suites by pytest and count what came out."""
+    tests = collect(_SMALL if small else _ON_A_GPU)
+    num = 2 if small else min(_MOST_PROCESSES, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                   f"--junitxml={path}", *suites()]  # fmt: skip
-        if small:
-            command += ["-k", _SMALL]
-        elif importlib.util.find_spec("xdist"):
-            # Most of the time goes into compiling kernels.
-            command += ["-n", str(min(8, os.cpu_count() or 1))]
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        if not path.exists():
-            report.end(FAILED, f"pytest ended with code {done.returncode} and no report")
-            return
-        failed = tabulate(report, ET.parse(path).getroot())
-    if failed or done.returncode:
+        paths = [Path(folder) / f"junit-{number}.xml" for number in range(num)]
+        processes = [
+            subprocess.Popen([*_PYTEST, f"--junitxml={path}", *tests[number::num]], cwd=ROOT)
+            for number, path in enumerate(paths)
+        ]
+        codes = [process.wait() for process in processes]
+        failed = tabulate(report, [ET.parse(path).getroot() for path in paths if path.exists()])
+    if failed or any(codes):
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         words = f"{len(failed)} tests failed: {'; '.join(failed[:5])}{more}"
-        report.end(FAILED, words if failed else f"pytest ended with code {done.returncode}")
+        report.end(FAILED, words if failed else f"pytest ended with codes {codes}")
+
+
+def collect(expression: str) -> list[str]:
+    """Return the names of the tests that the suites have and the expression selects."""
+    command = [*_PYTEST, "--collect-only", "-k", expression, *suites()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    if not tests:
+        raise RuntimeError(f"there are no tests: {done.stdout[-500:]} {done.stderr[-500:]}")
+    return tests
 
 
 def suites() -> list[str]:
@@ -49,11 +63,11 @@ def suites() -> list[str]:
     return [suite for suite in SUITES if (ROOT / suite).exists()]
 
 
-def tabulate(report: Report, root: ET.Element) -> list[str]:
+def tabulate(report: Report, roots: Iterable[ET.Element]) -> list[str]:
     """Count the tests of each file and backend; return the failures in a line each."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     failed, reasons = [], Counter[str]()
-    for case in root.iter("testcase"):
+    for case in (case for root in roots for case in root.iter("testcase")):
         suite = case.get("classname", "").removeprefix("tests.")
         name = case.get("name", "")
         end = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
