@@ -24,7 +24,7 @@ SUITES = ("tests/contract/attention", "tests/contract/lora", "tests/unit/lora/te
 # What a GPU computes; torch's own backends are the CPU suite's.
 _ON_A_GPU = "triton or flash or fp8 or gpu"
 # A few of each, where nothing but the stage itself is in question.
-_SMALL = "distinct or come_and_go or decodes"
+_SMALL = "distinct or come_and_go"
 _MOST_PROCESSES = 12
 _BACKENDS = ("flash", "triton", "sdpa", "torch", "cpp", "cpu")
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")

@@ -49,6 +49,15 @@ def point_structure() -> Result:
     return run_tests("tests/architecture")
 
 
+def point_kernels() -> Result:
+    """Every kernel compiled for a GPU that is not there, and no step after the warm-up compiles."""
+    return run_tests(
+        "tests/unit/attention/test_triton_compiles.py",
+        "tests/unit/lora/test_triton_compiles.py",
+        "tests/unit/model/test_compiles_at_warm_up.py",
+    )
+
+
 def _bench(name: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"bench.{name}", *arguments],
@@ -65,4 +74,5 @@ POINTS = [
     *connections.points(),
     Point("4", "the shape of the house", point_structure),
     Point("5", "make gpu-check in its small form", point_gpu),
+    Point("5k", "every kernel fits a GPU, and is compiled at the warm-up", point_kernels),
 ]

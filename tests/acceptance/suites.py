@@ -20,6 +20,14 @@ LEAST_FAMILIES = 20
 BACKENDS = ("torch", "cpp", "cpu", "sdpa", "flash", "triton")
 
 
+_VERSIONS = """
+import platform
+from importlib.metadata import version
+names = ("torch", "triton", "numpy", "transformers")
+print(f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names), sep=", ")
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class SuiteRun:
     """What pytest made of some files."""
@@ -140,15 +148,22 @@ def point_namespaces() -> Result:
 
 
 def point_gpu() -> Result:
-    """``make gpu-check``: in full where there is a GPU, else in its small form."""
+    """``make gpu-check``: in full where there is a GPU, else in its small form.
+
+    ``GPU_PYTHON`` names another Python, with the releases of a machine that has a GPU.
+    """
     import torch
 
     has_gpu = torch.cuda.is_available()
+    python = os.environ.get("GPU_PYTHON", sys.executable)
+    versions = subprocess.run(
+        [python, "-c", _VERSIONS], text=True, capture_output=True, check=True
+    ).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         # A GPU's table is a result to keep; that of the small form shows nothing but that it runs.
         words = [] if has_gpu else [f"ARGS=--small --out {folder}"]
         run = subprocess.run(
-            ["make", "gpu-check", f"GPU_PYTHON={sys.executable}", *words],
+            ["make", "gpu-check", f"GPU_PYTHON={python}", *words],
             cwd=ROOT, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     print("\n".join(f"    {line}" for line in run.stdout.splitlines()[-40:]), flush=True)
@@ -157,4 +172,4 @@ def point_gpu() -> Result:
     where = (
         torch.cuda.get_device_name() if has_gpu else "no GPU is at hand; its small form on a CPU"
     )
-    return Result(run.returncode == 0 and "ok" in ends, f"{where}: stages {counts}")
+    return Result(run.returncode == 0 and "ok" in ends, f"{where}, {versions}: stages {counts}")
