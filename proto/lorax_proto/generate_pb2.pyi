@@ -818,12 +818,14 @@ class OffloadAdapterResponse(_message.Message):
     def __init__(self, offloaded: bool = ...) -> None: ...
 
 class AdapterTextRequest(_message.Message):
-    __slots__ = ("store_digest", "epoch")
+    __slots__ = ("store_digest", "names", "epoch")
     STORE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     store_digest: str
+    names: _containers.RepeatedScalarFieldContainer[str]
     epoch: int
-    def __init__(self, store_digest: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, store_digest: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class AdapterTextResponse(_message.Message):
     __slots__ = ("files", "failure")

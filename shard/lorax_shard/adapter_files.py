@@ -11,9 +11,11 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # As mlx-lm calls it.
 MLX_WEIGHTS_FILE = "adapters.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model",
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+    TOKENIZER_FILE, "tokenizer.model", TOKENIZER_CONFIG_FILE, "vocab.json", "vocab.txt",
 )  # fmt: skip
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 

@@ -105,7 +105,7 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
     @_mapped
     async def AdapterText(self, request, context):
         try:
-            files = await self.shard.adapter_text(request.store_digest)
+            files = await self.shard.adapter_text(request.store_digest, request.names)
         except AdapterUnavailableError as error:
             return pb.AdapterTextResponse(failure=failure_to_proto(error))
         return pb.AdapterTextResponse(

@@ -107,7 +107,7 @@ class LocalRank:
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         raise AssertionError("nothing is fetched here")
 
-    async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
+    async def adapter_text(self, store_digest: str, names: Sequence[str]) -> Mapping[str, bytes]:
         raise AssertionError("nothing is fetched here")
 
     async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:

@@ -49,8 +49,8 @@ class ShardClient(Protocol):
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter fetched and verified; raises AdapterUnavailableError."""
 
-    async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
-        """Return the tokenizer and template files of a fetched adapter, by name.
+    async def adapter_text(self, store_digest: str, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Return those of the named tokenizer and template files that a fetched adapter has.
 
         Raises AdapterUnavailableError; its reason is EVICTED when fetching anew helps.
         """

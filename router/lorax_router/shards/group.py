@@ -81,9 +81,9 @@ class ShardGroup:
         """Have rank 0 fetch: the ranks of a host share one store."""
         return await self._named(0, self._ranks[0].fetch_adapter(query))
 
-    async def adapter_text(self, store_digest: str) -> Mapping[str, bytes]:
+    async def adapter_text(self, store_digest: str, names: Sequence[str]) -> Mapping[str, bytes]:
         """Return what rank 0 has."""
-        return await self._named(0, self._ranks[0].adapter_text(store_digest))
+        return await self._named(0, self._ranks[0].adapter_text(store_digest, names))
 
     async def prepare_adapter(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make an adapter ready on all ranks; after a partial failure it is on none.

@@ -139,9 +139,11 @@ class GrpcShardClient:
             raise failure_from_proto(reply.failure)
         return fetched_from_proto(reply.fetched)
 
-    async def adapter_text(self, store_digest: str) -> dict[str, bytes]:
-        """Return a fetched adapter's tokenizer and template files; raises AdapterUnavailableError."""
-        request = pb.AdapterTextRequest(store_digest=store_digest, epoch=await self._bound_epoch())
+    async def adapter_text(self, store_digest: str, names: Sequence[str]) -> dict[str, bytes]:
+        """Return named text files of a fetched adapter; raises AdapterUnavailableError."""
+        request = pb.AdapterTextRequest(
+            store_digest=store_digest, names=names, epoch=await self._bound_epoch()
+        )
         reply: pb.AdapterTextResponse = await self._call(
             self._stub.AdapterText, request, self._timeouts.adapter_s
         )

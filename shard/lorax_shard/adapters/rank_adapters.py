@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from lorax_contract.adapters import (
     Reason,
 )
 from lorax_contract.step import AdapterHandle
+from lorax_shard.adapter_files import TOKENIZER_FILE
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.adapters.prepare_lane import PrepareLane
@@ -112,18 +113,19 @@ class RankAdapters:
             if (held := self._held.pop(digest, None)) is not None:
                 held.lease.release()
 
-    async def text(self, store_digest: str) -> dict[str, bytes]:
-        """Return the tokenizer and template files of a stored adapter, by name."""
-        return await asyncio.to_thread(self._text, store_digest)
+    async def text(self, store_digest: str, names: Iterable[str]) -> dict[str, bytes]:
+        """Return those of the named tokenizer and template files that a stored adapter has."""
+        return await asyncio.to_thread(self._text, store_digest, frozenset(names))
 
-    def _text(self, store_digest: str) -> dict[str, bytes]:
+    def _text(self, store_digest: str, names: frozenset[str]) -> dict[str, bytes]:
         lease = self._store.lease(store_digest)
         if lease is None:
             raise AdapterUnavailableError(
                 Reason.EVICTED, "the adapter's files left the disk; it must be fetched again"
             )
         with lease as entry:
-            return {name: Path(entry.folder, name).read_bytes() for name in entry.tokenizer_files}
+            files = [name for name in entry.tokenizer_files if name in names]
+            return {name: Path(entry.folder, name).read_bytes() for name in files}
 
     async def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make a content ready under its handle."""
@@ -198,7 +200,7 @@ def described(fetched: Fetched) -> FetchedAdapter:
     """Return what crosses to the router."""
     facts = fetched.facts
     # With the base's tokenizer its texts need no process of their own.
-    left_out = ("tokenizer.json",) if facts.get("is_bases_tokenizer") else ()
+    left_out = (TOKENIZER_FILE,) if facts.get("is_bases_tokenizer") else ()
     return FetchedAdapter(
         version=fetched.version,
         part=AdapterPart(str(facts["content_digest"]), fetched.digest),

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lorax_shard.adapter_files import CONFIG_FILE, MLX_WEIGHTS_FILE, WEIGHTS_FILE
+from lorax_shard.adapter_files import (
+    CONFIG_FILE,
+    MLX_WEIGHTS_FILE,
+    TEMPLATE_FILES,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+)
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 
 # What an adapter may bring of its own for turning text into tokens.
-TEXT_FILES = (
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt",
-    "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "vocab.json", "vocab.txt",
-)  # fmt: skip
+TEXT_FILES = tuple(sorted((*TOKENIZER_FILES, *TEMPLATE_FILES)))
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 _MAX_NAME_LENGTH = 512
@@ -35,8 +39,10 @@ class AdapterLimits:
     max_header_bytes: int = 8 << 20
     max_tensors: int = 20_000
     max_rank: int = 512
-    # Of each tokenizer or template file.
+    # Of each tokenizer or template file; of the two kinds that are read whole, less.
     max_text_bytes: int = 64 << 20
+    max_tokenizer_bytes: int = 36 << 20
+    max_template_bytes: int = 2 << 20
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -215,10 +221,18 @@ def find_text_files(folder: Path, limits: AdapterLimits) -> TextFiles:
     for name in TEXT_FILES:
         path = folder / name
         if path.is_file():
-            _require_size(path, limits.max_text_bytes)
+            _require_size(path, _text_limit(name, limits))
             _refuse_pointer(path)
             files.append(TextFile(name, path.stat().st_size, sha256_of(path)))
     return TextFiles(files=tuple(files), num_tokens=_count_tokens(folder))
+
+
+def _text_limit(name: str, limits: AdapterLimits) -> int:
+    if name == TOKENIZER_FILE:
+        return min(limits.max_text_bytes, limits.max_tokenizer_bytes)
+    if name in (*TEMPLATE_FILES, TOKENIZER_CONFIG_FILE):
+        return min(limits.max_text_bytes, limits.max_template_bytes)
+    return limits.max_text_bytes
 
 
 def sha256_of(path: Path) -> str:
@@ -229,7 +243,7 @@ def sha256_of(path: Path) -> str:
 
 def _count_tokens(folder: Path) -> int:
     """Return one more than the highest id in tokenizer.json."""
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER_FILE
     if not path.is_file():
         return 0
     try:

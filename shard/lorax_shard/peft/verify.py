@@ -15,7 +15,7 @@ from lorax_shard.peft.digest import TENSOR_PARTS
 from lorax_shard.peft.matching import select_in_time
 from lorax_shard.peft.normal import write_normal
 from lorax_shard.peft.read import Examined, examine
-from lorax_shard.peft.tokenizer import is_bases, read_tokenizer
+from lorax_shard.peft.tokenizer import read_tokenizer
 from lorax_shard.vocabulary import write_vocabulary
 
 
@@ -27,12 +27,13 @@ def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, 
     """
     base, limits, model_id = read_context(context)
     examined = examine(folder, base, limits, select=select_in_time, model_id=model_id)
-    tokenizer = base_tokenizer(context)
-    vocabulary = read_tokenizer(folder, tokenizer)
+    num_rows = examined.adapter.vocab_size or base.vocab_size
+    tokenizer = read_tokenizer(folder, base_tokenizer(context), num_rows)
     write_normal(examined.adapter, target, text=examined.text, source=examined.tensors)
-    if vocabulary is not None:
-        write_vocabulary(vocabulary, target)
-    return {**facts_of(examined, base), "is_bases_tokenizer": is_bases(folder, tokenizer)}
+    if tokenizer is not None:
+        write_vocabulary(tokenizer.vocabulary, target)
+    is_base = tokenizer is not None and tokenizer.is_base
+    return {**facts_of(examined, base), "is_bases_tokenizer": is_base}
 
 
 def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:

@@ -87,9 +87,11 @@ class AdapterCalls:
         return pb.DownloadAdapterResponse(downloaded=True, fetched=fetched_to_proto(fetched))
 
     async def text(self, request: pb.AdapterTextRequest) -> pb.AdapterTextResponse:
-        """Return the adapter's own tokenizer and template files."""
+        """Return those of the adapter's own tokenizer and template files that are named."""
         try:
-            files: Mapping[str, bytes] = await self._rank_adapters.text(request.store_digest)
+            files: Mapping[str, bytes] = await self._rank_adapters.text(
+                request.store_digest, request.names
+            )
         except AdapterUnavailableError as error:
             return pb.AdapterTextResponse(failure=failure_to_proto(error))
         return pb.AdapterTextResponse(

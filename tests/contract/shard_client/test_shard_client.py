@@ -392,10 +392,11 @@ async def test_an_adapter_is_fetched_with_all_that_is_known_of_it(kind):
     query = AdapterQuery(ref=AdapterRef.of("s3", "b/k", "7"), token="secret", refresh=True)
     async with kind.open() as (client, shards):
         shards[0].on_fetch = lambda _query: fetched
-        shards[0].texts["def"] = {"tokenizer.json": b"{}"}
+        shards[0].texts["def"] = {"tokenizer.json": b"{}", "chat_template.jinja": b"T"}
         assert await client.fetch_adapter(query) == fetched
         assert shards[0].queries == [query]
-        assert dict(await client.adapter_text("def")) == {"tokenizer.json": b"{}"}
+        asked = ["tokenizer.json", "vocab.json"]
+        assert dict(await client.adapter_text("def", asked)) == {"tokenizer.json": b"{}"}
 
 
 @in_loop

@@ -164,8 +164,9 @@ async def test_a_fetch_is_described_for_the_router(parts: Parts) -> None:
     assert (fetched.device_bytes, fetched.max_rank, fetched.vocab_size) == (5000, 8, 0)
     assert fetched.text_files == ("chat_template.jinja", "tokenizer.json")
     assert fetched.valid_s == 30.0
-    text = await parts.rank_adapters.text(fetched.part.store_digest)
-    assert text == {"chat_template.jinja": b"{{ messages }}", "tokenizer.json": b"{}"}
+    asked = ["chat_template.jinja", "vocab.json", "adapter_config.json", "../tokenizer.json"]
+    text = await parts.rank_adapters.text(fetched.part.store_digest, asked)
+    assert text == {"chat_template.jinja": b"{{ messages }}"}
     other = await parts.fetch(1)
     tiers = await parts.rank_adapters.tiers([AdapterPart("digest", fetched.part.store_digest)])
     assert tiers.disk == {fetched.part.store_digest: fetched.disk_bytes}
@@ -245,7 +246,7 @@ async def test_a_small_store_takes_any_number_of_adapters_in_turn(parts: Parts) 
 @in_loop
 async def test_files_that_are_gone_are_said_to_be(parts: Parts) -> None:
     with pytest.raises(AdapterUnavailableError) as caught:
-        await parts.rank_adapters.text("0" * 64)
+        await parts.rank_adapters.text("0" * 64, ["tokenizer.json"])
     assert caught.value.reason is Reason.EVICTED
 
 
@@ -296,7 +297,7 @@ async def test_large_adapters_on_their_way_hold_up_nothing_but_each_other(parts:
     for _ in range(rank_adapters._NUM_THREADS):
         assert await asyncio.to_thread(parts.lane.inside.acquire, True, 30)
     await parts.rank_adapters.tiers([part])
-    await parts.rank_adapters.text(part.store_digest)
+    await parts.rank_adapters.text(part.store_digest, ["tokenizer.json"])
     await parts.rank_adapters.release(ONE)
     await parts.fetch(1)
     assert not any(task.done() for task in loading)

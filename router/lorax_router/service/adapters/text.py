@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from cachetools import LRUCache
 
-from lorax_contract.adapters import AdapterUnavailableError, FetchedAdapter, refused
+from lorax_contract.adapters import FetchedAdapter, refused
 from lorax_router.service.prompts.chat_template import ChatTemplate, template_of_files
-from lorax_router.service.prompts.own_tokenizers import (
-    OwnTokenizer,
-    OwnTokenizers,
-    TokenizerLimits,
-)
+from lorax_router.service.prompts.own_tokenizers import OwnTokenizer, OwnTokenizers, TokenizerLimits
 from lorax_router.service.single_flight import SingleFlight
 
 TOKENIZER_FILE = "tokenizer.json"
+# Where a template and the special tokens that it writes may be.
+TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja")
 # Of templates with their special tokens.
 _MAX_BYTES = 32 << 20
 # Of one entry, beside its text.
 _BYTES_BESIDE = 1 << 10
 
-# Of each file but the tokenizer's; the largest that are known have 1.2 MB.
+# Of each file; the largest that are known have 1.2 MB.
 _MAX_FILE_BYTES = 2 << 20
 # How many adapters' files are on their way or being read at the same time.
 _NUM_READING = 2
 
-ReadFiles = Callable[[str], Awaitable[Mapping[str, bytes]]]
+ReadFiles = Callable[[str, Sequence[str]], Awaitable[Mapping[str, bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class AdapterTexts:
     """Finds what adapters bring for texts: read once, however many ask at once.
 
     Args:
-        read: the tokenizer and template files of a stored adapter, by name.
+        read: those of the named files that a stored adapter has.
     """
 
     def __init__(self, read: ReadFiles, limits: TokenizerLimits | None = None) -> None:
@@ -56,16 +54,13 @@ class AdapterTexts:
 
     async def find(self, name: str, fetched: FetchedAdapter) -> AdapterText:
         """Return what an adapter brings; raises AdapterUnavailableError in words."""
-        if not fetched.text_files:
-            return AdapterText()
         key, owner = fetched.part.store_digest, f"adapter {name}"
         tokenizer = None
         if TOKENIZER_FILE in fetched.text_files:
             tokenizer = self._tokenizers.get(key, owner)
-        if key in self._templates:
-            template = self._templates[key]
-        else:
-            template = await self._reading.do(key, partial(self._read_all, key, owner, tokenizer))
+            await self._tokenizers.ready(tokenizer)
+        names = [each for each in fetched.text_files if each in TEMPLATE_FILES]
+        template = await self._template(key, owner, names) if names else None
         return AdapterText(tokenizer, None if template is None else template.of(owner))
 
     def forget(self, store_digest: str) -> None:
@@ -77,29 +72,25 @@ class AdapterTexts:
         await self._reading.close()
         await self._tokenizers.close()
 
-    async def _read_all(
-        self, key: str, owner: str, tokenizer: OwnTokenizer | None
-    ) -> ChatTemplate | None:
+    async def _template(self, key: str, owner: str, names: list[str]) -> ChatTemplate | None:
+        if key in self._templates:
+            return self._templates[key]
+        return await self._reading.do(key, partial(self._read_template, key, owner, names))
+
+    async def _read_template(self, key: str, owner: str, names: list[str]) -> ChatTemplate | None:
         async with self._room:
-            files = await self._read(key)
-            template = _template(files, owner)
-            if tokenizer is not None:
-                await self._tokenizers.take(tokenizer, files[TOKENIZER_FILE])
+            template = _template(await self._read(key, names), owner)
         self._templates[key] = template
         return template
 
     async def _tokenizer_file(self, key: str) -> bytes:
-        try:
-            return (await self._read(key))[TOKENIZER_FILE]
-        except AdapterUnavailableError:
-            # Whoever comes next asks for all of it anew.
-            self.forget(key)
-            raise
+        files = await self._read(key, [TOKENIZER_FILE])
+        return files[TOKENIZER_FILE]
 
 
 def _template(files: Mapping[str, bytes], owner: str) -> ChatTemplate | None:
     for name, raw in files.items():
-        if name != TOKENIZER_FILE and len(raw) > _MAX_FILE_BYTES:
+        if len(raw) > _MAX_FILE_BYTES:
             raise refused(
                 f"{owner}: its {name} has {len(raw)} bytes; the limit is {_MAX_FILE_BYTES}"
             )

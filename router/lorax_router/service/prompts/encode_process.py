@@ -31,7 +31,7 @@ class TokenizerCache:
         )
 
     def answer(self, question: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
-        """Take a tokenizer in, return the ids of a text, or both in one.
+        """Take a tokenizer in, return the ids of a text, or both in one; or say what is there.
 
         What goes wrong is ``missing``, ``refused`` (the tokenizer) or ``failed`` (the text).
         """
@@ -42,6 +42,8 @@ class TokenizerCache:
         held = self._held.get(question["key"])
         if held is None:
             return {"missing": True}
+        if "text" not in question:
+            return {}
         return _guarded("failed", lambda: _encode(held[0], question))
 
     def _take(self, key: str, raw: bytes) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class OwnTokenizers:
     """All adapters' own tokenizers.
 
     Args:
-        read: returns the file of a key, for one that others drove out.
+        read: returns the file of a key.
     """
 
     def __init__(
@@ -122,22 +122,20 @@ class OwnTokenizers:
         """Return a tokenizer as its owner's requests use it."""
         return OwnTokenizer(self, key, owner)
 
+    async def ready(self, tokenizer: OwnTokenizer) -> None:
+        """Have a tokenizer read before it is used; raises AdapterUnavailableError."""
+        if "missing" in await self._asked(tokenizer, {"key": tokenizer.key}):
+            await self._reading.do(tokenizer.key, partial(self._take, tokenizer))
+
     async def encode(
         self, tokenizer: OwnTokenizer, text: str, *, add_special_tokens: bool
     ) -> list[int]:
         """Return the ids of a text; raises AdapterUnavailableError, ValidationError."""
-        key = tokenizer.key
-        question = {"key": key, "text": text, "add_special_tokens": add_special_tokens}
+        question = {"key": tokenizer.key, "text": text, "add_special_tokens": add_special_tokens}
         answer = await self._asked(tokenizer, question)
         if "missing" in answer:
-            await self._reading.do(key, partial(self._take_again, tokenizer))
-            answer = await self._asked(tokenizer, question)
-        if "missing" in answer:
             # So many are in use that they drive each other out: read and used in one, it is there.
-            async with self._room:
-                answer = await self._asked(tokenizer, question, [await self._read(key)])
-        if "refused" in answer:
-            raise self._unreadable(tokenizer, answer)
+            answer = await self._asked_with_file(tokenizer, question)
         if "failed" in answer:
             logger.warning("%s: a text cannot be tokenized: %s", tokenizer, answer["failed"])
             raise ValidationError("`inputs` cannot be tokenized by this adapter's tokenizer")
@@ -150,20 +148,18 @@ class OwnTokenizers:
         for process in self._processes:
             await process.close()
 
-    async def take(self, tokenizer: OwnTokenizer, raw: bytes) -> None:
-        """Read a tokenizer from its file; raises AdapterUnavailableError in words."""
-        answer = await self._asked(tokenizer, {"key": tokenizer.key}, [raw])
-        if "refused" in answer:
-            raise self._unreadable(tokenizer, answer)
+    async def _take(self, tokenizer: OwnTokenizer) -> None:
+        await self._asked_with_file(tokenizer, {"key": tokenizer.key})
 
-    def _unreadable(
-        self, tokenizer: OwnTokenizer, answer: Mapping[str, Any]
-    ) -> AdapterUnavailableError:
-        return refused(f"{tokenizer} cannot be read: {answer['refused']}")
-
-    async def _take_again(self, tokenizer: OwnTokenizer) -> None:
+    async def _asked_with_file(
+        self, tokenizer: OwnTokenizer, question: Mapping[str, Any]
+    ) -> dict[str, Any]:
         async with self._room:
-            await self.take(tokenizer, await self._read(tokenizer.key))
+            raw = await self._read(tokenizer.key)
+            answer = await self._asked(tokenizer, question, [raw])
+        if "refused" in answer:
+            raise refused(f"{tokenizer} cannot be read: {answer['refused']}")
+        return answer
 
     async def _asked(
         self, tokenizer: OwnTokenizer, question: Mapping[str, Any], blobs: Sequence[bytes] = ()

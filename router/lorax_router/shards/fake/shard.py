@@ -259,10 +259,11 @@ class FakeShard:
             return await _answered(self.on_fetch(query))
         return fake_fetched(query)
 
-    async def adapter_text(self, store_digest: str) -> dict[str, bytes]:
-        """Return the files that ``texts`` has for an adapter."""
+    async def adapter_text(self, store_digest: str, names: Sequence[str]) -> dict[str, bytes]:
+        """Return those of the files that ``texts`` has for an adapter."""
         self._check(None)
-        return self.texts.get(store_digest, {})
+        files = self.texts.get(store_digest, {})
+        return {name: files[name] for name in names if name in files}
 
     async def prepare_adapter(
         self, handle: AdapterHandle, content: AdapterContent, epoch: int | None = None
