@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     SOCKET_FAILED = 36
     DISK_FULL = 37
     RANKS_APART = 38
+    DEVICE_BROKEN = 39
     SHARD_UNREACHABLE = 60
     TOKENIZER_UNUSABLE = 61
     ADAPTER_UNUSABLE = 62
@@ -59,6 +60,8 @@ _HINTS = {
     ExitCode.RANKS_APART: "The ranks of a group lost each other, or never met: look at the log of the "
     "rank that is named; --shard-timeout-s is how long they wait, --master-addr and --master-port "
     "are where they meet.",
+    ExitCode.DEVICE_BROKEN: "The device computes nothing any more, not even for a request of one token; "
+    "start again. If that does not help, look at the device: dmesg, nvidia-smi.",
     ExitCode.SHARD_UNREACHABLE: "The router could not reach a shard; look at the shard's log.",
     ExitCode.TOKENIZER_UNUSABLE: "The model folder needs a tokenizer.json that loads.",
     ExitCode.ADAPTER_UNUSABLE: "Check --adapter-id and --preloaded-adapter-ids, their sources, and "

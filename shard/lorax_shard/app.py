@@ -35,7 +35,7 @@ logger = logging.getLogger("lorax_shard")
 # Seconds that calls under way get to finish, and that the engine's thread gets after them.
 _GRACE_S = 10.0
 _WORKER_GRACE_S = 5.0
-# After the ranks lost each other: their calls have their answers already.
+# After the ranks lost each other, or the device broke: calls have their answers already.
 _BROKEN_GRACE_S = 0.5
 _NO_MEMORY = "there is too little memory; free some, or raise the limit of this process"
 
@@ -60,14 +60,15 @@ class Stopper:
         if not self._stop(ExitCode.PARENT_GONE):
             leave(ExitCode.PARENT_GONE)
 
-    def on_group_broken(self, error: Exception) -> None:
-        """Stop because the ranks cannot go on together."""
-        logger.error(
-            "%s",
-            error,
-            extra={"fields": {"exit_code": int(ExitCode.RANKS_APART), "event": "group_broken"}},
-        )
-        self._stop(ExitCode.RANKS_APART)
+    def on_broken(self, error: Exception) -> None:
+        """Stop because nothing can be computed any more, here or by the ranks together."""
+        from lorax_shard.engine.self_test import DeviceBrokenError
+
+        code, event = ExitCode.RANKS_APART, "group_broken"
+        if isinstance(error, DeviceBrokenError):
+            code, event = ExitCode.DEVICE_BROKEN, "device_broken"
+        logger.error("%s", error, extra={"fields": {"exit_code": int(code), "event": event}})
+        self._stop(code)
 
     def attach(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         """From now on a reason to stop sets ``stop`` in the loop."""
@@ -216,7 +217,7 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
 
     stop = asyncio.Event()
     stopper.attach(asyncio.get_running_loop(), stop)
-    commands = CommandQueue(config.epoch, on_broken=stopper.on_group_broken)
+    commands = CommandQueue(config.epoch, on_broken=stopper.on_broken)
     rank_adapters = parts.make_rank_adapters() if parts.make_rank_adapters is not None else None
     server = ShardServer(config, parts.engine, commands, rank_adapters)
     await server.start()
@@ -226,7 +227,7 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
         rank_adapters.start()
     await stop.wait()
     logger.info("stopping")
-    is_broken = stopper.exit_code is ExitCode.RANKS_APART
+    is_broken = stopper.exit_code in (ExitCode.RANKS_APART, ExitCode.DEVICE_BROKEN)
     await server.stop(_BROKEN_GRACE_S if is_broken else _GRACE_S)
     if rank_adapters is not None:
         await rank_adapters.close()
@@ -234,7 +235,7 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
         logger.warning("a step is still running; it is left behind")
         leave(stopper.exit_code)
     if is_broken:
-        # Threads of the collectives may wait for the others for ever.
+        # Threads of the collectives may wait for the others for ever, or for the device.
         leave(stopper.exit_code)
     return stopper.exit_code
 

@@ -18,6 +18,7 @@ from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
     BlockCopy,
+    BlockId,
     FinishCode,
     NewRow,
     RequestId,
@@ -44,6 +45,7 @@ from lorax_shard.engine.ranks import (
 from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.engine.sampler import Sampler
+from lorax_shard.engine.self_test import self_test
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
 
@@ -327,6 +329,7 @@ class Engine:
     def _compute_group(self, work: list[RowWork], out: OutcomeBuilder) -> None:
         """Compute rows in one forward pass; if it raises, in halves, so that the culprit is alone.
 
+        DeviceBrokenError when there is none: then nothing can be computed any more.
         KV writes are the same each time, and no row changes before all of its group
         succeeded, so that a repeated pass gives the same tokens.
         """
@@ -339,24 +342,30 @@ class Engine:
             if self._group is not None:
                 # The others are in the middle of it; halves would be this rank's alone.
                 raise broken_by(self._group, error) from error
-            first = work[0].row.request_id
-            if len(work) == 1:
-                logger.exception("request %d: the forward pass failed", first)
-                self._fail(first, error, out, doing="the forward pass failed for this request")
-                return
-            logger.warning(
-                "a forward pass of %d rows failed (%s); trying halves",
-                len(work),
-                type(error).__name__,
-            )
+            spare = self.batch.blocks_of(work[0].row)[-1]
+            self._note_failure(work, error, out)
         else:
             self._advance(work, result.inputs, draws)
             self._book(result.inputs.sampled, draws, out)
             return
         # Outside the handler: its exception holds the failed pass's tensors alive.
+        if len(work) == 1:
+            # Its last block is its own, and it needs that no more.
+            self_test(self.model, BlockId(spare), self.num_blocks, self.block_size)
+            return
         middle = len(work) // 2
         self._compute_group(work[:middle], out)
         self._compute_group(work[middle:], out)
+
+    def _note_failure(self, work: list[RowWork], error: Exception, out: OutcomeBuilder) -> None:
+        """End a row whose pass failed though it was alone; of several it may be any."""
+        first = work[0].row.request_id
+        if len(work) == 1:
+            logger.error("request %d: the forward pass failed", first, exc_info=error)
+            self._fail(first, error, out, doing="the forward pass failed for this request")
+        else:
+            name = type(error).__name__
+            logger.warning("a forward pass of %d rows failed (%s); trying halves", len(work), name)
 
     def _advance(self, work: list[RowWork], inputs: StepInputs, draws: PassDraws | None) -> None:
         for row, num_tokens in work:

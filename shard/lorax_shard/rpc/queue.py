@@ -18,6 +18,7 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
+from lorax_shard.engine.self_test import DeviceBrokenError
 from lorax_shard.parallel.group import GroupBrokenError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class CommandQueue:
     Calls with a sequence number run in its order: an early one waits for those
     before it, a repeated one gets the stored reply, a stale epoch is refused.
     Calls without a number run in the order in which they arrive. After a
-    GroupBrokenError nothing runs any more, and ``on_broken`` is told.
+    GroupBrokenError or a DeviceBrokenError nothing runs any more, and ``on_broken`` is told.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class CommandQueue:
             while (job := self._jobs.get()) is not None:
                 self._current = job
                 result, error = _executed(job.command)
-                if isinstance(error, GroupBrokenError):
+                if isinstance(error, (GroupBrokenError, DeviceBrokenError)):
                     self._end_broken(job, error)
                     return
                 self._answer(job, result, error)
@@ -175,7 +176,7 @@ class CommandQueue:
             logger.critical("the engine's thread ends by an error", exc_info=True)
             self._abandon()
 
-    def _end_broken(self, job: _Job, error: GroupBrokenError) -> None:
+    def _end_broken(self, job: _Job, error: Exception) -> None:
         """Compute nothing more: a collective with a rank that is gone would never end."""
         self._answer(job, None, ShardUnavailableError(str(error)))
         self._current = None

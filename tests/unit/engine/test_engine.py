@@ -18,6 +18,7 @@ from lorax_contract.errors import ShardError, ValidationError
 from lorax_contract.step import AdapterHandle, BlockCopy, FinishCode, NewRow
 from lorax_shard.engine import forward
 from lorax_shard.engine.output import RowOutput
+from lorax_shard.engine.self_test import DeviceBrokenError
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
 OTHER = [40, 41, 42]
@@ -170,6 +171,34 @@ def test_several_poisoned_rows_fail_and_the_others_go_on():
     assert failed == {2, 5}
     for i in {1, 3, 4, 6, 7}:
         assert tokens_of(outcome, i)[0] == expected_tokens([i, 3, i + 1], 1)
+
+
+def test_a_device_that_fails_at_a_trivial_pass_too_is_said_to_be_broken(monkeypatch):
+    """The first row that fails alone has not the blame, and the others do not follow it."""
+    engine = make_engine()
+    good = new_row(1, PROMPT)
+    engine.step(make_plan(1, [(1, 7, [1, 2])], new=[good]))
+
+    def broken(*_args, **_named):
+        raise RuntimeError("unspecified launch failure")
+
+    monkeypatch.setattr(engine.model, "forward", broken)
+    rows = [new_row(number, OTHER) for number in (2, 3)]
+    plan = make_plan(2, [(1, 1, []), (2, 3, [3]), (3, 3, [4])], new=rows)
+    with pytest.raises(DeviceBrokenError, match="unspecified launch failure"):
+        engine.step(plan)
+
+
+def test_the_self_test_after_a_failed_row_leaves_other_rows_as_they_were():
+    engine = make_engine()
+    rows = [new_row(1, PROMPT, max_new_tokens=6), new_row(2, [1, POISON_ID, 2, *OTHER])]
+    outcomes = [engine.step(make_plan(1, [(1, 7, [1, 2, 3])], new=rows[:1]))]
+    outcomes += [engine.step(make_plan(2, [(1, 1, []), (2, 6, [8, 9])], new=rows[1:]))]
+    # One trivial pass, of one token, after the row that failed alone.
+    assert engine.model.passes[-1] == [1]
+    outcomes += [engine.step(make_plan(seq, [(1, 1, [])])) for seq in range(3, 7)]
+    tokens = [token for outcome in outcomes for token in tokens_of(outcome, 1)[0]]
+    assert tokens == expected_tokens(PROMPT, 6)
 
 
 def test_output_that_raises_ends_its_row_only(monkeypatch):

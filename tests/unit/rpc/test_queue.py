@@ -15,6 +15,8 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
+from lorax_shard.engine.self_test import DeviceBrokenError
+from lorax_shard.parallel.group import GroupBrokenError
 from lorax_shard.rpc.queue import CommandQueue
 
 
@@ -195,3 +197,23 @@ def test_closing_finishes_what_was_queued_and_takes_nothing_new():
         assert await closing
 
     with_queue(test)
+
+
+@pytest.mark.parametrize("error", [GroupBrokenError("rank 1"), DeviceBrokenError("no device")])
+def test_what_breaks_the_engine_ends_all_calls_and_is_told(error):
+    told = []
+
+    def fail():
+        raise error
+
+    async def test(queue):
+        calls = [queue.run(fail), queue.run(lambda: "never")]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [ShardUnavailableError] * 2
+        assert str(error) in str(results[0])
+        await asyncio.to_thread(queue._worker.join, 5.0)
+        with pytest.raises(UnhealthyError):
+            queue.check_alive()
+
+    with_queue(test, on_broken=told.append)
+    assert told == [error]
