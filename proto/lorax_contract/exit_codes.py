@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     DISK_FULL = 37
     RANKS_APART = 38
     DEVICE_BROKEN = 39
+    FOLDER_UNUSABLE = 40
     SHARD_UNREACHABLE = 60
     TOKENIZER_UNUSABLE = 61
     ADAPTER_UNUSABLE = 62
@@ -57,6 +58,7 @@ _HINTS = {
     ExitCode.BACKEND_UNAVAILABLE: "Choose another backend, or 'auto'.",
     ExitCode.SOCKET_FAILED: "Check --shard-uds-path: the folder must exist and be writable.",
     ExitCode.DISK_FULL: "Free space in the cache folder, or point LORAX_CACHE elsewhere.",
+    ExitCode.FOLDER_UNUSABLE: "Let this user write to the folder that is named, or name another one.",
     ExitCode.RANKS_APART: "The ranks of a group lost each other, or never met: look at the log of the "
     "rank that is named; --shard-timeout-s is how long they wait, --master-addr and --master-port "
     "are where they meet.",

@@ -140,14 +140,18 @@ def load_parts(config: ShardConfig) -> ShardParts:
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    serves = bool(
+        config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
+    )
+    from lorax_shard.adapters import setup
+
+    # Before the model is loaded: whoever has to be told of it is told at once.
+    store = setup.make_store(config) if serves else None
     group = _meet(config)
     model = load_paged_model(config, group)
     # The probe has compared the model over a cache that rounds nothing.
     model.store_kv_as(config.kv_cache_dtype)
     model.warm_up(config.block_size)
-    serves = bool(
-        config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
-    )
     pool = PoolSettings(
         block_size=config.block_size,
         memory_fraction=config.kv_memory_fraction,
@@ -158,14 +162,11 @@ def load_parts(config: ShardConfig) -> ShardParts:
         max_adapter_rank=config.max_adapter_rank if serves else 0,
     )
     invariant = config.batch_invariant
-    if not serves:
+    if store is None:
         return ShardParts(Engine(model, tokenizer, pool, batch_invariant=invariant, group=group))
-    from lorax_shard.adapters import setup
-
     base, lora = model.base, model.lora
     assert base is not None
     assert lora is not None
-    store = setup.make_store(config)
     host = setup.make_host_cache(config, store)
     lane = setup.make_prepare_lane(config, host, lora, model.dtype)
     return ShardParts(

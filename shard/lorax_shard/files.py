@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -83,6 +84,14 @@ def locked(path: Path, on_wait: Callable[[], None] = _ignore) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, with its reason, if this process cannot make files in a folder."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        reason = errno.EROFS if is_read_only else errno.EACCES
+        raise OSError(reason, os.strerror(reason), str(folder))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

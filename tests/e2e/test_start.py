@@ -205,7 +205,7 @@ def test_a_cache_folder_that_cannot_be_made(
     (tmp_path / "file").write_text("")
     _no_tokenizer(folder)
     cache = str(tmp_path / "file" / "cache")
-    last = refusal(ExitCode.BAD_CONFIG, "--model-id", str(folder), "--cache-dir", cache)
+    last = refusal(ExitCode.FOLDER_UNUSABLE, "--model-id", str(folder), "--cache-dir", cache)
     assert "cannot be used: not a directory" in last
     assert "set LORAX_CACHE" in last
 

@@ -28,7 +28,7 @@ async def test_the_fetch_is_another_process_that_gives_way_and_knows_no_token(
             facts = fetched.facts
         child = facts["parent"]
         assert len({facts["pid"], child, os.getpid()}) == 3
-        assert facts["nice"] >= 10
+        assert facts["nice"] > os.nice(0)
         # Neither the caller's nor the environment's: not in arguments, not in the environment.
         assert facts["tokens_around"] == []
         for kind in ("cmdline", "environ"):

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 # Reading and copying at the same time; more would only take the steps' cores.
 _NUM_THREADS = 2
 # How much they give way to steps, as a fetch does.
-_NICE = 10
+_NICE = 7
 # What was fetched is held until it is loaded, so that its files are still there then; but not
 # for longer, nor more than so many: what is held, the store cannot evict for others.
 _HELD_S = 60.0

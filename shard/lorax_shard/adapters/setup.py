@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
+from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.config import ShardConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import DevicePreparer, PrepareLane
 from lorax_shard.adapters.rank_adapters import RankAdapters
@@ -24,8 +28,22 @@ _VERIFY = "lorax_shard.peft.verify:verify"
 
 
 def make_store(config: ShardConfig) -> AdapterStore:
-    """Open the store that all ranks of this host share."""
-    return AdapterStore(Path(config.adapter_store_dir), max_bytes=config.adapter_store_bytes)
+    """Open the store that all ranks of this host share; StartupError if it cannot be written."""
+    folder = Path(config.adapter_store_dir)
+    try:
+        store = AdapterStore(folder, max_bytes=config.adapter_store_bytes)
+        store.open()
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise StartupError(
+            f"the adapter store in {folder} cannot be written: {reason}. Give this user access "
+            "to it, name another folder with --adapter-store-dir, or serve no adapters with "
+            "--adapter-memory-fraction 0",
+            ExitCode.FOLDER_UNUSABLE,
+        ) from error
+    except AdapterUnavailableError as error:
+        raise StartupError(f"{error.text} ({folder})", ExitCode.FOLDER_UNUSABLE) from error
+    return store
 
 
 def make_host_cache(config: ShardConfig, store: AdapterStore) -> HostCache:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.files import locked, read_json, write_json
+from lorax_shard.files import check_writable, locked, read_json, write_json
 
 MARKER = "complete.json"
 _CHUNK_BYTES = 1 << 22
@@ -167,7 +167,11 @@ def _mark_complete(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise StartupError (DISK_FULL) if ``folder``'s file system has less than ``needed`` bytes."""
+    """Raise StartupError (DISK_FULL) if ``folder``'s file system has less than ``needed`` bytes.
+
+    One that cannot be written raises OSError: such file systems have no free byte either.
+    """
+    check_writable(folder)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise disk_full(folder, f"{what} takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
@@ -196,7 +200,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise StartupError(
                 f"{error.filename or folder} cannot be used: {os.strerror(error.errno).lower()}. "
                 "Give this user access to it, or set LORAX_CACHE to a folder that it may write.",
-                ExitCode.BAD_CONFIG,
+                ExitCode.FOLDER_UNUSABLE,
             ) from error
         raise
 

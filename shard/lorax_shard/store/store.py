@@ -20,6 +20,7 @@ bytes counted that are not there, never the reverse. Opened anew, a store puts t
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import stat
 import time
@@ -35,6 +36,7 @@ from lorax_shard.adapter_files import TEMPLATE_FILES, TOKENIZER_FILES, StoredFil
 from lorax_shard.store.index import BEFORE_ALL, IndexRow, StoreIndex
 from lorax_shard.store.staging import Staging, StagingArea
 
+_FOLDERS = ("entries", "staging", "locks", "trash")
 _ENTRY_FILE = "entry.json"
 # Folders of records that the index has taken the place of.
 _FORMER_FOLDERS = ("names", "versions", "verdicts", "uses", "pins")
@@ -106,10 +108,21 @@ class AdapterStore:
         # Called before each change of the disk; tests end the process here.
         self._on_step = on_step
         _make_private(root)
-        for name in ("entries", "staging", "locks", "trash"):
+        for name in _FOLDERS:
             (root / name).mkdir(exist_ok=True)
         self.index = StoreIndex(root / "index.sqlite3", self._lock("index"), self._rows)
         self._staging = StagingArea(root, self.index, clock, on_step)
+
+    def open(self) -> None:
+        """Open the index now, for as long as the process lives; not in one that forks.
+
+        While nobody has it open, everybody who opens it reads all that was written last.
+        Raises OSError if the store cannot be written.
+        """
+        for name in _FOLDERS:
+            files.check_writable(self.root / name)
+        files.check_writable(self.root)
+        self.index.used_bytes()
 
     # --- entries ----------------------------------------------------------------------
 
@@ -255,7 +268,8 @@ class AdapterStore:
             "cost_s": entry.cost_s,
             "created_s": entry.created_s,
         }
-        files.write_json(staging.folder / _ENTRY_FILE, facts)
+        (staging.folder / _ENTRY_FILE).unlink(missing_ok=True)
+        (staging.folder / _ENTRY_FILE).write_text(json.dumps(facts), encoding="utf-8")
         self._on_step("sync entry")
         files.sync_files(staging.folder)
         # What lies there is damaged, or it would have been found.

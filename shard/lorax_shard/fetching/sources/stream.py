@@ -173,7 +173,7 @@ def _pour(
 
 @contextlib.contextmanager
 def disk_errors(ref: AdapterRef, name: str, limit: int) -> Iterator[None]:
-    """Say in words that a file passed the process' limit or that the disk is full."""
+    """Say in words that a file passed the process' limit, or that the disk takes none."""
     try:
         yield
     except OSError as error:
@@ -182,6 +182,10 @@ def disk_errors(ref: AdapterRef, name: str, limit: int) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise AdapterUnavailableError(
                 Reason.STORE_FULL, f"adapter {ref}: the disk of the adapter store is full"
+            ) from error
+        if error.errno == errno.EROFS:
+            raise AdapterUnavailableError(
+                Reason.STORE_FULL, f"adapter {ref}: the server cannot write to its adapter store"
             ) from error
         raise
 
