@@ -246,13 +246,13 @@ async def test_a_step_answered_with_any_status_is_an_error_of_the_shard(tmp_path
 @in_loop
 async def test_texts_that_left_the_disk_say_so(tmp_path):
     class Emptied(FakeShard):
-        async def adapter_text(self, store_digest):
+        async def adapter_text(self, store_digest, names):
             raise AdapterUnavailableError(Reason.EVICTED, "fetch it again")
 
     async with serve([Emptied()], tmp_path) as uris:
         client = GrpcShardClient(uris[0], timeouts=QUICK)
         with pytest.raises(AdapterUnavailableError, match="fetch it again") as caught:
-            await client.adapter_text("digest")
+            await client.adapter_text("digest", ["tokenizer.json"])
         assert caught.value.reason is Reason.EVICTED
         await client.close()
 
