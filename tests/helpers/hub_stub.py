@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         found: dict[str, object] = {"rfilename": path, "size": len(data)}
         if path.endswith(".safetensors"):
             digest = hashlib.sha256(b"other" if path in self.hub.damaged else data).hexdigest()
-            found["lfs"] = {"sha256": digest, "size": len(data)}
+            found["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
         return found
 
     def _file(self, data: bytes, name: str) -> None:

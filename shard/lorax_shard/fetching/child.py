@@ -38,6 +38,10 @@ _THREAD_COUNTS = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS",
 )  # fmt: skip
 
+# All memory in one heap of large pages, where the system has them: a fork copies the table
+# of pages, which takes longer than anything else that a small adapter's fetch does.
+_HEAP = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -248,4 +252,10 @@ def environment(*, with_s3: bool) -> dict[str, str]:
         passed |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     # One thread each: the cores are the model's.
     one = dict.fromkeys(_THREAD_COUNTS, "1")
-    return {**passed, **one, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {
+        **passed,
+        **one,
+        **_HEAP,
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }

@@ -67,11 +67,14 @@ class VerifySettings:
         return key_of(self.function, repr(sorted(self.context.items())))
 
     def load(self) -> Verifier | None:
-        """Import the function."""
+        """Import the function, and have its module prepare for what it will be told."""
         if self.function is None:
             return None
-        module, _, name = self.function.partition(":")
-        return Verifier(getattr(importlib.import_module(module), name), self.context, self.key)
+        path, _, name = self.function.partition(":")
+        module = importlib.import_module(path)
+        if (prepare := getattr(module, "prepare", None)) is not None:
+            prepare(self.context)
+        return Verifier(getattr(module, name), self.context, self.key)
 
 
 @dataclass(frozen=True, slots=True)

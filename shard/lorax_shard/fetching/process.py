@@ -17,6 +17,7 @@ Tokens come through this pipe only. The end of standard input ends everything.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import selectors
@@ -103,7 +104,13 @@ class FetchWatcher:
 
     def serve(self) -> None:
         """Work until standard input ends; then end every fetch."""
-        self._setup.open_store().sweep()
+        store = self._setup.open_store()
+        store.sweep()
+        # SQLite's connections must not get into forks.
+        store.index.close()
+        # Nor is there anything to collect in them, and looking for it would copy all of it.
+        gc.collect()
+        gc.freeze()
         self._say({"ready": os.getpid()})
         self._selector.register(self._commands, selectors.EVENT_READ)
         try:
@@ -285,7 +292,7 @@ def main() -> int:
         return 0
     if setup.sources.hub_enabled:
         # Before the first fork, so that no fetch pays for it.
-        import huggingface_hub  # noqa: F401
+        from lorax_shard.fetching.sources import hub  # noqa: F401
     FetchWatcher(setup, 0, answers).serve()
     return 0
 

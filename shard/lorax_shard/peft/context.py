@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,13 @@ def make_context(
 def read_context(context: Mapping[str, Any]) -> tuple[BaseDescription, AdapterLimits, str]:
     """Return what ``make_context`` was given."""
     limits = AdapterLimits(**json.loads(context["limits"]))
-    return BaseDescription.from_json(context["base"]), limits, context["model_id"]
+    return _base(context["base"]), limits, context["model_id"]
+
+
+# A process verifies against one base: it is read once, and forks of the process have it.
+@functools.lru_cache(maxsize=1)
+def _base(text: str) -> BaseDescription:
+    return BaseDescription.from_json(text)
 
 
 def base_tokenizer(context: Mapping[str, Any]) -> Path | None:

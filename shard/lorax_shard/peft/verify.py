@@ -36,6 +36,11 @@ def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, 
     return {**facts_of(examined, base), "is_bases_tokenizer": is_base}
 
 
+def prepare(context: Mapping[str, Any]) -> None:
+    """Read what is the same for every adapter."""
+    read_context(context)
+
+
 def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:
     parts = (getattr(delta, name) for delta in adapter.modules.values() for name in TENSOR_PARTS)
     return list({part.data_ptr(): part for part in parts if part is not None}.values())

@@ -1,21 +1,34 @@
-"""Adapters from the Hugging Face hub, over its plain HTTP interface.
+"""Adapters from the Hugging Face hub.
 
 A repository is asked for without a token first. So a public adapter is never tied to a
 caller, and a key that was meant for another service is not sent to the hub for it. Then
 come the caller's token and, if the operator set one, the server's.
+
+Listings, access and the meaning of errors are the hub library's. The bytes of files are
+taken in here: the library's download (hf_hub_download) throws away what came of a file
+when it is ended, hands it on in pieces of 10 MiB and tries again by a clock of its own, so
+that neither taking a file up again nor the limits, the longest silence and the deadline
+while its bytes arrive could be kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
 from lorax_shard.adapter_files import CONFIG_FILE, StoredFile
@@ -35,8 +48,6 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[\w][\w./+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-# A listing names every file of a repository; an adapter's is a few kilobytes.
-_MAX_LISTING_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
@@ -53,9 +64,6 @@ class HubSource:
     """Repositories of one hub."""
 
     def __init__(self, settings: SourceSettings) -> None:
-        # Imported late: the other sources do not need it.
-        from huggingface_hub import constants
-
         self._endpoint = (settings.hub_endpoint or constants.ENDPOINT).rstrip("/")
         self._offline = settings.offline or bool(constants.HF_HUB_OFFLINE)
         self._server_token = settings.server_token
@@ -75,8 +83,8 @@ class HubSource:
         for access, key in keys:
             try:
                 listing = retried(ref, partial(self._listing, ref, key, context), context)
-                resolved = self._resolved(ref, listing, access, key)
-                if listing.get("gated"):
+                resolved = _resolved(ref, listing, access, key)
+                if listing.gated:
                     # Everybody sees a gated repository's listing; its files open for some.
                     retried(ref, partial(self._probe, ref, resolved, context), context)
             except _Shut as shut:
@@ -122,99 +130,73 @@ class HubSource:
             ref, "is not on the hub, or it is private: check the spelling, or send an api_token"
         )
 
-    def _listing(self, ref: AdapterRef, key: str | None, context: FetchContext) -> dict[str, Any]:
-        revision = quote(ref.revision or "main", safe="")
-        url = f"{self._endpoint}/api/models/{ref.id}/revision/{revision}?blobs=true"
-        with self._stream(ref, url, key, {}, context) as response:
-            if _code(response) == "RevisionNotFound":
-                raise not_found(ref, "has no such revision: give a branch, a tag or a commit")
-            self._raise_for_status(ref, response)
-            body = b""
-            for chunk in response.iter_raw(_CHUNK_BYTES):
-                body += chunk
-                context.check_deadline(ref)
-                if len(body) > _MAX_LISTING_BYTES:
-                    raise refused(f"adapter {ref}: its repository has too many files to list")
-        try:
-            listing = json.loads(body)
-        except ValueError as error:
-            raise Broken("the hub's answer is not JSON") from error
-        if not isinstance(listing, dict):
-            raise Broken("the hub's answer is not a listing")
-        return listing
+    def _listing(self, ref: AdapterRef, key: str | None, context: FetchContext) -> ModelInfo:
+        with self._errors(ref, key):
+            try:
+                return HfApi(self._endpoint).model_info(
+                    ref.id,
+                    revision=ref.revision or "main",
+                    files_metadata=True,
+                    timeout=_seconds(context),
+                    token=key or False,
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                raise Broken("the hub's answer is no listing of a repository") from error
 
     def _probe(self, ref: AdapterRef, resolved: Resolved, context: FetchContext) -> None:
-        """Raise _Shut unless the configuration's download opens with the version's token.
+        """Raise _Shut unless the configuration's download opens with the version's token."""
+        url = self._url(ref, resolved, CONFIG_FILE)
+        with self._errors(ref, resolved.token):
+            get_hf_file_metadata(url, token=resolved.token or False, timeout=_seconds(context))
 
-        A GET whose body is left unread: storage that the hub redirects to may refuse a HEAD.
-        """
-        url = f"{self._endpoint}/{ref.id}/resolve/{resolved.version}/{CONFIG_FILE}"
-        with self._stream(ref, url, resolved.token, {}, context) as response:
-            self._raise_for_status(ref, response)
-
-    def _resolved(
-        self, ref: AdapterRef, listing: Mapping[str, Any], access: Access, key: str | None
-    ) -> Resolved:
-        commit, siblings = listing.get("sha"), listing.get("siblings")
-        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-            raise transient(f"adapter {ref}: the hub did not name a commit")
-        entries = {
-            item["rfilename"]: item
-            for item in (siblings if isinstance(siblings, list) else [])
-            if isinstance(item, dict) and isinstance(item.get("rfilename"), str)
-        }
-        files = tuple(_announced(entries[name]) for name in select_files(ref, entries))
-        return Resolved(version=commit, files=files, access=access, token=key)
+    def _url(self, ref: AdapterRef, resolved: Resolved, name: str) -> str:
+        url: str = hf_hub_url(ref.id, name, revision=resolved.version, endpoint=self._endpoint)
+        return url
 
     def _opener(
         self, ref: AdapterRef, resolved: Resolved, file: RemoteFile, context: FetchContext
     ) -> Opener:
-        url = f"{self._endpoint}/{ref.id}/resolve/{resolved.version}/{quote(file.name)}"
-
         @contextlib.contextmanager
         def opener(start: int) -> Iterator[Opened]:
-            headers = {"Range": f"bytes={start}-"} if start else {}
-            with self._stream(ref, url, resolved.token, headers, context) as response:
-                if start and response.status_code == 416:
-                    # Nothing is left to send, or the kept bytes are of another file.
-                    yield Opened(start=_known_end(file, start), total=file.size, chunks=iter(()))
-                    return
-                try:
-                    self._raise_for_status(ref, response)
-                except _Shut as shut:
-                    raise self._not_let_in(ref, resolved.token, shut.gated) from shut
-                first, total = _extent(response, start)
-                chunks = response.iter_raw(_CHUNK_BYTES)
-                yield Opened(start=first, total=total, chunks=chunks)
+            headers = build_hf_headers(token=resolved.token or False)
+            headers["Accept-Encoding"] = "identity"
+            if start:
+                headers["Range"] = f"bytes={start}-"
+            url = self._url(ref, resolved, file.name)
+            try:
+                with (
+                    self._errors(ref, resolved.token),
+                    # Redirects to another host carry no token (the client's rule).
+                    get_session().stream(
+                        "GET", url, headers=headers, timeout=_timeout(context)
+                    ) as response,
+                ):
+                    if start and response.status_code == 416:
+                        # Nothing is left to send, or the kept bytes are of another file.
+                        end = _known_end(file, start)
+                        yield Opened(start=end, total=file.size, chunks=iter(()))
+                        return
+                    hf_raise_for_status(response)
+                    first, total = _extent(response, start)
+                    yield Opened(start=first, total=total, chunks=response.iter_raw(_CHUNK_BYTES))
+            except _Shut as shut:
+                raise self._not_let_in(ref, resolved.token, shut.gated) from shut
 
         return opener
 
     @contextlib.contextmanager
-    def _stream(
-        self,
-        ref: AdapterRef,
-        url: str,
-        token: str | None,
-        headers: Mapping[str, str],
-        context: FetchContext,
-    ) -> Iterator[Any]:
-        """Open one request. Redirects to another host carry no token (the client's rule)."""
-        from huggingface_hub import get_session
-
-        session = get_session()
-        sent = {**headers, "Accept-Encoding": "identity"}
-        if token:
-            sent["Authorization"] = f"Bearer {token}"
-        limits = context.limits
-        seconds = max(0.1, min(limits.stall_timeout_s, context.deadline - context.now()))
-        # httpx and its successor are known by the client's module only.
-        library = sys.modules[type(session).__module__.partition(".")[0]]
-        timeout = library.Timeout(seconds, connect=min(limits.connect_timeout_s, seconds))
+    def _errors(self, ref: AdapterRef, token: str | None) -> Iterator[None]:
+        """Say in words what the hub library's errors mean."""
+        library = _http_library()
         try:
-            with session.stream("GET", url, headers=sent, timeout=timeout) as response:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise Broken("the hub's answer is compressed, which was not asked for")
-                yield response
+            yield
+        except RevisionNotFoundError as error:
+            text = "has no such revision: give a branch, a tag or a commit"
+            raise not_found(ref, text) from error
+        except RepositoryNotFoundError as error:
+            raise _Shut(gated=isinstance(error, GatedRepoError)) from error
+        except HfHubHTTPError as error:
+            raise _meaning(ref, error.response) from error
         except (library.TransportError, library.TooManyRedirects) as error:
             raise Broken(
                 f"the hub at {self._endpoint} could not be reached or broke off: "
@@ -223,23 +205,46 @@ class HubSource:
         except (library.InvalidURL, UnicodeError) as error:
             raise refused(f"adapter {ref}: the token or the id cannot be sent") from error
 
-    def _raise_for_status(self, ref: AdapterRef, response: Any) -> None:
-        status = response.status_code
-        if status in (401, 403) or (status == 404 and _code(response) in ("", "RepoNotFound")):
-            raise _Shut(gated=_code(response) == "GatedRepo")
-        if status in _PASSING:
-            raise Broken(f"the hub answered with status {status}", _retry_after(response))
-        if status not in (200, 206):
-            raise transient(f"adapter {ref}: the hub answered with status {status}")
+
+def _http_library() -> Any:
+    """Return the HTTP library that the hub library uses: httpx or its successor."""
+    return sys.modules[type(get_session()).__module__.partition(".")[0]]
 
 
-def _announced(item: Mapping[str, Any]) -> RemoteFile:
-    lfs = item.get("lfs") if isinstance(item.get("lfs"), dict) else {}
-    size = item.get("size", lfs.get("size") if lfs else None)
-    sha256 = (lfs or {}).get("sha256")
+def _seconds(context: FetchContext) -> float:
+    """Return for how long a silent hub is waited for."""
+    return max(0.1, min(context.limits.stall_timeout_s, context.deadline - context.now()))
+
+
+def _timeout(context: FetchContext) -> Any:
+    seconds = _seconds(context)
+    connect = min(context.limits.connect_timeout_s, seconds)
+    return _http_library().Timeout(seconds, connect=connect)
+
+
+def _meaning(ref: AdapterRef, response: Any) -> Exception:
+    """Return the error for an answer that says only a status."""
+    status = response.status_code
+    if status in (401, 403) or (status == 404 and not response.headers.get("x-error-code")):
+        return _Shut(gated=False)
+    if status in _PASSING:
+        return Broken(f"the hub answered with status {status}", _retry_after(response))
+    return transient(f"adapter {ref}: the hub answered with status {status}")
+
+
+def _resolved(ref: AdapterRef, listing: ModelInfo, access: Access, key: str | None) -> Resolved:
+    if not isinstance(listing.sha, str) or not _COMMIT.fullmatch(listing.sha):
+        raise transient(f"adapter {ref}: the hub did not name a commit")
+    entries = {each.rfilename: each for each in listing.siblings or ()}
+    files = tuple(_announced(entries[name]) for name in select_files(ref, entries))
+    return Resolved(version=listing.sha, files=files, access=access, token=key)
+
+
+def _announced(sibling: Any) -> RemoteFile:
+    sha256 = None if sibling.lfs is None else sibling.lfs.sha256
     return RemoteFile(
-        name=str(item["rfilename"]),
-        size=size if isinstance(size, int) and size >= 0 else None,
+        name=sibling.rfilename,
+        size=sibling.size if isinstance(sibling.size, int) and sibling.size >= 0 else None,
         sha256=sha256 if isinstance(sha256, str) and _SHA256.fullmatch(sha256) else None,
     )
 
@@ -258,10 +263,6 @@ def _extent(response: Any, start: int) -> tuple[int, int | None]:
         return start, None if match[2] == "*" else int(match[2])
     length = response.headers.get("content-length", "")
     return 0, int(length) if length.isdigit() else None
-
-
-def _code(response: Any) -> str:
-    return str(response.headers.get("x-error-code", ""))
 
 
 def _retry_after(response: Any) -> float | None:

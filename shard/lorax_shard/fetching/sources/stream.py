@@ -59,15 +59,15 @@ def download(
     Raises AdapterUnavailableError: too large, corrupt, or broken off too often in a row.
     """
     whole, part = folder / file.name, folder / f"{file.name}{PART}"
-    if whole.exists():
+    if _is_kept(whole):
         stored = _hashed(whole)
         if _is_announced(stored, file):
             return stored
         context.on_step(f"discard {file.name}")
-        whole.unlink()
-    if part.exists() and part.stat().st_size < _RESUME_FROM_BYTES:
-        part.unlink()
-    resumed = part.exists()
+    whole.unlink(missing_ok=True)
+    resumed = _is_kept(part)
+    if not resumed:
+        part.unlink(missing_ok=True)
     stored = _received(ref, file, part, opener, context)
     if resumed and not _is_announced(stored, file):
         # The kept bytes may be the damaged ones: once more from the start.
@@ -81,6 +81,11 @@ def download(
     context.on_step(f"whole {file.name}")
     part.rename(whole)
     return stored
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether what an earlier try left is worth a look; only that was made durable."""
+    return path.exists() and path.stat().st_size >= _RESUME_FROM_BYTES
 
 
 def _is_announced(stored: StoredFile, file: RemoteFile) -> bool:
@@ -147,9 +152,12 @@ def _sink(part: Path, start: int) -> Iterator[BinaryIO]:
         # A source that does not resume sends the file from its start.
         file.truncate(start)
         file.seek(start)
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            yield file
+        finally:
+            file.flush()
+            if _is_kept(part):
+                os.fsync(file.fileno())
 
 
 def _pour(
