@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -173,14 +174,35 @@ def test_a_link_swapped_in_after_the_look_leads_nowhere(
     assert not (tmp_path / "into" / WEIGHTS).exists()
 
 
-def test_a_pipe_in_place_of_a_file_is_refused_and_does_not_hang(
-    root: Path, context: FetchContext
+def listen_at(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(path.parent)
+        listener.bind(path.name)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, listen_at])
+def test_what_is_no_file_in_place_of_one_is_refused_and_does_not_hang(
+    root: Path,
+    context: FetchContext,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    put: Callable[[Path], None],
 ) -> None:
+    monkeypatch.chdir(root)
     folder = write_adapter(root / "poet")
-    (folder / CONFIG).unlink()
-    os.mkfifo(folder / CONFIG)
-    with pytest.raises(AdapterUnavailableError, match="not a regular file"):
+    (folder / name).unlink()
+    put(folder / name)
+    with pytest.raises(AdapterUnavailableError, match=f"{name} is not a regular file") as caught:
         source(root).resolve(ref("poet"), None, context)
+    assert caught.value.reason is Reason.REFUSED
+
+
+def test_a_file_in_place_of_a_folder_is_said(root: Path, context: FetchContext) -> None:
+    write_adapter(root / "poet")
+    with pytest.raises(AdapterUnavailableError, match="is a file; name the folder") as caught:
+        source(root).resolve(ref(f"poet/{WEIGHTS}"), None, context)
+    assert caught.value.reason is Reason.NOT_FOUND
 
 
 def test_a_change_while_copying_is_noticed(

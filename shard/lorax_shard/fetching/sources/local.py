@@ -100,6 +100,8 @@ class LocalSource:
                 continue
             if os.path.isdir(real):
                 return Path(real)
+            if os.path.isfile(real):
+                raise not_found(ref, "is a file; name the folder that it lies in")
         if all(
             not _is_below(os.path.realpath(os.path.join(root, ref.id)), root)
             for root in self._roots
@@ -156,6 +158,10 @@ class LocalSource:
         self._root_of(ref, str(real))
         with self._opened_folder(ref, real.parent) as handle:
             try:
+                # Before it is opened: a socket cannot be, and a folder is no file then.
+                facts = os.stat(real.name, dir_fd=handle, follow_symlinks=False)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise refused(f"adapter {ref}: {name} is not a regular file")
                 # Without O_NONBLOCK the opening of a pipe would wait for a writer.
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 descriptor = os.open(real.name, flags, dir_fd=handle)
@@ -163,9 +169,10 @@ class LocalSource:
                 raise _unreadable(ref, name) from error
             except OSError as error:
                 raise _changed(ref) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _changed(ref)
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise refused(f"adapter {ref}: {name} is not a regular file")
             yield file
 
     def _opener(self, ref: AdapterRef, folder: Path, file: RemoteFile) -> Opener:
