@@ -27,7 +27,7 @@ _SCHEMA = (
     CREATE TABLE entries (
         digest TEXT PRIMARY KEY, bytes INTEGER NOT NULL, cost_s REAL NOT NULL,
         uses REAL NOT NULL, used_s REAL NOT NULL, worth REAL NOT NULL
-    )""",
+    ) WITHOUT ROWID""",
     "CREATE INDEX entries_by_worth ON entries (worth, used_s, digest)",
     """
     CREATE TABLE names (
@@ -38,7 +38,7 @@ _SCHEMA = (
     """
     CREATE TABLE versions (
         key TEXT PRIMARY KEY, digest TEXT NOT NULL REFERENCES entries ON DELETE CASCADE
-    )""",
+    ) WITHOUT ROWID""",
     "CREATE INDEX versions_by_digest ON versions (digest)",
     """
     CREATE TABLE verdicts (
@@ -131,6 +131,15 @@ class StoreIndex:
         def work(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM staging WHERE version = ?", (version,))
             _put(db, row)
+
+        self._db.change(work)
+
+    def put_all(self, rows: Iterable[IndexRow]) -> None:
+        """Count many entries."""
+
+        def work(db: sqlite3.Connection) -> None:
+            for row in rows:
+                _put(db, row)
 
         self._db.change(work)
 
