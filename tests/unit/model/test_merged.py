@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.helpers.paged_runner import RELATIVE_TOLERANCE, PagedRunner
 from tests.helpers.peft_folders import load_adapter, load_model, logits_of, save_adapter
 from tests.helpers.tiny_models import make_tiny_model
@@ -99,3 +100,16 @@ def test_what_cannot_be_merged_is_refused_in_words(
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "LOHA"}))
     assert "LOHA" in refusal(folder, other)
     assert "--merge-adapter-weights" in refusal(folder, tmp_path / "missing")
+
+
+def test_an_adapter_of_mlx_is_served_and_not_merged(
+    models: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    folder = models["llama", False]
+    name = "model.layers.0.self_attn.q_proj"
+    width = load_model(folder).get_submodule(name).weight.shape
+    factors = {f"{name}.lora_a": torch.ones(width[1], 2), f"{name}.lora_b": torch.ones(2, width[0])}
+    save_file(factors, tmp_path / "adapters.safetensors")
+    document = {"num_layers": -1, "lora_parameters": {"rank": 2, "scale": 2.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(document))
+    assert "mlx-lm saved it, and PEFT merges its own only" in refusal(folder, tmp_path)
