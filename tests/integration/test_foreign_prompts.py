@@ -18,7 +18,7 @@ import psutil
 import pytest
 from tests.helpers.adapter_world import fetched
 from tests.helpers.fake_shard_server import serve
-from tests.helpers.http_app import word_tokenizer
+from tests.helpers.http_app import until, word_tokenizer
 from tests.helpers.in_loop import in_loop
 from tests.helpers.router_process import RouterProcess, config_of, started
 
@@ -89,9 +89,12 @@ async def serving(folder: Path) -> AsyncIterator[Serving]:
         httpx.AsyncClient(base_url=await router.url(), timeout=30) as client,
     ):
         yield Serving(router, shard, client)
+        children = psutil.Process(router.process.pid).children(recursive=True)
         router.process.send_signal(signal.SIGTERM)
         code, log = await router.ended()
         assert code == ExitCode.OK
+        _, left = psutil.wait_procs(children, timeout=10)
+        assert left == []
         assert not [line for line in log if "exception" in line or line["level"] == "error"]
         assert len([line for line in log if line["level"] == "warning"]) < 40
 
@@ -127,6 +130,17 @@ async def test_no_template_stops_the_router(tmp_path: Path, chat: bool) -> None:
             assert f"the chat template of adapter local:{name}" in answer.json()["error"]
         # The adapters themselves still serve.
         assert (await world.ask("folded")).status_code == 200
+
+
+@in_loop
+async def test_a_template_that_never_ends_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        world.shard.texts["files of loops"] = {"chat_template.jinja": TEMPLATES["loops"].encode()}
+        before = len(psutil.Process(world.router.process.pid).children())
+        task = asyncio.create_task(world.ask("loops", chat=True))
+        await until(lambda: len(psutil.Process(world.router.process.pid).children()) > before)
+    # Its client is told as ever, or that the server ends; it is not left without an answer.
+    assert (await task).status_code in (422, 503)
 
 
 class CountedTexts(dict[str, dict[str, bytes]]):

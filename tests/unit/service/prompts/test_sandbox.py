@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -142,3 +144,13 @@ def test_a_template_that_writes_too_much_is_stopped() -> None:
     assert rendered("{{ 'a' * 1000 }}") == "a" * 1000
     with pytest.raises(TextTooLongError, match="more than 1000 characters"):
         rendered("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}")
+
+
+def test_the_process_that_renders_holds_little() -> None:
+    code = (
+        "import sys, lorax_router.service.prompts.render_process\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(*sorted(loaded & {'fastapi', 'grpc', 'numpy', 'tokenizers', 'transformers', 'uvloop'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
