@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_router.service.prompts.sandbox import InvalidTemplateError, compile_template
@@ -99,7 +97,12 @@ def template_of_files(files: Mapping[str, bytes], owner: str) -> ChatTemplate | 
 
 def _json_object(raw: bytes | None) -> dict[str, object]:
     # Of the fast kind: the largest have a megabyte, and streams wait meanwhile.
-    document = {} if raw is None else orjson.loads(raw)
+    if raw is None:
+        return {}
+    # A package of front ends: a bare machine serves models whose adapters bring no texts.
+    import orjson
+
+    document = orjson.loads(raw)
     return document if isinstance(document, dict) else {}
 
 
