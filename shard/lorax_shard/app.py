@@ -21,6 +21,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, says_out_of_memory, watch_lifeline
 from lorax_shard.adapters.host_memory import use_one_arena
+from lorax_shard.kernel_caches import bound_kernel_caches
 from lorax_shard.rpc.address import clear_stale
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def run(config_text: str | bytes) -> ExitCode:
         return _explained(StartupError(str(error), ExitCode.BAD_CONFIG))
     logs.configure(config.log_level, bound={"process": "shard", "rank": config.rank})
     use_one_arena()
+    bound_kernel_caches()
     stopper = Stopper()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopper.on_signal)
