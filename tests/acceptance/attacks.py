@@ -32,6 +32,7 @@ NUM_ATTACKERS = 4
 # Beside a line or two for each request.
 MAX_LOG_LINES = 60
 HANGING = "fleet/hanging"
+HARMLESS = "harmless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Attack:
     source: str = "local"
     # Statuses that say the right thing.
     allowed: tuple[int, ...] = (422, 424)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its requests compute: then they are compared with a harmless adapter's."""
+        return self.allowed == (200,)
 
 
 def _template(text: str) -> Callable[[Path], dict[str, str]]:
@@ -80,7 +86,7 @@ _LOOPS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{%
 _SLOW = r"(?=model\.layers\.29\.self_attn\.q_proj)mod(?:[a-z_.0-9]+)+!|.*\.(q_proj|v_proj)"
 ATTACKS = {
     "T1": Attack("a constant power in a template, unasked", _template("{{ 9**(9**9) }}"),
-                 allowed=(200, 422, 424)),
+                 allowed=(200,)),
     "T1c": Attack("the same, asked for", _template("{{ 9**(9**9) }}"), _CHAT),
     "T2": Attack("nested loops in a template", _template(_LOOPS), _CHAT),
     "T3": Attack("a gigabyte in a template",
@@ -143,12 +149,22 @@ class _Attackers:
 def _run(server: Server, name: str, adapter_id: str) -> Result:
     """Measure before, beside and after one attack."""
     attack = ATTACKS[name]
-    before, num_lines = look(server.url), len(server.lines)
+    before = _quiet(server, attack, adapter_id)
+    num_lines = len(server.lines)
     with MemoryWatch(server) as memory, _Attackers(server.url, attack, adapter_id) as attackers:
         beside = look(server.url)
     lines = len(server.lines) - num_lines
-    after = look(server.url)
+    after = _quiet(server, attack, adapter_id)
     return _judge(attack, before, beside, after, attackers.answers, memory, lines)
+
+
+def _quiet(server: Server, attack: Attack, adapter_id: str) -> Seen:
+    """Look at a server that is not attacked: idle, or asked as much for a harmless adapter."""
+    if not attack.is_served:
+        return look(server.url)
+    harmless = str(Path(adapter_id).with_name(HARMLESS))
+    with _Attackers(server.url, attack, harmless):
+        return look(server.url)
 
 
 def _judge(
@@ -197,6 +213,7 @@ class _Stage:
             hub = self._stack.enter_context(running_hub(StubHub()))
             for name, attack in ATTACKS.items():
                 _write(attack, base, self._root / name)
+            write_formula_adapter(base, self._root / HARMLESS, rank=2, seed=1)
             hub.repositories[HANGING] = {
                 path.name: path.read_bytes() for path in (self._root / "T8").iterdir()
             }
