@@ -16,7 +16,7 @@ from typing import Any, Self
 from tests.acceptance.adapter_fleet import serve
 from tests.acceptance.beside import Seen, look
 from tests.acceptance.crowd import Answer, ask_all, statuses
-from tests.acceptance.harness import Point, Result
+from tests.acceptance.harness import SHARED, Point, Result
 from tests.acceptance.memory import MemoryWatch
 from tests.helpers.default_model import default_model_dir
 from tests.helpers.formula_adapters import write_formula_adapter
@@ -207,6 +207,7 @@ class _Stage:
     def server(self) -> tuple[Server, Path]:
         """Return the running server and the folder of local adapters."""
         if self._server is None or self._server.process is None:
+            SHARED.callback(self.close)
             base = default_model_dir()
             top = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             self._root = top / "adapters"

@@ -6,7 +6,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+
+# What points share, servers among it: closed after the last point.
+SHARED = ExitStack()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,11 @@ class Point:
 
 def run_points(points: list[Point], only: set[str]) -> int:
     """Measure the points, print a table, return the exit code (1 if anything is short)."""
+    with SHARED:
+        return _run_points(points, only)
+
+
+def _run_points(points: list[Point], only: set[str]) -> int:
     rows: list[tuple[Point, Result, float]] = []
     for point in points:
         if only and point.number not in only:
