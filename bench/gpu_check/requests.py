@@ -25,9 +25,9 @@ from bench.gpu_check.machine import ROOT
 from tokenizers import Tokenizer
 
 from lorax_contract.config import RouterConfig
-from lorax_contract.step import FinishCode, StepOutcome, StepPlan
+from lorax_contract.step import StepOutcome, StepPlan
 from lorax_router.core.ports import ShardClient
-from lorax_router.service.requests import GenerateParameters, GenerateRequest
+from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.shards.group import ShardGroup
 from lorax_router.startup import ServiceParts, assemble_service, load_language, size
 
@@ -98,16 +98,14 @@ async def send_to_service(timed: TimedService, load: RequestLoad) -> LoadResult:
         parameters = GenerateParameters(**load.parameters(number))
         sent = time.perf_counter()
         stream = await timed.parts.service.generate_stream(
-            GenerateRequest(inputs=text, parameters=parameters)
+            GenerateRequest(prompt=TextPrompt(text), parameters=parameters)
         )
         async with stream:
             is_first = True
-            async for chunk in stream:
+            async for _, chunk in stream:
                 if is_first:
                     queue_s.append(chunk.scheduled_at - sent)
                     is_first = False
-                if chunk.finish is not FinishCode.RUNNING:
-                    break
             return stream.num_generated
 
     texts = load.texts(timed.tokenizer)

@@ -34,6 +34,7 @@ from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import (
+    LARGEST_N,
     Lengths,
     RequestLimits,
     lengths_in_pool,
@@ -209,6 +210,8 @@ def assemble_service(
         vocab_size=info.vocab_size,
         max_input_chars=budgets.lengths.max_input_length * chars_per_token(language.tokenizer),
         max_best_of=config.max_best_of,
+        # Half of the permits: as many as those may have whose adapter is waited for.
+        max_n=min(LARGEST_N, max(config.max_concurrent_requests // 2, 1)),
         max_stop_sequences=config.max_stop_sequences,
     )
     metrics = Metrics(

@@ -22,7 +22,7 @@ from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import GenerationStream
-from lorax_router.service.requests import GenerateParameters, GenerateRequest
+from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.service.results import GenerateResult
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 from lorax_router.startup import Language, Parts, assemble, size
@@ -91,7 +91,7 @@ class AdapterWorld:
         parameters = GenerateParameters(
             adapter_id=adapter, max_new_tokens=num, api_token=token, **values
         )
-        return GenerateRequest(inputs="w1 w2", parameters=parameters)
+        return GenerateRequest(prompt=TextPrompt("w1 w2"), parameters=parameters)
 
     async def generate(self, adapter: str | None, num: int = 3, **params: Any) -> GenerateResult:
         return await self.parts.service.generate(self.request(adapter, num, **params))

@@ -15,16 +15,17 @@ from starlette.responses import Response
 
 from lorax_contract.adapters import SOURCES
 from lorax_contract.errors import ForbiddenError, ValidationError
-from lorax_router.http_api.bodies import AdapterBody, bearer_token, parse_body, read_body
-from lorax_router.http_api.openapi import ERRORS, json_body
-from lorax_router.http_api.responses import json_response
-from lorax_router.http_api.schemas import (
+from lorax_router.http_api.json_body import bearer_token, parse_body, read_body
+from lorax_router.http_api.lorax.bodies import AdapterBody
+from lorax_router.http_api.lorax.schemas import (
     AdapterAnswer,
     AdapterList,
     ErrorAnswer,
     ReloadAnswer,
     UnloadAnswer,
 )
+from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_router.http_api.responses import json_response
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.listing import (
     DEFAULT_PAGE,

@@ -12,13 +12,13 @@ from starlette.routing import Route
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
-from lorax_router.http_api.bodies import (
+from lorax_router.http_api.lorax.bodies import (
     AdapterBody,
     CompatGenerateBody,
     GenerateBody,
     TokenizeBody,
 )
-from lorax_router.http_api.generate_routes import GenerateRoutes
+from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
 from lorax_router.http_api.openapi import add_body_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
 from lorax_router.http_api.responses import (

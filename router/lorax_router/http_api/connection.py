@@ -24,7 +24,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from lorax_contract.errors import BadRequestError, LoraxError, SlowRequestError
-from lorax_router.http_api.encode import dumps, error_document
+from lorax_router.http_api.json_text import dumps
+from lorax_router.http_api.responses import error_document
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from lorax_router.http_api.schemas import ErrorAnswer
+from lorax_router.http_api.lorax.schemas import ErrorAnswer
 
 _REF = "#/components/schemas/{model}"
 

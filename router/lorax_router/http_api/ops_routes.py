@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError, ValidationError
-from lorax_router.http_api.bodies import TokenizeBody, parse_body, read_body
-from lorax_router.http_api.encode import error_document, spans_json
+from lorax_router.http_api.json_body import parse_body, read_body
+from lorax_router.http_api.lorax.bodies import TokenizeBody
+from lorax_router.http_api.lorax.encode import spans_json
+from lorax_router.http_api.lorax.schemas import ErrorAnswer, InfoAnswer, TokenizeAnswerToken
 from lorax_router.http_api.openapi import ERRORS, json_body
-from lorax_router.http_api.responses import JSON, json_response
-from lorax_router.http_api.schemas import ErrorAnswer, InfoAnswer, TokenizeAnswerToken
+from lorax_router.http_api.responses import JSON, error_document, json_response
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics.exposition import TEXT_CONTENT_TYPE, to_json, to_text

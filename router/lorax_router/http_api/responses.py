@@ -11,12 +11,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorax_contract.errors import GenerationError, LoraxError, ShardError
-from lorax_router.http_api.encode import dumps, error_document
+from lorax_router.http_api.json_text import Json, dumps
 
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 _TYPES_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+
+
+def error_document(error: LoraxError) -> Json:
+    """The body of an error, as LoRAX has it."""
+    return {"error": error.public, "error_type": error.kind.error_type}
 
 
 def json_response(

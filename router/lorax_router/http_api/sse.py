@@ -12,15 +12,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lorax_contract.errors import LoraxError
-from lorax_contract.step import FinishCode
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
-from lorax_router.http_api.encode import chunk_events, error_document, event, last_chunk_events
-from lorax_router.http_api.responses import error_response, public_error
+from lorax_router.http_api.responses import public_error
+from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.inference import GenerationStream
 
 logger = logging.getLogger(__name__)
@@ -29,12 +29,32 @@ KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"
 
 
+class EventWriter(Protocol):
+    """How a dialect writes one stream; each method returns whole events, or b"" for none."""
+
+    def begin(self, stream: GenerationStream) -> bytes:
+        """What comes before the first token."""
+
+    def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
+        """What a chunk of a sequence says."""
+
+    def end(self) -> bytes:
+        """What comes after the last chunk of the last sequence."""
+
+    def failure(self, error: LoraxError) -> bytes:
+        """What ends a stream that has begun and failed."""
+
+    def refusal(self, error: LoraxError) -> Response:
+        """The answer of a stream that could not begin."""
+
+
 class TokenEvents(Response):
     """The response of a streaming route; opens the stream when it is sent, and closes it."""
 
     def __init__(
         self,
         open_stream: Callable[[], Awaitable[GenerationStream]],
+        writer: EventWriter,
         headers: dict[str, str],
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
@@ -44,6 +64,7 @@ class TokenEvents(Response):
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
         self._open_stream = open_stream
+        self._writer = writer
         self._keep_alive_s = keep_alive_s
         self._has_begun = False
         self._beginning = asyncio.Lock()
@@ -56,7 +77,7 @@ class TokenEvents(Response):
         except ClientGoneError:
             return
         if failure is not None:
-            await error_response(failure)(scope, receive, send)
+            await self._writer.refusal(failure)(scope, receive, send)
 
     async def _send_all(self, send: Send) -> LoraxError | None:
         """Send all events; return the error of a stream that could not begin."""
@@ -65,23 +86,28 @@ class TokenEvents(Response):
         except LoraxError as error:
             if not self._has_begun:
                 return error
-            last = event(error_document(public_error(error)))
+            last = self._writer.failure(public_error(error))
         except Exception:
             if not self._has_begun:
                 raise
             logger.exception("unexpected error in a stream")
-            last = event(error_document(LoraxError(public="")))
+            last = self._writer.failure(LoraxError(public=""))
         await self._send(send, last, is_last=True)
         return None
 
     async def _send_chunks(self, send: Send) -> bytes:
-        """Send all but the last chunk, whose events are returned to close the response with."""
+        """Send all but the last events, which are returned to close the response with."""
         async with await self._open_stream() as stream:
-            async for chunk in stream:
-                if chunk.finish is not FinishCode.RUNNING:
-                    return last_chunk_events(chunk, stream)
-                await self._send(send, chunk_events(chunk))
-        return b""
+            writer = self._writer
+            events = writer.begin(stream)
+            async for sequence, chunk in stream:
+                events += writer.chunk(sequence, chunk)
+                if stream.is_done:
+                    break
+                if events:
+                    await self._send(send, events)
+                    events = b""
+        return events + writer.end()
 
     async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
         if not self._has_begun:

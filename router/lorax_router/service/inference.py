@@ -14,43 +14,37 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
-from lorax_contract.errors import (
-    GenerationError,
-    IncompleteGenerationError,
-    LoraxError,
-    ShardError,
-    ShuttingDownError,
-    UnhealthyError,
-)
-from lorax_contract.step import (
-    BASE_ADAPTER,
-    AdapterHandle,
-    FinishCode,
-    RequestSpec,
-    SamplingParams,
-)
+from lorax_contract.errors import LoraxError, ShuttingDownError, UnhealthyError
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.permits import Permit, Permits
-from lorax_router.service.records import RequestRecord, SequenceProgress
-from lorax_router.service.requests import GenerateParameters, GenerateRequest, ValidRequest
-from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
+from lorax_router.service.records import RequestRecord
+from lorax_router.service.requests import (
+    GenerateParameters,
+    GenerateRequest,
+    TextPrompt,
+    ValidRequest,
+)
+from lorax_router.service.results import AdapterUse, GenerateResult, Sequence
+from lorax_router.service.sequences import SequenceChunks
 from lorax_router.service.validation import CheckedRequest, Validator
 
 
 class GenerationStream:
-    """The chunks of one streamed request; its last chunk's ``finish`` is not RUNNING.
+    """The chunks of one streamed request as (sequence, chunk).
 
-    Errors of the request are raised from ``__anext__``. The reader closes the stream
-    (``async with`` does); closing it early cancels the request.
+    The last chunk of each sequence has a ``finish`` that is not RUNNING; the stream ends after
+    the last of them. Errors of the request are raised from ``__anext__``. The reader closes the
+    stream (``async with`` does); closing it early cancels the request.
     """
 
     def __init__(
         self,
         request: ValidRequest,
-        chunks: TokenStream,
+        chunks: SequenceChunks,
         record: RequestRecord,
         permit: Permit,
         lease: AdapterLease | None,
@@ -66,28 +60,33 @@ class GenerationStream:
 
     @property
     def num_generated(self) -> int:
-        """Tokens generated so far."""
-        return self._record.progress.num_generated
+        """Tokens generated so far, of all sequences."""
+        return self._record.num_generated
+
+    @property
+    def is_done(self) -> bool:
+        """Whether each sequence has had its last chunk."""
+        return self._chunks.is_done
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> TokenChunk:
+    async def __anext__(self) -> tuple[int, TokenChunk]:
         if not self._is_open:
             raise StopAsyncIteration
         try:
-            chunk = await anext(self._chunks)
-            self._record.progress.take(chunk)
-            if chunk.finish is not FinishCode.RUNNING:
-                check_last(chunk)
-                self._end(None)
+            sequence, chunk = await anext(self._chunks)
         except StopAsyncIteration:
-            self._end(error := IncompleteGenerationError())
-            raise error from None
+            self._end(None)
+            raise
         except LoraxError as error:
             self._end(error)
             raise
-        return chunk
+        self._record.sequences[sequence].take(chunk)
+        if self._chunks.is_done:
+            # Permits end with the generation, whenever the client reads on.
+            self._end(None)
+        return sequence, chunk
 
     async def aclose(self) -> None:
         """Cancel the request if it still runs."""
@@ -190,10 +189,11 @@ class InferenceService:
         """Generate one token beside all permits and metrics; raises what goes wrong."""
         self.check_open()
         parameters = GenerateParameters(max_new_tokens=1, truncate=1)
-        request = GenerateRequest(inputs="Who?", parameters=parameters)
+        request = GenerateRequest(prompt=TextPrompt("Who?"), parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
-        progress = SequenceProgress(Timings(perf_counter()), None)
-        await self._collect(valid, valid.samplings[0], BASE_ADAPTER, progress)
+        async with aclosing(self._submit(valid, BASE_ADAPTER)) as chunks:
+            async for _ in chunks:
+                pass
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
@@ -234,7 +234,7 @@ class InferenceService:
             lease = await self._resolve(checked, record)
             valid = await self._complete(checked, lease)
             record.validated(valid)
-            chunks = self._submit(valid, valid.samplings[0], _handle(lease))
+            chunks = self._submit(valid, _handle(lease))
         except BaseException as error:
             if lease is not None:
                 lease.release()
@@ -253,7 +253,7 @@ class InferenceService:
         """Let a request in, one that will wait for its adapter beside all others."""
         selection = checked.selection
         waits = selection is not None and not self._is_resident(selection)
-        return self._permits.take(checked.best_of, selection if waits else None)
+        return self._permits.take(checked.num_sequences, selection if waits else None)
 
     def _is_resident(self, selection: AdapterSelection) -> bool:
         return self._adapters is not None and self._adapters.is_resident(selection)
@@ -284,7 +284,13 @@ class InferenceService:
             return await self._validator.complete(checked)
         return await self._validator.complete(checked, lease.text)
 
-    def _submit(
+    def _submit(self, valid: ValidRequest, adapter: AdapterHandle) -> SequenceChunks:
+        """Submit all sequences, or none: what is refused is so of all alike."""
+        return SequenceChunks(
+            [self._submit_one(valid, sampling, adapter) for sampling in valid.samplings]
+        )
+
+    def _submit_one(
         self, valid: ValidRequest, sampling: SamplingParams, adapter: AdapterHandle
     ) -> TokenStream:
         return self._engine.submit(
@@ -300,59 +306,32 @@ class InferenceService:
     async def _run(
         self, valid: ValidRequest, adapter: AdapterHandle, record: RequestRecord
     ) -> GenerateResult:
-        """Generate all sequences at once and put the likeliest first."""
-        if len(valid.samplings) == 1:
-            progress = record.progress
-            sequence = await self._collect(valid, valid.samplings[0], adapter, progress)
-            done = [(sequence, progress)]
-        else:
-            done = await self._run_each(valid, adapter, record)
-        done.sort(key=lambda pair: pair[0].logprob, reverse=True)
-        record.progress = done[0][1]
-        sequences = tuple(sequence for sequence, _ in done)
+        """Generate all sequences at once; the first that fails ends the others."""
+        sequences = [Sequence(reported_seed(sampling)) for sampling in valid.samplings]
+        async with aclosing(self._submit(valid, adapter)) as chunks:
+            async for number, chunk in chunks:
+                record.sequences[number].take(chunk)
+                _append(sequences[number], chunk)
+        shown = _shown(sequences, valid.num_returned)
+        record.show(shown)
         return GenerateResult(
-            sequences=sequences,
-            texts=tuple(valid.full_text(each.generated_text) for each in sequences),
+            sequences=tuple(sequences[number] for number in shown),
+            texts=tuple(valid.full_text(sequences[number].generated_text) for number in shown),
             details=valid.details,
-            num_prompt_chars=len(valid.inputs),
+            num_prompt_chars=len(valid.sent_text),
             num_prompt_tokens=valid.num_prompt_tokens,
-            timings=record.progress.timings,
+            timings=record.timings,
             adapter=record.adapter,
         )
 
-    async def _run_each(
-        self, valid: ValidRequest, adapter: AdapterHandle, record: RequestRecord
-    ) -> list[tuple[Sequence, SequenceProgress]]:
-        """Generate all sequences side by side; the first that fails ends the others."""
-        progresses = [record.new_progress() for _ in valid.samplings]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._collect(valid, sampling, adapter, progress))
-                    for sampling, progress in zip(valid.samplings, progresses, strict=True)
-                ]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [(task.result(), each) for task, each in zip(tasks, progresses, strict=True)]
 
-    async def _collect(
-        self,
-        valid: ValidRequest,
-        sampling: SamplingParams,
-        adapter: AdapterHandle,
-        progress: SequenceProgress,
-    ) -> Sequence:
-        """Submit one sequence and read it to its end; it is cancelled if this call is."""
-        sequence = Sequence(reported_seed(sampling))
-        async with aclosing(self._submit(valid, sampling, adapter)) as chunks:
-            async for chunk in chunks:
-                progress.take(chunk)
-                if chunk.finish is not FinishCode.RUNNING:
-                    check_last(chunk)
-                _append(sequence, chunk)
-                if chunk.finish is not FinishCode.RUNNING:
-                    return sequence
-        raise IncompleteGenerationError
+def _shown(sequences: list[Sequence], num_returned: int | None) -> list[int]:
+    """Which sequences the client gets, in their order; the likeliest first where it chose none."""
+    numbers = list(range(len(sequences)))
+    if num_returned == len(numbers):
+        return numbers
+    numbers.sort(key=lambda number: sequences[number].logprob, reverse=True)
+    return numbers[:num_returned]
 
 
 def _use(selection: AdapterSelection) -> AdapterUse:
@@ -379,16 +358,3 @@ def _append(sequence: Sequence, chunk: TokenChunk) -> None:
 def reported_seed(sampling: SamplingParams) -> int | None:
     """The seed that made the output what it is; None when nothing was drawn."""
     return sampling.seed if sampling.do_sample else None
-
-
-def check_last(chunk: TokenChunk) -> None:
-    """Raise the error of a last chunk that has one, or that lacks what a last chunk has."""
-    if chunk.finish is FinishCode.ERROR:
-        error = chunk.error
-        if error is None:
-            raise GenerationError("the engine gave no reason", public="")
-        if isinstance(error, ShardError):
-            raise GenerationError(str(error), public="a shard failed") from error
-        raise error
-    if chunk.generated_text is None or not chunk.tokens.ids:
-        raise IncompleteGenerationError("the last chunk has no text or no token", public="")

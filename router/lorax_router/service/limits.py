@@ -8,6 +8,8 @@ from lorax_contract.config import ConfigError
 
 # Without other words a sequence is at most this long, whatever the model could do.
 DEFAULT_MAX_TOTAL_TOKENS = 4096
+# As OpenAI's.
+LARGEST_N = 128
 # One token in, one token out.
 _LEAST_LENGTH = 2
 
@@ -22,6 +24,8 @@ class RequestLimits:
     # Longest text that is tokenized at all; see `prompts.char_bound`.
     max_input_chars: int = 2**63 - 1
     max_best_of: int = 2
+    # Sequences that one request may get, where its dialect can ask for several.
+    max_n: int = LARGEST_N
     max_stop_sequences: int = 4
     max_stop_token_ids: int = 64
     # Alternatives per token: each costs host time in every step of the whole batch.

@@ -66,12 +66,26 @@ class RequestRecord:
         self._resolving_s = 0.0
         self._valid: ValidRequest | None = None
         self.adapter: AdapterUse | None = None
-        # Of the sequence that is shown: the only one, or the best.
-        self.progress = self.new_progress()
+        # One each; those that the client gets come first once that is known.
+        self.sequences = [self._new_progress()]
         metrics.request_received()
 
-    def new_progress(self) -> SequenceProgress:
-        """Start the account of one sequence of this request."""
+    @property
+    def timings(self) -> Timings:
+        """Of the sequence that is shown first."""
+        return self.sequences[0].timings
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far, of all sequences."""
+        return sum(each.num_generated for each in self.sequences)
+
+    def show(self, numbers: list[int]) -> None:
+        """The client gets these sequences, in this order."""
+        others = [n for n in range(len(self.sequences)) if n not in numbers]
+        self.sequences = [self.sequences[number] for number in numbers + others]
+
+    def _new_progress(self) -> SequenceProgress:
         timings = Timings(self._received_at, self._resolving_s, self._validated_at)
         return SequenceProgress(timings, self._metrics, self.adapter)
 
@@ -92,9 +106,9 @@ class RequestRecord:
         """The request is valid and has tokens."""
         self._valid = valid
         self._validated_at = perf_counter()
-        self.progress = self.new_progress()
+        self.sequences = [self._new_progress() for _ in valid.samplings]
         self._metrics.request_validated(
-            seconds=self.progress.timings.validation_s,
+            seconds=self.timings.validation_s,
             num_prompt=valid.num_prompt_tokens,
             max_new_tokens=valid.stopping.max_new_tokens,
         )
@@ -102,16 +116,14 @@ class RequestRecord:
     def close(self, error: BaseException | None) -> None:
         """Write the outcome; called once."""
         if self.adapter is not None:
-            self._metrics.adapter_used(
-                self.adapter, self.progress.num_generated, failed=error is not None
-            )
+            self._metrics.adapter_used(self.adapter, self.num_generated, failed=error is not None)
         if error is None:
-            timings = self.progress.timings
+            timings = self.timings
             self._metrics.request_succeeded(
                 total_s=timings.total_s,
                 queue_s=timings.queue_s,
                 inference_s=timings.inference_s,
-                num_generated=self.progress.num_generated,
+                num_generated=self.num_generated,
             )
         else:
             self._metrics.request_failed(error)
@@ -131,15 +143,15 @@ class RequestRecord:
         if self._valid is not None:
             fields["prompt_tokens"] = self._valid.num_prompt_tokens
             fields["max_new_tokens"] = self._valid.stopping.max_new_tokens
-            fields["best_of"] = len(self._valid.samplings)
+            fields["sequences"] = len(self._valid.samplings)
         if self.adapter is not None:
             fields["adapter"] = self.adapter.label
             for phase, seconds in self.adapter.phases.items():
                 fields[f"adapter_{phase}_ms"] = round(seconds * 1e3, 3)
-        progress, timings = self.progress, self.progress.timings
-        fields["generated_tokens"] = progress.num_generated
+        timings = self.timings
+        fields["generated_tokens"] = self.num_generated
         if error is None:
-            fields["finish_reason"] = FINISH_REASONS.get(progress.finish)
+            fields["finish_reason"] = FINISH_REASONS.get(self.sequences[0].finish)
         for name in ("validation", "queue", "first_token", "inference", "total"):
             fields[f"{name}_ms"] = round(getattr(timings, f"{name}_s") * 1e3, 3)
         if isinstance(error, LoraxError):

@@ -7,12 +7,57 @@ from the first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lorax_contract.step import SamplingParams, StoppingParams
 
 # The name by which LoRAX's clients ask for no adapter.
 BASE_MODEL_ADAPTER_ID = "__base_model__"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A text to continue."""
+
+    # No prompt in a repr: no log line shows one by accident.
+    text: str = field(repr=False)
+    # Whether the tokens that the model expects around a prompt are added.
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids to continue, as they are."""
+
+    ids: Sequence[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, made a text by a chat template.
+
+    Messages, tools and documents are what templates take: plain JSON values.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = field(repr=False)
+    tools: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    documents: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    # What the template is given beside that.
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    # Whether the text ends where the assistant begins to speak.
+    add_generation_prompt: bool = True
+    # Whether it ends within the last message, which the output continues.
+    continue_final_message: bool = False
+
+    @classmethod
+    def of_user(cls, text: str) -> ChatPrompt:
+        """Return the chat in which a user says ``text`` and nothing was said before."""
+        return cls(messages=[{"role": "user", "content": text}])
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +82,9 @@ class GenerateParameters:
     merged_adapters: MergedAdapters | None = None
     # A secret: never part of a repr, a log line or an error text.
     api_token: str | None = field(default=None, repr=False)
+    # How many sequences are generated, and how many of them the client gets.
     best_of: int | None = None
+    n: int | None = None
     temperature: float | None = None
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -57,7 +104,6 @@ class GenerateParameters:
     details: bool = False
     decoder_input_details: bool = False
     return_k_alternatives: int | None = None
-    apply_chat_template: bool = False
     seed: int | None = None
     # Whether the client sent a ``response_format``; its content is not looked at yet.
     has_response_format: bool = False
@@ -67,8 +113,9 @@ class GenerateParameters:
 class GenerateRequest:
     """One request in the client's words."""
 
-    # Kept out of the repr so that no log line shows a prompt by accident.
-    inputs: str = field(repr=False)
+    prompt: Prompt
+    # What stands before the output where the client wants the full text.
+    sent_text: str = field(default="", repr=False)
     parameters: GenerateParameters = field(default_factory=GenerateParameters)
 
 
@@ -76,11 +123,14 @@ class GenerateRequest:
 class ValidRequest:
     """A request that the engine can run as it is; each of its values is within bounds."""
 
-    inputs: str = field(repr=False)
-    prompt_ids: list[int] = field(repr=False)
+    prompt_ids: Sequence[int] = field(repr=False)
     # One entry per sequence that is generated; they differ in their seed only.
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams
+    # How many of them the client gets, the likeliest if these are not all; None: all, the
+    # likeliest first.
+    num_returned: int | None = None
+    sent_text: str = field(default="", repr=False)
     # The front end shows details of the output.
     details: bool = False
     # The front end shows the tokens of the prompt.
@@ -94,4 +144,4 @@ class ValidRequest:
 
     def full_text(self, generated_text: str) -> str:
         """Return the text that the client gets: with the prompt when it asked for it."""
-        return self.inputs + generated_text if self.return_full_text else generated_text
+        return self.sent_text + generated_text if self.return_full_text else generated_text

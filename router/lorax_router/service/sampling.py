@@ -23,20 +23,21 @@ _MAX_SEED = 2**64 - 1
 def resolve_sampling(
     params: GenerateParameters, limits: RequestLimits, draw_seed: Callable[[], int]
 ) -> tuple[SamplingParams, ...]:
-    """Return the sampling of each of the ``best_of`` sequences.
+    """Return the sampling of each sequence that is generated.
 
     A seed that the client leaves open is drawn here, once per sequence, so that the
     request is reproducible from now on. Raises ValidationError.
     """
-    best_of = _best_of(params, limits)
+    best_of, n = _best_of(params, limits), _n(params, limits)
     base = _bounded(params, limits)
     do_sample = is_sampled(params, base)
-    if best_of > 1 and not do_sample:
+    if best_of > n and not do_sample:
         raise ValidationError(
             "`best_of` above 1 needs sampling: set `do_sample`, or a `temperature` above 0"
         )
     return tuple(
-        replace(base, do_sample=do_sample, seed=_seed(params, draw_seed)) for _ in range(best_of)
+        replace(base, do_sample=do_sample, seed=_seed(params, draw_seed, number))
+        for number in range(max(best_of, n))
     )
 
 
@@ -64,9 +65,22 @@ def _best_of(params: GenerateParameters, limits: RequestLimits) -> int:
     # LoRAX takes 0 for one sequence.
     if not 0 <= best_of <= limits.max_best_of:
         raise ValidationError(f"`best_of` must be from 1 to {limits.max_best_of}, got {best_of}")
-    if best_of > 1 and params.seed is not None:
+    if best_of > 1 and params.seed is not None and params.n is None:
         raise ValidationError("`seed` cannot be combined with `best_of` above 1")
     return max(best_of, 1)
+
+
+def _n(params: GenerateParameters, limits: RequestLimits) -> int:
+    """How many sequences the client gets, where its dialect can say so."""
+    if params.n is None:
+        return 1
+    if not 1 <= params.n <= limits.max_n:
+        raise ValidationError(f"`n` must be from 1 to {limits.max_n}, got {params.n}")
+    if params.best_of is not None and params.best_of < params.n:
+        raise ValidationError(
+            f"`best_of` must be at least `n`, which is {params.n}, got {params.best_of}"
+        )
+    return params.n
 
 
 def _bounded(params: GenerateParameters, limits: RequestLimits) -> SamplingParams:
@@ -144,9 +158,10 @@ def _num_alternatives(value: int | None, limits: RequestLimits) -> int:
     return min(value, limits.vocab_size)
 
 
-def _seed(params: GenerateParameters, draw_seed: Callable[[], int]) -> int:
+def _seed(params: GenerateParameters, draw_seed: Callable[[], int], number: int) -> int:
     if params.seed is None:
         return draw_seed()
     if not 0 <= params.seed <= _MAX_SEED:
         raise ValidationError(f"`seed` must be from 0 to {_MAX_SEED}")
-    return params.seed
+    # Sequences of one request differ, and the first is what a request for one would get.
+    return (params.seed + number) % (_MAX_SEED + 1)

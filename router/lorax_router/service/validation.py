@@ -8,9 +8,8 @@ checked against the limits.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import SamplingParams, StoppingParams
@@ -19,7 +18,7 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.limits import RequestLimits
-from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.prompt_encoder import PromptEncoder, TemplateRenderer
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
     BASE_MODEL_ADAPTER_ID,
@@ -41,16 +40,6 @@ def draw_seed() -> int:
     return secrets.randbits(63)
 
 
-class TemplateRenderer(Protocol):
-    """Makes a prompt of a chat."""
-
-    async def render(
-        self, messages: Sequence[Mapping[str, Any]], own: ChatTemplate | None = None
-    ) -> str:
-        """Render by an adapter's own template or by the model's; raises TemplateError."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRequest:
     """A request whose parameters are within bounds and whose prompt has no tokens yet."""
@@ -61,7 +50,7 @@ class CheckedRequest:
     selection: AdapterSelection | None = None
 
     @property
-    def best_of(self) -> int:
+    def num_sequences(self) -> int:
         """How many sequences are generated."""
         return len(self.samplings)
 
@@ -81,7 +70,7 @@ class Validator:
         self._selections = selections
         self.limits = limits
         self._tokenizer = tokenizer
-        self._templates = templates
+        self._prompts = PromptEncoder(limits, tokenizer, templates)
         self._draw_seed = draw_seed
 
     async def progress(self) -> None:
@@ -91,9 +80,7 @@ class Validator:
     def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
         """Check all that needs no tokens; raises ValidationError."""
         params = request.parameters
-        if not request.inputs:
-            raise ValidationError("`inputs` must not be empty")
-        check_chars(request.inputs, self.limits)
+        self._prompts.check(request.prompt)
         selection = self._selections.selection_of(params)
         _check_not_offered(params)
         if stream:
@@ -111,11 +98,12 @@ class Validator:
         ``text`` is what the request's adapter brings for that.
         """
         request, params = checked.request, checked.request.parameters
-        prompt_ids = await self._prompt_ids(request, text)
+        prompt_ids = await self._prompts.encode(request.prompt, text, params.truncate)
         return ValidRequest(
-            inputs=request.inputs,
             prompt_ids=prompt_ids,
             samplings=checked.samplings,
+            num_returned=params.n,
+            sent_text=request.sent_text,
             stopping=StoppingParams(
                 max_new_tokens=max_new_tokens(params, len(prompt_ids), self.limits),
                 stop_sequences=tuple(params.stop),
@@ -125,29 +113,6 @@ class Validator:
             details=params.details or params.decoder_input_details,
             prompt_details=params.decoder_input_details,
             return_full_text=bool(params.return_full_text),
-        )
-
-    async def _prompt_ids(self, request: GenerateRequest, own: AdapterText) -> list[int]:
-        text, params = request.inputs, request.parameters
-        if params.apply_chat_template:
-            messages = [{"role": "user", "content": text}]
-            text = await self._templates.render(messages, own.chat_template)
-            check_chars(text, self.limits)
-        tokenizer = own.tokenizer or self._tokenizer
-        # A template writes the special tokens itself.
-        ids = await tokenizer.encode(text, add_special_tokens=not params.apply_chat_template)
-        if not ids:
-            raise ValidationError("`inputs` has no tokens for this model's tokenizer")
-        # Cut before any length is checked, and here only: what is counted is what runs.
-        return ids if params.truncate is None else ids[-params.truncate :]
-
-
-def check_chars(text: str, limits: RequestLimits) -> None:
-    """Refuse a text that is too long to be tokenized; raises ValidationError."""
-    if len(text) > limits.max_input_chars:
-        raise ValidationError(
-            f"`inputs` must have at most {limits.max_input_chars} characters, "
-            f"got {len(text)}; shorten it"
         )
 
 
@@ -180,8 +145,11 @@ def _check_not_offered(params: GenerateParameters) -> None:
 
 
 def _check_stream(params: GenerateParameters) -> None:
-    if params.best_of not in (None, 1):
-        raise ValidationError("`best_of` other than 1 is not offered for streams")
+    if params.best_of not in (None, 1, params.n):
+        raise ValidationError(
+            f"`best_of` other than {params.n or 1} is not offered for streams: which sequence is "
+            "the likeliest is known at the end"
+        )
     if params.decoder_input_details:
         raise ValidationError("`decoder_input_details` is not offered for streams")
 

@@ -13,8 +13,8 @@ from tests.helpers.http_app import World, served, until
 from tests.helpers.scripted_engine import ScriptedEngine, failure
 
 from lorax_contract.errors import GenerationError
-from lorax_router.http_api import generate_routes
 from lorax_router.http_api.connection import MAX_HEAD_BYTES
+from lorax_router.http_api.lorax import generate_routes
 from lorax_router.http_api.sse import TokenEvents
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

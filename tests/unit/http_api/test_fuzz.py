@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.helpers.http_app import World, events
 
-from lorax_router.http_api.bodies import ParametersBody
+from lorax_router.http_api.lorax.bodies import ParametersBody
 
 NAMES = sorted(ParametersBody.model_fields)
 PATHS = ("/", "/invocations", "/generate", "/generate_stream", "/tokenize")

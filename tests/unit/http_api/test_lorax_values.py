@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.helpers.http_app import World
 
-from lorax_router.http_api.bodies import AdapterBody, ParametersBody
+from lorax_router.http_api.lorax.bodies import AdapterBody, ParametersBody
 
 ADAPTERS = {"ids": ["a", "b"], "weights": [0.5, 0.5]}
 

@@ -14,7 +14,7 @@ from tests.helpers.scripted_engine import failure
 from lorax_contract.errors import GenerationError, UnhealthyError
 from lorax_router.http_api import ops_routes
 from lorax_router.http_api.app import Cors
-from lorax_router.http_api.encode import spans_json
+from lorax_router.http_api.lorax.encode import spans_json
 from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
 from lorax_router.service.prompts.own_tokenizers import TokenizerLimits
+from lorax_router.service.requests import TextPrompt
 
 MIB = 1 << 20
 
@@ -237,7 +238,7 @@ async def test_a_request_is_tokenized_by_its_adapters_tokenizer() -> None:
         world.shard.texts["files of a"] = {"tokenizer.json": own_tokenizer()}
         world.sources.contents["a"] = fetched("a", text_files=("tokenizer.json",))
         for name in ("a", None):
-            request = replace(world.request(name), inputs="own0 w1")
+            request = replace(world.request(name), prompt=TextPrompt("own0 w1"))
             await world.parts.service.generate(request)
         prompts = [new.spec.prompt_ids for plan in world.shard.steps for new in plan.new_rows]
         assert [list(ids) for ids in prompts] == [[900, 950, 1], [900, 901, 1]]

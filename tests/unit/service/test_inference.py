@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import threading
 import time
@@ -26,11 +27,18 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import FinishCode, RequestSpec, TokenColumns
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.requests import GenerateParameters, GenerateRequest
+from lorax_router.service.requests import (
+    ChatPrompt,
+    GenerateParameters,
+    GenerateRequest,
+    TextPrompt,
+)
 
 
-def request(inputs: str = "w1 w2", **params: Any) -> GenerateRequest:
-    return GenerateRequest(inputs=inputs, parameters=GenerateParameters(**params))
+def request(inputs: str = "w1 w2", *, chat: bool = False, **params: Any) -> GenerateRequest:
+    prompt = ChatPrompt.of_user(inputs) if chat else TextPrompt(inputs)
+    parameters = GenerateParameters(**params)
+    return GenerateRequest(prompt=prompt, sent_text=inputs, parameters=parameters)
 
 
 def scripted(*texts: str, **options: Any) -> ScriptedEngine:
@@ -160,7 +168,7 @@ def test_a_stream_hands_out_chunks_as_they_come():
     async def run() -> None:
         world = World(engine=scripted("a", "b", "c", finish=FinishCode.EOS_TOKEN))
         async with await world.service.generate_stream(request()) as stream:
-            chunks = [chunk async for chunk in stream]
+            chunks = [chunk async for _, chunk in stream]
         assert [chunk.tokens.texts for chunk in chunks] == [["a"], ["b"], ["c"]]
         assert chunks[-1].finish is FinishCode.EOS_TOKEN
         assert stream.num_generated == 3
@@ -168,6 +176,74 @@ def test_a_stream_hands_out_chunks_as_they_come():
         assert world.metric("lorax_request_success_total") == 1
 
     asyncio.run(run())
+
+
+def test_sequences_of_one_stream_come_as_they_are_made():
+    async def run() -> None:
+        world = World()
+        async with await world.service.generate_stream(request(n=3, max_new_tokens=4)) as stream:
+            chunks = [each async for each in stream]
+        texts = ["".join(t for n, c in chunks if n == number for t in c.tokens.texts)
+                 for number in range(3)]  # fmt: skip
+        assert texts == [" w0 w1 w2 w3"] * 3
+        assert stream.num_generated == 12
+        assert world.metric("lorax_request_success_total") == 1
+        assert world.engine.cancelled == []
+
+    asyncio.run(run())
+
+
+def test_a_sequence_that_fails_ends_the_others():
+    async def run() -> None:
+        world = World(max_concurrent_requests=2)
+
+        def script(spec: RequestSpec):
+            if spec.request_id % 2:
+                return iter(
+                    [TokenChunk(TokenColumns(), FinishCode.ERROR, error=ShardError("lost"))]
+                )
+            return words(*"abc")
+
+        world.engine.script = script
+        with pytest.raises(GenerationError):
+            await read_stream(world, request(n=2))
+        with pytest.raises(GenerationError):
+            await world.service.generate(request(n=2))
+        assert world.metric("lorax_request_failure_total", err="generation") == 2
+        world.engine.script = lambda spec: words(*"abc")
+        await world.service.generate(request(n=2))  # its permits are back
+
+    asyncio.run(run())
+
+
+def test_who_asks_for_n_gets_them_in_order_or_the_likeliest_of_more():
+    logprobs = {0: -3.0, 1: -1.0, 2: -2.0}
+
+    async def run() -> None:
+        world = World()
+        world.validator.limits = dataclasses.replace(world.bounds, max_best_of=3)
+        order: dict[int, int] = {}
+
+        def script(spec: RequestSpec):
+            place = order.setdefault(spec.request_id, len(order) % 3)
+            return words(f"text{place}", logprob=logprobs[place])
+
+        world.engine.script = script
+        in_order = await world.service.generate(request(n=3, do_sample=True, seed=7))
+        assert in_order.texts == ("text0", "text1", "text2")
+        assert [each.seed for each in in_order.sequences] == [7, 8, 9]
+        likeliest = await world.service.generate(request(n=2, best_of=3, do_sample=True))
+        assert likeliest.texts == ("text1", "text2")
+        with pytest.raises(ValidationError, match="best_of` must be at least `n`, which is 3"):
+            await world.service.generate(request(n=3, best_of=2, do_sample=True))
+
+    asyncio.run(run())
+
+
+async def read_stream(world: World, wanted: GenerateRequest) -> None:
+    async with await world.service.generate_stream(wanted) as stream:
+        async for _ in stream:
+            pass
 
 
 @pytest.mark.parametrize("num_read", [0, 1])
@@ -208,7 +284,7 @@ def test_when_one_sequence_fails_the_others_end():
         world = World()
 
         def script(spec: RequestSpec):
-            if spec.request_id == 1:
+            if spec.request_id % 2:
                 return failure(GenerationError("row 1"))
             return words(*("x" for _ in range(500)))
 

@@ -13,9 +13,11 @@ from lorax_contract.errors import TemplateError, ValidationError
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
+    ChatPrompt,
     GenerateParameters,
     GenerateRequest,
     MergedAdapters,
+    TextPrompt,
     ValidRequest,
 )
 from lorax_router.service.validation import Validator, draw_seed
@@ -27,9 +29,12 @@ def validate(
     stream: bool = False,
     bounds: RequestLimits | None = None,
     template: str | None = TEMPLATE,
+    chat: bool = False,
     **params: Any,
 ) -> ValidRequest:
-    request = GenerateRequest(inputs=inputs, parameters=GenerateParameters(**params))
+    prompt = ChatPrompt.of_user(inputs) if chat else TextPrompt(inputs)
+    parameters = GenerateParameters(**params)
+    request = GenerateRequest(prompt=prompt, sent_text=inputs, parameters=parameters)
 
     async def run() -> ValidRequest:
         pool = TokenizerPool(word_tokenizer(), 1)
@@ -76,7 +81,7 @@ def test_lengths_beyond_the_limits_are_refused(num_tokens, max_new, message):
         validate(prompt(num_tokens), max_new_tokens=max_new)
 
 
-@pytest.mark.parametrize("params", [{}, {"truncate": 5}, {"apply_chat_template": True}])
+@pytest.mark.parametrize("params", [{}, {"truncate": 5}, {"chat": True}])
 def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(params, monkeypatch):
     tokenized: list[str] = []
     encode = TokenizerPool.encode
@@ -90,13 +95,13 @@ def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(params, mon
     with pytest.raises(ValidationError, match="at most 40 characters, got 41"):
         validate("w" * 41, bounds=bounds, **params)
     assert tokenized == []
-    validate("w" * (7 if "apply_chat_template" in params else 40), bounds=bounds, **params)
+    validate("w" * (7 if "chat" in params else 40), bounds=bounds, **params)
     assert len(tokenized) == 1
 
 
 def test_what_a_template_makes_of_a_text_is_bounded_too():
     with pytest.raises(ValidationError, match="at most 40 characters"):
-        validate("w" * 39, bounds=limits(max_input_chars=40), apply_chat_template=True)
+        validate("w" * 39, bounds=limits(max_input_chars=40), chat=True)
 
 
 def test_the_limits_themselves_are_accepted():
@@ -184,12 +189,12 @@ def test_best_of_one_may_stream():
 
 def test_the_chat_template_is_applied_and_writes_the_special_tokens_itself():
     # <user> w7 <assistant>
-    assert validate("w7", apply_chat_template=True).prompt_ids == [902, 904, 903, 7, 902, 905, 903]
+    assert validate("w7", chat=True).prompt_ids == [902, 904, 903, 7, 902, 905, 903]
 
 
 def test_a_model_without_a_template_says_so():
     with pytest.raises(TemplateError, match="no chat template"):
-        validate("w7", apply_chat_template=True, template=None)
+        validate("w7", chat=True, template=None)
 
 
 def test_details_come_with_prompt_details_too():
@@ -208,7 +213,7 @@ def test_seeds_pass_through_signed_integers():
 
 def test_w30_neither_prompt_nor_token_is_part_of_a_repr():
     params = GenerateParameters(api_token="hf_secret")
-    request = GenerateRequest(inputs="private words", parameters=params)
+    request = GenerateRequest(prompt=TextPrompt("private words"), parameters=params)
     assert "hf_secret" not in repr(request)
     assert "private" not in repr(request)
     assert "w3" not in repr(validate("w3"))

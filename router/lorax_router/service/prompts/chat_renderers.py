@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +10,22 @@ from lorax_contract.errors import TemplateError
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.overruns import Overruns
 from lorax_router.service.prompts.renderer_pool import RendererPool, RenderLimits
-
-Message = Mapping[str, Any]
+from lorax_router.service.requests import ChatPrompt
 
 # Processes at most; they start when there is something to do.
 _NUM_BASE = 2
 _NUM_ADAPTERS = 2
+
+
+def values_of(chat: ChatPrompt) -> dict[str, Any]:
+    """What a template is given of a chat."""
+    return {
+        **chat.template_kwargs,
+        "messages": list(chat.messages),
+        "tools": chat.tools,
+        "documents": chat.documents,
+        "add_generation_prompt": chat.add_generation_prompt,
+    }
 
 
 class ChatRenderers:
@@ -38,12 +47,12 @@ class ChatRenderers:
         self._for_adapters = RendererPool(limits, _NUM_ADAPTERS, overruns=Overruns())
         self._warming: asyncio.Task[None] | None = None
 
-    async def render(self, messages: Sequence[Message], own: ChatTemplate | None = None) -> str:
-        """Return the prompt that ends where the assistant speaks; raises TemplateError.
+    async def render(self, chat: ChatPrompt, own: ChatTemplate | None = None) -> str:
+        """Return the text of a chat; raises TemplateError.
 
         ``own`` is the template of the request's adapter.
         """
-        values = {"messages": list(messages), "add_generation_prompt": True}
+        values = values_of(chat)
         if own is not None and (self._base is None or own.key != self._base.key):
             return await self._for_adapters.render(own, values)
         if self._base is None:

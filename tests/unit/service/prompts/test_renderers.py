@@ -18,6 +18,7 @@ from lorax_router.service.prompts.chat_renderers import ChatRenderers
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.overruns import Overruns
 from lorax_router.service.prompts.renderer_pool import RendererPool, RenderLimits
+from lorax_router.service.requests import ChatPrompt
 
 MIB = 1 << 20
 PATIENT = RenderLimits(deadline_s=20.0, memory_bytes=64 * MIB, max_chars=1000)
@@ -251,7 +252,7 @@ async def test_a_template_whose_process_ends_is_told_so() -> None:
 async def test_the_models_template_is_rendered_apart_from_adapters() -> None:
     base = ChatTemplate("base {{ messages[0].content }}")
     renderers = ChatRenderers(base, HASTY)
-    hello = [{"content": "hello"}]
+    hello = ChatPrompt(messages=[{"content": "hello"}])
     try:
         endless = [
             asyncio.create_task(renderers.render(hello, own(LOOPS + str(number))))
@@ -273,6 +274,6 @@ async def test_the_models_template_is_rendered_apart_from_adapters() -> None:
 async def test_a_model_without_a_template_says_so() -> None:
     renderers = ChatRenderers(None)
     with pytest.raises(TemplateError, match="no chat template"):
-        await renderers.render([])
-    assert await renderers.render([], own("{{ 1 }}")) == "1"
+        await renderers.render(ChatPrompt(messages=[]))
+    assert await renderers.render(ChatPrompt(messages=[]), own("{{ 1 }}")) == "1"
     await renderers.close()

@@ -7,70 +7,63 @@ lowest 32-bit number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite
-from typing import Any
-
-import orjson
+from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
-from lorax_contract.step import Alternatives, TokenColumns
+from lorax_contract.step import Alternatives, FinishCode, TokenColumns
+from lorax_router.http_api.json_text import Json, dumps, event, finite
+from lorax_router.http_api.responses import error_document, error_response
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.inference import GenerationStream
 from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.service.results import FINISH_REASONS, GenerateResult, Sequence
 
-_LOWEST_LOGPROB = -3.4028234663852886e38
 _SPANS_AT_ONCE = 1_000
 
-Json = dict[str, Any]
 
+class LoraxEvents:
+    """LoRAX's events, one for each token; implements EventWriter for one sequence."""
 
-def dumps(document: object) -> bytes:
-    """Return compact JSON; text that is not valid Unicode is repaired, never fatal."""
-    try:
-        return orjson.dumps(document)
-    except TypeError:
-        return orjson.dumps(_repaired(document))
+    def begin(self, stream: GenerationStream) -> bytes:
+        """Take the stream; nothing comes before the first token."""
+        self._stream = stream
+        return b""
 
-
-def error_document(error: LoraxError) -> Json:
-    """The body of an error."""
-    return {"error": error.public, "error_type": error.kind.error_type}
-
-
-def event(document: object) -> bytes:
-    """One server-sent event."""
-    return b"data: " + dumps(document) + b"\n\n"
-
-
-def chunk_events(chunk: TokenChunk) -> bytes:
-    """The events of the tokens of a chunk, apart from what the last token of all carries."""
-    return b"".join(
-        [
-            event({"token": token, "generated_text": None, "details": None})
-            for token in token_documents(chunk.tokens, chunk.alternatives)
+    def chunk(self, _sequence: int, chunk: TokenChunk) -> bytes:
+        """Return an event for each token; that of the very last carries text and details."""
+        tokens = token_documents(chunk.tokens, chunk.alternatives)
+        documents: list[Json] = [
+            {"token": token, "generated_text": None, "details": None} for token in tokens
         ]
-    )
+        if chunk.finish is not FinishCode.RUNNING:
+            documents[-1] |= self._ending(chunk)
+        return b"".join(map(event, documents))
 
+    def end(self) -> bytes:
+        """Return nothing: the last token was the end."""
+        return b""
 
-def last_chunk_events(chunk: TokenChunk, stream: GenerationStream) -> bytes:
-    """The events of the last chunk; its last token carries the text and the details."""
-    request = stream.request
-    *tokens, last = token_documents(chunk.tokens, chunk.alternatives)
-    events = [event({"token": each, "generated_text": None, "details": None}) for each in tokens]
-    details = None
-    if request.details:
-        details = {
-            "finish_reason": FINISH_REASONS[chunk.finish],
-            "prompt_tokens": request.num_prompt_tokens,
-            "generated_tokens": stream.num_generated,
-            "skipped_tokens": 0,
-            "seed": stream.seed,
-        }
-    text = request.full_text(chunk.generated_text or "")
-    events.append(event({"token": last, "generated_text": text, "details": details}))
-    return b"".join(events)
+    def failure(self, error: LoraxError) -> bytes:
+        """Return an error as an event."""
+        return event(error_document(error))
+
+    def refusal(self, error: LoraxError) -> Response:
+        """Return the response of an error."""
+        return error_response(error)
+
+    def _ending(self, chunk: TokenChunk) -> Json:
+        stream = self._stream
+        request, details = stream.request, None
+        if request.details:
+            details = {
+                "finish_reason": FINISH_REASONS[chunk.finish],
+                "prompt_tokens": request.num_prompt_tokens,
+                "generated_tokens": stream.num_generated,
+                "skipped_tokens": 0,
+                "seed": stream.seed,
+            }
+        text = request.full_text(chunk.generated_text or "")
+        return {"generated_text": text, "details": details}
 
 
 def token_documents(tokens: TokenColumns, alternatives: list[Alternatives]) -> list[Json]:
@@ -79,7 +72,7 @@ def token_documents(tokens: TokenColumns, alternatives: list[Alternatives]) -> l
         {
             "id": token_id,
             "text": text,
-            "logprob": logprob if isfinite(logprob) else _LOWEST_LOGPROB,
+            "logprob": finite(logprob),
             "special": special,
             "skipped": False,
         }
@@ -125,11 +118,6 @@ def result_document(result: GenerateResult) -> Json:
     return document
 
 
-def finite(logprob: float) -> float:
-    """A logprob that JSON can say."""
-    return logprob if isfinite(logprob) else _LOWEST_LOGPROB
-
-
 def _sequence_details(sequence: Sequence) -> Json:
     return {
         "finish_reason": sequence.finish_reason,
@@ -149,13 +137,3 @@ def _prefill(tokens: TokenColumns | None) -> list[Json]:
         {"id": token_id, "text": text, "logprob": finite(logprob) if place else None}
         for place, (token_id, text, logprob) in enumerate(rows)
     ]
-
-
-def _repaired(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {key: _repaired(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_repaired(each) for each in value]
-    return value

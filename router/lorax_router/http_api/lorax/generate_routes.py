@@ -11,19 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
-from lorax_router.http_api.bodies import (
-    Body,
-    CompatGenerateBody,
-    GenerateBody,
-    bearer_token,
-    parse_body,
-    read_body,
-)
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
-from lorax_router.http_api.encode import result_document
+from lorax_router.http_api.json_body import Body, bearer_token, parse_body, read_body
+from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
+from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
+from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.responses import compact, json_response
-from lorax_router.http_api.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
@@ -116,8 +110,9 @@ class GenerateRoutes:
             """Name the adapter in the head, as soon as it is known which it is."""
             events.headers.update(adapter_headers(adapter.id, adapter.source))
 
-        headers = {**self._headers, "x-compute-characters": str(len(domain.inputs))}
-        events = TokenEvents(partial(self._service.generate_stream, domain, use), headers)
+        headers = {**self._headers, "x-compute-characters": str(len(domain.sent_text))}
+        opening = partial(self._service.generate_stream, domain, use)
+        events = TokenEvents(opening, LoraxEvents(), headers)
         return events
 
     async def _answer(

@@ -1,0 +1,42 @@
+"""JSON as bytes: answers and events of all dialects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import orjson
+
+# The lowest 32-bit number: what JSON cannot say of a logprob.
+_LOWEST_LOGPROB = -3.4028234663852886e38
+
+Json = dict[str, Any]
+
+
+def dumps(document: object) -> bytes:
+    """Return compact JSON; text that is not valid Unicode is repaired, never fatal."""
+    try:
+        return orjson.dumps(document)
+    except TypeError:
+        return orjson.dumps(_repaired(document))
+
+
+def event(document: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + dumps(document) + b"\n\n"
+
+
+def finite(logprob: float) -> float:
+    """A logprob that JSON can say."""
+    return logprob if isfinite(logprob) else _LOWEST_LOGPROB
+
+
+def _repaired(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: _repaired(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_repaired(each) for each in value]
+    return value

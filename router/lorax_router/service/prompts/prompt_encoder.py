@@ -1,0 +1,106 @@
+"""Makes token ids of prompts, whatever they are given as: the one place for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from lorax_contract.errors import ValidationError
+from lorax_router.service.adapters.text import AdapterText
+from lorax_router.service.limits import RequestLimits
+from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
+from lorax_router.service.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+
+
+class TemplateRenderer(Protocol):
+    """Makes a text of a chat."""
+
+    async def render(self, chat: ChatPrompt, own: ChatTemplate | None = None) -> str:
+        """Render by an adapter's own template or by the model's; raises TemplateError."""
+        ...
+
+
+class PromptEncoder:
+    """Checks prompts before anything is computed, then makes ids of them.
+
+    Args:
+        tokenizer: the base model's.
+    """
+
+    def __init__(
+        self, limits: RequestLimits, tokenizer: TokenizerPool, templates: TemplateRenderer
+    ) -> None:
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._templates = templates
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ValidationError for a prompt that is empty or can never be short enough."""
+        match prompt:
+            case TextPrompt(text):
+                if not text:
+                    raise ValidationError("`inputs` must not be empty")
+                self._check_chars(len(text))
+            case TokenPrompt(ids):
+                self._check_ids(ids)
+            case ChatPrompt():
+                if not prompt.messages:
+                    raise ValidationError("`messages` must not be empty")
+                self._check_chars(sum(map(_num_chars, prompt.messages)))
+
+    async def encode(
+        self, prompt: Prompt, own: AdapterText, truncate: int | None = None
+    ) -> Sequence[int]:
+        """Return a prompt's ids, the last ``truncate`` of them.
+
+        Raises ValidationError, TemplateError. ``own`` is what the adapter brings.
+        """
+        ids = prompt.ids if isinstance(prompt, TokenPrompt) else await self._encode(prompt, own)
+        if not ids:
+            raise ValidationError("`inputs` has no tokens for this model's tokenizer")
+        # Cut before any length is checked, and here only: what is counted is what runs.
+        return ids if truncate is None else ids[-truncate:]
+
+    async def _encode(self, prompt: TextPrompt | ChatPrompt, own: AdapterText) -> list[int]:
+        tokenizer = own.tokenizer or self._tokenizer
+        if isinstance(prompt, TextPrompt):
+            return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        text = await self._templates.render(prompt, own.chat_template)
+        self._check_chars(len(text))
+        # A template writes the special tokens itself.
+        return await tokenizer.encode(text, add_special_tokens=False)
+
+    def _check_chars(self, num_chars: int) -> None:
+        limit = self._limits.max_input_chars
+        if num_chars > limit:
+            raise ValidationError(
+                f"`inputs` must have at most {limit} characters, got {num_chars}; shorten it"
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise ValidationError("`inputs` must not be empty")
+        limit = self._limits.max_input_length
+        # What is longer by far is not looked at; what is cut off may make it short enough.
+        if len(ids) > self._limits.max_input_chars:
+            raise ValidationError(
+                f"`inputs` must have at most {limit} tokens, got {len(ids)}; shorten it"
+            )
+        least, largest = min(ids), max(ids)
+        if least < 0 or largest >= self._limits.vocab_size:
+            wrong = least if least < 0 else largest
+            raise ValidationError(
+                f"`inputs`: {wrong} is not a token of this model, whose ids go from 0 to "
+                f"{self._limits.vocab_size - 1}"
+            )
+
+
+def _num_chars(message: Mapping[str, Any]) -> int:
+    """Characters of what a message says, in one text or in parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return sum(len(text) for text in texts if isinstance(text, str))
