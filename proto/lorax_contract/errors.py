@@ -6,7 +6,8 @@
     │   ├── ValidationError         a value out of bounds, or one that can never fit
     │   ├── TemplateError           the chat template is missing or failed
     │   ├── ForbiddenError          not for this caller, or not from there
-    │   └── AdapterNotLoadedError   an adapter that is to be managed is not known
+    │   ├── AdapterNotLoadedError   an adapter that is to be managed is not known
+    │   └── ModelNotFoundError      a request's model is neither the base nor an adapter
     ├── CapacityError           the server cannot take it now
     │   ├── OverloadedError         no permit left
     │   └── ShuttingDownError       draining after SIGTERM
@@ -109,6 +110,12 @@ class AdapterNotLoadedError(RequestError):
     """An adapter that somebody wants to manage is not known here."""
 
     kind = ErrorKind(404, "NOT_FOUND", "not_found")
+
+
+class ModelNotFoundError(RequestError):
+    """What a request names as its model is neither the base nor an adapter that it may use."""
+
+    kind = ErrorKind(404, "NOT_FOUND", "model_not_found")
 
 
 class CapacityError(LoraxError):

@@ -1,0 +1,1 @@
+"""OpenAI's dialect: its routes, its bodies, its errors."""

@@ -1,0 +1,136 @@
+"""Errors in OpenAI's envelope, with the statuses for which its SDKs raise the fitting exception.
+
+Texts of the service name fields as the service knows them; a client reads them by the names that
+it sent. A route of this dialect is made by ``OpenAIRoute``, which maps what its handler raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from lorax_contract.adapters import AdapterUnavailableError
+from lorax_contract.errors import LoraxError, ModelNotFoundError
+from lorax_router.http_api.responses import json_response, public_error
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+# The service's names of fields that are called otherwise here.
+FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "adapter_id": "model",
+        "ignore_eos_token": "ignore_eos",
+        "include_stop": "include_stop_str_in_output",
+        "inputs": "prompt",
+        "max_new_tokens": "max_tokens",
+        "min_new_tokens": "min_tokens",
+        "return_k_alternatives": "top_logprobs",
+    }
+)
+# Statuses that say something else here: 422 is never a value's, and what fails in a shard is ours.
+_STATUSES = {422: 400, 424: 500}
+_INVALID, _LIMIT, _SERVER = "invalid_request_error", "rate_limit_error", "server_error"
+# By status: type and code.
+_KINDS: Mapping[int, tuple[str, str | None]] = {
+    400: (_INVALID, None),
+    401: (_INVALID, "invalid_api_key"),
+    403: (_INVALID, "insufficient_permissions"),
+    404: (_INVALID, "not_found"),
+    405: (_INVALID, "method_not_allowed"),
+    408: (_INVALID, "request_timeout"),
+    409: (_INVALID, "conflict"),
+    413: (_INVALID, "request_too_large"),
+    415: (_INVALID, "unsupported_media_type"),
+    429: (_LIMIT, "rate_limit_exceeded"),
+    503: (_SERVER, "service_unavailable"),
+}
+_FIELD = re.compile(r"`([a-z]\w*)((?:\.\w+)*)`")
+
+
+def error_status(error: LoraxError) -> int:
+    """Return the status of an error."""
+    if isinstance(error, AdapterUnavailableError) and not error.reason.permanent:
+        # A later try may succeed, which clients of this dialect take from a 503.
+        return 503
+    status = error.kind.http_status
+    return _STATUSES.get(status, status)
+
+
+def envelope(error: LoraxError, names: Mapping[str, str] = FIELDS) -> Json:
+    """Return the body of an error; in a stream it is the data of the last event."""
+    error = public_error(error)
+    status = error_status(error)
+    message, param = _in_words_of(names, _message(error))
+    if isinstance(error, ModelNotFoundError):
+        return _document(message, _INVALID, "model", error.kind.error_type)
+    kind, code = _KINDS.get(status, (_SERVER, error.kind.error_type))
+    return _document(message, kind, param if status == 400 else None, code)
+
+
+def openai_error_response(error: LoraxError, names: Mapping[str, str] = FIELDS) -> Response:
+    """Return the response of an error."""
+    retry_after_s: float | None = public_error(error).kind.retry_after_s
+    if isinstance(error, AdapterUnavailableError):
+        retry_after_s = error.retry_after_s
+    headers = {} if retry_after_s is None else {"retry-after": str(max(1, round(retry_after_s)))}
+    return json_response(envelope(error, names), error_status(public_error(error)), headers)
+
+
+def http_error_response(status: int, message: str, headers: dict[str, str]) -> Response:
+    """Return the response of what routing found: no such path, no such method."""
+    kind, code = _KINDS.get(status, (_INVALID, None))
+    return json_response(_document(message, kind, None, code), status, headers)
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors are OpenAI's; ``names`` are the fields' names in its body."""
+
+    names: ClassVar[Mapping[str, str]] = FIELDS
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler with the mapper around it."""
+        handle = super().get_route_handler()
+
+        async def mapped(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except LoraxError as error:
+                return openai_error_response(error, self.names)
+            except (ClientDisconnect, HTTPException):
+                raise
+            except Exception:
+                logger.exception("unexpected error in %s", request.url.path)
+                return openai_error_response(LoraxError(public=""))
+
+        return mapped
+
+
+def _document(message: str, kind: str, param: str | None, code: str | None) -> Json:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _message(error: LoraxError) -> str:
+    """Return the text for the client; that a value is at fault is said by the status."""
+    is_fault = error_status(error) == 400
+    return error.public.removeprefix(f"{error.kind.prefix}: ") if is_fault else error.public
+
+
+def _in_words_of(names: Mapping[str, str], text: str) -> tuple[str, str | None]:
+    """Return a text with its fields renamed, and the first of them."""
+    fields: list[str] = []
+
+    def renamed(match: re.Match[str]) -> str:
+        fields.append(names.get(match[1], match[1]) + match[2])
+        return f"`{fields[-1]}`"
+
+    return _FIELD.sub(renamed, text), fields[0] if fields else None

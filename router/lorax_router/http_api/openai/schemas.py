@@ -1,0 +1,61 @@
+"""Shapes of OpenAI's answers, under the names of its own document, for our OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class Error(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    # The field that is at fault, by its name in the body.
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every error."""
+
+    error: Error
+
+
+# Answers that every route with a body can give.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "The body is not JSON, or a value is out of bounds or of the wrong type",
+        404: "There is no such model",
+        413: "The body is too large",
+        415: "The content type is not JSON",
+        429: "The server is overloaded",
+        500: "The request failed in a shard, or an unexpected error",
+        503: "The adapter cannot be had now, or the server is shutting down",
+    }.items()
+}
+
+
+class Model(BaseModel):
+    """A model that requests can name: the base, or an adapter on it."""
+
+    id: str
+    object: Literal["model"]
+    # Unix time at which the server came to know it.
+    created: int
+    owned_by: str
+    # What the id stands for: the model, or the adapter's own id at its source.
+    root: str
+    # The base that an adapter is for; null: it is a base itself.
+    parent: str | None
+    # Most tokens of a prompt and its output.
+    max_model_len: int
+
+
+class ListModelsResponse(BaseModel):
+    """The base under all its names, then the adapters that the caller may use."""
+
+    object: Literal["list"]
+    data: list[Model]
