@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -60,6 +61,8 @@ def _option(*names: str, help: str, env: str | None = "", **settings: Any) -> cl
     )
 
 
+# Flags that take all values that follow.
+_SEVERAL = ("--lora-modules", "--served-model-name")
 # Groups in the order of --help and docs/cli.md.
 OPTION_GROUPS: dict[str, list[click.Option]] = {
     "Model": [
@@ -68,6 +71,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--revision", type=str, help="Branch, tag or commit of a hub model."),
         _option("--source", type=click.Choice(["hub", "local", "s3"]),
                 help="Where the model comes from. `s3` is refused in this version."),
+        _option("--served-model-name", multiple=True,
+                help="What requests may call the model, the first of which answers show; several "
+                "may follow the flag (default: the model's id, which is always taken)."),
         _option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
                 help="Type of weights and KV cache; `auto`: float32 on CPU, the model's own on a "
                 "GPU."),
@@ -123,6 +129,14 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "loaded on demand all the same."),
         _option("--preloaded-adapter-source", type=_SOURCES,
                 help="Where --preloaded-adapter-ids come from (default: --adapter-source)."),
+        _option("--lora-modules", multiple=True,
+                help="An adapter with a name of its own, as `name=path` or as JSON with `name` and "
+                "`path`; several may follow the flag. The path is a folder, which needs no root, "
+                "an s3:// prefix, or an id of the default source; hub:, local: and s3: in front say "
+                "which. It is loaded before the server is ready, and stays."),
+        _option("--lora-adapters", type=str,
+                help="TGI's way to say --lora-modules: `name=path` or an id that is its own name, "
+                "separated by commas."),
         _option("--merge-adapter-weights", type=SWITCH,
                 help="Make --adapter-id part of the weights; requests can then name no adapter."),
         _option("--adapter-local-root", multiple=True, type=click.Path(file_okay=False),
@@ -254,6 +268,19 @@ def refused_options() -> list[click.Option]:
     return [_refused(option) for option in REFUSED_OPTIONS]
 
 
+def _repeated(args: Sequence[str]) -> Iterator[str]:
+    """Put the flag that takes several values in front of each of them."""
+    flag, num = "", 0
+    for arg in args:
+        if arg.startswith("-"):
+            flag, num = arg if arg in _SEVERAL else "", 0
+        elif flag:
+            num += 1
+            if num > 1:
+                yield flag
+        yield arg
+
+
 def _refused(option: Refused) -> click.Option:
     switch = {"type": SWITCH, "is_flag": False, "flag_value": True, "default": False}
     return click.Option(
@@ -266,6 +293,10 @@ def _refused(option: Refused) -> click.Option:
 
 class GroupedCommand(click.Command):
     """A command whose help shows its options under headings."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, where some flags take all values that follow them, as vLLM's do."""
+        return super().parse_args(ctx, list(_repeated(args)))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section per group."""

@@ -18,6 +18,7 @@ class LauncherOptions:
     model_id: str | None = None
     revision: str | None = None
     source: str = "hub"
+    served_model_name: tuple[str, ...] = ()
     trust_remote_code: bool = False
     tokenizer_config_path: str | None = None
     cache_dir: str | None = None
@@ -36,6 +37,8 @@ class LauncherOptions:
     default_adapter_source: str | None = None
     preloaded_adapter_ids: tuple[str, ...] = ()
     preloaded_adapter_source: str | None = None
+    lora_modules: tuple[str, ...] = ()
+    lora_adapters: str | None = None
     merge_adapter_weights: bool = False
     max_active_adapters: int = 1024
     adapter_cycle_time_s: float = 2.0

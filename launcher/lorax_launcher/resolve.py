@@ -10,6 +10,7 @@ from pathlib import Path
 from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_launcher.facts import DeviceFacts
+from lorax_launcher.modules import NamedModule, named_modules
 from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.ranks import Ranks, choose_ranks
 
@@ -113,7 +114,12 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shard_environments=ranks.environments,
         withheld_from_router=() if _has_own_hub_adapters(options) else TOKEN_VARIABLES,
         notes=(*_notes(device, facts), *ranks.notes),
-        warnings=(*_effectless(options), *_unequal_pools(options), *_useless_cors(options)),
+        warnings=(
+            *_effectless(options),
+            *_unequal_pools(options),
+            *_useless_cors(options),
+            *_other_bases(options),
+        ),
         start_timeout_s=options.start_timeout_s,
     )
 
@@ -145,6 +151,11 @@ def _check_adapters(options: LauncherOptions) -> None:
         raise UsageError(
             "--merge-adapter-weights needs --adapter-id: the adapter that becomes part of the "
             "weights."
+        )
+    if _modules(options):
+        raise UsageError(
+            "--lora-modules cannot be had with --merge-adapter-weights: on top of a merged adapter "
+            "others would be wrong; leave one of the two out."
         )
     if options.preloaded_adapter_ids:
         raise UsageError(
@@ -183,8 +194,25 @@ def _local_roots(options: LauncherOptions) -> list[str]:
         named.append(options.adapter_id)
     if (options.preloaded_adapter_source or options.adapter_source) == "local":
         named += options.preloaded_adapter_ids
+    named += [each.ref.id for each in _modules(options) if each.ref.source == "local"]
     roots = (str(Path(root).absolute()) for root in options.adapter_local_root)
     return [*roots, *(name for name in named if Path(name).is_absolute())]
+
+
+def _modules(options: LauncherOptions) -> tuple[NamedModule, ...]:
+    default_source = options.default_adapter_source or options.adapter_source
+    return named_modules(options.lora_modules, options.lora_adapters, default_source)
+
+
+def _other_bases(options: LauncherOptions) -> list[str]:
+    """Name the adapters that were said to be another base's than the one that is served."""
+    names = (None, options.model_id, *options.served_model_name)
+    return [
+        f"base_model_name {each.base_model_name} of --lora-modules {each.name} has no effect: there "
+        "is one base model"
+        for each in _modules(options)
+        if each.base_model_name not in names
+    ]
 
 
 def _inline_revision(model_id: str) -> bool:
@@ -306,6 +334,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         log_level=options.log_level,
         lifeline=True,
         model_id="",
+        served_model_names=list(options.served_model_name),
         tokenizer_dir="",
         tokenizer_config_path=options.tokenizer_config_path,
         shard_uri=shard_uri,
@@ -330,6 +359,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         adapter_source=options.adapter_source,
         preloaded_adapter_ids=list(options.preloaded_adapter_ids),
         preloaded_adapter_source=options.preloaded_adapter_source or options.adapter_source,
+        adapter_aliases=[f"{each.name}={each.ref}" for each in _modules(options)],
         max_active_adapters=options.max_active_adapters,
         adapter_cycle_time_s=options.adapter_cycle_time_s,
         max_adapter_labels=options.max_adapter_labels,
@@ -417,8 +447,10 @@ def _has_own_hub_adapters(options: LauncherOptions) -> bool:
     """Whether the router loads adapters from the hub by itself, with the server's token."""
     preloaded_source = options.preloaded_adapter_source or options.adapter_source
     static = options.adapter_id is not None and not options.merge_adapter_weights
-    return (static and options.adapter_source == "hub") or (
-        bool(options.preloaded_adapter_ids) and preloaded_source == "hub"
+    return (
+        (static and options.adapter_source == "hub")
+        or (bool(options.preloaded_adapter_ids) and preloaded_source == "hub")
+        or any(each.ref.source == "hub" for each in _modules(options))
     )
 
 

@@ -24,6 +24,8 @@ Access = Literal["public", "token", "server"]
 
 # Places that adapters come from, in the words of requests.
 SOURCES = ("hub", "local", "s3")
+# Where names of the operator's own choosing are: each stands for an adapter of a source above.
+ALIAS_SOURCE = "alias"
 # Those that let callers in by their own tokens; to the others all callers are this server.
 TOKEN_SOURCES = ("hub",)
 
@@ -132,6 +134,19 @@ class AdapterRef:
                     "or has control characters"
                 )
         return cls(source=source, id=id, revision=revision)
+
+    @classmethod
+    def parse(cls, text: str, default_source: str) -> Self:
+        """Read a name in one text, as lists show it: ``local:folder``, ``s3://bucket/prefix``.
+
+        Without a source an absolute path is a folder's, and the rest is of the default source.
+        """
+        source, colon, id = text.partition(":")
+        if colon and source in (*SOURCES, ALIAS_SOURCE) and not id.startswith("//"):
+            return cls.of(source, id)
+        if text.startswith("s3://"):
+            return cls.of("s3", text)
+        return cls.of("local" if text.startswith("/") else default_source, text)
 
     @property
     def plain(self) -> Self:

@@ -154,6 +154,8 @@ class RouterConfig(ProcessConfig):
 
     model_id: str
     revision: str | None = None
+    # What requests may call the base model, the first of which is shown; none: model_id.
+    served_model_names: list[str] = dataclasses.field(default_factory=list)
     # A folder with tokenizer.json (and tokenizer_config.json for the chat template).
     tokenizer_dir: str
     tokenizer_config_path: str | None = None
@@ -191,6 +193,8 @@ class RouterConfig(ProcessConfig):
     # Adapters that are there before the first request, and stay.
     preloaded_adapter_ids: list[str] = dataclasses.field(default_factory=list)
     preloaded_adapter_source: str = "hub"
+    # Names of the operator's own choosing, like name=local:/folder; there from the start, too.
+    adapter_aliases: list[str] = dataclasses.field(default_factory=list)
     # Adapters on the shards at once.
     max_active_adapters: int = 1024
     # How long an adapter waits, stays and drains before it is made to move.

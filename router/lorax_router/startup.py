@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from lorax_contract.adapters import AdapterRef, AdapterUnavailableError
+from lorax_contract.adapters import TOKEN_SOURCES, AdapterRef, AdapterUnavailableError
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import (
     LoraxError,
@@ -18,6 +18,7 @@ from lorax_contract.errors import (
     ShardUnavailableError,
     StartupError,
     UnhealthyError,
+    ValidationError,
 )
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
@@ -25,6 +26,7 @@ from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
@@ -42,6 +44,7 @@ from lorax_router.service.limits import (
     required_length,
 )
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.models import Models
 from lorax_router.service.prompts.char_bound import chars_per_token
 from lorax_router.service.prompts.chat_renderers import ChatRenderers
 from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
@@ -107,6 +110,7 @@ class ServiceParts:
     adapters: AdapterManager
     metrics: Metrics
     selections: SelectionPolicy
+    models: Models
     max_input_chars: int
 
 
@@ -120,6 +124,7 @@ class Parts:
     service: InferenceService
     prompts: PromptParts
     adapters: AdapterManager
+    models: Models
     # Adapters that are loaded before the server is ready.
     preloads: tuple[AdapterSelection, ...]
 
@@ -224,12 +229,13 @@ def assemble_service(
         ChatRenderers(language.chat_template, RenderLimits(max_chars=limits.max_input_chars)),
         AdapterTexts(shards.adapter_text),
     )
-    adapters = AdapterDirectory(shards, prompts.adapter_texts)
+    aliases = _aliases(config)
+    adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
     scheduler = _scheduler(config, budgets, info)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size)
-    selections = selection_policy(config, info)
+    selections = selection_policy(config, info, aliases)
     if selections.refusal is None:
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
     service = InferenceService(
@@ -240,8 +246,11 @@ def assemble_service(
         adapters=adapters,
     )
     manager = AdapterManager(adapters, shards)
+    models = Models(
+        config.model_id, config.served_model_names, limits.max_total_tokens, selections, manager
+    )
     return ServiceParts(
-        engine, service, prompts, manager, metrics, selections, limits.max_input_chars
+        engine, service, prompts, manager, metrics, selections, models, limits.max_input_chars
     )
 
 
@@ -256,9 +265,18 @@ def assemble(
     # Here, so that the service can be used where no HTTP packages are installed.
     from lorax_router.http_api.adapter_routes import AdapterRoutes
     from lorax_router.http_api.app import Cors, build_admin_app, build_app
+    from lorax_router.http_api.openai.lora_routes import LoraRoutes
+    from lorax_router.http_api.openai.model_routes import ModelRoutes
 
     parts = assemble_service(config, shards, language, info, budgets)
     adapters = AdapterRoutes(
+        parts.service,
+        parts.adapters,
+        parts.selections,
+        parts.metrics,
+        max_body_bytes=config.max_body_bytes,
+    )
+    loras = LoraRoutes(
         parts.service,
         parts.adapters,
         parts.selections,
@@ -281,16 +299,18 @@ def assemble(
             credentials=config.cors_allow_credentials,
         ),
         adapters=adapters,
+        loras=loras,
+        models=ModelRoutes(parts.models),
     )
-    admin_app = build_admin_app(adapters, facts.version)
+    admin_app = build_admin_app(adapters, loras, facts.version)
     return Parts(
-        app, admin_app, parts.engine, parts.service, parts.prompts, parts.adapters,
+        app, admin_app, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
         _preloads(config, parts.selections),
     )  # fmt: skip
 
 
-def selection_policy(config: RouterConfig, info: ShardInfo) -> SelectionPolicy:
-    """What requests may selection for; raises StartupError for a static adapter that cannot be one."""
+def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) -> SelectionPolicy:
+    """What requests may select; raises StartupError for a static adapter that cannot be one."""
     refusal = config.adapter_refusal
     if refusal is None and not info.lora_backend:
         refusal = (
@@ -299,15 +319,36 @@ def selection_policy(config: RouterConfig, info: ShardInfo) -> SelectionPolicy:
         )
     static = None
     if config.adapter_id is not None:
-        static = _own_selection(config.adapter_source, config.adapter_id)
+        alias = aliases.find(config.adapter_id)
+        static = alias and alias.selection
+        static = static or _own_selection(config.adapter_source, config.adapter_id)
     return SelectionPolicy(
-        refusal=refusal, default_source=config.default_adapter_source, static=static
+        refusal=refusal,
+        default_source=config.default_adapter_source,
+        static=static,
+        aliases=aliases,
     )
+
+
+def _aliases(config: RouterConfig) -> AliasBook:
+    """Return the names of the operator's choosing; raises StartupError for what can be none."""
+    bases = (*config.served_model_names, config.model_id, BASE_MODEL_ADAPTER_ID)
+    aliases = AliasBook(reserved=bases)
+    for text in config.adapter_aliases:
+        name, _, target = text.partition("=")
+        try:
+            ref = AdapterRef.parse(target, config.default_adapter_source)
+            token = hub_token() if ref.source in TOKEN_SOURCES else None
+            aliases.put(aliases.make(name, AdapterSelection(refs=(ref,), token=token)))
+        except (AdapterUnavailableError, ValidationError) as error:
+            raise StartupError(f"adapter {name}: {error}", ExitCode.USAGE) from error
+    return aliases
 
 
 def _preloads(config: RouterConfig, selections: SelectionPolicy) -> tuple[AdapterSelection, ...]:
     source = config.preloaded_adapter_source
     wanted = [_own_selection(source, name) for name in config.preloaded_adapter_ids]
+    wanted += [alias.selection for alias in selections.aliases]
     return tuple(wanted if selections.static is None else [selections.static, *wanted])
 
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.adapters import SOURCES
 from lorax_contract.errors import ForbiddenError, ValidationError
 from lorax_router.http_api.json_body import bearer_token, parse_body, read_body
 from lorax_router.http_api.lorax.bodies import AdapterBody
@@ -30,6 +29,7 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.listing import (
     DEFAULT_PAGE,
     LARGEST_PAGE,
+    LISTED_SOURCES,
     STATES,
     ListQuery,
 )
@@ -52,7 +52,7 @@ _LIST_PARAMETERS = [
         ),
         ("cursor", "`next_cursor` of the page before.", {"type": "string"}),
         ("adapter_id", "Only this id, with or without its revision.", {"type": "string"}),
-        ("adapter_source", "Only this source.", {"type": "string", "enum": [*SOURCES]}),
+        ("adapter_source", "Only this source.", {"type": "string", "enum": [*LISTED_SOURCES]}),
         ("state", "Only this state.", {"type": "string", "enum": [*STATES]}),
     )
 ]
@@ -156,7 +156,10 @@ class AdapterRoutes:
         return await self._answer(request, lambda selection, _: self._manager.reload(selection))
 
     async def _load(self, selection: AdapterSelection, body: AdapterBody) -> dict[str, Any]:
-        return await self._manager.load(selection, pin=body.pin)
+        if body.alias is None:
+            return await self._manager.load(selection, pin=body.pin)
+        alias = self._selections.aliases.make(body.alias, selection)
+        return await self._manager.name(alias, pin=body.pin)
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
         self._service.check_open()

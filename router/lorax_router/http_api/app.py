@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from lorax_contract.errors import LoraxError
@@ -19,11 +21,19 @@ from lorax_router.http_api.lorax.bodies import (
     TokenizeBody,
 )
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
+from lorax_router.http_api.openai.errors import http_error_response
+from lorax_router.http_api.openai.lora_routes import (
+    LoadLoRAAdapterRequest,
+    LoraRoutes,
+    UnloadLoRAAdapterRequest,
+)
+from lorax_router.http_api.openai.model_routes import ModelRoutes
 from lorax_router.http_api.openapi import add_body_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
 from lorax_router.http_api.responses import (
     ErrorBoundary,
     HeadAsGet,
+    http_exception_text,
     on_http_exception,
     on_lorax_error,
 )
@@ -57,10 +67,13 @@ def build_app(
     max_input_chars: int,
     cors: Cors,
     adapters: AdapterRoutes | None = None,
+    loras: LoraRoutes | None = None,
+    models: ModelRoutes | None = None,
 ) -> FastAPI:
     """Return the application for clients; it owns nothing of what it is given.
 
-    With ``adapters`` it tells of them.
+    With ``adapters`` it tells of them, with ``loras`` where they are named, with ``models`` of
+    what requests can name.
     """
     app = _new_app("Text generation with many LoRA adapters on one base model.", info.version)
     generate = GenerateRoutes(
@@ -82,6 +95,10 @@ def build_app(
     app.include_router(ops.router())
     if adapters is not None:
         app.include_router(adapters.client_router())
+    if loras is not None:
+        app.include_router(loras.client_router())
+    if models is not None:
+        app.include_router(models.router())
     _complete(app, GenerateBody, CompatGenerateBody, TokenizeBody)
     if cors.origins:
         app.add_middleware(
@@ -95,11 +112,12 @@ def build_app(
     return app
 
 
-def build_admin_app(adapters: AdapterRoutes, version: str) -> FastAPI:
+def build_admin_app(adapters: AdapterRoutes, loras: LoraRoutes, version: str) -> FastAPI:
     """Return the application for the server's operator; ``AdminGuard`` goes in front of it."""
     app = _new_app("Management of the adapters of this server.", version)
     app.include_router(adapters.admin_router())
-    _complete(app, AdapterBody)
+    app.include_router(loras.router())
+    _complete(app, AdapterBody, LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest)
     return app
 
 
@@ -118,12 +136,22 @@ def _new_app(description: str, version: str) -> FastAPI:
 def _complete(app: FastAPI, *bodies: type[BaseModel]) -> None:
     """Add what every application has around its routes."""
     app.add_exception_handler(LoraxError, on_lorax_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(HTTPException, _on_http_exception)
     _add_aliases(app)
     # The layer added last is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(ErrorBoundary)
     add_body_schemas(app, bodies)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what routing raised in the words of the dialect that the path is of."""
+    path = request.url.path
+    if not path.startswith("/v1/") or path.startswith("/v1/adapters"):
+        return await on_http_exception(request, error)
+    assert isinstance(error, HTTPException)
+    text = http_exception_text(request, error)
+    return http_error_response(error.status_code, text, dict(error.headers or {}))
 
 
 def _add_aliases(app: FastAPI) -> None:

@@ -55,15 +55,19 @@ async def on_lorax_error(_request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what routing raised: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    what = {
-        404: f"there is no {request.url.path!r} here; see /docs",
-        405: f"{request.method} is not offered here; see /docs",
-    }.get(error.status_code, error.detail)
     document = {
-        "error": what,
+        "error": http_exception_text(request, error),
         "error_type": _TYPES_BY_STATUS.get(error.status_code, "bad_request"),
     }
     return json_response(document, error.status_code, dict(error.headers or {}))
+
+
+def http_exception_text(request: Request, error: HTTPException) -> str:
+    """Return what routing found, in words."""
+    return {
+        404: f"there is no {request.url.path!r} here; see /docs",
+        405: f"{request.method} is not offered here; see /docs",
+    }.get(error.status_code, error.detail)
 
 
 class ErrorBoundary:

@@ -34,6 +34,7 @@ async def test_load_pin_unpin_reload_and_unload_say_what_happened():
             "adapter_id": "a",
             "adapter_source": "local",
             "revision": None,
+            "alias_of": None,
             "version": "1",
             "content_digest": "content of a",
             "rank": 8,

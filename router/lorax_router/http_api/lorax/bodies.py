@@ -45,7 +45,8 @@ class ParametersBody(StrictBody):
     adapter_id: str | None = None
     """Adapter to use; the base model, or the server's own adapter, if absent."""
     adapter_source: str | None = None
-    """Where the adapter lies: hub, local or s3; the server's default if absent."""
+    """Where the adapter lies: hub, local or s3; if absent, `adapter_id` may be an alias, and the
+    server's default counts otherwise."""
     merged_adapters: MergedAdaptersBody | None = None
     """Adapters to merge for this request; not together with `adapter_id`."""
     api_token: str | None = None
@@ -152,6 +153,8 @@ class AdapterBody(StrictBody):
     """Token for private adapters; the Bearer token of the request if absent."""
     pin: bool = False
     """To load: keep the adapter ready until it is unpinned."""
+    alias: str | None = None
+    """To load: a name of your choosing by which requests can have the adapter."""
 
     def to_domain(self, bearer_token: str | None) -> GenerateParameters:
         """Return the parameters of a request with this adapter."""

@@ -124,6 +124,8 @@ class AdapterAnswer(BaseModel):
     adapter_id: str
     adapter_source: str
     revision: str | None
+    # What an alias, a name of the operator's choosing, stands for.
+    alias_of: str | None
     version: str | None
     content_digest: str | None
     rank: int | None

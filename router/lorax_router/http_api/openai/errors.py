@@ -19,11 +19,10 @@ from starlette.responses import Response
 
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, ModelNotFoundError
+from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.responses import json_response, public_error
 
 logger = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 # The service's names of fields that are called otherwise here.
 FIELDS: Mapping[str, str] = MappingProxyType(
@@ -80,7 +79,7 @@ def envelope(error: LoraxError, names: Mapping[str, str] = FIELDS) -> Json:
 def openai_error_response(error: LoraxError, names: Mapping[str, str] = FIELDS) -> Response:
     """Return the response of an error."""
     retry_after_s: float | None = public_error(error).kind.retry_after_s
-    if isinstance(error, AdapterUnavailableError):
+    if isinstance(error, AdapterUnavailableError) and not error.reason.permanent:
         retry_after_s = error.retry_after_s
     headers = {} if retry_after_s is None else {"retry-after": str(max(1, round(retry_after_s)))}
     return json_response(envelope(error, names), error_status(public_error(error)), headers)
@@ -105,14 +104,18 @@ class OpenAIRoute(APIRoute):
             try:
                 return await handle(request)
             except LoraxError as error:
-                return openai_error_response(error, self.names)
+                return self.response_of(error)
             except (ClientDisconnect, HTTPException):
                 raise
             except Exception:
                 logger.exception("unexpected error in %s", request.url.path)
-                return openai_error_response(LoraxError(public=""))
+                return self.response_of(LoraxError(public=""))
 
         return mapped
+
+    def response_of(self, error: LoraxError) -> Response:
+        """Return the response of an error that the handler raised."""
+        return openai_error_response(error, self.names)
 
 
 def _document(message: str, kind: str, param: str | None, code: str | None) -> Json:

@@ -22,6 +22,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from lorax_contract.adapters import (
+    ALIAS_SOURCE,
     AdapterContent,
     AdapterQuery,
     AdapterRef,
@@ -33,6 +34,7 @@ from lorax_contract.adapters import (
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.ports import ShardClient
+from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
 from lorax_router.service.engine.port import AdapterEngine
@@ -87,6 +89,7 @@ class AdapterDirectory:
     Args:
         shards: fetch, prepare and release.
         texts: finds adapters' own tokenizers and templates.
+        aliases: names that stand for others.
         clock: monotonic seconds.
         max_names, max_idle: see AdapterCatalog.
     """
@@ -96,11 +99,13 @@ class AdapterDirectory:
         shards: ShardClient,
         texts: AdapterTexts | None = None,
         *,
+        aliases: AliasBook | None = None,
         clock: Callable[[], float] = time.monotonic,
         max_names: int = _MAX_NAMES,
         max_idle: int = _MAX_IDLE,
     ) -> None:
         self._shards = shards
+        self.aliases = aliases or AliasBook()
         self.catalog = AdapterCatalog(
             self._retire, clock=clock, max_names=max_names, max_idle=max_idle
         )
@@ -175,6 +180,8 @@ class AdapterDirectory:
 
     async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
         """Return what a name leads to: remembered while the answer holds, else asked for."""
+        if query.ref.source == ALIAS_SOURCE:
+            return await self._fetch_alias(query)
         names, ref = self.catalog.names, self._plain(query.ref)
         if not query.refresh and (known := names.answer(ref, query.token)) is not None:
             return replace(known, timings={}, downloaded=False)
@@ -190,6 +197,39 @@ class AdapterDirectory:
             names.ended(view)
         return fetched
 
+    async def _fetch_alias(self, query: AdapterQuery) -> FetchedAdapter:
+        """Return what an alias leads to, whoever asks."""
+        names, ref = self.catalog.names, query.ref
+        if not query.refresh and (known := names.answer(ref, None)) is not None:
+            return replace(known, timings={}, downloaded=False)
+        if (alias := self.aliases.find(ref.id)) is None:
+            raise AdapterUnavailableError(Reason.NOT_FOUND, f"there is no adapter named {ref.id!r}")
+        view = names.began(ref, None)
+        try:
+            while True:
+                fetched = await self.fetch_target(alias, refresh=query.refresh)
+                now = self.aliases.find(ref.id)
+                if now is alias:
+                    names.answered(ref, None, fetched)
+                # Who asked before the name was taken back gets what it stood for.
+                if now is alias or now is None:
+                    return fetched
+                alias = now
+        except AdapterUnavailableError as error:
+            names.failed(view, error)
+            raise
+        finally:
+            names.ended(view)
+
+    async def fetch_target(self, alias: Alias, *, refresh: bool) -> FetchedAdapter:
+        """Return what an alias stands for, by the token that the operator gave with it."""
+        (ref,), token = alias.target.refs, alias.target.token
+        query = AdapterQuery(ref=ref.plain, token=token, refresh=refresh)
+        fetched = await self._shards.fetch_adapter(query)
+        # Whoever may ask this server may use it, and it has the operator's spelling.
+        access = "server" if fetched.access == "token" else fetched.access
+        return replace(fetched, access=access, id=None)
+
     def _spelled(self, ref: AdapterRef, fetched: FetchedAdapter) -> AdapterRef:
         """Return the name that an answer is about, and remember what was meant by this one."""
         if fetched.id in (None, ref.id):
@@ -198,6 +238,10 @@ class AdapterDirectory:
         said = replace(ref, id=fetched.id)
         self._spellings[ref] = (said, self._clock() + fetched.valid_s)
         return said
+
+    async def check_text(self, alias: Alias, fetched: FetchedAdapter) -> None:
+        """Raise AdapterUnavailableError if what an adapter brings for texts is not served."""
+        await self._texts.find(alias.name, fetched)
 
     async def _text(
         self, selection: AdapterSelection, fetched: FetchedAdapter

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lorax_contract.adapters import (
+    ALIAS_SOURCE,
     SOURCES,
     AdapterContent,
     AdapterRef,
@@ -23,6 +24,7 @@ from lorax_contract.adapters import (
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord
+from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
 from lorax_router.service.adapters.names import KnownName, NameView, stand_of
 
@@ -32,6 +34,7 @@ STATES = (
     "resolving", "refused", "failed", "absent", "preparing", "resident", "draining", "releasing",
     "retiring",
 )  # fmt: skip
+LISTED_SOURCES = (*SOURCES, ALIAS_SOURCE)
 DEFAULT_PAGE = 100
 LARGEST_PAGE = 500
 # Lines that are looked at for one page, at most: of a filter few may pass.
@@ -57,10 +60,10 @@ class ListQuery:
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= LARGEST_PAGE:
             raise ValidationError(f"`limit` must be from 1 to {LARGEST_PAGE}, got {self.limit}")
-        if self.adapter_source not in (None, *SOURCES):
+        if self.adapter_source not in (None, *LISTED_SOURCES):
             raise ValidationError(
                 f"`adapter_source` {self.adapter_source!r} is not known; choose one of "
-                f"{', '.join(SOURCES)}"
+                f"{', '.join(LISTED_SOURCES)}"
             )
         if self.state is not None and self.state not in STATES:
             raise ValidationError(
@@ -83,6 +86,7 @@ class ListedAdapter(NamedTuple):
     view: NameView | None
     entry: CatalogEntry | None
     record: AdapterRecord | None
+    alias: Alias | None = None
 
     @property
     def content(self) -> AdapterContent | None:
@@ -116,8 +120,9 @@ class Page(NamedTuple):
 class AdapterList:
     """Reads lines from the catalog."""
 
-    def __init__(self, catalog: AdapterCatalog) -> None:
+    def __init__(self, catalog: AdapterCatalog, aliases: AliasBook) -> None:
         self._catalog = catalog
+        self._aliases = aliases
 
     def page(self, query: ListQuery, token: str | None) -> Page:
         """Return the lines that a caller may see: names, merges, former ones."""
@@ -137,7 +142,8 @@ class AdapterList:
         if view is None:
             return None
         entry = self._catalog.entry_of(name) if view.fetched is not None else None
-        return ListedAdapter(name.ref, name, view, entry, self._catalog.record_of(entry))
+        alias = self._aliases.find(name.ref.id) if name.ref.source == ALIAS_SOURCE else None
+        return ListedAdapter(name.ref, name, view, entry, self._catalog.record_of(entry), alias)
 
     def _from(
         self, query: ListQuery, token: str | None
@@ -164,7 +170,7 @@ class AdapterList:
         return ListedAdapter(ref, None, None, entry, record)
 
     def _keys(self, query: ListQuery, after: str, token: str | None) -> Iterator[str]:
-        sources = sorted(SOURCES) if query.adapter_source is None else [query.adapter_source]
+        sources = sorted(LISTED_SOURCES) if query.adapter_source is None else [query.adapter_source]
         for source in sources:
             first = f"{source}:{query.id_in(source) or ''}"
             for key in self._catalog.names.sorted_from(first, after, token):
@@ -229,6 +235,7 @@ def document_of(row: ListedAdapter, tiers: AdapterTiers) -> Document:
         "adapter_id": row.ref.id,
         "adapter_source": row.ref.source,
         "revision": row.ref.revision,
+        "alias_of": None if row.alias is None else str(row.alias.target.refs[0]),
         "version": None if fetched is None else fetched.version,
         "rank": None if fetched is None else fetched.max_rank,
         "state": row.state,

@@ -10,12 +10,19 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lorax_contract.adapters import AdapterQuery, AdapterTiers, AdapterUnavailableError
-from lorax_contract.errors import AdapterNotLoadedError
+from lorax_contract.adapters import (
+    ALIAS_SOURCE,
+    AdapterQuery,
+    AdapterTiers,
+    AdapterUnavailableError,
+)
+from lorax_contract.errors import AdapterNotLoadedError, ValidationError
 from lorax_router.core.ports import ShardClient
+from lorax_router.service.adapters.aliases import Alias
 from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry, not_loaded
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.listing import (
+    LARGEST_PAGE,
     AdapterList,
     Document,
     ListedAdapter,
@@ -37,7 +44,7 @@ class AdapterManager:
     def __init__(self, directory: AdapterDirectory, shards: ShardClient) -> None:
         self._directory = directory
         self._catalog = directory.catalog
-        self._list = AdapterList(directory.catalog)
+        self._list = AdapterList(directory.catalog, directory.aliases)
         self._shards = shards
 
     async def load(self, selection: AdapterSelection, *, pin: bool = False) -> Document:
@@ -53,6 +60,33 @@ class AdapterManager:
         finally:
             lease.release()
         return await self._document(selection)
+
+    async def name(self, alias: Alias, *, pin: bool = False, in_place: bool = True) -> Document:
+        """Let a name stand for an adapter, which is on the shards then, and pinned if asked for.
+
+        What the name led to before serves the requests that use it, and goes. Nothing changes
+        if the adapter cannot be had, or, without ``in_place``, if there is such a name already.
+        """
+        self._check_free(alias, in_place=in_place)
+        fetched = await self._directory.fetch_target(alias, refresh=True)
+        await self._directory.check_text(alias, fetched)
+        entry = self._catalog.place(alias.target, [fetched])
+        with self._held(entry):
+            await self._catalog.engine.load_adapter(entry.handle)
+            self._check_free(alias, in_place=in_place)
+            self._directory.aliases.put(alias)
+            self._catalog.names.answered(alias.ref, None, fetched)
+            self._catalog.place(alias.selection, [fetched])
+            if pin:
+                await self._bring(entry, alias.selection, pin=True)
+        return await self._document(alias.selection)
+
+    def _check_free(self, alias: Alias, *, in_place: bool) -> None:
+        if not in_place and self._directory.aliases.find(alias.name) is not None:
+            raise ValidationError(
+                f"the lora adapter '{alias.name}' has already been loaded; set `load_inplace` to let "
+                "the name stand for another one"
+            )
 
     async def pin(self, selection: AdapterSelection) -> Document:
         """Keep an adapter that is known on the shards; AdapterNotLoadedError if it is not."""
@@ -99,24 +133,49 @@ class AdapterManager:
         """
         selection = self._directory.plain(selection)
         ref = selection.refs[0]
-        name, entry = await self._required(selection)
+        alias = self._directory.aliases.drop(ref.id) if ref.source == ALIAS_SOURCE else None
         freed = {"device": 0, "host": 0, "disk": 0}
-        self._catalog.forget(name)
-        if not entry.names:
-            self._catalog.detach(entry)
-            await asyncio.shield(self._directory.start(self._free(entry, freed)))
+        shared_with: list[str] = []
+        try:
+            name, entry = await self._required(selection)
+        except AdapterNotLoadedError:
+            # A name may be there whose adapter never was, or was forgotten.
+            if alias is None:
+                raise
+            if (known := self._catalog.names.find(ref)) is not None:
+                self._catalog.forget(known)
+        else:
+            shared_with = await self._unload(name, entry, selection, alias, freed)
         return {
             "adapter_id": ref.id,
             "adapter_source": ref.source,
             "revision": ref.revision,
             "state": "unloaded",
             "freed": freed,
-            "shared_with": sorted(
-                str(other.ref)
-                for other in entry.names.values()
-                if self._catalog.names.good_view(other, selection.token) is not None
-            ),
+            "shared_with": shared_with,
         }
+
+    async def _unload(
+        self,
+        name: KnownName,
+        entry: CatalogEntry,
+        selection: AdapterSelection,
+        alias: Alias | None,
+        freed: dict[str, int],
+    ) -> list[str]:
+        """Forget a name, and free what no other leads to; returns the others."""
+        self._catalog.forget(name)
+        if alias is not None and entry.selection.refs == selection.refs:
+            # What has left the disk is fetched again by what the name stood for.
+            entry.selection = alias.target
+        if not entry.names:
+            self._catalog.detach(entry)
+            await asyncio.shield(self._directory.start(self._free(entry, freed)))
+        return sorted(
+            str(other.ref)
+            for other in entry.names.values()
+            if self._catalog.names.good_view(other, selection.token) is not None
+        )
 
     async def _free(self, entry: CatalogEntry, freed: dict[str, int]) -> None:
         parts = entry.content.parts
@@ -171,7 +230,9 @@ class AdapterManager:
         name, _, entry = self._catalog.require(ref, token)
         return name, entry
 
-    async def _confirm(self, rows: Sequence[ListedAdapter], token: str | None) -> None:
+    async def _confirm(
+        self, rows: Sequence[ListedAdapter], token: str | None, seconds: float = _CONFIRM_S
+    ) -> None:
         """Ask sources again that let this caller in some time ago, for a while."""
         old = [
             asyncio.ensure_future(self._directory.fetch(AdapterQuery(ref=row.ref, token=token)))
@@ -179,7 +240,7 @@ class AdapterManager:
             if row.view is not None and self._is_old(row)
         ]
         if old:
-            await asyncio.wait(old, timeout=_CONFIRM_S)
+            await asyncio.wait(old, timeout=seconds)
             for task in old:
                 task.cancel()
             await asyncio.gather(*old, return_exceptions=True)
@@ -224,3 +285,29 @@ class AdapterManager:
             if len(documents) % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         return {"adapters": documents, "next_cursor": page.next_cursor}
+
+    async def usable(self, token: str | None = None) -> list[KnownName]:
+        """Return the names by which a caller may use adapters now, aliases aside."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CONFIRM_S
+        names: list[KnownName] = []
+        query: ListQuery | None = ListQuery(limit=LARGEST_PAGE)
+        while query is not None:
+            page = self._list.page(query, token)
+            if any(self._is_old(row) for row in page.rows) and loop.time() < until:
+                await self._confirm(page.rows, token, until - loop.time())
+            for row in page.rows:
+                now = self._list.row(row.name, token) if row.name is not None else None
+                if now is None or now.name is None or now.alias is not None or self._is_old(now):
+                    continue
+                if now.entry is not None:
+                    names.append(now.name)
+            following = page.next_cursor
+            query = ListQuery(limit=LARGEST_PAGE, cursor=following) if following else None
+            await asyncio.sleep(0)
+        return names
+
+    async def known(self, selection: AdapterSelection) -> KnownName:
+        """Return a name that a caller may use and that is known; else AdapterNotLoadedError."""
+        name, _ = await self._required(self._directory.plain(selection))
+        return name

@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import secrets
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class KnownName:
     """A name that somebody asked for. Owned by the NameBook."""
 
     ref: AdapterRef
+    # Unix time at which somebody first asked for it.
+    first_seen_at: float = field(default_factory=time.time)
     # By scope.
     views: dict[str, NameView] = field(default_factory=dict)
     # The content that it leads to now, and the answer that named it.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lorax_contract.adapters import (
+    ALIAS_SOURCE,
     SOURCES,
     TOKEN_SOURCES,
     AdapterRef,
@@ -15,6 +16,7 @@ from lorax_contract.adapters import (
     MergeSpec,
 )
 from lorax_contract.errors import ValidationError
+from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.requests import (
     BASE_MODEL_ADAPTER_ID,
@@ -36,6 +38,8 @@ class SelectionPolicy:
     default_source: str = "hub"
     # What requests get that name no adapter; None: the base model.
     static: AdapterSelection | None = None
+    # Names that win over ids, where a request names no source.
+    aliases: AliasBook = field(default_factory=AliasBook)
 
     def selection_of(self, params: GenerateParameters) -> AdapterSelection | None:
         """Return the adapter that a request wants, None for the base model.
@@ -53,27 +57,36 @@ class SelectionPolicy:
             raise ValidationError(
                 f"`{'adapter_id' if named else 'merged_adapters'}`: {self.refusal}"
             )
-        source = params.adapter_source or self.default_source
-        if source not in SOURCES:
+        source = params.adapter_source or None
+        known = (*SOURCES, ALIAS_SOURCE)
+        if source not in (None, *known):
             raise ValidationError(
-                f"`adapter_source` {source!r} is not known; choose one of {', '.join(SOURCES)}"
+                f"`adapter_source` {source!r} is not known; choose one of {', '.join(known)}"
             )
-        # A source that takes no token is not told it: whoever asks, it is one question.
-        token = params.api_token if source in TOKEN_SOURCES else None
         if merged is not None:
-            return _merged(merged, source, token)
-        ref = _ref(source, params.adapter_id or "", params.revision)
-        return AdapterSelection(refs=(ref,), token=token)
+            refs = tuple(self._ref(source, name) for name in _checked(merged))
+        else:
+            refs = (self._ref(source, params.adapter_id or "", params.revision),)
+        # A source that takes no token is not told it: whoever asks, it is one question.
+        takes_token = any(ref.source in TOKEN_SOURCES for ref in refs)
+        return AdapterSelection(
+            refs=refs,
+            merge=None if merged is None else _merge_spec(merged),
+            token=params.api_token if takes_token else None,
+        )
+
+    def _ref(self, source: str | None, name: str, revision: str | None = None) -> AdapterRef:
+        if source is None:
+            is_alias = revision is None and self.aliases.find(name) is not None
+            source = ALIAS_SOURCE if is_alias else self.default_source
+        try:
+            return AdapterRef.of(source, name, revision)
+        except AdapterUnavailableError as error:
+            raise ValidationError(error.text) from error
 
 
-def _ref(source: str, name: str, revision: str | None = None) -> AdapterRef:
-    try:
-        return AdapterRef.of(source, name, revision)
-    except AdapterUnavailableError as error:
-        raise ValidationError(error.text) from error
-
-
-def _merged(merged: MergedAdapters, source: str, token: str | None) -> AdapterSelection:
+def _checked(merged: MergedAdapters) -> list[str]:
+    """Return the ids of a merge, of which there are as many as weights."""
     num = len(merged.ids)
     if not 1 <= num <= _MAX_MERGED:
         raise ValidationError(f"`merged_adapters.ids` takes 1 to {_MAX_MERGED} adapters, got {num}")
@@ -82,7 +95,11 @@ def _merged(merged: MergedAdapters, source: str, token: str | None) -> AdapterSe
             f"`merged_adapters.weights` needs one weight for each of the {num} ids, "
             f"got {len(merged.weights)}"
         )
-    spec = MergeSpec(
+    return merged.ids
+
+
+def _merge_spec(merged: MergedAdapters) -> MergeSpec:
+    return MergeSpec(
         weights=tuple(merged.weights),
         combination=_one_of(Combination, "merge_strategy", merged.merge_strategy or "linear"),
         density=merged.density,
@@ -90,8 +107,6 @@ def _merged(merged: MergedAdapters, source: str, token: str | None) -> AdapterSe
             MajoritySign, "majority_sign_method", merged.majority_sign_method or "total"
         ),
     )
-    refs = tuple(_ref(source, name) for name in merged.ids)
-    return AdapterSelection(refs=refs, merge=spec, token=token)
 
 
 def _one_of(choices: type[Choice], field: str, word: str) -> Choice:

@@ -104,11 +104,12 @@ class HubSource:
 
     def _check(self, ref: AdapterRef) -> None:
         if not _ID.fullmatch(ref.id) or ".." in ref.id:
-            raise refused(f"adapter {ref} is not a hub id: it is named like org/name")
+            # Whatever it is called, there is none.
+            raise not_found(ref, "is not a hub id: it is named like org/name")
         if ref.revision is not None and (
             not _REVISION.fullmatch(ref.revision) or ".." in ref.revision
         ):
-            raise refused(f"adapter {ref}: the revision is no branch, tag or commit")
+            raise not_found(ref, "has no such revision: give a branch, a tag or a commit")
         if self._offline:
             raise AdapterUnavailableError(
                 Reason.OFFLINE,
