@@ -141,9 +141,9 @@ class AdapterRef:
 
         Without a source an absolute path is a folder's, and the rest is of the default source.
         """
-        source, colon, id = text.partition(":")
-        if colon and source in (*SOURCES, ALIAS_SOURCE) and not id.startswith("//"):
-            return cls.of(source, id)
+        source, colon, rest = text.partition(":")
+        if colon and source in (*SOURCES, ALIAS_SOURCE) and not rest.startswith("//"):
+            return cls.of(source, rest)
         if text.startswith("s3://"):
             return cls.of("s3", text)
         return cls.of("local" if text.startswith("/") else default_source, text)

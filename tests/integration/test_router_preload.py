@@ -66,6 +66,10 @@ def test_adapters_are_loaded_and_pinned_before_it_is_ready(tmp_path, num_ranks):
             {"preloaded_adapter_ids": ["good", "bad"]},
             "adapter bad cannot be loaded: its peft_type is not served",
         ),
+        (
+            {"adapter_aliases": ["poet=local:good", "bard=local:bad"]},
+            "adapter bard cannot be loaded: its peft_type is not served",
+        ),
         ({"adapter_id": "gone"}, "adapter gone cannot be loaded: no such folder"),
         ({"adapter_id": "huge"}, "--adapter-memory-fraction"),
         ({"adapter_id": "breaks"}, "adapter breaks cannot be loaded: it has NaN"),

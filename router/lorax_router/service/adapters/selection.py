@@ -129,9 +129,9 @@ def _check_names(params: GenerateParameters) -> None:
     ]
     if merged is not None:
         names += [("merged_adapters.ids", each) for each in merged.ids]
-    for field, name in names:
+    for place, name in names:
         if name is not None and has_control_characters(name):
-            raise ValidationError(f"`{field}` must not contain control characters")
+            raise ValidationError(f"`{place}` must not contain control characters")
 
 
 def has_control_characters(text: str) -> bool:
