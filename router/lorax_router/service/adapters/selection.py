@@ -79,6 +79,8 @@ class SelectionPolicy:
         if source is None:
             is_alias = revision is None and self.aliases.find(name) is not None
             source = ALIAS_SOURCE if is_alias else self.default_source
+        if source == ALIAS_SOURCE and revision is not None:
+            raise ValidationError(f"{name!r} is an alias, which has no revisions")
         try:
             return AdapterRef.of(source, name, revision)
         except AdapterUnavailableError as error:

@@ -56,6 +56,8 @@ async def test_an_alias_wins_over_an_id_unless_the_request_names_a_source():
         await world.generate("b", adapter_source="local")
         await world.generate("b", adapter_source="alias")
         assert used(world) == [1, 2, 1]
+        with pytest.raises(ValidationError, match="has no revisions"):
+            await world.generate("b", adapter_source="alias", revision="v1")
 
 
 @in_loop
@@ -137,12 +139,10 @@ async def test_an_alias_whose_adapter_never_came_can_be_taken_back():
 
 
 @in_loop
-async def test_what_left_the_disk_comes_back_after_its_last_name_was_taken_back():
+async def test_what_left_the_disk_is_had_again_after_the_name_of_the_last_request_was_taken_back():
     async with adapter_world(adapter_aliases=POET, max_active_adapters=1) as world:
-        await world.generate("a")
-        await by_name(world)
-        await world.admin.post("/v1/adapters/unload", json={"adapter_id": "poet"})
-        await world.generate("b")
+        world.shard.step_delay_s = 0.001
+        stream = await world.stream("b", 150)
         lost = True
 
         def prepare(handle: object, content: Any) -> None:
@@ -152,7 +152,14 @@ async def test_what_left_the_disk_comes_back_after_its_last_name_was_taken_back(
                 raise AdapterUnavailableError(Reason.EVICTED, "its files are gone")
 
         world.shard.on_prepare = prepare
-        await world.generate("a")
+        waiting = world.task("a")
+        await until(lambda: len(world.catalog.by_handle) == 2)
+        named = asyncio.create_task(by_name(world))
+        handle = world.handle("a")
+        await until(lambda: world.catalog.by_handle[handle].num_leases == 2)
+        await world.admin.post("/v1/adapters/unload", json={"adapter_id": "poet"})
+        await world.finish(stream)
+        await asyncio.gather(waiting, named)
         assert not lost
 
 
