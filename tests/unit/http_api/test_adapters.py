@@ -259,7 +259,9 @@ async def test_the_document_describes_the_routes():
             assert {"200", "422", "424"} <= responses.keys()
             assert ("404" in responses) == (verb != "load")
         fields = document["components"]["schemas"]["AdapterBody"]["properties"]
-        assert fields.keys() == {"adapter_id", "adapter_source", "revision", "api_token", "pin"}
+        assert fields.keys() == {
+            "adapter_id", "adapter_source", "revision", "api_token", "pin", "alias",
+        }  # fmt: skip
         listed = document["components"]["schemas"]["AdapterAnswer"]["properties"].keys()
         await world.post("load", adapter_id="a")
         assert (await world.list())["a"].keys() == listed
