@@ -320,8 +320,11 @@ def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) 
     static = None
     if config.adapter_id is not None:
         alias = aliases.find(config.adapter_id)
-        static = alias and alias.selection
-        static = static or _own_selection(config.adapter_source, config.adapter_id)
+        static = (
+            alias.selection
+            if alias is not None
+            else _own_selection(config.adapter_source, config.adapter_id)
+        )
     return SelectionPolicy(
         refusal=refusal,
         default_source=config.default_adapter_source,
