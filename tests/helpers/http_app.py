@@ -88,7 +88,9 @@ class World:
     def __post_init__(self) -> None:
         bounds = self.bounds
         self.metrics = Metrics(
-            max_input_length=bounds.max_input_length, max_total_tokens=bounds.max_total_tokens
+            model_name=self.model_id,
+            max_input_length=bounds.max_input_length,
+            max_total_tokens=bounds.max_total_tokens,
         )
         self.metrics.watch_engine(self.engine.stats, block_size=16)
         self.tokenizer = TokenizerPool(word_tokenizer(), 2)

@@ -21,10 +21,15 @@ logger = logging.getLogger("lorax_router.request")
 class SequenceProgress:
     """How far one sequence is; counts its tokens into the metrics, if there are any."""
 
-    __slots__ = ("_metrics", "adapter", "finish", "num_generated", "timings")
+    __slots__ = ("_metrics", "_num_prompt", "adapter", "finish", "num_generated", "timings")
 
     def __init__(
-        self, timings: Timings, metrics: Metrics | None, adapter: AdapterUse | None = None
+        self,
+        timings: Timings,
+        metrics: Metrics | None,
+        adapter: AdapterUse | None = None,
+        *,
+        num_prompt: int = 0,
     ) -> None:
         self.timings = timings
         # Shared by the sequences of one request.
@@ -32,6 +37,7 @@ class SequenceProgress:
         self.num_generated = 0
         self.finish = FinishCode.RUNNING
         self._metrics = metrics
+        self._num_prompt = num_prompt
 
     def take(self, chunk: TokenChunk) -> None:
         """Count a chunk. Called for each token of each stream: keep it cheap."""
@@ -49,7 +55,9 @@ class SequenceProgress:
             timings.first_token_at = chunk.received_at
             timings.scheduled_at = chunk.scheduled_at
             if metrics is not None:
-                metrics.first_token(timings.first_token_s)
+                metrics.first_token(
+                    timings.first_token_s, num_prompt=self._num_prompt, num_tokens=num
+                )
         timings.last_token_at = chunk.received_at
         self.num_generated += num
         self.finish = chunk.finish
@@ -87,7 +95,8 @@ class RequestRecord:
 
     def _new_progress(self) -> SequenceProgress:
         timings = Timings(self._received_at, self._resolving_s, self._validated_at)
-        return SequenceProgress(timings, self._metrics, self.adapter)
+        num_prompt = 0 if self._valid is None else self._valid.num_prompt_tokens
+        return SequenceProgress(timings, self._metrics, self.adapter, num_prompt=num_prompt)
 
     def selections(self, use: AdapterUse) -> None:
         """The request wants an adapter, which may not exist."""
@@ -118,15 +127,17 @@ class RequestRecord:
         if self.adapter is not None:
             self._metrics.adapter_used(self.adapter, self.num_generated, failed=error is not None)
         if error is None:
-            timings = self.timings
+            assert self._valid is not None
+            first = self.sequences[0]
             self._metrics.request_succeeded(
-                total_s=timings.total_s,
-                queue_s=timings.queue_s,
-                inference_s=timings.inference_s,
+                self._valid,
+                timings=first.timings,
+                finish=first.finish,
                 num_generated=self.num_generated,
+                num_of_first=first.num_generated,
             )
         else:
-            self._metrics.request_failed(error)
+            self._metrics.request_failed(error, was_valid=self._valid is not None)
         self._log(error)
 
     def _log(self, error: BaseException | None) -> None:

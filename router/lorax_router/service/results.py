@@ -77,6 +77,16 @@ class Timings:
         return _between(self.received_at, self.first_token_at)
 
     @property
+    def prefill_s(self) -> float:
+        """Seconds from the first step to the first token."""
+        return _between(self.scheduled_at, self.first_token_at)
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first token to the last one."""
+        return _between(self.first_token_at, self.last_token_at)
+
+    @property
     def total_s(self) -> float:
         """Seconds from receipt to the last token."""
         return _between(self.received_at, self.last_token_at)
@@ -87,7 +97,7 @@ class Timings:
 
     def per_output_token_s(self, num_generated: int) -> float:
         """Mean seconds between tokens after the first one."""
-        return _between(self.first_token_at, self.last_token_at) / max(num_generated - 1, 1)
+        return self.decode_s / max(num_generated - 1, 1)
 
 
 @dataclass(slots=True)

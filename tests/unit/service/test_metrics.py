@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram
 
 from lorax_contract.errors import (
     GenerationError,
@@ -19,19 +20,21 @@ from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.engine.port import EngineStats
 from lorax_router.service.metrics.doc import metrics_page
-from lorax_router.service.metrics.exposition import TokenHistogram, to_json, to_text
+from lorax_router.service.metrics.exposition import to_json, to_text
+from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
 from lorax_router.service.metrics.recorder import (
     ALL_METRICS,
     DURATION_BUCKETS,
     Metrics,
     failure_label,
 )
+from lorax_router.service.metrics.spec import MetricSpec
 
 ROOT = Path(__file__).parents[3]
 
 
 def make_metrics() -> Metrics:
-    metrics = Metrics(max_input_length=1000, max_total_tokens=2000)
+    metrics = Metrics(model_name="base", max_input_length=1000, max_total_tokens=2000)
     metrics.watch_engine(lambda: EngineStats(2, 3, 10, 4, 5, 6), block_size=16)
     catalog = AdapterCatalog(lambda entry: None, max_names=10, max_idle=10)
     catalog.attach(
@@ -63,7 +66,8 @@ def test_counters_have_plain_names_as_in_lorax():
     lines = text_of(metrics)
     assert "lorax_request_count 1.0" in lines
     assert 'lorax_request_failure{err="validation"} 1.0' in lines
-    assert not any("_total" in line or "_created" in line for line in lines)
+    ours = [line for line in lines if "vllm:" not in line]
+    assert not any("_total" in line or "_created" in line for line in ours)
 
 
 def test_the_scheduler_is_read_at_each_scrape():
@@ -105,17 +109,34 @@ def test_steps_are_counted_by_method_and_outcome():
     assert "lorax_batch_next_size_count 2.0" in lines
 
 
-def test_the_cheap_histogram_counts_like_prometheus():
-    histogram = TokenHistogram("h", "text", (1.0, 2.0))
+def test_each_view_of_a_histogram_counts_like_prometheus():
+    views = {
+        "a": HistogramView(MetricSpec("a", "histogram", "text"), (1.0, 2.0)),
+        "b": HistogramView(MetricSpec("b", "histogram", "text"), (1.2, 9.0), {"model": "m"}),
+    }
+    histogram = SharedHistogram(*views.values())
     for value, times in ((0.5, 1), (1.0, 2), (1.5, 1), (9.0, 3)):
         histogram.observe(value, times)
-    (family,) = histogram.collect()
-    values = {(s.name, s.labels.get("le")): s.value for s in family.samples}
-    assert values[("h_bucket", "1.0")] == 3
-    assert values[("h_bucket", "2.0")] == 4
-    assert values[("h_bucket", "+Inf")] == 7
-    assert values[("h_count", None)] == 7
-    assert values[("h_sum", None)] == 0.5 + 2.0 + 1.5 + 27.0
+    assert histogram.count == 7
+    registry = CollectorRegistry()
+    registry.register(histogram)
+    for name, view in views.items():
+        own = CollectorRegistry()
+        oracle = Histogram(
+            name, "text", [*view.labels], buckets=view.buckets, registry=own
+        )
+        oracle = oracle.labels(*view.labels.values()) if view.labels else oracle
+        for value in (0.5, 1.0, 1.0, 1.5, 9.0, 9.0, 9.0):
+            oracle.observe(value)
+        for bound in (*map(str, view.buckets), "+Inf"):
+            labels = {**view.labels, "le": bound}
+            assert registry.get_sample_value(f"{name}_bucket", labels) == own.get_sample_value(
+                f"{name}_bucket", labels
+            )
+        for suffix in ("count", "sum"):
+            sample = f"{name}_{suffix}"
+            labels = dict(view.labels)
+            assert registry.get_sample_value(sample, labels) == own.get_sample_value(sample, labels)
 
 
 def test_the_json_form_has_types_and_samples():

@@ -77,6 +77,23 @@ LORA_REQUESTS_INFO = MetricSpec(
     "`max_lora` is the number of slots, the value is the time in seconds since 1970.",
     ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
 )
+LORA_ADAPTER_LOADED = MetricSpec(
+    "vllm:lora_adapter_loaded",
+    "gauge",
+    "1 for each adapter that requests can use at once, private ones apart; `level` is gpu, for the "
+    "memory that is computed from on CPUs too, `pinned` true or false.",
+    ("adapter_name", "level", "pinned"),
+)
+NUM_GPU_LOADED = MetricSpec(
+    "vllm:num_gpu_loaded_lora_adapters",
+    "gauge",
+    "Adapters that requests can use at once, private ones too; names with the same content count "
+    "once.",
+    ("model_name",),
+)
+MAX_GPU_ADAPTERS = MetricSpec(
+    "vllm:max_gpu_lora_adapters", "gauge", "`lorax_adapter_slots`.", ("model_name",)
+)
 
 ADAPTER_METRICS = tuple(
     value for value in list(globals().values()) if isinstance(value, MetricSpec)
@@ -184,11 +201,13 @@ class AdapterResidency(Collector):
         usage: AdapterUsage,
         capacity: Callable[[], AdapterCapacity],
         *,
+        model_name: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalog = catalog
         self._usage = usage
         self._capacity = capacity
+        self._model_name = model_name
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
@@ -207,6 +226,22 @@ class AdapterResidency(Collector):
             (ADAPTER_BYTES_HELD, capacity.bytes_held),
         ):
             yield GaugeMetricFamily(spec.name, spec.text, value=value)
+        yield from self._gateway_series(now, capacity)
+
+    def _gateway_series(self, now: _Standing, capacity: AdapterCapacity) -> Iterator[Metric]:
+        """Return what gateways route by, under the names that they know."""
+        for spec, value in (
+            (NUM_GPU_LOADED, now.num_resident),
+            (MAX_GPU_ADAPTERS, capacity.max_resident),
+        ):
+            family = GaugeMetricFamily(spec.name, spec.text, labels=spec.labels)
+            family.add_metric([self._model_name], value)
+            yield family
+        spec = LORA_ADAPTER_LOADED
+        loaded = GaugeMetricFamily(spec.name, spec.text, labels=spec.labels)
+        for label in sorted(now.resident):
+            loaded.add_metric([label, "gpu", str(label in now.pinned).lower()], 1)
+        yield loaded
         spec = LORA_REQUESTS_INFO
         info = GaugeMetricFamily(spec.name, spec.text, labels=spec.labels)
         lists = [_joined(now.resident), _joined(now.waiting - now.resident)]
@@ -250,7 +285,10 @@ class AdapterResidency(Collector):
         if entry.is_merge and not entry.is_private:
             public = [entry.label]
         if state == "resident":
+            now.num_resident += 1
             now.resident.update(public)
+            if record.is_pinned:
+                now.pinned.update(public)
             now.num_private += not public
         elif record.num_waiting:
             now.waiting.update(public)
@@ -275,6 +313,9 @@ class _Standing:
     # Labels that everybody may see.
     resident: set[str] = field(default_factory=set)
     waiting: set[str] = field(default_factory=set)
+    pinned: set[str] = field(default_factory=set)
+    # Contents on the shards.
+    num_resident: int = 0
     # Resident adapters that not everybody may see, and merges that were counted.
     num_private: int = 0
     num_merges: int = 0

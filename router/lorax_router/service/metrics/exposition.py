@@ -8,38 +8,13 @@ written here, from the samples that it collects.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 TEXT_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class TokenHistogram(Collector):
-    """A histogram without labels that is cheap enough for every token of every stream."""
-
-    def __init__(self, name: str, text: str, buckets: tuple[float, ...]) -> None:
-        self._name = name
-        self._text = text
-        self._bounds = buckets
-        self._counts = [0] * (len(buckets) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        """Count ``value`` so many times."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def collect(self) -> Iterator[Metric]:
-        """Return the state as one family of cumulative buckets."""
-        bounds = [*map(_number, self._bounds), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
 def to_text(registry: CollectorRegistry) -> bytes:

@@ -25,6 +25,7 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
+from lorax_contract.step import FinishCode
 from lorax_router.core.adapters.table import AdapterCapacity
 from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.adapters.metrics import (
@@ -34,9 +35,11 @@ from lorax_router.service.adapters.metrics import (
     AdapterUsage,
 )
 from lorax_router.service.engine.port import EngineStats
-from lorax_router.service.metrics.exposition import TokenHistogram
+from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
 from lorax_router.service.metrics.spec import MetricSpec
-from lorax_router.service.results import AdapterUse
+from lorax_router.service.metrics.vllm import VLLM_METRICS, VllmSeries
+from lorax_router.service.requests import ValidRequest
+from lorax_router.service.results import AdapterUse, Timings
 
 REQUEST_COUNT = MetricSpec(
     "lorax_request_count", "counter", "Requests received, those that were refused unread too."
@@ -162,6 +165,7 @@ ADAPTER_PHASE = MetricSpec(
 ALL_METRICS = (
     *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
     *ADAPTER_METRICS,
+    *VLLM_METRICS,
 )
 
 # 0.00015 s to 145.6 s in 35 steps of 1.5.
@@ -178,28 +182,36 @@ class Metrics:
     """The metrics of one router, in a registry of their own; implements StepObserver."""
 
     def __init__(
-        self, *, max_input_length: int, max_total_tokens: int, max_adapter_labels: int = 50
+        self,
+        *,
+        model_name: str,
+        max_input_length: int,
+        max_total_tokens: int,
+        max_adapter_labels: int = 50,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        self._model_name = model_name
+        self._vllm = vllm = VllmSeries(model_name, max_total_tokens)
+        self.registry.register(vllm)
         self._request_count = self._counter(REQUEST_COUNT)
         self._request_success = self._counter(REQUEST_SUCCESS)
         self._request_failure = self._counter(REQUEST_FAILURE)
         self._unknown_fields = self._counter(REQUEST_UNKNOWN_FIELDS)
-        self._duration = self._histogram(REQUEST_DURATION, DURATION_BUCKETS)
+        self._duration = self._shared(REQUEST_DURATION, DURATION_BUCKETS, vllm.e2e_latency)
         self._validation = self._histogram(REQUEST_VALIDATION, DURATION_BUCKETS)
-        self._queue = self._histogram(REQUEST_QUEUE, DURATION_BUCKETS)
-        self._inference = self._histogram(REQUEST_INFERENCE, DURATION_BUCKETS)
+        self._queue = self._shared(REQUEST_QUEUE, DURATION_BUCKETS, vllm.queue_time)
+        self._inference = self._shared(REQUEST_INFERENCE, DURATION_BUCKETS, vllm.inference_time)
         self._per_token = self._histogram(REQUEST_MEAN_TIME_PER_TOKEN, DURATION_BUCKETS)
-        self._ttft = self._histogram(REQUEST_TTFT, DURATION_BUCKETS)
-        self._inter_token = TokenHistogram(
-            REQUEST_INTER_TOKEN.name, REQUEST_INTER_TOKEN.text, DURATION_BUCKETS
+        self._ttft = self._shared(REQUEST_TTFT, DURATION_BUCKETS, vllm.ttft)
+        inter_token = self._shared(
+            REQUEST_INTER_TOKEN, DURATION_BUCKETS, vllm.inter_token, vllm.time_per_output_token
         )
-        self.registry.register(self._inter_token)
+        vllm.watch_later_tokens(lambda: inter_token.count)
         # Called for each token of each stream: handed out without a layer in between.
-        self.observe_inter_token = self._inter_token.observe
+        self.observe_inter_token = inter_token.observe
         self._input_length = self._histogram(REQUEST_INPUT_LENGTH, linear_buckets(max_input_length))
         by_total = linear_buckets(max_total_tokens)
-        self._generated = self._histogram(REQUEST_GENERATED_TOKENS, by_total)
+        self._generated = self._shared(REQUEST_GENERATED_TOKENS, by_total, vllm.generation_tokens)
         self._max_new = self._histogram(REQUEST_MAX_NEW_TOKENS, by_total)
         self._skipped = Summary(
             REQUEST_SKIPPED_TOKENS.name, REQUEST_SKIPPED_TOKENS.text, registry=self.registry
@@ -219,13 +231,15 @@ class Metrics:
     def watch_engine(self, stats: Callable[[], EngineStats], block_size: int) -> None:
         """Read the scheduler's state at each scrape, so that an idle server shows no old one."""
         self.registry.register(_EngineCollector(stats, block_size))
+        self._vllm.watch_engine(stats, block_size)
 
     def watch_adapters(
         self, catalog: AdapterCatalog, capacity: Callable[[], AdapterCapacity]
     ) -> None:
         """Read where adapters stand at each scrape, and count what each is used for."""
         self.registry.register(self._usage)
-        self.registry.register(AdapterResidency(catalog, self._usage, capacity))
+        residency = AdapterResidency(catalog, self._usage, capacity, model_name=self._model_name)
+        self.registry.register(residency)
 
     # --- requests ---------------------------------------------------------------
 
@@ -239,25 +253,39 @@ class Metrics:
         self._input_length.observe(num_prompt)
         self._max_new.observe(max_new_tokens)
 
-    def first_token(self, seconds: float) -> None:
-        """A request got its first token so long after its receipt."""
+    def first_token(self, seconds: float, *, num_prompt: int, num_tokens: int) -> None:
+        """A sequence got its first tokens so long after the receipt of its request."""
         self._ttft.observe(seconds)
+        self._vllm.first_token(num_prompt=num_prompt, num_tokens=num_tokens)
 
     def request_succeeded(
-        self, *, total_s: float, queue_s: float, inference_s: float, num_generated: int
+        self,
+        request: ValidRequest,
+        *,
+        timings: Timings,
+        finish: FinishCode,
+        num_generated: int,
+        num_of_first: int,
     ) -> None:
-        """A request got its last token."""
+        """A request got its last token.
+
+        ``timings``, ``finish`` and ``num_of_first`` tokens are those of the sequence that is
+        shown first.
+        """
         self._request_success.inc()
-        self._duration.observe(total_s)
-        self._queue.observe(queue_s)
-        self._inference.observe(inference_s)
-        self._per_token.observe(inference_s / max(num_generated, 1))
+        self._duration.observe(timings.total_s)
+        self._queue.observe(timings.queue_s)
+        self._inference.observe(timings.inference_s)
+        self._per_token.observe(timings.per_token_s(num_generated))
         self._generated.observe(num_generated)
         self._skipped.observe(0)
+        self._vllm.succeeded(request, timings, finish, num_of_first)
 
-    def request_failed(self, error: BaseException) -> None:
+    def request_failed(self, error: BaseException, *, was_valid: bool = False) -> None:
         """A request ended without its last token."""
         self._request_failure.labels(failure_label(error)).inc()
+        if was_valid:
+            self._vllm.failed(error)
 
     def request_refused(self, error: BaseException) -> None:
         """A request did not reach the service: there was no place, or its body was at fault."""
@@ -294,6 +322,7 @@ class Metrics:
         """A step was handed to the shards."""
         self._current_size.set(num_rows)
         self._step_tokens.set(num_tokens)
+        self._vllm.step_sent(num_tokens)
         if num_new_rows:
             self._next_size.observe(num_new_rows)
             if num_rows > num_new_rows:
@@ -311,6 +340,13 @@ class Metrics:
 
     def _gauge(self, spec: MetricSpec) -> Gauge:
         return Gauge(spec.name, spec.text, spec.labels, registry=self.registry)
+
+    def _shared(
+        self, spec: MetricSpec, buckets: tuple[float, ...], *others: HistogramView
+    ) -> SharedHistogram:
+        histogram = SharedHistogram(HistogramView(spec, buckets), *others)
+        self.registry.register(histogram)
+        return histogram
 
     def _histogram(self, spec: MetricSpec, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(spec.name, spec.text, spec.labels, registry=self.registry, buckets=buckets)
