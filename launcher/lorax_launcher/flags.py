@@ -70,7 +70,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "file. Without it the embedded SmolLM2-135M-Instruct is served."),
         _option("--revision", type=str, help="Branch, tag or commit of a hub model."),
         _option("--source", type=click.Choice(["hub", "local", "s3"]),
-                help="Where the model comes from. `s3` is refused in this version."),
+                help="Where the model comes from. `s3`: --model-id is a prefix with its safetensors, "
+                "like s3://bucket/prefix; needs `lorax-py[s3]`."),
         _option("--served-model-name", multiple=True,
                 help="What requests may call the model, the first of which answers show; several "
                 "may follow the flag (default: the model's id, which is always taken)."),

@@ -125,11 +125,10 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
 
 
 def _check_source(options: LauncherOptions) -> None:
-    if options.source == "s3":
-        raise UsageError(
-            f"--source {options.source} is refused: models come from the hub or a local folder in "
-            "this version; fetch the model and pass its folder to --model-id."
-        )
+    if options.source == "s3" and options.model_id is None:
+        raise UsageError("--source s3 needs --model-id: a place like s3://bucket/prefix.")
+    if options.source == "s3" and options.revision:
+        raise UsageError("--revision: prefixes of S3 have no revisions; leave it out.")
     if options.revision and options.model_id is None:
         raise UsageError("--revision needs --model-id: the embedded model has one revision only.")
     if options.revision and _inline_revision(options.model_id or ""):
@@ -408,6 +407,7 @@ def _prepare_args(
         ("--model-id", options.model_id),
         ("--revision", options.revision),
         ("--cache-dir", options.cache_dir),
+        ("--s3-endpoint", facts.s3_endpoint),
     )
     for flag, value in valued:
         if value is not None:
@@ -433,8 +433,6 @@ def _merge_args(options: LauncherOptions, facts: DeviceFacts) -> list[str]:
         args += ["--adapter-local-root", root]
     for root in options.adapter_s3_root:
         args += ["--adapter-s3-root", root]
-    if facts.s3_endpoint is not None:
-        args += ["--adapter-s3-endpoint", facts.s3_endpoint]
     return args
 
 

@@ -246,7 +246,7 @@ class FetchJob:
         stored = self._source.fetch(ref, resolved, staging.folder, self._context)
         total = sum(file.size for file in stored)
         if total > limits.max_total_bytes:
-            raise too_large(ref, "it", total, limits.max_total_bytes)
+            raise too_large(f"adapter {ref}", "it", total, limits.max_total_bytes)
         self._store.make_room(total, staging)
         present = self._store.entry(files_digest(stored))
         facts = None if present is None else self._verdict(present)

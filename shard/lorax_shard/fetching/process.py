@@ -254,7 +254,7 @@ def answer(
         job = FetchJob(
             store, source, context, verifier, on_phase=lambda phase: tell({"phase": phase})
         )
-        with disk_errors(ref, "what is read from it", setup.limits.max_file_bytes):
+        with disk_errors(f"adapter {ref}", "what is read from it", setup.limits.max_file_bytes):
             return {"outcome": dataclasses.asdict(job.run(ref, token))}
     except AdapterUnavailableError as error:
         failure = error

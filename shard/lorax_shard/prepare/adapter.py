@@ -50,7 +50,7 @@ def fetch_adapter(selection: MergedAdapter, progress: Progress) -> Path:
         ref = AdapterRef.of(selection.source, selection.adapter_id)
         source = make_source(ref.source, selection.sources)
         store = AdapterStore(selection.store_dir, max_bytes=selection.store_bytes)
-        with disk_errors(ref, "what is read from it", limits.max_file_bytes):
+        with disk_errors(f"adapter {ref}", "what is read from it", limits.max_file_bytes):
             outcome = FetchJob(store, source, context).run(ref, hub_token())
     except LoraxError as error:
         raise _unusable(str(error)) from error

@@ -39,7 +39,7 @@ _INTERVAL_S = 0.5
 @click.command("prepare")
 @click.option("--model-id", help="Folder, .gguf file or hub id; without it the embedded default.")
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--source", default="hub", show_default=True, help="'hub' or 'local'.")
+@click.option("--source", default="hub", show_default=True, help="'hub', 'local' or 's3'.")
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -50,7 +50,7 @@ _INTERVAL_S = 0.5
 @click.option("--adapter-source", default="hub", show_default=True, help="'hub', 'local' or 's3'.")
 @click.option("--adapter-local-root", multiple=True, help="Where local adapters may lie.")
 @click.option("--adapter-s3-root", multiple=True, help="Like s3://bucket/prefix.")
-@click.option("--adapter-s3-endpoint", help="Where S3 is, if not at Amazon's.")
+@click.option("--s3-endpoint", help="Where S3 is, if not at Amazon's.")
 @click.option("--adapter-store-dir", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--adapter-store-bytes", type=int, default=50 << 30, show_default=True)
 @click.option("--adapter-timeout-s", type=float, default=600.0, show_default=True)
@@ -65,6 +65,7 @@ def prepare_command(
     model_id: str | None,
     revision: str | None,
     source: str,
+    s3_endpoint: str | None,
     cache_dir: Path | None,
     trust_remote_code: bool,
     result_fd: int | None,
@@ -89,9 +90,10 @@ def prepare_command(
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
             progress=progress,
+            s3_endpoint=s3_endpoint,
         )
         if adapter["adapter_id"] is not None:
-            folder = fetch_adapter(_merged_adapter(cache_dir, **adapter), progress)
+            folder = fetch_adapter(_merged_adapter(cache_dir, s3_endpoint, **adapter), progress)
             prepared = dataclasses.replace(prepared, adapter_dir=folder)
             if merge_dtype is not None:
                 merged = merged_folder(
@@ -118,12 +120,12 @@ def prepare_command(
 
 def _merged_adapter(
     cache_dir: Path,
+    s3_endpoint: str | None,
     *,
     adapter_id: str,
     adapter_source: str,
     adapter_local_root: tuple[str, ...],
     adapter_s3_root: tuple[str, ...],
-    adapter_s3_endpoint: str | None,
     adapter_store_dir: Path | None,
     adapter_store_bytes: int,
     adapter_timeout_s: float,
@@ -131,7 +133,7 @@ def _merged_adapter(
     return MergedAdapter(
         adapter_id=adapter_id,
         source=adapter_source,
-        sources=source_settings(adapter_local_root, adapter_s3_root, adapter_s3_endpoint),
+        sources=source_settings(adapter_local_root, adapter_s3_root, s3_endpoint),
         store_dir=(adapter_store_dir or cache_dir / "adapters").expanduser().absolute(),
         store_bytes=adapter_store_bytes,
         timeout_s=adapter_timeout_s,

@@ -126,12 +126,18 @@ def is_complete(folder: Path) -> bool:
 
 
 def publish_folder(
-    folder: Path, build: Callable[[Path], None], facts: dict[str, Any], on_wait: Callable[[], None]
+    folder: Path,
+    build: Callable[[Path], None],
+    facts: dict[str, Any],
+    on_wait: Callable[[], None],
+    *,
+    resumes: bool = False,
 ) -> Path:
     """Return ``folder``, built by ``build(temporary folder)`` unless it is complete already.
 
     One process builds at a time (a file lock); the others call ``on_wait`` and wait. The folder
-    appears by one rename with its marker inside, so a killed build leaves nothing half done.
+    appears by one rename with its marker inside, so a killed build leaves nothing half done. One
+    that ``resumes`` gets what an earlier build left, and what it leaves is kept.
     """
     if is_complete(folder):
         return folder
@@ -142,15 +148,16 @@ def publish_folder(
         # The lock is ours: whatever lies here was left by a process that died.
         for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-        temporary.mkdir()
+        temporary = folder.with_name(f".{folder.name}.{'part' if resumes else f'tmp-{os.getpid()}'}")
+        temporary.mkdir(exist_ok=resumes)
         try:
             build(temporary)
             _mark_complete(temporary, facts)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if not resumes:
+                shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

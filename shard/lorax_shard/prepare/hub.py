@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
-# Subfolders hold other formats (onnx, original, …); Mistral's consolidated files repeat the weights.
-_UNWANTED = ["*/*", "consolidated*.safetensors"]
+WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
+# What of a model is fetched. Subfolders hold other formats (onnx, original, …); Mistral's consolidated files repeat the weights.
+UNWANTED_FILES = ["*/*", "consolidated*.safetensors"]
 _ATTEMPTS = 3
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -98,8 +98,8 @@ def _download(name: str, revision: str | None, with_code: bool, progress: Progre
             name,
             revision=revision,
             token=hub_token(),
-            allow_patterns=[*_PATTERNS, *(["*.py"] if with_code else [])],
-            ignore_patterns=_UNWANTED,
+            allow_patterns=[*WANTED_FILES, *(["*.py"] if with_code else [])],
+            ignore_patterns=UNWANTED_FILES,
             tqdm_class=_progress_bar(f"download {name}", progress),
         )
     )

@@ -24,6 +24,7 @@ from lorax_shard.prepare.files import (
 )
 from lorax_shard.prepare.gguf import adopt_transformers_logs, convert_gguf
 from lorax_shard.prepare.hub import fetch_snapshot, split_revision
+from lorax_shard.prepare.s3 import fetch_model
 
 __all__ = [
     "DEFAULT_MODEL_ID",
@@ -79,17 +80,19 @@ def prepare(
     cache_dir: Path,
     trust_remote_code: bool,
     progress: Progress,
+    s3_endpoint: str | None = None,
 ) -> PreparedModel:
     """Return the model as a local folder, fetched and converted if that is needed.
 
-    ``model_id`` is a folder, a ``.gguf`` file, a hub id (``name@revision`` allowed) or None for
-    the embedded default. Raises StartupError, which says what is wrong and what to do.
+    ``model_id`` is a folder, a ``.gguf`` file, a hub id (``name@revision`` allowed), with the
+    source ``s3`` a place there, or None for the embedded default. Raises StartupError, which says
+    what is wrong and what to do.
     """
     cache_dir = cache_dir.expanduser().absolute()
-    if source not in ("hub", "local"):
+    if source not in ("hub", "local", "s3"):
         raise StartupError(
-            f"--source {source}: base models come from 'hub' or 'local'. Copy the model into a "
-            "folder and name that folder with --model-id.",
+            f"--source {source}: base models come from 'hub', 'local' or 's3'. Copy the model into "
+            "a folder and name that folder with --model-id.",
             ExitCode.USAGE,
         )
     if model_id is None:
@@ -100,7 +103,10 @@ def prepare(
         )
     path = Path(model_id).expanduser()
     commit = None
-    if path.exists() or source == "local" or _looks_like_path(model_id):
+    if source == "s3":
+        _refuse_revision(model_id, revision)
+        folder = fetch_model(model_id, s3_endpoint, cache_dir, trust_remote_code, progress)
+    elif path.exists() or source == "local" or _looks_like_path(model_id):
         _refuse_revision(model_id, revision)
         folder = _local_folder(path.absolute(), cache_dir, progress)
     else:

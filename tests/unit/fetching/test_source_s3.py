@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.helpers.adapter_folders import WANTED, WEIGHTS, adapter_files
+from tests.helpers.s3_server import credentials, endpoint
 from tests.unit.fetching.conftest import make_context
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
@@ -15,25 +15,10 @@ from lorax_shard.fetching.sources.interface import FetchContext, SourceSettings
 from lorax_shard.fetching.sources.s3 import S3Source
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
-moto_server = pytest.importorskip("moto.server", reason="moto with its server is not installed")
+
+__all__ = ["credentials", "endpoint"]
 
 REF = AdapterRef.of("s3", "s3://shelf/team/poet")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
-    for name, value in values.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_a_merged_adapter_is_fetched_by_the_preparation() -> None:
         ("--adapter-store-dir", "/cache/adapters"), ("--adapter-store-bytes", "2000000000"),
         ("--adapter-timeout-s", "5.0"), ("--adapter-local-root", "/r"),
         ("--adapter-local-root", "/a/poet"), ("--adapter-s3-root", "s3://b"),
-        ("--adapter-s3-endpoint", "http://here:9"),
+        ("--s3-endpoint", "http://here:9"),
     } <= pairs  # fmt: skip
     assert "--adapter-id" not in plan_of(adapter_id="org/poet").prepare_args
 

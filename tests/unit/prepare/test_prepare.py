@@ -73,9 +73,9 @@ def test_source_local_never_asks_the_hub(tmp_path: Path) -> None:
 
 
 def test_an_unknown_source_is_refused(model: Path, tmp_path: Path) -> None:
-    error = _refusal(str(model), tmp_path, source="s3")
+    error = _refusal(str(model), tmp_path, source="pbase")
     assert error.exit_code is ExitCode.USAGE
-    assert "--source s3" in str(error)
+    assert "--source pbase" in str(error)
 
 
 @pytest.mark.parametrize("name", ["a b", "@main", "org/name@", "-x/..//"])

@@ -82,11 +82,11 @@ class HubSource:
         gated = False
         for access, key in keys:
             try:
-                listing = retried(ref, partial(self._listing, ref, key, context), context)
+                listing = retried(f"adapter {ref}", partial(self._listing, ref, key, context), context)
                 resolved = _resolved(ref, listing, access, key)
                 if listing.gated:
                     # Everybody sees a gated repository's listing; its files open for some.
-                    retried(ref, partial(self._probe, ref, resolved, context), context)
+                    retried(f"adapter {ref}", partial(self._probe, ref, resolved, context), context)
             except _Shut as shut:
                 gated = gated or shut.gated
                 continue
@@ -98,7 +98,7 @@ class HubSource:
     ) -> tuple[StoredFile, ...]:
         """Download the commit's files; what an earlier try left in ``folder`` is used."""
         return tuple(
-            download(ref, file, folder, self._opener(ref, resolved, file, context), context)
+            download(f"adapter {ref}", file, folder, self._opener(ref, resolved, file, context), context)
             for file in resolved.files
         )
 

@@ -93,12 +93,12 @@ class FetchContext:
     # Called before each change of the disk; tests end the process here.
     on_step: Callable[[str], None] = _ignore
 
-    def check_deadline(self, ref: AdapterRef) -> None:
+    def check_deadline(self, what: str) -> None:
         """Raise when the time for this fetch is over."""
         if self.now() >= self.deadline:
             raise AdapterUnavailableError(
                 Reason.TRANSIENT,
-                f"adapter {ref} did not arrive in time; its source is slow",
+                f"{what} did not arrive in time; its source is slow",
             )
 
 
@@ -126,11 +126,11 @@ def transient(text: str, retry_after_s: float | None = None) -> AdapterUnavailab
     return AdapterUnavailableError(Reason.TRANSIENT, text, retry_after_s=retry_after_s)
 
 
-def too_large(ref: AdapterRef, what: str, size: int | None, limit: int) -> AdapterUnavailableError:
-    """Return the error for something that passes a limit; ``size`` None: at least the limit."""
+def too_large(what: str, part: str, size: int | None, limit: int) -> AdapterUnavailableError:
+    """Return the error for a part that passes a limit; ``size`` None: at least the limit."""
     has = f"has {size:,} bytes" if size is not None else "does not end"
     return AdapterUnavailableError(
-        Reason.TOO_LARGE, f"adapter {ref}: {what} {has}; the limit is {limit:,} bytes"
+        Reason.TOO_LARGE, f"{what}: {part} {has}; the limit is {limit:,} bytes"
     )
 
 
@@ -167,10 +167,10 @@ def check_announced(ref: AdapterRef, files: Iterable[RemoteFile], limits: FetchL
     for file in files:
         size = file.size or 0
         if size > limits.of_file(file.name):
-            raise too_large(ref, file.name, size, limits.of_file(file.name))
+            raise too_large(f"adapter {ref}", file.name, size, limits.of_file(file.name))
         total += size
     if total > limits.max_total_bytes:
-        raise too_large(ref, "it", total, limits.max_total_bytes)
+        raise too_large(f"adapter {ref}", "it", total, limits.max_total_bytes)
     return total
 
 

@@ -75,7 +75,7 @@ class LocalSource:
                 leftover.unlink()
         source = self._find(ref)
         stored = tuple(
-            download(ref, file, folder, self._opener(ref, source, file), context)
+            download(f"adapter {ref}", file, folder, self._opener(ref, source, file), context)
             for file in resolved.files
         )
         for file in resolved.files:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard.adapter_files import StoredFile
 from lorax_shard.fetching.sources.interface import FetchContext, RemoteFile, too_large
 
@@ -52,10 +52,11 @@ class Opener(Protocol):
 
 
 def download(
-    ref: AdapterRef, file: RemoteFile, folder: Path, opener: Opener, context: FetchContext
+    what: str, file: RemoteFile, folder: Path, opener: Opener, context: FetchContext
 ) -> StoredFile:
     """Bring one file into ``folder``, whole and hashed; an earlier try's bytes are kept.
 
+    ``what`` is what the file belongs to, as error texts name it.
     Raises AdapterUnavailableError: too large, corrupt, or broken off too often in a row.
     """
     whole, part = folder / file.name, folder / f"{file.name}{PART}"
@@ -68,15 +69,15 @@ def download(
     resumed = _is_kept(part)
     if not resumed:
         part.unlink(missing_ok=True)
-    stored = _received(ref, file, part, opener, context)
+    stored = _received(what, file, part, opener, context)
     if resumed and not _is_announced(stored, file):
         # The kept bytes may be the damaged ones: once more from the start.
         part.unlink()
-        stored = _received(ref, file, part, opener, context)
+        stored = _received(what, file, part, opener, context)
     if not _is_announced(stored, file):
         part.unlink()
         raise AdapterUnavailableError(
-            Reason.CORRUPT, f"adapter {ref}: {file.name} is not what its source announced"
+            Reason.CORRUPT, f"{what}: {file.name} is not what its source announced"
         )
     context.on_step(f"whole {file.name}")
     part.rename(whole)
@@ -93,7 +94,7 @@ def _is_announced(stored: StoredFile, file: RemoteFile) -> bool:
 
 
 def _received(
-    ref: AdapterRef, file: RemoteFile, part: Path, opener: Opener, context: FetchContext
+    what: str, file: RemoteFile, part: Path, opener: Opener, context: FetchContext
 ) -> StoredFile:
     """Return the facts of ``part`` once all of it has come."""
 
@@ -102,11 +103,11 @@ def _received(
         before = _size(part)
         try:
             with (
-                disk_errors(ref, file.name, context.limits.of_file(file.name)),
+                disk_errors(what, file.name, context.limits.of_file(file.name)),
                 opener(before) as opened,
                 _sink(part, opened.start) as sink,
             ):
-                _pour(ref, file, opened, sink, context)
+                _pour(what, file, opened, sink, context)
         except Broken:
             if _size(part) <= before:
                 raise
@@ -115,7 +116,7 @@ def _received(
             return False
         return True
 
-    while not retried(ref, attempt, context):
+    while not retried(what, attempt, context):
         pass
     stored = _hashed(part)
     return StoredFile(name=file.name, size=stored.size, sha256=stored.sha256)
@@ -125,17 +126,17 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def retried(ref: AdapterRef, attempt: Callable[[], T], context: FetchContext) -> T:
+def retried(what: str, attempt: Callable[[], T], context: FetchContext) -> T:
     """Return ``attempt()``, tried again after Broken with growing pauses, until the deadline."""
     for number in range(1, context.limits.attempts + 1):
-        context.check_deadline(ref)
+        context.check_deadline(what)
         try:
             return attempt()
         except Broken as broken:
             if number == context.limits.attempts:
                 raise AdapterUnavailableError(
                     Reason.TRANSIENT,
-                    f"adapter {ref}: {broken.text}",
+                    f"{what}: {broken.text}",
                     retry_after_s=broken.retry_after_s,
                 ) from broken
             # Spread, so that many that broke off together do not return together.
@@ -161,39 +162,39 @@ def _sink(part: Path, start: int) -> Iterator[BinaryIO]:
 
 
 def _pour(
-    ref: AdapterRef, file: RemoteFile, opened: Opened, sink: BinaryIO, context: FetchContext
+    what: str, file: RemoteFile, opened: Opened, sink: BinaryIO, context: FetchContext
 ) -> None:
     limit = context.limits.of_file(file.name)
     if opened.total is not None and opened.total > limit:
-        raise too_large(ref, file.name, opened.total, limit)
+        raise too_large(what, file.name, opened.total, limit)
     done = opened.start
     for chunk in opened.chunks:
         done += len(chunk)
         if done > limit:
-            raise too_large(ref, file.name, None, limit)
+            raise too_large(what, file.name, None, limit)
         sink.write(chunk)
         context.on_bytes(len(chunk))
         context.on_step(f"bytes of {file.name}")
-        context.check_deadline(ref)
+        context.check_deadline(what)
     if opened.total is not None and done < opened.total:
         raise Broken(f"{file.name} broke off after {done:,} of {opened.total:,} bytes")
 
 
 @contextlib.contextmanager
-def disk_errors(ref: AdapterRef, name: str, limit: int) -> Iterator[None]:
+def disk_errors(what: str, name: str, limit: int) -> Iterator[None]:
     """Say in words that a file passed the process' limit, or that the disk takes none."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise too_large(ref, name, None, limit) from error
+            raise too_large(what, name, None, limit) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise AdapterUnavailableError(
-                Reason.STORE_FULL, f"adapter {ref}: the disk of the adapter store is full"
+                Reason.STORE_FULL, f"{what}: the disk of the adapter store is full"
             ) from error
         if error.errno == errno.EROFS:
             raise AdapterUnavailableError(
-                Reason.STORE_FULL, f"adapter {ref}: the server cannot write to its adapter store"
+                Reason.STORE_FULL, f"{what}: the server cannot write to its adapter store"
             ) from error
         raise
 
