@@ -69,7 +69,7 @@ def render_page() -> str:
             f"`{o.flag}`",
             f"`{o.envvar}`",
             ", ".join(f"`{v}`" for v in (*o.granted, *o.defaults)),
-            f"{o.reason}.",
+            o.sentence,
         )
         for o in REFUSED_OPTIONS
     ]

@@ -99,6 +99,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "parallelism)."),
         _option("--attention-backend", type=str, help="Attention implementation of the shard."),
         _option("--linear-backend", type=str, help="Matrix product implementation of the shard."),
+        _option("--disable-custom-kernels", type=SWITCH,
+                help="Compute with torch's own operations: the backends `sdpa` (attention), `torch` "
+                "(matrix products) and `cpu` (adapters), where no other is named."),
         _option("--cuda-memory-fraction", type=_SHARE,
                 help="Share of a GPU's whole memory that this server takes of it, weights included. "
                 "Only a GPU can be shared so: on a CPU less than 1 is refused."),
@@ -171,6 +174,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "counted together."),
         _option("--max-adapter-rank", type=_COUNT, help="Largest rank of an adapter."),
         _option("--lora-backend", type=str, help="Adapter implementation of the shard."),
+        _option("--disable-sgmv", type=SWITCH,
+                help="Compute adapters with torch's own operations: --lora-backend cpu, where no "
+                "other is named."),
     ],
     "Limits": [
         _option("--max-concurrent-requests", type=_COUNT,

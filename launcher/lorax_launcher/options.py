@@ -54,6 +54,8 @@ class LauncherOptions:
     max_adapter_labels: int = 50
     max_adapter_rank: int = 512
     lora_backend: str = "auto"
+    disable_custom_kernels: bool = False
+    disable_sgmv: bool = False
 
     kv_memory_fraction: float | None = None
     memory_wiggle_room: float | None = None

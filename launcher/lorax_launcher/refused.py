@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from lorax_launcher.options import UsageError
 
-_QUANTIZED = "quantization is not in this version; use --dtype, or a smaller model"
+_QUANTIZED = (
+    "quantized weights are not in this version; use --dtype, or a smaller model, and for the K and "
+    "V of fp8-kv --kv-cache-dtype fp8_e4m3"
+)
 _SPECULATION = "speculative decoding is not in this version; leave it out"
-_NGROK = "tunnels are not in this version; run a tunnel of your own to --port"
+_NGROK = "the server opens no tunnel; run one of your own to --port"
 _WATERMARKS = "watermarks are not in this version; leave it out"
-_KERNELS = "no custom kernels are loaded unasked; choose one with --attention-backend"
 _GRAPHS = "CUDA graphs are not in this version; leave it out"
 
 
@@ -28,6 +30,13 @@ class Refused:
     # LoRAX's own defaults ask for no more than a start without the option: granted, and said.
     defaults: tuple[str, ...] = ()
     secret: bool = False
+    # A later version is to serve it.
+    comes_later: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """The reason, and whether it stays."""
+        return f"{self.reason}{'. A later version has it.' if self.comes_later else '.'}"
 
     @property
     def name(self) -> str:
@@ -51,17 +60,18 @@ class RefusedVariable:
 REFUSED_OPTIONS: tuple[Refused, ...] = (
     Refused(
         "--predibase-api-token",
-        "Predibase is no source of models here; fetch the model and pass its folder to --model-id",
+        "Predibase is no source here; fetch the model and pass its folder to --model-id, adapters "
+        "with the source local",
         secret=True,
     ),
-    Refused("--quantize", _QUANTIZED),
-    Refused("--compile", _GRAPHS, is_switch=True, defaults=("true",)),
+    Refused("--quantize", _QUANTIZED, comes_later=True),
+    Refused("--compile", _GRAPHS, is_switch=True, defaults=("true",), comes_later=True),
     Refused("--eager", _GRAPHS, is_switch=True, granted=("true",)),
-    Refused("--compile-max-batch-size", _GRAPHS, defaults=("128",)),
-    Refused("--compile-max-rank", _GRAPHS, defaults=("64",)),
-    Refused("--compile-batch-size", _GRAPHS, defaults=("32",)),
-    Refused("--speculative-tokens", _SPECULATION, granted=("0",)),
-    Refused("--speculation-max-batch-size", _SPECULATION, defaults=("32",)),
+    Refused("--compile-max-batch-size", _GRAPHS, defaults=("128",), comes_later=True),
+    Refused("--compile-max-rank", _GRAPHS, defaults=("64",), comes_later=True),
+    Refused("--compile-batch-size", _GRAPHS, defaults=("32",), comes_later=True),
+    Refused("--speculative-tokens", _SPECULATION, granted=("0",), comes_later=True),
+    Refused("--speculation-max-batch-size", _SPECULATION, defaults=("32",), comes_later=True),
     Refused(
         "--backend",
         "its choices are other ones here; use --attention-backend",
@@ -71,6 +81,7 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         "--prefix-caching",
         "prefix caching is not in this version; leave it out or say false",
         granted=("false",),
+        comes_later=True,
     ),
     Refused(
         "--chunked-prefill",
@@ -79,13 +90,20 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         granted=("true",),
         defaults=("false",),
     ),
-    Refused("--embedding-dim", "embeddings are not in this version; it generates text only"),
-    Refused("--weights-cache-override", "weights are prepared in one place; use --cache-dir"),
-    Refused("--disable-custom-kernels", _KERNELS, is_switch=True),
     Refused(
-        "--disable-sgmv", "there is no SGMV kernel to disable; see --lora-backend", is_switch=True
+        "--embedding-dim",
+        "embeddings are not in this version; it generates text only",
+        comes_later=True,
     ),
-    Refused("--otlp-endpoint", "tracing is not in this version; use the router's /metrics"),
+    Refused(
+        "--weights-cache-override",
+        "weights, configuration and tokenizer lie in one folder; pass it to --model-id",
+    ),
+    Refused(
+        "--otlp-endpoint",
+        "tracing is not in this version; use the router's /metrics",
+        comes_later=True,
+    ),
     Refused("--watermark-gamma", _WATERMARKS, defaults=("0.5",)),
     Refused("--watermark-delta", _WATERMARKS, defaults=("2.0",)),
     Refused("--ngrok", _NGROK, is_switch=True),
@@ -116,7 +134,7 @@ def check_refused(given: Mapping[str, object], environment: Mapping[str, str]) -
         if value in (None, False, (), "") or _is_one_of(value, option.granted):
             continue
         if not _is_one_of(value, option.defaults):
-            raise UsageError(f"{option.flag} ({option.envvar}) is refused: {option.reason}.")
+            raise UsageError(f"{option.flag} ({option.envvar}) is refused: {option.sentence}")
         notes.append(f"{option.flag} has no effect: {option.reason}")
     for variable in REFUSED_VARIABLES:
         if environment.get(variable.name):

@@ -260,9 +260,25 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
 
 def _attention_backend(options: LauncherOptions, device: Device) -> str:
     """Return what was asked for; where that is left open, what reads the KV cache asked for."""
-    if options.kv_cache_dtype == "auto" or options.attention_backend != "auto":
+    if options.attention_backend != "auto":
         return options.attention_backend
+    if options.disable_custom_kernels:
+        return "sdpa"
+    if options.kv_cache_dtype == "auto":
+        return "auto"
     return "sdpa" if device == "cpu" else "triton"
+
+
+def _linear_backend(options: LauncherOptions) -> str:
+    """Return what was asked for; torch's own where no custom kernels are wanted."""
+    is_plain = options.disable_custom_kernels and options.linear_backend == "auto"
+    return "torch" if is_plain else options.linear_backend
+
+
+def _lora_backend(options: LauncherOptions) -> str:
+    """Return what was asked for; torch's own where no custom kernels are wanted."""
+    is_plain = options.disable_custom_kernels or options.disable_sgmv
+    return "cpu" if is_plain and options.lora_backend == "auto" else options.lora_backend
 
 
 def _device_fraction(options: LauncherOptions, device: Device) -> float:
@@ -300,7 +316,7 @@ def _shard(
         dtype=options.dtype,
         kv_cache_dtype=options.kv_cache_dtype,
         attention_backend=_attention_backend(options, device),
-        linear_backend=options.linear_backend,
+        linear_backend=_linear_backend(options),
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),
         cuda_memory_fraction=_device_fraction(options, device),
@@ -310,7 +326,7 @@ def _shard(
         max_input_length=options.max_input_length or 0,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
         adapters=not options.merge_adapter_weights,
-        lora_backend=options.lora_backend,
+        lora_backend=_lora_backend(options),
         adapter_store_dir=_store_dir(options, facts),
         adapter_store_bytes=_store_bytes(options),
         adapter_local_roots=_local_roots(options),

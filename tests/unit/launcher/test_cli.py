@@ -16,27 +16,10 @@ from lorax_launcher import cli
 from lorax_launcher.console import Console
 from lorax_launcher.flags import OPTION_GROUPS
 from lorax_launcher.options import LauncherOptions, UsageError
+from lorax_launcher.migration import LORAX_FLAGS
 from lorax_launcher.refused import REFUSED_OPTIONS, REFUSED_VARIABLES, Refused
 
 pytestmark = pytest.mark.usefixtures("no_launch")
-
-# Every option of LoRAX's launcher.
-LORAX_FLAGS = """
---model-id --revision --source --adapter-id --adapter-source --default-adapter-source
---preloaded-adapter-ids --preloaded-adapter-source --predibase-api-token --merge-adapter-weights
---max-active-adapters --adapter-cycle-time-s --adapter-memory-fraction --sharded --num-shard
---quantize --dtype --trust-remote-code --compile --eager --compile-max-batch-size
---compile-max-rank --compile-batch-size --speculative-tokens --speculation-max-batch-size
---backend --prefix-caching --chunked-prefill --eager-prefill --validation-workers
---max-concurrent-requests --max-best-of --max-stop-sequences --max-input-length
---max-total-tokens --max-batch-prefill-tokens --max-batch-total-tokens --waiting-served-ratio
---max-waiting-tokens --cuda-memory-fraction --memory-wiggle-room --embedding-dim
---tokenizer-config-path --hostname --port --shard-uds-path --master-addr --master-port
---huggingface-hub-cache --weights-cache-override --disable-custom-kernels --disable-sgmv
---json-output --otlp-endpoint --cors-allow-origin --cors-allow-header --cors-allow-method
---cors-expose-header --cors-allow-credentials --watermark-gamma --watermark-delta --ngrok
---ngrok-authtoken --ngrok-edge --download-only --env
-""".split()
 
 # A flag without a value that asks for what happens anyway is never refused.
 ALWAYS_REFUSED = [

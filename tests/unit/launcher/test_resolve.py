@@ -130,6 +130,26 @@ def test_the_prepared_model_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "backends"),
+    [
+        ({}, ("auto", "auto", "auto")),
+        ({"disable_custom_kernels": True}, ("sdpa", "torch", "cpu")),
+        ({"disable_sgmv": True}, ("auto", "auto", "cpu")),
+        (
+            {"disable_custom_kernels": True, "attention_backend": "torch", "lora_backend": "torch"},
+            ("torch", "torch", "torch"),
+        ),
+        ({"disable_custom_kernels": True, "kv_cache_dtype": "fp8_e4m3"}, ("sdpa", "torch", "cpu")),
+    ],
+)
+def test_lorax_s_switches_against_custom_kernels_choose_torch_s_own(
+    options: dict[str, Any], backends: tuple[str, str, str]
+) -> None:
+    (shard,) = plan_of(**options).shards
+    assert (shard.attention_backend, shard.linear_backend, shard.lora_backend) == backends
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"sharded": True}, "say how many shards with --num-shard"),
