@@ -10,9 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The address of the server."""
-    moto_server = pytest.importorskip(
-        "moto.server", reason="moto with its server is not installed"
-    )
+    moto_server = pytest.importorskip("moto.server", reason="moto with its server is not installed")
     pytest.importorskip("boto3", reason="boto3 is not installed")
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

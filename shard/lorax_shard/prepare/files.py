@@ -148,7 +148,9 @@ def publish_folder(
         # The lock is ours: whatever lies here was left by a process that died.
         for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary = folder.with_name(f".{folder.name}.{'part' if resumes else f'tmp-{os.getpid()}'}")
+        temporary = folder.with_name(
+            f".{folder.name}.{'part' if resumes else f'tmp-{os.getpid()}'}"
+        )
         temporary.mkdir(exist_ok=resumes)
         try:
             build(temporary)

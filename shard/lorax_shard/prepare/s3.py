@@ -44,7 +44,9 @@ def place_of(model_id: str, environment: Mapping[str, str]) -> tuple[str, str]:
         place = split_place(model_id)
     else:
         folder = environment.get(_FOLDER_VARIABLE, "")
-        place = split_place("/".join(part.strip("/") for part in (bucket, folder, model_id) if part))
+        place = split_place(
+            "/".join(part.strip("/") for part in (bucket, folder, model_id) if part)
+        )
     if not all(place) or ".." in place[1].split("/"):
         raise StartupError(
             f"--model-id {model_id} is no place in S3. Name it like s3://bucket/prefix, or set "

@@ -15,8 +15,8 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_launcher import cli
 from lorax_launcher.console import Console
 from lorax_launcher.flags import OPTION_GROUPS
-from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.migration import LORAX_FLAGS
+from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.refused import REFUSED_OPTIONS, REFUSED_VARIABLES, Refused
 
 pytestmark = pytest.mark.usefixtures("no_launch")

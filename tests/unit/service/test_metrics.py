@@ -122,9 +122,7 @@ def test_each_view_of_a_histogram_counts_like_prometheus():
     registry.register(histogram)
     for name, view in views.items():
         own = CollectorRegistry()
-        oracle = Histogram(
-            name, "text", [*view.labels], buckets=view.buckets, registry=own
-        )
+        oracle = Histogram(name, "text", [*view.labels], buckets=view.buckets, registry=own)
         oracle = oracle.labels(*view.labels.values()) if view.labels else oracle
         for value in (0.5, 1.0, 1.0, 1.5, 9.0, 9.0, 9.0):
             oracle.observe(value)

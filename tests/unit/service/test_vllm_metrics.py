@@ -8,7 +8,6 @@ import re
 
 import httpx
 import pytest
-
 from tests.helpers.http_app import World
 
 SAMPLE = re.compile(r"(?P<name>vllm:\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")

@@ -82,7 +82,9 @@ class HubSource:
         gated = False
         for access, key in keys:
             try:
-                listing = retried(f"adapter {ref}", partial(self._listing, ref, key, context), context)
+                listing = retried(
+                    f"adapter {ref}", partial(self._listing, ref, key, context), context
+                )
                 resolved = _resolved(ref, listing, access, key)
                 if listing.gated:
                     # Everybody sees a gated repository's listing; its files open for some.
@@ -98,7 +100,9 @@ class HubSource:
     ) -> tuple[StoredFile, ...]:
         """Download the commit's files; what an earlier try left in ``folder`` is used."""
         return tuple(
-            download(f"adapter {ref}", file, folder, self._opener(ref, resolved, file, context), context)
+            download(
+                f"adapter {ref}", file, folder, self._opener(ref, resolved, file, context), context
+            )
             for file in resolved.files
         )
 

@@ -187,9 +187,7 @@ async def with_names(num: int) -> AsyncIterator[tuple[AdapterManager, AdapterDir
 def scrape(catalog: AdapterCatalog) -> dict[str, float]:
     """The states of all names as a scrape has them."""
     capacity = AdapterCapacity(16, 8, None, 0)
-    residency = AdapterResidency(
-        catalog, AdapterUsage(50), lambda: capacity, model_name="base"
-    )
+    residency = AdapterResidency(catalog, AdapterUsage(50), lambda: capacity, model_name="base")
     (states,) = [each for each in residency.collect() if each.name == "lorax_adapters"]
     return {sample.labels["state"]: sample.value for sample in states.samples if sample.value}
 
