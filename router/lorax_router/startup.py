@@ -49,6 +49,7 @@ from lorax_router.service.prompts.char_bound import chars_per_token
 from lorax_router.service.prompts.chat_renderers import ChatRenderers
 from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.prompts.renderer_pool import RenderLimits
+from lorax_router.service.prompts.tokenization import Tokenization
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, load_tokenizer
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 from lorax_router.service.validation import Validator
@@ -111,7 +112,7 @@ class ServiceParts:
     metrics: Metrics
     selections: SelectionPolicy
     models: Models
-    max_input_chars: int
+    tokenization: Tokenization
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +251,9 @@ def assemble_service(
     models = Models(
         config.model_id, config.served_model_names, limits.max_total_tokens, selections, manager
     )
+    tokenization = Tokenization(limits, prompts.tokenizer, prompts.renderers)
     return ServiceParts(
-        engine, service, prompts, manager, metrics, selections, models, limits.max_input_chars
+        engine, service, prompts, manager, metrics, selections, models, tokenization
     )
 
 
@@ -287,11 +289,10 @@ def assemble(
     facts = server_info(config, info, budgets)
     app = build_app(
         service=parts.service,
-        tokenizer=parts.prompts.tokenizer,
+        tokenization=parts.tokenization,
         metrics=parts.metrics,
         info=facts,
         max_body_bytes=config.max_body_bytes,
-        max_input_chars=parts.max_input_chars,
         cors=Cors(
             origins=config.cors_allow_origin,
             headers=config.cors_allow_header,

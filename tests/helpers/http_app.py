@@ -22,6 +22,7 @@ from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.tokenization import Tokenization
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.validation import Validator
 
@@ -94,7 +95,8 @@ class World:
         )
         self.metrics.watch_engine(self.engine.stats, block_size=16)
         self.tokenizer = TokenizerPool(word_tokenizer(), 2)
-        self.validator = Validator(bounds, self.tokenizer, InlineTemplates(self.template))
+        templates = InlineTemplates(self.template)
+        self.validator = Validator(bounds, self.tokenizer, templates)
         self.service = InferenceService(
             self.engine,
             self.validator,
@@ -104,11 +106,10 @@ class World:
         )
         self.app = build_app(
             service=self.service,
-            tokenizer=self.tokenizer,
+            tokenization=Tokenization(bounds, self.tokenizer, templates),
             metrics=self.metrics,
             info=server_info(bounds, model_id=self.model_id),
             max_body_bytes=self.max_body_bytes,
-            max_input_chars=bounds.max_input_chars,
             cors=self.cors,
         )
 

@@ -19,11 +19,10 @@ from lorax_router.http_api.lorax.bodies import AdapterBody
 from lorax_router.http_api.lorax.schemas import (
     AdapterAnswer,
     AdapterList,
-    ErrorAnswer,
     ReloadAnswer,
     UnloadAnswer,
 )
-from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_router.http_api.openapi import ANYWHERE, ERRORS, errors, json_body
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.listing import (
@@ -39,9 +38,8 @@ from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
-_NOT_LOADED: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorAnswer, "description": "The adapter is not loaded"}
-}
+_NOT_LOADED = errors({404: "The adapter is not loaded"})
+_NOT_FROM_THERE = errors({403: "The call comes from a browser, through a proxy or from elsewhere"})
 _LIST_PARAMETERS = [
     {"name": name, "in": "query", "description": text, "schema": schema}
     for name, text, schema in (
@@ -95,7 +93,7 @@ class AdapterRoutes:
                 f"/{verb}",
                 summary=summary,
                 operation_id=f"{verb}_adapter",
-                responses={200: {"model": answer}, **not_loaded, **ERRORS},
+                responses={200: {"model": answer}, **not_loaded, **_NOT_FROM_THERE, **ERRORS},
                 openapi_extra=json_body(AdapterBody),
             )(handler)
         return router
@@ -107,7 +105,12 @@ class AdapterRoutes:
             summary="Known adapters with their state and what they take in each tier, page by page",
             description="Private adapters are listed for callers whose Bearer token opened them.",
             operation_id="list_adapters",
-            responses={200: {"model": AdapterList}, 422: ERRORS[422], 424: ERRORS[424]},
+            responses={
+                200: {"model": AdapterList},
+                **ANYWHERE,
+                422: ERRORS[422],
+                424: ERRORS[424],
+            },
             openapi_extra={"parameters": _LIST_PARAMETERS},
         )(self.list)
         return router

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -14,13 +14,10 @@ from starlette.routing import Route
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
-from lorax_router.http_api.lorax.bodies import (
-    AdapterBody,
-    CompatGenerateBody,
-    GenerateBody,
-    TokenizeBody,
-)
+from lorax_router.http_api.lorax.bodies import AdapterBody, CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
+from lorax_router.http_api.lorax.published import keywords_of
+from lorax_router.http_api.lorax.schemas import StreamEvent
 from lorax_router.http_api.openai.errors import http_error_response
 from lorax_router.http_api.openai.lora_routes import (
     LoadLoRAAdapterRequest,
@@ -28,7 +25,7 @@ from lorax_router.http_api.openai.lora_routes import (
     UnloadLoRAAdapterRequest,
 )
 from lorax_router.http_api.openai.model_routes import ModelRoutes
-from lorax_router.http_api.openapi import add_body_schemas
+from lorax_router.http_api.openapi import add_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes
 from lorax_router.http_api.responses import (
     ErrorBoundary,
@@ -37,10 +34,12 @@ from lorax_router.http_api.responses import (
     on_http_exception,
     on_lorax_error,
 )
+from lorax_router.http_api.tokenizer_bodies import DetokenizeBody, TokenizeBody
+from lorax_router.http_api.tokenizer_routes import TokenizerRoutes
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics.recorder import Metrics
-from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
+from lorax_router.service.prompts.tokenization import Tokenization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +59,10 @@ class Cors:
 def build_app(
     *,
     service: InferenceService,
-    tokenizer: TokenizerPool,
+    tokenization: Tokenization,
     metrics: Metrics,
     info: ServerInfo,
     max_body_bytes: int,
-    max_input_chars: int,
     cors: Cors,
     adapters: AdapterRoutes | None = None,
     loras: LoraRoutes | None = None,
@@ -83,23 +81,19 @@ def build_app(
         device_type=info.model_device_type,
         max_body_bytes=max_body_bytes,
     )
-    ops = OpsRoutes(
-        service,
-        tokenizer,
-        metrics,
-        info,
-        max_body_bytes=max_body_bytes,
-        max_input_chars=max_input_chars,
-    )
+    tokenizer = TokenizerRoutes(tokenization, metrics, max_body_bytes=max_body_bytes)
     app.include_router(generate.router())
-    app.include_router(ops.router())
+    app.include_router(tokenizer.router())
+    app.include_router(OpsRoutes(service, metrics, info).router())
     if adapters is not None:
         app.include_router(adapters.client_router())
     if loras is not None:
         app.include_router(loras.client_router())
     if models is not None:
         app.include_router(models.router())
-    _complete(app, GenerateBody, CompatGenerateBody, TokenizeBody)
+    _complete(app)
+    bodies = (GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody)
+    add_schemas(app, bodies, answers=[StreamEvent], limits=keywords_of(info))
     if cors.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -117,12 +111,14 @@ def build_admin_app(adapters: AdapterRoutes, loras: LoraRoutes, version: str) ->
     app = _new_app("Management of the adapters of this server.", version)
     app.include_router(adapters.admin_router())
     app.include_router(loras.router())
-    _complete(app, AdapterBody, LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest)
+    _complete(app)
+    add_schemas(app, [AdapterBody, LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest])
     return app
 
 
 def _new_app(description: str, version: str) -> FastAPI:
-    return FastAPI(
+    """Return an application whose documentation comes from this process alone."""
+    return FastAPIOffline(
         title="lorax-py",
         description=description,
         version=version,
@@ -130,10 +126,12 @@ def _new_app(description: str, version: str) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         redirect_slashes=False,
+        # It would send where the document is to a validator that others run.
+        swagger_ui_parameters={"validatorUrl": None},
     )
 
 
-def _complete(app: FastAPI, *bodies: type[BaseModel]) -> None:
+def _complete(app: FastAPI) -> None:
     """Add what every application has around its routes."""
     app.add_exception_handler(LoraxError, on_lorax_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -141,7 +139,6 @@ def _complete(app: FastAPI, *bodies: type[BaseModel]) -> None:
     # The layer added last is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(ErrorBoundary)
-    add_body_schemas(app, bodies)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -1,83 +1,72 @@
-"""The routes that tell about the server, and the tokenizer's."""
+"""The routes that tell about the server."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import LoraxError, ValidationError
-from lorax_router.http_api.json_body import parse_body, read_body
-from lorax_router.http_api.lorax.bodies import TokenizeBody
-from lorax_router.http_api.lorax.encode import spans_json
-from lorax_router.http_api.lorax.schemas import ErrorAnswer, InfoAnswer, TokenizeAnswerToken
-from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_contract.errors import LoraxError
+from lorax_router.http_api.lorax.schemas import InfoAnswer
+from lorax_router.http_api.openapi import ANYWHERE, errors
 from lorax_router.http_api.responses import JSON, error_document, json_response
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics.exposition import TEXT_CONTENT_TYPE, to_json, to_text
 from lorax_router.service.metrics.recorder import Metrics
-from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 
-_UNHEALTHY: dict[int | str, dict[str, Any]] = {
-    503: {"model": ErrorAnswer, "description": "The server cannot serve requests"}
+_UNHEALTHY = {**ANYWHERE, **errors({503: "The server cannot serve requests"})}
+_METRICS = {"text/plain": {"schema": {"type": "string"}}, JSON: {"schema": {"type": "object"}}}
+_FORMAT = {
+    "name": "format",
+    "in": "query",
+    "description": "`json` for JSON, whatever the Accept header says.",
+    "schema": {"type": "string", "enum": ["prometheus", "json"]},
 }
 
 
 class OpsRoutes:
-    """Handlers of health, startup, info, metrics and tokenize."""
+    """Handlers of health, startup, info and metrics."""
 
-    def __init__(
-        self,
-        service: InferenceService,
-        tokenizer: TokenizerPool,
-        metrics: Metrics,
-        info: ServerInfo,
-        *,
-        max_body_bytes: int,
-        max_input_chars: int,
-    ) -> None:
+    def __init__(self, service: InferenceService, metrics: Metrics, info: ServerInfo) -> None:
         self._service = service
-        self._tokenizer = tokenizer
         self._metrics = metrics
         self._info = asdict(info)
-        self._max_body_bytes = max_body_bytes
-        self._max_input_chars = max_input_chars
 
     def router(self) -> APIRouter:
         """The routes with their documentation."""
-        router = APIRouter(tags=["server"])
+        router = APIRouter(tags=["LoRAX"])
         for path in ("/", "/health", "/ping"):
             router.get(
                 path,
                 summary="Whether requests can be served",
                 operation_id=f"health_{path.strip('/') or 'root'}",
+                response_class=Response,
                 responses=_UNHEALTHY,
             )(self.health)
         router.get(
             "/startup",
             summary="Whether a token can be generated",
-            responses={500: {"model": ErrorAnswer}},
+            operation_id="startup",
+            response_class=Response,
+            responses={**ANYWHERE, **errors({500: "No token could be generated"})},
         )(self.startup)
         router.get(
             "/info",
             summary="Model and limits",
-            responses={200: {"model": InfoAnswer}},
+            operation_id="get_model_info",
+            responses={200: {"model": InfoAnswer}, **ANYWHERE},
         )(self.info)
         router.get(
             "/metrics",
             summary="Metrics for Prometheus, or as JSON if the Accept header names it",
-            responses={200: {"content": {"text/plain": {}, JSON: {}}}},
+            operation_id="metrics",
+            response_class=Response,
+            responses={200: {"content": _METRICS}, **ANYWHERE},
+            openapi_extra={"parameters": [_FORMAT]},
         )(self.metrics)
-        router.post(
-            "/tokenize",
-            summary="Tokenize a text",
-            responses={200: {"model": list[TokenizeAnswerToken]}, **ERRORS},
-            openapi_extra=json_body(TokenizeBody),
-        )(self.tokenize)
         return router
 
     async def health(self) -> Response:
@@ -100,22 +89,7 @@ class OpsRoutes:
     async def metrics(self, request: Request) -> Response:
         """Answer with all metrics."""
         registry = self._metrics.registry
-        if JSON in request.headers.get("accept", ""):
+        form = request.query_params.get("format", "").lower()
+        if form == "json" or (not form and JSON in request.headers.get("accept", "")):
             return Response(to_json(registry), media_type=JSON)
         return Response(to_text(registry), headers={"content-type": TEXT_CONTENT_TYPE})
-
-    async def tokenize(self, request: Request) -> Response:
-        """Answer with the tokens of a text and the characters each stands for."""
-        body = parse_body(TokenizeBody, await read_body(request, self._max_body_bytes))
-        self._metrics.unknown_fields(body.num_unknown_fields())
-        if len(body.inputs) > self._max_input_chars:
-            raise ValidationError(
-                f"`inputs` must have at most {self._max_input_chars} characters, "
-                f"got {len(body.inputs)}; tokenize it in parts"
-            )
-        spans = await self._tokenizer.tokenize(
-            body.inputs, add_special_tokens=body.add_special_tokens
-        )
-        # A long text has many tokens: their answer is written off the event loop, too.
-        answer = await self._tokenizer.run(spans_json, spans)
-        return Response(answer, media_type=JSON)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
+from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody, said
 from lorax_router.service.requests import (
     ChatPrompt,
@@ -24,7 +25,8 @@ from lorax_router.service.requests import (
 class MergedAdaptersBody(StrictBody):
     """Several adapters merged for one request."""
 
-    ids: Items[str]
+    ids: Items[str] = Field(validation_alias=AliasChoices("ids", "adapter_ids"))
+    """LoRAX's document calls them `adapter_ids`, which is taken too."""
     weights: Items[float] | None = None
     merge_strategy: str | None = None
     density: float | None = None
@@ -49,6 +51,8 @@ class ParametersBody(StrictBody):
     server's default counts otherwise."""
     merged_adapters: MergedAdaptersBody | None = None
     """Adapters to merge for this request; not together with `adapter_id`."""
+    adapter_parameters: MergedAdaptersBody | None = None
+    """What LoRAX's document calls `merged_adapters`."""
     api_token: str | None = None
     """Token for private adapters; the Bearer token of the request if absent."""
     best_of: Integer | None = None
@@ -104,13 +108,21 @@ class ParametersBody(StrictBody):
         given["has_response_format"] = _binds(given.pop("response_format", None))
         # It makes another prompt.
         given.pop("apply_chat_template", None)
+        given.pop("adapter_parameters", None)
         given["stop"] = [each for each in self.stop if each]
         if self.adapter_source is not None:
             given["adapter_source"] = self.adapter_source.lower()
-        if self.merged_adapters is not None:
-            given["merged_adapters"] = self.merged_adapters.to_domain()
+        if (merged := self._merged()) is not None:
+            given["merged_adapters"] = merged.to_domain()
         given.setdefault("api_token", bearer_token)
         return GenerateParameters(**given)
+
+    def _merged(self) -> MergedAdaptersBody | None:
+        if self.merged_adapters is not None and self.adapter_parameters is not None:
+            raise ValidationError(
+                "`adapter_parameters` is another name of `merged_adapters`: give one of them"
+            )
+        return self.merged_adapters or self.adapter_parameters
 
 
 class GenerateBody(StrictBody):
@@ -164,14 +176,6 @@ class AdapterBody(StrictBody):
             revision=self.revision,
             api_token=self.api_token or bearer_token,
         )
-
-
-class TokenizeBody(StrictBody):
-    """A text to tokenize."""
-
-    inputs: str
-    add_special_tokens: bool = True
-    """Add the tokens that the model expects around a prompt."""
 
 
 def _binds(response_format: Any) -> bool:

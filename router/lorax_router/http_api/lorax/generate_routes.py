@@ -16,7 +16,8 @@ from lorax_router.http_api.json_body import Body, bearer_token, parse_body, read
 from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
 from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
-from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_router.http_api.lorax.published import HEADERS
+from lorax_router.http_api.openapi import ERRORS, events, json_body
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.service.inference import InferenceService
@@ -24,7 +25,9 @@ from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
-_STREAM = {"content": {"text/event-stream": {}}, "model": StreamEvent}
+_HEADERS = {
+    name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
+}
 
 
 class GenerateRoutes:
@@ -47,10 +50,11 @@ class GenerateRoutes:
 
     def router(self) -> APIRouter:
         """The routes with their documentation."""
-        router = APIRouter(tags=["generate"])
+        router = APIRouter(tags=["LoRAX"])
+        answer = {"model": list[GenerateAnswer], "headers": _HEADERS, "content": events(StreamEvent)}
         compat: dict[str, Any] = {
             "summary": "Generate text or a stream of tokens",
-            "responses": {200: {"model": list[GenerateAnswer]}, **ERRORS},
+            "responses": {200: answer, **ERRORS},
             "openapi_extra": json_body(CompatGenerateBody),
         }
         router.post("/", operation_id="compat_generate", **compat)(self.compat)
@@ -59,14 +63,15 @@ class GenerateRoutes:
             "/generate",
             summary="Generate text",
             operation_id="generate",
-            responses={200: {"model": GenerateAnswer}, **ERRORS},
+            responses={200: {"model": GenerateAnswer, "headers": _HEADERS}, **ERRORS},
             openapi_extra=json_body(GenerateBody),
         )(self.generate)
         router.post(
             "/generate_stream",
             summary="Generate a stream of tokens",
             operation_id="generate_stream",
-            responses={200: _STREAM, **ERRORS},
+            response_class=Response,
+            responses={200: {"content": events(StreamEvent)}, **ERRORS},
             openapi_extra=json_body(GenerateBody),
         )(self.generate_stream)
         return router

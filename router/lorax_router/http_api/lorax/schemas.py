@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel
+from typing_extensions import TypeAliasType
 
 from lorax_router.service.adapters.listing import STATES
 
-FinishReason = Literal["length", "eos_token", "stop_sequence"]
+# A name of its own in the OpenAPI document, as LoRAX has it.
+FinishReason = TypeAliasType("FinishReason", Literal["length", "eos_token", "stop_sequence"])
 
 
 class ErrorAnswer(BaseModel):

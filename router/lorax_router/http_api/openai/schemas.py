@@ -14,10 +14,11 @@ class Error(BaseModel):
     type: str
     # The field that is at fault, by its name in the body.
     param: str | None
-    code: str | None
+    # vLLM's routes give the status.
+    code: str | int | None
 
 
-class ErrorResponse(BaseModel):
+class OpenAIErrorResponse(BaseModel):
     """The body of every error."""
 
     error: Error
@@ -25,7 +26,7 @@ class ErrorResponse(BaseModel):
 
 # Answers that every route with a body can give.
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": text}
+    status: {"model": OpenAIErrorResponse, "description": text}
     for status, text in {
         400: "The body is not JSON, or a value is out of bounds or of the wrong type",
         404: "There is no such model",

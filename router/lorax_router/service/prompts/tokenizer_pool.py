@@ -56,7 +56,7 @@ class TokenizerPool:
     """Runs tokenizer work in ``num_workers`` threads; at most ``max_pending`` calls wait."""
 
     def __init__(self, tokenizer: Tokenizer, num_workers: int, max_pending: int = 4096) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
         self._max_pending = max_pending
         self._num_pending = 0
@@ -66,7 +66,7 @@ class TokenizerPool:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text; raises ValidationError when it cannot be tokenized."""
-        return await self.run(_encode, self._tokenizer, text, add_special_tokens)
+        return await self.run(_encode, self.tokenizer, text, add_special_tokens)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[TokenSpan]:
         """Return the tokens of a text with their places in it; raises ValidationError."""
@@ -95,7 +95,7 @@ class TokenizerPool:
             # One at a time: those who ask again and again fill no queue.
             self._is_probing = True
             loop = asyncio.get_running_loop()
-            self._threads.submit(self._guarded, loop, _encode, self._tokenizer, "a", False)
+            self._threads.submit(self._guarded, loop, _encode, self.tokenizer, "a", False)
         await progress.wait()
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class TokenizerPool:
         self._progress = asyncio.Event()
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[TokenSpan]:
-        encoding = _first(self._tokenizer.encode_batch, text, add_special_tokens)
+        encoding = _first(self.tokenizer.encode_batch, text, add_special_tokens)
         return [
             TokenSpan(token_id, text[start:stop], start, stop)
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
