@@ -99,6 +99,7 @@ protos-check: $(BASE) ## fail if the committed stubs are stale
 
 docs: $(BASE) ## write the generated pages of docs/
 	$(BIN)/python -m lorax_launcher.docs docs/cli.md
+	$(BIN)/python -m lorax_launcher.migration docs/migration.md
 	$(BIN)/python -m lorax_router.service.metrics.doc > docs/metrics.md
 	$(BIN)/python -m lorax_shard.peft.docs docs/adapters.md
 

@@ -75,3 +75,18 @@ def test_names_of_sources_and_rules_are_taken_in_any_case():
     managed = AdapterBody(adapter_id="org/A", adapter_source="S3").to_domain(None)
     # Names are another matter.
     assert (managed.adapter_source, managed.adapter_id) == ("s3", "org/A")
+
+
+@pytest.mark.parametrize("ids", ["ids", "adapter_ids"])
+@pytest.mark.parametrize("field", ["merged_adapters", "adapter_parameters"])
+def test_a_merge_has_the_name_of_lorax_s_code_or_of_its_document(field, ids):
+    merge = {ids: ["a", "b"], "weights": [0.5, 0.5]}
+    merged = ParametersBody.model_validate({field: merge}).to_domain(None).merged_adapters
+    assert merged is not None
+    assert (merged.ids, merged.weights) == (["a", "b"], [0.5, 0.5])
+
+
+def test_a_merge_under_both_names_is_refused_in_words():
+    response = ask(merged_adapters=ADAPTERS, adapter_parameters=ADAPTERS)
+    assert response.status_code == 422
+    assert "`adapter_parameters` is another name of `merged_adapters`" in response.json()["error"]

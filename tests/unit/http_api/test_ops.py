@@ -1,21 +1,16 @@
-"""Health, startup, info, metrics, tokenize, documentation, CORS."""
+"""Health, startup, info, metrics, CORS."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from typing import Any
 
 import httpx
 import pytest
-from tests.helpers.http_app import World, limits
+from tests.helpers.http_app import World
 from tests.helpers.scripted_engine import failure
 
 from lorax_contract.errors import GenerationError, UnhealthyError
-from lorax_router.http_api import ops_routes
 from lorax_router.http_api.app import Cors
-from lorax_router.http_api.lorax.encode import spans_json
-from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 
 
 def get(path: str, world: World | None = None, **headers: str) -> httpx.Response:
@@ -98,88 +93,11 @@ def test_metrics_as_text_and_as_json():
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "\nlorax_requests_running 2.0\n" in text.text
     document = get("/metrics", accept="application/json").json()
+    assert set(get("/metrics?format=json").json()) == set(document)
+    assert get("/metrics?format=prometheus", accept="application/json").text.startswith("# HELP")
     assert document["lorax_requests_running"]["data"] == [
         {"key": "lorax_requests_running", "value": 2.0}
     ]
-
-
-def tokenize(body: Any, **bounds: int) -> httpx.Response:
-    async def run() -> httpx.Response:
-        world = World(max_body_bytes=100_000, bounds=limits(**bounds))
-        async with world.client() as client:
-            return await client.post("/tokenize", json=body)
-
-    return asyncio.run(run())
-
-
-def test_tokenize_tells_ids_and_places():
-    assert tokenize({"inputs": "w1 w22"}).json() == [
-        {"id": 900, "text": "", "start": 0, "stop": 0},
-        {"id": 1, "text": "w1", "start": 0, "stop": 2},
-        {"id": 22, "text": "w22", "start": 3, "stop": 6},
-    ]
-    without = tokenize({"inputs": "w1", "add_special_tokens": False}).json()
-    assert [token["id"] for token in without] == [1]
-    assert tokenize({"inputs": "", "add_special_tokens": False}).json() == []
-
-
-def test_a_text_too_long_is_refused_before_it_is_tokenized():
-    answer = tokenize({"inputs": "w1 w2 w"}, max_input_chars=6)
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
-    assert "at most 6 characters, got 7" in answer.json()["error"]
-    assert len(tokenize({"inputs": "w1 w2 "}, max_input_chars=6).json()) == 3
-
-
-@pytest.mark.parametrize("num", [1_000, 2_345])
-def test_a_long_text_is_answered_whole_and_written_off_the_event_loop(num, monkeypatch):
-    threads = []
-
-    def spied(spans: list[TokenSpan]) -> bytes:
-        threads.append(threading.current_thread())
-        return spans_json(spans)
-
-    monkeypatch.setattr(ops_routes, "spans_json", spied)
-    body = {"inputs": " ".join(f"w{i % 900}" for i in range(num)), "add_special_tokens": False}
-    tokens = tokenize(body).json()
-    assert [token["id"] for token in tokens] == [i % 900 for i in range(num)]
-    assert all(body["inputs"][t["start"] : t["stop"]] == t["text"] for t in tokens)
-    assert threading.main_thread() not in threads
-    assert len(threads) == 1
-
-
-def test_the_document_describes_every_route_and_defines_what_it_names():
-    document = get("/api-doc/openapi.json").json()
-    assert set(document["paths"]) == {
-        "/", "/invocations", "/generate", "/generate_stream", "/health", "/ping", "/startup",
-        "/info", "/metrics", "/tokenize",
-    }  # fmt: skip
-    schemas = document["components"]["schemas"]
-    assert "temperature" in schemas["ParametersBody"]["properties"]
-    names = set()
-
-    def collect(node: Any) -> None:
-        if isinstance(node, dict):
-            if "$ref" in node:
-                names.add(node["$ref"].rpartition("/")[2])
-            for each in node.values():
-                collect(each)
-        elif isinstance(node, list):
-            for each in node:
-                collect(each)
-
-    collect(document)
-    assert names <= set(schemas)
-    body = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]
-    assert body["schema"] == {"$ref": "#/components/schemas/GenerateBody"}
-
-
-@pytest.mark.parametrize("path", ["/docs", "/docs/"])
-def test_docs_page(path):
-    assert "openapi.json" in get(path).text
-
-
-def test_the_document_is_found_under_both_names():
-    assert get("/openapi.json").json() == get("/api-doc/openapi.json").json()
 
 
 def test_no_page_of_another_origin_may_call_by_default():

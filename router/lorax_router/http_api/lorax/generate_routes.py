@@ -15,8 +15,8 @@ from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.json_body import Body, bearer_token, parse_body, read_body
 from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
-from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.lorax.published import HEADERS
+from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, events, json_body
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
@@ -51,7 +51,11 @@ class GenerateRoutes:
     def router(self) -> APIRouter:
         """The routes with their documentation."""
         router = APIRouter(tags=["LoRAX"])
-        answer = {"model": list[GenerateAnswer], "headers": _HEADERS, "content": events(StreamEvent)}
+        answer = {
+            "model": list[GenerateAnswer],
+            "headers": _HEADERS,
+            "content": events(StreamEvent),
+        }
         compat: dict[str, Any] = {
             "summary": "Generate text or a stream of tokens",
             "responses": {200: answer, **ERRORS},
