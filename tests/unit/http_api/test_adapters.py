@@ -258,11 +258,17 @@ async def test_the_document_describes_the_routes():
             responses = document["paths"][f"/v1/adapters/{verb}"]["post"]["responses"]
             assert {"200", "422", "424"} <= responses.keys()
             assert ("404" in responses) == (verb != "load")
+<<<<<<< HEAD
         fields = document["components"]["schemas"]["AdapterBody"]["properties"]
         assert fields.keys() == {
             "adapter_id", "adapter_source", "revision", "api_token", "pin", "alias",
         }  # fmt: skip
         listed = document["components"]["schemas"]["AdapterAnswer"]["properties"].keys()
+=======
+        fields = document["components"]["schemas"]["AdapterRequest"]["properties"]
+        assert fields.keys() == {"adapter_id", "adapter_source", "revision", "api_token", "pin"}
+        listed = document["components"]["schemas"]["AdapterResponse"]["properties"].keys()
+>>>>>>> 062535f (Test what gateways see of adapters)
         await world.post("load", adapter_id="a")
         assert (await world.list())["a"].keys() == listed
 
@@ -402,6 +408,13 @@ async def test_residency_in_the_metrics_agrees_with_the_list():
         assert f'running_lora_adapters="{shown}"' in info
         assert 'waiting_lora_adapters="slow"' in info
         assert 'max_lora="3"' in info
+        loaded = {name for name in samples if name.startswith("vllm:lora_adapter_loaded")}
+        assert loaded == {
+            f'vllm:lora_adapter_loaded{{adapter_name="{name}",level="gpu",pinned="false"}}'
+            for name in resident
+        }
+        for name, number in (("num_gpu_loaded", 3.0), ("max_gpu", 3.0)):
+            assert samples[f'vllm:{name}_lora_adapters{{model_name="fake"}}'] == number
         for state in ("resident", "absent", "refused", "resolving", "preparing"):
             number = sum(each["state"] == state for each in listed.values())
             assert samples[f'lorax_adapters{{state="{state}"}}'] == number
@@ -414,13 +427,26 @@ async def test_residency_in_the_metrics_agrees_with_the_list():
 
 
 @in_loop
+async def test_gateways_see_that_nothing_is_loaded_and_what_is_pinned():
+    async with adapter_world(max_active_adapters=3) as world:
+        before = await world.metrics()
+        assert before['vllm:num_gpu_loaded_lora_adapters{model_name="fake"}'] == 0.0
+        assert before['vllm:max_gpu_lora_adapters{model_name="fake"}'] == 3.0
+        await world.admin.post("/v1/adapters/load", json={"adapter_id": "a", "pin": True})
+        samples = await world.metrics()
+        loaded = 'vllm:lora_adapter_loaded{adapter_name="a",level="gpu",pinned="true"}'
+        assert samples[loaded] == 1.0
+
+
+@in_loop
 async def test_an_id_that_is_resident_under_one_source_is_not_shown_as_waiting_for_another():
     async with adapter_world() as world:
         await world.client.post("/generate", json=body("a"))
         world.sources.contents["a"] = asyncio.get_running_loop().create_future()
         waiting = world.task("a", adapter_source="hub")
         await until(lambda: len(world.shard.queries) == 2)
-        (info,) = [name for name in await world.metrics() if name.startswith("vllm:")]
+        samples = await world.metrics()
+        (info,) = [name for name in samples if name.startswith("vllm:lora_requests_info")]
         assert 'running_lora_adapters="a",waiting_lora_adapters=""' in info
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

@@ -109,6 +109,6 @@ async def test_the_document_tells_of_them():
     async with adapter_world() as world:
         document = (await world.client.get("/openapi.json")).json()
         assert {"/v1/models", "/v1/models/{model}"} <= set(document["paths"])
-        assert {"Model", "ListModelsResponse", "ErrorResponse"} <= set(
+        assert {"Model", "ListModelsResponse", "OpenAIErrorResponse"} <= set(
             document["components"]["schemas"]
         )
