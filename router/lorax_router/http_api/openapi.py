@@ -86,7 +86,7 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def events(model: type[BaseModel]) -> dict[str, Any]:
+def event_stream(model: type[BaseModel]) -> dict[str, Any]:
     """The content of a stream whose events hold ``model``, or an error as the last one."""
     return {
         EVENT_STREAM: {
@@ -106,7 +106,7 @@ def add_schemas(
 ) -> None:
     """Complete the document of ``app``.
 
-    ``bodies`` and ``answers`` are the models that ``json_body`` and ``events`` name; ``limits``
+    ``bodies`` and ``answers`` are the models that ``json_body`` and ``event_stream`` name; ``limits``
     are keywords of this server's own by model and field.
     """
     build = app.openapi

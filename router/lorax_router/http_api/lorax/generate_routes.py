@@ -17,7 +17,7 @@ from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
 from lorax_router.http_api.lorax.published import HEADERS
 from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
-from lorax_router.http_api.openapi import ERRORS, events, json_body
+from lorax_router.http_api.openapi import ERRORS, event_stream, json_body
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.service.inference import InferenceService
@@ -54,7 +54,7 @@ class GenerateRoutes:
         answer = {
             "model": list[GenerateAnswer],
             "headers": _HEADERS,
-            "content": events(StreamEvent),
+            "content": event_stream(StreamEvent),
         }
         compat: dict[str, Any] = {
             "summary": "Generate text or a stream of tokens",
@@ -75,7 +75,7 @@ class GenerateRoutes:
             summary="Generate a stream of tokens",
             operation_id="generate_stream",
             response_class=Response,
-            responses={200: {"content": events(StreamEvent)}, **ERRORS},
+            responses={200: {"content": event_stream(StreamEvent)}, **ERRORS},
             openapi_extra=json_body(GenerateBody),
         )(self.generate_stream)
         return router
