@@ -258,17 +258,11 @@ async def test_the_document_describes_the_routes():
             responses = document["paths"][f"/v1/adapters/{verb}"]["post"]["responses"]
             assert {"200", "422", "424"} <= responses.keys()
             assert ("404" in responses) == (verb != "load")
-<<<<<<< HEAD
-        fields = document["components"]["schemas"]["AdapterBody"]["properties"]
+        fields = document["components"]["schemas"]["AdapterRequest"]["properties"]
         assert fields.keys() == {
             "adapter_id", "adapter_source", "revision", "api_token", "pin", "alias",
         }  # fmt: skip
-        listed = document["components"]["schemas"]["AdapterAnswer"]["properties"].keys()
-=======
-        fields = document["components"]["schemas"]["AdapterRequest"]["properties"]
-        assert fields.keys() == {"adapter_id", "adapter_source", "revision", "api_token", "pin"}
         listed = document["components"]["schemas"]["AdapterResponse"]["properties"].keys()
->>>>>>> 062535f (Test what gateways see of adapters)
         await world.post("load", adapter_id="a")
         assert (await world.list())["a"].keys() == listed
 
