@@ -82,6 +82,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Run model code that comes with the model."),
         _option("--tokenizer-config-path", type=click.Path(dir_okay=False),
                 help="A tokenizer_config.json whose chat template replaces the model's."),
+        _option("--chat-template", type=str,
+                help="A chat template that replaces the model's: a file, or the template itself."),
+        _option("--chat-template-content-format",
+                type=click.Choice(["auto", "string", "openai"]),
+                help="Whether the chat template reads the content of a message as one text "
+                "(`string`) or as a list of parts (`openai`); `auto`: as its syntax shows."),
         _option("--cache-dir", type=click.Path(file_okay=False), env="LORAX_CACHE",
                 help="Where prepared models, compiled kernels and measurements are kept "
                 "(default: ~/.cache/lorax-py)."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorax_contract.config import KVCacheDtype
+from lorax_contract.config import ContentFormatChoice, KVCacheDtype
 
 
 class UsageError(ValueError):
@@ -21,6 +21,8 @@ class LauncherOptions:
     served_model_name: tuple[str, ...] = ()
     trust_remote_code: bool = False
     tokenizer_config_path: str | None = None
+    chat_template: str | None = None
+    chat_template_content_format: ContentFormatChoice = "auto"
     cache_dir: str | None = None
     huggingface_hub_cache: str | None = None
 

@@ -352,6 +352,8 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         served_model_names=list(options.served_model_name),
         tokenizer_dir="",
         tokenizer_config_path=options.tokenizer_config_path,
+        chat_template=options.chat_template,
+        chat_template_content_format=options.chat_template_content_format,
         shard_uri=shard_uri,
         shard_wait_s=options.start_timeout_s,
         hostname=options.hostname,

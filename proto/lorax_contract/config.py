@@ -16,6 +16,8 @@ from typing import Any, Self
 
 Device = typing.Literal["cpu", "cuda"]
 KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
+# The form of the content of messages that a chat template reads: one text, or parts as OpenAI has them.
+ContentFormatChoice = typing.Literal["auto", "string", "openai"]
 
 
 class ConfigError(ValueError):
@@ -159,6 +161,10 @@ class RouterConfig(ProcessConfig):
     # A folder with tokenizer.json (and tokenizer_config.json for the chat template).
     tokenizer_dir: str
     tokenizer_config_path: str | None = None
+    # The chat template itself, or its file; None: the model's.
+    chat_template: str | None = None
+    # The form of messages' contents that the template reads; `auto`: the one that shows in it.
+    chat_template_content_format: ContentFormatChoice = "auto"
     # The address of rank 0; the others are asked from it.
     shard_uri: str
     # Seconds to wait for a shard that still loads its model; 0: it must answer at once.

@@ -48,6 +48,7 @@ from lorax_router.service.models import Models
 from lorax_router.service.prompts.char_bound import chars_per_token
 from lorax_router.service.prompts.chat_renderers import ChatRenderers
 from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
+from lorax_router.service.prompts.content_format import ContentFormat
 from lorax_router.service.prompts.renderer_pool import RenderLimits
 from lorax_router.service.prompts.tokenization import Tokenization
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, load_tokenizer
@@ -198,8 +199,15 @@ def load_language(config: RouterConfig) -> Language:
     """Read tokenizer and chat template; raises StartupError when one is unusable."""
     return Language(
         load_tokenizer(config.tokenizer_dir),
-        load_chat_template(config.tokenizer_dir, config.tokenizer_config_path),
+        load_chat_template(
+            config.tokenizer_dir, config.tokenizer_config_path, config.chat_template
+        ),
     )
+
+
+def _content_format(config: RouterConfig) -> ContentFormat | None:
+    choice = config.chat_template_content_format
+    return None if choice == "auto" else choice
 
 
 def assemble_service(
@@ -228,7 +236,11 @@ def assemble_service(
     )
     prompts = PromptParts(
         TokenizerPool(language.tokenizer, config.validation_workers),
-        ChatRenderers(language.chat_template, RenderLimits(max_chars=limits.max_input_chars)),
+        ChatRenderers(
+            language.chat_template,
+            RenderLimits(max_chars=limits.max_input_chars),
+            _content_format(config),
+        ),
         AdapterTexts(shards.adapter_text),
     )
     aliases = _aliases(config)

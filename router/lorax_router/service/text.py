@@ -5,7 +5,7 @@ Streamed or not, a text is made here, so that both are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lorax_contract.step import FinishCode, TokenColumns
 from lorax_router.service.engine.port import TokenChunk
@@ -20,9 +20,10 @@ class TextAssembler:
         include_stop: whether the stop sequence, or the text of the token that ended the
             sequence, is part of the text.
         skip_special_tokens: whether special tokens have no text.
+        markers: special tokens that have one nevertheless.
     """
 
-    __slots__ = ("_held", "_include_stop", "_skip_special", "_stops", "stopped_by")
+    __slots__ = ("_held", "_include_stop", "_markers", "_skip_special", "_stops", "stopped_by")
 
     def __init__(
         self,
@@ -30,10 +31,12 @@ class TextAssembler:
         *,
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        markers: Collection[str] = (),
     ) -> None:
         self._stops = tuple(stop_sequences)
         self._include_stop = include_stop
         self._skip_special = skip_special_tokens
+        self._markers = markers
         self._held = ""
         # The stop sequence or the id of the stop token that ended it; None: something else did.
         self.stopped_by: str | int | None = None
@@ -56,7 +59,7 @@ class TextAssembler:
         if not self._skip_special:
             return tokens.texts
         return [
-            "" if special else text
+            "" if special and text not in self._markers else text
             for text, special in zip(tokens.texts, tokens.special, strict=True)
         ]
 

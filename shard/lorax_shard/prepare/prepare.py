@@ -41,7 +41,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "*.tiktoken", "tekken.json",
-    "chat_template.jinja", "config.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "config.json",
 )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from lorax_contract.errors import TemplateError
+from lorax_contract.errors import TemplateError, ValidationError
 from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.content_format import ContentFormat
 from lorax_router.service.prompts.overruns import Overruns
 from lorax_router.service.prompts.renderer_pool import RendererPool, RenderLimits
 from lorax_router.service.requests import ChatPrompt
@@ -15,6 +16,27 @@ from lorax_router.service.requests import ChatPrompt
 # Processes at most; they start when there is something to do.
 _NUM_BASE = 2
 _NUM_ADAPTERS = 2
+
+
+# What a chat has fields for; template_kwargs may have any other name, those of special tokens
+# included, as transformers has it.
+_FIELDS = frozenset({
+    "messages", "conversation", "tools", "documents", "add_generation_prompt",
+    "continue_final_message", "chat_template", "tokenize",
+})  # fmt: skip
+
+
+def check_chat(chat: ChatPrompt) -> None:
+    """Raise ValidationError for a chat that contradicts itself."""
+    if foreign := sorted(_FIELDS & chat.template_kwargs.keys()):
+        raise ValidationError(
+            f"`template_kwargs` must not have `{foreign[0]}`, which is not for the template alone"
+        )
+    if chat.continue_final_message and chat.add_generation_prompt:
+        raise ValidationError(
+            "`continue_final_message` and `add_generation_prompt` exclude each other: the output "
+            "either goes on with the last message or begins one"
+        )
 
 
 def values_of(chat: ChatPrompt) -> dict[str, Any]:
@@ -28,6 +50,14 @@ def values_of(chat: ChatPrompt) -> dict[str, Any]:
     }
 
 
+def rules_of(chat: ChatPrompt, content_format: ContentFormat | None = None) -> dict[str, Any]:
+    """How ``render_process.rendered`` is to render a chat."""
+    return {
+        "continue_final_message": chat.continue_final_message,
+        "content_format": content_format,
+    }
+
+
 class ChatRenderers:
     """Owns the processes that render.
 
@@ -36,11 +66,18 @@ class ChatRenderers:
 
     Args:
         base: the model's template; None: it has none.
+        content_format: the form of contents that it reads; None: the one that shows in it.
     """
 
-    def __init__(self, base: ChatTemplate | None, limits: RenderLimits | None = None) -> None:
+    def __init__(
+        self,
+        base: ChatTemplate | None,
+        limits: RenderLimits | None = None,
+        content_format: ContentFormat | None = None,
+    ) -> None:
         limits = limits or RenderLimits()
         self._base = base
+        self._content_format = content_format
         self._for_base = RendererPool(
             replace(limits, gives_way_after_s=None), _NUM_BASE, num_per_template=_NUM_BASE
         )
@@ -52,12 +89,14 @@ class ChatRenderers:
 
         ``own`` is the template of the request's adapter.
         """
-        values = values_of(chat)
+        values, with_tools = values_of(chat), chat.tools is not None
         if own is not None and (self._base is None or own.key != self._base.key):
-            return await self._for_adapters.render(own, values)
+            chosen = own.chosen(with_tools=with_tools)
+            return await self._for_adapters.render(chosen, values, rules_of(chat))
         if self._base is None:
             raise TemplateError("this model has no chat template; send the prompt as it is")
-        return await self._for_base.render(self._base, values)
+        chosen = self._base.chosen(with_tools=with_tools)
+        return await self._for_base.render(chosen, values, rules_of(chat, self._content_format))
 
     def start(self) -> None:
         """Start the process for the model's template in the background."""

@@ -17,6 +17,14 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_router.service.prompts.sandbox import InvalidTemplateError, compile_template
 
 _TEMPLATE_FILE = "chat_template.jinja"
+# Further templates by name, one a file.
+_TEMPLATE_FOLDER = "additional_chat_templates"
+_DEFAULT = "default"
+_TOOL_USE = "tool_use"
+# What a model whose templates all have other names says without tools.
+_NO_DEFAULT = (
+    "{{ raise_exception('it is one of several by name, none of which is called \"default\"') }}"
+)
 _SPECIAL_TOKENS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -29,11 +37,13 @@ class ChatTemplate:
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     owner: str = "this model"
+    # The text for chats with tools, where it is another one.
+    tool_use: str | None = None
     # Equal for templates that write the same.
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = json.dumps([self.text, sorted(self.special_tokens.items())])
+        parts = json.dumps([self.text, sorted(self.special_tokens.items()), self.tool_use])
         object.__setattr__(self, "key", hashlib.sha256(parts.encode()).hexdigest())
 
     def of(self, owner: str) -> ChatTemplate:
@@ -42,43 +52,50 @@ class ChatTemplate:
         object.__setattr__(same, "owner", owner)
         return same
 
+    def chosen(self, *, with_tools: bool) -> ChatTemplate:
+        """Return the one for chats with or without tools, as transformers chooses."""
+        if self.tool_use is None:
+            return self
+        text = self.tool_use if with_tools else self.text
+        return ChatTemplate(text, self.special_tokens, self.owner)
+
     @property
     def num_chars(self) -> int:
         """How long it is, with what it may write."""
-        return len(self.text) + sum(map(len, self.special_tokens.values()))
+        return (
+            len(self.text) + len(self.tool_use or "") + sum(map(len, self.special_tokens.values()))
+        )
 
 
-def load_chat_template(tokenizer_dir: str, override: str | None = None) -> ChatTemplate | None:
-    """Find the template of a model; ``override`` is a tokenizer_config.json or a .jinja file.
+def load_chat_template(
+    tokenizer_dir: str, override: str | None = None, text: str | None = None
+) -> ChatTemplate | None:
+    """Find the template of a model; None if it has none.
 
-    None if it has none.
+    Args:
+        tokenizer_dir: the folder of the model's tokenizer.
+        override: a tokenizer_config.json or a .jinja file to read instead.
+        text: the template itself, or a file that holds it; nothing else is used then.
 
     Raises StartupError when a file that is there cannot be read or compiled.
     """
     folder = Path(tokenizer_dir)
     config_path = folder / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
-    text = _template_of(config)
-    if (folder / _TEMPLATE_FILE).is_file():
-        text = _read_text(folder / _TEMPLATE_FILE)
+    named = _files_of(folder) or _templates_of(config)
     if override is not None:
         if override.endswith(".json"):
             overriding = _read_json(Path(override))
-            text, config = _template_of(overriding) or text, {**config, **overriding}
+            named, config = _templates_of(overriding) or named, {**config, **overriding}
         else:
-            text = _read_text(Path(override))
-    if text is None:
-        return None
-    try:
-        # The operator chose it, so it may be compiled here.
-        compile_template(text)
-    except InvalidTemplateError as error:
-        raise StartupError(
-            f"the chat template of {override or tokenizer_dir} is not valid: {error}; "
-            "give another with --tokenizer-config-path",
-            ExitCode.TOKENIZER_UNUSABLE,
-        ) from error
-    return ChatTemplate(text, _special_tokens(config))
+            named = {_DEFAULT: _read_text(Path(override))}
+    if text is not None:
+        named = {_DEFAULT: _given_template(text)}
+    template = _template(named, config)
+    # The operator chose it, so it may be compiled here.
+    for each in () if template is None else (template.text, template.tool_use):
+        _require_valid(each or "", (text and "--chat-template") or override or tokenizer_dir)
+    return template
 
 
 def template_of_files(files: Mapping[str, bytes], owner: str) -> ChatTemplate | None:
@@ -87,12 +104,48 @@ def template_of_files(files: Mapping[str, bytes], owner: str) -> ChatTemplate | 
     Raises ValueError for files that cannot be read.
     """
     config = _json_object(files.get("tokenizer_config.json"))
-    text = _template_of(config)
+    named = _templates_of(config)
     if (document := files.get("chat_template.json")) is not None:
-        text = _template_of(_json_object(document)) or text
+        named = _templates_of(_json_object(document)) or named
     if (raw := files.get(_TEMPLATE_FILE)) is not None:
-        text = raw.decode("utf-8")
-    return None if text is None else ChatTemplate(text, _special_tokens(config), owner)
+        named = {_DEFAULT: raw.decode("utf-8")}
+    return _template(named, config, owner)
+
+
+def _template(
+    named: Mapping[str, str], config: Mapping[str, object], owner: str = "this model"
+) -> ChatTemplate | None:
+    """Of several templates by name transformers uses two when nobody names one."""
+    if not named:
+        return None
+    text = named.get(_DEFAULT, _NO_DEFAULT)
+    return ChatTemplate(text, _special_tokens(config), owner, named.get(_TOOL_USE))
+
+
+def _files_of(folder: Path) -> dict[str, str]:
+    """Templates in files of their own, by name; where there are any the configuration's go."""
+    paths = {path.stem: path for path in sorted((folder / _TEMPLATE_FOLDER).glob("*.jinja"))}
+    if (folder / _TEMPLATE_FILE).is_file():
+        paths[_DEFAULT] = folder / _TEMPLATE_FILE
+    return {name: _read_text(path) for name, path in paths.items()}
+
+
+def _given_template(given: str) -> str:
+    """Return a template that is given as it is, or as the path of its file."""
+    if any(sign in given for sign in "{}\n"):
+        return given
+    return _read_text(Path(given))
+
+
+def _require_valid(text: str, source: str) -> None:
+    try:
+        compile_template(text)
+    except InvalidTemplateError as error:
+        raise StartupError(
+            f"the chat template of {source} is not valid: {error}; "
+            "give another with --chat-template",
+            ExitCode.TOKENIZER_UNUSABLE,
+        ) from error
 
 
 def _json_object(raw: bytes | None) -> dict[str, object]:
@@ -106,16 +159,17 @@ def _json_object(raw: bytes | None) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
-def _template_of(config: Mapping[str, object]) -> str | None:
-    """The template of a tokenizer_config.json: one text, or the default of several named ones."""
+def _templates_of(config: Mapping[str, object]) -> dict[str, str]:
+    """The templates of a tokenizer_config.json by name: one text is the default."""
     template = config.get("chat_template")
+    if isinstance(template, str):
+        return {_DEFAULT: template}
     if isinstance(template, list):
         entries = [each for each in template if isinstance(each, dict)]
-        template = next(
-            (each.get("template") for each in reversed(entries) if each.get("name") == "default"),
-            None,
-        )
-    return template if isinstance(template, str) else None
+        named = [(each.get("name"), each.get("template")) for each in entries]
+    else:
+        named = list(template.items()) if isinstance(template, dict) else []
+    return {name: text for name, text in named if isinstance(name, str) and isinstance(text, str)}
 
 
 def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from lorax_contract.errors import ValidationError
 from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.limits import RequestLimits
+from lorax_router.service.prompts.chat_renderers import check_chat
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
@@ -47,6 +48,7 @@ class PromptEncoder:
             case ChatPrompt():
                 if not prompt.messages:
                     raise ValidationError("`messages` must not be empty")
+                check_chat(prompt)
                 self._check_chars(sum(map(_num_chars, prompt.messages)))
 
     async def encode(

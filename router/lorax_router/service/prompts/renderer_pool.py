@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from lorax_contract.errors import LoraxError, OverloadedError, TemplateError
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 _MODULE = "lorax_router.service.prompts.render_process"
 _MAX_TEMPLATE_CHARS = 1 << 18
 _MAX_BEHIND_SLOW = 8
+_NO_RULES: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class _Render:
 
     template: ChatTemplate
     values: Mapping[str, Any]
+    rules: Mapping[str, Any]
     task: asyncio.Task[str] | None = None
     is_running: bool = False
     is_refused: bool = False
@@ -107,8 +110,13 @@ class RendererPool:
         self._turns: dict[str, _Turn] = {}
         self._tasks: set[asyncio.Task[str]] = set()
 
-    async def render(self, template: ChatTemplate, values: Mapping[str, Any]) -> str:
-        """Return what a template makes of values.
+    async def render(
+        self,
+        template: ChatTemplate,
+        values: Mapping[str, Any],
+        rules: Mapping[str, Any] = _NO_RULES,
+    ) -> str:
+        """Return what a template makes of values, by the rules of ``render_process.rendered``.
 
         Raises TemplateError in words, OverloadedError when too many wait. A caller that leaves
         while it waits is forgotten; what is under way goes on and counts.
@@ -121,7 +129,7 @@ class RendererPool:
         self._check(template)
         if len(self._tasks) >= self._max_waiting:
             raise OverloadedError("too many chat templates wait to be rendered", public="")
-        job = _Render(template, values)
+        job = _Render(template, values, rules)
         task = job.task = asyncio.create_task(self._in_turn(job))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -242,8 +250,10 @@ class RendererPool:
     async def _ask(self, process: LimitedProcess, job: _Render, turn: _Turn) -> dict[str, Any]:
         loop, limits = asyncio.get_running_loop(), self._limits
         question = {
-            "template": job.template.text,
+            "text": job.template.text,
+            # As transformers has it: a value of the request's wins over a special token.
             "values": {**job.template.special_tokens, **job.values},
+            "rules": dict(job.rules),
             "max_chars": limits.max_chars,
         }
         timers = [loop.call_later(limits.refuses_after_s, turn.note_slow)]

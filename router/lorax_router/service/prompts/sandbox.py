@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -39,9 +38,7 @@ class TextTooLongError(RenderError):
 
 def compile_template(text: str, now: Callable[[], datetime] = datetime.now) -> Template:
     """Return a template that is ready to render; raises InvalidTemplateError, MemoryError."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
+    environment = _environment()
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: now().strftime(form)
@@ -55,6 +52,11 @@ def compile_template(text: str, now: Callable[[], datetime] = datetime.now) -> T
         raise
     except Exception as error:
         raise InvalidTemplateError(_reason(error)) from error
+
+
+def parse_template(text: str) -> nodes.Template:
+    """Return the syntax of a template that compiles."""
+    return _environment().parse(text)
 
 
 def render(template: Template, values: Mapping[str, Any], max_chars: int) -> str:
@@ -75,6 +77,12 @@ def render(template: Template, values: Mapping[str, Any], max_chars: int) -> str
     return "".join(pieces)
 
 
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+
+
 def _reason(error: Exception) -> str:
     """Return an error's words in one line; foreign code may have written very many."""
     words = " ".join(str(error)[:_MAX_REASON_CHARS].split())
@@ -86,11 +94,11 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
-    def parse(self, parser: Parser) -> Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         # A scope of its own, as in transformers: what is set inside is not seen outside.
-        return CallBlock(self.call_method("_text_of"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_text_of"), [], [], body).set_lineno(line)
 
     @staticmethod
     def _text_of(caller: Callable[[], str]) -> str:

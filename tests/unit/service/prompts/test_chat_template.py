@@ -12,6 +12,8 @@ from lorax_router.service.prompts.chat_template import (
     load_chat_template,
     template_of_files,
 )
+from lorax_router.service.prompts.render_process import rendered
+from lorax_router.service.prompts.sandbox import RenderError
 
 
 def folder(tmp_path, config=None, jinja=None):
@@ -32,7 +34,40 @@ def test_template_and_tokens_of_the_config(tmp_path):
 
 def test_the_default_of_several_templates(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    assert load_chat_template(folder(tmp_path, {"chat_template": named})).text == "D"
+    template = load_chat_template(folder(tmp_path, {"chat_template": named}))
+    assert (template.text, template.tool_use) == ("D", "T")
+    assert template.chosen(with_tools=False).text == "D"
+    assert template.chosen(with_tools=True) == ChatTemplate("T")
+
+
+def test_templates_by_name_without_a_default(tmp_path):
+    named = [{"name": "tool_use", "template": "T"}, {"name": "rag", "template": "R"}]
+    template = load_chat_template(folder(tmp_path, {"chat_template": named}))
+    assert template.chosen(with_tools=True).text == "T"
+    text = template.chosen(with_tools=False).text
+    with pytest.raises(RenderError, match='none of which is called "default"'):
+        rendered(text, {}, {}, 99)
+
+
+def test_templates_in_files_replace_those_of_the_config(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    path = folder(tmp_path, {"chat_template": "config"})
+    # As transformers has it: a file by name leaves no default.
+    assert "raise_exception" in load_chat_template(path).text
+    assert load_chat_template(folder(tmp_path, jinja="D")) == ChatTemplate("D", tool_use="T")
+
+
+def test_a_template_may_be_given_as_text_or_file(tmp_path):
+    path = folder(tmp_path, {"chat_template": "config", "bos_token": "<b>"}, "file")
+    (tmp_path / "given").write_text("given")
+    expected = {"{{ 1 }}": "{{ 1 }}", "a\nb": "a\nb", str(tmp_path / "given"): "given"}
+    for given, text in expected.items():
+        assert load_chat_template(path, None, given) == ChatTemplate(text, {"bos_token": "<b>"})
+    with pytest.raises(StartupError, match="nowhere"):
+        load_chat_template(path, None, "nowhere")
+    with pytest.raises(StartupError, match=r"--chat-template is not valid: Expected"):
+        load_chat_template(path, None, "{% for %}")
 
 
 def test_a_template_file_wins_over_the_config(tmp_path):
@@ -81,7 +116,7 @@ def test_an_adapters_template_is_read_and_nothing_of_it_run():
 
 
 @pytest.mark.parametrize(
-    "named", [[{"name": {}, "template": "T"}], [{"name": "default"}], [1, None], {"default": "D"}]
+    "named", [[{"name": {}, "template": "T"}], [{"name": "default"}], [1, None], {"default": 1}, 7]
 )
 def test_odd_named_templates_are_none(named):
     files = {"tokenizer_config.json": json.dumps({"chat_template": named}).encode()}
