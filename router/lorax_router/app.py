@@ -19,6 +19,7 @@ from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
+from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.listening import HttpServers, Listeners, open_listeners, port_error
 from lorax_router.service.engine.loop import EngineLoop
@@ -36,7 +37,8 @@ logger = logging.getLogger("lorax_router")
 
 Result = TypeVar("Result")
 
-# Seconds that gRPC health watches get when the router ends.
+# Seconds that open gRPC calls get when the router ends: their answers are written by then, and
+# watches of the health never end.
 _GRPC_GRACE_S = 1.0
 # Seconds between two tries to reach a shard that still loads its model.
 _SHARD_RETRY_S = 0.1
@@ -231,13 +233,19 @@ async def _run_engine(engine: EngineLoop, stopper: StopSignal) -> None:
 async def _start_grpc(config: RouterConfig, parts: Parts) -> GrpcServer | None:
     if config.grpc_port is None:
         return None
-    server = GrpcServer(parts.service.health)
+    limits = CallLimits(
+        max_connections=config.max_connections,
+        max_calls=config.max_connections,
+        max_message_bytes=config.max_body_bytes,
+        client_timeout_s=config.client_timeout_s,
+    )
+    server = GrpcServer(parts.servicer, limits)
     try:
         port = server.bind(config.hostname, config.grpc_port)
     except OSError as error:
         raise port_error(config.hostname, config.grpc_port, error) from error
     await server.start()
-    logger.info("gRPC health and reflection on port %d", port, extra={"fields": {"port": port}})
+    logger.info("gRPC on port %d", port, extra={"fields": {"port": port}})
     return server
 
 

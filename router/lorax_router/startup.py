@@ -58,6 +58,8 @@ from lorax_router.service.validation import Validator
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from lorax_router.grpc_api.servicer import PublicServicer
+
 logger = logging.getLogger(__name__)
 
 
@@ -129,6 +131,8 @@ class Parts:
     models: Models
     # Adapters that are loaded before the server is ready.
     preloads: tuple[AdapterSelection, ...]
+    # The methods of the public gRPC service.
+    servicer: PublicServicer
 
 
 async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Budgets]:
@@ -276,8 +280,9 @@ def assemble(
     info: ShardInfo,
     budgets: Budgets,
 ) -> Parts:
-    """Put all parts together, the HTTP application in front."""
-    # Here, so that the service can be used where no HTTP packages are installed.
+    """Put all parts together, the front ends included."""
+    # Here, so that the service can be used where no packages of a front end are installed.
+    from lorax_router.grpc_api.servicer import PublicServicer
     from lorax_router.http_api.adapter_routes import AdapterRoutes
     from lorax_router.http_api.app import Cors, build_admin_app, build_app
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
@@ -317,9 +322,10 @@ def assemble(
         models=ModelRoutes(parts.models),
     )
     admin_app = build_admin_app(adapters, loras, facts.version)
+    servicer = PublicServicer(parts.service, parts.adapters, parts.selections, parts.metrics, facts)
     return Parts(
         app, admin_app, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
-        _preloads(config, parts.selections),
+        _preloads(config, parts.selections), servicer,
     )  # fmt: skip
 
 

@@ -1,44 +1,62 @@
-"""The router's gRPC listener: health and reflection, for probes and for grpcurl."""
+"""The router's gRPC listener: the public service, its health, and reflection for grpcurl."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lorax_contract.errors import LoraxError
+from lorax_proto.lorax_pb2_grpc import add_LoraxServicer_to_server
+from lorax_router.grpc_api import connections
+from lorax_router.grpc_api.boundary import CallBoundary
+from lorax_router.grpc_api.health import NOT_SERVING, SERVING, HealthService
+from lorax_router.grpc_api.limits import CallLimits
+from lorax_router.grpc_api.servicer import GENERATING, SERVICE, PublicServicer
 
 logger = logging.getLogger(__name__)
 
 # Seconds between two looks at the engine's health.
 _INTERVAL_S = 2.0
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class GrpcServer:
-    """Serves gRPC on one port; its health service says what ``check_health`` says.
+    """Serves gRPC on one port; its health service says what the inference service says.
 
     Args:
-        check_health: returns when requests can be served, raises LoraxError otherwise.
-        interval_s: seconds between two calls of it.
+        servicer: the methods of the public service.
+        interval_s: seconds between two looks at the health.
     """
 
     def __init__(
-        self, check_health: Callable[[], Awaitable[None]], interval_s: float = _INTERVAL_S
+        self,
+        servicer: PublicServicer,
+        limits: CallLimits | None = None,
+        interval_s: float = _INTERVAL_S,
+        cut: Callable[[str], object] = connections.cut,
     ) -> None:
-        self._check_health = check_health
+        limits = limits or CallLimits()
+        self._service = servicer.service
         self._interval_s = interval_s
-        # Two listeners on one port would share its calls without a word.
-        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        self._health = HealthServicer()
+        self.boundary = CallBoundary(
+            SERVICE,
+            limits,
+            check_room=servicer.service.check_room,
+            refused=servicer.metrics.request_refused,
+            counted=GENERATING,
+            cut=cut,
+        )
+        self._server = grpc.aio.server(
+            options=limits.server_options(), interceptors=[self.boundary]
+        )
+        self._health = HealthService(frozenset({"", SERVICE}))
+        add_LoraxServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     def bind(self, hostname: str, port: int) -> int:
@@ -61,15 +79,15 @@ class GrpcServer:
             await self._update()
 
     async def stop(self, grace_s: float) -> None:
-        """Report that nothing is served any more, then end; open watches get ``grace_s``."""
-        await self._health.enter_graceful_shutdown()
+        """Report that nothing is served any more, then end; open calls get ``grace_s``."""
+        self._health.set(NOT_SERVING)
         await self._server.stop(grace_s)
 
     async def _update(self) -> None:
         try:
-            await self._check_health()
+            await self._service.health()
         except LoraxError as error:
             logger.warning("not healthy: %s", error)
-            await self._health.set("", _NOT_SERVING)
+            self._health.set(NOT_SERVING)
         else:
-            await self._health.set("", _SERVING)
+            self._health.set(SERVING)

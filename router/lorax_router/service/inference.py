@@ -28,7 +28,7 @@ from lorax_router.service.requests import (
     TextPrompt,
     ValidRequest,
 )
-from lorax_router.service.results import AdapterUse, GenerateResult, Sequence
+from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
 from lorax_router.service.sequences import SequenceChunks
 from lorax_router.service.validation import CheckedRequest, Validator
 
@@ -62,6 +62,16 @@ class GenerationStream:
     def num_generated(self) -> int:
         """Tokens generated so far, of all sequences."""
         return self._record.num_generated
+
+    @property
+    def timings(self) -> Timings:
+        """What the first sequence took so far."""
+        return self._record.timings
+
+    @property
+    def adapter(self) -> AdapterUse | None:
+        """The adapter that it uses, and what that one's way here took."""
+        return self._record.adapter
 
     @property
     def is_done(self) -> bool:

@@ -1,0 +1,194 @@
+"""What all methods of the public service have around them: bounds, deadlines, errors.
+
+A method gets its request and a ``Call``. Before that the request must have come in time and there
+must be place for it; an error of ours becomes a rich status, any other one an answer that tells
+nothing inside. A call that is cancelled, or whose deadline passes, cancels the method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from lorax_contract.errors import (
+    BadRequestError,
+    LoraxError,
+    OverloadedError,
+    SlowRequestError,
+)
+from lorax_router.grpc_api.errors import REQUEST_ID, SlowReaderError, rich_status
+from lorax_router.grpc_api.limits import CallLimits
+from lorax_router.grpc_api.reply import ClientLeftError, ReplyQueue, UnreadBytes
+
+logger = logging.getLogger(__name__)
+
+_GIVEN_ID = re.compile(r"[\x21-\x7e]{1,128}")
+Result = TypeVar("Result")
+Context = grpc.aio.ServicerContext[bytes, bytes]
+# A method of the service: of one answer, or of a stream that it sends itself.
+Method = Callable[[Any, "Call"], Coroutine[Any, Any, Message | None]]
+
+
+class Call:
+    """One call, as the methods of the service see it."""
+
+    def __init__(self, context: Context, reply: ReplyQueue) -> None:
+        self._metadata = {
+            name: value
+            for name, value in context.invocation_metadata() or ()
+            if isinstance(value, str)
+        }
+        given = self._metadata.get(REQUEST_ID, "")
+        # What the client calls it, or a name of our own.
+        self.request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        self._reply = reply
+
+    @property
+    def bearer_token(self) -> str | None:
+        """The token of the metadata's ``authorization``, a secret; None without one."""
+        scheme, _, token = (self._metadata.get("authorization") or "").partition(" ")
+        return token.strip() or None if scheme.lower() == "bearer" else None
+
+    def send(self, message: Message) -> None:
+        """Send a message of a stream; never waits. Raises SlowReaderError."""
+        self._reply.put(message.SerializeToString())
+
+
+class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Goes around the methods of one service.
+
+    Args:
+        service: its full name; other services pass untouched.
+        check_room: raises what any request would get, before it is read.
+        refused: told of errors that come before there is a request.
+        counted: names of the methods whose requests are counted.
+        cut: ends a connection.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        limits: CallLimits,
+        *,
+        check_room: Callable[[], None],
+        refused: Callable[[BaseException], None],
+        counted: frozenset[str],
+        cut: Callable[[str], object],
+    ) -> None:
+        self._prefix = f"/{service}/"
+        self._limits = limits
+        self._check_room = check_room
+        self._refused = refused
+        self._counted = counted
+        self.unread = UnreadBytes(limits.max_all_unread_bytes, cut)
+        self.num_open = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a method's handler with everything around it."""
+        # None where there is no such method, which its type does not say.
+        handler: Any = await continuation(handler_call_details)
+        name = handler_call_details.method.removeprefix(self._prefix)
+        if handler is None or name == handler_call_details.method:
+            return handler  # type: ignore[no-any-return]
+        method: Method = handler.unary_stream or handler.unary_unary
+        is_counted = name in self._counted
+
+        # Reading and writing by hand, which the wire does not show, gives both a time limit.
+        async def serve(requests: AsyncIterator[Any], context: Context) -> None:
+            await self._serve(method, requests, context, is_counted=is_counted)
+
+        return grpc.stream_stream_rpc_method_handler(serve, handler.request_deserializer, None)
+
+    async def _serve(
+        self,
+        method: Method,
+        requests: AsyncIterator[Any],
+        context: Context,
+        *,
+        is_counted: bool,
+    ) -> None:
+        reply = ReplyQueue(context, context.peer(), self.unread, self._limits)
+        call = Call(context, reply)
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        self.num_open += 1
+        try:
+            async with asyncio.timeout(context.time_remaining()):
+                request = await self._read(requests, is_counted=is_counted)
+                await _answer(method(request, call), call, reply)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+        except ClientLeftError:
+            return
+        except LoraxError as error:
+            # A client that reads nothing has its status when it goes on, and nothing else.
+            reply.drop_waiting()
+            status = rich_status(error, call.request_id)
+            ours = ((REQUEST_ID, call.request_id),)
+            await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
+        finally:
+            self.num_open -= 1
+            reply.forget()
+
+    async def _read(self, requests: AsyncIterator[Any], *, is_counted: bool) -> Message:
+        """Return the request of a call that there is place for; what fails here is counted here."""
+        try:
+            if self.num_open > self._limits.max_calls:
+                raise OverloadedError("too many calls", public="")
+            if is_counted:
+                self._check_room()
+            return await self._first(requests)
+        except (LoraxError, asyncio.CancelledError) as error:
+            if is_counted:
+                self._refused(error)
+            raise
+
+    async def _first(self, requests: AsyncIterator[Any]) -> Message:
+        reading = asyncio.timeout(self._limits.client_timeout_s)
+        try:
+            async with reading:
+                request: Message = await anext(requests)
+                return request
+        except StopAsyncIteration:
+            raise BadRequestError("the call ended without a request") from None
+        except DecodeError:
+            raise BadRequestError("the request is not the message that this method takes") from None
+        except TimeoutError:
+            if not reading.expired():
+                raise
+            raise SlowRequestError("the request did not come in time") from None
+
+
+async def _answer(work: Coroutine[Any, Any, Message | None], call: Call, reply: ReplyQueue) -> None:
+    """Run a method while its messages are written; those of one that fails are written, too."""
+    failure: LoraxError | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reply.write_all())
+            try:
+                if (answer := await work) is not None:
+                    call.send(answer)
+            except SlowReaderError:
+                raise
+            except LoraxError as error:
+                failure = error
+            except Exception:
+                logger.exception("unexpected error in a call")
+                failure = LoraxError(public="")
+            reply.close()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    if failure is not None:
+        raise failure

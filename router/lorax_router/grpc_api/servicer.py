@@ -1,0 +1,162 @@
+# ruff: noqa: N802 - the methods bear the names that the proto gives them.
+"""The public service ``lorax.v1``: unpack, call, pack. What goes wrong is the boundary's affair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lorax_contract.errors import ForbiddenError, LoraxError, ValidationError
+from lorax_proto import lorax_pb2 as pb
+from lorax_proto.lorax_pb2_grpc import LoraxServicer
+from lorax_router.grpc_api.boundary import Call
+from lorax_router.grpc_api.requests import (
+    adapter_parameters,
+    chat_request,
+    generate_request,
+    list_query,
+)
+from lorax_router.grpc_api.responses import (
+    AnswerStyle,
+    ChunkMaker,
+    adapter_info,
+    chat_response,
+    generate_response,
+    info_response,
+)
+from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.management import AdapterManager
+from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.info import ServerInfo
+from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID, GenerateRequest
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Lorax"].full_name
+# Those that take a place, and whose requests are counted.
+GENERATING = frozenset({"Generate", "GenerateStream", "Chat", "ChatStream"})
+
+
+class PublicServicer(LoraxServicer):
+    """The methods of the service; ``CallBoundary`` goes around them."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        manager: AdapterManager,
+        selections: SelectionPolicy,
+        metrics: Metrics,
+        info: ServerInfo,
+    ) -> None:
+        self.service = service
+        self._manager = manager
+        self._selections = selections
+        self.metrics = metrics
+        self._info = info_response(info)
+
+    # --- generation ---------------------------------------------------------------
+
+    async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        """Answer with whole texts."""
+        with self._counted():
+            domain = generate_request(request, call.bearer_token)
+        style = AnswerStyle(request.parameters, domain)
+        result = await self.service.generate(domain)
+        return generate_response(result, style, call.request_id)
+
+    async def GenerateStream(self, request: pb.GenerateRequest, call: Call) -> None:
+        """Send chunks."""
+        with self._counted():
+            domain = generate_request(request, call.bearer_token)
+        style = AnswerStyle(request.parameters, domain)
+        await self._stream(domain, style, pb.GenerateChunk, call)
+
+    async def Chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+        """Answer with whole messages."""
+        with self._counted():
+            domain = chat_request(request, call.bearer_token)
+        style = AnswerStyle(request.parameters, domain)
+        result = await self.service.generate(domain)
+        return chat_response(result, style, call.request_id)
+
+    async def ChatStream(self, request: pb.ChatRequest, call: Call) -> None:
+        """Send parts of messages."""
+        with self._counted():
+            domain = chat_request(request, call.bearer_token)
+        style = AnswerStyle(request.parameters, domain)
+        await self._stream(domain, style, pb.ChatChunk, call)
+
+    async def _stream(
+        self,
+        domain: GenerateRequest,
+        style: AnswerStyle,
+        make: type[pb.GenerateChunk | pb.ChatChunk],
+        call: Call,
+    ) -> None:
+        async with await self.service.generate_stream(domain) as stream:
+            chunks = ChunkMaker(make, stream, style, call.request_id)
+            async for sequence, chunk in stream:
+                if (message := chunks.chunk(sequence, chunk)) is not None:
+                    call.send(message)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Within, a request becomes one of the service's; one that does not is counted here."""
+        try:
+            yield
+        except LoraxError as error:
+            self.metrics.request_refused(error)
+            raise
+
+    # --- the server ---------------------------------------------------------------
+
+    async def Info(self, request: pb.InfoRequest, call: Call) -> pb.InfoResponse:
+        """Answer with the model and its limits."""
+        return self._info
+
+    async def ListAdapters(
+        self, request: pb.ListAdaptersRequest, call: Call
+    ) -> pb.ListAdaptersResponse:
+        """Answer with a page of the known adapters."""
+        page = await self._manager.listing(list_query(request), call.bearer_token)
+        adapters = map(adapter_info, page["adapters"])
+        return pb.ListAdaptersResponse(adapters=adapters, next_page_token=page["next_cursor"])
+
+    async def LoadAdapter(
+        self, request: pb.LoadAdapterRequest, call: Call
+    ) -> pb.LoadAdapterResponse:
+        """Answer when the adapter is there."""
+        selection = self._managed(request.adapter, call)
+        document = await self._manager.load(selection, pin=request.pin)
+        return pb.LoadAdapterResponse(adapter=adapter_info(document))
+
+    async def UnloadAdapter(
+        self, request: pb.UnloadAdapterRequest, call: Call
+    ) -> pb.UnloadAdapterResponse:
+        """Answer when its memory is free."""
+        document = await self._manager.unload(self._managed(request.adapter, call))
+        return pb.UnloadAdapterResponse(
+            freed=pb.TierBytes(**document["freed"]), shared_with=document["shared_with"]
+        )
+
+    def _managed(self, adapter: pb.Adapter, call: Call) -> AdapterSelection:
+        """Return the adapter that somebody manages who may; ForbiddenError, ValidationError."""
+        _check_may_manage()
+        self.service.check_open()
+        if adapter.id in ("", BASE_MODEL_ADAPTER_ID):
+            raise ValidationError("`adapter_id` must name an adapter")
+        selection = self._selections.selection_of(adapter_parameters(adapter, call.bearer_token))
+        assert selection is not None
+        return selection
+
+
+def _check_may_manage() -> None:
+    """Where clients ask there are no operators, wherever the listener is.
+
+    HTTP's port for them is on the loopback, too, but its own: what lets clients in from elsewhere,
+    such as a proxy or a tunnel on this machine, has no reason to lead there.
+    """
+    raise ForbiddenError(
+        "adapters are managed on a listener of their own: the unix socket that the server "
+        "names when it is ready, or --admin-port"
+    )
