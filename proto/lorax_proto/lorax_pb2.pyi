@@ -428,7 +428,7 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class AdapterInfo(_message.Message):
-    __slots__ = ("id", "source", "revision", "version", "content_digest", "rank", "state", "pinned", "bytes", "waiting_requests", "running_requests", "uses", "last_used", "warnings", "failure")
+    __slots__ = ("id", "source", "revision", "version", "content_digest", "rank", "state", "pinned", "bytes", "waiting_requests", "running_requests", "uses", "last_used", "warnings", "failure", "alias_of")
     ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -444,6 +444,7 @@ class AdapterInfo(_message.Message):
     LAST_USED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_OF_FIELD_NUMBER: _ClassVar[int]
     id: str
     source: str
     revision: str
@@ -459,7 +460,8 @@ class AdapterInfo(_message.Message):
     last_used: _timestamp_pb2.Timestamp
     warnings: _containers.RepeatedScalarFieldContainer[str]
     failure: AdapterFailure
-    def __init__(self, id: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., version: _Optional[str] = ..., content_digest: _Optional[str] = ..., rank: _Optional[int] = ..., state: _Optional[str] = ..., pinned: bool = ..., bytes: _Optional[_Union[TierBytes, _Mapping]] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., uses: _Optional[int] = ..., last_used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
+    alias_of: str
+    def __init__(self, id: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., version: _Optional[str] = ..., content_digest: _Optional[str] = ..., rank: _Optional[int] = ..., state: _Optional[str] = ..., pinned: bool = ..., bytes: _Optional[_Union[TierBytes, _Mapping]] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., uses: _Optional[int] = ..., last_used: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ..., alias_of: _Optional[str] = ...) -> None: ...
 
 class TierBytes(_message.Message):
     __slots__ = ("device", "host", "disk")
@@ -480,12 +482,14 @@ class AdapterFailure(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("adapter", "pin")
+    __slots__ = ("adapter", "pin", "alias")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     adapter: Adapter
     pin: bool
-    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., pin: bool = ...) -> None: ...
+    alias: str
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., pin: bool = ..., alias: _Optional[str] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
     __slots__ = ("adapter",)

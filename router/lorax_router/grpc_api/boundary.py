@@ -1,6 +1,6 @@
 """What all methods of the public service have around them: bounds, deadlines, errors.
 
-A method gets its request and a ``Call``. Before that the request must have come in time and there
+A method gets its request and a ``PublicCall``. Before that the request must have come in time and there
 must be place for it; an error of ours becomes a rich status, any other one an answer that tells
 nothing inside. A call that is cancelled, or whose deadline passes, cancels the method.
 """
@@ -33,10 +33,10 @@ _GIVEN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Result = TypeVar("Result")
 Context = grpc.aio.ServicerContext[bytes, bytes]
 # A method of the service: of one answer, or of a stream that it sends itself.
-Method = Callable[[Any, "Call"], Coroutine[Any, Any, Message | None]]
+Method = Callable[[Any, "PublicCall"], Coroutine[Any, Any, Message | None]]
 
 
-class Call:
+class PublicCall:
     """One call, as the methods of the service see it."""
 
     def __init__(self, context: Context, reply: ReplyQueue) -> None:
@@ -121,7 +121,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         is_counted: bool,
     ) -> None:
         reply = ReplyQueue(context, context.peer(), self.unread, self._limits)
-        call = Call(context, reply)
+        call = PublicCall(context, reply)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self.num_open += 1
         try:
@@ -171,7 +171,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise SlowRequestError("the request did not come in time") from None
 
 
-async def _answer(work: Coroutine[Any, Any, Message | None], call: Call, reply: ReplyQueue) -> None:
+async def _answer(work: Coroutine[Any, Any, Message | None], call: PublicCall, reply: ReplyQueue) -> None:
     """Run a method while its messages are written; those of one that fails are written, too."""
     failure: LoraxError | None = None
     try:

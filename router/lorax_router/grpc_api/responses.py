@@ -161,6 +161,7 @@ def adapter_info(document: Document) -> pb.AdapterInfo:
         running_requests=document["running"],
         uses=document["uses"],
         warnings=document["warnings"],
+        alias_of=document["alias_of"] or "",
     )
     if document["last_used"] is not None:
         last_used = timestamp_pb2.Timestamp()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from lorax_contract.errors import ForbiddenError, LoraxError, ValidationError
 from lorax_proto import lorax_pb2 as pb
 from lorax_proto.lorax_pb2_grpc import LoraxServicer
-from lorax_router.grpc_api.boundary import Call
+from lorax_router.grpc_api.boundary import PublicCall
 from lorax_router.grpc_api.requests import (
     adapter_parameters,
     chat_request,
@@ -56,7 +56,7 @@ class PublicServicer(LoraxServicer):
 
     # --- generation ---------------------------------------------------------------
 
-    async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+    async def Generate(self, request: pb.GenerateRequest, call: PublicCall) -> pb.GenerateResponse:
         """Answer with whole texts."""
         with self._counted():
             domain = generate_request(request, call.bearer_token)
@@ -64,14 +64,14 @@ class PublicServicer(LoraxServicer):
         result = await self.service.generate(domain)
         return generate_response(result, style, call.request_id)
 
-    async def GenerateStream(self, request: pb.GenerateRequest, call: Call) -> None:
+    async def GenerateStream(self, request: pb.GenerateRequest, call: PublicCall) -> None:
         """Send chunks."""
         with self._counted():
             domain = generate_request(request, call.bearer_token)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, pb.GenerateChunk, call)
 
-    async def Chat(self, request: pb.ChatRequest, call: Call) -> pb.ChatResponse:
+    async def Chat(self, request: pb.ChatRequest, call: PublicCall) -> pb.ChatResponse:
         """Answer with whole messages."""
         with self._counted():
             domain = chat_request(request, call.bearer_token)
@@ -79,7 +79,7 @@ class PublicServicer(LoraxServicer):
         result = await self.service.generate(domain)
         return chat_response(result, style, call.request_id)
 
-    async def ChatStream(self, request: pb.ChatRequest, call: Call) -> None:
+    async def ChatStream(self, request: pb.ChatRequest, call: PublicCall) -> None:
         """Send parts of messages."""
         with self._counted():
             domain = chat_request(request, call.bearer_token)
@@ -91,7 +91,7 @@ class PublicServicer(LoraxServicer):
         domain: GenerateRequest,
         style: AnswerStyle,
         make: type[pb.GenerateChunk | pb.ChatChunk],
-        call: Call,
+        call: PublicCall,
     ) -> None:
         async with await self.service.generate_stream(domain) as stream:
             chunks = ChunkMaker(make, stream, style, call.request_id)
@@ -110,12 +110,12 @@ class PublicServicer(LoraxServicer):
 
     # --- the server ---------------------------------------------------------------
 
-    async def Info(self, request: pb.InfoRequest, call: Call) -> pb.InfoResponse:
+    async def Info(self, request: pb.InfoRequest, call: PublicCall) -> pb.InfoResponse:
         """Answer with the model and its limits."""
         return self._info
 
     async def ListAdapters(
-        self, request: pb.ListAdaptersRequest, call: Call
+        self, request: pb.ListAdaptersRequest, call: PublicCall
     ) -> pb.ListAdaptersResponse:
         """Answer with a page of the known adapters."""
         page = await self._manager.listing(list_query(request), call.bearer_token)
@@ -123,15 +123,19 @@ class PublicServicer(LoraxServicer):
         return pb.ListAdaptersResponse(adapters=adapters, next_page_token=page["next_cursor"])
 
     async def LoadAdapter(
-        self, request: pb.LoadAdapterRequest, call: Call
+        self, request: pb.LoadAdapterRequest, call: PublicCall
     ) -> pb.LoadAdapterResponse:
         """Answer when the adapter is there."""
         selection = self._managed(request.adapter, call)
-        document = await self._manager.load(selection, pin=request.pin)
+        if request.alias:
+            alias = self._selections.aliases.make(request.alias, selection)
+            document = await self._manager.name(alias, pin=request.pin)
+        else:
+            document = await self._manager.load(selection, pin=request.pin)
         return pb.LoadAdapterResponse(adapter=adapter_info(document))
 
     async def UnloadAdapter(
-        self, request: pb.UnloadAdapterRequest, call: Call
+        self, request: pb.UnloadAdapterRequest, call: PublicCall
     ) -> pb.UnloadAdapterResponse:
         """Answer when its memory is free."""
         document = await self._manager.unload(self._managed(request.adapter, call))
@@ -139,7 +143,7 @@ class PublicServicer(LoraxServicer):
             freed=pb.TierBytes(**document["freed"]), shared_with=document["shared_with"]
         )
 
-    def _managed(self, adapter: pb.Adapter, call: Call) -> AdapterSelection:
+    def _managed(self, adapter: pb.Adapter, call: PublicCall) -> AdapterSelection:
         """Return the adapter that somebody manages who may; ForbiddenError, ValidationError."""
         _check_may_manage()
         self.service.check_open()
