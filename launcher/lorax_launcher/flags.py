@@ -228,7 +228,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Port of 127.0.0.1 on which adapters are managed, for everybody on this "
                 "machine, but no browser or proxy (default: not served)."),
         _option("--grpc-port", type=_PORT,
-                help="Port of gRPC health and reflection (default: not served)."),
+                help="Port of the gRPC service lorax.v1, its health and reflection (default: not "
+                "served)."),
         _option("--max-connections", type=_COUNT,
                 help="Open HTTP connections. Where there are as many, the one that has waited "
                 "longest between requests makes room for a new one; if all are at work, the new "

@@ -322,7 +322,9 @@ def assemble(
         models=ModelRoutes(parts.models),
     )
     admin_app = build_admin_app(adapters, loras, facts.version)
-    servicer = PublicServicer(parts.service, parts.adapters, parts.selections, parts.metrics, facts)
+    servicer = PublicServicer(
+        parts.service, parts.adapters, parts.selections, parts.metrics, parts.tokenization, facts
+    )
     return Parts(
         app, admin_app, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
         _preloads(config, parts.selections), servicer,

@@ -11,12 +11,14 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tests.helpers.http_app import World, server_info
+from tests.helpers.inline_templates import InlineTemplates
 
 from lorax_proto.lorax_pb2_grpc import LoraxStub
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.grpc_api.servicer import PublicServicer
 from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.prompts.tokenization import Tokenization
 
 # Far above what tests take: where time matters, they say so.
 PATIENT = CallLimits(client_timeout_s=10_000.0)
@@ -48,6 +50,7 @@ def servicer_of(world: World) -> PublicServicer:
         None,  # type: ignore[arg-type]
         SelectionPolicy(),
         world.metrics,
+        Tokenization(world.bounds, world.tokenizer, InlineTemplates(world.template)),
         server_info(world.bounds),
     )
 

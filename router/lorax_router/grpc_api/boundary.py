@@ -171,7 +171,9 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise SlowRequestError("the request did not come in time") from None
 
 
-async def _answer(work: Coroutine[Any, Any, Message | None], call: PublicCall, reply: ReplyQueue) -> None:
+async def _answer(
+    work: Coroutine[Any, Any, Message | None], call: PublicCall, reply: ReplyQueue
+) -> None:
     """Run a method while its messages are written; those of one that fails are written, too."""
     failure: LoraxError | None = None
     try:

@@ -15,6 +15,7 @@ from lorax_router.service.adapters.listing import Document
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.inference import GenerationStream, reported_seed
 from lorax_router.service.info import ServerInfo
+from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.text import TextAssembler
 
@@ -127,6 +128,17 @@ class ChunkMaker:
             made.usage.prompt_tokens = stream.request.num_prompt_tokens
             made.usage.generated_tokens = stream.num_generated
             made.timings.CopyFrom(_timings(stream.timings, stream.adapter))
+
+
+def tokenize_response(spans: Iterable[TokenSpan]) -> pb.TokenizeResponse:
+    """Return the tokens of a text."""
+    return pb.TokenizeResponse(tokens=(pb.TokenSpan(**each._asdict()) for each in spans))
+
+
+def chat_tokens_response(ids: Iterable[int], strings: Iterable[str]) -> pb.TokenizeResponse:
+    """Return the tokens of a chat, which have no places in anything that the client sent."""
+    rows = zip(ids, strings, strict=True)
+    return pb.TokenizeResponse(tokens=(pb.TokenSpan(id=each, text=text) for each, text in rows))
 
 
 def info_response(info: ServerInfo) -> pb.InfoResponse:

@@ -12,8 +12,10 @@ from lorax_proto.lorax_pb2_grpc import LoraxServicer
 from lorax_router.grpc_api.boundary import PublicCall
 from lorax_router.grpc_api.requests import (
     adapter_parameters,
+    chat_prompt,
     chat_request,
     generate_request,
+    given,
     list_query,
 )
 from lorax_router.grpc_api.responses import (
@@ -21,8 +23,10 @@ from lorax_router.grpc_api.responses import (
     ChunkMaker,
     adapter_info,
     chat_response,
+    chat_tokens_response,
     generate_response,
     info_response,
+    tokenize_response,
 )
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.management import AdapterManager
@@ -30,6 +34,7 @@ from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.prompts.tokenization import Tokenization
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID, GenerateRequest
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Lorax"].full_name
@@ -46,12 +51,14 @@ class PublicServicer(LoraxServicer):
         manager: AdapterManager,
         selections: SelectionPolicy,
         metrics: Metrics,
+        tokenization: Tokenization,
         info: ServerInfo,
     ) -> None:
         self.service = service
         self._manager = manager
         self._selections = selections
         self.metrics = metrics
+        self._tokenization = tokenization
         self._info = info_response(info)
 
     # --- generation ---------------------------------------------------------------
@@ -107,6 +114,31 @@ class PublicServicer(LoraxServicer):
         except LoraxError as error:
             self.metrics.request_refused(error)
             raise
+
+    # --- texts and tokens ---------------------------------------------------------
+
+    async def Tokenize(self, request: pb.TokenizeRequest, call: PublicCall) -> pb.TokenizeResponse:
+        """Answer with the tokens of a text, or of a chat as it is rendered."""
+        self.service.check_open()
+        tokens = self._tokenization
+        match request.WhichOneof("prompt"):
+            case "text":
+                is_special = given(request, "add_special_tokens", True)
+                spans = await tokens.spans(request.text, add_special_tokens=is_special)
+                # A long text has many tokens: their messages are made off the event loop, too.
+                return await tokens.pool.run(tokenize_response, spans)
+            case "chat":
+                ids = await tokens.ids(chat_prompt(request.chat))
+                strings = await tokens.strings(ids)
+                return await tokens.pool.run(chat_tokens_response, ids, strings)
+        raise ValidationError("`prompt` is missing: set `text` or `chat`")
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, call: PublicCall
+    ) -> pb.DetokenizeResponse:
+        """Answer with the text of token ids."""
+        self.service.check_open()
+        return pb.DetokenizeResponse(text=await self._tokenization.text(request.ids))
 
     # --- the server ---------------------------------------------------------------
 
