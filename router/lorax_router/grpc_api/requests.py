@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -141,7 +140,7 @@ def _message(place: int, message: pb.ChatMessage) -> dict[str, Any]:
     if message.name:
         document["name"] = message.name
     if message.tool_calls:
-        document["tool_calls"] = list(_tool_calls(place, message.tool_calls))
+        document["tool_calls"] = [_tool_call(each) for each in message.tool_calls]
     if message.tool_call_id:
         document["tool_call_id"] = message.tool_call_id
     return document
@@ -153,11 +152,9 @@ def _part(place: int, part: pb.ContentPart) -> dict[str, str]:
     return {"type": "text", "text": part.text}
 
 
-def _tool_calls(place: int, calls: Iterable[pb.ToolCall]) -> Iterable[dict[str, Any]]:
-    for call in calls:
-        arguments = _json_object(f"messages.{place}.tool_calls.arguments", call.arguments or "{}")
-        function = {"name": call.name, "arguments": arguments}
-        yield {"id": call.id, "type": "function", "function": function}
+def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _tool(place: int, tool: pb.Tool) -> dict[str, Any]:

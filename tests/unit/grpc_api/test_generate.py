@@ -159,7 +159,7 @@ async def test_a_chat_streams_its_content():
 @in_loop
 async def test_what_templates_take_is_what_messages_say():
     template = (
-        "{{ messages | tojson }}|{{ tools | tojson }}|{{ size }}|{{ ratio }}|{{ thinks }}|"
+        "{% for m in messages %}{% for part in m.content %}{% endfor %}{% endfor %}{{ messages | tojson }}|{{ tools | tojson }}|{{ size }}|{{ ratio }}|{{ thinks }}|"
         "{{ add_generation_prompt }}"
     )
     world = World(template=template, bounds=limits(max_input_length=900, max_total_tokens=999))
@@ -182,7 +182,6 @@ async def test_what_templates_take_is_what_messages_say():
             "tools": [{"name": "f", "description": "d", "parameters_schema":
                        '{"type": "object", "properties": {"b": {"minimum": 1}, "a": {}}}'}],
             "template_kwargs": {"size": 3, "ratio": 0.5, "thinks": False},
-            "continue_final_message": True,
             "parameters": {"max_new_tokens": 1},
         },
         pb.ChatRequest(),
@@ -195,7 +194,19 @@ async def test_what_templates_take_is_what_messages_say():
     assert '"content": "2", "name": "f", "tool_call_id": "c1"' in text
     # A schema keeps its order and its integers, and so do the template's own values.
     assert '"properties": {"b": {"minimum": 1}, "a": {}}' in text
-    assert text.endswith("|3|0.5|False|False")
+    assert text.endswith("|3|0.5|False|True")
+
+
+@in_loop
+async def test_an_answer_that_was_begun_is_continued():
+    world = World()
+    async with grpc_served(world) as served:
+        begun = chat("w1")
+        begun.messages.add(role="assistant", content="w2 w3")
+        begun.continue_final_message = True
+        await served.stub.Chat(begun, timeout=30)
+        # The template's text ends where the message ends.
+        assert list(world.engine.submitted[0].prompt_ids)[-2:] == [2, 3]
 
 
 # --- errors -----------------------------------------------------------------------
