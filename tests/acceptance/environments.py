@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import venv
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,27 @@ async def run_program(*command: str, timeout_s: float, **settings: Any) -> tuple
     return process.returncode or 0, output.decode(errors="replace")
 
 
+@dataclass(frozen=True, slots=True)
+class FakeServer:
+    """Where a server of fakes listens."""
+
+    url: str
+    # Where its operator asks.
+    admin_url: str
+
+
 @contextlib.asynccontextmanager
 async def fake_server(
     model: FakeModel | None = None, tokenizer: Tokenizer | None = None, **config: Any
-) -> AsyncIterator[str]:
+) -> AsyncIterator[FakeServer]:
     """A whole router over a fake shard: every route, and answers without a model's weight."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = config_of(folder, **config)
+        settings = config_of(folder, admin_port=0, **config)
         if tokenizer is not None:
             tokenizer.save(str(folder / "tokenizer.json"))
         shard = FakeShard(model, num_blocks=4096, block_size=16)
         async with serve([shard], folder), started(settings, folder) as router:
-            yield await router.url()
+            ready = await router.ready()
+            (admin,) = [each for each in ready["admin"] if each.startswith("http")]
+            yield FakeServer(ready["url"], admin)

@@ -4,8 +4,9 @@ They are fetched for the run and not kept: ``PUBLISHED_CLIENT_TESTS`` names a fo
 ``lorax`` and ``tgi``, each the ``tests`` folder of ``clients/python`` in its repository.
 
 TGI's ask its public service for models by name and expect what Llama-2-7b answers. Here the names
-lead to this server, and the tokens are those: a fake shard gives the token that they expect. What
-needs the hub is left out by name.
+lead to this server, and the tokens are those: a fake shard gives what they expect. What needs the
+hub is left out by name. Of TGI the tests of the client's own time are meant (e4d31a40): later ones
+ask for the prompt's tokens and expect none, as TGI 3 leaves them out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lorax_router.shards.fake.shard import FakeModel
 BOUND_S = 300.0
 ANSWER_ID, ANSWER = 29918, "_"
 TEST_ID, START_ID = 1243, 1
+PROMPT_LOGPROB = -10.96875
 # Its tests of the hub's own service ask the hub which models it serves.
 TGI_OTHERS = ("test_inference_api.py",)
 # In place of TGI's own: where the models are served. The names are the fixtures of its tests.
@@ -57,6 +59,10 @@ class ExpectedModel(FakeModel):
     def next_token(self, spec: RequestSpec, digest: int) -> int:
         """Return it."""
         return ANSWER_ID
+
+    def logprob(self, token_id: int, digest: int) -> float:
+        """Return what they expect of the prompt."""
+        return PROMPT_LOGPROB
 
 
 def expected_text(token_id: int) -> str:
@@ -114,8 +120,8 @@ def point_tgi_client() -> Result:
 
     async def measure(programs: Path) -> Result:
         model = ExpectedModel(vocab_size=32000, text_of=expected_text)
-        async with fake_server(model, llama_like_tokenizer(), max_total_tokens=4096) as url:
-            return await run_published("tgi", programs, TGI_CONFTEST, TGI_OTHERS, url)
+        async with fake_server(model, llama_like_tokenizer(), max_total_tokens=4096) as server:
+            return await run_published("tgi", programs, TGI_CONFTEST, TGI_OTHERS, server.url)
 
     with environment("text-generation==0.7.0", "pytest", "pytest-asyncio") as programs:
         return asyncio.run(measure(programs))
@@ -125,8 +131,8 @@ def point_lorax_client() -> Result:
     """lorax-client 0.6.3 and the tests published with it."""
 
     async def measure(programs: Path) -> Result:
-        async with fake_server() as url:
-            return await run_published("lorax", programs, None, (), url)
+        async with fake_server() as server:
+            return await run_published("lorax", programs, None, (), server.url)
 
     with environment("lorax-client==0.6.3", "pytest") as programs:
         return asyncio.run(measure(programs))

@@ -98,7 +98,7 @@ def test_every_route_tells_the_statuses_that_it_can_answer_with(document):
 @pytest.mark.parametrize("path", ["/generate_stream", "/", "/invocations"])
 def test_event_streams_are_told_as_such(document, path):
     content = document["paths"][path]["post"]["responses"]["200"]["content"]
-    schema = content["text/event-stream"]["schema"]
+    schema = content["text/event-stream"]["schema"]["properties"]["data"]["contentSchema"]
     assert [each["$ref"].rpartition("/")[2] for each in schema["oneOf"]] == [
         "StreamResponse", "ErrorResponse",
     ]  # fmt: skip
