@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 
 from tests.acceptance.environments import environment, fake_server, run_program
 from tests.acceptance.harness import Point, Result
@@ -27,7 +28,9 @@ async def run_schemathesis(url: str, programs: str, examples: int = EXAMPLES) ->
         "--request-timeout", "60", "--continue-on-failure", "--warnings", "off",
         "--suppress-health-check", "filter_too_much,too_slow",
     ]  # fmt: skip
-    code, output = await run_program(*command, timeout_s=BOUND_S)
+    with tempfile.TemporaryDirectory() as folder:
+        # What it remembers of a run lies where it runs.
+        code, output = await run_program(*command, timeout_s=BOUND_S, cwd=folder)
     if code:
         print(output[-20000:])
     figures = re.findall(r"Tested: \d+|\d+ generated, .*", output)
