@@ -226,9 +226,8 @@ class AdapterDirectory:
         (ref,), token = alias.target.refs, alias.target.token
         query = AdapterQuery(ref=ref.plain, token=token, refresh=refresh)
         fetched = await self._shards.fetch_adapter(query)
-        # Whoever may ask this server may use it, and it has the operator's spelling.
-        access = "server" if fetched.access == "token" else fetched.access
-        return replace(fetched, access=access, id=None)
+        # Whoever may ask this server may use it.
+        return replace(fetched, access="server") if fetched.access == "token" else fetched
 
     def _spelled(self, ref: AdapterRef, fetched: FetchedAdapter) -> AdapterRef:
         """Return the name that an answer is about, and remember what was meant by this one."""
