@@ -233,7 +233,7 @@ def assemble_service(
         max_stop_sequences=config.max_stop_sequences,
     )
     metrics = Metrics(
-        model_name=config.model_id,
+        model_name=next(iter(config.served_model_names), config.model_id),
         max_input_length=limits.max_input_length,
         max_total_tokens=limits.max_total_tokens,
         max_adapter_labels=config.max_adapter_labels,

@@ -460,3 +460,16 @@ async def test_what_is_replaced_and_still_in_use_is_not_resident_for_new_request
         assert samples["lorax_adapter_slots_held"] == 2.0
         await world.finish(stream)
         await world.gone(AdapterHandle(1))
+
+
+@in_loop
+async def test_gateways_see_models_by_the_names_that_requests_send():
+    async with adapter_world(
+        served_model_names=["shown", "other"], adapter_aliases=["poet=local:a"]
+    ) as world:
+        await world.post("load", adapter_id="poet", adapter_source="alias")
+        samples = await world.metrics()
+        assert samples['vllm:num_requests_running{engine="0",model_name="shown"}'] == 0.0
+        assert samples['vllm:num_gpu_loaded_lora_adapters{model_name="shown"}'] == 1.0
+        (info,) = [name for name in samples if name.startswith("vllm:lora_requests_info")]
+        assert 'running_lora_adapters="poet"' in info
