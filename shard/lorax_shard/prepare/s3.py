@@ -20,6 +20,7 @@ from lorax_shard.fetching.sources.interface import FetchContext, FetchLimits, Re
 from lorax_shard.fetching.sources.objects import SCHEME, S3Objects, split_place
 from lorax_shard.fetching.sources.stream import download, retried
 from lorax_shard.prepare.files import (
+    MARKER,
     Progress,
     ProgressEvent,
     disk_errors,
@@ -104,7 +105,8 @@ def _wanted(what: str, found: Mapping[str, RemoteFile], with_code: bool) -> tupl
     names = sorted(
         name
         for name in found
-        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        if name != MARKER
+        and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
         and not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED_FILES)
     )
     if not any(name.endswith(".safetensors") for name in names):

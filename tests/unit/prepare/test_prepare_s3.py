@@ -28,13 +28,15 @@ FILES = {
     "model.safetensors": save({"a": torch.arange(1 << 20, dtype=torch.float32)}),
 }
 UNWANTED = {"pytorch_model.bin": b"\x80", "consolidated.safetensors": b"x", "run.py": b"x"}
+# Of somebody's cache that was copied to the bucket as it was.
+MARKER = {"complete.json": b'{"files": {}}'}
 
 
 @pytest.fixture
 def bucket(endpoint: str) -> Any:
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket="models")
-    for name, data in {**FILES, **UNWANTED}.items():
+    for name, data in {**FILES, **UNWANTED, **MARKER}.items():
         client.put_object(Bucket="models", Key=f"team/base/{name}", Body=data)
     client.put_object(Bucket="models", Key="team/base/onnx/model.safetensors", Body=b"x")
     return client
