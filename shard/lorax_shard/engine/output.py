@@ -52,17 +52,21 @@ class RowOutput:
         """Take the row's next token.
 
         Text of a character that is not complete yet comes with the token that completes it.
-        What the end cuts off is left out: it is no character.
+        What the end or a special token cuts off is no part of the generated text, to which the
+        texts of all tokens but the special ones add up.
         """
-        visible, special = self._stream.push(token_id)
+        before, special_text = self._stream.push(token_id)
+        is_special = self._reader.is_special(token_id)
+        visible = "" if is_special else before
         finish, num_kept = self._stopping.push(token_id, visible)
-        if num_kept is not None:
-            visible, special = visible[:num_kept], ""
-        elif finish != FinishCode.RUNNING and special:
-            # All that comes before a special token is what was not completed.
-            visible = ""
+        visible = visible[:num_kept]
         self._visible.append(visible)
-        return Emitted(visible + special, self._reader.is_special(token_id), finish)
+        if not is_special:
+            return Emitted(visible, is_special, finish)
+        # Before a special token comes nothing but a character that was not completed. It shows
+        # that something is missing there; at the end nothing is.
+        text = special_text if finish != FinishCode.RUNNING else before + special_text
+        return Emitted(text, is_special, finish)
 
     @property
     def generated_text(self) -> str:

@@ -58,16 +58,60 @@ def test_a_rebuilt_output_goes_on_exactly_as_an_uninterrupted_one(make, data):
 @given(data=st.data())
 def test_the_texts_of_plain_tokens_add_up_to_the_generated_text(make, data):
     tokenizer = make()
-    ids = data.draw(st.lists(st.integers(3, tokenizer.get_vocab_size() - 1), max_size=25))
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + 2), max_size=25))
     strings = tuple(data.draw(st.lists(st.text("the o", min_size=1, max_size=2), max_size=2)))
-    output = make_output(tokenizer, max_new_tokens=20, stop_sequences=strings)
-    emitted = run(output, ids)
-    plain = "".join(text for text, special, _ in emitted if not special)
-    if not any(special for _, special, _ in emitted):
+    output = make_output(
+        tokenizer,
+        prompt=data.draw(st.sampled_from(["the", "né🙂"])),
+        max_new_tokens=data.draw(st.integers(1, 20)),
+        min_new_tokens=data.draw(st.integers(0, 3)),
+        stop_sequences=strings,
+        eos=data.draw(st.sets(st.integers(0, 2))),
+    )
+    emitted, plain = [], ""
+    for token_id in ids:
+        emitted.append(output.push(token_id))
+        plain += "" if emitted[-1].special else emitted[-1].text
         assert plain == output.generated_text
+        if emitted[-1].finish != FinishCode.RUNNING:
+            break
     if emitted and emitted[-1].finish == FinishCode.STOP_SEQUENCE:
         assert output.generated_text.endswith(strings)
-        assert not any(string in output.generated_text[:-1] for string in strings)
+
+
+# Words, characters of several bytes, right to left, vowels that combine, emoji joined by others.
+SCRIPTS = [
+    "the quick fox",
+    "naïve café Ωß",
+    "你好世界 漢字",
+    "مرحبا بالعالم שלום",
+    "नमस्ते 🙂👩‍👩‍👧🇫🇷",
+]
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizers.byte_level, tiny_tokenizers.byte_fallback])
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_texts_cut_after_any_token_add_up_and_are_the_beginning_of_the_whole(make, text):
+    tokenizer = make()
+    ids = tokenizer.encode(" " + text, add_special_tokens=False).ids
+    for limit in range(1, len(ids) + 1):
+        for strings in ((), (text[len(text) // 2],)):
+            output = make_output(tokenizer, max_new_tokens=limit, stop_sequences=strings)
+            emitted = run(output, ids)
+            shown = "".join(each.text for each in emitted)
+            assert shown == output.generated_text
+            assert text.startswith(shown.lstrip(" "))
+            assert emitted[-1].finish != FinishCode.RUNNING
+
+
+def test_a_character_that_a_special_token_cuts_off_is_in_no_plain_text():
+    tokenizer = tiny_tokenizers.byte_fallback()
+    id_of = tokenizer.token_to_id
+    output = make_output(tokenizer)
+    ids = [id_of(token) for token in ("▁the", "<0xF0>", tiny_tokenizers.EOS, "▁the")]
+    texts = [(text, special) for text, special, _ in run(output, ids)]
+    assert texts == [(" the", False), ("", False), ("\ufffd<|end|>", True), (" the", False)]
+    assert output.generated_text == " the the"
 
 
 def test_eos_is_visible_in_its_token_and_not_in_the_text():
