@@ -201,6 +201,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--max-body-bytes", type=_COUNT, help="Largest body of a request in bytes."),
         _option("--validation-workers", type=_COUNT, help="Threads that tokenize."),
     ],
+    "Generation": [
+        _option("--watermark-gamma", type=click.FloatRange(min=0.0, max=1.0),
+                help="Share of the vocabulary that a `watermark` prefers after each token."),
+        _option("--watermark-delta", type=click.FloatRange(min=-100.0, max=100.0),
+                help="What a `watermark` adds to the logits of the preferred tokens."),
+    ],
     "Scheduling": [
         _option("--max-batch-prefill-tokens", type=_COUNT,
                 help="Tokens that one step may compute; longer prompts are computed in chunks."),

@@ -66,6 +66,9 @@ class LauncherOptions:
     num_blocks: int | None = None
     plan_depth: int = 2
 
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0
+
     max_concurrent_requests: int = 1024
     max_best_of: int = 2
     max_stop_sequences: int = 4

@@ -13,7 +13,6 @@ _QUANTIZED = (
 )
 _SPECULATION = "speculative decoding is not in this version; leave it out"
 _NGROK = "the server opens no tunnel; run one of your own to --port"
-_WATERMARKS = "watermarks are not in this version; leave it out"
 _GRAPHS = "CUDA graphs are not in this version; leave it out"
 
 
@@ -104,8 +103,6 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         "tracing is not in this version; use the router's /metrics",
         comes_later=True,
     ),
-    Refused("--watermark-gamma", _WATERMARKS, defaults=("0.5",)),
-    Refused("--watermark-delta", _WATERMARKS, defaults=("2.0",)),
     Refused("--ngrok", _NGROK, is_switch=True),
     Refused("--ngrok-authtoken", _NGROK, secret=True),
     Refused("--ngrok-edge", _NGROK),

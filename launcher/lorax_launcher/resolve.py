@@ -338,6 +338,8 @@ def _shard(
         adapter_timeout_s=options.adapter_timeout_s,
         adapter_refresh_s=options.adapter_refresh_s,
         max_adapter_rank=options.max_adapter_rank,
+        watermark_gamma=options.watermark_gamma,
+        watermark_delta=options.watermark_delta,
     )
 
 

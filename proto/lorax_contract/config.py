@@ -125,6 +125,9 @@ class ShardConfig(ProcessConfig):
     adapter_timeout_s: float = 600.0
     # A name is asked for again after so many seconds; a source's "yes" to a token holds so long.
     adapter_refresh_s: float = 300.0
+    # Share of the vocabulary that a watermark prefers, and what it adds to its logits.
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -144,6 +147,8 @@ class ShardConfig(ProcessConfig):
                 raise ConfigError(f"{name}: must be above 0 and at most 1")
         if self.num_blocks is not None:
             _at_least(self, "num_blocks", 1)
+        if not 0.0 <= self.watermark_gamma <= 1.0:
+            raise ConfigError("watermark_gamma: must be from 0 to 1")
         if not 0.0 <= self.adapter_memory_fraction < 1.0:
             raise ConfigError("adapter_memory_fraction: must be at least 0 and below 1")
         for name in ("adapter_store_bytes", "max_adapter_rank", "adapter_concurrency"):

@@ -29,6 +29,26 @@ class FinishCode(IntEnum):
     ERROR = 4
 
 
+class OutputKind(IntEnum):
+    """What a request asks of its row (the numbers are those of the wire)."""
+
+    # Tokens, one after the other, until one of StoppingParams ends them.
+    TOKENS = 0
+    # Nothing beyond the prompt: its row ends, without a token, once the prompt is computed.
+    PROMPT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LogitBias:
+    """What is added to the logits of some tokens: one value for each id, and each id once."""
+
+    ids: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ids)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is drawn. The seed is drawn at admission, so it is always set."""
@@ -43,17 +63,29 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int = 0
+    # Added before the penalties.
+    logit_bias: LogitBias = LogitBias()
+    # Prefer the tokens of a list that the previous token seeds.
+    watermark: bool = False
     # How many of the likeliest tokens are reported beside each token.
     num_alternatives: int = 0
+    # Whether logprobs are the model's own; else they are those of what the token is drawn from,
+    # after bias, penalties and warpers. Those of a prompt are always the model's own.
+    raw_logprobs: bool = False
     # Report the logprob of each prompt token.
     prompt_logprobs: bool = False
+    # How many of the likeliest tokens are reported beside each of them.
+    num_prompt_alternatives: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoppingParams:
     """When a request ends."""
 
+    # 0 if and only if no tokens are asked for (OutputKind).
     max_new_tokens: int
+    # No token ends the output, and no stop string in it does, before it has more than so many.
+    min_new_tokens: int = 0
     stop_sequences: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -68,6 +100,12 @@ class RequestSpec:
     sampling: SamplingParams
     stopping: StoppingParams
     adapter: AdapterHandle = BASE_ADAPTER
+    output: OutputKind = OutputKind.TOKENS
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens that are computed at most: all but the last one of an output."""
+        return len(self.prompt_ids) + max(self.stopping.max_new_tokens - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +173,15 @@ class RowDetail:
     generated_text: str | None = None
     alternatives: list[Alternatives] = field(default_factory=list)
     prompt_tokens: TokenColumns | None = None
+    # One entry per prompt token, when alternatives to them were asked for; the first is empty.
+    prompt_alternatives: list[Alternatives] = field(default_factory=list)
     error_code: str | None = None
     error_text: str | None = None
 
 
 @dataclass(slots=True)
 class StepOutcome:
-    """What one step produced. Rows without a token or an event are absent.
+    """What one step produced. Rows without a token or an end are absent.
 
     Row i gained the next ``num_tokens[i]`` entries of ``tokens``; ``finish[i]``
     is a FinishCode. ``details`` is keyed by request. ``inactive`` says of adapters

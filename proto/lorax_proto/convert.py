@@ -16,7 +16,9 @@ from lorax_contract.step import (
     Alternatives,
     BlockCopy,
     BlockId,
+    LogitBias,
     NewRow,
+    OutputKind,
     RequestId,
     RequestSpec,
     RowDetail,
@@ -87,6 +89,8 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
         prefill_logprobs=spec.sampling.prompt_logprobs,
         adapter_index=spec.adapter,
         num_prompt_tokens=len(spec.prompt_ids),
+        prefill_alternatives=spec.sampling.num_prompt_alternatives,
+        output=pb.OutputKind.Name(spec.output),
     )
     ids = request.tokenized_inputs.ids
     ids.extend(spec.prompt_ids)
@@ -102,9 +106,10 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
     spec = RequestSpec(
         request_id=RequestId(request.id),
         prompt_ids=ids[:num_prompt],
-        sampling=_sampling_from_proto(request.parameters, request.prefill_logprobs),
+        sampling=_sampling_from_proto(request),
         stopping=_stopping_from_proto(request.stopping_parameters),
         adapter=AdapterHandle(request.adapter_index),
+        output=OutputKind(request.output),
     )
     return NewRow(spec, ids[num_prompt:])
 
@@ -122,12 +127,15 @@ def _sampling_to_proto(params: SamplingParams) -> pb.NextTokenChooserParameters:
         presence_penalty=params.presence_penalty,
         return_k_alternatives=params.num_alternatives,
         min_p=params.min_p,
+        watermark=params.watermark,
+        logit_bias_ids=params.logit_bias.ids,
+        logit_bias_values=params.logit_bias.values,
+        raw_logprobs=params.raw_logprobs,
     )
 
 
-def _sampling_from_proto(
-    params: pb.NextTokenChooserParameters, prompt_logprobs: bool
-) -> SamplingParams:
+def _sampling_from_proto(request: pb.Request) -> SamplingParams:
+    params = request.parameters
     return SamplingParams(
         do_sample=params.do_sample,
         temperature=params.temperature,
@@ -139,9 +147,18 @@ def _sampling_from_proto(
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
         seed=params.seed,
+        logit_bias=logit_bias_from_proto(params),
+        watermark=params.watermark,
         num_alternatives=params.return_k_alternatives,
-        prompt_logprobs=prompt_logprobs,
+        raw_logprobs=params.raw_logprobs,
+        prompt_logprobs=request.prefill_logprobs,
+        num_prompt_alternatives=request.prefill_alternatives,
     )
+
+
+def logit_bias_from_proto(params: pb.NextTokenChooserParameters) -> LogitBias:
+    """Return the logit bias of a request's parameters, as it came."""
+    return LogitBias(tuple(params.logit_bias_ids), tuple(params.logit_bias_values))
 
 
 def _stopping_to_proto(params: StoppingParams) -> pb.StoppingCriteriaParameters:
@@ -150,12 +167,14 @@ def _stopping_to_proto(params: StoppingParams) -> pb.StoppingCriteriaParameters:
         stop_sequences=params.stop_sequences,
         ignore_eos_token=params.ignore_eos,
         stop_token_ids=params.stop_token_ids,
+        min_new_tokens=params.min_new_tokens,
     )
 
 
 def _stopping_from_proto(params: pb.StoppingCriteriaParameters) -> StoppingParams:
     return StoppingParams(
         max_new_tokens=params.max_new_tokens,
+        min_new_tokens=params.min_new_tokens,
         stop_sequences=tuple(params.stop_sequences),
         stop_token_ids=tuple(params.stop_token_ids),
         ignore_eos=params.ignore_eos_token,
@@ -225,15 +244,12 @@ def _details_to_proto(details: Mapping[RequestId, RowDetail]) -> Iterable[pb.Row
         message = pb.RowDetail(
             request_id=request_id,
             generated_text=detail.generated_text,
-            alternative_tokens=[
-                pb.AlternativeTokens(ids=some.ids, logprobs=some.logprobs, texts=some.texts)
-                for some in detail.alternatives
-            ],
+            alternative_tokens=_alternatives_to_proto(detail.alternatives),
             error_code=detail.error_code,
             error_text=detail.error_text,
         )
         if (prompt := detail.prompt_tokens) is not None:
-            message.prefill_tokens.CopyFrom(tokens_to_proto(prompt))
+            message.prefill_tokens.CopyFrom(prompt_to_proto(prompt, detail.prompt_alternatives))
         yield message
 
 
@@ -241,14 +257,32 @@ def _detail_from_proto(message: pb.RowDetail) -> RowDetail:
     has = message.HasField
     return RowDetail(
         generated_text=message.generated_text if has("generated_text") else None,
-        alternatives=[
-            Alternatives(some.ids[:], some.logprobs[:], some.texts[:])
-            for some in message.alternative_tokens
-        ],
+        alternatives=_alternatives_from_proto(message.alternative_tokens),
         prompt_tokens=tokens_from_proto(message.prefill_tokens) if has("prefill_tokens") else None,
+        prompt_alternatives=_alternatives_from_proto(message.prefill_tokens.alternative_tokens),
         error_code=message.error_code if has("error_code") else None,
         error_text=message.error_text if has("error_text") else None,
     )
+
+
+def _alternatives_to_proto(alternatives: Iterable[Alternatives]) -> list[pb.AlternativeTokens]:
+    return [
+        pb.AlternativeTokens(ids=some.ids, logprobs=some.logprobs, texts=some.texts)
+        for some in alternatives
+    ]
+
+
+def _alternatives_from_proto(messages: Iterable[pb.AlternativeTokens]) -> list[Alternatives]:
+    return [Alternatives(some.ids[:], some.logprobs[:], some.texts[:]) for some in messages]
+
+
+def prompt_to_proto(
+    tokens: TokenColumns, alternatives: Iterable[Alternatives] = ()
+) -> pb.NextTokens:
+    """Return the tokens of a prompt, with alternatives to each if there are any."""
+    message = tokens_to_proto(tokens)
+    message.alternative_tokens.extend(_alternatives_to_proto(alternatives))
+    return message
 
 
 def tokens_to_proto(tokens: TokenColumns) -> pb.NextTokens:

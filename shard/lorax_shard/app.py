@@ -138,6 +138,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
 
     from lorax_shard.engine.engine import Engine
     from lorax_shard.engine.memory import PoolSettings
+    from lorax_shard.engine.watermark import Watermark
     from lorax_shard.model.loader import load_paged_model
 
     if config.num_threads is not None:
@@ -163,16 +164,24 @@ def load_parts(config: ShardConfig) -> ShardParts:
         ranks_on_device=config.ranks_on_device,
         max_adapter_rank=config.max_adapter_rank if serves else 0,
     )
-    invariant = config.batch_invariant
+    make_engine = partial(
+        Engine,
+        model,
+        tokenizer,
+        pool,
+        batch_invariant=config.batch_invariant,
+        group=group,
+        watermark=Watermark(config.watermark_gamma, config.watermark_delta),
+    )
     if store is None:
-        return ShardParts(Engine(model, tokenizer, pool, batch_invariant=invariant, group=group))
+        return ShardParts(make_engine())
     base, lora = model.base, model.lora
     assert base is not None
     assert lora is not None
     host = setup.make_host_cache(config, store)
     lane = setup.make_prepare_lane(config, host, lora, model.dtype)
     return ShardParts(
-        Engine(model, tokenizer, pool, adapters=lane, batch_invariant=invariant, group=group),
+        make_engine(adapters=lane),
         partial(setup.make_rank_adapters, config, store, host, lane, base),
     )
 

@@ -26,6 +26,7 @@ class Answer:
     tokens: TokenColumns = field(default_factory=TokenColumns)
     alternatives: list[Alternatives] = field(default_factory=list)
     prompt_tokens: TokenColumns | None = None
+    prompt_alternatives: list[Alternatives] = field(default_factory=list)
     text: str | None = None
     finish: FinishCode = FinishCode.RUNNING
     error: str | None = None
@@ -94,6 +95,8 @@ def _book(outcome: StepOutcome, accepted: list[bool], answers: dict[RequestId, A
             answer.finish = FinishCode(finish)
             if detail is not None:
                 answer.alternatives += detail.alternatives
-                answer.prompt_tokens = detail.prompt_tokens or answer.prompt_tokens
+                if answer.prompt_tokens is None:
+                    answer.prompt_tokens = detail.prompt_tokens
+                    answer.prompt_alternatives = detail.prompt_alternatives
                 answer.text, answer.error = detail.generated_text, detail.error_text
         start = end

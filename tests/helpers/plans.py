@@ -11,6 +11,7 @@ from lorax_contract.step import (
     AdapterHandle,
     FinishCode,
     NewRow,
+    OutputKind,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -26,24 +27,30 @@ def make_spec(
     prompt: Sequence[int] = (11, 12, 13),
     *,
     max_new_tokens: int = 5,
+    min_new_tokens: int = 0,
     adapter: int = 0,
     stop_token_ids: tuple[int, ...] = (),
     stop_sequences: tuple[str, ...] = (),
     ignore_eos: bool = False,
     **sampling: object,
 ) -> RequestSpec:
-    """Return a request; further keywords are sampling parameters."""
+    """Return a request; further keywords are sampling parameters.
+
+    With ``max_new_tokens`` 0 nothing is asked for beyond the prompt.
+    """
     return RequestSpec(
         request_id=RequestId(request_id),
         prompt_ids=list(prompt),
         sampling=SamplingParams(**sampling),
         stopping=StoppingParams(
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             stop_token_ids=stop_token_ids,
             stop_sequences=stop_sequences,
             ignore_eos=ignore_eos,
         ),
         adapter=AdapterHandle(adapter),
+        output=OutputKind.TOKENS if max_new_tokens else OutputKind.PROMPT,
     )
 
 

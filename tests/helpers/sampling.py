@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    WatermarkLogitsProcessor,
 )
 
-from lorax_contract.step import SamplingParams
+from lorax_contract.step import LogitBias, SamplingParams
+from lorax_shard.engine.scores import LogitEdits, edits_of
 
 PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.7}
+BIAS = LogitBias((5, 2, 11, 40), (3.5, -2.25, -100.0, 1.5))
 SETTINGS = [
     {},
     {"temperature": 0.3},
@@ -39,6 +43,9 @@ SETTINGS = [
     {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "typical_p": 0.9, "min_p": 0.05},
     {"top_k": 12, "top_p": 0.5, **PENALTIES},
     {"temperature": 2.5, "min_p": 0.01, **PENALTIES},
+    {"logit_bias": BIAS},
+    {"watermark": True},
+    {"temperature": 0.8, "logit_bias": BIAS, "watermark": True, **PENALTIES},
 ]
 
 
@@ -49,14 +56,24 @@ class FakeRow:
     params: SamplingParams
     token_ids: NDArray[np.int64]
     num_prompt_tokens: int
+    banned: tuple[int, ...] = ()
+
+    @property
+    def edits(self) -> LogitEdits | None:
+        """What the request adds to its logits."""
+        return edits_of(self.params.logit_bias, self.banned)
 
 
 def make_row(
-    prompt_ids: Sequence[int] = (1, 2, 3), output_ids: Sequence[int] = (), **params: Any
+    prompt_ids: Sequence[int] = (1, 2, 3),
+    output_ids: Sequence[int] = (),
+    *,
+    banned: tuple[int, ...] = (),
+    **params: Any,
 ) -> FakeRow:
     """Return a row with these tokens; ``params`` are those of SamplingParams."""
     ids = np.array([*prompt_ids, *output_ids], dtype=np.int64)
-    return FakeRow(SamplingParams(**params), ids, len(prompt_ids))
+    return FakeRow(SamplingParams(**params), ids, len(prompt_ids), banned)
 
 
 def random_logits(
@@ -68,9 +85,18 @@ def random_logits(
 
 
 def reference_scores(logits: torch.Tensor, row: FakeRow) -> torch.Tensor:
-    """Return penalties and warpers of transformers on one row, in float64."""
+    """Return processors and warpers of transformers on one row, in float64."""
     params = row.params
     scores = logits.double().reshape(1, -1).clone()
+    if params.logit_bias:
+        pairs = zip(params.logit_bias.ids, params.logit_bias.values, strict=True)
+        biases = {(token_id,): value for token_id, value in pairs}
+        ids = torch.from_numpy(row.token_ids).reshape(1, -1)
+        scores = SequenceBiasLogitsProcessor(biases)(ids, scores)
+    scores[0, list(row.banned)] = -float("inf")
+    if params.watermark:
+        mark = WatermarkLogitsProcessor(scores.shape[1], "cpu", greenlist_ratio=0.5, bias=2.0)
+        scores = mark(torch.from_numpy(row.token_ids).reshape(1, -1), scores)
     if params.repetition_penalty != 1.0:
         ids = torch.from_numpy(row.token_ids).reshape(1, -1)
         scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
 from lorax_contract.errors import LoraxError
-from lorax_contract.step import Alternatives, FinishCode, RequestId, RequestSpec, TokenColumns
+from lorax_contract.step import (
+    Alternatives,
+    FinishCode,
+    OutputKind,
+    RequestId,
+    RequestSpec,
+    TokenColumns,
+)
 from lorax_router.service.engine.port import EngineStats, TokenChunk
 
 Script = Callable[[RequestSpec], Iterator[TokenChunk]]
@@ -47,7 +54,17 @@ def as_many_as_asked(spec: RequestSpec) -> Iterator[TokenChunk]:
     """As many tokens as the request allows, at most 1000; what it asks for besides, too."""
     num = min(spec.stopping.max_new_tokens, 1000)
     sampling = spec.sampling
-    chunks = words(*(f" w{i}" for i in range(num)), num_alternatives=sampling.num_alternatives)
+    chunks: Iterable[TokenChunk] = words(
+        *(f" w{i}" for i in range(num)), num_alternatives=sampling.num_alternatives
+    )
+    if spec.output is not OutputKind.TOKENS:
+        now = perf_counter()
+        chunks = [
+            TokenChunk(
+                TokenColumns(), FinishCode.LENGTH, generated_text="", received_at=now,
+                scheduled_at=now,
+            )
+        ]  # fmt: skip
     for place, chunk in enumerate(chunks):
         if place == 0 and sampling.prompt_logprobs:
             size = len(spec.prompt_ids)

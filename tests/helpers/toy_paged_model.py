@@ -18,10 +18,13 @@ from tokenizers import Tokenizer
 
 from lorax_contract.step import (
     BlockId,
+    FinishCode,
     NewRow,
+    OutputKind,
     RequestId,
     RequestSpec,
     SamplingParams,
+    StepOutcome,
     StepPlan,
     StoppingParams,
     WarmupSpec,
@@ -156,16 +159,23 @@ def new_row(
     max_new_tokens: int = 8,
     ignore_eos: bool = False,
     stop_sequences: tuple[str, ...] = (),
+    stop_token_ids: tuple[int, ...] = (),
+    min_new_tokens: int = 0,
     **sampling: object,
 ) -> NewRow:
-    """Return a row that enters."""
+    """Return a row that enters; with ``max_new_tokens`` 0 one that asks for no tokens."""
     spec = RequestSpec(
         request_id=RequestId(request_id),
         prompt_ids=list(prompt),
         sampling=SamplingParams(**sampling),
         stopping=StoppingParams(
-            max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, stop_sequences=stop_sequences
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            ignore_eos=ignore_eos,
+            stop_sequences=stop_sequences,
+            stop_token_ids=stop_token_ids,
         ),
+        output=OutputKind.TOKENS if max_new_tokens else OutputKind.PROMPT,
     )
     return NewRow(spec, list(output))
 
@@ -185,3 +195,15 @@ def make_plan(
         plan.num_new_blocks.append(len(blocks))
         plan.new_blocks.extend(BlockId(block) for block in blocks)
     return plan
+
+
+def tokens_of(outcome: StepOutcome, request_id: int) -> tuple[list[int], FinishCode | None]:
+    """Return the ids and the finish code of a request in an outcome."""
+    ids, start = [], 0
+    finish = None
+    for each, count, code in zip(outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True):
+        if each == request_id:
+            ids.extend(outcome.tokens.ids[start : start + count])
+            finish = code
+        start += count
+    return ids, finish

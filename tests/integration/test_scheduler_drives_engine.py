@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.drive_engine import serve
 from tests.helpers.toy_paged_model import NAN_ID, POISON_ID, expected_tokens, make_engine, new_row
 
-from lorax_contract.step import FinishCode, RequestSpec
+from lorax_contract.step import FinishCode, LogitBias, OutputKind, RequestSpec
 from lorax_router.core.scheduler import Scheduler
 
 NUM_BLOCKS = 14
@@ -31,6 +31,34 @@ def specs() -> list[RequestSpec]:
         stops = STOPS if number % 4 == 0 else ()
         limit = rng.randrange(1, 18)
         row = new_row(number, prompt, max_new_tokens=limit, stop_sequences=stops, **sampling)
+        made.append(row.spec)
+    return made
+
+
+def specs_of_other_kinds() -> list[RequestSpec]:
+    """Return requests that ask for their prompt alone, bias their tokens or have a least length."""
+    rng = random.Random(9)
+    made = []
+    for number in range(1, 31):
+        prompt = [rng.randrange(1, 300) for _ in range(rng.randrange(1, 20))]
+        sampling = {"do_sample": True, "seed": number, "temperature": 1.3} if number % 2 else {}
+        if number % 3 == 0:
+            sampling |= {"prompt_logprobs": True, "num_prompt_alternatives": 3}
+        if number % 4 == 0:
+            sampling |= {"logit_bias": LogitBias((5, 60, 9), (4.0, 4.0, -100.0))}
+        if number % 5 == 0:
+            sampling |= {"raw_logprobs": True, "num_alternatives": 2, "repetition_penalty": 1.2}
+        if number % 7 == 0:
+            sampling |= {"watermark": True}
+        limit = 0 if number % 3 == 0 and number % 2 else rng.randrange(4, 18)
+        row = new_row(
+            number,
+            prompt,
+            max_new_tokens=limit,
+            min_new_tokens=4 if limit and number % 2 == 0 else 0,
+            stop_sequences=STOPS if number % 4 == 0 else (),
+            **sampling,
+        )
         made.append(row.spec)
     return made
 
@@ -76,6 +104,28 @@ def test_answers_are_those_of_each_request_alone(depth, max_step_tokens):
             assert ids == expected_tokens(spec.prompt_ids, len(ids))
     reasons = {answer.finish for answer in answers.values()}
     assert reasons == {FinishCode.LENGTH, FinishCode.EOS_TOKEN, FinishCode.STOP_SEQUENCE}
+
+
+@pytest.mark.parametrize("max_step_tokens", [6, 10])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_requests_of_other_kinds_are_answered_as_each_alone(depth, max_step_tokens):
+    requests = specs_of_other_kinds()
+    answers, num_preemptions = run(requests, depth=depth, max_step_tokens=max_step_tokens)
+    assert num_preemptions > 0
+    for spec in requests:
+        answer = answers[spec.request_id]
+        assert answer.bits() == alone(spec).bits()
+        assert answer.error is None
+        assert len(answer.tokens.ids) >= spec.stopping.min_new_tokens
+        if spec.output is OutputKind.PROMPT:
+            assert (answer.tokens.ids, answer.finish) == ([], FinishCode.LENGTH)
+            assert (answer.text, answer.tokens.texts) == ("", [])
+        if spec.sampling.num_prompt_alternatives:
+            assert answer.prompt_tokens.ids == spec.prompt_ids
+            counts = [len(each.ids) for each in answer.prompt_alternatives]
+            assert counts == [0] + [3] * (len(spec.prompt_ids) - 1)
+        if spec.sampling.logit_bias:
+            assert 9 not in answer.tokens.ids
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -18,7 +18,7 @@ from tests.helpers.toy_paged_model import new_row
 from tokenizers import Tokenizer
 
 from lorax_contract.config import ShardConfig
-from lorax_contract.step import FinishCode, RequestId, RequestSpec, WarmupSpec
+from lorax_contract.step import FinishCode, LogitBias, RequestId, RequestSpec, WarmupSpec
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.shard import FakeShard, expected_tokens
@@ -39,6 +39,8 @@ SAMPLERS: list[dict[str, object]] = [
     {"min_p": 0.05},
     {"repetition_penalty": 1.3, "num_alternatives": 3},
     {"frequency_penalty": 0.6, "presence_penalty": -0.4, "prompt_logprobs": True},
+    {"logit_bias": LogitBias((3, 9, 40), (2.5, -100.0, 1.0)), "watermark": True},
+    {"min_new_tokens": 9, "raw_logprobs": True, "temperature": 1.2, "num_alternatives": 2},
     {
         "temperature": 1.4, "top_k": 60, "top_p": 0.95, "typical_p": 0.95, "min_p": 0.01,
         "repetition_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": 0.3,

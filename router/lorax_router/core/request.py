@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import BlockId, NewRow, RequestId, RequestSpec
+from lorax_contract.step import BlockId, NewRow, OutputKind, RequestId, RequestSpec
 
 
 class Status(Enum):
@@ -23,14 +23,17 @@ class RequestState:
 
         known tokens   = prompt + applied output
         num_computed   <= num_scheduled <= known + num_pending
-        └ KV of applied   └ KV after all        └ tokens sampled by steps that
-          steps             steps in flight       are not applied yet
+        └ KV of applied   └ KV after all        └ reports on their way: tokens sampled
+          steps             steps in flight       by steps that are not applied yet
+
+    A request without output tokens has one report too, of its end: nothing is known to be
+    computed after it, so it needs no other care.
 
     Owned by the Scheduler; nobody else writes to it.
     """
 
     __slots__ = (
-        "blocks", "incarnation", "last_step", "max_new_tokens", "num_bypassed", "num_computed",
+        "blocks", "incarnation", "last_step", "num_bypassed", "num_computed", "num_kv_tokens",
         "num_pending", "num_preemptions", "num_scheduled", "num_tokens", "order", "output_ids",
         "request_id", "spec", "status", "submitted_at",
     )  # fmt: skip
@@ -38,7 +41,7 @@ class RequestState:
     def __init__(self, spec: RequestSpec, order: int, now: float) -> None:
         self.spec = spec
         self.request_id: RequestId = spec.request_id
-        self.max_new_tokens = spec.stopping.max_new_tokens
+        self.num_kv_tokens = spec.num_kv_tokens
         self.order = order
         self.submitted_at = now
         self.status = Status.WAITING
@@ -58,10 +61,8 @@ class RequestState:
 
     @property
     def num_to_schedule(self) -> int:
-        """Tokens that the next step could compute; 0 once the output limit is on its way."""
-        if len(self.output_ids) + self.num_pending >= self.max_new_tokens:
-            return 0
-        return self.num_tokens + self.num_pending - self.num_scheduled
+        """Tokens that the next step could compute; 0 once the last report is on its way."""
+        return min(self.num_tokens + self.num_pending, self.num_kv_tokens) - self.num_scheduled
 
     def as_new_row(self) -> NewRow:
         """Return what a shard must know to (re)build the row."""
@@ -78,6 +79,7 @@ class RequestState:
         """Raise AssertionError if an invariant broke; ``num_pending`` as the steps have it."""
         known = len(self.spec.prompt_ids) + len(self.output_ids)
         room = len(self.blocks) * block_size
+        max_reports = max(self.spec.stopping.max_new_tokens, 1)
         facts = {
             "known tokens": self.num_tokens == known,
             "pending tokens": self.num_pending == num_pending,
@@ -85,7 +87,8 @@ class RequestState:
             "scheduled <= known + pending": self.num_scheduled <= known + num_pending,
             "scheduled tokens have blocks": self.num_scheduled <= room,
             "no block too many": room - self.num_scheduled < block_size,
-            "output limit": len(self.output_ids) + num_pending <= self.max_new_tokens,
+            "scheduled tokens are wanted": self.num_scheduled <= self.num_kv_tokens,
+            "output limit": len(self.output_ids) + num_pending <= max_reports,
             "waiting holds nothing": self.status is Status.RUNNING or room == 0,
         }
         if broken := [name for name, holds in facts.items() if not holds]:
@@ -96,11 +99,11 @@ def refuse_impossible(spec: RequestSpec, num_blocks: int, block_size: int) -> No
     """Raise ValidationError when a request could not even run alone in the empty pool."""
     if not spec.prompt_ids:
         raise ValidationError("`inputs` must have at least one token")
-    if spec.stopping.max_new_tokens < 1:
+    if spec.output is OutputKind.TOKENS and spec.stopping.max_new_tokens < 1:
         raise ValidationError("`max_new_tokens` must be at least 1")
-    # The last token is never computed, so it needs no room.
-    num_kv = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
-    if -(-num_kv // block_size) > num_blocks:
+    if spec.output is not OutputKind.TOKENS and spec.stopping.max_new_tokens:
+        raise ValidationError("`max_new_tokens` must be 0 where no tokens are asked for")
+    if -(-spec.num_kv_tokens // block_size) > num_blocks:
         raise ValidationError(
             f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new "
             f"tokens need more than the {num_blocks * block_size} tokens that the KV cache holds; "

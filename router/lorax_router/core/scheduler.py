@@ -327,7 +327,7 @@ class Scheduler:
             if budget <= 0 or len(admitted) == free_rows or len(skipped) > MAX_LOOKAHEAD:
                 break
             if request.num_pending:
-                continue  # preempted with a token on its way
+                continue  # preempted with a token, or its end, on its way
             needed = -(-request.num_tokens // self.block_size)
             alone = not (self._running or admitted)
             if needed > (self._pool.num_free if alone else room):
@@ -404,26 +404,28 @@ class Scheduler:
         awaited = self._book_computed(step.rows)
         accepted = self._book_tokens(outcome, awaited, now)
         if awaited:
-            raise ProtocolError(f"step {step.seq} has no token for requests {sorted(awaited)}")
+            raise ProtocolError(
+                f"step {step.seq} has neither a token nor an end for requests {sorted(awaited)}"
+            )
         self._activation.acknowledge(step.seq, outcome.inactive)
         self._pool.acknowledge(step.seq)
         return accepted
 
     def _book_computed(self, rows: list[PlannedRow]) -> set[RequestId]:
-        """Advance the rows that are still where they were; return who must get a token."""
+        """Advance the rows that are still where they were; return who must be reported of."""
         awaited: set[RequestId] = set()
-        for request, incarnation, num, samples in rows:
+        for request, incarnation, num, reports in rows:
             if request.status is Status.FINISHED:
                 continue
             if request.incarnation == incarnation:
                 request.num_computed += num
-            if samples:
+            if reports:
                 request.num_pending -= 1
                 awaited.add(request.request_id)
         return awaited
 
     def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId], now: float) -> list[bool]:
-        """Append tokens and end requests; takes those who got theirs out of ``awaited``."""
+        """Append tokens and end requests; takes those reported of out of ``awaited``."""
         accepted: list[bool] = []
         start = 0
         ids = outcome.tokens.ids
@@ -483,7 +485,7 @@ class Scheduler:
             raise AssertionError("a request is neither running nor waiting, or both")
         if len(self._running) > self.max_rows or len(self._in_flight) > self.depth:
             raise AssertionError("more rows or steps than allowed")
-        sampling = [row.request for step in self._in_flight for row in step.rows if row.samples]
+        awaited = [row.request for step in self._in_flight for row in step.rows if row.reports]
         for request in self._requests.values():
-            request.check(sampling.count(request), self.block_size)
+            request.check(awaited.count(request), self.block_size)
         self.adapters.check(in_play_only=is_idle)

@@ -15,8 +15,9 @@ class PlannedRow(NamedTuple):
     request: RequestState
     incarnation: int
     num_tokens: int
-    # Whether the row has computed all it knows then, so that the shard draws a token.
-    samples: bool
+    # Whether the row has computed all it knows then, so that the shard reports of it: a
+    # token, or the end of a row that draws none.
+    reports: bool
 
 
 class StepBuilder:
@@ -47,11 +48,11 @@ class StepBuilder:
             request.blocks += taken
             plan.new_blocks += taken
         request.num_scheduled += num
-        samples = request.num_scheduled == request.num_tokens + request.num_pending
-        request.num_pending += samples
+        reports = request.num_scheduled == request.num_tokens + request.num_pending
+        request.num_pending += reports
         request.last_step = plan.seq
         plan.row_ids.append(request.request_id)
         plan.num_tokens.append(num)
         plan.num_new_blocks.append(max(missing, 0))
-        self.rows.append(PlannedRow(request, request.incarnation, num, samples))
+        self.rows.append(PlannedRow(request, request.incarnation, num, reports))
         self.budget -= num

@@ -297,7 +297,8 @@ class InferenceService:
     def _submit(self, valid: ValidRequest, adapter: AdapterHandle) -> SequenceChunks:
         """Submit all sequences, or none: what is refused is so of all alike."""
         return SequenceChunks(
-            [self._submit_one(valid, sampling, adapter) for sampling in valid.samplings]
+            [self._submit_one(valid, sampling, adapter) for sampling in valid.samplings],
+            valid.output,
         )
 
     def _submit_one(
@@ -310,6 +311,7 @@ class InferenceService:
                 sampling=sampling,
                 stopping=valid.stopping,
                 adapter=adapter,
+                output=valid.output,
             )
         )
 
@@ -361,6 +363,7 @@ def _append(sequence: Sequence, chunk: TokenChunk) -> None:
     sequence.alternatives += chunk.alternatives
     if chunk.prompt_tokens is not None:
         sequence.prompt_tokens = chunk.prompt_tokens
+        sequence.prompt_alternatives = chunk.prompt_alternatives
     sequence.finish = chunk.finish
     sequence.generated_text = chunk.generated_text or ""
 

@@ -30,6 +30,9 @@ class RequestLimits:
     max_stop_token_ids: int = 64
     # Alternatives per token: each costs host time in every step of the whole batch.
     max_alternatives: int = 256
+    # The same of prompt tokens, all of which are told at once.
+    max_prompt_alternatives: int = 20
+    max_biased_tokens: int = 300
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,22 +42,21 @@ class SequenceProgress:
     def take(self, chunk: TokenChunk) -> None:
         """Count a chunk. Called for each token of each stream: keep it cheap."""
         num = len(chunk.tokens.ids)
-        if not num:
+        if not num and chunk.finish in (FinishCode.RUNNING, FinishCode.ERROR):
             return
         timings, metrics = self.timings, self._metrics
         if chunk.adapter_phases is not None and self.adapter is not None:
             self.adapter.phases.update(chunk.adapter_phases)
-        if self.num_generated:
-            if metrics is not None:
-                gap = chunk.received_at - timings.last_token_at
-                metrics.observe_inter_token(gap / num, num)
-        else:
-            timings.first_token_at = chunk.received_at
+        if not self.num_generated:
             timings.scheduled_at = chunk.scheduled_at
+            timings.first_token_at = chunk.received_at
             if metrics is not None:
-                metrics.first_token(
+                metrics.prompt_computed(
                     timings.first_token_s, num_prompt=self._num_prompt, num_tokens=num
                 )
+        elif num and metrics is not None:
+            gap = chunk.received_at - timings.last_token_at
+            metrics.observe_inter_token(gap / num, num)
         timings.last_token_at = chunk.received_at
         self.num_generated += num
         self.finish = chunk.finish

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorax_contract.step import SamplingParams, StoppingParams
+from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 
 # The name by which LoRAX's clients ask for no adapter.
 BASE_MODEL_ADAPTER_ID = "__base_model__"
@@ -93,8 +93,14 @@ class GenerateParameters:
     top_p: float | None = None
     typical_p: float | None = None
     min_p: float | None = None
+    # Added to the logits of token ids.
+    logit_bias: dict[int, float] = field(default_factory=dict)
     do_sample: bool = False
+    # What is generated; no LoRAX field.
+    output: OutputKind = OutputKind.TOKENS
     max_new_tokens: int | None = None
+    # Neither tokens nor stop strings end an output before it has more than so many tokens.
+    min_new_tokens: int | None = None
     ignore_eos_token: bool = False
     return_full_text: bool | None = None
     stop: list[str] = field(default_factory=list)
@@ -104,6 +110,10 @@ class GenerateParameters:
     details: bool = False
     decoder_input_details: bool = False
     return_k_alternatives: int | None = None
+    # Of each prompt token; goes with ``decoder_input_details``.
+    num_prompt_alternatives: int | None = None
+    # Logprobs of tokens are the model's own, before biases, penalties and warpers.
+    raw_logprobs: bool = False
     seed: int | None = None
     # Whether the client sent a ``response_format``; its content is not looked at yet.
     has_response_format: bool = False
@@ -127,6 +137,7 @@ class ValidRequest:
     # One entry per sequence that is generated; they differ in their seed only.
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams
+    output: OutputKind = OutputKind.TOKENS
     # How many of them the client gets, the likeliest if these are not all; None: all, the
     # likeliest first.
     num_returned: int | None = None

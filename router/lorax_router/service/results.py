@@ -25,6 +25,7 @@ class Sequence:
     tokens: TokenColumns = field(default_factory=TokenColumns)
     alternatives: list[Alternatives] = field(default_factory=list)
     prompt_tokens: TokenColumns | None = None
+    prompt_alternatives: list[Alternatives] = field(default_factory=list)
     generated_text: str = ""
     finish: FinishCode = FinishCode.RUNNING
 
@@ -53,6 +54,7 @@ class Timings:
     resolving_s: float = 0.0
     validated_at: float = 0.0
     scheduled_at: float = 0.0
+    # Where no token is asked for, when the prompt was computed.
     first_token_at: float = 0.0
     last_token_at: float = 0.0
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import SamplingParams
+from lorax_contract.step import LogitBias, SamplingParams
+from lorax_contract.words import counted
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.requests import GenerateParameters
 
@@ -18,6 +19,8 @@ _LEAST_REPETITION_PENALTY = 1e-30
 # LoRAX has 32 bits with a sign for it.
 _MAX_TOP_K = 2**31 - 1
 _MAX_SEED = 2**64 - 1
+# As OpenAI has it: enough to ban or to force a token.
+_MAX_BIAS = 100.0
 
 
 def resolve_sampling(
@@ -102,8 +105,14 @@ def _bounded(params: GenerateParameters, limits: RequestLimits) -> SamplingParam
         top_p=_share("top_p", params.top_p, may_be_one=True),
         typical_p=_share("typical_p", params.typical_p, may_be_one=False),
         min_p=_min_p(params.min_p),
-        num_alternatives=_num_alternatives(params.return_k_alternatives, limits),
+        logit_bias=_logit_bias(params.logit_bias, limits),
+        watermark=params.watermark,
+        num_alternatives=_num_alternatives(
+            "return_k_alternatives", params.return_k_alternatives, limits.max_alternatives, limits
+        ),
+        raw_logprobs=params.raw_logprobs,
         prompt_logprobs=params.decoder_input_details,
+        num_prompt_alternatives=_num_prompt_alternatives(params, limits),
     )
 
 
@@ -148,13 +157,43 @@ def _min_p(value: float | None) -> float:
     return min_p
 
 
-def _num_alternatives(value: int | None, limits: RequestLimits) -> int:
+def _logit_bias(biases: Mapping[int, float], limits: RequestLimits) -> LogitBias:
+    if len(biases) > limits.max_biased_tokens:
+        raise ValidationError(
+            f"`logit_bias` takes at most {counted(limits.max_biased_tokens, 'token')}, "
+            f"got {len(biases)}"
+        )
+    for token_id, value in biases.items():
+        if not 0 <= token_id < limits.vocab_size:
+            raise ValidationError(
+                f"`logit_bias`: {token_id} is not a token of this model, whose ids go from 0 to "
+                f"{limits.vocab_size - 1}"
+            )
+        if not -_MAX_BIAS <= value <= _MAX_BIAS:  # also what is no number
+            raise ValidationError(
+                f"`logit_bias` must be from -{_MAX_BIAS:g} to {_MAX_BIAS:g}, got {value:g} for "
+                f"token {token_id}"
+            )
+    values = (_number("logit_bias", value, 0.0) for value in biases.values())
+    return LogitBias(tuple(biases), tuple(values))
+
+
+def _num_prompt_alternatives(params: GenerateParameters, limits: RequestLimits) -> int:
+    if params.num_prompt_alternatives and not params.decoder_input_details:
+        raise ValidationError("`num_prompt_alternatives` needs `decoder_input_details`")
+    return _num_alternatives(
+        "num_prompt_alternatives",
+        params.num_prompt_alternatives,
+        limits.max_prompt_alternatives,
+        limits,
+    )
+
+
+def _num_alternatives(name: str, value: int | None, most: int, limits: RequestLimits) -> int:
     if value is None:
         return 0
-    if not 0 < value <= limits.max_alternatives:
-        raise ValidationError(
-            f"`return_k_alternatives` must be from 1 to {limits.max_alternatives}, got {value}"
-        )
+    if not 0 < value <= most:
+        raise ValidationError(f"`{name}` must be from 1 to {most}, got {value}")
     return min(value, limits.vocab_size)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from lorax_contract.errors import GenerationError, IncompleteGenerationError, ShardError
-from lorax_contract.step import FinishCode
+from lorax_contract.step import FinishCode, OutputKind
 from lorax_router.service.engine.port import TokenChunk, TokenStream
 
 
@@ -19,8 +19,11 @@ class SequenceChunks:
     which cancels what still runs.
     """
 
-    def __init__(self, streams: Sequence[TokenStream]) -> None:
+    def __init__(
+        self, streams: Sequence[TokenStream], output: OutputKind = OutputKind.TOKENS
+    ) -> None:
         self._streams = streams
+        self._output = output
         self._num_running = len(streams)
         # Of several sequences: what is waited for, by the sequence that it comes from.
         self._awaited: dict[asyncio.Future[TokenChunk], int] = {}
@@ -43,7 +46,7 @@ class SequenceChunks:
         except StopAsyncIteration:
             raise IncompleteGenerationError from None
         if chunk.finish is not FinishCode.RUNNING:
-            _check_last(chunk)
+            _check_last(chunk, self._output)
             self._num_running -= 1
         return sequence, chunk
 
@@ -89,7 +92,7 @@ async def _chunk_of(stream: TokenStream) -> TokenChunk:
         raise IncompleteGenerationError from None
 
 
-def _check_last(chunk: TokenChunk) -> None:
+def _check_last(chunk: TokenChunk, output: OutputKind) -> None:
     """Raise the error of a last chunk that has one, or that lacks what a last chunk has."""
     if chunk.finish is FinishCode.ERROR:
         error = chunk.error
@@ -98,5 +101,6 @@ def _check_last(chunk: TokenChunk) -> None:
         if isinstance(error, ShardError):
             raise GenerationError(str(error), public="a shard failed") from error
         raise error
-    if chunk.generated_text is None or not chunk.tokens.ids:
+    lacks_token = output is OutputKind.TOKENS and not chunk.tokens.ids
+    if chunk.generated_text is None or lacks_token:
         raise IncompleteGenerationError("the last chunk has no text or no token", public="")

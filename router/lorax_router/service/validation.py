@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import SamplingParams, StoppingParams
+from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_contract.words import counted
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
@@ -104,12 +104,8 @@ class Validator:
             samplings=checked.samplings,
             num_returned=params.n,
             sent_text=request.sent_text,
-            stopping=StoppingParams(
-                max_new_tokens=max_new_tokens(params, len(prompt_ids), self.limits),
-                stop_sequences=tuple(params.stop),
-                stop_token_ids=tuple(params.stop_token_ids),
-                ignore_eos=params.ignore_eos_token,
-            ),
+            stopping=_stopping(params, max_new_tokens(params, len(prompt_ids), self.limits)),
+            output=params.output,
             details=params.details or params.decoder_input_details,
             prompt_details=params.decoder_input_details,
             return_full_text=bool(params.return_full_text),
@@ -132,12 +128,27 @@ def max_new_tokens(
             f"`inputs` must have at most {counted(limits.max_input_length, 'token')}, "
             f"got {num_prompt_tokens}; shorten it or set `truncate`"
         )
+    if params.output is not OutputKind.TOKENS:
+        return 0
     return total - num_prompt_tokens if asked is None else asked
 
 
+def _stopping(params: GenerateParameters, most: int) -> StoppingParams:
+    least = params.min_new_tokens or 0
+    if least > most:
+        raise ValidationError(
+            f"`min_new_tokens` must be at most `max_new_tokens`, got {least}, of at most {most}"
+        )
+    return StoppingParams(
+        max_new_tokens=most,
+        min_new_tokens=least,
+        stop_sequences=tuple(params.stop),
+        stop_token_ids=tuple(params.stop_token_ids),
+        ignore_eos=params.ignore_eos_token,
+    )
+
+
 def _check_not_offered(params: GenerateParameters) -> None:
-    if params.watermark:
-        raise ValidationError("`watermark` is not offered by this server; leave it out")
     if params.has_response_format:
         raise ValidationError(
             "`response_format` is not offered yet: output cannot be bound to a schema; leave it out"
@@ -155,8 +166,13 @@ def _check_stream(params: GenerateParameters) -> None:
 
 
 def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:
-    if params.max_new_tokens is not None and params.max_new_tokens < 1:
-        raise ValidationError(f"`max_new_tokens` must be above 0, got {params.max_new_tokens}")
+    asked = params.max_new_tokens
+    if params.output is OutputKind.TOKENS and asked is not None and asked < 1:
+        raise ValidationError(f"`max_new_tokens` must be above 0, got {asked}")
+    if params.output is not OutputKind.TOKENS and asked:
+        raise ValidationError(f"`max_new_tokens` must be 0 where none are generated, got {asked}")
+    if params.min_new_tokens is not None and params.min_new_tokens < 0:
+        raise ValidationError(f"`min_new_tokens` must not be negative, got {params.min_new_tokens}")
     truncate = params.truncate
     if truncate is not None and not 1 <= truncate <= limits.max_input_length:
         raise ValidationError(

@@ -46,19 +46,34 @@ class Emitter:
         emitted = row.take_output().push(token_id)
         if emitted.finish != FinishCode.RUNNING:
             out.detail(row.request_id).generated_text = row.take_output().generated_text
-        self._add_details(row, sampled.alternatives[index], out)
+        if (alternatives := sampled.alternatives[index]) is not None:
+            detail = out.detail(row.request_id)
+            detail.alternatives.append(self._texts(row).alternatives(*alternatives))
+        self._add_prompt(row, out)
         out.token(row.request_id, token_id, sampled.logprobs[index], emitted)
         return emitted.finish
 
-    def _add_details(
-        self, row: Row, alternatives: tuple[list[int], list[float]] | None, out: OutcomeBuilder
-    ) -> None:
-        """Add what only some rows have: alternatives, and once the prompt's logprobs."""
+    def end(self, row: Row, out: OutcomeBuilder) -> None:
+        """Write the end of a row of which no token is asked."""
+        try:
+            self._add_prompt(row, out)
+        except Exception as error:  # noqa: BLE001 - it is this row's
+            out.outcome.details.pop(row.request_id, None)
+            out.fail(row.request_id, error, doing="the prompt could not be shown")
+            return
+        out.detail(row.request_id).generated_text = ""
+        out.end(row.request_id)
+
+    def _add_prompt(self, row: Row, out: OutcomeBuilder) -> None:
+        """Add, once, what the row reports of its prompt."""
+        scores = row.prompt_scores
+        if scores is None:
+            return
+        texts, detail = self._texts(row), out.detail(row.request_id)
+        prompt_ids = row.token_ids[: row.num_prompt_tokens].tolist()
+        detail.prompt_tokens = texts.columns(prompt_ids, scores.logprobs)
+        detail.prompt_alternatives = [texts.alternatives(*each) for each in scores.alternatives]
+
+    def _texts(self, row: Row) -> TokenTexts:
         own = row.adapter.reader if row.adapter is not None else None
-        texts = TokenTexts(own or self.detokenizer)
-        if alternatives is not None:
-            out.detail(row.request_id).alternatives.append(texts.alternatives(*alternatives))
-        if row.prompt_logprobs is not None:
-            prompt_ids = row.token_ids[: row.num_prompt_tokens].tolist()
-            detail = out.detail(row.request_id)
-            detail.prompt_tokens = texts.columns(prompt_ids, row.prompt_logprobs)
+        return TokenTexts(own or self.detokenizer)

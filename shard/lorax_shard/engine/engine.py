@@ -46,6 +46,7 @@ from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.engine.sampler import Sampler
 from lorax_shard.engine.self_test import self_test
+from lorax_shard.engine.watermark import Watermark
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
 
@@ -72,6 +73,7 @@ class Engine:
         adapters: ReadyAdapters | None = None,
         batch_invariant: bool = False,
         group: RankGroup | None = None,
+        watermark: Watermark | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -84,7 +86,7 @@ class Engine:
         self._sampler: Sampler | None = None
         self._emitter: Emitter | None = None
         if group is None or group.rank == 0:
-            self._sampler = Sampler(model.vocab_size, model.device)
+            self._sampler = Sampler(model.vocab_size, model.device, watermark)
             self._emitter = Emitter(Detokenizer(tokenizer))
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
@@ -157,8 +159,11 @@ class Engine:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
         adapter = self._adapter(new.spec.adapter)
         vocab_size = self.model.vocab_size if adapter is None else adapter.vocab_size
+        eos_token_ids = self.model.eos_token_ids if adapter is None else adapter.eos_token_ids
         self._check_positions(new)
-        row = make_row(new, vocab_size=vocab_size, num_computed=num_computed)
+        row = make_row(
+            new, vocab_size=vocab_size, num_computed=num_computed, eos_token_ids=eos_token_ids
+        )
         row.adapter = adapter
         if self._emitter is not None:
             own = None if adapter is None else adapter.reader
@@ -167,7 +172,7 @@ class Engine:
                 own or self._emitter.detokenizer,
                 new.spec.prompt_ids,
                 new.spec.stopping,
-                self.model.eos_token_ids if adapter is None else adapter.eos_token_ids,
+                eos_token_ids,
                 new.output_ids,
             )
         self._ended.pop(request_id, None)
@@ -177,8 +182,7 @@ class Engine:
     def _check_positions(self, new: NewRow) -> None:
         """Refuse what the model has no positions for; the last token of an output needs none."""
         most, spec = self.model.max_positions, new.spec
-        num_positions = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
-        if most and num_positions > most:
+        if most and spec.num_kv_tokens > most:
             raise ValidationError(
                 f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new ones "
                 f"are more than the model's {most} positions"
@@ -347,6 +351,7 @@ class Engine:
         else:
             self._advance(work, result.inputs, draws)
             self._book(result.inputs.sampled, draws, out)
+            self._book_ended(result.inputs.ended, out)
             return
         # Outside the handler: its exception holds the failed pass's tensors alive.
         if len(work) == 1:
@@ -372,9 +377,9 @@ class Engine:
             row.num_computed += num_tokens
         if draws is None:
             return
-        for span, logprobs in zip(inputs.prompt_spans, draws.prompt_logprobs, strict=True):
-            if span.row.prompt_logprobs is not None:
-                span.row.prompt_logprobs.extend(logprobs)
+        for span, scores in zip(inputs.prompt_spans, draws.prompts, strict=True):
+            if span.row.prompt_scores is not None:
+                span.row.prompt_scores.extend(scores)
 
     def _book(self, rows: list[Row], draws: PassDraws | None, out: OutcomeBuilder) -> None:
         """Append the drawn tokens to their rows and let go of those that ended.
@@ -393,11 +398,20 @@ class Engine:
             if draws is None:
                 out.told(row.request_id, token_id, finish)
             # Given with the first token.
-            row.prompt_logprobs = None
+            row.prompt_scores = None
             if finish != FinishCode.ERROR:
                 row.append(token_id)
             if finish != FinishCode.RUNNING:
                 self._end(row.request_id)
+
+    def _book_ended(self, rows: list[Row], out: OutcomeBuilder) -> None:
+        """Let go of the rows of which no token is asked; that they end now, all ranks know."""
+        for row in rows:
+            if self._emitter is not None:
+                self._emitter.end(row, out)
+            else:
+                out.end(row.request_id)
+            self._end(row.request_id)
 
     def _fail(
         self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str

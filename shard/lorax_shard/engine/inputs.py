@@ -39,6 +39,8 @@ class StepInputs:
     metadata: StepMetadata
     logit_rows: torch.Tensor  # S int64
     sampled: list[Row]
+    # Rows of which nothing is asked beyond the prompt, which is computed then.
+    ended: list[Row]
     prompt_spans: list[PromptSpan]
     # Of each row: the slot of its adapter, None for the base model.
     slots: list[int | None]
@@ -63,6 +65,7 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         ]
     )
     logit_rows, sampled, spans = _logit_rows(work, offsets)
+    ended = [row for row, num_tokens in work if _completes(row, num_tokens) and not row.draws]
     device = model.device
     metadata = model.make_metadata(
         lens.tolist(),
@@ -77,9 +80,15 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         metadata,
         torch.from_numpy(logit_rows).to(device),
         sampled,
+        ended,
         spans,
         [None if item.row.adapter is None else item.row.adapter.slot for item in work],
     )
+
+
+def _completes(row: Row, num_tokens: int) -> bool:
+    """Return whether a row has computed all it knows then."""
+    return row.num_computed + num_tokens == row.num_tokens
 
 
 def _logit_rows(
@@ -91,13 +100,12 @@ def _logit_rows(
     parts: list[IdArray] = []
     spans: list[PromptSpan] = []
     for (row, num_tokens), offset in zip(work, offsets.tolist(), strict=True):
-        end = row.num_computed + num_tokens
-        if end == row.num_tokens:  # it has computed all it knows, and so draws a token
+        if row.draws and _completes(row, num_tokens):
             sampled.append(row)
             last.append(offset + num_tokens - 1)
-        if row.prompt_logprobs is None:
+        if row.prompt_scores is None:
             continue
-        end = min(end, row.num_prompt_tokens - 1)
+        end = min(row.num_computed + num_tokens, row.num_prompt_tokens - 1)
         if (count := end - row.num_computed) > 0:
             parts.append(np.arange(offset, offset + count))
             spans.append(PromptSpan(row, row.token_ids[row.num_computed + 1 : end + 1]))

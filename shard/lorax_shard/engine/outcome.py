@@ -66,6 +66,12 @@ class OutcomeBuilder:
         outcome.num_tokens.append(int(finish != FinishCode.ERROR))
         outcome.finish.append(finish)
 
+    def end(self, request_id: RequestId) -> None:
+        """End a row of which no token is asked."""
+        self.outcome.row_ids.append(request_id)
+        self.outcome.num_tokens.append(0)
+        self.outcome.finish.append(FinishCode.LENGTH)
+
     def fail(self, request_id: RequestId, error: Exception, *, doing: str) -> None:
         """End a row with an error of its own; ``doing`` says what was going on."""
         text = str(error) if isinstance(error, LoraxError) else f"{type(error).__name__}: {error}"

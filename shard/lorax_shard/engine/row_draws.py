@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 
 from lorax_shard.engine.forward import PassResult
+from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import IdArray, Row
-from lorax_shard.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from lorax_shard.engine.sampler import SampledTokens, Sampler
 
 
 class PassDraws(NamedTuple):
@@ -16,8 +17,8 @@ class PassDraws(NamedTuple):
 
     # One entry per row that samples; None: no row does.
     sampled: SampledTokens | None
-    # One list per prompt span.
-    prompt_logprobs: list[list[float]]
+    # One entry per prompt span.
+    prompts: list[PromptScores]
 
 
 def draw(sampler: Sampler, result: PassResult) -> PassDraws:
@@ -28,7 +29,7 @@ def draw(sampler: Sampler, result: PassResult) -> PassDraws:
         prompts, start = [], len(rows)
         for span in result.inputs.prompt_spans:
             end = start + len(span.targets)
-            prompts.append(logprobs_of(sampler, logits[start:end], span.row, span.targets))
+            prompts.append(scores_of(sampler, logits[start:end], span.row, span.targets))
             start = end
     return PassDraws(sampled, prompts)
 
@@ -42,7 +43,7 @@ def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> Sample
     whole = SampledTokens([-1] * len(rows), [0.0] * len(rows), [None] * len(rows))
     for vocab_size in sorted(distinct):
         at = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
-        own = Sampler(vocab_size, sampler.device)
+        own = sampler.with_vocab(vocab_size)
         part = own.sample(logits[at, :vocab_size], [rows[index] for index in at])
         for place, index in enumerate(at):
             whole.ids[index] = part.ids[place]
@@ -53,12 +54,13 @@ def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> Sample
     return whole
 
 
-def logprobs_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray) -> list[float]:
-    """Return the logprobs of a row's prompt tokens among its own vocabulary.
+def scores_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray) -> PromptScores:
+    """Return what a row reports of prompt tokens, among its own vocabulary.
 
     A neighbour with more tokens makes all logits wider, and sums over wider rows round otherwise.
     """
-    return prompt_logprobs(logits[:, : _vocab_size(sampler, row)], targets.tolist())
+    own = logits[:, : _vocab_size(sampler, row)]
+    return prompt_scores(own, targets.tolist(), row.params.num_prompt_alternatives)
 
 
 def _vocab_size(sampler: Sampler, row: Row) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import NewRow, RequestId, SamplingParams
+from lorax_contract.step import LogitBias, NewRow, OutputKind, RequestId, RequestSpec
 from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.output import RowOutput
+from lorax_shard.engine.prompt_scores import PromptScores
+from lorax_shard.engine.scores import LogitEdits, edits_of
 
 IdArray = NDArray[np.int64]
 
@@ -24,13 +26,17 @@ class Row:
 
     ``num_computed`` chases ``num_tokens``: a new prompt, a chunk, a resumed
     request and a decode are all "compute the next n known tokens". A row that
-    has computed all its known tokens samples one more.
+    has computed all its known tokens draws one more, or ends if none is asked for.
     """
 
     __slots__ = (
+        "_edits",
+        "_first_edits",
         "_ids",
+        "_min_new_tokens",
         "_output",
         "adapter",
+        "draws",
         "index",
         "make_output",
         "num_blocks",
@@ -38,23 +44,32 @@ class Row:
         "num_prompt_tokens",
         "num_tokens",
         "params",
-        "prompt_logprobs",
+        "prompt_scores",
         "request_id",
     )
 
     def __init__(
         self,
-        request_id: RequestId,
+        spec: RequestSpec,
         ids: IdArray,
-        num_prompt_tokens: int,
-        params: SamplingParams,
+        *,
         num_computed: int = 0,
+        ending_ids: Collection[int] = (),
     ) -> None:
-        self.request_id = request_id
+        self.request_id = spec.request_id
         self.num_tokens = len(ids)
-        self.num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens = len(spec.prompt_ids)
         self.num_computed = num_computed
-        self.params = params
+        self.params = spec.sampling
+        # Whether tokens are drawn; else the row ends with its prompt.
+        self.draws = spec.output is OutputKind.TOKENS
+        # What is added to the logits, at first and later: what would end the output is banned
+        # as long as it may not.
+        self._min_new_tokens = spec.stopping.min_new_tokens
+        self._edits = edits_of(spec.sampling.logit_bias)
+        self._first_edits = self._edits
+        if self._min_new_tokens:
+            self._first_edits = edits_of(spec.sampling.logit_bias, ending_ids)
         # Makes the row's text; None: another rank does.
         self.make_output: Callable[[], RowOutput] | None = None
         self._output: RowOutput | None = None
@@ -63,11 +78,13 @@ class Row:
         # The row's line in the batch's table of blocks, and how much of it is granted.
         self.index = -1
         self.num_blocks = 0
-        # Logprobs of prompt tokens 0..k so far; None: not asked, or given in an earlier residence.
-        self.prompt_logprobs: list[float] | None = None
-        if params.prompt_logprobs and len(ids) == num_prompt_tokens:
+        # Of prompt tokens 0..k so far; None: not asked, or given in an earlier residence.
+        self.prompt_scores: PromptScores | None = None
+        if self.params.prompt_logprobs and len(ids) == self.num_prompt_tokens:
             # Nothing is known of the first token, nor of those computed by somebody else.
-            self.prompt_logprobs = [math.nan] * (num_computed + 1)
+            self.prompt_scores = PromptScores([math.nan] * (num_computed + 1))
+            if self.params.num_prompt_alternatives:
+                self.prompt_scores.alternatives = [([], [])] * (num_computed + 1)
         self._ids = np.empty(len(ids) + _SPARE_TOKENS, dtype=np.int64)
         self._ids[: len(ids)] = ids
 
@@ -75,6 +92,12 @@ class Row:
     def token_ids(self) -> IdArray:
         """All known ids, prompt then output; a view that the next append may outdate."""
         return self._ids[: self.num_tokens]
+
+    @property
+    def edits(self) -> LogitEdits | None:
+        """What is added to the logits of the next token; None: nothing."""
+        is_first = self.num_tokens - self.num_prompt_tokens < self._min_new_tokens
+        return self._first_edits if is_first else self._edits
 
     def take_output(self) -> RowOutput:
         """Return the row's text, made when it is first asked for: whatever fails is this row's."""
@@ -93,7 +116,9 @@ class Row:
         self.num_tokens += 1
 
 
-def make_row(new: NewRow, *, vocab_size: int, num_computed: int = 0) -> Row:
+def make_row(
+    new: NewRow, *, vocab_size: int, num_computed: int = 0, eos_token_ids: Collection[int] = ()
+) -> Row:
     """Check a new row and build its state; ValidationError says what is wrong with it."""
     spec = new.spec
     ids = _checked_ids(new, vocab_size)
@@ -101,7 +126,27 @@ def make_row(new: NewRow, *, vocab_size: int, num_computed: int = 0) -> Row:
         raise ValidationError(
             f"{num_computed} of {len(ids)} tokens are called computed; at least one must be left"
         )
-    return Row(spec.request_id, ids, len(spec.prompt_ids), spec.sampling, num_computed)
+    _check_bias(spec.sampling.logit_bias, vocab_size)
+    ending_ids = {*eos_token_ids, *spec.stopping.stop_token_ids}
+    return Row(
+        spec,
+        ids,
+        num_computed=num_computed,
+        ending_ids=[each for each in ending_ids if 0 <= each < vocab_size],
+    )
+
+
+def _check_bias(bias: LogitBias, vocab_size: int) -> None:
+    if len(bias.ids) != len(bias.values):
+        raise ValidationError(
+            f"the logit bias has {len(bias.ids)} ids and {len(bias.values)} values"
+        )
+    for token_id, value in zip(bias.ids, bias.values, strict=True):
+        if not (0 <= token_id < vocab_size and math.isfinite(value)):
+            raise ValidationError(
+                f"the logit bias of {value} for token id {token_id} is no number, or the id is "
+                f"outside the model's vocabulary of {vocab_size}"
+            )
 
 
 def _checked_ids(new: NewRow, vocab_size: int) -> IdArray:

@@ -1,9 +1,9 @@
 """Chooses the next token of each row from its logits.
 
-Order: repetition penalty (prompt and output), frequency and presence penalty
-(output), then for rows that sample: temperature, top_k, top_p, typical_p, min_p
-and a draw. Nothing here depends on which rows come together: every sum runs over
-one row, in an order that the vocabulary alone decides.
+Order: what ``scores`` adjusts (biases, penalties), then for rows that sample:
+temperature, top_k, top_p, typical_p, min_p and a draw. Nothing here depends on which
+rows come together: every sum runs over one row, in an order that the vocabulary alone
+decides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,32 +21,16 @@ from lorax_contract.step import SamplingParams
 from lorax_shard.engine.distribution import Distribution, largest, warp
 from lorax_shard.engine.draws import uniforms
 from lorax_shard.engine.id_tree import num_levels
+from lorax_shard.engine.scores import LogitEdits, SamplerRow, adjusted, edits_of, is_adjusted
+from lorax_shard.engine.watermark import Watermark
 
-# Legend: S sampled rows, V vocabulary, P prompt positions.
+# Legend: S sampled rows, V vocabulary.
 
 # Stands for the logprob of what is impossible, as JSON has no infinity.
 LEAST_LOGPROB = -(2.0**100)
 # Temperatures below this would not be normal float32 numbers; the result is the same.
 _LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 _NO_TOKEN = -1
-# Positions of a prompt whose log-softmax is held at once.
-_PROMPT_CHUNK = 64
-
-
-class SamplerRow(Protocol):
-    """What the sampler reads of a row."""
-
-    @property
-    def params(self) -> SamplingParams:
-        """How to choose the token."""
-
-    @property
-    def token_ids(self) -> NDArray[np.int64]:
-        """Prompt and output so far; their number is the position of the draw."""
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """How many of ``token_ids`` are prompt."""
 
 
 @dataclass(slots=True)
@@ -66,11 +50,22 @@ class Sampler:
     Args:
         vocab_size: columns beyond it (a padded head) are never chosen.
         device: where the logits come from.
+        watermark: what rows prefer that ask for a watermark.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+        watermark: Watermark | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
+        self._watermark = watermark if watermark is not None else Watermark()
+
+    def with_vocab(self, vocab_size: int) -> Sampler:
+        """Return a sampler for rows of another vocabulary, otherwise like this one."""
+        return Sampler(vocab_size, self.device, self._watermark)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> SampledTokens:
         """Return the next token of each row; ``logits`` is S x V float32 and stays as it is.
@@ -85,9 +80,10 @@ class Sampler:
         greedy = [i for i, row in enumerate(rows) if is_greedy(row.params)]
         drawn = [i for i, row in enumerate(rows) if not is_greedy(row.params)]
         if greedy:
-            _sample_greedy(penalised(logits, rows, greedy), rows, greedy, result)
+            _sample_greedy(adjusted(logits, rows, greedy, self._watermark), rows, greedy, result)
         if drawn:
-            _sample_drawn(penalised(logits, rows, drawn), rows, drawn, result)
+            _sample_drawn(adjusted(logits, rows, drawn, self._watermark), rows, drawn, result)
+        _report_raw(logits, rows, result)
         return result
 
     def _check_shape(self, logits: torch.Tensor, num_rows: int) -> None:
@@ -103,36 +99,6 @@ def is_greedy(params: SamplingParams) -> bool:
     return not params.do_sample or params.temperature <= 0.0
 
 
-def penalised(logits: torch.Tensor, rows: Sequence[SamplerRow], indices: list[int]) -> torch.Tensor:
-    """Return the logits of the chosen rows after penalties; a copy unless nothing changes."""
-    has_penalty = [_has_penalty(rows[i].params) for i in indices]
-    if len(indices) == logits.shape[0] and not any(has_penalty):
-        return logits
-    chosen = logits[torch.tensor(indices, device=logits.device)]
-    for scores, index, needed in zip(chosen, indices, has_penalty, strict=True):
-        if needed:
-            _apply_penalties(scores, rows[index])
-    return chosen
-
-
-def prompt_logprobs(logits: torch.Tensor, target_ids: Sequence[int]) -> list[float]:
-    """Return the logprob of target i under row i of ``logits`` (P x V).
-
-    Always finite: a target that is masked, or whose row holds no numbers, gets
-    ``LEAST_LOGPROB``.
-    """
-    result: list[float] = []
-    for start in range(0, len(target_ids), _PROMPT_CHUNK):
-        part = logits[start : start + _PROMPT_CHUNK].float()
-        targets = torch.as_tensor(target_ids[start : start + _PROMPT_CHUNK], device=part.device)
-        logprobs = torch.log_softmax(part, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-        finite = torch.nan_to_num(
-            logprobs, nan=LEAST_LOGPROB, posinf=LEAST_LOGPROB, neginf=LEAST_LOGPROB
-        )
-        result.extend(finite.tolist())
-    return result
-
-
 def top_alternatives(logprobs: torch.Tensor, count: int) -> tuple[list[int], list[float]]:
     """Return the ``count`` likeliest tokens of a row of V logprobs, best first.
 
@@ -144,81 +110,8 @@ def top_alternatives(logprobs: torch.Tensor, count: int) -> tuple[list[int], lis
     return best.tolist(), values[best].tolist()
 
 
-class DrawDistance(NamedTuple):
-    """How a token relates to the random numbers of its draw."""
-
-    # 0.0: the logits give that token. Small: a number fell next to the edge between two
-    # halves, so a tiny difference in logits explains the token. Infinite: no chance.
-    distance: float
-    # The token's chance.
-    probability: float
-
-
-def draw_distance(
-    logits: torch.Tensor,  # V
-    params: SamplingParams,
-    token_ids: NDArray[np.int64],
-    chosen: int,
-    num_prompt_tokens: int,
-) -> DrawDistance:
-    """Compare a token that was drawn after ``token_ids`` with what these logits give.
-
-    Raises ValueError for params that do not sample.
-    """
-    if is_greedy(params):
-        raise ValueError("draw_distance is for rows that sample; compare logits of greedy rows")
-    row = _KnownRow(params, token_ids, num_prompt_tokens)
-    scores = penalised(logits.reshape(1, -1).float(), [row], [0])
-    distribution = distributions(scores, [row])[0]
-    if distribution is None:
-        return DrawDistance(math.inf, 0.0)
-    numbers = uniforms([params.seed], [len(token_ids)], num_levels(len(logits)))[0].tolist()
-    distance = distribution.distance(chosen, numbers)
-    return DrawDistance(distance, distribution.probability(chosen))
-
-
-class _KnownRow(NamedTuple):
-    params: SamplingParams
-    token_ids: NDArray[np.int64]
-    num_prompt_tokens: int
-
-
-def _has_penalty(params: SamplingParams) -> bool:
-    return (
-        params.repetition_penalty != 1.0
-        or params.frequency_penalty != 0.0
-        or params.presence_penalty != 0.0
-    )
-
-
-def _apply_penalties(scores: torch.Tensor, row: SamplerRow) -> None:
-    """Change one row of V scores in place, only where the row's tokens are."""
-    params = row.params
-    if params.repetition_penalty != 1.0:
-        ids = _to_device(_known(row.token_ids, len(scores)), scores)
-        seen = scores[ids]
-        penalty = params.repetition_penalty
-        # An id that occurs several times writes the same value each time.
-        scores[ids] = torch.where(seen < 0, seen * penalty, seen / penalty)
-    if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
-        output_ids = _known(row.token_ids[row.num_prompt_tokens :], len(scores))
-        unique_ids, counts = np.unique(output_ids, return_counts=True)
-        amounts = counts * params.frequency_penalty + params.presence_penalty
-        ids = _to_device(unique_ids, scores)
-        scores[ids] -= _to_device(amounts.astype(np.float32), scores)
-
-
-def _known(token_ids: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
-    """Return the ids that the head can produce; an input may have more."""
-    return token_ids[(token_ids >= 0) & (token_ids < vocab_size)]
-
-
-def _to_device(values: NDArray[np.generic], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
-
-
 def _sample_greedy(
-    scores: torch.Tensor,  # one row per index, penalised
+    scores: torch.Tensor,  # one row per index
     rows: Sequence[SamplerRow],
     indices: list[int],
     result: SampledTokens,
@@ -233,13 +126,12 @@ def _sample_greedy(
             continue
         result.ids[index] = id_list[i]
         result.logprobs[index] = logprobs[i]
-        count = rows[index].params.num_alternatives
-        if count > 0:
+        if count := _num_alternatives(rows[index]):
             result.alternatives[index] = top_alternatives(all_logprobs[i], count)
 
 
 def _sample_drawn(
-    scores: torch.Tensor,  # one row per index, penalised
+    scores: torch.Tensor,  # one row per index
     rows: Sequence[SamplerRow],
     indices: list[int],
     result: SampledTokens,
@@ -256,9 +148,35 @@ def _sample_drawn(
         token_id = distribution.draw(numbers[i])
         result.ids[index] = token_id
         result.logprobs[index] = distribution.logprob(token_id)
-        count = rows[index].params.num_alternatives
-        if count > 0:
+        if count := _num_alternatives(rows[index]):
             result.alternatives[index] = distribution.likeliest(count)
+
+
+def _num_alternatives(row: SamplerRow) -> int:
+    """Return how many alternatives are read from what the row is drawn from."""
+    return 0 if _is_raw(row) else row.params.num_alternatives
+
+
+def _is_raw(row: SamplerRow) -> bool:
+    """Return whether a row wants logprobs that are others than those it is drawn from."""
+    return row.params.raw_logprobs and (is_adjusted(row) or not is_greedy(row.params))
+
+
+def _report_raw(logits: torch.Tensor, rows: Sequence[SamplerRow], result: SampledTokens) -> None:
+    """Replace the logprobs of rows that want the model's own."""
+    indices = [i for i, row in enumerate(rows) if _is_raw(row) and i not in result.errors]
+    if not indices:
+        return
+    wanted = (
+        logits if len(indices) == len(rows) else logits[torch.tensor(indices, device=logits.device)]
+    )
+    all_logprobs = torch.log_softmax(wanted, dim=-1)
+    ids = torch.tensor([result.ids[index] for index in indices], device=logits.device)
+    logprobs = all_logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+    for i, index in enumerate(indices):
+        result.logprobs[index] = logprobs[i]
+        if count := rows[index].params.num_alternatives:
+            result.alternatives[index] = top_alternatives(all_logprobs[i], count)
 
 
 def distributions(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[Distribution | None]:
@@ -286,3 +204,43 @@ def _explain(scores: torch.Tensor) -> str:
         "the model returned logits that are no finite numbers; "
         "check the adapter's weights, or use a wider dtype"
     )
+
+
+class DrawDistance(NamedTuple):
+    """How a token relates to the random numbers of its draw."""
+
+    # 0.0: the logits give that token. Small: a number fell next to the edge between two
+    # halves, so a tiny difference in logits explains the token. Infinite: no chance.
+    distance: float
+    # The token's chance.
+    probability: float
+
+
+def draw_distance(
+    logits: torch.Tensor,  # V
+    params: SamplingParams,
+    token_ids: NDArray[np.int64],
+    chosen: int,
+    num_prompt_tokens: int,
+) -> DrawDistance:
+    """Compare a token that was drawn after ``token_ids`` with what these logits give.
+
+    Raises ValueError for params that do not sample.
+    """
+    if is_greedy(params):
+        raise ValueError("draw_distance is for rows that sample; compare logits of greedy rows")
+    row = _KnownRow(params, token_ids, num_prompt_tokens, edits_of(params.logit_bias))
+    scores = adjusted(logits.reshape(1, -1).float(), [row], [0], Watermark())
+    distribution = distributions(scores, [row])[0]
+    if distribution is None:
+        return DrawDistance(math.inf, 0.0)
+    numbers = uniforms([params.seed], [len(token_ids)], num_levels(len(logits)))[0].tolist()
+    distance = distribution.distance(chosen, numbers)
+    return DrawDistance(distance, distribution.probability(chosen))
+
+
+class _KnownRow(NamedTuple):
+    params: SamplingParams
+    token_ids: NDArray[np.int64]
+    num_prompt_tokens: int
+    edits: LogitEdits | None

@@ -29,8 +29,13 @@ class StopStrings:
         ends = [end for string in self._strings if (end := self._find(string, window)) > 0]
         if ends:
             return min(ends) - len(self._tail)
-        self._tail = window[max(0, len(window) - self._longest + 1) :]
+        self.skip(text)
         return None
+
+    def skip(self, text: str) -> None:
+        """Take a part in which none may end; one that begins in it may end later."""
+        window = self._tail + text
+        self._tail = window[max(0, len(window) - self._longest + 1) :]
 
     def _find(self, string: str, window: str) -> int:
         """Return where the string's first occurrence that is not all tail ends, or 0."""
@@ -55,19 +60,27 @@ class Stopping:
 
     An end-of-text token counts as such also when it is the last one allowed
     (LoRAX reports the length there). A stop token ends the row like a stop string.
+    Among the first ``min_new_tokens`` nothing ends it but the limit.
     """
 
-    __slots__ = ("_eos_token_ids", "_num_left", "_stop_strings", "_stop_token_ids")
+    __slots__ = (
+        "_eos_token_ids", "_num_left", "_num_left_endless", "_stop_strings", "_stop_token_ids",
+    )  # fmt: skip
 
     def __init__(self, params: StoppingParams, eos_token_ids: Collection[int]) -> None:
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._stop_strings = StopStrings(params.stop_sequences)
         self._num_left = params.max_new_tokens
+        self._num_left_endless = params.min_new_tokens
 
     def push(self, token_id: int, text: str) -> Verdict:
         """Count one token; ``text`` is what it added, without special tokens."""
         self._num_left -= 1
+        if self._num_left_endless > 0:
+            self._num_left_endless -= 1
+            self._stop_strings.skip(text)
+            return self._go_on()
         if token_id in self._eos_token_ids:
             return Verdict(FinishCode.EOS_TOKEN)
         num_kept = self._stop_strings.push(text)
@@ -75,4 +88,7 @@ class Stopping:
             return Verdict(FinishCode.STOP_SEQUENCE, num_kept)
         if token_id in self._stop_token_ids:
             return Verdict(FinishCode.STOP_SEQUENCE)
+        return self._go_on()
+
+    def _go_on(self) -> Verdict:
         return _GOES_ON if self._num_left > 0 else Verdict(FinishCode.LENGTH)

@@ -27,7 +27,7 @@ from lorax_contract.step import (
     StepPlan,
 )
 from lorax_proto import generate_pb2 as pb
-from lorax_proto.convert import tokens_to_proto
+from lorax_proto.convert import prompt_to_proto
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.rows import Row
 from lorax_shard.rpc.lorax_requests import LoraxRequest, read_request
@@ -326,7 +326,8 @@ def _generation(
     if is_first:
         generation.prefill_tokens_length = row.num_prompt_tokens
     if detail.prompt_tokens is not None:
-        generation.prefill_tokens.CopyFrom(tokens_to_proto(detail.prompt_tokens))
+        prompt = prompt_to_proto(detail.prompt_tokens, detail.prompt_alternatives)
+        generation.prefill_tokens.CopyFrom(prompt)
     if member.ended:
         finish = FinishCode(outcome.finish[position])
         generation.generated_text.CopyFrom(

@@ -16,6 +16,7 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_proto import generate_pb2 as pb
+from lorax_proto.convert import logit_bias_from_proto
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,8 +83,6 @@ def _refuse_unserved(request: pb.Request) -> None:
     parameters = request.parameters
     if parameters.HasField("schema"):
         raise ValidationError("structured output (schema) is not served; leave it out")
-    if parameters.watermark:
-        raise ValidationError("watermarking is not served; leave watermark out")
     if any(chunk.HasField("image") for chunk in request.tokenized_inputs.input_chunks):
         raise ValidationError("this model takes no images; send text only")
 
@@ -139,8 +138,12 @@ def _sampling(request: pb.Request) -> SamplingParams:
         frequency_penalty=given.frequency_penalty,
         presence_penalty=given.presence_penalty,
         seed=given.seed,
+        logit_bias=logit_bias_from_proto(given),
+        watermark=given.watermark,
         num_alternatives=given.return_k_alternatives,
+        raw_logprobs=given.raw_logprobs,
         prompt_logprobs=request.prefill_logprobs,
+        num_prompt_alternatives=request.prefill_alternatives,
     )
 
 
@@ -149,6 +152,7 @@ def _stopping(given: pb.StoppingCriteriaParameters) -> StoppingParams:
         raise ValidationError("max_new_tokens must be at least 1")
     return StoppingParams(
         max_new_tokens=given.max_new_tokens,
+        min_new_tokens=given.min_new_tokens,
         stop_sequences=tuple(given.stop_sequences),
         stop_token_ids=tuple(given.stop_token_ids),
         ignore_eos=given.ignore_eos_token,

@@ -439,3 +439,23 @@ async def test_a_merge_is_prepared_as_it_was_asked_for(kind):
         await client.release_adapter(AdapterHandle(1), merged.parts[:1])
         tiers = await client.adapter_tiers(merged.parts)
         assert (tiers.device, tiers.host.keys()) == ({}, {"c"})
+
+
+@in_loop
+async def test_the_end_of_a_row_without_tokens_arrives_with_its_prompt(kind):
+    spec = make_spec(
+        3, [1, 0, 3], max_new_tokens=0, prompt_logprobs=True, num_prompt_alternatives=2
+    )
+    other = make_spec(4, [1, 2], max_new_tokens=2, ignore_eos=True)
+    async with kind.open() as (client, _):
+        first = await client.step(make_plan(1, [(3, 3, [0]), (4, 2, [1])], [spec, other]))
+        at = first.row_ids.index(3)
+        assert (first.num_tokens[at], first.finish[at]) == (0, FinishCode.LENGTH)
+        assert first.tokens.ids == expected_tokens(other)[:1]
+        detail = first.details[3]
+        assert detail.generated_text == ""
+        assert detail.prompt_tokens.ids == [1, 0, 3]
+        assert [each.ids for each in detail.prompt_alternatives] == [[], [0, 1], [3, 4]]
+        assert len(detail.prompt_alternatives[1].texts) == 2
+        second = await client.step(make_plan(2, [(4, 1, [])], drop=[3]))
+        assert second.tokens.ids == expected_tokens(other)[1:2]

@@ -11,6 +11,7 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
     AdapterHandle,
     FinishCode,
+    OutputKind,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -35,13 +36,14 @@ def make_scheduler(**overrides: Any) -> Scheduler:
 def submit(
     scheduler: Scheduler, request_id: int, num_prompt: int, max_new: int = 4, adapter: int = 0
 ) -> None:
-    """Queue a request of ``num_prompt`` tokens."""
+    """Queue a request of ``num_prompt`` tokens; with ``max_new`` 0 it asks for no more."""
     spec = RequestSpec(
         request_id=RequestId(request_id),
         prompt_ids=list(range(num_prompt)),
         sampling=SamplingParams(),
         stopping=StoppingParams(max_new_tokens=max_new),
         adapter=AdapterHandle(adapter),
+        output=OutputKind.TOKENS if max_new else OutputKind.PROMPT,
     )
     scheduler.submit(spec, 0.0)
 
@@ -294,7 +296,7 @@ def test_outcomes_out_of_order_or_short_are_refused() -> None:
     assert plan is not None
     with pytest.raises(ProtocolError, match="step 7 came"):
         scheduler.apply(StepOutcome(seq=7), 0.0)
-    with pytest.raises(ProtocolError, match="no token for requests"):
+    with pytest.raises(ProtocolError, match="neither a token nor an end for requests"):
         scheduler.apply(answer(plan, {}), 0.0)
 
 
@@ -376,3 +378,72 @@ def test_a_step_must_have_room_for_every_row() -> None:
     """Otherwise the last rows would never decode."""
     with pytest.raises(ValueError, match="max_step_tokens"):
         make_scheduler(max_step_tokens=3)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_request_without_tokens_is_computed_in_chunks_and_ends_with_its_prompt(
+    depth: int,
+) -> None:
+    """It is awaited like a token, planned no further, and leaves nothing behind."""
+    scheduler = make_scheduler(depth=depth)
+    submit(scheduler, 1, 20, max_new=0)
+    first = scheduler.plan(0.0)
+    assert first is not None and first.num_tokens == [16]
+    scheduler.apply(answer(first, {}), 0.0)
+    last = scheduler.plan(0.0)
+    assert last is not None and last.num_tokens == [4]
+    assert scheduler.plan(0.0) is None
+    scheduler.check()
+    with pytest.raises(ProtocolError, match="neither a token nor an end"):
+        make_and_miss_the_end()
+    assert scheduler.apply(answer(last, {}, {1: FinishCode.LENGTH}), 0.0) == [True]
+    assert step(scheduler, {}).drop == [1]
+    assert scheduler.is_idle
+    assert scheduler.stats().num_free_blocks == 8
+
+
+def make_and_miss_the_end() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, 1, 4, max_new=0)
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.apply(answer(plan, {}), 0.0)
+
+
+def test_a_request_without_tokens_may_fill_the_pool() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, 1, 32, max_new=0)
+    submit(scheduler, 2, 32, max_new=1)
+    for max_new in (0, 1):
+        with pytest.raises(ValidationError, match="more than the 32 tokens"):
+            submit(scheduler, 3, 33, max_new=max_new)
+
+
+def test_an_end_that_was_on_its_way_when_the_shards_were_lost_is_awaited_anew() -> None:
+    """Its prompt is computed again, like everything of a step that nobody acknowledged."""
+    scheduler = make_scheduler(num_blocks=4, depth=2)
+    submit(scheduler, 1, 4, max_new=12)
+    step(scheduler, {1: 9})
+    submit(scheduler, 2, 4, max_new=0)
+    while scheduler.num_in_flight < 2:
+        assert scheduler.plan(0.0) is not None
+    lost = scheduler.shards_lost(0.0, epoch=2, num_blocks=4, adapter_bytes=None)
+    assert lost.suspects == [1, 2]
+    scheduler.check()
+    again = scheduler.plan(0.0)
+    assert again is not None and [row.spec.request_id for row in again.new_rows] == [1, 2]
+
+
+@pytest.mark.parametrize(("output", "max_new"), [(OutputKind.TOKENS, 0), (OutputKind.PROMPT, 1)])
+def test_a_limit_that_does_not_go_with_what_is_asked_is_refused(
+    output: OutputKind, max_new: int
+) -> None:
+    spec = RequestSpec(
+        request_id=RequestId(1),
+        prompt_ids=[1],
+        sampling=SamplingParams(),
+        stopping=StoppingParams(max_new_tokens=max_new),
+        output=output,
+    )
+    with pytest.raises(ValidationError, match="`max_new_tokens` must be"):
+        make_scheduler().submit(spec, 0.0)

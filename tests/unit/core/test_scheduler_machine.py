@@ -27,6 +27,7 @@ from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
     FinishCode,
+    OutputKind,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -123,7 +124,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         requests=st.lists(
             st.tuples(
                 st.lists(st.integers(0, 4), min_size=1, max_size=12),
-                st.integers(1, 16),
+                st.integers(0, 16),
                 st.integers(0, NUM_ADAPTERS),
             ),
             min_size=1,
@@ -131,7 +132,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
     )
     def submit(self, requests: list[tuple[list[int], int, int]]) -> None:
-        """Clients ask; what can never fit is refused."""
+        """Clients ask, some for no tokens; what can never fit is refused."""
         for prompt, max_new, adapter in requests:
             self._submit(prompt, max_new, self.handles[adapter])
 
@@ -142,10 +143,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             sampling=SamplingParams(),
             stopping=StoppingParams(max_new_tokens=max_new),
             adapter=adapter,
+            output=OutputKind.TOKENS if max_new else OutputKind.PROMPT,
         )
         self.next_id += 1
         num_blocks, block_size = self.sizes
-        fits = len(prompt) + max_new - 1 <= num_blocks * block_size
+        fits = len(prompt) + max(max_new - 1, 0) <= num_blocks * block_size
         try:
             self.scheduler.submit(spec, self.now)
         except ValidationError:
@@ -308,6 +310,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert received == wanted[: len(received)]
         if finish is not FinishCode.RUNNING:
             assert finish is FinishCode.ERROR or received == wanted
+            self.counts["prompts only"] = self.counts.get("prompts only", 0) + (not wanted)
             del self.specs[request_id]
 
     @rule(num=st.integers(1, 12))
@@ -341,7 +344,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not {*lost.suspects} & {*lost.impossible}
         for request_id in lost.impossible:
             spec = self.specs.pop(request_id)
-            num_kv = len(spec.prompt_ids) + spec.stopping.max_new_tokens - 1
+            num_kv = len(spec.prompt_ids) + max(spec.stopping.max_new_tokens - 1, 0)
             assert num_kv > num_blocks * self.sizes[1] or not self._may_fit(spec.adapter)
         self.counts["impossible"] = self.counts.get("impossible", 0) + len(lost.impossible)
         self.prepared.clear()
@@ -409,3 +412,4 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(depth: int) 
     assert counts["plans"] >= NUM_STEPS // 4
     assert counts["preemptions"] > 0
     assert counts["inactive"] > 0
+    assert counts["prompts only"] > 0

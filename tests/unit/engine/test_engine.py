@@ -12,6 +12,7 @@ from tests.helpers.toy_paged_model import (
     make_engine,
     make_plan,
     new_row,
+    tokens_of,
 )
 
 from lorax_contract.errors import ShardError, ValidationError
@@ -22,18 +23,6 @@ from lorax_shard.engine.self_test import DeviceBrokenError
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
 OTHER = [40, 41, 42]
-
-
-def tokens_of(outcome, request_id):
-    """Return the ids and the finish code of a request in an outcome."""
-    ids, start = [], 0
-    finish = None
-    for each, count, code in zip(outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True):
-        if each == request_id:
-            ids.extend(outcome.tokens.ids[start : start + count])
-            finish = code
-        start += count
-    return ids, finish
 
 
 def decode(engine, request_id, count):

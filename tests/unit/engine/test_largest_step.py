@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_contract.step import SamplingParams, WarmupSpec
+from lorax_contract.step import LogitBias, SamplingParams, WarmupSpec
 from lorax_shard.engine import largest_step
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
@@ -133,7 +133,8 @@ def test_no_way_of_drawing_takes_more_than_the_largest_step_s():
 
     largest = peak(largest_step._SAMPLING)
     assert largest >= 2 * num_rows * vocab_size * 4
-    for params in (every, *one_by_one):
+    added = replace(every, logit_bias=LogitBias((3, 5), (1.0, 2.0)), watermark=True)
+    for params in (every, added, replace(added, raw_logprobs=True), *one_by_one):
         # Beside the copies of the logits there is little.
         assert peak(params) <= largest + num_rows * vocab_size
 

@@ -8,6 +8,7 @@ import torch
 
 from lorax_contract.step import (
     AdapterHandle,
+    LogitBias,
     NewRow,
     RequestId,
     RequestSpec,
@@ -15,9 +16,11 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_shard.engine.active_adapters import ActiveAdapter
-from lorax_shard.engine.row_draws import draw_rows, logprobs_of
+from lorax_shard.engine.prompt_scores import prompt_scores
+from lorax_shard.engine.row_draws import draw_rows, scores_of
 from lorax_shard.engine.rows import Row, make_row
-from lorax_shard.engine.sampler import Sampler, prompt_logprobs
+from lorax_shard.engine.sampler import Sampler
+from lorax_shard.engine.watermark import Watermark
 
 BASE, WIDER, WIDEST = 384, 390, 423
 SAMPLING = [
@@ -26,6 +29,8 @@ SAMPLING = [
     {"do_sample": True, "seed": 4, "top_p": 0.7, "top_k": 40},
     {"do_sample": True, "seed": 5, "typical_p": 0.6, "num_alternatives": 4},
     {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "num_alternatives": 3},
+    {"watermark": True, "logit_bias": LogitBias((7, 380), (5.0, -100.0))},
+    {"logit_bias": LogitBias((7, 12), (9.0, 1.0)), "raw_logprobs": True, "num_alternatives": 2},
 ]
 
 
@@ -55,7 +60,8 @@ def logits_of(rows: list[Row], width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("others", [(), (WIDER,), (WIDEST, WIDER, WIDEST)])
 def test_a_draw_depends_on_no_neighbour(others: tuple[int, ...]) -> None:
-    sampler = Sampler(BASE)
+    watermark = Watermark(0.25, 5.0)
+    sampler = Sampler(BASE, watermark=watermark)
     base = [make(number) for number in range(len(SAMPLING))]
     rows = [make(10 + at, size) for at, size in enumerate(others)]
     mixed = [*base[:2], *rows, *base[2:]]
@@ -63,7 +69,7 @@ def test_a_draw_depends_on_no_neighbour(others: tuple[int, ...]) -> None:
     got = draw_rows(sampler, logits_of(mixed, width), mixed)
     for index, row in enumerate(mixed):
         size = row.adapter.vocab_size if row.adapter else BASE
-        alone = Sampler(size).sample(logits_of([row], size), [row])
+        alone = Sampler(size, watermark=watermark).sample(logits_of([row], size), [row])
         assert got.ids[index] == alone.ids[0]
         assert got.logprobs[index] == alone.logprobs[0]
         assert got.alternatives[index] == alone.alternatives[0]
@@ -95,5 +101,5 @@ def test_logprobs_of_a_prompt_have_the_bits_of_its_own_vocabulary(size: int) -> 
     own = torch.randn(4, size, generator=torch.Generator().manual_seed(1)) * 3
     wide = torch.full((4, WIDEST), float("-inf"))
     wide[:, :size] = own
-    alone = prompt_logprobs(own, targets.tolist())
-    assert logprobs_of(Sampler(BASE), wide, row, targets) == alone
+    alone = prompt_scores(own, targets.tolist())
+    assert scores_of(Sampler(BASE), wide, row, targets) == alone

@@ -6,20 +6,33 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.helpers.sampling import PENALTIES, SETTINGS, make_row, random_logits, reference_scores
+from tests.helpers.sampling import (
+    BIAS,
+    PENALTIES,
+    SETTINGS,
+    make_row,
+    random_logits,
+    reference_scores,
+)
 
+from lorax_contract.step import LogitBias
 from lorax_shard.engine.draws import uniforms
 from lorax_shard.engine.sampler import (
-    LEAST_LOGPROB,
     Sampler,
     distributions,
     draw_distance,
-    penalised,
-    prompt_logprobs,
     top_alternatives,
 )
+from lorax_shard.engine.scores import adjusted
+from lorax_shard.engine.watermark import Watermark
 
-CORNERS = [{"num_alternatives": 3}, {"do_sample": False}, {"do_sample": False, **PENALTIES}]
+CORNERS = [
+    {"num_alternatives": 3},
+    {"do_sample": False},
+    {"do_sample": False, **PENALTIES},
+    {"do_sample": False, "logit_bias": BIAS, "raw_logprobs": True, "num_alternatives": 2},
+    {"banned": (7, 8), "temperature": 0.5, "raw_logprobs": True, "num_alternatives": 2},
+]
 
 
 @pytest.mark.parametrize("vocab_size", [50, 1003])
@@ -29,7 +42,7 @@ def test_probabilities_are_those_of_transformers(settings, vocab_size):
         logits = random_logits(1, vocab_size, seed)
         row = make_row([1, 5, 5, 9], [5, 2, 2, 2, 11], do_sample=True, **settings)
         expected = torch.softmax(reference_scores(logits[0], row), dim=-1)
-        (distribution,) = distributions(penalised(logits, [row], [0]), [row])
+        (distribution,) = distributions(adjusted(logits, [row], [0], Watermark()), [row])
         kept = range(vocab_size) if distribution.ids is None else distribution.ids.tolist()
         assert list(kept) == torch.nonzero(expected).flatten().tolist()
         for token_id in kept:
@@ -64,10 +77,14 @@ def test_drawn_token_and_logprob_follow_from_the_reference_softmax(settings):
         assert sampled.logprobs[index] == pytest.approx(logprob, abs=1e-5)
 
 
-@pytest.mark.parametrize("penalties", [{}, PENALTIES], ids=["plain", "penalised"])
-def test_greedy_takes_the_best_penalised_token(penalties):
+@pytest.mark.parametrize(
+    "options",
+    [{}, PENALTIES, {"logit_bias": BIAS}, {"watermark": True, **PENALTIES}, {"banned": (5, 40)}],
+    ids=["plain", "penalised", "biased", "marked", "banned"],
+)
+def test_greedy_takes_the_best_adjusted_token(options):
     logits = random_logits(20, 301, seed=2)
-    rows = [make_row([4, 2], [8, 8, 2, i], **penalties) for i in range(20)]
+    rows = [make_row([4, 2], [8, 8, 2, i], **options) for i in range(20)]
     sampled = Sampler(301).sample(logits, rows)
     for index, row in enumerate(rows):
         scores = reference_scores(logits[index], row)
@@ -88,6 +105,60 @@ def test_penalties_decide_and_leave_the_logits_alone():
     ]
     assert Sampler(4).sample(logits, rows).ids == [0, 1, 0, 1, 0]
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_bias_of_100_forces_a_token_and_minus_100_bans_it(do_sample):
+    logits = random_logits(40, 200, seed=11)
+    best = logits.argmax(dim=-1).tolist()
+    rows = [
+        make_row(
+            do_sample=do_sample,
+            seed=i,
+            logit_bias=LogitBias((best[i],), (-100.0,)) if i % 2 else LogitBias((i,), (100.0,)),
+        )
+        for i in range(40)
+    ]
+    ids = Sampler(200).sample(logits, rows).ids
+    assert ids[::2] == list(range(0, 40, 2))
+    assert all(ids[i] != best[i] for i in range(1, 40, 2))
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_banned_token_is_never_drawn_whatever_its_bias(do_sample):
+    logits = random_logits(30, 12, seed=12, scale=0.5)
+    rows = [
+        make_row(do_sample=do_sample, seed=i, banned=(3, 4), logit_bias=LogitBias((3, 5), (100, 1)))
+        for i in range(30)
+    ]
+    sampled = Sampler(12).sample(logits, rows)
+    assert not sampled.errors
+    assert not {3, 4} & set(sampled.ids)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.4, "top_k": 3}])
+def test_raw_logprobs_are_the_models_own(options):
+    """As vLLM reports them unless it is told otherwise: before bias, penalties and warpers."""
+    logits = random_logits(12, 90, seed=13)
+    rows = [
+        make_row(
+            [4, 2], [8, i], seed=i, raw_logprobs=True, num_alternatives=4, logit_bias=BIAS,
+            **PENALTIES, **options,
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    sampled = Sampler(90).sample(logits, rows)
+    own = torch.log_softmax(logits.double(), dim=-1)
+    for i, token_id in enumerate(sampled.ids):
+        assert sampled.logprobs[i] == pytest.approx(float(own[i, token_id]), abs=1e-5)
+        expected = own[i].topk(4)
+        ids, logprobs = sampled.alternatives[i]
+        assert ids == expected.indices.tolist()
+        assert logprobs == pytest.approx(expected.values.tolist(), abs=1e-5)
+    # The tokens are what they are without.
+    plain = [make_row([4, 2], [8, i], seed=i, logit_bias=BIAS, **PENALTIES, **options)
+             for i in range(12)]  # fmt: skip
+    assert Sampler(90).sample(logits, plain).ids == sampled.ids
 
 
 def test_greedy_ties_go_to_the_lowest_id():
@@ -231,25 +302,6 @@ def test_top_alternatives_orders_ties_by_id():
     assert top_alternatives(logprobs, 0) == ([], [])
 
 
-def test_prompt_logprobs_are_the_log_softmax_at_the_targets():
-    logits = random_logits(150, 77, seed=9)
-    targets = [(7 * i) % 77 for i in range(150)]
-    expected = torch.log_softmax(logits.double(), dim=-1)[torch.arange(150), targets]
-    assert prompt_logprobs(logits, targets) == pytest.approx(expected.tolist(), abs=1e-5)
-    split = prompt_logprobs(logits[:41], targets[:41]) + prompt_logprobs(logits[41:], targets[41:])
-    assert split == prompt_logprobs(logits, targets)
-    assert prompt_logprobs(logits[:0], []) == []
-
-
-def test_prompt_logprobs_are_always_finite():
-    logits = random_logits(3, 5)
-    logits[0, 2] = -math.inf
-    logits[1, 0] = math.nan
-    values = prompt_logprobs(logits, [2, 1, 1])
-    assert values[:2] == [LEAST_LOGPROB, LEAST_LOGPROB]
-    assert -50 < values[2] < 0
-
-
 def test_draw_distance_tells_a_near_miss_from_a_wrong_token():
     logits = random_logits(1, 50, seed=10)[0]
     row = make_row(do_sample=True, seed=3, top_k=20)
@@ -267,6 +319,15 @@ def test_draw_distance_tells_a_near_miss_from_a_wrong_token():
     assert compare(int(logits.argmin())) == (math.inf, 0.0)
     with pytest.raises(ValueError, match="rows that sample"):
         draw_distance(logits, make_row().params, row.token_ids, chosen, 3)
+
+
+def test_draw_distance_knows_a_bias():
+    logits = random_logits(1, 50, seed=15, scale=0.5)[0]
+    row = make_row(do_sample=True, seed=5, logit_bias=LogitBias((9, 3), (4.0, -100.0)))
+    chosen = Sampler(50).sample(logits.unsqueeze(0), [row]).ids[0]
+    found = [draw_distance(logits, row.params, row.token_ids, i, 3) for i in (chosen, 3)]
+    assert found[0].distance == 0.0
+    assert found[1].probability < 1e-30
 
 
 def test_draw_distance_knows_penalties_of_the_output_only():

@@ -113,3 +113,19 @@ def test_memory_of_the_text_is_bounded_by_the_longest_string():
     for _ in range(100):
         matcher.push("some text of a token")
         assert len(matcher._tail) == 5
+
+
+def test_among_the_first_tokens_only_the_limit_ends_the_row():
+    stopping = make_stopping(
+        min_new_tokens=3, max_new_tokens=9, stop_token_ids=(STOP,), stop_sequences=("x",)
+    )
+    tokens = [(EOS, ""), (STOP, "x"), (OTHER, "x"), (OTHER, "b"), (EOS, "")]
+    assert push_all(stopping, *tokens) == [RUNNING] * 4 + [END]
+    stopping = make_stopping(min_new_tokens=3, max_new_tokens=3)
+    assert push_all(stopping, (EOS, ""), (EOS, ""), (OTHER, "")) == [RUNNING, RUNNING, LENGTH]
+
+
+def test_a_stop_string_may_begin_among_the_first_tokens_and_end_later():
+    stopping = make_stopping(min_new_tokens=2, max_new_tokens=9, stop_sequences=("abcd", "xy"))
+    tokens = [(OTHER, "xy"), (OTHER, "ab"), (OTHER, "c"), (OTHER, "de")]
+    assert push_all(stopping, *tokens) == [RUNNING, RUNNING, RUNNING, STOPPED]

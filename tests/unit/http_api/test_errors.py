@@ -201,7 +201,6 @@ def ask(world: World, path: str, **params: Any) -> httpx.Response:
         ({"adapter_id": "x/y"}, "base model only"),
         ({"adapter_id": "x\ny"}, "control characters"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"watermark": True}, "watermark"),
     ],
 )
 def test_values_out_of_bounds_are_422(params, named):

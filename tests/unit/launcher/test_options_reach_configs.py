@@ -27,7 +27,8 @@ VALUES: dict[str, Any] = {"num_shard": 3, "default_adapter_source": "s3",
                           "preloaded_adapter_source": "s3", "hostname": "10.0.0.7", "sharded": False,
                           "preloaded_adapter_ids": ("org/a",), "source": "local",
                           "adapter_source": "local", "device": "cpu",
-                          "lora_modules": ("poet=org/a",), "lora_adapters": "poet=/a"}  # fmt: skip
+                          "lora_modules": ("poet=org/a",), "lora_adapters": "poet=/a",
+                          "watermark_gamma": 0.25}  # fmt: skip
 BESIDE: dict[str, dict[str, Any]] = {
     "revision": {"model_id": "org/name"},
     "merge_adapter_weights": {"adapter_id": "org/poet"},

@@ -13,7 +13,9 @@ from lorax_contract.step import (
     Alternatives,
     BlockCopy,
     FinishCode,
+    LogitBias,
     NewRow,
+    OutputKind,
     RequestSpec,
     RowDetail,
     SamplingParams,
@@ -69,6 +71,7 @@ class Values:
         return make() if self.flag() else None
 
     def spec(self) -> RequestSpec:
+        ids = self.some(self.id32)
         sampling = SamplingParams(
             do_sample=self.flag(),
             temperature=self.real(),
@@ -80,11 +83,16 @@ class Values:
             frequency_penalty=self.real(),
             presence_penalty=self.real(),
             seed=self.id64(),
+            logit_bias=LogitBias(tuple(ids), tuple(self.real() for _ in ids)),
+            watermark=self.flag(),
             num_alternatives=self.id32(),
+            raw_logprobs=self.flag(),
             prompt_logprobs=self.flag(),
+            num_prompt_alternatives=self.id32(),
         )
         stopping = StoppingParams(
             max_new_tokens=self.id32(),
+            min_new_tokens=self.id32(),
             stop_sequences=tuple(self.some(self.text)),
             stop_token_ids=tuple(self.some(self.id32)),
             ignore_eos=self.flag(),
@@ -95,6 +103,7 @@ class Values:
             sampling=sampling,
             stopping=stopping,
             adapter=self.id32(),
+            output=self.rng.choice(list(OutputKind)),
         )
 
     def plan(self) -> StepPlan:
@@ -130,10 +139,12 @@ class Values:
         return Alternatives(columns.ids, columns.logprobs, columns.texts)
 
     def detail(self) -> RowDetail:
+        prompt = self.maybe(lambda: self.columns(3))
         return RowDetail(
             generated_text=self.maybe(self.text),
             alternatives=self.some(self.alternatives),
-            prompt_tokens=self.maybe(lambda: self.columns(3)),
+            prompt_tokens=prompt,
+            prompt_alternatives=self.some(self.alternatives) if prompt else [],
             error_code=self.maybe(self.text),
             error_text=self.maybe(self.text),
         )

@@ -80,7 +80,6 @@ def test_slots_that_follow_the_blocks_are_taken():
         (request(blocks=[4, 2], slots=[8, 9, 10, 11, 16]), "slots"),
         (request(blocks=[4, 2], slots=[16]), "slots"),
         (request(parameters={"schema": "{}"}), "schema"),
-        (request(parameters={"watermark": True}), "watermark"),
     ],
 )
 def test_what_is_refused_names_the_request(message, words):

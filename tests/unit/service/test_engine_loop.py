@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from lorax_contract.errors import GenerationError, LoraxError, ShardUnavailableE
 from lorax_contract.step import (
     AdapterHandle,
     FinishCode,
+    OutputKind,
     RequestSpec,
     SamplingParams,
     StepOutcome,
@@ -209,5 +211,30 @@ def test_cancelling_the_loop_ends_every_stream_in_words_and_refuses_new_ones():
             assert isinstance(chunks[-1].error, LoraxError)
         with pytest.raises(LoraxError, match="shutting down"):
             loop.submit(spec_of(loop))
+
+    play(scene())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_request_without_tokens_has_one_chunk_with_its_prompt(depth):
+    async def scene() -> None:
+        loop = make_loop(FakeShard(FakeModel(vocab_size=50), num_blocks=100, block_size=4), depth)
+        running = asyncio.create_task(loop.run())
+        spec = replace(
+            spec_of(loop, num=0),
+            output=OutputKind.PROMPT,
+            sampling=SamplingParams(prompt_logprobs=True, num_prompt_alternatives=2),
+        )
+        other = loop.submit(spec_of(loop, num=9))
+        (chunk,) = [chunk async for chunk in loop.submit(spec)]
+        assert chunk.finish is FinishCode.LENGTH
+        assert (chunk.tokens.ids, chunk.generated_text) == ([], "")
+        assert chunk.prompt_tokens is not None
+        assert chunk.prompt_tokens.ids == [1, 2, 3]
+        assert [len(each.ids) for each in chunk.prompt_alternatives] == [0, 2, 2]
+        assert sum([len(chunk.tokens.ids) async for chunk in other]) == 9
+        await until(lambda: loop.stats().num_running == 0)
+        assert loop.stats().num_free_blocks == 100
+        running.cancel()
 
     play(scene())

@@ -10,6 +10,7 @@ from tests.helpers.http_app import TEMPLATE, limits, word_tokenizer
 from tests.helpers.inline_templates import InlineTemplates
 
 from lorax_contract.errors import TemplateError, ValidationError
+from lorax_contract.step import LogitBias, OutputKind
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
@@ -128,7 +129,18 @@ def test_w21_truncate_counts_before_every_length_and_what_is_cut_never_runs():
         ({"stop_token_ids": [906]}, "906 is not a token"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"stop_token_ids": [1] * 65}, "at most 64 ids"),
-        ({"watermark": True}, "watermark"),
+        ({"logit_bias": {906: 1.0}}, "906 is not a token"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias"),
+        ({"logit_bias": {3: 100.5}}, "from -100 to 100, got 100.5 for token 3"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(range(301), 1.0)}, "at most 300 tokens"),
+        ({"min_new_tokens": -1}, "min_new_tokens"),
+        ({"min_new_tokens": 6, "max_new_tokens": 5}, "at most `max_new_tokens`"),
+        ({"num_prompt_alternatives": 2}, "decoder_input_details"),
+        ({"num_prompt_alternatives": 0, "decoder_input_details": True}, "from 1 to 20"),
+        ({"num_prompt_alternatives": 21, "decoder_input_details": True}, "from 1 to 20"),
+        ({"output": OutputKind.PROMPT, "max_new_tokens": 1}, "must be 0"),
+        ({"output": OutputKind.PROMPT, "min_new_tokens": 1}, "min_new_tokens"),
         ({"has_response_format": True}, "response_format"),
         ({"adapter_id": "some/adapter"}, "serves the base model only"),
         ({"merged_adapters": MergedAdapters(ids=["a", "b"])}, "serves the base model only"),
@@ -200,6 +212,39 @@ def test_a_model_without_a_template_says_so():
 def test_details_come_with_prompt_details_too():
     assert validate("w1", decoder_input_details=True).details
     assert validate("w1", decoder_input_details=True).samplings[0].prompt_logprobs
+
+
+def test_biases_and_a_least_length_reach_the_shards():
+    valid = validate(
+        "w1", logit_bias={7: -100.0, 3: 0.1}, min_new_tokens=2, max_new_tokens=2, watermark=True
+    )
+    (sampling,) = valid.samplings
+    # As shards compute with it: in 32 bits.
+    assert sampling.logit_bias == LogitBias((7, 3), (-100.0, 0.10000000149011612))
+    assert sampling.watermark
+    assert valid.stopping.min_new_tokens == 2
+    assert validate("w1", logit_bias=dict.fromkeys(range(300), 1.0)).samplings[0].logit_bias
+
+
+def test_a_least_length_beyond_what_fits_is_refused():
+    with pytest.raises(ValidationError, match="at most `max_new_tokens`, got 21, of at most 20"):
+        validate(prompt(10), min_new_tokens=21)
+
+
+@pytest.mark.parametrize("asked", [None, 0])
+def test_a_prompt_alone_may_be_asked_for(asked):
+    valid = validate(
+        "w1", output=OutputKind.PROMPT, max_new_tokens=asked, decoder_input_details=True,
+        num_prompt_alternatives=3,
+    )  # fmt: skip
+    assert valid.output is OutputKind.PROMPT
+    assert valid.stopping.max_new_tokens == 0
+    assert valid.samplings[0].num_prompt_alternatives == 3
+
+
+def test_no_tokens_are_asked_for_by_name_only():
+    with pytest.raises(ValidationError, match="`max_new_tokens` must be above 0"):
+        validate("w1", max_new_tokens=0)
 
 
 def test_full_text_is_prompt_and_output():

@@ -279,3 +279,31 @@ async def test_an_old_reply_is_not_kept_for_ever():
 def test_it_is_a_shard_client():
     client: ShardClient = FakeShard()
     assert client is not None
+
+
+@in_loop
+async def test_a_row_without_tokens_ends_when_its_prompt_is_computed():
+    spec = make_spec(
+        1, [1, 2, 3], max_new_tokens=0, prompt_logprobs=True, num_prompt_alternatives=2
+    )
+    shard = FakeShard()
+    assert not (await shard.step(make_plan(1, [(1, 2, [0])], [spec]))).row_ids
+    outcome = await shard.step(make_plan(2, [(1, 1, [])]))
+    assert (outcome.row_ids, outcome.num_tokens, outcome.finish) == ([1], [0], [FinishCode.LENGTH])
+    detail = outcome.details[1]
+    assert detail.generated_text == ""
+    assert detail.prompt_tokens.ids == [1, 2, 3]
+    assert [each.ids for each in detail.prompt_alternatives] == [[], [2, 3], [3, 4]]
+    assert expected_tokens(spec) == []
+    assert shard.batch.memory.num_owned == 0
+
+
+def test_nothing_but_the_limit_ends_an_output_of_the_least_length():
+    model = FakeModel()
+    stopping = {"stop_token_ids": (6,), "min_new_tokens": 2}
+    assert model.finish(make_spec(1, max_new_tokens=9, **stopping), [5, 6]) is FinishCode.RUNNING
+    assert model.finish(make_spec(1, max_new_tokens=2, **stopping), [5, 6]) is FinishCode.LENGTH
+    assert (
+        model.finish(make_spec(1, max_new_tokens=9, **stopping), [5, 5, 6])
+        is FinishCode.STOP_SEQUENCE
+    )

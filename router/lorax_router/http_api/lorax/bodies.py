@@ -88,7 +88,7 @@ class ParametersBody(StrictBody):
     truncate: Integer | None = None
     """Keep only the last so many tokens of the prompt."""
     watermark: bool = False
-    """Not offered."""
+    """Mark the text by a preference for certain tokens, which who knows the rule can find."""
     details: bool = False
     """Return tokens, logprobs and the finish reason too."""
     decoder_input_details: bool = False

@@ -315,7 +315,9 @@ class EngineLoop:
             chunk.alternatives = detail.alternatives
             chunk.generated_text = detail.generated_text
             # A row that was preempted before its first token reports its prompt again.
-            chunk.prompt_tokens = None if stream.first_sent else detail.prompt_tokens
+            if not stream.first_sent:
+                chunk.prompt_tokens = detail.prompt_tokens
+                chunk.prompt_alternatives = detail.prompt_alternatives
         stream.first_sent = True
         if finish == FinishCode.RUNNING:
             return

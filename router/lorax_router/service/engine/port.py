@@ -29,7 +29,10 @@ __all__ = [
 
 @dataclass(slots=True)
 class TokenChunk:
-    """New tokens of one request, in order; the last chunk's ``finish`` is not RUNNING."""
+    """New tokens of one request, in order; the last chunk's ``finish`` is not RUNNING.
+
+    A request that asks for no tokens has one chunk, without any.
+    """
 
     tokens: TokenColumns
     finish: FinishCode = FinishCode.RUNNING
@@ -39,6 +42,8 @@ class TokenChunk:
     generated_text: str | None = None
     # Logprobs of the prompt, when asked for; in the first chunk only.
     prompt_tokens: TokenColumns | None = None
+    # One entry per prompt token, the first one empty, when asked for; in the first chunk only.
+    prompt_alternatives: list[Alternatives] = field(default_factory=list)
     # Why the request failed; set when finish is ERROR.
     error: LoraxError | None = None
     # perf_counter time at which the tokens arrived from the shards.

@@ -253,10 +253,14 @@ class Metrics:
         self._input_length.observe(num_prompt)
         self._max_new.observe(max_new_tokens)
 
-    def first_token(self, seconds: float, *, num_prompt: int, num_tokens: int) -> None:
-        """A sequence got its first tokens so long after the receipt of its request."""
-        self._ttft.observe(seconds)
-        self._vllm.first_token(num_prompt=num_prompt, num_tokens=num_tokens)
+    def prompt_computed(self, seconds: float, *, num_prompt: int, num_tokens: int) -> None:
+        """A prompt is computed, and its first tokens, if any are asked for, are there.
+
+        ``seconds`` after the receipt of the request.
+        """
+        if num_tokens:
+            self._ttft.observe(seconds)
+        self._vllm.prompt_computed(num_prompt=num_prompt, num_tokens=num_tokens)
 
     def request_succeeded(
         self,
@@ -267,7 +271,7 @@ class Metrics:
         num_generated: int,
         num_of_first: int,
     ) -> None:
-        """A request got its last token.
+        """A request got its last token, or its prompt was computed and none was asked for.
 
         ``timings``, ``finish`` and ``num_of_first`` tokens are those of the sequence that is
         shown first.
@@ -276,7 +280,8 @@ class Metrics:
         self._duration.observe(timings.total_s)
         self._queue.observe(timings.queue_s)
         self._inference.observe(timings.inference_s)
-        self._per_token.observe(timings.per_token_s(num_generated))
+        if num_generated:
+            self._per_token.observe(timings.per_token_s(num_generated))
         self._generated.observe(num_generated)
         self._skipped.observe(0)
         self._vllm.succeeded(request, timings, finish, num_of_first)

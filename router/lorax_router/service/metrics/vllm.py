@@ -171,8 +171,8 @@ class VllmSeries(Collector):
         """Read at each scrape how many tokens came after the first of their sequence."""
         self._num_later_tokens = count
 
-    def first_token(self, *, num_prompt: int, num_tokens: int) -> None:
-        """A prompt is computed, and the first tokens after it are there."""
+    def prompt_computed(self, *, num_prompt: int, num_tokens: int) -> None:
+        """A prompt is computed, and the first tokens after it, if any, are there."""
         self._num_prompt_tokens += num_prompt
         self._num_first_tokens += num_tokens
 

@@ -8,9 +8,11 @@ from math import nan
 from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
+    Alternatives,
     BlockId,
     FinishCode,
     NewRow,
+    OutputKind,
     RequestId,
     RowDetail,
     StepOutcome,
@@ -173,7 +175,18 @@ class FakeBatch:
         self.memory.write(request_id, row.table, start, row.ids[start:end])
         row.num_computed = end
         if end == len(row.ids):
-            self._sample(outcome, request_id, row)
+            if row.spec.output is OutputKind.TOKENS:
+                self._sample(outcome, request_id, row)
+            else:
+                self._end_prompt(outcome, request_id, row)
+
+    def _end_prompt(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
+        self._end(row)
+        if self._rank == 0:
+            outcome.row_ids.append(request_id)
+            outcome.num_tokens.append(0)
+            outcome.finish.append(int(FinishCode.LENGTH))
+            outcome.details[request_id] = self._detail(row, FinishCode.LENGTH)
 
     def _sample(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
         model = self._model
@@ -196,18 +209,25 @@ class FakeBatch:
         tokens.texts.append(model.text_of(token))
         tokens.special.append(model.is_special(token))
         if finish or row.tells_prompt or row.spec.sampling.num_alternatives:
-            outcome.details[request_id] = self._detail(row, token, logprob, finish)
+            detail = outcome.details[request_id] = self._detail(row, finish)
+            if count := row.spec.sampling.num_alternatives:
+                detail.alternatives = [model.alternatives(token, logprob, count)]
 
-    def _detail(self, row: _Row, token: int, logprob: float, finish: FinishCode) -> RowDetail:
+    def _detail(self, row: _Row, finish: FinishCode) -> RowDetail:
         detail = RowDetail()
         if finish:
             detail.generated_text = self._model.text(row.output)
-        if count := row.spec.sampling.num_alternatives:
-            detail.alternatives = [self._model.alternatives(token, logprob, count)]
         if row.tells_prompt:
-            detail.prompt_tokens = self._prompt_tokens(row)
+            prompt = detail.prompt_tokens = self._prompt_tokens(row)
+            if count := row.spec.sampling.num_prompt_alternatives:
+                detail.prompt_alternatives = self._prompt_alternatives(prompt, count)
             row.tells_prompt = False
         return detail
+
+    def _prompt_alternatives(self, prompt: TokenColumns, count: int) -> list[Alternatives]:
+        """Return ``count`` tokens for each of the prompt but the first, the prompt's own first."""
+        pairs = zip(prompt.ids[1:], prompt.logprobs[1:], strict=True)
+        return [Alternatives([], [], []), *(self._model.alternatives(*p, count) for p in pairs)]
 
     def _prompt_tokens(self, row: _Row) -> TokenColumns:
         """Return the prompt with logprobs; nothing is known of its first token."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lorax_contract.step import Alternatives, FinishCode, RequestSpec
+from lorax_contract.step import Alternatives, FinishCode, OutputKind, RequestSpec
 
 _MASK = (1 << 64) - 1
 
@@ -75,6 +75,9 @@ class FakeModel:
         """Say whether a request ends with the last of its output tokens, and why."""
         stopping = spec.stopping
         last = output_ids[-1]
+        if len(output_ids) <= stopping.min_new_tokens:
+            at_limit = len(output_ids) >= stopping.max_new_tokens
+            return FinishCode.LENGTH if at_limit else FinishCode.RUNNING
         if last in self.eos_token_ids and not stopping.ignore_eos:
             return FinishCode.EOS_TOKEN
         if stopping.stop_sequences:
@@ -91,6 +94,8 @@ class FakeModel:
         """Return what an uninterrupted run of the request alone generates: the oracle."""
         digest = digest_of(key_of(token, i) for i, token in enumerate(spec.prompt_ids))
         output: list[int] = []
+        if spec.output is not OutputKind.TOKENS:
+            return output
         while not output or self.finish(spec, output) is FinishCode.RUNNING:
             output.append(self.next_token(spec, digest))
             position = len(spec.prompt_ids) + len(output) - 1
