@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
+from lorax_launcher.backends import attention_backend, linear_backend, lora_backend
 from lorax_launcher.facts import DeviceFacts
 from lorax_launcher.modules import NamedModule, named_modules
 from lorax_launcher.options import LauncherOptions, UsageError
@@ -258,29 +259,6 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
     return _KV_FRACTION[device] if ours is None else ours
 
 
-def _attention_backend(options: LauncherOptions, device: Device) -> str:
-    """Return what was asked for; where that is left open, what reads the KV cache asked for."""
-    if options.attention_backend != "auto":
-        return options.attention_backend
-    if options.disable_custom_kernels:
-        return "sdpa"
-    if options.kv_cache_dtype == "auto":
-        return "auto"
-    return "sdpa" if device == "cpu" else "triton"
-
-
-def _linear_backend(options: LauncherOptions) -> str:
-    """Return what was asked for; torch's own where no custom kernels are wanted."""
-    is_plain = options.disable_custom_kernels and options.linear_backend == "auto"
-    return "torch" if is_plain else options.linear_backend
-
-
-def _lora_backend(options: LauncherOptions) -> str:
-    """Return what was asked for; torch's own where no custom kernels are wanted."""
-    is_plain = options.disable_custom_kernels or options.disable_sgmv
-    return "cpu" if is_plain and options.lora_backend == "auto" else options.lora_backend
-
-
 def _device_fraction(options: LauncherOptions, device: Device) -> float:
     share = options.cuda_memory_fraction
     if device == "cpu" and share < 1:
@@ -315,8 +293,8 @@ def _shard(
         device=device,
         dtype=options.dtype,
         kv_cache_dtype=options.kv_cache_dtype,
-        attention_backend=_attention_backend(options, device),
-        linear_backend=_linear_backend(options),
+        attention_backend=attention_backend(options, device),
+        linear_backend=linear_backend(options),
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),
         cuda_memory_fraction=_device_fraction(options, device),
@@ -326,7 +304,7 @@ def _shard(
         max_input_length=options.max_input_length or 0,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
         adapters=not options.merge_adapter_weights,
-        lora_backend=_lora_backend(options),
+        lora_backend=lora_backend(options),
         adapter_store_dir=_store_dir(options, facts),
         adapter_store_bytes=_store_bytes(options),
         adapter_local_roots=_local_roots(options),
