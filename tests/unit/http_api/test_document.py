@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -135,3 +136,31 @@ def test_the_page_and_all_that_it_loads_come_from_this_process(path):
     assert "openapi.json" in page
     # Swagger UI would have others look at the document, from the reader's browser.
     assert re.search(r"\"validatorUrl\": null", page)
+
+
+MIGRATION = Path(__file__).parents[3] / "docs" / "migration.md"
+SERVED = {"the same", "new", "works", "OpenAI's"}
+
+
+def promised(title: str) -> dict[str, str]:
+    """What a table of the migration page says of each name."""
+    section = MIGRATION.read_text().partition(f"### {title}")[2].partition("\n#")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", section, re.MULTILINE)
+    return {name: here for names, here in rows for name in re.findall(r"`([^`]+)`", names)}
+
+
+def test_what_the_migration_page_promises_of_lorax_s_routes_is_in_the_document(document):
+    served = {*ROUTES, "/docs", "/api-doc/openapi.json"}
+    promises = {
+        name.removeprefix("GET ").removeprefix("POST "): here
+        for name, here in promised("Routes").items()
+    }
+    assert served <= {path for path, here in promises.items() if here in SERVED}
+    assert not served & {path for path, here in promises.items() if here == "later"}
+
+
+def test_what_the_migration_page_promises_of_fields_is_taken(document):
+    fields = document["components"]["schemas"]["GenerateParameters"]["properties"]
+    found = promised("Fields of `parameters`")
+    assert set(fields) <= set(found)
+    assert {name for name, here in found.items() if here in SERVED} <= set(fields)
