@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NewType
 
+from lorax_contract.constraint import Constraint
+
 RequestId = NewType("RequestId", int)
 BlockId = NewType("BlockId", int)
 AdapterHandle = NewType("AdapterHandle", int)
@@ -106,6 +108,9 @@ class RequestSpec:
     def num_kv_tokens(self) -> int:
         """Tokens that are computed at most: all but the last one of an output."""
         return len(self.prompt_ids) + max(self.stopping.max_new_tokens - 1, 0)
+
+    # What its output is bound to.
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
+from lorax_contract.constraint import Constraint, ConstraintKind
+from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
     AdapterHandle,
     Alternatives,
@@ -95,6 +97,8 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
     ids = request.tokenized_inputs.ids
     ids.extend(spec.prompt_ids)
     ids.extend(row.output_ids)
+    if spec.constraint is not None:
+        request.constraint.CopyFrom(constraint_to_proto(spec.constraint))
     return request
 
 
@@ -110,8 +114,24 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         stopping=_stopping_from_proto(request.stopping_parameters),
         adapter=AdapterHandle(request.adapter_index),
         output=OutputKind(request.output),
+        constraint=constraint_from_proto(request.constraint)
+        if request.HasField("constraint")
+        else None,
     )
     return NewRow(spec, ids[num_prompt:])
+
+
+def constraint_to_proto(constraint: Constraint) -> pb.Constraint:
+    """Return what an output is bound to."""
+    return pb.Constraint(kind=pb.ConstraintKind.Name(constraint.kind.value), text=constraint.text)
+
+
+def constraint_from_proto(message: pb.Constraint) -> Constraint:
+    """Return what an output is bound to; raises ValidationError for a kind that is unknown."""
+    try:
+        return Constraint(kind=ConstraintKind(message.kind), text=message.text)
+    except ValueError:
+        raise ValidationError(f"a constraint of the kind {message.kind} is not known") from None
 
 
 def _sampling_to_proto(params: SamplingParams) -> pb.NextTokenChooserParameters:

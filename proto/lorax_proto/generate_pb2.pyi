@@ -14,6 +14,15 @@ class OutputKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTPUT_KIND_TOKENS: _ClassVar[OutputKind]
     OUTPUT_KIND_PROMPT: _ClassVar[OutputKind]
 
+class ConstraintKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONSTRAINT_KIND_NONE: _ClassVar[ConstraintKind]
+    CONSTRAINT_KIND_JSON_SCHEMA: _ClassVar[ConstraintKind]
+    CONSTRAINT_KIND_REGEX: _ClassVar[ConstraintKind]
+    CONSTRAINT_KIND_LARK: _ClassVar[ConstraintKind]
+    CONSTRAINT_KIND_CHOICE: _ClassVar[ConstraintKind]
+    CONSTRAINT_KIND_LLGUIDANCE: _ClassVar[ConstraintKind]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
@@ -53,6 +62,12 @@ class MajoritySignMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FREQUENCY: _ClassVar[MajoritySignMethod]
 OUTPUT_KIND_TOKENS: OutputKind
 OUTPUT_KIND_PROMPT: OutputKind
+CONSTRAINT_KIND_NONE: ConstraintKind
+CONSTRAINT_KIND_JSON_SCHEMA: ConstraintKind
+CONSTRAINT_KIND_REGEX: ConstraintKind
+CONSTRAINT_KIND_LARK: ConstraintKind
+CONSTRAINT_KIND_CHOICE: ConstraintKind
+CONSTRAINT_KIND_LLGUIDANCE: ConstraintKind
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_EOS_TOKEN: FinishReason
 FINISH_REASON_STOP_SEQUENCE: FinishReason
@@ -295,7 +310,7 @@ class TokenizedInputs(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., input_chunks: _Optional[_Iterable[_Union[InputChunk, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output")
+    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "constraint")
     ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZED_INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +326,7 @@ class Request(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     id: int
     inputs: str
     tokenized_inputs: TokenizedInputs
@@ -326,7 +342,16 @@ class Request(_message.Message):
     num_prompt_tokens: int
     prefill_alternatives: int
     output: OutputKind
-    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ...) -> None: ...
+    constraint: Constraint
+    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
+
+class Constraint(_message.Message):
+    __slots__ = ("kind", "text")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    kind: ConstraintKind
+    text: str
+    def __init__(self, kind: _Optional[_Union[ConstraintKind, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("id", "requests", "size", "max_tokens", "max_blocks")
@@ -861,3 +886,21 @@ class TextFile(_message.Message):
     name: str
     content: bytes
     def __init__(self, name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class PrepareConstraintRequest(_message.Message):
+    __slots__ = ("constraint", "content", "epoch")
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    constraint: Constraint
+    content: AdapterContent
+    epoch: int
+    def __init__(self, constraint: _Optional[_Union[Constraint, _Mapping]] = ..., content: _Optional[_Union[AdapterContent, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class PrepareConstraintResponse(_message.Message):
+    __slots__ = ("refusal", "failure")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    refusal: str
+    failure: AdapterFailure
+    def __init__(self, refusal: _Optional[str] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...

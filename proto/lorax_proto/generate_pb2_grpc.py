@@ -106,6 +106,11 @@ class LoraxServiceStub(object):
                 request_serializer=lorax__proto_dot_generate__pb2.AdapterTextRequest.SerializeToString,
                 response_deserializer=lorax__proto_dot_generate__pb2.AdapterTextResponse.FromString,
                 _registered_method=True)
+        self.PrepareConstraint = channel.unary_unary(
+                '/generate.v1.LoraxService/PrepareConstraint',
+                request_serializer=lorax__proto_dot_generate__pb2.PrepareConstraintRequest.SerializeToString,
+                response_deserializer=lorax__proto_dot_generate__pb2.PrepareConstraintResponse.FromString,
+                _registered_method=True)
 
 
 class LoraxServiceServicer(object):
@@ -204,6 +209,13 @@ class LoraxServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareConstraint(self, request, context):
+        """Makes a constraint ready for the rows that will be bound to it; of rank 0, which draws.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LoraxServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -276,6 +288,11 @@ def add_LoraxServiceServicer_to_server(servicer, server):
                     servicer.AdapterText,
                     request_deserializer=lorax__proto_dot_generate__pb2.AdapterTextRequest.FromString,
                     response_serializer=lorax__proto_dot_generate__pb2.AdapterTextResponse.SerializeToString,
+            ),
+            'PrepareConstraint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareConstraint,
+                    request_deserializer=lorax__proto_dot_generate__pb2.PrepareConstraintRequest.FromString,
+                    response_serializer=lorax__proto_dot_generate__pb2.PrepareConstraintResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -656,6 +673,33 @@ class LoraxService(object):
             '/generate.v1.LoraxService/AdapterText',
             lorax__proto_dot_generate__pb2.AdapterTextRequest.SerializeToString,
             lorax__proto_dot_generate__pb2.AdapterTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareConstraint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/generate.v1.LoraxService/PrepareConstraint',
+            lorax__proto_dot_generate__pb2.PrepareConstraintRequest.SerializeToString,
+            lorax__proto_dot_generate__pb2.PrepareConstraintResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -32,6 +33,7 @@ from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterTexts
+from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
@@ -91,17 +93,19 @@ class Language:
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:
-    """What makes token ids of requests."""
+    """What makes token ids of requests, and grammars of what they bind outputs to."""
 
     tokenizer: TokenizerPool
     renderers: ChatRenderers
     adapter_texts: AdapterTexts
+    constraints: Constraints
 
     async def close(self) -> None:
         """End all threads and processes."""
         self.tokenizer.close()
         await self.renderers.close()
         await self.adapter_texts.close()
+        await self.constraints.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +250,7 @@ def assemble_service(
             _content_format(config),
         ),
         AdapterTexts(shards.adapter_text),
+        Constraints(shards.prepare_constraint, str(Path(config.tokenizer_dir, "tokenizer.json"))),
     )
     aliases = _aliases(config)
     adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
@@ -262,6 +267,7 @@ def assemble_service(
         metrics,
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
+        constraints=prompts.constraints,
     )
     manager = AdapterManager(adapters, shards)
     models = Models(

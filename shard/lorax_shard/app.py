@@ -136,6 +136,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
     tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
     import torch
 
+    from lorax_shard.constraints.setup import constraints_maker
     from lorax_shard.engine.engine import Engine
     from lorax_shard.engine.memory import PoolSettings
     from lorax_shard.engine.watermark import Watermark
@@ -172,6 +173,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
         batch_invariant=config.batch_invariant,
         group=group,
         watermark=Watermark(config.watermark_gamma, config.watermark_delta),
+        make_constraints=constraints_maker(tokenizer, model.vocab_size, model.eos_token_ids),
     )
     if store is None:
         return ShardParts(make_engine())
@@ -232,6 +234,8 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
     commands = CommandQueue(config.epoch, on_broken=stopper.on_broken)
     rank_adapters = parts.make_rank_adapters() if parts.make_rank_adapters is not None else None
     server = ShardServer(config, parts.engine, commands, rank_adapters)
+    if parts.engine.constraints is not None:
+        parts.engine.constraints.warm_up()
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})

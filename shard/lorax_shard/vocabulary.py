@@ -53,6 +53,11 @@ class Vocabulary:
         """Bytes in memory."""
         return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
+    @property
+    def digest(self) -> str:
+        """A name that no other vocabulary has."""
+        return _digest(self)
+
     def token(self, token_id: int) -> str | None:
         """Return a token; None if there is none with this id."""
         if not 0 <= token_id < len(self) or self.kinds[token_id] == NO_TOKEN:

@@ -12,9 +12,11 @@ from typing import Any
 import grpc.aio
 
 from lorax_contract.adapters import AdapterUnavailableError
+from lorax_contract.errors import ValidationError
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.convert import (
+    constraint_from_proto,
     info_to_proto,
     outcome_to_proto,
     step_from_proto,
@@ -111,6 +113,15 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
         return pb.AdapterTextResponse(
             files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
         )
+
+    @_mapped
+    async def PrepareConstraint(self, request, context):
+        content = content_from_proto(request.content) if request.HasField("content") else None
+        try:
+            await self.shard.prepare_constraint(constraint_from_proto(request.constraint), content)
+        except ValidationError as error:
+            return pb.PrepareConstraintResponse(refusal=str(error))
+        return pb.PrepareConstraintResponse()
 
     @_mapped
     async def LoadAdapter(self, request, context):

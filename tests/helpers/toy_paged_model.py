@@ -16,6 +16,7 @@ import torch
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tokenizer
 from tokenizers import Tokenizer
 
+from lorax_contract.constraint import Constraint
 from lorax_contract.step import (
     BlockId,
     FinishCode,
@@ -30,6 +31,7 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_shard.attention.backend import StepMetadata
+from lorax_shard.constraints.setup import constraints_maker
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.parallel.group import RankGroup
@@ -139,11 +141,20 @@ def make_engine(
     eos_token_ids: Sequence[int] = (),
     batch_invariant: bool = False,
     group: RankGroup | None = None,
+    constrained: bool = False,
 ) -> Engine:
-    """Return a warm engine over a toy model."""
+    """Return a warm engine over a toy model; ``constrained``: one that binds outputs."""
     pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks)
     model = ToyModel(eos_token_ids)
-    engine = Engine(model, toy_tokenizer(), pool, batch_invariant=batch_invariant, group=group)
+    maker = constraints_maker(toy_tokenizer(), VOCAB_SIZE, eos_token_ids) if constrained else None
+    engine = Engine(
+        model,
+        toy_tokenizer(),
+        pool,
+        batch_invariant=batch_invariant,
+        group=group,
+        make_constraints=maker,
+    )
     engine.warm_up(
         WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
     )
@@ -161,6 +172,7 @@ def new_row(
     stop_sequences: tuple[str, ...] = (),
     stop_token_ids: tuple[int, ...] = (),
     min_new_tokens: int = 0,
+    constraint: Constraint | None = None,
     **sampling: object,
 ) -> NewRow:
     """Return a row that enters; with ``max_new_tokens`` 0 one that asks for no tokens."""
@@ -176,6 +188,7 @@ def new_row(
             stop_token_ids=stop_token_ids,
         ),
         output=OutputKind.TOKENS if max_new_tokens else OutputKind.PROMPT,
+        constraint=constraint,
     )
     return NewRow(spec, list(output))
 

@@ -13,6 +13,7 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     LoadReport,
 )
+from lorax_contract.constraint import Constraint
 from lorax_contract.step import (
     AdapterHandle,
     ShardInfo,
@@ -65,6 +66,14 @@ class ShardClient(Protocol):
         self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()
     ) -> None:
         """Free what ``prepare_adapter`` made; the parts to forget leave host and disk too."""
+
+    async def prepare_constraint(
+        self, constraint: Constraint, content: AdapterContent | None = None
+    ) -> None:
+        """Make a constraint ready for rows with an adapter's tokens, or with the base's.
+
+        Raises ValidationError for one that no output can be bound to.
+        """
 
     async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return what is prepared and where these parts lie, as the fullest rank has it."""

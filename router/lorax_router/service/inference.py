@@ -10,14 +10,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
 from typing import Self
 
-from lorax_contract.errors import LoraxError, ShuttingDownError, UnhealthyError
+from lorax_contract.errors import (
+    LoraxError,
+    ShuttingDownError,
+    UnhealthyError,
+    ValidationError,
+)
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
+from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.permits import Permit, Permits
@@ -135,6 +142,7 @@ class InferenceService:
         validator: makes requests valid.
         metrics: counts them.
         adapters: finds the adapters that requests name; None: only the base model is served.
+        constraints: makes ready what outputs are bound to; None: none is.
         max_concurrent_requests: sequences that may be in the house at once; see Permits.
         health_timeout_s: seconds after which a silent engine counts as unhealthy.
     """
@@ -147,9 +155,11 @@ class InferenceService:
         *,
         max_concurrent_requests: int,
         adapters: AdapterDirectory | None = None,
+        constraints: Constraints | None = None,
         health_timeout_s: float = 10.0,
     ) -> None:
         self._adapters = adapters
+        self._constraints = constraints
         self._engine = engine
         self._validator = validator
         self._metrics = metrics
@@ -291,8 +301,16 @@ class InferenceService:
 
     async def _complete(self, checked: CheckedRequest, lease: AdapterLease | None) -> ValidRequest:
         if lease is None:
-            return await self._validator.complete(checked)
-        return await self._validator.complete(checked, lease.text)
+            valid = await self._validator.complete(checked)
+        else:
+            valid = await self._validator.complete(checked, lease.text)
+        if (constraint := checked.request.parameters.constraint) is None:
+            return valid
+        if self._constraints is None:
+            raise ValidationError("`response_format` is not offered by this server; leave it out")
+        has_own_tokens = lease is not None and lease.text.tokenizer is not None
+        content = lease.content if lease is not None and has_own_tokens else None
+        return replace(valid, constraint=await self._constraints.ready(constraint, content))
 
     def _submit(self, valid: ValidRequest, adapter: AdapterHandle) -> SequenceChunks:
         """Submit all sequences, or none: what is refused is so of all alike."""
@@ -312,6 +330,7 @@ class InferenceService:
                 stopping=valid.stopping,
                 adapter=adapter,
                 output=valid.output,
+                constraint=valid.constraint,
             )
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorax_contract.constraint import Constraint
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 
 # The name by which LoRAX's clients ask for no adapter.
@@ -115,8 +116,8 @@ class GenerateParameters:
     # Logprobs of tokens are the model's own, before biases, penalties and warpers.
     raw_logprobs: bool = False
     seed: int | None = None
-    # Whether the client sent a ``response_format``; its content is not looked at yet.
-    has_response_format: bool = False
+    # What the output is to be bound to.
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,8 @@ class ValidRequest:
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams
     output: OutputKind = OutputKind.TOKENS
+    # What each output is bound to.
+    constraint: Constraint | None = None
     # How many of them the client gets, the likeliest if these are not all; None: all, the
     # likeliest first.
     num_returned: int | None = None

@@ -82,7 +82,6 @@ class Validator:
         params = request.parameters
         self._prompts.check(request.prompt)
         selection = self._selections.selection_of(params)
-        _check_not_offered(params)
         if stream:
             _check_stream(params)
         _check_lengths(params, self.limits)
@@ -146,13 +145,6 @@ def _stopping(params: GenerateParameters, most: int) -> StoppingParams:
         stop_token_ids=tuple(params.stop_token_ids),
         ignore_eos=params.ignore_eos_token,
     )
-
-
-def _check_not_offered(params: GenerateParameters) -> None:
-    if params.has_response_format:
-        raise ValidationError(
-            "`response_format` is not offered yet: output cannot be bound to a schema; leave it out"
-        )
 
 
 def _check_stream(params: GenerateParameters) -> None:

@@ -16,6 +16,7 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     LoadReport,
 )
+from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ShardError
 from lorax_contract.step import (
     AdapterHandle,
@@ -115,6 +116,12 @@ class ShardGroup:
     ) -> None:
         """Free an adapter on all ranks."""
         await self._all(lambda rank: rank.release_adapter(handle, forget))
+
+    async def prepare_constraint(
+        self, constraint: Constraint, content: AdapterContent | None = None
+    ) -> None:
+        """Have rank 0, which draws, make a constraint ready."""
+        await self._named(0, self._ranks[0].prepare_constraint(constraint, content))
 
     async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return where adapters lie: on a device if all ranks have them there."""

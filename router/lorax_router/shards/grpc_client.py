@@ -19,11 +19,13 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     LoadReport,
 )
-from lorax_contract.errors import ShardError, ShardUnavailableError
+from lorax_contract.constraint import Constraint
+from lorax_contract.errors import ShardError, ShardUnavailableError, ValidationError
 from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.convert import (
+    constraint_to_proto,
     info_from_proto,
     outcome_from_proto,
     step_to_proto,
@@ -59,6 +61,7 @@ class CallTimeouts:
     warmup_s: float = 600.0
     step_s: float = 600.0
     adapter_s: float = 600.0
+    constraint_s: float = 60.0
     # How long a lost connection is tried again before the shard counts as gone.
     reconnect_s: float = 2.0
 
@@ -172,6 +175,23 @@ class GrpcShardClient:
             forget=[part_to_proto(part) for part in forget],
         )
         await self._call(self._stub.OffloadAdapter, request, self._timeouts.adapter_s)
+
+    async def prepare_constraint(
+        self, constraint: Constraint, content: AdapterContent | None = None
+    ) -> None:
+        """Make a constraint ready; may be repeated. Raises ValidationError in words."""
+        request = pb.PrepareConstraintRequest(
+            constraint=constraint_to_proto(constraint),
+            content=None if content is None else content_to_proto(content),
+            epoch=await self._bound_epoch(),
+        )
+        reply: pb.PrepareConstraintResponse = await self._call(
+            self._stub.PrepareConstraint, request, self._timeouts.constraint_s
+        )
+        if reply.HasField("refusal"):
+            raise ValidationError(reply.refusal)
+        if reply.HasField("failure"):
+            raise failure_from_proto(reply.failure)
 
     async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return what is prepared and where these parts lie."""

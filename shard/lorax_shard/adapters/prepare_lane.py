@@ -135,6 +135,17 @@ class PrepareLane:
         )
         return ReadyAdapter(prepared, vocabulary, adapter.vocab_size), report
 
+    def tokens(self, content: AdapterContent) -> tuple[Vocabulary | None, int]:
+        """Return the vocabulary that a content brings (None: the base's) and its rows of the head.
+
+        Raises AdapterUnavailableError.
+        """
+        if content.merge is not None:
+            # Texts of a merge are the base's.
+            return None, 0
+        copy = self._host.get(content.parts[0])
+        return copy.vocabulary, copy.adapter.vocab_size
+
     def release(self, handle: AdapterHandle) -> bool:
         """Let a prepared adapter go; return whether it was here."""
         with self._lock:

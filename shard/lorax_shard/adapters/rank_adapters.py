@@ -36,6 +36,7 @@ from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.fetching.client import AdapterFetcher, Fetched
 from lorax_shard.store.store import AdapterStore, Lease
+from lorax_shard.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class RankAdapters:
         self._store = store
         self._fetcher = fetcher
         self._threads = ThreadPoolExecutor(
-            _NUM_THREADS, thread_name_prefix="adapters", initializer=_give_way
+            _NUM_THREADS, thread_name_prefix="adapters", initializer=give_way
         )
         self._now = now
         # By store digest, the one fetched last at the end.
@@ -140,6 +141,14 @@ class RankAdapters:
         self._let_go(*(part.store_digest for part in content.parts))
         return report
 
+    async def tokens(self, content: AdapterContent) -> tuple[Vocabulary | None, int]:
+        """Return the tokens that a content brings, and the rows of its head; None: the base's.
+
+        Raises AdapterUnavailableError.
+        """
+        read = functools.partial(self.lane.tokens, content)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+
     async def release(self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()) -> bool:
         """Let a prepared adapter go, and of the parts to forget everything.
 
@@ -185,7 +194,7 @@ class RankAdapters:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Let the calling thread compute only where steps leave a core alone.
 
     On Linux each thread has a priority of its own; elsewhere this would be the process'.

@@ -38,6 +38,8 @@ class ActiveAdapter:
     has_own_tokens: bool = False
     # Reads the tokens of its own tokenizer; None: they are the base's, or another rank reads them.
     reader: TokenReader | None = None
+    # Those tokens.
+    vocabulary: Vocabulary | None = None
 
 
 class ActiveAdapters:
@@ -127,7 +129,7 @@ class ActiveAdapters:
             return ActiveAdapter(handle, slot, vocab_size, ends)
         ends |= frozenset(own.end_ids.tolist())
         reader = None if self._read_tokens is None else self._read_tokens(own)
-        return ActiveAdapter(handle, slot, vocab_size, ends, True, reader)
+        return ActiveAdapter(handle, slot, vocab_size, ends, True, reader, own)
 
     def deactivate(self, handle: AdapterHandle) -> None:
         """Let an adapter cease; one that is not in effect is no error."""

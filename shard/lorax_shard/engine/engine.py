@@ -9,9 +9,12 @@ known tokens draw one more.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
@@ -21,11 +24,14 @@ from lorax_contract.step import (
     BlockId,
     FinishCode,
     NewRow,
+    OutputKind,
     RequestId,
     StepOutcome,
     StepPlan,
     WarmupSpec,
 )
+from lorax_shard.constraints.row import RowConstraint
+from lorax_shard.constraints.tokens import OwnTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
 from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.emitter import Emitter
@@ -53,11 +59,16 @@ from lorax_shard.parallel.group import RankGroup
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from lorax_shard.constraints.rows import ConstrainedRows
+
+MakeConstraints: TypeAlias = "Callable[[Detokenizer], ConstrainedRows]"
+
 logger = logging.getLogger(__name__)
 
 # How many steps an ended row is remembered, so that steps planned before its end
 # was known pass over it. Far above any plan depth.
 _REMEMBERED_STEPS = 64
+UNBOUND = "output cannot be bound to a grammar here: the package llguidance is not installed"
 _BASE_ONLY = "this shard serves the base model only, without adapters"
 
 
@@ -74,6 +85,7 @@ class Engine:
         batch_invariant: bool = False,
         group: RankGroup | None = None,
         watermark: Watermark | None = None,
+        make_constraints: MakeConstraints | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -85,9 +97,12 @@ class Engine:
         # Rank 0 draws for all, and makes all texts.
         self._sampler: Sampler | None = None
         self._emitter: Emitter | None = None
+        self.constraints: ConstrainedRows | None = None
         if group is None or group.rank == 0:
             self._sampler = Sampler(model.vocab_size, model.device, watermark)
             self._emitter = Emitter(Detokenizer(tokenizer))
+            if make_constraints is not None:
+                self.constraints = make_constraints(self._emitter.detokenizer)
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
             self.adapters = ActiveAdapters(
@@ -125,6 +140,7 @@ class Engine:
             spec,
             block_size=block_size,
             max_blocks=self._pool.num_blocks or spec.max_blocks or None,
+            constrained=self.constraints is not None,
         )
         self.memory = size_pool(self.model, self._pool, spec, step.run)
         num_blocks = self.memory.num_blocks
@@ -161,10 +177,13 @@ class Engine:
         vocab_size = self.model.vocab_size if adapter is None else adapter.vocab_size
         eos_token_ids = self.model.eos_token_ids if adapter is None else adapter.eos_token_ids
         self._check_positions(new)
+        constraint = self._constraint(new, adapter)
+        if new.spec.constraint is not None:
+            new = _ended_by_grammar(new)
         row = make_row(
             new, vocab_size=vocab_size, num_computed=num_computed, eos_token_ids=eos_token_ids
         )
-        row.adapter = adapter
+        row.adapter, row.constraint = adapter, constraint
         if self._emitter is not None:
             own = None if adapter is None else adapter.reader
             row.make_output = partial(
@@ -178,6 +197,19 @@ class Engine:
         self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
+
+    def _constraint(self, new: NewRow, adapter: ActiveAdapter | None) -> RowConstraint | None:
+        """Return what a row is bound to; None: nothing, or another rank draws."""
+        spec = new.spec
+        if spec.constraint is None or self._emitter is None or spec.output is OutputKind.PROMPT:
+            return None
+        if self.constraints is None:
+            raise ValidationError(UNBOUND)
+        own = None
+        if adapter is not None and adapter.vocabulary is not None:
+            own = OwnTokens(adapter.vocabulary, adapter.vocab_size, adapter.eos_token_ids)
+        num_endless = math.inf if spec.stopping.ignore_eos else spec.stopping.min_new_tokens
+        return self.constraints.enter(spec.constraint, own, new.output_ids, num_endless)
 
     def _check_positions(self, new: NewRow) -> None:
         """Refuse what the model has no positions for; the last token of an output needs none."""
@@ -394,6 +426,7 @@ class Engine:
             ids, finishes = draws.sampled.ids, self._emitter.emit(rows, draws.sampled, out)
         if self._group is not None:
             ids, finishes = share_draws(self._group, ids, finishes)
+        self._accept(rows, ids, finishes)
         for row, token_id, finish in zip(rows, ids, finishes, strict=True):
             if draws is None:
                 out.told(row.request_id, token_id, finish)
@@ -413,6 +446,16 @@ class Engine:
                 out.end(row.request_id)
             self._end(row.request_id)
 
+    def _accept(self, rows: list[Row], ids: list[int], finishes: list[FinishCode]) -> None:
+        """Let constraints of rows that go on take their tokens, beside the steps."""
+        bound = [
+            (row.constraint, token_id)
+            for row, token_id, finish in zip(rows, ids, finishes, strict=True)
+            if row.constraint is not None and finish == FinishCode.RUNNING
+        ]
+        if bound and self.constraints is not None:
+            self.constraints.advance(*zip(*bound, strict=True))
+
     def _fail(
         self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str
     ) -> None:
@@ -424,3 +467,9 @@ class Engine:
         self.batch.drop(request_id)
         self._ended.pop(request_id, None)
         self._ended[request_id] = self._num_steps
+
+
+def _ended_by_grammar(new: NewRow) -> NewRow:
+    """Return a row whose masks say where it may end, and nothing beside them."""
+    stopping = replace(new.spec.stopping, ignore_eos=False, min_new_tokens=0)
+    return replace(new, spec=replace(new.spec, stopping=stopping))

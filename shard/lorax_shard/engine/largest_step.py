@@ -12,6 +12,7 @@ from lorax_contract.step import (
     StoppingParams,
     WarmupSpec,
 )
+from lorax_shard.constraints.masks import AnyToken
 from lorax_shard.device_memory import measure_peak
 from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
@@ -39,11 +40,13 @@ class LargestStep:
 
     def __init__(
         self, model: PagedModel, sampler: Sampler | None, spec: WarmupSpec, *,
-        block_size: int, max_blocks: int | None,
+        block_size: int, max_blocks: int | None, constrained: bool = False,
     ) -> None:  # fmt: skip
         self._model = model
         # None: another rank draws.
         self._sampler = sampler
+        # Masks of outputs that are bound to grammars copy the logits once more.
+        self._constraint = AnyToken(model.vocab_size) if constrained else None
         self._block_size = block_size
         # A resumed request computes its output again; only the last token is never computed.
         longest = max(spec.max_input_length, spec.max_total_tokens - 1, 1)
@@ -71,6 +74,7 @@ class LargestStep:
             asked = min(num_logits, length - 1)
             num_logits -= asked
             row = self._row(number, context, length, asked)
+            row.constraint = self._constraint
             if adapters:
                 row.adapter = adapters[number % len(adapters)]
             batch.add(row)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from lorax_shard.constraints.masks import masked
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import IdArray, Row
@@ -25,13 +26,24 @@ def draw(sampler: Sampler, result: PassResult) -> PassDraws:
     """Draw the next tokens of the rows that sample, and read what prompts ask for."""
     rows, logits = result.inputs.sampled, result.logits
     with torch.inference_mode():
-        sampled = draw_rows(sampler, logits[: len(rows)], rows) if rows else None
+        sampled = draw_bound(sampler, logits[: len(rows)], rows) if rows else None
         prompts, start = [], len(rows)
         for span in result.inputs.prompt_spans:
             end = start + len(span.targets)
             prompts.append(scores_of(sampler, logits[start:end], span.row, span.targets))
             start = end
     return PassDraws(sampled, prompts)
+
+
+def draw_bound(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
+    """Draw what the rows' constraints allow; a constraint that failed is the error of its row."""
+    constraints = {
+        index: row.constraint for index, row in enumerate(rows) if row.constraint is not None
+    }
+    logits, errors = masked(logits, constraints)
+    sampled = draw_rows(sampler, logits, rows)
+    sampled.errors.update(errors)
+    return sampled
 
 
 def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:

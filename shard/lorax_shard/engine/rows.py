@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import LogitBias, NewRow, OutputKind, RequestId, RequestSpec
+from lorax_shard.constraints.masks import NextTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.prompt_scores import PromptScores
@@ -36,6 +37,7 @@ class Row:
         "_min_new_tokens",
         "_output",
         "adapter",
+        "constraint",
         "draws",
         "index",
         "make_output",
@@ -75,6 +77,8 @@ class Row:
         self._output: RowOutput | None = None
         # None: the base model.
         self.adapter: ActiveAdapter | None = None
+        # What its next token may be; None: any, or another rank draws.
+        self.constraint: NextTokens | None = None
         # The row's line in the batch's table of blocks, and how much of it is granted.
         self.index = -1
         self.num_blocks = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
     AdapterHandle,
@@ -16,7 +17,7 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_proto import generate_pb2 as pb
-from lorax_proto.convert import logit_bias_from_proto
+from lorax_proto.convert import constraint_from_proto, logit_bias_from_proto
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,6 +67,7 @@ def read_request(
             sampling=_sampling(request),
             stopping=_stopping(request.stopping_parameters),
             adapter=AdapterHandle(request.adapter_index),
+            constraint=_constraint(request),
         )
     except ValidationError as error:
         raise ValidationError(f"request {request.id}: {error}") from error
@@ -80,11 +82,17 @@ def is_untokenized(request: pb.Request) -> bool:
 
 
 def _refuse_unserved(request: pb.Request) -> None:
-    parameters = request.parameters
-    if parameters.HasField("schema"):
-        raise ValidationError("structured output (schema) is not served; leave it out")
     if any(chunk.HasField("image") for chunk in request.tokenized_inputs.input_chunks):
         raise ValidationError("this model takes no images; send text only")
+
+
+def _constraint(request: pb.Request) -> Constraint | None:
+    """Return what the output is bound to: LoRAX's JSON schema, or our constraint."""
+    if request.HasField("constraint"):
+        return constraint_from_proto(request.constraint)
+    if request.parameters.HasField("schema"):
+        return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=request.parameters.schema)
+    return None
 
 
 def _prompt_ids(request: pb.Request, tokenizer: Tokenizer, max_input_length: int) -> list[int]:

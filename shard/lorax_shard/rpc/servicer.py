@@ -29,6 +29,7 @@ from lorax_proto.convert import (
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
 from lorax_shard.rpc.adapter_calls import AdapterCalls
+from lorax_shard.rpc.constraint_calls import ConstraintCalls
 from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
 from lorax_shard.rpc.lorax_requests import LoraxRequest, is_untokenized
@@ -50,6 +51,7 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         rank_adapters: RankAdapters | None = None,
     ) -> None:
         self._adapters = AdapterCalls(engine, commands, rank_adapters)
+        self._constraints = ConstraintCalls(engine, rank_adapters, rank=config.rank)
         self._engine = engine
         self._commands = commands
         self._config = config
@@ -98,10 +100,18 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         return _nested(reply, pb.PrefillResponse)
 
     async def _read(self, batch: pb.Batch) -> list[LoraxRequest]:
-        """Read the requests of a batch; those that came as text are tokenized beside the steps."""
+        """Read the requests of a batch; what takes time is done beside the steps.
+
+        Those that came as text are tokenized, and schemas compiled.
+        """
         if any(is_untokenized(each) for each in batch.requests):
-            return await asyncio.to_thread(self._batches.read, batch)
-        return self._batches.read(batch)
+            requests = await asyncio.to_thread(self._batches.read, batch)
+        else:
+            requests = self._batches.read(batch)
+        for each in requests:
+            if (constraint := each.new_row.spec.constraint) is not None and not self._config.rank:
+                await self._constraints.compile(constraint)
+        return requests
 
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
         """Execute a step without new rows."""
@@ -146,6 +156,13 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
     ) -> pb.AdapterTextResponse:
         """Return an adapter's own tokenizer and template files."""
         return await self._adapters.text(request)
+
+    async def PrepareConstraint(
+        self, request: pb.PrepareConstraintRequest, context: Context
+    ) -> pb.PrepareConstraintResponse:
+        """Compile what outputs will be bound to, beside the steps."""
+        self._commands.check_epoch(request.epoch if request.HasField("epoch") else None)
+        return await self._constraints.prepare(request)
 
     async def LoadAdapter(
         self, request: pb.LoadAdapterRequest, context: Context

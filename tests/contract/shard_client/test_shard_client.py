@@ -6,6 +6,7 @@ import asyncio
 import math
 
 import pytest
+from tests.helpers.constraints import regex
 from tests.helpers.contents import content
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import drive, make_plan, make_spec, random_specs
@@ -28,6 +29,7 @@ from lorax_contract.errors import (
     ShardError,
     ShardUnavailableError,
     StaleEpochError,
+    ValidationError,
 )
 from lorax_contract.step import AdapterHandle, FinishCode, NewRow, StepPlan, WarmupSpec
 from lorax_router.core.scheduler import Scheduler
@@ -195,6 +197,25 @@ async def test_w12_preparing_does_not_wait_for_a_slow_step(kind):
         await client.step(make_plan(3, drop=[1], deactivate=[handle]))
         await client.release_adapter(handle)
         assert all(shard.prepared == {} for shard in shards)
+
+
+@in_loop
+async def test_the_rank_that_draws_gets_a_constraint_ready_or_says_why_not(kind):
+    fine, bad = regex("a+"), regex("(")
+
+    def refuse(constraint):
+        if constraint == bad:
+            raise ValidationError("no such pattern")
+
+    async with kind.open() as (client, shards):
+        shards[0].on_constraint = refuse
+        await client.prepare_constraint(fine)
+        await client.prepare_constraint(fine, content("abc"))
+        with pytest.raises(ValidationError, match="no such pattern"):
+            await client.prepare_constraint(bad)
+        assert [shard.constraints for shard in shards] == [[fine, fine, bad]] + [
+            [] for _ in shards[1:]
+        ]
 
 
 @in_loop

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.step import (
     Alternatives,
     BlockCopy,
@@ -104,7 +105,11 @@ class Values:
             stopping=stopping,
             adapter=self.id32(),
             output=self.rng.choice(list(OutputKind)),
+            constraint=self.maybe(self.constraint),
         )
+
+    def constraint(self) -> Constraint:
+        return Constraint(kind=self.rng.choice(list(ConstraintKind)), text=self.text())
 
     def plan(self) -> StepPlan:
         blocks = [self.rng.randint(0, 3) for _ in range(self.rng.randint(0, 9))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.helpers.toy_paged_model import toy_tokenizer
 
+from lorax_contract.constraint import ConstraintKind
 from lorax_contract.errors import ValidationError
 from lorax_proto import generate_pb2 as pb
 from lorax_shard.rpc.lorax_requests import read_request
@@ -40,6 +41,14 @@ def read(message, max_input_length=0):
 )
 def test_sampling_is_on_when_a_parameter_asks_for_it(parameters, sampled):
     assert read(request(parameters=parameters)).new_row.spec.sampling.do_sample is sampled
+
+
+def test_a_schema_binds_the_output():
+    constraint = read(request(parameters={"schema": '{"type": "object"}'})).new_row.spec.constraint
+    assert (constraint.kind, constraint.text) == (
+        ConstraintKind.JSON_SCHEMA, '{"type": "object"}',
+    )  # fmt: skip
+    assert read(request()).new_row.spec.constraint is None
 
 
 def test_zeros_are_off():
@@ -79,7 +88,6 @@ def test_slots_that_follow_the_blocks_are_taken():
         (request(truncate=2, cache_len=2), "cache_len 2"),
         (request(blocks=[4, 2], slots=[8, 9, 10, 11, 16]), "slots"),
         (request(blocks=[4, 2], slots=[16]), "slots"),
-        (request(parameters={"schema": "{}"}), "schema"),
     ],
 )
 def test_what_is_refused_names_the_request(message, words):

@@ -141,7 +141,6 @@ def test_w21_truncate_counts_before_every_length_and_what_is_cut_never_runs():
         ({"num_prompt_alternatives": 21, "decoder_input_details": True}, "from 1 to 20"),
         ({"output": OutputKind.PROMPT, "max_new_tokens": 1}, "must be 0"),
         ({"output": OutputKind.PROMPT, "min_new_tokens": 1}, "min_new_tokens"),
-        ({"has_response_format": True}, "response_format"),
         ({"adapter_id": "some/adapter"}, "serves the base model only"),
         ({"merged_adapters": MergedAdapters(ids=["a", "b"])}, "serves the base model only"),
         (

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field
 
 from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody, said
+from lorax_router.service.constraints.formats import of_response_format
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -100,12 +101,12 @@ class ParametersBody(StrictBody):
     seed: Integer | None = None
     """Makes drawn tokens reproducible."""
     response_format: Any = None
-    """Not offered yet, apart from the type `text`, which binds nothing."""
+    """Bind the output to JSON: `type` json_object or json_schema, a JSON schema in `schema`."""
 
     def to_domain(self, bearer_token: str | None) -> GenerateParameters:
         """Return the service's value."""
         given = said(self)
-        given["has_response_format"] = _binds(given.pop("response_format", None))
+        given["constraint"] = of_response_format(given.pop("response_format", None))
         # It makes another prompt.
         given.pop("apply_chat_template", None)
         given.pop("adapter_parameters", None)
@@ -176,9 +177,3 @@ class AdapterBody(StrictBody):
             revision=self.revision,
             api_token=self.api_token or bearer_token,
         )
-
-
-def _binds(response_format: Any) -> bool:
-    """Whether output is to be bound to something; LoRAX's type ``text`` leaves it free."""
-    kind = response_format.get("type") if isinstance(response_format, dict) else None
-    return response_format is not None and not (isinstance(kind, str) and kind.lower() == "text")

@@ -66,7 +66,7 @@ class AdapterLease:
     ) -> None:
         self.handle = entry.handle
         self.text = text
-        self.content_key = entry.content.key
+        self.content = entry.content
         # What the adapter is called, however the request spelled it.
         self.label = label
         # Whether it took the caller's token, so that others may not learn of it.

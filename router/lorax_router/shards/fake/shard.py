@@ -16,6 +16,7 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     LoadReport,
 )
+from lorax_contract.constraint import Constraint
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StaleEpochError
 from lorax_contract.step import (
     AdapterHandle,
@@ -103,6 +104,10 @@ class FakeShard:
         # Called before an adapter is taken in or forgotten; what it raises is the answer.
         self.on_prepare: Callable[[AdapterHandle, AdapterContent], Answer[None]] | None = None
         self.on_release: Callable[[AdapterHandle, Sequence[AdapterPart]], None] | None = None
+        # Called before a constraint is ready; what it raises is the answer. FakeShard's outputs
+        # are bound to none.
+        self.on_constraint: Callable[[Constraint], Answer[None]] | None = None
+        self.constraints: list[Constraint] = []
         self.queries: list[AdapterQuery] = []
         # Tokenizer and template files by store digest.
         self.texts: dict[str, dict[str, bytes]] = {}
@@ -303,6 +308,15 @@ class FakeShard:
         for part in forget:
             self._host.pop(part.content_digest, None)
             self._disk.pop(part.store_digest, None)
+
+    async def prepare_constraint(
+        self, constraint: Constraint, content: AdapterContent | None = None
+    ) -> None:
+        """Take note of a constraint; what ``on_constraint`` raises refuses it."""
+        self._check(None)
+        self.constraints.append(constraint)
+        if self.on_constraint is not None:
+            await _answered(self.on_constraint(constraint))
 
     async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return the prepared adapters; host and disk have all that was not forgotten since."""

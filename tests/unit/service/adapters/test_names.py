@@ -257,5 +257,5 @@ async def test_names_and_handles_need_an_engine_and_an_answer_only():
     async with adapter_world() as world:
         directory.attach(world.parts.engine)
         lease = await directory.acquire(selection("a"))
-        assert lease.content_key == fake_fetched(shard.queries[0]).part.content_digest
+        assert lease.content.key == fake_fetched(shard.queries[0]).part.content_digest
         lease.release()

@@ -1,0 +1,151 @@
+"""Constraints from the fields in which clients ask for them; errors name the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lorax_contract.constraint import Constraint, ConstraintKind
+from lorax_contract.errors import ValidationError
+
+_FIELD = "response_format"
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+# How vLLM names what binds an output, in `structured_outputs` and before that by itself.
+_OLD_NAMES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_whitespace_pattern": "whitespace_pattern",
+}
+_LANGUAGES = ("json", "regex", "choice", "grammar", "json_object")
+_SPACING = ("whitespace_pattern", "disable_any_whitespace", "disable_additional_properties")
+
+
+def of_response_format(value: Any) -> Constraint | None:
+    """Return what OpenAI's or LoRAX's ``response_format`` asks for; None: nothing.
+
+    ``{"type": "text" | "json_object" | "json_schema"}``, the schema in ``schema`` or, as OpenAI
+    has it, in ``json_schema.schema``. Raises ValidationError.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValidationError(f"`{_FIELD}` must be an object with a `type`")
+    kind = value.get("type")
+    # LoRAX takes the names of its own enumeration too.
+    match kind.lower().replace("_", "") if isinstance(kind, str) else None:
+        case "text":
+            return None
+        case "jsonobject":
+            return of_schema(value.get("schema"), f"{_FIELD}.schema")
+        case "jsonschema":
+            return _of_json_schema(value)
+    raise ValidationError(f"`{_FIELD}.type` must be text, json_object or json_schema")
+
+
+def _of_json_schema(value: Mapping[str, Any]) -> Constraint:
+    wrapped = value.get("json_schema")
+    if wrapped is None:
+        return of_schema(value.get("schema"), f"{_FIELD}.schema")
+    if not isinstance(wrapped, Mapping):
+        raise ValidationError(f"`{_FIELD}.json_schema` must be an object with a `schema`")
+    return of_schema(wrapped.get("schema"), f"{_FIELD}.json_schema.schema")
+
+
+def of_schema(schema: Any, field: str = "schema") -> Constraint:
+    """Return what a JSON schema asks for; None is any JSON object."""
+    schema = _ANY_OBJECT if schema is None else schema
+    if not isinstance(schema, Mapping):
+        raise ValidationError(f"`{field}` must be a JSON schema, which is an object")
+    return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=_as_json(schema, field))
+
+
+def of_vllm(fields: Mapping[str, Any]) -> Constraint | None:
+    """Return what vLLM's ``structured_outputs`` or ``guided_*`` fields of a body ask for.
+
+    Raises ValidationError.
+    """
+    given = fields.get("structured_outputs")
+    old = {name: fields[name] for name in _OLD_NAMES if fields.get(name) is not None}
+    if given is not None and old:
+        raise ValidationError(
+            f"`structured_outputs` and `{next(iter(old))}` bind the output twice; give one of them"
+        )
+    if given is None:
+        return _of_options({_OLD_NAMES[name]: value for name, value in old.items()}, old)
+    if not isinstance(given, Mapping):
+        raise ValidationError("`structured_outputs` must be an object")
+    said = {name: value for name, value in given.items() if value not in (None, False)}
+    if unknown := said.keys() - {*_LANGUAGES, *_SPACING}:
+        raise ValidationError(f"`structured_outputs.{min(unknown)}` is not offered; leave it out")
+    return _of_options(said, [f"structured_outputs.{name}" for name in said])
+
+
+def _of_options(said: Mapping[str, Any], fields: Any) -> Constraint | None:
+    named = dict(zip(said, fields, strict=True))
+    languages = [name for name in said if name in _LANGUAGES]
+    if not languages:
+        if said:
+            raise ValidationError(f"`{named[next(iter(said))]}` alone binds no output")
+        return None
+    if len(languages) > 1:
+        one, two = (named[name] for name in languages[:2])
+        raise ValidationError(f"`{one}` and `{two}` bind the output twice; give one of them")
+    (language,) = languages
+    field, value = named[language], said[language]
+    match language:
+        case "json_object":
+            return of_schema(None)
+        case "json":
+            return of_schema(_spaced(_schema_of(value, field), said), field)
+        case "choice":
+            return _of_choice(value, field)
+        case "regex":
+            return Constraint(kind=ConstraintKind.REGEX, text=_text(value, field))
+        case _:
+            return Constraint(kind=ConstraintKind.LARK, text=_text(value, field))
+
+
+def _schema_of(value: Any, field: str) -> Any:
+    """Return a schema that may come as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValidationError(f"`{field}` must be a JSON schema; it is no JSON") from None
+
+
+def _spaced(schema: Any, said: Mapping[str, Any]) -> Any:
+    """Return a schema with what was said of white space in llguidance's words."""
+    options: dict[str, Any] = {}
+    if (pattern := said.get("whitespace_pattern")) is not None:
+        options["whitespace_pattern"] = pattern
+    elif said.get("disable_any_whitespace"):
+        options["whitespace_flexible"] = False
+    if not options or not isinstance(schema, Mapping):
+        return schema
+    own = schema.get("x-guidance")
+    return {**schema, "x-guidance": {**options, **(own if isinstance(own, Mapping) else {})}}
+
+
+def _of_choice(value: Any, field: str) -> Constraint:
+    is_list = isinstance(value, list) and value
+    if not is_list or not all(isinstance(each, str) and each for each in value):
+        raise ValidationError(f"`{field}` must be a list of texts, none of them empty")
+    return Constraint(kind=ConstraintKind.CHOICE, text=_as_json(value, field))
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValidationError(f"`{field}` must be a text that is not empty")
+    return value
+
+
+def _as_json(value: Any, field: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ValidationError(f"`{field}` cannot be written as JSON") from None

@@ -1,0 +1,128 @@
+"""Schemas without an end, and what is closed before a grammar is made."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from lorax_router.service.constraints.schemas import can_end, prepared
+
+LEAF = {"type": "object", "properties": {"value": {"type": "integer"}}, "required": ["value"]}
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        ENDLESS,
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1},
+        {"anyOf": [ENDLESS, {"$ref": "#"}]},
+        {"allOf": [{"type": "object"}, {"$ref": "#"}]},
+        {
+            "type": "object",
+            "required": ["x"],
+            "additionalProperties": {"$ref": "#"},
+        },
+        {
+            "$ref": "#/definitions/node",
+            "definitions": {
+                "node": {
+                    "type": "object",
+                    "properties": {"left": {"$ref": "#/definitions/node"}, "v": {"type": "null"}},
+                    "required": ["left"],
+                }
+            },
+        },
+    ],
+)
+def test_a_schema_of_which_no_value_ends_is_found(schema):
+    assert not can_end(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        LEAF,
+        {"type": "object", "properties": {"next": {"$ref": "#"}}},
+        {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+        {"type": "array", "items": {"$ref": "#"}},
+        {"anyOf": [{"$ref": "#"}, {"type": "string"}]},
+        {"properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+        {"$ref": "#/$defs/unknown"},
+        {"$ref": "https://example.org/schema"},
+        {"$ref": "#/components/x", "components": {"x": LEAF}},
+        {"enum": [1], "allOf": [{"$ref": "#"}]},
+        {
+            "type": "object",
+            "properties": {"child": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+            "required": ["child"],
+        },
+    ],
+)
+def test_a_schema_that_can_end_is_left_alone(schema):
+    assert can_end(schema)
+
+
+def test_objects_have_no_other_properties_than_they_declare():
+    schema = {
+        "type": "object",
+        "properties": {"one": LEAF, "list": {"type": "array", "items": LEAF}},
+        "$defs": {"two": LEAF},
+    }
+    closed = prepared(copy.deepcopy(schema))
+    shut = LEAF | {"additionalProperties": False}
+    assert closed["additionalProperties"] is False
+    assert closed["properties"] == {"one": shut, "list": {"type": "array", "items": shut}}
+    assert closed["$defs"] == {"two": shut}
+
+
+def test_a_property_of_the_name_properties_is_no_schema():
+    schema = {"type": "object", "properties": {"properties": {"type": "string"}}}
+    closed = prepared(copy.deepcopy(schema))
+    assert closed["properties"] == schema["properties"]
+
+
+def test_what_is_combined_with_nothing_is_closed_beside_what_is():
+    number = {"allOf": [{"type": "integer"}, {"maximum": 6}]}
+    both = {"allOf": [{"$ref": "#/$defs/a"}, {"type": "object", "properties": {"b": LEAF}}]}
+    schema = {
+        "type": "object",
+        "properties": {"n": number, "one": LEAF, "both": both},
+        "$defs": {"a": copy.deepcopy(LEAF), "c": copy.deepcopy(LEAF)},
+    }
+    after = prepared(json.loads(json.dumps(schema)))
+    shut = LEAF | {"additionalProperties": False}
+    assert after["additionalProperties"] is False
+    assert after["properties"] == {"n": number, "one": shut, "both": both}
+    assert after["$defs"] == {"a": LEAF, "c": shut}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": True},
+        {"type": "object", "properties": {"a": {}}, "patternProperties": {"^x": {}}},
+        {"type": "object", "properties": {"a": {}}, "required": ["a", "b"]},
+        {"type": "object", "properties": {"a": {}}, "anyOf": [LEAF]},
+        {"allOf": [LEAF, {"type": "object", "properties": {"b": {}}}]},
+        {"type": "object"},
+    ],
+)
+def test_where_a_schema_says_something_of_other_properties_it_stays_open(schema):
+    after = prepared(copy.deepcopy(schema))
+    del after["x-guidance"]
+    assert after == schema
+
+
+def test_white_space_is_bounded_unless_the_schema_says_how_much():
+    assert "whitespace_pattern" in prepared({"type": "object"})["x-guidance"]
+    own = {"type": "object", "x-guidance": {"whitespace_flexible": False}}
+    assert prepared(own)["x-guidance"] == {"whitespace_flexible": False}
+    lenient = {"type": "object", "x-guidance": {"lenient": True}}
+    assert prepared(lenient)["x-guidance"].keys() == {"lenient", "whitespace_pattern"}
