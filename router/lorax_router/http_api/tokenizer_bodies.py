@@ -31,6 +31,8 @@ class TokenizeBody(StrictBody):
     """A text; the answer is an object with the ids of its tokens."""
     messages: Items[dict[str, Any]] | None = None
     """A chat, rendered by the model's template; the answer is an object with the ids."""
+    model: str | None = None
+    """Taken, and not looked at: the tokens are the base model's."""
     add_special_tokens: bool | None = None
     """Add the tokens that the model expects around a prompt; true if absent. A chat template
     writes them itself."""
@@ -71,7 +73,9 @@ class DetokenizeBody(StrictBody):
     """Token ids to make a text of."""
 
     tokens: Items[Integer]
-    """Ids of this model's vocabulary."""
+    """Ids of the base model's vocabulary."""
+    model: str | None = None
+    """Taken, and not looked at."""
 
 
 class TokenIdsAnswer(BaseModel):
