@@ -11,6 +11,7 @@ import asyncio
 import logging
 import re
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from lorax_contract.errors import (
     OverloadedError,
     SlowRequestError,
 )
-from lorax_router.grpc_api.errors import REQUEST_ID, SlowReaderError, rich_status
+from lorax_router.grpc_api.errors import REQUEST_ID, DeadlineError, SlowReaderError, rich_status
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.reply import ClientLeftError, ReplyQueue, UnreadBytes
 
@@ -39,7 +40,7 @@ Method = Callable[[Any, "PublicCall"], Coroutine[Any, Any, Message | None]]
 class PublicCall:
     """One call, as the methods of the service see it."""
 
-    def __init__(self, context: Context, reply: ReplyQueue) -> None:
+    def __init__(self, context: Context, unread: UnreadBytes, limits: CallLimits) -> None:
         self._metadata = {
             name: value
             for name, value in context.invocation_metadata() or ()
@@ -48,7 +49,8 @@ class PublicCall:
         given = self._metadata.get(REQUEST_ID, "")
         # What the client calls it, or a name of our own.
         self.request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
-        self._reply = reply
+        self.head = ((REQUEST_ID, self.request_id),)
+        self.reply = ReplyQueue(context, context.peer(), unread, limits, self.head)
 
     @property
     def bearer_token(self) -> str | None:
@@ -58,7 +60,7 @@ class PublicCall:
 
     def send(self, message: Message) -> None:
         """Send a message of a stream; never waits. Raises SlowReaderError."""
-        self._reply.put(message.SerializeToString())
+        self.reply.put(message.SerializeToString())
 
 
 class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -87,8 +89,11 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._check_room = check_room
         self._refused = refused
         self._counted = counted
+        self._cut = cut
         self.unread = UnreadBytes(limits.max_all_unread_bytes, cut)
         self.num_open = 0
+        # Calls that have ended and whose clients do not read that they have, by connection.
+        self._stuck: Counter[str] = Counter()
 
     async def intercept_service(
         self,
@@ -120,33 +125,50 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         *,
         is_counted: bool,
     ) -> None:
-        reply = ReplyQueue(context, context.peer(), self.unread, self._limits)
-        call = PublicCall(context, reply)
-        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        call = PublicCall(context, self.unread, self._limits)
         self.num_open += 1
         try:
             async with asyncio.timeout(context.time_remaining()):
                 request = await self._read(requests, is_counted=is_counted)
-                await _answer(method(request, call), call, reply)
+                await _answer(method(request, call), call)
         except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+            await self._refuse(context, DeadlineError("the deadline has passed"), call)
         except ClientLeftError:
             return
         except LoraxError as error:
-            # A client that reads nothing has its status when it goes on, and nothing else.
-            reply.drop_waiting()
-            status = rich_status(error, call.request_id)
-            ours = ((REQUEST_ID, call.request_id),)
-            await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
+            await self._refuse(context, error, call)
         finally:
             self.num_open -= 1
-            reply.forget()
+            call.reply.forget()
+
+    async def _refuse(self, context: Context, error: LoraxError, call: PublicCall) -> None:
+        """End a call; one that is stuck lasts until its client goes on or is gone."""
+        # A client that reads nothing has its status when it goes on, and nothing else.
+        call.reply.drop_waiting()
+        peer, num_stuck = context.peer(), int(call.reply.is_stuck)
+        self._stuck[peer] += num_stuck
+        status = rich_status(error, call.request_id)
+        try:
+            trailers = (*status.trailing_metadata, *call.head)
+            await context.abort(status.code, status.details, trailers)
+        finally:
+            self._stuck[peer] -= num_stuck
+            if not self._stuck[peer]:
+                del self._stuck[peer]
+
+    def _check_place(self) -> None:
+        """Raise OverloadedError when too many calls are open; where some are stuck, they go."""
+        if self.num_open <= self._limits.max_calls:
+            return
+        ((peer, number),) = self._stuck.most_common(1) or [("", 0)]
+        if number:
+            self._cut(peer)
+        raise OverloadedError("too many calls", public="")
 
     async def _read(self, requests: AsyncIterator[Any], *, is_counted: bool) -> Message:
         """Return the request of a call that there is place for; what fails here is counted here."""
         try:
-            if self.num_open > self._limits.max_calls:
-                raise OverloadedError("too many calls", public="")
+            self._check_place()
             if is_counted:
                 self._check_room()
             return await self._first(requests)
@@ -171,14 +193,12 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise SlowRequestError("the request did not come in time") from None
 
 
-async def _answer(
-    work: Coroutine[Any, Any, Message | None], call: PublicCall, reply: ReplyQueue
-) -> None:
+async def _answer(work: Coroutine[Any, Any, Message | None], call: PublicCall) -> None:
     """Run a method while its messages are written; those of one that fails are written, too."""
     failure: LoraxError | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(reply.write_all())
+            group.create_task(call.reply.write_all())
             try:
                 if (answer := await work) is not None:
                     call.send(answer)
@@ -189,7 +209,7 @@ async def _answer(
             except Exception:
                 logger.exception("unexpected error in a call")
                 failure = LoraxError(public="")
-            reply.close()
+            call.reply.close()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     if failure is not None:

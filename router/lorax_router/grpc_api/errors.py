@@ -49,13 +49,18 @@ _MAX_TEXT_BYTES = 1_000
 # There is no such adapter for this caller, and no later try of theirs would find one. Whether it
 # is hidden or does not exist makes no difference.
 _ABSENT = (Reason.NOT_FOUND, Reason.NO_ACCESS)
-_SLOW = ErrorKind(408, "RESOURCE_EXHAUSTED", "slow_reader")
 
 
 class SlowReaderError(LoraxError):
     """A client does not read what it asked for."""
 
-    kind = _SLOW
+    kind = ErrorKind(408, "RESOURCE_EXHAUSTED", "slow_reader")
+
+
+class DeadlineError(LoraxError):
+    """The time is over that a client gave a call."""
+
+    kind = ErrorKind(504, "DEADLINE_EXCEEDED", "deadline")
 
 
 def rich_status(error: LoraxError, request_id: str) -> grpc.Status:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from lorax_router.grpc_api.errors import SlowReaderError
@@ -18,6 +18,9 @@ from lorax_router.grpc_api.limits import CallLimits
 
 class MessageWriter(Protocol):
     """The library's side of a call, as far as answers go."""
+
+    async def send_initial_metadata(self, initial_metadata: Sequence[tuple[str, str]]) -> None:
+        """Send the head of the answer."""
 
     async def write(self, message: bytes) -> None:
         """Return when the client's window had room for the message."""
@@ -78,8 +81,15 @@ class ReplyQueue:
     """The messages of one call on their way to its client; one writer."""
 
     def __init__(
-        self, writer: MessageWriter, peer: str, unread: UnreadBytes, limits: CallLimits
+        self,
+        writer: MessageWriter,
+        peer: str,
+        unread: UnreadBytes,
+        limits: CallLimits,
+        head: Sequence[tuple[str, str]] = (),
     ) -> None:
+        self._head = head
+        self._has_begun = False
         self._writer = writer
         self._peer = peer
         self._all_unread = unread
@@ -88,6 +98,11 @@ class ReplyQueue:
         self._unread = 0
         self._wake = asyncio.Event()
         self._is_closed = False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something is being written that the client has no room for."""
+        return self._unread > sum(map(len, self._messages))
 
     def put(self, message: bytes) -> None:
         """Have a message sent; raises SlowReaderError when too many wait."""
@@ -111,6 +126,11 @@ class ReplyQueue:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            if not self._has_begun:
+                # Apart from the first message: while that one is stuck, the library could send no
+                # status, which has the head with it if there was none.
+                self._has_begun = True
+                await _sent(self._writer.send_initial_metadata(self._head))
             try:
                 async with asyncio.timeout(self._limits.client_timeout_s):
                     await self._write_some()
@@ -122,10 +142,7 @@ class ReplyQueue:
         written = 0
         while self._messages and written < self._limits.read_bytes:
             message = self._messages.popleft()
-            try:
-                await self._writer.write(message)
-            except Exception as error:  # the library has no public name for what it raises
-                raise ClientLeftError from error
+            await _sent(self._writer.write(message))
             written += len(message)
             self._read(len(message))
 
@@ -144,3 +161,11 @@ class ReplyQueue:
         if number:
             self._unread -= number
             self._all_unread.remove(self._peer, number)
+
+
+async def _sent(sending: Awaitable[None]) -> None:
+    """Wait for a part of an answer to be sent; raises ClientLeftError."""
+    try:
+        await sending
+    except Exception as error:  # the library has no public name for what it raises
+        raise ClientLeftError from error

@@ -34,6 +34,13 @@ def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> b
     return size + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+def asked(stream: int, name: str, message: bytes) -> bytes:
+    """A call with its whole request."""
+    payload = b"\x00" + struct.pack(">I", len(message)) + message
+    end_stream = 1
+    return opening(stream, f"/lorax.v1.Lorax/{name}") + frame(DATA, payload, end_stream, stream)
+
+
 def literal(name: str, value: str) -> bytes:
     """A header that no table has."""
     parts = [name.encode(), value.encode()]
@@ -74,11 +81,14 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def raw_client(served: Served, *, greets: bool = True) -> AsyncIterator[RawClient]:
+async def raw_client(
+    served: Served, *, greets: bool = True, window: int = 65_535
+) -> AsyncIterator[RawClient]:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     client = RawClient(reader, writer)
     if greets:
-        client.send(PREFACE, frame(SETTINGS))
+        initial_window_size = 4
+        client.send(PREFACE, frame(SETTINGS, struct.pack(">HI", initial_window_size, window)))
     try:
         yield client
     finally:
@@ -160,6 +170,50 @@ async def test_a_connection_that_says_nothing_is_closed():
     ):
         await asyncio.wait_for(client.kinds_to_the_end(), 30)
         assert await answers(served)
+
+
+@pytest.mark.parametrize("name", ["Generate", "GenerateStream", "Info"])
+def test_a_client_without_a_window_holds_one_message_and_no_place(name):
+    @in_loop
+    async def scene():
+        world = World(max_concurrent_requests=2)
+        request = pb.GenerateRequest(text="w1", parameters=pb.Parameters(max_new_tokens=20))
+        message = b"" if name == "Info" else request.SerializeToString()
+        async with grpc_served(world, changed(client_timeout_s=0.5)) as served:
+            boundary = served.server.boundary
+            async with raw_client(served, window=0) as client:
+                client.send(asked(1, name, message), asked(3, name, message))
+                await until(lambda: boundary.num_open == 2)
+                await until(lambda: boundary.unread.total > 0)
+                await asyncio.wait_for(world.service.wait_idle(), 30)
+                assert (await served.stub.Generate(request, timeout=30)).sequences
+                # What waits behind the first message is dropped.
+                await until(lambda: boundary.unread.total < 1_000)
+            await until(lambda: boundary.num_open == 0)
+            assert boundary.unread.total == 0
+
+    scene()
+
+
+@in_loop
+async def test_calls_that_nobody_reads_give_way_to_others():
+    bounds = changed(client_timeout_s=0.3, max_calls=6)
+    async with grpc_served(World(), bounds) as served, raw_client(served, window=0) as client:
+        boundary = served.server.boundary
+        client.send(*(asked(2 * n + 1, "Info", b"") for n in range(6)))
+        await until(lambda: boundary.num_open == 6)
+
+        async def serves_others() -> None:
+            while True:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await served.stub.Info(pb.InfoRequest(), timeout=30)
+                    return
+                await asyncio.sleep(0.05)
+
+        # Whoever does not read is cut as soon as its calls have ended and a place is wanted.
+        await asyncio.wait_for(serves_others(), 30)
+        await asyncio.wait_for(client.kinds_to_the_end(), 30)
+        await until(lambda: boundary.num_open == 0)
 
 
 @pytest.mark.parametrize("peer", ["unix:", "ipv4:127.0.0.1:1", "ipv6:%5B::1%5D:1", "odd", ""])

@@ -365,7 +365,7 @@ async def test_a_calls_id_comes_back_in_answers_errors_and_metadata():
         named = (("x-request-id", "my-own-7"),)
         call = served.stub.Generate(request(), metadata=named, timeout=30)
         assert (await call).request_id == "my-own-7"
-        assert dict(await call.trailing_metadata())["x-request-id"] == "my-own-7"
+        assert dict(await call.initial_metadata())["x-request-id"] == "my-own-7"
         found = await refused(served.stub.Generate(request(n=0), metadata=named, timeout=30))
         assert found.request_id == "my-own-7"
         stream = served.stub.GenerateStream(request(), metadata=named, timeout=30)
