@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field
 
 from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody, said
-from lorax_router.service.constraints.formats import of_response_format
+from lorax_router.http_api.lorax.constraints import constraint_of
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -103,10 +103,19 @@ class ParametersBody(StrictBody):
     response_format: Any = None
     """Bind the output to JSON: `type` json_object or json_schema, a JSON schema in `schema`."""
 
+    schema_: str | dict[str, Any] | None = Field(default=None, alias="schema")
+    """Another name for the schema in `response_format`, also as text: what LoRAX's document has."""
+    grammar: Any = None
+    """TGI's name: `type` json, json_schema or regex, and the schema or pattern in `value`."""
+
     def to_domain(self, bearer_token: str | None) -> GenerateParameters:
         """Return the service's value."""
         given = said(self)
-        given["constraint"] = of_response_format(given.pop("response_format", None))
+        given["constraint"] = constraint_of(
+            response_format=given.pop("response_format", None),
+            schema=given.pop("schema_", None),
+            grammar=given.pop("grammar", None),
+        )
         # It makes another prompt.
         given.pop("apply_chat_template", None)
         given.pop("adapter_parameters", None)

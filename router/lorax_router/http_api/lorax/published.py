@@ -34,6 +34,8 @@ PARAMETERS: Keywords = {
     "truncate": {"minimum": 1},
     "return_k_alternatives": {"exclusiveMinimum": 0, "examples": [10]},
     "seed": {"minimum": 0, "examples": [42]},
+    "schema": {"examples": ['{"type": "string", "title": "response"}']},
+    "grammar": {"examples": [{"type": "regex", "value": "[0-9]{4}"}]},
 }
 MERGED: Keywords = {
     "ids": {"minItems": 1, "examples": [["org/adapter", "org/other"]]},

@@ -62,6 +62,18 @@ def of_schema(schema: Any, field: str = "schema") -> Constraint:
     return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=_as_json(schema, field))
 
 
+def of_json(schema: Any, field: str) -> Constraint:
+    """Return what a JSON schema asks for, which may come as text; raises ValidationError."""
+    if schema is None:
+        raise ValidationError(f"`{field}` must be a JSON schema")
+    return of_schema(_schema_of(schema, field), field)
+
+
+def of_regex(pattern: Any, field: str) -> Constraint:
+    """Return what a regular expression asks for; raises ValidationError."""
+    return Constraint(kind=ConstraintKind.REGEX, text=_text(pattern, field))
+
+
 def of_vllm(fields: Mapping[str, Any]) -> Constraint | None:
     """Return what vLLM's ``structured_outputs`` or ``guided_*`` fields of a body ask for.
 
@@ -103,7 +115,7 @@ def _of_options(said: Mapping[str, Any], fields: Any) -> Constraint | None:
         case "choice":
             return _of_choice(value, field)
         case "regex":
-            return Constraint(kind=ConstraintKind.REGEX, text=_text(value, field))
+            return of_regex(value, field)
         case _:
             return Constraint(kind=ConstraintKind.LARK, text=_text(value, field))
 
