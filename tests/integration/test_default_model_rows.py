@@ -24,7 +24,7 @@ from lorax_shard.model.loader import load_paged_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NUM_BLOCKS = 16
+NUM_BLOCKS = 12
 TEXTS = [
     "The capital of France is Paris, and the capital of Italy is",
     "Die Straße über den Fluß: naïve café Ω",
@@ -59,7 +59,7 @@ def engine(path: Path, tokenizer: Tokenizer) -> Engine:
     pool = PoolSettings(block_size=4, memory_fraction=0.5, num_blocks=NUM_BLOCKS)
     engine = Engine(load_paged_model(config), tokenizer, pool)
     engine.warm_up(
-        WarmupSpec(max_input_length=40, max_total_tokens=60, max_step_tokens=16, max_rows=8)
+        WarmupSpec(max_input_length=36, max_total_tokens=48, max_step_tokens=16, max_rows=8)
     )
     return engine
 

@@ -15,7 +15,7 @@ from tests.helpers.toy_adapters import ToyAdapter, using
 from tests.helpers.toy_paged_model import BLOCK_SIZE, NAN_ID, POISON_ID, new_row
 
 from lorax_contract.errors import UnhealthyError
-from lorax_contract.step import AdapterHandle, FinishCode, RequestSpec, WarmupSpec
+from lorax_contract.step import AdapterHandle, FinishCode, LogitBias, RequestSpec, WarmupSpec
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
@@ -44,10 +44,16 @@ def specs(seed: int) -> list[RequestSpec]:
         sampling = {"do_sample": True, "seed": number, "temperature": 1.3} if number % 2 else {}
         if number % 3 == 0:
             sampling["num_alternatives"] = 3
+        if number % 7 == 0:
+            sampling |= {"prompt_logprobs": True, "num_prompt_alternatives": 2}
+        if number % 5 == 0:
+            sampling |= {"logit_bias": LogitBias((40, 41), (3.0, -100.0)), "watermark": True}
         row = new_row(
             number,
             [rng.randrange(1, 300) for _ in range(rng.randrange(1, 20))],
-            max_new_tokens=rng.randrange(1, 18),
+            # Every seventh asks for its prompt alone.
+            max_new_tokens=0 if number % 7 == 0 else rng.randrange(1, 18),
+            min_new_tokens=3 * (number % 4 == 2),
             stop_sequences=STOPS if number % 4 == 0 else (),
             **sampling,
         )
@@ -126,7 +132,8 @@ def bits(chunks: list[TokenChunk]) -> list[object]:
     return [
         (
             chunk.tokens.ids, chunk.tokens.logprobs, chunk.tokens.texts, chunk.tokens.special,
-            chunk.finish, chunk.generated_text, chunk.alternatives,
+            chunk.finish, chunk.generated_text, chunk.alternatives, repr(chunk.prompt_tokens),
+            chunk.prompt_alternatives,
         )
         for chunk in chunks
     ]  # fmt: skip

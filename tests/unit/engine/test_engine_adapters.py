@@ -15,7 +15,7 @@ from tests.helpers.toy_paged_model import (
 )
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import AdapterHandle, FinishCode, StepOutcome, StepPlan
+from lorax_contract.step import AdapterHandle, FinishCode, LogitBias, StepOutcome, StepPlan
 from lorax_shard.vocabulary import vocabulary_of
 
 PROMPT, OTHER = [7, 9, 11, 13, 15], [40, 41, 42]
@@ -253,3 +253,26 @@ def test_what_is_not_in_effect_is_named() -> None:
         engine.adapters.activate(AdapterHandle(4))
     with pytest.raises(ValidationError, match="handle 4 is not in effect"):
         engine.adapters[AdapterHandle(4)]
+
+
+def test_what_ends_an_adapters_output_is_banned_before_its_least_length(lane: ToyPrepared) -> None:
+    """Its own tokens that end a text, not the base's; its bias may name its own tokens."""
+    tokenizer = copy.deepcopy(toy_tokenizer())
+    count = VOCAB_SIZE + OWN_TOKENS - tokenizer.get_vocab_size()
+    tokenizer.add_tokens([f"<own {at}>" for at in range(count)])
+    own_end = VOCAB_SIZE + OWN_TOKENS - 1
+    lane[ONE] = ToyAdapter(
+        own_end, vocabulary=vocabulary_of(tokenizer, f"<own {count - 1}>"), vocab_size=own_end + 1
+    )
+    engine, _ = make_engine(lane)
+    bias = LogitBias((own_end - 1,), (50.0,))
+    rows = [
+        using(new_row(1, PROMPT, min_new_tokens=2, logit_bias=bias), ONE),
+        new_row(2, PROMPT, min_new_tokens=2),
+    ]
+    work = [(1, 5, [1, 2, 3]), (2, 5, [4, 5, 6])]
+    drawn = [engine.step(plan(1, work, new=rows, activate=[ONE]))]
+    drawn += [engine.step(plan(seq, [(1, 1, []), (2, 1, [])])) for seq in (2, 3)]
+    assert [tokens(outcome)[1] for outcome in drawn] == [own_end - 1, own_end - 1, own_end]
+    assert drawn[2].finish[drawn[2].row_ids.index(1)] == FinishCode.EOS_TOKEN
+    assert [tokens(outcome)[2] for outcome in drawn] == expected_tokens(PROMPT, 3)

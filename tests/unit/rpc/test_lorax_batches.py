@@ -215,10 +215,14 @@ def test_a_row_that_fails_while_computed_takes_its_batch_along_and_no_other():
 def test_prefill_logprobs_alternatives_and_seed_are_told():
     batches = LoraxBatches(make_engine())
     parameters = pb.NextTokenChooserParameters(do_sample=True, seed=12, return_k_alternatives=2)
-    message = request(1, A, max_new_tokens=1, prefill_logprobs=True, parameters=parameters)
+    message = request(
+        1, A, max_new_tokens=1, prefill_logprobs=True, prefill_alternatives=3, parameters=parameters
+    )
     (generation,) = prefill(batches, batch(1, message), None).generations
     assert list(generation.prefill_tokens.ids) == A
     assert len(generation.prefill_tokens.logprobs) == 5
+    others = generation.prefill_tokens.alternative_tokens
+    assert [len(each.ids) for each in others] == [0, 3, 3, 3, 3]
     assert len(generation.next_tokens.alternative_tokens[0].ids) == 2
     assert generation.generated_text.seed == 12
 

@@ -7,6 +7,7 @@ from tests.helpers.toy_paged_model import toy_tokenizer
 
 from lorax_contract.constraint import ConstraintKind
 from lorax_contract.errors import ValidationError
+from lorax_contract.step import LogitBias
 from lorax_proto import generate_pb2 as pb
 from lorax_shard.rpc.lorax_requests import read_request
 
@@ -107,3 +108,22 @@ def test_long_prompts_need_truncate():
     with pytest.raises(ValidationError, match="set truncate"):
         read(request(), max_input_length=4)
     assert len(read(request(truncate=4), max_input_length=4).new_row.spec.prompt_ids) == 4
+
+
+def test_a_watermark_and_our_own_fields_are_read():
+    parameters = {
+        "watermark": True, "logit_bias_ids": [5, 9], "logit_bias_values": [1.5, -100.0],
+        "raw_logprobs": True,
+    }  # fmt: skip
+    message = request(parameters=parameters, prefill_logprobs=True, prefill_alternatives=2)
+    message.stopping_parameters.min_new_tokens = 3
+    spec = read(message).new_row.spec
+    assert (spec.sampling.watermark, spec.sampling.raw_logprobs) == (True, True)
+    assert spec.sampling.logit_bias == LogitBias((5, 9), (1.5, -100.0))
+    assert spec.sampling.num_prompt_alternatives == 2
+    assert spec.stopping.min_new_tokens == 3
+
+
+def test_a_row_without_tokens_is_refused_as_lorax_refuses_it():
+    with pytest.raises(ValidationError, match="max_new_tokens must be at least 1"):
+        read(request(max_new_tokens=0))
