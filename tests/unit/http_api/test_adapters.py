@@ -473,3 +473,15 @@ async def test_gateways_see_models_by_the_names_that_requests_send():
         assert samples['vllm:num_gpu_loaded_lora_adapters{model_name="shown"}'] == 1.0
         (info,) = [name for name in samples if name.startswith("vllm:lora_requests_info")]
         assert 'running_lora_adapters="poet"' in info
+
+
+@in_loop
+async def test_every_route_of_both_listeners_tells_what_any_request_may_be_answered_with():
+    async with adapter_world() as world:
+        for client in (world.client, world.admin):
+            document = (await client.get("/api-doc/openapi.json")).json()
+            for path, verbs in document["paths"].items():
+                for verb, told in verbs.items():
+                    assert {"200", "400", "408", "429", "500"} <= set(told["responses"]), path
+                    if verb == "post":
+                        assert {"413", "415", "503"} <= set(told["responses"]), path

@@ -13,6 +13,7 @@ from lorax_contract.errors import ModelNotFoundError
 from lorax_router.http_api.json_body import bearer_token
 from lorax_router.http_api.openai.errors import OpenAIRoute
 from lorax_router.http_api.openai.schemas import ERRORS, ListModelsResponse, Model
+from lorax_router.http_api.openapi import ANYWHERE
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.models import ModelCard, Models
 
@@ -30,13 +31,18 @@ class ModelRoutes:
             "/v1/models",
             summary="The base model, and the adapters that the caller may use",
             operation_id="list_models",
-            responses={200: {"model": ListModelsResponse}, 500: ERRORS[500]},
+            responses={200: {"model": ListModelsResponse}, **ANYWHERE, 500: ERRORS[500]},
         )(self.list)
         router.get(
             "/v1/models/{model:path}",
             summary="What is known of a model",
             operation_id="retrieve_model",
-            responses={200: {"model": Model}, 404: ERRORS[404], 500: ERRORS[500]},
+            responses={
+                200: {"model": Model},
+                **ANYWHERE,
+                404: ERRORS[404],
+                500: ERRORS[500],
+            },
             openapi_extra={
                 "parameters": [
                     {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
+
+from lorax_router.http_api.openapi import ANYWHERE, Responses
 
 
 class Error(BaseModel):
@@ -24,18 +26,22 @@ class OpenAIErrorResponse(BaseModel):
     error: Error
 
 
-# Answers that every route with a body can give.
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": OpenAIErrorResponse, "description": text}
-    for status, text in {
-        400: "The body is not JSON, or a value is out of bounds or of the wrong type",
-        404: "There is no such model",
-        413: "The body is too large",
-        415: "The content type is not JSON",
-        429: "The server is overloaded",
-        500: "The request failed in a shard, or an unexpected error",
-        503: "The adapter cannot be had now, or the server is shutting down",
-    }.items()
+# Answers that every route with a body can give. What the connection answers, before there is a
+# path, has the shape that it has everywhere.
+ERRORS: Responses = {
+    408: ANYWHERE[408],
+    **{
+        status: {"model": OpenAIErrorResponse, "description": text}
+        for status, text in {
+            400: "The body is not JSON, or a value is out of bounds or of the wrong type",
+            404: "There is no such model",
+            413: "The body is too large",
+            415: "The content type is not JSON",
+            429: "The server is overloaded",
+            500: "The request failed in a shard, or an unexpected error",
+            503: "The adapter cannot be had now, or the server is shutting down",
+        }.items()
+    },
 }
 
 
