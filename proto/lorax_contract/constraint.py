@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -42,6 +42,8 @@ class Constraint:
     kind: ConstraintKind
     # May hold what a client wants to keep to itself: no part of a repr.
     text: str
+    # By which field of a body it was asked for: what errors name.
+    field_name: str = field(default="response_format", compare=False)
 
     def __repr__(self) -> str:
         return f"Constraint({self.kind.name}, {len(self.text)} characters)"

@@ -307,7 +307,9 @@ class InferenceService:
         if (constraint := checked.request.parameters.constraint) is None:
             return valid
         if self._constraints is None:
-            raise ValidationError("`response_format` is not offered by this server; leave it out")
+            raise ValidationError(
+                f"`{constraint.field_name}` is not offered by this server; leave it out"
+            )
         has_own_tokens = lease is not None and lease.text.tokenizer is not None
         content = lease.content if lease is not None and has_own_tokens else None
         return replace(valid, constraint=await self._constraints.ready(constraint, content))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cachetools import LRUCache
@@ -117,7 +117,7 @@ class ConstraintChecker:
         name, limits = _NAMES[constraint.kind], self._limits
         if len(constraint.text) > limits.max_chars:
             raise ValidationError(
-                f"`response_format`: {name} has {len(constraint.text)} characters; "
+                f"`{constraint.field_name}`: {name} has {len(constraint.text)} characters; "
                 f"the limit is {limits.max_chars}"
             )
         key = constraint.key
@@ -126,8 +126,8 @@ class ConstraintChecker:
             answer = await self._checking.do(key, lambda: self._checked(key, constraint))
         grammar, fault = answer
         if grammar is None:
-            raise ValidationError(f"`response_format`: {name} {fault}")
-        return Constraint(kind=ConstraintKind.LLGUIDANCE, text=grammar)
+            raise ValidationError(f"`{constraint.field_name}`: {name} {fault}")
+        return replace(constraint, kind=ConstraintKind.LLGUIDANCE, text=grammar)
 
     async def close(self) -> None:
         """End the processes."""

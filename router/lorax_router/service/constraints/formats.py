@@ -59,7 +59,7 @@ def of_schema(schema: Any, field: str = "schema") -> Constraint:
     schema = _ANY_OBJECT if schema is None else schema
     if not isinstance(schema, Mapping):
         raise ValidationError(f"`{field}` must be a JSON schema, which is an object")
-    return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=_as_json(schema, field))
+    return _asked_by(field, ConstraintKind.JSON_SCHEMA, _as_json(schema, field))
 
 
 def of_json(schema: Any, field: str) -> Constraint:
@@ -71,7 +71,7 @@ def of_json(schema: Any, field: str) -> Constraint:
 
 def of_regex(pattern: Any, field: str) -> Constraint:
     """Return what a regular expression asks for; raises ValidationError."""
-    return Constraint(kind=ConstraintKind.REGEX, text=_text(pattern, field))
+    return _asked_by(field, ConstraintKind.REGEX, _text(pattern, field))
 
 
 def of_vllm(fields: Mapping[str, Any]) -> Constraint | None:
@@ -109,7 +109,7 @@ def _of_options(said: Mapping[str, Any], fields: Any) -> Constraint | None:
     field, value = named[language], said[language]
     match language:
         case "json_object":
-            return of_schema(None)
+            return of_schema(None, field)
         case "json":
             return of_schema(_spaced(_schema_of(value, field), said), field)
         case "choice":
@@ -117,7 +117,7 @@ def _of_options(said: Mapping[str, Any], fields: Any) -> Constraint | None:
         case "regex":
             return of_regex(value, field)
         case _:
-            return Constraint(kind=ConstraintKind.LARK, text=_text(value, field))
+            return _asked_by(field, ConstraintKind.LARK, _text(value, field))
 
 
 def _schema_of(value: Any, field: str) -> Any:
@@ -147,7 +147,11 @@ def _of_choice(value: Any, field: str) -> Constraint:
     is_list = isinstance(value, list) and value
     if not is_list or not all(isinstance(each, str) and each for each in value):
         raise ValidationError(f"`{field}` must be a list of texts, none of them empty")
-    return Constraint(kind=ConstraintKind.CHOICE, text=_as_json(value, field))
+    return _asked_by(field, ConstraintKind.CHOICE, _as_json(value, field))
+
+
+def _asked_by(field: str, kind: ConstraintKind, text: str) -> Constraint:
+    return Constraint(kind=kind, text=text, field_name=field.partition(".")[0])
 
 
 def _text(value: Any, field: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -118,6 +119,18 @@ async def test_a_request_learns_in_words_what_is_wrong_and_answers_are_remembere
         assert await checker.check(schema(PERSON)) == grammar
         with pytest.raises(ValidationError, match="uniqueItems"):
             await checker.check(bad)
+    finally:
+        await checker.close()
+
+
+@in_loop
+async def test_the_fault_of_one_schema_is_told_by_the_field_that_each_request_sent():
+    checker = ConstraintChecker(tokenizer_file())
+    try:
+        for name in ("schema", "guided_json", "response_format"):
+            wrong = dataclasses.replace(schema({"type": "nonsense"}), field_name=name)
+            with pytest.raises(ValidationError, match=f"^`{name}`: the JSON schema cannot be used"):
+                await checker.check(wrong)
     finally:
         await checker.close()
 

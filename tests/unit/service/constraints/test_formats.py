@@ -8,7 +8,13 @@ import pytest
 
 from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
-from lorax_router.service.constraints.formats import of_response_format, of_schema, of_vllm
+from lorax_router.service.constraints.formats import (
+    of_json,
+    of_regex,
+    of_response_format,
+    of_schema,
+    of_vllm,
+)
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 ANY = {"type": "object"}
@@ -119,3 +125,20 @@ def test_what_vllm_s_fields_cannot_say_is_refused_by_name(fields, named):
 
 def test_a_schema_alone():
     assert kind_and_value(of_schema(SCHEMA)) == (ConstraintKind.JSON_SCHEMA, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "field"),
+    [
+        (of_response_format({"type": "json_object"}), "response_format"),
+        (of_vllm({"guided_json": SCHEMA}), "guided_json"),
+        (of_vllm({"structured_outputs": {"json_object": True}}), "structured_outputs"),
+        (of_vllm({"structured_outputs": {"choice": ["a"]}}), "structured_outputs"),
+        (of_vllm({"guided_grammar": "start: /a/"}), "guided_grammar"),
+        (of_json("{}", "schema"), "schema"),
+        (of_regex("a", "grammar.value"), "grammar"),
+    ],
+)
+def test_a_constraint_knows_the_field_that_asked_for_it(constraint, field):
+    assert constraint is not None
+    assert constraint.field_name == field
