@@ -122,6 +122,7 @@ def first_taken_port(plan: LaunchPlan) -> str | None:
         ("--port", router.hostname, router.port),
         ("--grpc-port", router.hostname, router.grpc_port),
         ("--admin-port", "127.0.0.1", router.admin_port),
+        ("--metrics-port", router.hostname, router.metrics_port),
     )
     for flag, host, port in ports:
         if port and is_taken(host, port):

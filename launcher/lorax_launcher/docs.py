@@ -84,7 +84,8 @@ def _row(option: click.Option) -> str:
     spelled = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     if isinstance(option.type, click.Choice):
         spelled += " " + "&#124;".join(str(choice) for choice in option.type.choices)
-    variable = f"`{option.envvar}`" if option.envvar else ""
+    variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
+    variable = ", ".join(f"`{each}`" for each in variables)
     return _cells(spelled, variable, _default(option), option.help or "")
 
 

@@ -7,6 +7,12 @@ from typing import Any
 
 import click
 
+from lorax_contract.keys import (
+    ADMIN_KEY_VARIABLES,
+    API_KEY_VARIABLES,
+    METRICS_KEY_VARIABLES,
+    SSL_PASSWORD_VARIABLE,
+)
 from lorax_launcher.environment import LOG_LEVELS, log_level
 from lorax_launcher.options import LauncherOptions
 from lorax_launcher.refused import REFUSED_OPTIONS, Refused
@@ -41,7 +47,9 @@ _PORT = click.IntRange(min=0, max=65535)
 _SOURCES = click.Choice(["hub", "local", "s3", "pbase"])
 
 
-def _option(*names: str, help: str, env: str | None = "", **settings: Any) -> click.Option:
+def _option(
+    *names: str, help: str, env: str | Sequence[str] | None = "", **settings: Any
+) -> click.Option:
     """Make one option; its variable is the flag in capitals, unless ``env`` says otherwise."""
     long = next(name for name in names if name.startswith("--"))
     variable = long.removeprefix("--").replace("-", "_")
@@ -268,6 +276,28 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--cors-allow-method", multiple=True, help="Method that browsers may use."),
         _option("--cors-expose-header", multiple=True, help="Header that browsers may read."),
         _option("--cors-allow-credentials", type=SWITCH, help="Let browsers send credentials."),
+    ],
+    "Keys and TLS": [
+        _option("--api-key", multiple=True, env=API_KEY_VARIABLES,
+                help="A key that callers must present, as a Bearer token or as x-api-key; several "
+                "with commas. Command lines can be seen by others on the machine: the variable or "
+                "--api-keys-file is the better place."),
+        _option("--api-keys-file", type=click.Path(dir_okay=False), env="LORAX_API_KEYS_FILE",
+                help="A TOML or JSON file of tenants, with keys, rights and quotas of each; read "
+                "again when it changes: docs/keys.md."),
+        _option("--admin-api-key", multiple=True, env=ADMIN_KEY_VARIABLES,
+                help="A key that also manages adapters where clients ask."),
+        _option("--metrics-api-key", multiple=True, env=METRICS_KEY_VARIABLES,
+                help="A key that reads /metrics and does nothing else."),
+        _option("--metrics-port", type=_PORT,
+                help="Port of --hostname that serves /metrics alone, without a key unless there "
+                "is a --metrics-api-key (default: not served)."),
+        _option("--ssl-certfile", type=click.Path(dir_okay=False),
+                help="Certificate chain in PEM form, with the key or beside --ssl-keyfile: HTTP "
+                "and gRPC then speak TLS. Read again when it changes."),
+        _option("--ssl-keyfile", type=click.Path(dir_okay=False),
+                help=f"Key of the certificate; its password, if it has one, is in "
+                f"{SSL_PASSWORD_VARIABLE}."),
     ],
     "Output": [
         _option("--log-level", type=LogLevel(), env=None, default=None,

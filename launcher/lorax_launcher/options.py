@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorax_contract.config import ContentFormatChoice, KVCacheDtype
 
@@ -88,6 +88,14 @@ class LauncherOptions:
     admin_uds_path: str | None = None
     admin_port: int | None = None
     grpc_port: int | None = None
+    # Secrets: never part of a repr.
+    api_key: tuple[str, ...] = field(default=(), repr=False)
+    admin_api_key: tuple[str, ...] = field(default=(), repr=False)
+    metrics_api_key: tuple[str, ...] = field(default=(), repr=False)
+    api_keys_file: str | None = None
+    metrics_port: int | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
     max_connections: int = 4096
     client_timeout_s: float = 30.0
     shard_uds_path: str | None = None

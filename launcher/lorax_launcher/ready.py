@@ -12,24 +12,35 @@ _EVERYWHERE = {"0.0.0.0": "localhost", "::": "[::1]"}
 
 
 def ready_lines(
-    url: str, model_id: str, *, origins: Sequence[str] = (), admin: Sequence[str] = ()
+    url: str,
+    model_id: str,
+    *,
+    origins: Sequence[str] = (),
+    admin: Sequence[str] = (),
+    has_keys: bool = False,
+    metrics: str | None = None,
 ) -> list[str]:
     """Return the ready line: who may call, where it is managed, and a question to copy.
 
-    ``origins`` are those whose pages may call, ``admin`` the addresses of the management.
+    ``origins`` are those whose pages may call, ``admin`` the addresses of the management,
+    ``metrics`` is where the metrics are alone.
     """
-    callers = f"{_callers(url)}, {_pages(origins)}"
+    keys = ", with a key" if has_keys else ""
+    callers = f"{_callers(url)}{keys}, {_pages(origins)}"
     url = reachable(url)
     body = {
         "inputs": "What is the capital of France?",
         "parameters": {"max_new_tokens": 32, "apply_chat_template": True},
     }
+    key = '-H "Authorization: Bearer $LORAX_API_KEY" ' if has_keys else ""
     curl = (
-        f"curl {shlex.quote(url + '/generate')} -H 'Content-Type: application/json' "
+        f"curl {shlex.quote(url + '/generate')} {key}-H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body))}"
     )
-    managed = [f"Adapters are managed {_how(address)}" for address in admin]
-    return [f"Ready: {model_id} answers on {url} ({callers})", *managed, curl]
+    beside = [f"Adapters are managed {_how(address)}" for address in admin]
+    if metrics is not None:
+        beside.append(f"Metrics are on {reachable(metrics)}")
+    return [f"Ready: {model_id} answers on {url} ({callers})", *beside, curl]
 
 
 def _callers(url: str) -> str:

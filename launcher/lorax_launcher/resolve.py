@@ -9,8 +9,10 @@ from pathlib import Path
 
 from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
+from lorax_contract.keys import SSL_PASSWORD_VARIABLE
 from lorax_launcher.backends import attention_backend, linear_backend, lora_backend
 from lorax_launcher.facts import DeviceFacts
+from lorax_launcher.front import KEY_VARIABLES, check_network, front_settings, useless_cors
 from lorax_launcher.modules import NamedModule, named_modules
 from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.ranks import Ranks, choose_ranks
@@ -60,6 +62,8 @@ class LaunchPlan:
     shard_environments: tuple[tuple[tuple[str, str], ...], ...]
     # Variables that the router does without: it has no use for what they hold.
     withheld_from_router: tuple[str, ...]
+    # Variables that prepare and shards do without: what they hold is for the front.
+    withheld_from_shards: tuple[str, ...]
     # Decisions a person wants to read in the log.
     notes: tuple[str, ...]
     # Options that do not do what a person may expect of them.
@@ -96,7 +100,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     """
     _check_source(options)
     _check_adapters(options)
-    _check_network(options)
+    check_network(options)
     device = _device(options, facts)
     ranks = choose_ranks(options, facts, device, run_dir)
     uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(ranks.count)]
@@ -113,12 +117,16 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         router=router,
         environment=_environment(options),
         shard_environments=ranks.environments,
-        withheld_from_router=() if _has_own_hub_adapters(options) else TOKEN_VARIABLES,
+        withheld_from_router=(
+            *KEY_VARIABLES,
+            *(() if _has_own_hub_adapters(options) else TOKEN_VARIABLES),
+        ),
+        withheld_from_shards=(*KEY_VARIABLES, SSL_PASSWORD_VARIABLE),
         notes=(*_notes(device, facts), *ranks.notes),
         warnings=(
             *_effectless(options),
             *_unequal_pools(options),
-            *_useless_cors(options),
+            *useless_cors(options),
             *_other_bases(options),
         ),
         start_timeout_s=options.start_timeout_s,
@@ -162,29 +170,6 @@ def _check_adapters(options: LauncherOptions) -> None:
             "--preloaded-adapter-ids cannot be had with --merge-adapter-weights: on top of a "
             "merged adapter others would be wrong; leave one of the two out."
         )
-
-
-def _check_network(options: LauncherOptions) -> None:
-    ports = [options.port, options.grpc_port, options.admin_port]
-    given = [port for port in ports if port]
-    if len(set(given)) < len(given):
-        raise UsageError("--port, --grpc-port and --admin-port must differ from each other.")
-    if options.cors_allow_credentials and "*" in options.cors_allow_origin:
-        raise UsageError(
-            "--cors-allow-credentials cannot be had with --cors-allow-origin *: any page could act "
-            "for whoever looks at it; name the origins."
-        )
-
-
-def _useless_cors(options: LauncherOptions) -> list[str]:
-    """Name the options of CORS that do nothing as no origin may call."""
-    if options.cors_allow_origin:
-        return []
-    names = ("cors_allow_header", "cors_allow_method", "cors_expose_header")
-    given = [name for name in (*names, "cors_allow_credentials") if getattr(options, name)]
-    return [
-        f"--{name.replace('_', '-')} has no effect without --cors-allow-origin" for name in given
-    ]
 
 
 def _local_roots(options: LauncherOptions) -> list[str]:
@@ -369,11 +354,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         client_timeout_s=options.client_timeout_s,
         grace_period_s=options.grace_period_s,
         step_timeout_s=options.step_timeout_s,
-        cors_allow_origin=list(options.cors_allow_origin),
-        cors_allow_header=list(options.cors_allow_header),
-        cors_allow_method=list(options.cors_allow_method),
-        cors_expose_header=list(options.cors_expose_header),
-        cors_allow_credentials=options.cors_allow_credentials,
+        **front_settings(options),
     )
 
 

@@ -39,6 +39,10 @@ class Programs:
     router: tuple[str, ...]
 
 
+def _has_keys(router: RouterConfig) -> bool:
+    return bool(router.api_keys_file or router.api_key_hashes or router.admin_key_hashes)
+
+
 class StopRequested(Exception):
     """A signal asked the launcher to end."""
 
@@ -122,7 +126,14 @@ class Supervisor:
         router = self._plan.router
         url = str(facts.get("url") or f"http://{router.hostname}:{router.port}")
         admin = [str(address) for address in facts.get("admin") or ()]
-        lines = ready_lines(url, model.model_id, origins=router.cors_allow_origin, admin=admin)
+        lines = ready_lines(
+            url,
+            model.model_id,
+            origins=router.cors_allow_origin,
+            admin=admin,
+            has_keys=_has_keys(router),
+            metrics=facts.get("metrics"),
+        )
         self._console.say(lines, event="ready", url=url, admin=admin)
         await self._or_stop(asyncio.Event().wait())
 
@@ -145,7 +156,8 @@ class Supervisor:
             words = (*self._plan.prepare_args, "--result-fd", str(descriptor))
             return (*self._programs.shard, "prepare", *words)
 
-        self._preparing = await self._spawn("prepare", argv)
+        hidden = self._plan.withheld_from_shards
+        self._preparing = await self._spawn("prepare", argv, without=hidden)
         result = await self._until_ready(self._preparing)
         try:
             model = PrepareReport(
@@ -175,7 +187,8 @@ class Supervisor:
             return (*self._programs.shard, "serve", "--config", path)
 
         name = f"shard-{config.rank}"
-        return await self._spawn(name, argv, self._plan.shard_environments[config.rank])
+        variables = self._plan.shard_environments[config.rank]
+        return await self._spawn(name, argv, variables, without=self._plan.withheld_from_shards)
 
     async def _start_router(self, config: RouterConfig) -> Child:
         def argv(descriptor: int) -> Sequence[str]:

@@ -226,6 +226,17 @@ class RouterConfig(ProcessConfig):
     grace_period_s: float = 90.0
     # Seconds without an answer after which a step counts as lost.
     step_timeout_s: float = 600.0
+    # API keys as sha256 in hex: of clients, of admins, for the metrics. None at all: everybody
+    # may ask. The file maps keys to tenants, and is read again when it changes.
+    api_key_hashes: list[str] = dataclasses.field(default_factory=list, repr=False)
+    admin_key_hashes: list[str] = dataclasses.field(default_factory=list, repr=False)
+    metrics_key_hashes: list[str] = dataclasses.field(default_factory=list, repr=False)
+    api_keys_file: str | None = None
+    # A listener of its own for /metrics; None: there is none.
+    metrics_port: int | None = None
+    # TLS for HTTP and gRPC; the files are read again when they change. None: plain text.
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
     cors_allow_origin: list[str] = dataclasses.field(default_factory=list)
     cors_allow_header: list[str] = dataclasses.field(default_factory=list)
     cors_allow_method: list[str] = dataclasses.field(default_factory=list)
@@ -242,6 +253,8 @@ class RouterConfig(ProcessConfig):
             "max_active_adapters", "max_adapter_labels",
         ):  # fmt: skip
             _at_least(self, name, 1)
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ConfigError("ssl_keyfile: is of no use without ssl_certfile")
         if self.client_timeout_s <= 0:
             raise ConfigError("client_timeout_s: must be above 0")
         for name in ("max_stop_sequences", "port"):

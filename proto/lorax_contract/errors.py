@@ -5,11 +5,13 @@
     │   ├── BadRequestError         not JSON, wrong content type, too large, slow
     │   ├── ValidationError         a value out of bounds, or one that can never fit
     │   ├── TemplateError           the chat template is missing or failed
+    │   ├── UnauthenticatedError    no key, or one that nobody has
     │   ├── ForbiddenError          not for this caller, or not from there
     │   ├── AdapterNotLoadedError   an adapter that is to be managed is not known
     │   └── ModelNotFoundError      a request's model is neither the base nor an adapter
     ├── CapacityError           the server cannot take it now
     │   ├── OverloadedError         no permit left
+    │   ├── QuotaError              a tenant has used up what it may take in a minute
     │   └── ShuttingDownError       draining after SIGTERM
     ├── GenerationError         a row or a step failed in a shard
     ├── IncompleteGenerationError   the stream ended without a last token
@@ -25,7 +27,7 @@ kind, ``str(error)`` goes to the log and may hold more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorax_contract.exit_codes import ExitCode
 
@@ -100,6 +102,12 @@ class TemplateError(RequestError):
     kind = ErrorKind(422, "INVALID_ARGUMENT", "template_error", "Template error")
 
 
+class UnauthenticatedError(RequestError):
+    """The call names no API key, or one that is not known."""
+
+    kind = ErrorKind(401, "UNAUTHENTICATED", "unauthenticated")
+
+
 class ForbiddenError(RequestError):
     """It is not for this caller, or not from where the call comes."""
 
@@ -126,6 +134,16 @@ class OverloadedError(CapacityError):
     """All ``max_concurrent_requests`` permits are taken."""
 
     kind = ErrorKind(429, "RESOURCE_EXHAUSTED", "overloaded", "Model is overloaded", 1)
+
+
+class QuotaError(CapacityError):
+    """A tenant has used up one of its quotas; the text says which, and until when."""
+
+    kind = ErrorKind(429, "RESOURCE_EXHAUSTED", "quota", "Quota exceeded", 1)
+
+    def __init__(self, message: str = "", *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.kind = replace(self.kind, retry_after_s=retry_after_s)
 
 
 class ShuttingDownError(CapacityError):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvloop
@@ -23,15 +24,18 @@ from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.listening import HttpServers, Listeners, open_listeners, port_error
 from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.keys.store import KeyStore
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 from lorax_router.startup import (
     Parts,
     assemble,
+    key_store,
     load_language,
     preload,
     size,
 )
+from lorax_router.tls import TlsIdentity
 
 logger = logging.getLogger("lorax_router")
 
@@ -42,6 +46,28 @@ Result = TypeVar("Result")
 _GRPC_GRACE_S = 1.0
 # Seconds between two tries to reach a shard that still loads its model.
 _SHARD_RETRY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FrontSecrets:
+    """Keys and certificate, read before anything expensive: what is wrong is known at once."""
+
+    keys: KeyStore
+    tls: TlsIdentity | None
+
+    @classmethod
+    def of(cls, config: RouterConfig) -> FrontSecrets:
+        """Read what a configuration names; raises StartupError, which tells no secret."""
+        try:
+            tls = TlsIdentity.of(config)
+            if tls is not None and tls.has_password and config.grpc_port is not None:
+                raise ConfigError(
+                    "ssl_keyfile: gRPC cannot read a key that has a password; give it one without, "
+                    "or leave gRPC out"
+                )
+        except ConfigError as error:
+            raise StartupError(str(error), ExitCode.BAD_CONFIG) from error
+        return cls(key_store(config), tls)
 
 
 class Stopped(Exception):
@@ -105,11 +131,12 @@ def run(config_text: str | bytes) -> ExitCode:
         watch_lifeline(lambda: leave(ExitCode.PARENT_GONE))
     try:
         # Engine loop, HTTP and gRPC share the one event loop.
+        front = FrontSecrets.of(config)
         with (
             open_listeners(config) as listeners,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            return runner.run(serve(config, listeners))
+            return runner.run(serve(config, listeners, front))
     except StartupError as error:
         return _explained(error)
     except Stopped:
@@ -127,7 +154,7 @@ def leave(exit_code: ExitCode) -> None:
     os._exit(int(exit_code))
 
 
-async def serve(config: RouterConfig, listeners: Listeners) -> ExitCode:
+async def serve(config: RouterConfig, listeners: Listeners, front: FrontSecrets) -> ExitCode:
     """Start all parts, serve until there is a reason to stop, then drain."""
     stopper = StopSignal()
     stopper.watch_signals()
@@ -135,9 +162,9 @@ async def serve(config: RouterConfig, listeners: Listeners) -> ExitCode:
     shards = await stopper.unless_stopped(_connect(config))
     try:
         info, budgets = await stopper.unless_stopped(size(config, shards))
-        parts = assemble(config, shards, language, info, budgets)
+        parts = assemble(config, shards, language, info, budgets, front.keys)
         try:
-            await _serve_parts(config, listeners, parts, stopper)
+            await _serve_parts(config, listeners, parts, stopper, front.tls)
         except Stopped:
             # Not by a signal, but because the shards failed meanwhile.
             if stopper.exit_code is not ExitCode.OK:
@@ -178,14 +205,18 @@ async def _wait_for_shard(uri: str, seconds: float) -> None:
 
 
 async def _serve_parts(
-    config: RouterConfig, listeners: Listeners, parts: Parts, stopper: StopSignal
+    config: RouterConfig,
+    listeners: Listeners,
+    parts: Parts,
+    stopper: StopSignal,
+    tls: TlsIdentity | None,
 ) -> None:
     engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
     parts.prompts.renderers.start()
     try:
         # Nobody can ask before all that was to be there is there.
         await stopper.unless_stopped(preload(parts))
-        await _serve_clients(config, listeners, parts, stopper, engine)
+        await _serve_clients(config, listeners, parts, stopper, engine, tls)
     finally:
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
@@ -197,12 +228,18 @@ async def _serve_clients(
     parts: Parts,
     stopper: StopSignal,
     engine: asyncio.Future[None],
+    tls: TlsIdentity | None,
 ) -> None:
-    grpc_server = await _start_grpc(config, parts)
-    http = HttpServers(config, parts, listeners)
+    grpc_server = await _start_grpc(config, parts, tls)
+    http = HttpServers(config, parts, listeners, tls)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(http.run())
-        following = group.create_task(grpc_server.follow_health()) if grpc_server else None
+        followers = [parts.keys.follow()]
+        if tls is not None:
+            followers.append(tls.follow())
+        if grpc_server is not None:
+            followers.append(grpc_server.follow_health())
+        following = [group.create_task(each) for each in followers]
         await http.wait_started()
         _spare_collector()
         _say_ready(config, listeners)
@@ -213,8 +250,9 @@ async def _serve_clients(
         parts.service.end_resolving()
         http.stop()
         await serving
-        if following is not None and grpc_server is not None:
-            following.cancel()
+        for task in following:
+            task.cancel()
+        if grpc_server is not None:
             await grpc_server.stop(_GRPC_GRACE_S)
 
 
@@ -230,7 +268,9 @@ async def _run_engine(engine: EngineLoop, stopper: StopSignal) -> None:
         stopper.stop(ExitCode.INTERNAL)
 
 
-async def _start_grpc(config: RouterConfig, parts: Parts) -> GrpcServer | None:
+async def _start_grpc(
+    config: RouterConfig, parts: Parts, tls: TlsIdentity | None
+) -> GrpcServer | None:
     if config.grpc_port is None:
         return None
     limits = CallLimits(
@@ -239,7 +279,7 @@ async def _start_grpc(config: RouterConfig, parts: Parts) -> GrpcServer | None:
         max_message_bytes=config.max_body_bytes,
         client_timeout_s=config.client_timeout_s,
     )
-    server = GrpcServer(parts.servicer, limits)
+    server = GrpcServer(parts.servicer, limits, keys=parts.keys, tls=tls)
     try:
         port = server.bind(config.hostname, config.grpc_port)
     except OSError as error:
@@ -262,8 +302,11 @@ def _spare_collector() -> None:
 def _say_ready(config: RouterConfig, listeners: Listeners) -> None:
     url, admin = listeners.url, listeners.admin_addresses()
     fields = {"event": "ready", "url": url, "admin": admin, "model_id": config.model_id}
+    if listeners.metrics_url is not None:
+        fields["metrics"] = listeners.metrics_url
     logger.info("ready on %s", url, extra={"fields": fields})
-    announce_ready(config.ready_fd, {"url": url, "admin": admin, "pid": os.getpid()})
+    told = {"url": url, "admin": admin, "metrics": listeners.metrics_url, "pid": os.getpid()}
+    announce_ready(config.ready_fd, told)
 
 
 async def _drain(config: RouterConfig, parts: Parts) -> None:

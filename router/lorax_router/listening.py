@@ -19,6 +19,7 @@ from lorax_router.http_api.admin import AdminGuard
 from lorax_router.http_api.connection import ConnectionLimits
 from lorax_router.http_api.listeners import bind, bind_unix, url_of
 from lorax_router.http_api.server import HttpServer
+from lorax_router.tls import TlsIdentity
 
 if TYPE_CHECKING:
     from lorax_router.startup import Parts
@@ -40,11 +41,22 @@ class Listeners:
     clients: socket.socket
     admin_unix: socket.socket | None = None
     admin_port: socket.socket | None = None
+    metrics: socket.socket | None = None
+    # Whether clients speak TLS.
+    has_tls: bool = False
 
     @property
     def url(self) -> str:
         """Where clients find the server."""
-        return url_of(self.clients)
+        return self._url_of(self.clients)
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are alone."""
+        return None if self.metrics is None else f"{self._url_of(self.metrics)}/metrics"
+
+    def _url_of(self, listener: socket.socket) -> str:
+        return url_of(listener, "https" if self.has_tls else "http")
 
     def admin_addresses(self) -> list[str]:
         """Where the server is managed: ``unix:`` and a path, or a URL."""
@@ -61,7 +73,7 @@ def open_listeners(config: RouterConfig) -> Iterator[Listeners]:
     """Bind all sockets before anything expensive; StartupError says which cannot be had."""
     with contextlib.ExitStack() as stack:
         clients = stack.enter_context(_bound(config.hostname, config.port))
-        admin_unix = admin_port = None
+        admin_unix = admin_port = metrics = None
         if config.admin_uds is not None:
             try:
                 admin_unix = stack.enter_context(bind_unix(config.admin_uds))
@@ -69,7 +81,10 @@ def open_listeners(config: RouterConfig) -> Iterator[Listeners]:
                 raise _cannot_listen(config.admin_uds, error) from error
         if config.admin_port is not None:
             admin_port = stack.enter_context(_bound(LOOPBACK, config.admin_port))
-        yield Listeners(clients, admin_unix, admin_port)
+        if config.metrics_port is not None:
+            metrics = stack.enter_context(_bound(config.hostname, config.metrics_port))
+        has_tls = config.ssl_certfile is not None
+        yield Listeners(clients, admin_unix, admin_port, metrics, has_tls)
 
 
 def port_error(hostname: str, port: int, error: OSError) -> StartupError:
@@ -80,18 +95,32 @@ def port_error(hostname: str, port: int, error: OSError) -> StartupError:
 class HttpServers:
     """The servers on all listeners, which start and end together."""
 
-    def __init__(self, config: RouterConfig, parts: Parts, listeners: Listeners) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        parts: Parts,
+        listeners: Listeners,
+        tls: TlsIdentity | None = None,
+    ) -> None:
         timeout_s = config.client_timeout_s
         most = ConnectionLimits(
             max_connections=_max_connections(config), client_timeout_s=timeout_s
         )
         few = ConnectionLimits(max_connections=_MAX_ADMINS, client_timeout_s=timeout_s)
-        self._servers = [HttpServer(parts.app, listeners.clients, most)]
+        context = None if tls is None else tls.context
+        self._servers = [HttpServer(parts.app, listeners.clients, most, tls=context)]
         for listener, on_unix in ((listeners.admin_unix, True), (listeners.admin_port, False)):
             if listener is not None:
                 app = AdminGuard(parts.admin_app, on_unix=on_unix)
                 self._servers.append(HttpServer(app, listener, few))
-        for listener in (listeners.clients, listeners.admin_unix, listeners.admin_port):
+        if listeners.metrics is not None:
+            self._servers.append(HttpServer(parts.metrics_app, listeners.metrics, few, tls=context))
+        for listener in (
+            listeners.clients,
+            listeners.admin_unix,
+            listeners.admin_port,
+            listeners.metrics,
+        ):
             if listener is not None:
                 _listen(listener)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +33,13 @@ from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterTexts
+from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
+from lorax_router.service.keys.meters import Meters
+from lorax_router.service.keys.store import KeyStore
 from lorax_router.service.limits import (
     LARGEST_N,
     Lengths,
@@ -59,6 +62,7 @@ from lorax_router.service.validation import Validator
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
     from lorax_router.grpc_api.servicer import PublicServicer
 
@@ -128,6 +132,8 @@ class Parts:
 
     app: FastAPI
     admin_app: FastAPI
+    metrics_app: ASGIApp
+    keys: KeyStore
     engine: EngineLoop
     service: InferenceService
     prompts: PromptParts
@@ -261,6 +267,7 @@ def assemble_service(
     selections = selection_policy(config, info, aliases)
     if selections.refusal is None:
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
+    meters, tokens = Meters(), TenantTokens()
     service = InferenceService(
         engine,
         Validator(limits, prompts.tokenizer, prompts.renderers, selections=selections),
@@ -268,8 +275,10 @@ def assemble_service(
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
         constraints=prompts.constraints,
+        meters=meters,
+        tokens=tokens,
     )
-    manager = AdapterManager(adapters, shards)
+    manager = AdapterManager(adapters, shards, meters, tokens)
     models = Models(
         config.model_id, config.served_model_names, limits.max_total_tokens, selections, manager
     )
@@ -285,12 +294,14 @@ def assemble(
     language: Language,
     info: ShardInfo,
     budgets: Budgets,
+    keys: KeyStore | None = None,
 ) -> Parts:
     """Put all parts together, the front ends included."""
+    keys = keys or key_store(config)
     # Here, so that the service can be used where no packages of a front end are installed.
     from lorax_router.grpc_api.servicer import PublicServicer
     from lorax_router.http_api.adapter_routes import AdapterRoutes
-    from lorax_router.http_api.app import Cors, build_admin_app, build_app
+    from lorax_router.http_api.app import Cors, build_admin_app, build_app, build_metrics_app
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
     from lorax_router.http_api.openai.model_routes import ModelRoutes
 
@@ -326,15 +337,30 @@ def assemble(
         adapters=adapters,
         loras=loras,
         models=ModelRoutes(parts.models),
+        keys=keys,
     )
-    admin_app = build_admin_app(adapters, loras, facts.version)
+    admin_app = build_admin_app(adapters, loras, facts.version, keys)
+    metrics_app = build_metrics_app(parts.metrics, keys)
     servicer = PublicServicer(
         parts.service, parts.adapters, parts.selections, parts.metrics, parts.tokenization, facts
     )
     return Parts(
-        app, admin_app, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
+        app, admin_app, metrics_app, keys, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
         _preloads(config, parts.selections), servicer,
     )  # fmt: skip
+
+
+def key_store(config: RouterConfig) -> KeyStore:
+    """Read the keys; raises StartupError, which names none."""
+    try:
+        return KeyStore(
+            api_keys=config.api_key_hashes,
+            admin_keys=config.admin_key_hashes,
+            metrics_keys=config.metrics_key_hashes,
+            path=config.api_keys_file,
+        )
+    except ConfigError as error:
+        raise StartupError(str(error), ExitCode.BAD_CONFIG) from error
 
 
 def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) -> SelectionPolicy:
@@ -348,11 +374,12 @@ def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) 
     static = None
     if config.adapter_id is not None:
         alias = aliases.find(config.adapter_id)
-        static = (
+        own = (
             alias.selection
             if alias is not None
             else _own_selection(config.adapter_source, config.adapter_id)
         )
+        static = replace(own, is_default=True)
     return SelectionPolicy(
         refusal=refusal,
         default_source=config.default_adapter_source,

@@ -24,9 +24,12 @@ from lorax_contract.errors import (
     OverloadedError,
     SlowRequestError,
 )
+from lorax_router.grpc_api.auth import caller_of
 from lorax_router.grpc_api.errors import REQUEST_ID, DeadlineError, SlowReaderError, rich_status
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.reply import ClientLeftError, ReplyQueue, UnreadBytes
+from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.keys.store import KeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +54,22 @@ class PublicCall:
         self.request_id = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         self.head = ((REQUEST_ID, self.request_id),)
         self.reply = ReplyQueue(context, context.peer(), unread, limits, self.head)
+        # Who calls, once that is known.
+        self.caller = ANYBODY
+
+    def identify(self, keys: KeyStore) -> None:
+        """Find out who calls; raises UnauthenticatedError, ForbiddenError."""
+        self.caller = caller_of(self._metadata.get, keys)
 
     @property
     def bearer_token(self) -> str | None:
-        """The token of the metadata's ``authorization``, a secret; None without one."""
+        """The token for the hub that stands for the caller, a secret; None without one.
+
+        It is that of the metadata's ``authorization``, unless the server has keys: then that is
+        one of them, no source is told it, and the caller's tenant may have a token of its own.
+        """
+        if self.caller.has_key:
+            return self.caller.api_token
         scheme, _, token = (self._metadata.get("authorization") or "").partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
 
@@ -68,7 +83,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     Args:
         service: its full name; other services pass untouched.
-        check_room: raises what any request would get, before it is read.
+        keys: says who calls.
+        check_room: raises what any request of a caller would get, before it is read.
         refused: told of errors that come before there is a request.
         counted: names of the methods whose requests are counted.
         cut: ends a connection.
@@ -79,13 +95,15 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service: str,
         limits: CallLimits,
         *,
-        check_room: Callable[[], None],
+        keys: KeyStore,
+        check_room: Callable[[Caller], None],
         refused: Callable[[BaseException], None],
         counted: frozenset[str],
         cut: Callable[[str], object],
     ) -> None:
         self._prefix = f"/{service}/"
         self._limits = limits
+        self._keys = keys
         self._check_room = check_room
         self._refused = refused
         self._counted = counted
@@ -129,7 +147,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self.num_open += 1
         try:
             async with asyncio.timeout(context.time_remaining()):
-                request = await self._read(requests, is_counted=is_counted)
+                call.identify(self._keys)
+                request = await self._read(requests, call.caller, is_counted=is_counted)
                 await _answer(method(request, call), call)
         except TimeoutError:
             await self._refuse(context, DeadlineError("the deadline has passed"), call)
@@ -165,12 +184,14 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._cut(peer)
         raise OverloadedError("too many calls", public="")
 
-    async def _read(self, requests: AsyncIterator[Any], *, is_counted: bool) -> Message:
+    async def _read(
+        self, requests: AsyncIterator[Any], caller: Caller, *, is_counted: bool
+    ) -> Message:
         """Return the request of a call that there is place for; what fails here is counted here."""
         try:
             self._check_place()
             if is_counted:
-                self._check_room()
+                self._check_room(caller)
             return await self._first(requests)
         except (LoraxError, asyncio.CancelledError) as error:
             if is_counted:

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from lorax_contract.errors import ValidationError
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.service.adapters.listing import DEFAULT_PAGE, ListQuery
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -30,7 +31,9 @@ _SAME = (
 _DRAWING = ("temperature", "top_k", "top_p", "typical_p", "min_p")
 
 
-def generate_request(request: pb.GenerateRequest, bearer_token: str | None) -> GenerateRequest:
+def generate_request(
+    request: pb.GenerateRequest, bearer_token: str | None, caller: Caller = ANYBODY
+) -> GenerateRequest:
     """Return what a Generate call asks for; raises ValidationError."""
     prompt: Prompt
     match request.WhichOneof("prompt"):
@@ -40,13 +43,19 @@ def generate_request(request: pb.GenerateRequest, bearer_token: str | None) -> G
             prompt = TokenPrompt(list(request.token_ids.ids))
         case _:
             raise ValidationError("`prompt` is missing: set `text` or `token_ids`")
-    return GenerateRequest(prompt=prompt, parameters=_parameters(request, bearer_token))
+    return GenerateRequest(
+        prompt=prompt, parameters=_parameters(request, bearer_token), caller=caller
+    )
 
 
-def chat_request(request: pb.ChatRequest, bearer_token: str | None) -> GenerateRequest:
+def chat_request(
+    request: pb.ChatRequest, bearer_token: str | None, caller: Caller = ANYBODY
+) -> GenerateRequest:
     """Return what a Chat call asks for; raises ValidationError."""
     return GenerateRequest(
-        prompt=chat_prompt(request), parameters=_parameters(request, bearer_token)
+        prompt=chat_prompt(request),
+        parameters=_parameters(request, bearer_token),
+        caller=caller,
     )
 
 

@@ -13,10 +13,12 @@ from grpc_reflection.v1alpha import reflection
 from lorax_contract.errors import LoraxError
 from lorax_proto.lorax_pb2_grpc import add_LoraxServicer_to_server
 from lorax_router.grpc_api import connections
+from lorax_router.grpc_api.auth import CertificateSource, KeyInterceptor, credentials_of
 from lorax_router.grpc_api.boundary import CallBoundary
 from lorax_router.grpc_api.health import NOT_SERVING, SERVING, HealthService
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.servicer import GENERATING, SERVICE, PublicServicer
+from lorax_router.service.keys.store import KeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class GrpcServer:
     Args:
         servicer: the methods of the public service.
         interval_s: seconds between two looks at the health.
+        keys: says who calls; probes ask for none.
+        tls: the certificate; None: plain text.
     """
 
     def __init__(
@@ -38,20 +42,26 @@ class GrpcServer:
         limits: CallLimits | None = None,
         interval_s: float = _INTERVAL_S,
         cut: Callable[[str], object] = connections.cut,
+        *,
+        keys: KeyStore | None = None,
+        tls: CertificateSource | None = None,
     ) -> None:
-        limits = limits or CallLimits()
+        limits, keys = limits or CallLimits(), keys or KeyStore()
+        self._tls = tls
         self._service = servicer.service
         self._interval_s = interval_s
         self.boundary = CallBoundary(
             SERVICE,
             limits,
+            keys=keys,
             check_room=servicer.service.check_room,
             refused=servicer.metrics.request_refused,
             counted=GENERATING,
             cut=cut,
         )
         self._server = grpc.aio.server(
-            options=limits.server_options(), interceptors=[self.boundary]
+            options=limits.server_options(),
+            interceptors=[KeyInterceptor(keys, SERVICE), self.boundary],
         )
         self._health = HealthService(frozenset({"", SERVICE}))
         add_LoraxServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
@@ -63,7 +73,9 @@ class GrpcServer:
         """Bind and return the port; raises OSError when it is taken."""
         host = f"[{hostname}]" if ":" in hostname else hostname
         try:
-            return self._server.add_insecure_port(f"{host}:{port}")
+            if self._tls is None:
+                return self._server.add_insecure_port(f"{host}:{port}")
+            return self._server.add_secure_port(f"{host}:{port}", credentials_of(self._tls))
         except RuntimeError as error:
             raise OSError(str(error)) from error
 

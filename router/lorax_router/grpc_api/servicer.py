@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lorax_contract.errors import ForbiddenError, LoraxError, ValidationError
+from lorax_contract.errors import LoraxError, ValidationError
 from lorax_proto import lorax_pb2 as pb
 from lorax_proto.lorax_pb2_grpc import LoraxServicer
 from lorax_router.grpc_api.boundary import PublicCall
@@ -66,7 +66,7 @@ class PublicServicer(LoraxServicer):
     async def Generate(self, request: pb.GenerateRequest, call: PublicCall) -> pb.GenerateResponse:
         """Answer with whole texts."""
         with self._counted():
-            domain = generate_request(request, call.bearer_token)
+            domain = generate_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
         result = await self.service.generate(domain)
         return generate_response(result, style, call.request_id)
@@ -74,14 +74,14 @@ class PublicServicer(LoraxServicer):
     async def GenerateStream(self, request: pb.GenerateRequest, call: PublicCall) -> None:
         """Send chunks."""
         with self._counted():
-            domain = generate_request(request, call.bearer_token)
+            domain = generate_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, pb.GenerateChunk, call)
 
     async def Chat(self, request: pb.ChatRequest, call: PublicCall) -> pb.ChatResponse:
         """Answer with whole messages."""
         with self._counted():
-            domain = chat_request(request, call.bearer_token)
+            domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
         result = await self.service.generate(domain)
         return chat_response(result, style, call.request_id)
@@ -89,7 +89,7 @@ class PublicServicer(LoraxServicer):
     async def ChatStream(self, request: pb.ChatRequest, call: PublicCall) -> None:
         """Send parts of messages."""
         with self._counted():
-            domain = chat_request(request, call.bearer_token)
+            domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, pb.ChatChunk, call)
 
@@ -120,6 +120,7 @@ class PublicServicer(LoraxServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, call: PublicCall) -> pb.TokenizeResponse:
         """Answer with the tokens of a text, or of a chat as it is rendered."""
         self.service.check_open()
+        self.service.start_request(call.caller)
         tokens = self._tokenization
         match request.WhichOneof("prompt"):
             case "text":
@@ -138,6 +139,7 @@ class PublicServicer(LoraxServicer):
     ) -> pb.DetokenizeResponse:
         """Answer with the text of token ids."""
         self.service.check_open()
+        self.service.start_request(call.caller)
         return pb.DetokenizeResponse(text=await self._tokenization.text(request.ids))
 
     # --- the server ---------------------------------------------------------------
@@ -150,7 +152,7 @@ class PublicServicer(LoraxServicer):
         self, request: pb.ListAdaptersRequest, call: PublicCall
     ) -> pb.ListAdaptersResponse:
         """Answer with a page of the known adapters."""
-        page = await self._manager.listing(list_query(request), call.bearer_token)
+        page = await self._manager.listing(list_query(request), call.bearer_token, call.caller)
         adapters = map(adapter_info, page["adapters"])
         return pb.ListAdaptersResponse(adapters=adapters, next_page_token=page["next_cursor"])
 
@@ -161,38 +163,28 @@ class PublicServicer(LoraxServicer):
         selection = self._managed(request.adapter, call)
         if request.alias:
             alias = self._selections.aliases.make(request.alias, selection)
-            document = await self._manager.name(alias, pin=request.pin)
+            document = await self._manager.name(alias, call.caller, pin=request.pin)
         else:
-            document = await self._manager.load(selection, pin=request.pin)
+            document = await self._manager.load(selection, call.caller, pin=request.pin)
         return pb.LoadAdapterResponse(adapter=adapter_info(document))
 
     async def UnloadAdapter(
         self, request: pb.UnloadAdapterRequest, call: PublicCall
     ) -> pb.UnloadAdapterResponse:
         """Answer when its memory is free."""
-        document = await self._manager.unload(self._managed(request.adapter, call))
+        document = await self._manager.unload(self._managed(request.adapter, call), call.caller)
         return pb.UnloadAdapterResponse(
             freed=pb.TierBytes(**document["freed"]), shared_with=document["shared_with"]
         )
 
     def _managed(self, adapter: pb.Adapter, call: PublicCall) -> AdapterSelection:
         """Return the adapter that somebody manages who may; ForbiddenError, ValidationError."""
-        _check_may_manage()
+        # Without keys nobody is an operator here, wherever the listener is: HTTP's port for them is
+        # on the loopback, too, but what lets clients in has no reason to lead there.
+        call.caller.check_admin()
         self.service.check_open()
         if adapter.id in ("", BASE_MODEL_ADAPTER_ID):
             raise ValidationError("`adapter_id` must name an adapter")
         selection = self._selections.selection_of(adapter_parameters(adapter, call.bearer_token))
         assert selection is not None
         return selection
-
-
-def _check_may_manage() -> None:
-    """Where clients ask there are no operators, wherever the listener is.
-
-    HTTP's port for them is on the loopback, too, but its own: what lets clients in from elsewhere,
-    such as a proxy or a tunnel on this machine, has no reason to lead there.
-    """
-    raise ForbiddenError(
-        "adapters are managed on a listener of their own: the unix socket that the server "
-        "names when it is ready, or --admin-port"
-    )

@@ -1,6 +1,7 @@
 """The routes of adapters: what is known is told to clients, managing is for the server's operator.
 
-Managing has routes on a listener of its own. Where clients ask, it is refused with where to go.
+Managing has routes on a listener of its own. Where clients ask, it takes an admin key; pins, a key
+whose tenant may keep some.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import ForbiddenError, ValidationError
+from lorax_contract.errors import ValidationError
+from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.json_body import bearer_token, parse_body, read_body
 from lorax_router.http_api.lorax.bodies import AdapterBody
 from lorax_router.http_api.lorax.schemas import (
@@ -34,12 +36,15 @@ from lorax_router.service.adapters.listing import (
 )
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.callers import Caller
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
 _NOT_LOADED = errors({404: "The adapter is not loaded"})
-_NOT_FROM_THERE = errors({403: "The call comes from a browser, through a proxy or from elsewhere"})
+_NOT_ALLOWED = errors(
+    {403: "The caller may not do that, or calls from a browser, through a proxy or from elsewhere"}
+)
 _LIST_PARAMETERS = [
     {"name": name, "in": "query", "description": text, "schema": schema}
     for name, text, schema in (
@@ -55,7 +60,9 @@ _LIST_PARAMETERS = [
     )
 ]
 _LISTED = {each["name"] for each in _LIST_PARAMETERS}
-Handler = Callable[[AdapterSelection, AdapterBody], Awaitable[dict[str, Any]]]
+# What tenants may do that have a quota of pins.
+_PINNING = ("pin", "unpin")
+Handler = Callable[[AdapterSelection, AdapterBody, Caller], Awaitable[dict[str, Any]]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -77,26 +84,52 @@ class AdapterRoutes:
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
-    def client_router(self) -> APIRouter:
-        """The routes where clients ask, with their documentation."""
+    def client_router(self, *, has_keys: bool = False) -> APIRouter:
+        """The routes where clients ask, with their documentation; ``has_keys``: some may manage."""
         router = self._list_router()
-        for verb, *_ in self._verbs():
-            router.post(f"/{verb}", include_in_schema=False)(self.elsewhere)
+        for verb, summary, answer, handler in self._verbs():
+            self._add(
+                router, verb, summary, answer, self._guarded(verb, handler), in_schema=has_keys
+            )
         return router
 
     def admin_router(self) -> APIRouter:
         """The routes of the operator's listener, with their documentation."""
         router = self._list_router()
         for verb, summary, answer, handler in self._verbs():
-            not_loaded = {} if verb == "load" else _NOT_LOADED
-            router.post(
-                f"/{verb}",
-                summary=summary,
-                operation_id=f"{verb}_adapter",
-                responses={200: {"model": answer}, **not_loaded, **_NOT_FROM_THERE, **ERRORS},
-                openapi_extra=json_body(AdapterBody),
-            )(handler)
+            self._add(router, verb, summary, answer, handler)
         return router
+
+    def _add(
+        self,
+        router: APIRouter,
+        verb: str,
+        summary: str,
+        answer: type[BaseModel],
+        handler: Endpoint,
+        *,
+        in_schema: bool = True,
+    ) -> None:
+        not_loaded = {} if verb == "load" else _NOT_LOADED
+        router.post(
+            f"/{verb}",
+            summary=summary,
+            operation_id=f"{verb}_adapter",
+            responses={200: {"model": answer}, **not_loaded, **_NOT_ALLOWED, **ERRORS},
+            openapi_extra=json_body(AdapterBody),
+            include_in_schema=in_schema,
+        )(handler)
+
+    def _guarded(self, verb: str, handler: Endpoint) -> Endpoint:
+        """A handler for those only who may do that."""
+
+        async def guarded(request: Request) -> Response:
+            caller = caller_of(request)
+            if not (verb in _PINNING and caller.quotas.pins):
+                caller.check_admin()
+            return await handler(request)
+
+        return guarded
 
     def _list_router(self) -> APIRouter:
         router = APIRouter(tags=["adapters"], prefix="/v1/adapters")
@@ -126,17 +159,11 @@ class AdapterRoutes:
             ("reload", "Ask an adapter's source anew", ReloadAnswer, self.reload),
         )
 
-    async def elsewhere(self) -> Response:
-        """Say where adapters are managed."""
-        raise ForbiddenError(
-            "adapters are managed on a listener of their own: the unix socket that the server "
-            "names when it is ready, or --admin-port"
-        )
-
     async def list(self, request: Request) -> Response:
         """Answer with a page of the known adapters."""
         query = _list_query(request.query_params)
-        return json_response(await self._manager.listing(query, bearer_token(request)))
+        caller = caller_of(request)
+        return json_response(await self._manager.listing(query, bearer_token(request), caller))
 
     async def load(self, request: Request) -> Response:
         """Answer when the adapter is there."""
@@ -144,25 +171,47 @@ class AdapterRoutes:
 
     async def unload(self, request: Request) -> Response:
         """Answer when its memory is free."""
-        return await self._answer(request, lambda selection, _: self._manager.unload(selection))
+        return await self._answer(request, self._unload)
 
     async def pin(self, request: Request) -> Response:
         """Answer when the adapter is there to stay."""
-        return await self._answer(request, lambda selection, _: self._manager.pin(selection))
+        return await self._answer(request, self._pin)
 
     async def unpin(self, request: Request) -> Response:
         """Answer when others may take its place."""
-        return await self._answer(request, lambda selection, _: self._manager.unpin(selection))
+        return await self._answer(request, self._unpin)
 
     async def reload(self, request: Request) -> Response:
         """Answer when the source was asked."""
-        return await self._answer(request, lambda selection, _: self._manager.reload(selection))
+        return await self._answer(request, self._reload)
 
-    async def _load(self, selection: AdapterSelection, body: AdapterBody) -> dict[str, Any]:
+    async def _load(
+        self, selection: AdapterSelection, body: AdapterBody, caller: Caller
+    ) -> dict[str, Any]:
         if body.alias is None:
-            return await self._manager.load(selection, pin=body.pin)
+            return await self._manager.load(selection, caller, pin=body.pin)
         alias = self._selections.aliases.make(body.alias, selection)
-        return await self._manager.name(alias, pin=body.pin)
+        return await self._manager.name(alias, caller, pin=body.pin)
+
+    async def _unload(
+        self, selection: AdapterSelection, _: AdapterBody, caller: Caller
+    ) -> dict[str, Any]:
+        return await self._manager.unload(selection, caller)
+
+    async def _pin(
+        self, selection: AdapterSelection, _: AdapterBody, caller: Caller
+    ) -> dict[str, Any]:
+        return await self._manager.pin(selection, caller)
+
+    async def _unpin(
+        self, selection: AdapterSelection, _: AdapterBody, caller: Caller
+    ) -> dict[str, Any]:
+        return await self._manager.unpin(selection, caller)
+
+    async def _reload(
+        self, selection: AdapterSelection, _: AdapterBody, caller: Caller
+    ) -> dict[str, Any]:
+        return await self._manager.reload(selection, caller)
 
     async def _answer(self, request: Request, handler: Handler) -> Response:
         self._service.check_open()
@@ -171,7 +220,7 @@ class AdapterRoutes:
         selection = self._selections.selection_of(body.to_domain(bearer_token(request)))
         if selection is None or body.adapter_id in ("", BASE_MODEL_ADAPTER_ID):
             raise ValidationError("`adapter_id` must name an adapter")
-        return json_response(await handler(selection, body))
+        return json_response(await handler(selection, body, caller_of(request)))
 
 
 def _list_query(params: Mapping[str, str]) -> ListQuery:

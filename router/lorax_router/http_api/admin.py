@@ -1,6 +1,6 @@
 """Who may manage the server: somebody on this machine, and no page in a browser.
 
-There are no keys, so where a call comes from has to do. The unix socket is this user's alone. The
+No key is asked for here, so where a call comes from has to do. The unix socket is this user's alone. The
 port is on the loopback interface, where browsers and proxies are, too: a page's call names its
 origin, or a host that only its own name server takes for this machine, and a proxy says that it
 passes something on.

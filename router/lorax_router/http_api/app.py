@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
+from lorax_router.http_api.auth import METRICS_PATH, PROBES, KeyGate, MetricsGate, OneCaller
 from lorax_router.http_api.lorax.bodies import AdapterBody, CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
 from lorax_router.http_api.lorax.published import keywords_of
@@ -25,8 +30,8 @@ from lorax_router.http_api.openai.lora_routes import (
     UnloadLoRAAdapterRequest,
 )
 from lorax_router.http_api.openai.model_routes import ModelRoutes
-from lorax_router.http_api.openapi import add_schemas
-from lorax_router.http_api.ops_routes import OpsRoutes
+from lorax_router.http_api.openapi import add_keys, add_schemas
+from lorax_router.http_api.ops_routes import OpsRoutes, answer_metrics
 from lorax_router.http_api.responses import (
     ErrorBoundary,
     HeadAsGet,
@@ -36,10 +41,21 @@ from lorax_router.http_api.responses import (
 )
 from lorax_router.http_api.tokenizer_bodies import DetokenizeBody, TokenizeBody
 from lorax_router.http_api.tokenizer_routes import TokenizerRoutes
+from lorax_router.service.callers import KEYED_OPERATOR, OPERATOR
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
+from lorax_router.service.keys.store import KeyStore
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.prompts.tokenization import Tokenization
+
+# Where a page sends its key.
+_KEY_HEADERS = ("authorization", "x-api-key")
+# Bodies of what takes an admin.
+_MANAGING: tuple[type[BaseModel], ...] = (
+    AdapterBody,
+    LoadLoRAAdapterRequest,
+    UnloadLoRAAdapterRequest,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +83,14 @@ def build_app(
     adapters: AdapterRoutes | None = None,
     loras: LoraRoutes | None = None,
     models: ModelRoutes | None = None,
+    keys: KeyStore | None = None,
 ) -> FastAPI:
     """Return the application for clients; it owns nothing of what it is given.
 
     With ``adapters`` it tells of them, with ``loras`` where they are named, with ``models`` of
-    what requests can name.
+    what requests can name. With ``keys`` it asks for one of them.
     """
+    keys = keys or KeyStore()
     app = _new_app("Text generation with many LoRA adapters on one base model.", info.version)
     generate = GenerateRoutes(
         service,
@@ -81,24 +99,29 @@ def build_app(
         device_type=info.model_device_type,
         max_body_bytes=max_body_bytes,
     )
-    tokenizer = TokenizerRoutes(tokenization, metrics, max_body_bytes=max_body_bytes)
+    tokenizer = TokenizerRoutes(service, tokenization, metrics, max_body_bytes=max_body_bytes)
     app.include_router(generate.router())
     app.include_router(tokenizer.router())
     app.include_router(OpsRoutes(service, metrics, info).router())
     if adapters is not None:
-        app.include_router(adapters.client_router())
+        app.include_router(adapters.client_router(has_keys=keys.is_on))
     if loras is not None:
-        app.include_router(loras.client_router())
+        app.include_router(loras.router(has_keys=keys.is_on))
     if models is not None:
         app.include_router(models.router())
+    app.add_middleware(KeyGate, keys=keys)
     _complete(app)
-    bodies = (GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody)
+    bodies: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]
+    if keys.is_on:
+        bodies += [*_MANAGING]
     add_schemas(app, bodies, answers=[StreamEvent], limits=keywords_of(info))
+    if keys.is_on:
+        add_keys(app, open_paths=PROBES)
     if cors.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors.origins,
-            allow_headers=cors.headers or ["content-type"],
+            allow_headers=cors.headers or ["content-type", *(_KEY_HEADERS if keys.is_on else ())],
             allow_methods=cors.methods or ["GET", "POST"],
             expose_headers=cors.exposed_headers,
             allow_credentials=cors.credentials,
@@ -106,14 +129,24 @@ def build_app(
     return app
 
 
-def build_admin_app(adapters: AdapterRoutes, loras: LoraRoutes, version: str) -> FastAPI:
+def build_admin_app(
+    adapters: AdapterRoutes, loras: LoraRoutes, version: str, keys: KeyStore
+) -> FastAPI:
     """Return the application for the server's operator; ``AdminGuard`` goes in front of it."""
     app = _new_app("Management of the adapters of this server.", version)
     app.include_router(adapters.admin_router())
     app.include_router(loras.router())
+    app.add_middleware(OneCaller, caller=KEYED_OPERATOR if keys.is_on else OPERATOR)
     _complete(app)
-    add_schemas(app, [AdapterBody, LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest])
+    add_schemas(app, _MANAGING)
     return app
+
+
+def build_metrics_app(metrics: Metrics, keys: KeyStore) -> ASGIApp:
+    """Return the application of a listener that serves the metrics and nothing else."""
+    routes = [Route(METRICS_PATH, partial(answer_metrics, metrics))]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
+    return ErrorBoundary(HeadAsGet(MetricsGate(app, keys)))
 
 
 def _new_app(description: str, version: str) -> FastAPI:

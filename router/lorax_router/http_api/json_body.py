@@ -19,6 +19,7 @@ from lorax_contract.errors import (
     UnsupportedMediaTypeError,
     ValidationError,
 )
+from lorax_router.http_api.auth import caller_of
 
 # No field means more than 64 bits; larger numbers are refused before anything counts with them.
 Integer = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
@@ -87,7 +88,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def bearer_token(request: Request) -> str | None:
-    """The token of the Authorization header, a secret; None without one."""
+    """The token for the hub that stands for the caller, a secret; None without one.
+
+    It is that of the Authorization header, unless the server has keys: then that header is one
+    of them, no source is told it, and the caller's tenant may have a token of its own.
+    """
+    caller = caller_of(request)
+    if caller.has_key:
+        return caller.api_token
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 

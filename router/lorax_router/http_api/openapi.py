@@ -7,7 +7,7 @@ here. Where a thing is the same as LoRAX's, it has LoRAX's name in the document.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -125,6 +125,37 @@ def add_schemas(
                 for field, keywords in fields.items():
                     schemas[model]["properties"][field].update(keywords)
             finished.update(_renamed(document))
+        return finished
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def add_keys(app: FastAPI, open_paths: Container[str]) -> None:
+    """Make the document of ``app`` say that calls need a key, but for GETs of some paths."""
+    build = app.openapi
+    finished: dict[str, Any] = {}
+    schema = {"$ref": _REF.format(model=public_name(ErrorAnswer.__name__))}
+    refused = {"application/json": {"schema": schema}}
+
+    def openapi() -> dict[str, Any]:
+        if not finished:
+            document = build()
+            document["components"]["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            }
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    if method == "get" and path in open_paths:
+                        continue
+                    operation["security"] = [{"bearer": []}, {"x-api-key": []}]
+                    for status, text in (
+                        ("401", "The API key is missing or not known"),
+                        ("403", "The caller may not do that"),
+                    ):
+                        answer = {"description": text, "content": refused}
+                        operation["responses"].setdefault(status, answer)
+            finished.update(document)
         return finished
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -88,8 +88,13 @@ class OpsRoutes:
 
     async def metrics(self, request: Request) -> Response:
         """Answer with all metrics."""
-        registry = self._metrics.registry
-        form = request.query_params.get("format", "").lower()
-        if form == "json" or (not form and JSON in request.headers.get("accept", "")):
-            return Response(to_json(registry), media_type=JSON)
-        return Response(to_text(registry), headers={"content-type": TEXT_CONTENT_TYPE})
+        return await answer_metrics(self._metrics, request)
+
+
+async def answer_metrics(metrics: Metrics, request: Request) -> Response:
+    """Answer with all metrics, in the form that the caller reads."""
+    registry = metrics.registry
+    form = request.query_params.get("format", "").lower()
+    if form == "json" or (not form and JSON in request.headers.get("accept", "")):
+        return Response(to_json(registry), media_type=JSON)
+    return Response(to_text(registry), headers={"content-type": TEXT_CONTENT_TYPE})

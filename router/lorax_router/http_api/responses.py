@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lorax_contract.errors import GenerationError, LoraxError, ShardError
+from lorax_contract.errors import GenerationError, LoraxError, ShardError, UnauthenticatedError
 from lorax_router.http_api.json_text import Json, dumps
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,15 @@ def error_response(error: LoraxError) -> Response:
     """Return the response of an error, by the one table of errors."""
     shown = public_error(error)
     kind = shown.kind
-    headers = {} if kind.retry_after_s is None else {"retry-after": str(kind.retry_after_s)}
-    return json_response(error_document(shown), kind.http_status, headers)
+    return json_response(error_document(shown), kind.http_status, error_headers(shown))
+
+
+def error_headers(error: LoraxError) -> dict[str, str]:
+    """The headers of an error's response, whatever the dialect: when to try again, and how."""
+    if isinstance(error, UnauthenticatedError):
+        return {"www-authenticate": "Bearer"}
+    seconds = error.kind.retry_after_s
+    return {} if seconds is None else {"retry-after": str(seconds)}
 
 
 def public_error(error: LoraxError) -> LoraxError:

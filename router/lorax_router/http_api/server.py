@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -23,7 +24,7 @@ _NOTICE_S = 2.0
 
 
 class HttpServer:
-    """Serves one application until stopped."""
+    """Serves one application until stopped; with ``tls`` to clients that speak it."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class HttpServer:
         listener: socket.socket,
         limits: ConnectionLimits | None = None,
         flush_s: float = FLUSH_S,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self.connections = connections = Connections(limits or ConnectionLimits())
@@ -45,7 +47,7 @@ class HttpServer:
             timeout_keep_alive=connections.limits.idle_s,  # type: ignore[arg-type]
         )
         self._listener = listener
-        self._server = _UvicornServer(config, connections, flush_s)
+        self._server = _UvicornServer(config, connections, flush_s, tls)
 
     async def run(self) -> None:
         """Accept connections until ``stop`` is called and the last response is written."""
@@ -61,16 +63,50 @@ class HttpServer:
 
 
 class _UvicornServer(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, connections: Connections, flush_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        connections: Connections,
+        flush_s: float,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         super().__init__(config)
+        self._tls = tls
         self.accepting = asyncio.Event()
         self._connections = connections
         self._flush_s = flush_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
-        await super().startup(sockets)
+        if self._tls is None:
+            await super().startup(sockets)
+        else:
+            await self._start_tls(sockets or [])
         self.accepting.set()
+
+    async def _start_tls(self, sockets: list[socket.socket]) -> None:
+        """As the base class starts, with a bound on how long a client may take to shake hands."""
+        await self.lifespan.startup()
+
+        def new_connection() -> asyncio.Protocol:
+            return self._connections.new(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+
+        loop, timeout_s = asyncio.get_running_loop(), self._connections.limits.client_timeout_s
+        self.servers = [
+            await loop.create_server(
+                new_connection,
+                sock=each,
+                ssl=self._tls,
+                ssl_handshake_timeout=timeout_s,
+                backlog=self.config.backlog,
+            )
+            for each in sockets
+        ]
+        self.started = True
 
     async def main_loop(self) -> None:
         """Serve, and watch over the connections, until told to stop."""

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.errors import ValidationError
+from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.json_body import Body, parse_body, read_body
 from lorax_router.http_api.lorax.encode import spans_json
 from lorax_router.http_api.lorax.schemas import TokenizeAnswerToken
@@ -18,6 +19,7 @@ from lorax_router.http_api.tokenizer_bodies import (
     TokenIdsAnswer,
     TokenizeBody,
 )
+from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.prompts.tokenization import Tokenization
 
@@ -26,8 +28,14 @@ class TokenizerRoutes:
     """Handlers of ``/tokenize`` and ``/detokenize``."""
 
     def __init__(
-        self, tokenization: Tokenization, metrics: Metrics, *, max_body_bytes: int
+        self,
+        service: InferenceService,
+        tokenization: Tokenization,
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
     ) -> None:
+        self._service = service
         self._tokenization = tokenization
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -85,6 +93,7 @@ class TokenizerRoutes:
         return json_response(document)
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
+        self._service.start_request(caller_of(request))
         body = parse_body(model, await read_body(request, self._max_body_bytes))
         self._metrics.unknown_fields(body.num_unknown_fields())
         return body

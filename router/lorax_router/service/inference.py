@@ -24,8 +24,11 @@ from lorax_contract.errors import (
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
+from lorax_router.service.adapters.tokens import TenantTokens
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
+from lorax_router.service.keys.meters import Meters
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.permits import Permit, Permits
 from lorax_router.service.records import RequestRecord
@@ -143,6 +146,8 @@ class InferenceService:
         metrics: counts them.
         adapters: finds the adapters that requests name; None: only the base model is served.
         constraints: makes ready what outputs are bound to; None: none is.
+        meters: what tenants have taken of their quotas.
+        tokens: which of them opened private adapters.
         max_concurrent_requests: sequences that may be in the house at once; see Permits.
         health_timeout_s: seconds after which a silent engine counts as unhealthy.
     """
@@ -156,8 +161,12 @@ class InferenceService:
         max_concurrent_requests: int,
         adapters: AdapterDirectory | None = None,
         constraints: Constraints | None = None,
+        meters: Meters | None = None,
+        tokens: TenantTokens | None = None,
         health_timeout_s: float = 10.0,
     ) -> None:
+        self._meters = meters or Meters()
+        self._tokens = tokens or TenantTokens()
         self._adapters = adapters
         self._constraints = constraints
         self._engine = engine
@@ -178,10 +187,15 @@ class InferenceService:
         if self._is_draining:
             raise ShuttingDownError
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller = ANYBODY) -> None:
         """Raise what a request of one sequence would get at once, whatever is in it."""
         self.check_open()
+        self._meters.of(caller).check()
         self._permits.check()
+
+    def start_request(self, caller: Caller) -> None:
+        """Count a request that does not generate; raises QuotaError."""
+        self._meters.of(caller).start_request()
 
     async def wait_idle(self) -> None:
         """Return once no request is inside."""
@@ -217,10 +231,10 @@ class InferenceService:
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
-        record = RequestRecord(self._metrics, is_stream=False)
+        record = self._new_record(request, is_stream=False)
         permit, lease = None, None
         try:
-            checked = self._check(request, stream=False)
+            checked = self._check(request, record, stream=False)
             permit = self._admit(checked)
             lease = await self._resolve(checked, record)
             valid = await self._complete(checked, lease)
@@ -244,10 +258,10 @@ class InferenceService:
 
         ``on_adapter`` hears of the adapter that it uses before it is waited for.
         """
-        record = RequestRecord(self._metrics, is_stream=True)
+        record = self._new_record(request, is_stream=True)
         permit, lease = None, None
         try:
-            checked = self._check(request, stream=True)
+            checked = self._check(request, record, stream=True)
             permit = self._admit(checked)
             if checked.selection is not None:
                 on_adapter(_use(checked.selection))
@@ -264,10 +278,23 @@ class InferenceService:
             raise
         return GenerationStream(valid, chunks, record, permit, lease)
 
-    def _check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
-        """Check what needs no tokens."""
+    def _new_record(self, request: GenerateRequest, *, is_stream: bool) -> RequestRecord:
+        caller = request.caller
+        return RequestRecord(
+            self._metrics, is_stream=is_stream, caller=caller, meter=self._meters.of(caller)
+        )
+
+    def _check(
+        self, request: GenerateRequest, record: RequestRecord, *, stream: bool
+    ) -> CheckedRequest:
+        """Check what needs no tokens, and count the request."""
         self.check_open()
-        return self._validator.check(request, stream=stream)
+        record.meter.start_request()
+        checked = self._validator.check(request, stream=stream)
+        # The server's own adapter is everybody's who names none.
+        if checked.selection is not None and not checked.selection.is_default:
+            request.caller.check_sees(checked.selection.refs)
+        return checked
 
     def _admit(self, checked: CheckedRequest) -> Permit:
         """Let a request in, one that will wait for its adapter beside all others."""
@@ -289,13 +316,15 @@ class InferenceService:
             with self._metrics.resolving():
                 async with asyncio.timeout(None) as waiting:
                     self._resolving.add(waiting)
-                    lease = await self._adapters.acquire(checked.selection)
+                    lease = await self._adapters.acquire(checked.selection, meter=record.meter)
         except TimeoutError:
             if not waiting.expired():
                 raise
             raise ShuttingDownError from None
         finally:
             self._resolving.discard(waiting)
+        if lease.is_private:
+            self._tokens.opened(checked.request.caller, checked.selection.token)
         record.resolved(lease, perf_counter() - started)
         return lease
 

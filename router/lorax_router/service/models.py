@@ -26,6 +26,7 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.names import KnownName
 from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID, GenerateParameters
 
 OWNER = "lorax-py"
@@ -122,28 +123,33 @@ class Models:
                 raise _not_found(model or "") from error
             raise
 
-    async def cards(self, token: str | None = None) -> list[ModelCard]:
+    async def cards(self, token: str | None = None, caller: Caller = ANYBODY) -> list[ModelCard]:
         """Return the base by all its names, then the adapters that a caller may use."""
         aliases = sorted(self._selections.aliases, key=lambda each: each.name)
-        known = await self._adapters.usable(token)
+        aliases = [alias for alias in aliases if caller.sees(alias.ref)]
+        known = await self._adapters.usable(token, caller)
         return [
             *(self._base_card(name) for name in self._served),
             *(self._alias_card(alias) for alias in aliases),
             *(self._adapter_card(name) for name in known),
         ]
 
-    async def card(self, model: str, token: str | None = None) -> ModelCard:
+    async def card(
+        self, model: str, token: str | None = None, caller: Caller = ANYBODY
+    ) -> ModelCard:
         """Return what is known of a model; ModelNotFoundError, also if it is hidden."""
         fields = self.resolve(model)
         if fields.adapter_id is None:
             return self._base_card(self.shown(model))
         if fields.adapter_source == ALIAS_SOURCE:
+            if not caller.sees(AdapterRef(source=ALIAS_SOURCE, id=fields.adapter_id)):
+                raise _not_found(model)
             alias = self._selections.aliases.find(fields.adapter_id)
             assert alias is not None
             return self._alias_card(alias)
         try:
             selection = self._selection(fields, token)
-            return self._adapter_card(await self._adapters.known(selection))
+            return self._adapter_card(await self._adapters.known(selection, caller))
         except (AdapterNotLoadedError, ValidationError) as error:
             raise _not_found(model) from error
 

@@ -10,7 +10,9 @@ from typing import Any
 from lorax_contract.errors import LoraxError, RequestError
 from lorax_contract.step import FinishCode
 from lorax_router.service.adapters.directory import AdapterLease
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.keys.meters import UNMETERED, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics, failure_label
 from lorax_router.service.requests import ValidRequest
 from lorax_router.service.results import FINISH_REASONS, AdapterUse, Timings
@@ -21,7 +23,15 @@ logger = logging.getLogger("lorax_router.request")
 class SequenceProgress:
     """How far one sequence is; counts its tokens into the metrics, if there are any."""
 
-    __slots__ = ("_metrics", "_num_prompt", "adapter", "finish", "num_generated", "timings")
+    __slots__ = (
+        "_meter",
+        "_metrics",
+        "_num_prompt",
+        "adapter",
+        "finish",
+        "num_generated",
+        "timings",
+    )
 
     def __init__(
         self,
@@ -30,7 +40,9 @@ class SequenceProgress:
         adapter: AdapterUse | None = None,
         *,
         num_prompt: int = 0,
+        meter: TenantMeter = UNMETERED,
     ) -> None:
+        self._meter = meter
         self.timings = timings
         # Shared by the sequences of one request.
         self.adapter = adapter
@@ -59,15 +71,26 @@ class SequenceProgress:
             metrics.observe_inter_token(gap / num, num)
         timings.last_token_at = chunk.received_at
         self.num_generated += num
+        self._meter.generated(num)
         self.finish = chunk.finish
 
 
 class RequestRecord:
     """The account of one request, from its receipt to the one line in the log."""
 
-    def __init__(self, metrics: Metrics, *, is_stream: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        is_stream: bool,
+        caller: Caller = ANYBODY,
+        meter: TenantMeter = UNMETERED,
+    ) -> None:
         self._metrics = metrics
         self._is_stream = is_stream
+        self._caller = caller
+        # What the caller's tenant takes is counted here.
+        self.meter = meter
         self._received_at = perf_counter()
         self._validated_at = 0.0
         self._resolving_s = 0.0
@@ -95,7 +118,9 @@ class RequestRecord:
     def _new_progress(self) -> SequenceProgress:
         timings = Timings(self._received_at, self._resolving_s, self._validated_at)
         num_prompt = 0 if self._valid is None else self._valid.num_prompt_tokens
-        return SequenceProgress(timings, self._metrics, self.adapter, num_prompt=num_prompt)
+        return SequenceProgress(
+            timings, self._metrics, self.adapter, num_prompt=num_prompt, meter=self.meter
+        )
 
     def selections(self, use: AdapterUse) -> None:
         """The request wants an adapter, which may not exist."""
@@ -111,7 +136,8 @@ class RequestRecord:
         self.adapter.phases.update(lease.phases)
 
     def validated(self, valid: ValidRequest) -> None:
-        """The request is valid and has tokens."""
+        """The request is valid and has tokens; raises QuotaError when its tenant may not run it."""
+        self.meter.start_prompt(valid.num_prompt_tokens)
         self._valid = valid
         self._validated_at = perf_counter()
         self.sequences = [self._new_progress() for _ in valid.samplings]
@@ -150,6 +176,8 @@ class RequestRecord:
     def _fields(self, outcome: str, error: BaseException | None) -> dict[str, Any]:
         """Lengths and times, never a prompt or a token."""
         fields: dict[str, Any] = {"outcome": outcome, "stream": self._is_stream}
+        if self._caller.has_key:
+            fields |= {"tenant": self._caller.tenant, "priority": self._caller.priority}
         if self._valid is not None:
             fields["prompt_tokens"] = self._valid.num_prompt_tokens
             fields["max_new_tokens"] = self._valid.stopping.max_new_tokens

@@ -13,6 +13,7 @@ from typing import Any
 
 from lorax_contract.constraint import Constraint
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
+from lorax_router.service.callers import ANYBODY, Caller
 
 # The name by which LoRAX's clients ask for no adapter.
 BASE_MODEL_ADAPTER_ID = "__base_model__"
@@ -128,6 +129,8 @@ class GenerateRequest:
     # What stands before the output where the client wants the full text.
     sent_text: str = field(default="", repr=False)
     parameters: GenerateParameters = field(default_factory=GenerateParameters)
+    # Who asks.
+    caller: Caller = ANYBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,10 @@ VALUES: dict[str, Any] = {"num_shard": 3, "default_adapter_source": "s3",
                           "preloaded_adapter_ids": ("org/a",), "source": "local",
                           "adapter_source": "local", "device": "cpu",
                           "lora_modules": ("poet=org/a",), "lora_adapters": "poet=/a",
-                          "watermark_gamma": 0.25}  # fmt: skip
+                          "watermark_gamma": 0.25,
+                          "api_key": ("a-long-key",),
+                          "admin_api_key": ("an-admin-key",),
+                          "metrics_api_key": ("a-scrape-key",)}  # fmt: skip
 BESIDE: dict[str, dict[str, Any]] = {
     "revision": {"model_id": "org/name"},
     "merge_adapter_weights": {"adapter_id": "org/poet"},
@@ -36,6 +39,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "master_port": {"master_addr": "10.0.0.1"},
     "memory_wiggle_room": {"kv_memory_fraction": None},
     "adapter_local_root": {"adapter_source": "local"},
+    "ssl_keyfile": {"ssl_certfile": "chain.pem"},
 }
 # Made by the launcher from the machine and the prepared model, or for tests only.
 DECIDED = {

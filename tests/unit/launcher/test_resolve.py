@@ -11,6 +11,7 @@ import pytest
 
 from lorax_contract.config import RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
+from lorax_contract.keys import hash_of
 from lorax_launcher.facts import DeviceFacts, GpuFacts
 from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.resolve import LaunchPlan, PrepareReport, resolve
@@ -276,4 +277,25 @@ def test_the_router_gets_the_hub_token_only_for_adapters_that_it_loads_itself(
     options: dict[str, Any], needs_token: bool
 ) -> None:
     withheld = plan_of(**options).withheld_from_router
-    assert withheld == (() if needs_token else TOKEN_VARIABLES)
+    assert (set(TOKEN_VARIABLES) <= set(withheld)) == (not needs_token)
+
+
+@pytest.mark.parametrize("flag", ["api_key", "admin_api_key", "metrics_api_key"])
+def test_a_key_goes_no_further_than_the_launcher(flag: str) -> None:
+    key = "sk-the-secret-itself"
+    plan = plan_of(**{flag: (f"{key},sk-another-one", key)})
+    assert key not in repr(plan)
+    assert key not in plan.router.to_json() + "".join(each.to_json() for each in plan.shards)
+    assert hash_of(key) in plan.router.to_json()
+    assert key not in repr(LauncherOptions(**{flag: (key,)}))
+    for withheld in (plan.withheld_from_router, plan.withheld_from_shards):
+        assert {"LORAX_API_KEY", "API_KEY", "ADMIN_API_KEY", "METRICS_API_KEY"} <= set(withheld)
+    assert "LORAX_SSL_KEYFILE_PASSWORD" in plan.withheld_from_shards
+    assert "LORAX_SSL_KEYFILE_PASSWORD" not in plan.withheld_from_router
+
+
+def test_a_bad_key_is_refused_by_its_place() -> None:
+    with pytest.raises(UsageError, match="--api-key: key 2 is too short") as caught:
+        plan_of(api_key=("long-enough-key,short",))
+    assert "short," not in str(caught.value)
+    assert "long-enough" not in str(caught.value)

@@ -13,6 +13,7 @@ from pydantic import AliasChoices, Field
 from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody, said
 from lorax_router.http_api.lorax.constraints import constraint_of
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -142,7 +143,7 @@ class GenerateBody(StrictBody):
     """The prompt; not empty."""
     parameters: ParametersBody | None = None
 
-    def to_domain(self, bearer_token: str | None) -> GenerateRequest:
+    def to_domain(self, bearer_token: str | None, caller: Caller = ANYBODY) -> GenerateRequest:
         """Return the service's value."""
         parameters = self.parameters or ParametersBody()
         prompt: Prompt = TextPrompt(self.inputs)
@@ -152,6 +153,7 @@ class GenerateBody(StrictBody):
             prompt=prompt,
             sent_text=self.inputs,
             parameters=parameters.to_domain(bearer_token),
+            caller=caller,
         )
 
 

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
+from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.json_body import Body, bearer_token, parse_body, read_body
 from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
@@ -83,7 +84,7 @@ class GenerateRoutes:
     async def compat(self, request: Request) -> Response:
         """Answer with an array of one text, or with events if ``stream`` is set."""
         body = await self._body(request, CompatGenerateBody)
-        domain = body.to_domain(bearer_token(request))
+        domain = body.to_domain(bearer_token(request), caller_of(request))
         if body.stream:
             return self._events(domain)
         return await self._answer(request, domain, as_array=True)
@@ -91,19 +92,19 @@ class GenerateRoutes:
     async def generate(self, request: Request) -> Response:
         """Answer with one text."""
         body = await self._body(request, GenerateBody)
-        domain = body.to_domain(bearer_token(request))
+        domain = body.to_domain(bearer_token(request), caller_of(request))
         return await self._answer(request, domain, as_array=False)
 
     async def generate_stream(self, request: Request) -> Response:
         """Answer with one event per token."""
         body = await self._body(request, GenerateBody)
-        return self._events(body.to_domain(bearer_token(request)))
+        return self._events(body.to_domain(bearer_token(request), caller_of(request)))
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
         """Read the body of a request that can be served; what fails here is counted here."""
         try:
             # Known before there is a body: nobody sends 2 MB to hear that there is no place.
-            self._service.check_room()
+            self._service.check_room(caller_of(request))
             body = parse_body(model, await read_body(request, self._max_body_bytes))
         except LoraxError as error:
             self._metrics.request_refused(error)

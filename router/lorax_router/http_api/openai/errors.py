@@ -20,7 +20,7 @@ from starlette.responses import Response
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, ModelNotFoundError
 from lorax_router.http_api.json_text import Json
-from lorax_router.http_api.responses import json_response, public_error
+from lorax_router.http_api.responses import error_headers, json_response, public_error
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ def openai_error_response(error: LoraxError, names: Mapping[str, str] = FIELDS) 
     retry_after_s: float | None = public_error(error).kind.retry_after_s
     if isinstance(error, AdapterUnavailableError) and not error.reason.permanent:
         retry_after_s = error.retry_after_s
-    headers = {} if retry_after_s is None else {"retry-after": str(max(1, round(retry_after_s)))}
+    headers = error_headers(error)
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(retry_after_s)))
     return json_response(envelope(error, names), error_status(public_error(error)), headers)
 
 

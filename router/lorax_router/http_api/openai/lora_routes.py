@@ -9,10 +9,10 @@ from starlette.responses import PlainTextResponse, Response
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.errors import (
     AdapterNotLoadedError,
-    ForbiddenError,
     LoraxError,
     ValidationError,
 )
+from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.json_body import Body, StrictBody, parse_body, read_body
 from lorax_router.http_api.openai.errors import OpenAIRoute, envelope, error_status
 from lorax_router.http_api.openai.schemas import ERRORS
@@ -80,9 +80,12 @@ class LoraRoutes:
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
-    def router(self) -> APIRouter:
-        """The routes for the server's operator, with their documentation."""
-        router = APIRouter(tags=["adapters"], route_class=_LoraRoute)
+    def router(self, *, has_keys: bool = True) -> APIRouter:
+        """The routes with their documentation, for those who may manage.
+
+        Without keys where clients ask (``has_keys``) nobody may, and the document is silent.
+        """
+        router = APIRouter(tags=["adapters"], route_class=_LoraRoute, include_in_schema=has_keys)
         router.post(
             "/v1/load_lora_adapter",
             summary="Have an adapter ready under a name",
@@ -99,21 +102,6 @@ class LoraRoutes:
         )(self.unload)
         return router
 
-    def client_router(self) -> APIRouter:
-        """The routes where clients ask and may not manage."""
-        router = APIRouter(route_class=_LoraRoute)
-        for verb in ("load", "unload"):
-            path = f"/v1/{verb}_lora_adapter"
-            router.post(path, include_in_schema=False)(self.elsewhere)
-        return router
-
-    async def elsewhere(self) -> Response:
-        """Say where adapters are managed."""
-        raise ForbiddenError(
-            "adapters are managed on a listener of their own: the unix socket that the server "
-            "names when it is ready, or --admin-port"
-        )
-
     async def load(self, request: Request) -> Response:
         """Answer when the adapter is there."""
         body = await self._body(request, LoadLoRAAdapterRequest)
@@ -124,7 +112,7 @@ class LoraRoutes:
         ref = AdapterRef.parse(body.lora_path, self._selections.default_source)
         target = AdapterSelection(refs=(ref,))
         alias = self._selections.aliases.make(body.lora_name, target)
-        await self._manager.name(alias, in_place=body.load_inplace)
+        await self._manager.name(alias, caller_of(request), in_place=body.load_inplace)
         return _done(body.lora_name, "added")
 
     async def unload(self, request: Request) -> Response:
@@ -133,12 +121,13 @@ class LoraRoutes:
         if not body.lora_name:
             raise ValidationError("`lora_name` must be given")
         alias = self._selections.aliases.find(body.lora_name)
-        if alias is None:
+        if alias is None or not caller_of(request).sees(alias.ref):
             raise AdapterNotLoadedError(f"the lora adapter '{body.lora_name}' cannot be found")
-        await self._manager.unload(alias.selection)
+        await self._manager.unload(alias.selection, caller_of(request))
         return _done(body.lora_name, "removed")
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
+        caller_of(request).check_admin()
         self._service.check_open()
         body = parse_body(model, await read_body(request, self._max_body_bytes))
         self._metrics.unknown_fields(body.num_unknown_fields())

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.errors import ModelNotFoundError
+from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.json_body import bearer_token
 from lorax_router.http_api.openai.errors import OpenAIRoute
 from lorax_router.http_api.openai.schemas import ERRORS, ListModelsResponse, Model
@@ -59,7 +60,7 @@ class ModelRoutes:
 
     async def list(self, request: Request) -> Response:
         """Answer with all models."""
-        cards = await self._models.cards(bearer_token(request))
+        cards = await self._models.cards(bearer_token(request), caller_of(request))
         return json_response({"object": "list", "data": [_document(card) for card in cards]})
 
     async def retrieve(self, request: Request) -> Response:
@@ -67,7 +68,8 @@ class ModelRoutes:
         name = str(request.path_params["model"])
         if not name:
             raise ModelNotFoundError("the path must name a model")
-        return json_response(_document(await self._models.card(name, bearer_token(request))))
+        card = await self._models.card(name, bearer_token(request), caller_of(request))
+        return json_response(_document(card))
 
 
 def _document(card: ModelCard) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class AdapterSelection:
     refs: tuple[AdapterRef, ...]
     merge: MergeSpec | None = None
     token: str | None = field(default=None, repr=False)
+    # What requests get that name no adapter.
+    is_default: bool = field(default=False, compare=False)
 
     @property
     def ids(self) -> str:
@@ -213,20 +215,20 @@ class AdapterCatalog:
         entry.names[str(name.ref)] = name
         if name.content_key == entry.content.key:
             return
-        was_pinned = name.is_pinned
+        pinned_by = name.pinned_by
         self._leave(name)
         self.names.lead(name, entry.content.key)
-        if was_pinned:
+        if pinned_by:
             try:
                 self.engine.pin_adapter(entry.handle)
-                name.is_pinned = True
+                name.pinned_by = pinned_by
             except ValidationError as error:
                 logger.warning("adapter %s is not pinned any more: %s", name.ref, error)
 
     def _leave(self, name: KnownName) -> None:
         """Let a name lead nowhere, and pin nothing."""
         old = self.entry_of(name)
-        was_pinned, name.is_pinned = name.is_pinned, False
+        was_pinned, name.pinned_by = name.is_pinned, set()
         self.names.lead(name, None)
         if old is None:
             return
@@ -347,12 +349,12 @@ class AdapterCatalog:
         for place in range(bisect.bisect_right(handles, after), len(handles)):
             yield self.by_handle[handles[place]]
 
-    def is_seen(self, entry: CatalogEntry, token: str | None) -> bool:
-        """Whether a caller may know of an entry that no name leads to."""
+    def is_seen(self, entry: CatalogEntry, scopes: Sequence[str]) -> bool:
+        """Whether somebody of some scopes may know of an entry that no name leads to."""
         if not entry.is_private:
             return True
         names = [self.names.find(ref) for ref in entry.selection.refs]
-        return all(name is not None and self.names.good_view(name, token) for name in names)
+        return all(name is not None and self.names.good_in(name, scopes) for name in names)
 
 
 def _include(handles: list[AdapterHandle], handle: AdapterHandle) -> None:

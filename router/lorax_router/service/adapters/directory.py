@@ -38,6 +38,7 @@ from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
 from lorax_router.service.engine.port import AdapterEngine
+from lorax_router.service.keys.meters import UNMETERED, TenantMeter
 
 __all__ = ["AdapterDirectory", "AdapterLease", "AdapterSelection"]
 
@@ -122,16 +123,23 @@ class AdapterDirectory:
 
     # --- requests -----------------------------------------------------------------
 
-    async def acquire(self, selection: AdapterSelection, *, refresh: bool = False) -> AdapterLease:
+    async def acquire(
+        self,
+        selection: AdapterSelection,
+        *,
+        refresh: bool = False,
+        meter: TenantMeter = UNMETERED,
+    ) -> AdapterLease:
         """Return a hold on the adapter that is selected; with ``refresh`` its source is asked.
 
-        Raises AdapterUnavailableError in words, ValidationError when it can never fit.
+        What its source is asked counts for ``meter``. Raises AdapterUnavailableError in words,
+        ValidationError when it can never fit, QuotaError.
         """
-        fetched = await self._fetch_all(selection, refresh=refresh)
+        fetched = await self._fetch_all(selection, meter, refresh=refresh)
         selection = self.plain(selection)
         text = AdapterText()
         if selection.merge is None:
-            fetched[0], text = await self._text(selection, fetched[0])
+            fetched[0], text = await self._text(selection, fetched[0], meter)
         # From here on nothing waits: a content found is a content held.
         entry = self.catalog.place(selection, fetched)
         self.catalog.hold(entry)
@@ -166,29 +174,34 @@ class AdapterDirectory:
         return said if until > (self._clock() if at_least is None else at_least) else ref
 
     async def _fetch_all(
-        self, selection: AdapterSelection, *, refresh: bool
+        self, selection: AdapterSelection, meter: TenantMeter, *, refresh: bool
     ) -> list[FetchedAdapter]:
         queries = _queries(selection, refresh=refresh)
         if len(queries) == 1:
-            return [await self.fetch(queries[0])]
+            return [await self.fetch(queries[0], meter)]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.fetch(query)) for query in queries]
+                tasks = [group.create_task(self.fetch(query, meter)) for query in queries]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
-        """Return what a name leads to: remembered while the answer holds, else asked for."""
+    async def fetch(self, query: AdapterQuery, meter: TenantMeter = UNMETERED) -> FetchedAdapter:
+        """Return what a name leads to: remembered while the answer holds, else asked for.
+
+        Asking counts for ``meter``, once for all who ask the same at the same time.
+        """
         if query.ref.source == ALIAS_SOURCE:
-            return await self._fetch_alias(query)
+            return await self._fetch_alias(query, meter)
         names, ref = self.catalog.names, self._plain(query.ref)
         if not query.refresh and (known := names.answer(ref, query.token)) is not None:
             return replace(known, timings={}, downloaded=False)
         view = names.began(ref, query.token)
         try:
-            # In the caller's spelling: what it means may have changed.
-            fetched = await self._shards.fetch_adapter(replace(query, ref=query.ref.plain))
+            async with meter.fetching(ref, self._shards.adapter_tiers):
+                # In the caller's spelling: what it means may have changed.
+                fetched = await self._shards.fetch_adapter(replace(query, ref=query.ref.plain))
+            meter.fetched(ref, fetched)
             names.answered(self._spelled(query.ref.plain, fetched), query.token, fetched)
         except AdapterUnavailableError as error:
             names.failed(view, error)
@@ -197,7 +210,7 @@ class AdapterDirectory:
             names.ended(view)
         return fetched
 
-    async def _fetch_alias(self, query: AdapterQuery) -> FetchedAdapter:
+    async def _fetch_alias(self, query: AdapterQuery, meter: TenantMeter) -> FetchedAdapter:
         """Return what an alias leads to, whoever asks."""
         names, ref = self.catalog.names, query.ref
         if not query.refresh and (known := names.answer(ref, None)) is not None:
@@ -207,7 +220,7 @@ class AdapterDirectory:
         view = names.began(ref, None)
         try:
             while True:
-                fetched = await self.fetch_target(alias, refresh=query.refresh)
+                fetched = await self.fetch_target(alias, meter, refresh=query.refresh)
                 now = self.aliases.find(ref.id)
                 if now is alias:
                     names.answered(ref, None, fetched)
@@ -221,11 +234,15 @@ class AdapterDirectory:
         finally:
             names.ended(view)
 
-    async def fetch_target(self, alias: Alias, *, refresh: bool) -> FetchedAdapter:
+    async def fetch_target(
+        self, alias: Alias, meter: TenantMeter = UNMETERED, *, refresh: bool
+    ) -> FetchedAdapter:
         """Return what an alias stands for, by the token that the operator gave with it."""
         (ref,), token = alias.target.refs, alias.target.token
         query = AdapterQuery(ref=ref.plain, token=token, refresh=refresh)
-        fetched = await self._shards.fetch_adapter(query)
+        async with meter.fetching(alias.ref, self._shards.adapter_tiers):
+            fetched = await self._shards.fetch_adapter(query)
+        meter.fetched(alias.ref, fetched)
         # Whoever may ask this server may use it.
         return replace(fetched, access="server") if fetched.access == "token" else fetched
 
@@ -243,7 +260,7 @@ class AdapterDirectory:
         await self._texts.find(alias.name, fetched)
 
     async def _text(
-        self, selection: AdapterSelection, fetched: FetchedAdapter
+        self, selection: AdapterSelection, fetched: FetchedAdapter, meter: TenantMeter
     ) -> tuple[FetchedAdapter, AdapterText]:
         """Return what an adapter brings for texts; what left the disk is fetched again."""
         name = str(selection.refs[0])
@@ -253,7 +270,7 @@ class AdapterDirectory:
             if error.reason is not Reason.EVICTED:
                 raise
         (query,) = _queries(selection, refresh=True)
-        fetched = await self.fetch(query)
+        fetched = await self.fetch(query, meter)
         return fetched, await self._texts.find(name, fetched)
 
     # --- the engine's carrier -----------------------------------------------------

@@ -26,7 +26,8 @@ from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
-from lorax_router.service.adapters.names import KnownName, NameView, stand_of
+from lorax_router.service.adapters.names import EVERYBODY, KnownName, NameView, stand_of
+from lorax_router.service.callers import Caller
 
 Document = dict[str, Any]
 
@@ -110,11 +111,29 @@ class ListedAdapter(NamedTuple):
         return shard_state_of(self.record)
 
 
+class Viewer(NamedTuple):
+    """Who looks at a list: which names can exist for them, and in which scopes they are."""
+
+    caller: Caller
+    scopes: tuple[str, ...] = (EVERYBODY,)
+
+    def may_know(self, view: NameView) -> bool:
+        """Whether what a view says is for them.
+
+        What tenants asked for in vain is their own affair, though they presented no token.
+        """
+        is_somebodys = view.scope != EVERYBODY or view.fetched is not None
+        return is_somebodys or self.caller.is_admin or not self.caller.has_key
+
+
 class Page(NamedTuple):
     """Some lines of a list, and where the next page begins; None: it was the last."""
 
     rows: list[ListedAdapter]
     next_cursor: str | None
+    # Where to go on where so many lines were looked at that the page is not full. It may tell of
+    # what the viewer may not know.
+    resume: str | None = None
 
 
 class AdapterList:
@@ -124,56 +143,62 @@ class AdapterList:
         self._catalog = catalog
         self._aliases = aliases
 
-    def page(self, query: ListQuery, token: str | None) -> Page:
+    def page(self, query: ListQuery, viewer: Viewer) -> Page:
         """Return the lines that a caller may see: names, merges, former ones."""
         rows: list[ListedAdapter] = []
-        last = query.cursor
-        for num, (cursor, row) in enumerate(self._from(query, token)):
-            if len(rows) == query.limit or num == _MOST_LOOKED_AT:
-                return Page(rows, last)
-            if row is not None and _passes(row, query):
-                rows.append(row)
+        last = shown = query.cursor
+        for num, (cursor, row) in enumerate(self._from(query, viewer)):
+            if len(rows) == query.limit:
+                return Page(rows, shown)
+            if num == _MOST_LOOKED_AT:
+                return Page(rows, last, resume=last)
+            if row is not None:
+                shown = cursor
+                if _passes(row, query):
+                    rows.append(row)
             last = cursor
         return Page(rows, None)
 
-    def row(self, name: KnownName, token: str | None) -> ListedAdapter | None:
+    def row(self, name: KnownName, viewer: Viewer) -> ListedAdapter | None:
         """Return a name as a caller sees it; None if they may not."""
-        view = self._catalog.names.any_view(name, token)
-        if view is None:
+        if not viewer.caller.sees(name.ref):
+            return None
+        view = self._catalog.names.any_in(name, viewer.scopes)
+        if view is None or not viewer.may_know(view):
             return None
         entry = self._catalog.entry_of(name) if view.fetched is not None else None
         alias = self._aliases.find(name.ref.id) if name.ref.source == ALIAS_SOURCE else None
         return ListedAdapter(name.ref, name, view, entry, self._catalog.record_of(entry), alias)
 
-    def _from(
-        self, query: ListQuery, token: str | None
-    ) -> Iterator[tuple[str, ListedAdapter | None]]:
+    def _from(self, query: ListQuery, viewer: Viewer) -> Iterator[tuple[str, ListedAdapter | None]]:
         """All lines behind a cursor, each with the cursor of what is behind it."""
         kind, place = _read_cursor(query.cursor)
         if kind == "n":
-            for key in self._keys(query, place, token):
+            for key in self._keys(query, place, viewer):
                 name = self._catalog.names.named(key)
-                yield _cursor("n", key), None if name is None else self.row(name, token)
+                yield _cursor("n", key), None if name is None else self.row(name, viewer)
         handle = BASE_ADAPTER if kind == "n" else AdapterHandle(int(place))
         if kind != "f":
             for entry in self._catalog.merges(handle):
-                yield _cursor("m", str(entry.handle)), self._nameless(entry, token)
+                yield _cursor("m", str(entry.handle)), self._nameless(entry, viewer)
             handle = BASE_ADAPTER
         for entry in self._catalog.former(handle):
-            yield _cursor("f", str(entry.handle)), self._nameless(entry, token)
+            yield _cursor("f", str(entry.handle)), self._nameless(entry, viewer)
 
-    def _nameless(self, entry: CatalogEntry, token: str | None) -> ListedAdapter | None:
+    def _nameless(self, entry: CatalogEntry, viewer: Viewer) -> ListedAdapter | None:
         record = self._catalog.record_of(entry)
-        if record is None or not self._catalog.is_seen(entry, token):
+        if record is None or not self._catalog.is_seen(entry, viewer.scopes):
+            return None
+        if not all(viewer.caller.sees(ref) for ref in entry.selection.refs):
             return None
         ref = AdapterRef(source=entry.selection.refs[0].source, id=entry.label)
         return ListedAdapter(ref, None, None, entry, record)
 
-    def _keys(self, query: ListQuery, after: str, token: str | None) -> Iterator[str]:
+    def _keys(self, query: ListQuery, after: str, viewer: Viewer) -> Iterator[str]:
         sources = sorted(LISTED_SOURCES) if query.adapter_source is None else [query.adapter_source]
         for source in sources:
             first = f"{source}:{query.id_in(source) or ''}"
-            for key in self._catalog.names.sorted_from(first, after, token):
+            for key in self._catalog.names.sorted_from(first, after, viewer.scopes):
                 if not key.startswith(first):
                     break
                 yield key

@@ -1,7 +1,8 @@
 """Adapters by hand: load, unload, pin, reload, list.
 
-Who may do what is decided here and nowhere above: a private adapter is there for callers with
-a token that its source accepts, and unknown to all others.
+Who may do what with which adapter is decided here and nowhere above: a private one is there for
+callers with a token that its source accepts, one out of a tenant's bounds for other tenants, and
+both are unknown to all others.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from lorax_contract.adapters import (
     ALIAS_SOURCE,
     AdapterQuery,
+    AdapterRef,
     AdapterTiers,
     AdapterUnavailableError,
 )
-from lorax_contract.errors import AdapterNotLoadedError, ValidationError
+from lorax_contract.errors import AdapterNotLoadedError, QuotaError, ValidationError
+from lorax_contract.words import counted
 from lorax_router.core.ports import ShardClient
 from lorax_router.service.adapters.aliases import Alias
 from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry, not_loaded
@@ -27,13 +31,20 @@ from lorax_router.service.adapters.listing import (
     Document,
     ListedAdapter,
     ListQuery,
+    Page,
+    Viewer,
     bytes_of,
     document_of,
 )
 from lorax_router.service.adapters.names import KnownName
+from lorax_router.service.adapters.tokens import TenantTokens
+from lorax_router.service.callers import OPERATOR, Caller
+from lorax_router.service.keys.meters import Meters
 
 # How long a list waits for sources to say whether a token still opens what it opened before.
 _CONFIRM_S = 5.0
+# When it makes sense to pin again where only the tenant itself can make place.
+_PIN_RETRY_S = 60
 # Documents that are made before others get the loop.
 _AT_ONCE = 50
 
@@ -41,34 +52,58 @@ _AT_ONCE = 50
 class AdapterManager:
     """What an operator does with adapters; answers are documents as JSON has them."""
 
-    def __init__(self, directory: AdapterDirectory, shards: ShardClient) -> None:
+    def __init__(
+        self,
+        directory: AdapterDirectory,
+        shards: ShardClient,
+        meters: Meters | None = None,
+        tokens: TenantTokens | None = None,
+    ) -> None:
+        self._meters = meters or Meters()
+        self._tokens = tokens or TenantTokens()
         self._directory = directory
         self._catalog = directory.catalog
         self._list = AdapterList(directory.catalog, directory.aliases)
         self._shards = shards
 
-    async def load(self, selection: AdapterSelection, *, pin: bool = False) -> Document:
+    async def load(
+        self, selection: AdapterSelection, caller: Caller = OPERATOR, *, pin: bool = False
+    ) -> Document:
         """Have an adapter on the shards before a request asks for it, and keep it if pinned.
 
         Its source is asked whatever was remembered of it.
         """
-        lease = await self._directory.acquire(selection, refresh=True)
+        caller.check_sees(selection.refs)
+        meter = self._meters.of(caller)
+        lease = await self._directory.acquire(selection, refresh=True, meter=meter)
         selection = self._directory.plain(selection)
         try:
             entry = self._catalog.by_handle[lease.handle]
-            await self._bring(entry, selection, pin=pin)
+            if lease.is_private:
+                self._tokens.opened(caller, selection.token)
+            await self._bring(entry, selection, caller if pin else None)
         finally:
             lease.release()
         return await self._document(selection)
 
-    async def name(self, alias: Alias, *, pin: bool = False, in_place: bool = True) -> Document:
+    async def name(
+        self,
+        alias: Alias,
+        caller: Caller = OPERATOR,
+        *,
+        pin: bool = False,
+        in_place: bool = True,
+    ) -> Document:
         """Let a name stand for an adapter, which is on the shards then, and pinned if asked for.
 
         What the name led to before serves the requests that use it, and goes. Nothing changes
         if the adapter cannot be had, or, without ``in_place``, if there is such a name already.
         """
+        # A name must not lead a tenant out of its bounds.
+        caller.check_sees([alias.ref, *alias.target.refs])
         self._check_free(alias, in_place=in_place)
-        fetched = await self._directory.fetch_target(alias, refresh=True)
+        meter = self._meters.of(caller)
+        fetched = await self._directory.fetch_target(alias, meter, refresh=True)
         await self._directory.check_text(alias, fetched)
         entry = self._catalog.place(alias.target, [fetched])
         with self._held(entry):
@@ -78,7 +113,7 @@ class AdapterManager:
             self._catalog.names.answered(alias.ref, None, fetched)
             self._catalog.place(alias.selection, [fetched])
             if pin:
-                await self._bring(entry, alias.selection, pin=True)
+                await self._bring(entry, alias.selection, caller)
         return await self._document(alias.selection)
 
     def _check_free(self, alias: Alias, *, in_place: bool) -> None:
@@ -88,24 +123,28 @@ class AdapterManager:
                 "the name stand for another one"
             )
 
-    async def pin(self, selection: AdapterSelection) -> Document:
+    async def pin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Keep an adapter that is known on the shards; AdapterNotLoadedError if it is not."""
         selection = self._directory.plain(selection)
-        _, entry = await self._required(selection)
+        name, entry = await self._required(selection, caller)
+        self._check_pins(name, caller)
         with self._held(entry):
-            await self._bring(entry, selection, pin=True)
+            await self._bring(entry, selection, caller)
         return await self._document(selection)
 
-    async def unpin(self, selection: AdapterSelection) -> Document:
-        """Let an adapter be evicted again; AdapterNotLoadedError if the name is not known."""
+    async def unpin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
+        """Let an adapter be evicted again, as far as it depends on this caller's tenant.
+
+        An admin lets it go for all. AdapterNotLoadedError if the name is not known.
+        """
         selection = self._directory.plain(selection)
-        name, entry = await self._required(selection)
-        name.is_pinned = False
+        name, entry = await self._required(selection, caller)
+        name.pinned_by -= set(name.pinned_by) if caller.is_admin else {caller.tenant}
         if not self._catalog.is_pinned(entry):
             self._catalog.engine.unpin_adapter(entry.handle)
         return await self._document(selection)
 
-    async def reload(self, selection: AdapterSelection) -> Document:
+    async def reload(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Ask the source of a name anew; requests under way finish with what they have.
 
         A pin goes over to what the name leads to now. If the source does not answer well,
@@ -113,7 +152,7 @@ class AdapterManager:
         """
         selection = self._directory.plain(selection)
         ref = selection.refs[0]
-        name = self._catalog.names.find(ref)
+        name = self._catalog.names.find(ref) if caller.sees(ref) else None
         if name is None or self._catalog.names.any_view(name, selection.token) is None:
             raise not_loaded(ref)
         before = name.content_key
@@ -125,7 +164,7 @@ class AdapterManager:
                 await self._catalog.engine.load_adapter(entry.handle)
         return {**await self._document(selection), "changed": before != entry.content.key}
 
-    async def unload(self, selection: AdapterSelection) -> Document:
+    async def unload(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Free an adapter in every tier, once the requests that use it are done.
 
         Requests that come after this call ask its source anew. What other adapters share
@@ -133,11 +172,13 @@ class AdapterManager:
         """
         selection = self._directory.plain(selection)
         ref = selection.refs[0]
+        if not caller.sees(ref):
+            raise not_loaded(ref)
         alias = self._directory.aliases.drop(ref.id) if ref.source == ALIAS_SOURCE else None
         freed = {"device": 0, "host": 0, "disk": 0}
         shared_with: list[str] = []
         try:
-            name, entry = await self._required(selection)
+            name, entry = await self._required(selection, caller)
         except AdapterNotLoadedError:
             # A name may be there whose adapter never was, or was forgotten.
             if alias is None:
@@ -145,7 +186,8 @@ class AdapterManager:
             if (known := self._catalog.names.find(ref)) is not None:
                 self._catalog.forget(known)
         else:
-            shared_with = await self._unload(name, entry, selection, alias, freed)
+            others = await self._unload(name, entry, selection, alias, freed)
+            shared_with = [str(other) for other in others if caller.sees(other)]
         return {
             "adapter_id": ref.id,
             "adapter_source": ref.source,
@@ -162,7 +204,7 @@ class AdapterManager:
         selection: AdapterSelection,
         alias: Alias | None,
         freed: dict[str, int],
-    ) -> list[str]:
+    ) -> list[AdapterRef]:
         """Forget a name, and free what no other leads to; returns the others."""
         self._catalog.forget(name)
         if alias is not None and entry.selection.refs == selection.refs:
@@ -171,11 +213,12 @@ class AdapterManager:
         if not entry.names:
             self._catalog.detach(entry)
             await asyncio.shield(self._directory.start(self._free(entry, freed)))
-        return sorted(
-            str(other.ref)
+        others = (
+            other.ref
             for other in entry.names.values()
             if self._catalog.names.good_view(other, selection.token) is not None
         )
+        return sorted(others, key=str)
 
     async def _free(self, entry: CatalogEntry, freed: dict[str, int]) -> None:
         parts = entry.content.parts
@@ -185,18 +228,21 @@ class AdapterManager:
         after = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers(parts))
         freed.update({tier: before[tier] - after[tier] for tier in before})
 
-    async def _bring(self, entry: CatalogEntry, selection: AdapterSelection, *, pin: bool) -> None:
-        engine = self._catalog.engine
+    async def _bring(
+        self, entry: CatalogEntry, selection: AdapterSelection, pinned_by: Caller | None
+    ) -> None:
+        engine, pin = self._catalog.engine, pinned_by is not None
         try:
             await engine.load_adapter(entry.handle, pin=pin)
-            if pin:
+            if pinned_by is not None:
                 ref = selection.refs[0]
                 name, _, found = self._catalog.require(ref, selection.token)
                 if found is not entry:
                     raise AdapterNotLoadedError(
                         f"adapter {ref} was replaced while it was loaded; send it again"
                     )
-                name.is_pinned = True
+                self._check_pins(name, pinned_by)
+                name.pinned_by.add(pinned_by.tenant)
         except BaseException:
             # A pin without a name could not be taken back.
             if pin and not self._catalog.is_pinned(entry):
@@ -213,12 +259,28 @@ class AdapterManager:
 
     # --- who may ------------------------------------------------------------------
 
-    async def _required(self, selection: AdapterSelection) -> tuple[KnownName, CatalogEntry]:
+    def _check_pins(self, name: KnownName, caller: Caller) -> None:
+        """Raise QuotaError when a tenant keeps as many adapters as it may."""
+        if caller.is_admin or caller.tenant in name.pinned_by:
+            return
+        pinned = sum(caller.tenant in each.pinned_by for each in self._catalog.names)
+        if pinned >= caller.quotas.pins:
+            raise QuotaError(
+                f"the quota of {counted(caller.quotas.pins, 'pin')} is used up; unpin an adapter "
+                "first",
+                retry_after_s=_PIN_RETRY_S,
+            )
+
+    async def _required(
+        self, selection: AdapterSelection, caller: Caller
+    ) -> tuple[KnownName, CatalogEntry]:
         """Return a name and what it leads to; AdapterNotLoadedError, also if it is hidden.
 
         Whether a token is still accepted is asked for when the last answer is old.
         """
         ref, token = selection.refs[0], selection.token
+        if not caller.sees(ref):
+            raise not_loaded(ref)
         name, view, entry = self._catalog.require(ref, token)
         if name.is_public or self._catalog.names.holds(view):
             return name, entry
@@ -231,11 +293,14 @@ class AdapterManager:
         return name, entry
 
     async def _confirm(
-        self, rows: Sequence[ListedAdapter], token: str | None, seconds: float = _CONFIRM_S
+        self, rows: Sequence[ListedAdapter], tokens: Sequence[str], seconds: float = _CONFIRM_S
     ) -> None:
         """Ask sources again that let this caller in some time ago, for a while."""
+        by_scope = {self._catalog.names.scope_of(token): token for token in tokens}
         old = [
-            asyncio.ensure_future(self._directory.fetch(AdapterQuery(ref=row.ref, token=token)))
+            asyncio.ensure_future(
+                self._directory.fetch(AdapterQuery(ref=row.ref, token=by_scope.get(row.view.scope)))
+            )
             for row in rows
             if row.view is not None and self._is_old(row)
         ]
@@ -256,7 +321,8 @@ class AdapterManager:
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""
         name = self._catalog.names.find(selection.refs[0])
-        row = self._list.row(name, selection.token) if name is not None else None
+        viewer = Viewer(OPERATOR, self._catalog.names.scopes(selection.token))
+        row = self._list.row(name, viewer) if name is not None else None
         if row is None:
             raise AdapterNotLoadedError(f"adapter {selection.refs[0]} was unloaded meanwhile")
         return document_of(row, await self._tiers([row]))
@@ -267,37 +333,53 @@ class AdapterManager:
         parts = dict.fromkeys(part for content in contents for part in content.parts)
         return await self._shards.adapter_tiers([*parts])
 
-    async def listing(self, query: ListQuery, token: str | None = None) -> Document:
+    async def listing(
+        self, query: ListQuery, token: str | None = None, caller: Caller = OPERATOR
+    ) -> Document:
         """Return a page of the adapters that a caller may see, with state and bytes per tier.
 
         Behind the names come merges, and what a name led to and is still in use (retiring).
         """
-        page = self._list.page(query, token)
+        tokens = self._tokens.of(caller, token)
+        viewer = Viewer(caller, self._catalog.names.scopes(*tokens))
+        page = await self._page(query, viewer)
         if any(self._is_old(row) for row in page.rows):
-            await self._confirm(page.rows, token)
+            await self._confirm(page.rows, tokens)
         tiers = await self._tiers(page.rows)
         documents: list[Document] = []
         for row in page.rows:
             # Some things may have changed since the page was chosen.
-            now = row if row.name is None else self._list.row(row.name, token)
+            now = row if row.name is None else self._list.row(row.name, viewer)
             if now is not None and not self._is_old(now):
                 documents.append(document_of(now, tiers))
             if len(documents) % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         return {"adapters": documents, "next_cursor": page.next_cursor}
 
-    async def usable(self, token: str | None = None) -> list[KnownName]:
+    async def _page(self, query: ListQuery, viewer: Viewer) -> Page:
+        """Return a page; a tenant's is full, so that no cursor has to tell of others' names."""
+        page = self._list.page(query, viewer)
+        while viewer.caller.has_key and page.resume is not None:
+            await asyncio.sleep(0)
+            rest = replace(query, cursor=page.resume, limit=query.limit - len(page.rows))
+            more = self._list.page(rest, viewer)
+            page = more._replace(rows=page.rows + more.rows)
+        return page
+
+    async def usable(self, token: str | None = None, caller: Caller = OPERATOR) -> list[KnownName]:
         """Return the names by which a caller may use adapters now, aliases aside."""
+        tokens = self._tokens.of(caller, token)
+        viewer = Viewer(caller, self._catalog.names.scopes(*tokens))
         loop = asyncio.get_running_loop()
         until = loop.time() + _CONFIRM_S
         names: list[KnownName] = []
         query: ListQuery | None = ListQuery(limit=LARGEST_PAGE)
         while query is not None:
-            page = self._list.page(query, token)
+            page = self._list.page(query, viewer)
             if any(self._is_old(row) for row in page.rows) and loop.time() < until:
-                await self._confirm(page.rows, token, until - loop.time())
+                await self._confirm(page.rows, tokens, until - loop.time())
             for row in page.rows:
-                now = self._list.row(row.name, token) if row.name is not None else None
+                now = self._list.row(row.name, viewer) if row.name is not None else None
                 if now is None or now.name is None or now.alias is not None or self._is_old(now):
                     continue
                 if now.entry is not None:
@@ -307,7 +389,7 @@ class AdapterManager:
             await asyncio.sleep(0)
         return names
 
-    async def known(self, selection: AdapterSelection) -> KnownName:
+    async def known(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> KnownName:
         """Return a name that a caller may use and that is known; else AdapterNotLoadedError."""
-        name, _ = await self._required(self._directory.plain(selection))
+        name, _ = await self._required(self._directory.plain(selection), caller)
         return name

@@ -16,7 +16,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, FetchedAdapter, Reason
@@ -41,12 +41,18 @@ class KnownName:
     # Why it could not be had when somebody last asked.
     failure: AdapterUnavailableError | None = None
     num_resolving: int = 0
-    is_pinned: bool = False
+    # The tenants that keep it on the shards; the server's operator is the empty one.
+    pinned_by: set[str] = field(default_factory=set)
     num_uses: int = 0
     # Unix time.
     last_used_at: float | None = None
     # Where it was counted.
     stand: str | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether anybody keeps it on the shards."""
+        return bool(self.pinned_by)
 
     @property
     def is_public(self) -> bool:
@@ -120,18 +126,31 @@ class NameBook:
         """Return what is known of a name, None if nothing is."""
         return self._names.get(str(ref))
 
+    def scopes(self, *tokens: str | None) -> tuple[str, ...]:
+        """Return what stands for somebody who presents some tokens: everybody's scope, and theirs."""
+        return (EVERYBODY, *(self.scope_of(token) for token in tokens if token is not None))
+
     def good_view(self, name: KnownName, token: str | None) -> NameView | None:
         """Return the view by which a caller may use a name; it may have to be asked again."""
-        for scope in self._scopes(token):
+        return self.good_in(name, self.scopes(token))
+
+    def any_view(self, name: KnownName, token: str | None) -> NameView | None:
+        """Return what a caller knows of a name: the good, else their own, else everybody's."""
+        return self.any_in(name, self.scopes(token))
+
+    def good_in(self, name: KnownName, scopes: Sequence[str]) -> NameView | None:
+        """Return the view by which somebody of some scopes may use a name."""
+        for scope in scopes:
             view = name.views.get(scope)
             if view is not None and view.fetched is not None:
                 return view
         return None
 
-    def any_view(self, name: KnownName, token: str | None) -> NameView | None:
-        """Return what a caller knows of a name: the good, else their own, else everybody's."""
-        scope = self.scope_of(token)
-        return self.good_view(name, token) or name.views.get(scope) or name.views.get(EVERYBODY)
+    def any_in(self, name: KnownName, scopes: Sequence[str]) -> NameView | None:
+        """Return what somebody of some scopes, everybody's first, knows of a name."""
+        if (good := self.good_in(name, scopes)) is not None:
+            return good
+        return next((name.views[each] for each in reversed(scopes) if each in name.views), None)
 
     def holds(self, view: NameView) -> bool:
         """Whether an answer can be used without asking again."""
@@ -142,16 +161,11 @@ class NameBook:
         name = self._names.get(str(ref))
         if name is None:
             return None
-        for scope in self._scopes(token):
+        for scope in self.scopes(token):
             view = name.views.get(scope)
             if view is not None and self.holds(view):
                 return view.fetched
         return None
-
-    def _scopes(self, token: str | None) -> Iterator[str]:
-        yield EVERYBODY
-        if token is not None:
-            yield self.scope_of(token)
 
     # --- what comes of it -----------------------------------------------------------
 
@@ -235,12 +249,12 @@ class NameBook:
     def __iter__(self) -> Iterator[KnownName]:
         return iter(self._names.values())
 
-    def sorted_from(self, first: str, after: str, token: str | None) -> Iterator[str]:
-        """The names from ``first`` on and behind ``after`` that a caller has views of, in order.
+    def sorted_from(self, first: str, after: str, scopes: Sequence[str]) -> Iterator[str]:
+        """The names from ``first`` on and behind ``after`` that scopes have views of, in order.
 
         None before them is looked at.
         """
-        lists = [self._sorted.get(scope, []) for scope in self._scopes(token)]
+        lists = [self._sorted.get(scope, []) for scope in scopes]
         places = [
             max(bisect.bisect_left(names, first), bisect.bisect_right(names, after))
             for names in lists

@@ -1,0 +1,169 @@
+"""What each tenant has taken of its quotas, and the words for when there is no more.
+
+Requests are counted when they come, tokens as they are known: those of a prompt before it
+runs, those of an output as they are generated. Nothing is given back: a client that leaves
+has had what was generated until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from lorax_contract.adapters import AdapterPart, AdapterRef, AdapterTiers, FetchedAdapter
+from lorax_contract.errors import QuotaError
+from lorax_contract.words import counted
+from lorax_router.service.callers import Caller, Quotas
+from lorax_router.service.keys.bucket import TokenBucket
+
+# When it makes sense to ask again for place in the store, which nobody can know.
+_STORE_RETRY_S = 60
+
+Tiers = Callable[[Sequence[AdapterPart]], Awaitable[AdapterTiers]]
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredAdapter:
+    """What a tenant's fetch put in the store."""
+
+    part: AdapterPart
+    num_bytes: int
+
+
+class TenantMeter:
+    """The account of one tenant; without quotas it takes everything."""
+
+    def __init__(self, quotas: Quotas, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._requests: TokenBucket | None = None
+        self._tokens: TokenBucket | None = None
+        self._fetches: TokenBucket | None = None
+        # By name: how often it is asked for now, and what it put in the store.
+        self._asking: Counter[str] = Counter()
+        self._stored: dict[str, _StoredAdapter] = {}
+        self.quotas = Quotas()
+        self.adopt(quotas)
+
+    def adopt(self, quotas: Quotas) -> None:
+        """Count by other quotas from now on; what was taken stays taken."""
+        self.quotas = quotas
+        self._requests = self._bucket(self._requests, quotas.requests_per_minute)
+        self._tokens = self._bucket(self._tokens, quotas.tokens_per_minute)
+        self._fetches = self._bucket(self._fetches, quotas.fetches_per_minute)
+
+    def _bucket(self, now: TokenBucket | None, per_minute: int | None) -> TokenBucket | None:
+        if per_minute is None:
+            return None
+        if now is None:
+            return TokenBucket(per_minute, self._clock)
+        now.set_rate(per_minute)
+        return now
+
+    # --- requests -----------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise QuotaError if a request that comes now is refused."""
+        _check(self._requests, "request", "requests")
+        _check(self._tokens, "token", "tokens")
+
+    def start_request(self) -> None:
+        """Count a request; raises QuotaError, and counts nothing then."""
+        self.check()
+        if self._requests is not None:
+            self._requests.take(1)
+
+    def start_prompt(self, num_tokens: int) -> None:
+        """Count a prompt before it runs; raises QuotaError if others took all meanwhile."""
+        _check(self._tokens, "token", "tokens")
+        self.generated(num_tokens)
+
+    def generated(self, num_tokens: int) -> None:
+        """Count tokens that are there."""
+        if self._tokens is not None:
+            self._tokens.take(num_tokens)
+
+    # --- adapters -----------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def fetching(self, ref: AdapterRef, tiers: Tiers) -> AsyncIterator[None]:
+        """Within, a source is asked for an adapter; raises QuotaError instead.
+
+        What the tenant asks at the same time for the same name counts once. ``tiers`` says what
+        of some adapters still lies in the store.
+        """
+        name = str(ref)
+        if not self._asking[name]:
+            _check(self._fetches, "adapter fetch", "adapter fetches")
+            await self._check_store(name, tiers)
+            if self._fetches is not None:
+                self._fetches.take(1)
+        self._asking[name] += 1
+        try:
+            yield
+        finally:
+            self._asking[name] -= 1
+            if not self._asking[name]:
+                del self._asking[name]
+
+    def fetched(self, ref: AdapterRef, adapter: FetchedAdapter) -> None:
+        """Count what a fetch put in the store: by name, what the name leads to now."""
+        if adapter.downloaded and self.quotas.store_bytes is not None:
+            self._stored[str(ref)] = _StoredAdapter(adapter.part, adapter.disk_bytes)
+
+    async def _check_store(self, name: str, tiers: Tiers) -> None:
+        """Refuse further adapters to a tenant whose adapters in the store are too large together.
+
+        What has left the store meanwhile does not count any more.
+        """
+        most = self.quotas.store_bytes
+        if most is None or name in self._stored or self._num_stored() < most:
+            return
+        on_disk = (await tiers([each.part for each in self._stored.values()])).disk
+        self._stored = {
+            name: each for name, each in self._stored.items() if on_disk.get(each.part.store_digest)
+        }
+        if self._num_stored() >= most:
+            raise QuotaError(
+                f"the quota of {most} bytes of adapters in the store is used up by "
+                f"{counted(len(self._stored), 'adapter')}; use those, or ask the operator to "
+                "unload some",
+                retry_after_s=_STORE_RETRY_S,
+            )
+
+    def _num_stored(self) -> int:
+        return sum(each.num_bytes for each in self._stored.values())
+
+
+class Meters:
+    """The meters of all tenants, by name; they last when the keys are read again."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._meters: dict[str, TenantMeter] = {}
+
+    def of(self, caller: Caller) -> TenantMeter:
+        """Return the meter of a caller's tenant, by the quotas that the caller came with."""
+        meter = self._meters.get(caller.tenant)
+        if meter is None:
+            meter = self._meters[caller.tenant] = TenantMeter(caller.quotas, self._clock)
+        elif meter.quotas != caller.quotas:
+            meter.adopt(caller.quotas)
+        return meter
+
+
+UNMETERED = TenantMeter(Quotas(), time.monotonic)
+
+
+def _check(bucket: TokenBucket | None, one: str, many: str) -> None:
+    if bucket is None or not (wait_s := bucket.wait_s()):
+        return
+    seconds, most = max(1, math.ceil(wait_s)), bucket.per_minute
+    raise QuotaError(
+        f"the quota of {most} {one if most == 1 else many} a minute is used up; try again in "
+        f"{counted(seconds, 'second')}",
+        retry_after_s=seconds,
+    )

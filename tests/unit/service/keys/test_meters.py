@@ -1,0 +1,159 @@
+"""What tenants take of their quotas, and the words when there is no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from tests.helpers.adapter_world import fetched, ref
+from tests.helpers.in_loop import in_loop
+
+from lorax_contract.adapters import AdapterPart, AdapterTiers
+from lorax_contract.errors import QuotaError
+from lorax_router.service.callers import ANYBODY, Caller, Quotas
+from lorax_router.service.keys.meters import Meters, TenantMeter
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def meter(clock: Clock | None = None, **quotas: int) -> TenantMeter:
+    return TenantMeter(Quotas(**quotas), clock or Clock())
+
+
+def test_a_request_too_many_is_told_the_quota_and_when_to_come_again() -> None:
+    clock = Clock()
+    taken = meter(clock, requests_per_minute=2)
+    taken.start_request()
+    taken.start_request()
+    with pytest.raises(QuotaError, match="the quota of 2 requests a minute is used up") as caught:
+        taken.start_request()
+    assert caught.value.kind.retry_after_s == 30
+    assert caught.value.kind.http_status == 429
+    assert QuotaError.kind.retry_after_s == 1
+    clock.now += 30
+    taken.start_request()
+
+
+def test_tokens_are_charged_as_they_are_counted_and_owed_beyond_the_quota() -> None:
+    clock = Clock()
+    taken = meter(clock, tokens_per_minute=60)
+    taken.start_request()
+    taken.start_prompt(50)
+    for _ in range(70):
+        taken.generated(1)
+    with pytest.raises(QuotaError, match="the quota of 60 tokens a minute") as caught:
+        taken.start_request()
+    assert caught.value.kind.retry_after_s == 61
+    with pytest.raises(QuotaError):
+        taken.check()
+    clock.now += 61
+    taken.start_request()
+
+
+def test_a_request_that_others_outran_runs_no_prompt() -> None:
+    taken = meter(tokens_per_minute=60)
+    taken.start_request()
+    taken.start_request()
+    taken.start_prompt(60)
+    with pytest.raises(QuotaError):
+        taken.start_prompt(1)
+
+
+def test_a_refused_request_takes_nothing() -> None:
+    clock = Clock()
+    taken = meter(clock, requests_per_minute=60, tokens_per_minute=60)
+    taken.start_prompt(120)
+    for _ in range(100):
+        with pytest.raises(QuotaError, match="tokens"):
+            taken.start_request()
+    clock.now += 62
+    for _ in range(60):
+        taken.check()
+        taken.start_request()
+
+
+def test_without_quotas_everything_is_free_and_with_other_ones_what_was_taken_counts() -> None:
+    meters = Meters(Clock())
+    for _ in range(1000):
+        meters.of(ANYBODY).start_request()
+        meters.of(ANYBODY).generated(10**9)
+    one = Caller(tenant="a", quotas=Quotas(requests_per_minute=5))
+    for _ in range(5):
+        meters.of(one).start_request()
+    with pytest.raises(QuotaError):
+        meters.of(one).start_request()
+    meters.of(Caller(tenant="b", quotas=Quotas(requests_per_minute=5))).start_request()
+    more = Caller(tenant="a", quotas=Quotas(requests_per_minute=6))
+    meters.of(more).start_request()
+    with pytest.raises(QuotaError, match="6 requests"):
+        meters.of(more).start_request()
+    meters.of(Caller(tenant="a")).start_request()
+
+
+class Disk:
+    """What lies in the store."""
+
+    def __init__(self, *digests: str) -> None:
+        self.digests = set(digests)
+        self.asked = 0
+
+    async def __call__(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
+        self.asked += 1
+        found = {p.store_digest: 1 for p in parts if p.store_digest in self.digests}
+        return AdapterTiers(disk=found)
+
+
+async def fetch(taken: TenantMeter, name: str, disk: Disk, **facts: object) -> None:
+    async with taken.fetching(ref(name), disk):
+        await asyncio.sleep(0)
+    adapter = fetched(name, downloaded=True, **facts)
+    disk.digests.add(adapter.part.store_digest)
+    taken.fetched(ref(name), adapter)
+
+
+@in_loop
+async def test_sources_are_asked_so_often_a_minute_and_once_for_all_who_ask_together() -> None:
+    clock = Clock()
+    taken = meter(clock, fetches_per_minute=2)
+    disk = Disk()
+    await asyncio.gather(*(fetch(taken, "a", disk) for _ in range(20)))
+    await fetch(taken, "b", disk)
+    with pytest.raises(QuotaError, match="2 adapter fetches a minute"):
+        await fetch(taken, "c", disk)
+    # A refusal is nobody's way around it.
+    asked = await asyncio.gather(
+        *(fetch(taken, "c", disk) for _ in range(5)), return_exceptions=True
+    )
+    assert all(isinstance(each, QuotaError) for each in asked)
+    clock.now += 30
+    await fetch(taken, "c", disk)
+    assert disk.asked == 0
+
+
+@in_loop
+async def test_stored_bytes_count_by_name_until_they_have_left_the_store() -> None:
+    taken, disk = meter(store_bytes=100), Disk()
+    await fetch(taken, "a", disk, disk_bytes=60)
+    await fetch(taken, "a", disk, disk_bytes=60)
+    await fetch(taken, "b", disk, disk_bytes=60)
+    with pytest.raises(QuotaError, match="100 bytes of adapters in the store .* 2 adapters"):
+        await fetch(taken, "c", disk, disk_bytes=60)
+    # What it has may be asked for again.
+    await fetch(taken, "a", disk, disk_bytes=60)
+    disk.digests.discard("files of a")
+    await fetch(taken, "c", disk, disk_bytes=60)
+
+
+@in_loop
+async def test_what_a_fetch_found_there_is_nobodys_charge() -> None:
+    taken, disk = meter(store_bytes=100), Disk()
+    for name in "abcdef":
+        async with taken.fetching(ref(name), disk):
+            pass
+        taken.fetched(ref(name), fetched(name, disk_bytes=90, downloaded=False))
