@@ -85,6 +85,8 @@ class World:
     cors: Cors = field(default_factory=Cors)
     model_id: str = "tests/tiny"
     template: str | None = TEMPLATE
+    # Makes constraints ready; None: the server offers none.
+    constraints: Any = None
 
     def __post_init__(self) -> None:
         bounds = self.bounds
@@ -102,6 +104,7 @@ class World:
             self.validator,
             self.metrics,
             max_concurrent_requests=self.max_concurrent_requests,
+            constraints=self.constraints,
             health_timeout_s=0.2,
         )
         self.app = build_app(

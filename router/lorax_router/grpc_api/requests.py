@@ -8,10 +8,13 @@ from typing import Any
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
+from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
+from lorax_contract.step import OutputKind
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.service.adapters.listing import DEFAULT_PAGE, ListQuery
 from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.constraints.formats import of_vllm
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -24,7 +27,7 @@ from lorax_router.service.requests import (
 
 # Fields that have the service's own names and meanings, where a client sets them.
 _SAME = (
-    "max_new_tokens", "n", "best_of", "temperature", "top_k", "top_p", "typical_p", "min_p",
+    "max_new_tokens", "min_new_tokens", "num_prompt_alternatives", "n", "best_of", "temperature", "top_k", "top_p", "typical_p", "min_p",
     "repetition_penalty", "frequency_penalty", "presence_penalty", "seed",
 )  # fmt: skip
 # With one of these tokens are drawn, whatever its value is.
@@ -107,6 +110,11 @@ def _parameters(
         **adapter,
         api_token=token or bearer_token,
         do_sample=any(map(params.HasField, _DRAWING)),
+        logit_bias=dict(params.logit_bias),
+        watermark=params.watermark,
+        constraint=_constraint(params),
+        output=OutputKind.PROMPT if values.get("max_new_tokens") == 0 else OutputKind.TOKENS,
+        raw_logprobs=params.raw_logprobs,
         stop=list(params.stop),
         stop_token_ids=list(params.stop_token_ids),
         ignore_eos_token=params.ignore_eos_token,
@@ -115,6 +123,26 @@ def _parameters(
         decoder_input_details=params.return_prompt_tokens,
         return_k_alternatives=given(params, "num_alternatives", None),
     )
+
+
+def _constraint(params: pb.Parameters) -> Constraint | None:
+    """Return what an output is to be bound to, by the one place that makes constraints."""
+    if not params.HasField("constraint"):
+        return None
+    constraint = params.constraint
+    value: Any
+    match language := constraint.WhichOneof("language"):
+        case None:
+            raise ValidationError("`constraint` is empty: set one of its fields")
+        case "json_schema":
+            language, value = "json", constraint.json_schema
+        case "choice":
+            value = list(constraint.choice.texts)
+        case _:
+            value = getattr(constraint, language)
+    if value is False:
+        raise ValidationError("`constraint.json_object` binds nothing when it is false")
+    return of_vllm({"structured_outputs": {language: value}})
 
 
 def _adapter(adapter: pb.Adapter) -> dict[str, Any]:

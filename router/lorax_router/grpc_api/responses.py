@@ -186,9 +186,10 @@ def adapter_info(document: Document) -> pb.AdapterInfo:
 
 def _common(result: results.GenerateResult) -> dict[str, Any]:
     """What the answers of Generate and Chat have alike."""
-    prompt_tokens = result.sequences[0].prompt_tokens
+    first = result.sequences[0]
+    prompt = first.prompt_tokens
     return {
-        "prompt_tokens": () if prompt_tokens is None else _tokens(prompt_tokens, ()),
+        "prompt_tokens": () if prompt is None else _tokens(prompt, first.prompt_alternatives),
         "usage": pb.Usage(
             prompt_tokens=result.num_prompt_tokens,
             generated_tokens=sum(each.num_generated for each in result.sequences),

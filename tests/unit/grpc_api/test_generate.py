@@ -8,14 +8,17 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import json_format
+from tests.helpers.constraints import choice, lark, regex, schema
 from tests.helpers.grpc_calls import Served, grpc_served, refusal_of, refused
 from tests.helpers.http_app import World, limits, until
 from tests.helpers.in_loop import in_loop
 from tests.helpers.scripted_engine import ScriptedEngine, failure, words
 
+from lorax_contract.constraint import Constraint
 from lorax_contract.errors import GenerationError, LoraxError, OverloadedError, ShardError
-from lorax_contract.step import FinishCode
+from lorax_contract.step import Alternatives, FinishCode, OutputKind, TokenColumns
 from lorax_proto import lorax_pb2 as pb
+from lorax_router.service.engine.port import TokenChunk
 
 
 def request(text: str = "w1 w2", **params: Any) -> pb.GenerateRequest:
@@ -146,6 +149,74 @@ def test_tokens_are_drawn_when_a_field_for_that_is_given(params, is_drawn):
     scene()
 
 
+class AnyConstraints:
+    """Takes every constraint as it is."""
+
+    async def ready(self, constraint: Constraint, _content: object) -> Constraint:
+        return constraint
+
+
+@pytest.mark.parametrize(
+    ("constraint", "expected"),
+    [
+        (pb.Constraint(json_schema='{"type": "array"}'), schema({"type": "array"})),
+        (pb.Constraint(json_object=True), schema({"type": "object"})),
+        (pb.Constraint(regex="a+"), regex("a+")),
+        (pb.Constraint(grammar='start: "a"'), lark('start: "a"')),
+        (pb.Constraint(choice=pb.Choice(texts=["a", "b"])), choice("a", "b")),
+    ],
+)
+def test_an_output_is_bound_to_what_is_asked_for(constraint, expected):
+    @in_loop
+    async def scene():
+        world = World(constraints=AnyConstraints())
+        async with grpc_served(world) as served:
+            await served.stub.Generate(request(constraint=constraint), timeout=30)
+            assert world.engine.submitted[0].constraint == expected
+
+    scene()
+
+
+@in_loop
+async def test_biases_a_least_length_and_the_models_own_logprobs_reach_the_engine():
+    world = World()
+    async with grpc_served(world) as served:
+        asked = request(logit_bias={5: -1.5}, min_new_tokens=2, raw_logprobs=True, watermark=False)
+        await served.stub.Generate(asked, timeout=30)
+        (spec,) = world.engine.submitted
+        assert (spec.sampling.logit_bias.ids, spec.sampling.logit_bias.values) == ((5,), (-1.5,))
+        assert spec.stopping.min_new_tokens == 2
+        assert spec.sampling.raw_logprobs
+
+
+@in_loop
+async def test_a_prompt_alone_is_computed_and_told():
+    def script(spec):
+        size = len(spec.prompt_ids)
+        prompt = TokenColumns(
+            list(spec.prompt_ids),
+            [float("nan"), *[-1.0] * (size - 1)],
+            ["p"] * size,
+            [False] * size,
+        )
+        best = [Alternatives([], [], []), *[Alternatives([7], [-0.1], ["w7"])] * (size - 1)]
+        yield TokenChunk(
+            TokenColumns(), finish=FinishCode.LENGTH, generated_text="", prompt_tokens=prompt,
+            prompt_alternatives=best,
+        )  # fmt: skip
+
+    world = World(engine=ScriptedEngine(script))
+    async with grpc_served(world) as served:
+        asked = request(max_new_tokens=0, return_prompt_tokens=True, num_prompt_alternatives=1)
+        answer = await served.stub.Generate(asked, timeout=30)
+        assert world.engine.submitted[0].output is OutputKind.PROMPT
+        assert answer.sequences[0].text == ""
+        assert answer.usage.generated_tokens == 0
+        assert [each.id for each in answer.prompt_tokens] == [900, 1, 2]
+        assert not answer.prompt_tokens[0].alternatives
+        assert answer.prompt_tokens[1].alternatives[0].text == "w7"
+
+
 @in_loop
 async def test_a_chat_streams_its_content():
     world = World()
@@ -215,7 +286,15 @@ async def test_an_answer_that_was_begun_is_continued():
 @pytest.mark.parametrize(
     ("sent", "field", "words_in_it"),
     [
-        (request(max_new_tokens=0), "max_new_tokens", "above 0"),
+        (request(max_new_tokens=40), "prompt", "at most 30"),
+        (request(min_new_tokens=5, max_new_tokens=4), "min_new_tokens", "at most"),
+        (request(logit_bias={906: 1.0}), "logit_bias", "906 is not a token"),
+        (request(constraint=pb.Constraint()), "constraint", "is empty"),
+        (request(constraint=pb.Constraint(json_schema="{")), "constraint.json_schema", "no JSON"),
+        (request(constraint=pb.Constraint(json_schema="[]")), "constraint.json_schema", "object"),
+        (request(constraint=pb.Constraint(regex="")), "constraint.regex", "not empty"),
+        (request(constraint=pb.Constraint(choice=pb.Choice())), "constraint.choice", "list"),
+        (request(constraint=pb.Constraint(json_object=False)), "constraint.json_object", "false"),
         (request(""), "prompt", "must not be empty"),
         (pb.GenerateRequest(), "prompt", "`text` or `token_ids`"),
         (request("w1 " * 40), "prompt", "at most 20 tokens"),
