@@ -244,6 +244,8 @@ async def _serve_clients(
         _spare_collector()
         _say_ready(config, listeners)
         await stopper.wait()
+        if grpc_server is not None:
+            grpc_server.stop_admitting()
         await _drain(config, parts)
         # What still runs ends with an error now, which its response then tells.
         engine.cancel()

@@ -28,15 +28,21 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._max_watchers = max_watchers
         self._num_watchers = 0
         self._status = NOT_SERVING
+        self._is_closed = False
         # Set when the status changes; another one takes its place then.
         self._change = asyncio.Event()
 
     def set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        """Have this status from now on."""
-        if status != self._status:
+        """Have this status from now on; after ``close`` it stays what it is."""
+        if status != self._status and not self._is_closed:
             self._status = status
             self._change.set()
             self._change = asyncio.Event()
+
+    def close(self) -> None:
+        """Serve nothing any more, for good."""
+        self.set(NOT_SERVING)
+        self._is_closed = True
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: _Context

@@ -90,9 +90,13 @@ class GrpcServer:
             await asyncio.sleep(self._interval_s)
             await self._update()
 
+    def stop_admitting(self) -> None:
+        """Report from now on that nothing new is served."""
+        self._health.close()
+
     async def stop(self, grace_s: float) -> None:
-        """Report that nothing is served any more, then end; open calls get ``grace_s``."""
-        self._health.set(NOT_SERVING)
+        """Report the same, then end; open calls get ``grace_s``."""
+        self.stop_admitting()
         await self._server.stop(grace_s)
 
     async def _update(self) -> None:

@@ -61,6 +61,18 @@ async def test_a_watch_tells_of_each_change_and_of_the_end():
         await asyncio.gather(served.server.stop(0.1), _reads(watch, NOT_SERVING))
 
 
+@in_loop
+async def test_a_server_that_drains_says_so_at_once_and_stays_so():
+    async with grpc_served(World(), interval_s=0.01) as served:
+        assert await status(served) == SERVING
+        served.server.stop_admitting()
+        assert await status(served) == NOT_SERVING
+        following = asyncio.create_task(served.server.follow_health())
+        await asyncio.sleep(0.05)
+        assert await status(served) == NOT_SERVING
+        following.cancel()
+
+
 async def _reads(watch: Any, wanted: int) -> None:
     assert (await watch.read()).status == wanted
 
