@@ -27,7 +27,7 @@ from lorax_router.core.adapters.record import AdapterRecord
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
 from lorax_router.service.adapters.names import EVERYBODY, KnownName, NameView, stand_of
-from lorax_router.service.callers import Caller
+from lorax_router.service.callers import KEYED_OPERATOR, Caller
 
 Document = dict[str, Any]
 
@@ -120,10 +120,11 @@ class Viewer(NamedTuple):
     def may_know(self, view: NameView) -> bool:
         """Whether what a view says is for them.
 
-        What tenants asked for in vain is their own affair, though they presented no token.
+        What tenants asked for in vain is their own affair, though they presented no token, and
+        that of the operator of the machine.
         """
         is_somebodys = view.scope != EVERYBODY or view.fetched is not None
-        return is_somebodys or self.caller.is_admin or not self.caller.has_key
+        return is_somebodys or not self.caller.has_key or self.caller == KEYED_OPERATOR
 
 
 class Page(NamedTuple):

@@ -279,5 +279,8 @@ def _text_of(answer: Mapping[str, Any], owner: str) -> str:
         return str(answer["text"])
     if "invalid" in answer:
         raise TemplateError(f"the chat template of {owner} is not valid: {answer['invalid']}")
-    reason = answer.get("failed") or answer.get("long")
-    raise TemplateError(f"the chat template of {owner} failed: {reason}")
+    what = f"the chat template of {owner} failed"
+    if "long" in answer:
+        raise TemplateError(f"{what}: {answer['long']}")
+    # Its own words may quote the messages, which are for no log.
+    raise TemplateError(what, public=f"{what}: {answer.get('failed')}")

@@ -114,8 +114,9 @@ async def test_a_broken_template_says_so_and_its_process_lives_on(text: str, rea
     async with pool() as renderers:
         assert await renderers.render(own("{{ 1 }}"), {}) == "1"
         (before,) = processes()
-        with pytest.raises(TemplateError, match=reason):
+        with pytest.raises(TemplateError) as caught:
             await renderers.render(own(text), {})
+        assert reason in caught.value.public
         assert processes() == [before]
 
 
@@ -277,3 +278,14 @@ async def test_a_model_without_a_template_says_so() -> None:
         await renderers.render(ChatPrompt(messages=[]))
     assert await renderers.render(ChatPrompt(messages=[]), own("{{ 1 }}")) == "1"
     await renderers.close()
+
+
+@in_loop
+async def test_what_a_template_says_of_messages_is_for_the_client_and_for_no_log() -> None:
+    """Its words may quote them: `raise_exception` takes whatever the template gives it."""
+    template = own("{{ raise_exception('cannot take ' + x) }}")
+    async with pool() as renderers:
+        with pytest.raises(TemplateError) as caught:
+            await renderers.render(template, {"x": "zzcanaryzz"})
+    assert "cannot take zzcanaryzz" in caught.value.public
+    assert "zzcanaryzz" not in str(caught.value)
