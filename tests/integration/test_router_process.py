@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -14,11 +15,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from tests.helpers.certificates import write_pair
 from tests.helpers.fake_shard_server import serve
 from tests.helpers.http_app import events
 from tests.helpers.router_process import config_of, started
+from tests.helpers.tenants import bearer, key_of, keys_file
 
 from lorax_contract.exit_codes import ExitCode
+from lorax_contract.keys import hash_of
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
 BODY = {"inputs": "w1 w2", "parameters": {"max_new_tokens": 40, "ignore_eos_token": True}}
@@ -325,5 +329,72 @@ def test_the_router_never_imports_transformers_or_torch():
         )
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
         assert await process.wait() == 0
+
+    play(scene())
+
+
+def test_it_asks_for_keys_speaks_tls_and_tells_metrics_apart(tmp_path):
+    key, scrape = "sk-of-a-client", "sk-of-a-scraper"
+    chain, private = write_pair(tmp_path, "router")
+    file = keys_file(tmp_path / "keys.json", ant={})
+
+    async def scene() -> None:
+        config = config_of(
+            tmp_path,
+            grpc_port=0,
+            metrics_port=0,
+            api_key_hashes=[hash_of(key)],
+            metrics_key_hashes=[hash_of(scrape)],
+            api_keys_file=str(file),
+            ssl_certfile=str(chain),
+            ssl_keyfile=str(private),
+        )
+        context = ssl.create_default_context(cafile=str(chain))
+        async with serve([fake_shard()], tmp_path), started(config, tmp_path) as router:
+            ready = await router.ready()
+            async with httpx.AsyncClient(verify=context, timeout=30) as client:
+                url, metrics = ready["url"], ready["metrics"]
+                assert url.startswith("https://")
+                assert (await client.get(f"{url}/health")).status_code == 200
+                assert (await client.post(f"{url}/generate", json=BODY)).status_code == 401
+                for good in (key, key_of("ant")):
+                    headers = bearer(good)
+                    answer = await client.post(f"{url}/generate", json=BODY, headers=headers)
+                    assert answer.status_code == 200
+                assert (await client.get(metrics)).status_code == 401
+                scraped = await client.get(metrics, headers=bearer(scrape))
+                assert 'lorax_tenant_request_count{tenant="ant"} 1.0' in scraped.text
+                there = metrics.removesuffix("/metrics")
+                assert (
+                    await client.get(f"{there}/info", headers=bearer(scrape))
+                ).status_code == 404
+                # Replaced while it runs.
+                keys_file(file, bee={})
+                while (await client.get(f"{url}/info", headers=bearer(key_of("bee")))).is_error:
+                    await asyncio.sleep(0.05)
+                gone = await client.get(f"{url}/info", headers=bearer(key_of("ant")))
+                assert gone.status_code == 401
+            router.process.send_signal(signal.SIGTERM)
+            code, log = await router.ended()
+            assert code == ExitCode.OK
+            assert not any(secret in json.dumps(log) for secret in (key, scrape, key_of("ant")))
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"api_keys_file": "nowhere.toml"}, "api_keys_file: nowhere.toml: it cannot be read"),
+        ({"ssl_certfile": "nowhere.pem"}, "ssl_certfile: certificate or key cannot be read"),
+    ],
+)
+def test_a_bad_file_of_keys_or_certificates_ends_it_at_once(tmp_path, fault, words):
+    async def scene() -> None:
+        # No shard is there, and none is waited for.
+        async with started(config_of(tmp_path, **fault), tmp_path) as router:
+            code, log = await router.ended()
+            assert code == ExitCode.BAD_CONFIG
+            assert words in log[-1]["message"]
 
     play(scene())

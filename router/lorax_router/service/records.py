@@ -7,7 +7,7 @@ import logging
 from time import perf_counter
 from typing import Any
 
-from lorax_contract.errors import LoraxError, RequestError
+from lorax_contract.errors import LoraxError, QuotaError, RequestError
 from lorax_contract.step import FinishCode
 from lorax_router.service.adapters.directory import AdapterLease
 from lorax_router.service.callers import ANYBODY, Caller
@@ -18,6 +18,10 @@ from lorax_router.service.requests import ValidRequest
 from lorax_router.service.results import FINISH_REASONS, AdapterUse, Timings
 
 logger = logging.getLogger("lorax_router.request")
+
+
+# What is no fault of the server's, and may come often.
+_EXPECTED = (RequestError, QuotaError, asyncio.CancelledError)
 
 
 class SequenceProgress:
@@ -149,6 +153,13 @@ class RequestRecord:
 
     def close(self, error: BaseException | None) -> None:
         """Write the outcome; called once."""
+        if self._caller.has_key:
+            self._metrics.tenants.ended(
+                self._caller.tenant,
+                num_prompt=0 if self._valid is None else self._valid.num_prompt_tokens,
+                num_generated=self.num_generated,
+                failed=error is not None,
+            )
         if self.adapter is not None:
             self._metrics.adapter_used(self.adapter, self.num_generated, failed=error is not None)
         if error is None:
@@ -167,7 +178,7 @@ class RequestRecord:
 
     def _log(self, error: BaseException | None) -> None:
         outcome = "ok" if error is None else failure_label(error)
-        is_fault = not (error is None or isinstance(error, RequestError | asyncio.CancelledError))
+        is_fault = not (error is None or isinstance(error, _EXPECTED))
         level = logging.WARNING if is_fault else logging.INFO
         if logger.isEnabledFor(level):
             fields = self._fields(outcome, error)

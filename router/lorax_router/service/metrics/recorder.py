@@ -20,6 +20,7 @@ from lorax_contract.errors import (
     GenerationError,
     IncompleteGenerationError,
     OverloadedError,
+    QuotaError,
     ShuttingDownError,
     TemplateError,
     UnhealthyError,
@@ -37,6 +38,7 @@ from lorax_router.service.adapters.metrics import (
 from lorax_router.service.engine.port import EngineStats
 from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
 from lorax_router.service.metrics.spec import MetricSpec
+from lorax_router.service.metrics.tenants import TENANT_METRICS, TenantUsage
 from lorax_router.service.metrics.vllm import VLLM_METRICS, VllmSeries
 from lorax_router.service.requests import ValidRequest
 from lorax_router.service.results import AdapterUse, Timings
@@ -48,7 +50,7 @@ REQUEST_SUCCESS = MetricSpec("lorax_request_success", "counter", "Requests answe
 REQUEST_FAILURE = MetricSpec(
     "lorax_request_failure",
     "counter",
-    "Requests that failed; `err` is overloaded, shutting_down, validation, template, generation, "
+    "Requests that failed; `err` is overloaded, quota (the tenant's is used up), shutting_down, validation, template, generation, "
     "download_adapter (its adapter could not be had), incomplete, unhealthy, dropped (the client left), bad_request (the body could not be read) or "
     "internal.",
     ("err",),
@@ -165,6 +167,7 @@ ADAPTER_PHASE = MetricSpec(
 ALL_METRICS = (
     *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
     *ADAPTER_METRICS,
+    *TENANT_METRICS,
     *VLLM_METRICS,
 )
 
@@ -217,6 +220,8 @@ class Metrics:
             REQUEST_SKIPPED_TOKENS.name, REQUEST_SKIPPED_TOKENS.text, registry=self.registry
         )
         self._usage = AdapterUsage(max_adapter_labels)
+        # Told of each request of a tenant that ended.
+        self.tenants = TenantUsage(self.registry)
         self._resolving = self._gauge(ADAPTERS_RESOLVING)
         self._adapter_phase = self._histogram(ADAPTER_PHASE, DURATION_BUCKETS)
         self._batch_count = self._counter(BATCH_COUNT)
@@ -384,6 +389,7 @@ class _EngineCollector(Collector):
 _FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
     (AdapterUnavailableError, "download_adapter"),
     (OverloadedError, "overloaded"),
+    (QuotaError, "quota"),
     (ShuttingDownError, "shutting_down"),
     (ValidationError, "validation"),
     (TemplateError, "template"),
