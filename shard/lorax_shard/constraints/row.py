@@ -90,13 +90,18 @@ class RowConstraint:
         """Make the matcher, bring it to the end of the output and fill the first mask."""
         self._fresh = self._source.copied()
         self.matcher.consume_tokens(self._ids)
+        self.fill()
+
+    def accept(self, token_id: int) -> None:
+        """Go on to the token that was drawn."""
+        self._ids.append(token_id)
+        self.matcher.consume_token(token_id)
+
+    def fill(self) -> None:
+        """Fill and take the next mask."""
         words = np.empty(self.num_words, dtype=np.int32)
         self._fill(words)
         self.take(words)
-
-    def note(self, token_id: int) -> None:
-        """Remember the token that the matcher is about to consume."""
-        self._ids.append(token_id)
 
     def take(self, words: Mask) -> None:
         """Take the mask that the matcher filled last."""

@@ -9,7 +9,6 @@ computed. A grammar was made ready before, so that this takes no time that other
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from lorax_contract.constraint import Constraint
 from lorax_shard.constraints.matchers import Matchers
@@ -32,12 +32,18 @@ _MAX_FILLING = 8
 
 
 class ConstrainedRows:
-    """Owns the threads in which matchers live; called by the thread that computes steps."""
+    """Owns the threads in which matchers live; called by the thread that computes steps.
 
-    def __init__(self, matchers: Matchers) -> None:
+    Args:
+        num_threads: how many fill masks at once; None: half of those that steps have.
+    """
+
+    def __init__(self, matchers: Matchers, num_threads: int | None = None) -> None:
         self._matchers = matchers
         self._entering = ThreadPoolExecutor(_NUM_ENTERING, thread_name_prefix="grammars")
         self._filling = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        own = min(_MAX_FILLING, max(1, torch.get_num_threads() // 2))
+        self._num_threads = num_threads or own
         self._executor: LLExecutor | None = None
 
     def warm_up(self) -> None:
@@ -72,30 +78,26 @@ class ConstrainedRows:
         self._filling.shutdown(wait=False, cancel_futures=True)
 
     def _advance(self, rows: list[RowConstraint], ids: list[int]) -> None:
-        executor = self._several()
         for row, token_id in zip(rows, ids, strict=True):
-            row.note(token_id)
-        executor.consume_token_par(
-            [(row.matcher, token_id) for row, token_id in zip(rows, ids, strict=True)]
-        )
+            row.accept(token_id)
+        if self._num_threads == 1 or len(rows) == 1:
+            # To hand it to another thread would take longer than to do it.
+            for row in rows:
+                row.fill()
+            return
         by_width: dict[int, list[RowConstraint]] = defaultdict(list)
         for row in rows:
             by_width[row.num_words].append(row)
         for width, members in by_width.items():
-            masks = np.empty((len(members), width), dtype=np.int32)
-            executor.unsafe_compute_mask_ptr(
-                [(row.matcher, place) for place, row in enumerate(members)],
-                masks.ctypes.data,
-                4 * width,
-                len(members),
-            )
-            for row, words in zip(members, masks, strict=True):
-                row.take(words)
+            self._fill_together(members, width)
 
-    def _several(self) -> LLExecutor:
+    def _fill_together(self, rows: list[RowConstraint], width: int) -> None:
         if self._executor is None:
             from llguidance import LLExecutor
 
-            # Steps have the cores; what fills masks is small beside them.
-            self._executor = LLExecutor(min(_MAX_FILLING, max(1, (os.cpu_count() or 1) // 2)))
-        return self._executor
+            self._executor = LLExecutor(self._num_threads)
+        masks = np.empty((len(rows), width), dtype=np.int32)
+        targets = [(row.matcher, place) for place, row in enumerate(rows)]
+        self._executor.unsafe_compute_mask_ptr(targets, masks.ctypes.data, 4 * width, len(rows))
+        for row, words in zip(rows, masks, strict=True):
+            row.take(words)

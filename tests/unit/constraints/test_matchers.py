@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from llguidance import LLMatcher
 from tests.helpers import tiny_tokenizers
 from tests.helpers.constraints import choice, lark, regex, schema
+from tests.helpers.grammar_world import GrammarWorld, allowed
 from tokenizers import Tokenizer
 
 from lorax_contract.constraint import Constraint, ConstraintKind
@@ -27,54 +26,10 @@ KINDS = [
 ]
 
 
-class World:
-    """The matchers of one tokenizer, and what each of its tokens adds to a text."""
-
-    def __init__(self, tokenizer: Tokenizer, *, padding: int = 0) -> None:
-        self.tokenizer = tokenizer
-        self.reader = Detokenizer(tokenizer)
-        self.size = len(vocabulary_of(tokenizer)) + padding
-        self.eos = tokenizer.token_to_id(tiny_tokenizers.EOS)
-        self.tables = TokenTables(
-            tokenizer, self.reader, self.size, [self.eos], self.reader.with_tokens
-        )
-        self.matchers = Matchers(self.tables)
-
-    def bytes_of(self, token_id: int) -> bytes:
-        piece = self.reader.piece(token_id)
-        return piece if isinstance(piece, bytes) else piece.encode()
-
-    def walk(
-        self,
-        constraint: Constraint,
-        choose: Callable[[list[int]], int],
-        own: OwnTokens | None = None,
-    ) -> list[int]:
-        """Return a whole output in which ``choose`` picks among what is allowed."""
-        row = RowConstraint(self.matchers.of(constraint, own))
-        row.start()
-        output: list[int] = []
-        while len(output) < 200:
-            token_id = choose(allowed(row.mask()))
-            output.append(token_id)
-            if token_id == self.eos:
-                return output
-            row.note(token_id)
-            row.matcher.consume_token(token_id)
-            words = np.empty(row.num_words, dtype=np.int32)
-            row.matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            row.take(words)
-        raise AssertionError("the output has no end")
-
-
-def allowed(mask) -> list[int]:
-    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
-
-
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("first", [True, False])
 def test_the_text_of_an_output_is_what_the_grammar_says(make, first):
-    world = World(make())
+    world = GrammarWorld(make())
     texts = ["the dog", "there again", "again"]
     output = world.walk(choice(*texts), min if first else max)
     assert output[-1] == world.eos
@@ -83,7 +38,7 @@ def test_the_text_of_an_output_is_what_the_grammar_says(make, first):
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 def test_a_token_is_allowed_if_its_text_is_and_no_other(make):
-    world = World(make(), padding=3)
+    world = GrammarWorld(make(), padding=3)
     row = RowConstraint(world.matchers.of(regex("[a-f ]{1,40}x"), None))
     row.start()
     expected = [
@@ -99,7 +54,7 @@ def test_a_token_is_allowed_if_its_text_is_and_no_other(make):
 
 
 def test_masks_are_those_of_the_library():
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     constraint = schema({"type": "object", "properties": {"the": {"type": "integer"}}})
     _, tokens = world.tables.get(None)
     theirs = LLMatcher(tokens, constraint.grammar)
@@ -113,15 +68,12 @@ def test_masks_are_those_of_the_library():
         if token_id == world.eos:
             break
         theirs.consume_token(token_id)
-        row.note(token_id)
-        row.matcher.consume_token(token_id)
-        following = np.empty(row.num_words, dtype=np.int32)
-        row.matcher.unsafe_compute_mask_ptr(following.ctypes.data, following.nbytes)
-        row.take(following)
+        row.accept(token_id)
+        row.fill()
 
 
 def test_a_row_built_anew_from_its_output_goes_on_as_before():
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     constraint = choice("the quick brown fox", "the quick dog")
     output = world.walk(constraint, max)
     for count in range(len(output)):
@@ -132,7 +84,7 @@ def test_a_row_built_anew_from_its_output_goes_on_as_before():
 
 def test_an_adapter_s_own_tokens_are_allowed_by_their_text():
     base = tiny_tokenizers.byte_level()
-    world = World(base)
+    world = GrammarWorld(base)
     tokenizer = Tokenizer.from_str(base.to_str())
     tokenizer.add_tokens(["lazylazy", "🙂dog"])
     vocabulary = vocabulary_of(tokenizer)
@@ -149,7 +101,7 @@ def test_an_adapter_s_own_tokens_are_allowed_by_their_text():
 
 
 def test_an_adapter_that_shares_few_tokens_gets_whole_texts_too():
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     other = Tokenizer.from_str(world.tokenizer.to_str())
     vocabulary = vocabulary_of(other)
     shifted = [vocabulary.token(0), "<one more>"]
@@ -179,7 +131,7 @@ def test_an_adapter_that_shares_few_tokens_gets_whole_texts_too():
     ],
 )
 def test_what_cannot_be_compiled_is_refused_in_words(constraint, words):
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     with pytest.raises(ValidationError, match=words):
         world.matchers.copied(constraint, None)
 
@@ -193,7 +145,7 @@ def test_a_model_without_an_end_binds_nothing():
 
 
 def test_a_grammar_is_compiled_once_for_the_same_tokens(monkeypatch):
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     compiled = []
     from lorax_shard.constraints import matchers
 
@@ -208,27 +160,25 @@ def test_a_grammar_is_compiled_once_for_the_same_tokens(monkeypatch):
 
 def test_an_error_of_another_row_with_the_same_grammar_is_no_error_of_this_one():
     """Copies share a lexer; should one pass its limits, the others go on without it."""
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     constraint = regex("[a-z ]+")
     row = RowConstraint(world.matchers.of(constraint, None))
     row.start()
     token_id = allowed(row.mask())[0]
-    row.note(token_id)
+    row.accept(token_id)
     # What a shared lexer that gave up looks like.
     row.matcher.consume_token(world.tokenizer.token_to_id("!"))
     assert row.matcher.is_error()
-    words = np.zeros(row.num_words, dtype=np.int32)
-    row.take(words)
+    row.fill()
     assert token_id in allowed(row.mask())
 
 
 def test_a_matcher_in_error_ends_its_row_in_words():
-    world = World(tiny_tokenizers.byte_level())
+    world = GrammarWorld(tiny_tokenizers.byte_level())
     row = RowConstraint(world.matchers.of(regex("[a-z ]+"), None))
     row.start()
     wrong = world.tokenizer.token_to_id("!")
-    row.note(wrong)
-    row.matcher.consume_token(wrong)
-    row.take(np.zeros(row.num_words, dtype=np.int32))
+    row.accept(wrong)
+    row.fill()
     with pytest.raises(Exception, match="cannot be kept to its grammar"):
         row.mask()
