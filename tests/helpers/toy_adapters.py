@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from tests.helpers.toy_paged_model import BLOCK_SIZE, ToyModel, toy_tokenizer
 
 from lorax_contract.step import AdapterHandle, NewRow, WarmupSpec
+from lorax_shard.constraints.setup import constraints_maker
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.vocabulary import Vocabulary
@@ -61,8 +63,8 @@ class SlottedToy(ToyModel):
 
     lora_backend = "toy"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
+        super().__init__(eos_token_ids)
         self.slots = ToySlots()
         # The slots of the rows of every forward pass.
         self.row_slots: list[list[int | None]] = []
@@ -83,11 +85,19 @@ class SlottedToy(ToyModel):
         return logits
 
 
-def make_engine(lane: ToyPrepared) -> tuple[Engine, SlottedToy]:
-    """Return a warm engine with slots, and its model."""
+def make_engine(
+    lane: ToyPrepared, *, eos_token_ids: Sequence[int] = ()
+) -> tuple[Engine, SlottedToy]:
+    """Return a warm engine with slots, and its model; outputs can be bound to grammars."""
     pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=64)
-    model = SlottedToy()
-    engine = Engine(model, toy_tokenizer(), pool, adapters=lane)
+    model = SlottedToy(eos_token_ids)
+    engine = Engine(
+        model,
+        toy_tokenizer(),
+        pool,
+        adapters=lane,
+        make_constraints=constraints_maker(toy_tokenizer(), model.vocab_size, eos_token_ids),
+    )
     engine.warm_up(
         WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
     )

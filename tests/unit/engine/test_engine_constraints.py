@@ -9,6 +9,8 @@ import pytest
 from tests.helpers.constraints import choice, lark, regex, schema
 from tests.helpers.thread_ranks import run_ranks
 from tests.helpers.tiny_models import EOS
+from tests.helpers.toy_adapters import ToyAdapter, ToyPrepared, using
+from tests.helpers.toy_adapters import make_engine as make_engine_with_slots
 from tests.helpers.toy_paged_model import (
     expected_tokens,
     make_engine,
@@ -16,9 +18,11 @@ from tests.helpers.toy_paged_model import (
     new_row,
     toy_tokenizer,
 )
+from tokenizers import Tokenizer
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import FinishCode, LogitBias
+from lorax_shard.vocabulary import vocabulary_of
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
 END = toy_tokenizer().token_to_id(EOS)
@@ -179,6 +183,35 @@ def test_a_step_without_bound_rows_asks_nobody_for_masks(monkeypatch):
     monkeypatch.setattr(engine.constraints, "enter", None)
     ids, _, _ = run(engine, new_row(1, PROMPT))
     assert ids == expected_tokens(PROMPT, 8)
+
+
+def test_an_adapter_s_own_tokens_are_bound_beside_the_base_s():
+    tokenizer = Tokenizer.from_str(toy_tokenizer().to_str())
+    tokenizer.add_tokens(["🦊fox"])
+    tokenizer.add_special_tokens(["<end of mine>"])
+    vocabulary = vocabulary_of(tokenizer, "<end of mine>")
+    own_fox, own_end = len(vocabulary) - 2, len(vocabulary) - 1
+    lane = ToyPrepared({4: ToyAdapter(own_fox, vocabulary=vocabulary, vocab_size=len(vocabulary))})
+    engine, _ = make_engine_with_slots(lane, eos_token_ids=[END])
+    constraint = choice("🦊fox", "🦊foxes")
+    rows = [
+        using(new_row(1, PROMPT, constraint=constraint), 4),
+        new_row(2, PROMPT, constraint=constraint),
+    ]
+    plan = make_plan(1, [(1, 7, BLOCKS[:8]), (2, 7, BLOCKS[8:])], new=rows)
+    plan.activate = [4]
+    ids, texts = {1: [], 2: []}, {}
+    while len(texts) < 2:
+        outcome = engine.step(plan)
+        for request_id, token_id in zip(outcome.row_ids, outcome.tokens.ids, strict=True):
+            ids[request_id].append(token_id)
+        texts |= {each: detail.generated_text for each, detail in outcome.details.items()}
+        plan = make_plan(2, [(each, 1, []) for each in (1, 2) if each not in texts])
+    assert texts[1] in ("🦊fox", "🦊foxes")
+    assert texts[2] in ("🦊fox", "🦊foxes")
+    assert ids[1][0] == own_fox
+    assert ids[1][-1] in (END, own_end)
+    assert max(ids[2]) < own_fox
 
 
 def test_rank_0_binds_for_all():
