@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+# Tokens of an adapter that texts are searched for.
+_MAX_OWN = 4096
 
 
 class PieceReader(Protocol):
@@ -119,7 +123,10 @@ class _Tokens:
 
 
 class _Cutter:
-    """Cuts a text into tokens, as the base's tokenizer does where that gives back the text."""
+    """Cuts a text into tokens: an adapter's own ones first, the rest as the base's tokenizer does.
+
+    Where that does not give back the text, the longest tokens come first.
+    """
 
     def __init__(
         self, pieces: list[bytes], special: Sequence[int], ends: list[int], tokenizer: Tokenizer,
@@ -131,12 +138,35 @@ class _Cutter:
 
     def __call__(self, text: str) -> list[int]:
         """Return ids whose pieces are the text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        known = max(ids, default=0) < self._num_usable
-        # Some tokenizers put a space in front.
-        if known and b"".join(self._pieces[token_id] for token_id in ids) == text.encode():
+        parts = [text] if self._own_pattern is None else self._own_pattern.split(text)
+        ids = [token_id for part in parts if part for token_id in self._cut(part)]
+        if b"".join(self._pieces[token_id] for token_id in ids) == text.encode():
             return ids
         return self._longest_first.greedy_tokenize(text)
+
+    def _cut(self, part: str) -> list[int]:
+        """Return the ids of a text between own tokens, or of one; none if they are unknown."""
+        if (own := self._own.get(part)) is not None:
+            return [own]
+        ids: list[int] = self._tokenizer.encode(part, add_special_tokens=False).ids
+        return ids if max(ids, default=0) < self._num_usable else []
+
+    @cached_property
+    def _own(self) -> dict[str, int]:
+        special = set(self._special)
+        own = range(self._num_usable, len(self._pieces))
+        texts = {
+            self._pieces[token_id].decode("utf-8", "ignore"): token_id
+            for token_id in own
+            if token_id not in special
+        }
+        # Of many, the base's tokenizer knows too little to cut anything by.
+        return texts if len(texts) <= _MAX_OWN else {}
+
+    @cached_property
+    def _own_pattern(self) -> re.Pattern[str] | None:
+        texts = sorted(filter(None, self._own), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
 
     @cached_property
     def _longest_first(self) -> LLTokenizer:
