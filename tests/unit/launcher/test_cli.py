@@ -201,3 +201,17 @@ def test_adapters_may_be_listed_one_by_one_or_by_a_variable(
     assert one_by_one.preloaded_adapter_ids == ("org/a", "/b")
     assert one_by_one.adapter_local_root == ("/b",)
     assert one_by_one == by_variable
+
+
+def test_keys_come_from_flags_or_variables_and_are_in_no_output(
+    no_launch: list[LauncherOptions],
+) -> None:
+    result = run("--api-key", "sk-of-a-flag", "--api-key", "sk-two,sk-three", API_KEY="sk-unused")
+    assert result.exit_code == 0
+    assert no_launch[-1].api_key == ("sk-of-a-flag", "sk-two,sk-three")
+    for name in ("LORAX_API_KEY", "API_KEY"):
+        assert run(**{name: "sk-one,sk-two"}).exit_code == 0
+        assert no_launch[-1].api_key == ("sk-one,sk-two",)
+    both = run(LORAX_API_KEY="sk-ours", API_KEY="sk-others", LORAX_ADMIN_API_KEY="sk-admin")
+    assert (no_launch[-1].api_key, no_launch[-1].admin_api_key) == (("sk-ours",), ("sk-admin",))
+    assert not any("sk-" in each.output for each in (result, both))

@@ -20,6 +20,13 @@ from tests.helpers.fake_launcher import FACTS, fake_programs
 
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import TOKEN_VARIABLES
+from lorax_contract.keys import (
+    ADMIN_KEY_VARIABLES,
+    API_KEY_VARIABLES,
+    METRICS_KEY_VARIABLES,
+    SSL_PASSWORD_VARIABLE,
+    hash_of,
+)
 from lorax_launcher import supervisor as supervisor_module
 from lorax_launcher.console import Console
 from lorax_launcher.options import LauncherOptions
@@ -175,6 +182,34 @@ def test_tokens_travel_in_the_environment_only_and_where_they_are_needed(
         assert seen["environment"].get(variable) == ("hf_secret" if is_needed else None)
         assert "hf_secret" not in " ".join(seen["argv"])
     assert "hf_secret" not in stage.output.getvalue()
+
+
+def test_no_child_is_given_a_key_and_only_the_router_a_password(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, password = "sk-the-secret-itself", "correct horse"
+    for name in (*API_KEY_VARIABLES, *ADMIN_KEY_VARIABLES, *METRICS_KEY_VARIABLES):
+        monkeypatch.setenv(name, key)
+    monkeypatch.setenv(SSL_PASSWORD_VARIABLE, password)
+    configs: list[str] = []
+
+    def read(supervisor: Supervisor) -> None:
+        for role in ("shard", "router"):
+            argv = stage.seen(role)["argv"]
+            configs.append(Path(argv[argv.index("--config") + 1]).read_text())
+        supervisor.request_stop()
+
+    assert stage.run(when_ready=read, api_key=(key,)) == ExitCode.OK
+    for role in ("prepare", "shard", "router"):
+        seen = stage.seen(role)
+        assert key not in json.dumps(seen)
+        assert (password in json.dumps(seen["environment"])) == (role == "router")
+        assert password not in " ".join(seen["argv"])
+    assert not any(key in config or password in config for config in configs)
+    assert hash_of(key) in configs[1]
+    assert key not in stage.output.getvalue()
+    assert "with a key" in stage.output.getvalue()
+    assert "Bearer $LORAX_API_KEY" in stage.output.getvalue()
 
 
 def test_download_only_prepares_and_ends(stage: Stage) -> None:
