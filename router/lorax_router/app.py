@@ -22,7 +22,13 @@ from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import announce_ready, watch_lifeline
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
-from lorax_router.listening import HttpServers, Listeners, open_listeners, port_error
+from lorax_router.listening import (
+    HttpServers,
+    Listeners,
+    granted_connections,
+    open_listeners,
+    port_error,
+)
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.keys.store import KeyStore
 from lorax_router.shards.group import ShardGroup
@@ -276,7 +282,7 @@ async def _start_grpc(
     if config.grpc_port is None:
         return None
     limits = CallLimits(
-        max_connections=config.max_connections,
+        max_connections=granted_connections(config),
         max_calls=config.max_connections,
         max_message_bytes=config.max_body_bytes,
         client_timeout_s=config.client_timeout_s,

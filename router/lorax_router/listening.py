@@ -103,9 +103,10 @@ class HttpServers:
         tls: TlsIdentity | None = None,
     ) -> None:
         timeout_s = config.client_timeout_s
-        most = ConnectionLimits(
-            max_connections=_max_connections(config), client_timeout_s=timeout_s
-        )
+        granted = granted_connections(config)
+        if granted < config.max_connections:
+            logger.warning("at most %d connections: the system grants no more files", granted)
+        most = ConnectionLimits(max_connections=granted, client_timeout_s=timeout_s)
         few = ConnectionLimits(max_connections=_MAX_ADMINS, client_timeout_s=timeout_s)
         context = None if tls is None else tls.context
         self._servers = [HttpServer(parts.app, listeners.clients, most, tls=context)]
@@ -159,12 +160,15 @@ def _cannot_listen(where: str, error: OSError) -> StartupError:
     return StartupError(f"cannot listen on {where}: {why}", code)
 
 
-def _max_connections(config: RouterConfig) -> int:
-    """How many clients there may be: each is an open file, of which the system grants so many."""
+def granted_connections(config: RouterConfig) -> int:
+    """How many clients there may be over HTTP, and as many over gRPC if that is served.
+
+    Each is an open file, of which the system grants so many.
+    """
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    granted = max(1, most_files - _OWN_FILES - _MAX_ADMINS)
-    if most_files == resource.RLIM_INFINITY or config.max_connections <= granted:
+    if most_files == resource.RLIM_INFINITY:
         return config.max_connections
-    logger.warning("at most %d connections: the system grants %d files", granted, most_files)
-    return granted
+    num_listeners = 1 if config.grpc_port is None else 2
+    granted = max(1, (most_files - _OWN_FILES - _MAX_ADMINS) // num_listeners)
+    return min(config.max_connections, granted)
