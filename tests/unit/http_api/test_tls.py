@@ -11,11 +11,14 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.helpers.adapter_world import adapter_world
 from tests.helpers.certificates import write_pair
-from tests.helpers.http_app import World, serving
+from tests.helpers.http_app import World, serving, until
 from tests.helpers.in_loop import in_loop
+from tests.helpers.scripted_engine import ScriptedEngine
+from tests.unit.http_api.test_slow_clients import endless, post, world_of
 
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_router.grpc_api.server import GrpcServer
@@ -151,3 +154,28 @@ async def test_grpc_speaks_tls_and_takes_a_new_certificate(tmp_path: Path) -> No
             assert await health(port) == health_pb2.HealthCheckResponse.SERVING
         finally:
             await server.stop(0)
+
+
+def test_a_stream_that_is_not_read_over_tls_is_cut_and_its_place_is_free(tmp_path: Path) -> None:
+    chain, key = write_pair(tmp_path, "one")
+    identity = TlsIdentity(str(chain), str(key))
+    bounds = ConnectionLimits(client_timeout_s=10_000.0, max_unread_bytes=1 << 16)
+
+    async def scene() -> None:
+        world = world_of(ScriptedEngine(endless), max_concurrent_requests=1)
+        async with serving(world.app, limits=bounds, tls=identity.context) as (url, server):
+            host, _, port = url.removeprefix("http://").partition(":")
+            reader, writer = await asyncio.open_connection(
+                host, int(port), ssl=trusting(chain), server_hostname="localhost", limit=1024
+            )
+            writer.write(post("/generate_stream", return_k_alternatives=256))
+            # Its buffers fill up, and it takes nothing more.
+            await until(lambda: world.engine.cancelled == [1], seconds=30)
+            await world.service.wait_idle()
+            await until(lambda: not len(server.connections))
+            writer.transport.abort()
+            del reader
+
+    # On the event loop that the router runs on.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(scene(), 60))
