@@ -96,6 +96,15 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 type=click.Choice(["auto", "string", "openai"]),
                 help="Whether the chat template reads the content of a message as one text "
                 "(`string`) or as a list of parts (`openai`); `auto`: as its syntax shows."),
+        _option("--tool-call-parser", type=str,
+                help="What reads tool calls in answers: `hermes`, `llama3_json`, `mistral`, "
+                "`pythonic`, `qwen3_coder` or `none`; `auto`: what the chat template or the model's "
+                "family shows, else `hermes`. See docs/chat.md."),
+        _option("--tool-parser-plugin", type=str,
+                help="`module:Class` of a parser of your own, a ToolCallParser."),
+        _option("--reasoning-parser", type=str,
+                help="What splits reasoning from the content of answers: `think` (`<think>` tags) or "
+                "`none`; `auto`: `think` if the chat template has `</think>`."),
         _option("--cache-dir", type=click.Path(file_okay=False), env="LORAX_CACHE",
                 help="Where prepared models, compiled kernels and measurements are kept "
                 "(default: ~/.cache/lorax-py)."),

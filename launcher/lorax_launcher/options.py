@@ -23,6 +23,9 @@ class LauncherOptions:
     tokenizer_config_path: str | None = None
     chat_template: str | None = None
     chat_template_content_format: ContentFormatChoice = "auto"
+    tool_call_parser: str = "auto"
+    tool_parser_plugin: str | None = None
+    reasoning_parser: str = "auto"
     cache_dir: str | None = None
     huggingface_hub_cache: str | None = None
 

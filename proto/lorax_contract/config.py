@@ -170,6 +170,11 @@ class RouterConfig(ProcessConfig):
     chat_template: str | None = None
     # The form of messages' contents that the template reads; `auto`: the one that shows in it.
     chat_template_content_format: ContentFormatChoice = "auto"
+    # What reads tool calls and reasoning in the answers of chats.
+    tool_call_parser: str = "auto"
+    # `module:Class` of a parser of the operator's; None: one of ours.
+    tool_parser_plugin: str | None = None
+    reasoning_parser: str = "auto"
     # The address of rank 0; the others are asked from it.
     shard_uri: str
     # Seconds to wait for a shard that still loads its model; 0: it must answer at once.

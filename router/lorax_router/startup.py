@@ -34,6 +34,8 @@ from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterTexts
 from lorax_router.service.adapters.tokens import TenantTokens
+from lorax_router.service.chat.choice import output_parsers
+from lorax_router.service.chat.outputs import OutputParsers
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
@@ -124,6 +126,7 @@ class ServiceParts:
     selections: SelectionPolicy
     models: Models
     tokenization: Tokenization
+    outputs: OutputParsers
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +287,17 @@ def assemble_service(
     )
     tokenization = Tokenization(limits, prompts.tokenizer, prompts.renderers)
     return ServiceParts(
-        engine, service, prompts, manager, metrics, selections, models, tokenization
+        engine,
+        service,
+        prompts,
+        manager,
+        metrics,
+        selections,
+        models,
+        tokenization,
+        output_parsers(
+            config, language.tokenizer, language.chat_template, info.model_type, prompts.renderers
+        ),
     )
 
 
