@@ -315,8 +315,9 @@ def assemble(
     from lorax_router.grpc_api.servicer import PublicServicer
     from lorax_router.http_api.adapter_routes import AdapterRoutes
     from lorax_router.http_api.app import Cors, build_admin_app, build_app, build_metrics_app
+    from lorax_router.http_api.openai.api import BODIES, EVENTS, openai_routers
+    from lorax_router.http_api.openai.calls import Calls
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
-    from lorax_router.http_api.openai.model_routes import ModelRoutes
 
     parts = assemble_service(config, shards, language, info, budgets)
     adapters = AdapterRoutes(
@@ -334,6 +335,7 @@ def assemble(
         max_body_bytes=config.max_body_bytes,
     )
     facts = server_info(config, info, budgets)
+    calls = Calls(parts.service, parts.models, parts.metrics, max_body_bytes=config.max_body_bytes)
     app = build_app(
         service=parts.service,
         tokenization=parts.tokenization,
@@ -349,7 +351,9 @@ def assemble(
         ),
         adapters=adapters,
         loras=loras,
-        models=ModelRoutes(parts.models),
+        dialects=openai_routers(calls, parts.outputs),
+        bodies=BODIES,
+        events=EVENTS,
         keys=keys,
     )
     admin_app = build_admin_app(adapters, loras, facts.version, keys)

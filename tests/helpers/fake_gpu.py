@@ -103,7 +103,7 @@ class FakeGPU:
 
 
 def run_on_fake_gpu(
-    program: str, *arguments: Any, cache: Path, capability: int = 90, timeout_s: float = 280.0
+    program: str, *arguments: Any, cache: Path, capability: int = 90, timeout_s: float = 880.0
 ) -> list[Binary]:
     """Return what a function of the name ``module:function`` has compiled, in its own process.
 

@@ -17,11 +17,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lorax_router.http_api.app import Cors, build_app
 from lorax_router.http_api.listeners import bind, url_of
+from lorax_router.http_api.openai.api import BODIES, EVENTS, openai_routers
+from lorax_router.http_api.openai.calls import Calls
 from lorax_router.http_api.server import HttpServer
+from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.chat.outputs import OutputParsers
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.models import Models
 from lorax_router.service.prompts.tokenization import Tokenization
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.validation import Validator
@@ -107,6 +112,10 @@ class World:
             constraints=self.constraints,
             health_timeout_s=0.2,
         )
+        models = Models(
+            self.model_id, [], bounds.max_total_tokens, SelectionPolicy(refusal="none are served")
+        )
+        self.calls = Calls(self.service, models, self.metrics, max_body_bytes=self.max_body_bytes)
         self.app = build_app(
             service=self.service,
             tokenization=Tokenization(bounds, self.tokenizer, templates),
@@ -114,6 +123,9 @@ class World:
             info=server_info(bounds, model_id=self.model_id),
             max_body_bytes=self.max_body_bytes,
             cors=self.cors,
+            dialects=openai_routers(self.calls, OutputParsers()),
+            bodies=BODIES,
+            events=EVENTS,
         )
 
     def client(self) -> httpx.AsyncClient:

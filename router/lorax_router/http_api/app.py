@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -29,7 +30,6 @@ from lorax_router.http_api.openai.lora_routes import (
     LoraRoutes,
     UnloadLoRAAdapterRequest,
 )
-from lorax_router.http_api.openai.model_routes import ModelRoutes
 from lorax_router.http_api.openapi import add_keys, add_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes, answer_metrics
 from lorax_router.http_api.responses import (
@@ -82,13 +82,16 @@ def build_app(
     cors: Cors,
     adapters: AdapterRoutes | None = None,
     loras: LoraRoutes | None = None,
-    models: ModelRoutes | None = None,
+    dialects: Iterable[APIRouter] = (),
+    bodies: Iterable[type[BaseModel]] = (),
+    events: Iterable[type[BaseModel]] = (),
     keys: KeyStore | None = None,
 ) -> FastAPI:
     """Return the application for clients; it owns nothing of what it is given.
 
-    With ``adapters`` it tells of them, with ``loras`` where they are named, with ``models`` of
-    what requests can name. With ``keys`` it asks for one of them.
+    With ``adapters`` it tells of them, with ``loras`` where they are named. ``dialects`` are
+    routes of other dialects than LoRAX's, ``bodies`` what they parse, and ``events`` what they
+    stream. With ``keys`` it asks for one of them.
     """
     keys = keys or KeyStore()
     app = _new_app("Text generation with many LoRA adapters on one base model.", info.version)
@@ -107,14 +110,14 @@ def build_app(
         app.include_router(adapters.client_router(has_keys=keys.is_on))
     if loras is not None:
         app.include_router(loras.router(has_keys=keys.is_on))
-    if models is not None:
-        app.include_router(models.router())
+    for router in dialects:
+        app.include_router(router)
     app.add_middleware(KeyGate, keys=keys)
     _complete(app)
-    bodies: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]
+    own: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]
     if keys.is_on:
-        bodies += [*_MANAGING]
-    add_schemas(app, bodies, answers=[StreamEvent], limits=keywords_of(info))
+        own += [*_MANAGING]
+    add_schemas(app, [*own, *bodies], answers=[StreamEvent, *events], limits=keywords_of(info))
     if keys.is_on:
         add_keys(app, open_paths=PROBES)
     if cors.origins:

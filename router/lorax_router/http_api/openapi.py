@@ -86,12 +86,12 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def event_stream(model: type[BaseModel]) -> dict[str, Any]:
+def event_stream(model: type[BaseModel], error: type[BaseModel] = ErrorAnswer) -> dict[str, Any]:
     """The content of a stream whose events hold ``model``, or an error as the last one.
 
     Told as OpenAPI 3.2 tells it: the schema is that of an event, which is JSON in its ``data``.
     """
-    held = {"oneOf": [reference(model), reference(ErrorAnswer)]}
+    held = {"oneOf": [reference(model), reference(error)]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": held}
     event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     return {EVENT_STREAM: {"schema": event}}

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.responses import public_error
+from lorax_router.service.batch import BatchStream
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.inference import GenerationStream
 
@@ -29,10 +30,14 @@ KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"
 
 
-class EventWriter(Protocol):
+Stream = TypeVar("Stream", bound=GenerationStream | BatchStream)
+Written_contra = TypeVar("Written_contra", bound=GenerationStream | BatchStream, contravariant=True)
+
+
+class EventWriter(Protocol[Written_contra]):
     """How a dialect writes one stream; each method returns whole events, or b"" for none."""
 
-    def begin(self, stream: GenerationStream) -> bytes:
+    def begin(self, stream: Written_contra) -> bytes:
         """What comes before the first token."""
 
     def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
@@ -48,13 +53,13 @@ class EventWriter(Protocol):
         """The answer of a stream that could not begin."""
 
 
-class TokenEvents(Response):
+class TokenEvents(Response, Generic[Stream]):
     """The response of a streaming route; opens the stream when it is sent, and closes it."""
 
     def __init__(
         self,
-        open_stream: Callable[[], Awaitable[GenerationStream]],
-        writer: EventWriter,
+        open_stream: Callable[[], Awaitable[Stream]],
+        writer: EventWriter[Stream],
         headers: dict[str, str],
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
@@ -97,9 +102,10 @@ class TokenEvents(Response):
 
     async def _send_chunks(self, send: Send) -> bytes:
         """Send all but the last events, which are returned to close the response with."""
-        async with await self._open_stream() as stream:
+        opened = await self._open_stream()
+        async with opened as stream:
             writer = self._writer
-            events = writer.begin(stream)
+            events = writer.begin(opened)
             async for sequence, chunk in stream:
                 events += writer.chunk(sequence, chunk)
                 if stream.is_done:

@@ -381,6 +381,7 @@ class InferenceService:
             texts=tuple(valid.full_text(sequences[number].generated_text) for number in shown),
             details=valid.details,
             num_prompt_chars=len(valid.sent_text),
+            prompt_text=valid.prompt_text,
             num_prompt_tokens=valid.num_prompt_tokens,
             timings=record.timings,
             adapter=record.adapter,

@@ -68,7 +68,7 @@ class Models:
         served_names: what else the base is called; the first is shown. None: its id.
         max_model_len: tokens of a prompt and its output.
         selections: what a name that is an adapter's leads to.
-        adapters: which adapters are known.
+        adapters: which adapters are known; None: none are served.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Models:
         served_names: Sequence[str],
         max_model_len: int,
         selections: SelectionPolicy,
-        adapters: AdapterManager,
+        adapters: AdapterManager | None = None,
     ) -> None:
         self._model_id = model_id
         self._served = tuple(dict.fromkeys(served_names or [model_id]))
@@ -127,7 +127,7 @@ class Models:
         """Return the base by all its names, then the adapters that a caller may use."""
         aliases = sorted(self._selections.aliases, key=lambda each: each.name)
         aliases = [alias for alias in aliases if caller.sees(alias.ref)]
-        known = await self._adapters.usable(token, caller)
+        known = [] if self._adapters is None else await self._adapters.usable(token, caller)
         return [
             *(self._base_card(name) for name in self._served),
             *(self._alias_card(alias) for alias in aliases),
@@ -149,6 +149,7 @@ class Models:
             return self._alias_card(alias)
         try:
             selection = self._selection(fields, token)
+            assert self._adapters is not None
             return self._adapter_card(await self._adapters.known(selection, caller))
         except (AdapterNotLoadedError, ValidationError) as error:
             raise _not_found(model) from error

@@ -138,6 +138,8 @@ class ValidRequest:
     """A request that the engine can run as it is; each of its values is within bounds."""
 
     prompt_ids: Sequence[int] = field(repr=False)
+    # What a chat template made of a chat; "" of other prompts.
+    prompt_text: str = field(default="", repr=False)
     # One entry per sequence that is generated; they differ in their seed only.
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams

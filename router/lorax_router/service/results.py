@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lorax_contract.step import Alternatives, FinishCode, TokenColumns
+from lorax_router.service.engine.port import TokenChunk
 
 FINISH_REASONS = {
     FinishCode.LENGTH: "length",
@@ -28,6 +29,18 @@ class Sequence:
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
     generated_text: str = ""
     finish: FinishCode = FinishCode.RUNNING
+
+    @property
+    def chunk(self) -> TokenChunk:
+        """The whole of it as the one chunk of its stream."""
+        return TokenChunk(
+            self.tokens,
+            self.finish,
+            self.alternatives,
+            self.generated_text,
+            self.prompt_tokens,
+            self.prompt_alternatives,
+        )
 
     @property
     def num_generated(self) -> int:
@@ -127,6 +140,8 @@ class GenerateResult:
     texts: tuple[str, ...]
     details: bool
     num_prompt_chars: int
+    # As ValidRequest has it.
+    prompt_text: str
     num_prompt_tokens: int
     timings: Timings
     adapter: AdapterUse | None = None

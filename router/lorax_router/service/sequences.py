@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import Self
 
 from lorax_contract.errors import GenerationError, IncompleteGenerationError, ShardError
 from lorax_contract.step import FinishCode, OutputKind
 from lorax_router.service.engine.port import TokenChunk, TokenStream
+from lorax_router.service.merge import Merge
 
 
 class SequenceChunks:
@@ -24,10 +23,8 @@ class SequenceChunks:
     ) -> None:
         self._streams = streams
         self._output = output
+        self._chunks = Merge(streams)
         self._num_running = len(streams)
-        # Of several sequences: what is waited for, by the sequence that it comes from.
-        self._awaited: dict[asyncio.Future[TokenChunk], int] = {}
-        self._ready: deque[tuple[int, TokenChunk]] = deque()
 
     @property
     def is_done(self) -> bool:
@@ -38,11 +35,11 @@ class SequenceChunks:
         return self
 
     async def __anext__(self) -> tuple[int, TokenChunk]:
-        """Raises what ended the request, IncompleteGenerationError for an end without a last token."""
+        """IncompleteGenerationError: a sequence ended without a last chunk."""
         if not self._num_running:
             raise StopAsyncIteration
         try:
-            sequence, chunk = await self._next()
+            sequence, chunk = await anext(self._chunks)
         except StopAsyncIteration:
             raise IncompleteGenerationError from None
         if chunk.finish is not FinishCode.RUNNING:
@@ -53,43 +50,9 @@ class SequenceChunks:
     async def aclose(self) -> None:
         """Cancel what still runs."""
         self._num_running = 0
-        for future in self._awaited:
-            if not future.cancel() and not future.cancelled():
-                # It failed as well; one error was raised already.
-                future.exception()
+        await self._chunks.aclose()
         for stream in self._streams:
             await stream.aclose()
-
-    async def _next(self) -> tuple[int, TokenChunk]:
-        if len(self._streams) == 1:
-            # The hot path: nothing between the engine's stream and its reader.
-            return 0, await anext(self._streams[0])
-        if not self._ready:
-            await self._wait()
-        return self._ready.popleft()
-
-    async def _wait(self) -> None:
-        """Wait until a sequence has a chunk; those of one step come in the order of sequences."""
-        if not self._awaited:
-            for sequence in range(len(self._streams)):
-                self._expect(sequence)
-        done, _ = await asyncio.wait(self._awaited, return_when=asyncio.FIRST_COMPLETED)
-        for future in sorted(done, key=self._awaited.__getitem__):
-            sequence, chunk = self._awaited.pop(future), future.result()
-            self._ready.append((sequence, chunk))
-            if chunk.finish is FinishCode.RUNNING:
-                self._expect(sequence)
-
-    def _expect(self, sequence: int) -> None:
-        self._awaited[asyncio.ensure_future(_chunk_of(self._streams[sequence]))] = sequence
-
-
-async def _chunk_of(stream: TokenStream) -> TokenChunk:
-    """A future cannot carry StopAsyncIteration."""
-    try:
-        return await anext(stream)
-    except StopAsyncIteration:
-        raise IncompleteGenerationError from None
 
 
 def _check_last(chunk: TokenChunk, output: OutputKind) -> None:

@@ -97,9 +97,10 @@ class Validator:
         ``text`` is what the request's adapter brings for that.
         """
         request, params = checked.request, checked.request.parameters
-        prompt_ids = await self._prompts.encode(request.prompt, text, params.truncate)
+        prompt_ids, prompt_text = await self._prompts.encode(request.prompt, text, params.truncate)
         return ValidRequest(
             prompt_ids=prompt_ids,
+            prompt_text=prompt_text,
             samplings=checked.samplings,
             num_returned=params.n,
             sent_text=request.sent_text,

@@ -13,6 +13,9 @@ pytest.importorskip("triton", reason="triton does not run on this platform")
 SHARED_MEMORY = 99 << 10
 # Bytes of a thread that may lie outside its registers: a value or two, as releases differ in them.
 SPILLS = 16
+
+# Compiling takes a minute or two, and much longer on a machine that is busy with other work.
+pytestmark = pytest.mark.timeout(900)
 KERNELS = {"store", "prompt", "decode", "combine"}
 
 

@@ -14,6 +14,9 @@ SHARED_MEMORY = 99 << 10
 # Bytes of a thread that may lie outside its registers: a value or two, as releases differ in them.
 SPILLS = 16
 
+# Compiling takes a minute or two, and much longer on a machine that is busy with other work.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.mark.slow
 def test_every_kernel_fits_a_gpu_and_reads_matrices_in_whole_lines(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ _SPANS_AT_ONCE = 1_000
 
 
 class LoraxEvents:
-    """LoRAX's events, one for each token; implements EventWriter for one sequence."""
+    """LoRAX's events, one for each token; an EventWriter for one sequence."""
 
     def begin(self, stream: GenerationStream) -> bytes:
         """Take the stream; nothing comes before the first token."""

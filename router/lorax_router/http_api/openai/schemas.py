@@ -66,3 +66,165 @@ class ListModelsResponse(BaseModel):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class CachedTokens(BaseModel):
+    """Tokens of a prompt that were computed before."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """What an answer took, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class CompletionLogprobsAnswer(BaseModel):
+    """The logprobs of tokens in columns; nothing precedes the first token of a prompt."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionAnswerChoice(BaseModel):
+    """One of the answers, or a part of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobsAnswer | None
+    finish_reason: Literal["stop", "length"] | None
+    # The stop sequence or the id of the stop token that ended it.
+    stop_reason: str | int | None
+
+
+class Completion(BaseModel):
+    """Completions, or a part of streamed ones."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionAnswerChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token that could have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token that came."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The logprobs of the tokens of an answer."""
+
+    content: list[TokenLogprob]
+
+
+class CalledFunction(BaseModel):
+    """A function and its arguments, JSON as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallAnswer(BaseModel):
+    """A tool that the model calls."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """What the assistant says."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    # What it thought before, where the model's format tells it apart.
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallAnswer] | None = None
+
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChatAnswerChoice(BaseModel):
+    """One of the answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinishReason
+    stop_reason: str | int | None
+
+
+class ChatCompletion(BaseModel):
+    """Answers of the assistant."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatAnswerChoice]
+    usage: Usage
+
+
+class FunctionDelta(BaseModel):
+    """More of a call."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """A call that begins, or more of its arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class ChatDeltaAnswer(BaseModel):
+    """More of what the assistant says."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """More of one of the answers."""
+
+    index: int
+    delta: ChatDeltaAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinishReason | None
+    stop_reason: str | int | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """A part of streamed answers."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None

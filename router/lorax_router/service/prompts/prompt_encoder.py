@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lorax_contract.errors import ValidationError
 from lorax_router.service.adapters.text import AdapterText
@@ -12,6 +12,13 @@ from lorax_router.service.prompts.chat_renderers import check_chat
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt's ids, and the text that was made of a chat ("" of other prompts)."""
+
+    ids: Sequence[int]
+    text: str = ""
 
 
 class TemplateRenderer(Protocol):
@@ -53,25 +60,28 @@ class PromptEncoder:
 
     async def encode(
         self, prompt: Prompt, own: AdapterText, truncate: int | None = None
-    ) -> Sequence[int]:
+    ) -> EncodedPrompt:
         """Return a prompt's ids, the last ``truncate`` of them.
 
         Raises ValidationError, TemplateError. ``own`` is what the adapter brings.
         """
-        ids = prompt.ids if isinstance(prompt, TokenPrompt) else await self._encode(prompt, own)
+        ids, text = await self._encoded(prompt, own)
         if not ids:
             raise ValidationError("`inputs` has no tokens for this model's tokenizer")
         # Cut before any length is checked, and here only: what is counted is what runs.
-        return ids if truncate is None else ids[-truncate:]
+        return EncodedPrompt(ids if truncate is None else ids[-truncate:], text)
 
-    async def _encode(self, prompt: TextPrompt | ChatPrompt, own: AdapterText) -> list[int]:
+    async def _encoded(self, prompt: Prompt, own: AdapterText) -> EncodedPrompt:
+        if isinstance(prompt, TokenPrompt):
+            return EncodedPrompt(prompt.ids)
         tokenizer = own.tokenizer or self._tokenizer
         if isinstance(prompt, TextPrompt):
-            return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+            adds = prompt.add_special_tokens
+            return EncodedPrompt(await tokenizer.encode(prompt.text, add_special_tokens=adds))
         text = await self._templates.render(prompt, own.chat_template)
         self._check_chars(len(text))
         # A template writes the special tokens itself.
-        return await tokenizer.encode(text, add_special_tokens=False)
+        return EncodedPrompt(await tokenizer.encode(text, add_special_tokens=False), text)
 
     def _check_chars(self, num_chars: int) -> None:
         limit = self._limits.max_input_chars

@@ -39,7 +39,7 @@ class Tokenization:
     async def ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt; raises ValidationError, TemplateError."""
         self._prompts.check(prompt)
-        return list(await self._prompts.encode(prompt, _BASE_TEXT))
+        return list((await self._prompts.encode(prompt, _BASE_TEXT)).ids)
 
     async def strings(self, ids: Sequence[int]) -> list[str]:
         """Return what the vocabulary has for ids that are known to be in it."""

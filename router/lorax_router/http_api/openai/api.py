@@ -1,0 +1,27 @@
+"""All routes of OpenAI's dialect, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from lorax_router.http_api.openai.bodies import ChatBody, CompletionBody
+from lorax_router.http_api.openai.calls import Calls
+from lorax_router.http_api.openai.chat_routes import ChatRoutes
+from lorax_router.http_api.openai.completion_routes import CompletionRoutes
+from lorax_router.http_api.openai.model_routes import ModelRoutes
+from lorax_router.http_api.openai.schemas import ChatCompletionChunk, Completion
+from lorax_router.service.chat.outputs import OutputParsers
+
+# What the routes parse, for the OpenAPI document.
+BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody)
+EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, Completion)
+
+
+def openai_routers(calls: Calls, outputs: OutputParsers) -> Iterator[APIRouter]:
+    """Yield the routers of models, completions and chats."""
+    yield ModelRoutes(calls.models).router()
+    yield CompletionRoutes(calls).router()
+    yield ChatRoutes(calls, outputs).router()

@@ -1,0 +1,92 @@
+"""What the routes of OpenAI's dialects do alike: read a body, name the model, answer or stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from lorax_contract.errors import LoraxError, ValidationError
+from lorax_router.http_api.auth import caller_of
+from lorax_router.http_api.disconnect import while_present
+from lorax_router.http_api.json_body import bearer_token, parse_body, read_body
+from lorax_router.http_api.openai.bodies import SamplingBody
+from lorax_router.http_api.sse import EventWriter, TokenEvents
+from lorax_router.service.batch import BatchStream, generate_each
+from lorax_router.service.inference import InferenceService
+from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.models import Models
+from lorax_router.service.requests import GenerateParameters, GenerateRequest
+from lorax_router.service.results import GenerateResult
+
+SomeBody = TypeVar("SomeBody", bound=SamplingBody)
+
+
+class Calls:
+    """The way from a body to the inference service, for all routes of the dialect."""
+
+    def __init__(
+        self, service: InferenceService, models: Models, metrics: Metrics, *, max_body_bytes: int
+    ) -> None:
+        self._service = service
+        self.models = models
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def read(self, request: Request, model: type[SomeBody]) -> SomeBody:
+        """Read the body of a request that can be served; what fails here is counted here."""
+        try:
+            self._service.check_room(caller_of(request))
+            body = parse_body(model, await read_body(request, self._max_body_bytes))
+            body.check_refused()
+        except LoraxError as error:
+            self._metrics.request_refused(error)
+            raise
+        except ClientDisconnect:
+            self._metrics.request_refused(asyncio.CancelledError())
+            raise
+        self._metrics.unknown_fields(body.num_unknown_fields())
+        return body
+
+    def named(
+        self, request: Request, body: SamplingBody, parameters: GenerateParameters
+    ) -> GenerateParameters:
+        """Return the parameters with the adapter that the body names."""
+        model, source = body.model, body.adapter_source
+        fields = self.models.resolve(model, source)
+        adapter_id, adapter_source = fields.adapter_id, fields.adapter_source
+        if body.adapter_id:
+            if adapter_id is not None:
+                raise ValidationError("`model` and `adapter_id` name an adapter each; send one")
+            adapter_id, adapter_source = body.adapter_id, source and source.lower()
+        return replace(
+            parameters,
+            adapter_id=adapter_id,
+            adapter_source=adapter_source,
+            api_token=body.api_token or bearer_token(request),
+        )
+
+    async def generate(
+        self, request: Request, body: SamplingBody, requests: Sequence[GenerateRequest]
+    ) -> list[GenerateResult]:
+        """Return all answers; raises ClientGoneError."""
+        with self.models.asked_for(body.model):
+            return await while_present(request.receive, generate_each(self._service, requests))
+
+    def stream(
+        self,
+        body: SamplingBody,
+        requests: Sequence[GenerateRequest],
+        writer: EventWriter[BatchStream],
+    ) -> Response:
+        """Return the response that streams all answers."""
+        return TokenEvents(partial(self._open, body, requests), writer, {})
+
+    async def _open(self, body: SamplingBody, requests: Sequence[GenerateRequest]) -> BatchStream:
+        with self.models.asked_for(body.model):
+            return await BatchStream.open(self._service, requests)

@@ -1,0 +1,211 @@
+"""Chat completions as JSON: whole ones, and the parts of streamed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from lorax_contract.errors import LoraxError
+from lorax_contract.step import FinishCode
+from lorax_router.http_api.json_text import Json, event
+from lorax_router.http_api.openai.answers import FINISH_REASONS, Heading, chat_logprobs, usage
+from lorax_router.http_api.openai.completions import DONE
+from lorax_router.http_api.openai.errors import envelope, openai_error_response
+from lorax_router.service.batch import BatchStream
+from lorax_router.service.chat.deltas import (
+    AssistantTurn,
+    ChatDelta,
+    ContentDelta,
+    ReasoningDelta,
+    ToolArgumentsDelta,
+    ToolCallStart,
+)
+from lorax_router.service.chat.output_parser import OutputParser
+from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.results import GenerateResult
+from lorax_router.service.text import TextAssembler
+
+# Given the text of the prompt, which may have begun what the answer goes on with.
+NewParser = Callable[[str], OutputParser]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatShape:
+    """How the answers of one request look."""
+
+    new_parser: NewParser
+    stops: list[str]
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    # Alternatives of each token; None: no logprobs.
+    num_logprobs: int | None = None
+    # Whether calls after the first one are left out.
+    is_single_call: bool = False
+    wants_usage: bool = False
+    usage_with_each: bool = False
+
+    def choice(self, index: int, prompt_text: str) -> ChatChoice:
+        """Return one answer that has not begun."""
+        parser = self.new_parser(prompt_text)
+        assembler = TextAssembler(
+            self.stops,
+            include_stop=self.include_stop,
+            skip_special_tokens=self.skip_special_tokens,
+            markers=parser.markers,
+        )
+        return ChatChoice(index, assembler, parser, self.num_logprobs, self.is_single_call)
+
+
+@dataclass(slots=True)
+class ChatChoice:
+    """One answer while it comes."""
+
+    index: int
+    assembler: TextAssembler
+    parser: OutputParser
+    num_logprobs: int | None
+    is_single_call: bool
+    calls_tools: bool = False
+
+    def deltas(self, chunk: TokenChunk) -> list[ChatDelta]:
+        """Return what a chunk says."""
+        deltas = self.parser.feed(self.assembler.feed(chunk))
+        if chunk.finish is not FinishCode.RUNNING:
+            deltas = [*deltas, *self.parser.finish()]
+        if self.is_single_call:
+            deltas = [each for each in deltas if getattr(each, "index", 0) == 0]
+        self.calls_tools = self.calls_tools or any(isinstance(d, ToolCallStart) for d in deltas)
+        return deltas
+
+    def logprobs(self, chunk: TokenChunk) -> Json | None:
+        """Return the logprobs of a chunk's tokens, if they are wanted."""
+        if self.num_logprobs is None:
+            return None
+        return {"content": chat_logprobs(chunk.tokens, chunk.alternatives, self.num_logprobs)}
+
+    def ending(self, chunk: TokenChunk) -> Json:
+        """Return why it ended; nulls while it has not."""
+        reason = FINISH_REASONS.get(chunk.finish)
+        if self.calls_tools and reason == "stop":
+            reason = "tool_calls"
+        return {"finish_reason": reason, "stop_reason": self.assembler.stopped_by}
+
+
+def chat_document(heading: Heading, shape: ChatShape, result: GenerateResult) -> Json:
+    """Return the answer to a request that was not streamed."""
+    choices = []
+    for index, sequence in enumerate(result.sequences):
+        choice, turn, chunk = (
+            shape.choice(index, result.prompt_text),
+            AssistantTurn(),
+            sequence.chunk,
+        )
+        turn.add(choice.deltas(chunk))
+        choices.append(
+            {
+                "index": index,
+                "message": _message(turn),
+                "logprobs": choice.logprobs(chunk),
+                **choice.ending(chunk),
+            }
+        )
+    num_generated = sum(each.num_generated for each in result.sequences)
+    return {**heading.document(choices), "usage": usage(result.num_prompt_tokens, num_generated)}
+
+
+class ChatEvents:
+    """The parts of a streamed chat completion; an EventWriter."""
+
+    def __init__(self, heading: Heading, shape: ChatShape) -> None:
+        self._heading = heading
+        self._shape = shape
+        self._choices: dict[int, ChatChoice] = {}
+
+    def begin(self, stream: BatchStream) -> bytes:
+        """Return for each answer the part that says who speaks."""
+        self._stream = stream
+        request = stream.streams[0].request
+        parts = []
+        for index in range(len(request.samplings)):
+            self._choices[index] = self._shape.choice(index, request.prompt_text)
+            parts.append(self._part(index, {"role": "assistant", "content": ""}))
+        return b"".join(parts)
+
+    def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
+        """Return the parts of a chunk; none where it shows nothing yet."""
+        choice = self._choices[sequence]
+        deltas = [_delta(each) for each in choice.deltas(chunk)]
+        logprobs = choice.logprobs(chunk)
+        is_last = chunk.finish is not FinishCode.RUNNING
+        if not deltas and (is_last or logprobs is not None):
+            deltas = [{}]
+        # Logprobs are those of the chunk's tokens, and stand once.
+        parts = [
+            self._part(
+                sequence,
+                delta,
+                logprobs if number == 0 else None,
+                choice.ending(chunk) if is_last and number == len(deltas) - 1 else {},
+            )
+            for number, delta in enumerate(deltas)
+        ]
+        return b"".join(parts)
+
+    def end(self) -> bytes:
+        """Return the usage if it is wanted, and the end."""
+        if not self._shape.wants_usage:
+            return DONE
+        return event({**self._heading.document([]), "usage": self._usage()}) + DONE
+
+    def failure(self, error: LoraxError) -> bytes:
+        """Return an error as the last event."""
+        return event(envelope(error))
+
+    def refusal(self, error: LoraxError) -> Response:
+        """Return the response of an error."""
+        return openai_error_response(error)
+
+    def _part(
+        self, index: int, delta: Json, logprobs: Json | None = None, ending: Json | None = None
+    ) -> bytes:
+        choice: Json = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        document = self._heading.document([{**choice, **(ending or {})}])
+        if self._shape.usage_with_each:
+            document["usage"] = self._usage()
+        return event(document)
+
+    def _usage(self) -> Json:
+        return usage(self._stream.num_prompt_tokens, self._stream.num_generated)
+
+
+def _message(turn: AssistantTurn) -> Json:
+    message: Json = {"role": "assistant", "content": turn.content, "refusal": None}
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
+    if turn.tool_calls:
+        message["content"] = turn.content or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in turn.tool_calls
+        ]
+    return message
+
+
+def _delta(delta: ChatDelta) -> Json:
+    match delta:
+        case ContentDelta(text):
+            return {"content": text}
+        case ReasoningDelta(text):
+            return {"reasoning_content": text}
+        case ToolCallStart(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case ToolArgumentsDelta(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

@@ -1,0 +1,156 @@
+"""Completions as JSON: whole ones, and the parts of streamed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from starlette.responses import Response
+
+from lorax_contract.errors import LoraxError
+from lorax_contract.step import FinishCode, TokenColumns
+from lorax_router.http_api.json_text import Json, event
+from lorax_router.http_api.openai.answers import (
+    FINISH_REASONS,
+    CompletionLogprobs,
+    Heading,
+    usage,
+)
+from lorax_router.http_api.openai.errors import envelope, openai_error_response
+from lorax_router.service.batch import BatchStream
+from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.results import GenerateResult
+from lorax_router.service.text import TextAssembler
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionShape:
+    """How the answers of one request look."""
+
+    stops: list[str]
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    # The prompts come first: as sent, None where token ids were sent; none if not echoed.
+    echoed: list[str | None] = field(default_factory=list)
+    # Alternatives of each token; None: no logprobs.
+    num_logprobs: int | None = None
+    wants_usage: bool = False
+    usage_with_each: bool = False
+
+    def choice(self, number: int, num_of_prompt: int) -> CompletionChoice:
+        """Return one answer that has not begun."""
+        assembler = TextAssembler(
+            self.stops,
+            include_stop=self.include_stop,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+        prompt = number // num_of_prompt
+        echoes = bool(self.echoed)
+        return CompletionChoice(
+            number, assembler, self.num_logprobs, echoes, self.echoed[prompt] if echoes else None
+        )
+
+
+@dataclass(slots=True)
+class CompletionChoice:
+    """One answer while it comes."""
+
+    index: int
+    assembler: TextAssembler
+    num_logprobs: int | None
+    # Whether the prompt has to come first, and its text if it was sent as one.
+    echoes: bool
+    prompt_text: str | None
+    columns: CompletionLogprobs = field(default_factory=CompletionLogprobs)
+
+    def part(self, chunk: TokenChunk) -> Json:
+        """Return what a chunk adds."""
+        tokens, alternatives = chunk.tokens, chunk.alternatives
+        text, starts = "", False
+        if self.echoes and chunk.prompt_tokens is not None:
+            self.echoes, starts = False, True
+            prompt = chunk.prompt_tokens
+            text = self.prompt_text if self.prompt_text is not None else "".join(prompt.texts)
+            tokens = _joined(prompt, tokens)
+            alternatives = chunk.prompt_alternatives + alternatives
+        logprobs = None
+        if self.num_logprobs is not None:
+            logprobs = self.columns.document(tokens, alternatives, first_is_given=starts)
+        is_last = chunk.finish is not FinishCode.RUNNING
+        return {
+            "index": self.index,
+            "text": text + self.assembler.feed(chunk),
+            "logprobs": logprobs,
+            "finish_reason": FINISH_REASONS[chunk.finish] if is_last else None,
+            "stop_reason": self.assembler.stopped_by,
+        }
+
+
+def completion_document(
+    heading: Heading, shape: CompletionShape, results: list[GenerateResult]
+) -> Json:
+    """Return the answer to a request that was not streamed."""
+    num_each = len(results[0].sequences)
+    sequences = [each for result in results for each in result.sequences]
+    choices = [
+        shape.choice(number, num_each).part(each.chunk) for number, each in enumerate(sequences)
+    ]
+    num_prompt = sum(result.num_prompt_tokens for result in results)
+    num_generated = sum(each.num_generated for each in sequences)
+    return {**heading.document(choices), "usage": usage(num_prompt, num_generated)}
+
+
+class CompletionEvents:
+    """The parts of streamed completions; an EventWriter."""
+
+    def __init__(self, heading: Heading, shape: CompletionShape) -> None:
+        self._heading = heading
+        self._shape = shape
+        self._choices: dict[int, CompletionChoice] = {}
+
+    def begin(self, stream: BatchStream) -> bytes:
+        """Take the stream; nothing comes before the first token."""
+        self._stream = stream
+        self._num_of_prompt = len(stream.streams[0].request.samplings)
+        return b""
+
+    def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
+        """Return the event of a chunk; none where it shows nothing yet."""
+        choice = self._choices.get(sequence)
+        if choice is None:
+            choice = self._shape.choice(sequence, self._num_of_prompt)
+            self._choices[sequence] = choice
+        part = choice.part(chunk)
+        if not part["text"] and part["logprobs"] is None and part["finish_reason"] is None:
+            return b""
+        document = self._heading.document([part])
+        if self._shape.usage_with_each:
+            document["usage"] = self._usage()
+        return event(document)
+
+    def end(self) -> bytes:
+        """Return the usage if it is wanted, and the end."""
+        if not self._shape.wants_usage:
+            return DONE
+        return event({**self._heading.document([]), "usage": self._usage()}) + DONE
+
+    def failure(self, error: LoraxError) -> bytes:
+        """Return an error as the last event."""
+        return event(envelope(error))
+
+    def refusal(self, error: LoraxError) -> Response:
+        """Return the response of an error."""
+        return openai_error_response(error)
+
+    def _usage(self) -> Json:
+        return usage(self._stream.num_prompt_tokens, self._stream.num_generated)
+
+
+def _joined(first: TokenColumns, then: TokenColumns) -> TokenColumns:
+    return TokenColumns(
+        first.ids + then.ids,
+        first.logprobs + then.logprobs,
+        first.texts + then.texts,
+        first.special + then.special,
+    )

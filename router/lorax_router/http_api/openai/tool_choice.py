@@ -1,0 +1,100 @@
+"""The tools of a chat request and which of them must be called, in all forms that OpenAI has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorax_contract.errors import ValidationError
+from lorax_router.service.chat.tools import FunctionTool, ToolChoice, tools_of
+
+_MAX_TOOLS = 128
+_MODES = ("none", "auto", "required")
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTools:
+    """What the model may call in one answer."""
+
+    # As chat templates take them; empty: none are offered.
+    definitions: list[dict[str, Any]]
+    choice: ToolChoice
+    # Whether at most one is called.
+    is_single: bool = False
+
+    @property
+    def functions(self) -> list[FunctionTool]:
+        """The tools as parsers take them."""
+        return tools_of(self.definitions)
+
+
+def offered_tools(
+    tools: Sequence[dict[str, Any]], choice: Any, *, is_single: bool = False
+) -> OfferedTools:
+    """Return what a request offers; raises ValidationError.
+
+    Args:
+        tools: definitions of the type ``function``.
+        choice: ``none``, ``auto``, ``required``, a named function or ``allowed_tools``.
+        is_single: whether at most one may be called.
+    """
+    definitions = _checked(tools)
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        definitions, choice = _allowed(definitions, choice.get("allowed_tools", choice))
+    named = _name_of(choice)
+    if named is not None:
+        definitions = [each for each in definitions if each["function"]["name"] == named]
+        if not definitions:
+            raise ValidationError(f"`tool_choice` names {named!r}, which is not among `tools`")
+        return OfferedTools(definitions, ToolChoice(mode="named", name=named), is_single=True)
+    mode: Literal["none", "auto", "required"] = choice or "auto"
+    if mode == "none":
+        # The model is not told of them: then it calls none.
+        return OfferedTools([], ToolChoice(mode="none"))
+    if mode == "required" and not definitions:
+        raise ValidationError("`tool_choice` is `required`, but there are no `tools`")
+    return OfferedTools(definitions, ToolChoice(mode=mode), is_single)
+
+
+def _checked(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(tools) > _MAX_TOOLS:
+        raise ValidationError(f"`tools` takes at most {_MAX_TOOLS} tools, got {len(tools)}")
+    names = set()
+    for number, tool in enumerate(tools):
+        place, function = f"tools.{number}.function", tool["function"]
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            raise ValidationError(f"`{place}.name` must be a text")
+        if name in names:
+            raise ValidationError(f"`{place}.name` {name!r} is the name of another tool, too")
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise ValidationError(f"`{place}.parameters` must be a JSON schema")
+        names.add(name)
+    return list(tools)
+
+
+def _name_of(choice: Any) -> str | None:
+    """The one function that a choice names; None: it names none. Raises ValidationError."""
+    if choice is None or choice in _MODES:
+        return None
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str):
+            return name
+    raise ValidationError(
+        f"`tool_choice` must be one of {', '.join(_MODES)}, or name a function of `tools`"
+    )
+
+
+def _allowed(definitions: list[dict[str, Any]], allowed: Any) -> tuple[list[dict[str, Any]], str]:
+    mode = allowed.get("mode", "auto") if isinstance(allowed, dict) else None
+    listed = allowed.get("tools") if isinstance(allowed, dict) else None
+    if mode not in ("auto", "required") or not isinstance(listed, list):
+        raise ValidationError("`tool_choice.allowed_tools` must have `mode` and `tools`")
+    names = {_name_of(each) for each in listed}
+    chosen = [each for each in definitions if each["function"]["name"] in names]
+    if len(chosen) != len(names):
+        raise ValidationError("`tool_choice.allowed_tools` names a tool that is not among `tools`")
+    return chosen, mode

@@ -1,0 +1,83 @@
+"""Several prompts of one call: requests that are answered together or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Self
+
+from lorax_contract.step import FinishCode
+from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.inference import GenerationStream, InferenceService
+from lorax_router.service.merge import Merge
+from lorax_router.service.requests import GenerateRequest
+from lorax_router.service.results import GenerateResult
+
+
+async def generate_each(
+    service: InferenceService, requests: Sequence[GenerateRequest]
+) -> list[GenerateResult]:
+    """Return the answers, in order; the first request that fails ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(service.generate(each)) for each in requests]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+class BatchStream:
+    """The streams of several requests as one; sequences are counted through all of them.
+
+    Sequence k of request i is number i * n + k, where each request has n sequences.
+    """
+
+    def __init__(self, streams: Sequence[GenerationStream], stack: AsyncExitStack) -> None:
+        self.streams = streams
+        self._stack = stack
+        self._num_sequences = len(streams[0].request.samplings)
+        # Whose last chunk was not handed out: streams are read ahead.
+        self._num_running = self._num_sequences * len(streams)
+        self._chunks = Merge(streams)
+        stack.push_async_callback(self._chunks.aclose)
+
+    @classmethod
+    async def open(cls, service: InferenceService, requests: Sequence[GenerateRequest]) -> Self:
+        """Admit all requests; raises what one of them gets, and closes the others then."""
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(await service.generate_stream(each))
+                for each in requests
+            ]
+            return cls(streams, stack.pop_all())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether each sequence has had its last chunk."""
+        return not self._num_running
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(stream.request.num_prompt_tokens for stream in self.streams)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far, of all sequences."""
+        return sum(stream.num_generated for stream in self.streams)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, TokenChunk]:
+        number, (sequence, chunk) = await anext(self._chunks)
+        if chunk.finish is not FinishCode.RUNNING:
+            self._num_running -= 1
+        return number * self._num_sequences + sequence, chunk
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
