@@ -16,6 +16,10 @@ from lorax_router.service.chat.tools import FunctionTool
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
+# Calls in one answer that must be calls: some models would not end by themselves.
+MAX_CALLS = 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallWords:
     """How calls are put together in one grammar.
@@ -34,9 +38,9 @@ class CallWords:
         """Return what stands for a marker: its token where it is a special one, else its text."""
         return literal(marker, self.special_tokens)
 
-    def calls(self, separator: str) -> str:
-        """Return the rule ``calls``: one ``call``, or more with something between them."""
-        return "calls: call" if self.is_single else f"calls: call ({separator} call)*"
+    def several(self, separator: str) -> str:
+        """Return what stands for one ``call``, or more with something between them."""
+        return "call" if self.is_single else f"call ({separator} call){{0,{MAX_CALLS - 1}}}"
 
 
 def literal(marker: str, special_tokens: Mapping[str, int]) -> str:

@@ -55,4 +55,6 @@ class HermesParser(JsonCallParser):
     def grammar(cls, tools: Sequence[FunctionTool], words: CallWords) -> str:
         """See ToolCallParser."""
         call = f'call: {words.begin} "\\n" object "\\n" {words.literal(_END)}'
-        return "\n".join([words.calls('"\\n"'), call, call_rule("object", tools, "arguments")])
+        return "\n".join(
+            ["calls: " + words.several('"\\n"'), call, call_rule("object", tools, "arguments")]
+        )

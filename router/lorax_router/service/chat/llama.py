@@ -58,4 +58,6 @@ class LlamaJsonParser(JsonCallParser):
     @classmethod
     def grammar(cls, tools: Sequence[FunctionTool], words: CallWords) -> str:
         """See ToolCallParser."""
-        return "\n".join([words.calls('"; "'), call_rule("call", tools, "parameters")])
+        return "\n".join(
+            ["calls: " + words.several('"; "'), call_rule("call", tools, "parameters")]
+        )

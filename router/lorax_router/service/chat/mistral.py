@@ -123,8 +123,8 @@ class MistralParser(JsonCallParser):
     @classmethod
     def grammar(cls, tools: Sequence[FunctionTool], words: CallWords) -> str:
         """See ToolCallParser."""
-        more = "" if words.is_single else ' (", " call)*'
-        calls = f'calls: {words.begin} "[" call{more} "]"'
+        several = words.several('", "')
+        calls = f'calls: {words.begin} "[" {several} "]"'
         return "\n".join([calls, call_rule("call", tools, "arguments")])
 
 
@@ -137,7 +137,7 @@ class MistralArgumentsParser(MistralParser):
         require_plain(tools, _NAME)
         behind = words.literal(_ARGUMENTS)
         names = [f"call_{number}" for number in range(len(tools))]
-        rules = [words.calls(""), f"call: {' | '.join(names)}"]
+        rules = ["calls: " + words.several(""), f"call: {' | '.join(names)}"]
         for name, tool in zip(names, tools):
             rules.append(f"{name}: {words.begin} {text(tool.name)} {behind} {name}_arguments")
             schema = object_schema(tool)

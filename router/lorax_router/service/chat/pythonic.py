@@ -158,9 +158,9 @@ class PythonicParser(ScanningParser):
     def grammar(cls, tools: Sequence[FunctionTool], words: CallWords) -> str:
         """See ToolCallParser; a value is written as JSON, which the parser reads too."""
         require_plain(tools, _NAME, str.isidentifier)
+        several = words.several('", "')
         names = [f"call_{number}" for number in range(len(tools))]
-        more = "" if words.is_single else ' (", " call)*'
-        rules = [f'calls: "[" call{more} "]"', f"call: {' | '.join(names)}"]
+        rules = [f'calls: "[" {several} "]"', f"call: {' | '.join(names)}"]
         for name, tool in zip(names, tools):
             rules.append(f'{name}: {text(tool.name + "(")} {name}_0 ")"')
             rules.extend(_argument_rules(name, tool))

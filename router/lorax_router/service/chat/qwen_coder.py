@@ -9,7 +9,7 @@ from typing import Any
 
 from lorax_contract.errors import ValidationError
 from lorax_router.service.chat.grammars import CallWords, json_rule, require_plain, text
-from lorax_router.service.chat.tool_parser import NewId, ScanningParser
+from lorax_router.service.chat.tool_parser import NewId, ScanningParser, partial_length
 from lorax_router.service.chat.tool_schemas import object_schema
 from lorax_router.service.chat.tools import FunctionTool
 
@@ -25,7 +25,7 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 class QwenCoderParser(ScanningParser):
-    """Values are texts, or JSON where the tool's schema takes no texts; each comes out whole."""
+    """Values are texts, or JSON where the tool's schema takes no texts; those come out whole."""
 
     begin_marker = _BEGIN
     markers = frozenset({_BEGIN, _END})
@@ -86,25 +86,49 @@ class QwenCoderParser(ScanningParser):
         if not name or name in self._values:
             return self._close()
         self._parameter = name
-        self._state = self._value
+        comma = ", " if self._values else ""
+        self._argued(f"{comma}{json.dumps(name)}: ")
+        self._values[name] = None
+        self._given = self._at
+        schema = self._schemas.get(self._function, _NO_SCHEMAS).get(name)
+        self._state = self._begin_text if _takes_text(schema) else self._json_value
         return True
 
-    def _value(self) -> bool:
+    def _json_value(self) -> bool:
         end = self._text.find(_PARAMETER_END, self._at)
         if end < 0:
             return False
-        self._add(self._text[self._at : end])
+        self._argued(_as_json(self._text[self._at : end].strip()))
+        return self._end_of_value(end)
+
+    def _begin_text(self) -> bool:
+        """The newlines next to the tags are part of the form."""
+        if self._at == len(self._text):
+            return False
+        self._takes("\n")
+        self._given = self._at
+        self._argued('"')
+        self._state = self._in_text
+        return True
+
+    def _in_text(self) -> bool:
+        end = self._text.find(_PARAMETER_END, self._at)
+        is_whole = end >= 0
+        if not is_whole:
+            end = len(self._text) - partial_length(self._text, _PARAMETER_END, self._at)
+        # Of the last newline it shows later whether it is the tag's.
+        written = self._text[self._at : end].removesuffix("\n")
+        self._argued(json.dumps(written, ensure_ascii=False)[1:-1])
+        self._at = self._given = self._at + len(written)
+        if is_whole:
+            self._argued('"')
+            return self._end_of_value(end)
+        return False
+
+    def _end_of_value(self, end: int) -> bool:
         self._at = self._given = end + len(_PARAMETER_END)
         self._state = self._in_function
         return True
-
-    def _add(self, raw: str) -> None:
-        schema = self._schemas.get(self._function, _NO_SCHEMAS).get(self._parameter)
-        # The newlines next to the tags are part of the form.
-        text = raw.removeprefix("\n").removesuffix("\n")
-        comma = ", " if self._values else ""
-        self._argued(f"{comma}{json.dumps(self._parameter)}: {_as_json(text, schema)}")
-        self._values[self._parameter] = None
 
     def _close(self) -> bool:
         self._argued("}")
@@ -123,7 +147,13 @@ class QwenCoderParser(ScanningParser):
         return True
 
     def _end(self) -> None:
-        if self._state in (self._in_function, self._parameter_name, self._value):
+        if self._state in (self._json_value, self._in_text):
+            # As unfinished as the model left it.
+            rest = self._text[self._at :]
+            is_text = self._state == self._in_text
+            self._argued(json.dumps(rest, ensure_ascii=False)[1:-1] if is_text else rest)
+            self._given = len(self._text)
+        elif self._state in (self._in_function, self._parameter_name):
             self._argued("}")
         elif self._state == self._after_call and _END.startswith(self._text[self._at :]):
             self._given = len(self._text)
@@ -135,7 +165,7 @@ class QwenCoderParser(ScanningParser):
         end = words.literal(_END)
         names = [f"call_{number}" for number in range(len(tools))]
         rules = [
-            words.calls('"\\n"'),
+            "calls: " + words.several('"\\n"'),
             f'call: {words.begin} "\\n" ({" | ".join(names)}) "{_FUNCTION_END}\\n" {end}',
             # Up to the first tag that ends it.
             r"text_value[lazy]: /(.|\n)*<\/parameter>/",
@@ -218,15 +248,11 @@ def _takes_text(schema: object) -> bool:
     return False
 
 
-def _as_json(text: str, schema: object) -> str:
-    """Return a value as JSON: as it is where it is JSON and no text is asked for."""
-    if not _takes_text(schema):
-        try:
-            json.loads(text)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            return text.strip()
-        if text.strip() in ("True", "False", "None"):
-            return {"True": "true", "False": "false", "None": "null"}[text.strip()]
-    return json.dumps(text, ensure_ascii=False)
+def _as_json(text: str) -> str:
+    """Return a value that is to be JSON: as it is, what Python calls it, or a text after all."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        named = {"True": "true", "False": "false", "None": "null"}
+        return named.get(text) or json.dumps(text, ensure_ascii=False)
+    return text

@@ -19,6 +19,7 @@ from tests.helpers.tiny_tokenizers import byte_level
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import TemplateError, ValidationError
 from lorax_router.service.chat.forced_calls import constraint_of
+from lorax_router.service.chat.grammars import MAX_CALLS
 from lorax_router.service.chat.hermes import HermesParser
 from lorax_router.service.chat.llama import LlamaJsonParser
 from lorax_router.service.chat.mistral import MistralArgumentsParser
@@ -136,6 +137,8 @@ def test_the_forms_of_calls_are_let_through() -> None:
     assert not lets_through(forced(HermesParser, is_single=True), f"{hermes}\n{hermes}")
     assert not lets_through(forced(HermesParser), hermes.replace("true", "7"))
     assert lets_through(forced(PARSERS["mistral"]), f"[TOOL_CALLS][{call}, {call}]")
+    assert lets_through(forced(HermesParser), "\n".join([hermes] * MAX_CALLS))
+    assert not lets_through(forced(HermesParser), "\n".join([hermes] * (MAX_CALLS + 1)))
     newer = '[TOOL_CALLS]f[ARGS]{"a": 1, "c": []}[TOOL_CALLS]get_weather[ARGS]{}'
     assert lets_through(forced(MistralArgumentsParser), newer)
     assert lets_through(forced(PARSERS["pythonic"]), "[f(a=1, c=[null]), get_weather()]")

@@ -226,7 +226,11 @@ QWEN_F = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>
         # Broken ones.
         ("<tool_call>hello", "<tool_call>hello", []),
         ("<tool_call><function=f g>", "<tool_call><function=f g>", []),
-        ("<tool_call><function=f><parameter=a>1", "<parameter=a>1", [("f", "{}")]),
+        ("<tool_call><function=f><parameter=a>1", "", [("f", '{"a": 1')]),
+        ("<tool_call><function=f><parameter=b>\nx\n</par", "", [("f", '{"b": "x\\n</par')]),
+        ("<tool_call><function=f><parameter=b>", "", [("f", '{"b": ')]),
+        ("<tool_call><function=f><parameter=b></parameter>", "", [("f", '{"b": ""}')]),
+        ("<tool_call><function=f><parameter=b>\n</parameter>", "", [("f", '{"b": ""}')]),
         ("<tool_call><function=f>oh</function>", "oh</function>", [("f", "{}")]),
     ],
 )
@@ -262,6 +266,14 @@ def test_deltas_come_as_they_form() -> None:
         [ToolArgumentsDelta(0, "}")],
     ]
     assert parser.finish() == []
+
+
+def test_texts_in_tags_come_as_they_form() -> None:
+    parser = parser_of("qwen")
+    assert parser.feed("<tool_call><function=f><parameter=b>\nfirst\n")[-1:] == [
+        ToolArgumentsDelta(0, "first")
+    ]
+    assert parser.feed('"2"<') == [ToolArgumentsDelta(0, '\\n\\"2\\"')]
 
 
 def test_json_that_is_no_call_is_not_held_back() -> None:
