@@ -154,8 +154,6 @@ def _check_stream(params: GenerateParameters) -> None:
             f"`best_of` other than {params.n or 1} is not offered for streams: which sequence is "
             "the likeliest is known at the end"
         )
-    if params.decoder_input_details:
-        raise ValidationError("`decoder_input_details` is not offered for streams")
 
 
 def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:

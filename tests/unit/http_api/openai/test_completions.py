@@ -149,6 +149,17 @@ async def test_an_echo_puts_the_prompt_in_front_with_its_logprobs():
 
 
 @in_loop
+async def test_a_streamed_echo_begins_with_the_prompt():
+    session = Session()
+    whole = await session.complete(prompt="w1 w2", echo=True, logprobs=0, max_tokens=2)
+    body = {"prompt": "w1 w2", "echo": True, "logprobs": 0, "max_tokens": 2}
+    parts = [each["choices"][0] for each in await session.stream(PATH, **body)]
+    assert "".join(each["text"] for each in parts) == whole["choices"][0]["text"]
+    streamed = [token for each in parts for token in each["logprobs"]["tokens"]]
+    assert streamed == whole["choices"][0]["logprobs"]["tokens"]
+
+
+@in_loop
 async def test_an_echo_without_output_computes_the_prompt_only():
     session = Session()
     answer = await session.post(PATH, prompt="w1", echo=True, max_tokens=0)
