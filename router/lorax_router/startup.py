@@ -315,8 +315,8 @@ def assemble(
     from lorax_router.grpc_api.servicer import PublicServicer
     from lorax_router.http_api.adapter_routes import AdapterRoutes
     from lorax_router.http_api.app import Cors, build_admin_app, build_app, build_metrics_app
+    from lorax_router.http_api.calls import Calls
     from lorax_router.http_api.openai.api import BODIES, EVENTS, openai_routers
-    from lorax_router.http_api.openai.calls import Calls
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
 
     parts = assemble_service(config, shards, language, info, budgets)

@@ -16,9 +16,9 @@ from tests.helpers.scripted_engine import ScriptedEngine
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lorax_router.http_api.app import Cors, build_app
+from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.listeners import bind, url_of
 from lorax_router.http_api.openai.api import BODIES, EVENTS, openai_routers
-from lorax_router.http_api.openai.calls import Calls
 from lorax_router.http_api.server import HttpServer
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.chat.outputs import OutputParsers

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.openai.bodies import ChatBody, CompletionBody
-from lorax_router.http_api.openai.calls import Calls
 from lorax_router.http_api.openai.chat_routes import ChatRoutes
 from lorax_router.http_api.openai.completion_routes import CompletionRoutes
 from lorax_router.http_api.openai.model_routes import ModelRoutes

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody
+from lorax_router.http_api.model_body import ModelBody
 from lorax_router.service.constraints.formats import of_response_format, of_vllm
 from lorax_router.service.requests import GenerateParameters
 
@@ -19,8 +20,6 @@ _MAX_TOP_LOGPROBS = 20
 _BINDING = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
 )  # fmt: skip
-# Values with which a field changes nothing.
-_IDLE: tuple[Any, ...] = (None, False, [], {}, "")
 
 
 class StreamOptions(StrictBody):
@@ -34,10 +33,9 @@ class StreamOptions(StrictBody):
     """Taken; nothing is added."""
 
 
-class SamplingBody(StrictBody):
+class SamplingBody(ModelBody):
     """How to generate; all dialects of OpenAI share it."""
 
-    # Fields that are not honoured, and the values with which they change nothing.
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
         "allowed_token_ids": (),
         "bad_words": (),
@@ -47,8 +45,6 @@ class SamplingBody(StrictBody):
         "use_beam_search": (),
     }
 
-    model: str | None = None
-    """The base model, or an adapter: its alias, or `source:id`, or an id of the default source."""
     temperature: float | None = None
     """Divides the logits; 0 is greedy. 1 if absent."""
     top_p: float | None = None
@@ -91,12 +87,6 @@ class SamplingBody(StrictBody):
     """Let the text that ended the output be part of it."""
     truncate_prompt_tokens: Integer | None = None
     """Keep only the last so many tokens of the prompt."""
-    adapter_source: str | None = None
-    """Where the adapter that `model` names lies: hub, local or s3."""
-    adapter_id: str | None = None
-    """The adapter, as LoRAX names it; `model` must be the base's then."""
-    api_token: str | None = None
-    """Token for private adapters; without API keys the Bearer token of the request if absent."""
     response_format: Any = None
     """Bind the output: `json_object`, `json_schema`, or `text`, which binds nothing."""
     structured_outputs: Any = None
@@ -123,10 +113,7 @@ class SamplingBody(StrictBody):
 
     def check_refused(self) -> None:
         """Raise ValidationError for a field that would change the answer, and cannot."""
-        for name, harmless in self.refused.items():
-            value = (self.model_extra or {}).get(name)
-            if not any(value is each or value == each for each in (*_IDLE, *harmless)):
-                raise ValidationError(f"`{name}` is not offered by this server; leave it out")
+        super().check_refused()
         if self.stream_options is not None and not self.stream:
             raise ValidationError("`stream_options` needs `stream` to be true")
 

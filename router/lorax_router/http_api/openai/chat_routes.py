@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -11,13 +10,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import ValidationError
 from lorax_router.http_api.auth import caller_of
+from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.chat_parts import ChatShape, OfferedTools, bound_by
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openai.answers import Heading
 from lorax_router.http_api.openai.bodies import ChatBody
-from lorax_router.http_api.openai.calls import Calls
-from lorax_router.http_api.openai.chats import ChatEvents, ChatShape, chat_document
+from lorax_router.http_api.openai.chats import ChatEvents, chat_document
 from lorax_router.http_api.openai.errors import FIELDS, OpenAIRoute
 from lorax_router.http_api.openai.messages import checked_messages
 from lorax_router.http_api.openai.schemas import (
@@ -26,7 +25,7 @@ from lorax_router.http_api.openai.schemas import (
     ChatCompletionChunk,
     OpenAIErrorResponse,
 )
-from lorax_router.http_api.openai.tool_choice import OfferedTools, offered_tools
+from lorax_router.http_api.openai.tool_choice import offered_tools
 from lorax_router.http_api.openapi import event_stream, json_body
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.chat.outputs import OutputParsers
@@ -92,27 +91,16 @@ class ChatRoutes:
         self, request: Request, body: ChatBody, tools: OfferedTools
     ) -> GenerateRequest:
         prompt = _prompt(body, tools)
-        bound = await self._outputs.constraint(
-            tools.functions,
-            tools.choice,
-            is_single=tools.is_single,
-            template_kwargs=prompt.template_kwargs,
-        )
         own = body.parameters(
             max_new_tokens=body.most_tokens,
             raw_logprobs=True,
             return_k_alternatives=body.num_logprobs() or None,
         )
-        if bound is not None:
-            if own.constraint is not None:
-                raise ValidationError(
-                    f"`{own.constraint.field_name}` and `tools` bind the output twice: a tool "
-                    "that is strict, or must be called, leaves no room for another form"
-                )
-            own = replace(own, constraint=bound)
         return GenerateRequest(
             prompt=prompt,
-            parameters=self._calls.named(request, body, own),
+            parameters=self._calls.named(
+                request, body, await bound_by(self._outputs, tools, prompt, own)
+            ),
             caller=caller_of(request),
         )
 

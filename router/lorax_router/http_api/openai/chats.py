@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
+from lorax_router.http_api.chat_parts import ChatChoice, ChatShape
 from lorax_router.http_api.json_text import Json, event
 from lorax_router.http_api.openai.answers import FINISH_REASONS, Heading, chat_logprobs, usage
 from lorax_router.http_api.openai.completions import DONE
@@ -22,75 +20,8 @@ from lorax_router.service.chat.deltas import (
     ToolArgumentsDelta,
     ToolCallStart,
 )
-from lorax_router.service.chat.output_parser import OutputParser
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.results import GenerateResult
-from lorax_router.service.text import TextAssembler
-
-# Given the text of the prompt, which may have begun what the answer goes on with.
-NewParser = Callable[[str], OutputParser]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatShape:
-    """How the answers of one request look."""
-
-    new_parser: NewParser
-    stops: list[str]
-    include_stop: bool = False
-    skip_special_tokens: bool = True
-    # Alternatives of each token; None: no logprobs.
-    num_logprobs: int | None = None
-    # Whether calls after the first one are left out.
-    is_single_call: bool = False
-    wants_usage: bool = False
-    usage_with_each: bool = False
-
-    def choice(self, index: int, prompt_text: str) -> ChatChoice:
-        """Return one answer that has not begun."""
-        parser = self.new_parser(prompt_text)
-        assembler = TextAssembler(
-            self.stops,
-            include_stop=self.include_stop,
-            skip_special_tokens=self.skip_special_tokens,
-            markers=parser.markers,
-        )
-        return ChatChoice(index, assembler, parser, self.num_logprobs, self.is_single_call)
-
-
-@dataclass(slots=True)
-class ChatChoice:
-    """One answer while it comes."""
-
-    index: int
-    assembler: TextAssembler
-    parser: OutputParser
-    num_logprobs: int | None
-    is_single_call: bool
-    calls_tools: bool = False
-
-    def deltas(self, chunk: TokenChunk) -> list[ChatDelta]:
-        """Return what a chunk says."""
-        deltas = self.parser.feed(self.assembler.feed(chunk))
-        if chunk.finish is not FinishCode.RUNNING:
-            deltas = [*deltas, *self.parser.finish()]
-        if self.is_single_call:
-            deltas = [each for each in deltas if getattr(each, "index", 0) == 0]
-        self.calls_tools = self.calls_tools or any(isinstance(d, ToolCallStart) for d in deltas)
-        return deltas
-
-    def logprobs(self, chunk: TokenChunk) -> Json | None:
-        """Return the logprobs of a chunk's tokens, if they are wanted."""
-        if self.num_logprobs is None:
-            return None
-        return {"content": chat_logprobs(chunk.tokens, chunk.alternatives, self.num_logprobs)}
-
-    def ending(self, chunk: TokenChunk) -> Json:
-        """Return why it ended; nulls while it has not."""
-        reason = FINISH_REASONS.get(chunk.finish)
-        if self.calls_tools and reason == "stop":
-            reason = "tool_calls"
-        return {"finish_reason": reason, "stop_reason": self.assembler.stopped_by}
 
 
 def chat_document(heading: Heading, shape: ChatShape, result: GenerateResult) -> Json:
@@ -107,8 +38,8 @@ def chat_document(heading: Heading, shape: ChatShape, result: GenerateResult) ->
             {
                 "index": index,
                 "message": _message(turn),
-                "logprobs": choice.logprobs(chunk),
-                **choice.ending(chunk),
+                "logprobs": _logprobs(choice, chunk),
+                **_ending(choice, chunk),
             }
         )
     num_generated = sum(each.num_generated for each in result.sequences)
@@ -137,7 +68,7 @@ class ChatEvents:
         """Return the parts of a chunk; none where it shows nothing yet."""
         choice = self._choices[sequence]
         deltas = [_delta(each) for each in choice.deltas(chunk)]
-        logprobs = choice.logprobs(chunk)
+        logprobs = _logprobs(choice, chunk)
         is_last = chunk.finish is not FinishCode.RUNNING
         if not deltas and (is_last or logprobs is not None):
             deltas = [{}]
@@ -147,7 +78,7 @@ class ChatEvents:
                 sequence,
                 delta,
                 logprobs if number == 0 else None,
-                choice.ending(chunk) if is_last and number == len(deltas) - 1 else {},
+                _ending(choice, chunk) if is_last and number == len(deltas) - 1 else {},
             )
             for number, delta in enumerate(deltas)
         ]
@@ -178,6 +109,21 @@ class ChatEvents:
 
     def _usage(self) -> Json:
         return usage(self._stream.num_prompt_tokens, self._stream.num_generated)
+
+
+def _logprobs(choice: ChatChoice, chunk: TokenChunk) -> Json | None:
+    """Return the logprobs of a chunk's tokens, if they are wanted."""
+    if choice.num_logprobs is None:
+        return None
+    return {"content": chat_logprobs(chunk.tokens, chunk.alternatives, choice.num_logprobs)}
+
+
+def _ending(choice: ChatChoice, chunk: TokenChunk) -> Json:
+    """Return why an answer ended; nulls while it has not."""
+    reason = FINISH_REASONS.get(chunk.finish)
+    if choice.calls_tools and reason == "stop":
+        reason = "tool_calls"
+    return {"finish_reason": reason, "stop_reason": choice.assembler.stopped_by}
 
 
 def _message(turn: AssistantTurn) -> Json:

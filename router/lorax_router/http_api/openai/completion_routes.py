@@ -9,10 +9,10 @@ from starlette.responses import Response
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind
 from lorax_router.http_api.auth import caller_of
+from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openai.answers import Heading
 from lorax_router.http_api.openai.bodies import CompletionBody
-from lorax_router.http_api.openai.calls import Calls
 from lorax_router.http_api.openai.completions import (
     CompletionEvents,
     CompletionShape,

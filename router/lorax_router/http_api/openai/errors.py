@@ -6,23 +6,17 @@ it sent. A route of this dialect is made by ``OpenAIRoute``, which maps what its
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, ModelNotFoundError
+from lorax_router.http_api.dialect_route import DialectRoute, in_words_of
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.responses import error_headers, json_response, public_error
-
-logger = logging.getLogger(__name__)
 
 # The service's names of fields that are called otherwise here.
 FIELDS: Mapping[str, str] = MappingProxyType(
@@ -53,7 +47,6 @@ _KINDS: Mapping[int, tuple[str, str | None]] = {
     429: (_LIMIT, "rate_limit_exceeded"),
     503: (_SERVER, "service_unavailable"),
 }
-_FIELD = re.compile(r"`([a-z]\w*)((?:\.\w+)*)`")
 
 
 def error_status(error: LoraxError) -> int:
@@ -69,7 +62,7 @@ def envelope(error: LoraxError, names: Mapping[str, str] = FIELDS) -> Json:
     """Return the body of an error; in a stream it is the data of the last event."""
     error = public_error(error)
     status = error_status(error)
-    message, param = _in_words_of(names, _message(error))
+    message, param = in_words_of(names, _message(error))
     if isinstance(error, ModelNotFoundError):
         return _document(message, _INVALID, "model", error.kind.error_type)
     kind, code = _KINDS.get(status, (_SERVER, error.kind.error_type))
@@ -93,27 +86,10 @@ def http_error_response(status: int, message: str, headers: dict[str, str]) -> R
     return json_response(_document(message, kind, None, code), status, headers)
 
 
-class OpenAIRoute(APIRoute):
+class OpenAIRoute(DialectRoute):
     """A route whose errors are OpenAI's; ``names`` are the fields' names in its body."""
 
     names: ClassVar[Mapping[str, str]] = FIELDS
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler with the mapper around it."""
-        handle = super().get_route_handler()
-
-        async def mapped(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except LoraxError as error:
-                return self.response_of(error)
-            except (ClientDisconnect, HTTPException):
-                raise
-            except Exception:
-                logger.exception("unexpected error in %s", request.url.path)
-                return self.response_of(LoraxError(public=""))
-
-        return mapped
 
     def response_of(self, error: LoraxError) -> Response:
         """Return the response of an error that the handler raised."""
@@ -128,14 +104,3 @@ def _message(error: LoraxError) -> str:
     """Return the text for the client; that a value is at fault is said by the status."""
     is_fault = error_status(error) == 400
     return error.public.removeprefix(f"{error.kind.prefix}: ") if is_fault else error.public
-
-
-def _in_words_of(names: Mapping[str, str], text: str) -> tuple[str, str | None]:
-    """Return a text with its fields renamed, and the first of them."""
-    fields: list[str] = []
-
-    def renamed(match: re.Match[str]) -> str:
-        fields.append(names.get(match[1], match[1]) + match[2])
-        return f"`{fields[-1]}`"
-
-    return _FIELD.sub(renamed, text), fields[0] if fields else None

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorax_contract.errors import ValidationError
-from lorax_router.service.chat.tools import FunctionTool, ToolChoice, tools_of
+from lorax_router.http_api.chat_parts import OfferedTools
+from lorax_router.service.chat.tools import ToolChoice
 
 _MAX_TOOLS = 128
 _MODES = ("none", "auto", "required")
-
-
-@dataclass(frozen=True, slots=True)
-class OfferedTools:
-    """What the model may call in one answer."""
-
-    # As chat templates take them; empty: none are offered.
-    definitions: list[dict[str, Any]]
-    choice: ToolChoice
-    # Whether at most one is called.
-    is_single: bool = False
-
-    @property
-    def functions(self) -> list[FunctionTool]:
-        """The tools as parsers take them."""
-        return tools_of(self.definitions)
 
 
 def offered_tools(

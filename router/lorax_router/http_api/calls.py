@@ -1,4 +1,4 @@
-"""What the routes of OpenAI's dialects do alike: read a body, name the model, answer or stream."""
+"""What the routes of all dialects but LoRAX's do alike: read a body, name the model, answer or stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorax_contract.errors import LoraxError, ValidationError
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import while_present
 from lorax_router.http_api.json_body import bearer_token, parse_body, read_body
-from lorax_router.http_api.openai.bodies import SamplingBody
+from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.sse import EventWriter, TokenEvents
 from lorax_router.service.batch import BatchStream, generate_each
 from lorax_router.service.inference import InferenceService
@@ -24,11 +24,11 @@ from lorax_router.service.models import Models
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
 
-SomeBody = TypeVar("SomeBody", bound=SamplingBody)
+SomeBody = TypeVar("SomeBody", bound=ModelBody)
 
 
 class Calls:
-    """The way from a body to the inference service, for all routes of the dialect."""
+    """The way from a body to the inference service, for all routes of these dialects."""
 
     def __init__(
         self, service: InferenceService, models: Models, metrics: Metrics, *, max_body_bytes: int
@@ -54,7 +54,7 @@ class Calls:
         return body
 
     def named(
-        self, request: Request, body: SamplingBody, parameters: GenerateParameters
+        self, request: Request, body: ModelBody, parameters: GenerateParameters
     ) -> GenerateParameters:
         """Return the parameters with the adapter that the body names."""
         model, source = body.model, body.adapter_source
@@ -72,7 +72,7 @@ class Calls:
         )
 
     async def generate(
-        self, request: Request, body: SamplingBody, requests: Sequence[GenerateRequest]
+        self, request: Request, body: ModelBody, requests: Sequence[GenerateRequest]
     ) -> list[GenerateResult]:
         """Return all answers; raises ClientGoneError."""
         with self.models.asked_for(body.model):
@@ -80,13 +80,13 @@ class Calls:
 
     def stream(
         self,
-        body: SamplingBody,
+        body: ModelBody,
         requests: Sequence[GenerateRequest],
         writer: EventWriter[BatchStream],
     ) -> Response:
         """Return the response that streams all answers."""
         return TokenEvents(partial(self._open, body, requests), writer, {})
 
-    async def _open(self, body: SamplingBody, requests: Sequence[GenerateRequest]) -> BatchStream:
+    async def _open(self, body: ModelBody, requests: Sequence[GenerateRequest]) -> BatchStream:
         with self.models.asked_for(body.model):
             return await BatchStream.open(self._service, requests)
