@@ -316,7 +316,7 @@ def assemble(
     from lorax_router.http_api.adapter_routes import AdapterRoutes
     from lorax_router.http_api.app import Cors, build_admin_app, build_app, build_metrics_app
     from lorax_router.http_api.calls import Calls
-    from lorax_router.http_api.openai.api import BODIES, EVENTS, openai_routers
+    from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
 
     parts = assemble_service(config, shards, language, info, budgets)
@@ -351,7 +351,7 @@ def assemble(
         ),
         adapters=adapters,
         loras=loras,
-        dialects=openai_routers(calls, parts.outputs),
+        dialects=dialect_routers(calls, parts.outputs),
         bodies=BODIES,
         events=EVENTS,
         keys=keys,

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lorax_router.http_api.app import Cors, build_app
 from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers
 from lorax_router.http_api.listeners import bind, url_of
-from lorax_router.http_api.openai.api import BODIES, EVENTS, openai_routers
 from lorax_router.http_api.server import HttpServer
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.chat.outputs import OutputParsers
@@ -90,6 +90,7 @@ class World:
     cors: Cors = field(default_factory=Cors)
     model_id: str = "tests/tiny"
     template: str | None = TEMPLATE
+    outputs: OutputParsers = field(default_factory=OutputParsers)
     # Makes constraints ready; None: the server offers none.
     constraints: Any = None
 
@@ -102,7 +103,7 @@ class World:
         )
         self.metrics.watch_engine(self.engine.stats, block_size=16)
         self.tokenizer = TokenizerPool(word_tokenizer(), 2)
-        templates = InlineTemplates(self.template)
+        templates = self.templates = InlineTemplates(self.template)
         self.validator = Validator(bounds, self.tokenizer, templates)
         self.service = InferenceService(
             self.engine,
@@ -123,7 +124,7 @@ class World:
             info=server_info(bounds, model_id=self.model_id),
             max_body_bytes=self.max_body_bytes,
             cors=self.cors,
-            dialects=openai_routers(self.calls, OutputParsers()),
+            dialects=dialect_routers(self.calls, self.outputs),
             bodies=BODIES,
             events=EVENTS,
         )

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
+from lorax_router.http_api.anthropic.errors import routing_error_response
 from lorax_router.http_api.auth import METRICS_PATH, PROBES, KeyGate, MetricsGate, OneCaller
 from lorax_router.http_api.lorax.bodies import AdapterBody, CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
@@ -32,6 +33,7 @@ from lorax_router.http_api.openai.lora_routes import (
 )
 from lorax_router.http_api.openapi import add_keys, add_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes, answer_metrics
+from lorax_router.http_api.refusals import is_anthropic
 from lorax_router.http_api.responses import (
     ErrorBoundary,
     HeadAsGet,
@@ -183,8 +185,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if not path.startswith("/v1/") or path.startswith("/v1/adapters"):
         return await on_http_exception(request, error)
     assert isinstance(error, HTTPException)
-    text = http_exception_text(request, error)
-    return http_error_response(error.status_code, text, dict(error.headers or {}))
+    text, headers = http_exception_text(request, error), dict(error.headers or {})
+    if is_anthropic(path):
+        return routing_error_response(error.status_code, text, headers)
+    return http_error_response(error.status_code, text, headers)
 
 
 def _add_aliases(app: FastAPI) -> None:

@@ -83,9 +83,15 @@ class Calls:
         body: ModelBody,
         requests: Sequence[GenerateRequest],
         writer: EventWriter[BatchStream],
+        headers: dict[str, str] | None = None,
     ) -> Response:
         """Return the response that streams all answers."""
-        return TokenEvents(partial(self._open, body, requests), writer, {})
+        return TokenEvents(partial(self._open, body, requests), writer, headers or {})
+
+    async def count_tokens(self, request: Request, body: ModelBody, wanted: GenerateRequest) -> int:
+        """Return how many tokens a prompt has; raises ClientGoneError."""
+        with self.models.asked_for(body.model):
+            return await while_present(request.receive, self._service.count_tokens(wanted))
 
     async def _open(self, body: ModelBody, requests: Sequence[GenerateRequest]) -> BatchStream:
         with self.models.asked_for(body.model):

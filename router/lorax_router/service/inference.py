@@ -27,8 +27,9 @@ from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLea
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.constraints.readiness import Constraints
+from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
-from lorax_router.service.keys.meters import Meters
+from lorax_router.service.keys.meters import Meters, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.permits import Permit, Permits
 from lorax_router.service.records import RequestRecord
@@ -278,6 +279,23 @@ class InferenceService:
             raise
         return GenerationStream(valid, chunks, record, permit, lease)
 
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens a prompt has for its model; nothing is generated."""
+        meter = self._meters.of(request.caller)
+        self.check_open()
+        meter.start_request()
+        checked = self._validator.check(request, stream=False)
+        self._check_sees(checked)
+        permit, lease = self._admit(checked), None
+        try:
+            if checked.selection is not None:
+                lease = await self._acquire(checked, meter)
+            return await self._validator.num_prompt_tokens(checked, _text(lease))
+        finally:
+            if lease is not None:
+                lease.release()
+            permit.give_back()
+
     def _new_record(self, request: GenerateRequest, *, is_stream: bool) -> RequestRecord:
         caller = request.caller
         return RequestRecord(
@@ -291,10 +309,15 @@ class InferenceService:
         self.check_open()
         record.meter.start_request()
         checked = self._validator.check(request, stream=stream)
+        self._check_sees(checked)
+        return checked
+
+    @staticmethod
+    def _check_sees(checked: CheckedRequest) -> None:
+        """Raise what a caller gets who may not know of the adapter."""
         # The server's own adapter is everybody's who names none.
         if checked.selection is not None and not checked.selection.is_default:
-            request.caller.check_sees(checked.selection.refs)
-        return checked
+            checked.request.caller.check_sees(checked.selection.refs)
 
     def _admit(self, checked: CheckedRequest) -> Permit:
         """Let a request in, one that will wait for its adapter beside all others."""
@@ -309,14 +332,20 @@ class InferenceService:
         """Find the request's adapter; until then it waits as ``resolving``, and only it."""
         if checked.selection is None:
             return None
-        assert self._adapters is not None
         record.selections(_use(checked.selection))
         started = perf_counter()
+        lease = await self._acquire(checked, record.meter)
+        record.resolved(lease, perf_counter() - started)
+        return lease
+
+    async def _acquire(self, checked: CheckedRequest, meter: TenantMeter) -> AdapterLease:
+        assert self._adapters is not None
+        assert checked.selection is not None
         try:
             with self._metrics.resolving():
                 async with asyncio.timeout(None) as waiting:
                     self._resolving.add(waiting)
-                    lease = await self._adapters.acquire(checked.selection, meter=record.meter)
+                    lease = await self._adapters.acquire(checked.selection, meter=meter)
         except TimeoutError:
             if not waiting.expired():
                 raise
@@ -325,14 +354,10 @@ class InferenceService:
             self._resolving.discard(waiting)
         if lease.is_private:
             self._tokens.opened(checked.request.caller, checked.selection.token)
-        record.resolved(lease, perf_counter() - started)
         return lease
 
     async def _complete(self, checked: CheckedRequest, lease: AdapterLease | None) -> ValidRequest:
-        if lease is None:
-            valid = await self._validator.complete(checked)
-        else:
-            valid = await self._validator.complete(checked, lease.text)
+        valid = await self._validator.complete(checked, _text(lease))
         if (constraint := checked.request.parameters.constraint) is None:
             return valid
         if self._constraints is None:
@@ -399,6 +424,11 @@ def _shown(sequences: list[Sequence], num_returned: int | None) -> list[int]:
 
 def _use(selection: AdapterSelection) -> AdapterUse:
     return AdapterUse(selection.ids, selection.refs[0].source, selection.label)
+
+
+def _text(lease: AdapterLease | None) -> AdapterText:
+    """Return what a request's adapter brings for texts."""
+    return AdapterText() if lease is None else lease.text
 
 
 def _handle(lease: AdapterLease | None) -> AdapterHandle:

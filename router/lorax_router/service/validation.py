@@ -89,6 +89,15 @@ class Validator:
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
         return CheckedRequest(request=request, samplings=samplings, selection=selection)
 
+    async def num_prompt_tokens(self, checked: CheckedRequest, text: AdapterText) -> int:
+        """Return how many tokens a prompt has, however many may be computed.
+
+        Raises ValidationError, TemplateError. ``text`` is what the request's adapter brings.
+        """
+        request = checked.request
+        encoded = await self._prompts.encode(request.prompt, text, request.parameters.truncate)
+        return len(encoded.ids)
+
     async def complete(
         self, checked: CheckedRequest, text: AdapterText = _BASE_TEXT
     ) -> ValidRequest:

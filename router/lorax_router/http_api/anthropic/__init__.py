@@ -1,0 +1,1 @@
+"""Anthropic's dialect: its routes, its bodies, its errors."""
