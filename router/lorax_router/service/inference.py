@@ -24,10 +24,10 @@ from lorax_contract.errors import (
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
+from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.constraints.readiness import Constraints
-from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.keys.meters import Meters, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics

@@ -12,12 +12,15 @@ from lorax_router.http_api.openai.bodies import ChatBody, CompletionBody
 from lorax_router.http_api.openai.chat_routes import ChatRoutes
 from lorax_router.http_api.openai.completion_routes import CompletionRoutes
 from lorax_router.http_api.openai.model_routes import ModelRoutes
+from lorax_router.http_api.openai.responses.bodies import ResponsesBody
+from lorax_router.http_api.openai.responses.response_routes import ResponseRoutes
+from lorax_router.http_api.openai.responses.schemas import ResponseStreamEvent
 from lorax_router.http_api.openai.schemas import ChatCompletionChunk, Completion
 from lorax_router.service.chat.outputs import OutputParsers
 
 # What the routes parse, for the OpenAPI document.
-BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody)
-EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, Completion)
+BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, ResponsesBody)
+EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, Completion, ResponseStreamEvent)
 
 
 def openai_routers(calls: Calls, outputs: OutputParsers) -> Iterator[APIRouter]:
@@ -25,3 +28,4 @@ def openai_routers(calls: Calls, outputs: OutputParsers) -> Iterator[APIRouter]:
     yield ModelRoutes(calls.models).router()
     yield CompletionRoutes(calls).router()
     yield ChatRoutes(calls, outputs).router()
+    yield ResponseRoutes(calls, outputs).router()

@@ -1,0 +1,1 @@
+"""OpenAI's Responses, stateless: nothing of an answer is kept."""
