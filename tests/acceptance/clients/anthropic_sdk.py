@@ -17,6 +17,8 @@ TOOL = {
         "additionalProperties": False,
     },
 }
+# The SDK has no argument for it any more.
+GREEDY = {"temperature": 0.0}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -29,7 +31,7 @@ def check(name: str, found: object) -> None:
 
 def plain(client: anthropic.Anthropic, model: str) -> str:
     """Messages, whole and streamed; returns the text."""
-    wanted = {"model": model, "max_tokens": 24, "messages": QUESTION, "temperature": 0.0}
+    wanted = {"model": model, "max_tokens": 24, "messages": QUESTION, "extra_body": GREEDY}
     message = client.messages.create(**wanted)
     (block,) = message.content
     check(f"{model}: a message", block.type == "text" and block.text)
@@ -50,7 +52,7 @@ def stops(client: anthropic.Anthropic, model: str) -> None:
     short = client.messages.create(model=model, max_tokens=1, messages=QUESTION)
     check("max_tokens ends it", short.stop_reason == "max_tokens")
     begun = [*QUESTION, {"role": "assistant", "content": "The capital of France is"}]
-    wanted = {"model": model, "max_tokens": 24, "messages": begun, "temperature": 0.0}
+    wanted = {"model": model, "max_tokens": 24, "messages": begun, "extra_body": GREEDY}
     message = client.messages.create(**wanted)
     check("an answer is continued", "Paris" in message.content[0].text)
     stopped = client.messages.create(**wanted, stop_sequences=["Paris"])
@@ -74,21 +76,24 @@ def tools(client: anthropic.Anthropic, model: str) -> None:
         "max_tokens": 64,
         "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
         "tools": [TOOL],
-        "temperature": 0.0,
+        "extra_body": GREEDY,
     }
     for choice in ({"type": "tool", "name": "get_weather"}, {"type": "any"}):
         message = client.messages.create(**wanted, tool_choice=choice)
-        (call,) = message.content
+        call = message.content[0]
         check(f"{choice['type']}: a call", call.type == "tool_use" and "city" in call.input)
         check(f"{choice['type']}: its reason", message.stop_reason == "tool_use")
         with client.messages.stream(**wanted, tool_choice=choice) as stream:
             last = stream.get_final_message()
         check(f"{choice['type']}: streamed as whole", last.content[0].input == call.input)
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": "Sunny"}
+    results = [
+        {"type": "tool_result", "tool_use_id": each.id, "content": "Sunny"}
+        for each in message.content
+    ]
     said = [
         *wanted["messages"],
         {"role": "assistant", "content": message.content},
-        {"role": "user", "content": [result]},
+        {"role": "user", "content": results},
     ]
     after = client.messages.create(**{**wanted, "messages": said}, tool_choice={"type": "none"})
     check("an answer to a result", after.content and after.content[0].type == "text")
@@ -99,7 +104,7 @@ def errors(client: anthropic.Anthropic, model: str) -> None:
     for stream in (False, True):
         wanted = {"max_tokens": 4, "messages": QUESTION, "stream": stream}
         for fields, kind in (
-            ({"model": "no-such-model"}, anthropic.NotFoundError),
+            ({"model": "local:no-such-folder"}, anthropic.NotFoundError),
             ({"model": model, "max_tokens": 0}, anthropic.BadRequestError),
             ({"model": model, "messages": []}, anthropic.BadRequestError),
         ):
@@ -114,7 +119,7 @@ def errors(client: anthropic.Anthropic, model: str) -> None:
 async def asynchronous(url: str, model: str, expected: str) -> None:
     """The same with the asynchronous client, many at once."""
     async with anthropic.AsyncAnthropic(base_url=url, api_key="none") as client:
-        wanted = {"model": model, "max_tokens": 24, "messages": QUESTION, "temperature": 0.0}
+        wanted = {"model": model, "max_tokens": 24, "messages": QUESTION, "extra_body": GREEDY}
         messages = await asyncio.gather(*(client.messages.create(**wanted) for _ in range(3)))
         check("async", {each.content[0].text for each in messages} == {expected})
         async with client.messages.stream(**wanted) as stream:

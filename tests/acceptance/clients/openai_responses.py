@@ -107,7 +107,7 @@ def errors(client: openai.OpenAI, model: str) -> None:
     """Each status is the exception that fits."""
     for stream in (False, True):
         for fields, kind in (
-            ({"model": "no-such-model"}, openai.NotFoundError),
+            ({"model": "local:no-such-folder"}, openai.NotFoundError),
             ({"store": True}, openai.BadRequestError),
             ({"previous_response_id": "resp_1"}, openai.BadRequestError),
             ({"tools": [{"type": "web_search"}]}, openai.BadRequestError),

@@ -73,7 +73,7 @@ def _tool(place: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValidationError(f"`{place}.name` must be a text")
     if not isinstance(schema, dict):
         raise ValidationError(f"`{place}.input_schema` must be a JSON schema")
-    function = {"name": name, "parameters": schema}
+    function: dict[str, Any] = {"name": name, "parameters": schema}
     if isinstance(given.get("description"), str):
         function["description"] = given["description"]
     if given.get("strict") is True:

@@ -70,7 +70,7 @@ def anthropic_error_response(error: LoraxError, request_id: str | None = None) -
     request_id = request_id or new_request_id()
     shown = public_error(error)
     headers = {**error_headers(shown), "request-id": request_id}
-    if isinstance(error, AdapterUnavailableError) and not error.reason.permanent:
+    if isinstance(error, AdapterUnavailableError) and error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     document = anthropic_error_document(shown, request_id)
     return json_response(document, anthropic_status(shown), headers)
