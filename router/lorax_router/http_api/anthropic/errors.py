@@ -26,7 +26,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
 # Their SDKs raise an error of its own for it, and try again.
 _OVERLOADED = 529
 # Statuses that say something else here.
-_STATUSES = {415: 400, 422: 400, 424: 500}
+_STATUSES = {422: 400, 424: 500}
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
     403: "permission_error",

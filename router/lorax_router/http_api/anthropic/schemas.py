@@ -187,6 +187,7 @@ ERRORS: Responses = {
             400: "The body is not JSON, or a value is out of bounds or of the wrong type",
             404: "There is no such model",
             413: "The body is too large",
+            415: "The content type is not JSON",
             500: "The request failed in a shard, or an unexpected error",
             503: "The adapter cannot be had now",
             529: "The server is overloaded, or is shutting down",
