@@ -301,8 +301,9 @@ def point_many_adapters() -> Result:
 def point_store() -> Result:
     """Killed at every step, two processes, paths that lead outside, headers that lie."""
     return run_tests(
-        "tests/unit/adapters_store",
-        "tests/unit/adapters/test_peft_files.py",
+        "tests/unit/store",
+        "tests/unit/fetching",
+        "tests/unit/peft/test_peft_files.py",
         "tests/integration/test_fetcher.py",
         "tests/integration/test_fetcher_access.py",
     )
