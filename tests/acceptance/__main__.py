@@ -7,7 +7,9 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters", "parallel", "ground")
+NAMES = ("serve", "adapters", "parallel", "ground", "clients")
+# Where a list is not the module of its name.
+MODULES = {"clients": "clients.points"}
 
 
 def main() -> int:
@@ -16,7 +18,7 @@ def main() -> int:
     if name not in NAMES:
         print(f"usage: python -m tests.acceptance {{{','.join(NAMES)}}} [point ...]")
         return 2
-    points = importlib.import_module(f"tests.acceptance.{name}").POINTS
+    points = importlib.import_module(f"tests.acceptance.{MODULES.get(name, name)}").POINTS
     return run_points(points, set(only))
 
 

@@ -10,6 +10,7 @@ from tests.acceptance.harness import Result
 # Each program and what it needs.
 PROGRAMS = {
     "anthropic_sdk": ("anthropic",),
+    "openai_sdk": ("openai",),
     "openai_responses": ("openai",),
 }
 BOUND_S = 600.0
