@@ -129,6 +129,8 @@ class GenerateRequest:
     # What stands before the output where the client wants the full text.
     sent_text: str = field(default="", repr=False)
     parameters: GenerateParameters = field(default_factory=GenerateParameters)
+    # Whether a stream of its dialect has a place for the tokens of the prompt.
+    streams_prompt: bool = False
     # Who asks.
     caller: Caller = ANYBODY
 

@@ -83,7 +83,7 @@ class Validator:
         self._prompts.check(request.prompt)
         selection = self._selections.selection_of(params)
         if stream:
-            _check_stream(params)
+            _check_stream(request)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
@@ -157,7 +157,10 @@ def _stopping(params: GenerateParameters, most: int) -> StoppingParams:
     )
 
 
-def _check_stream(params: GenerateParameters) -> None:
+def _check_stream(request: GenerateRequest) -> None:
+    params = request.parameters
+    if params.decoder_input_details and not request.streams_prompt:
+        raise ValidationError("`decoder_input_details` is not offered for streams")
     if params.best_of not in (None, 1, params.n):
         raise ValidationError(
             f"`best_of` other than {params.n or 1} is not offered for streams: which sequence is "

@@ -186,7 +186,12 @@ def test_a_prompt_that_cannot_be_tokenized_is_refused():
 
 
 @pytest.mark.parametrize(
-    "params", [{"best_of": 2, "do_sample": True}, {"best_of": 2, "n": 1, "do_sample": True}]
+    "params",
+    [
+        {"best_of": 2, "do_sample": True},
+        {"best_of": 2, "n": 1, "do_sample": True},
+        {"decoder_input_details": True},
+    ],
 )
 def test_what_streams_cannot_do(params):
     with pytest.raises(ValidationError, match="for streams"):

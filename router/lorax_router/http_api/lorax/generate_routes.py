@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lorax_contract.errors import LoraxError, ValidationError
+from lorax_contract.errors import LoraxError
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.json_body import Body, bearer_token, parse_body, read_body
@@ -116,12 +116,6 @@ class GenerateRoutes:
         return body
 
     def _events(self, domain: GenerateRequest) -> Response:
-        if domain.parameters.decoder_input_details:
-            # LoRAX's events have no place for them.
-            error = ValidationError("`decoder_input_details` is not offered for streams")
-            self._metrics.request_refused(error)
-            raise error
-
         def use(adapter: AdapterUse) -> None:
             """Name the adapter in the head, as soon as it is known which it is."""
             events.headers.update(adapter_headers(adapter.id, adapter.source))

@@ -17,7 +17,7 @@ from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openai.answers import Heading
 from lorax_router.http_api.openai.bodies import ChatBody
 from lorax_router.http_api.openai.chats import ChatEvents, chat_document
-from lorax_router.http_api.openai.errors import FIELDS, OpenAIRoute
+from lorax_router.http_api.openai.errors import CHAT_FIELDS, OpenAIRoute
 from lorax_router.http_api.openai.messages import checked_messages
 from lorax_router.http_api.openai.schemas import (
     ERRORS,
@@ -40,11 +40,7 @@ _ANSWER = {
 class ChatRoute(OpenAIRoute):
     """A route whose prompt is messages."""
 
-    names: ClassVar[Mapping[str, str]] = {
-        **FIELDS,
-        "inputs": "messages",
-        "template_kwargs": "chat_template_kwargs",
-    }
+    names: ClassVar[Mapping[str, str]] = CHAT_FIELDS
 
 
 class ChatRoutes:

@@ -10,7 +10,7 @@ from lorax_router.http_api.chat_parts import ChatChoice, ChatShape
 from lorax_router.http_api.json_text import Json, event
 from lorax_router.http_api.openai.answers import FINISH_REASONS, Heading, chat_logprobs, usage
 from lorax_router.http_api.openai.completions import DONE
-from lorax_router.http_api.openai.errors import envelope, openai_error_response
+from lorax_router.http_api.openai.errors import CHAT_FIELDS, envelope, openai_error_response
 from lorax_router.service.batch import BatchStream
 from lorax_router.service.chat.deltas import (
     AssistantTurn,
@@ -92,11 +92,11 @@ class ChatEvents:
 
     def failure(self, error: LoraxError) -> bytes:
         """Return an error as the last event."""
-        return event(envelope(error))
+        return event(envelope(error, CHAT_FIELDS))
 
     def refusal(self, error: LoraxError) -> Response:
         """Return the response of an error."""
-        return openai_error_response(error)
+        return openai_error_response(error, CHAT_FIELDS)
 
     def _part(
         self, index: int, delta: Json, logprobs: Json | None = None, ending: Json | None = None

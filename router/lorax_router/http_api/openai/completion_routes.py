@@ -88,7 +88,10 @@ class CompletionRoutes:
             )
         return [
             GenerateRequest(
-                prompt=_prompt(each, body), parameters=parameters, caller=caller_of(request)
+                prompt=_prompt(each, body),
+                parameters=parameters,
+                streams_prompt=True,
+                caller=caller_of(request),
             )
             for each in prompts
         ]

@@ -30,6 +30,10 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "return_k_alternatives": "top_logprobs",
     }
 )
+# The same of bodies with messages.
+CHAT_FIELDS: Mapping[str, str] = MappingProxyType(
+    {**FIELDS, "inputs": "messages", "template_kwargs": "chat_template_kwargs"}
+)
 # Statuses that say something else here: 422 is never a value's, and what fails in a shard is ours.
 _STATUSES = {422: 400, 424: 500}
 _INVALID, _LIMIT, _SERVER = "invalid_request_error", "rate_limit_error", "server_error"

@@ -174,6 +174,18 @@ def test_what_is_wrong_is_refused_by_name(fields, param, stream):
     scene()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_is_too_long_is_refused_by_the_name_of_its_field(stream):
+    @in_loop
+    async def scene():
+        body = Session.chat_body("w1 " * 25, stream=stream)
+        answer = await Session().post(PATH, **body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "messages"
+
+    scene()
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -44,7 +44,8 @@ def test_a_prompt_is_a_text_or_ids_or_several(prompt, ids):
     async def scene():
         session = Session()
         document = await session.complete(prompt=prompt, max_tokens=1)
-        assert [list(spec.prompt_ids) for spec in session.world.engine.submitted] == ids
+        submitted = [list(spec.prompt_ids) for spec in session.world.engine.submitted]
+        assert sorted(submitted) == sorted(ids)
         assert [each["index"] for each in document["choices"]] == list(range(len(ids)))
         assert document["usage"]["prompt_tokens"] == sum(map(len, ids))
 
@@ -57,7 +58,8 @@ async def test_choices_are_counted_through_all_prompts():
     document = await session.complete(prompt=["w1", "w2"], n=2, max_tokens=1)
     assert [each["index"] for each in document["choices"]] == [0, 1, 2, 3]
     prompts = [tuple(spec.prompt_ids) for spec in session.world.engine.submitted]
-    assert prompts == [(900, 1), (900, 1), (900, 2), (900, 2)]
+    # Prompts are tokenized side by side; answers come in their order all the same.
+    assert sorted(prompts) == [(900, 1), (900, 1), (900, 2), (900, 2)]
 
 
 @in_loop
