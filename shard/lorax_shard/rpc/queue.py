@@ -61,12 +61,14 @@ class CommandQueue:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._current: _Job | None = None
         self._closed = False
+        # Nothing can be computed any more; known before whoever met it is told.
+        self._is_broken = False
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
     def check_alive(self) -> None:
-        """Raise UnhealthyError when the worker thread has ended."""
-        if not self._worker.is_alive():
+        """Raise UnhealthyError when the worker thread has ended, or is about to."""
+        if self._is_broken or not self._worker.is_alive():
             raise UnhealthyError("the engine's thread has ended; restart the shard")
 
     async def run(
@@ -154,7 +156,7 @@ class CommandQueue:
     def _enqueue(self, command: Callable[[], Result]) -> asyncio.Future[Result]:
         if self._closed:
             raise ShardUnavailableError("the shard is stopping and takes no more calls")
-        if not self._worker.is_alive():
+        if self._is_broken or not self._worker.is_alive():
             raise ShardUnavailableError("the engine's thread has ended; restart the shard")
         done: asyncio.Future[Result] = self._loop.create_future()
         # A stored failure may never be asked for again; that is no news for the log.
@@ -178,6 +180,7 @@ class CommandQueue:
 
     def _end_broken(self, job: _Job, error: Exception) -> None:
         """Compute nothing more: a collective with a rank that is gone would never end."""
+        self._is_broken = True
         self._answer(job, None, ShardUnavailableError(str(error)))
         self._current = None
         if self._on_broken is not None:
