@@ -228,12 +228,17 @@ class GrpcShardClient:
             return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            first = error_of(error.code(), _words(error, timeout_s), self._who)
             if not (lost and repeat and await self._reconnected()):
-                raise error_of(error.code(), _words(error, timeout_s), self._who) from error
+                raise first from error
         except grpc.aio.UsageError as error:
             raise ShardUnavailableError(f"{self._who}: the connection is closed") from error
         logger.warning("%s was unavailable and is back: the call is repeated", self._who)
-        return await self._call(method, request, timeout_s, repeat=False)
+        try:
+            return await self._call(method, request, timeout_s, repeat=False)
+        except ShardUnavailableError as again:
+            # Gone for good. A shard that ends says why, and then there is nobody to say it again.
+            raise first from again
 
     async def _reconnected(self) -> bool:
         """Wait for a connection; False when there is none in time."""
