@@ -310,7 +310,7 @@ def test_unknown_fields_are_ignored_and_counted(http):
         "ignore_eos_token": True,
         "details": True,
         "top_n_tokens": 2,
-        "grammar": None,
+        "no_such_field": None,
     }
     body = {"inputs": PROMPT, "parameters": extra, "model": "x"}
     assert http.post("/generate", json=body).json() == known
