@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import LoraxError, ValidationError
-from lorax_router.http_api.auth import caller_of
+from lorax_contract.errors import ValidationError
+from lorax_router.http_api.admission import read_admitted
 from lorax_router.http_api.disconnect import while_present
-from lorax_router.http_api.json_body import bearer_token, parse_body, read_body
+from lorax_router.http_api.json_body import bearer_token
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.sse import EventWriter, TokenEvents
 from lorax_router.service.batch import BatchStream, generate_each
@@ -40,18 +39,9 @@ class Calls:
 
     async def read(self, request: Request, model: type[SomeBody]) -> SomeBody:
         """Read the body of a request that can be served; what fails here is counted here."""
-        try:
-            self._service.check_room(caller_of(request))
-            body = parse_body(model, await read_body(request, self._max_body_bytes))
-            body.check_refused()
-        except LoraxError as error:
-            self._metrics.request_refused(error)
-            raise
-        except ClientDisconnect:
-            self._metrics.request_refused(asyncio.CancelledError())
-            raise
-        self._metrics.unknown_fields(body.num_unknown_fields())
-        return body
+        return await read_admitted(
+            self._service, self._metrics, request, model, self._max_body_bytes
+        )
 
     def named(
         self, request: Request, body: ModelBody, parameters: GenerateParameters

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import LoraxError
+from lorax_router.http_api.admission import read_admitted
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
-from lorax_router.http_api.json_body import Body, bearer_token, parse_body, read_body
+from lorax_router.http_api.json_body import Body, bearer_token
 from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
 from lorax_router.http_api.lorax.published import HEADERS
@@ -102,18 +101,9 @@ class GenerateRoutes:
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
         """Read the body of a request that can be served; what fails here is counted here."""
-        try:
-            # Known before there is a body: nobody sends 2 MB to hear that there is no place.
-            self._service.check_room(caller_of(request))
-            body = parse_body(model, await read_body(request, self._max_body_bytes))
-        except LoraxError as error:
-            self._metrics.request_refused(error)
-            raise
-        except ClientDisconnect:
-            self._metrics.request_refused(asyncio.CancelledError())
-            raise
-        self._metrics.unknown_fields(body.num_unknown_fields())
-        return body
+        return await read_admitted(
+            self._service, self._metrics, request, model, self._max_body_bytes
+        )
 
     def _events(self, domain: GenerateRequest) -> Response:
         def use(adapter: AdapterUse) -> None:
