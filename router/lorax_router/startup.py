@@ -34,8 +34,7 @@ from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterTexts
 from lorax_router.service.adapters.tokens import TenantTokens
-from lorax_router.service.chat.choice import output_parsers
-from lorax_router.service.chat.outputs import OutputParsers
+from lorax_router.service.chat.choice import outputs_by_template
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
@@ -126,7 +125,6 @@ class ServiceParts:
     selections: SelectionPolicy
     models: Models
     tokenization: Tokenization
-    outputs: OutputParsers
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +276,9 @@ def assemble_service(
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
         constraints=prompts.constraints,
+        outputs=outputs_by_template(
+            config, language.tokenizer, language.chat_template, info.model_type
+        ),
         meters=meters,
         tokens=tokens,
     )
@@ -295,9 +296,6 @@ def assemble_service(
         selections,
         models,
         tokenization,
-        output_parsers(
-            config, language.tokenizer, language.chat_template, info.model_type, prompts.renderers
-        ),
     )
 
 
@@ -351,7 +349,7 @@ def assemble(
         ),
         adapters=adapters,
         loras=loras,
-        dialects=dialect_routers(calls, parts.outputs),
+        dialects=dialect_routers(calls),
         bodies=BODIES,
         events=EVENTS,
         keys=keys,

@@ -21,7 +21,7 @@ from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers
 from lorax_router.http_api.listeners import bind, url_of
 from lorax_router.http_api.server import HttpServer
 from lorax_router.service.adapters.selection import SelectionPolicy
-from lorax_router.service.chat.outputs import OutputParsers
+from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.limits import RequestLimits
@@ -111,6 +111,7 @@ class World:
             self.metrics,
             max_concurrent_requests=self.max_concurrent_requests,
             constraints=self.constraints,
+            outputs=OutputsByTemplate(self.outputs),
             health_timeout_s=0.2,
         )
         models = Models(
@@ -124,7 +125,7 @@ class World:
             info=server_info(bounds, model_id=self.model_id),
             max_body_bytes=self.max_body_bytes,
             cors=self.cors,
-            dialects=dialect_routers(self.calls, self.outputs),
+            dialects=dialect_routers(self.calls),
             bodies=BODIES,
             events=EVENTS,
         )

@@ -10,14 +10,13 @@ from pydantic import BaseModel
 from lorax_router.http_api.anthropic import api as anthropic
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.openai import api as openai
-from lorax_router.service.chat.outputs import OutputParsers
 
 # What they parse and stream, for the OpenAPI document.
 BODIES: tuple[type[BaseModel], ...] = (*openai.BODIES, *anthropic.BODIES)
 EVENTS: tuple[type[BaseModel], ...] = (*openai.EVENTS, *anthropic.EVENTS)
 
 
-def dialect_routers(calls: Calls, outputs: OutputParsers) -> Iterator[APIRouter]:
+def dialect_routers(calls: Calls) -> Iterator[APIRouter]:
     """Yield the routers of all dialects."""
-    yield from openai.openai_routers(calls, outputs)
-    yield from anthropic.anthropic_routers(calls, outputs)
+    yield from openai.openai_routers(calls)
+    yield from anthropic.anthropic_routers(calls)

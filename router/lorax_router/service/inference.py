@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,7 @@ from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLea
 from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate, bound_once
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.keys.meters import Meters, TenantMeter
@@ -34,6 +36,7 @@ from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.permits import Permit, Permits
 from lorax_router.service.records import RequestRecord
 from lorax_router.service.requests import (
+    ChatPrompt,
     GenerateParameters,
     GenerateRequest,
     TextPrompt,
@@ -147,6 +150,7 @@ class InferenceService:
         metrics: counts them.
         adapters: finds the adapters that requests name; None: only the base model is served.
         constraints: makes ready what outputs are bound to; None: none is.
+        outputs: what reads the answers in chats.
         meters: what tenants have taken of their quotas.
         tokens: which of them opened private adapters.
         max_concurrent_requests: sequences that may be in the house at once; see Permits.
@@ -162,6 +166,7 @@ class InferenceService:
         max_concurrent_requests: int,
         adapters: AdapterDirectory | None = None,
         constraints: Constraints | None = None,
+        outputs: OutputsByTemplate | None = None,
         meters: Meters | None = None,
         tokens: TenantTokens | None = None,
         health_timeout_s: float = 10.0,
@@ -170,6 +175,7 @@ class InferenceService:
         self._tokens = tokens or TenantTokens()
         self._adapters = adapters
         self._constraints = constraints
+        self._outputs = outputs or OutputsByTemplate(OutputParsers())
         self._engine = engine
         self._validator = validator
         self._metrics = metrics
@@ -357,8 +363,14 @@ class InferenceService:
         return lease
 
     async def _complete(self, checked: CheckedRequest, lease: AdapterLease | None) -> ValidRequest:
-        valid = await self._validator.complete(checked, _text(lease))
-        if (constraint := checked.request.parameters.constraint) is None:
+        text, request = _text(lease), checked.request
+        valid = await self._validator.complete(checked, text)
+        constraint = request.parameters.constraint
+        if isinstance(prompt := request.prompt, ChatPrompt):
+            parsers = self._outputs.of(text.chat_template)
+            valid = replace(valid, new_parser=partial(parsers.new, prompt, valid.prompt_text))
+            constraint = bound_once(constraint, parsers.constraint(prompt, valid.prompt_text))
+        if constraint is None:
             return valid
         if self._constraints is None:
             raise ValidationError(
@@ -406,7 +418,7 @@ class InferenceService:
             texts=tuple(valid.full_text(sequences[number].generated_text) for number in shown),
             details=valid.details,
             num_prompt_chars=len(valid.sent_text),
-            prompt_text=valid.prompt_text,
+            new_parser=valid.new_parser,
             num_prompt_tokens=valid.num_prompt_tokens,
             timings=record.timings,
             adapter=record.adapter,

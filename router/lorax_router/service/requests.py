@@ -14,6 +14,8 @@ from typing import Any
 from lorax_contract.constraint import Constraint
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.chat.output_parser import NewParser, OutputParser
+from lorax_router.service.chat.tools import ToolChoice
 
 # The name by which LoRAX's clients ask for no adapter.
 BASE_MODEL_ADAPTER_ID = "__base_model__"
@@ -45,6 +47,8 @@ class ChatPrompt:
 
     messages: Sequence[Mapping[str, Any]] = field(repr=False)
     tools: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    # Whether they are called.
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
     documents: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     # What the template is given beside that.
     template_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -142,6 +146,8 @@ class ValidRequest:
     prompt_ids: Sequence[int] = field(repr=False)
     # What a chat template made of a chat; "" of other prompts.
     prompt_text: str = field(default="", repr=False)
+    # Reads the answers to it.
+    new_parser: NewParser = OutputParser
     # One entry per sequence that is generated; they differ in their seed only.
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams

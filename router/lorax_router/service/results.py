@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lorax_contract.step import Alternatives, FinishCode, TokenColumns
+from lorax_router.service.chat.output_parser import NewParser
 from lorax_router.service.engine.port import TokenChunk
 
 FINISH_REASONS = {
@@ -141,7 +142,7 @@ class GenerateResult:
     details: bool
     num_prompt_chars: int
     # As ValidRequest has it.
-    prompt_text: str
+    new_parser: NewParser
     num_prompt_tokens: int
     timings: Timings
     adapter: AdapterUse | None = None

@@ -6,9 +6,28 @@ Streamed or not, a text is made here, so that both are the same.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from lorax_contract.step import FinishCode, TokenColumns
 from lorax_router.service.engine.port import TokenChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStyle:
+    """How the texts of one request look; see TextAssembler."""
+
+    stops: Sequence[str] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+
+    def assembler(self, markers: Collection[str] = ()) -> TextAssembler:
+        """Return what makes the text of one sequence."""
+        return TextAssembler(
+            self.stops,
+            include_stop=self.include_stop,
+            skip_special_tokens=self.skip_special_tokens,
+            markers=markers,
+        )
 
 
 class TextAssembler:

@@ -16,11 +16,13 @@ from lorax_router.http_api.anthropic.errors import (
     anthropic_error_response,
     new_request_id,
 )
-from lorax_router.http_api.chat_parts import Block, BlockReader, BlockStep, ChatChoice, ChatShape
+from lorax_router.http_api.blocks import Block, BlockReader, BlockStep
 from lorax_router.http_api.json_text import Json, dumps
 from lorax_router.service.batch import BatchStream
+from lorax_router.service.chat.answers import ChatAnswer
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.results import GenerateResult
+from lorax_router.service.text import TextStyle
 
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
@@ -46,15 +48,15 @@ class MessageHeading:
         }
 
 
-def message_document(heading: MessageHeading, shape: ChatShape, result: GenerateResult) -> Json:
+def message_document(heading: MessageHeading, style: TextStyle, result: GenerateResult) -> Json:
     """Return the answer to a request that was not streamed."""
     sequence, reader = result.sequences[0], BlockReader()
-    choice = shape.choice(0, result.prompt_text)
-    for _ in reader.read(choice.deltas(sequence.chunk)):
+    answer = ChatAnswer.new(style, result.new_parser)
+    for _ in reader.read(answer.deltas(sequence.chunk)):
         pass
     return heading.document(
         [_block(each) for each in reader.blocks],
-        _ending(choice, sequence.finish),
+        _ending(answer, sequence.finish),
         _usage(result.num_prompt_tokens, sequence.num_generated),
     )
 
@@ -62,15 +64,15 @@ def message_document(heading: MessageHeading, shape: ChatShape, result: Generate
 class MessageEvents:
     """The events of a streamed answer; an EventWriter."""
 
-    def __init__(self, heading: MessageHeading, shape: ChatShape) -> None:
+    def __init__(self, heading: MessageHeading, style: TextStyle) -> None:
         self._heading = heading
-        self._shape = shape
+        self._style = style
         self._reader = BlockReader()
 
     def begin(self, stream: BatchStream) -> bytes:
         """Return the event of an answer that has no content yet."""
         self._stream = stream
-        self._choice = self._shape.choice(0, stream.streams[0].request.prompt_text)
+        self._answer = ChatAnswer.new(self._style, stream.streams[0].request.new_parser)
         nothing: Json = {"stop_reason": None, "stop_sequence": None}
         used = _usage(stream.num_prompt_tokens, 0)
         message = self._heading.document([], nothing, used)
@@ -78,7 +80,7 @@ class MessageEvents:
 
     def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
         """Return the events of a chunk; none where it shows nothing yet."""
-        steps = self._reader.read(self._choice.deltas(chunk))
+        steps = self._reader.read(self._answer.deltas(chunk))
         events = b"".join(_step(each) for each in steps)
         if chunk.finish is FinishCode.RUNNING:
             return events
@@ -99,7 +101,7 @@ class MessageEvents:
 
     def _last(self, chunk: TokenChunk) -> bytes:
         used = _usage(self._stream.num_prompt_tokens, self._stream.num_generated)
-        delta = _ending(self._choice, chunk.finish)
+        delta = _ending(self._answer, chunk.finish)
         return named_event("message_delta", delta=delta, usage=used)
 
 
@@ -149,13 +151,13 @@ def _arguments(text: str) -> Any:
     return found if isinstance(found, dict) else {}
 
 
-def _ending(choice: ChatChoice, finish: FinishCode) -> Json:
-    stopped_by = choice.assembler.stopped_by
+def _ending(answer: ChatAnswer, finish: FinishCode) -> Json:
+    stopped_by = answer.stopped_by
     if finish is FinishCode.LENGTH:
         return {"stop_reason": "max_tokens", "stop_sequence": None}
     if isinstance(stopped_by, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": stopped_by}
-    reason = "tool_use" if choice.calls_tools else "end_turn"
+    reason = "tool_use" if answer.calls_tools else "end_turn"
     return {"stop_reason": reason, "stop_sequence": None}
 
 

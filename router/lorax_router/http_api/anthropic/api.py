@@ -11,13 +11,12 @@ from lorax_router.http_api.anthropic.bodies import CountTokensBody, MessagesBody
 from lorax_router.http_api.anthropic.message_routes import MessageRoutes
 from lorax_router.http_api.anthropic.schemas import AnthropicStreamEvent
 from lorax_router.http_api.calls import Calls
-from lorax_router.service.chat.outputs import OutputParsers
 
 # What the routes parse and stream, for the OpenAPI document.
 BODIES: tuple[type[BaseModel], ...] = (MessagesBody, CountTokensBody)
 EVENTS: tuple[type[BaseModel], ...] = (AnthropicStreamEvent,)
 
 
-def anthropic_routers(calls: Calls, outputs: OutputParsers) -> Iterator[APIRouter]:
+def anthropic_routers(calls: Calls) -> Iterator[APIRouter]:
     """Yield the router of messages."""
-    yield MessageRoutes(calls, outputs).router()
+    yield MessageRoutes(calls).router()

@@ -7,8 +7,8 @@ from typing import Any
 
 from lorax_contract.errors import ValidationError
 from lorax_router.http_api.anthropic.bodies import PromptBody
-from lorax_router.http_api.chat_parts import OfferedTools
 from lorax_router.http_api.openai.tool_choice import offered_tools
+from lorax_router.service.chat.offers import OfferedTools
 from lorax_router.service.requests import ChatPrompt
 
 Message = dict[str, Any]
@@ -36,6 +36,7 @@ def chat_prompt(body: PromptBody, tools: OfferedTools) -> ChatPrompt:
     return ChatPrompt(
         messages=messages,
         tools=tools.definitions or None,
+        tool_choice=tools.choice,
         template_kwargs=body.template_kwargs,
         add_generation_prompt=not continues,
         continue_final_message=continues,

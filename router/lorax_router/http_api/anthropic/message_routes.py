@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,12 +23,11 @@ from lorax_router.http_api.anthropic.schemas import (
 )
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
-from lorax_router.http_api.chat_parts import ChatShape, OfferedTools, bound_by
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openapi import event_stream, json_body
 from lorax_router.http_api.responses import json_response
-from lorax_router.service.chat.outputs import OutputParsers
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
+from lorax_router.service.text import TextStyle
 
 _ANSWER = {
     "model": AnthropicMessage,
@@ -41,9 +38,8 @@ _ANSWER = {
 class MessageRoutes:
     """Handlers of ``/v1/messages`` and what is below it."""
 
-    def __init__(self, calls: Calls, outputs: OutputParsers) -> None:
+    def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._outputs = outputs
 
     def router(self) -> APIRouter:
         """The routes with their documentation."""
@@ -67,23 +63,21 @@ class MessageRoutes:
     async def create(self, request: Request) -> Response:
         """Answer with a message, or stream it."""
         body = await self._calls.read(request, MessagesBody)
-        tools = tools_of_body(body)
-        prompt, shape = chat_prompt(body, tools), self._shape(body, tools)
-        own = await bound_by(self._outputs, tools, prompt, body.parameters())
         wanted = GenerateRequest(
-            prompt=prompt,
-            parameters=self._calls.named(request, body, own),
+            prompt=chat_prompt(body, tools_of_body(body)),
+            parameters=self._calls.named(request, body, body.parameters()),
             caller=caller_of(request),
         )
+        style = TextStyle(stops=body.stops)
         heading = MessageHeading(self._calls.models.shown(body.model))
         headers = {"request-id": heading.request_id}
         if body.stream:
-            return self._calls.stream(body, [wanted], MessageEvents(heading, shape), headers)
+            return self._calls.stream(body, [wanted], MessageEvents(heading, style), headers)
         try:
             (result,) = await self._calls.generate(request, body, [wanted])
         except ClientGoneError:
             return Response()
-        return json_response(message_document(heading, shape, result), headers=headers)
+        return json_response(message_document(heading, style, result), headers=headers)
 
     async def count_tokens(self, request: Request) -> Response:
         """Answer with the number of tokens of a prompt."""
@@ -98,10 +92,3 @@ class MessageRoutes:
         except ClientGoneError:
             return Response()
         return json_response({"input_tokens": number}, headers={"request-id": new_request_id()})
-
-    def _shape(self, body: MessagesBody, tools: OfferedTools) -> ChatShape:
-        return ChatShape(
-            new_parser=partial(self._outputs.new, tools.functions, tools.choice),
-            stops=body.stops,
-            is_single_call=tools.is_single,
-        )

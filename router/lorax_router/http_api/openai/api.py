@@ -16,16 +16,15 @@ from lorax_router.http_api.openai.responses.bodies import ResponsesBody
 from lorax_router.http_api.openai.responses.response_routes import ResponseRoutes
 from lorax_router.http_api.openai.responses.schemas import ResponseStreamEvent
 from lorax_router.http_api.openai.schemas import ChatCompletionChunk, Completion
-from lorax_router.service.chat.outputs import OutputParsers
 
 # What the routes parse, for the OpenAPI document.
 BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, ResponsesBody)
 EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, Completion, ResponseStreamEvent)
 
 
-def openai_routers(calls: Calls, outputs: OutputParsers) -> Iterator[APIRouter]:
+def openai_routers(calls: Calls) -> Iterator[APIRouter]:
     """Yield the routers of models, completions and chats."""
     yield ModelRoutes(calls.models).router()
     yield CompletionRoutes(calls).router()
-    yield ChatRoutes(calls, outputs).router()
-    yield ResponseRoutes(calls, outputs).router()
+    yield ChatRoutes(calls).router()
+    yield ResponseRoutes(calls).router()

@@ -14,6 +14,7 @@ from lorax_router.http_api.json_body import Integer, Items, StrictBody
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.service.constraints.formats import of_response_format, of_vllm
 from lorax_router.service.requests import GenerateParameters
+from lorax_router.service.text import TextStyle
 
 _MAX_TOP_LOGPROBS = 20
 # Where vLLM binds the output.
@@ -105,6 +106,15 @@ class SamplingBody(ModelBody):
         """The stop sequences; empty ones end nothing."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [each for each in given if each]
+
+    @property
+    def text_style(self) -> TextStyle:
+        """How the texts look."""
+        return TextStyle(
+            stops=self.stops,
+            include_stop=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
+        )
 
     @property
     def wants_usage(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar
 
 from fastapi import APIRouter
@@ -12,11 +11,10 @@ from starlette.responses import Response
 
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
-from lorax_router.http_api.chat_parts import ChatShape, OfferedTools, bound_by
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openai.answers import Heading
 from lorax_router.http_api.openai.bodies import ChatBody
-from lorax_router.http_api.openai.chats import ChatEvents, chat_document
+from lorax_router.http_api.openai.chats import ChatEvents, ChatShape, chat_document
 from lorax_router.http_api.openai.errors import CHAT_FIELDS, OpenAIRoute
 from lorax_router.http_api.openai.messages import checked_messages
 from lorax_router.http_api.openai.schemas import (
@@ -28,7 +26,7 @@ from lorax_router.http_api.openai.schemas import (
 from lorax_router.http_api.openai.tool_choice import offered_tools
 from lorax_router.http_api.openapi import event_stream, json_body
 from lorax_router.http_api.responses import json_response
-from lorax_router.service.chat.outputs import OutputParsers
+from lorax_router.service.chat.offers import OfferedTools
 from lorax_router.service.requests import ChatPrompt, GenerateRequest
 
 _ANSWER = {
@@ -46,9 +44,8 @@ class ChatRoute(OpenAIRoute):
 class ChatRoutes:
     """The handler of ``/v1/chat/completions``."""
 
-    def __init__(self, calls: Calls, outputs: OutputParsers) -> None:
+    def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._outputs = outputs
 
     def router(self) -> APIRouter:
         """The route with its documentation."""
@@ -70,8 +67,7 @@ class ChatRoutes:
             body.tool_choice,
             is_single=body.parallel_tool_calls is False,
         )
-        shape = self._shape(body, tools)
-        wanted = await self._wanted(request, body, tools)
+        shape, wanted = _shape(body), self._wanted(request, body, tools)
         model = self._calls.models.shown(body.model)
         if body.stream:
             heading = Heading.new("chatcmpl", "chat.completion.chunk", model)
@@ -83,35 +79,27 @@ class ChatRoutes:
             return Response()
         return json_response(chat_document(heading, shape, result))
 
-    async def _wanted(
-        self, request: Request, body: ChatBody, tools: OfferedTools
-    ) -> GenerateRequest:
-        prompt = _prompt(body, tools)
+    def _wanted(self, request: Request, body: ChatBody, tools: OfferedTools) -> GenerateRequest:
         own = body.parameters(
             max_new_tokens=body.most_tokens,
             raw_logprobs=True,
             return_k_alternatives=body.num_logprobs() or None,
         )
         return GenerateRequest(
-            prompt=prompt,
-            parameters=self._calls.named(
-                request, body, await bound_by(self._outputs, tools, prompt, own)
-            ),
+            prompt=_prompt(body, tools),
+            parameters=self._calls.named(request, body, own),
             caller=caller_of(request),
         )
 
-    def _shape(self, body: ChatBody, tools: OfferedTools) -> ChatShape:
-        options = body.stream_options
-        return ChatShape(
-            new_parser=partial(self._outputs.new, tools.functions, tools.choice),
-            stops=body.stops,
-            include_stop=bool(body.include_stop_str_in_output),
-            skip_special_tokens=body.skip_special_tokens is not False,
-            num_logprobs=body.num_logprobs(),
-            is_single_call=tools.is_single,
-            wants_usage=body.wants_usage,
-            usage_with_each=options is not None and options.continuous_usage_stats,
-        )
+
+def _shape(body: ChatBody) -> ChatShape:
+    options = body.stream_options
+    return ChatShape(
+        style=body.text_style,
+        num_logprobs=body.num_logprobs(),
+        wants_usage=body.wants_usage,
+        usage_with_each=options is not None and options.continuous_usage_stats,
+    )
 
 
 def _prompt(body: ChatBody, tools: OfferedTools) -> ChatPrompt:
@@ -126,6 +114,7 @@ def _prompt(body: ChatBody, tools: OfferedTools) -> ChatPrompt:
     return ChatPrompt(
         messages=messages,
         tools=tools.definitions or None,
+        tool_choice=tools.choice,
         documents=body.documents,
         template_kwargs=kwargs,
         add_generation_prompt=begins,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
-from lorax_router.http_api.chat_parts import ChatChoice, ChatShape
 from lorax_router.http_api.json_text import Json, event
 from lorax_router.http_api.openai.answers import FINISH_REASONS, Heading, chat_logprobs, usage
 from lorax_router.http_api.openai.completions import DONE
 from lorax_router.http_api.openai.errors import CHAT_FIELDS, envelope, openai_error_response
 from lorax_router.service.batch import BatchStream
+from lorax_router.service.chat.answers import ChatAnswer
 from lorax_router.service.chat.deltas import (
     AssistantTurn,
     ChatDelta,
@@ -22,24 +24,33 @@ from lorax_router.service.chat.deltas import (
 )
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.results import GenerateResult
+from lorax_router.service.text import TextStyle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatShape:
+    """How the answers of one request look."""
+
+    style: TextStyle
+    # Alternatives of each token; None: no logprobs.
+    num_logprobs: int | None = None
+    wants_usage: bool = False
+    usage_with_each: bool = False
 
 
 def chat_document(heading: Heading, shape: ChatShape, result: GenerateResult) -> Json:
     """Return the answer to a request that was not streamed."""
     choices = []
     for index, sequence in enumerate(result.sequences):
-        choice, turn, chunk = (
-            shape.choice(index, result.prompt_text),
-            AssistantTurn(),
-            sequence.chunk,
-        )
-        turn.add(choice.deltas(chunk))
+        answer, turn = ChatAnswer.new(shape.style, result.new_parser), AssistantTurn()
+        chunk = sequence.chunk
+        turn.add(answer.deltas(chunk))
         choices.append(
             {
                 "index": index,
                 "message": _message(turn),
-                "logprobs": _logprobs(choice, chunk),
-                **_ending(choice, chunk),
+                "logprobs": _logprobs(shape, chunk),
+                **_ending(answer, chunk),
             }
         )
     num_generated = sum(each.num_generated for each in result.sequences)
@@ -52,7 +63,7 @@ class ChatEvents:
     def __init__(self, heading: Heading, shape: ChatShape) -> None:
         self._heading = heading
         self._shape = shape
-        self._choices: dict[int, ChatChoice] = {}
+        self._answers: dict[int, ChatAnswer] = {}
 
     def begin(self, stream: BatchStream) -> bytes:
         """Return for each answer the part that says who speaks."""
@@ -60,15 +71,15 @@ class ChatEvents:
         request = stream.streams[0].request
         parts = []
         for index in range(len(request.samplings)):
-            self._choices[index] = self._shape.choice(index, request.prompt_text)
+            self._answers[index] = ChatAnswer.new(self._shape.style, request.new_parser)
             parts.append(self._part(index, {"role": "assistant", "content": ""}))
         return b"".join(parts)
 
     def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
         """Return the parts of a chunk; none where it shows nothing yet."""
-        choice = self._choices[sequence]
-        deltas = [_delta(each) for each in choice.deltas(chunk)]
-        logprobs = _logprobs(choice, chunk)
+        answer = self._answers[sequence]
+        deltas = [_delta(each) for each in answer.deltas(chunk)]
+        logprobs = _logprobs(self._shape, chunk)
         is_last = chunk.finish is not FinishCode.RUNNING
         if not deltas and (is_last or logprobs is not None):
             deltas = [{}]
@@ -78,7 +89,7 @@ class ChatEvents:
                 sequence,
                 delta,
                 logprobs if number == 0 else None,
-                _ending(choice, chunk) if is_last and number == len(deltas) - 1 else {},
+                _ending(answer, chunk) if is_last and number == len(deltas) - 1 else {},
             )
             for number, delta in enumerate(deltas)
         ]
@@ -111,19 +122,19 @@ class ChatEvents:
         return usage(self._stream.num_prompt_tokens, self._stream.num_generated)
 
 
-def _logprobs(choice: ChatChoice, chunk: TokenChunk) -> Json | None:
+def _logprobs(shape: ChatShape, chunk: TokenChunk) -> Json | None:
     """Return the logprobs of a chunk's tokens, if they are wanted."""
-    if choice.num_logprobs is None:
+    if shape.num_logprobs is None:
         return None
-    return {"content": chat_logprobs(chunk.tokens, chunk.alternatives, choice.num_logprobs)}
+    return {"content": chat_logprobs(chunk.tokens, chunk.alternatives, shape.num_logprobs)}
 
 
-def _ending(choice: ChatChoice, chunk: TokenChunk) -> Json:
+def _ending(answer: ChatAnswer, chunk: TokenChunk) -> Json:
     """Return why an answer ended; nulls while it has not."""
     reason = FINISH_REASONS.get(chunk.finish)
-    if choice.calls_tools and reason == "stop":
+    if answer.calls_tools and reason == "stop":
         reason = "tool_calls"
-    return {"finish_reason": reason, "stop_reason": choice.assembler.stopped_by}
+    return {"finish_reason": reason, "stop_reason": answer.stopped_by}
 
 
 def _message(turn: AssistantTurn) -> Json:

@@ -107,9 +107,7 @@ def _shape(body: CompletionBody) -> CompletionShape:
     texts = [each if isinstance(each, str) else None for each in body.prompts]
     options = body.stream_options
     return CompletionShape(
-        stops=body.stops,
-        include_stop=bool(body.include_stop_str_in_output),
-        skip_special_tokens=body.skip_special_tokens is not False,
+        style=body.text_style,
         echoed=texts if body.echo else [],
         num_logprobs=body.num_logprobs(),
         wants_usage=body.wants_usage,

@@ -19,7 +19,7 @@ from lorax_router.http_api.openai.errors import envelope, openai_error_response
 from lorax_router.service.batch import BatchStream
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.results import GenerateResult
-from lorax_router.service.text import TextAssembler
+from lorax_router.service.text import TextAssembler, TextStyle
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,9 +28,7 @@ DONE = b"data: [DONE]\n\n"
 class CompletionShape:
     """How the answers of one request look."""
 
-    stops: list[str]
-    include_stop: bool = False
-    skip_special_tokens: bool = True
+    style: TextStyle
     # The prompts come first: as sent, None where token ids were sent; none if not echoed.
     echoed: list[str | None] = field(default_factory=list)
     # Alternatives of each token; None: no logprobs.
@@ -40,11 +38,7 @@ class CompletionShape:
 
     def choice(self, number: int, num_of_prompt: int) -> CompletionChoice:
         """Return one answer that has not begun."""
-        assembler = TextAssembler(
-            self.stops,
-            include_stop=self.include_stop,
-            skip_special_tokens=self.skip_special_tokens,
-        )
+        assembler = self.style.assembler()
         prompt = number // num_of_prompt
         echoes = bool(self.echoed)
         return CompletionChoice(

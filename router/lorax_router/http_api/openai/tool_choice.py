@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lorax_contract.errors import ValidationError
-from lorax_router.http_api.chat_parts import OfferedTools
+from lorax_router.service.chat.offers import OfferedTools, checked_tools, offered
 from lorax_router.service.chat.tools import ToolChoice
 
-_MAX_TOOLS = 128
 _MODES = ("none", "auto", "required")
 
 
@@ -23,39 +22,13 @@ def offered_tools(
         choice: ``none``, ``auto``, ``required``, a named function or ``allowed_tools``.
         is_single: whether at most one may be called.
     """
-    definitions = _checked(tools)
+    definitions = checked_tools(tools)
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         definitions, choice = _allowed(definitions, choice.get("allowed_tools", choice))
-    named = _name_of(choice)
-    if named is not None:
-        definitions = [each for each in definitions if each["function"]["name"] == named]
-        if not definitions:
-            raise ValidationError(f"`tool_choice` names {named!r}, which is not among `tools`")
-        return OfferedTools(definitions, ToolChoice(mode="named", name=named), is_single=True)
+    if (name := _name_of(choice)) is not None:
+        return offered(definitions, ToolChoice(mode="named", name=name))
     mode: Literal["none", "auto", "required"] = choice or "auto"
-    if mode == "none":
-        # The model is not told of them: then it calls none.
-        return OfferedTools([], ToolChoice(mode="none"))
-    if mode == "required" and not definitions:
-        raise ValidationError("`tool_choice` is `required`, but there are no `tools`")
-    return OfferedTools(definitions, ToolChoice(mode=mode), is_single)
-
-
-def _checked(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    if len(tools) > _MAX_TOOLS:
-        raise ValidationError(f"`tools` takes at most {_MAX_TOOLS} tools, got {len(tools)}")
-    names = set()
-    for number, tool in enumerate(tools):
-        place, function = f"tools.{number}.function", tool["function"]
-        name = function.get("name")
-        if not isinstance(name, str) or not name:
-            raise ValidationError(f"`{place}.name` must be a text")
-        if name in names:
-            raise ValidationError(f"`{place}.name` {name!r} is the name of another tool, too")
-        if not isinstance(function.get("parameters") or {}, dict):
-            raise ValidationError(f"`{place}.parameters` must be a JSON schema")
-        names.add(name)
-    return list(tools)
+    return offered(definitions, ToolChoice(mode=mode, is_single=is_single))
 
 
 def _name_of(choice: Any) -> str | None:

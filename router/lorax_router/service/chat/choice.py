@@ -1,4 +1,4 @@
-"""Which parsers read a model's answers: by flag, by its chat template, by its family."""
+"""Which parsers read answers: by flag, by the chat template of the model or adapter, by family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_router.service.chat.hermes import HermesParser
 from lorax_router.service.chat.llama import LlamaJsonParser
 from lorax_router.service.chat.mistral import MistralArgumentsParser, MistralParser
-from lorax_router.service.chat.outputs import OutputParsers, RendersChats
+from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.chat.pythonic import PythonicParser
 from lorax_router.service.chat.qwen_coder import QwenCoderParser
 from lorax_router.service.chat.reasoning import ReasoningParser, ThinkParser
@@ -57,31 +57,44 @@ _FAMILIES: Mapping[str, type[ToolCallParser]] = {
 Parser = TypeVar("Parser", ToolCallParser, ReasoningParser)
 
 
-def output_parsers(
-    config: RouterConfig,
-    tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-    model_type: str,
-    templates: RendersChats,
-) -> OutputParsers:
-    """Return what reads the answers of the model that is served; raises StartupError."""
-    text = None if template is None else template.text + (template.tool_use or "")
+def outputs_by_template(
+    config: RouterConfig, tokenizer: Tokenizer, template: ChatTemplate | None, model_type: str
+) -> OutputsByTemplate:
+    """Return what reads the answers of the model and its adapters; raises StartupError."""
     added = tokenizer.get_added_tokens_decoder()
-    return OutputParsers(
-        choose_tool_parser(
-            config.tool_call_parser,
-            template=text,
-            model_type=model_type,
-            plugin=config.tool_parser_plugin,
-        ),
-        choose_reasoning_parser(config.reasoning_parser, template=text),
-        {token.content: token_id for token_id, token in added.items() if token.special},
-        templates,
+    special_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
+    text = _text_of(template)
+    base = choose_tool_parser(
+        config.tool_call_parser,
+        template=text,
+        model_type=model_type,
+        plugin=config.tool_parser_plugin,
     )
+
+    def of_adapter(own: ChatTemplate) -> OutputParsers:
+        tools, text = base, _text_of(own)
+        if config.tool_parser_plugin is None:
+            # What says nothing of calls changes nothing about them.
+            tools = choose_tool_parser(config.tool_call_parser, template=text, otherwise=base)
+        reasoning = choose_reasoning_parser(config.reasoning_parser, template=text)
+        return OutputParsers(tools, reasoning, special_tokens)
+
+    reasoning = choose_reasoning_parser(config.reasoning_parser, template=text)
+    parsers = OutputParsers(base, reasoning, special_tokens)
+    return OutputsByTemplate(parsers, template, of_adapter)
+
+
+def _text_of(template: ChatTemplate | None) -> str | None:
+    return None if template is None else template.text + (template.tool_use or "")
 
 
 def choose_tool_parser(
-    name: str, *, template: str | None, model_type: str, plugin: str | None = None
+    name: str,
+    *,
+    template: str | None,
+    model_type: str = "",
+    plugin: str | None = None,
+    otherwise: type[ToolCallParser] | None = HermesParser,
 ) -> type[ToolCallParser] | None:
     """Return the parser of tool calls; None: none is wanted. Raises StartupError.
 
@@ -90,6 +103,7 @@ def choose_tool_parser(
         template: the text of the model's chat template.
         model_type: the model's family, as its configuration names it.
         plugin: ``module:Class`` of a parser of the operator's, which is used then.
+        otherwise: what ``auto`` takes where neither template nor family say anything.
     """
     if plugin is not None:
         parser: type[ToolCallParser] = _imported(plugin, ToolCallParser, "--tool-parser-plugin")
@@ -97,7 +111,7 @@ def choose_tool_parser(
     if name == "none":
         return None
     if name == "auto":
-        return _of_template(template or "") or _FAMILIES.get(model_type, HermesParser)
+        return _of_template(template or "") or _FAMILIES.get(model_type, otherwise)
     chosen = _named(name, TOOL_PARSERS, "--tool-call-parser")
     # Which of its two forms the model writes shows in the template alone.
     is_newer = chosen is MistralParser and template is not None and "[ARGS]" in template

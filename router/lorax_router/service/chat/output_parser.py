@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lorax_router.service.chat.deltas import AssistantTurn, ChatDelta, ContentDelta
 from lorax_router.service.chat.reasoning import ReasoningParser
@@ -15,13 +15,19 @@ class OutputParser:
     Args:
         reasoning: None: the text has none.
         tools: None: no call is looked for.
+        is_single_call: calls after the first one are left out.
     """
 
     def __init__(
-        self, reasoning: ReasoningParser | None = None, tools: ToolCallParser | None = None
+        self,
+        reasoning: ReasoningParser | None = None,
+        tools: ToolCallParser | None = None,
+        *,
+        is_single_call: bool = False,
     ) -> None:
         self._reasoning = reasoning
         self._tools = tools
+        self._is_single_call = is_single_call
 
     @property
     def markers(self) -> frozenset[str]:
@@ -39,7 +45,7 @@ class OutputParser:
     def finish(self) -> list[ChatDelta]:
         """Return the rest: no more text comes."""
         deltas = self._with_calls([] if self._reasoning is None else self._reasoning.finish())
-        return deltas if self._tools is None else [*deltas, *self._tools.finish()]
+        return deltas if self._tools is None else [*deltas, *self._kept(self._tools.finish())]
 
     def _with_calls(self, split: Iterable[ChatDelta]) -> list[ChatDelta]:
         if self._tools is None:
@@ -47,10 +53,19 @@ class OutputParser:
         deltas: list[ChatDelta] = []
         for delta in split:
             if isinstance(delta, ContentDelta):
-                deltas.extend(self._tools.feed(delta.text))
+                deltas.extend(self._kept(self._tools.feed(delta.text)))
             else:
                 deltas.append(delta)
         return deltas
+
+    def _kept(self, deltas: Iterable[ChatDelta]) -> Iterable[ChatDelta]:
+        if not self._is_single_call:
+            return deltas
+        return [each for each in deltas if getattr(each, "index", 0) == 0]
+
+
+# Makes the parser of each answer to one prompt.
+NewParser = Callable[[], OutputParser]
 
 
 def parse(text: str, parser: OutputParser) -> AssistantTurn:

@@ -31,6 +31,8 @@ class ToolChoice:
 
     mode: Literal["auto", "none", "required", "named"] = "auto"
     name: str | None = None
+    # Whether at most one is called.
+    is_single: bool = False
 
     @property
     def is_forced(self) -> bool:

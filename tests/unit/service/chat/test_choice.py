@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from tests.helpers.chat_formats import FORMATS
+from tests.helpers.router_process import config_of
+from tests.helpers.tiny_tokenizers import byte_level
 
 from lorax_contract.errors import StartupError
 from lorax_router.service.chat.choice import (
     TOOL_PARSERS,
     choose_reasoning_parser,
     choose_tool_parser,
+    outputs_by_template,
 )
 from lorax_router.service.chat.hermes import HermesParser
 from lorax_router.service.chat.llama import LlamaJsonParser
@@ -17,6 +23,7 @@ from lorax_router.service.chat.mistral import MistralArgumentsParser, MistralPar
 from lorax_router.service.chat.pythonic import PythonicParser
 from lorax_router.service.chat.qwen_coder import QwenCoderParser
 from lorax_router.service.chat.reasoning import ThinkParser
+from lorax_router.service.prompts.chat_template import ChatTemplate
 
 HERE = "tests.unit.service.chat.test_choice"
 
@@ -85,3 +92,54 @@ def test_reasoning_is_looked_for_where_the_template_has_it() -> None:
     assert choose_reasoning_parser("none", template=FORMATS["tags"]) is None
     with pytest.raises(StartupError, match="--reasoning-parser must be auto"):
         choose_reasoning_parser("thinking", template=None)
+
+
+def parsers_of(
+    folder: Path, base: str, own: str | None, **config: Any
+) -> tuple[type | None, type | None]:
+    """Return what reads the answers of an adapter whose own template is ``own``."""
+    template = ChatTemplate(FORMATS[base])
+    outputs = outputs_by_template(config_of(folder, **config), byte_level(), template, "llama")
+    found = outputs.of(None if own is None else ChatTemplate(FORMATS.get(own, own)))
+    return found.tool_parser, found.reasoning_parser
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "tools", "reasoning"),
+    [
+        ("headers", None, LlamaJsonParser, None),
+        ("headers", "headers", LlamaJsonParser, None),
+        ("headers", "tags", HermesParser, ThinkParser),
+        ("tags", "brackets", MistralParser, None),
+        # Says nothing of calls.
+        ("brackets", "turns", MistralParser, None),
+        ("turns", "{{ messages }}</think>", HermesParser, ThinkParser),
+    ],
+)
+def test_an_adapter_with_a_template_of_its_own_shows_how_it_calls(
+    base: str, own: str | None, tools: type, reasoning: type | None, tmp_path: Path
+) -> None:
+    assert parsers_of(tmp_path, base, own) == (tools, reasoning)
+
+
+def test_a_flag_is_for_adapters_too(tmp_path: Path) -> None:
+    named = {"tool_call_parser": "pythonic", "reasoning_parser": "none"}
+    assert parsers_of(tmp_path, "headers", "tags", **named) == (PythonicParser, None)
+    none = {"tool_call_parser": "none", "reasoning_parser": "think"}
+    assert parsers_of(tmp_path, "headers", "tags", **none) == (None, ThinkParser)
+    newer = {"tool_call_parser": "mistral"}
+    own = "[TOOL_CALLS] [ARGS]"
+    assert parsers_of(tmp_path, "brackets", own, **newer) == (MistralArgumentsParser, None)
+    plugin, _ = parsers_of(tmp_path, "headers", "tags", tool_parser_plugin=f"{HERE}:OwnParser")
+    assert plugin is not None
+    assert plugin.__name__ == "OwnParser"
+
+
+def test_templates_that_write_the_same_share_their_parsers(tmp_path: Path) -> None:
+    template = ChatTemplate(FORMATS["tags"])
+    outputs = outputs_by_template(config_of(tmp_path), byte_level(), template, "llama")
+    # Read once, and the base's for one that writes what the base's does.
+    assert outputs.of(ChatTemplate(FORMATS["headers"])) is outputs.of(
+        ChatTemplate(FORMATS["headers"], owner="another")
+    )
+    assert outputs.of(ChatTemplate(FORMATS["tags"], owner="an adapter")) is outputs.of(None)

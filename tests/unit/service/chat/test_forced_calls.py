@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tests.helpers.chat_texts import PARSERS, TOOLS, turn_of
-from tests.helpers.in_loop import in_loop
 from tests.helpers.tiny_tokenizers import byte_level
 
 from lorax_contract.constraint import Constraint
-from lorax_contract.errors import TemplateError, ValidationError
+from lorax_contract.errors import ValidationError
 from lorax_router.service.chat.forced_calls import constraint_of
 from lorax_router.service.chat.grammars import MAX_CALLS
 from lorax_router.service.chat.hermes import HermesParser
@@ -287,46 +286,53 @@ def test_definitions_become_tools() -> None:
     assert (first.strict, second.strict, second.parameters) == (False, True, {"a": 1})
 
 
-class Templates:
-    """Writes the tag of reasoning unless told not to; counts what it renders."""
+def chat(tools: Sequence[FunctionTool] = (), choice: ToolChoice = AUTO, **more: Any) -> ChatPrompt:
+    definitions = [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name, "parameters": dict(tool.parameters), "strict": tool.strict
+            },
+        }
+        for tool in tools
+    ]  # fmt: skip
+    messages = [{"role": "user", "content": "a"}]
+    return ChatPrompt(messages=messages, tools=definitions, tool_choice=choice, **more)
 
-    def __init__(self) -> None:
-        self.num_rendered = 0
 
-    async def render(self, chat: ChatPrompt) -> str:
-        self.num_rendered += 1
-        if chat.template_kwargs.get("fails"):
-            raise TemplateError("no")
-        return "assistant\n<think>\n" if chat.template_kwargs.get("enable", True) else "assistant\n"
-
-
-@in_loop
-async def test_whether_a_prompt_begins_the_reasoning_is_seen_once_for_its_options() -> None:
-    templates = Templates()
-    outputs = OutputParsers(HermesParser, ThinkParser, {}, templates)
-    for _ in range(3):
-        inside = await outputs.constraint(BOUNDED, REQUIRED)
-        outside = await outputs.constraint(BOUNDED, REQUIRED, template_kwargs={"enable": False})
-    assert templates.num_rendered == 2
+def test_a_forced_call_comes_behind_the_reasoning_that_its_prompt_begins() -> None:
+    outputs = OutputParsers(HermesParser, ThinkParser, {})
+    inside = outputs.constraint(chat(BOUNDED, REQUIRED), "assistant\n<think>\n")
+    outside = outputs.constraint(chat(BOUNDED, REQUIRED), "assistant\n")
     assert inside == forced(HermesParser, reasoning=ThinkParser, is_inside=True)
     assert outside == forced(HermesParser, reasoning=ThinkParser)
-    assert await outputs.constraint(BOUNDED, AUTO) is None
-    assert await outputs.constraint(BOUNDED, REQUIRED, template_kwargs={"fails": True}) == outside
+    assert outputs.constraint(chat(BOUNDED), "assistant\n") is None
 
 
-@in_loop
-async def test_a_server_that_reads_no_calls_forces_none() -> None:
+def test_a_server_that_reads_no_calls_forces_none() -> None:
     outputs = OutputParsers(None)
-    assert await outputs.constraint(BOUNDED, AUTO) is None
+    assert outputs.constraint(chat(BOUNDED)) is None
     with pytest.raises(ValidationError, match="reads no tool calls"):
-        await outputs.constraint(BOUNDED, REQUIRED)
-    assert outputs.new(BOUNDED, AUTO, "").feed("<tool_call>") != []
+        outputs.constraint(chat(BOUNDED, REQUIRED))
+    assert outputs.new(chat(BOUNDED)).feed("<tool_call>") != []
 
 
 def test_an_answer_is_read_by_what_its_prompt_ends_with() -> None:
     outputs = OutputParsers(HermesParser, ThinkParser)
-    turn = turn_of(outputs.new([], AUTO, "assistant\n<think>\n"), ["hm</think>x"])
+    turn = turn_of(outputs.new(chat(), "assistant\n<think>\n"), ["hm</think>x"])
     assert (turn.reasoning, turn.content) == ("hm", "x")
-    assert turn_of(outputs.new([], AUTO, "assistant\n"), ["hm</think>x"]).reasoning == ""
-    none = ToolChoice(mode="none")
-    assert turn_of(outputs.new(BOUNDED, none), ["<tool_call>"]).content == "<tool_call>"
+    assert turn_of(outputs.new(chat(), "assistant\n"), ["hm</think>x"]).reasoning == ""
+    none = chat(BOUNDED, ToolChoice(mode="none"))
+    assert turn_of(outputs.new(none), ["<tool_call>"]).content == "<tool_call>"
+
+
+CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+
+
+def test_calls_after_the_first_are_left_out_where_one_is_wanted() -> None:
+    single = chat(BOUNDED, ToolChoice(is_single=True))
+    for pieces in ([CALL + CALL + "x"], list(CALL + CALL + "x")):
+        turn = turn_of(OutputParsers().new(single), pieces)
+        assert [call.name for call in turn.tool_calls] == ["f"]
+        assert turn.content == "x"
+    assert len(turn_of(OutputParsers().new(chat(BOUNDED)), [CALL + CALL]).tool_calls) == 2

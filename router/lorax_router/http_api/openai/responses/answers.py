@@ -11,19 +11,16 @@ from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
-from lorax_router.http_api.chat_parts import (
-    Block,
-    BlockReader,
-    BlockStep,
-    ChatShape,
-    token_by_token,
-)
+from lorax_router.http_api.blocks import Block, BlockReader, BlockStep, token_by_token
 from lorax_router.http_api.json_text import Json, dumps
 from lorax_router.http_api.openai.errors import envelope, openai_error_response
 from lorax_router.http_api.openai.responses.bodies import ResponsesBody
 from lorax_router.service.batch import BatchStream
+from lorax_router.service.chat.answers import ChatAnswer
+from lorax_router.service.chat.output_parser import NewParser
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.results import GenerateResult
+from lorax_router.service.text import TextStyle
 
 # Names of fields in errors, where they differ from those of completions.
 NAMES = {"inputs": "input", "max_new_tokens": "max_output_tokens", "adapter_id": "model"}
@@ -77,10 +74,10 @@ class ResponseHeading:
 class ResponseAnswer:
     """One answer while it comes: its items, and what became of it."""
 
-    def __init__(self, heading: ResponseHeading, shape: ChatShape, prompt_text: str) -> None:
+    def __init__(self, heading: ResponseHeading, new_parser: NewParser) -> None:
         self.heading = heading
         self.finish = FinishCode.RUNNING
-        self._choice = shape.choice(0, prompt_text)
+        self._answer = ChatAnswer.new(TextStyle(), new_parser)
         self._reader = BlockReader()
         self._ids: list[str] = []
         self._num_reasoning = 0
@@ -92,7 +89,7 @@ class ResponseAnswer:
         # Token by token, so that those of the reasoning are counted alike, whole or streamed.
         for one in token_by_token(chunk):
             self.finish = one.finish
-            yield from self._reader.read(self._choice.deltas(one))
+            yield from self._reader.read(self._answer.deltas(one))
             blocks = self._reader.blocks
             if blocks and all(each.kind == "reasoning" for each in blocks):
                 self._num_reasoning += len(one.tokens.ids)
@@ -151,9 +148,9 @@ class ResponseAnswer:
         return "incomplete" if is_last and self._was_cut else "completed"
 
 
-def response_document(heading: ResponseHeading, shape: ChatShape, result: GenerateResult) -> Json:
+def response_document(heading: ResponseHeading, result: GenerateResult) -> Json:
     """Return the answer to a request that was not streamed."""
-    answer = ResponseAnswer(heading, shape, result.prompt_text)
+    answer = ResponseAnswer(heading, result.new_parser)
     sequence = result.sequences[0]
     for _ in answer.steps(sequence.chunk):
         pass
@@ -163,16 +160,15 @@ def response_document(heading: ResponseHeading, shape: ChatShape, result: Genera
 class ResponseEvents:
     """The events of a streamed answer; an EventWriter."""
 
-    def __init__(self, heading: ResponseHeading, shape: ChatShape) -> None:
+    def __init__(self, heading: ResponseHeading) -> None:
         self._heading = heading
-        self._shape = shape
         self._num_events = 0
 
     def begin(self, stream: BatchStream) -> bytes:
         """Return the events of an answer that has no output yet."""
         self._stream = stream
-        prompt_text = stream.streams[0].request.prompt_text
-        self._answer = ResponseAnswer(self._heading, self._shape, prompt_text)
+        new_parser = stream.streams[0].request.new_parser
+        self._answer = ResponseAnswer(self._heading, new_parser)
         started = self._heading.document("in_progress", [])
         kinds = ("response.created", "response.in_progress")
         return b"".join(self._event(kind, {"response": started}) for kind in kinds)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorax_contract.errors import ValidationError
-from lorax_router.http_api.chat_parts import OfferedTools
 from lorax_router.http_api.openai.messages import checked_messages
 from lorax_router.http_api.openai.responses.bodies import ResponsesBody
 from lorax_router.http_api.openai.tool_choice import offered_tools
+from lorax_router.service.chat.offers import OfferedTools
 from lorax_router.service.requests import ChatPrompt
 
 Message = dict[str, Any]
@@ -20,6 +20,7 @@ def input_prompt(body: ResponsesBody, tools: OfferedTools) -> ChatPrompt:
     return ChatPrompt(
         messages=_messages(body),
         tools=tools.definitions or None,
+        tool_choice=tools.choice,
         template_kwargs=body.template_kwargs,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar
 
 from fastapi import APIRouter
@@ -12,7 +11,6 @@ from starlette.responses import Response
 
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
-from lorax_router.http_api.chat_parts import ChatShape, bound_by
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openai.errors import OpenAIRoute
 from lorax_router.http_api.openai.responses.answers import (
@@ -27,7 +25,6 @@ from lorax_router.http_api.openai.responses.schemas import ResponseObject, Respo
 from lorax_router.http_api.openai.schemas import ERRORS, OpenAIErrorResponse
 from lorax_router.http_api.openapi import event_stream, json_body
 from lorax_router.http_api.responses import json_response
-from lorax_router.service.chat.outputs import OutputParsers
 from lorax_router.service.requests import GenerateRequest
 
 _ANSWER = {
@@ -43,9 +40,8 @@ class _ResponseRoute(OpenAIRoute):
 class ResponseRoutes:
     """The handler of ``/v1/responses``."""
 
-    def __init__(self, calls: Calls, outputs: OutputParsers) -> None:
+    def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._outputs = outputs
 
     def router(self) -> APIRouter:
         """The route with its documentation."""
@@ -62,23 +58,16 @@ class ResponseRoutes:
     async def create(self, request: Request) -> Response:
         """Answer with a response, or stream it."""
         body = await self._calls.read(request, ResponsesBody)
-        tools = function_tools(body)
-        prompt = input_prompt(body, tools)
-        own = await bound_by(self._outputs, tools, prompt, body.parameters())
         wanted = GenerateRequest(
-            prompt=prompt,
-            parameters=self._calls.named(request, body, own),
+            prompt=input_prompt(body, function_tools(body)),
+            parameters=self._calls.named(request, body, body.parameters()),
             caller=caller_of(request),
-        )
-        shape = ChatShape(
-            new_parser=partial(self._outputs.new, tools.functions, tools.choice),
-            is_single_call=tools.is_single,
         )
         heading = ResponseHeading(body, self._calls.models.shown(body.model))
         if body.stream:
-            return self._calls.stream(body, [wanted], ResponseEvents(heading, shape))
+            return self._calls.stream(body, [wanted], ResponseEvents(heading))
         try:
             (result,) = await self._calls.generate(request, body, [wanted])
         except ClientGoneError:
             return Response()
-        return json_response(response_document(heading, shape, result))
+        return json_response(response_document(heading, result))
