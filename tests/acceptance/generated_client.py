@@ -13,7 +13,7 @@ from tests.acceptance.harness import Point, Result
 from tests.helpers.server import Server, free_port
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("generate.py", "chat.py", "errors.py")
+PROGRAMS = ("generate.py", "chat.py", "tools.py", "errors.py")
 BOUND_S = 300.0
 
 

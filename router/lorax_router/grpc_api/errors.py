@@ -39,6 +39,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "merged_adapters.weights": "merge.adapters",
         "next_cursor": "next_page_token",
         "response_format": "constraint",
+        "structured_outputs": "constraint",
         "structured_outputs.choice": "constraint.choice",
         "structured_outputs.grammar": "constraint.grammar",
         "structured_outputs.json": "constraint.json_schema",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
@@ -14,6 +15,8 @@ from lorax_contract.step import OutputKind
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.service.adapters.listing import DEFAULT_PAGE, ListQuery
 from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.chat.offers import OfferedTools, checked_tools, offered
+from lorax_router.service.chat.tools import ToolChoice
 from lorax_router.service.constraints.formats import of_vllm
 from lorax_router.service.requests import (
     ChatPrompt,
@@ -30,6 +33,12 @@ _SAME = (
     "max_new_tokens", "min_new_tokens", "num_prompt_alternatives", "n", "best_of", "temperature", "top_k", "top_p", "typical_p", "min_p",
     "repetition_penalty", "frequency_penalty", "presence_penalty", "seed",
 )  # fmt: skip
+_MODES: Mapping[int, Literal["auto", "none", "required"]] = {
+    pb.ToolChoice.MODE_UNSPECIFIED: "auto",
+    pb.ToolChoice.MODE_AUTO: "auto",
+    pb.ToolChoice.MODE_NONE: "none",
+    pb.ToolChoice.MODE_REQUIRED: "required",
+}
 # With one of these tokens are drawn, whatever its value is.
 _DRAWING = ("temperature", "top_k", "top_p", "typical_p", "min_p")
 
@@ -64,9 +73,11 @@ def chat_request(
 
 def chat_prompt(request: pb.ChatRequest) -> ChatPrompt:
     """Return the conversation of a request; raises ValidationError."""
+    tools = _offered(request)
     return ChatPrompt(
         messages=[_message(place, each) for place, each in enumerate(request.messages)],
-        tools=[_tool(place, each) for place, each in enumerate(request.tools)] or None,
+        tools=tools.definitions or None,
+        tool_choice=tools.choice,
         template_kwargs=_plain(request.template_kwargs),
         add_generation_prompt=not request.continue_final_message,
         continue_final_message=request.continue_final_message,
@@ -180,6 +191,8 @@ def _message(place: int, message: pb.ChatMessage) -> dict[str, Any]:
         document["tool_calls"] = [_tool_call(each) for each in message.tool_calls]
     if message.tool_call_id:
         document["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content:
+        document["reasoning_content"] = message.reasoning_content
     return document
 
 
@@ -194,10 +207,23 @@ def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
+def _offered(request: pb.ChatRequest) -> OfferedTools:
+    """Return what the model may call, and whether it must; raises ValidationError."""
+    definitions = checked_tools([_tool(n, each) for n, each in enumerate(request.tools)], within="")
+    choice = request.tool_choice
+    if choice.WhichOneof("choice") == "name":
+        return offered(definitions, ToolChoice(mode="named", name=choice.name))
+    if (mode := _MODES.get(choice.mode)) is None:
+        raise ValidationError(f"`tool_choice.mode` {choice.mode} is not known to this server")
+    return offered(definitions, ToolChoice(mode=mode, is_single=choice.single))
+
+
 def _tool(place: int, tool: pb.Tool) -> dict[str, Any]:
     if not tool.name:
         raise ValidationError(f"`tools.{place}.name` must not be empty")
     function: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    if tool.strict:
+        function["strict"] = True
     if tool.parameters_schema:
         schema = _json_object(f"tools.{place}.parameters_schema", tool.parameters_schema)
         function["parameters"] = schema

@@ -12,12 +12,12 @@ from lorax_contract.step import Alternatives, FinishCode, TokenColumns
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.service import results
 from lorax_router.service.adapters.listing import Document
-from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.inference import GenerationStream, reported_seed
+from lorax_router.service.chat.answers import ChatAnswer
+from lorax_router.service.chat.deltas import AssistantTurn
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.service.requests import GenerateRequest
-from lorax_router.service.text import TextAssembler
+from lorax_router.service.text import TextStyle
 
 FINISH_REASONS = {
     FinishCode.RUNNING: pb.FINISH_REASON_UNSPECIFIED,
@@ -27,20 +27,20 @@ FINISH_REASONS = {
 }
 
 
+# What ended a text that is cut: a stop sequence or the id of a stop token.
+StopCause = str | int | None
+
+
 class AnswerStyle:
     """How a call wants its texts and tokens; the same for streams and whole answers."""
 
     def __init__(self, params: pb.Parameters, request: GenerateRequest) -> None:
         self.with_tokens = params.return_tokens or params.HasField("num_alternatives")
-        self._stops = tuple(request.parameters.stop)
-        self._include_stop = params.include_stop
         is_said = params.HasField("skip_special_tokens")
-        self._skip_special = params.skip_special_tokens if is_said else True
-
-    def assembler(self) -> TextAssembler:
-        """Return what makes the text of one sequence."""
-        return TextAssembler(
-            self._stops, include_stop=self._include_stop, skip_special_tokens=self._skip_special
+        self.text = TextStyle(
+            stops=tuple(request.parameters.stop),
+            include_stop=params.include_stop,
+            skip_special_tokens=params.skip_special_tokens if is_said else True,
         )
 
     def tokens(
@@ -56,8 +56,9 @@ def generate_response(
     """Return the answer to Generate."""
     response = pb.GenerateResponse(request_id=request_id, **_common(result))
     for sequence in result.sequences:
-        text, facts = _ended(sequence, style)
-        response.sequences.add(text=text, **facts)
+        assembler = style.text.assembler()
+        text = assembler.feed(sequence.chunk)
+        response.sequences.add(text=text, **_ended(sequence, style, assembler.stopped_by))
     return response
 
 
@@ -67,67 +68,19 @@ def chat_response(
     """Return the answer to Chat."""
     response = pb.ChatResponse(request_id=request_id, **_common(result))
     for sequence in result.sequences:
-        text, facts = _ended(sequence, style)
-        message = pb.ChatMessage(role="assistant", content=text)
-        response.choices.add(message=message, **facts)
-    return response
-
-
-class ChunkMaker:
-    """Makes the chunks of one stream, of Generate or of Chat.
-
-    Args:
-        make: the message's class.
-        place, text: the names of its fields for the sequence and its text.
-    """
-
-    def __init__(
-        self,
-        make: type[pb.GenerateChunk | pb.ChatChunk],
-        stream: GenerationStream,
-        style: AnswerStyle,
-        request_id: str,
-    ) -> None:
-        is_chat = make is pb.ChatChunk
-        self._make: Any = make
-        self._place, self._text = ("choice", "content") if is_chat else ("sequence", "text")
-        self._stream = stream
-        self._style = style
-        self._assemblers = [style.assembler() for _ in stream.request.samplings]
-        # Sent with the first one.
-        self._request_id = request_id
-
-    def chunk(self, sequence: int, chunk: TokenChunk) -> pb.GenerateChunk | pb.ChatChunk | None:
-        """Return what a chunk says; None: nothing yet."""
-        assembler = self._assemblers[sequence]
-        text = assembler.feed(chunk)
-        is_last = chunk.finish is not FinishCode.RUNNING
-        if not (text or is_last or self._style.with_tokens):
-            return None
-        made = self._make(
-            request_id=self._request_id,
-            tokens=self._style.tokens(chunk.tokens, chunk.alternatives),
-            finish_reason=FINISH_REASONS[chunk.finish],
-            **{self._place: sequence, self._text: text},
+        answer, turn = ChatAnswer.new(style.text, result.new_parser), AssistantTurn()
+        turn.add(answer.deltas(sequence.chunk))
+        message = pb.ChatMessage(
+            role="assistant",
+            content=turn.content,
+            reasoning_content=turn.reasoning,
+            tool_calls=(
+                pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+                for call in turn.tool_calls
+            ),
         )
-        self._request_id = ""
-        if is_last:
-            self._complete(made, sequence, assembler)
-        return made  # type: ignore[no-any-return]
-
-    def _complete(
-        self, made: pb.GenerateChunk | pb.ChatChunk, sequence: int, assembler: TextAssembler
-    ) -> None:
-        """Add what the last chunk of a sequence has, and the last of all."""
-        if (cause := _stopped_by(assembler)) is not None:
-            made.stopped_by.CopyFrom(cause)
-        stream = self._stream
-        if (seed := reported_seed(stream.request.samplings[sequence])) is not None:
-            made.seed = seed
-        if stream.is_done:
-            made.usage.prompt_tokens = stream.request.num_prompt_tokens
-            made.usage.generated_tokens = stream.num_generated
-            made.timings.CopyFrom(_timings(stream.timings, stream.adapter))
+        response.choices.add(message=message, **_ended(sequence, style, answer.stopped_by))
+    return response
 
 
 def tokenize_response(spans: Iterable[TokenSpan]) -> pb.TokenizeResponse:
@@ -194,24 +147,23 @@ def _common(result: results.GenerateResult) -> dict[str, Any]:
             prompt_tokens=result.num_prompt_tokens,
             generated_tokens=sum(each.num_generated for each in result.sequences),
         ),
-        "timings": _timings(result.timings, result.adapter),
+        "timings": timings_of(result.timings, result.adapter),
     }
 
 
-def _ended(sequence: results.Sequence, style: AnswerStyle) -> tuple[str, dict[str, Any]]:
-    """The text of a sequence as a stream would have made it, and what is known at its end."""
-    assembler = style.assembler()
-    text = assembler.feed(TokenChunk(sequence.tokens, sequence.finish))
-    return text, {
+def _ended(sequence: results.Sequence, style: AnswerStyle, cause: StopCause) -> dict[str, Any]:
+    """What is known at the end of a sequence."""
+    return {
         "finish_reason": FINISH_REASONS[sequence.finish],
-        "stopped_by": _stopped_by(assembler),
+        "stopped_by": stopped_by(cause),
         "seed": sequence.seed,
         "tokens": style.tokens(sequence.tokens, sequence.alternatives),
     }
 
 
-def _stopped_by(assembler: TextAssembler) -> pb.StoppedBy | None:
-    match assembler.stopped_by:
+def stopped_by(cause: StopCause) -> pb.StoppedBy | None:
+    """Return what ended a sequence; None: something else did."""
+    match cause:
         case str() as text:
             return pb.StoppedBy(text=text)
         case int() as token_id:
@@ -219,7 +171,8 @@ def _stopped_by(assembler: TextAssembler) -> pb.StoppedBy | None:
     return None
 
 
-def _timings(timings: results.Timings, adapter: results.AdapterUse | None) -> pb.Timings:
+def timings_of(timings: results.Timings, adapter: results.AdapterUse | None) -> pb.Timings:
+    """Return what a request took."""
     return pb.Timings(
         total_s=timings.total_s,
         validation_s=timings.validation_s,

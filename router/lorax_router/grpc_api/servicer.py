@@ -10,6 +10,7 @@ from lorax_contract.errors import LoraxError, ValidationError
 from lorax_proto import lorax_pb2 as pb
 from lorax_proto.lorax_pb2_grpc import LoraxServicer
 from lorax_router.grpc_api.boundary import PublicCall
+from lorax_router.grpc_api.chunks import ChatChunks, ChunkMaker, TextChunks
 from lorax_router.grpc_api.requests import (
     adapter_parameters,
     chat_prompt,
@@ -20,7 +21,6 @@ from lorax_router.grpc_api.requests import (
 )
 from lorax_router.grpc_api.responses import (
     AnswerStyle,
-    ChunkMaker,
     adapter_info,
     chat_response,
     chat_tokens_response,
@@ -76,7 +76,7 @@ class PublicServicer(LoraxServicer):
         with self._counted():
             domain = generate_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
-        await self._stream(domain, style, pb.GenerateChunk, call)
+        await self._stream(domain, style, TextChunks, call)
 
     async def Chat(self, request: pb.ChatRequest, call: PublicCall) -> pb.ChatResponse:
         """Answer with whole messages."""
@@ -91,17 +91,17 @@ class PublicServicer(LoraxServicer):
         with self._counted():
             domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
-        await self._stream(domain, style, pb.ChatChunk, call)
+        await self._stream(domain, style, ChatChunks, call)
 
     async def _stream(
         self,
         domain: GenerateRequest,
         style: AnswerStyle,
-        make: type[pb.GenerateChunk | pb.ChatChunk],
+        make: type[ChunkMaker],
         call: PublicCall,
     ) -> None:
         async with await self.service.generate_stream(domain) as stream:
-            chunks = ChunkMaker(make, stream, style, call.request_id)
+            chunks = make(stream, style, call.request_id)
             async for sequence, chunk in stream:
                 if (message := chunks.chunk(sequence, chunk)) is not None:
                     call.send(message)

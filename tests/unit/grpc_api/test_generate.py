@@ -8,13 +8,12 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import json_format
-from tests.helpers.constraints import choice, lark, regex, schema
+from tests.helpers.constraints import AnyConstraints, choice, lark, regex, schema
 from tests.helpers.grpc_calls import Served, grpc_served, refusal_of, refused
 from tests.helpers.http_app import World, limits, until
 from tests.helpers.in_loop import in_loop
 from tests.helpers.scripted_engine import ScriptedEngine, failure, words
 
-from lorax_contract.constraint import Constraint
 from lorax_contract.errors import GenerationError, LoraxError, OverloadedError, ShardError
 from lorax_contract.step import Alternatives, FinishCode, OutputKind, TokenColumns
 from lorax_proto import lorax_pb2 as pb
@@ -147,13 +146,6 @@ def test_tokens_are_drawn_when_a_field_for_that_is_given(params, is_drawn):
             assert world.engine.submitted[0].sampling.do_sample is is_drawn
 
     scene()
-
-
-class AnyConstraints:
-    """Takes every constraint as it is."""
-
-    async def ready(self, constraint: Constraint, _content: object) -> Constraint:
-        return constraint
 
 
 @pytest.mark.parametrize(

@@ -48,19 +48,19 @@ def tools_of_body(body: PromptBody) -> OfferedTools:
     definitions = [_tool(f"tools.{n}", each) for n, each in enumerate(body.tools or [])]
     given = body.tool_choice
     if given is None:
-        return offered_tools(definitions, None)
+        return offered_tools(definitions, None, within="")
     is_single = given.get("disable_parallel_tool_use") is True
     kind = given.get("type")
     if kind == "tool" and isinstance(given.get("name"), str):
         choice: Any = {"type": "function", "function": {"name": given["name"]}}
-        return offered_tools(definitions, choice)
+        return offered_tools(definitions, choice, within="")
     if not isinstance(kind, str) or kind not in _CHOICES:
         raise ValidationError(
             f"`tool_choice.type` must be one of {', '.join(_CHOICES)}, or tool with a `name`"
         )
     if kind == "any" and not definitions:
         raise ValidationError("`tool_choice.type` is any, but there are no `tools`")
-    return offered_tools(definitions, _CHOICES[kind], is_single=is_single)
+    return offered_tools(definitions, _CHOICES[kind], is_single=is_single, within="")
 
 
 def _tool(place: str, given: Mapping[str, Any]) -> dict[str, Any]:

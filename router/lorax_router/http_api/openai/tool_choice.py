@@ -13,7 +13,11 @@ _MODES = ("none", "auto", "required")
 
 
 def offered_tools(
-    tools: Sequence[dict[str, Any]], choice: Any, *, is_single: bool = False
+    tools: Sequence[dict[str, Any]],
+    choice: Any,
+    *,
+    is_single: bool = False,
+    within: str = "function.",
 ) -> OfferedTools:
     """Return what a request offers; raises ValidationError.
 
@@ -21,8 +25,9 @@ def offered_tools(
         tools: definitions of the type ``function``.
         choice: ``none``, ``auto``, ``required``, a named function or ``allowed_tools``.
         is_single: whether at most one may be called.
+        within: where the client has name and parameters of a tool.
     """
-    definitions = checked_tools(tools)
+    definitions = checked_tools(tools, within)
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         definitions, choice = _allowed(definitions, choice.get("allowed_tools", choice))
     if (name := _name_of(choice)) is not None:

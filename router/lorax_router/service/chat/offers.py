@@ -23,20 +23,23 @@ class OfferedTools:
     choice: ToolChoice
 
 
-def checked_tools(definitions: Sequence[Definition]) -> list[Definition]:
-    """Return definitions of the type ``function``, each of another name; or ValidationError."""
+def checked_tools(definitions: Sequence[Definition], within: str = "function.") -> list[Definition]:
+    """Return definitions of the type ``function``, each of another name; or ValidationError.
+
+    ``within`` is where the client has name and parameters of a tool.
+    """
     if len(definitions) > _MAX_TOOLS:
         raise ValidationError(f"`tools` takes at most {_MAX_TOOLS} tools, got {len(definitions)}")
     names = set()
     for number, tool in enumerate(definitions):
-        place, function = f"tools.{number}.function", tool["function"]
+        place, function = f"tools.{number}.{within}", tool["function"]
         name = function.get("name")
         if not isinstance(name, str) or not name:
-            raise ValidationError(f"`{place}.name` must be a text")
+            raise ValidationError(f"`{place}name` must be a text")
         if name in names:
-            raise ValidationError(f"`{place}.name` {name!r} is the name of another tool, too")
+            raise ValidationError(f"`{place}name` {name!r} is the name of another tool, too")
         if not isinstance(function.get("parameters") or {}, dict):
-            raise ValidationError(f"`{place}.parameters` must be a JSON schema")
+            raise ValidationError(f"`{place}parameters` must be a JSON schema")
         names.add(name)
     return list(definitions)
 

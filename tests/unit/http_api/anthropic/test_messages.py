@@ -273,7 +273,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
     ({"tools": [{"name": "a"}]}, "`tools.0.input_schema`"),
     ({"tools": [{"input_schema": {}}]}, "`tools.0.name`"),
-    ({"tools": TOOLS * 2}, "tools.2"),
+    ({"tools": TOOLS * 2}, "`tools.2.name`"),
     ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "fly"}}, "`tool_choice`"),
     ({"tools": TOOLS, "tool_choice": {"type": "some"}}, "`tool_choice.type`"),
     ({"tool_choice": {"type": "any"}}, "`tool_choice.type`"),

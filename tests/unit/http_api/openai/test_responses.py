@@ -163,7 +163,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_output_tokens": 1000}, "input"),
     ({"temperature": -1}, "temperature"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
-    ({"tools": [{"type": "function"}]}, "tools.0.function.name"),
+    ({"tools": [{"type": "function"}]}, "tools.0.name"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "fly"}}, "tool_choice"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type"),

@@ -36,7 +36,8 @@ def function_tools(body: ResponsesBody) -> OfferedTools:
             )
         function = {name: tool[name] for name in _TOOL_FIELDS if tool.get(name) is not None}
         definitions.append({"type": "function", "function": function})
-    return offered_tools(definitions, body.tool_choice, is_single=body.parallel_tool_calls is False)
+    is_single = body.parallel_tool_calls is False
+    return offered_tools(definitions, body.tool_choice, is_single=is_single, within="")
 
 
 _TOOL_FIELDS = ("name", "description", "parameters", "strict")
