@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BlockId, NewRow, OutputKind, RequestId, RequestSpec
@@ -14,6 +16,20 @@ class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTerms:
+    """On what terms a request asks for its turn: who asks, and how urgent it is."""
+
+    tenant: str = ""
+    # The tenant's share beside those of others.
+    weight: float = 1.0
+    # A smaller one goes first.
+    priority: int = 0
+
+
+ANY_TERMS = RequestTerms()
 
 
 class RequestState:
@@ -33,16 +49,21 @@ class RequestState:
     """
 
     __slots__ = (
-        "blocks", "incarnation", "last_step", "num_bypassed", "num_computed", "num_kv_tokens",
-        "num_pending", "num_preemptions", "num_scheduled", "num_tokens", "order", "output_ids",
-        "request_id", "spec", "status", "submitted_at",
+        "blocks", "incarnation", "last_step", "num_bypassed", "num_charged", "num_computed",
+        "num_ever_computed", "num_kv_tokens", "num_pending", "num_preemptions", "num_scheduled", "num_tokens", "order", "output_ids",
+        "rank", "request_id", "spec", "status", "submitted_at", "terms",
     )  # fmt: skip
 
-    def __init__(self, spec: RequestSpec, order: int, now: float) -> None:
+    def __init__(
+        self, spec: RequestSpec, order: int, now: float, terms: RequestTerms = ANY_TERMS
+    ) -> None:
         self.spec = spec
+        self.terms = terms
         self.request_id: RequestId = spec.request_id
         self.num_kv_tokens = spec.num_kv_tokens
         self.order = order
+        # The policy's own: what goes before the order of arrival.
+        self.rank = 0.0
         self.submitted_at = now
         self.status = Status.WAITING
         self.output_ids: list[int] = []
@@ -56,6 +77,10 @@ class RequestState:
         # Counts residences, so that a late outcome is not booked on a later one.
         self.incarnation = 0
         self.num_preemptions = 0
+        # The policy's own: of how many of its tokens a tenant's share was charged.
+        self.num_charged = 0
+        # The most that was computed in an earlier residence.
+        self.num_ever_computed = 0
         # How many later requests were admitted while this one did not fit.
         self.num_bypassed = 0
 
@@ -71,6 +96,7 @@ class RequestState:
     def reset_computed(self) -> None:
         """Forget the KV: the next residence computes everything again."""
         self.blocks = []
+        self.num_ever_computed = max(self.num_ever_computed, self.num_computed)
         self.num_computed = 0
         self.num_scheduled = 0
         self.incarnation += 1
@@ -93,6 +119,10 @@ class RequestState:
         }
         if broken := [name for name, holds in facts.items() if not holds]:
             raise AssertionError(f"request {self.request_id}: {', '.join(broken)}")
+
+
+# The order in which requests are admitted, and in which they give way from its end.
+rank_of = attrgetter("rank", "order")
 
 
 def refuse_impossible(spec: RequestSpec, num_blocks: int, block_size: int) -> None:

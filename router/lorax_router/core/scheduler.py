@@ -44,13 +44,18 @@ from lorax_contract.step import (
 )
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
-from lorax_router.core.blocks import BlockPool
-from lorax_router.core.policy import FirstComeFirstServed, QueuePolicy
-from lorax_router.core.request import RequestState, Status, refuse_impossible
+from lorax_router.core.policies.policy import SchedulingPolicy
+from lorax_router.core.policies.ranked import FirstComeFirstServed
+from lorax_router.core.request import (
+    ANY_TERMS,
+    RequestState,
+    RequestTerms,
+    Status,
+    refuse_impossible,
+)
+from lorax_router.core.running import RunningRows
 from lorax_router.core.step_builder import PlannedRow, StepBuilder
 
-# How many later requests may overtake one that does not fit, before all wait for it.
-MAX_BYPASSES = 64
 # How many waiting requests one plan looks at beyond those it admits.
 MAX_LOOKAHEAD = 16
 
@@ -108,7 +113,7 @@ class Scheduler:
         max_rows: int,
         depth: int = 2,
         epoch: int = 1,
-        policy: QueuePolicy | None = None,
+        policy: SchedulingPolicy | None = None,
         adapters: AdapterTable | None = None,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
@@ -126,20 +131,17 @@ class Scheduler:
         self.epoch = epoch
         self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
-        self._pool = BlockPool(num_blocks)
+        self._running = RunningRows(num_blocks, self._policy, self.adapters)
         self._requests: dict[RequestId, RequestState] = {}
-        self._running: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
-        self._drop: list[RequestId] = []
         self._activation = Activation(epoch)
         self._next_seq = 1
         self._next_order = 0
-        self._num_preemptions = 0
         self._num_steps = 0
 
     # --- requests ---------------------------------------------------------------
 
-    def submit(self, spec: RequestSpec, now: float) -> None:
+    def submit(self, spec: RequestSpec, now: float, terms: RequestTerms = ANY_TERMS) -> None:
         """Queue a request; raises ValidationError when it could never run."""
         if spec.request_id in self._requests:
             raise ValueError(f"request id {spec.request_id} is in use")
@@ -147,8 +149,8 @@ class Scheduler:
             raise ValueError(f"adapter handle {spec.adapter} is not known")
         if spec.adapter != BASE_ADAPTER:
             self.adapters.check_possible(spec.adapter)
-        refuse_impossible(spec, self._pool.num_blocks, self.block_size)
-        request = RequestState(spec, self._next_order, now)
+        refuse_impossible(spec, self._running.pool.num_blocks, self.block_size)
+        request = RequestState(spec, self._next_order, now, terms)
         self._next_order += 1
         self._requests[spec.request_id] = request
         self._policy.push(request)
@@ -205,12 +207,9 @@ class Scheduler:
             request.num_pending = 0
             request.last_step = 0
         self.adapters.shards_lost(adapter_bytes)
-        for request in list(self._running.values()):
-            self._vacate(request, now)
+        self._running.start_anew(num_blocks, now)
         self.epoch = epoch
-        self._pool = BlockPool(num_blocks)
         self._activation = Activation(epoch)
-        self._drop.clear()
         self._next_seq = 1
         impossible = self._end_impossible()
         left = {r.request_id for r in suspects if r.status is not Status.FINISHED}
@@ -223,7 +222,7 @@ class Scheduler:
             try:
                 if request.spec.adapter != BASE_ADAPTER:
                     self.adapters.check_possible(request.spec.adapter)
-                refuse_impossible(request.spec, self._pool.num_blocks, self.block_size)
+                refuse_impossible(request.spec, self._running.pool.num_blocks, self.block_size)
             except ValidationError as error:
                 impossible[request.request_id] = str(error)
                 self._end(request)
@@ -237,7 +236,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing in flight."""
-        has_news = self._drop or self._activation.has_news
+        has_news = self._running.drop or self._activation.has_news
         return not (self._requests or self._in_flight or has_news)
 
     # --- plan -------------------------------------------------------------------
@@ -247,37 +246,62 @@ class Scheduler:
         if len(self._in_flight) >= self.depth:
             return None
         builder = StepBuilder(
-            self._next_seq, self.max_step_tokens, self._pool, self.block_size, now
+            self._next_seq, self.max_step_tokens, self._running.pool, self.block_size, now
         )
         self._plan_adapters(now)
-        num_preemptions = self._num_preemptions
+        self._plan_displacements(now)
+        num_preemptions = self._running.num_preemptions
         prompts = self._plan_decodes(builder)
         self._plan_prompts(builder, prompts)
-        if not builder.is_stalled and self._num_preemptions == num_preemptions:
+        if not builder.is_stalled and self._running.num_preemptions == num_preemptions:
             self._plan_admissions(builder, prompts)
-        has_news = bool(self._drop) or self._activation.has_news
+        return self._finish_plan(builder)
+
+    def _finish_plan(self, builder: StepBuilder) -> StepPlan | None:
+        """Put what goes beside the rows into a plan; None if there is nothing in it."""
+        running, plan = self._running, builder.plan
+        has_news = bool(running.drop) or self._activation.has_news
         if not builder.rows and (not has_news or self._in_flight):
             return None
-        builder.plan.drop, self._drop = self._drop, []
-        self._activation.write(builder.plan)
+        plan.drop, running.drop = running.drop, []
+        self._activation.write(plan)
         self._next_seq += 1
         self._num_steps += 1
-        self._in_flight.append(_InFlight(builder.plan.seq, builder.rows))
-        return builder.plan
+        self._in_flight.append(_InFlight(plan.seq, builder.rows))
+        return plan
 
     def _plan_adapters(self, now: float) -> None:
         """Make rows of overdue adapters give way, and decide who comes and goes."""
-        for handle in self.adapters.overdue(now):
-            for request in list(self._running.values()):
-                if request.spec.adapter == handle:
-                    self._preempt(request, now)
-        self._activation.decided(self.adapters.orders(now))
+        overdue = self.adapters.overdue(now)
+        if overdue:
+            for request in self._running.requests():
+                if request.spec.adapter in overdue:
+                    self._running.preempt(request, now)
+        orders = self.adapters.orders(now, self._policy.adapter_line)
+        for handle in orders.prepare:
+            self._policy.prepares(handle)
+        self._activation.decided(orders)
+
+    def _plan_displacements(self, now: float) -> None:
+        """Make rows give way to one that waits, where the policy says so and it helps."""
+        running = self._running
+        found = self._policy.displaced(self.adapters.admitting(), running.requests())
+        if found is None:
+            return
+        request, worse = found
+        needed = self._blocks_needed(request)
+        if running.most_free(worse) < needed:
+            return
+        for other in worse:
+            if len(running) < self.max_rows and running.most_free() >= needed:
+                return
+            running.preempt(other, now)
 
     def _plan_decodes(self, builder: StepBuilder) -> list[RequestState]:
         """Give one token to each row that has just one to compute; return the other rows."""
         block_size = self.block_size
         prompts: list[RequestState] = []
-        for request in list(self._running.values()):
+        for request in self._running.requests():
             num = request.num_to_schedule
             if num > 1:
                 prompts.append(request)
@@ -304,9 +328,12 @@ class Scheduler:
                 num = min(builder.budget, request.num_to_schedule, self._room_for(request))
             builder.place(request, num)
 
+    def _make_room(self, request: RequestState, builder: StepBuilder) -> bool:
+        return self._running.make_room(request, builder.plan.seq, builder.now)
+
     def _room_for(self, request: RequestState) -> int:
         """Tokens that the request's blocks and all free ones could still take."""
-        num_blocks = len(request.blocks) + self._pool.num_free
+        num_blocks = len(request.blocks) + self._running.pool.num_free
         return num_blocks * self.block_size - request.num_scheduled
 
     def _plan_admissions(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
@@ -316,77 +343,45 @@ class Scheduler:
         still need and one block of growth for each running row. One that does not fit
         lets a bounded number pass.
         """
-        admitted: list[RequestState] = []
-        skipped: list[RequestState] = []
-        num_overtaken = 0
-        budget = builder.budget
-        free_rows = self.max_rows - len(self._running)
-        room = self._pool.num_free - len(self._running)
+        running, policy = self._running, self._policy
+        if not (len(policy) and builder.budget and len(running) < self.max_rows):
+            return
+        room = running.pool.num_free - len(running)
         room -= sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
-        for request in self._policy.candidates(builder.now, self.adapters.admits):
-            if budget <= 0 or len(admitted) == free_rows or len(skipped) > MAX_LOOKAHEAD:
+        deferred: list[RequestState] = []
+        num_overtaken = 0
+        policy.start_round(builder.now, self.adapters.admitting())
+        while builder.budget and len(running) < self.max_rows and len(deferred) <= MAX_LOOKAHEAD:
+            request = policy.head()
+            if request is None:
                 break
             if request.num_pending:
+                policy.deferred(request)
                 continue  # preempted with a token, or its end, on its way
-            needed = -(-request.num_tokens // self.block_size)
-            alone = not (self._running or admitted)
-            if needed > (self._pool.num_free if alone else room):
-                skipped.append(request)
-                if request.num_bypassed >= MAX_BYPASSES:
+            needed = self._blocks_needed(request)
+            if needed > (room if len(running) else running.pool.num_free):
+                policy.deferred(request)
+                deferred.append(request)
+                if request.num_bypassed >= policy.max_bypasses:
                     break
                 continue
-            admitted.append(request)
-            num_overtaken = len(skipped)
             room -= needed + 1
-            budget -= request.num_tokens
-        for request in skipped[:num_overtaken]:
-            request.num_bypassed += 1
-        for request in admitted:
+            num_overtaken = len(deferred)
+            policy.admitted(request)
             self._admit(builder, request)
+        for request in deferred[:num_overtaken]:
+            request.num_bypassed += 1
+
+    def _blocks_needed(self, request: RequestState) -> int:
+        """Blocks that must be free for a request to enter."""
+        num = request.num_kv_tokens if self._policy.reserves_all else request.num_tokens
+        return -(-num // self.block_size)
 
     def _admit(self, builder: StepBuilder, request: RequestState) -> None:
-        self._policy.remove(request)
-        request.status = Status.RUNNING
-        request.num_bypassed = 0
-        self._running[request.request_id] = request
-        adapter = request.spec.adapter
-        self.adapters.runs(adapter, builder.now)
-        self._activation.need(adapter, builder.plan)
+        self._running.enter(request, builder.now)
+        self._activation.need(request.spec.adapter, builder.plan)
         builder.plan.new_rows.append(request.as_new_row())
         builder.place(request, min(builder.budget, request.num_tokens))
-
-    def _make_room(self, request: RequestState, builder: StepBuilder) -> bool:
-        """Have a block free for a running request, preempting if that is allowed.
-
-        False when none is free yet: no victim is left, or the victims' blocks are
-        still touched by a step in flight.
-        """
-        pool = self._pool
-        while not pool.num_free + pool.num_releasing:
-            victims = [
-                other
-                for other in self._running.values()
-                if other.last_step != builder.plan.seq and self._policy.outranks(request, other)
-            ]
-            if not victims:
-                return False
-            self._preempt(self._policy.victim(victims), builder.now)
-        return pool.num_free > 0
-
-    def _preempt(self, request: RequestState, now: float) -> None:
-        self._vacate(request, now)
-        self._drop.append(request.request_id)
-        request.num_preemptions += 1
-        self._num_preemptions += 1
-
-    def _vacate(self, request: RequestState, now: float) -> None:
-        """Take a running request's blocks and queue it again, to be computed anew."""
-        del self._running[request.request_id]
-        self._pool.release(request.blocks, request.last_step)
-        request.reset_computed()
-        request.status = Status.WAITING
-        self._policy.push(request)
-        self.adapters.returns(request.spec.adapter, now)
 
     # --- apply ------------------------------------------------------------------
 
@@ -408,7 +403,7 @@ class Scheduler:
                 f"step {step.seq} has neither a token nor an end for requests {sorted(awaited)}"
             )
         self._activation.acknowledge(step.seq, outcome.inactive)
-        self._pool.acknowledge(step.seq)
+        self._running.pool.acknowledge(step.seq)
         return accepted
 
     def _book_computed(self, rows: list[PlannedRow]) -> set[RequestId]:
@@ -440,6 +435,7 @@ class Scheduler:
                 request.num_tokens += num
                 if num:
                     self.adapters.progresses(request.spec.adapter, now)
+                    self._policy.served(request, num)
                 if num or finish:
                     awaited.discard(row_id)
                 if finish != FinishCode.RUNNING:
@@ -449,13 +445,12 @@ class Scheduler:
 
     def _end(self, request: RequestState) -> None:
         """Forget a request wherever it stands and free what it holds."""
-        if request.status is Status.WAITING:
-            self._policy.remove(request)
-        else:
-            del self._running[request.request_id]
-            self._pool.release(request.blocks, request.last_step)
-            self._drop.append(request.request_id)
         was_running = request.status is Status.RUNNING
+        if was_running:
+            self._policy.ended(request)
+            self._running.leave(request)
+        else:
+            self._policy.remove(request)
         self.adapters.leaves(request.spec.adapter, was_running=was_running)
         request.status = Status.FINISHED
         request.blocks = []
@@ -465,12 +460,13 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot for metrics."""
+        pool = self._running.pool
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=len(self._policy),
-            num_blocks=self._pool.num_blocks,
-            num_free_blocks=self._pool.num_free + self._pool.num_releasing,
-            num_preemptions=self._num_preemptions,
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free + pool.num_releasing,
+            num_preemptions=self._running.num_preemptions,
             num_steps=self._num_steps,
         )
 
@@ -480,7 +476,7 @@ class Scheduler:
         With ``is_idle`` adapters that nobody needs are left out, so that being idle costs the
         same however many are known.
         """
-        self._pool.check([block for r in self._running.values() for block in r.blocks])
+        self._running.check()
         if len(self._running) + len(self._policy) != len(self._requests):
             raise AssertionError("a request is neither running nor waiting, or both")
         if len(self._running) > self.max_rows or len(self._in_flight) > self.depth:

@@ -21,8 +21,9 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
+from lorax_router.core.policies.ranked import MAX_BYPASSES
 from lorax_router.core.request import RequestState
-from lorax_router.core.scheduler import MAX_BYPASSES, ProtocolError, Scheduler
+from lorax_router.core.scheduler import ProtocolError, Scheduler
 
 
 def make_scheduler(**overrides: Any) -> Scheduler:

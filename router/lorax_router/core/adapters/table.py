@@ -30,6 +30,7 @@ record goes with its memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop
 
 from lorax_contract.errors import ValidationError
@@ -284,19 +285,21 @@ class AdapterTable:
         record = self._index.held.get(handle)
         return record is not None and record.state is AdapterState.RESIDENT
 
-    def admits(self, handle: AdapterHandle) -> bool:
-        """Whether a request with this adapter may enter the next step."""
-        if handle == BASE_ADAPTER:
-            return True
-        record = self._records[handle]
-        return record.state is AdapterState.RESIDENT and record.drained_at is None
+    def admitting(self) -> list[AdapterHandle]:
+        """Return the adapters with which a request may enter the next step, the base model's too."""
+        drained = self._index.drained
+        return [BASE_ADAPTER, *(each for each in self._index.resident if each not in drained)]
 
     # --- decisions ------------------------------------------------------------------
 
-    def orders(self, now: float) -> Orders:
-        """Decide what to prepare and what to evict; the longest waiting comes first.
+    def orders(
+        self,
+        now: float,
+        line: Callable[[Sequence[AdapterRecord]], Iterable[AdapterRecord]] = iter,
+    ) -> Orders:
+        """Decide what to prepare and what to evict.
 
-        One that does not fit reserves what is being freed: younger ones may only take
+        ``line`` orders those that wait; it is given them with the longest waiting first. One that does not fit reserves what is being freed: younger ones may only take
         memory that it does not need, so that it never waits behind them.
         """
         orders = Orders()
@@ -308,7 +311,7 @@ class AdapterTable:
         if not waiting:
             self._stop_draining()
         room = _Room(self, orders, now)
-        for record in waiting:
+        for record in line(waiting) if waiting else ():
             if room.is_spent:
                 break
             if room.fits(record):

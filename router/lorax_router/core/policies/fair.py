@@ -1,0 +1,238 @@
+"""Fair shares: between tenants by weight, then between the adapters of each tenant."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
+from typing import Generic, Protocol, TypeVar
+
+from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapters.record import AdapterRecord
+from lorax_router.core.policies.queue import WaitingRequests
+from lorax_router.core.policies.ranked import MAX_BYPASSES
+from lorax_router.core.policies.shares import Shares
+from lorax_router.core.request import RequestState, rank_of
+
+Member = TypeVar("Member", bound=Hashable)
+
+# What a token of a prompt and one of an output count for.
+PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
+# What bringing an adapter to the shards counts for, in tokens of a prompt.
+LOAD_CHARGE = 256.0
+
+
+class _Headed(Protocol):
+    def head(self) -> RequestState | None: ...
+
+
+class _Round(Generic[Member]):
+    """Members of one level in order of their service; as heads change, so does the order.
+
+    Within a round service only grows, and heads only become younger: an entry of the heap is
+    at worst too low, and is put right when it comes to the top.
+    """
+
+    def __init__(self, shares: Shares[Member], members: Mapping[Member, _Headed]) -> None:
+        self._shares = shares
+        self._members = members
+        self._heap = [
+            (shares[member], head.order, member)
+            for member, each in members.items()
+            if (head := each.head()) is not None
+        ]
+        heapify(self._heap)
+
+    def head(self) -> RequestState | None:
+        """Return the head of whoever got least, the oldest if they are equal."""
+        while self._heap:
+            service, order, member = self._heap[0]
+            head = self._members[member].head()
+            if head is None:
+                heappop(self._heap)
+            elif (service, order) == (self._shares[member], head.order):
+                return head
+            else:
+                heapreplace(self._heap, (self._shares[member], head.order, member))
+        return None
+
+
+class _Tenant:
+    """The adapters that one tenant waits with."""
+
+    def __init__(self) -> None:
+        self.shares: Shares[AdapterHandle] = Shares()
+        self.num_waiting = 0
+
+
+class FairShare:
+    """Two levels of virtual token counters, the order of arrival inside.
+
+    A tenant that registers many adapters gets no more than one with a single adapter. What is
+    charged: a prompt when it is admitted, less what need not be computed; each output token;
+    an adapter that has to be brought. What is computed again after a preemption is free, and
+    what was never computed is paid back.
+
+    Memory goes by arrival, since it needs an order that does not change; of those who may have
+    to give way the most served tenant's latest does.
+
+    Args:
+        max_bypasses: see SchedulingPolicy.
+        load_charge: what bringing an adapter counts for, in tokens of a prompt.
+    """
+
+    reserves_all = False
+
+    def __init__(
+        self, *, max_bypasses: int = MAX_BYPASSES, load_charge: float = LOAD_CHARGE
+    ) -> None:
+        self.max_bypasses = max_bypasses
+        self._load_charge = load_charge
+        self._waiting: WaitingRequests[str] = WaitingRequests()
+        self._shares: Shares[str] = Shares()
+        self._tenants: dict[str, _Tenant] = {}
+        self._weights: dict[str, float] = {}
+        self._round: _Round[str] = _Round(self._shares, {})
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def service(self, tenant: str) -> float:
+        """Return what a tenant got, in tokens by its weight."""
+        return self._shares[tenant]
+
+    # --- the queue ----------------------------------------------------------------
+
+    def push(self, request: RequestState) -> None:
+        """Queue; a tenant or an adapter that begins to wait is lifted."""
+        name, adapter = request.terms.tenant, request.spec.adapter
+        tenant = self._tenants.setdefault(name, _Tenant())
+        self._weights[name] = request.terms.weight
+        if not tenant.num_waiting:
+            self._shares.joins(name)
+        if name not in self._waiting.of(adapter):
+            tenant.shares.joins(adapter)
+        tenant.num_waiting += 1
+        self._waiting.push(request, name)
+
+    def remove(self, request: RequestState) -> None:
+        """Take out; what is left of its charge is paid back."""
+        self._take_out(request)
+        self._refund(request)
+
+    def _take_out(self, request: RequestState) -> None:
+        name = request.terms.tenant
+        tenant = self._tenants[name]
+        tenant.num_waiting -= 1
+        if self._waiting.remove(request, name):
+            tenant.shares.leaves(request.spec.adapter)
+        if not tenant.num_waiting:
+            self._shares.leaves(name)
+
+    def waiting_for(self, adapter: AdapterHandle) -> list[RequestState]:
+        """Return the waiting requests that need an adapter, in order of arrival."""
+        return sorted(self._waiting.requests(adapter), key=rank_of)
+
+    # --- a round --------------------------------------------------------------------
+
+    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
+        """Look at the tenants of these adapters' queues."""
+        queues: dict[str, dict[AdapterHandle, _Headed]] = {}
+        for queue in self._waiting.start_round(adapters):
+            queues.setdefault(queue.group, {})[queue.adapter] = queue
+        self._round = _Round(
+            self._shares,
+            {name: _Round(self._tenants[name].shares, each) for name, each in queues.items()},
+        )
+
+    def head(self) -> RequestState | None:
+        """Return the first request of the least served adapter of the least served tenant."""
+        return self._round.head()
+
+    def admitted(self, request: RequestState) -> None:
+        """Charge what it was not charged for yet: nothing, where all is computed again."""
+        self._take_out(request)
+        self._charge(request, PROMPT_WEIGHT * (request.num_tokens - request.num_charged))
+        request.num_charged = request.num_tokens
+
+    def deferred(self, request: RequestState) -> None:
+        """Go on behind it; its tenant's counter stays."""
+        self._waiting.of(request.spec.adapter)[request.terms.tenant].defer()
+
+    # --- charges --------------------------------------------------------------------
+
+    def served(self, request: RequestState, num_tokens: int) -> None:
+        """Charge output tokens."""
+        self._charge(request, OUTPUT_WEIGHT * num_tokens)
+        request.num_charged += num_tokens
+
+    def ended(self, request: RequestState) -> None:
+        """Pay back what was never computed."""
+        self._refund(request)
+
+    def _refund(self, request: RequestState) -> None:
+        computed = max(request.num_computed, request.num_ever_computed)
+        # The last token of an output is charged, and never computed.
+        unused = min(request.num_charged, len(request.spec.prompt_ids)) - computed
+        if unused > 0:
+            self._charge(request, -PROMPT_WEIGHT * unused)
+            request.num_charged -= unused
+
+    def _charge(self, request: RequestState, amount: float) -> None:
+        terms = request.terms
+        self._shares.charge(terms.tenant, amount / terms.weight)
+        self._tenants[terms.tenant].shares.charge(request.spec.adapter, amount)
+
+    def prepares(self, adapter: AdapterHandle) -> None:
+        """Charge an adapter to whoever got least of those who wait with it."""
+        names = self._waiting.of(adapter)
+        if names:
+            name = min(names, key=self._shares.__getitem__)
+            self._shares.charge(name, self._load_charge / self._weights[name])
+            self._tenants[name].shares.charge(adapter, self._load_charge)
+
+    # --- who gives way --------------------------------------------------------------
+
+    def outranks(self, request: RequestState, other: RequestState) -> bool:
+        """Only an older request may take memory from a younger one."""
+        return request.order < other.order
+
+    def victim(self, outranked: Sequence[RequestState]) -> RequestState:
+        """Return the latest of the most served tenant."""
+        return max(outranked, key=lambda each: (self._shares[each.terms.tenant], each.order))
+
+    def displaced(
+        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
+    ) -> tuple[RequestState, list[RequestState]] | None:
+        """Nobody gives way to those who wait."""
+        return None
+
+    def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
+        """The least served tenant's come first, as if each that goes before were charged.
+
+        Pins that nobody waits for come last.
+        """
+        if len(self._tenants) < 2:
+            return wanted
+        return self._fair_line(wanted)
+
+    def _fair_line(self, wanted: Sequence[AdapterRecord]) -> Iterator[AdapterRecord]:
+        lines: dict[str, deque[AdapterRecord]] = {}
+        others: list[AdapterRecord] = []
+        for record in wanted:
+            names = self._waiting.of(record.handle)
+            if names:
+                name = min(names, key=self._shares.__getitem__)
+                lines.setdefault(name, deque()).append(record)
+            else:
+                others.append(record)
+        heap = [(self._shares[name], place, name) for place, name in enumerate(lines)]
+        heapify(heap)
+        while heap:
+            service, place, name = heap[0]
+            yield lines[name].popleft()
+            if lines[name]:
+                heapreplace(heap, (service + self._load_charge / self._weights[name], place, name))
+            else:
+                heappop(heap)
+        yield from others

@@ -1,0 +1,77 @@
+"""What a scheduling policy is asked and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapters.record import AdapterRecord
+from lorax_router.core.request import RequestState
+
+
+class SchedulingPolicy(Protocol):
+    """Who is admitted next, who gives way, and whose adapter comes next.
+
+    Owned by the Scheduler. A round of admissions is ``start_round``, then ``head`` again and
+    again: each request that it names is answered by ``admitted`` or ``deferred`` before the
+    next one is asked for, so that a policy may charge between two picks.
+
+    ``outranks`` never changes for two requests while both run. Whoever is first in that order
+    can take memory from all others: that is what keeps some request moving.
+    """
+
+    # How many later requests may be admitted before one that does not fit; then all wait.
+    max_bypasses: int
+    # Whether a request enters only where the most that it may ever need is free.
+    reserves_all: bool
+
+    def __len__(self) -> int:
+        """Return the number of waiting requests."""
+
+    def push(self, request: RequestState) -> None:
+        """Queue a new or preempted request."""
+
+    def remove(self, request: RequestState) -> None:
+        """Take a request that ended out of the queue; it must be there."""
+
+    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
+        """Begin to admit requests of these adapters; the others delay nobody."""
+
+    def head(self) -> RequestState | None:
+        """Return who should be admitted next, None if nobody is left in this round."""
+
+    def admitted(self, request: RequestState) -> None:
+        """The head runs from now on: it leaves the queue."""
+
+    def deferred(self, request: RequestState) -> None:
+        """The head cannot run now: it stays, and this round does not name it again."""
+
+    def served(self, request: RequestState, num_tokens: int) -> None:
+        """A request got output tokens."""
+
+    def ended(self, request: RequestState) -> None:
+        """A request that ran is over; what it holds is still as it was."""
+
+    def waiting_for(self, adapter: AdapterHandle) -> list[RequestState]:
+        """Return the waiting requests that need an adapter."""
+
+    def outranks(self, request: RequestState, other: RequestState) -> bool:
+        """Whether ``request`` may take the memory of ``other``."""
+
+    def victim(self, outranked: Sequence[RequestState]) -> RequestState:
+        """Return who of some that may give way does so first; there is at least one."""
+
+    def displaced(
+        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
+    ) -> tuple[RequestState, list[RequestState]] | None:
+        """Return the first of those that wait whom running ones should give way to, and these.
+
+        The first to give way comes first. None: nobody has to.
+        """
+
+    def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
+        """Put adapters that wait for a slot, the longest waiting first, in their order."""
+
+    def prepares(self, adapter: AdapterHandle) -> None:
+        """An adapter's preparation was ordered."""

@@ -1,0 +1,80 @@
+"""Classes: a better class goes first and takes the place of worse ones that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+
+from lorax_contract.step import AdapterHandle
+from lorax_router.core.policies.queue import RequestQueue
+from lorax_router.core.policies.ranked import FirstComeFirstServed
+from lorax_router.core.request import RequestState, rank_of
+
+# Of so many requests admitted while a worse class waits, the next one is of a worse class.
+SHARE_OF_BETTER = 8
+
+
+class StrictPriority(FirstComeFirstServed):
+    """The smallest priority first, in order of arrival within a class.
+
+    Nobody of a worse class passes one that does not fit. While worse classes wait, after
+    SHARE_OF_BETTER admissions of better ones their oldest request is admitted, and then it
+    ranks before all classes: it ends, whatever comes. So the request that is n-th in line of
+    all worse classes waits for at most n * (SHARE_OF_BETTER + 1) admissions.
+    """
+
+    _num_ahead = 0
+
+    def push(self, request: RequestState) -> None:
+        """Queue by class; one that a worse class's share let in keeps its rank."""
+        if request.rank != -inf:
+            request.rank = request.terms.priority
+        self._waiting.push(request, request.terms.priority)
+
+    def remove(self, request: RequestState) -> None:
+        """Take out."""
+        self._waiting.remove(request, request.terms.priority)
+
+    def head(self) -> RequestState | None:
+        """Return the first of the best class, or of the others when it is their turn."""
+        best = super().head()
+        if best is None or self._num_ahead < SHARE_OF_BETTER:
+            return best
+        worse = [head for queue in self._worse(best) if (head := queue.head()) is not None]
+        return min(worse, key=lambda each: each.order, default=best)
+
+    def admitted(self, request: RequestState) -> None:
+        """Count how many went before a worse class that waits."""
+        best = super().head()
+        is_share = best is not None and rank_of(request) > rank_of(best)
+        if is_share:
+            self._num_ahead = 0
+        elif self._worse(request):
+            self._num_ahead += 1
+        super().admitted(request)
+        if is_share:
+            request.rank = -inf
+
+    def deferred(self, request: RequestState) -> None:
+        """No worse class is looked at in this round."""
+        queue = self._waiting.of(request.spec.adapter)[request.terms.priority]
+        queue.defer()
+        self._round = [entry for entry in self._round if entry[2].group <= request.terms.priority]
+
+    def _worse(self, request: RequestState) -> list[RequestQueue[int]]:
+        """Return the queues of this round whose class is worse than a request's."""
+        return [queue for _, _, queue in self._round if queue.group > request.terms.priority]
+
+    def displaced(
+        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
+    ) -> tuple[RequestState, list[RequestState]] | None:
+        """The first of those that wait, and all that run in worse classes."""
+        if not len(self._waiting):
+            return None
+        self.start_round(0.0, adapters)
+        request = super().head()
+        if request is None:
+            return None
+        worse = [each for each in running if each.rank > request.rank]
+        worse.sort(key=rank_of, reverse=True)
+        return (request, worse) if worse else None

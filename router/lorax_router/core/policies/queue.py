@@ -1,0 +1,109 @@
+"""The waiting requests by adapter, and how far the current round of admissions got in them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+from lorax_contract.step import AdapterHandle
+from lorax_router.core.request import RequestState, rank_of
+
+Group = TypeVar("Group", bound=Hashable)
+
+
+class RequestQueue(Generic[Group]):
+    """Requests of one adapter and one group, by rank; a preempted one returns to its place.
+
+    A round looks at its head, which is admitted or deferred; a deferred request stays
+    where it is, and the round goes on with the one behind it.
+    """
+
+    __slots__ = ("_num_deferred", "_requests", "adapter", "group")
+
+    def __init__(self, adapter: AdapterHandle, group: Group) -> None:
+        self.adapter = adapter
+        self.group = group
+        self._requests: list[RequestState] = []
+        self._num_deferred = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def push(self, request: RequestState) -> None:
+        """Queue by rank: O(log n) comparisons."""
+        insort(self._requests, request, key=rank_of)
+
+    def remove(self, request: RequestState) -> None:
+        """Find by rank and take out."""
+        index = bisect_left(self._requests, rank_of(request), key=rank_of)
+        del self._requests[index]
+        self._num_deferred -= index < self._num_deferred
+
+    def start_round(self) -> None:
+        """Begin again with the first."""
+        self._num_deferred = 0
+
+    def head(self) -> RequestState | None:
+        """Return the first request that this round did not defer."""
+        if self._num_deferred < len(self._requests):
+            return self._requests[self._num_deferred]
+        return None
+
+    def defer(self) -> None:
+        """Go on with the request behind the head."""
+        self._num_deferred += 1
+
+    def requests(self) -> list[RequestState]:
+        """Return all of them, the first in rank first."""
+        return list(self._requests)
+
+
+class WaitingRequests(Generic[Group]):
+    """All queues: one for each adapter and group, none of them empty."""
+
+    def __init__(self) -> None:
+        self._queues: dict[AdapterHandle, dict[Group, RequestQueue[Group]]] = {}
+        self._num_requests = 0
+
+    def __len__(self) -> int:
+        return self._num_requests
+
+    def push(self, request: RequestState, group: Group) -> None:
+        """Queue a request."""
+        adapter = request.spec.adapter
+        queues = self._queues.setdefault(adapter, {})
+        if group not in queues:
+            queues[group] = RequestQueue(adapter, group)
+        queues[group].push(request)
+        self._num_requests += 1
+
+    def remove(self, request: RequestState, group: Group) -> bool:
+        """Take a request out; return whether its queue is gone with it."""
+        queues = self._queues[request.spec.adapter]
+        queue = queues[group]
+        queue.remove(request)
+        self._num_requests -= 1
+        if queue:
+            return False
+        del queues[group]
+        if not queues:
+            del self._queues[request.spec.adapter]
+        return True
+
+    def start_round(self, adapters: Iterable[AdapterHandle]) -> list[RequestQueue[Group]]:
+        """Return the queues of some adapters, each with its first request at the head."""
+        queues = [
+            queue for each in adapters if each in self._queues for queue in self.of(each).values()
+        ]
+        for queue in queues:
+            queue.start_round()
+        return queues
+
+    def of(self, adapter: AdapterHandle) -> dict[Group, RequestQueue[Group]]:
+        """Return an adapter's queues by group; not to be changed."""
+        return self._queues.get(adapter, {})
+
+    def requests(self, adapter: AdapterHandle) -> list[RequestState]:
+        """Return all requests that wait with an adapter."""
+        return [request for queue in self.of(adapter).values() for request in queue.requests()]

@@ -1,0 +1,58 @@
+"""Service counters: who got how much, for those who want something all the time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Member = TypeVar("Member", bound=Hashable)
+
+# Idle members that are remembered beyond twice the number of waiting ones.
+_MAX_IDLE = 1_000
+
+
+class Shares(Generic[Member]):
+    """Virtual token counters (Sheng et al., Fairness in Serving Large Language Models, 2024).
+
+    They count tokens, by weight. Whoever has the least goes first. A member that begins to wait is lifted to the least of
+    those who wait already, or to whoever waited last: being idle earns no credit. Whoever
+    cannot be served for a while keeps its counter, and goes first once it can.
+    """
+
+    def __init__(self) -> None:
+        self._service: dict[Member, float] = {}
+        self._waiting: set[Member] = set()
+        self._last: Member | None = None
+
+    def __getitem__(self, member: Member) -> float:
+        return self._service.get(member, 0.0)
+
+    def joins(self, member: Member) -> None:
+        """A member begins to wait: O(members that wait)."""
+        least = 0.0
+        if self._waiting:
+            least = min(self._service[each] for each in self._waiting)
+        elif self._last is not None:
+            least = self[self._last]
+        self._service[member] = max(self[member], least)
+        self._waiting.add(member)
+
+    def leaves(self, member: Member) -> None:
+        """A member has nothing left that waits."""
+        self._waiting.remove(member)
+        self._last = member
+        if len(self._service) > 2 * len(self._waiting) + _MAX_IDLE:
+            self._forget()
+
+    def charge(self, member: Member, amount: float) -> None:
+        """A member got something, or gives it back."""
+        self._service[member] = self[member] + amount
+
+    def _forget(self) -> None:
+        """Let go of idle members that would be lifted anyway; debts are kept."""
+        least = min((self._service[each] for each in self._waiting), default=self[self._last])  # type: ignore[index]
+        self._service = {
+            each: service
+            for each, service in self._service.items()
+            if service > least or each in self._waiting or each == self._last
+        }

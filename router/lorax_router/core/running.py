@@ -1,0 +1,103 @@
+"""The requests that run, the KV blocks that they hold, and who gives way when there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorax_contract.step import RequestId
+from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.blocks import BlockPool
+from lorax_router.core.policies.policy import SchedulingPolicy
+from lorax_router.core.request import RequestState, Status
+
+
+class RunningRows:
+    """Owned by the Scheduler.
+
+    Args:
+        num_blocks: KV blocks in the pool.
+        policy: takes those who give way back into its queue.
+        adapters: is told who needs which adapter.
+    """
+
+    def __init__(self, num_blocks: int, policy: SchedulingPolicy, adapters: AdapterTable) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.num_preemptions = 0
+        # Rows that the shards are to forget with the next plan.
+        self.drop: list[RequestId] = []
+        self._policy = policy
+        self._adapters = adapters
+        self._requests: dict[RequestId, RequestState] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def requests(self) -> list[RequestState]:
+        """Return those that run, the one admitted longest ago first."""
+        return list(self._requests.values())
+
+    def enter(self, request: RequestState, now: float) -> None:
+        """A request that the policy let go of runs from now on."""
+        request.status = Status.RUNNING
+        request.num_bypassed = 0
+        self._requests[request.request_id] = request
+        self._adapters.runs(request.spec.adapter, now)
+
+    def leave(self, request: RequestState) -> None:
+        """A running request is over: free what it holds."""
+        del self._requests[request.request_id]
+        self.pool.release(request.blocks, request.last_step)
+        self.drop.append(request.request_id)
+
+    def most_free(self, without: Sequence[RequestState] = ()) -> int:
+        """Blocks that one more row could have, one for the growth of each other row kept.
+
+        Those still touched by steps in flight count, and those of rows that would give way.
+        """
+        num_free = self.pool.num_free + self.pool.num_releasing
+        num_others = len(self._requests) - len(without)
+        return num_free + sum(len(each.blocks) for each in without) - num_others
+
+    def make_room(self, request: RequestState, step: int, now: float) -> bool:
+        """Have a block free for a running request, preempting if that is allowed.
+
+        False when none is free yet: no victim is left, or the victims' blocks are
+        still touched by a step in flight. Rows that ``step`` computes are no victims.
+        """
+        pool = self.pool
+        while not pool.num_free + pool.num_releasing:
+            outranked = [
+                other
+                for other in self._requests.values()
+                if other.last_step != step and self._policy.outranks(request, other)
+            ]
+            if not outranked:
+                return False
+            self.preempt(self._policy.victim(outranked), now)
+        return pool.num_free > 0
+
+    def preempt(self, request: RequestState, now: float) -> None:
+        """Have a running request give way; it waits to be computed anew."""
+        self._vacate(request, now)
+        self.drop.append(request.request_id)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+
+    def start_anew(self, num_blocks: int, now: float) -> None:
+        """All that ran wait to be computed anew, on shards that know of none of them."""
+        for request in self.requests():
+            self._vacate(request, now)
+        self.pool = BlockPool(num_blocks)
+        self.drop.clear()
+
+    def _vacate(self, request: RequestState, now: float) -> None:
+        del self._requests[request.request_id]
+        self.pool.release(request.blocks, request.last_step)
+        request.reset_computed()
+        request.status = Status.WAITING
+        self._policy.push(request)
+        self._adapters.returns(request.spec.adapter, now)
+
+    def check(self) -> None:
+        """Raise AssertionError unless each block is free or somebody's."""
+        self.pool.check([block for r in self._requests.values() for block in r.blocks])
