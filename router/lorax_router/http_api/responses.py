@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -22,6 +23,11 @@ _TYPES_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
 def error_document(error: LoraxError) -> Json:
     """The body of an error, as LoRAX has it."""
     return {"error": error.public, "error_type": error.kind.error_type}
+
+
+def new_request_id() -> str:
+    """Return the id of a call, for its answer's head and for errors."""
+    return f"req_{uuid.uuid4().hex}"
 
 
 def json_response(

@@ -3,7 +3,7 @@
 A name is, in this order, one of the base's, an alias, a source and an id (``local:folder``,
 ``s3://bucket/prefix``), or an id of the default source. Nothing that is unknown is answered by
 the base: ``ModelNotFoundError`` says so, in the same words for what does not exist and for what
-the caller may not use.
+the caller may not use. The two words that clients of TGI send for no name are the base's, too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID, GenerateParameters
 
 OWNER = "lorax-py"
+# What clients of TGI send as the model where their user named none.
+_UNNAMED = ("dummy", "tgi")
 # Of a name that is not known, in the text that says so.
 _MAX_SHOWN = 200
 # There is no such adapter for this caller, and no later try of theirs would find one.
@@ -99,6 +101,8 @@ class Models:
         """
         if not model or model in self._served or model in (self._model_id, BASE_MODEL_ADAPTER_ID):
             return AdapterFields(None, None)
+        if adapter_source is None and self._is_unnamed(model):
+            return AdapterFields(None, None)
         if self._selections.refusal is not None:
             raise _not_found(model)
         try:
@@ -111,7 +115,9 @@ class Models:
 
     def shown(self, model: str | None) -> str:
         """Return what answers call the model that a request named."""
-        return model if model and model != BASE_MODEL_ADAPTER_ID else self.base
+        if not model or model == BASE_MODEL_ADAPTER_ID or self._is_unnamed(model):
+            return self.base
+        return model
 
     @contextmanager
     def asked_for(self, model: str | None) -> Iterator[None]:
@@ -153,6 +159,10 @@ class Models:
             return self._adapter_card(await self._adapters.known(selection, caller))
         except (AdapterNotLoadedError, ValidationError) as error:
             raise _not_found(model) from error
+
+    def _is_unnamed(self, model: str) -> bool:
+        is_name = model in self._served or self._selections.aliases.find(model) is not None
+        return model in _UNNAMED and not is_name
 
     def _ref(self, model: str, source: str | None) -> AdapterRef:
         if source is not None:

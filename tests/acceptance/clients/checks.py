@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 Raised = TypeVar("Raised", bound=BaseException)
@@ -21,24 +21,31 @@ def same(name: str, found: object, expected: object) -> None:
     check(name, found == expected, found, expected)
 
 
-def raises(name: str, kind: type[Raised], call: Callable[[], Any]) -> Raised:
+def raises(
+    name: str, kind: type[Raised], call: Callable[..., Any], *args: Any, **named: Any
+) -> Raised:
     """Check that a call raises this kind of error; returns it."""
     try:
-        found = call()
+        found = call(*args, **named)
     except BaseException as error:
         return _of_kind(name, kind, error)
-    _fail(name, found)
+    return _fail(name, found)
 
 
 async def raises_later(
-    name: str, kind: type[Raised], call: Callable[[], Awaitable[Any]]
+    name: str, kind: type[Raised], call: Callable[..., Awaitable[Any]], *args: Any, **named: Any
 ) -> Raised:
     """Check the same of a call that is awaited."""
     try:
-        found = await call()
+        found = await call(*args, **named)
     except BaseException as error:
         return _of_kind(name, kind, error)
-    _fail(name, found)
+    return _fail(name, found)
+
+
+def drained(call: Callable[..., Iterable[Any]], *args: Any, **named: Any) -> list[Any]:
+    """Return all that a call streams."""
+    return list(call(*args, **named))
 
 
 def _of_kind(name: str, kind: type[Raised], error: BaseException) -> Raised:

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from checks import check, raises, raises_later, same
+from checks import check, drained, raises, raises_later, same
 from huggingface_hub import AsyncInferenceClient, InferenceClient, InferenceTimeoutError
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError, ValidationError
 
@@ -68,11 +68,11 @@ def bound_texts(client: InferenceClient) -> None:
     for grammar in ({"type": "json", "value": SCHEMA}, {"type": "regex", "value": "[0-9]{4}"}):
         text = client.text_generation("A city:", grammar=grammar, max_new_tokens=64)
         found = json.loads(text)
-        fits = set(found) == set(SCHEMA["required"]) if grammar["type"] == "json" else len(text) == 4
+        fits = (
+            set(found) == set(SCHEMA["required"]) if grammar["type"] == "json" else len(text) == 4
+        )
         check(f"grammar {grammar['type']}", fits, text)
-    best = client.text_generation(
-        PROMPT, best_of=2, do_sample=True, details=True, max_new_tokens=4
-    )
+    best = client.text_generation(PROMPT, best_of=2, do_sample=True, details=True, max_new_tokens=4)
     same("best_of", len(best.details.best_of_sequences), 1)
 
 
@@ -136,22 +136,17 @@ def formats(client: InferenceClient, model: str | None) -> None:
 
 def refusals(client: InferenceClient, model: str) -> None:
     """Each error is the exception that fits."""
-    asked = {"max_new_tokens": 10**6}
-    raises("too long", ValidationError, lambda: client.text_generation(PROMPT, **asked))
-    raises(
-        "too long, streamed", ValidationError,
-        lambda: list(client.text_generation(PROMPT, stream=True, **asked)),
-    )  # fmt: skip
-    for fields, kind in (
-        ({"model": "local:nobody"}, HfHubHTTPError),
-        ({"temperature": -1.0}, BadRequestError),
+    asked = {"prompt": PROMPT, "max_new_tokens": 10**6}
+    raises("too long", ValidationError, client.text_generation, **asked)
+    streamed = {**asked, "stream": True}
+    raises("too long, streamed", ValidationError, drained, client.text_generation, **streamed)
+    for fields, kind, status in (
+        ({"model": "local:nobody"}, HfHubHTTPError, 404),
+        ({"temperature": -1.0}, BadRequestError, 400),
     ):
         for stream in (False, True):
-            wanted = {"model": model, **fields, "stream": stream}
-            error = raises(
-                f"{fields}, {stream=}", kind, lambda: client.chat_completion(QUESTION, **wanted)
-            )
-            status = 400 if kind is BadRequestError else 404
+            asked = {"messages": QUESTION, "model": model, **fields, "stream": stream}
+            error = raises(f"{fields}, {stream=}", kind, client.chat_completion, **asked)
             same(f"{fields}, {stream=}: status", error.response.status_code, status)
 
 
@@ -168,14 +163,10 @@ async def asynchronous(url: str, model: str, adapter: str, text: str, said: str)
         stream = await client.chat_completion(QUESTION, model=adapter, stream=True, **GREEDY)
         parts = [each.choices[0].delta.content or "" async for each in stream if each.choices]
         same("async chat, streamed", "".join(parts), said)
-        too_long = {"max_new_tokens": 10**6}
-        await raises_later(
-            "async: too long", ValidationError, lambda: client.text_generation(PROMPT, **too_long)
-        )
+        too_long = {"prompt": PROMPT, "max_new_tokens": 10**6}
+        await raises_later("async: too long", ValidationError, client.text_generation, **too_long)
     async with AsyncInferenceClient(url, timeout=0.001) as hasty:
-        await raises_later(
-            "a timeout", InferenceTimeoutError, lambda: hasty.text_generation(PROMPT)
-        )
+        await raises_later("a timeout", InferenceTimeoutError, hasty.text_generation, PROMPT)
 
 
 def main() -> None:
@@ -192,8 +183,9 @@ def main() -> None:
         tools(client, name)
         formats(client, name)
     refusals(client, base)
-    check("health_check", client.health_check())
-    info = client.get_endpoint_info()
+    endpoint = InferenceClient(url, provider="hf-inference")
+    check("health_check", endpoint.health_check())
+    info = endpoint.get_endpoint_info()
     check("get_endpoint_info", info["max_total_tokens"] > 0, info)
     with InferenceClient(base_url=f"{url}/v1", api_key="none") as by_path:
         answer = by_path.chat_completion(QUESTION, model=adapter, **GREEDY)

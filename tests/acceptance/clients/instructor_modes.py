@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import instructor
 import openai
-from checks import check, raises, same
+from checks import check, raises
 from instructor import Mode
 from instructor.core import IncompleteOutputException, InstructorRetryException
 from pydantic import BaseModel, Field
@@ -85,10 +85,9 @@ def refused(url: str, name: str) -> None:
     client = instructor.from_openai(
         openai.OpenAI(base_url=url, api_key="none", max_retries=0), mode=Mode.TOOLS
     )
-    error = raises(
-        "an unknown model", InstructorRetryException,
-        lambda: client.chat.completions.create(**wanted("local:nobody")),
-    )  # fmt: skip
+    asked = wanted("local:nobody")
+    create = client.chat.completions.create
+    error = raises("an unknown model", InstructorRetryException, create, **asked)
     check("and why", "nobody" in str(error), error)
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import openai
-from checks import check, raises, raises_later, same
+from checks import check, drained, raises, raises_later, same
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAI
@@ -147,9 +147,9 @@ def refusals(url: str, model: str) -> None:
         ({"model": model, "max_tokens": 10**6}, openai.BadRequestError),
     ):
         chat = ChatOpenAI(base_url=url, api_key="none", max_retries=0, **fields)
-        error = raises(f"{fields}: {kind.__name__}", kind, lambda: chat.invoke(QUESTION))
+        error = raises(f"{fields}: {kind.__name__}", kind, chat.invoke, QUESTION)
         check(f"{fields}: in words", error.body["message"], error.body)
-        raises(f"{fields}: {kind.__name__}, streamed", kind, lambda: list(chat.stream(QUESTION)))
+        raises(f"{fields}: {kind.__name__}, streamed", kind, drained, chat.stream, QUESTION)
 
 
 async def asynchronous(chat: ChatOpenAI, text: str) -> None:
@@ -168,7 +168,7 @@ async def asynchronous(chat: ChatOpenAI, text: str) -> None:
     chain = ChatPromptTemplate.from_messages([("human", "{question}")]) | chat
     same("a chain", (await chain.ainvoke({"question": QUESTION})).text, text)
     short = chat.bind(max_tokens=4096, timeout=0.001)
-    await raises_later("a timeout", openai.APITimeoutError, lambda: short.ainvoke(QUESTION))
+    await raises_later("a timeout", openai.APITimeoutError, short.ainvoke, QUESTION)
 
 
 def main() -> None:

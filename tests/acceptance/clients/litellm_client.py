@@ -12,7 +12,7 @@ from typing import Any
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm
-from checks import check, raises, raises_later, same
+from checks import check, drained, raises, raises_later, same
 from pydantic import BaseModel, Field
 
 TOOL = {
@@ -58,7 +58,9 @@ def chats(url: str, provider: str, name: str) -> str:
     asked, at = wanted(url, provider, name), f"{provider}/{name}"
     answer = litellm.completion(**asked)
     text = answer.choices[0].message.content
-    check(f"{at}: completion", text and answer.choices[0].finish_reason in ("stop", "length"), answer)
+    check(
+        f"{at}: completion", text and answer.choices[0].finish_reason in ("stop", "length"), answer
+    )
     check(f"{at}: usage", answer.usage.completion_tokens > 0, answer.usage)
     options = {"stream": True, "stream_options": {"include_usage": True}}
     parts = list(litellm.completion(**asked, **options))
@@ -155,8 +157,8 @@ def refusals(url: str, model: str) -> None:
         ):
             asked = {**wanted(url, provider, model), **fields}
             name = f"{provider}: {fields}: {kind.__name__}"
-            raises(name, kind, lambda: litellm.completion(**asked))
-            raises(f"{name}, streamed", kind, lambda: list(litellm.completion(**asked, stream=True)))
+            raises(name, kind, litellm.completion, **asked)
+            raises(f"{name}, streamed", kind, drained, litellm.completion, **asked, stream=True)
 
 
 def what_users_ask_next(url: str, base: str, adapter: str) -> None:
@@ -199,7 +201,7 @@ async def asynchronous(url: str, name: str, text: str) -> None:
     parts = [each.choices[0].delta.content or "" async for each in stream]
     same("acompletion, streamed", "".join(parts), text)
     slow = {**asked, "max_tokens": 4096, "timeout": 0.001}
-    await raises_later("a timeout", litellm.Timeout, lambda: litellm.acompletion(**slow))
+    await raises_later("a timeout", litellm.Timeout, litellm.acompletion, **slow)
     await messages(url, name)
 
 

@@ -20,7 +20,7 @@ OPTIONS = (
 
 def _client(name: str) -> Callable[[], Result]:
     def measure() -> Result:
-        with Server(*OPTIONS) as server:
+        with Server(*OPTIONS, *PROGRAMS[name].options) as server:
             return asyncio.run(run_client(name, server.url, "base", "pirate"))
 
     return measure

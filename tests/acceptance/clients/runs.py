@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.acceptance.environments import environment, run_program
 from tests.acceptance.harness import Result
 
-# Each program and what it needs.
+
+@dataclass(frozen=True, slots=True)
+class ClientProgram:
+    """What a program needs, and what else its server is started with."""
+
+    requirements: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
 PROGRAMS = {
-    "anthropic_sdk": ("anthropic",),
-    "openai_sdk": ("openai",),
-    "openai_responses": ("openai",),
+    "anthropic_sdk": ClientProgram(("anthropic",)),
+    "huggingface_inference": ClientProgram(("huggingface_hub",)),
+    "instructor_modes": ClientProgram(("instructor",)),
+    "langchain_chat": ClientProgram(("langchain-openai",)),
+    "litellm_client": ClientProgram(("litellm",)),
+    "openai_sdk": ClientProgram(("openai",)),
+    "openai_responses": ClientProgram(("openai",)),
 }
-BOUND_S = 600.0
+BOUND_S = 900.0
 
 
 async def run_client(name: str, url: str, model: str, adapter: str) -> Result:
     """Return how many checks of a program went well; prints what did not."""
     program = Path(__file__).with_name(f"{name}.py")
-    with environment(*PROGRAMS[name]) as programs:
+    with environment(*PROGRAMS[name].requirements) as programs:
         command = [str(programs / "python"), str(program), url, model, adapter]
         code, output = await run_program(*command, timeout_s=BOUND_S)
     if code:

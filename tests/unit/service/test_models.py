@@ -31,6 +31,25 @@ def test_the_base_is_meant_by_all_its_names(name):
     scene()
 
 
+@pytest.mark.parametrize("name", ["dummy", "tgi"])
+def test_what_clients_of_tgi_send_for_no_model_is_the_base_unless_something_is_called_so(name):
+    @in_loop
+    async def scene():
+        async with adapter_world(served_model_names=["shown"]) as world:
+            models = models_of(world)
+            assert models.resolve(name) == (None, None)
+            assert models.shown(name) == "shown"
+            assert models.resolve(f"local:{name}") == (name, "local")
+            assert models.resolve(name, "local") == (name, "local")
+        async with adapter_world(adapter_aliases=[f"{name}=local:a"]) as world:
+            assert models_of(world).resolve(name) == (name, "alias")
+            assert models_of(world).shown(name) == name
+        async with adapter_world(adapter_refusal="the base model only") as world:
+            assert models_of(world).resolve(name) == (None, None)
+
+    scene()
+
+
 @pytest.mark.parametrize(
     ("model", "source", "found"),
     [

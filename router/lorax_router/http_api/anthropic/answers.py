@@ -14,10 +14,10 @@ from lorax_contract.step import FinishCode
 from lorax_router.http_api.anthropic.errors import (
     anthropic_error_document,
     anthropic_error_response,
-    new_request_id,
 )
 from lorax_router.http_api.blocks import Block, BlockReader, BlockStep
 from lorax_router.http_api.json_text import Json, dumps
+from lorax_router.http_api.responses import new_request_id
 from lorax_router.service.batch import BatchStream
 from lorax_router.service.chat.answers import ChatAnswer
 from lorax_router.service.engine.port import TokenChunk

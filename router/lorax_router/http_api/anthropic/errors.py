@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -12,7 +11,12 @@ from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, OverloadedError, ShuttingDownError
 from lorax_router.http_api.dialect_route import DialectRoute, in_words_of
 from lorax_router.http_api.json_text import Json
-from lorax_router.http_api.responses import error_headers, json_response, public_error
+from lorax_router.http_api.responses import (
+    error_headers,
+    json_response,
+    new_request_id,
+    public_error,
+)
 
 # The service's names of fields that are called otherwise here.
 FIELDS: Mapping[str, str] = MappingProxyType(
@@ -38,11 +42,6 @@ _TYPES: Mapping[int, str] = {
     503: "overloaded_error",
     _OVERLOADED: "overloaded_error",
 }
-
-
-def new_request_id() -> str:
-    """Return the id of a call, for its answer's head and for errors."""
-    return f"req_{uuid.uuid4().hex}"
 
 
 def anthropic_status(error: LoraxError) -> int:

@@ -13,7 +13,7 @@ from lorax_router.http_api.anthropic.answers import (
 )
 from lorax_router.http_api.anthropic.bodies import CountTokensBody, MessagesBody
 from lorax_router.http_api.anthropic.contents import chat_prompt, tools_of_body
-from lorax_router.http_api.anthropic.errors import AnthropicRoute, new_request_id
+from lorax_router.http_api.anthropic.errors import AnthropicRoute
 from lorax_router.http_api.anthropic.schemas import (
     ERRORS,
     AnthropicErrorResponse,
@@ -25,7 +25,7 @@ from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openapi import event_stream, json_body
-from lorax_router.http_api.responses import json_response
+from lorax_router.http_api.responses import json_response, new_request_id
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.text import TextStyle
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
-from lorax_router.service.constraints.formats import of_json, of_regex, of_response_format
+from lorax_router.service.constraints.formats import of_grammar, of_json, of_response_format
 
 
 def constraint_of(
@@ -20,26 +19,10 @@ def constraint_of(
     asked = {
         "response_format": of_response_format(response_format),
         "schema": None if schema is None else of_json(schema, "schema"),
-        "grammar": None if grammar is None else _of_grammar(grammar),
+        "grammar": None if grammar is None else of_grammar(grammar),
     }
     binding = {name: constraint for name, constraint in asked.items() if constraint is not None}
     if len(binding) > 1:
         one, two = [*binding][:2]
         raise ValidationError(f"`{one}` and `{two}` bind the output twice; give one of them")
     return next(iter(binding.values()), None)
-
-
-def _of_grammar(grammar: Any) -> Constraint:
-    """Return what ``{"type": "json" | "json_schema" | "regex", "value": ...}`` asks for."""
-    if not isinstance(grammar, Mapping):
-        raise ValidationError("`grammar` must be an object with a `type` and a `value`")
-    kind, value = grammar.get("type"), grammar.get("value")
-    if kind in ("json", "json_object"):
-        return of_json(value, "grammar.value")
-    if kind == "json_schema":
-        if not isinstance(value, Mapping):
-            raise ValidationError("`grammar.value` must be an object with a `schema`")
-        return of_json(value.get("schema"), "grammar.value.schema")
-    if kind == "regex":
-        return of_regex(value, "grammar.value")
-    raise ValidationError("`grammar.type` must be json, json_schema or regex")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import repeat
 
 from lorax_contract.step import Alternatives, FinishCode, TokenColumns
 from lorax_router.http_api.json_text import Json, finite
 
+# What the answers were made by; seeds repeat theirs as long as it is the same.
+_FINGERPRINT = f"lorax-py-{version('lorax-py')}"
 FINISH_REASONS = {
     FinishCode.LENGTH: "length",
     FinishCode.EOS_TOKEN: "stop",
@@ -38,6 +41,7 @@ class Heading:
             "object": self.kind,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": _FINGERPRINT,
             "choices": choices,
         }
 

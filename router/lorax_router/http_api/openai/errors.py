@@ -6,18 +6,25 @@ it sent. A route of this dialect is made by ``OpenAIRoute``, which maps what its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, ModelNotFoundError
 from lorax_router.http_api.dialect_route import DialectRoute, in_words_of
 from lorax_router.http_api.json_text import Json
-from lorax_router.http_api.responses import error_headers, json_response, public_error
+from lorax_router.http_api.responses import (
+    error_headers,
+    json_response,
+    new_request_id,
+    public_error,
+)
 
+REQUEST_ID = "x-request-id"
 # The service's names of fields that are called otherwise here.
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -81,12 +88,14 @@ def openai_error_response(error: LoraxError, names: Mapping[str, str] = FIELDS) 
     headers = error_headers(error)
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(retry_after_s)))
+    headers[REQUEST_ID] = new_request_id()
     return json_response(envelope(error, names), error_status(public_error(error)), headers)
 
 
 def http_error_response(status: int, message: str, headers: dict[str, str]) -> Response:
     """Return the response of what routing found: no such path, no such method."""
     kind, code = _KINDS.get(status, (_INVALID, None))
+    headers = {**headers, REQUEST_ID: new_request_id()}
     return json_response(_document(message, kind, None, code), status, headers)
 
 
@@ -94,6 +103,17 @@ class OpenAIRoute(DialectRoute):
     """A route whose errors are OpenAI's; ``names`` are the fields' names in its body."""
 
     names: ClassVar[Mapping[str, str]] = FIELDS
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, whose answers name themselves where this dialect's SDKs look."""
+        handle = super().get_route_handler()
+
+        async def named(request: Request) -> Response:
+            response = await handle(request)
+            response.headers.setdefault(REQUEST_ID, new_request_id())
+            return response
+
+        return named
 
     def response_of(self, error: LoraxError) -> Response:
         """Return the response of an error that the handler raised."""

@@ -110,6 +110,8 @@ class Completion(BaseModel):
     object: Literal["text_completion"]
     created: int
     model: str
+    # What it was made by: seeds repeat their answers as long as it is the same.
+    system_fingerprint: str
     choices: list[CompletionAnswerChoice]
     usage: Usage | None = None
 
@@ -180,6 +182,8 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     created: int
     model: str
+    # What it was made by: seeds repeat their answers as long as it is the same.
+    system_fingerprint: str
     choices: list[ChatAnswerChoice]
     usage: Usage
 
@@ -226,5 +230,7 @@ class ChatCompletionChunk(BaseModel):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    # What it was made by: seeds repeat their answers as long as it is the same.
+    system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None

@@ -23,13 +23,16 @@ def offered_tools(
 
     Args:
         tools: definitions of the type ``function``.
-        choice: ``none``, ``auto``, ``required``, a named function or ``allowed_tools``.
+        choice: ``none``, ``auto``, ``required``, a named function or ``allowed_tools``. TGI's
+            clients name the function by its name alone, or leave the ``type`` out.
         is_single: whether at most one may be called.
         within: where the client has name and parameters of a tool.
     """
     definitions = checked_tools(tools, within)
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         definitions, choice = _allowed(definitions, choice.get("allowed_tools", choice))
+    if isinstance(choice, str) and choice not in _MODES and choice in _names(definitions):
+        choice = {"function": {"name": choice}}
     if (name := _name_of(choice)) is not None:
         return offered(definitions, ToolChoice(mode="named", name=name))
     mode: Literal["none", "auto", "required"] = choice or "auto"
@@ -40,7 +43,7 @@ def _name_of(choice: Any) -> str | None:
     """The one function that a choice names; None: it names none. Raises ValidationError."""
     if choice is None or choice in _MODES:
         return None
-    if isinstance(choice, dict) and choice.get("type") == "function":
+    if isinstance(choice, dict) and choice.get("type", "function") == "function":
         function = choice.get("function", choice)
         name = function.get("name") if isinstance(function, dict) else None
         if isinstance(name, str):
@@ -48,6 +51,10 @@ def _name_of(choice: Any) -> str | None:
     raise ValidationError(
         f"`tool_choice` must be one of {', '.join(_MODES)}, or name a function of `tools`"
     )
+
+
+def _names(definitions: list[dict[str, Any]]) -> set[str]:
+    return {each["function"]["name"] for each in definitions}
 
 
 def _allowed(definitions: list[dict[str, Any]], allowed: Any) -> tuple[list[dict[str, Any]], str]:

@@ -10,6 +10,9 @@ from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
 
 _FIELD = "response_format"
+# What only TGI has, and where the others have their schema.
+_TGI_TYPES = ("json", "regex")
+_OTHER_PLACES = ("schema", "json_schema")
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 # How vLLM names what binds an output, in `structured_outputs` and before that by itself.
 _OLD_NAMES = {
@@ -24,16 +27,23 @@ _SPACING = ("whitespace_pattern", "disable_any_whitespace", "disable_additional_
 
 
 def of_response_format(value: Any) -> Constraint | None:
-    """Return what OpenAI's or LoRAX's ``response_format`` asks for; None: nothing.
+    """Return what OpenAI's, LoRAX's or TGI's ``response_format`` asks for; None: nothing.
 
     ``{"type": "text" | "json_object" | "json_schema"}``, the schema in ``schema`` or, as OpenAI
-    has it, in ``json_schema.schema``. Raises ValidationError.
+    has it, in ``json_schema.schema``; what TGI has in ``value`` is read as its ``grammar``.
+    Raises ValidationError.
     """
     if value is None:
         return None
     if not isinstance(value, Mapping):
         raise ValidationError(f"`{_FIELD}` must be an object with a `type`")
     kind = value.get("type")
+    if value.get("value") is not None or kind in _TGI_TYPES:
+        if also := next((name for name in _OTHER_PLACES if value.get(name) is not None), None):
+            raise ValidationError(
+                f"`{_FIELD}.value` and `{_FIELD}.{also}` bind the output twice; give one of them"
+            )
+        return of_grammar(value, _FIELD)
     # LoRAX takes the names of its own enumeration too.
     match kind.lower().replace("_", "") if isinstance(kind, str) else None:
         case "text":
@@ -72,6 +82,25 @@ def of_json(schema: Any, field: str) -> Constraint:
 def of_regex(pattern: Any, field: str) -> Constraint:
     """Return what a regular expression asks for; raises ValidationError."""
     return _asked_by(field, ConstraintKind.REGEX, _text(pattern, field))
+
+
+def of_grammar(grammar: Any, field: str = "grammar") -> Constraint:
+    """Return what TGI's ``{"type": "json" | "json_schema" | "regex", "value": ...}`` asks for.
+
+    Raises ValidationError.
+    """
+    if not isinstance(grammar, Mapping):
+        raise ValidationError(f"`{field}` must be an object with a `type` and a `value`")
+    kind, value = grammar.get("type"), grammar.get("value")
+    if kind in ("json", "json_object"):
+        return of_json(value, f"{field}.value")
+    if kind == "json_schema":
+        if not isinstance(value, Mapping):
+            raise ValidationError(f"`{field}.value` must be an object with a `schema`")
+        return of_json(value.get("schema"), f"{field}.value.schema")
+    if kind == "regex":
+        return of_regex(value, f"{field}.value")
+    raise ValidationError(f"`{field}.type` must be json, json_schema or regex")
 
 
 def of_vllm(fields: Mapping[str, Any]) -> Constraint | None:

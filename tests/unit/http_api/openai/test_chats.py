@@ -10,6 +10,7 @@ from tests.helpers.in_loop import in_loop
 from tests.helpers.openai_world import Session
 
 from lorax_contract.step import FinishCode
+from lorax_router.http_api.openai.tool_choice import offered_tools
 
 PATH = "/v1/chat/completions"
 TOOLS = [
@@ -119,6 +120,24 @@ async def test_without_tools_the_same_text_is_content():
         document = await session.chat("w1", **more)
         assert document["choices"][0]["message"]["content"] == CALL
         assert document["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("choice", [{"function": {"name": "look"}}, "look"])
+def test_a_tool_is_named_as_clients_of_tgi_name_it(choice):
+    of_openai = {"type": "function", "function": {"name": "look"}}
+    assert offered_tools(TOOLS, choice) == offered_tools(TOOLS, of_openai)
+
+
+@in_loop
+async def test_an_answer_tells_what_made_it():
+    session = Session()
+    session.says("Hi")
+    document = await session.chat()
+    assert document["system_fingerprint"].startswith("lorax-py-")
+    parts = await session.stream(PATH, **session.chat_body())
+    assert {each["system_fingerprint"] for each in parts} == {document["system_fingerprint"]}
+    completion = await session.complete()
+    assert completion["system_fingerprint"] == document["system_fingerprint"]
 
 
 @in_loop

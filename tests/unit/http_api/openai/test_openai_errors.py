@@ -15,6 +15,7 @@ from lorax_router.http_api.openai.errors import (
     OpenAIRoute,
     envelope,
     error_status,
+    http_error_response,
     openai_error_response,
 )
 
@@ -135,3 +136,25 @@ def test_a_route_of_the_dialect_answers_in_its_envelope(
     answer = asyncio.run(ask())
     assert answer.status_code == status
     assert answer.json()["error"]["message"] == message
+
+
+def test_every_answer_of_the_dialect_names_itself_as_its_sdk_reads_it() -> None:
+    router = APIRouter(route_class=OpenAIRoute)
+
+    @router.get("/v1/thing")
+    async def answer() -> dict[str, str]:
+        return {}
+
+    app = FastAPI()
+    app.include_router(router)
+
+    async def ask() -> list[str]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+            return [(await client.get("/v1/thing")).headers["x-request-id"] for _ in range(2)]
+
+    refused = openai_error_response(errors.ValidationError("x")).headers["x-request-id"]
+    unrouted = http_error_response(404, "x", {}).headers["x-request-id"]
+    ids = [*asyncio.run(ask()), refused, unrouted]
+    assert all(each.startswith("req_") for each in ids)
+    assert len(set(ids)) == len(ids)

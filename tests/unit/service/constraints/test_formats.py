@@ -36,10 +36,20 @@ def kind_and_value(constraint: Constraint | None):
         ({"type": "json_schema"}, ANY),
         ({"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}, SCHEMA),
         ({"type": "json_schema", "json_schema": {"name": "x"}}, ANY),
+        # As TGI has it, which is what Hugging Face's client makes of OpenAI's form.
+        ({"type": "json_object", "value": SCHEMA}, SCHEMA),
+        ({"type": "json", "value": SCHEMA}, SCHEMA),
+        ({"type": "json", "value": json.dumps(SCHEMA)}, SCHEMA),
+        ({"type": "json_schema", "value": {"name": "x", "schema": SCHEMA}}, SCHEMA),
     ],
 )  # fmt: skip
 def test_a_response_format_is_a_schema(value, expected):
     assert kind_and_value(of_response_format(value)) == (ConstraintKind.JSON_SCHEMA, expected)
+
+
+def test_a_response_format_is_a_pattern_as_tgi_has_it():
+    bound = of_response_format({"type": "regex", "value": "[0-9]{4}"})
+    assert kind_and_value(bound) == (ConstraintKind.REGEX, "[0-9]{4}")
 
 
 @pytest.mark.parametrize("value", [None, {"type": "text"}, {"type": "Text", "schema": SCHEMA}])
@@ -59,6 +69,10 @@ def test_text_binds_nothing(value):
         ({"type": "json_schema", "json_schema": "x"}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": {"schema": 1}}, "response_format.json_schema.schema"),
         ({"type": "json_object", "schema": {"const": float("nan")}}, "response_format.schema"),
+        ({"type": "json"}, "response_format.value"),
+        ({"type": "regex"}, "response_format.value"),
+        ({"type": "json_schema", "value": {"name": "x"}}, "response_format.value.schema"),
+        ({"type": "json_object", "value": SCHEMA, "schema": SCHEMA}, "response_format.value"),
     ],
 )  # fmt: skip
 def test_what_is_none_is_refused_by_name(value, field):
