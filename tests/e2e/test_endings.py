@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from tests.helpers.child_processes import command_line, running_children
 from tests.helpers.http_app import events
 from tests.helpers.server import Server
 
@@ -27,19 +28,16 @@ def play(scene: Coroutine[Any, Any, None]) -> None:
 def children_of(server: Server) -> dict[str, psutil.Process]:
     """The launcher's children by the program they run."""
     assert server.process is not None
+    launcher = psutil.Process(server.process.pid)
     found = {}
-    for child in psutil.Process(server.process.pid).children(recursive=True):
-        words = " ".join(child.cmdline())
-        for name in ("lorax-shard", "lorax-router"):
-            if name in words:
-                found[name] = child
-    assert set(found) == {"lorax-shard", "lorax-router"}
+    for name in ("lorax-shard", "lorax-router"):
+        found[name] = running_children(name, launcher)[-1]
     return found
 
 
 def wait_gone(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=30)
-    assert not alive, [process.cmdline() for process in alive]
+    assert not alive, [command_line(process) for process in alive]
 
 
 class Crowd:

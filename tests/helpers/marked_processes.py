@@ -11,6 +11,7 @@ import time
 import uuid
 
 import psutil
+from tests.helpers.child_processes import command_line
 
 _VARIABLE = "LORAX_TEST_MARK"
 
@@ -32,7 +33,7 @@ class MarkedProcesses:
     def rank(self, number: int) -> psutil.Process:
         """Return the shard process of a rank, by the configuration that it was given."""
         ending = f"/shard-{number}.json"
-        (found,) = [p for p in self.alive() if any(w.endswith(ending) for w in p.cmdline())]
+        (found,) = [p for p in self.alive() if any(w.endswith(ending) for w in command_line(p))]
         return found
 
     def left_after(self, timeout_s: float) -> list[str]:
@@ -40,7 +41,7 @@ class MarkedProcesses:
         deadline = time.monotonic() + timeout_s
         while left := self.alive():
             if time.monotonic() > deadline:
-                return [f"{process.pid}: {' '.join(process.cmdline())}" for process in left]
+                return [f"{process.pid}: {' '.join(command_line(process))}" for process in left]
             psutil.wait_procs(left, timeout=0.1)
         return []
 

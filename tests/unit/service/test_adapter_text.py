@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.helpers.adapter_world import adapter_world, fetched
+from tests.helpers.child_processes import running_children
 from tests.helpers.http_app import until, word_tokenizer
 from tests.helpers.in_loop import in_loop
 from tokenizers import Tokenizer
@@ -65,9 +66,7 @@ class Store:
 
 
 def processes() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    alive = [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
-    return [each for each in alive if "encode_process" in " ".join(each.cmdline())]
+    return running_children("encode_process")
 
 
 class TextWorld:

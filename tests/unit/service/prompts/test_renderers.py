@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from tests.helpers.child_processes import running_children
 from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
@@ -37,9 +38,7 @@ def own(text: str, owner: str = "adapter a") -> ChatTemplate:
 
 def processes() -> list[psutil.Process]:
     """Processes of renderers that this test started."""
-    found = psutil.Process().children(recursive=True)
-    alive = [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
-    return [each for each in alive if "render_process" in " ".join(each.cmdline())]
+    return running_children("render_process")
 
 
 @contextlib.asynccontextmanager
