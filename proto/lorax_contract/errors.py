@@ -31,6 +31,9 @@ from dataclasses import dataclass, replace
 
 from lorax_contract.exit_codes import ExitCode
 
+# Of a text for the client, which may quote what the request said.
+_MAX_PUBLIC_CHARS = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
@@ -55,11 +58,13 @@ class LoraxError(Exception):
 
     @property
     def public(self) -> str:
-        """The text for the client: prefix of the kind, then the message."""
-        prefix = self.kind.prefix
-        if not prefix or not self._public:
-            return self._public or prefix
-        return f"{prefix}: {self._public}"
+        """The text for the client: prefix of the kind, then the message, in bounds."""
+        prefix, text = self.kind.prefix, self._public
+        if len(text) > _MAX_PUBLIC_CHARS:
+            text = text[:_MAX_PUBLIC_CHARS] + "…"
+        if not prefix or not text:
+            return text or prefix
+        return f"{prefix}: {text}"
 
 
 class RequestError(LoraxError):

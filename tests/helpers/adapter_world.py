@@ -22,6 +22,7 @@ from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import GenerationStream
+from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.service.results import GenerateResult
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
@@ -148,16 +149,19 @@ def client_of(app: ASGIApp) -> httpx.AsyncClient:
 
 @contextlib.asynccontextmanager
 async def adapter_world(
-    shard: FakeShard | None = None, **config: Any
+    shard: FakeShard | None = None, template: str | None = None, **config: Any
 ) -> AsyncIterator[AdapterWorld]:
-    """Assemble everything as the process does; at the end nothing may be left inside."""
+    """Assemble everything as the process does; at the end nothing may be left inside.
+
+    ``template`` is the model's chat template.
+    """
     model = FakeModel(vocab_size=900, eos_token_ids=frozenset())
     shard = shard or FakeShard(model, num_blocks=400)
     sources = Sources()
     shard.on_fetch = sources
     values = {"model_id": "fake", "tokenizer_dir": "", "shard_uri": "", "max_total_tokens": 200}
     settings = RouterConfig(**{**values, "adapter_cycle_time_s": 0.05, **config})
-    language = Language(word_tokenizer(), None)
+    language = Language(word_tokenizer(), None if template is None else ChatTemplate(template))
     info, budgets = await size(settings, shard)
     parts = assemble(settings, shard, language, info, budgets)
     running = asyncio.create_task(parts.engine.run())

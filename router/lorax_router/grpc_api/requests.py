@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
+from pydantic_core import from_json
 
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
@@ -232,8 +232,8 @@ def _tool(place: int, tool: pb.Tool) -> dict[str, Any]:
 
 def _json_object(field: str, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = from_json(text, allow_inf_nan=False)
+    except ValueError:
         raise ValidationError(f"`{field}` must be a JSON object") from None
     if not isinstance(value, dict):
         raise ValidationError(f"`{field}` must be a JSON object")

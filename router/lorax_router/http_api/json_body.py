@@ -11,15 +11,16 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
+from pydantic_core import from_json
 from starlette.requests import Request
 
 from lorax_contract.errors import (
     BadRequestError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
-    ValidationError,
 )
 from lorax_router.http_api.auth import caller_of
+from lorax_router.http_api.field_names import BodyError
 
 # No field means more than 64 bits; larger numbers are refused before anything counts with them.
 Integer = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
@@ -46,11 +47,14 @@ class StrictBody(BaseModel):
 
 
 def parse_body(model: type[Body], raw: bytes) -> Body:
-    """Parse a JSON body; raises BadRequestError (no JSON) or ValidationError (wrong types)."""
+    """Parse a JSON body; raises BadRequestError (no JSON) or BodyError (wrong types)."""
     try:
-        return model.model_validate_json(raw)
+        body = model.model_validate_json(raw)
     except PydanticError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
+    else:
+        _check_numbers(raw)
+        return body
     first = faults[0]
     if first["type"] == "json_invalid":
         raise BadRequestError(f"the body is not valid JSON: {_reason(raw, first['msg'])}")
@@ -59,7 +63,7 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
         for fault in faults[:_MAX_SHOWN_FAULTS]
     )
     more = len(faults) - _MAX_SHOWN_FAULTS
-    raise ValidationError(f"{shown}; and {more} more" if more > 0 else shown)
+    raise BodyError(f"{shown}; and {more} more" if more > 0 else shown)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -104,6 +108,19 @@ def said(body: StrictBody) -> dict[str, Any]:
     """The fields that a client gave a value; null is absent, so that defaults apply."""
     values = ((name, getattr(body, name)) for name in type(body).model_fields)
     return {name: value for name, value in values if value is not None}
+
+
+def _check_numbers(raw: bytes) -> None:
+    """Raise BadRequestError for words that some write for numbers, wherever they stand."""
+    if b"NaN" not in raw and b"Infinity" not in raw:
+        return
+    try:
+        # Where any value is taken, the first reading took these, too.
+        from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        raise BadRequestError(
+            "the body is not valid JSON: NaN and Infinity are no numbers in it"
+        ) from None
 
 
 def _reason(raw: bytes, parsers_words: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -15,11 +16,15 @@ Json = dict[str, Any]
 
 
 def dumps(document: object) -> bytes:
-    """Return compact JSON; text that is not valid Unicode is repaired, never fatal."""
+    """Return compact JSON, whatever a client's own values in it are.
+
+    Text that is not valid Unicode is repaired; integers may have more than 64 bits.
+    """
     try:
         return orjson.dumps(document)
     except TypeError:
-        return orjson.dumps(_repaired(document))
+        text = json.dumps(_repaired(document), ensure_ascii=False, separators=(",", ":"))
+        return text.encode()
 
 
 def event(document: object) -> bytes:
@@ -35,8 +40,10 @@ def finite(logprob: float) -> float:
 def _repaired(value: object) -> object:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _repaired(each) for key, each in value.items()}
+        return {_repaired(key): _repaired(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_repaired(each) for each in value]
     return value

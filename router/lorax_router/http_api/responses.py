@@ -17,6 +17,8 @@ from lorax_router.http_api.json_text import Json, dumps
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
+# Of a path, which may be as long as a head.
+_MAX_SHOWN = 200
 _TYPES_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -77,8 +79,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 def http_exception_text(request: Request, error: HTTPException) -> str:
     """Return what routing found, in words."""
+    path = request.url.path
+    shown = path if len(path) <= _MAX_SHOWN else f"{path[:_MAX_SHOWN]}…"
     return {
-        404: f"there is no {request.url.path!r} here; see /docs",
+        404: f"there is no {shown!r} here; see /docs",
         405: f"{request.method} is not offered here; see /docs",
     }.get(error.status_code, error.detail)
 

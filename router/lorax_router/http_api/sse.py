@@ -61,7 +61,7 @@ class TokenEvents(Response, Generic[Stream]):
         open_stream: Callable[[], Awaitable[Stream]],
         writer: EventWriter[Stream],
         headers: dict[str, str],
-        keep_alive_s: float = KEEP_ALIVE_S,
+        keep_alive_s: float | None = None,
     ) -> None:
         super().__init__(headers={**headers, "content-type": "text/event-stream"})
         # The length is not known: a body follows in parts.
@@ -70,7 +70,7 @@ class TokenEvents(Response, Generic[Stream]):
         self.headers["x-accel-buffering"] = "no"
         self._open_stream = open_stream
         self._writer = writer
-        self._keep_alive_s = keep_alive_s
+        self._keep_alive_s = KEEP_ALIVE_S if keep_alive_s is None else keep_alive_s
         self._has_begun = False
         self._beginning = asyncio.Lock()
         self._sent_at = monotonic()
@@ -93,10 +93,11 @@ class TokenEvents(Response, Generic[Stream]):
                 return error
             last = self._writer.failure(public_error(error))
         except Exception:
-            if not self._has_begun:
-                raise
             logger.exception("unexpected error in a stream")
-            last = self._writer.failure(LoraxError(public=""))
+            unknown = LoraxError(public="")
+            if not self._has_begun:
+                return unknown
+            last = self._writer.failure(unknown)
         await self._send(send, last, is_last=True)
         return None
 

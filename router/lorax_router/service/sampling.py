@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -117,9 +118,11 @@ def _bounded(params: GenerateParameters, limits: RequestLimits) -> SamplingParam
 
 
 def _number(name: str, value: float | None, default: float) -> float:
-    """The value as shards compute with it: rounded to 32 bits."""
+    """The value as shards compute with it: finite, rounded to 32 bits."""
     if value is None:
         return default
+    if not math.isfinite(value):
+        raise ValidationError(f"`{name}` must be a finite number, got {value:g}")
     try:
         rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
     except OverflowError as error:

@@ -82,11 +82,12 @@ class Validator:
         params = request.parameters
         self._prompts.check(request.prompt)
         selection = self._selections.selection_of(params)
-        if stream:
-            _check_stream(request)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
+        # What is wrong in either mode is said in the same words in both.
+        if stream:
+            _check_stream(request)
         return CheckedRequest(request=request, samplings=samplings, selection=selection)
 
     async def num_prompt_tokens(self, checked: CheckedRequest, text: AdapterText) -> int:

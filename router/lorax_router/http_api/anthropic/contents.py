@@ -14,6 +14,8 @@ from lorax_router.service.requests import ChatPrompt
 Message = dict[str, Any]
 
 _ROLES = ("user", "assistant")
+# What a tool has by the same name as in chats.
+_SAME = ("name", "description", "strict")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -64,22 +66,16 @@ def tools_of_body(body: PromptBody) -> OfferedTools:
 
 
 def _tool(place: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    kind, name, schema = given.get("type"), given.get("name"), given.get("input_schema")
+    kind, schema = given.get("type"), given.get("input_schema")
     if kind not in (None, "custom"):
         raise ValidationError(
             f"`{place}.type` {str(kind)[:50]!r} is not offered by this server, only tools of the "
             "client's own"
         )
-    if not isinstance(name, str) or not name:
-        raise ValidationError(f"`{place}.name` must be a text")
     if not isinstance(schema, dict):
         raise ValidationError(f"`{place}.input_schema` must be a JSON schema")
-    function: dict[str, Any] = {"name": name, "parameters": schema}
-    if isinstance(given.get("description"), str):
-        function["description"] = given["description"]
-    if given.get("strict") is True:
-        function["strict"] = True
-    return {"type": "function", "function": function}
+    function = {name: given[name] for name in _SAME if given.get(name) is not None}
+    return {"type": "function", "function": {**function, "parameters": schema}}
 
 
 class _Conversation:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, OverloadedError, ShuttingDownError
-from lorax_router.http_api.dialect_route import DialectRoute, in_words_of
+from lorax_router.http_api.dialect_route import DialectRoute
+from lorax_router.http_api.field_names import in_words_of
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.responses import (
     error_headers,
@@ -61,7 +63,7 @@ def anthropic_error_document(error: LoraxError, request_id: str) -> Json:
     status, message = anthropic_status(error), error.public
     if status == 400:
         message = message.removeprefix(f"{error.kind.prefix}: ")
-    return _document(status, in_words_of(FIELDS, message)[0], request_id)
+    return _document(status, in_words_of(FIELDS, error, message)[0], request_id)
 
 
 def anthropic_error_response(error: LoraxError, request_id: str | None = None) -> Response:
@@ -85,8 +87,8 @@ def routing_error_response(status: int, message: str, headers: dict[str, str]) -
 class AnthropicRoute(DialectRoute):
     """A route whose errors are Anthropic's."""
 
-    def response_of(self, error: LoraxError) -> Response:
-        """Return the response of an error that the handler raised."""
+    def response_of(self, error: LoraxError, request: Request) -> Response:
+        """Return the response of an error that the handler of a request raised."""
         return anthropic_error_response(error)
 
 

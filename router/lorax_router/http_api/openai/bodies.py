@@ -6,6 +6,7 @@ change the answer, and counted as unknown where it would not.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
 from lorax_contract.constraint import Constraint
@@ -17,6 +18,7 @@ from lorax_router.service.requests import GenerateParameters
 from lorax_router.service.text import TextStyle
 
 _MAX_TOP_LOGPROBS = 20
+_TOKEN_ID = re.compile(r"[0-9]{1,20}")
 # Where vLLM binds the output.
 _BINDING = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -36,15 +38,6 @@ class StreamOptions(StrictBody):
 
 class SamplingBody(ModelBody):
     """How to generate; all dialects of OpenAI share it."""
-
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "allowed_token_ids": (),
-        "bad_words": (),
-        "length_penalty": (1, 1.0),
-        "logits_processors": (),
-        "prompt_logprobs": (),
-        "use_beam_search": (),
-    }
 
     temperature: float | None = None
     """Divides the logits; 0 is greedy. 1 if absent."""
@@ -165,7 +158,7 @@ class SamplingBody(ModelBody):
 
     def _logit_bias(self) -> dict[int, float]:
         given = self.logit_bias or {}
-        wrong = [each for each in given if not (each.isascii() and each.isdecimal())]
+        wrong = [each for each in given if not _TOKEN_ID.fullmatch(each)]
         if wrong:
             raise ValidationError(f"`logit_bias`: {wrong[0][:50]!r} is no token id")
         return {int(token_id): value for token_id, value in given.items()}
@@ -173,12 +166,6 @@ class SamplingBody(ModelBody):
 
 class CompletionBody(SamplingBody):
     """A prompt, or several, to continue."""
-
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **SamplingBody.refused,
-        "suffix": (),
-        "prompt_embeds": (),
-    }
 
     prompt: str | Items[str] | Items[Integer] | Items[Items[Integer]]
     """A text, token ids, or a list of either."""
@@ -222,13 +209,7 @@ class ChatBody(SamplingBody):
     """A conversation to go on with."""
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **SamplingBody.refused,
-        "audio": (),
-        "best_of": (1,),
-        "echo": (),
         "function_call": ("none", "auto"),
-        "functions": (),
-        "modalities": (["text"],),
         "verbosity": ("medium",),
         "web_search_options": (),
     }

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lorax_contract.errors import LoraxError
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openai.answers import Heading
 from lorax_router.http_api.openai.bodies import ChatBody
 from lorax_router.http_api.openai.chats import ChatEvents, ChatShape, chat_document
-from lorax_router.http_api.openai.errors import CHAT_FIELDS, OpenAIRoute
+from lorax_router.http_api.openai.errors import (
+    CHAT_FIELDS,
+    NEWER_CHAT_FIELDS,
+    OpenAIRoute,
+    openai_error_response,
+)
 from lorax_router.http_api.openai.messages import checked_messages
 from lorax_router.http_api.openai.schemas import (
     ERRORS,
@@ -29,6 +32,8 @@ from lorax_router.http_api.responses import json_response
 from lorax_router.service.chat.offers import OfferedTools
 from lorax_router.service.requests import ChatPrompt, GenerateRequest
 
+# Where a request keeps what its client calls the fields.
+_NAMES = "field_names"
 _ANSWER = {
     "model": ChatCompletion,
     "content": event_stream(ChatCompletionChunk, OpenAIErrorResponse),
@@ -38,7 +43,9 @@ _ANSWER = {
 class ChatRoute(OpenAIRoute):
     """A route whose prompt is messages."""
 
-    names: ClassVar[Mapping[str, str]] = CHAT_FIELDS
+    def response_of(self, error: LoraxError, request: Request) -> Response:
+        """Return the response of an error that the handler of a request raised."""
+        return openai_error_response(error, getattr(request.state, _NAMES, CHAT_FIELDS))
 
 
 class ChatRoutes:
@@ -62,6 +69,8 @@ class ChatRoutes:
     async def create(self, request: Request) -> Response:
         """Answer with all choices, or stream them."""
         body = await self._calls.read(request, ChatBody)
+        names = CHAT_FIELDS if body.max_completion_tokens is None else NEWER_CHAT_FIELDS
+        setattr(request.state, _NAMES, names)
         tools = offered_tools(
             [each.model_dump(exclude_none=True) for each in body.tools or []],
             body.tool_choice,
@@ -71,7 +80,7 @@ class ChatRoutes:
         model = self._calls.models.shown(body.model)
         if body.stream:
             heading = Heading.new("chatcmpl", "chat.completion.chunk", model)
-            return self._calls.stream(body, [wanted], ChatEvents(heading, shape))
+            return self._calls.stream(body, [wanted], ChatEvents(heading, shape, names))
         heading = Heading.new("chatcmpl", "chat.completion", model)
         try:
             (result,) = await self._calls.generate(request, body, [wanted])

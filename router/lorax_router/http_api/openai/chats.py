@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -60,7 +61,10 @@ def chat_document(heading: Heading, shape: ChatShape, result: GenerateResult) ->
 class ChatEvents:
     """The parts of a streamed chat completion; an EventWriter."""
 
-    def __init__(self, heading: Heading, shape: ChatShape) -> None:
+    def __init__(
+        self, heading: Heading, shape: ChatShape, names: Mapping[str, str] = CHAT_FIELDS
+    ) -> None:
+        self._names = names
         self._heading = heading
         self._shape = shape
         self._answers: dict[int, ChatAnswer] = {}
@@ -103,11 +107,11 @@ class ChatEvents:
 
     def failure(self, error: LoraxError) -> bytes:
         """Return an error as the last event."""
-        return event(envelope(error, CHAT_FIELDS))
+        return event(envelope(error, self._names))
 
     def refusal(self, error: LoraxError) -> Response:
         """Return the response of an error."""
-        return openai_error_response(error, CHAT_FIELDS)
+        return openai_error_response(error, self._names)
 
     def _part(
         self, index: int, delta: Json, logprobs: Json | None = None, ending: Json | None = None

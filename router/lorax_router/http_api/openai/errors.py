@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import LoraxError, ModelNotFoundError
-from lorax_router.http_api.dialect_route import DialectRoute, in_words_of
+from lorax_router.http_api.dialect_route import DialectRoute
+from lorax_router.http_api.field_names import in_words_of
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.responses import (
     error_headers,
@@ -40,6 +41,10 @@ FIELDS: Mapping[str, str] = MappingProxyType(
 # The same of bodies with messages.
 CHAT_FIELDS: Mapping[str, str] = MappingProxyType(
     {**FIELDS, "inputs": "messages", "template_kwargs": "chat_template_kwargs"}
+)
+# The same where the newer name was sent.
+NEWER_CHAT_FIELDS: Mapping[str, str] = MappingProxyType(
+    {**CHAT_FIELDS, "max_new_tokens": "max_completion_tokens"}
 )
 # Statuses that say something else here: 422 is never a value's, and what fails in a shard is ours.
 _STATUSES = {422: 400, 424: 500}
@@ -73,7 +78,7 @@ def envelope(error: LoraxError, names: Mapping[str, str] = FIELDS) -> Json:
     """Return the body of an error; in a stream it is the data of the last event."""
     error = public_error(error)
     status = error_status(error)
-    message, param = in_words_of(names, _message(error))
+    message, param = in_words_of(names, error, _message(error))
     if isinstance(error, ModelNotFoundError):
         return _document(message, _INVALID, "model", error.kind.error_type)
     kind, code = _KINDS.get(status, (_SERVER, error.kind.error_type))
@@ -115,8 +120,8 @@ class OpenAIRoute(DialectRoute):
 
         return named
 
-    def response_of(self, error: LoraxError) -> Response:
-        """Return the response of an error that the handler raised."""
+    def response_of(self, error: LoraxError, request: Request) -> Response:
+        """Return the response of an error that the handler of a request raised."""
         return openai_error_response(error, self.names)
 
 

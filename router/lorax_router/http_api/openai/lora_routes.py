@@ -54,7 +54,7 @@ class UnloadLoRAAdapterRequest(StrictBody):
 class _LoraRoute(OpenAIRoute):
     """A route whose errors have vLLM's types, and the status as their code."""
 
-    def response_of(self, error: LoraxError) -> Response:
+    def response_of(self, error: LoraxError, request: Request) -> Response:
         """Return the response of an error."""
         status, kind = _shown(error)
         document = envelope(error)

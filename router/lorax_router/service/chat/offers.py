@@ -10,6 +10,12 @@ from lorax_contract.errors import ValidationError
 from lorax_router.service.chat.tools import ToolChoice
 
 _MAX_TOOLS = 128
+# What a tool may have beside its name, of which type, and that in words.
+_PARTS: tuple[tuple[str, type, str], ...] = (
+    ("description", str, "a text"),
+    ("parameters", dict, "a JSON schema"),
+    ("strict", bool, "true or false"),
+)
 
 Definition = dict[str, Any]
 
@@ -35,11 +41,12 @@ def checked_tools(definitions: Sequence[Definition], within: str = "function.") 
         place, function = f"tools.{number}.{within}", tool["function"]
         name = function.get("name")
         if not isinstance(name, str) or not name:
-            raise ValidationError(f"`{place}name` must be a text")
+            raise ValidationError(f"`{place}name` must be a text that is not empty")
         if name in names:
             raise ValidationError(f"`{place}name` {name!r} is the name of another tool, too")
-        if not isinstance(function.get("parameters") or {}, dict):
-            raise ValidationError(f"`{place}parameters` must be a JSON schema")
+        for field, kind, what in _PARTS:
+            if not isinstance(function.get(field), kind | None):
+                raise ValidationError(f"`{place}{field}` must be {what}")
         names.add(name)
     return list(definitions)
 

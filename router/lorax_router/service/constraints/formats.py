@@ -191,6 +191,9 @@ def _text(value: Any, field: str) -> str:
 
 def _as_json(value: Any, field: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # A lone surrogate can be written, and not sent.
+        text.encode()
+        return text
     except (ValueError, RecursionError):
         raise ValidationError(f"`{field}` cannot be written as JSON") from None

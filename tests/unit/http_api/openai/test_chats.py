@@ -165,7 +165,7 @@ async def test_calls_after_the_first_are_left_out_on_request():
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]},
          "messages.0.tool_calls"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_completion_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),

@@ -17,7 +17,7 @@ from lorax_router.http_api.openai.errors import envelope, openai_error_response
 from lorax_router.http_api.openai.responses.bodies import ResponsesBody
 from lorax_router.service.batch import BatchStream
 from lorax_router.service.chat.answers import ChatAnswer
-from lorax_router.service.chat.output_parser import NewParser
+from lorax_router.service.chat.output_parser import NewParser, OutputParser
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.results import GenerateResult
 from lorax_router.service.text import TextStyle
@@ -163,12 +163,18 @@ class ResponseEvents:
     def __init__(self, heading: ResponseHeading) -> None:
         self._heading = heading
         self._num_events = 0
+        self._answer = ResponseAnswer(heading, OutputParser)
+        self._has_begun = False
 
     def begin(self, stream: BatchStream) -> bytes:
         """Return the events of an answer that has no output yet."""
         self._stream = stream
         new_parser = stream.streams[0].request.new_parser
         self._answer = ResponseAnswer(self._heading, new_parser)
+        return self._begin()
+
+    def _begin(self) -> bytes:
+        self._has_begun = True
         started = self._heading.document("in_progress", [])
         kinds = ("response.created", "response.in_progress")
         return b"".join(self._event(kind, {"response": started}) for kind in kinds)
@@ -189,7 +195,9 @@ class ResponseEvents:
 
     def failure(self, error: LoraxError) -> bytes:
         """Return the answer as far as it came, with its error, as the last event."""
-        return self._event("response.failed", {"response": self._answer.failed(error)})
+        # A response that was kept alive while it waited may have sent no event yet.
+        events = b"" if self._has_begun else self._begin()
+        return events + self._event("response.failed", {"response": self._answer.failed(error)})
 
     def refusal(self, error: LoraxError) -> Response:
         """Return the response of an error."""

@@ -41,8 +41,6 @@ class ResponsesBody(ModelBody):
         "context_management": (),
         "conversation": (),
         "previous_response_id": (),
-        "prompt": (),
-        "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
 
