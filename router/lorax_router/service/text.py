@@ -56,25 +56,23 @@ class TextAssembler:
         self._include_stop = include_stop
         self._skip_special = skip_special_tokens
         self._markers = markers
-        self._held = ""
+        # Texts that are not given out, and whether each is a special token's: no stop sequence
+        # lies in these, and one may go on behind them.
+        self._held: list[tuple[str, bool]] = []
         # The stop sequence or the id of the stop token that ended it; None: something else did.
         self.stopped_by: str | int | None = None
 
     def feed(self, chunk: TokenChunk) -> str:
         """Return what a chunk adds to the text; of the last chunk all that is left."""
-        pieces = self._pieces(chunk.tokens)
+        texts = self._texts(chunk.tokens)
+        if self._stops:
+            self._held += zip(texts, chunk.tokens.special)
+            texts = []
         if chunk.finish is not FinishCode.RUNNING:
-            return self._last(pieces, chunk)
-        if pieces:
-            self._held += "".join(pieces)
-        if not self._stops:
-            text, self._held = self._held, ""
-            return text
-        split = len(self._held) - self._num_open()
-        text, self._held = self._held[:split], self._held[split:]
-        return text
+            return self._last(texts, chunk)
+        return self._released(self._num_open()) if self._stops else "".join(texts)
 
-    def _pieces(self, tokens: TokenColumns) -> list[str]:
+    def _texts(self, tokens: TokenColumns) -> list[str]:
         if not self._skip_special:
             return tokens.texts
         return [
@@ -82,25 +80,50 @@ class TextAssembler:
             for text, special in zip(tokens.texts, tokens.special, strict=True)
         ]
 
-    def _last(self, pieces: list[str], chunk: TokenChunk) -> str:
-        text = self._held + "".join(pieces)
-        self._held = ""
+    def _last(self, texts: list[str], chunk: TokenChunk) -> str:
         if chunk.finish is FinishCode.STOP_SEQUENCE:
-            # The shard cuts the text where the stop sequence ends. Of several that end there the
-            # longest began first.
-            stop = max((s for s in self._stops if text.endswith(s)), key=len, default="")
-            if stop:
+            if stop := self._stop(chunk.tokens):
                 self.stopped_by = stop
-                return text if self._include_stop else text.removesuffix(stop)
+                return self._released(0 if self._include_stop else len(stop))
             self.stopped_by = chunk.tokens.ids[-1]
+        texts = [*(text for text, _ in self._held), *texts]
         ended_by_token = chunk.finish in (FinishCode.STOP_SEQUENCE, FinishCode.EOS_TOKEN)
-        if ended_by_token and not self._include_stop and pieces:
-            text = text.removesuffix(pieces[-1])
-        return text
+        if ended_by_token and not self._include_stop and chunk.tokens.ids:
+            texts.pop()
+        return "".join(texts)
+
+    def _stop(self, tokens: TokenColumns) -> str:
+        """Return the stop sequence that ended the text; empty: a stop token did."""
+        if tokens.special[-1] or not tokens.texts[-1]:
+            return ""
+        # The shard cuts the text where the stop sequence ends. Of several that end there the
+        # longest began first.
+        text = self._visible()
+        return max((s for s in self._stops if text.endswith(s)), key=len, default="")
+
+    def _visible(self) -> str:
+        """The held text as stop sequences are looked for in it."""
+        return "".join(text for text, special in self._held if not special)
+
+    def _released(self, num_kept: int) -> str:
+        """Give out all but so many visible characters at the end, and what stands among them."""
+        kept: list[tuple[str, bool]] = []
+        while num_kept:
+            text, special = self._held.pop()
+            if special or len(text) <= num_kept:
+                kept.append((text, special))
+                num_kept -= 0 if special else len(text)
+            else:
+                self._held.append((text[:-num_kept], False))
+                kept.append((text[-num_kept:], False))
+                num_kept = 0
+        given = "".join(text for text, _ in self._held)
+        self._held = kept[::-1]
+        return given
 
     def _num_open(self) -> int:
         """Length of the longest end of the text that a stop sequence may begin with."""
-        text = self._held
+        text = self._visible()
         longest = min(len(text), max(map(len, self._stops)) - 1)
         for length in range(longest, 0, -1):
             end = text[-length:]

@@ -86,3 +86,29 @@ def test_special_tokens_within_a_text_are_shown_on_request():
     parts = chunk("a", "<tool>", "b", special=(1,))
     assert TextAssembler().feed(parts) == "ab"
     assert TextAssembler(skip_special_tokens=False).feed(parts) == "a<tool>b"
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("skip", [True, False])
+def test_special_tokens_are_no_part_of_a_stop_sequence_wherever_they_stand(include, skip):
+    """The shard looks for it in the text without them."""
+    pieces = [("x", False), ("a", False), ("<s>", True), ("b", False)]
+    for sizes in ([4], [1, 1, 1, 1], [2, 2], [1, 3]):
+        assembler = TextAssembler(["ab"], include_stop=include, skip_special_tokens=skip)
+        shown, at = [], 0
+        for size in sizes:
+            part, at = pieces[at : at + size], at + size
+            flags = tuple(place for place, (_, special) in enumerate(part) if special)
+            finish = FinishCode.STOP_SEQUENCE if at == 4 else FinishCode.RUNNING
+            texts = [text for text, _ in part]
+            shown.append(assembler.feed(chunk(*texts, special=flags, finish=finish)))
+        whole = "xab" if skip else "xa<s>b"
+        assert "".join(shown) == (whole if include else "x")
+        assert assembler.stopped_by == "ab"
+
+
+def test_a_stop_token_whose_text_ends_as_a_stop_sequence_is_the_token():
+    assembler = TextAssembler(["s>"], skip_special_tokens=False)
+    last = chunk("x", "<s>", special=(1,), finish=FinishCode.STOP_SEQUENCE)
+    assert assembler.feed(last) == "x"
+    assert assembler.stopped_by == 11

@@ -35,6 +35,16 @@ def test_calls_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_calls_are_the_same_wherever_a_text_is_cut_in_two(name: str, data: st.DataObject) -> None:
+    text = data.draw(texts_of(PIECES[name]))
+    whole = turn_of(parser_of(name), [text])
+    for place in range(1, len(text)):
+        assert turn_of(parser_of(name), [text[:place], text[place:]]) == whole
+
+
+@pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_text_without_a_call_is_all_content(name: str, data: st.DataObject) -> None:
