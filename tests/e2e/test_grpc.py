@@ -8,15 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
-    ProtoReflectionDescriptorDatabase,
-)
+from tests.helpers.grpc_reflection import call_by_reflection
 from tests.helpers.server import Server, free_port
 
 from lorax_proto import lorax_pb2 as pb
@@ -82,22 +78,6 @@ def test_an_output_is_bound_to_a_choice(channel: grpc.Channel) -> None:
     assert answer.choices[0].message.content in ("yes", "no")
 
 
-def call_by_reflection(channel: grpc.Channel, method: str, document: dict[str, Any]) -> Any:
-    """Call a method as grpcurl does: with nothing known but what the server tells of itself."""
-    pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
-    service = pool.FindServiceByName("lorax.v1.Lorax")
-    found = service.FindMethodByName(method)
-    request = json_format.ParseDict(
-        document, message_factory.GetMessageClass(found.input_type)(), descriptor_pool=pool
-    )
-    call = channel.unary_unary(
-        f"/{service.full_name}/{method}",
-        lambda message: message.SerializeToString(),
-        message_factory.GetMessageClass(found.output_type).FromString,
-    )
-    return json_format.MessageToDict(call(request, timeout=120))
-
-
 def test_tools_that_know_no_stubs_can_call_it(channel: grpc.Channel) -> None:
     document = {
         "messages": [{"role": "user", "content": QUESTION}],
@@ -115,6 +95,7 @@ def test_tools_that_know_no_stubs_can_call_it(channel: grpc.Channel) -> None:
     [
         ("generate.py", ["Paris", "tokens in"]),
         ("chat.py", ["base model: ", "pirate: ", "local:sentiment is resident"]),
+        ("tools.py", ["get_weather", "city", "in '"]),
         ("errors.py", ["field: temperature", "ADAPTER_NOT_FOUND", "PERMISSION_DENIED",
                        "DEADLINE_EXCEEDED", "Paris"]),
     ],

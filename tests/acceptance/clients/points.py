@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable
 
 from tests.acceptance import generated_client, openapi, published_clients, tenants
+from tests.acceptance.clients.calls import point_calls
+from tests.acceptance.clients.readme import point_readme
 from tests.acceptance.clients.runs import PROGRAMS, run_client
+from tests.acceptance.clients.texts import point_texts
 from tests.acceptance.harness import Point, Result
-from tests.acceptance.suites import ROOT
+from tests.acceptance.suites import ROOT, run_suite
 from tests.helpers.server import Server
 
 ADAPTERS = ROOT / "examples/adapters"
@@ -26,10 +29,23 @@ def _client(name: str) -> Callable[[], Result]:
     return measure
 
 
+def point_templates() -> Result:
+    """Chats by five templates as transformers renders them; parsers, however a text is cut."""
+    run = run_suite(
+        "tests/unit/service/prompts/test_chat_formats.py",
+        "tests/unit/service/chat",
+    )
+    return Result(run.is_clean, f"{run.counts['passed']} tests passed; {'; '.join(run.figures)}")
+
+
 POINTS = [
     *(Point(f"1 {name}", f"{name}, unmodified", _client(name)) for name in PROGRAMS),
     *published_clients.POINTS,
+    Point("5", "chats are rendered and read as their templates have it", point_templates),
+    Point("6c", "streamed calls of tools are those of the whole answer", point_calls),
+    Point("6t", "streamed texts are those of the whole answer", point_texts),
     *generated_client.POINTS,
     *openapi.POINTS,
+    Point("8", "what the README shows works as pasted", point_readme),
     *tenants.POINTS,
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.helpers.tiny_tokenizers import byte_level
 
 from lorax_contract.errors import TemplateError
 from lorax_router.service.prompts.chat_renderers import ChatRenderers
-from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.chat_template import ChatTemplate, template_of_files
 from lorax_router.service.requests import ChatPrompt
 
 NAMES = [*FORMATS, "own"]
@@ -72,6 +73,15 @@ async def test_a_chat_is_rendered_as_transformers_renders_it(name: str, case: Ca
     assert await by_us(template, case.chat) == by_transformers(template, case.chat)
 
 
+async def assert_rendered(renderers: ChatRenderers, text: str, case: Case, **own: Any) -> None:
+    expected = by_transformers(text, case.chat)
+    if expected is not None:
+        assert await renderers.render(case.chat, **own) == expected
+    else:
+        with pytest.raises(TemplateError):
+            await renderers.render(case.chat, **own)
+
+
 @in_loop
 async def test_the_limited_process_renders_the_same() -> None:
     for name in NAMES:
@@ -79,11 +89,23 @@ async def test_the_limited_process_renders_the_same() -> None:
         renderers = ChatRenderers(template)
         try:
             for case in CASES[::5]:
-                expected = by_transformers(template.text, case.chat)
-                if expected is not None:
-                    assert await renderers.render(case.chat) == expected
-                else:
-                    with pytest.raises(TemplateError):
-                        await renderers.render(case.chat)
+                await assert_rendered(renderers, template.text, case)
         finally:
             await renderers.close()
+
+
+@in_loop
+async def test_an_adapters_own_template_is_rendered_as_transformers_renders_it() -> None:
+    renderers = ChatRenderers(ChatTemplate("{{ raise_exception('the model is asked') }}"))
+    try:
+        for name in NAMES:
+            files = {
+                "chat_template.jinja": template_of(name).encode(),
+                "tokenizer_config.json": json.dumps(SPECIAL_TOKENS).encode(),
+            }
+            own = template_of_files(files, "adapter a")
+            for case in CASES:
+                await assert_rendered(renderers, template_of(name), case, own=own)
+    finally:
+        await renderers.close()
+    print(f"FIGURE {len(CASES)} chats by {len(NAMES)} templates, the model's and an adapter's own")
