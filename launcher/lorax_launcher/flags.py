@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lorax_contract.config import SCHEDULING_POLICIES
 from lorax_contract.keys import (
     ADMIN_KEY_VARIABLES,
     API_KEY_VARIABLES,
@@ -232,6 +233,10 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--max-batch-size", type=_COUNT, help="Requests that run at once."),
         _option("--plan-depth", type=_COUNT,
                 help="Steps planned ahead: 1 is lockstep, 2 overlaps host and device."),
+        _option("--scheduling-policy", type=click.Choice(SCHEDULING_POLICIES),
+                help="Who goes first: `fair` shares between tenants, then between each one's "
+                "adapters; `fcfs` goes by arrival; `priority` by the class of request and key; "
+                "`sjf` by expected length; `lorax` as LoRAX does (docs/scheduling.md)."),
         _option("--waiting-served-ratio", type=click.FloatRange(min=0.0),
                 help="No effect: prompts and running requests share every step."),
         _option("--max-waiting-tokens", type=click.IntRange(min=0),

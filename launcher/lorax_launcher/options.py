@@ -68,6 +68,7 @@ class LauncherOptions:
     block_size: int = 16
     num_blocks: int | None = None
     plan_depth: int = 2
+    scheduling_policy: str = "fair"
 
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0

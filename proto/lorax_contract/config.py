@@ -19,6 +19,9 @@ KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
 # The form of the content of messages that a chat template reads: one text, or parts as OpenAI has them.
 ContentFormatChoice = typing.Literal["auto", "string", "openai"]
 
+# Who is admitted next and who gives way: docs/scheduling.md.
+SCHEDULING_POLICIES = ("fair", "fcfs", "priority", "sjf", "lorax")
+
 
 class ConfigError(ValueError):
     """A configuration value is missing, unknown, of the wrong type or out of bounds."""
@@ -199,6 +202,8 @@ class RouterConfig(ProcessConfig):
     # Requests that may run at once.
     max_batch_size: int = 256
     plan_depth: int = 2
+    # Who is admitted next and who gives way: one of SCHEDULING_POLICIES.
+    scheduling_policy: str = "fair"
     # Why requests may not name adapters; None: they may.
     adapter_refusal: str | None = None
     # Where adapters come from whose requests name no source.

@@ -25,6 +25,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.policies import make_policy
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.aliases import AliasBook
@@ -456,12 +457,14 @@ async def _preload(adapters: AdapterManager, selection: AdapterSelection) -> Non
 
 
 def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Scheduler:
+    adapters = AdapterTable(
+        max_resident=config.max_active_adapters,
+        max_bytes=info.adapter_bytes or None,
+        cycle_time_s=config.adapter_cycle_time_s,
+    )
     return Scheduler(
-        adapters=AdapterTable(
-            max_resident=config.max_active_adapters,
-            max_bytes=info.adapter_bytes or None,
-            cycle_time_s=config.adapter_cycle_time_s,
-        ),
+        adapters=adapters,
+        policy=make_policy(config.scheduling_policy, adapters),
         num_blocks=budgets.num_blocks,
         block_size=budgets.block_size,
         max_step_tokens=budgets.max_step_tokens,

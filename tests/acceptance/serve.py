@@ -97,7 +97,8 @@ def point_make_test() -> Result:
         )  # fmt: skip
         minutes = (time.perf_counter() - start) / 60
     lines = run.stdout.splitlines()
-    print("\n".join(line for line in lines if line.startswith(("FAILED", "ERROR"))), flush=True)
+    told = ("FAILED", "ERROR", "E   ")
+    print("\n".join(line for line in lines if line.startswith(told)), flush=True)
     summary = [line for line in lines if " passed" in line or " failed" in line]
     figure = f"exit {run.returncode}, {minutes:.1f} minutes, {' and '.join(summary) or run.stderr[-300:]}"
     return Result(run.returncode == 0 and minutes <= 12, figure)

@@ -16,6 +16,7 @@ from lorax_contract.step import (
     RequestSpec,
     TokenColumns,
 )
+from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.engine.port import EngineStats, TokenChunk
 
 Script = Callable[[RequestSpec], Iterator[TokenChunk]]
@@ -120,7 +121,7 @@ class ScriptedEngine:
     def new_request_id(self) -> RequestId:
         return RequestId(next(self._ids))
 
-    def submit(self, spec: RequestSpec) -> _Stream:
+    def submit(self, spec: RequestSpec, terms: RequestTerms = ANY_TERMS) -> _Stream:
         if self.refusal is not None:
             raise self.refusal
         self.submitted.append(spec)

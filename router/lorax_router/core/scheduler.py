@@ -340,14 +340,14 @@ class Scheduler:
         """Admit waiting requests while rows, tokens and blocks last.
 
         A request enters only if all its known tokens fit beside what running prompts
-        still need and one block of growth for each running row. One that does not fit
-        lets a bounded number pass.
+        still need and one block of growth for each running row; where the policy reserves,
+        if the most that it may need fits beside the most of the others. One that does not
+        fit lets a bounded number pass.
         """
         running, policy = self._running, self._policy
         if not (len(policy) and builder.budget and len(running) < self.max_rows):
             return
-        room = running.pool.num_free - len(running)
-        room -= sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
+        room = self._room_beside_running(builder, prompts)
         deferred: list[RequestState] = []
         num_overtaken = 0
         policy.start_round(builder.now, self.adapters.admitting())
@@ -365,12 +365,22 @@ class Scheduler:
                 if request.num_bypassed >= policy.max_bypasses:
                     break
                 continue
-            room -= needed + 1
+            room -= needed + (not policy.reserves_all)
             num_overtaken = len(deferred)
             policy.admitted(request)
             self._admit(builder, request)
         for request in deferred[:num_overtaken]:
             request.num_bypassed += 1
+
+    def _room_beside_running(self, builder: StepBuilder, prompts: list[RequestState]) -> int:
+        """Free blocks less those that are kept for the rows that run."""
+        running = self._running
+        if self._policy.reserves_all:
+            kept = sum(self._blocks_needed(r) - len(r.blocks) for r in running.requests())
+        else:
+            kept = len(running)
+            kept += sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
+        return running.pool.num_free - kept
 
     def _blocks_needed(self, request: RequestState) -> int:
         """Blocks that must be free for a request to enter."""

@@ -43,8 +43,10 @@ class Caller:
     may_read_metrics: bool = True
     # A key for the metrics, and nothing else.
     only_metrics: bool = False
-    # A smaller one goes first.
+    # A smaller one goes first, where the scheduling policy goes by it.
     priority: int = 0
+    # The tenant's share beside those of others, where the scheduling policy is fair.
+    weight: float = 1.0
     quotas: Quotas = field(default_factory=Quotas)
     # Patterns of the adapters that exist for this caller; None: all.
     adapters: tuple[str, ...] | None = None

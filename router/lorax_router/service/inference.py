@@ -23,6 +23,7 @@ from lorax_contract.errors import (
     ValidationError,
 )
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
+from lorax_router.core.request import RequestTerms
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
 from lorax_router.service.adapters.text import AdapterText
@@ -45,6 +46,9 @@ from lorax_router.service.requests import (
 from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
 from lorax_router.service.sequences import SequenceChunks
 from lorax_router.service.validation import CheckedRequest, Validator
+
+# A probe shares with nobody and goes first.
+_PROBE = RequestTerms(tenant="(probe)", priority=-(2**31))
 
 
 class GenerationStream:
@@ -232,6 +236,7 @@ class InferenceService:
         parameters = GenerateParameters(max_new_tokens=1, truncate=1)
         request = GenerateRequest(prompt=TextPrompt("Who?"), parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
+        valid = replace(valid, terms=_PROBE)
         async with aclosing(self._submit(valid, BASE_ADAPTER)) as chunks:
             async for _ in chunks:
                 pass
@@ -399,7 +404,8 @@ class InferenceService:
                 adapter=adapter,
                 output=valid.output,
                 constraint=valid.constraint,
-            )
+            ),
+            valid.terms,
         )
 
     async def _run(

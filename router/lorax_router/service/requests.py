@@ -13,6 +13,7 @@ from typing import Any
 
 from lorax_contract.constraint import Constraint
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
+from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser
 from lorax_router.service.chat.tools import ToolChoice
@@ -121,6 +122,8 @@ class GenerateParameters:
     # Logprobs of tokens are the model's own, before biases, penalties and warpers.
     raw_logprobs: bool = False
     seed: int | None = None
+    # A smaller one goes first, where the scheduling policy goes by it.
+    priority: int | None = None
     # What the output is to be bound to.
     constraint: Constraint | None = None
 
@@ -154,6 +157,8 @@ class ValidRequest:
     output: OutputKind = OutputKind.TOKENS
     # What each output is bound to.
     constraint: Constraint | None = None
+    # On what terms the sequences ask for their turn.
+    terms: RequestTerms = ANY_TERMS
     # How many of them the client gets, the likeliest if these are not all; None: all, the
     # likeliest first.
     num_returned: int | None = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_contract.words import counted
+from lorax_router.core.request import RequestTerms
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterText
@@ -84,6 +85,7 @@ class Validator:
         selection = self._selections.selection_of(params)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
+        _check_priority(params.priority)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
         # What is wrong in either mode is said in the same words in both.
         if stream:
@@ -116,6 +118,7 @@ class Validator:
             sent_text=request.sent_text,
             stopping=_stopping(params, max_new_tokens(params, len(prompt_ids), self.limits)),
             output=params.output,
+            terms=_terms(request),
             details=params.details or params.decoder_input_details,
             prompt_details=params.decoder_input_details,
             return_full_text=bool(params.return_full_text),
@@ -158,6 +161,15 @@ def _stopping(params: GenerateParameters, most: int) -> StoppingParams:
     )
 
 
+def _terms(request: GenerateRequest) -> RequestTerms:
+    """A request can be less urgent than its caller's key, never more."""
+    caller, asked = request.caller, request.parameters.priority
+    priority = caller.priority if asked is None else asked
+    if caller.has_key:
+        priority = max(priority, caller.priority)
+    return RequestTerms(caller.tenant, caller.weight, priority)
+
+
 def _check_stream(request: GenerateRequest) -> None:
     params = request.parameters
     if params.decoder_input_details and not request.streams_prompt:
@@ -182,6 +194,11 @@ def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:
         raise ValidationError(
             f"`truncate` must be from 1 to {limits.max_input_length}, got {truncate}"
         )
+
+
+def _check_priority(asked: int | None) -> None:
+    if asked is not None and not -(2**31) <= asked < 2**31:
+        raise ValidationError(f"`priority` must be from {-(2**31)} to {2**31 - 1}, got {asked}")
 
 
 def _check_stopping(params: GenerateParameters, limits: RequestLimits) -> None:

@@ -27,6 +27,9 @@ class Shares(Generic[Member]):
     def __getitem__(self, member: Member) -> float:
         return self._service.get(member, 0.0)
 
+    def __len__(self) -> int:
+        return len(self._service)
+
     def joins(self, member: Member) -> None:
         """A member begins to wait: O(members that wait)."""
         least = 0.0

@@ -101,6 +101,8 @@ class ParametersBody(StrictBody):
     """Treat `inputs` as one user message and render the model's chat template."""
     seed: Integer | None = None
     """Makes drawn tokens reproducible."""
+    priority: Integer | None = None
+    """A smaller one goes first, where the server schedules by priority."""
     response_format: Any = None
     """Bind the output to JSON: `type` json_object or json_schema, a JSON schema in `schema`."""
 

@@ -79,6 +79,8 @@ class SamplingBody(ModelBody):
     """Leave special tokens out of the text; true if absent."""
     include_stop_str_in_output: bool | None = None
     """Let the text that ended the output be part of it."""
+    priority: Integer | None = None
+    """A smaller one goes first, where the server schedules by priority."""
     truncate_prompt_tokens: Integer | None = None
     """Keep only the last so many tokens of the prompt."""
     response_format: Any = None
@@ -138,6 +140,7 @@ class SamplingBody(ModelBody):
             stop=self.stops,
             stop_token_ids=self.stop_token_ids or [],
             ignore_eos_token=bool(self.ignore_eos),
+            priority=self.priority,
             truncate=None if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens,
             logit_bias=self._logit_bias(),
             min_new_tokens=self.min_tokens or 0,

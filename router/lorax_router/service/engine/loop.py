@@ -35,6 +35,7 @@ from lorax_contract.step import (
 )
 from lorax_router.core.adapters.table import AdapterCapacity, AdapterRecord
 from lorax_router.core.ports import ShardClient
+from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.orders import AdapterOrders, OrderExecutor
 from lorax_router.service.engine.port import EngineStats, StepObserver, TokenChunk, TokenStream
@@ -136,7 +137,7 @@ class EngineLoop:
         """Return an id never used before in this process."""
         return RequestId(next(self._ids))
 
-    def submit(self, spec: RequestSpec) -> TokenStream:
+    def submit(self, spec: RequestSpec, terms: RequestTerms = ANY_TERMS) -> TokenStream:
         """Queue a request and return its stream; closing the stream cancels the request.
 
         Raises ValidationError when it can never fit, UnhealthyError or
@@ -145,7 +146,7 @@ class EngineLoop:
         if self._failure is not None:
             raise self._failure
         now = self._clock()
-        self._scheduler.submit(spec, now)
+        self._scheduler.submit(spec, now, terms)
         stream = _Stream(partial(self._cancel, spec.request_id), spec.adapter, now)
         self._streams[spec.request_id] = stream
         self._work.set()

@@ -15,6 +15,7 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterRecord
+from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import SchedulerStats as EngineStats
 
 __all__ = [
@@ -112,7 +113,7 @@ class EnginePort(Protocol):
     def new_request_id(self) -> RequestId:
         """Return an id never used before in this process."""
 
-    def submit(self, spec: RequestSpec) -> TokenStream:
+    def submit(self, spec: RequestSpec, terms: RequestTerms = ANY_TERMS) -> TokenStream:
         """Queue a request and return its stream; closing the stream cancels the request.
 
         Raises ValidationError at once when the request can never fit.

@@ -28,7 +28,7 @@ _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "fetches_per_minute", "store_bytes")
 _SWITCHES = ("admin", "metrics")
 _TEXTS = ("keys", "adapters")
-_FIELDS = {*_COUNTS, *_SWITCHES, *_TEXTS, "pins", "priority", "api_token_env"}
+_FIELDS = {*_COUNTS, *_SWITCHES, *_TEXTS, "pins", "priority", "weight", "api_token_env"}
 
 
 def parse_tenants(text: str, environment: Mapping[str, str] = os.environ) -> dict[str, Caller]:
@@ -88,6 +88,7 @@ def _caller(name: str, values: Any, environment: Mapping[str, str]) -> Caller:
         is_admin=is_admin,
         may_read_metrics=may_read_metrics,
         priority=_integer(name, values, "priority", least=-(2**31), default=0) or 0,
+        weight=_weight(name, values),
         quotas=Quotas(
             **{field: _integer(name, values, field, least=1) for field in _COUNTS},
             pins=_integer(name, values, "pins", least=0, default=0) or 0,
@@ -123,6 +124,13 @@ def _integer(
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
         raise ConfigError(f"tenant {name}: `{field}` must be a whole number from {least}")
     return value
+
+
+def _weight(name: str, values: Mapping[str, Any]) -> float:
+    value = values.get("weight", 1.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.001 <= value <= 1000:
+        raise ConfigError(f"tenant {name}: `weight` must be a number from 0.001 to 1000")
+    return float(value)
 
 
 def _api_token(name: str, values: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
