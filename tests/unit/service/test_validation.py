@@ -11,6 +11,8 @@ from tests.helpers.inline_templates import InlineTemplates
 
 from lorax_contract.errors import TemplateError, ValidationError
 from lorax_contract.step import LogitBias, OutputKind
+from lorax_router.core.request import RequestTerms
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
@@ -31,11 +33,12 @@ def validate(
     bounds: RequestLimits | None = None,
     template: str | None = TEMPLATE,
     chat: bool = False,
+    caller: Caller = ANYBODY,
     **params: Any,
 ) -> ValidRequest:
     prompt = ChatPrompt.of_user(inputs) if chat else TextPrompt(inputs)
     parameters = GenerateParameters(**params)
-    request = GenerateRequest(prompt=prompt, sent_text=inputs, parameters=parameters)
+    request = GenerateRequest(prompt=prompt, sent_text=inputs, parameters=parameters, caller=caller)
 
     async def run() -> ValidRequest:
         pool = TokenizerPool(word_tokenizer(), 1)
@@ -228,6 +231,25 @@ def test_biases_and_a_least_length_reach_the_shards():
     assert sampling.watermark
     assert valid.stopping.min_new_tokens == 2
     assert validate("w1", logit_bias=dict.fromkeys(range(300), 1.0)).samplings[0].logit_bias
+
+
+def test_a_request_can_be_less_urgent_than_its_key_and_never_more():
+    acme = Caller(tenant="acme", priority=3, weight=2.0)
+    asked = {None: 3, 1: 3, 3: 3, 9: 9}
+    for priority, granted in asked.items():
+        terms = validate("w1", caller=acme, priority=priority).terms
+        assert terms == RequestTerms("acme", 2.0, granted)
+
+
+def test_without_keys_a_request_says_how_urgent_it_is():
+    assert validate("w1").terms == RequestTerms()
+    assert validate("w1", priority=-5).terms == RequestTerms(priority=-5)
+
+
+@pytest.mark.parametrize("priority", [2**31, -(2**31) - 1])
+def test_a_priority_beyond_32_bits_is_refused(priority):
+    with pytest.raises(ValidationError, match="`priority` must be from -2147483648"):
+        validate("w1", priority=priority)
 
 
 def test_a_least_length_beyond_what_fits_is_refused():

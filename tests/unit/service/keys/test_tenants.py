@@ -23,6 +23,7 @@ TOML = f"""
 [tenants.acme]
 keys = ["{SECRET}", "sha256:{hash_of("sk-acme-second")}"]
 priority = -1
+weight = 2.5
 requests_per_minute = 60
 tokens_per_minute = 10_000
 fetches_per_minute = 5
@@ -46,6 +47,7 @@ def test_a_file_says_whom_keys_stand_for_and_what_they_may() -> None:
         tenant="acme",
         may_read_metrics=False,
         priority=-1,
+        weight=2.5,
         quotas=Quotas(
             requests_per_minute=60,
             tokens_per_minute=10_000,
@@ -95,6 +97,9 @@ def bad(name: str = "a", **values: Any) -> str:
         (bad(tokens_per_minute=True), "tenant a: `tokens_per_minute` must be a whole number"),
         (bad(store_bytes="1GB"), "tenant a: `store_bytes` must be a whole number"),
         (bad(admin="yes"), "tenant a: `admin` must be true or false"),
+        (bad(weight=0), "tenant a: `weight` must be a number from 0.001 to 1000"),
+        (bad(weight=True), "tenant a: `weight` must be a number"),
+        (bad(weight="2"), "tenant a: `weight` must be a number"),
         (bad(adapters="x"), "tenant a: `adapters` must be a list"),
         (bad(api_token_env="NOT_SET"), "tenant a: `api_token_env` must name a variable"),
         (json.dumps({"tenants": {"a": {"keys": [SECRET]}, "b": {"keys": [SECRET]}}}),
