@@ -8,19 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Schema = Any
+from lorax_router.service.constraints.schema_tree import References, Schema, listed, walk
 
 # At most one line break with indentation, or one space: without a bound some models write
 # nothing but white space, for ever.
 _SPACE = r"(?: |\n[ \t]{0,40})"
 _SPACE_OPTIONS = ("whitespace_pattern", "whitespace_flexible", "item_separator", "key_separator")
 
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLES = (
-    "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
-    "unevaluatedItems", "unevaluatedProperties",
-)  # fmt: skip
 # What says of the same object what a neighbour says too.
 _COMBINERS = ("$ref", "allOf", "anyOf", "dependentSchemas", "if", "not", "oneOf")
 _OF_OBJECTS = ("additionalProperties", "patternProperties", "properties", "required")
@@ -34,9 +28,10 @@ def prepared(schema: dict[str, Any]) -> dict[str, Any]:
     something of that, or combines several schemas of one object. Whatever it then allows, the
     schema as it was given allows too.
     """
-    nodes = list(_walk(schema))
+    nodes = list(walk(schema))
     combined = [node for node in nodes if _combines(node)]
-    left_open = {id(inner) for node in combined for inner in _walk(node, schema)}
+    references = References(schema)
+    left_open = {id(inner) for node in combined for inner in walk(node, references)}
     for node in nodes:
         if id(node) not in left_open:
             _close(node)
@@ -49,46 +44,21 @@ def prepared(schema: dict[str, Any]) -> dict[str, Any]:
 
 def can_end(schema: Schema) -> bool:
     """Return whether some finite value fits, as far as references and requirements tell."""
-    open_nodes = {id(node): node for node in _walk(schema)}
+    open_nodes = {id(node): node for node in walk(schema)}
+    references = References(schema)
     found = list(open_nodes)
     while found:
-        found = [key for key, node in open_nodes.items() if _ends(node, schema, open_nodes)]
+        found = [key for key, node in open_nodes.items() if _ends(node, references, open_nodes)]
         for key in found:
             del open_nodes[key]
     return id(schema) not in open_nodes
-
-
-def _walk(schema: Schema, root: Schema = None) -> Iterator[dict[str, Any]]:
-    """Yield a schema and all schemas within it, each once.
-
-    With ``root``, the whole document, what they refer to as well.
-    """
-    waiting: list[Schema] = [schema]
-    seen: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, dict) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        for name in _MAPS:
-            if isinstance(inner := node.get(name), dict):
-                waiting.extend(inner.values())
-        for name in _LISTS:
-            waiting.extend(_listed(node, name))
-        for name in _SINGLES:
-            inner = node.get(name)
-            # As drafts before 2020 have it, items may be a list.
-            waiting.extend(inner if isinstance(inner, list) else [inner])
-        if root is not None and isinstance(reference := node.get("$ref"), str):
-            waiting.append(_target(reference, root))
 
 
 def _combines(node: Mapping[str, Any]) -> bool:
     """Return whether several schemas speak of one value, and may do so of its properties."""
     own = any(name in node for name in _OF_OBJECTS)
     others = [name for name in _COMBINERS if name in node and name != "allOf"]
-    parts = sum(map(_may_be_of_objects, _listed(node, "allOf")))
+    parts = sum(map(_may_be_of_objects, listed(node, "allOf")))
     return own + len(others) + parts > 1
 
 
@@ -104,7 +74,9 @@ def _close(node: dict[str, Any]) -> None:
         node["additionalProperties"] = False
 
 
-def _ends(node: Mapping[str, Any], root: Schema, open_nodes: Mapping[int, Schema]) -> bool:
+def _ends(
+    node: Mapping[str, Any], references: References, open_nodes: Mapping[int, Schema]
+) -> bool:
     """Return whether a value can end here if it can in all schemas but the open ones."""
 
     def ends(inner: Schema) -> bool:
@@ -112,12 +84,12 @@ def _ends(node: Mapping[str, Any], root: Schema, open_nodes: Mapping[int, Schema
 
     if "enum" in node or "const" in node:
         return True
-    if isinstance(reference := node.get("$ref"), str) and not ends(_target(reference, root)):
+    if not ends(references.target(node)):
         return False
-    if not all(ends(each) for each in _listed(node, "allOf")):
+    if not all(ends(each) for each in listed(node, "allOf")):
         return False
     for name in ("anyOf", "oneOf"):
-        if (choices := _listed(node, name)) and not any(ends(each) for each in choices):
+        if (choices := listed(node, name)) and not any(ends(each) for each in choices):
             return False
     said = node.get("type")
     types = set(map(str, said)) if isinstance(said, list) else {str(said)}
@@ -129,33 +101,13 @@ def _ends(node: Mapping[str, Any], root: Schema, open_nodes: Mapping[int, Schema
 
 def _required(node: Mapping[str, Any]) -> Iterator[Schema]:
     declared, others = node.get("properties"), node.get("additionalProperties")
-    for name in _listed(node, "required"):
+    for name in listed(node, "required"):
         yield declared.get(name, others) if isinstance(declared, dict) else others
 
 
 def _first_items(node: Mapping[str, Any]) -> Iterator[Schema]:
-    count, places = node.get("minItems", 0), _listed(node, "prefixItems")
+    count, places = node.get("minItems", 0), listed(node, "prefixItems")
     if isinstance(count, int) and count > 0:
         yield from places[:count]
         if count > len(places):
             yield node.get("items")
-
-
-def _listed(node: Mapping[str, Any], name: str) -> list[Any]:
-    return value if isinstance(value := node.get(name), list) else []
-
-
-def _target(reference: str, root: Schema) -> Schema:
-    """Return what a reference within the document means; None: that is another's affair."""
-    if not reference.startswith("#"):
-        return None
-    node = root
-    for part in reference[1:].split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, dict) and name in node:
-            node = node[name]
-        elif isinstance(node, list) and name.isdecimal() and int(name) < len(node):
-            node = node[int(name)]
-        else:
-            return None
-    return node

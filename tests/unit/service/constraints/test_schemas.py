@@ -69,6 +69,41 @@ def test_a_schema_that_can_end_is_left_alone(schema):
     assert can_end(schema)
 
 
+@pytest.mark.parametrize(
+    ("reference", "name", "more", "root"),
+    [
+        ("#/$defs/an%20item", "an item", {}, {}),
+        ("#/$defs/gr%C3%B6%C3%9Fe", "größe", {}, {}),
+        ("#/$defs/a~1b~0%22", 'a/b~"', {}, {}),
+        ("#item", "node", {"$anchor": "item"}, {}),
+        ("https://example.org/list#/$defs/node", "node", {}, {"$id": "https://example.org/list"}),
+        ("list#/$defs/node", "node", {}, {"$id": "https://example.org/list"}),
+        ("https://example.org/node", "node", {"$id": "node"}, {"$id": "https://example.org/list"}),
+        ("urn:x:list#/$defs/node", "node", {}, {"$id": "urn:x:list"}),
+        ("#/$defs/node", "node", {}, {"$id": "urn:x:list"}),
+    ],
+)
+def test_references_within_the_document_are_followed_however_they_are_written(
+    reference, name, more, root
+):
+    endless = {
+        **more,
+        "type": "object",
+        "properties": {"x": {"$ref": reference}},
+        "required": ["x"],
+    }
+    if more.get("$id"):
+        # Of what has a name of its own, a pointer begins there.
+        endless["properties"]["x"] = {"$ref": "#"}
+    assert not can_end({**root, "$ref": reference, "$defs": {name: endless}})
+    leaf = {**more, "type": "object", "properties": {"a": {}}}
+    assert can_end({**root, "$ref": reference, "$defs": {name: leaf}})
+    # What is combined stays open where it is referred to.
+    both = {"allOf": [{"$ref": reference}, {"type": "object", "properties": {"b": {}}}]}
+    after = prepared({**root, "properties": {"both": both}, "$defs": {name: leaf}})
+    assert "additionalProperties" not in after["$defs"][name]
+
+
 def test_objects_have_no_other_properties_than_they_declare():
     schema = {
         "type": "object",
