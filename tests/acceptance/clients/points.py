@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from tests.acceptance import generated_client, openapi, published_clients, tenants
+from tests.acceptance.clients import bound_speed, lm_eval_harness, structured_output
 from tests.acceptance.clients.calls import point_calls
 from tests.acceptance.clients.readme import point_readme
 from tests.acceptance.clients.runs import PROGRAMS, run_client
@@ -41,6 +42,9 @@ def point_templates() -> Result:
 POINTS = [
     *(Point(f"1 {name}", f"{name}, unmodified", _client(name)) for name in PROGRAMS),
     *published_clients.POINTS,
+    *lm_eval_harness.POINTS,
+    *structured_output.POINTS,
+    *bound_speed.POINTS,
     Point("5", "chats are rendered and read as their templates have it", point_templates),
     Point("6c", "streamed calls of tools are those of the whole answer", point_calls),
     Point("6t", "streamed texts are those of the whole answer", point_texts),
