@@ -106,10 +106,11 @@ class Schemas:
         return self._counted("multipleOf", schema)
 
     def _number(self) -> Schema:
-        step = self._rng.choice((0.5, 0.25, 0.01))
         low = round(self._rng.uniform(-3, 3), 1)
         high = low + self._rng.choice((1.5, 20))
-        schema = {"type": "number", "minimum": low, "maximum": high, "multipleOf": step}
+        schema = {"type": "number", "minimum": low, "maximum": high}
+        if self._rng.random() < 0.5:
+            schema["multipleOf"] = self._rng.choice((0.5, 0.25, 0.01))
         return self._counted("number", schema)
 
     def _enumeration(self) -> Schema:
@@ -199,4 +200,6 @@ class Schemas:
             schema["patternProperties"] = {"^k[0-9]$": self._some(depth + 2)}
             schema["additionalProperties"] = False
             return self._counted("patternProperties", schema)
-        return self._counted("values", {**schema, "additionalProperties": self._some(depth + 2)})
+        # Names are texts without an end: these are given.
+        schema |= {"required": ["k 1", "k2"], "additionalProperties": self._some(depth + 2)}
+        return self._counted("values", schema)

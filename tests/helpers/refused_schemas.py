@@ -52,5 +52,5 @@ REFUSED: dict[str, Any] = {
     },
     "a pattern too large": {"type": "string", "pattern": "^(((a{1000}){1000}){1000})$"},
     "too long": {"enum": ["x" * 300_000]},
-    "too deep": _deep(700),
+    "too deep": _deep(150),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -61,9 +61,11 @@ class References:
             waiting.extend((inner, base) for inner in children(node))
 
 
-def walk(schema: Schema, references: References | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a schema and all schemas within it, each once; with ``references`` their targets too."""
-    waiting: list[Schema] = [schema]
+def walk(
+    schemas: Iterable[Schema], references: References | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield schemas and all schemas within them, each once; with ``references`` their targets too."""
+    waiting: list[Schema] = list(schemas)
     seen: set[int] = set()
     while waiting:
         node = waiting.pop()

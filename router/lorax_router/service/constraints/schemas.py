@@ -1,7 +1,4 @@
-"""JSON schemas before they become grammars: those without an end, and what is left open.
-
-Runs in the limited process: it walks whatever a client sends.
-"""
+"""JSON schemas before they become grammars: those without an end, and what is left open."""
 
 from __future__ import annotations
 
@@ -15,6 +12,14 @@ from lorax_router.service.constraints.schema_tree import References, Schema, lis
 _SPACE = r"(?: |\n[ \t]{0,40})"
 _SPACE_OPTIONS = ("whitespace_pattern", "whitespace_flexible", "item_separator", "key_separator")
 
+# Digits behind a point have no end either: 9 where both bounds are known.
+_STEP, _LEAST_WIDTH = 1e-9, 1e-6
+_OF_NUMBERS = (
+    "type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+)  # fmt: skip
+# How long texts of these formats may be: with 9 digits of a second, and as their standards say.
+_LENGTHS = {"date-time": 35, "duration": 35, "email": 254, "hostname": 253, "time": 24}
+
 # What says of the same object what a neighbour says too.
 _COMBINERS = ("$ref", "allOf", "anyOf", "dependentSchemas", "if", "not", "oneOf")
 _OF_OBJECTS = ("additionalProperties", "patternProperties", "properties", "required")
@@ -22,19 +27,8 @@ _OPENERS = ("additionalProperties", "patternProperties", "unevaluatedProperties"
 
 
 def prepared(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema whose grammar lets outputs end: its objects closed, white space bounded.
-
-    Objects have the properties that they declare and no others, unless the schema says
-    something of that, or combines several schemas of one object. Whatever it then allows, the
-    schema as it was given allows too.
-    """
-    nodes = list(walk(schema))
-    combined = [node for node in nodes if _combines(node)]
-    references = References(schema)
-    left_open = {id(inner) for node in combined for inner in walk(node, references)}
-    for node in nodes:
-        if id(node) not in left_open:
-            _close(node)
+    """Return a schema whose grammar lets outputs end; white space is bounded, too."""
+    bound(schema)
     own = schema.get("x-guidance")
     options = dict(own) if isinstance(own, Mapping) else {}
     if not any(name in options for name in _SPACE_OPTIONS):
@@ -42,9 +36,28 @@ def prepared(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "x-guidance": options}
 
 
+def bound(schema: dict[str, Any]) -> None:
+    """Bound in a schema, in place, what could be written without an end.
+
+    Objects have the properties that they declare and no others, unless the schema says
+    something of that, or combines several schemas of one object. Fractions between two bounds and
+    texts of some formats are of bounded length. Whatever the schema then allows, it allowed before.
+    """
+    nodes = list(walk([schema]))
+    references = References(schema)
+    left_open = {id(each) for each in walk(filter(_combines, nodes), references)}
+    in_parts = {id(each) for each in walk(filter(_has_parts, nodes), references)}
+    for node in nodes:
+        if id(node) not in left_open:
+            _close(node)
+        if id(node) not in in_parts:
+            _bound_fraction(node)
+        _bound_text(node)
+
+
 def can_end(schema: Schema) -> bool:
     """Return whether some finite value fits, as far as references and requirements tell."""
-    open_nodes = {id(node): node for node in walk(schema)}
+    open_nodes = {id(node): node for node in walk([schema])}
     references = References(schema)
     found = list(open_nodes)
     while found:
@@ -72,6 +85,38 @@ def _close(node: dict[str, Any]) -> None:
         return
     if isinstance(required, list) and all(name in declared for name in required):
         node["additionalProperties"] = False
+
+
+def _has_parts(node: Mapping[str, Any]) -> bool:
+    """Return whether several schemas may speak of one number."""
+    others = sum(name in node for name in _COMBINERS)
+    return "allOf" in node or others + any(name in node for name in _OF_NUMBERS) > 1
+
+
+def _bound_fraction(node: dict[str, Any]) -> None:
+    said = node.get("type")
+    if "number" not in (said if isinstance(said, list) else [said]):
+        return
+    if any(name in node for name in ("multipleOf", "enum", "const")):
+        return
+    low = _numbers(node, "minimum", "exclusiveMinimum")
+    high = _numbers(node, "maximum", "exclusiveMaximum")
+    # In a narrower place there might be none with so few digits.
+    if low and high and min(high) - max(low) >= _LEAST_WIDTH:
+        node["multipleOf"] = _STEP
+
+
+def _numbers(node: Mapping[str, Any], *names: str) -> list[float]:
+    values = [node[name] for name in names if name in node]
+    return [each for each in values if isinstance(each, (int, float)) and each is not True]
+
+
+def _bound_text(node: dict[str, Any]) -> None:
+    name = node.get("format")
+    most = _LENGTHS.get(name) if isinstance(name, str) else None
+    least = node.get("minLength", 0)
+    if most is not None and "maxLength" not in node and isinstance(least, int) and least <= most:
+        node["maxLength"] = most
 
 
 def _ends(

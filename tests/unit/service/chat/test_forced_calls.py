@@ -204,7 +204,7 @@ def test_objects_have_what_they_declare() -> None:
         "additionalProperties": False,
     }
     for left_open in (
-        {"allOf": [inner]}, {"anyOf": [inner], **inner}, {"$ref": "#/$defs/a", **inner},
+        {"allOf": [inner, {**inner}]}, {"anyOf": [inner], **inner}, {"$ref": "#/$defs/a", **inner},
     ):  # fmt: skip
         assert object_schema(FunctionTool(name="f", parameters={"items": left_open})) == {
             "type": "object",
@@ -213,6 +213,31 @@ def test_objects_have_what_they_declare() -> None:
     for own in ({"additionalProperties": {}}, {"patternProperties": {}}, {"required": ["y"]}):
         open_one = {"type": "object", **inner, **own}
         assert object_schema(FunctionTool(name="f", parameters=open_one)) == open_one
+
+
+# Between tags a text is any text.
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"qwen"}))
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "number", "minimum": 0, "maximum": 9}, {"type": "string", "format": "time"}],
+    ids=json.dumps,
+)
+def test_arguments_within_bounds_end_whatever_digit_the_model_likes_best(
+    name: str, schema: dict[str, Any]
+) -> None:
+    """It writes one digit as long as that is allowed, as small models do."""
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    constraint = forced(ALL[name], [FunctionTool(name="f", parameters=parameters)])
+    made = matcher(constraint)
+    digits = [tokenizer().tokenize_str(digit)[0] for digit in ".30"]
+    rng, num = random.Random(1), 0
+    while not made.is_accepting():
+        mask = made.compute_bitmask()
+        allowed = [each for each in range(8 * len(mask)) if mask[each // 8] >> each % 8 & 1]
+        liked = [each for each in digits if each in allowed]
+        assert made.consume_token(liked[0] if liked else rng.choice(allowed))
+        num += 1
+        assert num < 200
 
 
 def test_a_schema_that_nests_without_end_is_refused_in_words() -> None:

@@ -161,3 +161,25 @@ def test_white_space_is_bounded_unless_the_schema_says_how_much():
     assert prepared(own)["x-guidance"] == {"whitespace_flexible": False}
     lenient = {"type": "object", "x-guidance": {"lenient": True}}
     assert prepared(lenient)["x-guidance"].keys() == {"lenient", "whitespace_pattern"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "number", "minimum": 0},
+        {"type": "number", "minimum": 0, "maximum": 1e-9},
+        {"type": "number", "minimum": 0, "maximum": 10, "multipleOf": 7},
+        {"type": "number", "enum": [0.1]},
+        {"allOf": [{"type": "number", "minimum": 0, "maximum": 100}, {"multipleOf": 7}]},
+        {"type": "number", "minimum": 0, "maximum": 100, "$ref": "#/$defs/x", "$defs": {"x": {}}},
+        {"type": "string", "format": "time", "maxLength": 99},
+        {"type": "string", "format": "time", "minLength": 99},
+        {"type": "string", "format": "uri"},
+        {"type": "number", "minimum": "0", "maximum": [1]},
+        {"format": []},
+    ],
+)
+def test_what_has_no_bounds_or_others_is_not_given_any(schema):
+    after = prepared(copy.deepcopy(schema))
+    del after["x-guidance"]
+    assert after == schema
