@@ -18,7 +18,7 @@ import psutil
 import pytest
 from tests.helpers.adapter_world import fetched
 from tests.helpers.fake_shard_server import serve
-from tests.helpers.http_app import until, word_tokenizer
+from tests.helpers.http_app import events, until, word_tokenizer
 from tests.helpers.in_loop import in_loop
 from tests.helpers.router_process import RouterProcess, config_of, started
 
@@ -54,6 +54,23 @@ class Serving:
             parameters |= {"adapter_id": adapter, "adapter_source": "local"}
         body = {"inputs": "w1 w2", "parameters": parameters}
         return await self._client.post("/generate", json=body)
+
+    async def said(self, adapter: str, *, stream: bool) -> tuple[str, str]:
+        """Return content and reasoning of a chat's answer."""
+        body = {
+            "model": f"local:{adapter}" if adapter else "", "stream": stream, "max_tokens": 3,
+            "messages": [{"role": "user", "content": "w1"}], "ignore_eos": True,
+        }  # fmt: skip
+        answer = await self._client.post("/v1/chat/completions", json=body)
+        if not stream:
+            message = answer.json()["choices"][0]["message"]
+            return message["content"], message.get("reasoning_content", "")
+        deltas = [
+            each["choices"][0]["delta"] for each in events(answer.text.replace("data: [DONE]", ""))
+        ]
+        names = ("content", "reasoning_content")
+        content, reasoning = ("".join(d.get(name) or "" for d in deltas) for name in names)
+        return content, reasoning
 
     async def health(self) -> int:
         return (await self._client.get("/health")).status_code
@@ -141,6 +158,23 @@ async def test_a_template_that_never_ends_does_not_hold_up_the_end(tmp_path: Pat
         await until(lambda: len(psutil.Process(world.router.process.pid).children()) > before)
     # Its client is told as ever, or that the server ends; it is not left without an answer.
     assert (await task).status_code in (422, 503)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@in_loop
+async def test_answers_are_read_by_the_template_that_made_their_prompt(
+    tmp_path: Path, stream: bool
+) -> None:
+    thinks = "{# </think> #}<user> {{ messages[0].content }} <assistant> <think>"
+    async with serving(tmp_path) as world:
+        world.shard.texts["files of thinks"] = {"chat_template.jinja": thinks.encode()}
+        read = {name: await world.said(name, stream=stream) for name in ("", "other", "thinks")}
+        assert {name: bool(content) for name, (content, _) in read.items()} == {
+            "": True, "other": True, "thinks": False
+        }  # fmt: skip
+        assert {name: bool(reasoning) for name, (_, reasoning) in read.items()} == {
+            "": False, "other": False, "thinks": True
+        }  # fmt: skip
 
 
 class CountedTexts(dict[str, dict[str, bytes]]):
