@@ -25,7 +25,13 @@ from lorax_contract.errors import (
     SlowRequestError,
 )
 from lorax_router.grpc_api.auth import caller_of
-from lorax_router.grpc_api.errors import REQUEST_ID, DeadlineError, SlowReaderError, rich_status
+from lorax_router.grpc_api.errors import (
+    FIELDS,
+    REQUEST_ID,
+    DeadlineError,
+    SlowReaderError,
+    rich_status,
+)
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.reply import ClientLeftError, ReplyQueue, UnreadBytes
 from lorax_router.service.callers import ANYBODY, Caller
@@ -56,6 +62,8 @@ class PublicCall:
         self.reply = ReplyQueue(context, context.peer(), unread, limits, self.head)
         # Who calls, once that is known.
         self.caller = ANYBODY
+        # What errors call the fields of its request.
+        self.names = FIELDS
 
     def identify(self, keys: KeyStore) -> None:
         """Find out who calls; raises UnauthenticatedError, ForbiddenError."""
@@ -166,7 +174,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         call.reply.drop_waiting()
         peer, num_stuck = context.peer(), int(call.reply.is_stuck)
         self._stuck[peer] += num_stuck
-        status = rich_status(error, call.request_id)
+        status = rich_status(error, call.request_id, call.names)
         try:
             trailers = (*status.trailing_metadata, *call.head)
             await context.abort(status.code, status.details, trailers)

@@ -49,6 +49,8 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "tokens": "ids",
     }
 )
+# The same of requests with messages.
+CHAT_FIELDS: Mapping[str, str] = MappingProxyType({**FIELDS, "inputs": "messages"})
 _FIELD = re.compile(r"`([a-z]\w*(?:\.\w+)*)`")
 # Of a text: metadata holds 8 kB, and a status has its text several times, encoded.
 _MAX_TEXT_BYTES = 1_000
@@ -69,13 +71,15 @@ class DeadlineError(LoraxError):
     kind = ErrorKind(504, "DEADLINE_EXCEEDED", "deadline")
 
 
-def rich_status(error: LoraxError, request_id: str) -> grpc.Status:
-    """Return the status of an error, with its details."""
+def rich_status(
+    error: LoraxError, request_id: str, names: Mapping[str, str] = FIELDS
+) -> grpc.Status:
+    """Return the status of an error, with its details; ``names`` are those of its request's fields."""
     if isinstance(error, ShardError):
         # What went on between router and shard stays inside.
         error = GenerationError(str(error), public="a shard failed")
     code, reason = _code_and_reason(error)
-    text, field = _in_our_words(error.public)
+    text, field = _in_words_of(names, error.public)
     text = _clipped(text)
     details: list[message.Message] = [
         error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN),
@@ -108,13 +112,13 @@ def _retry_after_s(error: LoraxError) -> float | None:
     return error.kind.retry_after_s
 
 
-def _in_our_words(text: str) -> tuple[str, str]:
+def _in_words_of(names: Mapping[str, str], text: str) -> tuple[str, str]:
     """Return a text with its fields renamed, and the first of them."""
     fields: list[str] = []
 
     def renamed(match: re.Match[str]) -> str:
         head, dot, rest = match[1].partition(".")
-        fields.append(FIELDS.get(match[1]) or FIELDS.get(head, head) + dot + rest)
+        fields.append(names.get(match[1]) or names.get(head, head) + dot + rest)
         return f"`{fields[-1]}`"
 
     text = _FIELD.sub(renamed, text).replace("GET /v1/adapters", "ListAdapters")

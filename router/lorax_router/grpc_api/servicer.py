@@ -11,6 +11,7 @@ from lorax_proto import lorax_pb2 as pb
 from lorax_proto.lorax_pb2_grpc import LoraxServicer
 from lorax_router.grpc_api.boundary import PublicCall
 from lorax_router.grpc_api.chunks import ChatChunks, ChunkMaker, TextChunks
+from lorax_router.grpc_api.errors import CHAT_FIELDS
 from lorax_router.grpc_api.requests import (
     adapter_parameters,
     chat_prompt,
@@ -80,6 +81,7 @@ class PublicServicer(LoraxServicer):
 
     async def Chat(self, request: pb.ChatRequest, call: PublicCall) -> pb.ChatResponse:
         """Answer with whole messages."""
+        call.names = CHAT_FIELDS
         with self._counted():
             domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
@@ -88,6 +90,7 @@ class PublicServicer(LoraxServicer):
 
     async def ChatStream(self, request: pb.ChatRequest, call: PublicCall) -> None:
         """Send parts of messages."""
+        call.names = CHAT_FIELDS
         with self._counted():
             domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)

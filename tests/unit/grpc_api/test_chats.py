@@ -126,6 +126,8 @@ async def test_a_forced_call_binds_the_answer(choice: pb.ToolChoice, is_bound: b
     ("sent", "field"),
     [
         (chat(TOOL, TOOL), "tools.1.name"),
+        (pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="w1 " * 30)]), "messages"),
+        (pb.ChatRequest(), "messages"),
         (chat(pb.Tool(description="?")), "tools.0.name"),
         (chat(pb.Tool(name="f", parameters_schema="[]")), "tools.0.parameters_schema"),
         (chat(TOOL, tool_choice=pb.ToolChoice(name="x")), "tool_choice"),
@@ -142,7 +144,7 @@ async def test_a_forced_call_binds_the_answer(choice: pb.ToolChoice, is_bound: b
     ],
 )
 @in_loop
-async def test_tools_that_contradict_are_refused_by_name(sent: pb.ChatRequest, field: str):
+async def test_what_cannot_be_answered_is_refused_by_its_name(sent: pb.ChatRequest, field: str):
     async with grpc_served(world_that_says(CALLS)) as served:
         for call in (served.stub.Chat, served.stub.ChatStream):
             refusal = await refused(call(sent, timeout=30))
