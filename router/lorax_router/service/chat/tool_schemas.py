@@ -8,7 +8,7 @@ from typing import Any
 
 from lorax_contract.errors import ValidationError
 from lorax_router.service.chat.tools import FunctionTool
-from lorax_router.service.constraints.schemas import bound
+from lorax_router.service.constraints.schemas import bound, can_end
 
 # Keywords whose values hold no schemas.
 _VALUES = frozenset({"const", "enum", "default", "examples"})
@@ -32,6 +32,11 @@ def object_schema(tool: FunctionTool) -> Mapping[str, Any]:
             "object and `required` a list"
         )
     schema = copy.deepcopy({"type": "object", **tool.parameters})
+    if not can_end(schema):
+        raise ValidationError(
+            f"`tools`: no arguments of {tool.name!r} end: by what their schema requires, each "
+            "holds another one within"
+        )
     bound(schema)
     return schema
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from lorax_router.service.constraints.schema_tree import References, Schema, listed, walk
+from lorax_router.service.constraints.schema_tree import (
+    References,
+    Schema,
+    children,
+    listed,
+    walk,
+)
 
 # At most one line break with indentation, or one space: without a bound some models write
 # nothing but white space, for ever.
@@ -57,13 +64,19 @@ def bound(schema: dict[str, Any]) -> None:
 
 def can_end(schema: Schema) -> bool:
     """Return whether some finite value fits, as far as references and requirements tell."""
-    open_nodes = {id(node): node for node in walk([schema])}
-    references = References(schema)
-    found = list(open_nodes)
+    nodes, references = list(walk([schema])), References(schema)
+    open_nodes = {id(node) for node in nodes}
+    # Whose end may show once another one's has.
+    dependents: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for node in nodes:
+        for inner in (*children(node), references.target(node)):
+            dependents[id(inner)].append(node)
+    found = nodes
     while found:
-        found = [key for key, node in open_nodes.items() if _ends(node, references, open_nodes)]
-        for key in found:
-            del open_nodes[key]
+        found = [node for node in found if _ends(node, references, open_nodes)]
+        open_nodes -= {id(node) for node in found}
+        next_nodes = (each for node in found for each in dependents[id(node)])
+        found = [*{id(each): each for each in next_nodes if id(each) in open_nodes}.values()]
     return id(schema) not in open_nodes
 
 
@@ -119,9 +132,7 @@ def _bound_text(node: dict[str, Any]) -> None:
         node["maxLength"] = most
 
 
-def _ends(
-    node: Mapping[str, Any], references: References, open_nodes: Mapping[int, Schema]
-) -> bool:
+def _ends(node: Mapping[str, Any], references: References, open_nodes: Container[int]) -> bool:
     """Return whether a value can end here if it can in all schemas but the open ones."""
 
     def ends(inner: Schema) -> bool:

@@ -240,6 +240,14 @@ def test_arguments_within_bounds_end_whatever_digit_the_model_likes_best(
         assert num < 200
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_arguments_of_which_none_end_are_refused_in_words(name: str) -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}, "required": ["next"]}
+    endless = {"properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"], "$defs": {"n": node}}
+    with pytest.raises(ValidationError, match="`tools`: no arguments of 'f' end"):
+        forced(ALL[name], [FunctionTool(name="f", parameters=endless)])
+
+
 def test_a_schema_that_nests_without_end_is_refused_in_words() -> None:
     schema: dict[str, Any] = {}
     for _ in range(5000):

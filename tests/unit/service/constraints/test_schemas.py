@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import pytest
 
+from lorax_router.service.constraints.schema_tree import References
 from lorax_router.service.constraints.schemas import can_end, prepared
 
 LEAF = {"type": "object", "properties": {"value": {"type": "integer"}}, "required": ["value"]}
@@ -102,6 +104,27 @@ def test_references_within_the_document_are_followed_however_they_are_written(
     both = {"allOf": [{"$ref": reference}, {"type": "object", "properties": {"b": {}}}]}
     after = prepared({**root, "properties": {"both": both}, "$defs": {name: leaf}})
     assert "additionalProperties" not in after["$defs"][name]
+
+
+def test_what_a_schema_takes_to_look_at_grows_with_its_size_alone(monkeypatch):
+    """A chain of references each of which ends once the next one does, and a wide object of them."""
+    num = 2000
+    names = [f"d{number}" for number in range(num)]
+    chain = {a: {"$ref": f"#/$defs/{b}"} for a, b in itertools.pairwise(names)}
+    wide = {"type": "object", "properties": {a: {"$ref": f"#/$defs/{a}"} for a in names[:50]}}
+    document = {**wide, "required": names[:50], "$defs": {**chain, names[-1]: LEAF}}
+    num_calls = 0
+    target = References.target
+
+    def counted(self, node):
+        nonlocal num_calls
+        num_calls += 1
+        return target(self, node)
+
+    monkeypatch.setattr(References, "target", counted)
+    assert can_end(document)
+    prepared(document)
+    assert num_calls < 20 * num
 
 
 def test_objects_have_no_other_properties_than_they_declare():
