@@ -50,6 +50,8 @@ class CoreWorld:
         self.admitted: dict[int, float] = {}
         self.ended: dict[int, float] = {}
         self.tokens: dict[int, int] = {}
+        # By request, how often it was made to give way.
+        self.num_preemptions: dict[int, int] = {}
         self._left: dict[int, int] = {}
         self._num_prompt: dict[int, int] = {}
         self._computed: dict[int, int] = {}
@@ -81,7 +83,7 @@ class CoreWorld:
             self.now += 1.0
             if plan is not None:
                 for row in plan.new_rows:
-                    self.admitted.setdefault(row.spec.request_id, self.now - 1.0)
+                    self._note_admission(row.spec.request_id)
                 self.scheduler.apply(self._outcome(plan), self.now)
             for event, handles in (
                 (AdapterEvent.PREPARED, orders.prepare),
@@ -90,6 +92,11 @@ class CoreWorld:
                 for handle in handles:
                     self.scheduler.adapter_event(handle, event, self.now, epoch=1)
             self.scheduler.check()
+
+    def _note_admission(self, number: int) -> None:
+        if number in self.admitted:
+            self.num_preemptions[number] = self.num_preemptions.get(number, 0) + 1
+        self.admitted.setdefault(number, self.now - 1.0)
 
     def _outcome(self, plan: StepPlan) -> StepOutcome:
         self._computed.update((row.spec.request_id, 0) for row in plan.new_rows)

@@ -29,7 +29,6 @@ that step is acknowledged.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from lorax_contract.errors import ValidationError
@@ -54,6 +53,7 @@ from lorax_router.core.request import (
     refuse_impossible,
 )
 from lorax_router.core.running import RunningRows
+from lorax_router.core.stats import SchedulerStats
 from lorax_router.core.step_builder import PlannedRow, StepBuilder
 
 # How many waiting requests one plan looks at beyond those it admits.
@@ -62,18 +62,6 @@ MAX_LOOKAHEAD = 16
 
 class ProtocolError(Exception):
     """An outcome does not belong to the plans in flight: router and shard disagree."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """A snapshot for metrics."""
-
-    num_running: int
-    num_waiting: int
-    num_blocks: int
-    num_free_blocks: int
-    num_preemptions: int
-    num_steps: int
 
 
 class ShardsLost(NamedTuple):
@@ -283,19 +271,26 @@ class Scheduler:
         self._activation.decided(orders)
 
     def _plan_displacements(self, now: float) -> None:
-        """Make rows give way to one that waits, where the policy says so and it helps."""
-        running = self._running
-        found = self._policy.displaced(self.adapters.admitting(), running.requests())
-        if found is None:
+        """Make rows give way to the first that waits, where the policy says so and it helps."""
+        running, policy = self._running, self._policy
+        if not (policy.displaces and len(policy) and len(running)):
             return
-        request, worse = found
-        needed = self._blocks_needed(request)
-        if running.most_free(worse) < needed:
+        policy.start_round(now, self.adapters.admitting())
+        request = policy.head()
+        if request is None or request.num_pending or self._has_place(request):
             return
-        for other in worse:
-            if len(running) < self.max_rows and running.most_free() >= needed:
-                return
+        others = policy.displaced(request, running.requests())
+        if running.most_free(others) < self._blocks_needed(request):
+            return
+        for other in others:
             running.preempt(other, now)
+            if self._has_place(request):
+                return
+
+    def _has_place(self, request: RequestState) -> bool:
+        """Whether a waiting request will find a row and blocks, once steps in flight are done."""
+        running = self._running
+        return len(running) < self.max_rows and running.most_free() >= self._blocks_needed(request)
 
     def _plan_decodes(self, builder: StepBuilder) -> list[RequestState]:
         """Give one token to each row that has just one to compute; return the other rows."""

@@ -236,7 +236,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             event = AdapterEvent.FAILED
         elif epoch == self.epoch and event is AdapterEvent.PREPARED:
             self.prepared[handle] = "content"
-            nbytes = 2
+            # Never more than what was known before.
+            nbytes = min(2, self.scheduler.adapters[handle].nbytes)
         elif epoch == self.epoch:
             self.prepared.pop(handle, None)
         for request_id in self.scheduler.adapter_event(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from typing import Generic, Protocol, TypeVar
 
@@ -20,6 +20,8 @@ Member = TypeVar("Member", bound=Hashable)
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 # What bringing an adapter to the shards counts for, in tokens of a prompt.
 LOAD_CHARGE = 256.0
+# A request that gave way so often is left alone by those who wait.
+MAX_DISPLACEMENTS = 3
 
 
 class _Headed(Protocol):
@@ -57,6 +59,19 @@ class _Round(Generic[Member]):
         return None
 
 
+def _beyond_the_first(
+    running: Sequence[RequestState], group: Callable[[RequestState], Hashable]
+) -> list[RequestState]:
+    """Return all but the oldest of each group."""
+    seen: set[Hashable] = set()
+    others = []
+    for request in sorted(running, key=rank_of):
+        if group(request) in seen:
+            others.append(request)
+        seen.add(group(request))
+    return others
+
+
 class _Tenant:
     """The adapters that one tenant waits with."""
 
@@ -82,6 +97,7 @@ class FairShare:
     """
 
     reserves_all = False
+    displaces = True
 
     def __init__(
         self, *, max_bypasses: int = MAX_BYPASSES, load_charge: float = LOAD_CHARGE
@@ -199,13 +215,32 @@ class FairShare:
 
     def victim(self, outranked: Sequence[RequestState]) -> RequestState:
         """Return the latest of the most served tenant."""
-        return max(outranked, key=lambda each: (self._shares[each.terms.tenant], each.order))
+        return max(outranked, key=self._entitlement)
 
     def displaced(
-        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
-    ) -> tuple[RequestState, list[RequestState]] | None:
-        """Nobody gives way to those who wait."""
-        return None
+        self, request: RequestState, running: Sequence[RequestState]
+    ) -> list[RequestState]:
+        """Rows of those that have several, for a tenant that has none; so for its adapters.
+
+        Each keeps its oldest row, so whoever gives way does not take it back: it cannot go to
+        and fro. The most served tenant's latest comes first, and nobody gives way for ever.
+        """
+        tenant, adapter = request.terms.tenant, request.spec.adapter
+        own = [each for each in running if each.terms.tenant == tenant]
+        if not own:
+            others = _beyond_the_first(running, lambda each: each.terms.tenant)
+        elif all(each.spec.adapter != adapter for each in own):
+            others = _beyond_the_first(own, lambda each: each.spec.adapter)
+        else:
+            return []
+        others = [each for each in others if each.num_preemptions < MAX_DISPLACEMENTS]
+        return sorted(others, key=self._entitlement, reverse=True)
+
+    def _entitlement(self, request: RequestState) -> tuple[float, float, int]:
+        """Who is to give way last comes first."""
+        name = request.terms.tenant
+        own = self._tenants[name].shares[request.spec.adapter]
+        return self._shares[name], own, request.order
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The least served tenant's come first, as if each that goes before were charged.

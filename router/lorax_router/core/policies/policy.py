@@ -25,6 +25,8 @@ class SchedulingPolicy(Protocol):
     max_bypasses: int
     # Whether a request enters only where the most that it may ever need is free.
     reserves_all: bool
+    # Whether running rows may have to give way to a request that waits.
+    displaces: bool
 
     def __len__(self) -> int:
         """Return the number of waiting requests."""
@@ -63,12 +65,9 @@ class SchedulingPolicy(Protocol):
         """Return who of some that may give way does so first; there is at least one."""
 
     def displaced(
-        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
-    ) -> tuple[RequestState, list[RequestState]] | None:
-        """Return the first of those that wait whom running ones should give way to, and these.
-
-        The first to give way comes first. None: nobody has to.
-        """
+        self, request: RequestState, running: Sequence[RequestState]
+    ) -> list[RequestState]:
+        """Return who of those that run should give way to the head of a round, the first first."""
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """Put adapters that wait for a slot, the longest waiting first, in their order."""

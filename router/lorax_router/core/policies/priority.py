@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import inf
 
-from lorax_contract.step import AdapterHandle
 from lorax_router.core.policies.queue import RequestQueue
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.request import RequestState, rank_of
@@ -23,6 +22,7 @@ class StrictPriority(FirstComeFirstServed):
     all worse classes waits for at most n * (SHARE_OF_BETTER + 1) admissions.
     """
 
+    displaces = True
     _num_ahead = 0
 
     def push(self, request: RequestState) -> None:
@@ -66,15 +66,8 @@ class StrictPriority(FirstComeFirstServed):
         return [queue for _, _, queue in self._round if queue.group > request.terms.priority]
 
     def displaced(
-        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
-    ) -> tuple[RequestState, list[RequestState]] | None:
-        """The first of those that wait, and all that run in worse classes."""
-        if not len(self._waiting):
-            return None
-        self.start_round(0.0, adapters)
-        request = super().head()
-        if request is None:
-            return None
+        self, request: RequestState, running: Sequence[RequestState]
+    ) -> list[RequestState]:
+        """All that run in worse classes, the latest of the worst first."""
         worse = [each for each in running if each.rank > request.rank]
-        worse.sort(key=rank_of, reverse=True)
-        return (request, worse) if worse else None
+        return sorted(worse, key=rank_of, reverse=True)

@@ -22,6 +22,7 @@ class FirstComeFirstServed:
     """
 
     reserves_all = False
+    displaces = False
 
     def __init__(self, *, max_bypasses: int = MAX_BYPASSES) -> None:
         self.max_bypasses = max_bypasses
@@ -89,10 +90,10 @@ class FirstComeFirstServed:
         return max(outranked, key=rank_of)
 
     def displaced(
-        self, adapters: Iterable[AdapterHandle], running: Iterable[RequestState]
-    ) -> tuple[RequestState, list[RequestState]] | None:
+        self, request: RequestState, running: Sequence[RequestState]
+    ) -> list[RequestState]:
         """Nobody gives way to those who wait."""
-        return None
+        return []
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The longest waiting comes first."""

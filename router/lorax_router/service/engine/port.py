@@ -16,7 +16,7 @@ from lorax_contract.step import (
 )
 from lorax_router.core.adapters.table import AdapterRecord
 from lorax_router.core.request import ANY_TERMS, RequestTerms
-from lorax_router.core.scheduler import SchedulerStats as EngineStats
+from lorax_router.core.stats import SchedulerStats as EngineStats
 
 __all__ = [
     "AdapterEngine",

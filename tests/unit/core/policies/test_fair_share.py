@@ -197,3 +197,56 @@ class TestShares:
             shares.leaves(number)
         assert shares[-2] == 105.0
         assert len(shares) < 2_000
+
+
+def test_a_tenant_without_a_row_gets_one_at_once() -> None:
+    """Under a flood with long outputs it does not wait for one of them to end."""
+    world = CoreWorld(FairShare(), max_rows=4)
+    for _ in range(40):
+        world.submit(A, num_output=500)
+    world.step(20)
+    victim = world.submit(B)
+    world.step(2)
+    assert world.admitted[victim] <= 21.0
+    assert world.scheduler.stats().num_preemptions == 1
+
+
+def test_an_adapter_without_a_row_gets_one_from_its_own_tenant_only() -> None:
+    """Without keys adapters are told apart the same way; other tenants pay nothing for it."""
+    world = CoreWorld(FairShare(load_charge=0.0), max_rows=4)
+    first = [world.submit(A, num_output=500, adapter=1) for _ in range(20)]
+    world.step(3)
+    world.submit(B, num_output=500)
+    world.step(20)
+    world.num_preemptions.clear()
+    second = world.submit(A, adapter=2)
+    world.step(6)
+    assert second in world.admitted
+    world.run_until_idle()
+    assert world.num_preemptions
+    assert set(world.num_preemptions) <= set(first)
+
+
+def test_giving_way_comes_to_rest() -> None:
+    """More tenants than rows, all with long requests: each gives way a few times at most."""
+    world = CoreWorld(FairShare(), max_rows=3)
+    for number in range(6):
+        for _ in range(3):
+            world.submit(RequestTerms(f"tenant {number}"), num_output=60)
+    world.run_until_idle()
+    assert set(world.tokens.values()) == {60}
+    assert max(world.num_preemptions.values(), default=0) <= 3
+
+
+def test_a_tenant_keeps_a_row_when_many_come() -> None:
+    """Those that come take what it has beyond that, and it takes nothing back."""
+    world = CoreWorld(FairShare(), max_rows=4, num_blocks=60)
+    for _ in range(10):
+        world.submit(A, num_output=100)
+    world.step(10)
+    others = [world.submit(RequestTerms(f"tenant {each}"), num_output=100) for each in range(8)]
+    world.step(4)
+    assert sum(each in world.admitted for each in others) == 3
+    assert world.scheduler.stats().num_preemptions == 3
+    world.step(50)
+    assert world.scheduler.stats().num_preemptions == 3
