@@ -50,6 +50,8 @@ def copy(tmp_path: Path) -> Path:
         ("router/lorax_router/core/ports.py", "import time"),
         ("router/lorax_router/core/ports.py", "from asyncio import sleep"),
         ("router/lorax_router/core/ports.py", "import lorax_contract.logs"),
+        ("router/lorax_router/core/ports.py", "import lorax_router.simulator.cost"),
+        ("router/lorax_router/simulator/driver.py", "import time"),
         ("router/lorax_router/service/engine/port.py", "import grpc"),
         ("router/lorax_router/service/engine/port.py", "import lorax_shard"),
         ("shard/lorax_shard/model/interface.py", "import lorax_router"),
@@ -98,7 +100,10 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
-@pytest.mark.parametrize("module", ["lorax_router.cli", "lorax_shard.cli", "lorax_launcher.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["lorax_router.cli", "lorax_router.simulator.cli", "lorax_shard.cli", "lorax_launcher.cli"],
+)
 def test_a_command_line_loads_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, {module}\n"

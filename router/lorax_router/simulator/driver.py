@@ -1,0 +1,249 @@
+"""The virtual clock: arrivals, steps and adapters of one workload under one policy."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import numpy.typing as npt
+
+from lorax_contract.step import (
+    AdapterHandle,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+)
+from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.policies.policy import SchedulingPolicy
+from lorax_router.core.request import RequestTerms
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.simulator.loads import LoadLane
+from lorax_router.simulator.server import SimulatedServer
+from lorax_router.simulator.service import MAX_WINDOWS, ServiceMeter, most_asking
+from lorax_router.simulator.shard import ExecutedStep, SimulatedShard
+from lorax_router.simulator.trace import Floats, Trace
+
+# How often turns of adapters are looked at while no step runs, as the engine loop does.
+_IDLE_TICK_S = 0.5
+# So many looks in a row without an effect mean that nothing will ever happen again.
+_MAX_IDLE_TICKS = 10_000
+# Prompts that share no token: the ids of request i begin at i times this.
+_ID_SPACING = 1 << 24
+
+
+class StandstillError(Exception):
+    """Requests wait, and nothing that could change it is under way."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SimulatedRun:
+    """What came of a workload under one policy."""
+
+    policy: str
+    trace: Trace
+    server: SimulatedServer
+    meter: ServiceMeter
+    first_token_at: Floats
+    ended_at: Floats
+    token_gaps: npt.NDArray[np.float32]
+    step_seconds: npt.NDArray[np.float64]
+    num_computed: int
+    num_preemptions: int
+    num_loads: int
+    end: float
+
+
+class Simulation:
+    """One run. Time comes from the workload, the cost model and the link, never from a clock.
+
+    Args:
+        trace: the requests.
+        server: what they are served by.
+        policy: makes the policy; it is given the adapter table.
+        name: what the report calls the policy.
+        check_every: check the scheduler's invariants every so many steps; 0: never.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        server: SimulatedServer,
+        policy: Callable[[AdapterTable], SchedulingPolicy],
+        *,
+        name: str = "",
+        check_every: int = 0,
+    ) -> None:
+        self._trace, self._server, self._name = trace, server, name
+        self._check_every = check_every
+        table = AdapterTable(
+            max_resident=server.max_adapters,
+            max_bytes=server.adapter_pool_bytes,
+            cycle_time_s=server.cycle_time_s,
+        )
+        for handle, rank in enumerate(trace.adapter_ranks):
+            if handle:
+                table.add(AdapterHandle(handle), rank * server.bytes_per_rank)
+        self.scheduler = Scheduler(
+            num_blocks=server.num_blocks,
+            block_size=server.block_size,
+            max_step_tokens=server.max_step_tokens,
+            max_rows=server.max_rows,
+            depth=server.depth,
+            policy=policy(table),
+            adapters=table,
+        )
+        self._shard = SimulatedShard(trace, server)
+        self._loads = LoadLane(server, table)
+        work = trace.prompts + 2.0 * trace.outputs
+        compared = most_asking(trace.clients, work, len(trace.client_names))
+        window = max(float(trace.times[-1]), 1.0) / MAX_WINDOWS
+        self._meter = ServiceMeter(trace.client_weights, compared, window)
+        self._clients = [int(each) for each in trace.clients]
+        self._times = [float(each) for each in trace.times]
+        self._terms = _Terms(trace)
+        self._next_arrival = 0
+        # When each step in flight ends; when the device is free.
+        self._in_flight: deque[tuple[float, ExecutedStep]] = deque()
+        self._device_free_at = 0.0
+        self._step_seconds: list[float] = []
+        self._now = 0.0
+
+    def run(self) -> SimulatedRun:
+        """Serve all requests."""
+        idle_ticks = 0
+        while True:
+            self._plan()
+            upcoming = self._next_event()
+            if upcoming == inf:
+                if self.scheduler.is_idle:
+                    break
+                upcoming = self._now + _IDLE_TICK_S
+                idle_ticks += 1
+                if idle_ticks > _MAX_IDLE_TICKS:
+                    raise StandstillError(self._describe_standstill())
+            else:
+                idle_ticks = 0
+            self._now = upcoming
+            self._advance()
+        self._meter.finish()
+        return self._result()
+
+    # --- events -------------------------------------------------------------------
+
+    def _next_event(self) -> float:
+        """Return when something happens next; inf if nothing will by itself."""
+        upcoming = self._in_flight[0][0] if self._in_flight else inf
+        load = self._loads.next_end()
+        if load is not None and load < upcoming:
+            upcoming = load
+        if self._next_arrival < len(self._times):
+            upcoming = min(upcoming, self._times[self._next_arrival])
+            if not self._in_flight and load is None and not self.scheduler.is_idle:
+                upcoming = min(upcoming, self._now + _IDLE_TICK_S)
+        return upcoming
+
+    def _advance(self) -> None:
+        """Book all that happens now: outcomes, adapters, arrivals."""
+        now = self._now
+        while self._in_flight and self._in_flight[0][0] <= now:
+            self._apply()
+        while (load := self._loads.next_end()) is not None and load <= now:
+            handle, event = self._loads.pop(now)
+            self.scheduler.adapter_event(handle, event, now, epoch=1)
+        while self._next_arrival < len(self._times) and self._times[self._next_arrival] <= now:
+            self._submit(self._next_arrival)
+            self._next_arrival += 1
+
+    def _submit(self, index: int) -> None:
+        trace = self._trace
+        start = index * _ID_SPACING
+        spec = RequestSpec(
+            request_id=RequestId(index + 1),
+            prompt_ids=range(start, start + int(trace.prompts[index])),
+            sampling=_SAMPLING,
+            stopping=StoppingParams(max_new_tokens=int(trace.limits[index])),
+            adapter=AdapterHandle(int(trace.adapters[index])),
+        )
+        self.scheduler.submit(spec, self._now, self._terms.of(index))
+        self._meter.waits(self._clients[index])
+
+    def _plan(self) -> None:
+        """Plan as far ahead as the scheduler may, and put the steps on the device."""
+        scheduler, server = self.scheduler, self._server
+        while scheduler.num_in_flight < server.depth:
+            plan = scheduler.plan(self._now)
+            self._loads.take(scheduler.adapter_orders(), self._now)
+            if plan is None:
+                return
+            gave_way, entered = self._shard.enter(plan)
+            for client in gave_way:
+                self._meter.waits(client)
+            for client in entered:
+                self._meter.leaves(client)
+            step = self._shard.execute(plan)
+            begin = max(self._now + server.host_s, self._device_free_at)
+            self._device_free_at = begin
+            if plan.row_ids:
+                seconds = server.cost.seconds(step.work)
+                self._device_free_at += seconds
+                self._step_seconds.append(seconds)
+            self._in_flight.append((self._device_free_at, step))
+
+    def _apply(self) -> None:
+        end, step = self._in_flight.popleft()
+        self._shard.publish(step, end)
+        self._meter.serve(step.amounts, end)
+        self.scheduler.apply(step.outcome, end)
+        self._loads.take(self.scheduler.adapter_orders(), end)
+        if self._check_every and len(self._step_seconds) % self._check_every == 0:
+            self.scheduler.check()
+
+    # --- results ------------------------------------------------------------------
+
+    def _describe_standstill(self) -> str:
+        stats = self.scheduler.stats()
+        return (
+            f"at {self._now:.1f} s {stats.num_waiting} requests wait and {stats.num_running} run, "
+            "and nothing is under way: the scheduler stands still"
+        )
+
+    def _result(self) -> SimulatedRun:
+        stats = self.scheduler.stats()
+        return SimulatedRun(
+            policy=self._name,
+            trace=self._trace,
+            server=self._server,
+            meter=self._meter,
+            first_token_at=self._shard.first_token_at,
+            ended_at=self._shard.ended_at,
+            token_gaps=np.frombuffer(self._shard.token_gaps, dtype=np.float32),
+            step_seconds=np.array(self._step_seconds),
+            num_computed=self._shard.num_tokens,
+            num_preemptions=stats.num_preemptions,
+            num_loads=self._loads.num_loads,
+            end=self._now,
+        )
+
+
+_SAMPLING = SamplingParams()
+
+
+class _Terms:
+    """One RequestTerms for each tenant and priority."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._known: dict[tuple[int, int], RequestTerms] = {}
+
+    def of(self, index: int) -> RequestTerms:
+        """Return a request's terms."""
+        trace = self._trace
+        tenant, priority = int(trace.tenants[index]), int(trace.priorities[index])
+        if (tenant, priority) not in self._known:
+            name, weight = trace.tenant_names[tenant], trace.tenant_weights[tenant]
+            self._known[tenant, priority] = RequestTerms(name, weight, priority)
+        return self._known[tenant, priority]

@@ -1,0 +1,1 @@
+"""Workloads of papers and benchmarks of the field, as columns of requests."""
