@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,18 @@ async def run_client(name: str, url: str, model: str, adapter: str) -> Result:
     with environment(*PROGRAMS[name].requirements) as programs:
         command = [str(programs / "python"), str(program), url, model, adapter]
         code, output = await run_program(*command, timeout_s=BOUND_S)
+        releases = releases_of(programs, PROGRAMS[name].requirements)
     if code:
         print(output[-8000:])
     num_ok = sum(line.startswith("ok: ") for line in output.splitlines())
-    return Result(code == 0, f"{num_ok} checks of {name}")
+    return Result(code == 0, f"{num_ok} checks of {name} with {releases}")
+
+
+def releases_of(programs: Path, requirements: tuple[str, ...]) -> str:
+    """Return what an environment has of what it was made for."""
+    show = [str(programs / "python"), "-m", "pip", "list", "--format=freeze"]
+    listed = subprocess.run(show, capture_output=True, text=True, check=True).stdout.split()
+    wanted = {each.partition("==")[0].replace("_", "-").lower() for each in requirements}
+    return ", ".join(
+        line for line in listed if line.partition("==")[0].replace("_", "-").lower() in wanted
+    )
