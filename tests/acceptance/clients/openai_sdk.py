@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
+import urllib.request
 
 import openai
+from checks import check, raises, raises_later, same
 from pydantic import BaseModel, Field
 
 TOOL = {
@@ -30,13 +33,6 @@ class City(BaseModel):
 
     name: str = Field(max_length=20)
     is_capital: bool
-
-
-def check(name: str, found: object) -> None:
-    """Say what was checked; raises if it is not so."""
-    if not found:
-        raise SystemExit(f"not ok: {name}")
-    print(f"ok: {name}")
 
 
 def chats(client: openai.OpenAI, model: str) -> str:
@@ -93,12 +89,116 @@ def tools(client: openai.OpenAI, model: str) -> None:
     check(f"{model}: none is called", not free.message.tool_calls)
 
 
-def bound(client: openai.OpenAI, model: str) -> None:
-    """Outputs of a schema."""
-    parsed = client.chat.completions.parse(
-        model=model, messages=QUESTION, response_format=City, max_tokens=60, temperature=0.0
+def bound(client: openai.OpenAI, model: str) -> City:
+    """Outputs of a schema, whole and streamed; returns one."""
+    wanted = {"model": model, "messages": QUESTION, "max_tokens": 60, "temperature": 0.0}
+    parsed = client.chat.completions.parse(**wanted, response_format=City).choices[0].message
+    check(f"{model}: parsed", isinstance(parsed.parsed, City), parsed)
+    with client.chat.completions.stream(**wanted, response_format=City) as stream:
+        events = [each.type for each in stream]
+        last = stream.get_final_completion().choices[0].message
+    same(f"{model}: streamed and parsed", last.parsed, parsed.parsed)
+    check(
+        f"{model}: as it forms", {"chunk", "content.delta", "content.done"} <= set(events), events
     )
-    check(f"{model}: parsed", isinstance(parsed.choices[0].message.parsed, City))
+    mode = client.chat.completions.create(**wanted, response_format={"type": "json_object"})
+    content = mode.choices[0].message.content
+    check(f"{model}: json_object", content.lstrip().startswith("{"), content)
+    tool = openai.pydantic_function_tool(City)
+    asked = {**wanted, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    (call,) = client.chat.completions.parse(**asked).choices[0].message.tool_calls
+    check(f"{model}: parsed arguments", isinstance(call.function.parsed_arguments, City), call)
+    with client.chat.completions.stream(**asked) as stream:
+        kinds = {each.type for each in stream}
+        last = stream.get_final_completion().choices[0].message
+    check(f"{model}: arguments as they form", "tool_calls.function.arguments.done" in kinds, kinds)
+    arguments = last.tool_calls[0].function.parsed_arguments
+    same(f"{model}: arguments streamed", arguments, call.function.parsed_arguments)
+    short = {**wanted, "max_tokens": 2, "response_format": City}
+    raises(
+        f"{model}: cut off", openai.LengthFinishReasonError, client.chat.completions.parse, **short
+    )
+    return parsed.parsed
+
+
+def both(client: openai.OpenAI, model: str) -> None:
+    """A schema beside tools binds the text, and what is a call is bound by its tool."""
+    wanted = {
+        "model": model, "max_tokens": 64, "temperature": 0.0, "response_format": City,
+        "tools": [openai.pydantic_function_tool(City, name="tell")], "messages": QUESTION,
+    }  # fmt: skip
+    (call, *_) = (
+        client.chat.completions.parse(**wanted, tool_choice="required")
+        .choices[0]
+        .message.tool_calls
+    )
+    check(
+        f"{model}: a call beside a schema", isinstance(call.function.parsed_arguments, City), call
+    )
+    free = client.chat.completions.parse(**wanted).choices[0].message
+    said = (
+        [free.parsed]
+        if not free.tool_calls
+        else [c.function.parsed_arguments for c in free.tool_calls]
+    )
+    check(f"{model}: the one or the other", all(isinstance(each, City) for each in said), free)
+
+
+def streams(client: openai.OpenAI, model: str) -> None:
+    """Several answers in one stream, logprobs, completions, and a stream that is left early."""
+    # The SDK's helper takes an answer that was cut off for an error.
+    wanted = {"model": model, "messages": QUESTION, "max_tokens": 400, "seed": 5, "stop": ["."]}
+    whole = client.chat.completions.create(**wanted, n=2, logprobs=True, top_logprobs=2)
+    with client.chat.completions.stream(**wanted, n=2, logprobs=True, top_logprobs=2) as stream:
+        kinds = {each.type for each in stream}
+        last = stream.get_final_completion()
+    texts = [each.message.content for each in last.choices]
+    same(f"{model}: two in one stream", texts, [each.message.content for each in whole.choices])
+    check(f"{model}: their logprobs", "logprobs.content.delta" in kinds, kinds)
+    scored = [len(each.logprobs.content) for each in last.choices]
+    same(f"{model}: of each token", scored, [len(each.logprobs.content) for each in whole.choices])
+    asked = {"model": model, "prompt": "The sea is", "max_tokens": 6, "temperature": 0.0}
+    text = client.completions.create(**asked).choices[0].text
+    parts = [each.choices[0].text for each in client.completions.create(**asked, stream=True)]
+    same(f"{model}: a completion streamed", "".join(parts), text)
+
+
+def around(client: openai.OpenAI, url: str, model: str) -> None:
+    """What users reach for next: heads, raw answers, other fields, deadlines, streams left early."""
+    wanted = {"model": model, "messages": QUESTION, "max_tokens": 8, "temperature": 0.0}
+    raw = client.chat.completions.with_raw_response.create(**wanted)
+    answer = raw.parse()
+    check("a request id", answer._request_id and answer._request_id == raw.request_id, raw.headers)
+    same("no retry", raw.retries_taken, 0)
+    with client.chat.completions.with_streaming_response.create(**wanted) as response:
+        text = json.loads(response.read())["choices"][0]["message"]["content"]
+    same("a streamed body", text, answer.choices[0].message.content)
+    greedy = {**wanted, "extra_body": {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.0}}
+    greedy.pop("temperature")
+    same("extra_body", client.chat.completions.create(**greedy).choices[0].message.content, text)
+    other = client.chat.completions.create(**wanted, extra_body={"guided_regex": "[0-9]{4}"})
+    check("a pattern of vLLM's", other.choices[0].message.content.isdecimal(), other)
+    long = {**wanted, "max_tokens": 4000, "extra_body": {"ignore_eos": True}}
+    hasty = client.with_options(timeout=0.5)
+    raises("a timeout", openai.APITimeoutError, hasty.chat.completions.create, **long)
+    becomes_idle(url, "what timed out is ended")
+    with client.chat.completions.create(**long, stream=True) as stream:
+        next(iter(stream))
+    becomes_idle(url, "a stream that is left is ended")
+
+
+def becomes_idle(url: str, name: str) -> None:
+    """Check that the server computes nothing before long."""
+    for _ in range(200):
+        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        running = [line for line in lines if line.startswith("vllm:num_requests_running{")]
+        if running and all(line.split()[-1] in ("0", "0.0") for line in running):
+            break
+        time.sleep(0.1)
+    else:
+        check(name, False, running)
+    check(name, True)
 
 
 def refusals(client: openai.OpenAI, model: str) -> None:
@@ -114,15 +214,15 @@ def refusals(client: openai.OpenAI, model: str) -> None:
     for expected, fields in cases:
         for stream in (False, True):
             wanted = {"model": model, "messages": QUESTION, "stream": stream, **fields}
-            try:
-                client.chat.completions.create(**wanted)
-            except openai.APIStatusError as error:
-                check(f"{fields}: {expected.__name__}", type(error) is expected and error.message)
-            else:
-                check(f"{fields}: is refused", False)
+            error = raises(
+                f"{fields}: {expected.__name__}", expected, client.chat.completions.create, **wanted
+            )
+            check(f"{fields}: in words", error.message and error.request_id, error.body)
+    raises("an unknown model's card", openai.NotFoundError, client.models.retrieve, "local:nobody")
+    raises("no such route", openai.NotFoundError, client.images.generate, prompt="a sea")
 
 
-async def asynchronous(url: str, model: str, text: str) -> None:
+async def asynchronous(url: str, model: str, text: str, city: City) -> None:
     """The asynchronous client, several calls at once."""
     async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
         wanted = {"model": model, "messages": QUESTION, "max_tokens": 24, "temperature": 0.0}
@@ -130,7 +230,25 @@ async def asynchronous(url: str, model: str, text: str) -> None:
         check("asynchronous", all(each.choices[0].message.content == text for each in answers))
         stream = await client.chat.completions.create(**wanted, stream=True)
         parts = [part.choices[0].delta.content or "" async for part in stream]
-        check("asynchronous, streamed", "".join(parts) == text)
+        same("asynchronous, streamed", "".join(parts), text)
+        bound_to = {**wanted, "max_tokens": 60, "response_format": City}
+        parsed = await client.chat.completions.parse(**bound_to)
+        same("asynchronous, parsed", parsed.choices[0].message.parsed, city)
+        async with client.chat.completions.stream(**bound_to) as stream:
+            last = await stream.get_final_completion()
+        same("asynchronous, streamed and parsed", last.choices[0].message.parsed, city)
+        listed = [each.id async for each in client.models.list()]
+        check("asynchronous, models", model in listed, listed)
+        asked = {"model": model, "prompt": "The sea is", "max_tokens": 4}
+        check("asynchronous, a completion", (await client.completions.create(**asked)).choices)
+        await raises_later(
+            "asynchronous, an unknown model", openai.NotFoundError, client.chat.completions.create,
+            model="local:nobody", messages=QUESTION,
+        )  # fmt: skip
+        task = asyncio.create_task(client.chat.completions.create(**{**wanted, "max_tokens": 4000}))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def main() -> None:
@@ -146,9 +264,13 @@ def main() -> None:
     for model in (base, adapter):
         completions(client, model)
         tools(client, model)
-        bound(client, model)
+        city = bound(client, model)
+        both(client, model)
+        streams(client, model)
     refusals(client, base)
-    asyncio.run(asynchronous(url, adapter, chats(client, adapter)))
+    around(client, url, adapter)
+    asyncio.run(asynchronous(url, adapter, chats(client, adapter), city))
+    becomes_idle(url, "what was cancelled is ended")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,12 @@ PROGRAMS = {
     "instructor_modes": ClientProgram(("instructor",)),
     "langchain_chat": ClientProgram(("langchain-openai",)),
     "litellm_client": ClientProgram(("litellm",)),
+    "lorax_calls": ClientProgram(("lorax-client==0.6.3",)),
     "openai_sdk": ClientProgram(("openai",)),
     "openai_responses": ClientProgram(("openai",)),
+    # So few places that calls are refused, and tried again.
+    "openai_retries": ClientProgram(("openai",), ("--max-concurrent-requests", "2")),
+    "text_generation_calls": ClientProgram(("text-generation==0.7.0",)),
 }
 BOUND_S = 900.0
 
