@@ -42,6 +42,9 @@ class Constraint:
     kind: ConstraintKind
     # May hold what a client wants to keep to itself: no part of a repr.
     text: str
+    # Where it binds a part of the output alone: a Lark grammar of the whole, less its rule
+    # ``content``, which is what is bound.
+    frame: str = ""
     # By which field of a body it was asked for: what errors name.
     field_name: str = field(default="response_format", compare=False)
 
@@ -51,22 +54,35 @@ class Constraint:
     @property
     def key(self) -> str:
         """A digest that no other constraint has."""
-        return hashlib.sha256(f"{self.kind.value} {self.text}".encode()).hexdigest()
+        parts = json.dumps([self.kind.value, self.frame, self.text])
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
     def grammar(self) -> str:
         """The same for llguidance; raises ValueError for a text that is not of its kind."""
+        if self.frame:
+            return _of_lark(f"{self.frame}\n{self._rule('content')}")
         match self.kind:
             case ConstraintKind.JSON_SCHEMA:
                 return json.dumps({"grammars": [{"json_schema": json.loads(self.text)}]})
-            case ConstraintKind.REGEX:
-                return _of_lark(f"start: /{_slashed(self.text)}/")
             case ConstraintKind.LARK:
                 return _of_lark(self.text)
-            case ConstraintKind.CHOICE:
-                return _of_lark(_of_choices(json.loads(self.text)))
             case ConstraintKind.LLGUIDANCE:
                 return self.text
+        return _of_lark(self._rule("start"))
+
+    def _rule(self, name: str) -> str:
+        """Return the same as a rule of a Lark grammar."""
+        match self.kind:
+            case ConstraintKind.JSON_SCHEMA:
+                return f"{name}: %json {json.dumps(json.loads(self.text))}"
+            case ConstraintKind.REGEX:
+                return f"{name}: /{_slashed(self.text)}/"
+            case ConstraintKind.CHOICE:
+                return f"{name}: CHOICE\nCHOICE: {_of_choices(json.loads(self.text))}"
+            case ConstraintKind.LARK:
+                return f"{name}: %lark {{\n{self.text}\n}}"
+        raise ValueError("a grammar of llguidance's own is no part of another")
 
 
 def _of_lark(text: str) -> str:
@@ -78,9 +94,7 @@ def _of_choices(choices: Any) -> str:
     if not is_list or not all(isinstance(each, str) and each for each in choices):
         raise ValueError("a choice needs a list of texts, none of them empty")
     # One terminal: as rules, some thousands would be too many.
-    return "start: TEXT\nTEXT: " + " | ".join(
-        json.dumps(each, ensure_ascii=False) for each in choices
-    )
+    return " | ".join(json.dumps(each, ensure_ascii=False) for each in choices)
 
 
 def _slashed(pattern: str) -> str:

@@ -29,7 +29,7 @@ from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLea
 from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import ANYBODY, Caller
-from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate, bound_once
+from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenChunk, TokenStream
 from lorax_router.service.keys.meters import Meters, TenantMeter
@@ -374,7 +374,7 @@ class InferenceService:
         if isinstance(prompt := request.prompt, ChatPrompt):
             parsers = self._outputs.of(text.chat_template)
             valid = replace(valid, new_parser=partial(parsers.new, prompt, valid.prompt_text))
-            constraint = bound_once(constraint, parsers.constraint(prompt, valid.prompt_text))
+            constraint = parsers.constraint(prompt, valid.prompt_text, constraint)
         if constraint is None:
             return valid
         if self._constraints is None:

@@ -57,11 +57,13 @@ class ChatPrompt:
     add_generation_prompt: bool = True
     # Whether it ends within the last message, which the output continues.
     continue_final_message: bool = False
+    # Whether calls and reasoning are read out of the answer; else it is one text.
+    is_answer_read: bool = True
 
     @classmethod
     def of_user(cls, text: str) -> ChatPrompt:
-        """Return the chat in which a user says ``text`` and nothing was said before."""
-        return cls(messages=[{"role": "user", "content": text}])
+        """Return the chat in which a user says ``text``, and wants the answer as one text."""
+        return cls(messages=[{"role": "user", "content": text}], is_answer_read=False)
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt

@@ -58,11 +58,14 @@ def bound(url: str, name: str, mode: Mode) -> None:
     check(f"{at}: as it forms", len(parts) > 1, parts)
     several = client.chat.completions.create(**wanted(name, response_model=Animals))
     check(f"{at}: a list", 2 <= len(several.all) <= 3, several)
+    if mode is Mode.JSON_SCHEMA:
+        # Its schema of several is fit by an empty object, which Instructor cannot read.
+        return
     found = client.chat.completions.create_iterable(
         **wanted(name, response_model=Animal, max_tokens=200)
     )
     kinds = [type(each) for each, _ in zip(found, range(3))]
-    check(f"{at}: one by one", set(kinds) <= {Animal}, kinds)
+    check(f"{at}: one by one", set(kinds) == {Animal}, kinds)
 
 
 def told(url: str, name: str) -> None:

@@ -122,26 +122,20 @@ def bound(client: openai.OpenAI, model: str) -> City:
 
 
 def both(client: openai.OpenAI, model: str) -> None:
-    """A schema beside tools binds the text, and what is a call is bound by its tool."""
+    """A schema beside tools binds the text; what is a call is bound by its tool."""
     wanted = {
-        "model": model, "max_tokens": 64, "temperature": 0.0, "response_format": City,
+        "model": model, "max_tokens": 96, "temperature": 0.0, "response_format": City,
         "tools": [openai.pydantic_function_tool(City, name="tell")], "messages": QUESTION,
+        "parallel_tool_calls": False,
     }  # fmt: skip
-    (call, *_) = (
-        client.chat.completions.parse(**wanted, tool_choice="required")
-        .choices[0]
-        .message.tool_calls
-    )
-    check(
-        f"{model}: a call beside a schema", isinstance(call.function.parsed_arguments, City), call
-    )
-    free = client.chat.completions.parse(**wanted).choices[0].message
-    said = (
-        [free.parsed]
-        if not free.tool_calls
-        else [c.function.parsed_arguments for c in free.tool_calls]
-    )
-    check(f"{model}: the one or the other", all(isinstance(each, City) for each in said), free)
+    parse = client.chat.completions.parse
+    (call,) = parse(**wanted, tool_choice="required").choices[0].message.tool_calls
+    arguments = call.function.parsed_arguments
+    check(f"{model}: a call beside a schema", isinstance(arguments, City), call)
+    message = parse(**wanted).choices[0].message
+    calls = [each.function.parsed_arguments for each in message.tool_calls or []]
+    said = calls or [message.parsed]
+    check(f"{model}: the one or the other", all(isinstance(each, City) for each in said), message)
 
 
 def streams(client: openai.OpenAI, model: str) -> None:

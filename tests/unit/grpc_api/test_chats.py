@@ -133,14 +133,6 @@ async def test_a_forced_call_binds_the_answer(choice: pb.ToolChoice, is_bound: b
         (chat(TOOL, tool_choice=pb.ToolChoice(name="x")), "tool_choice"),
         (chat(tool_choice=pb.ToolChoice(mode="MODE_REQUIRED")), "tool_choice"),
         (chat(TOOL, tool_choice=pb.ToolChoice(mode=9)), "tool_choice.mode"),
-        (
-            chat(
-                TOOL,
-                tool_choice=pb.ToolChoice(name="f"),
-                parameters=pb.Parameters(constraint=pb.Constraint(json_object=True)),
-            ),
-            "constraint",
-        ),
     ],
 )
 @in_loop

@@ -1,4 +1,4 @@
-"""What an answer is bound to whose tools must be called, or are strict about their arguments."""
+"""What an answer is bound to by its tools and its request, reasoning before it left free."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def constraint_of(
     is_single: bool = False,
     reasoning: type[ReasoningParser] | None = None,
     is_inside: bool = False,
+    content: Constraint | None = None,
 ) -> Constraint | None:
     """Return what binds an answer to calls that the parser parses; None: it is free.
+
+    Where no call is forced, an answer has either calls or its ``content``.
 
     Raises ValidationError in words.
 
@@ -37,29 +40,43 @@ def constraint_of(
         is_single: at most one call.
         reasoning: what reads the reasoning before that; None: there is none.
         is_inside: whether the prompt ends within it.
+        content: what the request binds the text to; None: nothing.
     """
     if choice.is_forced:
-        grammar = _forced(tools, parser, special_tokens, is_single or choice.mode == "named")
+        # There is no text.
+        content = None
+        is_single = is_single or choice.mode == "named"
+        grammar = "answer: calls\n" + _alone(tools, parser, special_tokens, is_single)
+    elif choice.mode == "auto" and tools and content is not None:
+        # Beside a strict one the others must not be refused for what is unknown in them.
+        tools = _as_bound(tools) if any(tool.strict for tool in tools) else tools
+        calls = _alone(tools, parser, special_tokens, is_single)
+        grammar = "answer: calls | content\n" + calls
     elif choice.mode == "auto" and any(tool.strict for tool in tools):
         grammar = _free(tools, parser, special_tokens, is_single)
+    elif content is None or reasoning is None:
+        return content
     else:
-        return None
+        grammar = "answer: content"
     rules = None if reasoning is None else reasoning.grammar(special_tokens, is_inside=is_inside)
     before = "" if rules is None else "reasoning " if is_inside else "reasoning? "
     text = "\n".join(filter(None, [f"start: {before}answer", grammar, rules]))
+    if content is not None:
+        return replace(content, frame=text)
     return Constraint(kind=ConstraintKind.LARK, text=text, field_name="tools")
 
 
-def _forced(
+def _alone(
     tools: Sequence[FunctionTool],
     parser: type[ToolCallParser],
     special_tokens: Mapping[str, int],
     is_single: bool,
 ) -> str:
+    """Return the rule of calls with nothing around them."""
     marker = parser.begin_marker
     begin = literal(marker, special_tokens) if marker else ""
     words = CallWords(begin=begin, is_single=is_single, special_tokens=special_tokens)
-    return "answer: calls\n" + _calls(tools, parser, words)
+    return _calls(tools, parser, words)
 
 
 def _free(
@@ -69,8 +86,7 @@ def _free(
     is_single: bool,
 ) -> str:
     """Return a grammar of any text, in which what begins a call is followed by one."""
-    # Of tools that are not strict any arguments are good.
-    tools = [tool if tool.strict else replace(tool, parameters=_ANY_OBJECT) for tool in tools]
+    tools = _as_bound(tools)
     words = CallWords(begin="begin", is_single=True, special_tokens=special_tokens)
     if not (marker := parser.begin_marker):
         words = replace(words, begin="", is_single=is_single)
@@ -84,6 +100,11 @@ def _free(
     return "\n".join([answer, begin, r"FREE: /(.|\n)*/", _calls(tools, parser, words)])
 
 
+def _as_bound(tools: Sequence[FunctionTool]) -> list[FunctionTool]:
+    """Return tools of which those that are not strict take any arguments."""
+    return [tool if tool.strict else replace(tool, parameters=_ANY_OBJECT) for tool in tools]
+
+
 def _calls(tools: Sequence[FunctionTool], parser: type[ToolCallParser], words: CallWords) -> str:
     try:
         grammar = parser.grammar(tools, words)
@@ -91,7 +112,7 @@ def _calls(tools: Sequence[FunctionTool], parser: type[ToolCallParser], words: C
         raise ValidationError("`tools`: a schema of parameters nests too deeply") from error
     if grammar is None:
         raise ValidationError(
-            "`tool_choice`: the calls of this model have no grammar, so none can be forced and no "
-            "tool can be strict"
+            "`tool_choice`: the calls of this model have no grammar, so none can be forced, no "
+            "tool can be strict, and none goes with an output that is bound"
         )
     return grammar

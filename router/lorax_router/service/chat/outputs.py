@@ -50,26 +50,37 @@ class OutputParsers:
             tools = self.tool_parser(tools_of(prompt.tools))
         return OutputParser(reasoning, tools, is_single_call=choice.is_single)
 
-    def constraint(self, prompt: ChatPrompt, prompt_text: str = "") -> Constraint | None:
-        """Return what an answer is bound to by its tools; raises ValidationError in words."""
+    def constraint(
+        self, prompt: ChatPrompt, prompt_text: str = "", content: Constraint | None = None
+    ) -> Constraint | None:
+        """Return what an answer is bound to; raises ValidationError in words.
+
+        Args:
+            prompt: its tools may bind it.
+            prompt_text: what the answer goes on with.
+            content: what the request binds its text to; calls and reasoning are no part of that.
+        """
+        if not prompt.is_answer_read:
+            return content
         functions, choice = tools_of(prompt.tools or ()), prompt.tool_choice
         is_strict = choice.mode == "auto" and any(tool.strict for tool in functions)
-        if not choice.is_forced and not is_strict:
-            return None
-        if self.tool_parser is None:
-            raise ValidationError(
-                "`tool_choice`: this server reads no tool calls (--tool-call-parser none), so "
-                "none can be forced and no tool can be strict"
-            )
-        reads = self.reasoning_parser
+        reads, tool_parser = self.reasoning_parser, self.tool_parser
+        if tool_parser is None:
+            if choice.is_forced or is_strict:
+                raise ValidationError(
+                    "`tool_choice`: this server reads no tool calls (--tool-call-parser none), so "
+                    "none can be forced and no tool can be strict"
+                )
+            functions, tool_parser = [], ToolCallParser
         return constraint_of(
             functions,
             choice,
-            self.tool_parser,
+            tool_parser,
             self._special_tokens,
             is_single=choice.is_single,
             reasoning=reads,
             is_inside=reads is not None and reads.is_left_open(prompt_text),
+            content=content,
         )
 
 
@@ -102,16 +113,3 @@ class OutputsByTemplate:
         if own.key not in self._known:
             self._known[own.key] = self._choose(own)
         return self._known[own.key]
-
-
-def bound_once(own: Constraint | None, by_tools: Constraint | None) -> Constraint | None:
-    """Return what an output is bound to, by a field of its request or by tools.
-
-    Raises ValidationError where both bind it.
-    """
-    if own is not None and by_tools is not None:
-        raise ValidationError(
-            f"`{own.field_name}` and `tools` bind the output twice: a tool "
-            "that is strict, or must be called, leaves no room for another form"
-        )
-    return own or by_tools

@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,17 +44,16 @@ def compiled(constraint: Constraint, tokens: LLTokenizer) -> str:
     """Return the grammar of a constraint, as shards compile it; raises UnusableGrammarError."""
     match constraint.kind:
         case ConstraintKind.JSON_SCHEMA:
-            grammar = _of_schema(constraint.text)
+            grammar = replace(constraint, text=_closed(constraint.text)).grammar
         case ConstraintKind.LARK:
-            text = any_to_lark(constraint.text)
-            grammar = Constraint(kind=ConstraintKind.LARK, text=text).grammar
+            grammar = replace(constraint, text=any_to_lark(constraint.text)).grammar
         case _:
             grammar = constraint.grammar
     _try(grammar, tokens)
     return grammar
 
 
-def _of_schema(text: str) -> str:
+def _closed(text: str) -> str:
     schema = json.loads(text)
     if not isinstance(schema, dict):
         raise UnusableGrammarError("it is no object")
@@ -61,8 +61,7 @@ def _of_schema(text: str) -> str:
         raise UnusableGrammarError(
             "no value of it ends: by what it requires, each holds another one within"
         )
-    closed = json.dumps(schemas.prepared(schema))
-    return Constraint(kind=ConstraintKind.JSON_SCHEMA, text=closed).grammar
+    return json.dumps(schemas.prepared(schema))
 
 
 def _try(grammar: str, tokens: LLTokenizer) -> None:
@@ -94,7 +93,9 @@ def _some_token(mask: bytes, rng: random.Random) -> int:
 
 def answer(tokens: LLTokenizer, question: dict[str, Any], _blobs: list[bytes]) -> dict[str, Any]:
     """Return the ``grammar``, or why it cannot be used: ``refused`` or ``memory``."""
-    constraint = Constraint(kind=ConstraintKind(question["kind"]), text=question["text"])
+    constraint = Constraint(
+        kind=ConstraintKind(question["kind"]), text=question["text"], frame=question["frame"]
+    )
     try:
         return {"grammar": compiled(constraint, tokens)}
     except MemoryError:

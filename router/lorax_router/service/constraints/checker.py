@@ -65,7 +65,11 @@ class _Lane:
 
     async def ask(self, constraint: Constraint) -> dict[str, Any]:
         """Return the answer; raises ProcessLostError."""
-        question = {"kind": constraint.kind.value, "text": constraint.text}
+        question = {
+            "kind": constraint.kind.value,
+            "text": constraint.text,
+            "frame": constraint.frame,
+        }
         async with self._lock:
             try:
                 return await self._asked(question)
@@ -115,9 +119,10 @@ class ConstraintChecker:
     async def check(self, constraint: Constraint) -> Constraint:
         """Return the same as a grammar; raises ValidationError in words, OverloadedError."""
         name, limits = _NAMES[constraint.kind], self._limits
-        if len(constraint.text) > limits.max_chars:
+        num_chars = len(constraint.text) + len(constraint.frame)
+        if num_chars > limits.max_chars:
             raise ValidationError(
-                f"`{constraint.field_name}`: {name} has {len(constraint.text)} characters; "
+                f"`{constraint.field_name}`: {name} has {num_chars} characters; "
                 f"the limit is {limits.max_chars}"
             )
         key = constraint.key
@@ -127,7 +132,7 @@ class ConstraintChecker:
         grammar, fault = answer
         if grammar is None:
             raise ValidationError(f"`{constraint.field_name}`: {name} {fault}")
-        return replace(constraint, kind=ConstraintKind.LLGUIDANCE, text=grammar)
+        return replace(constraint, kind=ConstraintKind.LLGUIDANCE, text=grammar, frame="")
 
     async def close(self) -> None:
         """End the processes."""

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from tests.helpers.http_app import World
 from tests.helpers.in_loop import in_loop
 from tests.helpers.openai_world import Session
 
+from lorax_contract.constraint import Constraint
 from lorax_contract.step import FinishCode
 from lorax_router.http_api.openai.tool_choice import offered_tools
 
@@ -17,6 +19,7 @@ TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
     for name in ("look", "walk")
 ]
+STRICT = {"type": "function", "function": {"name": "run", "strict": True}}
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "it"}}\n</tool_call>'
 
 
@@ -126,6 +129,44 @@ async def test_without_tools_the_same_text_is_content():
 def test_a_tool_is_named_as_clients_of_tgi_name_it(choice):
     of_openai = {"type": "function", "function": {"name": "look"}}
     assert offered_tools(TOOLS, choice) == offered_tools(TOOLS, of_openai)
+
+
+class NotedConstraints:
+    """Makes nothing ready; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Constraint] = []
+
+    async def ready(self, constraint: Constraint, content: object = None) -> Constraint:
+        self.asked.append(constraint)
+        return constraint
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "binds"),
+    [
+        ({"tools": TOOLS}, "response_format"),
+        ({"tools": [*TOOLS, STRICT]}, "response_format"),
+        ({"tools": TOOLS, "tool_choice": "none"}, "response_format"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look"}}}, "tools"),
+    ],
+)  # fmt: skip
+def test_a_format_binds_the_text_of_an_answer_and_no_call(fields, binds, stream):
+    @in_loop
+    async def scene():
+        noted = NotedConstraints()
+        session = Session(World(constraints=noted))
+        body = session.chat_body("w1", response_format={"type": "json_object"}, stream=stream)
+        answer = await session.post(PATH, **body, **fields)
+        assert answer.status_code == 200, answer.text
+        (constraint,) = noted.asked
+        assert constraint.field_name == binds
+        is_either = binds == "response_format" and fields.get("tool_choice") != "none"
+        assert ("calls | content" in constraint.frame) == is_either
+
+    scene()
 
 
 @in_loop

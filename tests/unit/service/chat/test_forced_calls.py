@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 from tests.helpers.chat_texts import PARSERS, TOOLS, turn_of
 from tests.helpers.tiny_tokenizers import byte_level
 
-from lorax_contract.constraint import Constraint
+from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
 from lorax_router.service.chat.forced_calls import constraint_of
 from lorax_router.service.chat.grammars import MAX_CALLS
@@ -340,6 +340,79 @@ def test_a_forced_call_comes_behind_the_reasoning_that_its_prompt_begins() -> No
     assert inside == forced(HermesParser, reasoning=ThinkParser, is_inside=True)
     assert outside == forced(HermesParser, reasoning=ThinkParser)
     assert outputs.constraint(chat(BOUNDED), "assistant\n") is None
+
+
+CONTENT = Constraint(
+    kind=ConstraintKind.JSON_SCHEMA,
+    text=json.dumps(
+        {
+            "type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+            "required": ["city"], "additionalProperties": False,
+        }
+    ),
+)  # fmt: skip
+CITY = '{"city": "Rome"}'
+WHOLE_CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "c": []}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("tools", [BOUNDED, STRICT], ids=["free", "strict"])
+def test_an_answer_that_is_bound_is_its_content_or_calls(
+    name: str, tools: Sequence[FunctionTool]
+) -> None:
+    constraint = constraint_of(tools, AUTO, ALL[name], {}, content=CONTENT)
+    alone = forced(ALL[name], tools[:1])
+    calls = next(text for seed in range(40) if (text := drawn(alone, seed)))
+    assert lets_through(constraint, CITY)
+    assert lets_through(constraint, calls), calls
+    for other in ("Rome", '{"city": "Paris"}', f"{CITY} {calls}", ""):
+        assert not lets_through(constraint, other), other
+    assert constraint is not None
+    assert constraint.field_name == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (Constraint(kind=ConstraintKind.REGEX, text="[0-9]{4}/x"), "2024/x"),
+        (Constraint(kind=ConstraintKind.CHOICE, text='["yes", "no"]'), "no"),
+        (Constraint(kind=ConstraintKind.LARK, text='start: A B\nA: "a"\nB: "b"'), "ab"),
+    ],
+)
+def test_whatever_binds_the_content_does_so_beside_tools(content: Constraint, text: str) -> None:
+    constraint = constraint_of(BOUNDED, AUTO, HermesParser, {}, content=content)
+    assert lets_through(constraint, text)
+    assert lets_through(constraint, WHOLE_CALL)
+    assert not lets_through(constraint, text + text)
+
+
+def test_where_calls_are_forced_there_is_no_content_to_bind() -> None:
+    for choice in (REQUIRED, ToolChoice(mode="named", name="f")):
+        assert constraint_of(
+            BOUNDED, choice, HermesParser, {}, content=CONTENT
+        ) == constraint_of(BOUNDED, choice, HermesParser, {})  # fmt: skip
+
+
+def test_content_is_bound_behind_the_reasoning() -> None:
+    outputs = OutputParsers(HermesParser, ThinkParser, {})
+    inside = outputs.constraint(chat(), "assistant\n<think>\n", CONTENT)
+    outside = outputs.constraint(chat(), "assistant\n", CONTENT)
+    assert lets_through(inside, f"hm {{</think>\n\n{CITY}")
+    assert not lets_through(inside, CITY)
+    assert lets_through(outside, CITY)
+    assert lets_through(outside, f"<think>hm</think>{CITY}")
+    assert not lets_through(outside, f"hm{CITY}")
+    beside = outputs.constraint(chat(BOUNDED), "assistant\n<think>\n", CONTENT)
+    for text in (CITY, WHOLE_CALL):
+        assert lets_through(beside, f"hm</think>{text}")
+
+
+def test_content_that_nothing_stands_beside_is_bound_as_it_is() -> None:
+    assert OutputParsers().constraint(chat(), "", CONTENT) is CONTENT
+    assert OutputParsers(None).constraint(chat(BOUNDED), "", CONTENT) is CONTENT
+    as_one_text = ChatPrompt.of_user("a")
+    thinks = OutputParsers(HermesParser, ThinkParser, {})
+    assert thinks.constraint(as_one_text, "<think>\n", CONTENT) is CONTENT
 
 
 def test_a_server_that_reads_no_calls_forces_none() -> None:

@@ -47,8 +47,27 @@ def tokenizer_file() -> str:
 def asked(constraint: Constraint) -> dict[str, Any]:
     """Return what the process answers."""
     tokens = check_process.tokens_of(tokenizer_file())
-    question = {"kind": constraint.kind.value, "text": constraint.text}
+    question = {
+        "kind": constraint.kind.value, "text": constraint.text, "frame": constraint.frame,
+    }  # fmt: skip
     return check_process.answer(tokens, question, [])
+
+
+@pytest.mark.parametrize("constraint", [schema(PERSON), lark('start: "a"'), lark(GBNF)])
+def test_what_binds_a_part_is_made_ready_as_what_binds_the_whole(constraint: Constraint) -> None:
+    part = dataclasses.replace(constraint, frame='start: "<" content ">"')
+    (grammar,) = json.loads(asked(part)["grammar"])["grammars"]
+    assert grammar["lark_grammar"].startswith(f"{part.frame}\ncontent: %")
+    if constraint.kind is ConstraintKind.JSON_SCHEMA:
+        assert '"additionalProperties": false' in grammar["lark_grammar"]
+    assert part.key != constraint.key
+
+
+def test_what_cannot_be_used_is_refused_as_a_part_too() -> None:
+    frame = 'start: "<" content ">"'
+    for constraint in (schema({"$ref": "#"}), schema({"uniqueItems": True}), regex("(")):
+        assert "refused" in asked(dataclasses.replace(constraint, frame=frame))
+    assert "refused" in asked(dataclasses.replace(schema(PERSON), frame="start: missing content"))
 
 
 @pytest.mark.parametrize(
