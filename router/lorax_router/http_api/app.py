@@ -33,7 +33,7 @@ from lorax_router.http_api.openai.lora_routes import (
 )
 from lorax_router.http_api.openapi import add_keys, add_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes, answer_metrics
-from lorax_router.http_api.refusals import is_anthropic
+from lorax_router.http_api.refusals import speaks_anthropic, speaks_openai
 from lorax_router.http_api.responses import (
     ErrorBoundary,
     HeadAsGet,
@@ -180,15 +180,14 @@ def _complete(app: FastAPI) -> None:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer what routing raised in the words of the dialect that the path is of."""
-    path = request.url.path
-    if not path.startswith("/v1/") or path.startswith("/v1/adapters"):
-        return await on_http_exception(request, error)
+    """Answer what routing raised in the words of the dialect that the call is of."""
     assert isinstance(error, HTTPException)
     text, headers = http_exception_text(request, error), dict(error.headers or {})
-    if is_anthropic(path):
+    if speaks_anthropic(request.scope):
         return routing_error_response(error.status_code, text, headers)
-    return http_error_response(error.status_code, text, headers)
+    if speaks_openai(request.scope):
+        return http_error_response(error.status_code, text, headers)
+    return await on_http_exception(request, error)
 
 
 def _add_aliases(app: FastAPI) -> None:

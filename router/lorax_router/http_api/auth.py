@@ -37,7 +37,7 @@ class KeyGate:
         try:
             scope[_CALLER] = self._caller(scope)
         except LoraxError as error:
-            await refusal(scope["path"], error)(scope, receive, send)
+            await refusal(scope, error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -67,7 +67,7 @@ class MetricsGate:
             if self._keys.has_metrics_key:
                 _reader(self._keys.reader(keys_in(Headers(scope=scope).get)))
         except LoraxError as error:
-            await refusal(scope["path"], error)(scope, receive, send)
+            await refusal(scope, error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from lorax_router.http_api.anthropic import api as anthropic
 from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.model_routes import ModelRoutes
 from lorax_router.http_api.openai import api as openai
 
 # What they parse and stream, for the OpenAPI document.
@@ -17,6 +18,7 @@ EVENTS: tuple[type[BaseModel], ...] = (*openai.EVENTS, *anthropic.EVENTS)
 
 
 def dialect_routers(calls: Calls) -> Iterator[APIRouter]:
-    """Yield the routers of all dialects."""
+    """Yield the routers of all dialects, and of the models that they name."""
+    yield ModelRoutes(calls.models).router()
     yield from openai.openai_routers(calls)
     yield from anthropic.anthropic_routers(calls)

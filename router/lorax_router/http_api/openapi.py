@@ -134,8 +134,6 @@ def add_keys(app: FastAPI, open_paths: Container[str]) -> None:
     """Make the document of ``app`` say that calls need a key, but for GETs of some paths."""
     build = app.openapi
     finished: dict[str, Any] = {}
-    schema = {"$ref": _REF.format(model=public_name(ErrorAnswer.__name__))}
-    refused = {"application/json": {"schema": schema}}
 
     def openapi() -> dict[str, Any]:
         if not finished:
@@ -153,8 +151,11 @@ def add_keys(app: FastAPI, open_paths: Container[str]) -> None:
                         ("401", "The API key is missing or not known"),
                         ("403", "The caller may not do that"),
                     ):
-                        answer = {"description": text, "content": refused}
-                        operation["responses"].setdefault(status, answer)
+                        # In the envelope of whatever goes wrong there.
+                        answers = operation["responses"]
+                        answers.setdefault(
+                            status, {"description": text, "content": answers["500"]["content"]}
+                        )
             finished.update(document)
         return finished
 

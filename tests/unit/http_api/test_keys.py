@@ -102,10 +102,11 @@ async def test_a_key_comes_as_openai_or_as_anthropic_send_it(tmp_path: Path) -> 
 
 
 def test_each_dialect_has_its_own_envelope() -> None:
-    def body(path: str) -> Any:
+    def body(path: str, *headers: tuple[bytes, bytes]) -> Any:
         import json
 
-        response = refusal(path, UnauthenticatedError("no key"))
+        scope = {"type": "http", "path": path, "headers": headers}
+        response = refusal(scope, UnauthenticatedError("no key"))
         assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
         return json.loads(bytes(response.body))
 
@@ -116,6 +117,10 @@ def test_each_dialect_has_its_own_envelope() -> None:
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         assert body(path)["type"] == "error"
         assert body(path)["error"] == {"type": "authentication_error", "message": "no key"}
+    assert body("/v1/models")["error"]["code"] == "invalid_api_key"
+    version = (b"anthropic-version", b"2023-06-01")
+    for path in ("/v1/models", "/v1/models/x"):
+        assert body(path, version)["error"]["type"] == "authentication_error"
 
 
 @in_loop
@@ -166,7 +171,19 @@ async def test_the_document_says_that_keys_are_needed(tmp_path: Path) -> None:
         assert "security" not in document["paths"]["/health"]["get"]
         generate = document["paths"]["/generate"]["post"]
         assert generate["security"]
-        assert {"401", "403"} <= set(generate["responses"])
+        for path, envelopes in (
+            ("/generate", {"ErrorResponse"}),
+            ("/v1/adapters/load", {"ErrorResponse"}),
+            ("/v1/completions", {"OpenAIErrorResponse"}),
+            ("/v1/load_lora_adapter", {"OpenAIErrorResponse"}),
+            ("/v1/messages", {"AnthropicErrorResponse"}),
+            ("/v1/models", {"OpenAIErrorResponse", "AnthropicErrorResponse"}),
+        ):
+            for operation in document["paths"][path].values():
+                for status in ("401", "403"):
+                    schema = operation["responses"][status]["content"]["application/json"]["schema"]
+                    named = {each["$ref"] for each in schema.get("anyOf", [schema])}
+                    assert named == {f"#/components/schemas/{each}" for each in envelopes}, path
         assert "/v1/adapters/load" in document["paths"]
 
 

@@ -11,7 +11,6 @@ from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.openai.bodies import ChatBody, CompletionBody
 from lorax_router.http_api.openai.chat_routes import ChatRoutes
 from lorax_router.http_api.openai.completion_routes import CompletionRoutes
-from lorax_router.http_api.openai.model_routes import ModelRoutes
 from lorax_router.http_api.openai.responses.bodies import ResponsesBody
 from lorax_router.http_api.openai.responses.response_routes import ResponseRoutes
 from lorax_router.http_api.openai.responses.schemas import ResponseStreamEvent
@@ -23,8 +22,7 @@ EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, Completion, Response
 
 
 def openai_routers(calls: Calls) -> Iterator[APIRouter]:
-    """Yield the routers of models, completions and chats."""
-    yield ModelRoutes(calls.models).router()
+    """Yield the routers of completions, chats and responses."""
     yield CompletionRoutes(calls).router()
     yield ChatRoutes(calls).router()
     yield ResponseRoutes(calls).router()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from tests.helpers.adapter_world import adapter_world
 from tests.helpers.in_loop import in_loop
@@ -112,3 +114,70 @@ async def test_the_document_tells_of_them():
         assert {"Model", "ListModelsResponse", "OpenAIErrorResponse"} <= set(
             document["components"]["schemas"]
         )
+
+
+# --- as Anthropic's SDKs ask ------------------------------------------------------
+
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+@in_loop
+async def test_with_anthropics_version_a_model_is_told_as_its_sdk_reads_it():
+    async with adapter_world(adapter_aliases=["poet=local:a"], max_total_tokens=200) as world:
+        answer = await world.client.get("/v1/models/poet", headers=VERSION)
+        assert answer.headers["request-id"].startswith("req_")
+        model = answer.json()
+        assert datetime.fromisoformat(model.pop("created_at")).tzinfo is not None
+        assert model == {
+            "type": "model", "id": "poet", "display_name": "poet", "lifecycle": "active",
+            "max_input_tokens": 200, "max_tokens": 200, "capabilities": None,
+            "deprecated_at": None, "line": None, "retires_at": None,
+        }  # fmt: skip
+        absent = await world.client.get("/v1/models/nobody", headers=VERSION)
+        assert (absent.status_code, absent.json()["error"]["type"]) == (404, "not_found_error")
+
+
+@in_loop
+async def test_anthropics_list_comes_in_pages_in_both_directions():
+    names = [f"a{number:02}" for number in range(6)]
+    aliases = [f"{name}=local:{name}" for name in names]
+    async with adapter_world(adapter_aliases=aliases) as world:
+
+        async def page(**query):
+            answer = await world.client.get("/v1/models", params=query, headers=VERSION)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        seen, after = [], {}
+        while True:
+            found = await page(limit=3, **after)
+            seen += [each["id"] for each in found["data"]]
+            assert found["first_id"] == found["data"][0]["id"]
+            if not found["has_more"]:
+                break
+            after = {"after_id": found["last_id"]}
+        assert seen == ["fake", *names]
+        back = await page(limit=2, before_id="a02")
+        assert ([each["id"] for each in back["data"]], back["has_more"]) == (["a00", "a01"], True)
+        assert [each["id"] for each in (await page())["data"]] == seen
+        assert (await page(after_id=seen[-1])) == {
+            "data": [], "has_more": False, "first_id": None, "last_id": None,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=x", "limit=-1", f"limit={'9' * 30}", "after_id=nobody",
+     "before_id=nobody", "after_id=fake&before_id=fake"],
+)  # fmt: skip
+def test_a_page_that_is_none_is_refused_in_anthropics_envelope(query):
+    @in_loop
+    async def scene():
+        async with adapter_world() as world:
+            answer = await world.client.get(f"/v1/models?{query}", headers=VERSION)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+            # OpenAI's list has no pages.
+            assert (await world.client.get(f"/v1/models?{query}")).status_code == 200
+
+    scene()
