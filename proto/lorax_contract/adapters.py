@@ -224,12 +224,16 @@ class MergeSpec:
 
     def __post_init__(self) -> None:
         if not self.weights or not all(math.isfinite(weight) for weight in self.weights):
-            raise ValidationError("a merge needs one finite weight for each adapter")
+            raise ValidationError(
+                "`merged_adapters.weights`: a merge needs one finite weight for each adapter"
+            )
         if self.combination.prunes:
             if self.density is None:
-                raise ValidationError(f"merging by {self.combination.value} needs a density")
+                raise ValidationError(
+                    f"`merged_adapters.density`: merging by {self.combination.value} needs a density"
+                )
             if not 0 < self.density <= 1:
-                raise ValidationError("the density of a merge must be above 0 and at most 1")
+                raise ValidationError("`merged_adapters.density` must be above 0 and at most 1")
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -56,12 +56,18 @@ class FakeServer:
 
 @contextlib.asynccontextmanager
 async def fake_server(
-    model: FakeModel | None = None, tokenizer: Tokenizer | None = None, **config: Any
+    model: FakeModel | None = None,
+    tokenizer: Tokenizer | None = None,
+    template: str | None = None,
+    **config: Any,
 ) -> AsyncIterator[FakeServer]:
-    """A whole router over a fake shard: every route, and answers without a model's weight."""
+    """A whole router over a fake shard: every route, and answers without a model's weight.
+
+    ``template`` is the model's chat template.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = config_of(folder, admin_port=0, **config)
+        settings = config_of(folder, admin_port=0, chat_template=template, **config)
         if tokenizer is not None:
             tokenizer.save(str(folder / "tokenizer.json"))
         shard = FakeShard(model, num_blocks=4096, block_size=16)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 from tests.helpers.grpc_calls import Served, grpc_served
+from tests.helpers.http2_frames import (
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    PING,
+    RST,
+    SETTINGS,
+    asked,
+    frame,
+    opening,
+    raw_client,
+)
 from tests.helpers.http_app import World, until
 from tests.helpers.in_loop import in_loop
 
@@ -19,80 +29,9 @@ from lorax_proto.lorax_pb2_grpc import LoraxStub
 from lorax_router.grpc_api.connections import cut
 from lorax_router.grpc_api.limits import CallLimits
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_HEADERS = 4
-ENHANCE_YOUR_CALM = 0xB
-
 
 def changed(**values: Any) -> CallLimits:
     return CallLimits(**{"client_timeout_s": 10_000.0, **values})
-
-
-def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
-    size = struct.pack(">I", len(payload))[1:]
-    return size + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def asked(stream: int, name: str, message: bytes) -> bytes:
-    """A call with its whole request."""
-    payload = b"\x00" + struct.pack(">I", len(message)) + message
-    end_stream = 1
-    return opening(stream, f"/lorax.v1.Lorax/{name}") + frame(DATA, payload, end_stream, stream)
-
-
-def literal(name: str, value: str) -> bytes:
-    """A header that no table has."""
-    parts = [name.encode(), value.encode()]
-    return b"\x00" + b"".join(bytes([len(part)]) + part for part in parts)
-
-
-def opening(stream: int, path: str) -> bytes:
-    """The head of a call whose request has not come yet."""
-    head = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x",
-            "te": "trailers", "content-type": "application/grpc"}  # fmt: skip
-    block = b"".join(literal(name, value) for name, value in head.items())
-    return frame(HEADERS, block, END_HEADERS, stream)
-
-
-class RawClient:
-    """A connection that sends frames as it is told."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def send(self, *frames: bytes) -> None:
-        self._writer.write(b"".join(frames))
-
-    async def frame(self) -> tuple[int, bytes]:
-        """The next frame's kind and payload; IncompleteReadError at the end."""
-        head = await self._reader.readexactly(9)
-        size = int.from_bytes(head[:3])
-        return head[3], await self._reader.readexactly(size)
-
-    async def kinds_to_the_end(self) -> list[tuple[int, bytes]]:
-        """All frames until the server closes."""
-        found = []
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                found.append(await self.frame())
-        return found
-
-
-@contextlib.asynccontextmanager
-async def raw_client(
-    served: Served, *, greets: bool = True, window: int = 65_535
-) -> AsyncIterator[RawClient]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    client = RawClient(reader, writer)
-    if greets:
-        initial_window_size = 4
-        client.send(PREFACE, frame(SETTINGS, struct.pack(">HI", initial_window_size, window)))
-    try:
-        yield client
-    finally:
-        writer.close()
 
 
 async def answers(served: Served) -> bool:
@@ -102,7 +41,7 @@ async def answers(served: Served) -> bool:
 
 @in_loop
 async def test_a_flood_of_pings_ends_its_connection():
-    async with grpc_served(World(), changed()) as served, raw_client(served) as client:
+    async with grpc_served(World(), changed()) as served, raw_client(served.port) as client:
         client.send(*(frame(PING, bytes(8)) for _ in range(200)))
         frames = await asyncio.wait_for(client.kinds_to_the_end(), 30)
         (reason,) = [payload for kind, payload in frames if kind == GOAWAY]
@@ -115,7 +54,7 @@ async def test_a_flood_of_pings_ends_its_connection():
 async def test_streams_that_are_opened_and_reset_without_end_hold_nothing():
     world = World()
     async with grpc_served(world, changed(max_streams=16)) as served:
-        async with raw_client(served) as client:
+        async with raw_client(served.port) as client:
             for start in range(0, 4_000, 200):
                 for number in range(start, start + 200):
                     stream = 2 * number + 1
@@ -132,7 +71,7 @@ async def test_streams_that_are_opened_and_reset_without_end_hold_nothing():
 @in_loop
 async def test_streams_beyond_the_bound_of_a_connection_are_refused():
     async with grpc_served(World(), changed(max_streams=4)) as served:
-        async with raw_client(served) as client:
+        async with raw_client(served.port) as client:
             # The bound counts for who has heard of it, as every client does with the first frame.
             while (await client.frame())[0] != SETTINGS:
                 pass
@@ -150,11 +89,11 @@ async def test_streams_beyond_the_bound_of_a_connection_are_refused():
 @in_loop
 async def test_connections_beyond_the_bound_are_closed_and_a_place_comes_back():
     async with grpc_served(World(), changed(max_connections=3)) as served:
-        async with raw_client(served) as one, raw_client(served) as two:
+        async with raw_client(served.port) as one, raw_client(served.port) as two:
             for client in (one, two):
                 assert (await client.frame())[0] == SETTINGS
             assert await answers(served)
-            async with raw_client(served) as third:
+            async with raw_client(served.port) as third:
                 assert await asyncio.wait_for(third.kinds_to_the_end(), 30) == []
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(served.address, options=options) as channel:
@@ -166,7 +105,7 @@ async def test_connections_beyond_the_bound_are_closed_and_a_place_comes_back():
 async def test_a_connection_that_says_nothing_is_closed():
     async with (
         grpc_served(World(), changed(client_timeout_s=0.3)) as served,
-        raw_client(served, greets=False) as client,
+        raw_client(served.port, greets=False) as client,
     ):
         await asyncio.wait_for(client.kinds_to_the_end(), 30)
         assert await answers(served)
@@ -181,7 +120,7 @@ def test_a_client_without_a_window_holds_one_message_and_no_place(name):
         message = b"" if name == "Info" else request.SerializeToString()
         async with grpc_served(world, changed(client_timeout_s=0.5)) as served:
             boundary = served.server.boundary
-            async with raw_client(served, window=0) as client:
+            async with raw_client(served.port, window=0) as client:
                 client.send(asked(1, name, message), asked(3, name, message))
                 await until(lambda: boundary.num_open == 2)
                 await until(lambda: boundary.unread.total > 0)
@@ -198,7 +137,7 @@ def test_a_client_without_a_window_holds_one_message_and_no_place(name):
 @in_loop
 async def test_calls_that_nobody_reads_give_way_to_others():
     bounds = changed(client_timeout_s=0.3, max_calls=6)
-    async with grpc_served(World(), bounds) as served, raw_client(served, window=0) as client:
+    async with grpc_served(World(), bounds) as served, raw_client(served.port, window=0) as client:
         boundary = served.server.boundary
         client.send(*(asked(2 * n + 1, "Info", b"") for n in range(6)))
         await until(lambda: boundary.num_open == 6)
