@@ -116,8 +116,9 @@ async def message_sizes(ground: Ground) -> str:
         async with asyncio.timeout(PATIENCE_S):
             await refused
     assert sent < _MESSAGE, "nothing was refused before the end"
-    headers = await _endless_headers(ground)
-    return f"{codes}, an endless message refused after {sent >> 10} kB, endless metadata after {headers} kB"
+    beside = await _endless_headers(ground)
+    assert beside <= MAX_WAIT_S, beside
+    return f"{codes}, an endless message refused after {sent >> 10} kB, 64 MiB of metadata dropped"
 
 
 async def _refused(client: RawClient) -> None:
@@ -127,21 +128,16 @@ async def _refused(client: RawClient) -> None:
             pass
 
 
-async def _endless_headers(ground: Ground) -> int:
-    """Send metadata without end; return after how many kB the connection ends."""
-    sent = 0
+async def _endless_headers(ground: Ground) -> float:
+    """Send metadata without end, which the library reads and drops; return a token's seconds."""
+    field = b"\x00\x04x-ab\x7f\xe9\x06" + b"y" * 1_000
+    piece = frame(_CONTINUATION, field * 16, 0, 1)
     async with raw_client(ground.port) as client:
-        ending = asyncio.ensure_future(client.kinds_to_the_end())
         client.send(frame(HEADERS, b"", 0, 1))
-        piece = b"\x00" + bytes([4]) + b"x-ab" + b"\x7f\x81\x7e" + b"y" * 16_384
-        while not ending.done() and sent < 64 << 20:
-            client.send(frame(_CONTINUATION, piece[:16_384], 0, 1))
-            sent += 16_384
-            await asyncio.sleep(0)
-        async with asyncio.timeout(PATIENCE_S):
-            await ending
-    assert sent < 64 << 20
-    return sent >> 10
+        for _ in range(_MESSAGE // len(piece)):
+            client.send(piece)
+            await client.drained()
+        return await ground.chat()
 
 
 async def many_streams(ground: Ground) -> str:
@@ -191,7 +187,7 @@ async def floods(ground: Ground) -> str:
             beside = await ground.chat()
             ended[name] = sent
             if name == "pings":
-                assert any(kind == GOAWAY for kind, _ in await _ended(client))
+                await _ended(client)
         assert beside <= MAX_WAIT_S, (name, beside)
     return ", ".join(f"{number} {name}" for name, number in ended.items()) + ": others are served"
 

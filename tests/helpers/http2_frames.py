@@ -56,6 +56,10 @@ class RawClient:
         """Whether the server has ended the connection, as far as writing shows."""
         return self._writer.transport.is_closing()
 
+    async def drained(self) -> None:
+        """Return when the server has taken most of what was sent."""
+        await self._writer.drain()
+
     async def frame(self) -> tuple[int, bytes]:
         """The next frame's kind and payload; IncompleteReadError at the end."""
         head = await self._reader.readexactly(9)

@@ -23,7 +23,7 @@ ODD: dict[int, tuple[Any, ...]] = {
     FieldDescriptor.TYPE_DOUBLE: (NAN, INF, -INF, 1e308),
     FieldDescriptor.TYPE_UINT32: (0, 2**31, 2**32 - 1),
     FieldDescriptor.TYPE_UINT64: (0, 2**63, 2**64 - 1),
-    FieldDescriptor.TYPE_STRING: ("", "x", "\x00\n", "é" * 50_000),
+    FieldDescriptor.TYPE_STRING: ("", "x", "\x00\n", "é" * 2_000),
     FieldDescriptor.TYPE_BOOL: (True, False),
     FieldDescriptor.TYPE_ENUM: (0, 1, 99),
 }

@@ -131,7 +131,10 @@ class ConstraintChecker:
             answer = await self._checking.do(key, lambda: self._checked(key, constraint))
         grammar, fault = answer
         if grammar is None:
-            raise ValidationError(f"`{constraint.field_name}`: {name} {fault}")
+            what = f"`{constraint.field_name}`: {name}"
+            # Why it cannot be used may be said in the client's own words, which are for no log.
+            own = fault.partition(": ")[0]
+            raise ValidationError(f"{what} {own}", public=f"{what} {fault}")
         return replace(constraint, kind=ConstraintKind.LLGUIDANCE, text=grammar, frame="")
 
     async def close(self) -> None:

@@ -40,7 +40,10 @@ class Constraints:
         try:
             await self._prepare(grammar, content)
         except ValidationError as error:
-            raise ValidationError(f"`{constraint.field_name}`: {error}") from error
+            raise ValidationError(
+                f"`{constraint.field_name}` is refused by the shards",
+                public=f"`{constraint.field_name}`: {error}",
+            ) from error
         except AdapterUnavailableError as error:
             # Its files left the disk: fetched again, it is compiled when the row enters.
             if error.reason is not Reason.EVICTED:
