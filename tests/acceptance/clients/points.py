@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tests.acceptance import generated_client, openapi, published_clients, tenants
+from tests.acceptance import (
+    generated_client,
+    grpc_hostile,
+    log_scan,
+    openapi,
+    published_clients,
+    tenants,
+)
 from tests.acceptance.clients import bound_speed, lm_eval_harness, structured_output
 from tests.acceptance.clients.calls import point_calls
 from tests.acceptance.clients.readme import point_readme
@@ -52,4 +59,6 @@ POINTS = [
     *openapi.POINTS,
     Point("8", "what the README shows works as pasted", point_readme),
     *tenants.POINTS,
+    *grpc_hostile.POINTS,
+    *log_scan.POINTS,
 ]
