@@ -130,6 +130,10 @@ class ConstraintChecker:
         if answer is None:
             answer = await self._checking.do(key, lambda: self._checked(key, constraint))
         grammar, fault = answer
+        if grammar is None and constraint.frame:
+            # If what is bound is fine by itself, the calls beside it are at fault.
+            await self.check(replace(constraint, frame=""))
+            raise ValidationError(f"`tools`: {_NAMES[ConstraintKind.LARK]} of their calls {fault}")
         if grammar is None:
             what = f"`{constraint.field_name}`: {name}"
             # Why it cannot be used may be said in the client's own words, which are for no log.

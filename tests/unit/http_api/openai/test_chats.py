@@ -131,6 +131,16 @@ def test_a_tool_is_named_as_clients_of_tgi_name_it(choice):
     assert offered_tools(TOOLS, choice) == offered_tools(TOOLS, of_openai)
 
 
+@in_loop
+async def test_streams_and_refusals_name_themselves_as_whole_answers_do():
+    session = Session()
+    session.says("Hi")
+    bodies = ({}, {"stream": True}, {"n": 0}, {"n": 0, "stream": True}, {"model": "nobody"})
+    answers = [await session.post(PATH, **session.chat_body("w1", **each)) for each in bodies]
+    assert [each.status_code for each in answers] == [200, 200, 400, 400, 404]
+    assert len({each.headers["x-request-id"] for each in answers}) == len(answers)
+
+
 class NotedConstraints:
     """Makes nothing ready; notes what it was asked for."""
 

@@ -70,6 +70,21 @@ def test_what_cannot_be_used_is_refused_as_a_part_too() -> None:
     assert "refused" in asked(dataclasses.replace(schema(PERSON), frame="start: missing content"))
 
 
+@in_loop
+async def test_the_part_that_is_at_fault_is_named() -> None:
+    broken = 'start: call | content\ncall: %json {"uniqueItems": true}'
+    checker = ConstraintChecker(tokenizer_file())
+    try:
+        for constraint, field in (
+            (dataclasses.replace(schema(PERSON), frame=broken), "tools"),
+            (dataclasses.replace(schema({"uniqueItems": True}), frame=broken), "response_format"),
+        ):
+            with pytest.raises(ValidationError, match=f"^`{field}`: .*uniqueItems"):
+                await checker.check(constraint)
+    finally:
+        await checker.close()
+
+
 @pytest.mark.parametrize(
     "constraint",
     [
