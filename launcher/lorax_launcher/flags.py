@@ -286,7 +286,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--grace-period", "grace_period_s", type=click.FloatRange(min=0.0),
                 help="Seconds that running requests get to finish after SIGTERM."),
         _option("--cors-allow-origin", multiple=True, help="Origin whose pages in a browser may call; `*` is any (default: none)."),
-        _option("--cors-allow-header", multiple=True, help="Header that browsers may send."),
+        _option("--cors-allow-header", multiple=True, help="Header that browsers may send (default: any)."),
         _option("--cors-allow-method", multiple=True, help="Method that browsers may use."),
         _option("--cors-expose-header", multiple=True, help="Header that browsers may read."),
         _option("--cors-allow-credentials", type=SWITCH, help="Let browsers send credentials."),

@@ -117,6 +117,28 @@ def test_any_origin_may_call_if_that_is_asked_for():
     assert response.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "authorization, content-type, x-stainless-lang, x-stainless-retry-count",
+        "anthropic-dangerous-direct-browser-access, anthropic-version, x-api-key",
+    ],
+)
+def test_pages_that_may_call_may_do_so_with_any_sdk(headers):
+    async def run() -> httpx.Response:
+        async with World(cors=Cors(origins=["https://a.example"])).client() as client:
+            asks = {
+                "origin": "https://a.example",
+                "access-control-request-method": "POST",
+                "access-control-request-headers": headers,
+            }
+            return await client.options("/v1/chat/completions", headers=asks)
+
+    response = asyncio.run(run())
+    assert response.status_code == 200, response.text
+    assert response.headers["access-control-allow-headers"] == headers
+
+
 def test_origins_can_be_named():
     async def run() -> tuple[httpx.Response, httpx.Response]:
         cors = Cors(origins=["https://a.example"], headers=["x-key"], methods=["POST"])
