@@ -59,7 +59,7 @@ _DIFFERENCES = {
     "--hostname": "127.0.0.1 without it: 0.0.0.0 has to be asked for.",
     "--shard-uds-path": "Without it the sockets are in a private folder.",
     "--master-addr": "Without it the shards meet over a file.",
-    "--cors-allow-header": "Without it any header; LoRAX lets content-type alone.",
+    "--cors-allow-header": "Without it any header; LoRAX allows content-type only.",
     "--cors-allow-origin": "No origin without it; LoRAX lets every page call.",
     "--disable-custom-kernels": "For attention, matrix products and adapters.",
     "--cuda-memory-fraction": "Weights included.",
