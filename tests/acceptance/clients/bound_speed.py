@@ -123,11 +123,12 @@ def point_masks() -> Result:
         found = json.loads(path.read_text())
     figure = (
         f"8 masks {found['fill_8_s'] * 1e3:.2f} ms of a step of {found['step_s'] * 1e3:.1f} ms, "
-        f"{found['fill_share']:.1%}; accepting and filling {found['advance_share']:.1%}, masking "
-        f"the logits {found['apply_share']:.1%}; a step with 8 bound takes "
-        f"{found['step_ratio']:.2f}x, its processors {found['cpu_ratio']:.2f}x"
+        f"{found['fill_8_share']:.2%}, where it is slowest {found['fill_8_slowest_share']:.2%}; "
+        f"accepting and filling {found['advance_8_share']:.2%}, masking the logits "
+        f"{found['apply_8_share']:.2%}; a step with 8 bound takes {found['step_ratio']:.2f}x, its "
+        f"processors {found['cpu_ratio']:.2f}x"
     )
-    return Result(found["fill_share"] <= MOST_OF_STEP, figure)
+    return Result(found["fill_8_slowest_share"] <= MOST_OF_STEP, figure)
 
 
 POINTS = [
