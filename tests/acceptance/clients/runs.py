@@ -29,6 +29,7 @@ PROGRAMS = {
     "openai_responses": ClientProgram(("openai",)),
     # So few places that calls are refused, and tried again.
     "openai_retries": ClientProgram(("openai",), ("--max-concurrent-requests", "2")),
+    "sdk_refusals": ClientProgram(("anthropic", "openai"), ("--api-key", "sk-of-clients")),
     "text_generation_calls": ClientProgram(("text-generation==0.7.0",)),
 }
 BOUND_S = 900.0
