@@ -93,7 +93,6 @@ def main(
     from lorax_contract.errors import LoraxError
     from lorax_router.simulator.driver import Simulation, StandstillError
     from lorax_router.simulator.plots import PlotsUnavailableError, save_plots
-    from lorax_router.simulator.policies import POLICIES
     from lorax_router.simulator.report import as_json, report
     from lorax_router.simulator.server import PRESETS
     from lorax_router.simulator.table import as_table
@@ -110,10 +109,7 @@ def main(
             trace = trace.asking_for(max_new_tokens)
         if show_server:
             console.print(server.arithmetic, highlight=False)
-        runs = [
-            Simulation(trace, server, POLICIES[name], name=name).run()
-            for name in dict.fromkeys(policies)
-        ]
+        runs = [Simulation(trace, server, name).run() for name in dict.fromkeys(policies)]
         values = report(runs, seed=seed, slo_s=slo_s)
         if plot_path is not None:
             save_plots(runs, plot_path)

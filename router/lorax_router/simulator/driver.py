@@ -18,7 +18,7 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_router.core.adapters.table import AdapterTable
-from lorax_router.core.policies.policy import SchedulingPolicy
+from lorax_router.core.policies import SchedulingPolicy, make_policy
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.simulator.loads import LoadLane
@@ -63,8 +63,8 @@ class Simulation:
     Args:
         trace: the requests.
         server: what they are served by.
-        policy: makes the policy; it is given the adapter table.
-        name: what the report calls the policy.
+        policy: the policy's name.
+        make: makes the policy of that name.
         check_every: check the scheduler's invariants every so many steps; 0: never.
     """
 
@@ -72,12 +72,12 @@ class Simulation:
         self,
         trace: Trace,
         server: SimulatedServer,
-        policy: Callable[[AdapterTable], SchedulingPolicy],
+        policy: str,
         *,
-        name: str = "",
+        make: Callable[[str, AdapterTable], SchedulingPolicy] = make_policy,
         check_every: int = 0,
     ) -> None:
-        self._trace, self._server, self._name = trace, server, name
+        self._trace, self._server, self._policy = trace, server, policy
         self._check_every = check_every
         table = AdapterTable(
             max_resident=server.max_adapters,
@@ -93,7 +93,7 @@ class Simulation:
             max_step_tokens=server.max_step_tokens,
             max_rows=server.max_rows,
             depth=server.depth,
-            policy=policy(table),
+            policy=make(policy, table),
             adapters=table,
         )
         self._shard = SimulatedShard(trace, server)
@@ -214,7 +214,7 @@ class Simulation:
     def _result(self) -> SimulatedRun:
         stats = self.scheduler.stats()
         return SimulatedRun(
-            policy=self._name,
+            policy=self._policy,
             trace=self._trace,
             server=self._server,
             meter=self._meter,

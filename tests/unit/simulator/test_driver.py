@@ -12,12 +12,12 @@ import pytest
 from lorax_contract.errors import ValidationError
 from lorax_router.simulator.cost import LinearCost
 from lorax_router.simulator.driver import SimulatedRun, Simulation, StandstillError
-from lorax_router.simulator.policies import POLICIES
 from lorax_router.simulator.report import num_computed_once
 from lorax_router.simulator.server import PRESETS, SimulatedServer
 from lorax_router.simulator.trace import Trace, trace_of_clients
 from lorax_router.simulator.workloads.catalog import make_workload
 
+POLICIES = ("fcfs", "fair", "priority", "sjf", "lorax")
 # A step takes a second and a tenth for each of its tokens.
 SLOW = SimulatedServer(
     name="slow", cost=LinearCost(1.0, 0.1), kv_tokens=320, max_step_tokens=16, max_rows=8, depth=1,
@@ -37,7 +37,7 @@ def requests(
 
 
 def simulate(trace: Trace, server: SimulatedServer = SLOW, policy: str = "fcfs") -> SimulatedRun:
-    simulation = Simulation(trace, server, POLICIES[policy], name=policy, check_every=1)
+    simulation = Simulation(trace, server, policy, check_every=1)
     run = simulation.run()
     simulation.scheduler.check(is_idle=True)
     assert simulation.scheduler.is_idle
@@ -147,7 +147,7 @@ def test_a_request_that_can_never_run_is_refused_in_words() -> None:
 
 
 def test_a_scheduler_that_stands_still_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulation = Simulation(requests((0.0, 4, 1)), SLOW, POLICIES["fcfs"])
+    simulation = Simulation(requests((0.0, 4, 1)), SLOW, "fcfs")
     monkeypatch.setattr(simulation.scheduler, "plan", lambda now: None)
     with pytest.raises(StandstillError, match="1 requests wait and 0 run"):
         simulation.run()

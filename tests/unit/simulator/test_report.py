@@ -8,19 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.unit.simulator.test_driver import SLOW, requests
+from tests.unit.simulator.test_driver import POLICIES, SLOW, requests
 
 from lorax_router.simulator.cli import main
 from lorax_router.simulator.cost import StepWork
 from lorax_router.simulator.driver import SimulatedRun, Simulation
-from lorax_router.simulator.policies import POLICIES
 from lorax_router.simulator.report import as_json, figures, light, report
 from lorax_router.simulator.trace import Trace
 from lorax_router.simulator.workloads.catalog import make_workload
 
 
 def simulate(trace: Trace, policy: str = "fcfs") -> SimulatedRun:
-    return Simulation(trace, SLOW, POLICIES[policy], name=policy).run()
+    return Simulation(trace, SLOW, policy).run()
 
 
 def test_figures_by_hand() -> None:
