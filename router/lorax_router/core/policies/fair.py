@@ -22,6 +22,10 @@ PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 LOAD_CHARGE = 256.0
 # A request that gave way so often is left alone by those who wait.
 MAX_DISPLACEMENTS = 3
+# Of what is computed, so much may be lost to those whom others give way to; saved up to so
+# many tokens.
+DISPLACEMENT_SHARE = 0.02
+MAX_DISPLACEMENT_TOKENS = 4096.0
 
 
 class _Headed(Protocol):
@@ -109,6 +113,8 @@ class FairShare:
         self._tenants: dict[str, _Tenant] = {}
         self._weights: dict[str, float] = {}
         self._round: _Round[str] = _Round(self._shares, {})
+        # Tokens that may be lost to displacements now.
+        self._displaceable = MAX_DISPLACEMENT_TOKENS
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -168,8 +174,10 @@ class FairShare:
     def admitted(self, request: RequestState) -> None:
         """Charge what it was not charged for yet: nothing, where all is computed again."""
         self._take_out(request)
-        self._charge(request, PROMPT_WEIGHT * (request.num_tokens - request.num_charged))
+        num = request.num_tokens - request.num_charged
+        self._charge(request, PROMPT_WEIGHT * num)
         request.num_charged = request.num_tokens
+        self._save(num)
 
     def deferred(self, request: RequestState) -> None:
         """Go on behind it; its tenant's counter stays."""
@@ -181,6 +189,7 @@ class FairShare:
         """Charge output tokens."""
         self._charge(request, OUTPUT_WEIGHT * num_tokens)
         request.num_charged += num_tokens
+        self._save(num_tokens)
 
     def ended(self, request: RequestState) -> None:
         """Pay back what was never computed."""
@@ -193,6 +202,11 @@ class FairShare:
         if unused > 0:
             self._charge(request, -PROMPT_WEIGHT * unused)
             request.num_charged -= unused
+
+    def _save(self, num_tokens: int) -> None:
+        """What is served allows for a little that is computed again."""
+        saved = self._displaceable + DISPLACEMENT_SHARE * num_tokens
+        self._displaceable = min(saved, MAX_DISPLACEMENT_TOKENS)
 
     def _charge(self, request: RequestState, amount: float) -> None:
         terms = request.terms
@@ -224,7 +238,10 @@ class FairShare:
 
         Each keeps its oldest row, so whoever gives way does not take it back: it cannot go to
         and fro. The most served tenant's latest comes first, and nobody gives way for ever.
+        Nobody does while too much was lost to that already.
         """
+        if self._displaceable <= 0:
+            return []
         tenant, adapter = request.terms.tenant, request.spec.adapter
         own = [each for each in running if each.terms.tenant == tenant]
         if not own:
@@ -234,7 +251,10 @@ class FairShare:
         else:
             return []
         others = [each for each in others if each.num_preemptions < MAX_DISPLACEMENTS]
-        return sorted(others, key=self._entitlement, reverse=True)
+        others.sort(key=self._entitlement, reverse=True)
+        # One is nearly always enough.
+        self._displaceable -= others[0].num_computed if others else 0
+        return others
 
     def _entitlement(self, request: RequestState) -> tuple[float, float, int]:
         """Who is to give way last comes first."""

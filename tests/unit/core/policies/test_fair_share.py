@@ -6,7 +6,13 @@ import pytest
 from tests.helpers.core_world import CoreWorld
 
 from lorax_router.core.adapters.table import AdapterTable
-from lorax_router.core.policies.fair import LOAD_CHARGE, OUTPUT_WEIGHT, FairShare
+from lorax_router.core.policies.fair import (
+    DISPLACEMENT_SHARE,
+    LOAD_CHARGE,
+    MAX_DISPLACEMENT_TOKENS,
+    OUTPUT_WEIGHT,
+    FairShare,
+)
 from lorax_router.core.policies.shares import Shares
 from lorax_router.core.request import RequestTerms
 
@@ -250,3 +256,17 @@ def test_a_tenant_keeps_a_row_when_many_come() -> None:
     assert world.scheduler.stats().num_preemptions == 3
     world.step(50)
     assert world.scheduler.stats().num_preemptions == 3
+
+
+def test_giving_way_costs_little_of_what_is_computed() -> None:
+    """However many come and find no row of theirs: what is lost to them is bounded."""
+    world = CoreWorld(FairShare(), max_rows=2, max_step_tokens=512, num_blocks=2000)
+    for _ in range(100):
+        world.submit(A, num_prompt=256, num_output=40)
+    for number in range(150):
+        world.submit(RequestTerms(f"tenant {number}"), num_output=2)
+        world.step(6)
+    num = sum(world.num_preemptions.values())
+    served = 256 * len(world.admitted) + sum(world.tokens.values())
+    # What was saved up pays for the first ones, a share of what is served for the others.
+    assert 0 < num * 256 <= MAX_DISPLACEMENT_TOKENS + DISPLACEMENT_SHARE * served
