@@ -27,9 +27,10 @@ from tokenizers import Tokenizer
 from lorax_contract.config import RouterConfig
 from lorax_contract.step import StepOutcome, StepPlan
 from lorax_router.core.ports import ShardClient
+from lorax_router.service.prompts.language import load_language
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.shards.group import ShardGroup
-from lorax_router.startup import ServiceParts, assemble_service, load_language, size
+from lorax_router.startup import ServiceParts, assemble_service, size
 
 HTTP_PACKAGES = ("fastapi", "uvicorn", "pydantic", "httptools", "orjson", "grpc_health",
                  "grpc_reflection")  # fmt: skip

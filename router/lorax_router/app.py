@@ -31,13 +31,13 @@ from lorax_router.listening import (
 )
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.keys.store import KeyStore
+from lorax_router.service.prompts.language import load_language
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 from lorax_router.startup import (
     Parts,
     assemble,
     key_store,
-    load_language,
     preload,
     size,
 )

@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from lorax_contract.adapters import TOKEN_SOURCES, AdapterRef, AdapterUnavailableError
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import (
@@ -54,11 +52,11 @@ from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.models import Models
 from lorax_router.service.prompts.char_bound import chars_per_token
 from lorax_router.service.prompts.chat_renderers import ChatRenderers
-from lorax_router.service.prompts.chat_template import ChatTemplate, load_chat_template
 from lorax_router.service.prompts.content_format import ContentFormat
+from lorax_router.service.prompts.language import Language
 from lorax_router.service.prompts.renderer_pool import RenderLimits
 from lorax_router.service.prompts.tokenization import Tokenization
-from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, load_tokenizer
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 from lorax_router.service.validation import Validator
 
@@ -86,15 +84,6 @@ class Budgets:
     def pool_tokens(self) -> int:
         """Tokens that the KV cache holds."""
         return self.num_blocks * self.block_size
-
-
-@dataclass(frozen=True, slots=True)
-class Language:
-    """What the model's files say of texts."""
-
-    tokenizer: Tokenizer
-    # None: the model has none.
-    chat_template: ChatTemplate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,16 +200,6 @@ async def _warm_up(
         raise StartupError(f"the warm-up failed: {error}", ExitCode.OUT_OF_MEMORY) from error
 
 
-def load_language(config: RouterConfig) -> Language:
-    """Read tokenizer and chat template; raises StartupError when one is unusable."""
-    return Language(
-        load_tokenizer(config.tokenizer_dir),
-        load_chat_template(
-            config.tokenizer_dir, config.tokenizer_config_path, config.chat_template
-        ),
-    )
-
-
 def _content_format(config: RouterConfig) -> ContentFormat | None:
     choice = config.chat_template_content_format
     return None if choice == "auto" else choice
@@ -257,7 +236,7 @@ def assemble_service(
             RenderLimits(max_chars=limits.max_input_chars),
             _content_format(config),
         ),
-        AdapterTexts(shards.adapter_text),
+        AdapterTexts(shards.adapter_text, special_tokens=language.special_tokens),
         Constraints(shards.prepare_constraint, str(Path(config.tokenizer_dir, "tokenizer.json"))),
     )
     aliases = _aliases(config)

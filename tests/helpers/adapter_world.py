@@ -23,10 +23,11 @@ from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import GenerationStream
 from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.language import Language
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.service.results import GenerateResult
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
-from lorax_router.startup import Language, Parts, assemble, size
+from lorax_router.startup import Parts, assemble, size
 
 MIB = 1 << 20
 

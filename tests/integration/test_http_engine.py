@@ -19,8 +19,9 @@ from lorax_contract.step import RequestId, RequestSpec, SamplingParams, Stopping
 from lorax_router.http_api.listeners import bind, url_of
 from lorax_router.http_api.server import HttpServer
 from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.prompts.language import Language
 from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
-from lorax_router.startup import Language, assemble, size
+from lorax_router.startup import assemble, size
 
 
 @dataclass

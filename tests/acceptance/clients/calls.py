@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.acceptance.clients import answers
@@ -72,6 +72,72 @@ WRITTEN = {
 MODELS = tuple(WRITTEN)
 
 
+# Calls before the question: with these before it the model calls of itself.
+HISTORY = (("Rome", "abcdefgh0"), ("Oslo", "abcdefgh1"), ("Lima", "abcdefgh2"))
+OWN_CHOICE = ("free", "strict")
+LEAST_OWN_CHOICE = 10
+
+
+def said_before(mode: str, form: Callable[[str, str, str], list[Json]]) -> list[Json]:
+    """Return what stands before the question where calls are the model's own choice.
+
+    ``form`` makes messages of an earlier question, the call's id and its city.
+    """
+    earlier = HISTORY if mode in OWN_CHOICE else ()
+    made = (
+        form(f"What is the weather like in {city}?", call_id, city) for city, call_id in earlier
+    )
+    return [message for messages in made for message in messages]
+
+
+def _of_chats(question: str, call_id: str, city: str) -> list[Json]:
+    function = {"name": "get_weather", "arguments": json.dumps({"city": city, "days": 1})}
+    call = {"id": call_id, "type": "function", "function": function}
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call_id, "content": "sunny"},
+        {"role": "assistant", "content": "It is sunny."},
+    ]
+
+
+def _of_grpc(question: str, call_id: str, city: str) -> list[Json]:
+    messages = _of_chats(question, call_id, city)
+    (call,) = messages[1]["tool_calls"]
+    return [
+        messages[0],
+        messages[1] | {"tool_calls": [{"id": call_id, **call["function"]}]},
+        *messages[2:],
+    ]
+
+
+def _of_responses(question: str, call_id: str, city: str) -> list[Json]:
+    first, calls, result, last = _of_chats(question, call_id, city)
+    return [
+        first,
+        {"type": "function_call", "call_id": call_id, **calls["tool_calls"][0]["function"]},
+        {"type": "function_call_output", "call_id": call_id, "output": result["content"]},
+        last,
+    ]
+
+
+def _of_messages(question: str, call_id: str, city: str) -> list[Json]:
+    first, _, _, last = _of_chats(question, call_id, city)
+    use = {
+        "type": "tool_use",
+        "id": call_id,
+        "name": "get_weather",
+        "input": {"city": city, "days": 1},
+    }
+    result = {"type": "tool_result", "tool_use_id": call_id, "content": "sunny"}
+    return [
+        first,
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+        last,
+    ]
+
+
 def questions() -> list[str]:
     """Fifty, in ten scripts."""
     return [wish.format(place) for wish in _WISHES for place in _PLACES]
@@ -105,7 +171,7 @@ def chats_pair(model: str, mode: str, question: str) -> Pair:
         "named": {"type": "function", "function": {"name": "set_alarm"}},
     }
     body = {
-        "model": named(model), "messages": [{"role": "user", "content": question}], "temperature": 0.0,
+        "model": named(model), "messages": [*said_before(mode, _of_chats), {"role": "user", "content": question}], "temperature": 0.0,
         "tools": [{"type": "function", "function": _function(name, mode)} for name in SCHEMAS],
         "tool_choice": choice.get(mode, "auto"), "max_tokens": MOST_TOKENS,
     }  # fmt: skip
@@ -122,7 +188,7 @@ def responses_pair(model: str, mode: str, question: str) -> Pair:
         "named": {"type": "function", "name": "look_up"},
     }
     body = {
-        "model": named(model), "input": question, "temperature": 0.0, "max_output_tokens": MOST_TOKENS,
+        "model": named(model), "input": [*said_before(mode, _of_responses), {"role": "user", "content": question}], "temperature": 0.0, "max_output_tokens": MOST_TOKENS,
         "tools": [{"type": "function", **_function(name, mode)} for name in SCHEMAS],
         "tool_choice": choice.get(mode, "auto"), "parallel_tool_calls": mode != "written",
     }  # fmt: skip
@@ -141,7 +207,7 @@ def messages_pair(model: str, mode: str, question: str) -> Pair:
         for name, schema in SCHEMAS.items()
     ]
     body = {
-        "model": named(model), "messages": [{"role": "user", "content": question}], "temperature": 0.0,
+        "model": named(model), "messages": [*said_before(mode, _of_messages), {"role": "user", "content": question}], "temperature": 0.0,
         "tools": tools, "tool_choice": choice.get(mode, {"type": "auto"}), "max_tokens": MOST_TOKENS,
     }  # fmt: skip
     return Pair(answers.messages, body, f"messages, {model}, {mode}")
@@ -160,7 +226,7 @@ def grpc_pair(model: str, mode: str, question: str) -> Pair:
     if mode == "written":
         parameters |= {"constraint": {"regex": WRITTEN[model]}, "max_new_tokens": 2 * MOST_TOKENS}
     body = {
-        "messages": [{"role": "user", "content": question}], "tools": tools,
+        "messages": [*said_before(mode, _of_grpc), {"role": "user", "content": question}], "tools": tools,
         "tool_choice": choice.get(mode, {"mode": "MODE_AUTO"}), "parameters": parameters,
     }  # fmt: skip
     return Pair(answers.grpc_chat, body, f"gRPC, {model}, {mode}")
@@ -179,11 +245,15 @@ def point_calls() -> Result:
             calling[f"{form} {mode}"] += bool(choice.calls)
             if not choice.calls and mode in ("written", "required", "named"):
                 outcome.faults.append(f"{pair.label}: no call in {answer}")
+        num_own = sum(n for key, n in calling.items() if key.split()[1] in OWN_CHOICE)
+        if num_own < LEAST_OWN_CHOICE:
+            outcome.faults.append(f"{num_own} calls of the model's own choice")
         for fault in outcome.faults[:20]:
             print(f"    {fault}", flush=True)
         print("    with calls: " + ", ".join(f"{key} {n}" for key, n in sorted(calling.items())))
         figure = (
-            f"{NUM_QUESTIONS} questions, {outcome.num_pairs} pairs, {calling.total()} with calls, "
+            f"{NUM_QUESTIONS} questions, {outcome.num_pairs} pairs, {calling.total()} with calls "
+            f"({num_own} of the model's own choice), "
             f"{outcome.num_asked_again} the same alone, {len(outcome.faults)} faults"
         )
         is_all = outcome.num_pairs == 4 * NUM_QUESTIONS

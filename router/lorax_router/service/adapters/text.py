@@ -43,10 +43,17 @@ class AdapterTexts:
 
     Args:
         read: those of the named files that a stored adapter has.
+        special_tokens: the model's by name, which templates may write whose files name none.
     """
 
-    def __init__(self, read: ReadFiles, limits: TokenizerLimits | None = None) -> None:
+    def __init__(
+        self,
+        read: ReadFiles,
+        limits: TokenizerLimits | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         self._read = read
+        self._special_tokens = special_tokens
         self._templates: LRUCache[str, ChatTemplate | None] = LRUCache(_MAX_BYTES, _size_of)
         self._reading: SingleFlight[ChatTemplate | None] = SingleFlight()
         self._room = asyncio.Semaphore(_NUM_READING)
@@ -79,7 +86,7 @@ class AdapterTexts:
 
     async def _read_template(self, key: str, owner: str, names: list[str]) -> ChatTemplate | None:
         async with self._room:
-            template = _template(await self._read(key, names), owner)
+            template = _template(await self._read(key, names), owner, self._special_tokens)
         self._templates[key] = template
         return template
 
@@ -88,14 +95,16 @@ class AdapterTexts:
         return files[TOKENIZER_FILE]
 
 
-def _template(files: Mapping[str, bytes], owner: str) -> ChatTemplate | None:
+def _template(
+    files: Mapping[str, bytes], owner: str, special_tokens: Mapping[str, str] | None
+) -> ChatTemplate | None:
     for name, raw in files.items():
         if len(raw) > _MAX_FILE_BYTES:
             raise refused(
                 f"{owner}: its {name} has {len(raw)} bytes; the limit is {_MAX_FILE_BYTES}"
             )
     try:
-        return template_of_files(files, owner)
+        return template_of_files(files, owner, special_tokens)
     except (ValueError, RecursionError) as error:
         raise refused(f"{owner}: its chat template cannot be read: {error}") from error
 

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorax_contract.errors import StartupError
@@ -17,6 +17,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_router.service.prompts.sandbox import InvalidTemplateError, compile_template
 
 _TEMPLATE_FILE = "chat_template.jinja"
+_CONFIG_FILE = "tokenizer_config.json"
 # Further templates by name, one a file.
 _TEMPLATE_FOLDER = "additional_chat_templates"
 _DEFAULT = "default"
@@ -80,7 +81,7 @@ def load_chat_template(
     Raises StartupError when a file that is there cannot be read or compiled.
     """
     folder = Path(tokenizer_dir)
-    config_path = folder / "tokenizer_config.json"
+    config_path = folder / _CONFIG_FILE
     config = _read_json(config_path) if config_path.is_file() else {}
     named = _files_of(folder) or _templates_of(config)
     if override is not None:
@@ -98,18 +99,34 @@ def load_chat_template(
     return template
 
 
-def template_of_files(files: Mapping[str, bytes], owner: str) -> ChatTemplate | None:
+def load_special_tokens(tokenizer_dir: str) -> dict[str, str]:
+    """Return a model's special tokens by name; raises StartupError for a file that is no JSON."""
+    path = Path(tokenizer_dir) / _CONFIG_FILE
+    return _special_tokens(_read_json(path)) if path.is_file() else {}
+
+
+def template_of_files(
+    files: Mapping[str, bytes], owner: str, special_tokens: Mapping[str, str] | None = None
+) -> ChatTemplate | None:
     """Return the template among an adapter's files; None if there is none. Runs nothing of it.
 
     Raises ValueError for files that cannot be read.
+
+    Args:
+        files: by name.
+        owner: whose they are.
+        special_tokens: the model's, which are the adapter's where no file has its own.
     """
-    config = _json_object(files.get("tokenizer_config.json"))
+    config = _json_object(files.get(_CONFIG_FILE))
     named = _templates_of(config)
     if (document := files.get("chat_template.json")) is not None:
         named = _templates_of(_json_object(document)) or named
     if (raw := files.get(_TEMPLATE_FILE)) is not None:
         named = {_DEFAULT: raw.decode("utf-8")}
-    return _template(named, config, owner)
+    template = _template(named, config, owner)
+    if template is None or _CONFIG_FILE in files or not special_tokens:
+        return template
+    return replace(template, special_tokens=special_tokens)
 
 
 def _template(

@@ -10,6 +10,7 @@ from lorax_contract.errors import StartupError
 from lorax_router.service.prompts.chat_template import (
     ChatTemplate,
     load_chat_template,
+    load_special_tokens,
     template_of_files,
 )
 from lorax_router.service.prompts.render_process import rendered
@@ -113,6 +114,20 @@ def test_an_adapters_template_is_read_and_nothing_of_it_run():
     template = template_of_files(files, "adapter a")
     assert template == ChatTemplate(endless, {"eos_token": "<e>"}, "adapter a")
     assert template_of_files({}, "adapter a") is None
+
+
+def test_a_template_that_comes_without_special_tokens_writes_the_models():
+    template, config = {"chat_template.jinja": b"T"}, {"tokenizer_config.json": b"{}"}
+    base = {"eos_token": "<e>"}
+    assert template_of_files(template, "a", base) == ChatTemplate("T", base, "a")
+    # A file that names none says that there are none, as for transformers.
+    assert template_of_files(template | config, "a", base) == ChatTemplate("T", {}, "a")
+
+
+def test_a_models_special_tokens_are_read_without_a_template_too(tmp_path):
+    assert load_special_tokens(str(tmp_path)) == {}
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<e>"}}')
+    assert load_special_tokens(str(tmp_path)) == {"eos_token": "<e>"}
 
 
 @pytest.mark.parametrize(
