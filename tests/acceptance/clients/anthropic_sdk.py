@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 import anthropic
+from checks import check
 
 TOOL = {
     "name": "get_weather",
@@ -20,13 +21,6 @@ TOOL = {
 # The SDK has no argument for it any more.
 GREEDY = {"temperature": 0.0}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def check(name: str, found: object) -> None:
-    """Say what was checked; raises if it is not so."""
-    if not found:
-        raise SystemExit(f"not ok: {name}")
-    print(f"ok: {name}")
 
 
 def plain(client: anthropic.Anthropic, model: str) -> str:

@@ -7,6 +7,7 @@ import json
 import sys
 
 import openai
+from checks import check
 from pydantic import BaseModel, Field
 
 TOOL = {
@@ -29,13 +30,6 @@ class City(BaseModel):
 
     name: str = Field(max_length=20)
     is_capital: bool
-
-
-def check(name: str, found: object) -> None:
-    """Say what was checked; raises if it is not so."""
-    if not found:
-        raise SystemExit(f"not ok: {name}")
-    print(f"ok: {name}")
 
 
 def plain(client: openai.OpenAI, model: str) -> str:
