@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from lorax_contract.config import SCHEDULING_POLICIES
+
 _HELP = """Compare scheduling policies on a workload.
 
 The server's own scheduler runs over a virtual clock: a cost model says how long each step
@@ -30,7 +32,6 @@ Example:
   lorax-simulate --workload vtc:overload --policy fcfs --policy fair --plot overload.svg
 """
 _PRESETS = ("llama-2-7b-a10g", "llama-3.1-8b-h200", "smollm2-135m-cpu")
-_POLICIES = ("fcfs", "fair", "priority", "sjf", "lorax")
 _POSITIVE = click.IntRange(min=1)
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -43,7 +44,7 @@ def _size(name: str, help: str) -> Callable[[Decorated], Decorated]:
 @click.command(help=_HELP, context_settings={"max_content_width": 100})
 @click.option("--workload", default="vtc:overload", show_default=True, help="Who asks for what.")
 @click.option(
-    "--policy", "policies", multiple=True, type=click.Choice(_POLICIES),
+    "--policy", "policies", multiple=True, type=click.Choice(SCHEDULING_POLICIES),
     default=("fcfs", "fair", "lorax"), show_default=True, help="A policy; may be given again.",
 )  # fmt: skip
 @click.option(

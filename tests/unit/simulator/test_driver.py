@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorax_contract.config import SCHEDULING_POLICIES
 from lorax_contract.errors import ValidationError
 from lorax_router.simulator.cost import LinearCost
 from lorax_router.simulator.driver import SimulatedRun, Simulation, StandstillError
@@ -17,7 +18,6 @@ from lorax_router.simulator.server import PRESETS, SimulatedServer
 from lorax_router.simulator.trace import Trace, trace_of_clients
 from lorax_router.simulator.workloads.catalog import make_workload
 
-POLICIES = ("fcfs", "fair", "priority", "sjf", "lorax")
 # A step takes a second and a tenth for each of its tokens.
 SLOW = SimulatedServer(
     name="slow", cost=LinearCost(1.0, 0.1), kv_tokens=320, max_step_tokens=16, max_rows=8, depth=1,
@@ -113,7 +113,7 @@ def test_outputs_end_by_themselves_or_by_what_was_asked_for() -> None:
 # --- invariants -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", SCHEDULING_POLICIES)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_every_request_is_served_and_counted_once(policy: str, depth: int) -> None:
     """With preemptions, and adapters that have to take turns."""

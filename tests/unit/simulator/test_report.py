@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.unit.simulator.test_driver import POLICIES, SLOW, requests
+from tests.unit.simulator.test_driver import SLOW, requests
 
+from lorax_contract.config import SCHEDULING_POLICIES
 from lorax_router.simulator.cli import main
 from lorax_router.simulator.cost import StepWork
 from lorax_router.simulator.driver import SimulatedRun, Simulation
@@ -49,7 +50,7 @@ def test_classes_are_told_apart() -> None:
     assert classes["0"]["requests"] == len(trace)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", SCHEDULING_POLICIES)
 def test_the_same_seed_gives_the_same_bytes(policy: str) -> None:
     def run() -> bytes:
         trace = make_workload("slora:s2,n=5,rate=4,duration=10,prompt=1-100,output=1-100", 3)
