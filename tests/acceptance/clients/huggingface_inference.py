@@ -165,8 +165,10 @@ async def asynchronous(url: str, model: str, adapter: str, text: str, said: str)
         same("async chat, streamed", "".join(parts), said)
         too_long = {"prompt": PROMPT, "max_new_tokens": 10**6}
         await raises_later("async: too long", ValidationError, client.text_generation, **too_long)
-    async with AsyncInferenceClient(url, timeout=0.001) as hasty:
-        await raises_later("a timeout", InferenceTimeoutError, hasty.text_generation, PROMPT)
+    async with AsyncInferenceClient(url, timeout=0.5) as hasty:
+        long = {"prompt": PROMPT, "max_new_tokens": 3000}
+        long["grammar"] = {"type": "regex", "value": "[a-z ]{6000}"}
+        await raises_later("a timeout", InferenceTimeoutError, hasty.text_generation, **long)
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ async def asynchronous(chat: ChatOpenAI, text: str) -> None:
     same("a call", set(call.tool_calls[0]["args"]), {"city"})
     chain = ChatPromptTemplate.from_messages([("human", "{question}")]) | chat
     same("a chain", (await chain.ainvoke({"question": QUESTION})).text, text)
-    short = chat.bind(max_tokens=4096, timeout=0.001)
+    short = chat.bind(max_tokens=3000, extra_body={"ignore_eos": True}, timeout=0.5)
     await raises_later("a timeout", openai.APITimeoutError, short.ainvoke, QUESTION)
 
 

@@ -200,7 +200,7 @@ async def asynchronous(url: str, name: str, text: str) -> None:
     stream = await litellm.acompletion(**asked, stream=True)
     parts = [each.choices[0].delta.content or "" async for each in stream]
     same("acompletion, streamed", "".join(parts), text)
-    slow = {**asked, "max_tokens": 4096, "timeout": 0.001}
+    slow = {**asked, "max_tokens": 3000, "extra_body": {"ignore_eos": True}, "timeout": 0.5}
     await raises_later("a timeout", litellm.Timeout, litellm.acompletion, **slow)
     await messages(url, name)
 
