@@ -75,7 +75,7 @@ MODELS = tuple(WRITTEN)
 # Calls before the question: with these before it the model calls of itself.
 HISTORY = (("Rome", "abcdefgh0"), ("Oslo", "abcdefgh1"), ("Lima", "abcdefgh2"))
 OWN_CHOICE = ("free", "strict")
-LEAST_OWN_CHOICE = 10
+LEAST_OWN_CHOICE = 5
 
 
 def said_before(mode: str, form: Callable[[str, str, str], list[Json]]) -> list[Json]:
