@@ -119,6 +119,8 @@ class NewRow:
 
     spec: RequestSpec
     output_ids: Sequence[int]
+    # Tokens whose keys and values its first blocks hold already; at least one is left.
+    num_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

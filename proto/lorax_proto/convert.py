@@ -93,6 +93,7 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
         num_prompt_tokens=len(spec.prompt_ids),
         prefill_alternatives=spec.sampling.num_prompt_alternatives,
         output=pb.OutputKind.Name(spec.output),
+        cache_len=row.num_cached,
     )
     ids = request.tokenized_inputs.ids
     ids.extend(spec.prompt_ids)
@@ -118,7 +119,7 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         if request.HasField("constraint")
         else None,
     )
-    return NewRow(spec, ids[num_prompt:])
+    return NewRow(spec, ids[num_prompt:], request.cache_len)
 
 
 def constraint_to_proto(constraint: Constraint) -> pb.Constraint:

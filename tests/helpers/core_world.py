@@ -65,9 +65,11 @@ class CoreWorld:
         handle = AdapterHandle(adapter)
         if adapter and handle not in self.adapters:
             self.adapters.add(handle, 1)
+        # No two requests begin alike.
+        start = 10_000 * number
         most = num_output if max_new is None else max_new
         spec = RequestSpec(
-            request_id=RequestId(number), prompt_ids=range(num_prompt), sampling=SamplingParams(),
+            request_id=RequestId(number), prompt_ids=range(start, start + num_prompt), sampling=SamplingParams(),
             stopping=StoppingParams(max_new_tokens=most), adapter=handle,
         )  # fmt: skip
         self.scheduler.submit(spec, self.now, terms)
@@ -99,7 +101,7 @@ class CoreWorld:
         self.admitted.setdefault(number, self.now - 1.0)
 
     def _outcome(self, plan: StepPlan) -> StepOutcome:
-        self._computed.update((row.spec.request_id, 0) for row in plan.new_rows)
+        self._computed.update((row.spec.request_id, row.num_cached) for row in plan.new_rows)
         for row, num_tokens in zip(plan.row_ids, plan.num_tokens, strict=True):
             self._computed[row] += num_tokens
         rows = [row for row in plan.row_ids if self._computed[row] == self._known(row)]

@@ -1,83 +1,175 @@
-"""The pool of KV blocks: who owns each block, and when a freed one may be reused."""
+"""The pool of KV blocks: who holds each block, and when a freed one may be reused."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from lorax_contract.step import BlockId
+from lorax_router.core.prefix import PrefixIndex
+
+
+class _Release(NamedTuple):
+    """Blocks that nobody holds any more, free once a step is acknowledged."""
+
+    step: int
+    number: int
+    blocks: list[BlockId]
 
 
 class BlockPool:
-    """Hands out block ids and takes them back once no step in flight touches them.
+    """Hands out block ids, counts who holds them, and keeps what may be found again.
 
-    Every block is in exactly one of three states::
+    Every block is in exactly one of four states::
 
-        free ──take──► owned (by one request's block table)
-          ▲               │ release(last_step)
-          │               ├── last_step already acknowledged ──► free
-          └─acknowledge── releasing (until last_step is acknowledged)
+        free ──take──► held (by one request's block table, or by several)
+          ▲    ┌─take──► │ ▲
+          │    │         │ └──────────── share ◄─────────────┐
+          │  cached ◄────┤ release(last_step), in the index  │ (also while releasing)
+          │    │         │   ├── last_step acknowledged ─────┤
+          └────┴─────────┴── releasing (until it is) ────────┘
 
-    The free list is last in, first out: a block used a moment ago is still warm
-    in the caches of the device.
+    Of cached blocks the one released longest ago is taken first. A row's blocks are released
+    from its end, so that a chain loses its last block before those that lead to it.
+    The free list is last in, first out: a block used a moment ago is still warm in the
+    caches of the device.
     """
 
-    __slots__ = ("_acknowledged", "_free", "_num_releasing", "_releasing", "num_blocks")
+    __slots__ = (
+        "_acknowledged", "_cached", "_free", "_holders", "_last_steps", "_latest",
+        "_num_releases", "_num_releasing", "_releasing", "index", "num_blocks",
+    )  # fmt: skip
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, index: PrefixIndex) -> None:
         self.num_blocks = num_blocks
+        self.index = index
         self._free = [BlockId(block) for block in range(num_blocks - 1, -1, -1)]
-        # (last step that touches them, blocks); few entries live at once.
-        self._releasing: deque[tuple[int, list[BlockId]]] = deque()
+        # In order of their release.
+        self._cached: dict[BlockId, None] = {}
+        self._holders = [0] * num_blocks
+        # The last step that touches a block, as its latest holder said.
+        self._last_steps = [0] * num_blocks
+        # The latest release of a block, by number; few releases wait at once.
+        self._latest = [0] * num_blocks
+        self._num_releases = 0
+        self._releasing: deque[_Release] = deque()
         self._num_releasing = 0
         self._acknowledged = 0
 
     @property
     def num_free(self) -> int:
         """Blocks that can be taken now."""
-        return len(self._free)
+        return len(self._free) + len(self._cached)
 
     @property
     def num_releasing(self) -> int:
         """Blocks that become free when steps in flight are acknowledged."""
         return self._num_releasing
 
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody holds and whose content may be found again."""
+        return len(self._cached)
+
     def take(self, num: int) -> list[BlockId]:
-        """Remove ``num`` blocks from the free list; the caller has asked ``num_free`` before."""
-        if num > len(self._free):
-            raise ValueError(f"asked for {num} KV blocks with {len(self._free)} free")
-        taken = self._free[len(self._free) - num :]
-        del self._free[len(self._free) - num :]
+        """Remove ``num`` blocks from the free ones; the caller has asked ``num_free`` before."""
+        if num > self.num_free:
+            raise ValueError(f"asked for {num} KV blocks with {self.num_free} free")
+        start = max(len(self._free) - num, 0)
+        taken = self._free[start:]
+        del self._free[start:]
+        while len(taken) < num:
+            block = next(iter(self._cached))
+            del self._cached[block]
+            self.index.forget(block)
+            taken.append(block)
+        for block in taken:
+            self._holders[block] = 1
         return taken
+
+    def num_in_use(self, blocks: Iterable[BlockId]) -> int:
+        """Return how many of some blocks are held: sharing them takes nothing from the pool."""
+        return sum(self._holders[block] > 0 for block in blocks)
+
+    def share(self, blocks: Iterable[BlockId]) -> None:
+        """Hold blocks that the index found, beside whoever holds them already."""
+        for block in blocks:
+            self._holders[block] += 1
+            if self._holders[block] == 1:
+                if block in self._cached:
+                    del self._cached[block]
+                else:
+                    self._num_releasing -= 1
 
     def release(self, blocks: list[BlockId], last_step: int) -> None:
         """Give blocks back; they are free once step ``last_step`` is acknowledged."""
-        if not blocks:
+        left: list[BlockId] = []
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            if last_step > self._last_steps[block]:
+                self._last_steps[block] = last_step
+            if not self._holders[block]:
+                left.append(block)
+        if not left:
             return
-        if last_step <= self._acknowledged:
-            self._free.extend(blocks)
-        else:
-            self._releasing.append((last_step, blocks))
-            self._num_releasing += len(blocks)
+        self._num_releases += 1
+        self._num_releasing += len(left)
+        # Who held one before may be touching it for longer.
+        by_step: dict[int, list[BlockId]] = {}
+        for block in left:
+            self._latest[block] = self._num_releases
+            by_step.setdefault(self._last_steps[block], []).append(block)
+        for step, some in by_step.items():
+            release = _Release(step, self._num_releases, some)
+            if step <= self._acknowledged:
+                self._make_free(release)
+            else:
+                self._releasing.append(release)
+
+    def _make_free(self, release: _Release) -> None:
+        for block in release.blocks:
+            if not self._is_of(block, release):
+                continue
+            self._num_releasing -= 1
+            if block in self.index:
+                self._cached[block] = None
+            else:
+                self._free.append(block)
+
+    def _is_of(self, block: BlockId, release: _Release) -> bool:
+        """Whether nobody has held a block since that release."""
+        return not self._holders[block] and self._latest[block] == release.number
 
     def acknowledge(self, step: int) -> None:
         """Step ``step`` and all before it are done on every rank."""
         self._acknowledged = step
         for _ in range(len(self._releasing)):
-            last_step, blocks = self._releasing.popleft()
-            if last_step <= step:
-                self._free.extend(blocks)
-                self._num_releasing -= len(blocks)
+            release = self._releasing.popleft()
+            if release.step <= step:
+                self._make_free(release)
             else:
-                self._releasing.append((last_step, blocks))
+                self._releasing.append(release)
 
-    def check(self, owned: list[BlockId]) -> None:
-        """Raise AssertionError unless free, releasing and ``owned`` partition the pool."""
-        releasing = [block for _, blocks in self._releasing for block in blocks]
+    def check(self, tables: list[list[BlockId]]) -> None:
+        """Raise AssertionError unless each block is in one state, and held by its ``tables``."""
+        holders = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                holders[block] += 1
+        if holders != self._holders:
+            raise AssertionError("the holders of blocks are counted wrong")
+        held = {block for table in tables for block in table}
+        releasing = {
+            block for release in self._releasing for block in release.blocks
+            if self._is_of(block, release)
+        }  # fmt: skip
         if len(releasing) != self._num_releasing:
             raise AssertionError("the count of releasing blocks is off")
-        everything = sorted([*self._free, *releasing, *owned])
+        everything = sorted([*self._free, *self._cached, *releasing, *held])
         if everything != list(range(self.num_blocks)):
             raise AssertionError(
-                f"blocks lost or shared: {len(self._free)} free, {len(releasing)} releasing, "
-                f"{len(owned)} owned of {self.num_blocks}"
+                f"blocks lost or shared: {len(self._free)} free, {len(self._cached)} cached, "
+                f"{len(releasing)} releasing, {len(held)} held of {self.num_blocks}"
             )
+        self.index.check({*self._cached, *releasing, *held})

@@ -27,6 +27,10 @@ class RequestTerms:
     weight: float = 1.0
     # A smaller one goes first.
     priority: int = 0
+    # Cached prefixes are found again by those who have the same, and by nobody else: the
+    # time of a hit tells what others asked.
+    tenant_salt: str = ""
+    cache_salt: str = ""
 
 
 ANY_TERMS = RequestTerms()
@@ -49,9 +53,32 @@ class RequestState:
     """
 
     __slots__ = (
-        "blocks", "incarnation", "last_step", "num_bypassed", "num_charged", "num_computed",
-        "num_ever_computed", "num_kv_tokens", "num_pending", "num_preemptions", "num_scheduled", "num_tokens", "order", "output_ids",
-        "rank", "request_id", "spec", "status", "submitted_at", "terms",
+        "block_keys",
+        "blocks",
+        "incarnation",
+        "is_unindexed",
+        "last_step",
+        "num_announced",
+        "num_bypassed",
+        "num_cached",
+        "num_charged",
+        "num_computed",
+        "num_ever_computed",
+        "num_indexed",
+        "num_kv_tokens",
+        "num_pending",
+        "num_preemptions",
+        "num_prefix_waits",
+        "num_scheduled",
+        "num_tokens",
+        "order",
+        "output_ids",
+        "rank",
+        "request_id",
+        "spec",
+        "status",
+        "submitted_at",
+        "terms",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +99,15 @@ class RequestState:
         self.num_scheduled = 0
         self.num_pending = 0
         self.blocks: list[BlockId] = []
+        # The prefix index's own: keys of its full blocks; how many of them are in the index, or
+        # are left out of it; whether the rest stays out; how many it said it would compute.
+        self.block_keys: list[int] = []
+        self.num_indexed = 0
+        self.is_unindexed = False
+        self.num_announced = 0
+        # Tokens of this residence that were in the cache; rounds in which it waited for more.
+        self.num_cached = 0
+        self.num_prefix_waits = 0
         # The last step that touches this request's row.
         self.last_step = 0
         # Counts residences, so that a late outcome is not booked on a later one.
@@ -91,7 +127,17 @@ class RequestState:
 
     def as_new_row(self) -> NewRow:
         """Return what a shard must know to (re)build the row."""
-        return NewRow(self.spec, tuple(self.output_ids))
+        return NewRow(self.spec, tuple(self.output_ids), self.num_cached)
+
+    def known_ids(self, start: int, stop: int) -> tuple[int, ...]:
+        """Return some of the ids of prompt and output."""
+        prompt = self.spec.prompt_ids
+        num_prompt = len(prompt)
+        if stop <= num_prompt:
+            return tuple(prompt[start:stop])
+        if start >= num_prompt:
+            return tuple(self.output_ids[start - num_prompt : stop - num_prompt])
+        return (*prompt[start:], *self.output_ids[: stop - num_prompt])
 
     def reset_computed(self) -> None:
         """Forget the KV: the next residence computes everything again."""
@@ -99,7 +145,15 @@ class RequestState:
         self.num_ever_computed = max(self.num_ever_computed, self.num_computed)
         self.num_computed = 0
         self.num_scheduled = 0
+        self.num_cached = self.num_indexed = 0
+        self.is_unindexed = False
         self.incarnation += 1
+
+    def take_cached(self, blocks: list[BlockId], block_size: int) -> None:
+        """Begin with blocks that hold what would be computed first."""
+        self.blocks = blocks
+        self.num_cached = self.num_computed = self.num_scheduled = len(blocks) * block_size
+        self.num_indexed = len(blocks)
 
     def check(self, num_pending: int, block_size: int) -> None:
         """Raise AssertionError if an invariant broke; ``num_pending`` as the steps have it."""

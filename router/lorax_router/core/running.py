@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from lorax_contract.step import RequestId
+from lorax_contract.step import BlockId, RequestId
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.blocks import BlockPool
 from lorax_router.core.policies.policy import SchedulingPolicy
+from lorax_router.core.prefix import PrefixIndex
 from lorax_router.core.request import RequestState, Status
 
 
@@ -18,11 +19,21 @@ class RunningRows:
         num_blocks: KV blocks in the pool.
         policy: takes those who give way back into its queue.
         adapters: is told who needs which adapter.
+        new_index: makes an index of what the blocks hold.
     """
 
-    def __init__(self, num_blocks: int, policy: SchedulingPolicy, adapters: AdapterTable) -> None:
-        self.pool = BlockPool(num_blocks)
+    def __init__(
+        self,
+        num_blocks: int,
+        policy: SchedulingPolicy,
+        adapters: AdapterTable,
+        new_index: Callable[[], PrefixIndex],
+    ) -> None:
+        self._new_index = new_index
+        self.pool = BlockPool(num_blocks, new_index())
         self.num_preemptions = 0
+        # Tokens of all residences that were in the cache.
+        self.num_cached_tokens = 0
         # Rows that the shards are to forget with the next plan.
         self.drop: list[RequestId] = []
         self._policy = policy
@@ -36,17 +47,21 @@ class RunningRows:
         """Return those that run, the one admitted longest ago first."""
         return list(self._requests.values())
 
-    def enter(self, request: RequestState, now: float) -> None:
-        """A request that the policy let go of runs from now on."""
+    def enter(self, request: RequestState, cached: list[BlockId], now: float) -> None:
+        """A request runs from now on, with blocks that hold its beginning already."""
         request.status = Status.RUNNING
-        request.num_bypassed = 0
+        request.num_bypassed = request.num_prefix_waits = 0
+        self.pool.share(cached)
+        request.take_cached(cached, self.pool.index.block_size)
+        self.pool.index.announce(request)
+        self.num_cached_tokens += request.num_cached
         self._requests[request.request_id] = request
         self._adapters.runs(request.spec.adapter, now)
 
     def leave(self, request: RequestState) -> None:
         """A running request is over: free what it holds."""
         del self._requests[request.request_id]
-        self.pool.release(request.blocks, request.last_step)
+        self._free(request)
         self.drop.append(request.request_id)
 
     def most_free(self, without: Sequence[RequestState] = ()) -> int:
@@ -87,17 +102,21 @@ class RunningRows:
         """All that ran wait to be computed anew, on shards that know of none of them."""
         for request in self.requests():
             self._vacate(request, now)
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, self._new_index())
         self.drop.clear()
+
+    def _free(self, request: RequestState) -> None:
+        self.pool.index.withdraw(request)
+        self.pool.release(request.blocks, request.last_step)
 
     def _vacate(self, request: RequestState, now: float) -> None:
         del self._requests[request.request_id]
-        self.pool.release(request.blocks, request.last_step)
+        self._free(request)
         request.reset_computed()
         request.status = Status.WAITING
         self._policy.push(request)
         self._adapters.returns(request.spec.adapter, now)
 
     def check(self) -> None:
-        """Raise AssertionError unless each block is free or somebody's."""
-        self.pool.check([block for r in self._requests.values() for block in r.blocks])
+        """Raise AssertionError unless each block is free, kept or somebody's."""
+        self.pool.check([request.blocks for request in self._requests.values()])

@@ -29,6 +29,7 @@ that step is acknowledged.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import NamedTuple
 
 from lorax_contract.errors import ValidationError
@@ -43,8 +44,10 @@ from lorax_contract.step import (
 )
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
+from lorax_router.core.admission import Admission
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
+from lorax_router.core.prefix import PrefixIndex
 from lorax_router.core.request import (
     ANY_TERMS,
     RequestState,
@@ -55,9 +58,6 @@ from lorax_router.core.request import (
 from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import SchedulerStats
 from lorax_router.core.step_builder import PlannedRow, StepBuilder
-
-# How many waiting requests one plan looks at beyond those it admits.
-MAX_LOOKAHEAD = 16
 
 
 class ProtocolError(Exception):
@@ -90,6 +90,7 @@ class Scheduler:
         epoch: which incarnation of the shards is planned for, as the launcher counts them.
         policy: order of admission and preemption; first come first served if absent.
         adapters: decides which adapters are on the shards; none are known if absent.
+        prefix_caching: keep full blocks and share them with requests that begin alike.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Scheduler:
         epoch: int = 1,
         policy: SchedulingPolicy | None = None,
         adapters: AdapterTable | None = None,
+        prefix_caching: bool = True,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
         if least < 1:
@@ -119,13 +121,21 @@ class Scheduler:
         self.epoch = epoch
         self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
-        self._running = RunningRows(num_blocks, self._policy, self.adapters)
+        new_index = partial(PrefixIndex, block_size, is_on=prefix_caching)
+        self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index)
         self._requests: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._activation = Activation(epoch)
+        self._admission = self._new_admission()
         self._next_seq = 1
         self._next_order = 0
         self._num_steps = 0
+
+    def _new_admission(self) -> Admission:
+        return Admission(
+            self._policy, self._running, self.adapters, self._activation,
+            block_size=self.block_size, max_rows=self.max_rows,
+        )  # fmt: skip
 
     # --- requests ---------------------------------------------------------------
 
@@ -198,6 +208,7 @@ class Scheduler:
         self._running.start_anew(num_blocks, now)
         self.epoch = epoch
         self._activation = Activation(epoch)
+        self._admission = self._new_admission()
         self._next_seq = 1
         impossible = self._end_impossible()
         left = {r.request_id for r in suspects if r.status is not Status.FINISHED}
@@ -237,12 +248,12 @@ class Scheduler:
             self._next_seq, self.max_step_tokens, self._running.pool, self.block_size, now
         )
         self._plan_adapters(now)
-        self._plan_displacements(now)
+        self._admission.make_place(now)
         num_preemptions = self._running.num_preemptions
         prompts = self._plan_decodes(builder)
         self._plan_prompts(builder, prompts)
         if not builder.is_stalled and self._running.num_preemptions == num_preemptions:
-            self._plan_admissions(builder, prompts)
+            self._admission.admit(builder, prompts)
         return self._finish_plan(builder)
 
     def _finish_plan(self, builder: StepBuilder) -> StepPlan | None:
@@ -269,28 +280,6 @@ class Scheduler:
         for handle in orders.prepare:
             self._policy.prepares(handle)
         self._activation.decided(orders)
-
-    def _plan_displacements(self, now: float) -> None:
-        """Make rows give way to the first that waits, where the policy says so and it helps."""
-        running, policy = self._running, self._policy
-        if not (policy.displaces and len(policy) and len(running)):
-            return
-        policy.start_round(now, self.adapters.admitting())
-        request = policy.head()
-        if request is None or request.num_pending or self._has_place(request):
-            return
-        others = policy.displaced(request, running.requests())
-        if running.most_free(others) < self._blocks_needed(request):
-            return
-        for other in others:
-            running.preempt(other, now)
-            if self._has_place(request):
-                return
-
-    def _has_place(self, request: RequestState) -> bool:
-        """Whether a waiting request will find a row and blocks, once steps in flight are done."""
-        running = self._running
-        return len(running) < self.max_rows and running.most_free() >= self._blocks_needed(request)
 
     def _plan_decodes(self, builder: StepBuilder) -> list[RequestState]:
         """Give one token to each row that has just one to compute; return the other rows."""
@@ -331,63 +320,6 @@ class Scheduler:
         num_blocks = len(request.blocks) + self._running.pool.num_free
         return num_blocks * self.block_size - request.num_scheduled
 
-    def _plan_admissions(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
-        """Admit waiting requests while rows, tokens and blocks last.
-
-        A request enters only if all its known tokens fit beside what running prompts
-        still need and one block of growth for each running row; where the policy reserves,
-        if the most that it may need fits beside the most of the others. One that does not
-        fit lets a bounded number pass.
-        """
-        running, policy = self._running, self._policy
-        if not (len(policy) and builder.budget and len(running) < self.max_rows):
-            return
-        room = self._room_beside_running(builder, prompts)
-        deferred: list[RequestState] = []
-        num_overtaken = 0
-        policy.start_round(builder.now, self.adapters.admitting())
-        while builder.budget and len(running) < self.max_rows and len(deferred) <= MAX_LOOKAHEAD:
-            request = policy.head()
-            if request is None:
-                break
-            if request.num_pending:
-                policy.deferred(request)
-                continue  # preempted with a token, or its end, on its way
-            needed = self._blocks_needed(request)
-            if needed > (room if len(running) else running.pool.num_free):
-                policy.deferred(request)
-                deferred.append(request)
-                if request.num_bypassed >= policy.max_bypasses:
-                    break
-                continue
-            room -= needed + (not policy.reserves_all)
-            num_overtaken = len(deferred)
-            policy.admitted(request)
-            self._admit(builder, request)
-        for request in deferred[:num_overtaken]:
-            request.num_bypassed += 1
-
-    def _room_beside_running(self, builder: StepBuilder, prompts: list[RequestState]) -> int:
-        """Free blocks less those that are kept for the rows that run."""
-        running = self._running
-        if self._policy.reserves_all:
-            kept = sum(self._blocks_needed(r) - len(r.blocks) for r in running.requests())
-        else:
-            kept = len(running)
-            kept += sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
-        return running.pool.num_free - kept
-
-    def _blocks_needed(self, request: RequestState) -> int:
-        """Blocks that must be free for a request to enter."""
-        num = request.num_kv_tokens if self._policy.reserves_all else request.num_tokens
-        return -(-num // self.block_size)
-
-    def _admit(self, builder: StepBuilder, request: RequestState) -> None:
-        self._running.enter(request, builder.now)
-        self._activation.need(request.spec.adapter, builder.plan)
-        builder.plan.new_rows.append(request.as_new_row())
-        builder.place(request, min(builder.budget, request.num_tokens))
-
     # --- apply ------------------------------------------------------------------
 
     def apply(self, outcome: StepOutcome, now: float) -> list[bool]:
@@ -403,6 +335,7 @@ class Scheduler:
         step = self._in_flight.popleft()
         awaited = self._book_computed(step.rows)
         accepted = self._book_tokens(outcome, awaited, now)
+        self._index_computed(step.rows)
         if awaited:
             raise ProtocolError(
                 f"step {step.seq} has neither a token nor an end for requests {sorted(awaited)}"
@@ -444,9 +377,18 @@ class Scheduler:
                 if num or finish:
                     awaited.discard(row_id)
                 if finish != FinishCode.RUNNING:
+                    if finish != FinishCode.ERROR and request.status is Status.RUNNING:
+                        self._running.pool.index.add(request)
                     self._end(request)
             start = stop
         return accepted
+
+    def _index_computed(self, rows: list[PlannedRow]) -> None:
+        """Let others find what rows computed that are still where they were."""
+        index = self._running.pool.index
+        for request, incarnation, _, _ in rows:
+            if request.status is Status.RUNNING and request.incarnation == incarnation:
+                index.add(request)
 
     def _end(self, request: RequestState) -> None:
         """Forget a request wherever it stands and free what it holds."""
@@ -473,6 +415,8 @@ class Scheduler:
             num_free_blocks=pool.num_free + pool.num_releasing,
             num_preemptions=self._running.num_preemptions,
             num_steps=self._num_steps,
+            num_cached_blocks=pool.num_cached,
+            num_cached_tokens=self._running.num_cached_tokens,
         )
 
     def check(self, *, is_idle: bool = False) -> None:

@@ -39,6 +39,14 @@ class StepBuilder:
         """Blocks that ``num`` more tokens need beyond those the request owns (may be < 0)."""
         return -(-(request.num_scheduled + num) // self._block_size) - len(request.blocks)
 
+    def enter(self, request: RequestState) -> None:
+        """Let a request that was admitted compute what it knows, as far as the budget goes."""
+        self.plan.new_rows.append(request.as_new_row())
+        self.plan.new_blocks += request.blocks
+        num_cached = len(request.blocks)
+        self.place(request, min(self.budget, request.num_to_schedule))
+        self.plan.num_new_blocks[-1] += num_cached
+
     def place(self, request: RequestState, num: int) -> None:
         """Let a request compute ``num`` tokens; budget and blocks for them are there."""
         plan = self.plan

@@ -306,7 +306,7 @@ class Engine:
 
     def _admit(self, new: NewRow, out: OutcomeBuilder) -> None:
         try:
-            self.admit(new)
+            self.admit(new, num_computed=new.num_cached)
         except Exception as error:  # noqa: BLE001 - it is this row's
             self._fail(new.spec.request_id, error, out, doing="the request was not taken in")
 

@@ -27,9 +27,13 @@ from lorax_router.core.scheduler import ProtocolError, Scheduler
 
 
 def make_scheduler(**overrides: Any) -> Scheduler:
-    """Return a small scheduler: 8 blocks of 4 tokens, 16 tokens a step, 4 rows, lockstep."""
+    """Return a small scheduler: 8 blocks of 4 tokens, 16 tokens a step, 4 rows, lockstep.
+
+    It keeps no prefixes: these prompts all begin alike.
+    """
     values: dict[str, Any] = {
         "num_blocks": 8, "block_size": 4, "max_step_tokens": 16, "max_rows": 4, "depth": 1,
+        "prefix_caching": False,
     }  # fmt: skip
     return Scheduler(**(values | overrides))
 

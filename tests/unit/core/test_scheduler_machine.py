@@ -58,7 +58,7 @@ MODEL = FakeModel(vocab_size=20)
 NUM_ADAPTERS = 3
 # Tenants of several weights, with requests of several classes.
 TERMS = [
-    RequestTerms(tenant, weight, priority)
+    RequestTerms(tenant, weight, priority, tenant_salt=tenant)
     for tenant, weight in (("a", 1.0), ("b", 3.0))
     for priority in (0, 1)
 ]
@@ -288,13 +288,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _note_touched(self, plan: StepPlan) -> None:
         """No block is granted while a step that is not booked yet touches it."""
         touched = set().union(*self.touched)
-        assert not touched & set(plan.new_blocks), "a block is reused too early"
         for request_id in [*plan.drop, *(new.spec.request_id for new in plan.new_rows)]:
             self.tables.pop(request_id, None)
+        shared = {new.spec.request_id: new.num_cached // self.sizes[1] for new in plan.new_rows}
         grants = iter(plan.new_blocks)
         for request_id, num_new in zip(plan.row_ids, plan.num_new_blocks, strict=True):
             table = self.tables.setdefault(request_id, [])
-            table += [next(grants) for _ in range(num_new)]
+            blocks = [next(grants) for _ in range(num_new)]
+            num_shared = shared.get(request_id, 0)
+            assert not touched & set(blocks[num_shared:]), "a block is reused too early"
+            self.counts["shared blocks"] = self.counts.get("shared blocks", 0) + num_shared
+            table += blocks
         self.touched.append({block for row in plan.row_ids for block in self.tables[row]})
 
     @precondition(lambda self: self.plans)
@@ -454,4 +458,5 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     # Where all that a request may need is kept for it, nobody gives way for memory.
     assert counts["preemptions"] > 0 or policy == "lorax"
     assert counts["inactive"] > 0
+    assert counts["shared blocks"] > 0
     assert counts["prompts only"] > 0

@@ -50,7 +50,7 @@ def test_a_wrong_grant_is_refused(request_id, block, complaint):
 
 def test_a_freed_block_can_be_granted_again_and_is_empty():
     memory = filled()
-    memory.free([3, 1])
+    memory.free(1, [3, 1])
     memory.grant(2, [3])
     memory.write(2, [3], 0, TOKENS[:4])
     memory.grant(1, [1])
@@ -75,7 +75,7 @@ def test_blocks_are_copied_to_the_host_and_back():
     memory = filled()
     digest = memory.digest([3, 1])
     memory.copy(BlockCopy(0, 3, 1, 70))
-    memory.free([3])
+    memory.free(1, [3])
     memory.grant(2, [3])
     memory.grant(1, [5])
     memory.copy(BlockCopy(1, 70, 0, 5))

@@ -172,9 +172,9 @@ class FairShare:
         return self._round.head()
 
     def admitted(self, request: RequestState) -> None:
-        """Charge what it was not charged for yet: nothing, where all is computed again."""
+        """Charge what it was not charged for yet, and what is not in the cache."""
         self._take_out(request)
-        num = request.num_tokens - request.num_charged
+        num = request.num_tokens - max(request.num_charged, request.num_cached)
         self._charge(request, PROMPT_WEIGHT * num)
         request.num_charged = request.num_tokens
         self._save(num)

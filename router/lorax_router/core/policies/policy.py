@@ -44,7 +44,7 @@ class SchedulingPolicy(Protocol):
         """Return who should be admitted next, None if nobody is left in this round."""
 
     def admitted(self, request: RequestState) -> None:
-        """The head runs from now on: it leaves the queue."""
+        """The head runs: it leaves the queue. How much of it is in the cache is known."""
 
     def deferred(self, request: RequestState) -> None:
         """The head cannot run now: it stays, and this round does not name it again."""

@@ -32,7 +32,7 @@ class _Row:
         self.spec = new.spec
         self.ids = [*new.spec.prompt_ids, *new.output_ids]
         self.output = list(new.output_ids)
-        self.num_computed = 0
+        self.num_computed = new.num_cached
         self.table: list[BlockId] = []
         self.finished = False
         self.tells_prompt = new.spec.sampling.prompt_logprobs and not new.output_ids
@@ -105,7 +105,7 @@ class FakeBatch:
         if row is None:
             raise FakeShardError(f"request {request_id} is dropped but not resident")
         if not row.finished:
-            self.memory.free(row.table)
+            self.memory.free(row.spec.request_id, row.table)
 
     def _switch_adapters(
         self,
@@ -159,11 +159,18 @@ class FakeBatch:
                 raise FakeShardError(f"step {plan.seq} has request {request_id}: not resident")
             if count and not row.finished:
                 blocks = plan.new_blocks[start : start + count]
-                self.memory.grant(request_id, blocks)
-                row.table += blocks
+                self._give(row, blocks)
             start += count
             rows.append(row)
         return rows
+
+    def _give(self, row: _Row, blocks: list[BlockId]) -> None:
+        """Append blocks to a row's table; the first of a row that enters may be shared."""
+        request_id, adapter = row.spec.request_id, row.spec.adapter
+        num_shared = 0 if row.table else row.num_computed // self.memory.block_size
+        self.memory.share(request_id, adapter, blocks[:num_shared], row.ids)
+        self.memory.grant(request_id, blocks[num_shared:], adapter)
+        row.table += blocks
 
     def _compute(self, outcome: StepOutcome, request_id: RequestId, row: _Row, num: int) -> None:
         start, end = row.num_computed, row.num_computed + num
@@ -250,4 +257,4 @@ class FakeBatch:
 
     def _end(self, row: _Row) -> None:
         row.finished = True
-        self.memory.free(row.table)
+        self.memory.free(row.spec.request_id, row.table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lorax_contract.step import BlockCopy, BlockId, RequestId
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle, BlockCopy, BlockId, RequestId
 from lorax_router.shards.fake.model import digest_of, key_of
 
 DEVICE_SPACE = 0
@@ -15,7 +15,7 @@ class FakeShardError(AssertionError):
 
 
 class FakeMemory:
-    """Blocks of keys, each owned by at most one live row. Owned by a FakeShard.
+    """Blocks of keys, each written by at most one live row. Owned by a FakeShard.
 
     Of a block it keeps the sum of its keys and how many it holds: enough to tell
     any difference in content, and cheap to read.
@@ -26,10 +26,34 @@ class FakeMemory:
         self.block_size = block_size
         self._sums = [0] * num_blocks
         self._fills = [0] * num_blocks
-        self._owners: list[RequestId | None] = [None] * num_blocks
+        # Who reads or writes a block: one row, or several rows that share a full one.
+        self._owners: list[set[RequestId]] = [set() for _ in range(num_blocks)]
+        # With which adapter its content was computed.
+        self._adapters: list[AdapterHandle] = [BASE_ADAPTER] * num_blocks
         self._host: dict[int, tuple[int, int]] = {}
 
-    def grant(self, request_id: RequestId, blocks: Iterable[BlockId]) -> None:
+    def share(
+        self, request_id: RequestId, adapter: AdapterHandle, blocks: Sequence[BlockId],
+        token_ids: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Give a row blocks that hold its first tokens already; all else is refused."""
+        size = self.block_size
+        for number, block in enumerate(blocks):
+            ids = token_ids[number * size : (number + 1) * size]
+            wanted = sum(key_of(each, number * size + i) for i, each in enumerate(ids))
+            if (self._sums[block], self._fills[block], self._adapters[block]) != (
+                wanted, size, adapter,
+            ):  # fmt: skip
+                raise FakeShardError(
+                    f"request {request_id} shares block {block} as its block {number}, which holds "
+                    "something else"
+                )
+            self._owners[block].add(request_id)
+
+    def grant(
+        self, request_id: RequestId, blocks: Iterable[BlockId],
+        adapter: AdapterHandle = BASE_ADAPTER,
+    ) -> None:  # fmt: skip
         """Give blocks to a row, empty; a block that a live row owns is refused."""
         for block in blocks:
             if not 0 <= block < self.num_blocks:
@@ -37,18 +61,19 @@ class FakeMemory:
                     f"request {request_id} was granted block {block}, "
                     f"outside the pool of {self.num_blocks}"
                 )
-            if (owner := self._owners[block]) is not None:
+            if owners := self._owners[block]:
                 raise FakeShardError(
                     f"request {request_id} was granted block {block}, "
-                    f"which request {owner} still owns"
+                    f"which request {min(owners)} still owns"
                 )
-            self._owners[block] = request_id
+            self._owners[block].add(request_id)
+            self._adapters[block] = adapter
             self._sums[block] = self._fills[block] = 0
 
-    def free(self, blocks: Iterable[BlockId]) -> None:
-        """Take blocks from the row that owned them; their content stays until granted anew."""
+    def free(self, request_id: RequestId, blocks: Iterable[BlockId]) -> None:
+        """Take blocks from a row that owned them; their content stays until granted anew."""
         for block in blocks:
-            self._owners[block] = None
+            self._owners[block].discard(request_id)
 
     def write(
         self,
@@ -95,4 +120,4 @@ class FakeMemory:
     @property
     def num_owned(self) -> int:
         """How many blocks live rows own."""
-        return sum(owner is not None for owner in self._owners)
+        return sum(bool(owners) for owners in self._owners)

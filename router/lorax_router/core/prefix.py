@@ -1,0 +1,157 @@
+"""Full blocks of KV, found again by what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from lorax_contract.step import BlockId
+from lorax_router.core.request import RequestState
+
+
+class _Node:
+    """One full, computed block: its tokens, and the block before it or where the chain begins."""
+
+    __slots__ = ("block", "key", "parent", "tokens")
+
+    def __init__(
+        self, block: BlockId, key: int, parent: _Node | Hashable, tokens: tuple[int, ...]
+    ) -> None:
+        self.block = block
+        self.key = key
+        self.parent = parent
+        self.tokens = tokens
+
+
+class PrefixIndex:
+    """Chains of blocks by adapter, salt and tokens.
+
+    ::
+
+        (adapter, salt) ◄── block 0 ◄── block 1 ◄── ...
+
+    A block's key is a hash of its tokens and of the key before it; on a hit the tokens are
+    compared and the block before it must be the one that was found: a collision is a miss,
+    never another's block. Only what is computed and acknowledged ever enters.
+
+    Args:
+        block_size: tokens in a block.
+        is_on: whether anything is kept and found at all.
+    """
+
+    def __init__(self, block_size: int, *, is_on: bool = True) -> None:
+        self.block_size = block_size
+        self._is_on = is_on
+        self._nodes: dict[int, _Node] = {}
+        self._by_block: dict[BlockId, _Node] = {}
+        # Keys of blocks that rows are about to compute, and how many rows each.
+        self._coming: dict[int, int] = {}
+
+    def __contains__(self, block: BlockId) -> bool:
+        return block in self._by_block
+
+    def match(self, request: RequestState) -> list[BlockId]:
+        """Return the blocks that hold the beginning of a request, all but one token at most."""
+        if not self._is_on or request.spec.sampling.prompt_logprobs:
+            return []  # these come of computing
+        found: list[BlockId] = []
+        parent: _Node | Hashable = _root(request)
+        keys = self._keys(request, (request.num_tokens - 1) // self.block_size)
+        for number, key in enumerate(keys):
+            node = self._nodes.get(key)
+            if (
+                node is None
+                or node.parent != parent
+                or node.tokens != self._tokens(request, number)
+            ):
+                break
+            found.append(node.block)
+            parent = node
+        return found
+
+    def num_coming(self, request: RequestState, num_found: int) -> int:
+        """Return how many tokens behind the blocks found are being computed by others."""
+        if not self._coming:
+            return 0
+        keys = self._keys(request, (request.num_tokens - 1) // self.block_size)
+        num = num_found
+        while num < len(keys) and keys[num] in self._coming:
+            num += 1
+        return (num - num_found) * self.block_size
+
+    def announce(self, request: RequestState) -> None:
+        """A request is about to compute what it knows beyond its cached blocks."""
+        if not self._is_on:
+            return
+        keys = self._keys(request, request.num_tokens // self.block_size)
+        request.num_announced = len(keys)
+        for key in keys[request.num_indexed :]:
+            self._coming[key] = self._coming.get(key, 0) + 1
+
+    def withdraw(self, request: RequestState) -> None:
+        """A request does not run any more: what it did not compute does not come."""
+        for key in request.block_keys[request.num_indexed : request.num_announced]:
+            self._arrived(key)
+        request.num_announced = 0
+
+    def _arrived(self, key: int) -> None:
+        if self._coming[key] == 1:
+            del self._coming[key]
+        else:
+            self._coming[key] -= 1
+
+    def add(self, request: RequestState) -> None:
+        """Enter the full blocks that a request has computed by now.
+
+        Where another was first with the same content its block stays the request's own, and
+        so do those behind it: a chain never has a block that its row does not hold.
+        """
+        num_full = request.num_computed // self.block_size
+        if num_full == request.num_indexed or not self._is_on:
+            return
+        keys = self._keys(request, num_full)
+        for number in range(request.num_indexed, num_full):
+            if number < request.num_announced:
+                self._arrived(keys[number])
+            if not request.is_unindexed:
+                self._enter(request, number, keys[number])
+        request.num_indexed = num_full
+
+    def _enter(self, request: RequestState, number: int, key: int) -> None:
+        if key in self._nodes:
+            request.is_unindexed = True
+            return
+        block = request.blocks[number]
+        parent = self._by_block[request.blocks[number - 1]] if number else _root(request)
+        node = _Node(block, key, parent, self._tokens(request, number))
+        self._nodes[key] = self._by_block[block] = node
+
+    def forget(self, block: BlockId) -> None:
+        """A block is used for something else."""
+        node = self._by_block.pop(block)
+        del self._nodes[node.key]
+
+    def _keys(self, request: RequestState, num: int) -> Sequence[int]:
+        """Return the keys of a request's first blocks; they are computed once."""
+        keys = request.block_keys
+        while len(keys) < num:
+            before = keys[-1] if keys else hash(_root(request))
+            keys.append(hash((before, self._tokens(request, len(keys)))))
+        return keys[:num] if len(keys) > num else keys
+
+    def _tokens(self, request: RequestState, number: int) -> tuple[int, ...]:
+        start = number * self.block_size
+        return request.known_ids(start, start + self.block_size)
+
+    def check(self, held: set[BlockId]) -> None:
+        """Raise AssertionError unless each chain is whole; ``held`` are in use or kept."""
+        for block, node in self._by_block.items():
+            if block not in held or self._nodes.get(node.key) is not node:
+                raise AssertionError(f"block {block} is in the prefix index and nobody's")
+            parent = node.parent
+            if isinstance(parent, _Node) and self._by_block.get(parent.block) is not parent:
+                raise AssertionError(f"block {block} follows one that is gone")
+
+
+def _root(request: RequestState) -> tuple[int, str, str]:
+    """Where a request's chain begins: requests of other adapters or salts share nothing with it."""
+    return request.spec.adapter, request.terms.tenant_salt, request.terms.cache_salt
