@@ -12,9 +12,8 @@ from lorax_router.core.step_builder import StepBuilder
 # How many waiting requests one plan looks at beyond those it admits.
 MAX_LOOKAHEAD = 16
 # Tokens that must be on their way for a request to wait for them, if they are half of what it
-# would compute, and in how many plans it waits.
+# would compute.
 MIN_AWAITED = 64
-MAX_PREFIX_WAITS = 64
 
 
 class Admission:
@@ -120,11 +119,11 @@ class Admission:
         return -(-num // self._block_size)
 
     def _awaits_prefix(self, request: RequestState, num_found: int) -> bool:
-        """Whether a request waits for what others are computing of its beginning; not for ever."""
-        index = self._running.pool.index
-        num_coming = index.num_coming(request, num_found)
+        """Whether much of what a request would compute is on its way.
+
+        It waits for a step or two: nobody is admitted before all that runs is planned to the
+        end of what it knows, so what others have announced is in flight.
+        """
+        num_coming = self._running.pool.index.num_coming(request, num_found)
         num_left = request.num_tokens - num_found * self._block_size
-        if num_coming < MIN_AWAITED or 2 * num_coming < num_left:
-            return False
-        request.num_prefix_waits += 1
-        return request.num_prefix_waits <= MAX_PREFIX_WAITS
+        return num_coming >= MIN_AWAITED and 2 * num_coming >= num_left

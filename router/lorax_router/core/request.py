@@ -68,7 +68,6 @@ class RequestState:
         "num_kv_tokens",
         "num_pending",
         "num_preemptions",
-        "num_prefix_waits",
         "num_scheduled",
         "num_tokens",
         "order",
@@ -105,9 +104,8 @@ class RequestState:
         self.num_indexed = 0
         self.is_unindexed = False
         self.num_announced = 0
-        # Tokens of this residence that were in the cache; rounds in which it waited for more.
+        # Tokens of this residence that were in the cache.
         self.num_cached = 0
-        self.num_prefix_waits = 0
         # The last step that touches this request's row.
         self.last_step = 0
         # Counts residences, so that a late outcome is not booked on a later one.

@@ -50,7 +50,7 @@ class RunningRows:
     def enter(self, request: RequestState, cached: list[BlockId], now: float) -> None:
         """A request runs from now on, with blocks that hold its beginning already."""
         request.status = Status.RUNNING
-        request.num_bypassed = request.num_prefix_waits = 0
+        request.num_bypassed = 0
         self.pool.share(cached)
         request.take_cached(cached, self.pool.index.block_size)
         self.pool.index.announce(request)

@@ -1,0 +1,291 @@
+"""The prefix cache, through a scheduler and a shard that checks what is shared."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Sequence
+
+import pytest
+
+from lorax_contract.step import (
+    AdapterHandle,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StepOutcome,
+    StepPlan,
+    StoppingParams,
+)
+from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
+from lorax_router.core.policies.fair import FairShare
+from lorax_router.core.request import ANY_TERMS, RequestTerms
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.shards.fake.batch import FakeBatch
+from lorax_router.shards.fake.memory import FakeMemory
+from lorax_router.shards.fake.shard import FakeModel
+
+NUM_OPERATIONS = int(os.environ.get("LORAX_PREFIX_OPERATIONS", "6000"))
+NUM_ADAPTERS = 2
+
+
+class World:
+    """A scheduler and one shard; ``computed`` counts the tokens of each request's steps."""
+
+    def __init__(
+        self, num_blocks: int = 400, block_size: int = 16, *, vocab_size: int = 1000, **sizes: int
+    ) -> None:
+        adapters = AdapterTable(max_resident=NUM_ADAPTERS)
+        for number in range(1, NUM_ADAPTERS + 1):
+            adapters.add(AdapterHandle(number), 1)
+        values = {"max_step_tokens": 256, "max_rows": 64, "depth": 2} | sizes
+        self.scheduler = Scheduler(
+            num_blocks=num_blocks, block_size=block_size, adapters=adapters, policy=FairShare(),
+            **values,
+        )  # fmt: skip
+        self.model = FakeModel(vocab_size=vocab_size, eos_token_ids=frozenset())
+        self.shard = FakeBatch(self.model, FakeMemory(num_blocks, block_size))
+        self.plans: deque[StepPlan] = deque()
+        self.outcomes: deque[StepOutcome] = deque()
+        self.specs: dict[RequestId, RequestSpec] = {}
+        self.received: dict[RequestId, list[int]] = {}
+        self.computed: dict[RequestId, int] = {}
+        self.prepared: dict[AdapterHandle, str] = {}
+
+    def submit(
+        self, prompt: Sequence[int], max_new: int = 4, adapter: int = 0,
+        terms: RequestTerms = ANY_TERMS, **sampling: bool,
+    ) -> RequestId:  # fmt: skip
+        """Queue a request."""
+        request_id = RequestId(len(self.received) + 1)
+        spec = RequestSpec(
+            request_id=request_id, prompt_ids=prompt, sampling=SamplingParams(**sampling),
+            stopping=StoppingParams(max_new_tokens=max_new), adapter=AdapterHandle(adapter),
+        )  # fmt: skip
+        self.scheduler.submit(spec, 0.0, terms)
+        self.specs[request_id] = spec
+        self.received[request_id] = []
+        self.computed[request_id] = 0
+        return request_id
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Let a client leave."""
+        self.scheduler.cancel(request_id)
+        del self.specs[request_id]
+
+    def plan(self) -> None:
+        """Plan once, and carry out the adapters' orders."""
+        if (plan := self.scheduler.plan(0.0)) is not None:
+            self.plans.append(plan)
+            for row, num in zip(plan.row_ids, plan.num_tokens, strict=True):
+                self.computed[row] += num
+        orders = self.scheduler.adapter_orders()
+        for event, handles in (
+            (AdapterEvent.PREPARED, orders.prepare),
+            (AdapterEvent.RELEASED, orders.release),
+        ):
+            for handle in handles:
+                self.prepared[handle] = "content"
+                self.scheduler.adapter_event(handle, event, 0.0, epoch=orders.epoch)
+
+    def run(self) -> None:
+        """Execute the oldest plan."""
+        self.outcomes.append(self.shard.execute(self.plans.popleft(), self.prepared, {}))
+
+    def apply(self) -> None:
+        """Book the oldest outcome; each token is that of an undisturbed run."""
+        outcome = self.outcomes.popleft()
+        accepted = self.scheduler.apply(outcome, 0.0)
+        tokens = iter(outcome.tokens.ids)
+        for row, num, finish, counts in zip(
+            outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
+        ):
+            new = [next(tokens) for _ in range(num)]
+            if counts:
+                self.received[row] += new
+                spec = self.specs[row]
+                wanted = self.model.expected_tokens(spec)
+                assert self.received[row] == wanted[: len(self.received[row])]
+                if finish:
+                    del self.specs[row]
+
+    def finish(self) -> None:
+        """Let all requests end."""
+        for _ in range(10_000):
+            self.plan()
+            while self.plans:
+                self.run()
+            while self.outcomes:
+                self.apply()
+            self.scheduler.check()
+            if self.scheduler.is_idle:
+                return
+        raise AssertionError("requests are left")
+
+
+def numbers(num: int, seed: int) -> list[int]:
+    """Return token ids that no other seed begins with."""
+    draw = random.Random(seed)
+    return [draw.randrange(1000) for _ in range(num)]
+
+
+def test_a_prompt_that_many_share_is_computed_once() -> None:
+    """Thirty-two requests at once, with a beginning of 1,000 tokens and ends of their own."""
+    world = World()
+    system = numbers(1000, 0)
+    requests = [world.submit(system + numbers(20, 1 + each)) for each in range(32)]
+    world.finish()
+    shared = 1000 // 16 * 16
+    for request in requests[1:]:
+        assert world.computed[request] == 1020 - shared + 3
+    assert world.computed[requests[0]] == 1020 + 3
+    assert world.scheduler.stats().num_cached_tokens == 31 * shared
+
+
+def test_the_second_turn_of_a_chat_computes_what_is_new() -> None:
+    """The answer is in the cache as well as the question."""
+    world = World()
+    first = world.submit(numbers(100, 0), max_new=60)
+    world.finish()
+    history = numbers(100, 0) + world.received[first]
+    second = world.submit(history + numbers(30, 1))
+    world.finish()
+    # All but the last token of the answer was computed: 159 tokens are 9 full blocks.
+    assert world.computed[second] == 190 - 9 * 16 + 3
+
+
+def test_a_prompt_that_is_all_there_computes_one_block() -> None:
+    """Something must be computed to draw a token from."""
+    world = World()
+    for _ in range(2):
+        last = world.submit(numbers(64, 0), max_new=1)
+        world.finish()
+    assert world.computed[last] == 16
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"adapter": 1},
+        {"terms": RequestTerms("b", tenant_salt="b")},
+        {"terms": RequestTerms(cache_salt="x")},
+        {"terms": RequestTerms(tenant_salt="x")},
+        {"prompt_logprobs": True},
+    ],
+    ids=["adapter", "tenant", "cache salt", "salts are apart", "prompt logprobs"],
+)
+def test_what_is_shared_with_nobody(other: dict) -> None:
+    """Adapters change the values, salts keep tenants apart, a prompt's logprobs are computed."""
+    world = World()
+    world.submit(numbers(64, 0), terms=RequestTerms(cache_salt="y"))
+    world.submit(numbers(64, 0))
+    world.finish()
+    second = world.submit(numbers(64, 0), **other)
+    world.finish()
+    assert world.computed[second] == 64 + 3
+
+
+def test_tenants_without_a_salt_share() -> None:
+    """Whose the blocks are does not matter, only the salt."""
+    world = World()
+    world.submit(numbers(64, 0), terms=RequestTerms("a"))
+    world.finish()
+    second = world.submit(numbers(64, 0), terms=RequestTerms("b"))
+    world.finish()
+    assert world.computed[second] == 16 + 3
+
+
+def test_a_replaced_adapter_finds_nothing_of_the_one_before() -> None:
+    """Its handle is another, whatever its name."""
+    world = World()
+    world.submit(numbers(64, 0), adapter=1)
+    world.finish()
+    second = world.submit(numbers(64, 0), adapter=2)
+    world.finish()
+    assert world.computed[second] == 64 + 3
+
+
+def test_kept_blocks_are_free_for_others_the_end_of_a_chain_first() -> None:
+    """A full cache refuses nobody, and what leads to most is kept longest."""
+    world = World(num_blocks=10, block_size=4)
+    world.submit(numbers(24, 0), max_new=1)
+    world.finish()
+    stats = world.scheduler.stats()
+    assert (stats.num_cached_blocks, stats.num_free_blocks) == (6, 10)
+    world.submit(numbers(28, 1), max_new=1)
+    world.finish()
+    again = world.submit(numbers(24, 0), max_new=1)
+    world.finish()
+    # Seven blocks were needed and four were empty: the last three of the six are gone.
+    assert world.computed[again] == 24 - 3 * 4
+
+
+def test_a_request_that_gave_way_goes_on_with_what_is_left_of_its_blocks() -> None:
+    """Little is computed twice where memory allows it."""
+    world = World(num_blocks=12, block_size=4, max_rows=2)
+    first = world.submit(numbers(16, 0), max_new=20)
+    second = world.submit(numbers(16, 1), max_new=20)
+    world.finish()
+    assert world.scheduler.stats().num_preemptions > 0
+    assert world.computed[first] == 16 + 19
+    assert world.computed[second] < 2 * (16 + 19)
+
+
+def test_without_it_nothing_is_kept() -> None:
+    """As if it were not there."""
+    world = World()
+    world.scheduler = Scheduler(
+        num_blocks=400, block_size=16, max_step_tokens=256, max_rows=64, prefix_caching=False
+    )
+    for _ in range(2):
+        last = world.submit(numbers(64, 0))
+        world.finish()
+    assert world.computed[last] == 64 + 3
+    assert world.scheduler.stats().num_cached_blocks == 0
+
+
+def test_lost_shards_take_all_blocks_along() -> None:
+    """What was cached in a dead process is not found in its successor."""
+    world = World()
+    world.submit(numbers(64, 0))
+    world.finish()
+    world.scheduler.shards_lost(0.0, epoch=2, num_blocks=400, adapter_bytes=None)
+    world.shard = FakeBatch(world.model, FakeMemory(400, 16))
+    second = world.submit(numbers(64, 0))
+    world.finish()
+    assert world.computed[second] == 64 + 3
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_no_two_requests_ever_share_a_block_that_differs(depth: int) -> None:
+    """Random operations over two tokens; the shard compares each shared block with its row."""
+    draw = random.Random(depth)
+    world = World(18, 2, vocab_size=2, max_step_tokens=12, max_rows=6, depth=depth)
+    terms = [RequestTerms(name, tenant_salt=name) for name in ("a", "b")]
+    for _ in range(NUM_OPERATIONS):
+        operation = draw.random()
+        if operation < 0.2 and len(world.specs) < 12:
+            prompt = [draw.randrange(2) for _ in range(draw.randint(1, 14))]
+            world.submit(
+                prompt, draw.randint(1, 10), draw.choice([0, 0, 0, 0, 1, 2]), draw.choice(terms)
+            )
+        elif operation < 0.23 and world.specs:
+            world.cancel(draw.choice(sorted(world.specs)))
+        elif operation < 0.55:
+            world.plan()
+        elif operation < 0.8 and world.plans:
+            world.run()
+        elif world.outcomes:
+            world.apply()
+        world.scheduler.check()
+    while world.plans:
+        world.run()
+    while world.outcomes:
+        world.apply()
+    world.finish()
+    stats = world.scheduler.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    print("FIGURE depth", depth, stats)
+    assert stats.num_cached_tokens > NUM_OPERATIONS // 50
+    assert stats.num_preemptions > 0
