@@ -237,6 +237,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Who goes first: `fair` shares between tenants, then between each one's "
                 "adapters; `fcfs` goes by arrival; `priority` by the class of request and key; "
                 "`sjf` by expected length; `lorax` as LoRAX does (docs/scheduling.md)."),
+        _option("--prefix-caching", type=click.BOOL, metavar="true|false",
+                help="Keep what was computed of prompts and outputs, for requests of the same "
+                "adapter that begin alike."),
+        _option("--share-prefixes", type=SWITCH,
+                help="Let tenants find what other tenants computed. How fast an answer begins "
+                "then tells whether somebody asked the same."),
         _option("--waiting-served-ratio", type=click.FloatRange(min=0.0),
                 help="No effect: prompts and running requests share every step."),
         _option("--max-waiting-tokens", type=click.IntRange(min=0),

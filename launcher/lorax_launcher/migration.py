@@ -51,6 +51,7 @@ _DIFFERENCES = {
     "--waiting-served-ratio": "No effect: prompts and running requests share every step.",
     "--max-waiting-tokens": "No effect: prompts and running requests share every step.",
     "--eager-prefill": "No effect: prompts and running requests share every step.",
+    "--prefix-caching": "On without it; LoRAX's is off.",
     "--max-active-adapters": "The base model is not counted.",
     "--adapter-memory-fraction": "Of what weights and the largest step leave, not of the whole "
     "GPU; other adapters wait in host memory.",

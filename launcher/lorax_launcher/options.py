@@ -69,6 +69,8 @@ class LauncherOptions:
     num_blocks: int | None = None
     plan_depth: int = 2
     scheduling_policy: str = "fair"
+    prefix_caching: bool = True
+    share_prefixes: bool = False
 
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0

@@ -77,12 +77,6 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         defaults=("fa2",),
     ),
     Refused(
-        "--prefix-caching",
-        "prefix caching is not in this version; leave it out or say false",
-        granted=("false",),
-        comes_later=True,
-    ),
-    Refused(
         "--chunked-prefill",
         "prompts are always computed in chunks of --max-batch-prefill-tokens; leave it out or "
         "say true",

@@ -339,6 +339,8 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         max_batch_size=options.max_batch_size,
         plan_depth=options.plan_depth,
         scheduling_policy=options.scheduling_policy,
+        prefix_caching=options.prefix_caching,
+        share_prefixes=options.share_prefixes,
         adapter_refusal=_MERGED if options.merge_adapter_weights else None,
         default_adapter_source=options.default_adapter_source or options.adapter_source,
         adapter_id=None if options.merge_adapter_weights else options.adapter_id,

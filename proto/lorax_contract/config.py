@@ -204,6 +204,9 @@ class RouterConfig(ProcessConfig):
     plan_depth: int = 2
     # Who is admitted next and who gives way: one of SCHEDULING_POLICIES.
     scheduling_policy: str = "fair"
+    # Keep the KV of prompts and outputs for requests that begin alike; between tenants, too.
+    prefix_caching: bool = True
+    share_prefixes: bool = False
     # Why requests may not name adapters; None: they may.
     adapter_refusal: str | None = None
     # Where adapters come from whose requests name no source.

@@ -444,6 +444,8 @@ def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Sched
     return Scheduler(
         adapters=adapters,
         policy=make_policy(config.scheduling_policy, adapters),
+        prefix_caching=config.prefix_caching,
+        share_prefixes=config.share_prefixes,
         num_blocks=budgets.num_blocks,
         block_size=budgets.block_size,
         max_step_tokens=budgets.max_step_tokens,

@@ -23,11 +23,11 @@ class _Node:
 
 
 class PrefixIndex:
-    """Chains of blocks by adapter, salt and tokens.
+    """Chains of blocks by adapter, tenant, salt and tokens.
 
     ::
 
-        (adapter, salt) ◄── block 0 ◄── block 1 ◄── ...
+        (adapter, tenant, salt) ◄── block 0 ◄── block 1 ◄── ...
 
     A block's key is a hash of its tokens and of the key before it; on a hit the tokens are
     compared and the block before it must be the one that was found: a collision is a miss,
@@ -36,11 +36,13 @@ class PrefixIndex:
     Args:
         block_size: tokens in a block.
         is_on: whether anything is kept and found at all.
+        is_shared: whether tenants find what other tenants computed.
     """
 
-    def __init__(self, block_size: int, *, is_on: bool = True) -> None:
+    def __init__(self, block_size: int, *, is_on: bool = True, is_shared: bool = False) -> None:
         self.block_size = block_size
         self._is_on = is_on
+        self._is_shared = is_shared
         self._nodes: dict[int, _Node] = {}
         self._by_block: dict[BlockId, _Node] = {}
         # Keys of blocks that rows are about to compute, and how many rows each.
@@ -54,7 +56,7 @@ class PrefixIndex:
         if not self._is_on or request.spec.sampling.prompt_logprobs:
             return []  # these come of computing
         found: list[BlockId] = []
-        parent: _Node | Hashable = _root(request)
+        parent: _Node | Hashable = self._root(request)
         keys = self._keys(request, (request.num_tokens - 1) // self.block_size)
         for number, key in enumerate(keys):
             node = self._nodes.get(key)
@@ -121,7 +123,7 @@ class PrefixIndex:
             request.is_unindexed = True
             return
         block = request.blocks[number]
-        parent = self._by_block[request.blocks[number - 1]] if number else _root(request)
+        parent = self._by_block[request.blocks[number - 1]] if number else self._root(request)
         node = _Node(block, key, parent, self._tokens(request, number))
         self._nodes[key] = self._by_block[block] = node
 
@@ -130,11 +132,16 @@ class PrefixIndex:
         node = self._by_block.pop(block)
         del self._nodes[node.key]
 
+    def _root(self, request: RequestState) -> tuple[int, str, str]:
+        """Where a chain begins: requests of other adapters, tenants or salts share nothing."""
+        terms = request.terms
+        return request.spec.adapter, "" if self._is_shared else terms.tenant, terms.cache_salt
+
     def _keys(self, request: RequestState, num: int) -> Sequence[int]:
         """Return the keys of a request's first blocks; they are computed once."""
         keys = request.block_keys
         while len(keys) < num:
-            before = keys[-1] if keys else hash(_root(request))
+            before = keys[-1] if keys else hash(self._root(request))
             keys.append(hash((before, self._tokens(request, len(keys)))))
         return keys[:num] if len(keys) > num else keys
 
@@ -150,8 +157,3 @@ class PrefixIndex:
             parent = node.parent
             if isinstance(parent, _Node) and self._by_block.get(parent.block) is not parent:
                 raise AssertionError(f"block {block} follows one that is gone")
-
-
-def _root(request: RequestState) -> tuple[int, str, str]:
-    """Where a request's chain begins: requests of other adapters or salts share nothing with it."""
-    return request.spec.adapter, request.terms.tenant_salt, request.terms.cache_salt

@@ -27,9 +27,7 @@ class RequestTerms:
     weight: float = 1.0
     # A smaller one goes first.
     priority: int = 0
-    # Cached prefixes are found again by those who have the same, and by nobody else: the
-    # time of a hit tells what others asked.
-    tenant_salt: str = ""
+    # Prefixes are cached apart by it: the time of a hit tells what others asked.
     cache_salt: str = ""
 
 

@@ -32,8 +32,8 @@ class RunningRows:
         self._new_index = new_index
         self.pool = BlockPool(num_blocks, new_index())
         self.num_preemptions = 0
-        # Tokens of all residences that were in the cache.
-        self.num_cached_tokens = 0
+        # Tokens of all that entered, and those of them that were in the cache.
+        self.num_entered_tokens = self.num_cached_tokens = 0
         # Rows that the shards are to forget with the next plan.
         self.drop: list[RequestId] = []
         self._policy = policy
@@ -54,6 +54,7 @@ class RunningRows:
         self.pool.share(cached)
         request.take_cached(cached, self.pool.index.block_size)
         self.pool.index.announce(request)
+        self.num_entered_tokens += request.num_tokens
         self.num_cached_tokens += request.num_cached
         self._requests[request.request_id] = request
         self._adapters.runs(request.spec.adapter, now)

@@ -91,6 +91,7 @@ class Scheduler:
         policy: order of admission and preemption; first come first served if absent.
         adapters: decides which adapters are on the shards; none are known if absent.
         prefix_caching: keep full blocks and share them with requests that begin alike.
+        share_prefixes: do so between tenants, too.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Scheduler:
         policy: SchedulingPolicy | None = None,
         adapters: AdapterTable | None = None,
         prefix_caching: bool = True,
+        share_prefixes: bool = False,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
         if least < 1:
@@ -121,7 +123,7 @@ class Scheduler:
         self.epoch = epoch
         self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
-        new_index = partial(PrefixIndex, block_size, is_on=prefix_caching)
+        new_index = partial(PrefixIndex, block_size, is_on=prefix_caching, is_shared=share_prefixes)
         self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index)
         self._requests: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
@@ -416,6 +418,7 @@ class Scheduler:
             num_preemptions=self._running.num_preemptions,
             num_steps=self._num_steps,
             num_cached_blocks=pool.num_cached,
+            num_entered_tokens=self._running.num_entered_tokens,
             num_cached_tokens=self._running.num_cached_tokens,
         )
 

@@ -15,6 +15,8 @@ class SchedulerStats:
     num_free_blocks: int
     num_preemptions: int
     num_steps: int
-    # Blocks that nobody uses, kept for those who begin alike; tokens that were found in such.
+    # Blocks that nobody uses, kept for those who begin alike.
     num_cached_blocks: int = 0
+    # Tokens of all that entered, and those of them whose blocks were there.
+    num_entered_tokens: int = 0
     num_cached_tokens: int = 0

@@ -63,6 +63,11 @@ class BatchStream:
         return sum(stream.request.num_prompt_tokens for stream in self.streams)
 
     @property
+    def num_cached(self) -> int:
+        """Tokens of all prompts that were in the cache."""
+        return sum(stream.num_cached for stream in self.streams)
+
+    @property
     def num_generated(self) -> int:
         """Tokens generated so far, of all sequences."""
         return sum(stream.num_generated for stream in self.streams)

@@ -82,6 +82,11 @@ class GenerationStream:
         return self._record.num_generated
 
     @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that were in the cache; 0 before the first token."""
+        return self._record.num_cached
+
+    @property
     def timings(self) -> Timings:
         """What the first sequence took so far."""
         return self._record.timings
@@ -426,6 +431,7 @@ class InferenceService:
             num_prompt_chars=len(valid.sent_text),
             new_parser=valid.new_parser,
             num_prompt_tokens=valid.num_prompt_tokens,
+            num_cached_tokens=record.num_cached,
             timings=record.timings,
             adapter=record.adapter,
         )

@@ -33,6 +33,7 @@ class SequenceProgress:
         "_num_prompt",
         "adapter",
         "finish",
+        "num_cached",
         "num_generated",
         "timings",
     )
@@ -51,6 +52,8 @@ class SequenceProgress:
         # Shared by the sequences of one request.
         self.adapter = adapter
         self.num_generated = 0
+        # Tokens of the prompt that were in the cache.
+        self.num_cached = 0
         self.finish = FinishCode.RUNNING
         self._metrics = metrics
         self._num_prompt = num_prompt
@@ -65,6 +68,7 @@ class SequenceProgress:
             self.adapter.phases.update(chunk.adapter_phases)
         if not self.num_generated:
             timings.scheduled_at = chunk.scheduled_at
+            self.num_cached = chunk.num_cached_tokens
             timings.first_token_at = chunk.received_at
             if metrics is not None:
                 metrics.prompt_computed(
@@ -103,6 +107,11 @@ class RequestRecord:
         # One each; those that the client gets come first once that is known.
         self.sequences = [self._new_progress()]
         metrics.request_received()
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that were in the cache, for whichever sequence found least."""
+        return min(each.num_cached for each in self.sequences)
 
     @property
     def timings(self) -> Timings:

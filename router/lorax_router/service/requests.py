@@ -126,6 +126,8 @@ class GenerateParameters:
     seed: int | None = None
     # A smaller one goes first, where the scheduling policy goes by it.
     priority: int | None = None
+    # Cached prefixes are shared only with requests that give the same.
+    cache_salt: str | None = field(default=None, repr=False)
     # What the output is to be bound to.
     constraint: Constraint | None = None
 

@@ -144,6 +144,8 @@ class GenerateResult:
     # As ValidRequest has it.
     new_parser: NewParser
     num_prompt_tokens: int
+    # Of these, those that were in the cache.
+    num_cached_tokens: int = 0
     timings: Timings
     adapter: AdapterUse | None = None
 

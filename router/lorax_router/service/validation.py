@@ -41,6 +41,9 @@ def draw_seed() -> int:
     return secrets.randbits(63)
 
 
+MAX_SALT_CHARS = 256
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRequest:
     """A request whose parameters are within bounds and whose prompt has no tokens yet."""
@@ -85,7 +88,7 @@ class Validator:
         selection = self._selections.selection_of(params)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
-        _check_priority(params.priority)
+        _check_terms(params)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
         # What is wrong in either mode is said in the same words in both.
         if stream:
@@ -167,7 +170,8 @@ def _terms(request: GenerateRequest) -> RequestTerms:
     priority = caller.priority if asked is None else asked
     if caller.has_key:
         priority = max(priority, caller.priority)
-    return RequestTerms(caller.tenant, caller.weight, priority)
+    salt = request.parameters.cache_salt or ""
+    return RequestTerms(caller.tenant, caller.weight, priority, salt)
 
 
 def _check_stream(request: GenerateRequest) -> None:
@@ -196,9 +200,12 @@ def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:
         )
 
 
-def _check_priority(asked: int | None) -> None:
+def _check_terms(params: GenerateParameters) -> None:
+    asked, salt = params.priority, params.cache_salt
     if asked is not None and not -(2**31) <= asked < 2**31:
         raise ValidationError(f"`priority` must be from {-(2**31)} to {2**31 - 1}, got {asked}")
+    if salt is not None and not 1 <= len(salt) <= MAX_SALT_CHARS:
+        raise ValidationError(f"`cache_salt` must have from 1 to {MAX_SALT_CHARS} characters")
 
 
 def _check_stopping(params: GenerateParameters, limits: RequestLimits) -> None:

@@ -34,12 +34,12 @@ class World:
     """A scheduler and one shard; ``computed`` counts the tokens of each request's steps."""
 
     def __init__(
-        self, num_blocks: int = 400, block_size: int = 16, *, vocab_size: int = 1000, **sizes: int
+        self, num_blocks: int = 400, block_size: int = 16, *, vocab_size: int = 1000, **options: int
     ) -> None:
         adapters = AdapterTable(max_resident=NUM_ADAPTERS)
         for number in range(1, NUM_ADAPTERS + 1):
             adapters.add(AdapterHandle(number), 1)
-        values = {"max_step_tokens": 256, "max_rows": 64, "depth": 2} | sizes
+        values = {"max_step_tokens": 256, "max_rows": 64, "depth": 2} | options
         self.scheduler = Scheduler(
             num_blocks=num_blocks, block_size=block_size, adapters=adapters, policy=FairShare(),
             **values,
@@ -168,12 +168,12 @@ def test_a_prompt_that_is_all_there_computes_one_block() -> None:
     "other",
     [
         {"adapter": 1},
-        {"terms": RequestTerms("b", tenant_salt="b")},
+        {"terms": RequestTerms("b")},
         {"terms": RequestTerms(cache_salt="x")},
-        {"terms": RequestTerms(tenant_salt="x")},
+        {"terms": RequestTerms("y")},
         {"prompt_logprobs": True},
     ],
-    ids=["adapter", "tenant", "cache salt", "salts are apart", "prompt logprobs"],
+    ids=["adapter", "tenant", "cache salt", "a tenant of a salt's name", "prompt logprobs"],
 )
 def test_what_is_shared_with_nobody(other: dict) -> None:
     """Adapters change the values, salts keep tenants apart, a prompt's logprobs are computed."""
@@ -186,9 +186,9 @@ def test_what_is_shared_with_nobody(other: dict) -> None:
     assert world.computed[second] == 64 + 3
 
 
-def test_tenants_without_a_salt_share() -> None:
-    """Whose the blocks are does not matter, only the salt."""
-    world = World()
+def test_tenants_share_where_that_is_wanted() -> None:
+    """A server of one owner can let all hit what any computed."""
+    world = World(share_prefixes=True)
     world.submit(numbers(64, 0), terms=RequestTerms("a"))
     world.finish()
     second = world.submit(numbers(64, 0), terms=RequestTerms("b"))
@@ -262,7 +262,7 @@ def test_no_two_requests_ever_share_a_block_that_differs(depth: int) -> None:
     """Random operations over two tokens; the shard compares each shared block with its row."""
     draw = random.Random(depth)
     world = World(18, 2, vocab_size=2, max_step_tokens=12, max_rows=6, depth=depth)
-    terms = [RequestTerms(name, tenant_salt=name) for name in ("a", "b")]
+    terms = [RequestTerms(name) for name in ("a", "b")]
     for _ in range(NUM_OPERATIONS):
         operation = draw.random()
         if operation < 0.2 and len(world.specs) < 12:

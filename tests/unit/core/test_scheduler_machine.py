@@ -58,7 +58,7 @@ MODEL = FakeModel(vocab_size=20)
 NUM_ADAPTERS = 3
 # Tenants of several weights, with requests of several classes.
 TERMS = [
-    RequestTerms(tenant, weight, priority, tenant_salt=tenant)
+    RequestTerms(tenant, weight, priority)
     for tenant, weight in (("a", 1.0), ("b", 3.0))
     for priority in (0, 1)
 ]

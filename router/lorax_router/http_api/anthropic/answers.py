@@ -57,7 +57,7 @@ def message_document(heading: MessageHeading, style: TextStyle, result: Generate
     return heading.document(
         [_block(each) for each in reader.blocks],
         _ending(answer, sequence.finish),
-        _usage(result.num_prompt_tokens, sequence.num_generated),
+        _usage(result.num_prompt_tokens, result.num_cached_tokens, sequence.num_generated),
     )
 
 
@@ -74,7 +74,7 @@ class MessageEvents:
         self._stream = stream
         self._answer = ChatAnswer.new(self._style, stream.streams[0].request.new_parser)
         nothing: Json = {"stop_reason": None, "stop_sequence": None}
-        used = _usage(stream.num_prompt_tokens, 0)
+        used = _usage(stream.num_prompt_tokens, 0, 0)
         message = self._heading.document([], nothing, used)
         return named_event("message_start", message=message) + _PING
 
@@ -100,7 +100,9 @@ class MessageEvents:
         return anthropic_error_response(error, self._heading.request_id)
 
     def _last(self, chunk: TokenChunk) -> bytes:
-        used = _usage(self._stream.num_prompt_tokens, self._stream.num_generated)
+        used = _usage(
+            self._stream.num_prompt_tokens, self._stream.num_cached, self._stream.num_generated
+        )
         delta = _ending(self._answer, chunk.finish)
         return named_event("message_delta", delta=delta, usage=used)
 
@@ -161,10 +163,11 @@ def _ending(answer: ChatAnswer, finish: FinishCode) -> Json:
     return {"stop_reason": reason, "stop_sequence": None}
 
 
-def _usage(num_prompt: int, num_generated: int) -> Json:
+def _usage(num_prompt: int, num_cached: int, num_generated: int) -> Json:
     return {
-        "input_tokens": num_prompt,
+        # Those of the prompt that were not in the cache.
+        "input_tokens": num_prompt - num_cached,
         "output_tokens": num_generated,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": num_cached,
     }

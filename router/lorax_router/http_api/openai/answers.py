@@ -46,13 +46,15 @@ class Heading:
         }
 
 
-def usage(num_prompt: int, num_generated: int, num_reasoning: int | None = None) -> Json:
+def usage(
+    num_prompt: int, num_cached: int, num_generated: int, num_reasoning: int | None = None
+) -> Json:
     """Return what an answer took, in tokens."""
     document: Json = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_generated,
         "total_tokens": num_prompt + num_generated,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": num_cached},
     }
     if num_reasoning is not None:
         document["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}

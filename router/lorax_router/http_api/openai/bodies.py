@@ -79,6 +79,8 @@ class SamplingBody(ModelBody):
     """Leave special tokens out of the text; true if absent."""
     include_stop_str_in_output: bool | None = None
     """Let the text that ended the output be part of it."""
+    cache_salt: str | None = None
+    """Share cached prefixes only with requests that give the same text."""
     priority: Integer | None = None
     """A smaller one goes first, where the server schedules by priority."""
     truncate_prompt_tokens: Integer | None = None
@@ -141,6 +143,7 @@ class SamplingBody(ModelBody):
             stop_token_ids=self.stop_token_ids or [],
             ignore_eos_token=bool(self.ignore_eos),
             priority=self.priority,
+            cache_salt=self.cache_salt,
             truncate=None if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens,
             logit_bias=self._logit_bias(),
             min_new_tokens=self.min_tokens or 0,

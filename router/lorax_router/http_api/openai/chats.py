@@ -55,7 +55,8 @@ def chat_document(heading: Heading, shape: ChatShape, result: GenerateResult) ->
             }
         )
     num_generated = sum(each.num_generated for each in result.sequences)
-    return {**heading.document(choices), "usage": usage(result.num_prompt_tokens, num_generated)}
+    used = usage(result.num_prompt_tokens, result.num_cached_tokens, num_generated)
+    return {**heading.document(choices), "usage": used}
 
 
 class ChatEvents:
@@ -123,7 +124,8 @@ class ChatEvents:
         return event(document)
 
     def _usage(self) -> Json:
-        return usage(self._stream.num_prompt_tokens, self._stream.num_generated)
+        stream = self._stream
+        return usage(stream.num_prompt_tokens, stream.num_cached, stream.num_generated)
 
 
 def _logprobs(shape: ChatShape, chunk: TokenChunk) -> Json | None:

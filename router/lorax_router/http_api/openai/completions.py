@@ -91,8 +91,9 @@ def completion_document(
         shape.choice(number, num_each).part(each.chunk) for number, each in enumerate(sequences)
     ]
     num_prompt = sum(result.num_prompt_tokens for result in results)
+    num_cached = sum(result.num_cached_tokens for result in results)
     num_generated = sum(each.num_generated for each in sequences)
-    return {**heading.document(choices), "usage": usage(num_prompt, num_generated)}
+    return {**heading.document(choices), "usage": usage(num_prompt, num_cached, num_generated)}
 
 
 class CompletionEvents:
@@ -138,7 +139,8 @@ class CompletionEvents:
         return openai_error_response(error)
 
     def _usage(self) -> Json:
-        return usage(self._stream.num_prompt_tokens, self._stream.num_generated)
+        stream = self._stream
+        return usage(stream.num_prompt_tokens, stream.num_cached, stream.num_generated)
 
 
 def _joined(first: TokenColumns, then: TokenColumns) -> TokenColumns:

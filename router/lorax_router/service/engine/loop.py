@@ -56,7 +56,7 @@ class _Stream:
     """The chunks of one request on their way to its client; implements TokenStream."""
 
     __slots__ = (
-        "_cancel", "_chunks", "_ended", "_wake", "first_sent", "handle", "scheduled_at",
+        "_cancel", "_chunks", "_ended", "_wake", "first_sent", "handle", "num_cached", "scheduled_at",
         "submitted_at",
     )  # fmt: skip
 
@@ -70,7 +70,13 @@ class _Stream:
         self._cancel = cancel
         self._ended = False
         self.scheduled_at = 0.0
+        self.num_cached = 0
         self.first_sent = False
+
+    def enters(self, now: float, num_cached: int) -> None:
+        """Its row is in a step; what counts is the first time."""
+        if not self.scheduled_at:
+            self.scheduled_at, self.num_cached = now, num_cached
 
     def put(self, chunk: TokenChunk) -> None:
         """Hand over a chunk; never waits."""
@@ -249,7 +255,7 @@ class EngineLoop:
             self._sent.append(_Sent(method, now, answer))
             for row in plan.new_rows:
                 if stream := self._streams.get(row.spec.request_id):
-                    stream.scheduled_at = stream.scheduled_at or now
+                    stream.enters(now, row.num_cached)
             self._observe_sent(plan)
         if self._orders is not None:
             self._orders.carry_out()
@@ -309,6 +315,7 @@ class EngineLoop:
     ) -> None:  # fmt: skip
         """Add what only some chunks have, and let go of a stream that ended."""
         chunk.scheduled_at = stream.scheduled_at
+        chunk.num_cached_tokens = stream.num_cached
         if not stream.first_sent and stream.handle != BASE_ADAPTER:
             chunk.adapter_phases = self._adapter_phases(stream)
         detail = outcome.details.get(row_id)

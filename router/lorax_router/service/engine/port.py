@@ -51,6 +51,8 @@ class TokenChunk:
     received_at: float = 0.0
     # perf_counter time at which the request was first scheduled (same in every chunk).
     scheduled_at: float = 0.0
+    # Tokens that were in the cache when it was (same in every chunk).
+    num_cached_tokens: int = 0
     # Seconds that the request's adapter took to come to the shards, by phase (wait, parse,
     # copy); in the first chunk only, None when it was there already.
     adapter_phases: dict[str, float] | None = None

@@ -1,7 +1,6 @@
 """vLLM's names for what gateways, autoscalers and dashboards read.
 
-They stand beside our own, count the same things, and are there from the start, at 0. Where vLLM
-counts something that does not exist here (a prefix cache), 0 is the truth.
+They stand beside our own, count the same things, and are there from the start, at 0.
 """
 
 from __future__ import annotations
@@ -53,10 +52,12 @@ REQUEST_SUCCESS = _spec(
     "finished_reason",
 )
 PREFIX_CACHE_QUERIES = _spec(
-    "prefix_cache_queries_total", "counter", "0: there is no prefix cache in this version."
+    "prefix_cache_queries_total",
+    "counter",
+    "Tokens of requests as they enter, again after each preemption.",
 )
 PREFIX_CACHE_HITS = _spec(
-    "prefix_cache_hits_total", "counter", "0: there is no prefix cache in this version."
+    "prefix_cache_hits_total", "counter", "Those of them that were in the prefix cache."
 )
 TTFT = _spec(
     "time_to_first_token_seconds", "histogram", "`lorax_request_time_to_first_token_duration`."
@@ -204,8 +205,6 @@ class VllmSeries(Collector):
         num_generated = self._num_first_tokens + self._num_later_tokens()
         yield self._series(PROMPT_TOKENS, self._num_prompt_tokens)
         yield self._series(GENERATION_TOKENS, num_generated)
-        yield self._series(PREFIX_CACHE_QUERIES, 0)
-        yield self._series(PREFIX_CACHE_HITS, 0)
         ended = Metric(REQUEST_SUCCESS.name, REQUEST_SUCCESS.text, REQUEST_SUCCESS.kind)
         for reason, count in self._ended.items():
             self._add(ended, count, finished_reason=reason)
@@ -220,6 +219,8 @@ class VllmSeries(Collector):
         yield self._series(KV_CACHE_USAGE, usage)
         yield self._series(GPU_CACHE_USAGE, usage)
         yield self._series(NUM_PREEMPTIONS, stats.num_preemptions)
+        yield self._series(PREFIX_CACHE_QUERIES, stats.num_entered_tokens)
+        yield self._series(PREFIX_CACHE_HITS, stats.num_cached_tokens)
         cut = {"block_size": str(self._block_size), "num_gpu_blocks": str(stats.num_blocks)}
         yield self._series(CACHE_CONFIG, 1, **cut)
 

@@ -120,12 +120,12 @@ class ResponseAnswer:
         arguments = "" if is_new else block.text
         return {**item, "call_id": block.call_id, "name": block.name, "arguments": arguments}
 
-    def document(self, num_prompt: int, num_generated: int) -> Json:
+    def document(self, num_prompt: int, num_cached: int, num_generated: int) -> Json:
         """Return the whole answer."""
         output = [self.item(each) for each in self._reader.blocks]
         used = {
             "input_tokens": num_prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": num_cached},
             "output_tokens": num_generated,
             "output_tokens_details": {"reasoning_tokens": self._num_reasoning},
             "total_tokens": num_prompt + num_generated,
@@ -154,7 +154,9 @@ def response_document(heading: ResponseHeading, result: GenerateResult) -> Json:
     sequence = result.sequences[0]
     for _ in answer.steps(sequence.chunk):
         pass
-    return answer.document(result.num_prompt_tokens, sequence.num_generated)
+    return answer.document(
+        result.num_prompt_tokens, result.num_cached_tokens, sequence.num_generated
+    )
 
 
 class ResponseEvents:
@@ -190,7 +192,9 @@ class ResponseEvents:
     def end(self) -> bytes:
         """Return the whole answer as the last event."""
         stream = self._stream
-        document = self._answer.document(stream.num_prompt_tokens, stream.num_generated)
+        document = self._answer.document(
+            stream.num_prompt_tokens, stream.num_cached, stream.num_generated
+        )
         return self._event(f"response.{document['status']}", {"response": document})
 
     def failure(self, error: LoraxError) -> bytes:
