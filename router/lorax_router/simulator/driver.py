@@ -95,6 +95,8 @@ class Simulation:
             depth=server.depth,
             policy=make(policy, table),
             adapters=table,
+            # A trace does not say which prompts begin alike.
+            prefix_caching=False,
         )
         self._shard = SimulatedShard(trace, server)
         self._loads = LoadLane(server, table)
