@@ -335,9 +335,12 @@ class Scheduler:
             expected = self._in_flight[0].seq if self._in_flight else None
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
         step = self._in_flight.popleft()
-        awaited = self._book_computed(step.rows)
+        awaited, filled = self._book_computed(step.rows)
         accepted = self._book_tokens(outcome, awaited, now)
-        self._index_computed(step.rows)
+        for request in filled:
+            # Others find what it computed, if it is still where it was.
+            if request.status is Status.RUNNING:
+                self._running.pool.index.add(request)
         if awaited:
             raise ProtocolError(
                 f"step {step.seq} has neither a token nor an end for requests {sorted(awaited)}"
@@ -346,18 +349,25 @@ class Scheduler:
         self._running.pool.acknowledge(step.seq)
         return accepted
 
-    def _book_computed(self, rows: list[PlannedRow]) -> set[RequestId]:
-        """Advance the rows that are still where they were; return who must be reported of."""
+    def _book_computed(self, rows: list[PlannedRow]) -> tuple[set[RequestId], list[RequestState]]:
+        """Advance the rows that are still where they were.
+
+        Returns who must be reported of, and whose blocks became full.
+        """
         awaited: set[RequestId] = set()
+        filled: list[RequestState] = []
+        block_size = self.block_size
         for request, incarnation, num, reports in rows:
             if request.status is Status.FINISHED:
                 continue
             if request.incarnation == incarnation:
                 request.num_computed += num
+                if request.num_computed // block_size != request.num_indexed:
+                    filled.append(request)
             if reports:
                 request.num_pending -= 1
                 awaited.add(request.request_id)
-        return awaited
+        return awaited, filled
 
     def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId], now: float) -> list[bool]:
         """Append tokens and end requests; takes those reported of out of ``awaited``."""
@@ -384,13 +394,6 @@ class Scheduler:
                     self._end(request)
             start = stop
         return accepted
-
-    def _index_computed(self, rows: list[PlannedRow]) -> None:
-        """Let others find what rows computed that are still where they were."""
-        index = self._running.pool.index
-        for request, incarnation, _, _ in rows:
-            if request.status is Status.RUNNING and request.incarnation == incarnation:
-                index.add(request)
 
     def _end(self, request: RequestState) -> None:
         """Forget a request wherever it stands and free what it holds."""
