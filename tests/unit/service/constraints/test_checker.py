@@ -79,8 +79,10 @@ async def test_the_part_that_is_at_fault_is_named() -> None:
             (dataclasses.replace(schema(PERSON), frame=broken), "tools"),
             (dataclasses.replace(schema({"uniqueItems": True}), frame=broken), "response_format"),
         ):
-            with pytest.raises(ValidationError, match=f"^`{field}`: .*uniqueItems"):
+            with pytest.raises(ValidationError) as caught:
                 await checker.check(constraint)
+            assert caught.value.public.startswith(f"`{field}`: ")
+            assert "uniqueItems" in caught.value.public
     finally:
         await checker.close()
 
