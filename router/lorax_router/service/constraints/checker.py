@@ -130,12 +130,12 @@ class ConstraintChecker:
         if answer is None:
             answer = await self._checking.do(key, lambda: self._checked(key, constraint))
         grammar, fault = answer
-        if grammar is None and constraint.frame:
-            # If what is bound is fine by itself, the calls beside it are at fault.
-            await self.check(replace(constraint, frame=""))
-            raise ValidationError(f"`tools`: {_NAMES[ConstraintKind.LARK]} of their calls {fault}")
         if grammar is None:
             what = f"`{constraint.field_name}`: {name}"
+            if constraint.frame:
+                # If what is bound is fine by itself, the calls beside it are at fault.
+                await self.check(replace(constraint, frame=""))
+                what = f"`tools`: {_NAMES[ConstraintKind.LARK]} of their calls"
             # Why it cannot be used may be said in the client's own words, which are for no log.
             own = fault.partition(": ")[0]
             raise ValidationError(f"{what} {own}", public=f"{what} {fault}")
