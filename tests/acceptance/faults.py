@@ -27,7 +27,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "a text that can never fit is tokenized": (
         "tests/unit/service/prompts/test_char_bound.py",
         "tests/unit/service/test_validation.py::test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized",
-        "tests/unit/http_api/test_ops.py::test_a_text_too_long_is_refused_before_it_is_tokenized",
+        "tests/unit/http_api/test_tokenizer_routes.py::test_a_text_too_long_is_refused_before_it_is_tokenized",
     ),
     "any page, and any machine, may unload adapters": (
         "tests/unit/http_api/test_admin.py",
@@ -45,8 +45,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "LoRAX's answers at the edges differ": (
         "tests/unit/http_api/test_lorax_values.py",
         "tests/unit/http_api/test_ops.py::test_what_can_be_read_can_be_asked_for_its_head",
-        "tests/unit/http_api/test_ops.py::test_docs_page",
-        "tests/unit/http_api/test_ops.py::test_the_document_is_found_under_both_names",
+        "tests/unit/http_api/test_document.py::test_the_page_and_all_that_it_loads_come_from_this_process",
+        "tests/unit/http_api/test_document.py::test_the_document_is_the_same_each_time_and_under_both_names",
         "tests/integration/test_http_engine.py::test_the_dtype_is_told_in_torch_s_name_as_lorax_tells_it",
     ),
     "two sizes of the KV cache, one of which counts": (
