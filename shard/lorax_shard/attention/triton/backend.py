@@ -58,8 +58,9 @@ class Tile(NamedTuple):
 
 
 # By the most columns of K or V, padded to a power of two. K and V of all stages beside Q fit
-# the 99 KiB of shared memory that the smallest supported GPUs give a program.
-_PROMPT_HALF = {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 4, 2)}
+# the 99 KiB of shared memory that the smallest supported GPUs give a program; with fewer warps
+# some releases of Triton run out of registers.
+_PROMPT_HALF = {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)}
 _PROMPT_FULL = {64: Tile(32, 32, 4, 2), 128: Tile(16, 32, 8, 2), 256: Tile(16, 16, 4, 2)}
 _DECODE_HALF = {64: Tile(0, 128, 4, 2), 128: Tile(0, 64, 4, 3), 256: Tile(0, 32, 4, 2)}
 _DECODE_FULL = {64: Tile(0, 32, 4, 2), 128: Tile(0, 32, 8, 2), 256: Tile(0, 16, 4, 2)}
