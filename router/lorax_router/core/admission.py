@@ -49,6 +49,7 @@ class Admission:
         if running.most_free(others) < self._blocks_needed(request):
             return
         for other in others:
+            policy.gives_way(other)
             running.preempt(other, now)
             if self._has_place(request):
                 return

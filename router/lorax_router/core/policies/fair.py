@@ -251,10 +251,11 @@ class FairShare:
         else:
             return []
         others = [each for each in others if each.num_preemptions < MAX_DISPLACEMENTS]
-        others.sort(key=self._entitlement, reverse=True)
-        # One is nearly always enough.
-        self._displaceable -= others[0].num_computed if others else 0
-        return others
+        return sorted(others, key=self._entitlement, reverse=True)
+
+    def gives_way(self, request: RequestState) -> None:
+        """Count what is lost to it."""
+        self._displaceable -= request.num_computed
 
     def _entitlement(self, request: RequestState) -> tuple[float, float, int]:
         """Who is to give way last comes first."""

@@ -69,6 +69,9 @@ class SchedulingPolicy(Protocol):
     ) -> list[RequestState]:
         """Return who of those that run should give way to the head of a round, the first first."""
 
+    def gives_way(self, request: RequestState) -> None:
+        """A request that ``displaced`` named does give way; what it holds is still as it was."""
+
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """Put adapters that wait for a slot, the longest waiting first, in their order."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapify
 from math import inf
 
 from lorax_router.core.policies.queue import RequestQueue
@@ -60,6 +61,7 @@ class StrictPriority(FirstComeFirstServed):
         queue = self._waiting.of(request.spec.adapter)[request.terms.priority]
         queue.defer()
         self._round = [entry for entry in self._round if entry[2].group <= request.terms.priority]
+        heapify(self._round)
 
     def _worse(self, request: RequestState) -> list[RequestQueue[int]]:
         """Return the queues of this round whose class is worse than a request's."""

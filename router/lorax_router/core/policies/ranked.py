@@ -95,6 +95,9 @@ class FirstComeFirstServed:
         """Nobody gives way to those who wait."""
         return []
 
+    def gives_way(self, request: RequestState) -> None:
+        """Nobody counts."""
+
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The longest waiting comes first."""
         return wanted

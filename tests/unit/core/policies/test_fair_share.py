@@ -270,3 +270,18 @@ def test_giving_way_costs_little_of_what_is_computed() -> None:
     served = 256 * len(world.admitted) + sum(world.tokens.values())
     # What was saved up pays for the first ones, a share of what is served for the others.
     assert 0 < num * 256 <= MAX_DISPLACEMENT_TOKENS + DISPLACEMENT_SHARE * served
+
+
+def test_asking_who_would_give_way_costs_nothing() -> None:
+    """A request too large for what others could free spends no allowance, however often it asks."""
+    policy = FairShare()
+    world = CoreWorld(policy, num_blocks=40, max_rows=4)
+    for _ in range(3):
+        world.submit(A, num_prompt=40, num_output=60)
+    world.step(5)
+    allowance = policy._displaceable
+    # More than the pool has beside A's oldest row, which it keeps.
+    world.submit(B, num_prompt=130, num_output=4)
+    world.step(5)
+    assert world.scheduler.stats().num_preemptions == 0
+    assert policy._displaceable >= allowance

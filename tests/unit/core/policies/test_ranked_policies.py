@@ -7,14 +7,20 @@ from itertools import pairwise
 import pytest
 from tests.helpers.core_world import CoreWorld
 
-from lorax_contract.step import AdapterHandle
+from lorax_contract.step import (
+    AdapterHandle,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+)
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.policies.lengths import OutputLengths
 from lorax_router.core.policies.lorax import OldestHead
 from lorax_router.core.policies.priority import SHARE_OF_BETTER, StrictPriority
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.policies.shortest import ShortestFirst
-from lorax_router.core.request import RequestTerms
+from lorax_router.core.request import RequestState, RequestTerms
 
 HIGH, LOW = RequestTerms(priority=0), RequestTerms(priority=1)
 
@@ -193,3 +199,24 @@ def test_lorax_prefers_adapters_within_their_cycle_time() -> None:
     young = world.submit(HIGH, num_output=2, adapter=2)
     world.run_until_idle()
     assert world.admitted[young] < world.admitted[old]
+
+
+def test_classes_stay_in_order_when_worse_ones_are_left_out_of_a_round() -> None:
+    """What is left of a round is named by rank, wherever the others stood in its heap."""
+    policy = StrictPriority()
+    worse = iter(range(100, 115))
+    # None is one of a worse class.
+    places = [3, None, 1, None, 7, 6, 4, None, None, None, 5, 2, None, None, None]
+    for adapter, place in enumerate(places):
+        order = next(worse) if place is None else place
+        spec = RequestSpec(
+            request_id=RequestId(order), prompt_ids=[1], sampling=SamplingParams(),
+            stopping=StoppingParams(max_new_tokens=1), adapter=AdapterHandle(adapter),
+        )  # fmt: skip
+        policy.push(RequestState(spec, order, 0.0, LOW if place is None else HIGH))
+    policy.start_round(0.0, [AdapterHandle(adapter) for adapter in range(len(places))])
+    named = []
+    while (request := policy.head()) is not None:
+        named.append(request.order)
+        policy.deferred(request)
+    assert named == [1, 2, 3, 4, 5, 6, 7]
