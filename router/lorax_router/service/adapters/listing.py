@@ -137,7 +137,7 @@ class Page(NamedTuple):
     resume: str | None = None
 
 
-class AdapterList:
+class AdapterListing:
     """Reads lines from the catalog."""
 
     def __init__(self, catalog: AdapterCatalog, aliases: AliasBook) -> None:

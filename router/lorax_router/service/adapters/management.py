@@ -27,7 +27,7 @@ from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.listing import (
     LARGEST_PAGE,
-    AdapterList,
+    AdapterListing,
     Document,
     ListedAdapter,
     ListQuery,
@@ -63,7 +63,7 @@ class AdapterManager:
         self._tokens = tokens or TenantTokens()
         self._directory = directory
         self._catalog = directory.catalog
-        self._list = AdapterList(directory.catalog, directory.aliases)
+        self._list = AdapterListing(directory.catalog, directory.aliases)
         self._shards = shards
 
     async def load(
