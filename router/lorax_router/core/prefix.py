@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable, Sequence
 
 from lorax_contract.step import BlockId
 from lorax_router.core.request import RequestState
 
 
+class BlockNames:
+    """Says what full blocks hold: a key to find one by, and what is compared then.
+
+    Args:
+        block_size: tokens in a block.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+
+    def key(self, request: RequestState, number: int, before: int) -> int:
+        """Return a hash of a block's tokens and of the key before it."""
+        return hash((before, self.content(request, number)))
+
+    def content(self, request: RequestState, number: int) -> bytes:
+        """Return bytes that are equal where a block's tokens are: four for each."""
+        start = number * self.block_size
+        return array("I", request.known_ids(start, start + self.block_size)).tobytes()
+
+
 class _Node:
-    """One full, computed block: its tokens, and the block before it or where the chain begins."""
+    """One full, computed block: what it holds, and the block before it or where the chain begins."""
 
-    __slots__ = ("block", "key", "parent", "tokens")
+    __slots__ = ("block", "content", "key", "parent")
 
-    def __init__(
-        self, block: BlockId, key: int, parent: _Node | Hashable, tokens: tuple[int, ...]
-    ) -> None:
+    def __init__(self, block: BlockId, key: int, parent: _Node | Hashable, content: bytes) -> None:
         self.block = block
         self.key = key
         self.parent = parent
-        self.tokens = tokens
+        self.content = content
 
 
 class PrefixIndex:
@@ -29,18 +48,25 @@ class PrefixIndex:
 
         (adapter, tenant, salt) ◄── block 0 ◄── block 1 ◄── ...
 
+    An adapter is known by what it computes: one that comes back under another handle finds
+    what it computed before.
+
     A block's key is a hash of its tokens and of the key before it; on a hit the tokens are
     compared and the block before it must be the one that was found: a collision is a miss,
     never another's block. Only what is computed and acknowledged ever enters.
 
+    A chain loses its last block first, so what was found of a request that waits stays found up
+    to the last block that is still there: it is looked for once, not in each plan.
+
     Args:
-        block_size: tokens in a block.
+        names: what the blocks of requests hold.
         is_on: whether anything is kept and found at all.
         is_shared: whether tenants find what other tenants computed.
     """
 
-    def __init__(self, block_size: int, *, is_on: bool = True, is_shared: bool = False) -> None:
-        self.block_size = block_size
+    def __init__(self, names: BlockNames, *, is_on: bool = True, is_shared: bool = False) -> None:
+        self.block_size = names.block_size
+        self._names = names
         self._is_on = is_on
         self._is_shared = is_shared
         self._nodes: dict[int, _Node] = {}
@@ -52,31 +78,47 @@ class PrefixIndex:
         return block in self._by_block
 
     def match(self, request: RequestState) -> list[BlockId]:
-        """Return the blocks that hold the beginning of a request, all but one token at most."""
-        if not self._is_on or request.spec.sampling.prompt_logprobs:
-            return []  # these come of computing
-        found: list[BlockId] = []
-        parent: _Node | Hashable = self._root(request)
-        keys = self._keys(request, (request.num_tokens - 1) // self.block_size)
-        for number, key in enumerate(keys):
-            node = self._nodes.get(key)
+        """Return the blocks that hold the beginning of a request, all but one token at most.
+
+        The list is not to be changed, and good until the index changes.
+        """
+        found = request.matched
+        if not self._seeks(request):
+            return found
+        tail = request.matched_tail
+        while found and not self._has(tail):
+            found.pop()
+            tail = tail.parent
+        if not found:
+            tail = self._root(request)
+        most = (request.num_tokens - 1) // self.block_size
+        for number in range(len(found), most):
+            node = self._nodes.get(self._key(request, number))
             if (
                 node is None
-                or node.parent != parent
-                or node.tokens != self._tokens(request, number)
+                or node.parent != tail
+                or node.content != self._names.content(request, number)
             ):
                 break
             found.append(node.block)
-            parent = node
+            tail = node
+        request.matched_tail = tail
         return found
+
+    def _seeks(self, request: RequestState) -> bool:
+        """Whether a request may begin behind cached blocks; a prompt's logprobs are computed."""
+        return self._is_on and not request.spec.sampling.prompt_logprobs
+
+    def _has(self, node: _Node) -> bool:
+        return self._nodes.get(node.key) is node
 
     def num_coming(self, request: RequestState, num_found: int) -> int:
         """Return how many tokens behind the blocks found are being computed by others."""
-        if not self._coming:
+        if not (self._coming and self._seeks(request)):
             return 0
-        keys = self._keys(request, (request.num_tokens - 1) // self.block_size)
+        most = (request.num_tokens - 1) // self.block_size
         num = num_found
-        while num < len(keys) and keys[num] in self._coming:
+        while num < most and self._key(request, num) in self._coming:
             num += 1
         return (num - num_found) * self.block_size
 
@@ -124,7 +166,7 @@ class PrefixIndex:
             return
         block = request.blocks[number]
         parent = self._by_block[request.blocks[number - 1]] if number else self._root(request)
-        node = _Node(block, key, parent, self._tokens(request, number))
+        node = _Node(block, key, parent, self._names.content(request, number))
         self._nodes[key] = self._by_block[block] = node
 
     def forget(self, block: BlockId) -> None:
@@ -132,22 +174,25 @@ class PrefixIndex:
         node = self._by_block.pop(block)
         del self._nodes[node.key]
 
-    def _root(self, request: RequestState) -> tuple[int, str, str]:
+    def _root(self, request: RequestState) -> tuple[Hashable, str, str]:
         """Where a chain begins: requests of other adapters, tenants or salts share nothing."""
         terms = request.terms
-        return request.spec.adapter, "" if self._is_shared else terms.tenant, terms.cache_salt
+        return request.adapter_content, "" if self._is_shared else terms.tenant, terms.cache_salt
 
     def _keys(self, request: RequestState, num: int) -> Sequence[int]:
         """Return the keys of a request's first blocks; they are computed once."""
         keys = request.block_keys
-        while len(keys) < num:
-            before = keys[-1] if keys else hash(self._root(request))
-            keys.append(hash((before, self._tokens(request, len(keys)))))
+        if num > len(keys):
+            self._key(request, num - 1)
         return keys[:num] if len(keys) > num else keys
 
-    def _tokens(self, request: RequestState, number: int) -> tuple[int, ...]:
-        start = number * self.block_size
-        return request.known_ids(start, start + self.block_size)
+    def _key(self, request: RequestState, number: int) -> int:
+        """Return the key of one of a request's blocks."""
+        keys = request.block_keys
+        while len(keys) <= number:
+            before = keys[-1] if keys else hash(self._root(request))
+            keys.append(self._names.key(request, len(keys), before))
+        return keys[number]
 
     def check(self, held: set[BlockId]) -> None:
         """Raise AssertionError unless each chain is whole; ``held`` are in use or kept."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
+from typing import Any
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BlockId, NewRow, OutputKind, RequestId, RequestSpec
@@ -51,11 +53,14 @@ class RequestState:
     """
 
     __slots__ = (
+        "adapter_content",
         "block_keys",
         "blocks",
         "incarnation",
         "is_unindexed",
         "last_step",
+        "matched",
+        "matched_tail",
         "num_announced",
         "num_bypassed",
         "num_cached",
@@ -79,10 +84,17 @@ class RequestState:
     )  # fmt: skip
 
     def __init__(
-        self, spec: RequestSpec, order: int, now: float, terms: RequestTerms = ANY_TERMS
+        self,
+        spec: RequestSpec,
+        order: int,
+        now: float,
+        terms: RequestTerms = ANY_TERMS,
+        content: str = "",
     ) -> None:
         self.spec = spec
         self.terms = terms
+        # Equal for adapters that compute the same.
+        self.adapter_content: Hashable = content or spec.adapter
         self.request_id: RequestId = spec.request_id
         self.num_kv_tokens = spec.num_kv_tokens
         self.order = order
@@ -102,6 +114,9 @@ class RequestState:
         self.num_indexed = 0
         self.is_unindexed = False
         self.num_announced = 0
+        # The same's: blocks found while the request waits, and what stands for the last of them.
+        self.matched: list[BlockId] = []
+        self.matched_tail: Any = None
         # Tokens of this residence that were in the cache.
         self.num_cached = 0
         # The last step that touches this request's row.
@@ -147,9 +162,10 @@ class RequestState:
 
     def take_cached(self, blocks: list[BlockId], block_size: int) -> None:
         """Begin with blocks that hold what would be computed first."""
-        self.blocks = blocks
+        self.blocks = list(blocks)
         self.num_cached = self.num_computed = self.num_scheduled = len(blocks) * block_size
         self.num_indexed = len(blocks)
+        self.matched, self.matched_tail = [], None
 
     def check(self, num_pending: int, block_size: int) -> None:
         """Raise AssertionError if an invariant broke; ``num_pending`` as the steps have it."""

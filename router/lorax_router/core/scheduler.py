@@ -47,7 +47,7 @@ from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
-from lorax_router.core.prefix import PrefixIndex
+from lorax_router.core.prefix import BlockNames, PrefixIndex
 from lorax_router.core.request import (
     ANY_TERMS,
     RequestState,
@@ -92,6 +92,7 @@ class Scheduler:
         adapters: decides which adapters are on the shards; none are known if absent.
         prefix_caching: keep full blocks and share them with requests that begin alike.
         share_prefixes: do so between tenants, too.
+        block_names: says what blocks hold; their tokens' hashes if absent.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Scheduler:
         adapters: AdapterTable | None = None,
         prefix_caching: bool = True,
         share_prefixes: bool = False,
+        block_names: BlockNames | None = None,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
         if least < 1:
@@ -123,7 +125,8 @@ class Scheduler:
         self.epoch = epoch
         self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
-        new_index = partial(PrefixIndex, block_size, is_on=prefix_caching, is_shared=share_prefixes)
+        names = block_names or BlockNames(block_size)
+        new_index = partial(PrefixIndex, names, is_on=prefix_caching, is_shared=share_prefixes)
         self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index)
         self._requests: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
@@ -150,7 +153,9 @@ class Scheduler:
         if spec.adapter != BASE_ADAPTER:
             self.adapters.check_possible(spec.adapter)
         refuse_impossible(spec, self._running.pool.num_blocks, self.block_size)
-        request = RequestState(spec, self._next_order, now, terms)
+        record = self.adapters.find(spec.adapter)
+        content = record.content if record is not None else ""
+        request = RequestState(spec, self._next_order, now, terms, content)
         self._next_order += 1
         self._requests[spec.request_id] = request
         self._policy.push(request)

@@ -6,6 +6,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ from lorax_contract.step import (
 )
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
 from lorax_router.core.policies.fair import FairShare
-from lorax_router.core.request import ANY_TERMS, RequestTerms
+from lorax_router.core.prefix import BlockNames
+from lorax_router.core.request import ANY_TERMS, RequestState, RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.shards.fake.batch import FakeBatch
 from lorax_router.shards.fake.memory import FakeMemory
@@ -34,7 +36,7 @@ class World:
     """A scheduler and one shard; ``computed`` counts the tokens of each request's steps."""
 
     def __init__(
-        self, num_blocks: int = 400, block_size: int = 16, *, vocab_size: int = 1000, **options: int
+        self, num_blocks: int = 400, block_size: int = 16, *, vocab_size: int = 1000, **options: Any
     ) -> None:
         adapters = AdapterTable(max_resident=NUM_ADAPTERS)
         for number in range(1, NUM_ADAPTERS + 1):
@@ -86,7 +88,9 @@ class World:
             (AdapterEvent.RELEASED, orders.release),
         ):
             for handle in handles:
-                self.prepared[handle] = "content"
+                record = self.scheduler.adapters.find(handle)
+                content = record.content if record is not None else ""
+                self.prepared[handle] = content or f"content {handle}"
                 self.scheduler.adapter_event(handle, event, 0.0, epoch=orders.epoch)
 
     def run(self) -> None:
@@ -204,6 +208,79 @@ def test_a_replaced_adapter_finds_nothing_of_the_one_before() -> None:
     second = world.submit(numbers(64, 0), adapter=2)
     world.finish()
     assert world.computed[second] == 64 + 3
+
+
+def test_an_adapter_that_comes_back_finds_what_it_computed_under_another_handle() -> None:
+    """What it computes decides, not how often it was forgotten and made known again."""
+    world = World()
+    adapters = world.scheduler.adapters
+    for handle, content in ((11, "x"), (12, "x"), (13, "y")):
+        adapters.add(AdapterHandle(handle), 1, content=content)
+    world.submit(numbers(64, 0), adapter=11)
+    world.finish()
+    adapters.retire(AdapterHandle(11))
+    same, other = (world.submit(numbers(64, 0), adapter=handle) for handle in (12, 13))
+    world.finish()
+    assert world.computed[same] == 16 + 3
+    assert world.computed[other] == 64 + 3
+
+
+def test_whoever_computes_its_prompt_for_its_logprobs_waits_for_nobody() -> None:
+    """It would use nothing of what another computes."""
+    world = World()
+    world.submit(numbers(200, 0))
+    asking = world.submit(numbers(200, 0), prompt_logprobs=True)
+    world.plan()
+    assert world.computed[asking] > 0
+
+
+class CountingNames(BlockNames):
+    """Counts how many blocks were looked at."""
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__(block_size)
+        self.num_looks = 0
+
+    def content(self, request: RequestState, number: int) -> bytes:
+        """Return what the block holds."""
+        self.num_looks += 1
+        return super().content(request, number)
+
+
+def test_what_was_found_of_a_request_that_waits_is_not_looked_for_in_each_plan() -> None:
+    """A plan costs what changed, not the length of what is cached of those who wait."""
+    names = CountingNames(16)
+    world = World(num_blocks=105, block_names=names)
+    world.submit(numbers(1600, 0), max_new=1)
+    world.finish()
+    running = world.submit(numbers(80, 1), max_new=60)
+    # It is looked at in each plan, and does not fit beside the other.
+    waiting = world.submit(numbers(1600, 0), max_new=1)
+    looks = []
+    for _ in range(50):
+        world.plan()
+        while world.plans:
+            world.run()
+        while world.outcomes:
+            world.apply()
+        looks.append(names.num_looks)
+    assert world.specs.keys() == {running, waiting}
+    # The blocks that the running row fills, and none of the hundred that are waited with.
+    assert looks[-1] - looks[1] <= 20
+    world.finish()
+    assert world.computed[waiting] < 160
+
+
+def test_a_match_ends_where_its_blocks_were_taken_for_others() -> None:
+    """What is remembered of a request that waits is true of the pool as it is."""
+    world = World(num_blocks=14, block_size=4, max_rows=1)
+    world.submit(numbers(24, 0), max_new=1)
+    world.finish()
+    # It takes the eight empty blocks, and then some of those that lie in wait for the second.
+    world.submit(numbers(16, 1), max_new=30)
+    waiting = world.submit(numbers(24, 0), max_new=1)
+    world.finish()
+    assert 4 < world.computed[waiting] < 24
 
 
 def test_kept_blocks_are_free_for_others_the_end_of_a_chain_first() -> None:

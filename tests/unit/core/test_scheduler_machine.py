@@ -235,7 +235,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if event is AdapterEvent.PREPARED and not fails:
             event = AdapterEvent.FAILED
         elif epoch == self.epoch and event is AdapterEvent.PREPARED:
-            self.prepared[handle] = "content"
+            self.prepared[handle] = f"content {handle}"
             # Never more than what was known before.
             nbytes = min(2, self.scheduler.adapters[handle].nbytes)
         elif epoch == self.epoch:

@@ -47,6 +47,8 @@ class AdapterRecord:
 
     handle: AdapterHandle
     nbytes: int
+    # Equal for those that compute the same, whatever their handles; "": no other does.
+    content: str = ""
     is_pinned: bool = False
     is_retired: bool = False
     # Wanted apart from requests, until it was prepared or could not be.

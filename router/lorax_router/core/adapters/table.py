@@ -91,7 +91,9 @@ class AdapterTable:
     def __getitem__(self, handle: AdapterHandle) -> AdapterRecord:
         return self._records[handle]
 
-    def add(self, handle: AdapterHandle, nbytes: int, *, pin: bool = False) -> None:
+    def add(
+        self, handle: AdapterHandle, nbytes: int, *, pin: bool = False, content: str = ""
+    ) -> None:
         """Make an adapter known; ValidationError if it can never be resident."""
         if handle in self._records or handle == BASE_ADAPTER:
             raise ValueError(f"adapter handle {handle} is in use")
@@ -100,7 +102,7 @@ class AdapterTable:
                 f"the adapter takes {nbytes} bytes, more than the {self.max_bytes} that the "
                 "server keeps for adapters; raise --adapter-memory-fraction"
             )
-        self._records[handle] = AdapterRecord(handle, nbytes)
+        self._records[handle] = AdapterRecord(handle, nbytes, content)
         if pin:
             self.pin(handle)
 

@@ -202,7 +202,8 @@ class AdapterCatalog:
     ) -> CatalogEntry:
         handle = AdapterHandle(next(self._handles))
         # Of a merge at most: what all its parts take together.
-        self.engine.add_adapter(handle, sum(each.device_bytes for each in fetched))
+        nbytes = sum(each.device_bytes for each in fetched)
+        self.engine.add_adapter(handle, nbytes, content.key)
         entry = CatalogEntry(handle, content, selection)
         self._entries[content.key] = self.by_handle[handle] = self._unheld[handle] = entry
         self._num_made_of.update({part.content_digest for part in content.parts})

@@ -84,8 +84,11 @@ class StepObserver(Protocol):
 class AdapterEngine(Protocol):
     """What the directory of adapters sees of the engine loop."""
 
-    def add_adapter(self, handle: AdapterHandle, nbytes: int) -> None:
-        """Make an adapter known; ValidationError if it can never be resident."""
+    def add_adapter(self, handle: AdapterHandle, nbytes: int, content: str = "") -> None:
+        """Make an adapter known; ValidationError if it can never be resident.
+
+        ``content`` is equal for adapters that compute the same; "": no other does.
+        """
 
     async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
         """Have an adapter on the shards; returns when it is, raises why it is not."""

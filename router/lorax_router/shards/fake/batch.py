@@ -52,6 +52,8 @@ class FakeBatch:
         self.active: set[AdapterHandle] = set()
         # Adapters that could not take effect when they were to, and why.
         self._inactive: dict[AdapterHandle, str] = {}
+        # By handle, what adapters compute; the base model is none of them.
+        self._contents: dict[AdapterHandle, str] = {}
 
     @property
     def live(self) -> list[RequestId]:
@@ -128,6 +130,7 @@ class FakeBatch:
                 self._inactive[handle] = outcome.inactive[handle] = unable[handle]
             else:
                 self.active.add(handle)
+                self._contents[handle] = prepared[handle]
 
     def _enter(self, new: NewRow) -> None:
         spec = new.spec
@@ -166,7 +169,7 @@ class FakeBatch:
 
     def _give(self, row: _Row, blocks: list[BlockId]) -> None:
         """Append blocks to a row's table; the first of a row that enters may be shared."""
-        request_id, adapter = row.spec.request_id, row.spec.adapter
+        request_id, adapter = row.spec.request_id, self._contents.get(row.spec.adapter, "")
         num_shared = 0 if row.table else row.num_computed // self.memory.block_size
         self.memory.share(request_id, adapter, blocks[:num_shared], row.ids)
         self.memory.grant(request_id, blocks[num_shared:], adapter)

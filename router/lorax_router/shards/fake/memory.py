@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lorax_contract.step import BASE_ADAPTER, AdapterHandle, BlockCopy, BlockId, RequestId
+from lorax_contract.step import BlockCopy, BlockId, RequestId
 from lorax_router.shards.fake.model import digest_of, key_of
 
 DEVICE_SPACE = 0
@@ -28,12 +28,12 @@ class FakeMemory:
         self._fills = [0] * num_blocks
         # Who reads or writes a block: one row, or several rows that share a full one.
         self._owners: list[set[RequestId]] = [set() for _ in range(num_blocks)]
-        # With which adapter its content was computed.
-        self._adapters: list[AdapterHandle] = [BASE_ADAPTER] * num_blocks
+        # By the content of which adapter it was computed; "": by the base model.
+        self._adapters = [""] * num_blocks
         self._host: dict[int, tuple[int, int]] = {}
 
     def share(
-        self, request_id: RequestId, adapter: AdapterHandle, blocks: Sequence[BlockId],
+        self, request_id: RequestId, adapter: str, blocks: Sequence[BlockId],
         token_ids: Sequence[int],
     ) -> None:  # fmt: skip
         """Give a row blocks that hold its first tokens already; all else is refused."""
@@ -50,10 +50,7 @@ class FakeMemory:
                 )
             self._owners[block].add(request_id)
 
-    def grant(
-        self, request_id: RequestId, blocks: Iterable[BlockId],
-        adapter: AdapterHandle = BASE_ADAPTER,
-    ) -> None:  # fmt: skip
+    def grant(self, request_id: RequestId, blocks: Iterable[BlockId], adapter: str = "") -> None:
         """Give blocks to a row, empty; a block that a live row owns is refused."""
         for block in blocks:
             if not 0 <= block < self.num_blocks:
