@@ -22,10 +22,8 @@ from lorax_contract.errors import (
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
-from lorax_router.core.adapters.table import AdapterTable
-from lorax_router.core.policies import make_policy
 from lorax_router.core.ports import ShardClient
-from lorax_router.core.scheduler import Scheduler
+from lorax_router.core.settings import CoreSettings, make_scheduler
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
@@ -241,7 +239,7 @@ def assemble_service(
     )
     aliases = _aliases(config)
     adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
-    scheduler = _scheduler(config, budgets, info)
+    scheduler = make_scheduler(core_settings(config, budgets, info))
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size)
@@ -435,23 +433,21 @@ async def _preload(adapters: AdapterManager, selection: AdapterSelection) -> Non
     logger.info("adapter %s is loaded and stays", selection.label)
 
 
-def _scheduler(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Scheduler:
-    adapters = AdapterTable(
-        max_resident=config.max_active_adapters,
-        max_bytes=info.adapter_bytes or None,
-        cycle_time_s=config.adapter_cycle_time_s,
-    )
-    return Scheduler(
-        adapters=adapters,
-        policy=make_policy(config.scheduling_policy, adapters),
-        prefix_caching=config.prefix_caching,
-        share_prefixes=config.share_prefixes,
+def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> CoreSettings:
+    """Return what the scheduler is made of."""
+    return CoreSettings(
+        policy=config.scheduling_policy,
         num_blocks=budgets.num_blocks,
         block_size=budgets.block_size,
         max_step_tokens=budgets.max_step_tokens,
         max_rows=budgets.max_rows,
         depth=budgets.depth,
         epoch=info.epoch,
+        prefix_caching=config.prefix_caching,
+        share_prefixes=config.share_prefixes,
+        max_resident=config.max_active_adapters,
+        max_bytes=info.adapter_bytes or None,
+        cycle_time_s=config.adapter_cycle_time_s,
     )
 
 

@@ -1,0 +1,55 @@
+"""All that a scheduler is made of, as one value: equal settings and inputs give equal plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.policies import make_policy
+from lorax_router.core.prefix import BlockNames
+from lorax_router.core.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreSettings:
+    """Named as the parameters of Scheduler, AdapterTable and ``make_policy`` that they become.
+
+    A log of events begins with them: whatever decides what is planned is here, as a plain value.
+    """
+
+    policy: str
+    # Scheduler.
+    num_blocks: int
+    block_size: int
+    max_step_tokens: int
+    max_rows: int
+    depth: int = 2
+    epoch: int = 1
+    prefix_caching: bool = True
+    share_prefixes: bool = False
+    # AdapterTable.
+    max_resident: int
+    max_bytes: int | None = None
+    cycle_time_s: float = 2.0
+
+
+def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None) -> Scheduler:
+    """Return a scheduler, its policy and its table of adapters."""
+    adapters = AdapterTable(
+        max_resident=settings.max_resident,
+        max_bytes=settings.max_bytes,
+        cycle_time_s=settings.cycle_time_s,
+    )
+    return Scheduler(
+        adapters=adapters,
+        policy=make_policy(settings.policy, adapters),
+        num_blocks=settings.num_blocks,
+        block_size=settings.block_size,
+        max_step_tokens=settings.max_step_tokens,
+        max_rows=settings.max_rows,
+        depth=settings.depth,
+        epoch=settings.epoch,
+        prefix_caching=settings.prefix_caching,
+        share_prefixes=settings.share_prefixes,
+        block_names=block_names,
+    )
