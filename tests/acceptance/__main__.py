@@ -7,9 +7,9 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters", "parallel", "ground", "clients")
+NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling")
 # Where a list is not the module of its name.
-MODULES = {"clients": "clients.points"}
+MODULES = {"clients": "clients.points", "scheduling": "scheduling.points"}
 
 
 def main() -> int:

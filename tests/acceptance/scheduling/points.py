@@ -1,0 +1,9 @@
+"""The points of the list: fairness, preemption, the prefix cache, classes, batching."""
+
+from __future__ import annotations
+
+from tests.acceptance.scheduling import fairness
+
+POINTS = [
+    *fairness.POINTS,
+]
