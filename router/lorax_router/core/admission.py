@@ -35,11 +35,14 @@ class Admission:
         self._activation = activation
         self._block_size = block_size
         self._max_rows = max_rows
+        # Whether the round that ``make_place`` looked at is as good as a new one.
+        self._has_round = False
 
     def make_place(self, now: float) -> None:
         """Make rows give way to the first that waits, where the policy says so and it helps."""
         running, policy = self._running, self._policy
-        if not (policy.displaces and len(policy) and len(running)):
+        self._has_round = policy.displaces and len(policy) > 0 and len(running) > 0
+        if not self._has_round:
             return
         policy.start_round(now, self._adapters.admitting())
         request = policy.head()
@@ -49,6 +52,7 @@ class Admission:
         if running.most_free(others) < self._blocks_needed(request):
             return
         for other in others:
+            self._has_round = False
             policy.gives_way(other)
             running.preempt(other, now)
             if self._has_place(request):
@@ -73,7 +77,8 @@ class Admission:
         room = self._room_beside_running(builder, prompts)
         deferred: list[RequestState] = []
         num_overtaken = num_awaiting = 0
-        policy.start_round(builder.now, self._adapters.admitting())
+        if not self._has_round:
+            policy.start_round(builder.now, self._adapters.admitting())
         while builder.budget and len(running) < self._max_rows:
             if len(deferred) + num_awaiting > MAX_LOOKAHEAD:
                 break

@@ -30,7 +30,7 @@ record goes with its memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop
 
 from lorax_contract.errors import ValidationError
@@ -287,10 +287,12 @@ class AdapterTable:
         record = self._index.held.get(handle)
         return record is not None and record.state is AdapterState.RESIDENT
 
-    def admitting(self) -> list[AdapterHandle]:
+    def admitting(self) -> Collection[AdapterHandle]:
         """Return the adapters with which a request may enter the next step, the base model's too."""
-        drained = self._index.drained
-        return [BASE_ADAPTER, *(each for each in self._index.resident if each not in drained)]
+        admitting = dict.fromkeys((BASE_ADAPTER, *self._index.resident))
+        for each in self._index.drained:
+            del admitting[each]
+        return admitting
 
     # --- decisions ------------------------------------------------------------------
 

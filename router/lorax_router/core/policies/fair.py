@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from heapq import heapify, heappop, heapreplace
 from typing import Generic, Protocol, TypeVar
 
@@ -36,17 +45,14 @@ class _Round(Generic[Member]):
     """Members of one level in order of their service; as heads change, so does the order.
 
     Within a round service only grows, and heads only become younger: an entry of the heap is
-    at worst too low, and is put right when it comes to the top.
+    at worst too low, and is put right when it comes to the top. So nobody's head is looked at
+    before it is somebody's turn.
     """
 
     def __init__(self, shares: Shares[Member], members: Mapping[Member, _Headed]) -> None:
         self._shares = shares
         self._members = members
-        self._heap = [
-            (shares[member], head.order, member)
-            for member, each in members.items()
-            if (head := each.head()) is not None
-        ]
+        self._heap = [(shares[member], -1, member) for member in members]
         heapify(self._heap)
 
     def head(self) -> RequestState | None:
@@ -82,6 +88,29 @@ class _Tenant:
     def __init__(self) -> None:
         self.shares: Shares[AdapterHandle] = Shares()
         self.num_waiting = 0
+
+
+class _TenantRound:
+    """One tenant in a round; its adapters are looked at when it is its turn."""
+
+    def __init__(
+        self,
+        tenant: _Tenant,
+        queues: Mapping[AdapterHandle, _Headed],
+        adapters: Container[AdapterHandle],
+    ) -> None:
+        self._tenant = tenant
+        self._queues = queues
+        self._adapters = adapters
+        self._round: _Round[AdapterHandle] | None = None
+
+    def head(self) -> RequestState | None:
+        """Return the first request of the least served of the adapters that admit."""
+        if self._round is None:
+            admitting = self._adapters
+            queues = {each: queue for each, queue in self._queues.items() if each in admitting}
+            self._round = _Round(self._tenant.shares, queues)
+        return self._round.head()
 
 
 class FairShare:
@@ -157,14 +186,15 @@ class FairShare:
 
     # --- a round --------------------------------------------------------------------
 
-    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
-        """Look at the tenants of these adapters' queues."""
-        queues: dict[str, dict[AdapterHandle, _Headed]] = {}
-        for queue in self._waiting.start_round(adapters):
-            queues.setdefault(queue.group, {})[queue.adapter] = queue
+    def start_round(self, now: float, adapters: Collection[AdapterHandle]) -> None:
+        """Look at the tenants that wait, each with those of its adapters that admit."""
+        self._waiting.start_round()
         self._round = _Round(
             self._shares,
-            {name: _Round(self._tenants[name].shares, each) for name, each in queues.items()},
+            {
+                name: _TenantRound(self._tenants[name], queues, adapters)
+                for name, queues in self._waiting.by_group().items()
+            },
         )
 
     def head(self) -> RequestState | None:
@@ -277,11 +307,14 @@ class FairShare:
         others: list[AdapterRecord] = []
         for record in wanted:
             names = self._waiting.of(record.handle)
-            if names:
-                name = min(names, key=self._shares.__getitem__)
-                lines.setdefault(name, deque()).append(record)
-            else:
+            if not names:
                 others.append(record)
+                continue
+            name = min(names, key=self._shares.__getitem__) if len(names) > 1 else next(iter(names))
+            if name in lines:
+                lines[name].append(record)
+            else:
+                lines[name] = deque((record,))
         heap = [(self._shares[name], place, name) for place, name in enumerate(lines)]
         heapify(heap)
         while heap:

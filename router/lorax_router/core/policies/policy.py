@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from lorax_contract.step import AdapterHandle
@@ -37,7 +37,7 @@ class SchedulingPolicy(Protocol):
     def remove(self, request: RequestState) -> None:
         """Take a request that ended out of the queue; it must be there."""
 
-    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
+    def start_round(self, now: float, adapters: Collection[AdapterHandle]) -> None:
         """Begin to admit requests of these adapters; the others delay nobody."""
 
     def head(self) -> RequestState | None:

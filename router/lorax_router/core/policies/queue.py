@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from lorax_contract.step import AdapterHandle
@@ -19,11 +19,15 @@ class RequestQueue(Generic[Group]):
     where it is, and the round goes on with the one behind it.
     """
 
-    __slots__ = ("_num_deferred", "_requests", "adapter", "group")
+    __slots__ = ("_behind", "_num_deferred", "_requests", "adapter", "group")
 
-    def __init__(self, adapter: AdapterHandle, group: Group) -> None:
+    def __init__(
+        self, adapter: AdapterHandle, group: Group, behind: list[RequestQueue[Group]]
+    ) -> None:
         self.adapter = adapter
         self.group = group
+        # Takes up those that the current round went on in.
+        self._behind = behind
         self._requests: list[RequestState] = []
         self._num_deferred = 0
 
@@ -52,6 +56,8 @@ class RequestQueue(Generic[Group]):
 
     def defer(self) -> None:
         """Go on with the request behind the head."""
+        if not self._num_deferred:
+            self._behind.append(self)
         self._num_deferred += 1
 
     def requests(self) -> list[RequestState]:
@@ -64,6 +70,9 @@ class WaitingRequests(Generic[Group]):
 
     def __init__(self) -> None:
         self._queues: dict[AdapterHandle, dict[Group, RequestQueue[Group]]] = {}
+        self._by_group: dict[Group, dict[AdapterHandle, RequestQueue[Group]]] = {}
+        # Those that do not stand at their first request.
+        self._behind: list[RequestQueue[Group]] = []
         self._num_requests = 0
 
     def __len__(self) -> int:
@@ -74,7 +83,8 @@ class WaitingRequests(Generic[Group]):
         adapter = request.spec.adapter
         queues = self._queues.setdefault(adapter, {})
         if group not in queues:
-            queues[group] = RequestQueue(adapter, group)
+            queue = queues[group] = RequestQueue(adapter, group, self._behind)
+            self._by_group.setdefault(group, {})[adapter] = queue
         queues[group].push(request)
         self._num_requests += 1
 
@@ -88,17 +98,27 @@ class WaitingRequests(Generic[Group]):
             return False
         del queues[group]
         if not queues:
-            del self._queues[request.spec.adapter]
+            del self._queues[queue.adapter]
+        of_group = self._by_group[group]
+        del of_group[queue.adapter]
+        if not of_group:
+            del self._by_group[group]
         return True
 
-    def start_round(self, adapters: Iterable[AdapterHandle]) -> list[RequestQueue[Group]]:
-        """Return the queues of some adapters, each with its first request at the head."""
-        queues = [
-            queue for each in adapters if each in self._queues for queue in self.of(each).values()
-        ]
-        for queue in queues:
+    def start_round(self) -> None:
+        """Let each queue begin again with its first request: O(those that went on)."""
+        for queue in self._behind:
             queue.start_round()
-        return queues
+        self._behind.clear()
+
+    def of_all(self, adapters: Iterable[AdapterHandle]) -> list[RequestQueue[Group]]:
+        """Return the queues of some adapters."""
+        queues = self._queues
+        return [queue for each in adapters if each in queues for queue in queues[each].values()]
+
+    def by_group(self) -> Mapping[Group, Mapping[AdapterHandle, RequestQueue[Group]]]:
+        """Return all queues by group and adapter; not to be changed."""
+        return self._by_group
 
     def of(self, adapter: AdapterHandle) -> dict[Group, RequestQueue[Group]]:
         """Return an adapter's queues by group; not to be changed."""

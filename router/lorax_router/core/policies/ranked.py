@@ -43,9 +43,11 @@ class FirstComeFirstServed:
 
     def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
         """Look at the first of each adapter."""
-        queues = self._waiting.start_round(adapters)
+        self._waiting.start_round()
         self._round = [
-            (*rank_of(head), queue) for queue in queues if (head := queue.head()) is not None
+            (*rank_of(head), queue)
+            for queue in self._waiting.of_all(adapters)
+            if (head := queue.head()) is not None
         ]
         heapify(self._round)
 
