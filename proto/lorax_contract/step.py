@@ -119,13 +119,22 @@ class NewRow:
 
     spec: RequestSpec
     output_ids: Sequence[int]
-    # Tokens whose keys and values its first blocks hold already; at least one is left.
+    # Tokens whose keys and values its first blocks hold already, or do once the step's copies
+    # are done; at least one is left. The last of these blocks need not be full.
     num_cached: int = 0
+
+
+class BlockSpace(IntEnum):
+    """Where a KV block lies (the numbers are those of the wire)."""
+
+    DEVICE = 0
+    # Of each rank its own.
+    HOST = 1
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """Copy one block before the forward pass; spaces are 0 device, 1 host."""
+    """Copy one block, within a space or between two; each rank copies its own part of it."""
 
     source_space: int
     source_block: int
@@ -139,7 +148,9 @@ class StepPlan:
 
     Row i computes ``num_tokens[i]`` tokens of request ``row_ids[i]``; its new
     blocks are the next ``num_new_blocks[i]`` entries of ``new_blocks``. Rows of
-    ``drop`` leave first, rows of ``new_rows`` enter then, copies come last.
+    ``drop`` leave first, rows of ``new_rows`` enter then. Copies are made one after the other,
+    after all that earlier steps compute and before anything of this one: a block may give its
+    content away and be granted anew in one step.
     """
 
     seq: int

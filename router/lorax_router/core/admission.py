@@ -88,12 +88,12 @@ class Admission:
             if request.num_pending:
                 policy.deferred(request)
                 continue  # preempted with a token, or its end, on its way
-            cached = running.pool.index.match(request)
-            if self._awaits_prefix(request, len(cached)):
+            kept = running.kept(request)
+            if self._awaits_prefix(request, kept.num_tokens):
                 num_awaiting += 1
                 policy.deferred(request)
                 continue
-            needed = self._blocks_needed(request) - running.pool.num_in_use(cached)
+            needed = self._blocks_needed(request) - running.pool.num_in_use(kept.blocks)
             if needed > (room if len(running) else running.pool.num_free):
                 policy.deferred(request)
                 deferred.append(request)
@@ -102,7 +102,7 @@ class Admission:
                 continue
             room -= needed + (not policy.reserves_all)
             num_overtaken = len(deferred)
-            running.enter(request, cached, builder.now)
+            running.enter(request, kept, builder.now)
             policy.admitted(request)
             self._activation.need(request.spec.adapter, builder.plan)
             builder.enter(request)
@@ -124,12 +124,12 @@ class Admission:
         num = request.num_kv_tokens if self._policy.reserves_all else request.num_tokens
         return -(-num // self._block_size)
 
-    def _awaits_prefix(self, request: RequestState, num_found: int) -> bool:
+    def _awaits_prefix(self, request: RequestState, num_kept: int) -> bool:
         """Whether much of what a request would compute is on its way.
 
         It waits for a step or two: nobody is admitted before all that runs is planned to the
         end of what it knows, so what others have announced is in flight.
         """
-        num_coming = self._running.pool.index.num_coming(request, num_found)
-        num_left = request.num_tokens - num_found * self._block_size
+        num_coming = self._running.pool.index.num_coming(request, num_kept // self._block_size)
+        num_left = request.num_tokens - num_kept
         return num_coming >= MIN_AWAITED and 2 * num_coming >= num_left

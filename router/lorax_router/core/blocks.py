@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from lorax_contract.step import BlockId
@@ -39,12 +39,14 @@ class BlockPool:
 
     __slots__ = (
         "_acknowledged", "_cached", "_free", "_holders", "_last_steps", "_latest",
-        "_num_releases", "_num_releasing", "_releasing", "index", "num_blocks",
+        "_num_releases", "_num_releasing", "_releasing", "evicts", "index", "num_blocks",
     )  # fmt: skip
 
     def __init__(self, num_blocks: int, index: PrefixIndex) -> None:
         self.num_blocks = num_blocks
         self.index = index
+        # Is told of a cached block before it is used for something else.
+        self.evicts: Callable[[BlockId], None] | None = None
         self._free = [BlockId(block) for block in range(num_blocks - 1, -1, -1)]
         # In order of their release.
         self._cached: dict[BlockId, None] = {}
@@ -83,11 +85,17 @@ class BlockPool:
         while len(taken) < num:
             block = next(iter(self._cached))
             del self._cached[block]
+            if self.evicts is not None:
+                self.evicts(block)
             self.index.forget(block)
             taken.append(block)
         for block in taken:
             self._holders[block] = 1
         return taken
+
+    def num_sharers(self, block: BlockId) -> int:
+        """Return how many hold a block."""
+        return self._holders[block]
 
     def num_in_use(self, chain: Sequence[BlockId]) -> int:
         """Return how many blocks of a chain are held: sharing them takes nothing from the pool.

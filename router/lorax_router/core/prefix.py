@@ -30,12 +30,16 @@ class BlockNames:
 
 
 class _Node:
-    """One full, computed block: what it holds, and the block before it or where the chain begins."""
+    """One full, computed block: what it holds, and the block before it or where the chain begins.
 
-    __slots__ = ("block", "content", "key", "parent")
+    It lies in the pool, or a copy of it in host memory, or both.
+    """
+
+    __slots__ = ("block", "content", "copy", "key", "parent")
 
     def __init__(self, block: BlockId, key: int, parent: _Node | Hashable, content: bytes) -> None:
-        self.block = block
+        self.block: BlockId | None = block
+        self.copy: int | None = None
         self.key = key
         self.parent = parent
         self.content = content
@@ -58,6 +62,9 @@ class PrefixIndex:
     A chain loses its last block first, so what was found of a request that waits stays found up
     to the last block that is still there: it is looked for once, not in each plan.
 
+    Blocks may have copies in host memory, and may go on there alone; what the pool has of a
+    chain is its beginning all the same.
+
     Args:
         names: what the blocks of requests hold.
         is_on: whether anything is kept and found at all.
@@ -71,6 +78,9 @@ class PrefixIndex:
         self._is_shared = is_shared
         self._nodes: dict[int, _Node] = {}
         self._by_block: dict[BlockId, _Node] = {}
+        self._by_copy: dict[int, _Node] = {}
+        # How often a block came back into the pool of which there was only a copy.
+        self._num_returns = 0
         # Keys of blocks that rows are about to compute, and how many rows each.
         self._coming: dict[int, int] = {}
 
@@ -86,6 +96,10 @@ class PrefixIndex:
         if not self._seeks(request):
             return found
         tail = request.matched_tail
+        if request.num_returns != self._num_returns:
+            # What came back may lie elsewhere.
+            found.clear()
+            request.num_returns = self._num_returns
         while found and not self._has(tail):
             found.pop()
             tail = tail.parent
@@ -96,6 +110,7 @@ class PrefixIndex:
             node = self._nodes.get(self._key(request, number))
             if (
                 node is None
+                or node.block is None
                 or node.parent != tail
                 or node.content != self._names.content(request, number)
             ):
@@ -105,12 +120,31 @@ class PrefixIndex:
         request.matched_tail = tail
         return found
 
+    def match_copies(self, request: RequestState) -> list[int]:
+        """Return the copies that go on behind the blocks that ``match`` just found."""
+        copies: list[int] = []
+        if not (self._by_copy and self._seeks(request)):
+            return copies
+        tail = request.matched_tail
+        for number in range(len(request.matched), (request.num_tokens - 1) // self.block_size):
+            node = self._nodes.get(self._key(request, number))
+            if (
+                node is None
+                or node.copy is None
+                or node.parent != tail
+                or node.content != self._names.content(request, number)
+            ):
+                break
+            copies.append(node.copy)
+            tail = node
+        return copies
+
     def _seeks(self, request: RequestState) -> bool:
         """Whether a request may begin behind cached blocks; a prompt's logprobs are computed."""
         return self._is_on and not request.spec.sampling.prompt_logprobs
 
     def _has(self, node: _Node) -> bool:
-        return self._nodes.get(node.key) is node
+        return node.block is not None and self._nodes.get(node.key) is node
 
     def num_coming(self, request: RequestState, num_found: int) -> int:
         """Return how many tokens behind the blocks found are being computed by others."""
@@ -161,18 +195,62 @@ class PrefixIndex:
         request.num_indexed = num_full
 
     def _enter(self, request: RequestState, number: int, key: int) -> None:
-        if key in self._nodes:
-            request.is_unindexed = True
-            return
         block = request.blocks[number]
         parent = self._by_block[request.blocks[number - 1]] if number else self._root(request)
-        node = _Node(block, key, parent, self._names.content(request, number))
-        self._nodes[key] = self._by_block[block] = node
+        content = self._names.content(request, number)
+        known = self._nodes.get(key)
+        if known is None:
+            self._nodes[key] = self._by_block[block] = _Node(block, key, parent, content)
+        elif known.block is None and known.parent == parent and known.content == content:
+            known.block, self._by_block[block] = block, known
+            self._num_returns += 1
+        elif known.block is None:
+            # A copy that no chain leads to any more: its place in host memory is free when
+            # whoever holds it lets go.
+            if known.copy is not None:
+                self._by_copy.pop(known.copy, None)
+            self._nodes[key] = self._by_block[block] = _Node(block, key, parent, content)
+        else:
+            request.is_unindexed = True
 
     def forget(self, block: BlockId) -> None:
         """A block is used for something else."""
         node = self._by_block.pop(block)
-        del self._nodes[node.key]
+        node.block = None
+        if node.copy is None:
+            del self._nodes[node.key]
+
+    # --- copies in host memory --------------------------------------------------------
+
+    def copy_of(self, block: BlockId) -> int | None:
+        """Return the copy of a block, if it has one."""
+        node = self._by_block.get(block)
+        return None if node is None else node.copy
+
+    def copied(self, block: BlockId, copy: int) -> None:
+        """A block was copied; of one that is not in the index nothing is found."""
+        node = self._by_block.get(block)
+        if node is not None:
+            node.copy, self._by_copy[copy] = copy, node
+
+    def has_copy(self, copy: int) -> bool:
+        """Whether a host block is a copy that can be found."""
+        return copy in self._by_copy
+
+    def forget_copy(self, copy: int) -> None:
+        """A host block is used for something else."""
+        node = self._by_copy.pop(copy, None)
+        if node is None:
+            return  # no chain led to it any more
+        node.copy = None
+        if node.block is None:
+            del self._nodes[node.key]
+
+    def check_copies(self, held: set[int]) -> None:
+        """Raise AssertionError unless all copies are in host blocks that are in use or kept."""
+        for copy, node in self._by_copy.items():
+            if copy not in held or node.copy != copy or self._nodes.get(node.key) is not node:
+                raise AssertionError(f"host block {copy} is in the prefix index and nobody's")
 
     def _root(self, request: RequestState) -> tuple[Hashable, str, str]:
         """Where a chain begins: requests of other adapters, tenants or salts share nothing."""
@@ -200,5 +278,7 @@ class PrefixIndex:
             if block not in held or self._nodes.get(node.key) is not node:
                 raise AssertionError(f"block {block} is in the prefix index and nobody's")
             parent = node.parent
-            if isinstance(parent, _Node) and self._by_block.get(parent.block) is not parent:
+            if isinstance(parent, _Node) and (
+                parent.block is None or self._by_block.get(parent.block) is not parent
+            ):
                 raise AssertionError(f"block {block} follows one that is gone")

@@ -56,6 +56,7 @@ class RequestState:
         "adapter_content",
         "block_keys",
         "blocks",
+        "host_blocks",
         "incarnation",
         "is_unindexed",
         "last_step",
@@ -71,7 +72,9 @@ class RequestState:
         "num_kv_tokens",
         "num_pending",
         "num_preemptions",
+        "num_returns",
         "num_scheduled",
+        "num_swapped",
         "num_tokens",
         "order",
         "output_ids",
@@ -117,6 +120,10 @@ class RequestState:
         # The same's: blocks found while the request waits, and what stands for the last of them.
         self.matched: list[BlockId] = []
         self.matched_tail: Any = None
+        self.num_returns = 0
+        # While it waits swapped out: the host blocks that hold its first tokens, and how many.
+        self.host_blocks: list[int] = []
+        self.num_swapped = 0
         # Tokens of this residence that were in the cache.
         self.num_cached = 0
         # The last step that touches this request's row.
@@ -160,11 +167,11 @@ class RequestState:
         self.is_unindexed = False
         self.incarnation += 1
 
-    def take_cached(self, blocks: list[BlockId], block_size: int) -> None:
-        """Begin with blocks that hold what would be computed first."""
-        self.blocks = list(blocks)
-        self.num_cached = self.num_computed = self.num_scheduled = len(blocks) * block_size
-        self.num_indexed = len(blocks)
+    def begin(self, blocks: list[BlockId], num_indexed: int, num_tokens: int) -> None:
+        """Begin with blocks that hold so many tokens; the first ones are in the index."""
+        self.blocks = blocks
+        self.num_cached = self.num_computed = self.num_scheduled = num_tokens
+        self.num_indexed = num_indexed
         self.matched, self.matched_tail = [], None
 
     def check(self, num_pending: int, block_size: int) -> None:
@@ -182,6 +189,8 @@ class RequestState:
             "scheduled tokens are wanted": self.num_scheduled <= self.num_kv_tokens,
             "output limit": len(self.output_ids) + num_pending <= max_reports,
             "waiting holds nothing": self.status is Status.RUNNING or room == 0,
+            "running is not swapped": self.status is Status.WAITING or not self.host_blocks,
+            "swapped is known": self.num_swapped < known + num_pending,
         }
         if broken := [name for name, holds in facts.items() if not holds]:
             raise AssertionError(f"request {self.request_id}: {', '.join(broken)}")

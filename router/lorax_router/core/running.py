@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lorax_contract.step import BlockId, RequestId
+from lorax_contract.step import BlockCopy, RequestId
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.blocks import BlockPool
+from lorax_router.core.host_tier import HostTier, KeptTokens
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.prefix import PrefixIndex
 from lorax_router.core.request import RequestState, Status
@@ -20,6 +21,7 @@ class RunningRows:
         policy: takes those who give way back into its queue.
         adapters: is told who needs which adapter.
         new_index: makes an index of what the blocks hold.
+        new_tier: makes what moves blocks to host memory and back; None: there is none.
     """
 
     def __init__(
@@ -28,9 +30,11 @@ class RunningRows:
         policy: SchedulingPolicy,
         adapters: AdapterTable,
         new_index: Callable[[], PrefixIndex],
+        new_tier: Callable[[BlockPool], HostTier] | None = None,
     ) -> None:
         self._new_index = new_index
         self.pool = BlockPool(num_blocks, new_index())
+        self.tier = new_tier(self.pool) if new_tier is not None else None
         self.num_preemptions = 0
         # Tokens of all that entered, and those of them that were in the cache.
         self.num_entered_tokens = self.num_cached_tokens = 0
@@ -47,15 +51,26 @@ class RunningRows:
         """Return those that run, the one admitted longest ago first."""
         return list(self._requests.values())
 
-    def enter(self, request: RequestState, cached: list[BlockId], now: float) -> None:
-        """A request runs from now on, with blocks that hold its beginning already."""
+    def kept(self, request: RequestState) -> KeptTokens:
+        """Return what need not be computed of a request that waits."""
+        blocks = self.pool.index.match(request)
+        if self.tier is None:
+            return KeptTokens(blocks, (), len(blocks) * self.pool.index.block_size)
+        return self.tier.kept(request, blocks)
+
+    def enter(self, request: RequestState, kept: KeptTokens, now: float) -> None:
+        """A request runs from now on, with what is kept of it."""
         request.status = Status.RUNNING
         request.num_bypassed = 0
-        self.pool.share(cached)
-        request.take_cached(cached, self.pool.index.block_size)
+        if not request.host_blocks:
+            self.num_entered_tokens += request.num_tokens
+            self.num_cached_tokens += kept.num_tokens
+        self.pool.share(kept.blocks)
+        blocks = [*kept.blocks]
+        if self.tier is not None:
+            blocks += self.tier.bring(request, kept)
+        request.begin(blocks, len(kept.blocks), kept.num_tokens)
         self.pool.index.announce(request)
-        self.num_entered_tokens += request.num_tokens
-        self.num_cached_tokens += request.num_cached
         self._requests[request.request_id] = request
         self._adapters.runs(request.spec.adapter, now)
 
@@ -93,17 +108,30 @@ class RunningRows:
         return pool.num_free > 0
 
     def preempt(self, request: RequestState, now: float) -> None:
-        """Have a running request give way; it waits to be computed anew."""
+        """Have a running request give way; it waits to come back, or to be computed anew."""
+        if self.tier is not None:
+            self.tier.swap_out(request)
         self._vacate(request, now)
         self.drop.append(request.request_id)
         request.num_preemptions += 1
         self.num_preemptions += 1
+
+    def forget(self, request: RequestState) -> None:
+        """A waiting request is over."""
+        if self.tier is not None:
+            self.tier.let_go(request)
+
+    def take_copies(self) -> list[BlockCopy]:
+        """Return the copies for the next plan."""
+        return self.tier.take_copies() if self.tier is not None else []
 
     def start_anew(self, num_blocks: int, now: float) -> None:
         """All that ran wait to be computed anew, on shards that know of none of them."""
         for request in self.requests():
             self._vacate(request, now)
         self.pool = BlockPool(num_blocks, self._new_index())
+        if self.tier is not None:
+            self.tier.start_anew(self.pool)
         self.drop.clear()
 
     def _free(self, request: RequestState) -> None:
@@ -121,3 +149,5 @@ class RunningRows:
     def check(self) -> None:
         """Raise AssertionError unless each block is free, kept or somebody's."""
         self.pool.check([request.blocks for request in self._requests.values()])
+        if self.tier is not None:
+            self.tier.check()

@@ -45,6 +45,7 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
+from lorax_router.core.host_tier import HostTier
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.prefix import BlockNames, PrefixIndex
@@ -56,8 +57,9 @@ from lorax_router.core.request import (
     refuse_impossible,
 )
 from lorax_router.core.running import RunningRows
-from lorax_router.core.stats import SchedulerStats
+from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
 from lorax_router.core.step_builder import PlannedRow, StepBuilder
+from lorax_router.core.swapping import MeanTokenCost, MoveOrCompute, RecomputeCost
 
 
 class ProtocolError(Exception):
@@ -93,6 +95,10 @@ class Scheduler:
         prefix_caching: keep full blocks and share them with requests that begin alike.
         share_prefixes: do so between tenants, too.
         block_names: says what blocks hold; their tokens' hashes if absent.
+        num_host_blocks: blocks in the host memory of each rank, for those that give way.
+        block_move_s: seconds that a block takes to it or from it.
+        keep_evicted: keep cached blocks there, too, that the pool needs.
+        recompute: learns what computing tokens again takes; a mean if absent.
     """
 
     def __init__(
@@ -109,6 +115,10 @@ class Scheduler:
         prefix_caching: bool = True,
         share_prefixes: bool = False,
         block_names: BlockNames | None = None,
+        num_host_blocks: int = 0,
+        block_move_s: float = 0.0,
+        keep_evicted: bool = True,
+        recompute: RecomputeCost | None = None,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
         if least < 1:
@@ -127,7 +137,13 @@ class Scheduler:
         self._policy = policy if policy is not None else FirstComeFirstServed()
         names = block_names or BlockNames(block_size)
         new_index = partial(PrefixIndex, names, is_on=prefix_caching, is_shared=share_prefixes)
-        self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index)
+        self._recompute: RecomputeCost | None = None
+        new_tier = None
+        if num_host_blocks:
+            self._recompute = recompute or MeanTokenCost()
+            choice = MoveOrCompute(block_move_s, self._recompute)
+            new_tier = partial(HostTier, num_host_blocks, choice, keep_evicted)
+        self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index, new_tier)
         self._requests: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._activation = Activation(epoch)
@@ -270,6 +286,7 @@ class Scheduler:
         if not builder.rows and (not has_news or self._in_flight):
             return None
         plan.drop, running.drop = running.drop, []
+        plan.copies = running.take_copies()
         self._activation.write(plan)
         self._next_seq += 1
         self._num_steps += 1
@@ -340,6 +357,9 @@ class Scheduler:
             expected = self._in_flight[0].seq if self._in_flight else None
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
         step = self._in_flight.popleft()
+        if self._recompute is not None:
+            num_tokens = sum(row.num_tokens for row in step.rows)
+            self._recompute.observe(num_tokens, len(step.rows), outcome.forward_ns * 1e-9)
         awaited, filled = self._book_computed(step.rows)
         accepted = self._book_tokens(outcome, awaited, now)
         for request in filled:
@@ -408,6 +428,7 @@ class Scheduler:
             self._running.leave(request)
         else:
             self._policy.remove(request)
+            self._running.forget(request)
         self.adapters.leaves(request.spec.adapter, was_running=was_running)
         request.status = Status.FINISHED
         request.blocks = []
@@ -428,6 +449,7 @@ class Scheduler:
             num_cached_blocks=pool.num_cached,
             num_entered_tokens=self._running.num_entered_tokens,
             num_cached_tokens=self._running.num_cached_tokens,
+            host=self._running.tier.stats() if self._running.tier is not None else NO_HOST_BLOCKS,
         )
 
     def check(self, *, is_idle: bool = False) -> None:

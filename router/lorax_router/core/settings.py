@@ -27,6 +27,9 @@ class CoreSettings:
     epoch: int = 1
     prefix_caching: bool = True
     share_prefixes: bool = False
+    num_host_blocks: int = 0
+    block_move_s: float = 0.0
+    keep_evicted: bool = True
     # AdapterTable.
     max_resident: int
     max_bytes: int | None = None
@@ -51,5 +54,8 @@ def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None
         epoch=settings.epoch,
         prefix_caching=settings.prefix_caching,
         share_prefixes=settings.share_prefixes,
+        num_host_blocks=settings.num_host_blocks,
+        block_move_s=settings.block_move_s,
+        keep_evicted=settings.keep_evicted,
         block_names=block_names,
     )

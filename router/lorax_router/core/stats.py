@@ -6,6 +6,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class HostBlockStats:
+    """Blocks in host memory, and those that were moved so far."""
+
+    num_blocks: int = 0
+    # Of requests that wait swapped out; of nobody, kept for those who begin alike.
+    num_held: int = 0
+    num_cached: int = 0
+    num_moved_out: int = 0
+    num_moved_in: int = 0
+    # Requests that gave way and were swapped out.
+    num_swaps: int = 0
+
+
+NO_HOST_BLOCKS = HostBlockStats()
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerStats:
     """A snapshot for metrics."""
 
@@ -20,3 +37,4 @@ class SchedulerStats:
     # Tokens of all that entered, and those of them whose blocks were there.
     num_entered_tokens: int = 0
     num_cached_tokens: int = 0
+    host: HostBlockStats = NO_HOST_BLOCKS

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.helpers.swap_world import EveryThird, copies_of
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
@@ -91,6 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     depth = 1
     policy = "fcfs"
+    num_host_blocks = 0
     counts: dict[str, int] = {}
 
     @initialize(
@@ -100,6 +102,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         extra_tokens=st.integers(0, 6),
         num_slots=st.integers(1, 2),
         activations_per_failure=st.integers(2, 6),
+        few_host_blocks=st.integers(0, 8),
+        keeps_evicted=st.booleans(),
     )
     def start(
         self,
@@ -109,9 +113,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         extra_tokens: int,
         num_slots: int,
         activations_per_failure: int,
+        few_host_blocks: int,
+        keeps_evicted: bool,
     ) -> None:
         """Make a scheduler and its shard."""
         self.sizes = (num_blocks, block_size)
+        self.num_host_blocks = max(0, self.num_host_blocks - few_host_blocks)
         adapters = make_table(num_slots)
         self.scheduler = Scheduler(
             num_blocks=num_blocks,
@@ -121,6 +128,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             depth=self.depth,
             adapters=adapters,
             policy=POLICIES[self.policy](adapters),
+            num_host_blocks=self.num_host_blocks,
+            keep_evicted=keeps_evicted,
+            recompute=EveryThird(),
         )
         self.now = 0.0
         self.epoch, self.max_bytes = 1, 6
@@ -290,7 +300,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         touched = set().union(*self.touched)
         for request_id in [*plan.drop, *(new.spec.request_id for new in plan.new_rows)]:
             self.tables.pop(request_id, None)
-        shared = {new.spec.request_id: new.num_cached // self.sizes[1] for new in plan.new_rows}
+        brought = self._note_copies(plan)
+        assert not touched & brought, "a block is brought to a place that is in use"
+        shared = {new.spec.request_id: -(-new.num_cached // self.sizes[1]) for new in plan.new_rows}
         grants = iter(plan.new_blocks)
         for request_id, num_new in zip(plan.row_ids, plan.num_new_blocks, strict=True):
             table = self.tables.setdefault(request_id, [])
@@ -300,6 +312,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.counts["shared blocks"] = self.counts.get("shared blocks", 0) + num_shared
             table += blocks
         self.touched.append({block for row in plan.row_ids for block in self.tables[row]})
+
+    def _note_copies(self, plan: StepPlan) -> set[int]:
+        """Copies stay within host memory; return the blocks of the pool that they fill."""
+        copies = copies_of(plan)
+        assert all(0 <= block < self.num_host_blocks for block in copies.host_blocks)
+        for what, num in (("moved out", len(copies.out)), ("brought back", len(copies.brought))):
+            self.counts[what] = self.counts.get(what, 0) + num
+        return copies.brought
 
     @precondition(lambda self: self.plans)
     @rule()
@@ -410,6 +430,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.specs
         stats = self.scheduler.stats()
         assert stats.num_free_blocks == stats.num_blocks
+        assert stats.host.num_held == 0
+        self.counts["swaps"] = self.counts.get("swaps", 0) + stats.host.num_swaps
 
     def _end_adapters(self) -> None:
         """Whoever was called or pinned comes, and whoever was replaced is gone."""
@@ -425,20 +447,27 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("policy", "depth"),
+    ("policy", "depth", "num_host_blocks"),
     [
-        ("fcfs", 1),
-        ("fcfs", 2),
-        ("fcfs", 3),
-        *((policy, 2) for policy in POLICIES if policy != "fcfs"),
+        ("fcfs", 1, 0),
+        ("fcfs", 2, 0),
+        ("fcfs", 3, 0),
+        *((policy, 2, 0) for policy in POLICIES if policy != "fcfs"),
+        ("fcfs", 1, 16),
+        *((policy, 2, 16) for policy in ("fair", "priority")),
     ],
 )
 def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
-    policy: str, depth: int
+    policy: str, depth: int, num_host_blocks: int
 ) -> None:
-    """At least NUM_STEPS steps of the machine at each depth, with preemptions among them."""
+    """At least NUM_STEPS steps of the machine at each depth, with preemptions among them.
+
+    With host memory some of those who give way are swapped out and some computed anew.
+    """
     counts: dict[str, int] = {}
-    values = {"depth": depth, "policy": policy, "counts": counts}
+    values = {
+        "depth": depth, "policy": policy, "num_host_blocks": num_host_blocks, "counts": counts,
+    }  # fmt: skip
     machine = type("Machine", (SchedulerMachine,), values)
     run_state_machine_as_test(
         machine,
@@ -450,9 +479,8 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    print(
-        "FIGURE", policy, "depth", depth, ", ".join(f"{num} {what}" for what, num in counts.items())
-    )
+    facts = ", ".join(f"{num} {what}" for what, num in counts.items())
+    print(f"FIGURE {policy} depth {depth} host blocks {num_host_blocks}: {facts}")
     assert counts["steps"] >= NUM_STEPS
     assert counts["plans"] >= NUM_STEPS // 4
     # Where all that a request may need is kept for it, nobody gives way for memory.
@@ -460,3 +488,4 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     assert counts["inactive"] > 0
     assert counts["shared blocks"] > 0
     assert counts["prompts only"] > 0
+    assert bool(num_host_blocks) == bool(counts["swaps"]) == bool(counts["brought back"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord, AdapterState
@@ -24,10 +24,11 @@ class OldestHead(FirstComeFirstServed):
         super().__init__(max_bypasses=0)
         self._adapters = adapters
 
-    def start_round(self, now: float, adapters: Collection[AdapterHandle]) -> None:
+    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
         """Look at adapters within their cycle time; at all of them if none of these waits."""
-        super().start_round(now, {each for each in adapters if self._is_young(each, now)})
-        if self.head() is None:
+        adapters = list(adapters)
+        super().start_round(now, (each for each in adapters if self._is_young(each, now)))
+        if not self._round:
             super().start_round(now, adapters)
 
     def _is_young(self, adapter: AdapterHandle, now: float) -> bool:

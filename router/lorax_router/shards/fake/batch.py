@@ -88,9 +88,9 @@ class FakeBatch:
         self._switch_adapters(outcome, plan, prepared, unable or {})
         for new in plan.new_rows:
             self._enter(new)
-        rows = self._grant(plan)
         for copy in plan.copies:
             self.memory.copy(copy)
+        rows = self._grant(plan)
         for request_id, num, row in zip(plan.row_ids, plan.num_tokens, rows, strict=True):
             if row.finished:
                 continue
@@ -168,10 +168,10 @@ class FakeBatch:
         return rows
 
     def _give(self, row: _Row, blocks: list[BlockId]) -> None:
-        """Append blocks to a row's table; the first of a row that enters may be shared."""
+        """Append blocks to a row's table; the first of a row that enters may hold its tokens."""
         request_id, adapter = row.spec.request_id, self._contents.get(row.spec.adapter, "")
-        num_shared = 0 if row.table else row.num_computed // self.memory.block_size
-        self.memory.share(request_id, adapter, blocks[:num_shared], row.ids)
+        num_shared = 0 if row.table else -(-row.num_computed // self.memory.block_size)
+        self.memory.share(request_id, adapter, blocks[:num_shared], row.ids[: row.num_computed])
         self.memory.grant(request_id, blocks[num_shared:], adapter)
         row.table += blocks
 

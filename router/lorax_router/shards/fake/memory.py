@@ -30,7 +30,7 @@ class FakeMemory:
         self._owners: list[set[RequestId]] = [set() for _ in range(num_blocks)]
         # By the content of which adapter it was computed; "": by the base model.
         self._adapters = [""] * num_blocks
-        self._host: dict[int, tuple[int, int]] = {}
+        self._host: dict[int, tuple[int, int, str]] = {}
 
     def share(
         self, request_id: RequestId, adapter: str, blocks: Sequence[BlockId],
@@ -41,9 +41,12 @@ class FakeMemory:
         for number, block in enumerate(blocks):
             ids = token_ids[number * size : (number + 1) * size]
             wanted = sum(key_of(each, number * size + i) for i, each in enumerate(ids))
-            if (self._sums[block], self._fills[block], self._adapters[block]) != (
-                wanted, size, adapter,
-            ):  # fmt: skip
+            if len(ids) < size and self._owners[block]:
+                raise FakeShardError(
+                    f"request {request_id} shares block {block}, which is not full and which "
+                    f"request {min(self._owners[block])} still owns"
+                )
+            if self._content(block) != (wanted, len(ids), adapter):
                 raise FakeShardError(
                     f"request {request_id} shares block {block} as its block {number}, which holds "
                     "something else"
@@ -100,17 +103,20 @@ class FakeMemory:
         """Return the digest of a sequence as it is read back through its block table."""
         return digest_of(map(self._sums.__getitem__, table))
 
+    def _content(self, block: int) -> tuple[int, int, str]:
+        return self._sums[block], self._fills[block], self._adapters[block]
+
     def copy(self, copy: BlockCopy) -> None:
         """Copy one block within or between device and host."""
         if copy.source_space == DEVICE_SPACE:
-            content = self._sums[copy.source_block], self._fills[copy.source_block]
+            content = self._content(copy.source_block)
         elif copy.source_block in self._host:
             content = self._host[copy.source_block]
         else:
             raise FakeShardError(f"host block {copy.source_block} is read but was never written")
         if copy.destination_space == DEVICE_SPACE:
             block = copy.destination_block
-            self._sums[block], self._fills[block] = content
+            self._sums[block], self._fills[block], self._adapters[block] = content
         else:
             self._host[copy.destination_block] = content
 
