@@ -13,6 +13,8 @@ from typing import Any
 
 import grpc
 import httpx
+from google.protobuf.json_format import MessageToDict
+from tests.acceptance.clients.checks import used
 
 from lorax_proto import lorax_pb2 as pb
 from lorax_proto.lorax_pb2_grpc import LoraxStub
@@ -61,7 +63,7 @@ class Answer:
 
     def _facts(self) -> Any:
         rows = [(c.text, c.reasoning, c.calls, c.ending, c.tokens) for c in self.choices]
-        return [*rows, [len(c.logprobs) for c in self.choices], self.usage]
+        return [*rows, [len(c.logprobs) for c in self.choices], self.usage and used(self.usage)]
 
 
 class Clients:
@@ -305,12 +307,12 @@ async def grpc_generate(clients: Clients, body: Json) -> tuple[Answer, Answer]:
     """Ask Generate and GenerateStream."""
     request = pb.GenerateRequest(**body)
     document = await clients.grpc.Generate(request, timeout=BOUND_S)
-    whole, streamed = Answer(usage=str(document.usage)), Answer()
+    whole, streamed = Answer(usage=MessageToDict(document.usage)), Answer()
     for index, each in enumerate(document.sequences):
         _take_message(whole.choice(index), each, each.text)
     async for chunk in clients.grpc.GenerateStream(request, timeout=BOUND_S):
         _take_message(streamed.choice(chunk.sequence), chunk, chunk.text)
-        streamed.usage = str(chunk.usage)
+        streamed.usage = MessageToDict(chunk.usage)
     return whole, streamed
 
 
@@ -318,7 +320,7 @@ async def grpc_chat(clients: Clients, body: Json) -> tuple[Answer, Answer]:
     """Ask Chat and ChatStream."""
     request = pb.ChatRequest(**body)
     document = await clients.grpc.Chat(request, timeout=BOUND_S)
-    whole, streamed = Answer(usage=str(document.usage)), Answer()
+    whole, streamed = Answer(usage=MessageToDict(document.usage)), Answer()
     for index, each in enumerate(document.choices):
         choice = whole.choice(index)
         _take_message(choice, each, each.message.content)
@@ -333,7 +335,7 @@ async def grpc_chat(clients: Clients, body: Json) -> tuple[Answer, Answer]:
                 assert delta.index == len(choice.calls), "a call begins twice, or out of turn"
                 choice.calls.append([delta.name, ""])
             choice.calls[delta.index][1] += delta.arguments
-        streamed.usage = str(chunk.usage)
+        streamed.usage = MessageToDict(chunk.usage)
     return whole, streamed
 
 

@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 import anthropic
-from checks import check
+from checks import check, same, used
 
 TOOL = {
     "name": "get_weather",
@@ -34,7 +34,8 @@ def plain(client: anthropic.Anthropic, model: str) -> str:
         text = "".join(stream.text_stream)
         last = stream.get_final_message()
     check(f"{model}: streamed as whole", text == block.text == last.content[0].text)
-    check(f"{model}: usage", last.usage == message.usage and message.usage.output_tokens > 0)
+    same(f"{model}: usage", used(last.usage), used(message.usage))
+    check(f"{model}: usage is counted", message.usage.output_tokens > 0)
     check(f"{model}: reason", last.stop_reason == message.stop_reason)
     kinds = [each.type for each in client.messages.create(stream=True, **wanted)]
     check(f"{model}: events", kinds[0] == "message_start" and kinds[-1] == "message_stop")
@@ -57,10 +58,10 @@ def stops(client: anthropic.Anthropic, model: str) -> None:
 def counts(client: anthropic.Anthropic, model: str) -> None:
     """Tokens counted are tokens used."""
     counted = client.messages.count_tokens(model=model, messages=QUESTION, system="Be brief.")
-    used = client.messages.create(
+    usage = client.messages.create(
         model=model, max_tokens=1, messages=QUESTION, system="Be brief."
     ).usage
-    check("count_tokens", counted.input_tokens == used.input_tokens)
+    same("count_tokens", counted.input_tokens, used(usage)["input_tokens"])
 
 
 def tools(client: anthropic.Anthropic, model: str) -> None:

@@ -48,6 +48,22 @@ def drained(call: Callable[..., Iterable[Any]], *args: Any, **named: Any) -> lis
     return list(call(*args, **named))
 
 
+def used(usage: Any) -> Any:
+    """Return what an answer took, wherever it came from: asked again, more of it is cached."""
+    found = usage if isinstance(usage, dict) else usage.model_dump()
+    kept = _without_cache(found)
+    if "input_tokens" in kept:
+        # Anthropic's counts what is cached beside it.
+        kept["input_tokens"] += found.get("cache_read_input_tokens") or 0
+    return kept
+
+
+def _without_cache(found: Any) -> Any:
+    if not isinstance(found, dict):
+        return found
+    return {name: _without_cache(each) for name, each in found.items() if "cache" not in name}
+
+
 def _of_kind(name: str, kind: type[Raised], error: BaseException) -> Raised:
     if not isinstance(error, kind):
         _fail(name, type(error), error)

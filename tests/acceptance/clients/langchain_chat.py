@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import openai
-from checks import check, drained, raises, raises_later, same
+from checks import check, drained, raises, raises_later, same, used
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAI
@@ -55,7 +55,7 @@ def chats(chat: ChatOpenAI, name: str) -> str:
     check(f"{name}: a request id", answer.id, answer)
     streamed = added(list(chat.stream(QUESTION, stream_usage=True)))
     same(f"{name}: streamed as whole", streamed.text, answer.text)
-    same(f"{name}: streamed usage", streamed.usage_metadata, usage)
+    same(f"{name}: streamed usage", used(streamed.usage_metadata), used(usage))
     messages = [("system", "Be brief."), ("human", "Hi"), ("ai", "Hello"), ("human", QUESTION)]
     several = chat.batch([QUESTION, messages, [HumanMessage(QUESTION)]])
     same(f"{name}: batch", [each.text for each in several][::2], [answer.text] * 2)
