@@ -1,52 +1,15 @@
-"""What a step takes: a linear model of its work, given or fitted to recorded steps."""
+"""The prices of a step, fitted to recorded ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-
-class StepWork(NamedTuple):
-    """What one step computes and reads."""
-
-    # Tokens computed, of prompts and outputs.
-    tokens: int
-    # Tokens in the KV cache that its rows attend to, those of the step included.
-    kv_read: int
-    # Of the distinct adapters in it.
-    adapter_bytes: int
-    # Over all tokens: the rank of the token's adapter.
-    token_ranks: int
-
-
-@dataclass(frozen=True, slots=True)
-class LinearCost:
-    """seconds = fixed + tokens, KV read, adapters' bytes and tokens x rank at a price each.
-
-    The sum overstates a step in which reading the weights and computing overlap, by a factor
-    of two at most: it is exact where one of them dominates.
-    """
-
-    fixed_s: float
-    token_s: float
-    kv_token_s: float = 0.0
-    adapter_byte_s: float = 0.0
-    token_rank_s: float = 0.0
-
-    def seconds(self, work: StepWork) -> float:
-        """Return how long a step takes."""
-        return (
-            self.fixed_s
-            + self.token_s * work.tokens
-            + self.kv_token_s * work.kv_read
-            + self.adapter_byte_s * work.adapter_bytes
-            + self.token_rank_s * work.token_ranks
-        )
+from lorax_router.core.cost import LinearCost, StepWork
 
 
 def fit_cost(steps: Iterable[tuple[StepWork, float]]) -> LinearCost:

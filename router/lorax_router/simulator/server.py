@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorax_router.simulator.cost import LinearCost
+from lorax_router.core.cost import LinearCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorax_contract.step import FinishCode, RequestId, StepOutcome, StepPlan, TokenColumns
+from lorax_router.core.cost import StepWork
 from lorax_router.core.policies.fair import OUTPUT_WEIGHT, PROMPT_WEIGHT
-from lorax_router.simulator.cost import StepWork
 from lorax_router.simulator.server import SimulatedServer
 from lorax_router.simulator.trace import Floats, Trace
 

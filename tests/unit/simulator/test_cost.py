@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lorax_router.core.cost import LinearCost, StepWork
 from lorax_router.simulator.cost import (
-    LinearCost,
-    StepWork,
     error_of,
     fit_cost,
     prices_of,

@@ -11,7 +11,7 @@ import pytest
 
 from lorax_contract.config import SCHEDULING_POLICIES
 from lorax_contract.errors import ValidationError
-from lorax_router.simulator.cost import LinearCost
+from lorax_router.core.cost import LinearCost
 from lorax_router.simulator.driver import SimulatedRun, Simulation, StandstillError
 from lorax_router.simulator.report import num_computed_once
 from lorax_router.simulator.server import PRESETS, SimulatedServer

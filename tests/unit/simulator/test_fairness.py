@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lorax_router.simulator.cost import LinearCost
+from lorax_router.core.cost import LinearCost
 from lorax_router.simulator.driver import SimulatedRun, Simulation
 from lorax_router.simulator.report import fairness_bound, figures
 from lorax_router.simulator.server import SimulatedServer

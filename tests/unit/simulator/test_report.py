@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from tests.unit.simulator.test_driver import SLOW, requests
 
 from lorax_contract.config import SCHEDULING_POLICIES
+from lorax_router.core.cost import StepWork
 from lorax_router.simulator.cli import main
-from lorax_router.simulator.cost import StepWork
 from lorax_router.simulator.driver import SimulatedRun, Simulation
 from lorax_router.simulator.report import as_json, figures, light, report
 from lorax_router.simulator.trace import Trace
