@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from lorax_contract.step import (
     AdapterHandle,
@@ -28,6 +29,7 @@ class CoreWorld:
         policy: what is tried.
         adapters: its table; adapters are there one step after they were ordered.
         num_blocks, max_rows, max_step_tokens: of the scheduler; blocks have 4 tokens.
+        limits: of the scheduler, too.
     """
 
     def __init__(
@@ -38,11 +40,12 @@ class CoreWorld:
         num_blocks: int = 1000,
         max_rows: int = 4,
         max_step_tokens: int = 64,
+        **limits: Any,
     ) -> None:
         self.adapters = adapters or AdapterTable(max_resident=64)
         self.scheduler = Scheduler(
             num_blocks=num_blocks, block_size=4, max_step_tokens=max_step_tokens,
-            max_rows=max_rows, depth=1, policy=policy, adapters=self.adapters,
+            max_rows=max_rows, depth=1, policy=policy, adapters=self.adapters, **limits,
         )  # fmt: skip
         self.now = 0.0
         self.terms: dict[int, RequestTerms] = {}

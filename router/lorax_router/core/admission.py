@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.policies.policy import SchedulingPolicy
@@ -11,9 +13,35 @@ from lorax_router.core.step_builder import StepBuilder
 
 # How many waiting requests one plan looks at beyond those it admits.
 MAX_LOOKAHEAD = 16
+# And how many long prompts, which wait for others of their kind, it looks past.
+MAX_LONG_LOOKAHEAD = 64
 # Tokens that must be on their way for a request to wait for them, if they are half of what it
 # would compute.
 MIN_AWAITED = 64
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round of admissions."""
+
+    # Long prompts that run; what makes one so; blocks that those who enter may take.
+    long: list[RequestState]
+    limit: int
+    room: int
+    # Those that do not fit, and how many of them somebody behind them went past.
+    deferred: list[RequestState] = field(default_factory=list)
+    num_overtaken: int = 0
+    # Those that wait for what others compute, and for long prompts to be done.
+    num_awaiting: int = 0
+    num_long: int = 0
+    # A long prompt that enters, behind the short ones.
+    entering: RequestState | None = None
+
+    @property
+    def has_looked_enough(self) -> bool:
+        """Whether planning would take too long if it looked at more."""
+        num_looked = len(self.deferred) + self.num_awaiting
+        return num_looked > MAX_LOOKAHEAD or self.num_long > MAX_LONG_LOOKAHEAD
 
 
 class Admission:
@@ -28,6 +56,7 @@ class Admission:
         *,
         block_size: int,
         max_rows: int,
+        max_partial_prompts: int,
     ) -> None:
         self._policy = policy
         self._running = running
@@ -35,26 +64,29 @@ class Admission:
         self._activation = activation
         self._block_size = block_size
         self._max_rows = max_rows
-        # Whether the round that ``make_place`` looked at is as good as a new one.
-        self._has_round = False
+        self._max_partial_prompts = max_partial_prompts
 
-    def make_place(self, now: float) -> None:
+    def make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
         """Make rows give way to the first that waits, where the policy says so and it helps."""
         running, policy = self._running, self._policy
-        self._has_round = policy.displaces and len(policy) > 0 and len(running) > 0
-        if not self._has_round:
+        if not (policy.displaces and len(policy) and len(running)):
             return
-        policy.start_round(now, self._adapters.admitting())
+        builder.has_round = True
+        policy.start_round(builder.now, self._adapters.admitting())
         request = policy.head()
         if request is None or request.num_pending or self._has_place(request):
+            return
+        limit = builder.prompt_limit()
+        long = [each for each in prompts if each.num_to_schedule > limit]
+        if request.num_tokens > limit and not self._may_be_long(request, long):
             return
         others = policy.displaced(request, running.requests())
         if running.most_free(others) < self._blocks_needed(request):
             return
         for other in others:
-            self._has_round = False
+            builder.has_round = False
             policy.gives_way(other)
-            running.preempt(other, now)
+            running.preempt(other, builder.now)
             if self._has_place(request):
                 return
 
@@ -63,51 +95,80 @@ class Admission:
         running = self._running
         return len(running) < self._max_rows and running.most_free() >= self._blocks_needed(request)
 
-    def admit(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
+    def admit(
+        self, builder: StepBuilder, prompts: list[RequestState], long: list[RequestState],
+        limit: int,
+    ) -> RequestState | None:  # fmt: skip
         """Admit waiting requests while rows, tokens and blocks last.
 
         A request enters only if all its known tokens fit beside what running prompts
         still need and one block of growth for each running row; where the policy reserves,
         if the most that it may need fits beside the most of the others. One that does not
         fit lets a bounded number pass.
+
+        What computes more than ``limit`` tokens before its first one is long. Where as many
+        long prompts run as may, others let all pass that are short: those have no more than
+        half of a step's tokens, so those that wait are not kept from their turn. One in a step
+        enters, and is returned: it is to be placed behind the short ones.
         """
-        running, policy = self._running, self._policy
-        if not (len(policy) and builder.budget and len(running) < self._max_rows):
-            return
-        room = self._room_beside_running(builder, prompts)
-        deferred: list[RequestState] = []
-        num_overtaken = num_awaiting = 0
-        if not self._has_round:
+        policy = self._policy
+        if not (len(policy) and self._has_room(builder)):
+            return None
+        this = _Round(long, limit, self._room_beside_running(builder, prompts))
+        if not builder.has_round:
             policy.start_round(builder.now, self._adapters.admitting())
-        while builder.budget and len(running) < self._max_rows:
-            if len(deferred) + num_awaiting > MAX_LOOKAHEAD:
-                break
+        while self._has_room(builder) and not this.has_looked_enough:
             request = policy.head()
             if request is None:
                 break
             if request.num_pending:
-                policy.deferred(request)
-                continue  # preempted with a token, or its end, on its way
-            kept = running.kept(request)
-            if self._awaits_prefix(request, kept.num_tokens):
-                num_awaiting += 1
-                policy.deferred(request)
-                continue
-            needed = self._blocks_needed(request) - running.pool.num_in_use(kept.blocks)
-            if needed > (room if len(running) else running.pool.num_free):
-                policy.deferred(request)
-                deferred.append(request)
-                if request.num_bypassed >= policy.max_bypasses:
-                    break
-                continue
-            room -= needed + (not policy.reserves_all)
-            num_overtaken = len(deferred)
-            running.enter(request, kept, builder.now)
-            policy.admitted(request)
-            self._activation.need(request.spec.adapter, builder.plan)
-            builder.enter(request)
-        for request in deferred[:num_overtaken]:
+                policy.deferred(request)  # preempted with a token, or its end, on its way
+            elif not self._decide(request, builder, this):
+                break
+        for request in this.deferred[: this.num_overtaken]:
             request.num_bypassed += 1
+        return this.entering
+
+    def _decide(self, request: RequestState, builder: StepBuilder, this: _Round) -> bool:
+        """Admit or defer the head of a round; return whether the round goes on."""
+        running, policy = self._running, self._policy
+        kept = running.kept(request)
+        if self._awaits_prefix(request, kept.num_tokens):
+            this.num_awaiting += 1
+            policy.deferred(request)
+            return True
+        is_long = request.num_tokens - kept.num_tokens > this.limit
+        if is_long and (this.entering or not self._may_be_long(request, this.long)):
+            this.num_long += 1
+            policy.deferred(request)
+            return policy.max_bypasses > 0
+        needed = self._blocks_needed(request) - running.pool.num_in_use(kept.blocks)
+        num = builder.chunk(request, kept.num_tokens)
+        if not num or needed > (this.room if len(running) else running.pool.num_free):
+            policy.deferred(request)
+            this.deferred.append(request)
+            return request.num_bypassed < policy.max_bypasses
+        this.room -= needed + (not policy.reserves_all)
+        this.num_overtaken = len(this.deferred)
+        running.enter(request, kept, builder.now)
+        policy.admitted(request)
+        self._activation.need(request.spec.adapter, builder.plan)
+        if not is_long:
+            builder.enter(request, num)
+            return True
+        this.entering = request
+        builder.reserved = max(builder.reserved, -(-this.limit // 2))
+        # Those behind it would take what it reads.
+        return not builder.limits_reads
+
+    def _has_room(self, builder: StepBuilder) -> bool:
+        """Whether a step has tokens left for those who wait, and a row."""
+        return builder.budget > builder.reserved and len(self._running) < self._max_rows
+
+    def _may_be_long(self, request: RequestState, long: list[RequestState]) -> bool:
+        """Whether a long prompt may run beside those that do; more urgent ones need not wait."""
+        num_ahead = sum(not self._policy.outranks(request, each) for each in long)
+        return num_ahead < self._max_partial_prompts
 
     def _room_beside_running(self, builder: StepBuilder, prompts: list[RequestState]) -> int:
         """Free blocks less those that are kept for the rows that run."""
@@ -127,8 +188,8 @@ class Admission:
     def _awaits_prefix(self, request: RequestState, num_kept: int) -> bool:
         """Whether much of what a request would compute is on its way.
 
-        It waits for a step or two: nobody is admitted before all that runs is planned to the
-        end of what it knows, so what others have announced is in flight.
+        It waits for a step or two where that is short: short prompts are in flight before
+        anybody is admitted. What is on its way of a long one is computed step by step.
         """
         num_coming = self._running.pool.index.num_coming(request, num_kept // self._block_size)
         num_left = request.num_tokens - num_kept

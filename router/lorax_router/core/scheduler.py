@@ -45,6 +45,8 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
+from lorax_router.core.composition import StepComposer
+from lorax_router.core.cost import CostFit, StepWork
 from lorax_router.core.host_tier import HostTier
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
@@ -58,7 +60,7 @@ from lorax_router.core.request import (
 )
 from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
-from lorax_router.core.step_builder import PlannedRow, StepBuilder
+from lorax_router.core.step_builder import PlannedRow, StepBudget, StepBuilder
 from lorax_router.core.swapping import MeanTokenCost, MoveOrCompute, RecomputeCost
 
 
@@ -78,6 +80,7 @@ class ShardsLost(NamedTuple):
 class _InFlight(NamedTuple):
     seq: int
     rows: list[PlannedRow]
+    work: StepWork
 
 
 class Scheduler:
@@ -94,6 +97,11 @@ class Scheduler:
         adapters: decides which adapters are on the shards; none are known if absent.
         prefix_caching: keep full blocks and share them with requests that begin alike.
         share_prefixes: do so between tenants, too.
+        batching: how prompts and decodes share steps, as StepComposer has it.
+        max_waiting_tokens: of ``decode``: steps for which prompts wait.
+        max_kv_read: tokens in the cache that the rows of a step attend to together.
+        max_partial_prompts: prompts longer than a step that run at once.
+        target_itl_s: seconds that a step may take while somebody waits for the next token.
         block_names: says what blocks hold; their tokens' hashes if absent.
         num_host_blocks: blocks in the host memory of each rank, for those that give way.
         block_move_s: seconds that a block takes to it or from it.
@@ -114,6 +122,11 @@ class Scheduler:
         adapters: AdapterTable | None = None,
         prefix_caching: bool = True,
         share_prefixes: bool = False,
+        batching: str = "mixed",
+        max_waiting_tokens: int = 20,
+        max_kv_read: int | None = None,
+        max_partial_prompts: int = 1,
+        target_itl_s: float | None = None,
         block_names: BlockNames | None = None,
         num_host_blocks: int = 0,
         block_move_s: float = 0.0,
@@ -147,16 +160,20 @@ class Scheduler:
         self._requests: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._activation = Activation(epoch)
-        self._admission = self._new_admission()
+        self._max_kv_read, self._target_s = max_kv_read, target_itl_s
+        self._cost = CostFit()
+        self._new_admission = partial(
+            Admission, self._policy, self._running, self.adapters,
+            block_size=block_size, max_rows=max_rows, max_partial_prompts=max_partial_prompts,
+        )  # fmt: skip
+        self._new_composer = partial(
+            StepComposer, self._running, block_size=block_size, batching=batching,
+            max_waiting_tokens=max_waiting_tokens, limits_reads=max_kv_read is not None,
+        )  # fmt: skip
+        self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq = 1
         self._next_order = 0
         self._num_steps = 0
-
-    def _new_admission(self) -> Admission:
-        return Admission(
-            self._policy, self._running, self.adapters, self._activation,
-            block_size=self.block_size, max_rows=self.max_rows,
-        )  # fmt: skip
 
     # --- requests ---------------------------------------------------------------
 
@@ -231,7 +248,7 @@ class Scheduler:
         self._running.start_anew(num_blocks, now)
         self.epoch = epoch
         self._activation = Activation(epoch)
-        self._admission = self._new_admission()
+        self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq = 1
         impossible = self._end_impossible()
         left = {r.request_id for r in suspects if r.status is not Status.FINISHED}
@@ -267,16 +284,14 @@ class Scheduler:
         """Decide the next step; None when there is nothing to do or ``depth`` is reached."""
         if len(self._in_flight) >= self.depth:
             return None
+        budget = StepBudget(
+            self.max_step_tokens, self._max_kv_read, self._target_s, self._cost.cost()
+        )
         builder = StepBuilder(
-            self._next_seq, self.max_step_tokens, self._running.pool, self.block_size, now
+            self._next_seq, budget, self._running.pool, self.block_size, self.adapters, now
         )
         self._plan_adapters(now)
-        self._admission.make_place(now)
-        num_preemptions = self._running.num_preemptions
-        prompts = self._plan_decodes(builder)
-        self._plan_prompts(builder, prompts)
-        if not builder.is_stalled and self._running.num_preemptions == num_preemptions:
-            self._admission.admit(builder, prompts)
+        self._composer.compose(builder)
         return self._finish_plan(builder)
 
     def _finish_plan(self, builder: StepBuilder) -> StepPlan | None:
@@ -290,7 +305,7 @@ class Scheduler:
         self._activation.write(plan)
         self._next_seq += 1
         self._num_steps += 1
-        self._in_flight.append(_InFlight(plan.seq, builder.rows))
+        self._in_flight.append(_InFlight(plan.seq, builder.rows, builder.work))
         return plan
 
     def _plan_adapters(self, now: float) -> None:
@@ -304,45 +319,6 @@ class Scheduler:
         for handle in orders.prepare:
             self._policy.prepares(handle)
         self._activation.decided(orders)
-
-    def _plan_decodes(self, builder: StepBuilder) -> list[RequestState]:
-        """Give one token to each row that has just one to compute; return the other rows."""
-        block_size = self.block_size
-        prompts: list[RequestState] = []
-        for request in self._running.requests():
-            num = request.num_to_schedule
-            if num > 1:
-                prompts.append(request)
-            elif num == 1 and request.status is Status.RUNNING:
-                needs_block = request.num_scheduled == len(request.blocks) * block_size
-                if needs_block and not self._make_room(request, builder):
-                    builder.is_stalled = True
-                else:
-                    builder.place(request, 1)
-        return prompts
-
-    def _plan_prompts(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
-        """Spend the budget on running rows that know more tokens than one to compute."""
-        for request in prompts:
-            if builder.budget == 0:
-                return
-            if request.status is not Status.RUNNING:
-                continue  # gave way in this very step
-            num = min(builder.budget, request.num_to_schedule, self._room_for(request))
-            if num == 0:
-                if not self._make_room(request, builder):
-                    builder.is_stalled = True
-                    continue
-                num = min(builder.budget, request.num_to_schedule, self._room_for(request))
-            builder.place(request, num)
-
-    def _make_room(self, request: RequestState, builder: StepBuilder) -> bool:
-        return self._running.make_room(request, builder.plan.seq, builder.now)
-
-    def _room_for(self, request: RequestState) -> int:
-        """Tokens that the request's blocks and all free ones could still take."""
-        num_blocks = len(request.blocks) + self._running.pool.num_free
-        return num_blocks * self.block_size - request.num_scheduled
 
     # --- apply ------------------------------------------------------------------
 
@@ -360,6 +336,8 @@ class Scheduler:
         if self._recompute is not None:
             num_tokens = sum(row.num_tokens for row in step.rows)
             self._recompute.observe(num_tokens, len(step.rows), outcome.forward_ns * 1e-9)
+        if step.rows:
+            self._cost.observe(step.work, outcome.total_ns / 1e9)
         awaited, filled = self._book_computed(step.rows)
         accepted = self._book_tokens(outcome, awaited, now)
         for request in filled:
@@ -450,6 +428,8 @@ class Scheduler:
             num_entered_tokens=self._running.num_entered_tokens,
             num_cached_tokens=self._running.num_cached_tokens,
             host=self._running.tier.stats() if self._running.tier is not None else NO_HOST_BLOCKS,
+            step_cost=self._cost.cost(),
+            prompt_limit=self._composer.prompt_limit,
         )
 
     def check(self, *, is_idle: bool = False) -> None:

@@ -18,6 +18,9 @@ class CoreSettings:
     """
 
     policy: str
+    # Of `lorax`; the second of ``batching``, too.
+    waiting_served_ratio: float = 1.2
+    max_waiting_tokens: int = 20
     # Scheduler.
     num_blocks: int
     block_size: int
@@ -30,6 +33,10 @@ class CoreSettings:
     num_host_blocks: int = 0
     block_move_s: float = 0.0
     keep_evicted: bool = True
+    batching: str = "mixed"
+    max_kv_read: int | None = None
+    max_partial_prompts: int = 1
+    target_itl_s: float | None = None
     # AdapterTable.
     max_resident: int
     max_bytes: int | None = None
@@ -45,7 +52,12 @@ def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None
     )
     return Scheduler(
         adapters=adapters,
-        policy=make_policy(settings.policy, adapters),
+        policy=make_policy(
+            settings.policy,
+            adapters,
+            waiting_served_ratio=settings.waiting_served_ratio,
+            max_waiting_tokens=settings.max_waiting_tokens,
+        ),
         num_blocks=settings.num_blocks,
         block_size=settings.block_size,
         max_step_tokens=settings.max_step_tokens,
@@ -57,5 +69,10 @@ def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None
         num_host_blocks=settings.num_host_blocks,
         block_move_s=settings.block_move_s,
         keep_evicted=settings.keep_evicted,
+        batching=settings.batching,
+        max_waiting_tokens=settings.max_waiting_tokens,
+        max_kv_read=settings.max_kv_read,
+        max_partial_prompts=settings.max_partial_prompts,
+        target_itl_s=settings.target_itl_s,
         block_names=block_names,
     )

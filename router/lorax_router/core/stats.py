@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorax_router.core.cost import LinearCost
+
 
 @dataclass(frozen=True, slots=True)
 class HostBlockStats:
@@ -38,3 +40,7 @@ class SchedulerStats:
     num_entered_tokens: int = 0
     num_cached_tokens: int = 0
     host: HostBlockStats = NO_HOST_BLOCKS
+    # What work takes, as the latest steps had it; None: too few were seen.
+    step_cost: LinearCost | None = None
+    # Tokens that prompts could have in the latest step in which some had any.
+    prompt_limit: int = 0

@@ -1,12 +1,18 @@
-"""A step in the making: rows are placed into it until its tokens or blocks are spent."""
+"""A step in the making: rows are placed into it until its tokens, reads, time or blocks are spent."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from lorax_contract.step import StepPlan
+from lorax_contract.step import BASE_ADAPTER, AdapterHandle, StepPlan
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.blocks import BlockPool
+from lorax_router.core.cost import LinearCost, StepWork
 from lorax_router.core.request import RequestState
+
+# Prompts move on by so many tokens in a step, however late it makes those that wait for it.
+LEAST_CHUNK = 16
 
 
 class PlannedRow(NamedTuple):
@@ -20,32 +26,141 @@ class PlannedRow(NamedTuple):
     reports: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """What one step may take."""
+
+    num_tokens: int
+    # Tokens in the cache that its rows may attend to together; None: any number.
+    max_kv_read: int | None = None
+    # Seconds that it may take while somebody waits for the next token, and what work takes;
+    # None: any time.
+    target_s: float | None = None
+    cost: LinearCost | None = None
+
+
 class StepBuilder:
-    """A plan, the rows in it, and the budget of tokens that is left. Made by the Scheduler."""
+    """A plan, the rows in it, and what is left of the budget. Made by the Scheduler."""
 
-    __slots__ = ("_block_size", "_pool", "budget", "is_stalled", "now", "plan", "rows")
+    __slots__ = (
+        "_adapters", "_block_size", "_budget", "_known_adapters", "_pool", "_token_ranks", "budget", "has_round",
+        "is_paced", "is_stalled", "kv_read", "now", "num_prompt_tokens", "plan", "reserved", "rows",
+    )  # fmt: skip
 
-    def __init__(self, seq: int, budget: int, pool: BlockPool, block_size: int, now: float) -> None:
+    def __init__(
+        self,
+        seq: int,
+        budget: StepBudget,
+        pool: BlockPool,
+        block_size: int,
+        adapters: AdapterTable,
+        now: float,
+    ) -> None:
         self.now = now
         self.plan = StepPlan(seq=seq)
         self.rows: list[PlannedRow] = []
-        self.budget = budget
+        self.budget = budget.num_tokens
+        # Of the budget, what prompts leave to others.
+        self.reserved = 0
         # Whether a running row stood still for want of a block.
         self.is_stalled = False
+        # Whether somebody waits for the next token, so that the step must not take long.
+        self.is_paced = False
+        # Whether a round of admissions has begun, and nobody was admitted or deferred in it.
+        self.has_round = False
+        self.kv_read = 0
+        self.num_prompt_tokens = 0
+        self._budget = budget
         self._pool = pool
         self._block_size = block_size
+        self._known_adapters = adapters
+        # In this step.
+        self._adapters: dict[AdapterHandle, None] = {}
+        self._token_ranks = 0
+
+    @property
+    def work(self) -> StepWork:
+        """Return what the rows compute and read."""
+        known = self._known_adapters
+        nbytes = sum(known[handle].nbytes for handle in self._adapters)
+        num_tokens = self._budget.num_tokens - self.budget
+        return StepWork(num_tokens, self.kv_read, nbytes, self._token_ranks)
+
+    # --- what is left ---------------------------------------------------------------
+
+    def may_read(self, num_kv_tokens: int) -> bool:
+        """Whether a row may attend to so many tokens; the first of a step always may."""
+        most = self._budget.max_kv_read
+        return most is None or not self.rows or self.kv_read + num_kv_tokens <= most
+
+    def prompt_limit(self) -> int:
+        """Return the tokens that prompts without an adapter could have in what is left."""
+        return self._chunk(BASE_ADAPTER, 0)
+
+    def chunk(self, request: RequestState, num_cached: int | None = None) -> int:
+        """Return the tokens of a prompt that fit, 0 if none do.
+
+        ``num_cached`` is given of a request that would enter.
+        """
+        done = request.num_scheduled if num_cached is None else num_cached
+        left = request.num_to_schedule if num_cached is None else request.num_tokens - num_cached
+        num = min(self._chunk(request.spec.adapter, done), left)
+        return min(num, self.readable(done))
+
+    def readable(self, num_done: int) -> int:
+        """Return how many tokens a row with so many in the cache may compute, by what it reads."""
+        most = self._budget.max_kv_read
+        if most is None or (not self.rows and num_done >= most):
+            return self.budget
+        return min(max(most - self.kv_read - num_done, 0), self.budget)
+
+    @property
+    def limits_reads(self) -> bool:
+        """Whether rows may have to take turns in reading the cache."""
+        return self._budget.max_kv_read is not None
+
+    def _chunk(self, adapter: AdapterHandle, num_done: int) -> int:
+        num = self.budget
+        if self.is_paced and self._budget.target_s is not None and self._budget.cost is not None:
+            num = min(num, self._tokens_in_time(adapter, num_done))
+            if not self.num_prompt_tokens:
+                num = max(num, min(LEAST_CHUNK + self.reserved, self.budget))
+        return max(num - self.reserved, 0)
+
+    def _tokens_in_time(self, adapter: AdapterHandle, num_done: int) -> int:
+        """Return how many tokens more the step can have within its target."""
+        cost, target_s = self._budget.cost, self._budget.target_s
+        assert cost is not None
+        assert target_s is not None
+        left_s = target_s - cost.seconds(self.work) - cost.kv_token_s * num_done
+        token_s = cost.token_s + cost.kv_token_s
+        if adapter != BASE_ADAPTER:
+            record = self._known_adapters[adapter]
+            token_s += cost.token_rank_s * record.rank
+            if adapter not in self._adapters:
+                left_s -= cost.adapter_byte_s * record.nbytes
+        if left_s <= 0:
+            return 0
+        return self.budget if token_s * self.budget <= left_s else int(left_s / token_s)
+
+    # --- rows -------------------------------------------------------------------------
 
     def blocks_missing(self, request: RequestState, num: int) -> int:
         """Blocks that ``num`` more tokens need beyond those the request owns (may be < 0)."""
         return -(-(request.num_scheduled + num) // self._block_size) - len(request.blocks)
 
-    def enter(self, request: RequestState) -> None:
-        """Let a request that was admitted compute what it knows, as far as the budget goes."""
+    def enter(self, request: RequestState, num: int) -> None:
+        """Let a request that was admitted compute its first tokens that are not in the cache."""
         self.plan.new_rows.append(request.as_new_row())
         self.plan.new_blocks += request.blocks
         num_cached = len(request.blocks)
-        self.place(request, min(self.budget, request.num_to_schedule))
+        self.place_prompt(request, num)
         self.plan.num_new_blocks[-1] += num_cached
+
+    def place_prompt(self, request: RequestState, num: int) -> None:
+        """Let a request compute ``num`` tokens of what it knows."""
+        self.num_prompt_tokens += num
+        self.place(request, num)
 
     def place(self, request: RequestState, num: int) -> None:
         """Let a request compute ``num`` tokens; budget and blocks for them are there."""
@@ -64,3 +179,8 @@ class StepBuilder:
         plan.num_new_blocks.append(max(missing, 0))
         self.rows.append(PlannedRow(request, request.incarnation, num, reports))
         self.budget -= num
+        self.kv_read += request.num_scheduled
+        adapter = request.spec.adapter
+        if adapter != BASE_ADAPTER:
+            self._adapters[adapter] = None
+            self._token_ranks += num * self._known_adapters[adapter].rank

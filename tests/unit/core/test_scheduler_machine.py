@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -94,6 +95,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     policy = "fcfs"
     num_host_blocks = 0
     counts: dict[str, int] = {}
+    # What a step may take, as parameters of the scheduler.
+    limits: dict[str, Any] = {}
 
     @initialize(
         num_blocks=st.integers(2, 9),
@@ -131,6 +134,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_host_blocks=self.num_host_blocks,
             keep_evicted=keeps_evicted,
             recompute=EveryThird(),
+            **self.limits,
         )
         self.now = 0.0
         self.epoch, self.max_bytes = 1, 6

@@ -49,6 +49,8 @@ class AdapterRecord:
     nbytes: int
     # Equal for those that compute the same, whatever their handles; "": no other does.
     content: str = ""
+    # The largest of its modules; 0: not known.
+    rank: int = 0
     is_pinned: bool = False
     is_retired: bool = False
     # Wanted apart from requests, until it was prepared or could not be.

@@ -92,7 +92,13 @@ class AdapterTable:
         return self._records[handle]
 
     def add(
-        self, handle: AdapterHandle, nbytes: int, *, pin: bool = False, content: str = ""
+        self,
+        handle: AdapterHandle,
+        nbytes: int,
+        *,
+        pin: bool = False,
+        content: str = "",
+        rank: int = 0,
     ) -> None:
         """Make an adapter known; ValidationError if it can never be resident."""
         if handle in self._records or handle == BASE_ADAPTER:
@@ -102,7 +108,7 @@ class AdapterTable:
                 f"the adapter takes {nbytes} bytes, more than the {self.max_bytes} that the "
                 "server keeps for adapters; raise --adapter-memory-fraction"
             )
-        self._records[handle] = AdapterRecord(handle, nbytes, content)
+        self._records[handle] = AdapterRecord(handle, nbytes, content, rank)
         if pin:
             self.pin(handle)
 

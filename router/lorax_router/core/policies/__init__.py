@@ -13,8 +13,17 @@ from lorax_router.core.policies.shortest import ShortestFirst
 __all__ = ["SchedulingPolicy", "make_policy"]
 
 
-def make_policy(name: str, adapters: AdapterTable) -> SchedulingPolicy:
-    """Return a policy by the name that ``--scheduling-policy`` gives it."""
+def make_policy(
+    name: str,
+    adapters: AdapterTable,
+    *,
+    waiting_served_ratio: float = 1.2,
+    max_waiting_tokens: int = 20,
+) -> SchedulingPolicy:
+    """Return a policy by the name that ``--scheduling-policy`` gives it.
+
+    The last two are LoRAX's, and of its policy alone.
+    """
     if name == "fcfs":
         return FirstComeFirstServed()
     if name == "fair":
@@ -24,5 +33,9 @@ def make_policy(name: str, adapters: AdapterTable) -> SchedulingPolicy:
     if name == "sjf":
         return ShortestFirst()
     if name == "lorax":
-        return OldestHead(adapters)
+        return OldestHead(
+            adapters,
+            waiting_served_ratio=waiting_served_ratio,
+            max_waiting_tokens=max_waiting_tokens,
+        )
     raise ValueError(f"there is no scheduling policy {name!r}")

@@ -1,0 +1,198 @@
+"""What of a step goes to rows that decode, to prompts, and to those that wait."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from lorax_router.core.admission import Admission
+from lorax_router.core.request import RequestState, Status
+from lorax_router.core.running import RunningRows
+from lorax_router.core.step_builder import StepBuilder
+
+# Steps of prompts alone, one after the other, while somebody waits for the next token.
+MAX_PROMPT_STEPS = 32
+
+_last_step_of = attrgetter("last_step")
+
+
+class StepComposer:
+    """Puts rows into a step, in the order that ``batching`` names. Owned by the Scheduler.
+
+    ``mixed``
+        Each row that decodes has its token, prompts share what is left.
+    ``prefill``
+        Prompts have steps of their own, and decodes wait while there are any: for at most
+        MAX_PROMPT_STEPS.
+    ``decode``
+        Decodes have steps of their own, and prompts wait while there are any: for at most
+        ``max_waiting_tokens`` steps, then they have one.
+
+    Where prompts meet, those that fit into the step are *short* and the others *long*. Long
+    ones have half of what prompts get, and all that the short ones leave: so short ones
+    slip past, and a long one takes at most twice its time.
+
+    Where reads are limited and do not suffice for all rows, they take turns: whoever was
+    computed longest ago comes first, and the first row of a step may read any number.
+    """
+
+    def __init__(
+        self,
+        running: RunningRows,
+        admission: Admission,
+        *,
+        block_size: int,
+        batching: str,
+        max_waiting_tokens: int,
+        limits_reads: bool,
+    ) -> None:
+        self._running = running
+        self._admission = admission
+        self._block_size = block_size
+        self._batching = batching
+        self._max_decode_steps = max_waiting_tokens
+        self._limits_reads = limits_reads
+        # Steps of one kind since the last one of the other.
+        self._num_prompt_steps = self._num_decode_steps = 0
+        # What prompts could have had of the latest step that had any.
+        self.prompt_limit = 0
+
+    def compose(self, builder: StepBuilder) -> None:
+        """Put rows into a step."""
+        rows = self._running.requests()
+        if self._limits_reads:
+            rows.sort(key=_last_step_of)
+        decodes: list[RequestState] = []
+        prompts: list[RequestState] = []
+        for request in rows:
+            num = request.num_to_schedule
+            if num > 1:
+                prompts.append(request)
+            elif num == 1:
+                decodes.append(request)
+        builder.is_paced = bool(decodes)
+        if self._batching == "mixed":
+            self._admission.make_place(builder, prompts)
+            num_preemptions = self._running.num_preemptions
+            self._place_overdue(builder, decodes, prompts)
+            self._place_decodes(builder, decodes)
+            self._place_prompts(builder, prompts, num_preemptions)
+        else:
+            self._place_in_turns(builder, decodes, prompts)
+
+    def _place_in_turns(
+        self, builder: StepBuilder, decodes: list[RequestState], prompts: list[RequestState]
+    ) -> None:
+        """Place rows of one kind; the others if there are none that can be computed."""
+        prompts_first = not decodes or self._is_turn_of_prompts
+        if prompts_first:
+            self._admission.make_place(builder, prompts)
+        num_preemptions = self._running.num_preemptions
+        if not prompts_first:
+            self._place_decodes(builder, decodes)
+        if not builder.rows:
+            self._place_overdue(builder, [], prompts)
+            self._place_prompts(builder, prompts, num_preemptions)
+        if not builder.rows and prompts_first:
+            self._place_decodes(builder, decodes)
+        if builder.num_prompt_tokens:
+            self._num_prompt_steps += 1
+            self._num_decode_steps = 0
+        elif builder.rows:
+            self._num_decode_steps += 1
+            self._num_prompt_steps = 0
+
+    @property
+    def _is_turn_of_prompts(self) -> bool:
+        """Whether prompts go first although somebody waits for the next token."""
+        if self._batching == "prefill":
+            return self._num_prompt_steps < MAX_PROMPT_STEPS
+        return self._num_decode_steps >= self._max_decode_steps
+
+    # --- decodes --------------------------------------------------------------------
+
+    def _place_decodes(self, builder: StepBuilder, decodes: list[RequestState]) -> None:
+        """Give one token to each row that has just one to compute."""
+        block_size, limits_reads = self._block_size, self._limits_reads
+        for request in decodes:
+            if request.status is not Status.RUNNING:
+                continue  # gave way in this very step
+            if limits_reads and not builder.may_read(request.num_scheduled + 1):
+                continue
+            needs_block = request.num_scheduled == len(request.blocks) * block_size
+            if needs_block and not self._make_room(request, builder):
+                builder.is_stalled = True
+            else:
+                builder.place(request, 1)
+
+    # --- prompts --------------------------------------------------------------------
+
+    def _place_overdue(
+        self, builder: StepBuilder, decodes: list[RequestState], prompts: list[RequestState]
+    ) -> None:
+        """Place a prompt first if it was computed longest ago of all, where reads are limited."""
+        if not (self._limits_reads and prompts):
+            return
+        if not decodes or prompts[0].last_step < decodes[0].last_step:
+            builder.reserved = len(decodes)
+            self._place_chunk(builder, prompts[0], builder.chunk(prompts[0]))
+            builder.reserved = 0
+
+    def _place_prompts(
+        self, builder: StepBuilder, prompts: list[RequestState], num_preemptions: int
+    ) -> None:
+        """Let running prompts and those that wait share what is left of a step.
+
+        Nobody is admitted in a step in which a running row stood still or gave way.
+        """
+        limit = builder.prompt_limit()
+        # Some may have given way in this very step.
+        prompts = [each for each in prompts if each.status is Status.RUNNING]
+        short: list[RequestState] = []
+        long: list[RequestState] = []
+        for request in prompts:
+            if request.last_step != builder.plan.seq:
+                (long if request.num_to_schedule > limit else short).append(request)
+        builder.reserved = -(-limit // 2) if long else 0
+        for request in short:
+            self._place_chunk(builder, request, builder.chunk(request))
+        entering = None
+        if not builder.is_stalled and self._running.num_preemptions == num_preemptions:
+            entering = self._admission.admit(builder, prompts, long, limit)
+        self._place_long(builder, long, entering)
+        if builder.num_prompt_tokens:
+            self.prompt_limit = limit
+
+    def _place_long(
+        self, builder: StepBuilder, long: list[RequestState], entering: RequestState | None
+    ) -> None:
+        """Share what short prompts left among long ones, and at least what was kept for them."""
+        kept, builder.reserved = builder.reserved, 0
+        if entering is not None:
+            long = [entering, *long]
+        for index, request in enumerate(long):
+            num_sharing = len(long) - index
+            share = max(-(-builder.chunk(request) // num_sharing), -(-kept // num_sharing))
+            num = min(share, builder.budget, builder.readable(request.num_scheduled))
+            num = min(num, request.num_to_schedule)
+            if request is entering:
+                builder.enter(request, num)
+            else:
+                self._place_chunk(builder, request, num)
+            kept = max(kept - num, 0)
+
+    def _place_chunk(self, builder: StepBuilder, request: RequestState, num: int) -> None:
+        """Place so many tokens of a prompt, or as many as there are blocks for."""
+        if num == 0 or request.status is not Status.RUNNING:
+            return
+        if not self._room_for(request) and not self._make_room(request, builder):
+            builder.is_stalled = True
+            return
+        builder.place_prompt(request, min(num, self._room_for(request)))
+
+    def _make_room(self, request: RequestState, builder: StepBuilder) -> bool:
+        return self._running.make_room(request, builder.plan.seq, builder.now)
+
+    def _room_for(self, request: RequestState) -> int:
+        """Tokens that the request's blocks and all free ones could still take."""
+        num_blocks = len(request.blocks) + self._running.pool.num_free
+        return num_blocks * self._block_size - request.num_scheduled
