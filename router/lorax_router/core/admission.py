@@ -157,7 +157,7 @@ class Admission:
             builder.enter(request, num)
             return True
         this.entering = request
-        builder.reserved = max(builder.reserved, -(-this.limit // 2))
+        builder.reserved = max(builder.reserved, min(-(-this.limit // 2), num))
         # Those behind it would take what it reads.
         return not builder.limits_reads
 
