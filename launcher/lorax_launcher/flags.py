@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lorax_contract.config import SCHEDULING_POLICIES
+from lorax_contract.config import BATCHINGS, SCHEDULING_POLICIES
 from lorax_contract.keys import (
     ADMIN_KEY_VARIABLES,
     API_KEY_VARIABLES,
@@ -243,12 +243,31 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--share-prefixes", type=SWITCH,
                 help="Let tenants find what other tenants computed. How fast an answer begins "
                 "then tells whether somebody asked the same."),
-        _option("--waiting-served-ratio", type=click.FloatRange(min=0.0),
-                help="No effect: prompts and running requests share every step."),
-        _option("--max-waiting-tokens", type=click.IntRange(min=0),
-                help="No effect: prompts and running requests share every step."),
+        _option("--batching", type=click.Choice(BATCHINGS),
+                help="How prompts and running requests share steps: `mixed` computes both in each "
+                "one; `prefill` lets requests wait for their next token while there are prompts, "
+                "`decode` prompts while requests run, each for a bounded number of steps "
+                "(default: what --eager-prefill says, else mixed)."),
         _option("--eager-prefill", type=click.BOOL, metavar="true|false",
-                help="No effect: prompts and running requests share every step."),
+                help="LoRAX's name for two of them: `true` is --batching prefill, `false` is "
+                "--batching decode."),
+        _option("--target-itl-ms", type=click.FloatRange(min=0.0, min_open=True),
+                help="Milliseconds that a step may take while requests wait for their next token: "
+                "prompts are computed in chunks of the size that meets it, by what steps have "
+                "taken so far (default: any; --max-batch-prefill-tokens alone limits them)."),
+        _option("--max-batch-kv-read", type=_COUNT,
+                help="Tokens in the KV cache that the requests of one step may attend to together; "
+                "where they have more, they take turns (default: any number)."),
+        _option("--max-partial-prompts", type=_COUNT,
+                help="Prompts longer than a step that are computed at once, in at least half of "
+                "what prompts get; shorter ones go past those that wait."),
+        _option("--waiting-served-ratio", type=click.FloatRange(min=0.0),
+                help="With --scheduling-policy lorax: requests enter once so many times those that "
+                "run wait."),
+        _option("--max-waiting-tokens", type=click.IntRange(min=0),
+                help="With --scheduling-policy lorax: tokens of running requests after which "
+                "others enter however few wait. With --batching decode: steps after which "
+                "prompts have one."),
     ],
     "Network": [
         _option("--hostname", type=str, env=None, default=None, show_default=_DEFAULTS.hostname,

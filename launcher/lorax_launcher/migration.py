@@ -48,9 +48,10 @@ _DIFFERENCES = {
     "--dtype": "`float32` too; on a CPU that is the default.",
     "--max-batch-prefill-tokens": "The tokens of one step, prompts and decodes together; longer "
     "prompts are computed in chunks.",
-    "--waiting-served-ratio": "No effect: prompts and running requests share every step.",
-    "--max-waiting-tokens": "No effect: prompts and running requests share every step.",
-    "--eager-prefill": "No effect: prompts and running requests share every step.",
+    "--waiting-served-ratio": "Counts with `--scheduling-policy lorax` alone.",
+    "--max-waiting-tokens": "Counts with `--scheduling-policy lorax`, and with `--batching decode`.",
+    "--eager-prefill": "`true` is `--batching prefill`, `false` is `--batching decode`; without it "
+    "prompts and running requests share every step.",
     "--prefix-caching": "On without it; LoRAX's is off.",
     "--max-active-adapters": "The base model is not counted.",
     "--adapter-memory-fraction": "Of what weights and the largest step leave, not of the whole "

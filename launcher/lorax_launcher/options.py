@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lorax_contract.config import ContentFormatChoice, KVCacheDtype
+from lorax_contract.config import Batching, ContentFormatChoice, KVCacheDtype
 
 
 class UsageError(ValueError):
@@ -69,6 +69,12 @@ class LauncherOptions:
     num_blocks: int | None = None
     plan_depth: int = 2
     scheduling_policy: str = "fair"
+    # None: what --eager-prefill says, else "mixed".
+    batching: Batching | None = None
+    eager_prefill: bool | None = None
+    max_batch_kv_read: int | None = None
+    max_partial_prompts: int = 1
+    target_itl_ms: float | None = None
     prefix_caching: bool = True
     share_prefixes: bool = False
 
@@ -85,7 +91,6 @@ class LauncherOptions:
     max_batch_size: int = 256
     waiting_served_ratio: float = 1.2
     max_waiting_tokens: int = 20
-    eager_prefill: bool = True
     max_body_bytes: int = 2 * 1024 * 1024
     validation_workers: int = 2
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
+from lorax_contract.config import Batching, ConfigError, Device, RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_contract.keys import SSL_PASSWORD_VARIABLE
 from lorax_launcher.backends import attention_backend, linear_backend, lora_backend
@@ -19,13 +19,6 @@ from lorax_launcher.ranks import Ranks, choose_ranks
 
 # A unix socket's path must fit in the kernel's address, its final zero byte included.
 MAX_SOCKET_PATH = 107
-# Options of LoRAX that are taken, so that its command lines work, and that decide nothing.
-_FUSED = "prompts and running requests share every step, so neither waits for the other"
-EFFECTLESS = {
-    "waiting_served_ratio": _FUSED,
-    "max_waiting_tokens": _FUSED,
-    "eager_prefill": _FUSED,
-}
 _MERGED = (
     "an adapter is part of this server's weights (--merge-adapter-weights), others would be wrong "
     "on top of it; leave it out"
@@ -337,6 +330,10 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         max_batch_prefill_tokens=options.max_batch_prefill_tokens,
         max_batch_total_tokens=most,
         max_batch_size=options.max_batch_size,
+        batching=_batching(options),
+        max_batch_kv_read=options.max_batch_kv_read,
+        max_partial_prompts=options.max_partial_prompts,
+        target_itl_ms=options.target_itl_ms,
         plan_depth=options.plan_depth,
         scheduling_policy=options.scheduling_policy,
         prefix_caching=options.prefix_caching,
@@ -355,13 +352,25 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         validation_workers=options.validation_workers,
         waiting_served_ratio=options.waiting_served_ratio,
         max_waiting_tokens=options.max_waiting_tokens,
-        eager_prefill=options.eager_prefill,
         max_connections=options.max_connections,
         client_timeout_s=options.client_timeout_s,
         grace_period_s=options.grace_period_s,
         step_timeout_s=options.step_timeout_s,
         **front_settings(options),
     )
+
+
+def _batching(options: LauncherOptions) -> Batching:
+    """Return the mode that --batching names, or --eager-prefill as LoRAX means it."""
+    if options.eager_prefill is None:
+        return options.batching or "mixed"
+    meant: Batching = "prefill" if options.eager_prefill else "decode"
+    if options.batching not in (None, meant):
+        raise UsageError(
+            f"--eager-prefill {str(options.eager_prefill).lower()} is --batching {meant}, and "
+            f"--batching {options.batching} was given; leave one out."
+        )
+    return meant
 
 
 def _at_most(name: str, value: int, limit_name: str, limit: int) -> None:
@@ -438,10 +447,18 @@ def _has_own_hub_adapters(options: LauncherOptions) -> bool:
 
 
 def _effectless(options: LauncherOptions) -> list[str]:
-    """Name the options of LoRAX that were given and change nothing here, one line each."""
-    defaults = LauncherOptions()
-    given = (name for name in EFFECTLESS if getattr(options, name) != getattr(defaults, name))
-    return [f"--{name.replace('_', '-')} has no effect: {EFFECTLESS[name]}" for name in given]
+    """Name the options that were given and that others make useless, one line each."""
+    defaults, found = LauncherOptions(), []
+    is_lorax = options.scheduling_policy == "lorax"
+    if options.waiting_served_ratio != defaults.waiting_served_ratio and not is_lorax:
+        found.append("--waiting-served-ratio has no effect without --scheduling-policy lorax")
+    counts = is_lorax or _batching(options) == "decode"
+    if options.max_waiting_tokens != defaults.max_waiting_tokens and not counts:
+        found.append(
+            "--max-waiting-tokens has no effect without --scheduling-policy lorax or "
+            "--batching decode"
+        )
+    return found
 
 
 def _unequal_pools(options: LauncherOptions) -> list[str]:

@@ -21,6 +21,9 @@ ContentFormatChoice = typing.Literal["auto", "string", "openai"]
 
 # Who is admitted next and who gives way: docs/scheduling.md.
 SCHEDULING_POLICIES = ("fair", "fcfs", "priority", "sjf", "lorax")
+# How prompts and decodes share steps: in each one, or whose turn comes first.
+Batching = typing.Literal["mixed", "prefill", "decode"]
+BATCHINGS: tuple[str, ...] = typing.get_args(Batching)
 
 
 class ConfigError(ValueError):
@@ -201,6 +204,14 @@ class RouterConfig(ProcessConfig):
     max_batch_total_tokens: int | None = None
     # Requests that may run at once.
     max_batch_size: int = 256
+    # How prompts and decodes share steps.
+    batching: Batching = "mixed"
+    # Cached tokens that the rows of a step attend to together; None: any number.
+    max_batch_kv_read: int | None = None
+    # Prompts longer than a step that are computed at once.
+    max_partial_prompts: int = 1
+    # Milliseconds that a step may take while somebody waits for the next token; None: any.
+    target_itl_ms: float | None = None
     plan_depth: int = 2
     # Who is admitted next and who gives way: one of SCHEDULING_POLICIES.
     scheduling_policy: str = "fair"
@@ -226,10 +237,10 @@ class RouterConfig(ProcessConfig):
     # Adapters that have series of their own in the metrics; the others are counted together.
     max_adapter_labels: int = 50
     validation_workers: int = 2
-    # These three are reported by /info as LoRAX does, and decide nothing: see docs/cli.md.
+    # When those that wait join those that run: of the policy `lorax`, the second also of the
+    # batching `decode`.
     waiting_served_ratio: float = 1.2
     max_waiting_tokens: int = 20
-    eager_prefill: bool = True
     # Largest request body in bytes.
     max_body_bytes: int = 2 * 1024 * 1024
     # Open HTTP connections, and seconds that their clients may take to go on.
@@ -263,11 +274,15 @@ class RouterConfig(ProcessConfig):
             "max_concurrent_requests", "max_best_of", "max_batch_prefill_tokens",
             "max_batch_size", "plan_depth", "validation_workers", "max_body_bytes",
             "max_connections",
-            "max_active_adapters", "max_adapter_labels",
+            "max_active_adapters", "max_adapter_labels", "max_partial_prompts",
         ):  # fmt: skip
             _at_least(self, name, 1)
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_keyfile: is of no use without ssl_certfile")
+        if self.max_batch_kv_read is not None:
+            _at_least(self, "max_batch_kv_read", 1)
+        if self.target_itl_ms is not None and self.target_itl_ms <= 0:
+            raise ConfigError("target_itl_ms: must be above 0")
         if self.client_timeout_s <= 0:
             raise ConfigError("client_timeout_s: must be above 0")
         for name in ("max_stop_sequences", "port"):

@@ -437,6 +437,12 @@ def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Co
     """Return what the scheduler is made of."""
     return CoreSettings(
         policy=config.scheduling_policy,
+        waiting_served_ratio=config.waiting_served_ratio,
+        max_waiting_tokens=config.max_waiting_tokens,
+        batching=config.batching,
+        max_kv_read=config.max_batch_kv_read,
+        max_partial_prompts=config.max_partial_prompts,
+        target_itl_s=None if config.target_itl_ms is None else config.target_itl_ms / 1e3,
         num_blocks=budgets.num_blocks,
         block_size=budgets.block_size,
         max_step_tokens=budgets.max_step_tokens,
@@ -467,7 +473,7 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
         max_batch_total_tokens=budgets.pool_tokens,
         max_waiting_tokens=config.max_waiting_tokens,
         validation_workers=config.validation_workers,
-        eager_prefill=config.eager_prefill,
+        eager_prefill=config.batching == "prefill",
         version=version("lorax-py"),
         memory=MemoryInfo.of(info.rank_memory),
     )

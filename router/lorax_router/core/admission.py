@@ -21,7 +21,7 @@ MIN_AWAITED = 64
 
 
 @dataclass(slots=True)
-class _Round:
+class _AdmissionRound:
     """One round of admissions."""
 
     # Long prompts that run; what makes one so; blocks that those who enter may take.
@@ -114,7 +114,7 @@ class Admission:
         policy = self._policy
         if not (len(policy) and self._has_room(builder)):
             return None
-        this = _Round(long, limit, self._room_beside_running(builder, prompts))
+        this = _AdmissionRound(long, limit, self._room_beside_running(builder, prompts))
         if not builder.has_round:
             policy.start_round(builder.now, self._adapters.admitting())
         while self._has_room(builder) and not this.has_looked_enough:
@@ -129,7 +129,7 @@ class Admission:
             request.num_bypassed += 1
         return this.entering
 
-    def _decide(self, request: RequestState, builder: StepBuilder, this: _Round) -> bool:
+    def _decide(self, request: RequestState, builder: StepBuilder, this: _AdmissionRound) -> bool:
         """Admit or defer the head of a round; return whether the round goes on."""
         running, policy = self._running, self._policy
         kept = running.kept(request)

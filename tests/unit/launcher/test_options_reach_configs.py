@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {"num_shard": 3, "default_adapter_source": "s3",
                           "preloaded_adapter_ids": ("org/a",), "source": "local",
                           "adapter_source": "local", "device": "cpu",
                           "lora_modules": ("poet=org/a",), "lora_adapters": "poet=/a",
-                          "watermark_gamma": 0.25,
+                          "watermark_gamma": 0.25, "batching": "decode",
                           "api_key": ("a-long-key",),
                           "admin_api_key": ("an-admin-key",),
                           "metrics_api_key": ("a-scrape-key",)}  # fmt: skip

@@ -71,11 +71,41 @@ def test_a_gpu_may_be_taken_in_part() -> None:
 
 def test_options_without_effect_are_named_when_given() -> None:
     assert plan_of().warnings == ()
-    given = {"waiting_served_ratio": 2.0, "max_waiting_tokens": 3, "eager_prefill": False}
+    given = {"waiting_served_ratio": 2.0, "max_waiting_tokens": 3}
     warnings = plan_of(**given).warnings
-    assert [warning.split()[0] for warning in warnings] == [
-        "--waiting-served-ratio", "--max-waiting-tokens", "--eager-prefill",
+    assert [each.split()[0] for each in warnings] == [
+        "--waiting-served-ratio", "--max-waiting-tokens",
     ]  # fmt: skip
+    assert plan_of(**given, scheduling_policy="lorax").warnings == ()
+    assert plan_of(max_waiting_tokens=3, batching="decode").warnings == ()
+    assert plan_of(max_waiting_tokens=3, eager_prefill=False).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "batching"),
+    [
+        ({}, "mixed"),
+        ({"batching": "decode"}, "decode"),
+        ({"eager_prefill": True}, "prefill"),
+        ({"eager_prefill": False}, "decode"),
+        ({"eager_prefill": True, "batching": "prefill"}, "prefill"),
+    ],
+)
+def test_lorax_names_two_of_the_batchings(given: dict[str, Any], batching: str) -> None:
+    assert plan_of(**given).router.batching == batching
+
+
+def test_two_batchings_at_once_are_refused() -> None:
+    words = "--eager-prefill true is --batching prefill, and --batching mixed was given"
+    with pytest.raises(UsageError, match=words):
+        plan_of(eager_prefill=True, batching="mixed")
+
+
+def test_what_a_step_may_take_reaches_the_router() -> None:
+    given = {"max_batch_kv_read": 7000, "max_partial_prompts": 3, "target_itl_ms": 40.5,
+             "max_batch_size": 9, "max_waiting_tokens": 5, "waiting_served_ratio": 0.5}  # fmt: skip
+    router = plan_of(**given, scheduling_policy="lorax").router
+    assert {name: getattr(router, name) for name in given} == given
 
 
 def test_two_sizes_of_the_kv_cache_get_a_word() -> None:

@@ -15,6 +15,7 @@ from lorax_contract.errors import (
     ValidationError,
 )
 from lorax_router.core.adapters.table import AdapterCapacity
+from lorax_router.core.cost import LinearCost
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.engine.loop import EngineLoop
@@ -107,6 +108,22 @@ def test_steps_are_counted_by_method_and_outcome():
     assert 'lorax_batch_concat{reason="chunking"} 1.0' in lines
     assert "lorax_batch_current_size 2.0" in lines
     assert "lorax_batch_next_size_count 2.0" in lines
+
+
+def test_what_a_step_costs_and_its_chunk_are_shown_once_they_are_known():
+    stats = [EngineStats(0, 0, 1, 1, 0, 0)]
+    metrics = Metrics(model_name="base", max_input_length=1000, max_total_tokens=2000)
+    metrics.watch_engine(lambda: stats[0], 16)
+    assert not [line for line in text_of(metrics) if line.startswith("lorax_step_cost_seconds{")]
+    cost = LinearCost(0.5, 0.25, 0.125, 0.0625, 2.0)
+    stats[0] = EngineStats(0, 0, 1, 1, 0, 0, step_cost=cost, prompt_limit=77)
+    lines = text_of(metrics)
+    assert "lorax_batch_prompt_limit_tokens 77.0" in lines
+    for unit, price in (
+        ("step", 0.5), ("token", 0.25), ("kv_token", 0.125), ("adapter_byte", 0.0625),
+        ("token_rank", 2.0),
+    ):  # fmt: skip
+        assert f'lorax_step_cost_seconds{{unit="{unit}"}} {price}' in lines
 
 
 def test_each_view_of_a_histogram_counts_like_prometheus():

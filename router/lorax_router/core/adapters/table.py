@@ -92,14 +92,9 @@ class AdapterTable:
         return self._records[handle]
 
     def add(
-        self,
-        handle: AdapterHandle,
-        nbytes: int,
-        *,
-        pin: bool = False,
-        content: str = "",
+        self, handle: AdapterHandle, nbytes: int, *, pin: bool = False, content: str = "",
         rank: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Make an adapter known; ValidationError if it can never be resident."""
         if handle in self._records or handle == BASE_ADAPTER:
             raise ValueError(f"adapter handle {handle} is in use")

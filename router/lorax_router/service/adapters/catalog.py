@@ -203,7 +203,8 @@ class AdapterCatalog:
         handle = AdapterHandle(next(self._handles))
         # Of a merge at most: what all its parts take together.
         nbytes = sum(each.device_bytes for each in fetched)
-        self.engine.add_adapter(handle, nbytes, content.key)
+        rank = sum(each.max_rank for each in fetched)
+        self.engine.add_adapter(handle, nbytes, content.key, rank)
         entry = CatalogEntry(handle, content, selection)
         self._entries[content.key] = self.by_handle[handle] = self._unheld[handle] = entry
         self._num_made_of.update({part.content_digest for part in content.parts})

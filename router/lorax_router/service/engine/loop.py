@@ -166,12 +166,14 @@ class EngineLoop:
 
     # --- adapters ---------------------------------------------------------------
 
-    def add_adapter(self, handle: AdapterHandle, nbytes: int, content: str = "") -> None:
+    def add_adapter(
+        self, handle: AdapterHandle, nbytes: int, content: str = "", rank: int = 0
+    ) -> None:
         """Make an adapter known; ValidationError if it can never be resident.
 
         ``content`` is equal for adapters that compute the same; "": no other does.
         """
-        self._scheduler.adapters.add(handle, nbytes, content=content)
+        self._scheduler.adapters.add(handle, nbytes, content=content, rank=rank)
 
     async def load_adapter(self, handle: AdapterHandle, *, pin: bool = False) -> None:
         """Have an adapter on the shards; returns when it is, raises why it is not."""

@@ -84,7 +84,9 @@ class StepObserver(Protocol):
 class AdapterEngine(Protocol):
     """What the directory of adapters sees of the engine loop."""
 
-    def add_adapter(self, handle: AdapterHandle, nbytes: int, content: str = "") -> None:
+    def add_adapter(
+        self, handle: AdapterHandle, nbytes: int, content: str = "", rank: int = 0
+    ) -> None:
         """Make an adapter known; ValidationError if it can never be resident.
 
         ``content`` is equal for adapters that compute the same; "": no other does.

@@ -28,6 +28,7 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import FinishCode
 from lorax_router.core.adapters.table import AdapterCapacity
+from lorax_router.core.cost import LinearCost
 from lorax_router.service.adapters.catalog import AdapterCatalog
 from lorax_router.service.adapters.metrics import (
     ADAPTER_METRICS,
@@ -123,7 +124,7 @@ BATCH_CONCAT = MetricSpec(
     "lorax_batch_concat",
     "counter",
     "Steps in which new requests joined running ones; `reason` is always chunking here, since "
-    "prompts and decodes share each step.",
+    "prompts are computed in chunks.",
     ("reason",),
 )
 BATCH_NEXT_SIZE = MetricSpec(
@@ -134,6 +135,19 @@ BATCH_CURRENT_SIZE = MetricSpec(
 )
 BATCH_STEP_TOKENS = MetricSpec(
     "lorax_batch_step_tokens", "gauge", "Tokens computed in the step sent last."
+)
+BATCH_PROMPT_LIMIT = MetricSpec(
+    "lorax_batch_prompt_limit_tokens",
+    "gauge",
+    "Tokens that prompts could have in the latest step with a prompt: what decodes left of the "
+    "step, or the chunk that meets --target-itl-ms.",
+)
+STEP_COST = MetricSpec(
+    "lorax_step_cost_seconds",
+    "gauge",
+    "What a step takes, fitted to the latest: seconds for each `unit` of work, which is step (a "
+    "fixed time), token, kv_token (attended to), adapter_byte or token_rank (token x rank).",
+    ("unit",),
 )
 BATCH_CURRENT_MAX_TOKENS = MetricSpec(
     "lorax_batch_current_max_tokens", "gauge", "Tokens of KV cache that requests hold."
@@ -380,10 +394,25 @@ class _EngineCollector(Collector):
             (KV_BLOCKS_FREE, stats.num_free_blocks),
             (KV_USAGE, used / max(stats.num_blocks, 1)),
             (BATCH_CURRENT_MAX_TOKENS, used * self._block_size),
+            (BATCH_PROMPT_LIMIT, stats.prompt_limit),
         )
         for spec, value in gauges:
             yield GaugeMetricFamily(spec.name, spec.text, value=value)
+        prices = GaugeMetricFamily(STEP_COST.name, STEP_COST.text, labels=STEP_COST.labels)
+        for unit, price in _step_prices(stats.step_cost):
+            prices.add_metric([unit], price)
+        yield prices
         yield CounterMetricFamily(PREEMPTED.name, PREEMPTED.text, value=stats.num_preemptions)
+
+
+def _step_prices(cost: LinearCost | None) -> list[tuple[str, float]]:
+    """Return what the units of work cost; nothing while it is not known."""
+    if cost is None:
+        return []
+    return [
+        ("step", cost.fixed_s), ("token", cost.token_s), ("kv_token", cost.kv_token_s),
+        ("adapter_byte", cost.adapter_byte_s), ("token_rank", cost.token_rank_s),
+    ]  # fmt: skip
 
 
 _FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
