@@ -30,6 +30,7 @@ Options follow after commas, as in slora:s2,n=1000,rate=10,prompt=8-512,clients=
 \b
 Example:
   lorax-simulate --workload vtc:overload --policy fcfs --policy fair --plot overload.svg
+  lorax-simulate --replay events.log
 """
 _PRESETS = ("llama-2-7b-a10g", "llama-3.1-8b-h200", "smollm2-135m-cpu")
 _POSITIVE = click.IntRange(min=1)
@@ -72,6 +73,11 @@ def _size(name: str, help: str) -> Callable[[Decorated], Decorated]:
               help="Seconds until the first token that count as served well.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
               help="Write all figures there; - is standard output, without the table.")  # fmt: skip
+@click.option(
+    "--replay", "replay_path", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Make the plans of a server again from what --record-events wrote, instead of a workload; "
+    "ends with 1 and says where if one is another.",
+)  # fmt: skip
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False),
               help="Draw service over time and latencies: FILE.svg or FILE.png.")  # fmt: skip
 def main(
@@ -86,9 +92,13 @@ def main(
     slo_s: float,
     json_path: Path | None,
     plot_path: Path | None,
+    replay_path: Path | None,
     **sizes: int | None,
 ) -> None:
     """See the text above."""
+    if replay_path is not None:
+        _replay(replay_path)
+        return
     from rich.console import Console
 
     from lorax_contract.errors import LoraxError
@@ -133,6 +143,23 @@ def _fitted(server: Any, path: Path, console: Any) -> Any:
     error = f"median error {error_of(cost, steps):.1%} of {len(steps)} steps"
     console.print(f"{cost}, {error}", soft_wrap=True, highlight=False)
     return replace(server, name=f"{server.name}, steps of {path.name}", cost=cost)
+
+
+def _replay(path: Path) -> None:
+    """Say whether the plans of a log come again; end with 1 if one does not."""
+    from lorax_router.event_log.form import EventLogError
+    from lorax_router.event_log.replay import replay
+
+    try:
+        replayed = replay(path)
+    except (EventLogError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    if replayed.difference:
+        raise click.ClickException(f"the replay differs in {replayed.difference}")
+    end = replayed.end or "the log is torn, as that of a process that was killed"
+    click.echo(
+        f"{replayed.num_events} events, {replayed.num_plans} plans: all as they were ({end})"
+    )
 
 
 if __name__ == "__main__":
