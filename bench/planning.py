@@ -13,11 +13,12 @@ step, all of whose 1,024 first tokens are in the cache.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
@@ -84,7 +85,16 @@ def batchings() -> list[str | None]:
 class PlanningLoad:
     """A scheduler under the load above, and a shard that executes its plans."""
 
-    def __init__(self, policy: str, shape: Shape, batching: str | None = None) -> None:
+    def __init__(
+        self,
+        policy: str,
+        shape: Shape,
+        batching: str | None = None,
+        *,
+        make: Callable[[CoreSettings], Scheduler] = make_scheduler,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._clock = clock
         self._draw = random.Random(0)
         self._shape = shape
         self._num_requests = 0
@@ -95,7 +105,7 @@ class PlanningLoad:
             policy=policy, num_blocks=shape.num_blocks, block_size=BLOCK_SIZE,
             max_step_tokens=4_096, max_rows=shape.max_rows, max_resident=NUM_SLOTS, **options,
         )  # fmt: skip
-        self.scheduler: Scheduler = make_scheduler(settings)
+        self.scheduler = make(settings)
         self._shard = FakeBatch(MODEL, FakeMemory(shape.num_blocks, BLOCK_SIZE))
         self._prepared: dict[AdapterHandle, str] = {}
         self._plans: deque[StepPlan] = deque()
@@ -137,6 +147,9 @@ class PlanningLoad:
 
     def measure(self) -> None:
         """Run the steps that count; as many come as end."""
+        # As the router does when it is ready.
+        gc.collect()
+        gc.freeze()
         for _ in range(20):
             self._step()
         self.plan_s.clear()
@@ -150,9 +163,9 @@ class PlanningLoad:
     def _step(self) -> None:
         scheduler = self.scheduler
         while scheduler.num_in_flight < scheduler.depth:
-            start = perf_counter()
+            start = self._clock()
             plan = scheduler.plan(self._now)
-            self.plan_s.append(perf_counter() - start)
+            self.plan_s.append(self._clock() - start)
             self._carry_out_orders()
             if plan is None:
                 break
@@ -161,9 +174,9 @@ class PlanningLoad:
         if not self._plans:
             return
         outcome = self._shard.execute(self._plans.popleft(), self._prepared, {})
-        start = perf_counter()
+        start = self._clock()
         scheduler.apply(outcome, self._now)
-        self.apply_s.append(perf_counter() - start)
+        self.apply_s.append(self._clock() - start)
         self._carry_out_orders()
 
     def _carry_out_orders(self) -> None:

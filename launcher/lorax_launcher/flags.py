@@ -243,6 +243,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--share-prefixes", type=SWITCH,
                 help="Let tenants find what other tenants computed. How fast an answer begins "
                 "then tells whether somebody asked the same."),
+        _option("--record-events", type=click.Path(dir_okay=False),
+                help="Record all that enters the scheduler into this file, from which "
+                "`lorax-simulate --replay` makes its plans again. It holds no text and no token, but "
+                "lengths, times, tenants, and which requests begin alike (docs/simulator.md)."),
+        _option("--record-events-bytes", type=_COUNT,
+                help="How large that file may become; then nothing more is recorded."),
         _option("--batching", type=click.Choice(BATCHINGS),
                 help="How prompts and running requests share steps: `mixed` computes both in each "
                 "one; `prefill` lets requests wait for their next token while there are prompts, "

@@ -26,10 +26,10 @@ def front_settings(options: LauncherOptions) -> dict[str, Any]:
         "api_key_hashes": _key_hashes("--api-key", options.api_key),
         "admin_key_hashes": _key_hashes("--admin-api-key", options.admin_api_key),
         "metrics_key_hashes": _key_hashes("--metrics-api-key", options.metrics_api_key),
-        "api_keys_file": _absolute(options.api_keys_file),
+        "api_keys_file": absolute(options.api_keys_file),
         "metrics_port": options.metrics_port,
-        "ssl_certfile": _absolute(options.ssl_certfile),
-        "ssl_keyfile": _absolute(options.ssl_keyfile),
+        "ssl_certfile": absolute(options.ssl_certfile),
+        "ssl_keyfile": absolute(options.ssl_keyfile),
         "cors_allow_origin": list(options.cors_allow_origin),
         "cors_allow_header": list(options.cors_allow_header),
         "cors_allow_method": list(options.cors_allow_method),
@@ -75,5 +75,6 @@ def _key_hashes(flag: str, values: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(map(hash_of, keys)))
 
 
-def _absolute(path: str | None) -> str | None:
+def absolute(path: str | None) -> str | None:
+    """Return a path that holds whatever folder a child runs in."""
     return None if path is None else str(Path(path).absolute())

@@ -77,6 +77,8 @@ class LauncherOptions:
     target_itl_ms: float | None = None
     prefix_caching: bool = True
     share_prefixes: bool = False
+    record_events: str | None = None
+    record_events_bytes: int = 1 << 30
 
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0

@@ -12,7 +12,13 @@ from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_contract.keys import SSL_PASSWORD_VARIABLE
 from lorax_launcher.backends import attention_backend, linear_backend, lora_backend
 from lorax_launcher.facts import DeviceFacts
-from lorax_launcher.front import KEY_VARIABLES, check_network, front_settings, useless_cors
+from lorax_launcher.front import (
+    KEY_VARIABLES,
+    absolute,
+    check_network,
+    front_settings,
+    useless_cors,
+)
 from lorax_launcher.modules import NamedModule, named_modules
 from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.ranks import Ranks, choose_ranks
@@ -338,6 +344,8 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         scheduling_policy=options.scheduling_policy,
         prefix_caching=options.prefix_caching,
         share_prefixes=options.share_prefixes,
+        record_events=absolute(options.record_events),
+        record_events_bytes=options.record_events_bytes,
         adapter_refusal=_MERGED if options.merge_adapter_weights else None,
         default_adapter_source=options.default_adapter_source or options.adapter_source,
         adapter_id=None if options.merge_adapter_weights else options.adapter_id,

@@ -218,6 +218,9 @@ class RouterConfig(ProcessConfig):
     # Keep the KV of prompts and outputs for requests that begin alike; between tenants, too.
     prefix_caching: bool = True
     share_prefixes: bool = False
+    # Where all that enters the scheduler is recorded, and how many bytes of it; None: nowhere.
+    record_events: str | None = None
+    record_events_bytes: int = 1 << 30
     # Why requests may not name adapters; None: they may.
     adapter_refusal: str | None = None
     # Where adapters come from whose requests name no source.

@@ -178,6 +178,8 @@ async def serve(config: RouterConfig, listeners: Listeners, front: FrontSecrets)
             raise
         finally:
             await parts.prompts.close()
+            if parts.events is not None:
+                parts.events.close()
     finally:
         await shards.close()
     return stopper.exit_code

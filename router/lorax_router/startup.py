@@ -24,6 +24,8 @@ from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.settings import CoreSettings, make_scheduler
+from lorax_router.event_log.recording import recorded_scheduler
+from lorax_router.event_log.writer import EventLogWriter, open_event_log
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
@@ -113,6 +115,8 @@ class ServiceParts:
     selections: SelectionPolicy
     models: Models
     tokenization: Tokenization
+    # What records the scheduler's events; None: nothing does.
+    events: EventLogWriter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,8 @@ class Parts:
     preloads: tuple[AdapterSelection, ...]
     # The methods of the public gRPC service.
     servicer: PublicServicer
+    # What records the scheduler's events; None: nothing does.
+    events: EventLogWriter | None = None
 
 
 async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Budgets]:
@@ -239,7 +245,9 @@ def assemble_service(
     )
     aliases = _aliases(config)
     adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
-    scheduler = make_scheduler(core_settings(config, budgets, info))
+    settings = core_settings(config, budgets, info)
+    events = open_event_log(config.record_events, settings, config.record_events_bytes)
+    scheduler = make_scheduler(settings) if events is None else recorded_scheduler(settings, events)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size)
@@ -274,6 +282,7 @@ def assemble_service(
         selections,
         models,
         tokenization,
+        events,
     )
 
 
@@ -339,7 +348,7 @@ def assemble(
     )
     return Parts(
         app, admin_app, metrics_app, keys, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
-        _preloads(config, parts.selections), servicer,
+        _preloads(config, parts.selections), servicer, parts.events,
     )  # fmt: skip
 
 

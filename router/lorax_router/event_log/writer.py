@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Event as Signal
 from threading import Thread
 
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
 from lorax_router.core.settings import CoreSettings
 from lorax_router.event_log.form import event_line, header_line, last_line
 from lorax_router.event_log.recording import Event
@@ -109,3 +111,19 @@ class EventLogWriter:
         self._is_open = False
         level = logging.INFO if reason == "closed" else logging.WARNING
         logger.log(level, "the log of events ends: %s (%s)", reason, self._path)
+
+
+def open_event_log(
+    path: str | None, settings: CoreSettings, max_bytes: int
+) -> EventLogWriter | None:
+    """Return the log that a configuration asks for; StartupError if it cannot be written."""
+    if path is None:
+        return None
+    try:
+        return EventLogWriter(Path(path), settings, max_bytes=max_bytes)
+    except OSError as error:
+        raise StartupError(
+            f"events cannot be recorded into {path}: {error.strerror}; name a file that can be "
+            "written with --record-events",
+            ExitCode.BAD_CONFIG,
+        ) from error
