@@ -305,6 +305,9 @@ class FetchedAdapter:
     warnings: tuple[str, ...] = ()
     # The one spelling of its id, where a source knows several; None: as it was asked for.
     id: str | None = None
+    # The tokens that invoke it (aLoRA): it acts from the last of them in a prompt on. Empty: on
+    # every token.
+    invocation_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,9 @@ class RequestSpec:
     sampling: SamplingParams
     stopping: StoppingParams
     adapter: AdapterHandle = BASE_ADAPTER
+    # The position from which on it computes with its adapter, and with the base model before;
+    # None: of the whole request, or where the shards find that it is invoked.
+    adapter_start: int | None = None
     output: OutputKind = OutputKind.TOKENS
 
     @property

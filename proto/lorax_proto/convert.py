@@ -94,6 +94,7 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
         prefill_alternatives=spec.sampling.num_prompt_alternatives,
         output=pb.OutputKind.Name(spec.output),
         cache_len=row.num_cached,
+        adapter_start=spec.adapter_start,
     )
     ids = request.tokenized_inputs.ids
     ids.extend(spec.prompt_ids)
@@ -114,6 +115,7 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         sampling=_sampling_from_proto(request),
         stopping=_stopping_from_proto(request.stopping_parameters),
         adapter=AdapterHandle(request.adapter_index),
+        adapter_start=request.adapter_start if request.HasField("adapter_start") else None,
         output=OutputKind(request.output),
         constraint=constraint_from_proto(request.constraint)
         if request.HasField("constraint")

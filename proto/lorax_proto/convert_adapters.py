@@ -80,6 +80,7 @@ def fetched_to_proto(fetched: FetchedAdapter) -> pb.FetchedAdapter:
         text_files=fetched.text_files,
         warnings=fetched.warnings,
         id=fetched.id,
+        invocation_ids=fetched.invocation_ids,
     )
 
 
@@ -100,6 +101,7 @@ def fetched_from_proto(message: pb.FetchedAdapter) -> FetchedAdapter:
         text_files=tuple(message.text_files),
         warnings=tuple(message.warnings),
         id=message.id if message.HasField("id") else None,
+        invocation_ids=tuple(message.invocation_ids),
     )
 
 

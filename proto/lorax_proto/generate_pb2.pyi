@@ -310,7 +310,7 @@ class TokenizedInputs(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., input_chunks: _Optional[_Iterable[_Union[InputChunk, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "constraint")
+    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "constraint")
     ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZED_INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +326,7 @@ class Request(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_START_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     id: int
     inputs: str
@@ -342,8 +343,9 @@ class Request(_message.Message):
     num_prompt_tokens: int
     prefill_alternatives: int
     output: OutputKind
+    adapter_start: int
     constraint: Constraint
-    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("kind", "text")
@@ -734,7 +736,7 @@ class DownloadAdapterResponse(_message.Message):
     def __init__(self, downloaded: bool = ..., memory_fraction: _Optional[float] = ..., fetched: _Optional[_Union[FetchedAdapter, _Mapping]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
 
 class FetchedAdapter(_message.Message):
-    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files", "warnings", "id")
+    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files", "warnings", "id", "invocation_ids")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -749,6 +751,7 @@ class FetchedAdapter(_message.Message):
     TEXT_FILES_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    INVOCATION_IDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     part: AdapterPart
     disk_bytes: int
@@ -763,7 +766,8 @@ class FetchedAdapter(_message.Message):
     text_files: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     id: str
-    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., id: _Optional[str] = ...) -> None: ...
+    invocation_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., id: _Optional[str] = ..., invocation_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PhaseTime(_message.Message):
     __slots__ = ("phase", "seconds")

@@ -44,9 +44,9 @@ class DawdlingModel(SlottedToy):
         self._rank = rank
         self._random = random.Random(f"{seed} {rank}")
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=()):
+    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
         time.sleep(self._random.random() * _DELAY_S)
-        logits = super().forward(input_ids, positions, metadata, logit_rows, slots)
+        logits = super().forward(input_ids, positions, metadata, logit_rows, slots, slot_lens)
         if self._rank:
             logits = logits + _NOISE * torch.rand_like(logits)
         return logits

@@ -68,15 +68,18 @@ class SlottedToy(ToyModel):
         self.slots = ToySlots()
         # The slots of the rows of every forward pass.
         self.row_slots: list[list[int | None]] = []
+        # How many tokens each of them is for.
+        self.slot_lens: list[list[int]] = []
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=()):
+    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
         self.row_slots.append(list(slots))
+        self.slot_lens.append(list(slot_lens or metadata.query_lens))
         logits = super().forward(input_ids, positions, metadata, logit_rows)
         used = [None if slot is None else self.slots.loaded[slot] for slot in slots]
         wide = max([each.vocab_size for each in used if each], default=0)
         padding = (0, max(0, wide - logits.shape[1]))
         logits = torch.nn.functional.pad(logits, padding, value=float("-inf"))
-        rows = torch.repeat_interleave(torch.tensor(metadata.query_lens))[logit_rows]
+        rows = torch.repeat_interleave(torch.tensor(self.slot_lens[-1]))[logit_rows]
         for scores, row in zip(logits, rows.tolist(), strict=True):
             if (adapter := used[row]) is not None:
                 own = scores[self.vocab_size : adapter.vocab_size]

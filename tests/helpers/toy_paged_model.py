@@ -84,7 +84,7 @@ class ToyModel:
             query_lens, context_lens, slots, block_tables, num_decode_rows, None, None
         )
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=()):
+    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
         self.passes.append(list(metadata.query_lens))
         if (input_ids == POISON_ID).any():
             raise RuntimeError("poison")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable, Sequence
 
-from lorax_contract.step import BlockId
+from lorax_contract.step import BASE_ADAPTER, BlockId
 from lorax_router.core.request import RequestState
 
 
@@ -24,9 +24,17 @@ class BlockNames:
         return hash((before, self.content(request, number)))
 
     def content(self, request: RequestState, number: int) -> bytes:
-        """Return bytes that are equal where a block's tokens are: four for each."""
+        """Return bytes that are equal where a block's tokens are: four for each.
+
+        In the block in which an adapter begins to act they also say which one, and where: what
+        follows is that adapter's, since it follows that block.
+        """
         start = number * self.block_size
-        return array("I", request.known_ids(start, start + self.block_size)).tobytes()
+        tokens = array("I", request.known_ids(start, start + self.block_size)).tobytes()
+        first = request.spec.adapter_start or 0
+        if first == 0 or number != first // self.block_size:
+            return tokens
+        return tokens + repr((request.adapter_content, first)).encode()
 
 
 class _Node:
@@ -51,6 +59,9 @@ class PrefixIndex:
     ::
 
         (adapter, tenant, salt) ◄── block 0 ◄── block 1 ◄── ...
+
+    What is computed before an adapter begins to act is the base model's, in its chains: requests of
+    all adapters that are invoked behind it share it, and those of the base.
 
     An adapter is known by what it computes: one that comes back under another handle finds
     what it computed before.
@@ -255,7 +266,8 @@ class PrefixIndex:
     def _root(self, request: RequestState) -> tuple[Hashable, str, str]:
         """Where a chain begins: requests of other adapters, tenants or salts share nothing."""
         terms = request.terms
-        return request.adapter_content, "" if self._is_shared else terms.tenant, terms.cache_salt
+        adapter = BASE_ADAPTER if request.spec.adapter_start else request.adapter_content
+        return adapter, "" if self._is_shared else terms.tenant, terms.cache_salt
 
     def _keys(self, request: RequestState, num: int) -> Sequence[int]:
         """Return the keys of a request's first blocks; they are computed once."""

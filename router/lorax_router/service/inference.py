@@ -16,6 +16,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+from lorax_contract.activation import activation_start
 from lorax_contract.errors import (
     LoraxError,
     ShuttingDownError,
@@ -375,6 +376,9 @@ class InferenceService:
     async def _complete(self, checked: CheckedRequest, lease: AdapterLease | None) -> ValidRequest:
         text, request = _text(lease), checked.request
         valid = await self._validator.complete(checked, text)
+        if lease is not None and lease.invocation_ids:
+            start = activation_start(valid.prompt_ids, lease.invocation_ids)
+            valid = replace(valid, adapter_start=start)
         constraint = request.parameters.constraint
         if isinstance(prompt := request.prompt, ChatPrompt):
             parsers = self._outputs.of(text.chat_template)
@@ -407,6 +411,7 @@ class InferenceService:
                 sampling=sampling,
                 stopping=valid.stopping,
                 adapter=adapter,
+                adapter_start=valid.adapter_start,
                 output=valid.output,
                 constraint=valid.constraint,
             ),

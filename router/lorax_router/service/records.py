@@ -7,6 +7,7 @@ import logging
 from time import perf_counter
 from typing import Any
 
+from lorax_contract.activation import NEVER
 from lorax_contract.errors import LoraxError, QuotaError, RequestError
 from lorax_contract.step import FinishCode
 from lorax_router.service.adapters.directory import AdapterLease
@@ -15,7 +16,7 @@ from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.keys.meters import UNMETERED, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics, failure_label
 from lorax_router.service.requests import ValidRequest
-from lorax_router.service.results import FINISH_REASONS, AdapterUse, Timings
+from lorax_router.service.results import FINISH_REASONS, NOT_INVOKED, AdapterUse, Timings
 
 logger = logging.getLogger("lorax_router.request")
 
@@ -152,6 +153,8 @@ class RequestRecord:
         """The request is valid and has tokens; raises QuotaError when its tenant may not run it."""
         self.meter.start_prompt(valid.num_prompt_tokens)
         self._valid = valid
+        if self.adapter is not None and valid.adapter_start == NEVER:
+            self.adapter.warning = NOT_INVOKED
         self._validated_at = perf_counter()
         self.sequences = [self._new_progress() for _ in valid.samplings]
         self._metrics.request_validated(

@@ -161,6 +161,8 @@ class ValidRequest:
     output: OutputKind = OutputKind.TOKENS
     # What each output is bound to.
     constraint: Constraint | None = None
+    # From which token of the prompt on its adapter acts; None: from the first.
+    adapter_start: int | None = None
     # On what terms the sequences ask for their turn.
     terms: RequestTerms = ANY_TERMS
     # How many of them the client gets, the likeliest if these are not all; None: all, the

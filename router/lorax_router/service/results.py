@@ -116,6 +116,13 @@ class Timings:
         return self.decode_s / max(num_generated - 1, 1)
 
 
+# PEFT computes such a prompt, too.
+NOT_INVOKED = (
+    "the prompt has none of the adapter's invocation tokens, so the base model answers; "
+    "end the prompt with the text that invokes the adapter"
+)
+
+
 @dataclass(slots=True)
 class AdapterUse:
     """The adapter that a request wants, and what its way here took."""
@@ -128,6 +135,8 @@ class AdapterUse:
     # Whether it exists and may be used; whether others may not learn of it.
     was_found: bool = False
     is_private: bool = False
+    # Why it does not do what it was made for, if something about the request keeps it from that.
+    warning: str = ""
     # Seconds by phase, in ADAPTER_PHASES; those that did not happen are absent.
     phases: dict[str, float] = field(default_factory=dict)
 

@@ -43,6 +43,8 @@ class ReadyAdapter:
     vocabulary: Vocabulary | None
     # Rows of its embedding and head where it adds tokens; 0: the base's.
     vocab_size: int
+    # The tokens that invoke it; empty: it acts on every token.
+    invocation_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -133,7 +135,8 @@ class PrepareLane:
             parse_s=parsed - started,
             copy_s=self._clock() - parsed,
         )
-        return ReadyAdapter(prepared, vocabulary, adapter.vocab_size), report
+        ready = ReadyAdapter(prepared, vocabulary, adapter.vocab_size, adapter.invocation_ids)
+        return ready, report
 
     def tokens(self, content: AdapterContent) -> tuple[Vocabulary | None, int]:
         """Return the vocabulary that a content brings (None: the base's) and its rows of the head.

@@ -225,4 +225,5 @@ def described(fetched: Fetched) -> FetchedAdapter:
         text_files=tuple(name for name in fetched.tokenizer_files if name not in left_out),
         warnings=tuple(facts.get("warnings", ())),
         id=fetched.ref.id,
+        invocation_ids=tuple(facts.get("invocation_ids", ())),
     )

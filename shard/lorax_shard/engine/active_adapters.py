@@ -40,6 +40,8 @@ class ActiveAdapter:
     reader: TokenReader | None = None
     # Those tokens.
     vocabulary: Vocabulary | None = None
+    # The tokens that invoke it; empty: it acts on every token.
+    invocation_ids: tuple[int, ...] = ()
 
 
 class ActiveAdapters:
@@ -126,10 +128,14 @@ class ActiveAdapters:
         vocab_size, ends = ready.vocab_size or self._vocab_size, self._eos_token_ids
         own = ready.vocabulary
         if own is None:
-            return ActiveAdapter(handle, slot, vocab_size, ends)
+            return ActiveAdapter(
+                handle, slot, vocab_size, ends, invocation_ids=ready.invocation_ids
+            )
         ends |= frozenset(own.end_ids.tolist())
         reader = None if self._read_tokens is None else self._read_tokens(own)
-        return ActiveAdapter(handle, slot, vocab_size, ends, True, reader, own)
+        return ActiveAdapter(
+            handle, slot, vocab_size, ends, True, reader, own, ready.invocation_ids
+        )
 
     def deactivate(self, handle: AdapterHandle) -> None:
         """Let an adapter cease; one that is not in effect is no error."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from lorax_contract.activation import activation_start
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
     BASE_ADAPTER,
@@ -184,6 +185,7 @@ class Engine:
             new, vocab_size=vocab_size, num_computed=num_computed, eos_token_ids=eos_token_ids
         )
         row.adapter, row.constraint = adapter, constraint
+        row.adapter_start = _adapter_start(new.spec, adapter)
         if self._emitter is not None:
             own = None if adapter is None else adapter.reader
             row.make_output = partial(
@@ -467,6 +469,15 @@ class Engine:
         self.batch.drop(request_id)
         self._ended.pop(request_id, None)
         self._ended[request_id] = self._num_steps
+
+
+def _adapter_start(spec: RequestSpec, adapter: ActiveAdapter | None) -> int:
+    """Return the position from which on a row computes with its adapter."""
+    if adapter is None:
+        return 0
+    if spec.adapter_start is not None:
+        return spec.adapter_start
+    return activation_start(spec.prompt_ids, adapter.invocation_ids)
 
 
 def _ended_by_grammar(new: NewRow) -> NewRow:

@@ -29,8 +29,9 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
     with torch.inference_mode():
         inputs = build_inputs(model, batch, work)
         logits = model.forward(
-            inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows, inputs.slots
-        )
+            inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows,
+            inputs.slots, inputs.slot_lens,
+        )  # fmt: skip
     return PassResult(inputs, logits)
 
 

@@ -42,8 +42,10 @@ class StepInputs:
     # Rows of which nothing is asked beyond the prompt, which is computed then.
     ended: list[Row]
     prompt_spans: list[PromptSpan]
-    # Of each row: the slot of its adapter, None for the base model.
+    # Of each run of tokens: the slot of its adapter, None for the base model; and its length.
+    # A row is one run, or two where its adapter begins to act inside it.
     slots: list[int | None]
+    slot_lens: list[int]
 
 
 def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> StepInputs:
@@ -82,8 +84,24 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         sampled,
         ended,
         spans,
-        [None if item.row.adapter is None else item.row.adapter.slot for item in work],
+        *_slot_runs(work),
     )
+
+
+def _slot_runs(work: list[RowWork]) -> tuple[list[int | None], list[int]]:
+    """Return the slot of each run of tokens, and its length."""
+    slots: list[int | None] = []
+    lens: list[int] = []
+    for row, num_tokens in work:
+        slot = None if row.adapter is None else row.adapter.slot
+        num_base = min(max(row.adapter_start - row.num_computed, 0), num_tokens)
+        if num_base:
+            slots.append(None)
+            lens.append(num_base)
+        if num_base < num_tokens:
+            slots.append(slot)
+            lens.append(num_tokens - num_base)
+    return slots, lens
 
 
 def _completes(row: Row, num_tokens: int) -> bool:

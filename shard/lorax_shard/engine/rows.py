@@ -37,6 +37,7 @@ class Row:
         "_min_new_tokens",
         "_output",
         "adapter",
+        "adapter_start",
         "constraint",
         "draws",
         "index",
@@ -77,6 +78,8 @@ class Row:
         self._output: RowOutput | None = None
         # None: the base model.
         self.adapter: ActiveAdapter | None = None
+        # The position from which on it computes with that, and with the base model before.
+        self.adapter_start = 0
         # What its next token may be; None: any, or another rank draws.
         self.constraint: NextTokens | None = None
         # The row's line in the batch's table of blocks, and how much of it is granted.

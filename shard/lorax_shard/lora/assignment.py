@@ -68,20 +68,20 @@ class LoraStep(NamedTuple):
 
 
 def make_step(
-    query_lens: Sequence[int],
+    lens: Sequence[int],
     slots: Sequence[int | None],
     logit_rows: IdArray | torch.Tensor | None,
     device: torch.device,
 ) -> LoraStep | None:
-    """Lay out a step of rows with ``query_lens[i]`` tokens and slot ``slots[i]`` each.
+    """Lay out a step of runs with ``lens[i]`` tokens and slot ``slots[i]`` each.
 
     ``logit_rows`` are the token numbers that the head computes; None: all of them. Returns
-    None when no row has a slot.
+    None when no run has a slot.
     """
-    of_row = np.array([BASE if slot is None else slot for slot in slots], dtype=np.int64)
-    if (of_row == BASE).all():
+    of_run = np.array([BASE if slot is None else slot for slot in slots], dtype=np.int64)
+    if (of_run == BASE).all():
         return None
-    of_token = np.repeat(of_row, np.asarray(query_lens, dtype=np.int64))
+    of_token = np.repeat(of_run, np.asarray(lens, dtype=np.int64))
     tokens = Assignment(of_token, device)
     if logit_rows is None:
         return LoraStep(tokens, tokens)

@@ -81,6 +81,8 @@ class HostAdapter:
     # Facts that the tensors do not show and that merging needs: "rslora" (scaled by the root
     # of the rank).
     traits: frozenset[str] = frozenset()
+    # It acts from the last of these tokens in a prompt on; empty: on every token.
+    invocation_ids: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -191,13 +191,13 @@ class LoraModel:
     @contextmanager
     def step(
         self,
-        query_lens: Sequence[int],
+        lens: Sequence[int],
         slots: Sequence[int | None],
         logit_rows: IdArray | torch.Tensor | None = None,
     ) -> Iterator[LoraStep | None]:
-        """Apply adapters to the forward pass within: row i has ``query_lens[i]`` tokens.
+        """Apply adapters to the forward pass within: run i has ``lens[i]`` tokens.
 
-        ``slots[i]`` is its slot, None for a base row. ``logit_rows`` are the token numbers
+        ``slots[i]`` is its slot, None for the base model. ``logit_rows`` are the token numbers
         that the head computes; None: all. A slot that is not loaded is a ValueError: no row
         ever computes with less than it asked for.
         """
@@ -205,7 +205,7 @@ class LoraModel:
         for slot in slots:
             if slot is not None:
                 self._slot(slot)
-        step = make_step(query_lens, slots, logit_rows, self._device)
+        step = make_step(lens, slots, logit_rows, self._device)
         self._current.step = step
         try:
             yield step

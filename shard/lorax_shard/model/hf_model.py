@@ -135,6 +135,7 @@ class HFPagedModel:
         metadata: StepMetadata,
         logit_rows: torch.Tensor,
         slots: Sequence[int | None] = (),
+        slot_lens: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Compute one ragged step: write its KV, return the S x vocab logits of the asked tokens.
 
@@ -146,7 +147,9 @@ class HFPagedModel:
             "use_cache": False,
             STEP_KEYWORD: metadata,
         }
-        with torch.inference_mode(), self._adapters(metadata, logit_rows, slots):
+        with torch.inference_mode(), self._adapters(
+            slot_lens if slot_lens is not None else metadata.query_lens, logit_rows, slots
+        ):
             if logit_rows.numel() == 0:
                 self._model.base_model(**arguments)
                 return torch.empty(0, self.vocab_size, device=self.device)
@@ -154,12 +157,12 @@ class HFPagedModel:
             return logits.float()  # type: ignore[no-any-return]
 
     def _adapters(
-        self, metadata: StepMetadata, logit_rows: torch.Tensor, slots: Sequence[int | None]
+        self, lens: Sequence[int], logit_rows: torch.Tensor, slots: Sequence[int | None]
     ) -> AbstractContextManager[object]:
-        """Within, the rows compute with their adapters."""
+        """Within, runs of so many tokens compute with their adapters."""
         if self.lora is None or all(slot is None for slot in slots):
             return nullcontext()
-        return self.lora.step(metadata.query_lens, slots, logit_rows)
+        return self.lora.step(lens, slots, logit_rows)
 
     @property
     def slots(self) -> LoraModel | None:

@@ -79,9 +79,11 @@ class PagedModel(Protocol):
         metadata: StepMetadata,
         logit_rows: torch.Tensor,  # S int64, indices into T; lm_head runs on these only
         slots: Sequence[int | None] = (),
+        slot_lens: Sequence[int] | None = None,
     ) -> torch.Tensor:  # S x vocab float32
         """Compute one ragged step: write its KV, return logits of the asked tokens.
 
-        Row i computes with the adapter in ``slots[i]``, with none if that is None. Logits are
+        The next ``slot_lens[i]`` tokens (None: row i) compute with the adapter in ``slots[i]``,
+        with none if that is None. Logits are
         as wide as the widest vocabulary among the rows; what a row lacks is -inf.
         """

@@ -42,6 +42,11 @@ def merge_adapter(model: Any, folder: Path) -> None:
         raise _unusable("mlx-lm saved it, and PEFT merges its own only; serve it with --adapter-id")
     if adapter.vocab_size:
         raise _unusable("it adds tokens; serve it with --adapter-id alone, or merge it offline")
+    if adapter.invocation_ids:
+        raise _unusable(
+            "it acts on a part of a prompt only (alora_invocation_tokens), and merged weights act "
+            "on all of it; serve it with --adapter-id"
+        )
     from peft import PeftModel
 
     try:

@@ -13,6 +13,10 @@ from lorax_shard.peft.fields import BY_NAME, refuse_option
 # Names and patterns of a configuration: no more than this many, none longer.
 _MAX_NAMES = 20_000
 _MAX_NAME_LENGTH = 2_000
+# Tokens that invoke an adapter: no more than this many.
+_MAX_INVOCATION = 1_000
+# Variants of LoRA that PEFT computes without activation only.
+_NOT_ACTIVATED = ("use_dora", "velora_config")
 
 T = TypeVar("T")
 
@@ -39,6 +43,8 @@ class LoraOptions:
     # By module; under the empty name: of the token embedding.
     token_indices: Mapping[str, tuple[int, ...]]
     ensure_weight_tying: bool
+    # From the last of these in a prompt on the adapter acts; empty: all the time.
+    invocation_ids: tuple[int, ...]
     # The class of the model that it was trained on, and its name; empty: not said.
     trained_class: str
     trained_on: str = ""
@@ -85,6 +91,7 @@ class LoraReader:
             modules_to_save=_names("modules_to_save", self._get("modules_to_save", [])),
             token_indices=self._token_indices(),
             ensure_weight_tying=self._flag("ensure_weight_tying"),
+            invocation_ids=self._invocation_ids(),
             trained_class=self._trained_class(),
             trained_on=self._trained_on(),
         )
@@ -148,6 +155,20 @@ class LoraReader:
             raise _wrong("trainable_token_indices", value, "a list, or an object of lists")
         _names("trainable_token_indices", list(by_module))
         return {name: _token_ids(ids) for name, ids in by_module.items()}
+
+    def _invocation_ids(self) -> tuple[int, ...]:
+        name = "alora_invocation_tokens"
+        value = self._get(name, [])
+        if not isinstance(value, list) or len(value) > _MAX_INVOCATION:
+            raise _wrong(name, value, f"a list of at most {_MAX_INVOCATION:,} token ids")
+        if any(type(each) is not int or each < 0 for each in value):
+            raise _wrong(name, value, "a list of token ids")
+        others = [other for other in _NOT_ACTIVATED if self._document.get(other)]
+        if self._document.get("init_lora_weights") == "mica":
+            others.append("init_lora_weights='mica'")
+        if value and others:
+            raise AdapterRefusedError(f"{name} and {others[0]} exclude each other in PEFT; use one")
+        return tuple(value)
 
     def _trained_class(self) -> str:
         mapping = self._get("auto_mapping", {})

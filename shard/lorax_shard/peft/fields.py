@@ -133,6 +133,11 @@ OPTIONS: tuple[Option, ...] = (
     _computed("rank_pattern", "rank by module, by PEFT's matching rule: the first key that fits"),
     _computed("alpha_pattern", "alpha by module, by the same rule"),
     _computed("use_dora", "on linears and embeddings"),
+    _computed(
+        "alora_invocation_tokens",
+        "the adapter acts from the last place in the prompt where these tokens are, and not at all "
+        "without them; on linears, with nothing that changes the base beside A and B",
+    ),
     _computed("lora_bias", "B's own bias, scaled as B is; on linears, without DoRA"),
     _computed("fan_in_fan_out", "follows from the module's type, as in PEFT"),
     _computed("bias", "`none`, `all` (biases of norms included), `lora_only`",
@@ -166,7 +171,6 @@ OPTIONS: tuple[Option, ...] = (
     # Not computed.
     _refused("target_parameters", "it adapts bare parameters, such as those of MoE experts",
              "adapt linears through target_modules instead"),
-    _refused("alora_invocation_tokens", "aLoRA switches the adapter on inside a prompt"),
     _refused("layer_replication", "it makes another base model out of this one"),
     _refused("megatron_config", "it adapts Megatron's layers, which this server does not have"),
     _harmless("megatron_core", "read with `megatron_config` only"),

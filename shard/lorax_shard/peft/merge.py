@@ -54,6 +54,11 @@ def _refuse_unmergeable(adapters: Sequence[HostAdapter]) -> None:
                 raise AdapterRefusedError(
                     f"adapter {number} of the merge cannot be merged: it has {what} for {name}"
                 )
+        if adapter.invocation_ids:
+            raise AdapterRefusedError(
+                f"adapter {number} of the merge cannot be merged: it acts on a part of the prompt "
+                "only (alora_invocation_tokens), and a merge acts on all of it; name it alone"
+            )
         if adapter.vocab_size:
             raise AdapterRefusedError(
                 f"adapter {number} of the merge cannot be merged: it adds tokens"

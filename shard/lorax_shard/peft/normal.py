@@ -66,6 +66,7 @@ def write_normal(
         "digest": adapter.digest,
         "vocab_size": adapter.vocab_size,
         "traits": sorted(adapter.traits),
+        "invocation_ids": adapter.invocation_ids,
         "is_source": is_source,
         "modules": modules,
         "text": [dataclasses.asdict(file) for file in (text or TextFiles()).files],
@@ -128,6 +129,8 @@ def _adapter(document: Mapping[str, Any], folder: Path) -> HostAdapter:
         modules={name: _delta(entry, tensors) for name, entry in entries.items()},
         vocab_size=document["vocab_size"],
         traits=frozenset(document["traits"]),
+        # Documents of earlier releases have none.
+        invocation_ids=tuple(document.get("invocation_ids", ())),
     )
 
 

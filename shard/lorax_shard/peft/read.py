@@ -87,13 +87,22 @@ def examine(
     tensors = stored if opened.mlx is None else opened.mlx.convert(stored)
     modules = Assembler(selection, base, opened.parts, tensors).assemble()
     _check_range(modules, base)
+    if options.invocation_ids:
+        _check_activated(options.invocation_ids, modules, base)
     traits = frozenset({"rslora"} if options.use_rslora else ())
-    adapter = HostAdapter(digest="", modules=modules, vocab_size=vocab_size, traits=traits)
+    adapter = HostAdapter(
+        digest="", modules=modules, vocab_size=vocab_size, traits=traits,
+        invocation_ids=options.invocation_ids,
+    )  # fmt: skip
     return Examined(
         adapter=digest_adapter(adapter, text),
         text=text,
         tensors=stored if opened.mlx is None else {},
-        warnings=(*selection.warnings, *foreign_base(options.trained_on, model_id)),
+        warnings=(
+            *selection.warnings,
+            *foreign_base(options.trained_on, model_id),
+            *_how_invoked(options.invocation_ids),
+        ),
     )
 
 
@@ -156,6 +165,38 @@ def _check_range(modules: Mapping[str, ModuleDelta], base: BaseDescription) -> N
                     f"weights for {name} are too large for the type that the model computes in "
                     f"({base.dtype})"
                 )
+
+
+def _how_invoked(ids: tuple[int, ...]) -> list[str]:
+    if not ids:
+        return []
+    return [
+        f"it acts from the last place in a prompt where the tokens {listing([str(i) for i in ids])} "
+        "are (alora_invocation_tokens); without them the base model answers"
+    ]
+
+
+def _check_activated(
+    ids: tuple[int, ...], modules: Mapping[str, ModuleDelta], base: BaseDescription
+) -> None:
+    """Refuse what would change tokens before the invocation, or could never be invoked."""
+    if max(ids) >= base.vocab_size:
+        raise AdapterRefusedError(
+            f"alora_invocation_tokens names token {max(ids)}; the base model has {base.vocab_size}"
+        )
+    for name, delta in modules.items():
+        whole = (delta.weight, delta.bias, delta.token_rows)
+        if any(part is not None for part in whole):
+            raise AdapterRefusedError(
+                f"the adapter acts from its alora_invocation_tokens on, and what it has for {name} "
+                "would replace the base's values before them, too; train it without "
+                "modules_to_save, trainable_token_indices and bias"
+            )
+        if base.modules[name].kind == "embedding":
+            raise AdapterRefusedError(
+                f"alora_invocation_tokens and the embedding {name} in target_modules exclude each "
+                "other in PEFT; adapt linears"
+            )
 
 
 class Assembler:

@@ -66,5 +66,6 @@ def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
         "has_chat_template": text.has_chat_template,
         "text_files": [file.name for file in text.files],
         "traits": sorted(adapter.traits),
+        "invocation_ids": list(adapter.invocation_ids),
         "warnings": list(examined.warnings),
     }

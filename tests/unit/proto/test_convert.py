@@ -104,6 +104,7 @@ class Values:
             sampling=sampling,
             stopping=stopping,
             adapter=self.id32(),
+            adapter_start=self.maybe(self.id32),
             output=self.rng.choice(list(OutputKind)),
             constraint=self.maybe(self.constraint),
         )

@@ -125,6 +125,8 @@ class GenerateRoutes:
         document = result_document(result)
         used = result.adapter
         named = adapter_headers(used.id, used.source) if used is not None else {}
+        if used is not None and used.warning:
+            named["x-adapter-warning"] = used.warning
         headers = {**self._headers, **named, **timing_headers(result)}
         return json_response([document] if as_array else document, headers=headers)
 

@@ -61,6 +61,8 @@ class CatalogEntry:
     content: AdapterContent
     # The selection of the last request, to fetch what has left the disk.
     selection: AdapterSelection
+    # The tokens that invoke it; empty: it acts on every token.
+    invocation_ids: tuple[int, ...] = ()
     # Whether only some callers may know what the last request asked for.
     is_private: bool = False
     # Names that lead here now.
@@ -205,7 +207,9 @@ class AdapterCatalog:
         nbytes = sum(each.device_bytes for each in fetched)
         rank = sum(each.max_rank for each in fetched)
         self.engine.add_adapter(handle, nbytes, content.key, rank)
-        entry = CatalogEntry(handle, content, selection)
+        # The shards refuse a merge with one that is invoked.
+        invocation_ids = () if content.merge is not None else fetched[0].invocation_ids
+        entry = CatalogEntry(handle, content, selection, invocation_ids)
         self._entries[content.key] = self.by_handle[handle] = self._unheld[handle] = entry
         self._num_made_of.update({part.content_digest for part in content.parts})
         if entry.is_merge:

@@ -68,6 +68,7 @@ class AdapterLease:
         self.handle = entry.handle
         self.text = text
         self.content = entry.content
+        self.invocation_ids = entry.invocation_ids
         # What the adapter is called, however the request spelled it.
         self.label = label
         # Whether it took the caller's token, so that others may not learn of it.

@@ -14,6 +14,7 @@ from lorax_contract.step import (
     NewRow,
     OutputKind,
     RequestId,
+    RequestSpec,
     RowDetail,
     StepOutcome,
     StepPlan,
@@ -169,11 +170,22 @@ class FakeBatch:
 
     def _give(self, row: _Row, blocks: list[BlockId]) -> None:
         """Append blocks to a row's table; the first of a row that enters may hold its tokens."""
-        request_id, adapter = row.spec.request_id, self._contents.get(row.spec.adapter, "")
+        request_id = row.spec.request_id
         num_shared = 0 if row.table else -(-row.num_computed // self.memory.block_size)
-        self.memory.share(request_id, adapter, blocks[:num_shared], row.ids[: row.num_computed])
-        self.memory.grant(request_id, blocks[num_shared:], adapter)
+        first = len(row.table)
+        adapters = [self._computes(row.spec, first + number) for number in range(len(blocks))]
+        known = row.ids[: row.num_computed]
+        self.memory.share(request_id, adapters[:num_shared], blocks[:num_shared], known)
+        self.memory.grant(request_id, blocks[num_shared:], adapters[num_shared:])
         row.table += blocks
+
+    def _computes(self, spec: RequestSpec, number: int) -> str:
+        """Return what computes a block of a row: an adapter's content, or from where in it on."""
+        adapter, start = self._contents.get(spec.adapter, ""), spec.adapter_start or 0
+        size = self.memory.block_size
+        if start <= number * size:
+            return adapter
+        return "" if start >= (number + 1) * size else f"{adapter} from {start}"
 
     def _compute(self, outcome: StepOutcome, request_id: RequestId, row: _Row, num: int) -> None:
         start, end = row.num_computed, row.num_computed + num

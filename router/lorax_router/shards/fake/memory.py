@@ -33,7 +33,7 @@ class FakeMemory:
         self._host: dict[int, tuple[int, int, str]] = {}
 
     def share(
-        self, request_id: RequestId, adapter: str, blocks: Sequence[BlockId],
+        self, request_id: RequestId, adapters: Sequence[str], blocks: Sequence[BlockId],
         token_ids: Sequence[int],
     ) -> None:  # fmt: skip
         """Give a row blocks that hold its first tokens already; all else is refused."""
@@ -46,16 +46,21 @@ class FakeMemory:
                     f"request {request_id} shares block {block}, which is not full and which "
                     f"request {min(self._owners[block])} still owns"
                 )
-            if self._content(block) != (wanted, len(ids), adapter):
+            if self._content(block) != (wanted, len(ids), adapters[number]):
                 raise FakeShardError(
                     f"request {request_id} shares block {block} as its block {number}, which holds "
                     "something else"
                 )
             self._owners[block].add(request_id)
 
-    def grant(self, request_id: RequestId, blocks: Iterable[BlockId], adapter: str = "") -> None:
-        """Give blocks to a row, empty; a block that a live row owns is refused."""
-        for block in blocks:
+    def grant(
+        self, request_id: RequestId, blocks: Sequence[BlockId], adapters: Sequence[str] = ()
+    ) -> None:
+        """Give blocks to a row, empty; a block that a live row owns is refused.
+
+        ``adapters`` says what computes each; the base model if absent.
+        """
+        for block, adapter in zip(blocks, adapters or [""] * len(blocks), strict=True):
             if not 0 <= block < self.num_blocks:
                 raise FakeShardError(
                     f"request {request_id} was granted block {block}, "
