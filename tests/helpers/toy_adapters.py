@@ -25,6 +25,8 @@ class ToyAdapter:
     vocabulary: Vocabulary | None = None
     # Rows of its vocabulary where it adds tokens; 0: the base's.
     vocab_size: int = 0
+    # The tokens that invoke it.
+    invocation_ids: tuple[int, ...] = ()
 
     @property
     def prepared(self) -> ToyAdapter:
