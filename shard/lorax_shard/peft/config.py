@@ -43,11 +43,11 @@ class LoraOptions:
     # By module; under the empty name: of the token embedding.
     token_indices: Mapping[str, tuple[int, ...]]
     ensure_weight_tying: bool
-    # From the last of these in a prompt on the adapter acts; empty: all the time.
-    invocation_ids: tuple[int, ...]
     # The class of the model that it was trained on, and its name; empty: not said.
     trained_class: str
     trained_on: str = ""
+    # From the last of these in a prompt on the adapter acts; empty: all the time.
+    invocation_ids: tuple[int, ...] = ()
 
 
 def parse_config(text: str | bytes) -> LoraOptions:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorax_contract.activation import NEVER
 from lorax_contract.step import (
     AdapterHandle,
     RequestId,
@@ -57,13 +58,14 @@ class World:
 
     def submit(
         self, prompt: Sequence[int], max_new: int = 4, adapter: int = 0,
-        terms: RequestTerms = ANY_TERMS, **sampling: bool,
+        terms: RequestTerms = ANY_TERMS, start: int | None = None, **sampling: bool,
     ) -> RequestId:  # fmt: skip
-        """Queue a request."""
+        """Queue a request, whose adapter acts from a position on."""
         request_id = RequestId(len(self.received) + 1)
         spec = RequestSpec(
             request_id=request_id, prompt_ids=prompt, sampling=SamplingParams(**sampling),
             stopping=StoppingParams(max_new_tokens=max_new), adapter=AdapterHandle(adapter),
+            adapter_start=start,
         )  # fmt: skip
         self.scheduler.submit(spec, 0.0, terms)
         self.specs[request_id] = spec
@@ -210,6 +212,68 @@ def test_a_replaced_adapter_finds_nothing_of_the_one_before() -> None:
     assert world.computed[second] == 64 + 3
 
 
+def test_adapters_that_are_invoked_behind_a_prompt_share_it_with_the_base_and_each_other() -> None:
+    """Each begins to act behind 1,000 tokens, which are computed once for all."""
+    world = World()
+    for handle in range(3, 8):
+        world.scheduler.adapters.add(AdapterHandle(handle), 1)
+    shared = numbers(1000, 0)
+    ends = [numbers(20, each) for each in range(8)]
+    requests = [
+        world.submit(shared + ends[handle], adapter=handle, start=1003 if handle else None)
+        for handle in range(8)
+    ]
+    world.finish()
+    first, *others = (world.computed[request] for request in requests)
+    assert first == 1020 + 3
+    assert others == [1020 - 62 * 16 + 3] * 7
+    # What they computed behind that is each one's own, and found by it.
+    again = [
+        world.submit(shared + ends[handle], adapter=handle, start=1003) for handle in (1, 2, 3)
+    ]
+    world.finish()
+    assert [world.computed[request] for request in again] == [1020 - 63 * 16 + 3] * 3
+
+
+@pytest.mark.parametrize("start", [30, 32, 33, 47])
+def test_no_block_in_which_an_adapter_acts_is_anybody_elses(start: int) -> None:
+    """Not the base's, not another adapter's, nor its own where it acted from elsewhere on."""
+    others = [(0, None), (2, start), *((1, start + more) for more in (-16, -1, 1))]
+    for adapter, other in others:
+        world = World()
+        world.submit(numbers(64, 0), adapter=1, start=start)
+        world.finish()
+        request = world.submit(numbers(64, 0), adapter=adapter, start=other)
+        world.finish()
+        shared = min(start, other or NEVER) // 16 * 16
+        assert world.computed[request] == 64 - shared + 3
+
+
+def test_an_adapter_that_a_prompt_does_not_invoke_shares_all_with_the_base() -> None:
+    """The base computes it, output included."""
+    world = World()
+    first = world.submit(numbers(64, 0), max_new=40, adapter=1, start=NEVER)
+    world.finish()
+    history = numbers(64, 0) + world.received[first]
+    second = world.submit(history, adapter=2, start=NEVER)
+    third = world.submit(history)
+    world.finish()
+    assert world.computed[second] == world.computed[third] == 104 - 96 + 3
+
+
+@pytest.mark.parametrize(
+    "terms", [RequestTerms("b"), RequestTerms(cache_salt="x")], ids=["tenant", "cache salt"]
+)
+def test_tenants_share_no_more_of_what_comes_before_an_adapter(terms: RequestTerms) -> None:
+    """The time of a hit would tell what others asked, whichever model computed it."""
+    world = World()
+    world.submit(numbers(64, 0))
+    world.finish()
+    second = world.submit(numbers(64, 0), adapter=1, start=50, terms=terms)
+    world.finish()
+    assert world.computed[second] == 64 + 3
+
+
 def test_an_adapter_that_comes_back_finds_what_it_computed_under_another_handle() -> None:
     """What it computes decides, not how often it was forgotten and made known again."""
     world = World()
@@ -344,9 +408,10 @@ def test_no_two_requests_ever_share_a_block_that_differs(depth: int) -> None:
         operation = draw.random()
         if operation < 0.2 and len(world.specs) < 12:
             prompt = [draw.randrange(2) for _ in range(draw.randint(1, 14))]
-            world.submit(
-                prompt, draw.randint(1, 10), draw.choice([0, 0, 0, 0, 1, 2]), draw.choice(terms)
-            )
+            adapter = draw.choice([0, 0, 0, 0, 1, 2])
+            # Of half the requests with an adapter the base computes a beginning, or all.
+            start = draw.choice([None, draw.randint(0, 14), NEVER]) if adapter else None
+            world.submit(prompt, draw.randint(1, 10), adapter, draw.choice(terms), start)
         elif operation < 0.23 and world.specs:
             world.cancel(draw.choice(sorted(world.specs)))
         elif operation < 0.55:

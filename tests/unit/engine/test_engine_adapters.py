@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.helpers.toy_adapters import ToyAdapter, ToyPrepared, make_engine, using
 from tests.helpers.toy_paged_model import (
     VOCAB_SIZE,
@@ -276,3 +279,66 @@ def test_what_ends_an_adapters_output_is_banned_before_its_least_length(lane: To
     assert [tokens(outcome)[1] for outcome in drawn] == [own_end - 1, own_end - 1, own_end]
     assert drawn[2].finish[drawn[2].row_ids.index(1)] == FinishCode.EOS_TOKEN
     assert [tokens(outcome)[2] for outcome in drawn] == expected_tokens(PROMPT, 3)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(1, 12), st.integers(0, 14), st.sampled_from([0, 1, 2])), min_size=1,
+        max_size=4,
+    ),
+    data=st.data(),
+)  # fmt: skip
+def test_an_adapter_acts_on_the_tokens_from_its_start_on_however_they_are_cut(
+    rows: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    """Chunks of any sizes, starts inside them, at their ends, and behind all tokens."""
+    engine, model = make_engine(ToyPrepared({ONE: ToyAdapter(101), TWO: ToyAdapter(102)}))
+    new = []
+    for number, (length, start, handle) in enumerate(rows, start=1):
+        row = using(new_row(number, [9] * length, max_new_tokens=4), handle)
+        new.append(replace(row, spec=replace(row.spec, adapter_start=start)))
+    blocks = [[4 * number + place for place in range(4)] for number in range(len(rows))]
+    done = [0] * len(rows)
+    got: list[list[int | None]] = [[] for _ in rows]
+    seq = 0
+    while any(at < length + 3 for at, (length, _, _) in zip(done, rows, strict=True)):
+        seq += 1
+        counts = {}
+        for number, (length, _, _) in enumerate(rows):
+            left = max(length - done[number], 1 if done[number] < length + 3 else 0)
+            if left:
+                counts[number] = data.draw(st.integers(1, left))
+        work = [
+            (number + 1, num, [] if done[number] else blocks[number])
+            for number, num in counts.items()
+        ]
+        entering = {"new": new, "activate": [ONE, TWO]} if seq == 1 else {}
+        engine.step(plan(seq, work, **entering))
+        runs = [
+            slot
+            for slot, num in zip(model.row_slots[-1], model.slot_lens[-1], strict=True)
+            for _ in range(num)
+        ]
+        for number in sorted(counts, key=lambda each: counts[each] > 1):
+            got[number] += runs[: counts[number]]
+            runs = runs[counts[number] :]
+            done[number] += counts[number]
+        assert not runs
+    for slots, (_, start, handle) in zip(got, rows, strict=True):
+        slot = {0: None, 1: 0, 2: 1}[handle]
+        assert slots == [slot if place >= start else None for place in range(len(slots))]
+
+
+def test_a_request_of_an_invoked_adapter_finds_its_place_itself_where_nobody_tells(
+    lane: ToyPrepared,
+) -> None:
+    """LoRAX's own messages have no word for it."""
+    lane[ONE] = ToyAdapter(101, invocation_ids=(11, 13))
+    engine, model = make_engine(lane)
+    engine.step(plan(1, [(1, 5, [1, 2, 3])], new=[using(new_row(1, PROMPT), ONE)], activate=[ONE]))
+    assert (model.row_slots[-1], model.slot_lens[-1]) == ([None, 0], [2, 3])
+    lane[TWO] = ToyAdapter(102, invocation_ids=(14,))
+    outcome = engine.step(
+        plan(2, [(2, 5, [4, 5, 6])], new=[using(new_row(2, PROMPT), TWO)], activate=[TWO])
+    )
+    assert tokens(outcome) == {2: expected_tokens(PROMPT, 1)[0]}

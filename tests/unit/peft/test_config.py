@@ -113,6 +113,11 @@ def test_starts_that_changed_the_base_are_refused(init: str) -> None:
         ({"trainable_token_indices": [-1]}, "it must be a list of token ids"),
         ({"trainable_token_indices": 3}, "it must be a list, or an object of lists"),
         ({"modules_to_save": "lm_head"}, "it must be a list"),
+        ({"alora_invocation_tokens": 5}, "it must be a list of at most 1,000 token ids"),
+        ({"alora_invocation_tokens": [5, "6"]}, "it must be a list of token ids"),
+        ({"alora_invocation_tokens": [-1]}, "it must be a list of token ids"),
+        ({"alora_invocation_tokens": [5], "use_dora": True}, "use_dora exclude each other"),
+        ({"alora_invocation_tokens": [5], "init_lora_weights": "mica"}, "'mica' exclude each"),
         ({"new_option": 3}, "the option 'new_option' of adapter_config.json is unknown"),
     ],
 )

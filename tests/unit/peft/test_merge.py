@@ -50,6 +50,7 @@ RS = frozenset({"rslora"})
         (changed(2, weight=torch.ones(4, 6)), "it has a weight of its own for k"),
         (changed(2, token_rows=torch.ones(1, 6)), "it has replaced rows for k"),
         (dataclasses.replace(adapter(2), vocab_size=9), "adapter 2 .* it adds tokens"),
+        (dataclasses.replace(adapter(2), invocation_ids=(5,)), "adapter 2 .* a part of the prompt"),
         (adapter(2, rank=3), r"adapters of the ranks 2, 3 can be merged by cat only, .* \(q\)"),
     ],
 )

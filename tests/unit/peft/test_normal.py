@@ -38,16 +38,16 @@ def full_adapter() -> HostAdapter:
             magnitude=draw(6), token_ids=torch.tensor([4, 19]), token_rows=draw(2, 6),
         ),
     }  # fmt: skip
-    adapter = HostAdapter(digest="", modules=modules, vocab_size=20, traits=frozenset({"rslora"}))
+    adapter = HostAdapter(
+        digest="", modules=modules, vocab_size=20, traits=frozenset({"rslora"}),
+        invocation_ids=(3, 9),
+    )  # fmt: skip
     return digest_adapter(adapter)
 
 
 def same(left: HostAdapter, right: HostAdapter) -> bool:
-    if (left.digest, left.vocab_size, left.traits) != (
-        right.digest,
-        right.vocab_size,
-        right.traits,
-    ):
+    facts = [(each.digest, each.vocab_size, each.traits, each.invocation_ids) for each in (left, right)]
+    if facts[0] != facts[1]:
         return False
     if list(left.modules) != list(right.modules):
         return False
@@ -127,6 +127,8 @@ def test_whatever_changes_the_output_changes_the_digest(tmp_path: Path) -> None:
         digest(tmp_path / "module", config(target_modules=[name]), tensors(name)),
         digest(tmp_path / "values", config(), {key: each + 1e-7 for key, each in values.items()}),
         digest(tmp_path / "swapped", config(), swapped),
+        digest(tmp_path / "invoked", config(alora_invocation_tokens=[3])),
+        digest(tmp_path / "invoked by others", config(alora_invocation_tokens=[3, 3])),
         digest(tmp_path / "type", config(), {key: each.half() for key, each in values.items()}),
     ]
     (tmp_path / "text").mkdir()
@@ -222,7 +224,8 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
     assert facts == {
         "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0,
         "num_tokens": tokenizer.get_vocab_size(), "has_chat_template": False,
-        "text_files": ["tokenizer.json"], "traits": [], "warnings": [],
+        "text_files": ["tokenizer.json"], "traits": [], "invocation_ids": [],
+        "warnings": [],
         "is_bases_tokenizer": False,
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
