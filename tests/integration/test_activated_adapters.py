@@ -124,7 +124,9 @@ class World:
     ) -> Engine:
         """Return a warm engine on whose lane all adapters lie."""
         assert paged.lora is not None
-        lane = PrepareLane(HostCache(self.store, host_bytes=1 << 30), paged.lora, dtype=torch.float32)
+        lane = PrepareLane(
+            HostCache(self.store, host_bytes=1 << 30), paged.lora, dtype=torch.float32
+        )
         for handle, folder in enumerate(self.folders, start=1):
             content = AdapterContent(parts=(put_adapter(self.store, folder, base),))
             lane.prepare(AdapterHandle(handle), content)
@@ -239,7 +241,9 @@ def test_a_mixed_batch_equals_peft(world: World, backend: str) -> None:
         stats = core.stats()
         assert is_slow or stats.num_cached_tokens > 20
         assert is_slow or seed or stats.num_preemptions > 0
-        print(f"FIGURE {len(REQUESTS)} rows, difference {worst:.1e}, {stats.num_preemptions} gave way")
+        print(
+            f"FIGURE {len(REQUESTS)} rows, difference {worst:.1e}, {stats.num_preemptions} gave way"
+        )
 
 
 def test_logprobs_of_prompts_are_those_of_both_parts(world: World) -> None:
@@ -267,7 +271,8 @@ class Ranks:
 
     def step(self, plan: StepPlan) -> StepOutcome:
         outcomes = [self._threads.submit(each.step, plan) for each in self._engines]
-        return [each.result() for each in outcomes][0]
+        first, _ = [each.result() for each in outcomes]
+        return first
 
 
 def test_two_ranks_together_equal_peft(world: World) -> None:

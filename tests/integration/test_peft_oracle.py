@@ -144,11 +144,11 @@ def test_a_copy_of_the_base_is_left_out_and_another_weight_kept(
 
 # What PEFT makes of these on a Llama (or another family) is refused in these words.
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("llama", "alora, bias", {"alora_invocation_tokens": [5], "bias": "all"}, "before them, too"),
+    ("gpt2", "alora, bias", {"alora_invocation_tokens": [5], "bias": "all"}, "act before its"),
     ("llama", "alora, saved", {"alora_invocation_tokens": [5], "modules_to_save": ["lm_head"]},
-     "what it has for lm_head would replace the base's values"),
+     "the adapter has more than A and B for lm_head"),
     ("llama", "alora, tokens", {"alora_invocation_tokens": [5], "trainable_token_indices": [3]},
-     "without modules_to_save, trainable_token_indices and bias"),
+     "train it without modules_to_save, trainable_token_indices and bias"),
     ("llama", "alora, id", {"alora_invocation_tokens": [5, 384]}, "names token 384; the base model"),
     ("llama", "replication", {"layer_replication": [[0, 2], [0, 1]]}, "layer_replication is not"),
     ("llama", "bdlora", {"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2,

@@ -27,6 +27,7 @@ from lorax_contract.step import (
     NewRow,
     OutputKind,
     RequestId,
+    RequestSpec,
     StepOutcome,
     StepPlan,
     WarmupSpec,

@@ -147,8 +147,11 @@ class HFPagedModel:
             "use_cache": False,
             STEP_KEYWORD: metadata,
         }
-        with torch.inference_mode(), self._adapters(
-            slot_lens if slot_lens is not None else metadata.query_lens, logit_rows, slots
+        with (
+            torch.inference_mode(),
+            self._adapters(
+                slot_lens if slot_lens is not None else metadata.query_lens, logit_rows, slots
+            ),
         ):
             if logit_rows.numel() == 0:
                 self._model.base_model(**arguments)

@@ -170,10 +170,12 @@ def _check_range(modules: Mapping[str, ModuleDelta], base: BaseDescription) -> N
 def _how_invoked(ids: tuple[int, ...]) -> list[str]:
     if not ids:
         return []
-    return [
-        f"it acts from the last place in a prompt where the tokens {listing([str(i) for i in ids])} "
-        "are (alora_invocation_tokens); without them the base model answers"
-    ]
+    tokens = listing([str(each) for each in ids])
+    text = (
+        f"it acts from the last place in a prompt where the tokens {tokens} are "
+        "(alora_invocation_tokens); without them the base model answers"
+    )
+    return [text]
 
 
 def _check_activated(
@@ -188,14 +190,14 @@ def _check_activated(
         whole = (delta.weight, delta.bias, delta.token_rows)
         if any(part is not None for part in whole):
             raise AdapterRefusedError(
-                f"the adapter acts from its alora_invocation_tokens on, and what it has for {name} "
-                "would replace the base's values before them, too; train it without "
-                "modules_to_save, trainable_token_indices and bias"
+                f"the adapter has more than A and B for {name}, and this would act before its "
+                "alora_invocation_tokens, too; train it without modules_to_save, "
+                "trainable_token_indices and bias"
             )
         if base.modules[name].kind == "embedding":
             raise AdapterRefusedError(
-                f"alora_invocation_tokens and the embedding {name} in target_modules exclude each "
-                "other in PEFT; adapt linears"
+                f"target_modules names the embedding {name}, which alora_invocation_tokens excludes "
+                "in PEFT; adapt linears"
             )
 
 

@@ -46,7 +46,9 @@ def full_adapter() -> HostAdapter:
 
 
 def same(left: HostAdapter, right: HostAdapter) -> bool:
-    facts = [(each.digest, each.vocab_size, each.traits, each.invocation_ids) for each in (left, right)]
+    facts = [
+        (each.digest, each.vocab_size, each.traits, each.invocation_ids) for each in (left, right)
+    ]
     if facts[0] != facts[1]:
         return False
     if list(left.modules) != list(right.modules):

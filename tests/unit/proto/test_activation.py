@@ -14,7 +14,9 @@ from lorax_contract.activation import NEVER, activation_start
 IDS = st.sampled_from([0, 1, 256, 257, 65536, 2**24, 7])
 
 
-@given(prompt=st.lists(IDS, min_size=1, max_size=24), invocation=st.lists(IDS, min_size=1, max_size=3))
+@given(
+    prompt=st.lists(IDS, min_size=1, max_size=24), invocation=st.lists(IDS, min_size=1, max_size=3)
+)
 def test_the_last_invocation_counts_as_in_peft(prompt: list[int], invocation: list[int]) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=invocation)
     (offset,) = calculate_alora_offsets({"a": config}, "a", torch.tensor([prompt]))
