@@ -207,6 +207,23 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Requests in the server at once; more are answered 429. Those whose adapter "
                 "is not on the shards yet are counted apart: as many may wait for each source, "
                 "half as many for each adapter."),
+        _option("--max-queued-requests", type=_COUNT,
+                help="Requests that wait for their first step at once; more are answered 503 with "
+                "the time after which to come back (default: no limit)."),
+        _option("--max-queued-tokens", type=_COUNT,
+                help="Tokens of these: of their prompts, and the most that they may generate "
+                "(default: no limit)."),
+        _option("--tenant-queued-requests", type=_COUNT,
+                help="Of these, those of one tenant; more are answered 429 with the time after "
+                "which to come back (default: no limit; with --api-keys-file half of what "
+                "--max-queued-requests and --max-concurrent-requests allow). This and the flags "
+                "that follow are for tenants of which the file says nothing else."),
+        _option("--tenant-queued-tokens", type=_COUNT,
+                help="Tokens of these (default: no limit; with --api-keys-file half of "
+                "--max-queued-tokens)."),
+        _option("--tenant-concurrent-fetches", type=_COUNT,
+                help="Adapters that are fetched for one tenant at the same time; more wait "
+                "(default: no limit)."),
         _option("--max-best-of", type=_COUNT, help="Largest `best_of` of a request."),
         _option("--max-stop-sequences", type=click.IntRange(min=0),
                 help="Most stop sequences of a request."),

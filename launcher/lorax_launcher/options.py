@@ -79,6 +79,11 @@ class LauncherOptions:
     share_prefixes: bool = False
     record_events: str | None = None
     record_events_bytes: int = 1 << 30
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    tenant_queued_requests: int | None = None
+    tenant_queued_tokens: int | None = None
+    tenant_concurrent_fetches: int | None = None
 
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0

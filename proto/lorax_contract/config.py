@@ -221,6 +221,14 @@ class RouterConfig(ProcessConfig):
     # Where all that enters the scheduler is recorded, and how many bytes of it; None: nowhere.
     record_events: str | None = None
     record_events_bytes: int = 1 << 30
+    # What may wait for its first step, of all tenants together and of each of whom the keys say
+    # nothing else; None: no limit. Tokens are those of prompts and the most that may follow.
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+    tenant_queued_requests: int | None = None
+    tenant_queued_tokens: int | None = None
+    # Adapters that are fetched for one of them at once; None: no limit.
+    tenant_concurrent_fetches: int | None = None
     # Why requests may not name adapters; None: they may.
     adapter_refusal: str | None = None
     # Where adapters come from whose requests name no source.
@@ -280,6 +288,12 @@ class RouterConfig(ProcessConfig):
             "max_active_adapters", "max_adapter_labels", "max_partial_prompts",
         ):  # fmt: skip
             _at_least(self, name, 1)
+        for name in (
+            "max_queued_requests", "max_queued_tokens", "tenant_queued_requests",
+            "tenant_queued_tokens", "tenant_concurrent_fetches",
+        ):  # fmt: skip
+            if getattr(self, name) is not None:
+                _at_least(self, name, 1)
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_keyfile: is of no use without ssl_certfile")
         if self.max_batch_kv_read is not None:

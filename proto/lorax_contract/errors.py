@@ -11,8 +11,11 @@
     │   └── ModelNotFoundError      a request's model is neither the base nor an adapter
     ├── CapacityError           the server cannot take it now
     │   ├── OverloadedError         no permit left
+    │   │   └── BusyError               the queue of all tenants is full
     │   ├── QuotaError              a tenant has used up what it may take in a minute
+    │   │   └── QueueFullError          a tenant has as much waiting as it may
     │   └── ShuttingDownError       draining after SIGTERM
+    ├── DeadlineError           the client's time is over, or will be too soon
     ├── GenerationError         a row or a step failed in a shard
     ├── IncompleteGenerationError   the stream ended without a last token
     ├── UnhealthyError          a health probe found the shards down
@@ -30,6 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lorax_contract.exit_codes import ExitCode
+from lorax_contract.words import counted
 
 # Of a text for the client, which may quote what the request said.
 _MAX_PUBLIC_CHARS = 1_000
@@ -151,11 +155,33 @@ class QuotaError(CapacityError):
         self.kind = replace(self.kind, retry_after_s=retry_after_s)
 
 
+class QueueFullError(QuotaError):
+    """A tenant has as much waiting as it may; the text says how much, and until when."""
+
+
+class BusyError(OverloadedError):
+    """All tenants together have as much waiting as may."""
+
+    kind = ErrorKind(503, "UNAVAILABLE", "overloaded", "Model is overloaded", 1)
+
+    def __init__(self, message: str = "", *, retry_after_s: int = 1) -> None:
+        when = f"as much is waiting as may; try again in {counted(retry_after_s, 'second')}"
+        super().__init__(message or when)
+        self.kind = replace(self.kind, retry_after_s=retry_after_s)
+
+
 class ShuttingDownError(CapacityError):
     """The server finishes what runs and takes nothing new."""
 
     # Another server, or this one started again, takes over: not at once.
     kind = ErrorKind(503, "UNAVAILABLE", "shutting_down", "Server is shutting down", 5)
+
+
+class DeadlineError(LoraxError):
+    """The time that a client gave its request is over, or is too short for what waits before it."""
+
+    # Not 408: that says of a client that it was slow, and makes SDKs send the same again.
+    kind = ErrorKind(504, "DEADLINE_EXCEEDED", "deadline", "Deadline exceeded")
 
 
 class GenerationError(LoraxError):

@@ -40,6 +40,7 @@ from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import MemoryInfo, ServerInfo
 from lorax_router.service.keys.meters import Meters
 from lorax_router.service.keys.store import KeyStore
+from lorax_router.service.keys.tenant_defaults import tenant_limits
 from lorax_router.service.limits import (
     LARGEST_N,
     Lengths,
@@ -254,7 +255,8 @@ def assemble_service(
     selections = selection_policy(config, info, aliases)
     if selections.refusal is None:
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
-    meters, tokens = Meters(), TenantTokens()
+    meters = Meters(concurrent_fetches=config.tenant_concurrent_fetches)
+    tokens = TenantTokens()
     service = InferenceService(
         engine,
         Validator(limits, prompts.tokenizer, prompts.renderers, selections=selections),
@@ -267,6 +269,7 @@ def assemble_service(
         ),
         meters=meters,
         tokens=tokens,
+        tenant_limits=tenant_limits(config),
     )
     manager = AdapterManager(adapters, shards, meters, tokens)
     models = Models(
@@ -460,6 +463,8 @@ def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Co
         epoch=info.epoch,
         prefix_caching=config.prefix_caching,
         share_prefixes=config.share_prefixes,
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=config.max_queued_tokens,
         max_resident=config.max_active_adapters,
         max_bytes=info.adapter_bytes or None,
         cycle_time_s=config.adapter_cycle_time_s,

@@ -53,6 +53,8 @@ class CoreWorld:
         self.admitted: dict[int, float] = {}
         self.ended: dict[int, float] = {}
         self.tokens: dict[int, int] = {}
+        # Requests that ended since they were too late, and why.
+        self.late: dict[int, str] = {}
         # By request, how often it was made to give way.
         self.num_preemptions: dict[int, int] = {}
         self._left: dict[int, int] = {}
@@ -84,6 +86,7 @@ class CoreWorld:
         """Let so many seconds pass."""
         for _ in range(num):
             plan = self.scheduler.plan(self.now)
+            self.late.update(self.scheduler.deadlines.take_late())
             orders = self.scheduler.adapter_orders()
             self.now += 1.0
             if plan is not None:

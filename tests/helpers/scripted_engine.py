@@ -112,19 +112,30 @@ class ScriptedEngine:
         self.open = asyncio.Event()
         self.open.set()
         self.submitted: list[RequestSpec] = []
+        self.terms: list[RequestTerms] = []
         self.cancelled: list[RequestId] = []
         self.unhealthy: LoraxError | None = None
         self.refusal: Exception | None = None
+        # What the queue says to whoever comes.
+        self.full: LoraxError | None = None
         self.hangs = False
         self._ids = itertools.count(1)
 
     def new_request_id(self) -> RequestId:
         return RequestId(next(self._ids))
 
+    def check_place(
+        self, terms: RequestTerms, *, num_requests: int = 1, num_tokens: int = 0
+    ) -> None:
+        """Raise what is planted; there is place for all else."""
+        if self.full is not None:
+            raise self.full
+
     def submit(self, spec: RequestSpec, terms: RequestTerms = ANY_TERMS) -> _Stream:
         if self.refusal is not None:
             raise self.refusal
         self.submitted.append(spec)
+        self.terms.append(terms)
         return _Stream(self, spec)
 
     def stats(self) -> EngineStats:

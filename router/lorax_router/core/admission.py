@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.backlog import Backlog
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.request import RequestState
 from lorax_router.core.running import RunningRows
@@ -54,6 +55,7 @@ class Admission:
         adapters: AdapterTable,
         activation: Activation,
         *,
+        backlog: Backlog,
         block_size: int,
         max_rows: int,
         max_partial_prompts: int,
@@ -62,6 +64,7 @@ class Admission:
         self._running = running
         self._adapters = adapters
         self._activation = activation
+        self._backlog = backlog
         self._block_size = block_size
         self._max_rows = max_rows
         self._max_partial_prompts = max_partial_prompts
@@ -151,6 +154,7 @@ class Admission:
         this.room -= needed + (not policy.reserves_all)
         this.num_overtaken = len(this.deferred)
         running.enter(request, kept, builder.now)
+        self._backlog.leaves(request, builder.now, admitted=True)
         policy.admitted(request)
         self._activation.need(request.spec.adapter, builder.plan)
         if not is_long:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
@@ -10,6 +11,7 @@ from typing import Any
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import BlockId, NewRow, OutputKind, RequestId, RequestSpec
+from lorax_router.core.tenant_limits import NO_LIMITS, TenantLimits
 
 
 class Status(Enum):
@@ -31,6 +33,10 @@ class RequestTerms:
     priority: int = 0
     # Prefixes are cached apart by it: the time of a hit tells what others asked.
     cache_salt: str = ""
+    # When its last token is to be there, on the clock that steps are planned by.
+    deadline: float = math.inf
+    # What its tenant may have waiting and may hold.
+    limits: TenantLimits = NO_LIMITS
 
 
 ANY_TERMS = RequestTerms()
@@ -142,6 +148,11 @@ class RequestState:
     def num_to_schedule(self) -> int:
         """Tokens that the next step could compute; 0 once the last report is on its way."""
         return min(self.num_tokens + self.num_pending, self.num_kv_tokens) - self.num_scheduled
+
+    @property
+    def was_admitted(self) -> bool:
+        """Whether it runs, or has run and gave way."""
+        return self.status is not Status.WAITING or self.incarnation > 0
 
     def as_new_row(self) -> NewRow:
         """Return what a shard must know to (re)build the row."""

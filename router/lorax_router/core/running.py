@@ -80,6 +80,13 @@ class RunningRows:
         self._free(request)
         self.drop.append(request.request_id)
 
+    def num_to_compute(self, request: RequestState) -> int:
+        """Return how many tokens of a waiting request are neither in the cache nor on their way."""
+        index = self.pool.index
+        num_found = len(index.match(request))
+        num_coming = index.num_coming(request, num_found)
+        return request.num_tokens - num_found * index.block_size - num_coming
+
     def most_free(self, without: Sequence[RequestState] = ()) -> int:
         """Blocks that one more row could have, one for the growth of each other row kept.
 

@@ -45,8 +45,10 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
+from lorax_router.core.backlog import Backlog, tokens_of
 from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit, StepWork
+from lorax_router.core.deadlines import Deadlines
 from lorax_router.core.host_tier import HostTier
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
@@ -81,6 +83,7 @@ class _InFlight(NamedTuple):
     seq: int
     rows: list[PlannedRow]
     work: StepWork
+    planned_at: float
 
 
 class Scheduler:
@@ -107,6 +110,8 @@ class Scheduler:
         block_move_s: seconds that a block takes to it or from it.
         keep_evicted: keep cached blocks there, too, that the pool needs.
         recompute: learns what computing tokens again takes; a mean if absent.
+        max_queued_requests, max_queued_tokens: what may wait for its first step, of all tenants
+            together; None: no limit. Those of a tenant come with its requests.
     """
 
     def __init__(
@@ -132,6 +137,8 @@ class Scheduler:
         block_move_s: float = 0.0,
         keep_evicted: bool = True,
         recompute: RecomputeCost | None = None,
+        max_queued_requests: int | None = None,
+        max_queued_tokens: int | None = None,
     ) -> None:
         least = min(num_blocks, block_size, max_rows, depth)
         if least < 1:
@@ -159,11 +166,17 @@ class Scheduler:
         self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index, new_tier)
         self._requests: dict[RequestId, RequestState] = {}
         self._in_flight: deque[_InFlight] = deque()
+        self.backlog = Backlog(max_queued_requests, max_queued_tokens)
+        self.deadlines = Deadlines(
+            self._policy, self._running, self.backlog, max_step_tokens=max_step_tokens
+        )
+        # The latest time that a call named.
+        self._now = 0.0
         self._activation = Activation(epoch)
         self._max_kv_read, self._target_s = max_kv_read, target_itl_s
         self._cost = CostFit()
         self._new_admission = partial(
-            Admission, self._policy, self._running, self.adapters,
+            Admission, self._policy, self._running, self.adapters, backlog=self.backlog,
             block_size=block_size, max_rows=max_rows, max_partial_prompts=max_partial_prompts,
         )  # fmt: skip
         self._new_composer = partial(
@@ -178,7 +191,11 @@ class Scheduler:
     # --- requests ---------------------------------------------------------------
 
     def submit(self, spec: RequestSpec, now: float, terms: RequestTerms = ANY_TERMS) -> None:
-        """Queue a request; raises ValidationError when it could never run."""
+        """Queue a request; raises ValidationError when it could never run.
+
+        QueueFullError, BusyError: too much waits already. DeadlineError: it would be too late.
+        """
+        self._now = now
         if spec.request_id in self._requests:
             raise ValueError(f"request id {spec.request_id} is in use")
         if spec.adapter != BASE_ADAPTER and spec.adapter not in self.adapters:
@@ -186,9 +203,12 @@ class Scheduler:
         if spec.adapter != BASE_ADAPTER:
             self.adapters.check_possible(spec.adapter)
         refuse_impossible(spec, self._running.pool.num_blocks, self.block_size)
+        self.backlog.check(terms, 1, tokens_of(spec), now)
         record = self.adapters.find(spec.adapter)
         content = record.content if record is not None else ""
         request = RequestState(spec, self._next_order, now, terms, content)
+        self.deadlines.watch(request, now)
+        self.backlog.joins(request, now)
         self._next_order += 1
         self._requests[spec.request_id] = request
         self._policy.push(request)
@@ -282,6 +302,8 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """Decide the next step; None when there is nothing to do or ``depth`` is reached."""
+        self._now = now
+        self.deadlines.look(now, self._end)
         if len(self._in_flight) >= self.depth:
             return None
         budget = StepBudget(
@@ -305,7 +327,7 @@ class Scheduler:
         self._activation.write(plan)
         self._next_seq += 1
         self._num_steps += 1
-        self._in_flight.append(_InFlight(plan.seq, builder.rows, builder.work))
+        self._in_flight.append(_InFlight(plan.seq, builder.rows, builder.work, builder.now))
         return plan
 
     def _plan_adapters(self, now: float) -> None:
@@ -333,11 +355,13 @@ class Scheduler:
             expected = self._in_flight[0].seq if self._in_flight else None
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
         step = self._in_flight.popleft()
+        num_tokens = sum(row.num_tokens for row in step.rows)
         if self._recompute is not None:
-            num_tokens = sum(row.num_tokens for row in step.rows)
             self._recompute.observe(num_tokens, len(step.rows), outcome.forward_ns * 1e-9)
         if step.rows:
             self._cost.observe(step.work, outcome.total_ns / 1e9)
+        self.deadlines.step_done(num_tokens, step.planned_at, now)
+        self._now = now
         awaited, filled = self._book_computed(step.rows)
         accepted = self._book_tokens(outcome, awaited, now)
         for request in filled:
@@ -400,6 +424,7 @@ class Scheduler:
 
     def _end(self, request: RequestState) -> None:
         """Forget a request wherever it stands and free what it holds."""
+        self.backlog.leaves(request, self._now, admitted=False)
         was_running = request.status is Status.RUNNING
         if was_running:
             self._policy.ended(request)
@@ -430,6 +455,7 @@ class Scheduler:
             host=self._running.tier.stats() if self._running.tier is not None else NO_HOST_BLOCKS,
             step_cost=self._cost.cost(),
             prompt_limit=self._composer.prompt_limit,
+            queue_depths=dict(self.backlog.depths()),
         )
 
     def check(self, *, is_idle: bool = False) -> None:
@@ -446,4 +472,5 @@ class Scheduler:
         awaited = [row.request for step in self._in_flight for row in step.rows if row.reports]
         for request in self._requests.values():
             request.check(awaited.count(request), self.block_size)
+        self.backlog.check_sums(sum(not each.was_admitted for each in self._requests.values()))
         self.adapters.check(in_play_only=is_idle)

@@ -37,6 +37,8 @@ class CoreSettings:
     max_kv_read: int | None = None
     max_partial_prompts: int = 1
     target_itl_s: float | None = None
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
     # AdapterTable.
     max_resident: int
     max_bytes: int | None = None
@@ -74,5 +76,7 @@ def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None
         max_kv_read=settings.max_kv_read,
         max_partial_prompts=settings.max_partial_prompts,
         target_itl_s=settings.target_itl_s,
+        max_queued_requests=settings.max_queued_requests,
+        max_queued_tokens=settings.max_queued_tokens,
         block_names=block_names,
     )

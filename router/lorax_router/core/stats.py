@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from lorax_router.core.backlog import QueueDepth
 from lorax_router.core.cost import LinearCost
 
 
@@ -44,3 +46,5 @@ class SchedulerStats:
     step_cost: LinearCost | None = None
     # Tokens that prompts could have in the latest step in which some had any.
     prompt_limit: int = 0
+    # What each tenant has waiting that was never admitted yet; tenants without are left out.
+    queue_depths: Mapping[str, QueueDepth] = field(default_factory=dict)

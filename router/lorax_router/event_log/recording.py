@@ -20,6 +20,7 @@ QUERIES = {
         "admitting", "capacity", "check", "check_possible", "find", "in_play", "is_resident",
         "overdue", "snapshot",
     },
+    "Backlog": {"check"},
 }  # fmt: skip
 _CORE = "lorax_router.core."
 

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from lorax_contract.errors import (
     BadRequestError,
+    DeadlineError,
     LoraxError,
     OverloadedError,
     SlowRequestError,
@@ -28,8 +29,8 @@ from lorax_router.grpc_api.auth import caller_of
 from lorax_router.grpc_api.errors import (
     FIELDS,
     REQUEST_ID,
-    DeadlineError,
     SlowReaderError,
+    pushback,
     rich_status,
 )
 from lorax_router.grpc_api.limits import CallLimits
@@ -62,6 +63,7 @@ class PublicCall:
         self.reply = ReplyQueue(context, context.peer(), unread, limits, self.head)
         # Who calls, once that is known.
         self.caller = ANYBODY
+        self._time_remaining = context.time_remaining
         # What errors call the fields of its request.
         self.names = FIELDS
 
@@ -81,6 +83,11 @@ class PublicCall:
         scheme, _, token = (self._metadata.get("authorization") or "").partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
 
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds until the call's deadline; None: it has none."""
+        return self._time_remaining()
+
     def send(self, message: Message) -> None:
         """Send a message of a stream; never waits. Raises SlowReaderError."""
         self.reply.put(message.SerializeToString())
@@ -93,7 +100,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service: its full name; other services pass untouched.
         keys: says who calls.
         check_room: raises what any request of a caller would get, before it is read.
-        refused: told of errors that come before there is a request.
+        refused: told of errors that come before there is a request, and of whose tenant.
         counted: names of the methods whose requests are counted.
         cut: ends a connection.
     """
@@ -105,7 +112,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         *,
         keys: KeyStore,
         check_room: Callable[[Caller], None],
-        refused: Callable[[BaseException], None],
+        refused: Callable[[BaseException, str], None],
         counted: frozenset[str],
         cut: Callable[[str], object],
     ) -> None:
@@ -159,7 +166,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 request = await self._read(requests, call.caller, is_counted=is_counted)
                 await _answer(method(request, call), call)
         except TimeoutError:
-            await self._refuse(context, DeadlineError("the deadline has passed"), call)
+            error = DeadlineError("the time that the client gave it is over")
+            await self._refuse(context, error, call)
         except ClientLeftError:
             return
         except LoraxError as error:
@@ -176,7 +184,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._stuck[peer] += num_stuck
         status = rich_status(error, call.request_id, call.names)
         try:
-            trailers = (*status.trailing_metadata, *call.head)
+            trailers = (*status.trailing_metadata, *call.head, *pushback(error))
             await context.abort(status.code, status.details, trailers)
         finally:
             self._stuck[peer] -= num_stuck
@@ -203,7 +211,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return await self._first(requests)
         except (LoraxError, asyncio.CancelledError) as error:
             if is_counted:
-                self._refused(error)
+                self._refused(error, caller.tenant)
             raise
 
     async def _first(self, requests: AsyncIterator[Any]) -> Message:

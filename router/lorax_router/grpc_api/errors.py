@@ -21,6 +21,8 @@ from lorax_contract.errors import ErrorKind, GenerationError, LoraxError, ShardE
 
 DOMAIN = "lorax-py"
 REQUEST_ID = "x-request-id"
+# What clients with a retry policy read, in milliseconds.
+_PUSHBACK = "grpc-retry-pushback-ms"
 
 # The service's names of fields that are called otherwise here.
 FIELDS: Mapping[str, str] = MappingProxyType(
@@ -65,12 +67,6 @@ class SlowReaderError(LoraxError):
     kind = ErrorKind(408, "RESOURCE_EXHAUSTED", "slow_reader")
 
 
-class DeadlineError(LoraxError):
-    """The time is over that a client gave a call."""
-
-    kind = ErrorKind(504, "DEADLINE_EXCEEDED", "deadline")
-
-
 def rich_status(
     error: LoraxError, request_id: str, names: Mapping[str, str] = FIELDS
 ) -> grpc.Status:
@@ -95,6 +91,12 @@ def rich_status(
     return rpc_status.to_status(
         status_pb2.Status(code=code.value[0], message=text, details=map(_packed, details))
     )
+
+
+def pushback(error: LoraxError) -> tuple[tuple[str, str], ...]:
+    """Return the trailer by which gRPC's own retries wait as long as they are told to."""
+    seconds = _retry_after_s(error)
+    return () if seconds is None else ((_PUSHBACK, str(round(seconds * 1000))),)
 
 
 def _code_and_reason(error: LoraxError) -> tuple[grpc.StatusCode, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from lorax_contract.errors import LoraxError, ValidationError
 from lorax_proto import lorax_pb2 as pb
@@ -41,6 +42,8 @@ from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID, GenerateRequest
 SERVICE = pb.DESCRIPTOR.services_by_name["Lorax"].full_name
 # Those that take a place, and whose requests are counted.
 GENERATING = frozenset({"Generate", "GenerateStream", "Chat", "ChatStream"})
+# Of a call whose deadline passes just now.
+_LEAST_TIMEOUT_S = 1e-3
 
 
 class PublicServicer(LoraxServicer):
@@ -66,15 +69,15 @@ class PublicServicer(LoraxServicer):
 
     async def Generate(self, request: pb.GenerateRequest, call: PublicCall) -> pb.GenerateResponse:
         """Answer with whole texts."""
-        with self._counted():
+        with self._counted(call):
             domain = generate_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
-        result = await self.service.generate(domain)
+        result = await self.service.generate(_timed(domain, call))
         return generate_response(result, style, call.request_id)
 
     async def GenerateStream(self, request: pb.GenerateRequest, call: PublicCall) -> None:
         """Send chunks."""
-        with self._counted():
+        with self._counted(call):
             domain = generate_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, TextChunks, call)
@@ -82,16 +85,16 @@ class PublicServicer(LoraxServicer):
     async def Chat(self, request: pb.ChatRequest, call: PublicCall) -> pb.ChatResponse:
         """Answer with whole messages."""
         call.names = CHAT_FIELDS
-        with self._counted():
+        with self._counted(call):
             domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
-        result = await self.service.generate(domain)
+        result = await self.service.generate(_timed(domain, call))
         return chat_response(result, style, call.request_id)
 
     async def ChatStream(self, request: pb.ChatRequest, call: PublicCall) -> None:
         """Send parts of messages."""
         call.names = CHAT_FIELDS
-        with self._counted():
+        with self._counted(call):
             domain = chat_request(request, call.bearer_token, call.caller)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, ChatChunks, call)
@@ -103,19 +106,19 @@ class PublicServicer(LoraxServicer):
         make: type[ChunkMaker],
         call: PublicCall,
     ) -> None:
-        async with await self.service.generate_stream(domain) as stream:
+        async with await self.service.generate_stream(_timed(domain, call)) as stream:
             chunks = make(stream, style, call.request_id)
             async for sequence, chunk in stream:
                 if (message := chunks.chunk(sequence, chunk)) is not None:
                     call.send(message)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, call: PublicCall) -> Iterator[None]:
         """Within, a request becomes one of the service's; one that does not is counted here."""
         try:
             yield
         except LoraxError as error:
-            self.metrics.request_refused(error)
+            self.metrics.request_refused(error, call.caller.tenant)
             raise
 
     # --- texts and tokens ---------------------------------------------------------
@@ -191,3 +194,12 @@ class PublicServicer(LoraxServicer):
         selection = self._selections.selection_of(adapter_parameters(adapter, call.bearer_token))
         assert selection is not None
         return selection
+
+
+def _timed(domain: GenerateRequest, call: PublicCall) -> GenerateRequest:
+    """Return a request that is to be answered before the deadline of its call."""
+    seconds = call.timeout_s
+    if seconds is None:
+        return domain
+    timeout_s = max(seconds, _LEAST_TIMEOUT_S)
+    return replace(domain, parameters=replace(domain.parameters, timeout_s=timeout_s))

@@ -22,6 +22,7 @@ async def read_admitted(
     max_body_bytes: int,
 ) -> Body:
     """Read the body of a request that can be served; what fails here is counted here."""
+    tenant = caller_of(request).tenant
     try:
         # Known before there is a body: nobody sends 2 MB to hear that there is no place.
         service.check_room(caller_of(request))
@@ -29,7 +30,7 @@ async def read_admitted(
         if isinstance(body, ModelBody):
             body.check_refused()
     except LoraxError as error:
-        metrics.request_refused(error)
+        metrics.request_refused(error, tenant)
         raise
     except ClientDisconnect:
         metrics.request_refused(asyncio.CancelledError())

@@ -16,6 +16,7 @@ from lorax_router.http_api.disconnect import while_present
 from lorax_router.http_api.json_body import bearer_token
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.sse import EventWriter, TokenEvents
+from lorax_router.http_api.timeout_header import timeout_of
 from lorax_router.service.batch import BatchStream, generate_each
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
@@ -46,7 +47,7 @@ class Calls:
     def named(
         self, request: Request, body: ModelBody, parameters: GenerateParameters
     ) -> GenerateParameters:
-        """Return the parameters with the adapter that the body names."""
+        """Return the parameters with the adapter that the body names, and the head's timeout."""
         model, source = body.model, body.adapter_source
         fields = self.models.resolve(model, source)
         adapter_id, adapter_source = fields.adapter_id, fields.adapter_source
@@ -59,6 +60,7 @@ class Calls:
             adapter_id=adapter_id,
             adapter_source=adapter_source,
             api_token=body.api_token or bearer_token(request),
+            timeout_s=timeout_of(request),
         )
 
     async def generate(

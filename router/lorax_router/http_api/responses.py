@@ -11,7 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lorax_contract.errors import GenerationError, LoraxError, ShardError, UnauthenticatedError
+from lorax_contract.errors import (
+    DeadlineError,
+    GenerationError,
+    LoraxError,
+    ShardError,
+    UnauthenticatedError,
+)
 from lorax_router.http_api.json_text import Json, dumps
 
 logger = logging.getLogger(__name__)
@@ -50,6 +56,9 @@ def error_headers(error: LoraxError) -> dict[str, str]:
     """The headers of an error's response, whatever the dialect: when to try again, and how."""
     if isinstance(error, UnauthenticatedError):
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, DeadlineError):
+        # SDKs send again what got a 5xx; whoever waits has no more time for that.
+        return {"x-should-retry": "false"}
     seconds = error.kind.retry_after_s
     return {} if seconds is None else {"retry-after": str(seconds)}
 

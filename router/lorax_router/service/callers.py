@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from lorax_contract.adapters import (
@@ -14,6 +14,9 @@ from lorax_contract.adapters import (
     Reason,
 )
 from lorax_contract.errors import ForbiddenError
+from lorax_router.core.tenant_limits import TenantLimits
+
+_LIMITS = ("queued_requests", "queued_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,16 @@ class Quotas:
     store_bytes: int | None = None
     # Adapters that the tenant may keep on the shards.
     pins: int = 0
+    # What it may have waiting, by TenantLimits' names.
+    queued_requests: int | None = None
+    queued_tokens: int | None = None
+    # Adapters that are fetched for it at once; more wait.
+    concurrent_fetches: int | None = None
+
+    def limits(self, defaults: TenantLimits) -> TenantLimits:
+        """Return what the tenant may have waiting; where nothing is said, a default."""
+        said = {name: getattr(self, name) for name in _LIMITS}
+        return replace(defaults, **{name: each for name, each in said.items() if each is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

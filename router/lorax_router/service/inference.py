@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -25,6 +25,7 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
 from lorax_router.core.request import RequestTerms
+from lorax_router.core.tenant_limits import NO_LIMITS, TenantLimits
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
 from lorax_router.service.adapters.text import AdapterText
@@ -44,12 +45,19 @@ from lorax_router.service.requests import (
     TextPrompt,
     ValidRequest,
 )
-from lorax_router.service.results import AdapterUse, GenerateResult, Sequence, Timings
+from lorax_router.service.results import (
+    AdapterUse,
+    GenerateResult,
+    Sequence,
+    Timings,
+    shown_numbers,
+)
 from lorax_router.service.sequences import SequenceChunks
+from lorax_router.service.timeouts import deadline_of, within
 from lorax_router.service.validation import CheckedRequest, Validator
 
-# A probe shares with nobody and goes first.
-_PROBE = RequestTerms(tenant="(probe)", priority=-(2**31))
+# A probe shares with nobody, goes first, and is let in whatever waits.
+_PROBE = RequestTerms(tenant="(probe)", priority=-(2**31), limits=TenantLimits(is_exempt=True))
 
 
 class GenerationStream:
@@ -164,6 +172,7 @@ class InferenceService:
         meters: what tenants have taken of their quotas.
         tokens: which of them opened private adapters.
         max_concurrent_requests: sequences that may be in the house at once; see Permits.
+        tenant_limits: what a tenant may have waiting and may hold of whom the keys say nothing else.
         health_timeout_s: seconds after which a silent engine counts as unhealthy.
     """
 
@@ -179,6 +188,7 @@ class InferenceService:
         outputs: OutputsByTemplate | None = None,
         meters: Meters | None = None,
         tokens: TenantTokens | None = None,
+        tenant_limits: TenantLimits = NO_LIMITS,
         health_timeout_s: float = 10.0,
     ) -> None:
         self._meters = meters or Meters()
@@ -190,6 +200,7 @@ class InferenceService:
         self._validator = validator
         self._metrics = metrics
         self._permits = Permits(max_concurrent_requests)
+        self._tenant_limits = tenant_limits
         self._health_timeout_s = health_timeout_s
         self._is_draining = False
         # Of requests that wait for their adapter: ends the wait.
@@ -209,6 +220,8 @@ class InferenceService:
         self.check_open()
         self._meters.of(caller).check()
         self._permits.check()
+        terms = RequestTerms(caller.tenant, limits=caller.quotas.limits(self._tenant_limits))
+        self._engine.check_place(terms)
 
     def start_request(self, caller: Caller) -> None:
         """Count a request that does not generate; raises QuotaError."""
@@ -243,7 +256,7 @@ class InferenceService:
         request = GenerateRequest(prompt=TextPrompt("Who?"), parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
         valid = replace(valid, terms=_PROBE)
-        async with aclosing(self._submit(valid, BASE_ADAPTER)) as chunks:
+        async with aclosing(await self._submit(valid, BASE_ADAPTER)) as chunks:
             async for _ in chunks:
                 pass
 
@@ -254,9 +267,10 @@ class InferenceService:
         try:
             checked = self._check(request, record, stream=False)
             permit = self._admit(checked)
-            lease = await self._resolve(checked, record)
-            valid = await self._complete(checked, lease)
-            record.validated(valid)
+            async with within(deadline_of(checked, record)):
+                lease = await self._resolve(checked, record)
+                valid = await self._complete(checked, lease)
+            valid = self._on_terms(checked, valid, record)
             result = await self._run(valid, _handle(lease), record)
         except BaseException as error:
             record.close(error)
@@ -283,10 +297,11 @@ class InferenceService:
             permit = self._admit(checked)
             if checked.selection is not None:
                 on_adapter(_use(checked.selection))
-            lease = await self._resolve(checked, record)
-            valid = await self._complete(checked, lease)
-            record.validated(valid)
-            chunks = self._submit(valid, _handle(lease))
+            async with within(deadline_of(checked, record)):
+                lease = await self._resolve(checked, record)
+                valid = await self._complete(checked, lease)
+            valid = self._on_terms(checked, valid, record)
+            chunks = await self._submit(valid, _handle(lease))
         except BaseException as error:
             if lease is not None:
                 lease.release()
@@ -394,12 +409,31 @@ class InferenceService:
         content = lease.content if lease is not None and has_own_tokens else None
         return replace(valid, constraint=await self._constraints.ready(constraint, content))
 
-    def _submit(self, valid: ValidRequest, adapter: AdapterHandle) -> SequenceChunks:
-        """Submit all sequences, or none: what is refused is so of all alike."""
-        return SequenceChunks(
-            [self._submit_one(valid, sampling, adapter) for sampling in valid.samplings],
-            valid.output,
-        )
+    def _on_terms(
+        self, checked: CheckedRequest, valid: ValidRequest, record: RequestRecord
+    ) -> ValidRequest:
+        """Return a request with all its terms, for whose sequences there is place in the queue.
+
+        What the queue refuses costs no tokens: it is asked before they are counted.
+        """
+        limits = checked.request.caller.quotas.limits(self._tenant_limits)
+        terms = replace(valid.terms, deadline=deadline_of(checked, record), limits=limits)
+        num = len(valid.samplings)
+        num_tokens = num * (valid.num_prompt_tokens + valid.stopping.max_new_tokens)
+        self._engine.check_place(terms, num_requests=num, num_tokens=num_tokens)
+        record.validated(valid)
+        return replace(valid, terms=terms)
+
+    async def _submit(self, valid: ValidRequest, adapter: AdapterHandle) -> SequenceChunks:
+        """Submit all sequences, or none."""
+        streams: list[TokenStream] = []
+        async with AsyncExitStack() as stack:
+            for sampling in valid.samplings:
+                stream = self._submit_one(valid, sampling, adapter)
+                stack.push_async_callback(stream.aclose)
+                streams.append(stream)
+            stack.pop_all()
+        return SequenceChunks(streams, valid.output)
 
     def _submit_one(
         self, valid: ValidRequest, sampling: SamplingParams, adapter: AdapterHandle
@@ -423,11 +457,11 @@ class InferenceService:
     ) -> GenerateResult:
         """Generate all sequences at once; the first that fails ends the others."""
         sequences = [Sequence(reported_seed(sampling)) for sampling in valid.samplings]
-        async with aclosing(self._submit(valid, adapter)) as chunks:
+        async with aclosing(await self._submit(valid, adapter)) as chunks:
             async for number, chunk in chunks:
                 record.sequences[number].take(chunk)
-                _append(sequences[number], chunk)
-        shown = _shown(sequences, valid.num_returned)
+                sequences[number].take(chunk)
+        shown = shown_numbers(sequences, valid.num_returned)
         record.show(shown)
         return GenerateResult(
             sequences=tuple(sequences[number] for number in shown),
@@ -442,15 +476,6 @@ class InferenceService:
         )
 
 
-def _shown(sequences: list[Sequence], num_returned: int | None) -> list[int]:
-    """Which sequences the client gets, in their order; the likeliest first where it chose none."""
-    numbers = list(range(len(sequences)))
-    if num_returned == len(numbers):
-        return numbers
-    numbers.sort(key=lambda number: sequences[number].logprob, reverse=True)
-    return numbers[:num_returned]
-
-
 def _use(selection: AdapterSelection) -> AdapterUse:
     return AdapterUse(selection.ids, selection.refs[0].source, selection.label)
 
@@ -462,20 +487,6 @@ def _text(lease: AdapterLease | None) -> AdapterText:
 
 def _handle(lease: AdapterLease | None) -> AdapterHandle:
     return BASE_ADAPTER if lease is None else lease.handle
-
-
-def _append(sequence: Sequence, chunk: TokenChunk) -> None:
-    tokens = sequence.tokens
-    tokens.ids += chunk.tokens.ids
-    tokens.logprobs += chunk.tokens.logprobs
-    tokens.texts += chunk.tokens.texts
-    tokens.special += chunk.tokens.special
-    sequence.alternatives += chunk.alternatives
-    if chunk.prompt_tokens is not None:
-        sequence.prompt_tokens = chunk.prompt_tokens
-        sequence.prompt_alternatives = chunk.prompt_alternatives
-    sequence.finish = chunk.finish
-    sequence.generated_text = chunk.generated_text or ""
 
 
 def reported_seed(sampling: SamplingParams) -> int | None:

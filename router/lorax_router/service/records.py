@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from lorax_contract.activation import NEVER
-from lorax_contract.errors import LoraxError, QuotaError, RequestError
+from lorax_contract.errors import DeadlineError, LoraxError, QuotaError, RequestError
 from lorax_contract.step import FinishCode
 from lorax_router.service.adapters.directory import AdapterLease
 from lorax_router.service.callers import ANYBODY, Caller
@@ -22,7 +22,7 @@ logger = logging.getLogger("lorax_router.request")
 
 
 # What is no fault of the server's, and may come often.
-_EXPECTED = (RequestError, QuotaError, asyncio.CancelledError)
+_EXPECTED = (RequestError, QuotaError, DeadlineError, asyncio.CancelledError)
 
 
 class SequenceProgress:
@@ -100,7 +100,7 @@ class RequestRecord:
         self._caller = caller
         # What the caller's tenant takes is counted here.
         self.meter = meter
-        self._received_at = perf_counter()
+        self.received_at = perf_counter()
         self._validated_at = 0.0
         self._resolving_s = 0.0
         self._valid: ValidRequest | None = None
@@ -130,7 +130,7 @@ class RequestRecord:
         self.sequences = [self.sequences[number] for number in numbers + others]
 
     def _new_progress(self) -> SequenceProgress:
-        timings = Timings(self._received_at, self._resolving_s, self._validated_at)
+        timings = Timings(self.received_at, self._resolving_s, self._validated_at)
         num_prompt = 0 if self._valid is None else self._valid.num_prompt_tokens
         return SequenceProgress(
             timings, self._metrics, self.adapter, num_prompt=num_prompt, meter=self.meter
@@ -185,7 +185,9 @@ class RequestRecord:
                 num_of_first=first.num_generated,
             )
         else:
-            self._metrics.request_failed(error, was_valid=self._valid is not None)
+            self._metrics.request_failed(
+                error, was_valid=self._valid is not None, tenant=self._caller.tenant
+            )
         self._log(error)
 
     def _log(self, error: BaseException | None) -> None:

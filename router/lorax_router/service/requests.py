@@ -130,6 +130,8 @@ class GenerateParameters:
     cache_salt: str | None = field(default=None, repr=False)
     # What the output is to be bound to.
     constraint: Constraint | None = None
+    # Seconds from its receipt within which the last token is to be there.
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

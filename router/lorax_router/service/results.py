@@ -43,6 +43,20 @@ class Sequence:
             self.prompt_alternatives,
         )
 
+    def take(self, chunk: TokenChunk) -> None:
+        """Add what a chunk of its stream has."""
+        tokens = self.tokens
+        tokens.ids += chunk.tokens.ids
+        tokens.logprobs += chunk.tokens.logprobs
+        tokens.texts += chunk.tokens.texts
+        tokens.special += chunk.tokens.special
+        self.alternatives += chunk.alternatives
+        if chunk.prompt_tokens is not None:
+            self.prompt_tokens = chunk.prompt_tokens
+            self.prompt_alternatives = chunk.prompt_alternatives
+        self.finish = chunk.finish
+        self.generated_text = chunk.generated_text or ""
+
     @property
     def num_generated(self) -> int:
         """Number of generated tokens."""
@@ -57,6 +71,15 @@ class Sequence:
     def logprob(self) -> float:
         """Log probability of the whole sequence."""
         return sum(self.tokens.logprobs)
+
+
+def shown_numbers(sequences: list[Sequence], num_returned: int | None) -> list[int]:
+    """Return which sequences the client gets, in their order; the likeliest first where it chose none."""
+    numbers = list(range(len(sequences)))
+    if num_returned == len(numbers):
+        return numbers
+    numbers.sort(key=lambda number: sequences[number].logprob, reverse=True)
+    return numbers[:num_returned]
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ checked against the limits.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ def _check_terms(params: GenerateParameters) -> None:
     asked, salt = params.priority, params.cache_salt
     if asked is not None and not -(2**31) <= asked < 2**31:
         raise ValidationError(f"`priority` must be from {-(2**31)} to {2**31 - 1}, got {asked}")
+    if params.timeout_s is not None and not 0.0 < params.timeout_s < math.inf:
+        raise ValidationError(f"the timeout must be above 0 seconds, got {params.timeout_s}")
     if salt is not None and not 1 <= len(salt) <= MAX_SALT_CHARS:
         raise ValidationError(f"`cache_salt` must have from 1 to {MAX_SALT_CHARS} characters")
 

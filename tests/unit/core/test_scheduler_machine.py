@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,9 +23,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.helpers.core_policies import NUM_ADAPTERS, POLICIES, make_table
+from tests.helpers.limited_tenants import MAX_QUEUED, TERMS, verify_depths, verify_refusal
 from tests.helpers.swap_world import EveryThird, copies_of
 
-from lorax_contract.errors import ValidationError
+from lorax_contract.errors import BusyError, DeadlineError, QueueFullError, ValidationError
 from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
@@ -38,13 +40,7 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapters.table import AdapterEvent, AdapterState, AdapterTable
-from lorax_router.core.policies.fair import FairShare
-from lorax_router.core.policies.lorax import OldestHead
-from lorax_router.core.policies.policy import SchedulingPolicy
-from lorax_router.core.policies.priority import StrictPriority
-from lorax_router.core.policies.ranked import FirstComeFirstServed
-from lorax_router.core.policies.shortest import ShortestFirst
+from lorax_router.core.adapters.table import AdapterEvent, AdapterState
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.shards.fake.batch import FakeBatch
@@ -55,30 +51,6 @@ STEPS_PER_EXAMPLE = 50
 NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "3000"))
 # One token in 20 is an EOS; whatever else, a token depends on all blocks read back.
 MODEL = FakeModel(vocab_size=20)
-
-
-NUM_ADAPTERS = 3
-# Tenants of several weights, with requests of several classes.
-TERMS = [
-    RequestTerms(tenant, weight, priority)
-    for tenant, weight in (("a", 1.0), ("b", 3.0))
-    for priority in (0, 1)
-]
-POLICIES: dict[str, Callable[[AdapterTable], SchedulingPolicy]] = {
-    "fcfs": lambda adapters: FirstComeFirstServed(),
-    "fair": lambda adapters: FairShare(),
-    "priority": lambda adapters: StrictPriority(),
-    "sjf": lambda adapters: ShortestFirst(),
-    "lorax": OldestHead,
-}
-
-
-def make_table(num_slots: int) -> AdapterTable:
-    """Return a table of three adapters for one or two slots; all bytes are enough for two."""
-    table = AdapterTable(max_resident=num_slots, max_bytes=6, cycle_time_s=4.0)
-    for number in range(1, NUM_ADAPTERS + 1):
-        table.add(AdapterHandle(number), nbytes=3)
-    return table
 
 
 def make_shard(num_blocks: int, block_size: int) -> FakeBatch:
@@ -135,7 +107,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             keep_evicted=keeps_evicted,
             recompute=EveryThird(),
             **self.limits,
+            max_queued_requests=MAX_QUEUED,
         )
+        # Of those that may wait for their first step: who asked, and with how many tokens.
+        self.terms: dict[RequestId, RequestTerms] = {}
         self.now = 0.0
         self.epoch, self.max_bytes = 1, 6
         # Adapters in the shard's memory, and orders that are being carried out.
@@ -165,14 +140,17 @@ class SchedulerMachine(RuleBasedStateMachine):
                 st.integers(0, 16),
                 st.integers(0, NUM_ADAPTERS),
                 st.sampled_from(TERMS),
+                st.sampled_from([None] * 16 + [0, 20, 60]),
             ),
             min_size=1,
             max_size=4,
         )
     )
-    def submit(self, requests: list[tuple[list[int], int, int, RequestTerms]]) -> None:
+    def submit(self, requests: list[tuple[list[int], int, int, RequestTerms, int | None]]) -> None:
         """Clients ask, some for no tokens; what can never fit is refused."""
-        for prompt, max_new, adapter, terms in requests:
+        for prompt, max_new, adapter, terms, seconds in requests:
+            if seconds is not None:
+                terms = replace(terms, deadline=self.now + seconds)
             self._submit(prompt, max_new, self.handles[adapter], terms)
 
     def _submit(
@@ -194,8 +172,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         except ValidationError:
             assert not fits or not self._may_fit(adapter)
             return
+        except (QueueFullError, BusyError) as error:
+            depths = self.scheduler.stats().queue_depths
+            verify_refusal(error, depths, terms.tenant, len(prompt) + max_new)
+            self.counts["refused"] = self.counts.get("refused", 0) + 1
+            return
+        except DeadlineError:
+            assert terms.deadline < float("inf")
+            self.counts["late"] = self.counts.get("late", 0) + 1
+            return
         assert fits
         self.specs[spec.request_id] = spec
+        self.terms[spec.request_id] = terms
         self.received[spec.request_id] = []
 
     @precondition(lambda self: self.specs)
@@ -218,6 +206,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         before = self.scheduler.stats().num_preemptions
         self.now += 1.0
         plan = self.scheduler.plan(self.now)
+        self._take_late()
         self._take_orders()
         gave_way = self.scheduler.stats().num_preemptions - before
         self.counts["preemptions"] = self.counts.get("preemptions", 0) + gave_way
@@ -226,6 +215,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.plans.append(plan)
             self._note_touched(plan)
             self._note_activations(plan)
+
+    def _take_late(self) -> None:
+        """Whoever ends has a deadline; whoever is past it ends."""
+        for request_id in self.scheduler.deadlines.take_late():
+            assert self.terms[request_id].deadline < float("inf")
+            del self.specs[request_id]
+            self.counts["late"] = self.counts.get("late", 0) + 1
+        assert all(self.terms[each].deadline > self.now for each in self.specs)
 
     def _note_activations(self, plan: StepPlan) -> None:
         """What is known not to be in effect is activated again before a row needs it."""
@@ -418,6 +415,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             self.counts["steps"] = self.counts.get("steps", 0) + 1
             self.scheduler.check()
+            verify_depths(self.scheduler.stats().queue_depths)
 
     def teardown(self) -> None:
         """Whatever the state, all requests come to their end and all blocks come back."""
@@ -486,10 +484,11 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     facts = ", ".join(f"{num} {what}" for what, num in counts.items())
     print(f"FIGURE {policy} depth {depth} host blocks {num_host_blocks}: {facts}")
     assert counts["steps"] >= NUM_STEPS
-    assert counts["plans"] >= NUM_STEPS // 4
+    assert counts["plans"] >= NUM_STEPS // 8
     # Where all that a request may need is kept for it, nobody gives way for memory.
     assert counts["preemptions"] > 0 or policy == "lorax"
     assert counts["inactive"] > 0
+    assert counts["refused"] > 0 and counts["late"] > 0
     assert counts["shared blocks"] > 0
     assert counts["prompts only"] > 0
     assert bool(num_host_blocks) == bool(counts["swaps"]) == bool(counts["brought back"])

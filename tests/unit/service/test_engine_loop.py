@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import pytest
 
 from lorax_contract.adapters import AdapterContent, AdapterPart, LoadReport
-from lorax_contract.errors import GenerationError, LoraxError, ShardUnavailableError, UnhealthyError
+from lorax_contract.errors import (
+    DeadlineError,
+    GenerationError,
+    LoraxError,
+    QueueFullError,
+    ShardUnavailableError,
+    UnhealthyError,
+)
 from lorax_contract.step import (
     AdapterHandle,
     FinishCode,
@@ -22,7 +30,9 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
+from lorax_router.core.tenant_limits import TenantLimits
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
@@ -47,9 +57,16 @@ def play(scene: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scene, 20))
 
 
-def make_loop(shard: Any, depth: int = 2) -> EngineLoop:
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_loop(shard: Any, depth: int = 2, **values: Any) -> EngineLoop:
     scheduler = Scheduler(num_blocks=100, block_size=4, max_step_tokens=64, max_rows=8, depth=depth)
-    return EngineLoop(shard, scheduler)
+    return EngineLoop(shard, scheduler, **values)
 
 
 def make_adapter_loop(shard: FakeShard) -> EngineLoop:
@@ -236,5 +253,49 @@ def test_a_request_without_tokens_has_one_chunk_with_its_prompt(depth):
         await until(lambda: loop.stats().num_running == 0)
         assert loop.stats().num_free_blocks == 100
         running.cancel()
+
+    play(scene())
+
+
+def test_a_running_request_whose_time_is_over_ends_with_an_error_and_others_go_on():
+    async def scene() -> None:
+        clock = Clock()
+        loop = make_loop(FakeShard(num_blocks=100), clock=clock)
+        running = asyncio.create_task(loop.run())
+        late = loop.submit(spec_of(loop, num=200), RequestTerms(deadline=5.0))
+        other = loop.submit(spec_of(loop, num=20))
+        await anext(late)
+        clock.now = 6.0
+        chunks = [chunk async for chunk in late]
+        assert isinstance(chunks[-1].error, DeadlineError)
+        assert len([chunk async for chunk in other]) == 20
+        await late.aclose()
+        running.cancel()
+
+    play(scene())
+
+
+def test_a_request_that_waits_for_its_adapter_alone_ends_at_its_deadline():
+    async def scene() -> None:
+        shard = FakeShard(num_blocks=100, adapter_delay_s=1000.0)
+        loop = make_adapter_loop(shard)
+        loop.add_adapter(AdapterHandle(1), 10)
+        running = asyncio.create_task(loop.run())
+        terms = RequestTerms(deadline=perf_counter() + 0.05)
+        (chunk,) = [each async for each in loop.submit(spec_of(loop, adapter=1), terms)]
+        assert isinstance(chunk.error, DeadlineError)
+        running.cancel()
+
+    play(scene())
+
+
+def test_sequences_that_the_queue_has_no_place_for_are_refused_before_they_are_queued():
+    async def scene() -> None:
+        loop = make_loop(FakeShard(num_blocks=100))
+        one = RequestTerms("a", limits=TenantLimits(queued_requests=2))
+        loop.check_place(one, num_requests=2)
+        loop.submit(spec_of(loop), one)
+        with pytest.raises(QueueFullError):
+            loop.check_place(one, num_requests=2)
 
     play(scene())

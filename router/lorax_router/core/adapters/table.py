@@ -393,7 +393,7 @@ class AdapterTable:
             record.is_pinned = record.nbytes <= left
             left -= record.nbytes * record.is_pinned
         for record in self._records.values():
-            if record.nbytes > self.max_bytes:
+            if not record.is_pinned and record.nbytes > left:
                 record.is_called = False
 
     def _move(self, record: AdapterRecord, event: AdapterEvent, now: float) -> None:

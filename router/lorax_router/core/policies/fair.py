@@ -130,6 +130,7 @@ class FairShare:
     """
 
     reserves_all = False
+    keeps_order = True
     displaces = True
 
     def __init__(

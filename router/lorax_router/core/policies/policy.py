@@ -27,6 +27,9 @@ class SchedulingPolicy(Protocol):
     reserves_all: bool
     # Whether running rows may have to give way to a request that waits.
     displaces: bool
+    # Whether requests of one tenant, adapter and class are admitted in order of arrival, by-passes
+    # aside.
+    keeps_order: bool
 
     def __len__(self) -> int:
         """Return the number of waiting requests."""

@@ -22,6 +22,7 @@ class FirstComeFirstServed:
     """
 
     reserves_all = False
+    keeps_order = True
     displaces = False
 
     def __init__(self, *, max_bypasses: int = MAX_BYPASSES) -> None:

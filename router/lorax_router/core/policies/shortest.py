@@ -19,6 +19,8 @@ class ShortestFirst(FirstComeFirstServed):
     seconds earlier: that bounds what it is overtaken by.
     """
 
+    keeps_order = False
+
     def __init__(self, *, max_bypasses: int = MAX_BYPASSES, ageing: float = AGEING) -> None:
         super().__init__(max_bypasses=max_bypasses)
         self._ageing = ageing

@@ -42,6 +42,7 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     500: "api_error",
     503: "overloaded_error",
+    504: "timeout_error",
     _OVERLOADED: "overloaded_error",
 }
 

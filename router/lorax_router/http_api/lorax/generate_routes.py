@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, event_stream, json_body
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
+from lorax_router.http_api.timeout_header import timeout_of
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.requests import GenerateRequest
@@ -83,7 +85,7 @@ class GenerateRoutes:
     async def compat(self, request: Request) -> Response:
         """Answer with an array of one text, or with events if ``stream`` is set."""
         body = await self._body(request, CompatGenerateBody)
-        domain = body.to_domain(bearer_token(request), caller_of(request))
+        domain = _domain(body, request)
         if body.stream:
             return self._events(domain)
         return await self._answer(request, domain, as_array=True)
@@ -91,13 +93,13 @@ class GenerateRoutes:
     async def generate(self, request: Request) -> Response:
         """Answer with one text."""
         body = await self._body(request, GenerateBody)
-        domain = body.to_domain(bearer_token(request), caller_of(request))
+        domain = _domain(body, request)
         return await self._answer(request, domain, as_array=False)
 
     async def generate_stream(self, request: Request) -> Response:
         """Answer with one event per token."""
         body = await self._body(request, GenerateBody)
-        return self._events(body.to_domain(bearer_token(request), caller_of(request)))
+        return self._events(_domain(body, request))
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
         """Read the body of a request that can be served; what fails here is counted here."""
@@ -129,6 +131,13 @@ class GenerateRoutes:
             named["x-adapter-warning"] = used.warning
         headers = {**self._headers, **named, **timing_headers(result)}
         return json_response([document] if as_array else document, headers=headers)
+
+
+def _domain(body: GenerateBody, request: Request) -> GenerateRequest:
+    """Return a request as the service takes it."""
+    domain = body.to_domain(bearer_token(request), caller_of(request))
+    parameters = replace(domain.parameters, timeout_s=timeout_of(request))
+    return replace(domain, parameters=parameters)
 
 
 def timing_headers(result: GenerateResult) -> dict[str, str]:

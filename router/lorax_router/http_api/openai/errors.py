@@ -62,6 +62,7 @@ _KINDS: Mapping[int, tuple[str, str | None]] = {
     415: (_INVALID, "unsupported_media_type"),
     429: (_LIMIT, "rate_limit_exceeded"),
     503: (_SERVER, "service_unavailable"),
+    504: (_SERVER, "deadline_exceeded"),
 }
 
 

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import NamedTuple, Self
 
 from lorax_contract.errors import (
+    DeadlineError,
     GenerationError,
     LoraxError,
     ShuttingDownError,
@@ -146,8 +147,9 @@ class EngineLoop:
     def submit(self, spec: RequestSpec, terms: RequestTerms = ANY_TERMS) -> TokenStream:
         """Queue a request and return its stream; closing the stream cancels the request.
 
-        Raises ValidationError when it can never fit, UnhealthyError or
-        ShuttingDownError when the loop has ended.
+        Raises ValidationError when it can never fit, QueueFullError or BusyError when too much
+        waits, DeadlineError when it would be too late, UnhealthyError or ShuttingDownError when
+        the loop has ended.
         """
         if self._failure is not None:
             raise self._failure
@@ -157,6 +159,12 @@ class EngineLoop:
         self._streams[spec.request_id] = stream
         self._work.set()
         return stream
+
+    def check_place(
+        self, terms: RequestTerms, *, num_requests: int = 1, num_tokens: int = 0
+    ) -> None:
+        """Raise what requests would get from the queue that come together now."""
+        self._scheduler.backlog.check(terms, num_requests, num_tokens, self._clock())
 
     def _cancel(self, request_id: RequestId) -> None:
         """End a request whose client is gone; its row leaves with the next step."""
@@ -262,8 +270,16 @@ class EngineLoop:
                 if stream := self._streams.get(row.spec.request_id):
                     stream.enters(now, row.num_cached)
             self._observe_sent(plan)
+        self._end_late()
         if self._orders is not None:
             self._orders.carry_out()
+
+    def _end_late(self) -> None:
+        """Tell clients whose requests plans have ended, and why."""
+        for request_id, text in self._scheduler.deadlines.take_late().items():
+            if (stream := self._streams.pop(request_id, None)) is not None:
+                error = DeadlineError(text)
+                stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=error))
 
     async def _take_outcome(self) -> None:
         sent = self._sent[0]
@@ -289,9 +305,10 @@ class EngineLoop:
         if is_idle:
             self._scheduler.check(is_idle=True)
         self._work.clear()
-        # Requests that wait for an adapter: turns come with time, too.
+        # Requests that wait for an adapter: turns and deadlines come with time, too.
+        left = max(0.0, self._scheduler.deadlines.next_look - self._clock())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if is_idle else _IDLE_TICK_S):
+            async with asyncio.timeout(None if is_idle else min(left, _IDLE_TICK_S)):
                 await self._work.wait()
 
     def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:

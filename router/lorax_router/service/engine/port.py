@@ -123,8 +123,14 @@ class EnginePort(Protocol):
     def submit(self, spec: RequestSpec, terms: RequestTerms = ANY_TERMS) -> TokenStream:
         """Queue a request and return its stream; closing the stream cancels the request.
 
-        Raises ValidationError at once when the request can never fit.
+        Raises at once ValidationError when the request can never fit, QueueFullError or
+        BusyError when too much waits, DeadlineError when it would be too late.
         """
+
+    def check_place(
+        self, terms: RequestTerms, *, num_requests: int = 1, num_tokens: int = 0
+    ) -> None:
+        """Raise what requests would get from the queue that come together now."""
 
     def stats(self) -> EngineStats:
         """Return a snapshot."""

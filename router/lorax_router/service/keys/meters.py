@@ -7,6 +7,7 @@ has had what was generated until then.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import time
@@ -37,8 +38,16 @@ class _StoredAdapter:
 class TenantMeter:
     """The account of one tenant; without quotas it takes everything."""
 
-    def __init__(self, quotas: Quotas, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        quotas: Quotas,
+        clock: Callable[[], float],
+        concurrent_fetches: int | None = None,
+    ) -> None:
         self._clock = clock
+        # Of those whom the keys say nothing else of.
+        self._usual_fetches = concurrent_fetches
+        self._fetch_ended = asyncio.Event()
         self._requests: TokenBucket | None = None
         self._tokens: TokenBucket | None = None
         self._fetches: TokenBucket | None = None
@@ -92,13 +101,18 @@ class TenantMeter:
     async def fetching(self, ref: AdapterRef, tiers: Tiers) -> AsyncIterator[None]:
         """Within, a source is asked for an adapter; raises QuotaError instead.
 
-        What the tenant asks at the same time for the same name counts once. ``tiers`` says what
-        of some adapters still lies in the store.
+        What the tenant asks at the same time for the same name counts once. Waits while as much
+        is fetched for the tenant as may be at once: the places that are left are others'.
+        ``tiers`` says what of some adapters still lies in the store.
         """
         name = str(ref)
         if not self._asking[name]:
-            _check(self._fetches, "adapter fetch", "adapter fetches")
             await self._check_store(name, tiers)
+        while not self._asking[name] and not self._may_fetch():
+            self._fetch_ended.clear()
+            await self._fetch_ended.wait()
+        if not self._asking[name]:
+            _check(self._fetches, "adapter fetch", "adapter fetches")
             if self._fetches is not None:
                 self._fetches.take(1)
         self._asking[name] += 1
@@ -108,6 +122,12 @@ class TenantMeter:
             self._asking[name] -= 1
             if not self._asking[name]:
                 del self._asking[name]
+                self._fetch_ended.set()
+
+    def _may_fetch(self) -> bool:
+        own = self.quotas.concurrent_fetches
+        most = self._usual_fetches if own is None else own
+        return most is None or len(+self._asking) < most
 
     def fetched(self, ref: AdapterRef, adapter: FetchedAdapter) -> None:
         """Count what a fetch put in the store: by name, what the name leads to now."""
@@ -141,15 +161,22 @@ class TenantMeter:
 class Meters:
     """The meters of all tenants, by name; they last when the keys are read again."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        concurrent_fetches: int | None = None,
+    ) -> None:
         self._clock = clock
+        self._concurrent_fetches = concurrent_fetches
         self._meters: dict[str, TenantMeter] = {}
 
     def of(self, caller: Caller) -> TenantMeter:
         """Return the meter of a caller's tenant, by the quotas that the caller came with."""
         meter = self._meters.get(caller.tenant)
         if meter is None:
-            meter = self._meters[caller.tenant] = TenantMeter(caller.quotas, self._clock)
+            meter = TenantMeter(caller.quotas, self._clock, self._concurrent_fetches)
+            self._meters[caller.tenant] = meter
         elif meter.quotas != caller.quotas:
             meter.adopt(caller.quotas)
         return meter

@@ -25,7 +25,10 @@ _RESERVED = (DEFAULT_TENANT, ADMIN_TENANT, METRICS_TENANT, KEYED_OPERATOR.tenant
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
-_COUNTS = ("requests_per_minute", "tokens_per_minute", "fetches_per_minute", "store_bytes")
+_COUNTS = (
+    "requests_per_minute", "tokens_per_minute", "fetches_per_minute", "store_bytes",
+    "queued_requests", "queued_tokens", "concurrent_fetches",
+)  # fmt: skip
 _SWITCHES = ("admin", "metrics")
 _TEXTS = ("keys", "adapters")
 _FIELDS = {*_COUNTS, *_SWITCHES, *_TEXTS, "pins", "priority", "weight", "api_token_env"}

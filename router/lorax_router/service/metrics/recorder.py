@@ -17,9 +17,12 @@ from prometheus_client.registry import Collector
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import (
     BadRequestError,
+    CapacityError,
+    DeadlineError,
     GenerationError,
     IncompleteGenerationError,
     OverloadedError,
+    QueueFullError,
     QuotaError,
     ShuttingDownError,
     TemplateError,
@@ -51,7 +54,8 @@ REQUEST_SUCCESS = MetricSpec("lorax_request_success", "counter", "Requests answe
 REQUEST_FAILURE = MetricSpec(
     "lorax_request_failure",
     "counter",
-    "Requests that failed; `err` is overloaded, quota (the tenant's is used up), shutting_down, validation, template, generation, "
+    "Requests that failed; `err` is overloaded, queue_full (the tenant has as much waiting as it may), "
+    "quota (the tenant's is used up), deadline (the client's time is over, or would be), shutting_down, validation, template, generation, "
     "download_adapter (its adapter could not be had), incomplete, unhealthy, dropped (the client left), bad_request (the body could not be read) or "
     "internal.",
     ("err",),
@@ -249,7 +253,7 @@ class Metrics:
 
     def watch_engine(self, stats: Callable[[], EngineStats], block_size: int) -> None:
         """Read the scheduler's state at each scrape, so that an idle server shows no old one."""
-        self.registry.register(_EngineCollector(stats, block_size))
+        self.registry.register(_EngineCollector(stats, block_size, self.tenants))
         self._vllm.watch_engine(stats, block_size)
 
     def watch_adapters(
@@ -305,16 +309,20 @@ class Metrics:
         self._skipped.observe(0)
         self._vllm.succeeded(request, timings, finish, num_of_first)
 
-    def request_failed(self, error: BaseException, *, was_valid: bool = False) -> None:
+    def request_failed(
+        self, error: BaseException, *, was_valid: bool = False, tenant: str = ""
+    ) -> None:
         """A request ended without its last token."""
         self._request_failure.labels(failure_label(error)).inc()
+        if isinstance(error, CapacityError | DeadlineError):
+            self.tenants.rejected(tenant, failure_label(error))
         if was_valid:
             self._vllm.failed(error)
 
-    def request_refused(self, error: BaseException) -> None:
+    def request_refused(self, error: BaseException, tenant: str = "") -> None:
         """A request did not reach the service: there was no place, or its body was at fault."""
         self.request_received()
-        self.request_failed(error)
+        self.request_failed(error, tenant=tenant)
 
     def unknown_fields(self, count: int) -> None:
         """A request body had so many fields that nobody reads."""
@@ -379,9 +387,12 @@ class Metrics:
 class _EngineCollector(Collector):
     """Turns a snapshot of the scheduler into metrics when somebody looks."""
 
-    def __init__(self, stats: Callable[[], EngineStats], block_size: int) -> None:
+    def __init__(
+        self, stats: Callable[[], EngineStats], block_size: int, tenants: TenantUsage
+    ) -> None:
         self._stats = stats
         self._block_size = block_size
+        self._tenants = tenants
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
@@ -403,6 +414,7 @@ class _EngineCollector(Collector):
             prices.add_metric([unit], price)
         yield prices
         yield CounterMetricFamily(PREEMPTED.name, PREEMPTED.text, value=stats.num_preemptions)
+        yield from self._tenants.depths(stats.queue_depths)
 
 
 def _step_prices(cost: LinearCost | None) -> list[tuple[str, float]]:
@@ -418,6 +430,8 @@ def _step_prices(cost: LinearCost | None) -> list[tuple[str, float]]:
 _FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
     (AdapterUnavailableError, "download_adapter"),
     (OverloadedError, "overloaded"),
+    (QueueFullError, "queue_full"),
+    (DeadlineError, "deadline"),
     (QuotaError, "quota"),
     (ShuttingDownError, "shutting_down"),
     (ValidationError, "validation"),

@@ -66,7 +66,20 @@ def test_no_error_of_the_tree_is_a_422_or_a_424() -> None:
 
     of_the_tree = {cls for cls in kinds(LoraxError) if cls.__module__ == errors.__name__}
     for cls in of_the_tree - {errors.StartupError}:
-        assert error_status(cls("words")) in {400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503}
+        assert error_status(cls("words")) in {
+            400,
+            401,
+            403,
+            404,
+            408,
+            409,
+            413,
+            415,
+            429,
+            500,
+            503,
+            504,
+        }
     for reason in Reason:
         assert error_status(AdapterUnavailableError(reason, "words")) in {400, 503}
 

@@ -157,3 +157,69 @@ async def test_what_a_fetch_found_there_is_nobodys_charge() -> None:
         async with taken.fetching(ref(name), disk):
             pass
         taken.fetched(ref(name), fetched(name, disk_bytes=90, downloaded=False))
+
+
+class Source:
+    """Answers when told to, and counts who asks at once."""
+
+    def __init__(self) -> None:
+        self.asking: set[str] = set()
+        self.most = 0
+        self.go = asyncio.Event()
+
+    async def fetch(self, taken: TenantMeter, name: str) -> None:
+        async with taken.fetching(ref(name), Disk()):
+            self.asking.add(name)
+            self.most = max(self.most, len(self.asking))
+            await self.go.wait()
+            await asyncio.sleep(0)
+            self.asking.discard(name)
+
+
+@in_loop
+async def test_a_tenant_has_so_many_adapters_fetched_at_once_and_the_others_wait() -> None:
+    taken, other, source = meter(concurrent_fetches=2), meter(), Source()
+    fetching = [asyncio.ensure_future(source.fetch(taken, name)) for name in "aabcdef"]
+    others = [asyncio.ensure_future(source.fetch(other, name)) for name in "xyz"]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    # Whoever asks for the same name asks nothing more of the source.
+    assert source.asking == {"a", "b", "x", "y", "z"}
+    # One that waits may leave.
+    fetching[-1].cancel()
+    source.go.set()
+    await asyncio.gather(*fetching[:-1], *others)
+    assert source.most <= 2 + 3
+
+
+@in_loop
+async def test_who_waits_for_a_fetch_takes_nothing_yet() -> None:
+    clock = Clock()
+    taken, source = meter(clock, concurrent_fetches=1, fetches_per_minute=1), Source()
+    first = asyncio.ensure_future(source.fetch(taken, "a"))
+    second = asyncio.ensure_future(source.fetch(taken, "b"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert source.asking == {"a"}
+    source.go.set()
+    await first
+    with pytest.raises(QuotaError, match="1 adapter fetch a minute"):
+        await second
+
+
+@in_loop
+async def test_of_tenants_of_whom_nothing_is_said_the_servers_word_counts() -> None:
+    meters, source = Meters(Clock(), concurrent_fetches=1), Source()
+    caller = Caller(tenant="a")
+    fetching = [asyncio.ensure_future(source.fetch(meters.of(caller), name)) for name in "ab"]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert source.asking == {"a"}
+    # The keys were read again, and say more.
+    more = Caller(tenant="a", quotas=Quotas(concurrent_fetches=2))
+    fetching.append(asyncio.ensure_future(source.fetch(meters.of(more), "c")))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(source.asking) == 2
+    source.go.set()
+    await asyncio.gather(*fetching)

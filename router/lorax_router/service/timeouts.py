@@ -1,0 +1,35 @@
+"""Until when the client of a request waits for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+
+from lorax_contract.errors import DeadlineError
+from lorax_router.service.records import RequestRecord
+from lorax_router.service.validation import CheckedRequest
+
+
+def deadline_of(checked: CheckedRequest, record: RequestRecord) -> float:
+    """Return when a request's last token is to be there, on the clock of the engine loop."""
+    seconds = checked.request.parameters.timeout_s
+    return math.inf if seconds is None else record.received_at + seconds
+
+
+@asynccontextmanager
+async def within(deadline: float) -> AsyncIterator[None]:
+    """Within, DeadlineError ends what lasts longer."""
+    if deadline == math.inf:
+        yield
+        return
+    waiting = asyncio.timeout(deadline - perf_counter())
+    try:
+        async with waiting:
+            yield
+    except TimeoutError:
+        if not waiting.expired():
+            raise
+        raise DeadlineError("the time that the client gave it is over") from None
