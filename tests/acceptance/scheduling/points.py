@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.acceptance.scheduling import fairness
+from tests.acceptance.scheduling import fairness, overload
 
 POINTS = [
     *fairness.POINTS,
+    *overload.POINTS,
 ]
