@@ -127,7 +127,7 @@ class ToolCall(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class Parameters(_message.Message):
-    __slots__ = ("adapter", "merge", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "include_stop", "ignore_eos_token", "skip_special_tokens", "n", "best_of", "temperature", "top_k", "top_p", "typical_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed", "logit_bias", "watermark", "constraint", "return_tokens", "num_alternatives", "return_prompt_tokens", "num_prompt_alternatives", "raw_logprobs")
+    __slots__ = ("adapter", "merge", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "include_stop", "ignore_eos_token", "skip_special_tokens", "n", "best_of", "temperature", "top_k", "top_p", "typical_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed", "logit_bias", "watermark", "constraint", "return_tokens", "num_alternatives", "return_prompt_tokens", "num_prompt_alternatives", "raw_logprobs", "priority", "cache_salt")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,8 @@ class Parameters(_message.Message):
     RETURN_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     RAW_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     adapter: Adapter
     merge: AdapterMerge
     max_new_tokens: int
@@ -191,7 +193,9 @@ class Parameters(_message.Message):
     return_prompt_tokens: bool
     num_prompt_alternatives: int
     raw_logprobs: bool
-    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., merge: _Optional[_Union[AdapterMerge, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: bool = ..., ignore_eos_token: bool = ..., skip_special_tokens: bool = ..., n: _Optional[int] = ..., best_of: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., watermark: bool = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., return_tokens: bool = ..., num_alternatives: _Optional[int] = ..., return_prompt_tokens: bool = ..., num_prompt_alternatives: _Optional[int] = ..., raw_logprobs: bool = ...) -> None: ...
+    priority: int
+    cache_salt: str
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., merge: _Optional[_Union[AdapterMerge, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: bool = ..., ignore_eos_token: bool = ..., skip_special_tokens: bool = ..., n: _Optional[int] = ..., best_of: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., watermark: bool = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., return_tokens: bool = ..., num_alternatives: _Optional[int] = ..., return_prompt_tokens: bool = ..., num_prompt_alternatives: _Optional[int] = ..., raw_logprobs: bool = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("json_schema", "json_object", "regex", "grammar", "choice")
@@ -300,12 +304,14 @@ class Token(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ..., special: bool = ..., alternatives: _Optional[_Iterable[_Union[Token, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "generated_tokens")
+    __slots__ = ("prompt_tokens", "generated_tokens", "cached_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     generated_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    cached_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("total_s", "validation_s", "queue_s", "inference_s", "first_token_s", "adapter_s")

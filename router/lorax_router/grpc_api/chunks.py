@@ -79,6 +79,7 @@ class ChunkMaker(ABC):
         if stream.is_done:
             made.usage.prompt_tokens = stream.request.num_prompt_tokens
             made.usage.generated_tokens = stream.num_generated
+            made.usage.cached_tokens = stream.num_cached
             made.timings.CopyFrom(timings_of(stream.timings, stream.adapter))
 
 

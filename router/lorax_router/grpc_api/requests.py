@@ -31,7 +31,7 @@ from lorax_router.service.requests import (
 # Fields that have the service's own names and meanings, where a client sets them.
 _SAME = (
     "max_new_tokens", "min_new_tokens", "num_prompt_alternatives", "n", "best_of", "temperature", "top_k", "top_p", "typical_p", "min_p",
-    "repetition_penalty", "frequency_penalty", "presence_penalty", "seed",
+    "repetition_penalty", "frequency_penalty", "presence_penalty", "seed", "priority",
 )  # fmt: skip
 _MODES: Mapping[int, Literal["auto", "none", "required"]] = {
     pb.ToolChoice.MODE_UNSPECIFIED: "auto",
@@ -126,6 +126,7 @@ def _parameters(
         constraint=_constraint(params),
         output=OutputKind.PROMPT if values.get("max_new_tokens") == 0 else OutputKind.TOKENS,
         raw_logprobs=params.raw_logprobs,
+        cache_salt=params.cache_salt or None,
         stop=list(params.stop),
         stop_token_ids=list(params.stop_token_ids),
         ignore_eos_token=params.ignore_eos_token,

@@ -146,6 +146,7 @@ def _common(result: results.GenerateResult) -> dict[str, Any]:
         "usage": pb.Usage(
             prompt_tokens=result.num_prompt_tokens,
             generated_tokens=sum(each.num_generated for each in result.sequences),
+            cached_tokens=result.num_cached_tokens,
         ),
         "timings": timings_of(result.timings, result.adapter),
     }

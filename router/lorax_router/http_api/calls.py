@@ -16,6 +16,7 @@ from lorax_router.http_api.disconnect import while_present
 from lorax_router.http_api.json_body import bearer_token
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.sse import EventWriter, TokenEvents
+from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
 from lorax_router.service.batch import BatchStream, generate_each
 from lorax_router.service.inference import InferenceService
@@ -56,7 +57,7 @@ class Calls:
                 raise ValidationError("`model` and `adapter_id` name an adapter each; send one")
             adapter_id, adapter_source = body.adapter_id, source and source.lower()
         return replace(
-            parameters,
+            with_terms(request, parameters),
             adapter_id=adapter_id,
             adapter_source=adapter_source,
             api_token=body.api_token or bearer_token(request),

@@ -21,6 +21,7 @@ from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, event_stream, json_body
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
+from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
@@ -136,7 +137,7 @@ class GenerateRoutes:
 def _domain(body: GenerateBody, request: Request) -> GenerateRequest:
     """Return a request as the service takes it."""
     domain = body.to_domain(bearer_token(request), caller_of(request))
-    parameters = replace(domain.parameters, timeout_s=timeout_of(request))
+    parameters = replace(with_terms(request, domain.parameters), timeout_s=timeout_of(request))
     return replace(domain, parameters=parameters)
 
 
@@ -156,6 +157,7 @@ def timing_headers(result: GenerateResult) -> dict[str, str]:
     counts = {
         "x-compute-characters": result.num_prompt_chars,
         "x-prompt-tokens": result.num_prompt_tokens,
+        "x-cached-tokens": result.num_cached_tokens,
         "x-generated-tokens": num,
         "x-skipped-tokens": 0,
         "x-total-tokens": result.num_prompt_tokens + num,

@@ -75,6 +75,7 @@ HEADERS = {
     "x-adapter-source": "Where it comes from.",
     "x-compute-characters": "Characters of the prompt.",
     "x-prompt-tokens": "Tokens of the prompt.",
+    "x-cached-tokens": "Of these, those that were in the cache.",
     "x-generated-tokens": "Tokens of the output.",
     "x-skipped-tokens": "Tokens gained by speculation: 0.",
     "x-total-tokens": "Tokens of prompt and output.",
