@@ -266,6 +266,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "lengths, times, tenants, and which requests begin alike (docs/simulator.md)."),
         _option("--record-events-bytes", type=_COUNT,
                 help="How large that file may become; then nothing more is recorded."),
+        _option("--swap-space", type=click.FloatRange(min=0.0),
+                help="GiB of host memory of each shard for KV of requests that give way: it comes "
+                "back, instead of being computed again, where that is faster (default: 4 on a GPU; "
+                "0 on a CPU, where it would be the same memory). 0: none."),
+        _option("--swap-cached-blocks", type=click.BOOL, metavar="true|false",
+                help="Keep in --swap-space, too, what the prefix cache has to let go."),
         _option("--batching", type=click.Choice(BATCHINGS),
                 help="How prompts and running requests share steps: `mixed` computes both in each "
                 "one; `prefill` lets requests wait for their next token while there are prompts, "

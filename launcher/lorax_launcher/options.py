@@ -84,6 +84,8 @@ class LauncherOptions:
     tenant_queued_requests: int | None = None
     tenant_queued_tokens: int | None = None
     tenant_concurrent_fetches: int | None = None
+    swap_space: float | None = None
+    swap_cached_blocks: bool = True
 
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0

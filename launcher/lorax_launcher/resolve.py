@@ -30,6 +30,8 @@ _MERGED = (
     "on top of it; leave it out"
 )
 _KV_FRACTION = {"cpu": 0.5, "cuda": 0.9}
+# Host memory for KV blocks, in GiB for each shard; vLLM's default on GPUs.
+_SWAP_SPACE = {"cpu": 0.0, "cuda": 4.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +245,11 @@ def _kv_fraction(options: LauncherOptions, device: Device) -> float:
     return _KV_FRACTION[device] if ours is None else ours
 
 
+def _swap_bytes(options: LauncherOptions, device: Device) -> int:
+    space = _SWAP_SPACE[device] if options.swap_space is None else options.swap_space
+    return int(space * 2**30)
+
+
 def _device_fraction(options: LauncherOptions, device: Device) -> float:
     share = options.cuda_memory_fraction
     if device == "cpu" and share < 1:
@@ -284,6 +291,7 @@ def _shard(
         cuda_memory_fraction=_device_fraction(options, device),
         block_size=options.block_size,
         num_blocks=options.num_blocks,
+        swap_bytes=_swap_bytes(options, device),
         max_depth=options.plan_depth,
         max_input_length=options.max_input_length or 0,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
@@ -351,6 +359,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         tenant_queued_requests=options.tenant_queued_requests,
         tenant_queued_tokens=options.tenant_queued_tokens,
         tenant_concurrent_fetches=options.tenant_concurrent_fetches,
+        swap_cached_blocks=options.swap_cached_blocks,
         adapter_refusal=_MERGED if options.merge_adapter_weights else None,
         default_adapter_source=options.default_adapter_source or options.adapter_source,
         adapter_id=None if options.merge_adapter_weights else options.adapter_id,

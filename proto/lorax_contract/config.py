@@ -101,6 +101,8 @@ class ShardConfig(ProcessConfig):
     kv_memory_fraction: float = 0.5
     # A fixed number of KV blocks instead of measuring; None: measure at warm-up.
     num_blocks: int | None = None
+    # Host memory for KV blocks that leave the pool, in bytes; 0: none.
+    swap_bytes: int = 0
     # How many steps may be queued at once.
     max_depth: int = 2
     # Longest input accepted from LoRAX's interface when a request names no `truncate`.
@@ -148,6 +150,7 @@ class ShardConfig(ProcessConfig):
         if self.world_size > 1 and not self.rendezvous:
             raise ConfigError("rendezvous: needs a place where the ranks meet")
         _at_least(self, "ranks_on_device", 1)
+        _at_least(self, "swap_bytes", 0)
         for name in ("cuda_memory_fraction", "kv_memory_fraction"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name}: must be above 0 and at most 1")
@@ -229,6 +232,8 @@ class RouterConfig(ProcessConfig):
     tenant_queued_tokens: int | None = None
     # Adapters that are fetched for one of them at once; None: no limit.
     tenant_concurrent_fetches: int | None = None
+    # Keep cached KV blocks that the cache needs for others in the shards' host memory.
+    swap_cached_blocks: bool = True
     # Why requests may not name adapters; None: they may.
     adapter_refusal: str | None = None
     # Where adapters come from whose requests name no source.

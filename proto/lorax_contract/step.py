@@ -243,11 +243,21 @@ class ShardInfo:
     lora_backend: str = ""
     # Device bytes kept for adapters; 0 before warm-up.
     adapter_bytes: int = 0
+    # Blocks in host memory, and the seconds that one takes there or back; 0 before warm-up.
+    num_host_blocks: int = 0
+    block_move_s: float = 0.0
     # What the memory of a rank goes to, as (name, bytes); of several that of the fullest.
     memory: tuple[tuple[str, int], ...] = ()
     # The same of each rank of a group, by rank.
     rank_memory: tuple[tuple[tuple[str, int], ...], ...] = ()
     shard_uris: tuple[str, ...] = ()
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a KV block on all ranks; 0 where that is not said."""
+        ranks = self.rank_memory or (self.memory,)
+        pools = sum(dict(items).get("kv_cache", 0) for items in ranks)
+        return pools // self.num_blocks if self.num_blocks else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

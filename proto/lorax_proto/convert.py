@@ -340,11 +340,15 @@ def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
         max_positions=info.max_positions,
         num_blocks=info.num_blocks,
         memory=[pb.MemoryItem(name=name, bytes=size) for name, size in info.memory],
-        capabilities=pb.Capabilities(columns=True, max_depth=info.max_depth),
+        capabilities=pb.Capabilities(
+            columns=True, max_depth=info.max_depth, swap=info.num_host_blocks > 0
+        ),
         attention_backend=info.attention_backend,
         linear_backend=info.linear_backend,
         lora_backend=info.lora_backend,
         adapter_bytes=info.adapter_bytes,
+        num_host_blocks=info.num_host_blocks,
+        block_move_s=info.block_move_s,
     )
 
 
@@ -366,6 +370,8 @@ def info_from_proto(message: pb.InfoResponse, shard_uris: Sequence[str] = ()) ->
         linear_backend=message.linear_backend,
         lora_backend=message.lora_backend,
         adapter_bytes=message.adapter_bytes,
+        num_host_blocks=message.num_host_blocks,
+        block_move_s=message.block_move_s,
         memory=tuple((item.name, item.bytes) for item in message.memory),
         shard_uris=tuple(shard_uris),
     )

@@ -251,7 +251,7 @@ def assemble_service(
     scheduler = make_scheduler(settings) if events is None else recorded_scheduler(settings, events)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
-    metrics.watch_engine(engine.stats, budgets.block_size)
+    metrics.watch_engine(engine.stats, budgets.block_size, info.block_bytes)
     selections = selection_policy(config, info, aliases)
     if selections.refusal is None:
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
@@ -465,6 +465,9 @@ def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Co
         share_prefixes=config.share_prefixes,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
+        num_host_blocks=info.num_host_blocks,
+        block_move_s=info.block_move_s,
+        keep_evicted=config.swap_cached_blocks,
         max_resident=config.max_active_adapters,
         max_bytes=info.adapter_bytes or None,
         cycle_time_s=config.adapter_cycle_time_s,

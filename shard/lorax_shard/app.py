@@ -164,6 +164,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
         device_fraction=config.cuda_memory_fraction,
         ranks_on_device=config.ranks_on_device,
         max_adapter_rank=config.max_adapter_rank if serves else 0,
+        swap_bytes=config.swap_bytes,
     )
     make_engine = partial(
         Engine,

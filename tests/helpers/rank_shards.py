@@ -70,13 +70,17 @@ class LocalRank:
         seed: int,
         num_blocks: int,
         adapter_of: Callable[[int, AdapterHandle], ToyAdapter],
+        swap_bytes: int = 0,
     ) -> None:
         self.rank, self.world_size = rank, len(meeting.values)
         self.lane = ToyPrepared()
         self.broken: list[Exception] = []
         self._adapter_of = adapter_of
         self._random = random.Random(f"{seed} calls {rank}")
-        pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks)
+        pool = PoolSettings(
+            block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks,
+            swap_bytes=swap_bytes,
+        )  # fmt: skip
         group = ThreadGroup(meeting, rank) if self.world_size > 1 else None
         model = DawdlingModel(rank, seed)
         tokenizer = toy_tokenizer() if rank == 0 else Unread()
@@ -91,6 +95,7 @@ class LocalRank:
             epoch=1, world_size=self.world_size, model_type="toy", dtype="float32",
             device_type="cpu", block_size=BLOCK_SIZE, vocab_size=self.engine.model.vocab_size,
             max_positions=512, num_blocks=self.engine.num_blocks, max_depth=3,
+            num_host_blocks=self.engine.num_host_blocks,
         )  # fmt: skip
 
     async def warmup(self, spec: WarmupSpec) -> int:

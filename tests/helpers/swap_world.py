@@ -31,9 +31,6 @@ class FixedCost:
     def __init__(self, token_s: float) -> None:
         self.token_s = token_s
 
-    def observe(self, num_tokens: int, num_rows: int, seconds: float) -> None:
-        """Nothing is learned."""
-
     def recompute_s(self, num_tokens: int) -> float:
         """Return tokens times the price."""
         return num_tokens * self.token_s if num_tokens else 0.0
@@ -44,9 +41,6 @@ class EveryThird:
 
     def __init__(self) -> None:
         self._num = 0
-
-    def observe(self, num_tokens: int, num_rows: int, seconds: float) -> None:
-        """Nothing is learned."""
 
     def recompute_s(self, num_tokens: int) -> float:
         """Return what is next."""

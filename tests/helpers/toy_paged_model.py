@@ -77,6 +77,16 @@ class ToyModel:
         blocks = self._pool.view(-1, self._block_size, 2)
         blocks[destination] = blocks[source].clone()
 
+    def allocate_swap_space(self, num_blocks: int) -> float:
+        self._host = torch.full((num_blocks, self._block_size, 2), -1, dtype=torch.int64)
+        return 1e-6 * bool(num_blocks)
+
+    def swap_out(self, blocks: list[int], host_blocks: list[int]) -> None:
+        self._host[host_blocks] = self._pool.view(-1, self._block_size, 2)[blocks]
+
+    def swap_in(self, host_blocks: list[int], blocks: list[int]) -> None:
+        self._pool.view(-1, self._block_size, 2)[blocks] = self._host[host_blocks]
+
     def make_metadata(self, query_lens, context_lens, slots, block_tables, num_decode_rows):
         assert query_lens[:num_decode_rows] == [1] * num_decode_rows
         assert 1 not in query_lens[num_decode_rows:]
@@ -142,9 +152,13 @@ def make_engine(
     batch_invariant: bool = False,
     group: RankGroup | None = None,
     constrained: bool = False,
+    num_host_blocks: int = 0,
 ) -> Engine:
     """Return a warm engine over a toy model; ``constrained``: one that binds outputs."""
-    pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks)
+    pool = PoolSettings(
+        block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=num_blocks,
+        swap_bytes=num_host_blocks * 16 * BLOCK_SIZE,
+    )  # fmt: skip
     model = ToyModel(eos_token_ids)
     maker = constraints_maker(toy_tokenizer(), VOCAB_SIZE, eos_token_ids) if constrained else None
     engine = Engine(

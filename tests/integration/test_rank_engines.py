@@ -64,12 +64,23 @@ def specs(seed: int) -> list[RequestSpec]:
 class World:
     """A router's engine loop over ranks in this process."""
 
-    def __init__(self, world_size: int, seed: int, adapters: Callable[..., ToyAdapter]) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        seed: int,
+        adapters: Callable[..., ToyAdapter],
+        num_host_blocks: int = 0,
+    ) -> None:
         meeting = Meeting(world_size)
+        # The host memory of the last rank is the smallest.
         self.ranks = [
-            LocalRank(meeting, rank, seed=seed, num_blocks=NUM_BLOCKS, adapter_of=adapters)
+            LocalRank(
+                meeting, rank, seed=seed, num_blocks=NUM_BLOCKS, adapter_of=adapters,
+                swap_bytes=16 * BLOCK_SIZE * (num_host_blocks + world_size - 1 - rank)
+                * bool(num_host_blocks),
+            )
             for rank in range(world_size)
-        ]
+        ]  # fmt: skip
         self.group = ShardGroup(self.ranks)
         self.scheduler = Scheduler(
             num_blocks=NUM_BLOCKS,
@@ -77,6 +88,7 @@ class World:
             max_step_tokens=10,
             max_rows=6,
             depth=3,
+            num_host_blocks=num_host_blocks,
             adapters=AdapterTable(max_resident=NUM_SLOTS, cycle_time_s=0.05),
         )
         for number in range(1, NUM_ADAPTERS + 1):
@@ -105,10 +117,12 @@ async def serve(
     *,
     adapters: Callable[[int, AdapterHandle], ToyAdapter] = adapter_of,
     leaving: frozenset[int] = frozenset(),
+    num_host_blocks: int = 0,
 ) -> dict[int, list[TokenChunk]]:
     """Run requests at once and return their chunks."""
-    world = World(world_size, seed, adapters)
+    world = World(world_size, seed, adapters, num_host_blocks)
     await world.warm_up()
+    assert (await world.group.info()).num_host_blocks == num_host_blocks
     running = asyncio.create_task(world.loop.run())
     jobs = [world.answer(spec, leave_after=2 * (spec.request_id in leaving)) for spec in requests]
     try:
@@ -121,7 +135,10 @@ async def serve(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     world.scheduler.check()
-    PREEMPTIONS.append(world.scheduler.stats().num_preemptions)
+    stats = world.scheduler.stats()
+    PREEMPTIONS.append(stats.num_preemptions)
+    assert stats.host.num_held == 0
+    assert (stats.host.num_swaps > 0) == (num_host_blocks > 0)
     await world.group.close()
     assert not any(rank.broken for rank in world.ranks)
     return {spec.request_id: chunks for spec, chunks in zip(requests, answers, strict=True)}
@@ -157,6 +174,18 @@ def test_ranks_answer_bit_for_bit_as_one(seed: int, world_size: int) -> None:
         assert min(PREEMPTIONS[-2:]) > 0
 
     scene()
+
+
+@in_loop
+async def test_ranks_swap_their_parts_and_answer_as_one_that_does_not() -> None:
+    """As many host blocks as the rank with the least has; three of the requests leave."""
+    requests = specs(4)
+    leaving = frozenset({3, 8, 14})
+    alone = await serve(1, 4, requests)
+    together = await serve(3, 4, requests, leaving=leaving, num_host_blocks=20)
+    for spec in requests:
+        if spec.request_id not in leaving:
+            assert bits(together[spec.request_id]) == bits(alone[spec.request_id])
 
 
 @in_loop

@@ -63,18 +63,26 @@ def specs_of_other_kinds() -> list[RequestSpec]:
     return made
 
 
-def run(requests, *, depth, num_blocks=NUM_BLOCKS, max_step_tokens=10, cancelled=()):
-    """Return answers by request, and the preemptions."""
-    engine = make_engine(num_blocks=num_blocks, eos_token_ids=EOS_IDS)
+def run(
+    requests, *, depth, num_blocks=NUM_BLOCKS, max_step_tokens=10, cancelled=(), num_host_blocks=0
+):
+    """Return answers by request, and the preemptions; all swapped out for which there is room."""
+    engine = make_engine(
+        num_blocks=num_blocks, eos_token_ids=EOS_IDS, num_host_blocks=num_host_blocks
+    )
     scheduler = Scheduler(
         num_blocks=num_blocks,
         block_size=4,
         max_step_tokens=max_step_tokens,
         max_rows=6,
         depth=depth,
+        num_host_blocks=engine.num_host_blocks,
     )
     answers = serve(engine, scheduler, requests, cancelled=cancelled)
     assert len(engine.batch) == 0
+    host = scheduler.stats().host
+    assert host.num_held == 0
+    assert (host.num_swaps > 0) == (num_host_blocks > 0)
     return answers, scheduler.stats().num_preemptions
 
 
@@ -84,11 +92,18 @@ def alone(spec: RequestSpec):
 
 
 # Steps of 6 tokens end in the middle of blocks, steps of 8 at their ends.
-@pytest.mark.parametrize("max_step_tokens", [6, 8, 10])
+@pytest.mark.parametrize(
+    ("max_step_tokens", "num_host_blocks"), [(6, 0), (8, 0), (10, 0), (6, 60), (10, 60), (10, 8)]
+)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_answers_are_those_of_each_request_alone(depth, max_step_tokens):
+def test_answers_are_those_of_each_request_alone(depth, max_step_tokens, num_host_blocks):
     requests = specs()
-    answers, num_preemptions = run(requests, depth=depth, max_step_tokens=max_step_tokens)
+    answers, num_preemptions = run(
+        requests,
+        depth=depth,
+        max_step_tokens=max_step_tokens,
+        num_host_blocks=num_host_blocks,
+    )
     assert num_preemptions > 0
     for spec in requests:
         answer = answers[spec.request_id]
@@ -106,11 +121,20 @@ def test_answers_are_those_of_each_request_alone(depth, max_step_tokens):
     assert reasons == {FinishCode.LENGTH, FinishCode.EOS_TOKEN, FinishCode.STOP_SEQUENCE}
 
 
-@pytest.mark.parametrize("max_step_tokens", [6, 10])
+@pytest.mark.parametrize(
+    ("max_step_tokens", "num_host_blocks"), [(6, 0), (10, 0), (6, 60), (10, 60)]
+)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_requests_of_other_kinds_are_answered_as_each_alone(depth, max_step_tokens):
+def test_requests_of_other_kinds_are_answered_as_each_alone(
+    depth, max_step_tokens, num_host_blocks
+):
     requests = specs_of_other_kinds()
-    answers, num_preemptions = run(requests, depth=depth, max_step_tokens=max_step_tokens)
+    answers, num_preemptions = run(
+        requests,
+        depth=depth,
+        max_step_tokens=max_step_tokens,
+        num_host_blocks=num_host_blocks,
+    )
     assert num_preemptions > 0
     for spec in requests:
         answer = answers[spec.request_id]

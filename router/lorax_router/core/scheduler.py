@@ -63,7 +63,7 @@ from lorax_router.core.request import (
 from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
 from lorax_router.core.step_builder import PlannedRow, StepBudget, StepBuilder
-from lorax_router.core.swapping import MeanTokenCost, MoveOrCompute, RecomputeCost
+from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, RecomputeCost
 
 
 class ProtocolError(Exception):
@@ -84,6 +84,7 @@ class _InFlight(NamedTuple):
     rows: list[PlannedRow]
     work: StepWork
     planned_at: float
+    has_copies: bool
 
 
 class Scheduler:
@@ -109,7 +110,7 @@ class Scheduler:
         num_host_blocks: blocks in the host memory of each rank, for those that give way.
         block_move_s: seconds that a block takes to it or from it.
         keep_evicted: keep cached blocks there, too, that the pool needs.
-        recompute: learns what computing tokens again takes; a mean if absent.
+        recompute: what computing tokens again takes; as steps show it if absent.
         max_queued_requests, max_queued_tokens: what may wait for its first step, of all tenants
             together; None: no limit. Those of a tenant come with its requests.
     """
@@ -157,11 +158,10 @@ class Scheduler:
         self._policy = policy if policy is not None else FirstComeFirstServed()
         names = block_names or BlockNames(block_size)
         new_index = partial(PrefixIndex, names, is_on=prefix_caching, is_shared=share_prefixes)
-        self._recompute: RecomputeCost | None = None
+        self._cost = CostFit()
         new_tier = None
         if num_host_blocks:
-            self._recompute = recompute or MeanTokenCost()
-            choice = MoveOrCompute(block_move_s, self._recompute)
+            choice = MoveOrCompute(block_move_s, recompute or FittedRecompute(self._cost))
             new_tier = partial(HostTier, num_host_blocks, choice, keep_evicted)
         self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index, new_tier)
         self._requests: dict[RequestId, RequestState] = {}
@@ -174,7 +174,6 @@ class Scheduler:
         self._now = 0.0
         self._activation = Activation(epoch)
         self._max_kv_read, self._target_s = max_kv_read, target_itl_s
-        self._cost = CostFit()
         self._new_admission = partial(
             Admission, self._policy, self._running, self.adapters, backlog=self.backlog,
             block_size=block_size, max_rows=max_rows, max_partial_prompts=max_partial_prompts,
@@ -327,7 +326,10 @@ class Scheduler:
         self._activation.write(plan)
         self._next_seq += 1
         self._num_steps += 1
-        self._in_flight.append(_InFlight(plan.seq, builder.rows, builder.work, builder.now))
+        has_copies = bool(plan.copies)
+        self._in_flight.append(
+            _InFlight(plan.seq, builder.rows, builder.work, builder.now, has_copies)
+        )
         return plan
 
     def _plan_adapters(self, now: float) -> None:
@@ -356,9 +358,8 @@ class Scheduler:
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
         step = self._in_flight.popleft()
         num_tokens = sum(row.num_tokens for row in step.rows)
-        if self._recompute is not None:
-            self._recompute.observe(num_tokens, len(step.rows), outcome.forward_ns * 1e-9)
-        if step.rows:
+        # Copies take their own time.
+        if step.rows and not step.has_copies:
             self._cost.observe(step.work, outcome.total_ns / 1e9)
         self.deadlines.step_done(num_tokens, step.planned_at, now)
         self._now = now

@@ -5,41 +5,40 @@ from __future__ import annotations
 from math import inf
 from typing import Protocol
 
-# How fast an older measurement of what a token takes fades, by steps.
-_FADING = 0.1
+from lorax_router.core.cost import CostFit
 
 
 class RecomputeCost(Protocol):
-    """What computing tokens again takes, learned from steps."""
-
-    def observe(self, num_tokens: int, num_rows: int, seconds: float) -> None:
-        """A step of so many tokens in so many rows took so long."""
+    """What computing tokens again takes."""
 
     def recompute_s(self, num_tokens: int) -> float:
-        """Return how long it takes to compute so many tokens again; inf: not known yet."""
+        """Return how long so many tokens take in steps that others share; inf: not known yet."""
 
 
-class MeanTokenCost:
-    """A fading mean over steps that compute prompts: what is computed again is one."""
+class FittedRecompute:
+    """By the prices of tokens and of reading them, as the steps so far show them.
 
-    def __init__(self) -> None:
-        self._token_s = inf
+    What a step takes for itself is not counted: it runs for others, too.
+    """
 
-    def observe(self, num_tokens: int, num_rows: int, seconds: float) -> None:
-        """Count steps whose tokens are prompts' for the most part."""
-        if seconds <= 0 or num_tokens < 2 * num_rows:
-            return
-        found = seconds / num_tokens
-        known = found if self._token_s == inf else self._token_s
-        self._token_s = known + _FADING * (found - known)
+    def __init__(self, fit: CostFit) -> None:
+        self._fit = fit
 
     def recompute_s(self, num_tokens: int) -> float:
-        """Return tokens times the mean."""
-        return num_tokens * self._token_s if num_tokens else 0.0
+        """Return tokens times their prices."""
+        if not num_tokens:
+            return 0.0
+        cost = self._fit.cost()
+        return inf if cost is None else num_tokens * (cost.token_s + cost.kv_token_s)
 
 
 class MoveOrCompute:
-    """The choice, by what either takes."""
+    """The choice, by what either takes.
+
+    Args:
+        block_move_s: seconds that a block takes over the link, one way.
+        recompute: what computing again takes.
+    """
 
     def __init__(self, block_move_s: float, recompute: RecomputeCost) -> None:
         self.recompute = recompute

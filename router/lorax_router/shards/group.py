@@ -187,6 +187,9 @@ def merge_infos(infos: Sequence[ShardInfo]) -> ShardInfo:
         num_blocks=min(info.num_blocks for info in infos),
         max_depth=min(info.max_depth for info in infos),
         adapter_bytes=min(info.adapter_bytes for info in infos),
+        num_host_blocks=min(info.num_host_blocks for info in infos),
+        # A step waits for the slowest.
+        block_move_s=max(info.block_move_s for info in infos),
         memory=min((info.memory for info in infos), key=_spare_bytes),
         rank_memory=tuple(info.memory for info in infos),
         window_size=min(windows, default=None),

@@ -79,6 +79,14 @@ class PagedCache:
             values = values.clamp(-_FP8_MAX, _FP8_MAX)
         return values.to(self.dtype)
 
+    def raw_blocks(self) -> list[torch.Tensor]:
+        """Return K and V of each layer as bytes, a line for each block: views of the pools."""
+        return [
+            pool.view(torch.uint8).view(self.num_blocks, -1)
+            for pools in (self.keys, self.values)
+            for pool in pools.values()
+        ]
+
     def copy_blocks(self, source: list[int], destination: list[int]) -> None:
         """Copy blocks within the pool over all layers, as if all were read before any is written."""
         if not source:

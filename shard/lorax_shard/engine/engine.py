@@ -21,7 +21,6 @@ from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
-    BlockCopy,
     BlockId,
     FinishCode,
     NewRow,
@@ -35,6 +34,7 @@ from lorax_contract.step import (
 from lorax_shard.constraints.row import RowConstraint
 from lorax_shard.constraints.tokens import OwnTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
+from lorax_shard.engine.copies import check_copies, make_copies
 from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.emitter import Emitter
 from lorax_shard.engine.forward import passes, run_pass
@@ -117,6 +117,9 @@ class Engine:
         # Requests that ended, and the step in which they did; oldest first.
         self._ended: dict[RequestId, int] = {}
         self._num_steps = 0
+        # Blocks in host memory, and the seconds that one takes there or back.
+        self.num_host_blocks = 0
+        self.block_move_s = 0.0
 
     @property
     def num_blocks(self) -> int:
@@ -153,8 +156,18 @@ class Engine:
             "lower --num-blocks or --kv-memory-fraction"
         ):
             self.model.allocate_cache(num_blocks, block_size)
+        self._allocate_swap_space()
         self.batch = ResidentBatch(num_blocks, block_size)
         return num_blocks
+
+    def _allocate_swap_space(self) -> None:
+        """Make host memory for blocks, as many on each rank; their sizes may differ."""
+        num_blocks = self._pool.swap_bytes // self.model.block_bytes(self._pool.block_size)
+        if self._group is not None and self._pool.swap_bytes:
+            num_blocks = least_of(self._group, num_blocks)
+        with explained(f"{num_blocks} host blocks cannot be had; lower --swap-space"):
+            self.block_move_s = self.model.allocate_swap_space(num_blocks)
+        self.num_host_blocks = num_blocks
 
     def clear(self) -> None:
         """Drop all rows."""
@@ -268,7 +281,7 @@ class Engine:
         work = self._take_work(plan, out)
         if self._group is not None:
             check_same_work(self._group, plan.seq, work)
-        self._copy_blocks(plan.copies)
+        make_copies(self.model, plan.copies)
         forward_started = time.perf_counter_ns()
         self._compute(work, out)
         ended = time.perf_counter_ns()
@@ -290,22 +303,7 @@ class Engine:
         lengths = {len(plan.row_ids), len(plan.num_tokens), len(plan.num_new_blocks)}
         if len(lengths) != 1 or sum(plan.num_new_blocks) != len(plan.new_blocks):
             raise ShardError(f"step {plan.seq}: its columns differ in length")
-        for copy in plan.copies:
-            if copy.source_space or copy.destination_space:
-                raise ShardError(f"step {plan.seq}: this shard has no host memory for blocks")
-            for block in (copy.source_block, copy.destination_block):
-                if not 0 <= block < self.num_blocks:
-                    raise ShardError(
-                        f"step {plan.seq}: block {block} of a copy is outside the pool of "
-                        f"{self.num_blocks}"
-                    )
-
-    def _copy_blocks(self, copies: list[BlockCopy]) -> None:
-        if copies:
-            self.model.copy_blocks(
-                [copy.source_block for copy in copies],
-                [copy.destination_block for copy in copies],
-            )
+        check_copies(plan.seq, plan.copies, self.num_blocks, self.num_host_blocks)
 
     def _admit(self, new: NewRow, out: OutcomeBuilder) -> None:
         try:

@@ -56,9 +56,12 @@ def size_pool(
 def _measured(model: PagedModel, settings: PoolSettings, activations: int = 0) -> MeasuredMemory:
     device = model.device
     free = device_memory.free_bytes(device)
+    if device.type == "cpu":
+        # The same memory.
+        free -= settings.swap_bytes * settings.ranks_on_device
     return MeasuredMemory(
         total=device_memory.total_bytes(device),
-        free=free,
+        free=max(0, free),
         # Where there is no cap, what is free is all that counts.
         taken=device_memory.taken_bytes(device) if settings.device_fraction < 1 else 0,
         weights=model.weight_bytes,

@@ -37,6 +37,8 @@ class PoolSettings:
     ranks_on_device: int = 1
     # Rank of the adapters that take part in the largest step; 0: none do.
     max_adapter_rank: int = 0
+    # Host memory of each rank for blocks that leave the pool.
+    swap_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

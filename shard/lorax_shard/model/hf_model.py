@@ -12,6 +12,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
+from lorax_shard.attention.swap_space import SwapSpace
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
 from lorax_shard.model.families import keeps_state
@@ -57,6 +58,7 @@ class HFPagedModel:
         self._survey = survey
         self._backend = backend
         self._cache: PagedCache | None = None
+        self._swap_space: SwapSpace | None = None
 
     def block_bytes(self, block_size: int) -> int:
         """Return the bytes that one KV block takes over all layers."""
@@ -101,13 +103,31 @@ class HFPagedModel:
         )
 
     def free_cache(self) -> None:
-        """Give the KV pool back."""
-        self._cache = None
+        """Give the KV pool back, and host memory for its blocks."""
+        self._cache = self._swap_space = None
 
     def copy_blocks(self, source: list[int], destination: list[int]) -> None:
         """Copy KV blocks within the pool, over all layers."""
         with torch.inference_mode():
             self._pool.copy_blocks(source, destination)
+
+    def allocate_swap_space(self, num_blocks: int) -> float:
+        """Make host memory for blocks beside the empty pool, and measure the way there."""
+        self._swap_space = None
+        if not num_blocks:
+            return 0.0
+        self._swap_space = SwapSpace(self._pool, num_blocks)
+        return self._swap_space.measure_block_s(self._pool.num_blocks)
+
+    def swap_out(self, blocks: list[int], host_blocks: list[int]) -> None:
+        """Copy KV blocks of the pool to host blocks, over all layers."""
+        assert self._swap_space is not None
+        self._swap_space.copy_out(blocks, host_blocks)
+
+    def swap_in(self, host_blocks: list[int], blocks: list[int]) -> None:
+        """Copy host blocks to KV blocks of the pool, over all layers."""
+        assert self._swap_space is not None
+        self._swap_space.copy_in(host_blocks, blocks)
 
     def make_metadata(
         self,

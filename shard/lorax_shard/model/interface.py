@@ -62,6 +62,18 @@ class PagedModel(Protocol):
     def copy_blocks(self, source: list[int], destination: list[int]) -> None:
         """Copy KV blocks within the pool, over all layers."""
 
+    def allocate_swap_space(self, num_blocks: int) -> float:
+        """Make host memory for blocks beside the empty pool; 0: give it back.
+
+        Returns the seconds that a block takes to it or from it.
+        """
+
+    def swap_out(self, blocks: list[int], host_blocks: list[int]) -> None:
+        """Copy KV blocks of the pool to host blocks, over all layers."""
+
+    def swap_in(self, host_blocks: list[int], blocks: list[int]) -> None:
+        """Copy host blocks to KV blocks of the pool, over all layers."""
+
     def make_metadata(
         self,
         query_lens: list[int],

@@ -239,6 +239,8 @@ def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
         linear_backend=model.linear_backend,
         lora_backend=model.lora_backend if engine.adapters is not None else "",
         adapter_bytes=engine.memory.adapter_bytes,
+        num_host_blocks=engine.num_host_blocks,
+        block_move_s=engine.block_move_s,
         # The ranks' pools have as many blocks as the fullest rank has room for.
         memory=engine.memory.with_blocks(engine.num_blocks).items,
         shard_uris=tuple(config.shard_uris),

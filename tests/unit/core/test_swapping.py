@@ -9,13 +9,14 @@ from math import inf
 import pytest
 from tests.helpers.swap_world import SwapWorld
 
+from lorax_router.core.cost import CostFit, StepWork
 from lorax_router.core.policies.fair import FairShare
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.priority import StrictPriority
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.policies.shortest import ShortestFirst
 from lorax_router.core.request import RequestTerms
-from lorax_router.core.swapping import MeanTokenCost
+from lorax_router.core.swapping import FittedRecompute
 
 NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "2000"))
 POLICIES = [FirstComeFirstServed, FairShare, StrictPriority, ShortestFirst]
@@ -135,18 +136,16 @@ def test_the_cheaper_of_moving_and_computing_is_chosen(block_move_s: float, move
     assert (world.num_out > 0) == moves
 
 
-def test_the_cost_of_a_token_is_learned_from_steps_that_compute_prompts():
-    cost = MeanTokenCost()
+def test_what_computing_again_takes_is_learned_from_steps() -> None:
+    fit = CostFit()
+    cost = FittedRecompute(fit)
     assert cost.recompute_s(1) == inf
     assert cost.recompute_s(0) == 0.0
-    cost.observe(8, 8, 1.0)
-    assert cost.recompute_s(1) == inf
-    for _ in range(100):
-        cost.observe(100, 2, 0.5)
-    assert cost.recompute_s(1000) == pytest.approx(5.0)
-    for _ in range(100):
-        cost.observe(100, 2, 1.0)
-    assert cost.recompute_s(1000) == pytest.approx(10.0, rel=0.01)
+    for number in range(50):
+        tokens = 8 + 40 * (number % 5)
+        fit.observe(StepWork(tokens, 0, 0, 0), 0.02 + 0.001 * tokens)
+    # Without what each step takes for itself.
+    assert cost.recompute_s(1000) == pytest.approx(1.0, rel=0.05)
 
 
 def test_an_evicted_beginning_comes_back_from_host_memory():

@@ -41,6 +41,13 @@ def test_device(facts: DeviceFacts, asked: str, device: str, kv_fraction: float)
     assert (shard.device, shard.kv_memory_fraction) == (device, kv_fraction)
 
 
+def test_swap_space_is_on_where_host_memory_is_another() -> None:
+    assert plan_of(CPU).shards[0].swap_bytes == 0
+    assert plan_of(ONE_GPU).shards[0].swap_bytes == 4 << 30
+    assert plan_of(CPU, swap_space=0.5).shards[0].swap_bytes == 1 << 29
+    assert plan_of(ONE_GPU, swap_space=0.0).shards[0].swap_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("facts", "threads"),
     [

@@ -41,6 +41,7 @@ from lorax_router.service.adapters.metrics import (
 )
 from lorax_router.service.engine.port import EngineStats
 from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
+from lorax_router.service.metrics.host_blocks import HOST_BLOCK_METRICS, host_block_series
 from lorax_router.service.metrics.spec import MetricSpec
 from lorax_router.service.metrics.tenants import TENANT_METRICS, TenantUsage
 from lorax_router.service.metrics.vllm import VLLM_METRICS, VllmSeries
@@ -164,7 +165,7 @@ WAITING = MetricSpec(
 PREEMPTED = MetricSpec(
     "lorax_requests_preempted",
     "counter",
-    "Times a running request gave its KV blocks back to be computed again later.",
+    "Times a running request gave its KV blocks back: to be computed again later, or swapped out.",
 )
 KV_BLOCKS = MetricSpec("lorax_kv_blocks", "gauge", "Blocks in the KV pool.")
 KV_BLOCKS_FREE = MetricSpec("lorax_kv_blocks_free", "gauge", "Blocks of the KV pool not in use.")
@@ -184,6 +185,7 @@ ADAPTER_PHASE = MetricSpec(
 
 ALL_METRICS = (
     *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
+    *HOST_BLOCK_METRICS,
     *ADAPTER_METRICS,
     *TENANT_METRICS,
     *VLLM_METRICS,
@@ -251,9 +253,12 @@ class Metrics:
         self._current_size = self._gauge(BATCH_CURRENT_SIZE)
         self._step_tokens = self._gauge(BATCH_STEP_TOKENS)
 
-    def watch_engine(self, stats: Callable[[], EngineStats], block_size: int) -> None:
+    def watch_engine(
+        self, stats: Callable[[], EngineStats], block_size: int, block_bytes: int = 0
+    ) -> None:
         """Read the scheduler's state at each scrape, so that an idle server shows no old one."""
-        self.registry.register(_EngineCollector(stats, block_size, self.tenants))
+        collector = _EngineCollector(stats, block_size, block_bytes, self.tenants)
+        self.registry.register(collector)
         self._vllm.watch_engine(stats, block_size)
 
     def watch_adapters(
@@ -388,10 +393,15 @@ class _EngineCollector(Collector):
     """Turns a snapshot of the scheduler into metrics when somebody looks."""
 
     def __init__(
-        self, stats: Callable[[], EngineStats], block_size: int, tenants: TenantUsage
+        self,
+        stats: Callable[[], EngineStats],
+        block_size: int,
+        block_bytes: int,
+        tenants: TenantUsage,
     ) -> None:
         self._stats = stats
         self._block_size = block_size
+        self._block_bytes = block_bytes
         self._tenants = tenants
 
     def collect(self) -> Iterator[Metric]:
@@ -415,6 +425,7 @@ class _EngineCollector(Collector):
         yield prices
         yield CounterMetricFamily(PREEMPTED.name, PREEMPTED.text, value=stats.num_preemptions)
         yield from self._tenants.depths(stats.queue_depths)
+        yield from host_block_series(stats.host, self._block_bytes)
 
 
 def _step_prices(cost: LinearCost | None) -> list[tuple[str, float]]:
