@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,8 +41,10 @@ def linears(model_dir: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def write_formula_adapter(model_dir: Path, folder: Path, *, rank: int, seed: int) -> Path:
-    """Write one adapter's folder and return it."""
+def write_formula_adapter(
+    model_dir: Path, folder: Path, *, rank: int, seed: int, invocation: Sequence[int] = ()
+) -> Path:
+    """Write one adapter's folder and return it; ``invocation``: it acts from these tokens on."""
     generator = torch.Generator().manual_seed(seed)
     spread = _SIZE * math.sqrt(rank) / ALPHA
     tensors = {}
@@ -60,5 +63,7 @@ def write_formula_adapter(model_dir: Path, folder: Path, *, rank: int, seed: int
         "target_modules": sorted({name.rpartition(".")[2] for name in linears(model_dir)}),
         "bias": "none",
     }
+    if invocation:
+        config["alora_invocation_tokens"] = list(invocation)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder

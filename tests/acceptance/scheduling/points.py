@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.acceptance.scheduling import fairness, overload
+from tests.acceptance.scheduling import alora, fairness, overload
 
 POINTS = [
     *fairness.POINTS,
+    *alora.POINTS,
     *overload.POINTS,
 ]

@@ -73,6 +73,7 @@ HEADERS = {
     "x-model-id": "The base model.",
     "x-adapter-id": "The adapter that the request named.",
     "x-adapter-source": "Where it comes from.",
+    "x-adapter-warning": "Why it did nothing, if the prompt kept it from acting.",
     "x-compute-characters": "Characters of the prompt.",
     "x-prompt-tokens": "Tokens of the prompt.",
     "x-cached-tokens": "Of these, those that were in the cache.",
