@@ -53,15 +53,14 @@ _WILD, _LEAST_BORDER = 4.0, 0.05
 _DEVIATION_SHARE = 0.05
 # More wild steps in a row are no accident: the server is another now, and the past counts less.
 _LONGEST_ACCIDENT, _FORGETTING_OTHERS = 5, 0.8
-_SWEEPS = 4
 
 
 class CostFit:
     """The prices of steps, fitted as they are observed. It has no clock: it is told.
 
     Least squares of the relative error with exponential forgetting. Its normal equations
-    are kept up to date, and a few sweeps of coordinate descent, each price cut at 0, follow
-    their minimum from where they were: what the steps do not tell apart stays as it is.
+    are kept up to date, and coordinate descent, each price cut at 0, follows their minimum from
+    where it was: what the steps do not tell apart stays as it is.
     """
 
     __slots__ = ("_deviation", "_matrix", "_num_wild", "_prices", "_sums", "num_steps")
@@ -96,8 +95,7 @@ class CostFit:
                 line[other] = keep * line[other] + weighted * factor
             self._sums[index] = keep * self._sums[index] + weighted * believed
         self.num_steps += 1
-        for _ in range(_SWEEPS):
-            self._sweep()
+        self._descend()
 
     def _believed(self, row: tuple[float, ...], seconds: float) -> float:
         """Return how long a step took, cut where it is wild by accident."""
@@ -112,7 +110,7 @@ class CostFit:
         self._deviation += _DEVIATION_SHARE * (abs(cut) - self._deviation)
         return seconds if self._num_wild > _LONGEST_ACCIDENT else expected * (1.0 + cut)
 
-    def _sweep(self) -> None:
+    def _descend(self) -> None:
         prices = self._prices
         for index, line in enumerate(self._matrix):
             if line[index] <= 0:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lorax_contract.config import SCHEDULING_POLICIES
+from lorax_contract.config import BATCHINGS, SCHEDULING_POLICIES
 
 _HELP = """Compare scheduling policies on a workload.
 
@@ -62,6 +62,12 @@ def _size(name: str, help: str) -> Callable[[Decorated], Decorated]:
 @_size("max_rows", "Requests that run at once.")
 @_size("max_step_tokens", "Tokens that a step computes.")
 @_size("max_adapters", "Slots for adapters.")
+@click.option("--batching", type=click.Choice(BATCHINGS),
+              help="How prompts and decodes share steps: mixed if not given.")  # fmt: skip
+@click.option("--target-itl-ms", type=click.FloatRange(min=0.0, min_open=True),
+              help="Milliseconds that a step may take while somebody waits for a token.")  # fmt: skip
+@_size("max_kv_read", "Cached tokens that a step's requests attend to together.")
+@_size("max_partial_prompts", "Prompts longer than a step that run at once.")
 @_size("depth", "Plans that may be unapplied: 1 or 2.")
 @_size("load_concurrency", "Adapters that are loaded at once.")
 @click.option(
@@ -93,7 +99,7 @@ def main(
     json_path: Path | None,
     plot_path: Path | None,
     replay_path: Path | None,
-    **sizes: int | None,
+    **sizes: Any,
 ) -> None:
     """See the text above."""
     if replay_path is not None:

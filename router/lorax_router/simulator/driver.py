@@ -86,7 +86,7 @@ class Simulation:
         )
         for handle, rank in enumerate(trace.adapter_ranks):
             if handle:
-                table.add(AdapterHandle(handle), rank * server.bytes_per_rank)
+                table.add(AdapterHandle(handle), rank * server.bytes_per_rank, rank=rank)
         self.scheduler = Scheduler(
             num_blocks=server.num_blocks,
             block_size=server.block_size,
@@ -97,6 +97,11 @@ class Simulation:
             adapters=table,
             # A trace does not say which prompts begin alike.
             prefix_caching=False,
+            batching=server.batching,
+            max_waiting_tokens=server.max_waiting_tokens,
+            max_kv_read=server.max_kv_read,
+            max_partial_prompts=server.max_partial_prompts,
+            target_itl_s=None if server.target_itl_ms is None else server.target_itl_ms / 1e3,
         )
         self._shard = SimulatedShard(trace, server)
         self._loads = LoadLane(server, table)
@@ -191,6 +196,9 @@ class Simulation:
             self._device_free_at = begin
             if plan.row_ids:
                 seconds = server.cost.seconds(step.work)
+                # Who aims at nothing learns nothing from it.
+                if server.target_itl_ms is not None:
+                    step.outcome.total_ns = round(1e9 * seconds)
                 self._device_free_at += seconds
                 self._step_seconds.append(seconds)
             self._in_flight.append((self._device_free_at, step))

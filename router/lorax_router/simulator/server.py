@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorax_contract.config import Batching
 from lorax_router.core.cost import LinearCost
 
 
@@ -18,6 +19,12 @@ class SimulatedServer:
     block_size: int = 16
     max_step_tokens: int = 2048
     max_rows: int = 256
+    # How steps are composed; as the server's options of these names.
+    batching: Batching = "mixed"
+    max_waiting_tokens: int = 20
+    max_kv_read: int | None = None
+    max_partial_prompts: int = 1
+    target_itl_ms: float | None = None
     # Plans that may be unapplied.
     depth: int = 2
     # What the host needs between a step's outcome and the next step, where nothing hides it.
