@@ -64,8 +64,9 @@ def specs_of_other_kinds() -> list[RequestSpec]:
 
 
 def run(
-    requests, *, depth, num_blocks=NUM_BLOCKS, max_step_tokens=10, cancelled=(), num_host_blocks=0
-):
+    requests, *, depth, num_blocks=NUM_BLOCKS, max_step_tokens=10, cancelled=(), num_host_blocks=0,
+    **limits,
+):  # fmt: skip
     """Return answers by request, and the preemptions; all swapped out for which there is room."""
     engine = make_engine(
         num_blocks=num_blocks, eos_token_ids=EOS_IDS, num_host_blocks=num_host_blocks
@@ -77,6 +78,7 @@ def run(
         max_rows=6,
         depth=depth,
         num_host_blocks=engine.num_host_blocks,
+        **limits,
     )
     answers = serve(engine, scheduler, requests, cancelled=cancelled)
     assert len(engine.batch) == 0
@@ -119,6 +121,26 @@ def test_answers_are_those_of_each_request_alone(depth, max_step_tokens, num_hos
             assert ids == expected_tokens(spec.prompt_ids, len(ids))
     reasons = {answer.finish for answer in answers.values()}
     assert reasons == {FinishCode.LENGTH, FinishCode.EOS_TOKEN, FinishCode.STOP_SEQUENCE}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"batching": "prefill"},
+        {"batching": "decode", "max_waiting_tokens": 3},
+        {"max_kv_read": 30},
+        {"max_partial_prompts": 2, "target_itl_s": 1e-6},
+        {"batching": "decode", "max_kv_read": 30, "num_host_blocks": 60},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_answers_do_not_depend_on_how_steps_are_composed(depth, limits):
+    requests = specs()
+    answers, num_preemptions = run(requests, depth=depth, **limits)
+    assert num_preemptions > 0
+    for spec in requests:
+        assert answers[spec.request_id].bits() == alone(spec).bits()
 
 
 @pytest.mark.parametrize(
