@@ -70,6 +70,10 @@ def _size(name: str, help: str) -> Callable[[Decorated], Decorated]:
 @_size("max_partial_prompts", "Prompts longer than a step that run at once.")
 @_size("depth", "Plans that may be unapplied: 1 or 2.")
 @_size("load_concurrency", "Adapters that are loaded at once.")
+@click.option("--swap-space", type=click.FloatRange(min=0.0), default=0.0, show_default=True,
+              help="GiB of host memory for KV of requests that give way.")  # fmt: skip
+@click.option("--link", "link_gb_per_s", type=click.FloatRange(min=0.0, min_open=True),
+              help="GB/s of the link to host memory, for adapters and KV.")  # fmt: skip
 @click.option(
     "--max-new-tokens", type=_POSITIVE,
     help="What requests ask for, where outputs end before; default: exactly their output.",
@@ -93,6 +97,8 @@ def main(
     preset: str,
     show_server: bool,
     steps_path: Path | None,
+    swap_space: float,
+    link_gb_per_s: float | None,
     max_new_tokens: int | None,
     seed: int | None,
     slo_s: float,
@@ -118,7 +124,9 @@ def main(
     console = Console(stderr=json_path == Path("-"))
     try:
         given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-        server = replace(PRESETS[preset], **given)
+        if link_gb_per_s is not None:
+            given["link_bytes_per_s"] = link_gb_per_s * 1e9
+        server = replace(PRESETS[preset], swap_bytes=int(swap_space * 2**30), **given)
         if steps_path is not None:
             server = _fitted(server, steps_path, console)
         trace = make_workload(workload, seed)

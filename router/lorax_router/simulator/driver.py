@@ -21,6 +21,7 @@ from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.policies import SchedulingPolicy, make_policy
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
+from lorax_router.core.swapping import RecomputeCost
 from lorax_router.simulator.loads import LoadLane
 from lorax_router.simulator.server import SimulatedServer
 from lorax_router.simulator.service import MAX_WINDOWS, ServiceMeter, most_asking
@@ -53,6 +54,7 @@ class SimulatedRun:
     step_seconds: npt.NDArray[np.float64]
     num_computed: int
     num_preemptions: int
+    num_swaps: int
     num_loads: int
     end: float
 
@@ -66,6 +68,7 @@ class Simulation:
         policy: the policy's name.
         make: makes the policy of that name.
         check_every: check the scheduler's invariants every so many steps; 0: never.
+        recompute: what the scheduler takes computing tokens again for; what it learns if absent.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Simulation:
         *,
         make: Callable[[str, AdapterTable], SchedulingPolicy] = make_policy,
         check_every: int = 0,
+        recompute: RecomputeCost | None = None,
     ) -> None:
         self._trace, self._server, self._policy = trace, server, policy
         self._check_every = check_every
@@ -102,6 +106,9 @@ class Simulation:
             max_kv_read=server.max_kv_read,
             max_partial_prompts=server.max_partial_prompts,
             target_itl_s=None if server.target_itl_ms is None else server.target_itl_ms / 1e3,
+            num_host_blocks=server.num_host_blocks,
+            block_move_s=server.block_move_s,
+            recompute=recompute,
         )
         self._shard = SimulatedShard(trace, server)
         self._loads = LoadLane(server, table)
@@ -196,8 +203,10 @@ class Simulation:
             self._device_free_at = begin
             if plan.row_ids:
                 seconds = server.cost.seconds(step.work)
-                # Who aims at nothing learns nothing from it.
-                if server.target_itl_ms is not None:
+                if plan.copies:
+                    seconds += len(plan.copies) * server.block_move_s
+                # Who neither aims at a time nor moves blocks learns nothing from it.
+                if server.target_itl_ms is not None or server.num_host_blocks:
                     step.outcome.total_ns = round(1e9 * seconds)
                 self._device_free_at += seconds
                 self._step_seconds.append(seconds)
@@ -234,6 +243,7 @@ class Simulation:
             step_seconds=np.array(self._step_seconds),
             num_computed=self._shard.num_tokens,
             num_preemptions=stats.num_preemptions,
+            num_swaps=stats.host.num_swaps,
             num_loads=self._loads.num_loads,
             end=self._now,
         )

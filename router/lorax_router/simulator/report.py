@@ -76,6 +76,7 @@ def figures(run: SimulatedRun, slo_s: float = DEFAULT_SLO_S) -> dict[str, Any]:
         "step_s": _quantiles(run.step_seconds),
         "computed_again": run.num_computed - num_computed_once(trace),
         "preemptions": run.num_preemptions,
+        "swapped_out": run.num_swaps,
         "adapter_loads": run.num_loads,
         "first_token_s": _quantiles(waits),
         "between_tokens_s": _quantiles(run.token_gaps),

@@ -39,6 +39,9 @@ class SimulatedServer:
     load_fixed_s: float = 0.005
     link_bytes_per_s: float = 12e9
     load_concurrency: int = 1
+    # A token's bytes in the KV pool; host memory for blocks that leave it, over the same link.
+    kv_token_bytes: int = 0
+    swap_bytes: int = 0
     # How the figures come about.
     arithmetic: str = ""
 
@@ -46,6 +49,16 @@ class SimulatedServer:
     def num_blocks(self) -> int:
         """Whole blocks of the pool."""
         return self.kv_tokens // self.block_size
+
+    @property
+    def num_host_blocks(self) -> int:
+        """Whole blocks of host memory."""
+        return self.swap_bytes // (self.block_size * self.kv_token_bytes) if self.swap_bytes else 0
+
+    @property
+    def block_move_s(self) -> float:
+        """What a block takes over the link, one way."""
+        return self.block_size * self.kv_token_bytes / self.link_bytes_per_s
 
     def load_seconds(self, nbytes: int) -> float:
         """Return how long bringing an adapter takes."""
@@ -57,6 +70,7 @@ _A10G = SimulatedServer(
     cost=LinearCost(0.030, 2.4e-4, 1.1e-6, 2.1e-12, 3.7e-7),
     # VTC's own pool for this pair.
     kv_tokens=10_000,
+    kv_token_bytes=524_288,
     bytes_per_rank=2_097_152,
     link_bytes_per_s=12e9,
     arithmetic="""\
@@ -73,6 +87,7 @@ _H200 = SimulatedServer(
     name="llama-3.1-8b-h200",
     cost=LinearCost(0.0041, 2.3e-5, 3.0e-8, 2.3e-13, 6.6e-8),
     kv_tokens=800_000,
+    kv_token_bytes=131_072,
     max_step_tokens=8192,
     max_adapters=64,
     bytes_per_rank=5_242_880,
@@ -93,6 +108,7 @@ _CPU = SimulatedServer(
     name="smollm2-135m-cpu",
     cost=LinearCost(0.068, 1.97e-3, 2.4e-6, 5.3e-11, 3.0e-5),
     kv_tokens=32_768,
+    kv_token_bytes=46_080,
     max_step_tokens=512,
     max_rows=64,
     depth=1,

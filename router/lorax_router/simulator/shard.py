@@ -85,8 +85,8 @@ class SimulatedShard:
             row.adapter = self._adapters[index]
             row.rank = self._ranks[row.adapter]
             row.num_prompt = self._prompts[index]
-            row.context = 0
-            row.needs = row.num_prompt + len(new.output_ids)
+            row.context = new.num_cached
+            row.needs = row.num_prompt + len(new.output_ids) - new.num_cached
             row.left = self._outputs[index] - len(new.output_ids)
             entered.append(row.client)
         return gave_way, entered

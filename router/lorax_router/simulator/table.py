@@ -48,6 +48,7 @@ _ROWS = (
     ("SLO met, by client", "slo_by_client"),
     ("largest service gap", "service_gap"),
     ("preemptions", "preemptions"),
+    ("swapped out", "swapped_out"),
     ("tokens computed again", "computed_again"),
     ("adapter loads", "adapter_loads"),
 )
