@@ -25,10 +25,12 @@ MIN_AWAITED = 64
 class _AdmissionRound:
     """One round of admissions."""
 
-    # Long prompts that run; what makes one so; blocks that those who enter may take.
+    # Long prompts that run; what makes one so; blocks that those who enter may take, and those
+    # that are kept for the growth of rows.
     long: list[RequestState]
     limit: int
     room: int
+    growth: int
     # Those that do not fit, and how many of them somebody behind them went past.
     deferred: list[RequestState] = field(default_factory=list)
     num_overtaken: int = 0
@@ -68,35 +70,52 @@ class Admission:
         self._block_size = block_size
         self._max_rows = max_rows
         self._max_partial_prompts = max_partial_prompts
+        # Who may take what is kept for the growth of others.
+        self._entitled: RequestState | None = None
 
     def make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
         """Make rows give way to the first that waits, where the policy says so and it helps."""
         running, policy = self._running, self._policy
+        self._entitled = None
         if not (policy.displaces and len(policy) and len(running)):
             return
         builder.has_round = True
         policy.start_round(builder.now, self._adapters.admitting())
         request = policy.head()
-        if request is None or request.num_pending or self._has_place(request):
+        if request is None or request.num_pending or self._has_place(request, len(running)):
             return
         limit = builder.prompt_limit()
         long = [each for each in prompts if each.num_to_schedule > limit]
         if request.num_tokens > limit and not self._may_be_long(request, long):
             return
-        others = policy.displaced(request, running.requests())
-        if running.most_free(others) < self._blocks_needed(request):
+        rows = running.requests()
+        if not policy.is_entitled(request, rows):
+            return
+        self._entitled = request
+        kept = sum(self._growth_of(each, builder) for each in rows)
+        if self._has_place(request, kept):
+            return
+        others = policy.displaced(request, rows)
+        left = kept - sum(self._growth_of(each, builder) for each in others)
+        if running.num_free_without(others) - left < self._blocks_needed(request):
             return
         for other in others:
+            kept -= self._growth_of(other, builder)
             builder.has_round = False
             policy.gives_way(other)
             running.preempt(other, builder.now)
-            if self._has_place(request):
+            if self._has_place(request, kept):
                 return
 
-    def _has_place(self, request: RequestState) -> bool:
+    def _growth_of(self, request: RequestState, builder: StepBuilder) -> int:
+        """Blocks that a row takes for what it knows."""
+        return max(builder.blocks_missing(request, request.num_to_schedule), 0)
+
+    def _has_place(self, request: RequestState, kept: int) -> bool:
         """Whether a waiting request will find a row and blocks, once steps in flight are done."""
         running = self._running
-        return len(running) < self._max_rows and running.most_free() >= self._blocks_needed(request)
+        num_free = running.num_free_without() - kept
+        return len(running) < self._max_rows and num_free >= self._blocks_needed(request)
 
     def admit(
         self, builder: StepBuilder, prompts: list[RequestState], long: list[RequestState],
@@ -105,9 +124,9 @@ class Admission:
         """Admit waiting requests while rows, tokens and blocks last.
 
         A request enters only if all its known tokens fit beside what running prompts
-        still need and one block of growth for each running row; where the policy reserves,
-        if the most that it may need fits beside the most of the others. One that does not
-        fit lets a bounded number pass.
+        still need and one block of growth for each running row, which only one that others
+        would give way to may take; where the policy reserves, if the most that it may need
+        fits beside the most of the others. One that does not fit lets a bounded number pass.
 
         What computes more than ``limit`` tokens before its first one is long. Where as many
         long prompts run as may, others let all pass that are short: those have no more than
@@ -117,7 +136,9 @@ class Admission:
         policy = self._policy
         if not (len(policy) and self._has_room(builder)):
             return None
-        this = _AdmissionRound(long, limit, self._room_beside_running(builder, prompts))
+        growth = 0 if policy.reserves_all else len(self._running)
+        room = self._room_beside_running(builder, prompts) - growth
+        this = _AdmissionRound(long, limit, room, growth)
         if not builder.has_round:
             policy.start_round(builder.now, self._adapters.admitting())
         while self._has_room(builder) and not this.has_looked_enough:
@@ -147,7 +168,8 @@ class Admission:
             return policy.max_bypasses > 0
         needed = self._blocks_needed(request) - running.pool.num_in_use(kept.blocks)
         num = builder.chunk(request, kept.num_tokens)
-        if not num or needed > (this.room if len(running) else running.pool.num_free):
+        is_entitled = request is self._entitled or not len(running)
+        if not num or needed > this.room + this.growth * is_entitled:
             policy.deferred(request)
             this.deferred.append(request)
             return request.num_bypassed < policy.max_bypasses
@@ -175,13 +197,12 @@ class Admission:
         return num_ahead < self._max_partial_prompts
 
     def _room_beside_running(self, builder: StepBuilder, prompts: list[RequestState]) -> int:
-        """Free blocks less those that are kept for the rows that run."""
+        """Free blocks less those that rows need for what they know, or may ever need."""
         running = self._running
         if self._policy.reserves_all:
             kept = sum(self._blocks_needed(r) - len(r.blocks) for r in running.requests())
         else:
-            kept = len(running)
-            kept += sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
+            kept = sum(max(0, builder.blocks_missing(r, r.num_to_schedule)) for r in prompts)
         return running.pool.num_free - kept
 
     def _blocks_needed(self, request: RequestState) -> int:

@@ -87,14 +87,10 @@ class RunningRows:
         num_coming = index.num_coming(request, num_found)
         return request.num_tokens - num_found * index.block_size - num_coming
 
-    def most_free(self, without: Sequence[RequestState] = ()) -> int:
-        """Blocks that one more row could have, one for the growth of each other row kept.
-
-        Those still touched by steps in flight count, and those of rows that would give way.
-        """
+    def num_free_without(self, others: Sequence[RequestState] = ()) -> int:
+        """Blocks that are free once steps in flight are done and some rows gave way."""
         num_free = self.pool.num_free + self.pool.num_releasing
-        num_others = len(self._requests) - len(without)
-        return num_free + sum(len(each.blocks) for each in without) - num_others
+        return num_free + sum(len(each.blocks) for each in others)
 
     def make_room(self, request: RequestState, step: int, now: float) -> bool:
         """Have a block free for a running request, preempting if that is allowed.

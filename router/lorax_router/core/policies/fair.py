@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import (
-    Callable,
     Collection,
     Container,
     Hashable,
@@ -18,6 +17,14 @@ from typing import Generic, Protocol, TypeVar
 
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord
+from lorax_router.core.policies.displacement import (
+    MAX_DISPLACEMENTS,
+    LossAllowance,
+    beyond_the_first,
+    beyond_twice_the_share,
+    held_by_tenant,
+    is_below_others,
+)
 from lorax_router.core.policies.queue import WaitingRequests
 from lorax_router.core.policies.ranked import MAX_BYPASSES
 from lorax_router.core.policies.shares import Shares
@@ -29,12 +36,6 @@ Member = TypeVar("Member", bound=Hashable)
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 # What bringing an adapter to the shards counts for, in tokens of a prompt.
 LOAD_CHARGE = 256.0
-# A request that gave way so often is left alone by those who wait.
-MAX_DISPLACEMENTS = 3
-# Of what is computed, so much may be lost to those whom others give way to; saved up to so
-# many tokens.
-DISPLACEMENT_SHARE = 0.02
-MAX_DISPLACEMENT_TOKENS = 4096.0
 
 
 class _Headed(Protocol):
@@ -67,19 +68,6 @@ class _Round(Generic[Member]):
             else:
                 heapreplace(self._heap, (self._shares[member], head.order, member))
         return None
-
-
-def _beyond_the_first(
-    running: Sequence[RequestState], group: Callable[[RequestState], Hashable]
-) -> list[RequestState]:
-    """Return all but the oldest of each group."""
-    seen: set[Hashable] = set()
-    others = []
-    for request in sorted(running, key=rank_of):
-        if group(request) in seen:
-            others.append(request)
-        seen.add(group(request))
-    return others
 
 
 class _Tenant:
@@ -143,8 +131,7 @@ class FairShare:
         self._tenants: dict[str, _Tenant] = {}
         self._weights: dict[str, float] = {}
         self._round: _Round[str] = _Round(self._shares, {})
-        # Tokens that may be lost to displacements now.
-        self._displaceable = MAX_DISPLACEMENT_TOKENS
+        self._allowance = LossAllowance()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -208,7 +195,7 @@ class FairShare:
         num = request.num_tokens - max(request.num_charged, request.num_cached)
         self._charge(request, PROMPT_WEIGHT * num)
         request.num_charged = request.num_tokens
-        self._save(num)
+        self._allowance.earn(PROMPT_WEIGHT * num)
 
     def deferred(self, request: RequestState) -> None:
         """Go on behind it; its tenant's counter stays."""
@@ -220,7 +207,7 @@ class FairShare:
         """Charge output tokens."""
         self._charge(request, OUTPUT_WEIGHT * num_tokens)
         request.num_charged += num_tokens
-        self._save(num_tokens)
+        self._allowance.earn(OUTPUT_WEIGHT * num_tokens)
 
     def ended(self, request: RequestState) -> None:
         """Pay back what was never computed."""
@@ -233,11 +220,6 @@ class FairShare:
         if unused > 0:
             self._charge(request, -PROMPT_WEIGHT * unused)
             request.num_charged -= unused
-
-    def _save(self, num_tokens: int) -> None:
-        """What is served allows for a little that is computed again."""
-        saved = self._displaceable + DISPLACEMENT_SHARE * num_tokens
-        self._displaceable = min(saved, MAX_DISPLACEMENT_TOKENS)
 
     def _charge(self, request: RequestState, amount: float) -> None:
         terms = request.terms
@@ -259,40 +241,70 @@ class FairShare:
         return request.order < other.order
 
     def victim(self, outranked: Sequence[RequestState]) -> RequestState:
-        """Return the latest of the most served tenant."""
-        return max(outranked, key=self._entitlement)
+        """Return the latest of the tenant that holds most."""
+        return self._by_claim(outranked)[-1]
+
+    def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
+        """Whether its tenant would hold far less than another does, or its adapter has no row."""
+        return is_below_others(request, running) or bool(self._own_to_displace(request, running))
 
     def displaced(
         self, request: RequestState, running: Sequence[RequestState]
     ) -> list[RequestState]:
-        """Rows of those that have several, for a tenant that has none; so for its adapters.
+        """Rows for a tenant that has none, or far less than others; for an adapter without a row.
 
         Each keeps its oldest row, so whoever gives way does not take it back: it cannot go to
-        and fro. The most served tenant's latest comes first, and nobody gives way for ever.
+        and fro. Of whoever holds most the latest comes first, and nobody gives way for ever.
         Nobody does while too much was lost to that already.
         """
-        if self._displaceable <= 0:
+        self._allowance.look(running)
+        if not self._allowance.is_left:
             return []
+        others = [
+            each for each in self._lower(request, running)
+            if each.num_preemptions < MAX_DISPLACEMENTS
+        ]  # fmt: skip
+        return self._by_claim(others)[::-1]
+
+    def _lower(
+        self, request: RequestState, running: Sequence[RequestState]
+    ) -> Sequence[RequestState]:
+        """Return the rows of those who have more than the request's tenant, or its adapter."""
+        if all(each.terms.tenant != request.terms.tenant for each in running):
+            return beyond_the_first(running, lambda each: each.terms.tenant)
+        if others := self._own_to_displace(request, running):
+            return others
+        if self._allowance.is_ample:
+            return list(beyond_twice_the_share(request, running))
+        return []
+
+    def _own_to_displace(
+        self, request: RequestState, running: Sequence[RequestState]
+    ) -> list[RequestState]:
+        """Return rows of its tenant's other adapters, if its own has none."""
         tenant, adapter = request.terms.tenant, request.spec.adapter
         own = [each for each in running if each.terms.tenant == tenant]
-        if not own:
-            others = _beyond_the_first(running, lambda each: each.terms.tenant)
-        elif all(each.spec.adapter != adapter for each in own):
-            others = _beyond_the_first(own, lambda each: each.spec.adapter)
-        else:
+        if any(each.spec.adapter == adapter for each in own):
             return []
-        others = [each for each in others if each.num_preemptions < MAX_DISPLACEMENTS]
-        return sorted(others, key=self._entitlement, reverse=True)
+        return beyond_the_first(own, lambda each: each.spec.adapter)
 
     def gives_way(self, request: RequestState) -> None:
         """Count what is lost to it."""
-        self._displaceable -= request.num_computed
+        self._allowance.spend(request.num_computed)
 
-    def _entitlement(self, request: RequestState) -> tuple[float, float, int]:
-        """Who is to give way last comes first."""
-        name = request.terms.tenant
-        own = self._tenants[name].shares[request.spec.adapter]
-        return self._shares[name], own, request.order
+    def _by_claim(self, rows: Sequence[RequestState]) -> list[RequestState]:
+        """Put rows in the order in which they may keep what they hold.
+
+        Those of whoever holds least come first, of its adapters those of the least served.
+        """
+        held = held_by_tenant(rows)
+
+        def claim(request: RequestState) -> tuple[float, float, int]:
+            name = request.terms.tenant
+            own = self._tenants[name].shares[request.spec.adapter]
+            return held[name], own, request.order
+
+        return sorted(rows, key=claim)
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The least served tenant's come first, as if each that goes before were charged.

@@ -67,10 +67,13 @@ class SchedulingPolicy(Protocol):
     def victim(self, outranked: Sequence[RequestState]) -> RequestState:
         """Return who of some that may give way does so first; there is at least one."""
 
+    def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
+        """Whether the head of a round may take memory that is kept for those that run."""
+
     def displaced(
         self, request: RequestState, running: Sequence[RequestState]
     ) -> list[RequestState]:
-        """Return who of those that run should give way to the head of a round, the first first."""
+        """Return who of those that run gives way to a head that is entitled, the first first."""
 
     def gives_way(self, request: RequestState) -> None:
         """A request that ``displaced`` named does give way; what it holds is still as it was."""

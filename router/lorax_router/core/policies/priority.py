@@ -67,6 +67,10 @@ class StrictPriority(FirstComeFirstServed):
         """Return the queues of this round whose class is worse than a request's."""
         return [queue for _, _, queue in self._round if queue.group > request.terms.priority]
 
+    def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
+        """Whether a worse class runs."""
+        return any(each.rank > request.rank for each in running)
+
     def displaced(
         self, request: RequestState, running: Sequence[RequestState]
     ) -> list[RequestState]:

@@ -92,6 +92,10 @@ class FirstComeFirstServed:
         """Return the last in rank."""
         return max(outranked, key=rank_of)
 
+    def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
+        """Nobody takes from those that run."""
+        return False
+
     def displaced(
         self, request: RequestState, running: Sequence[RequestState]
     ) -> list[RequestState]:
