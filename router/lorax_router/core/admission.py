@@ -82,7 +82,10 @@ class Admission:
         builder.has_round = True
         policy.start_round(builder.now, self._adapters.admitting())
         request = policy.head()
-        if request is None or request.num_pending or self._has_place(request, len(running)):
+        if request is None or request.num_pending:
+            return
+        # Rows may take a block each in this step, and one more is kept for each.
+        if self._has_place(request, 2 * len(running)):
             return
         limit = builder.prompt_limit()
         long = [each for each in prompts if each.num_to_schedule > limit]

@@ -95,7 +95,7 @@ class RunningRows:
     def make_room(self, request: RequestState, step: int, now: float) -> bool:
         """Have a block free for a running request, preempting if that is allowed.
 
-        False when none is free yet: no victim is left, or the victims' blocks are
+        False when none is free yet: nobody is left who should give way, or the victims' blocks are
         still touched by a step in flight. Rows that ``step`` computes are no victims.
         """
         pool = self.pool
@@ -105,9 +105,12 @@ class RunningRows:
                 for other in self._requests.values()
                 if other.last_step != step and self._policy.outranks(request, other)
             ]
-            if not outranked:
+            victim = None
+            if outranked:
+                victim = self._policy.victim(request, outranked, self._requests.values())
+            if victim is None:
                 return False
-            self.preempt(self._policy.victim(outranked), now)
+            self.preempt(victim, now)
         return pool.num_free > 0
 
     def preempt(self, request: RequestState, now: float) -> None:

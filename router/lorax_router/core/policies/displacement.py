@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from math import inf
 
 from lorax_router.core.request import RequestState, rank_of
@@ -64,7 +64,7 @@ def beyond_the_first(
     return others
 
 
-def held_by_tenant(running: Sequence[RequestState]) -> dict[str, float]:
+def held_by_tenant(running: Collection[RequestState]) -> dict[str, float]:
     """Return the tokens of each tenant's rows, by weight."""
     held: dict[str, float] = {}
     for each in running:

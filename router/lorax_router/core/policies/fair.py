@@ -240,9 +240,25 @@ class FairShare:
         """Only an older request may take memory from a younger one."""
         return request.order < other.order
 
-    def victim(self, outranked: Sequence[RequestState]) -> RequestState:
-        """Return the latest of the tenant that holds most."""
-        return self._by_claim(outranked)[-1]
+    def victim(
+        self,
+        request: RequestState,
+        outranked: Sequence[RequestState],
+        running: Collection[RequestState],
+    ) -> RequestState | None:
+        """Return the latest of the tenant that holds most.
+
+        Only the first row of a tenant takes from those that hold less: it may be the first of
+        all, which has to go on.
+        """
+        held = held_by_tenant(running)
+        tenant = request.terms.tenant
+        if any(each.terms.tenant == tenant and each.order < request.order for each in running):
+            most = held[tenant]
+            outranked = [each for each in outranked if held[each.terms.tenant] >= most]
+            if not outranked:
+                return None
+        return self._by_claim(outranked, held)[-1]
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
         """Whether its tenant would hold far less than another does, or its adapter has no row."""
@@ -264,7 +280,7 @@ class FairShare:
             each for each in self._lower(request, running)
             if each.num_preemptions < MAX_DISPLACEMENTS
         ]  # fmt: skip
-        return self._by_claim(others)[::-1]
+        return self._by_claim(others, held_by_tenant(running))[::-1]
 
     def _lower(
         self, request: RequestState, running: Sequence[RequestState]
@@ -292,12 +308,13 @@ class FairShare:
         """Count what is lost to it."""
         self._allowance.spend(request.num_computed)
 
-    def _by_claim(self, rows: Sequence[RequestState]) -> list[RequestState]:
+    def _by_claim(
+        self, rows: Sequence[RequestState], held: Mapping[str, float]
+    ) -> list[RequestState]:
         """Put rows in the order in which they may keep what they hold.
 
         Those of whoever holds least come first, of its adapters those of the least served.
         """
-        held = held_by_tenant(rows)
 
         def claim(request: RequestState) -> tuple[float, float, int]:
             name = request.terms.tenant

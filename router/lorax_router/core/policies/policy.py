@@ -64,8 +64,16 @@ class SchedulingPolicy(Protocol):
     def outranks(self, request: RequestState, other: RequestState) -> bool:
         """Whether ``request`` may take the memory of ``other``."""
 
-    def victim(self, outranked: Sequence[RequestState]) -> RequestState:
-        """Return who of some that may give way does so first; there is at least one."""
+    def victim(
+        self,
+        request: RequestState,
+        outranked: Sequence[RequestState],
+        running: Collection[RequestState],
+    ) -> RequestState | None:
+        """Return who of those that a running request outranks gives way to it; there is one.
+
+        None: it stands still. The first in rank is never refused.
+        """
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
         """Whether the head of a round may take memory that is kept for those that run."""

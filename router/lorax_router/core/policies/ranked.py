@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heapify, heappop, heapreplace
 
 from lorax_contract.step import AdapterHandle
@@ -88,7 +88,12 @@ class FirstComeFirstServed:
         """Only a request of better rank may take memory."""
         return rank_of(request) < rank_of(other)
 
-    def victim(self, outranked: Sequence[RequestState]) -> RequestState:
+    def victim(
+        self,
+        request: RequestState,
+        outranked: Sequence[RequestState],
+        running: Collection[RequestState],
+    ) -> RequestState | None:
         """Return the last in rank."""
         return max(outranked, key=rank_of)
 
