@@ -7,6 +7,7 @@ random sizes that begin and end anywhere; what an adapter computes is compared t
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from tokenizers import Tokenizer
 from lorax_contract.activation import NEVER, activation_start
 from lorax_contract.adapters import AdapterContent
 from lorax_contract.config import ShardConfig
+from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.step import (
     AdapterHandle,
     RequestId,
@@ -41,6 +43,7 @@ from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import PrepareLane
+from lorax_shard.constraints.setup import constraints_maker
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.model.hf_model import HFPagedModel
@@ -131,7 +134,10 @@ class World:
             content = AdapterContent(parts=(put_adapter(self.store, folder, base),))
             lane.prepare(AdapterHandle(handle), content)
         pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=NUM_BLOCKS)
-        engine = Engine(paged, self.tokenizer, pool, adapters=lane, group=group)
+        engine = Engine(
+            paged, self.tokenizer, pool, adapters=lane, group=group,
+            make_constraints=constraints_maker(self.tokenizer, VOCAB_SIZE, paged.eos_token_ids),
+        )  # fmt: skip
         spec = WarmupSpec(max_input_length=64, max_total_tokens=96, max_step_tokens=64, max_rows=8)
         engine.warm_up(spec)
         return engine
@@ -260,6 +266,32 @@ def test_shards_find_the_invocation_where_nobody_tells_them(world: World) -> Non
     assert paged.base is not None
     engine = world.engine(paged, paged.base)
     compare(world, serve(engine, scheduler(5), specs(with_starts=False)))
+
+
+def test_outputs_of_grammars_are_bound_and_drawn_from_what_the_adapter_says(world: World) -> None:
+    paged = load_paged_model(world.config)
+    assert paged.base is not None
+    engine = world.engine(paged, paged.base)
+    constraint = Constraint(kind=ConstraintKind.REGEX, text="[a-d]{4}")
+    asked = [
+        replace(spec, constraint=constraint, stopping=StoppingParams(max_new_tokens=6))
+        for spec in specs()
+    ]
+    texts = [world.tokenizer.decode([number]) for number in range(VOCAB_SIZE)]
+    for number, answer in serve(engine, scheduler(7), asked).items():
+        assert re.fullmatch("[a-d]{4}", answer.text or "")
+        request, output = REQUESTS[number - 1], answer.tokens.ids
+        expected = world.logprobs(request, output)[len(request.ids) - 1 : -1]
+        left = 4
+        for logprobs, token, told in zip(expected, output, answer.tokens.logprobs, strict=True):
+            if left:
+                allowed = [
+                    n for n, text in enumerate(texts) if re.fullmatch(f"[a-d]{{1,{left}}}", text)
+                ]
+                wanted = logprobs[token] - logprobs[allowed].logsumexp(dim=0)
+                assert logprobs[token] >= logprobs[allowed].max() - 1e-3
+                assert abs(told - float(wanted)) <= 1e-3
+            left -= len(texts[token]) if left else 0
 
 
 class Ranks:

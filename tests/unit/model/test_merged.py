@@ -95,6 +95,10 @@ def test_what_cannot_be_merged_is_refused_in_words(
         modules_to_save=["embed_tokens", "lm_head"],
     )  # fmt: skip
     assert "it adds tokens" in refusal(folder, grown)
+    invoked = save_adapter(
+        folder, tmp_path / "invoked", target_modules=LINEARS, alora_invocation_tokens=[5]
+    )
+    assert "it acts on a part of a prompt only" in refusal(folder, invoked)
     other = save_adapter(folder, tmp_path / "other", target_modules=LINEARS)
     path = other / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "LOHA"}))

@@ -58,3 +58,21 @@ async def test_a_prompt_without_the_invocation_is_the_bases_and_the_caller_is_to
         assert told[1] is None
         stats = world.parts.engine._scheduler.stats()
         assert stats.num_cached_tokens == 2 * 64
+
+
+@in_loop
+async def test_all_answers_to_one_prompt_are_the_adapters():
+    """Each sequence begins where the first one does."""
+    async with adapter_world() as world:
+        invoke(world, "one")
+        parameters = GenerateParameters(
+            adapter_id="one", adapter_source="local", max_new_tokens=3, best_of=2, do_sample=True,
+            ignore_eos_token=True,
+        )  # fmt: skip
+        prompt = TextPrompt(f"{SHARED} {INVOCATION} w3")
+        await world.parts.service.generate(GenerateRequest(prompt=prompt, parameters=parameters))
+        stats = world.parts.engine._scheduler.stats()
+        assert stats.num_cached_tokens == 64
+        # The base computed none of the last block, and all of the others.
+        await world.parts.service.generate(request(None, f"{SHARED} w1"))
+        assert world.parts.engine._scheduler.stats().num_cached_tokens == 2 * 64
