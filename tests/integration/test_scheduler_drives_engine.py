@@ -130,7 +130,7 @@ def test_answers_are_those_of_each_request_alone(depth, max_step_tokens, num_hos
         {"batching": "decode", "max_waiting_tokens": 3},
         {"max_kv_read": 30},
         {"max_partial_prompts": 2, "target_itl_s": 1e-6},
-        {"batching": "decode", "max_kv_read": 30, "num_host_blocks": 60},
+        {"batching": "prefill", "num_host_blocks": 60},
     ],
     ids=str,
 )
