@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.acceptance.scheduling import alora, fairness, overload
+from tests.acceptance.scheduling import alora, batching, fairness, overload
 
 POINTS = [
     *fairness.POINTS,
+    *batching.POINTS,
     *alora.POINTS,
     *overload.POINTS,
 ]
