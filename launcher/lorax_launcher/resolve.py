@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorax_contract.config import Batching, ConfigError, Device, RouterConfig, ShardConfig
+from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_contract.keys import SSL_PASSWORD_VARIABLE
 from lorax_launcher.backends import attention_backend, linear_backend, lora_backend
+from lorax_launcher.batching import batching_of, useless_waiting
 from lorax_launcher.facts import DeviceFacts
 from lorax_launcher.front import (
     KEY_VARIABLES,
@@ -125,7 +126,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         withheld_from_shards=(*KEY_VARIABLES, SSL_PASSWORD_VARIABLE),
         notes=(*_notes(device, facts), *ranks.notes),
         warnings=(
-            *_effectless(options),
+            *useless_waiting(options),
             *_unequal_pools(options),
             *useless_cors(options),
             *_other_bases(options),
@@ -344,7 +345,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         max_batch_prefill_tokens=options.max_batch_prefill_tokens,
         max_batch_total_tokens=most,
         max_batch_size=options.max_batch_size,
-        batching=_batching(options),
+        batching=batching_of(options),
         max_batch_kv_read=options.max_batch_kv_read,
         max_partial_prompts=options.max_partial_prompts,
         target_itl_ms=options.target_itl_ms,
@@ -380,19 +381,6 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         step_timeout_s=options.step_timeout_s,
         **front_settings(options),
     )
-
-
-def _batching(options: LauncherOptions) -> Batching:
-    """Return the mode that --batching names, or --eager-prefill as LoRAX means it."""
-    if options.eager_prefill is None:
-        return options.batching or "mixed"
-    meant: Batching = "prefill" if options.eager_prefill else "decode"
-    if options.batching not in (None, meant):
-        raise UsageError(
-            f"--eager-prefill {str(options.eager_prefill).lower()} is --batching {meant}, and "
-            f"--batching {options.batching} was given; leave one out."
-        )
-    return meant
 
 
 def _at_most(name: str, value: int, limit_name: str, limit: int) -> None:
@@ -466,21 +454,6 @@ def _has_own_hub_adapters(options: LauncherOptions) -> bool:
         or (bool(options.preloaded_adapter_ids) and preloaded_source == "hub")
         or any(each.ref.source == "hub" for each in _modules(options))
     )
-
-
-def _effectless(options: LauncherOptions) -> list[str]:
-    """Name the options that were given and that others make useless, one line each."""
-    defaults, found = LauncherOptions(), []
-    is_lorax = options.scheduling_policy == "lorax"
-    if options.waiting_served_ratio != defaults.waiting_served_ratio and not is_lorax:
-        found.append("--waiting-served-ratio has no effect without --scheduling-policy lorax")
-    counts = is_lorax or _batching(options) == "decode"
-    if options.max_waiting_tokens != defaults.max_waiting_tokens and not counts:
-        found.append(
-            "--max-waiting-tokens has no effect without --scheduling-policy lorax or "
-            "--batching decode"
-        )
-    return found
 
 
 def _unequal_pools(options: LauncherOptions) -> list[str]:
