@@ -44,7 +44,7 @@ from lorax_router.shards.fake.shard import FakeModel
 NUM_ROWS, NUM_WAITING = 256, 5_000
 NUM_ADAPTERS, NUM_SLOTS = 1_000, 500
 NUM_TENANTS, NUM_CLASSES = 50, 3
-NUM_STEPS = 200
+NUM_STEPS = 100
 # A policy that reserves the most that a request may need has fewer rows where memory is short.
 _MAX_FILL_STEPS = 150
 STEP_S = 0.02
@@ -98,7 +98,7 @@ class PlanningLoad:
         self._draw = random.Random(0)
         self._shape = shape
         self._num_requests = 0
-        self._beginnings: dict[int, list[int]] = {}
+        self._beginnings: dict[int, bytes] = {}
         self._now = 0.0
         options: dict[str, Any] = {} if batching is None else {"batching": batching}
         settings = CoreSettings(
@@ -120,11 +120,12 @@ class PlanningLoad:
         draw = self._draw
         beginning = self._beginnings.get(adapter)
         if beginning is None:
-            beginning = [draw.randrange(1000) for _ in range(self._shape.shared)]
+            beginning = draw.randbytes(self._shape.shared)
             self._beginnings[adapter] = beginning
         spec = RequestSpec(
             request_id=RequestId(self._num_requests),
-            prompt_ids=beginning + [draw.randrange(1000) for _ in range(draw.randint(*rest))],
+            # Small ids, of which 5,000 prompts take little memory.
+            prompt_ids=beginning + draw.randbytes(draw.randint(*rest)),
             sampling=SamplingParams(),
             stopping=StoppingParams(max_new_tokens=draw.randint(*self._shape.outputs)),
             adapter=AdapterHandle(adapter),

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from tests.acceptance.scheduling import alora, batching, fairness, overload
+from tests.acceptance.scheduling import (
+    alora,
+    batching,
+    fairness,
+    overload,
+    planning,
+    prefix,
+    replay,
+)
 
 POINTS = [
     *fairness.POINTS,
-    *batching.POINTS,
+    *prefix.POINTS,
     *alora.POINTS,
+    *batching.POINTS,
+    *replay.POINTS,
+    *planning.POINTS,
     *overload.POINTS,
 ]
