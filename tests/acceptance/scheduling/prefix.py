@@ -93,10 +93,11 @@ def point_random_operations() -> Result:
 def point_shared_prompt() -> Result:
     """32 requests at once: one computes what all share, at most a block of it more for each."""
     system = {"role": "system", "content": words(1000, "A system prompt")}
+    served = site()
 
     def ask(number: int) -> Any:
         said = {"role": "user", "content": f"Number {number}: what did the cat see?"}
-        return site().chat([system, said])
+        return served.chat([system, said])
 
     with concurrent.futures.ThreadPoolExecutor(_NUM_SHARING) as pool:
         answers = list(pool.map(ask, range(_NUM_SHARING)))
