@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
-from time import perf_counter, thread_time
+from time import perf_counter
 
 from bench.planning import SHAPES, PlanningLoad
 
@@ -33,7 +33,7 @@ def measure(policy: str, path: Path | None) -> tuple[float, float, float]:
         writer = EventLogWriter(path, settings, max_bytes=1 << 30)
         return recorded_scheduler(settings, writer)
 
-    load = PlanningLoad(policy, SHAPES["decode"], make=make, clock=thread_time)
+    load = PlanningLoad(policy, SHAPES["decode"], make=make)
     load.fill()
     before = path.stat().st_size if path else 0
     start = perf_counter()
