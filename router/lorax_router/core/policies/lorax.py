@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestId
 from lorax_router.core.adapters.record import AdapterRecord, AdapterState
@@ -64,15 +64,14 @@ class OldestHead(FirstComeFirstServed):
         """It runs no more."""
         self._running.discard(request.request_id)
 
-    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
+    def start_round(self, now: float, adapters: Collection[AdapterHandle]) -> None:
         """Look at adapters within their cycle time; at all of them if none of these waits."""
         is_patient = self._num_tokens < self._max_tokens
         if is_patient and len(self) < int(len(self._running) * self._ratio):
             super().start_round(now, ())
             return
-        adapters = list(adapters)
-        super().start_round(now, (each for each in adapters if self._is_young(each, now)))
-        if not self._round:
+        super().start_round(now, {each for each in adapters if self._is_young(each, now)})
+        if self.head() is None:
             super().start_round(now, adapters)
 
     def _is_young(self, adapter: AdapterHandle, now: float) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heapify
 from math import inf
 
-from lorax_router.core.policies.queue import RequestQueue
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.request import RequestState, rank_of
 
@@ -41,7 +39,7 @@ class StrictPriority(FirstComeFirstServed):
         best = super().head()
         if best is None or self._num_ahead < SHARE_OF_BETTER:
             return best
-        worse = [head for queue in self._worse(best) if (head := queue.head()) is not None]
+        worse = self._waiting.worse(best.terms.priority)
         return min(worse, key=lambda each: each.order, default=best)
 
     def admitted(self, request: RequestState) -> None:
@@ -50,7 +48,7 @@ class StrictPriority(FirstComeFirstServed):
         is_share = best is not None and rank_of(request) > rank_of(best)
         if is_share:
             self._num_ahead = 0
-        elif self._worse(request):
+        elif next(self._waiting.worse(request.terms.priority), None) is not None:
             self._num_ahead += 1
         super().admitted(request)
         if is_share:
@@ -58,14 +56,8 @@ class StrictPriority(FirstComeFirstServed):
 
     def deferred(self, request: RequestState) -> None:
         """No worse class is looked at in this round."""
-        queue = self._waiting.of(request.spec.adapter)[request.terms.priority]
-        queue.defer()
-        self._round = [entry for entry in self._round if entry[2].group <= request.terms.priority]
-        heapify(self._round)
-
-    def _worse(self, request: RequestState) -> list[RequestQueue[int]]:
-        """Return the queues of this round whose class is worse than a request's."""
-        return [queue for _, _, queue in self._round if queue.group > request.terms.priority]
+        self._waiting.defer(request, request.terms.priority)
+        self._waiting.leave_out_worse(request.terms.priority)
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
         """Whether a worse class runs."""

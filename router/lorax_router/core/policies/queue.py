@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
 from lorax_contract.step import AdapterHandle
@@ -19,7 +19,7 @@ class RequestQueue(Generic[Group]):
     where it is, and the round goes on with the one behind it.
     """
 
-    __slots__ = ("_behind", "_num_deferred", "_requests", "adapter", "group")
+    __slots__ = ("_behind", "_requests", "adapter", "group", "num_deferred")
 
     def __init__(
         self, adapter: AdapterHandle, group: Group, behind: list[RequestQueue[Group]]
@@ -29,7 +29,7 @@ class RequestQueue(Generic[Group]):
         # Takes up those that the current round went on in.
         self._behind = behind
         self._requests: list[RequestState] = []
-        self._num_deferred = 0
+        self.num_deferred = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -42,23 +42,27 @@ class RequestQueue(Generic[Group]):
         """Find by rank and take out."""
         index = bisect_left(self._requests, rank_of(request), key=rank_of)
         del self._requests[index]
-        self._num_deferred -= index < self._num_deferred
+        self.num_deferred -= index < self.num_deferred
 
     def start_round(self) -> None:
         """Begin again with the first."""
-        self._num_deferred = 0
+        self.num_deferred = 0
+
+    def first(self) -> RequestState:
+        """Return the first request in rank; there is one."""
+        return self._requests[0]
 
     def head(self) -> RequestState | None:
         """Return the first request that this round did not defer."""
-        if self._num_deferred < len(self._requests):
-            return self._requests[self._num_deferred]
+        if self.num_deferred < len(self._requests):
+            return self._requests[self.num_deferred]
         return None
 
     def defer(self) -> None:
         """Go on with the request behind the head."""
-        if not self._num_deferred:
+        if not self.num_deferred:
             self._behind.append(self)
-        self._num_deferred += 1
+        self.num_deferred += 1
 
     def requests(self) -> list[RequestState]:
         """Return all of them, the first in rank first."""
@@ -110,11 +114,6 @@ class WaitingRequests(Generic[Group]):
         for queue in self._behind:
             queue.start_round()
         self._behind.clear()
-
-    def of_all(self, adapters: Iterable[AdapterHandle]) -> list[RequestQueue[Group]]:
-        """Return the queues of some adapters."""
-        queues = self._queues
-        return [queue for each in adapters if each in queues for queue in queues[each].values()]
 
     def by_group(self) -> Mapping[Group, Mapping[AdapterHandle, RequestQueue[Group]]]:
         """Return all queues by group and adapter; not to be changed."""

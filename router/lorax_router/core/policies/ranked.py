@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from heapq import heapify, heappop, heapreplace
 
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord
-from lorax_router.core.policies.queue import RequestQueue, WaitingRequests
+from lorax_router.core.policies.heads import OrderedQueues
 from lorax_router.core.request import RequestState, rank_of
 
 # How many later requests may overtake one that does not fit, before all wait for it.
@@ -27,9 +26,7 @@ class FirstComeFirstServed:
 
     def __init__(self, *, max_bypasses: int = MAX_BYPASSES) -> None:
         self.max_bypasses = max_bypasses
-        self._waiting: WaitingRequests[int] = WaitingRequests()
-        # Of the queues in this round: the rank of the head when it was last looked at.
-        self._round: list[tuple[float, int, RequestQueue[int]]] = []
+        self._waiting = OrderedQueues()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -42,29 +39,13 @@ class FirstComeFirstServed:
         """Take out."""
         self._waiting.remove(request, 0)
 
-    def start_round(self, now: float, adapters: Iterable[AdapterHandle]) -> None:
+    def start_round(self, now: float, adapters: Collection[AdapterHandle]) -> None:
         """Look at the first of each adapter."""
-        self._waiting.start_round()
-        self._round = [
-            (*rank_of(head), queue)
-            for queue in self._waiting.of_all(adapters)
-            if (head := queue.head()) is not None
-        ]
-        heapify(self._round)
+        self._waiting.begin(adapters)
 
     def head(self) -> RequestState | None:
         """Return the first in rank."""
-        while self._round:
-            rank, order, queue = self._round[0]
-            head = queue.head()
-            if head is None:
-                heappop(self._round)
-            elif (rank, order) == rank_of(head):
-                return head
-            else:
-                # Ranks only grow along a queue.
-                heapreplace(self._round, (*rank_of(head), queue))
-        return None
+        return self._waiting.head()
 
     def admitted(self, request: RequestState) -> None:
         """It leaves the queue."""
@@ -72,7 +53,7 @@ class FirstComeFirstServed:
 
     def deferred(self, request: RequestState) -> None:
         """Go on with the one behind it."""
-        self._round[0][2].defer()
+        self._waiting.defer(request, 0)
 
     def served(self, request: RequestState, num_tokens: int) -> None:
         """Nobody counts."""
