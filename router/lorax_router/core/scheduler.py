@@ -211,6 +211,7 @@ class Scheduler:
         self._next_order += 1
         self._requests[spec.request_id] = request
         self._policy.push(request)
+        self.adapters.asked_by(spec.adapter, terms.tenant, terms.limits.adapter_share)
         self.adapters.waits(spec.adapter, now)
 
     def cancel(self, request_id: RequestId) -> bool:

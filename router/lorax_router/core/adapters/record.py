@@ -55,6 +55,8 @@ class AdapterRecord:
     is_retired: bool = False
     # Wanted apart from requests, until it was prepared or could not be.
     is_called: bool = False
+    # Whose requests asked for it last.
+    tenant: str = ""
     state: AdapterState = AdapterState.ABSENT
     num_waiting: int = 0
     num_running: int = 0

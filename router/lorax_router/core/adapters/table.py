@@ -31,7 +31,7 @@ record goes with its memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from heapq import heapify, heappop
+from itertools import takewhile
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.eviction import worth
@@ -47,6 +47,7 @@ from lorax_router.core.adapters.record import (
     IllegalTransitionError,
     Orders,
 )
+from lorax_router.core.adapters.room import RoomInTable
 
 __all__ = [
     "AdapterCapacity",
@@ -80,6 +81,8 @@ class AdapterTable:
         # The many that are known and neither hold a slot nor should cost a step nothing.
         self._index = AdapterIndex()
         self._clock = 0.0
+        # Of tenants that may hold a part only while others want it: from 0 to 1.
+        self._shares: dict[str, float] = {}
         # What could not be prepared, until its release is ordered.
         self._failed: list[AdapterHandle] = []
 
@@ -235,6 +238,18 @@ class AdapterTable:
 
     # --- who needs what -----------------------------------------------------------
 
+    def asked_by(self, handle: AdapterHandle, tenant: str, share: float | None) -> None:
+        """A tenant, which may hold a share of slots and bytes, asks for the adapter: it is its own.
+
+        An adapter belongs to whoever asked for it last. Comes before ``waits``.
+        """
+        if share is None:
+            self._shares.pop(tenant, None)
+        else:
+            self._shares[tenant] = share
+        if handle != BASE_ADAPTER:
+            self._records[handle].tenant = tenant
+
     def waits(self, handle: AdapterHandle, now: float) -> None:
         """A request that needs the adapter was queued."""
         if handle == BASE_ADAPTER:
@@ -315,8 +330,8 @@ class AdapterTable:
         waiting = self._index.in_line()
         if not waiting:
             self._stop_draining()
-        room = _Room(self, orders, now)
-        for record in line(waiting) if waiting else ():
+        room = RoomInTable(self, self._index, self._shares, orders, now)
+        for record in room.in_turn(line(waiting)) if waiting else ():
             if room.is_spent:
                 break
             if room.fits(record):
@@ -326,23 +341,41 @@ class AdapterTable:
                 room.reserve(record)
         return orders
 
-    def _evict(self, record: AdapterRecord, now: float) -> None:
+    def evict(self, record: AdapterRecord, now: float) -> None:
+        """Let an idle adapter go: for the room that those who wait get, and nobody else."""
         self._clock = max(self._clock, record.worth)
         self._move(record, AdapterEvent.EVICT, now)
 
-    def _drain_one(self, record: AdapterRecord, now: float) -> None:
-        """After a cycle of waiting, stop admitting for whoever has been resident longest."""
+    def drain_one(
+        self,
+        record: AdapterRecord,
+        now: float,
+        is_first: Callable[[AdapterRecord], bool],
+        *,
+        only_first: bool,
+    ) -> None:
+        """After a cycle of waiting, stop admitting for whoever has been resident longest.
+
+        Of those that are to go first, if there are any, and of others unless only these may.
+        """
         if record.wanted_at is None or now - record.wanted_at < self.cycle_time_s:
             return
         if self._index.drained:
             return  # one at a time: its memory is meant for the head of the line
-        for each in self._index.resident.values():
-            if now - each.resident_at < self.cycle_time_s:
-                return
-            if not each.is_pinned:
-                each.drained_at = now
-                self._index.sort(each)
-                return
+        old = [
+            each
+            for each in takewhile(
+                lambda each: now - each.resident_at >= self.cycle_time_s,
+                self._index.resident.values(),
+            )
+            if not each.is_pinned
+        ]
+        chosen = next((each for each in old if is_first(each)), None)
+        if chosen is None and not only_first:
+            chosen = next(iter(old), None)
+        if chosen is not None:
+            chosen.drained_at = now
+            self._index.sort(chosen)
 
     def _stop_draining(self) -> None:
         """Nobody waits for a slot any more: whoever was drained goes on."""
@@ -436,64 +469,3 @@ class AdapterTable:
 
     def _assess(self, record: AdapterRecord) -> None:
         record.worth = worth(self._clock, record.num_uses, record.prepare_s, record.nbytes)
-
-
-class _Room:
-    """What those who wait may take in one round of orders, in their order."""
-
-    def __init__(self, table: AdapterTable, orders: Orders, now: float) -> None:
-        self._table, self._index = table, table._index
-        self._orders, self._now = orders, now
-        # Kept for those before, once what is being freed is free.
-        self._slots_reserved = self._bytes_reserved = 0
-        self._evictable: list[tuple[bool, float, AdapterHandle]] | None = None
-        # Whether the last thing that helps whoever does not fit was tried.
-        self._is_exhausted = False
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether nobody who comes later can get anything."""
-        return self._is_exhausted and not self._has_slot
-
-    @property
-    def _has_slot(self) -> bool:
-        return len(self._index.held) + self._slots_reserved < self._table.max_resident
-
-    def fits(self, record: AdapterRecord) -> bool:
-        """Whether a record may be prepared now."""
-        return self._has_slot and self._has_bytes(record, self._index.bytes_held)
-
-    def _has_bytes(self, record: AdapterRecord, held: int) -> bool:
-        most = self._table.max_bytes
-        return most is None or held + self._bytes_reserved + record.nbytes <= most
-
-    def reserve(self, record: AdapterRecord) -> None:
-        """Evict idle adapters until a record will fit, drain one if there is none; keep its room."""
-        while not self._is_exhausted and not self._will_fit(record):
-            victim = self._next_victim()
-            if victim is None:
-                self._table._drain_one(record, self._now)
-                self._is_exhausted = True
-            else:
-                self._table._evict(victim, self._now)
-                self._orders.release.append(victim.handle)
-        self._slots_reserved += 1
-        self._bytes_reserved += record.nbytes
-
-    def _will_fit(self, record: AdapterRecord) -> bool:
-        """Whether the record fits once all that is being released is gone."""
-        num_held = len(self._index.held) - len(self._index.releasing) + self._slots_reserved
-        held = self._index.bytes_held - self._index.bytes_releasing
-        return num_held < self._table.max_resident and self._has_bytes(record, held)
-
-    def _next_victim(self) -> AdapterRecord | None:
-        """Return the idle adapter of least worth; a drained one first: it was stopped for this."""
-        if self._evictable is None:
-            self._evictable = [
-                (each.drained_at is None, each.worth, handle)
-                for handle, each in self._index.evictable.items()
-            ]
-            heapify(self._evictable)
-        if not self._evictable:
-            return None
-        return self._index.held[heappop(self._evictable)[2]]
