@@ -221,6 +221,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--tenant-queued-tokens", type=_COUNT,
                 help="Tokens of these (default: no limit; with --api-keys-file half of "
                 "--max-queued-tokens)."),
+        _option("--tenant-kv-share", type=_SHARE,
+                help="Share of the KV cache that one tenant's requests and prefixes may hold while "
+                "others want it (default: all of it)."),
+        _option("--tenant-adapter-share", type=_SHARE,
+                help="Share of the slots and of the memory for adapters that one tenant's may hold "
+                "while others want it (default: all of it)."),
         _option("--tenant-concurrent-fetches", type=_COUNT,
                 help="Adapters that are fetched for one tenant at the same time; more wait "
                 "(default: no limit)."),

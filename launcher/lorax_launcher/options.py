@@ -83,6 +83,8 @@ class LauncherOptions:
     max_queued_tokens: int | None = None
     tenant_queued_requests: int | None = None
     tenant_queued_tokens: int | None = None
+    tenant_kv_share: float | None = None
+    tenant_adapter_share: float | None = None
     tenant_concurrent_fetches: int | None = None
     swap_space: float | None = None
     swap_cached_blocks: bool = True

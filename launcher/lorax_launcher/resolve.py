@@ -359,6 +359,8 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         max_queued_tokens=options.max_queued_tokens,
         tenant_queued_requests=options.tenant_queued_requests,
         tenant_queued_tokens=options.tenant_queued_tokens,
+        tenant_kv_share=options.tenant_kv_share,
+        tenant_adapter_share=options.tenant_adapter_share,
         tenant_concurrent_fetches=options.tenant_concurrent_fetches,
         swap_cached_blocks=options.swap_cached_blocks,
         adapter_refusal=_MERGED if options.merge_adapter_weights else None,

@@ -230,7 +230,9 @@ class RouterConfig(ProcessConfig):
     max_queued_tokens: int | None = None
     tenant_queued_requests: int | None = None
     tenant_queued_tokens: int | None = None
-    # Adapters that are fetched for one of them at once; None: no limit.
+    # What one of them may hold while others want it; None: as much as there is.
+    tenant_kv_share: float | None = None
+    tenant_adapter_share: float | None = None
     tenant_concurrent_fetches: int | None = None
     # Keep cached KV blocks that the cache needs for others in the shards' host memory.
     swap_cached_blocks: bool = True
@@ -299,6 +301,10 @@ class RouterConfig(ProcessConfig):
         ):  # fmt: skip
             if getattr(self, name) is not None:
                 _at_least(self, name, 1)
+        for name in ("tenant_kv_share", "tenant_adapter_share"):
+            share = getattr(self, name)
+            if share is not None and not 0.0 < share <= 1.0:
+                raise ConfigError(f"{name}: must be above 0 and at most 1")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_keyfile: is of no use without ssl_certfile")
         if self.max_batch_kv_read is not None:

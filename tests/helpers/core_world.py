@@ -63,15 +63,15 @@ class CoreWorld:
 
     def submit(
         self, terms: RequestTerms, num_prompt: int = 4, num_output: int = 4, adapter: int = 0,
-        max_new: int | None = None,
+        max_new: int | None = None, start: int | None = None,
     ) -> int:  # fmt: skip
         """Queue a request that ends by itself after ``num_output`` tokens; return its number."""
         number = len(self.terms) + 1
         handle = AdapterHandle(adapter)
         if adapter and handle not in self.adapters:
             self.adapters.add(handle, 1)
-        # No two requests begin alike.
-        start = 10_000 * number
+        # No two requests begin alike, unless one is told to.
+        start = 10_000 * number if start is None else start
         most = num_output if max_new is None else max_new
         spec = RequestSpec(
             request_id=RequestId(number), prompt_ids=range(start, start + num_prompt), sampling=SamplingParams(),

@@ -12,7 +12,11 @@ from lorax_router.core.tenant_limits import TenantLimits
 MAX_QUEUED = 12
 # What the first tenant may have waiting; the other may have anything.
 MAX_REQUESTS, MAX_TOKENS = 4, 60
-_LIMITS = {"a": TenantLimits(queued_requests=MAX_REQUESTS, queued_tokens=MAX_TOKENS)}
+_LIMITS = {
+    "a": TenantLimits(
+        queued_requests=MAX_REQUESTS, queued_tokens=MAX_TOKENS, kv_share=0.4, adapter_share=0.4
+    )
+}
 # Of several weights, with requests of several classes.
 TERMS = [
     RequestTerms(tenant, weight, priority, limits=_LIMITS.get(tenant, TenantLimits()))

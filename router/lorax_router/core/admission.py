@@ -91,16 +91,21 @@ class Admission:
         long = [each for each in prompts if each.num_to_schedule > limit]
         if request.num_tokens > limit and not self._may_be_long(request, long):
             return
-        rows = running.requests()
-        if not policy.is_entitled(request, rows):
+        rows, above = (
+            running.requests(),
+            running.above_shares(request, self._blocks_needed(request)),
+        )
+        is_entitled = policy.is_entitled(request, rows)
+        if not (is_entitled or above):
             return
         self._entitled = request
         kept = sum(self._growth_of(each, builder) for each in rows)
         if self._has_place(request, kept):
             return
-        others = policy.displaced(request, rows)
-        left = kept - sum(self._growth_of(each, builder) for each in others)
-        if running.num_free_without(others) - left < self._blocks_needed(request):
+        others = policy.displaced(request, rows) if is_entitled else above
+        if above and not self._suffice(others, request, kept, builder):
+            others = above
+        if not self._suffice(others, request, kept, builder):
             return
         for other in others:
             kept -= self._growth_of(other, builder)
@@ -109,6 +114,13 @@ class Admission:
             running.preempt(other, builder.now)
             if self._has_place(request, kept):
                 return
+
+    def _suffice(
+        self, others: list[RequestState], request: RequestState, kept: int, builder: StepBuilder
+    ) -> bool:
+        """Whether there are blocks for a request if some rows give way."""
+        left = kept - sum(self._growth_of(each, builder) for each in others)
+        return self._running.num_free_without(others) - left >= self._blocks_needed(request)
 
     def _growth_of(self, request: RequestState, builder: StepBuilder) -> int:
         """Blocks that a row takes for what it knows."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lorax_contract.step import BlockId
 from lorax_router.core.prefix import PrefixIndex
+from lorax_router.core.tenant_blocks import TenantBlocks
 
 
 class _Release(NamedTuple):
@@ -31,7 +32,8 @@ class BlockPool:
           │    │         │   ├── last_step acknowledged ─────┤
           └────┴─────────┴── releasing (until it is) ────────┘
 
-    Of cached blocks the one released longest ago is taken first. A row's blocks are released
+    Of cached blocks the one released longest ago is taken first, of tenants that have more than
+    their share before others'. A row's blocks are released
     from its end, so that a chain loses its last block before those that lead to it.
     The free list is last in, first out: a block used a moment ago is still warm in the
     caches of the device.
@@ -40,11 +42,13 @@ class BlockPool:
     __slots__ = (
         "_acknowledged", "_cached", "_free", "_holders", "_last_steps", "_latest",
         "_num_releases", "_num_releasing", "_releasing", "evicts", "index", "num_blocks",
+        "tenants",
     )  # fmt: skip
 
     def __init__(self, num_blocks: int, index: PrefixIndex) -> None:
         self.num_blocks = num_blocks
         self.index = index
+        self.tenants = TenantBlocks(num_blocks, is_split=not index.is_shared)
         # Is told of a cached block before it is used for something else.
         self.evicts: Callable[[BlockId], None] | None = None
         self._free = [BlockId(block) for block in range(num_blocks - 1, -1, -1)]
@@ -75,7 +79,7 @@ class BlockPool:
         """Blocks that nobody holds and whose content may be found again."""
         return len(self._cached)
 
-    def take(self, num: int) -> list[BlockId]:
+    def take(self, num: int, tenant: str) -> list[BlockId]:
         """Remove ``num`` blocks from the free ones; the caller has asked ``num_free`` before."""
         if num > self.num_free:
             raise ValueError(f"asked for {num} KV blocks with {self.num_free} free")
@@ -83,14 +87,18 @@ class BlockPool:
         taken = self._free[start:]
         del self._free[start:]
         while len(taken) < num:
-            block = next(iter(self._cached))
+            found = self.tenants.victim()
+            block = next(iter(self._cached)) if found is None else found
             del self._cached[block]
+            self.tenants.uncached(block)
+            self.tenants.freed(block)
             if self.evicts is not None:
                 self.evicts(block)
             self.index.forget(block)
             taken.append(block)
         for block in taken:
             self._holders[block] = 1
+        self.tenants.taken(tenant, taken)
         return taken
 
     def num_sharers(self, block: BlockId) -> int:
@@ -111,6 +119,7 @@ class BlockPool:
             if self._holders[block] == 1:
                 if block in self._cached:
                     del self._cached[block]
+                    self.tenants.uncached(block)
                 else:
                     self._num_releasing -= 1
 
@@ -146,8 +155,10 @@ class BlockPool:
             self._num_releasing -= 1
             if block in self.index:
                 self._cached[block] = None
+                self.tenants.cached(block)
             else:
                 self._free.append(block)
+                self.tenants.freed(block)
 
     def _is_of(self, block: BlockId, release: _Release) -> bool:
         """Whether nobody has held a block since that release."""
@@ -184,4 +195,5 @@ class BlockPool:
                 f"blocks lost or shared: {len(self._free)} free, {len(self._cached)} cached, "
                 f"{len(releasing)} releasing, {len(held)} held of {self.num_blocks}"
             )
+        self.tenants.check({*self._cached, *releasing, *held}, self._cached)
         self.index.check({*self._cached, *releasing, *held})

@@ -133,7 +133,7 @@ class HostTier:
         source = [HostBlockId(block) for block in kept.host_blocks]
         for block in source:
             self._host.hold(block)
-        destination = self._pool.take(len(source)) if source else []
+        destination = self._pool.take(len(source), request.terms.tenant) if source else []
         self._copies += [
             BlockCopy(BlockSpace.HOST, each, BlockSpace.DEVICE, block)
             for each, block in zip(source, destination, strict=True)

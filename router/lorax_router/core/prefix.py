@@ -86,7 +86,7 @@ class PrefixIndex:
         self.block_size = names.block_size
         self._names = names
         self._is_on = is_on
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._nodes: dict[int, _Node] = {}
         self._by_block: dict[BlockId, _Node] = {}
         self._by_copy: dict[int, _Node] = {}
@@ -267,7 +267,7 @@ class PrefixIndex:
         """Where a chain begins: requests of other adapters, tenants or salts share nothing."""
         terms = request.terms
         adapter = BASE_ADAPTER if request.spec.adapter_start else request.adapter_content
-        return adapter, "" if self._is_shared else terms.tenant, terms.cache_salt
+        return adapter, "" if self.is_shared else terms.tenant, terms.cache_salt
 
     def _keys(self, request: RequestState, num: int) -> Sequence[int]:
         """Return the keys of a request's first blocks; they are computed once."""

@@ -12,6 +12,9 @@ from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.prefix import PrefixIndex
 from lorax_router.core.request import RequestState, Status
 
+# Rows that gave way so often are left alone by those who take their share.
+MAX_YIELDS = 3
+
 
 class RunningRows:
     """Owned by the Scheduler.
@@ -92,6 +95,25 @@ class RunningRows:
         num_free = self.pool.num_free + self.pool.num_releasing
         return num_free + sum(len(each.blocks) for each in others)
 
+    def above_shares(self, request: RequestState, num_blocks: int) -> list[RequestState]:
+        """Return the rows that are to give way to a request whose tenant is within its share.
+
+        They are those of tenants above theirs, the latest first, and of each no more than it
+        has too much; not those that go before the request by rank, or gave way too often.
+        """
+        tenants = self.pool.tenants
+        if not tenants.shares or tenants.excess(request.terms.tenant, num_blocks):
+            return []
+        left = {name: excess for name in tenants.shares if (excess := tenants.excess(name))}
+        rows = []
+        for each in sorted(self._requests.values(), key=lambda each: -each.order) if left else ():
+            name = each.terms.tenant
+            is_spared = each.rank < request.rank or each.num_preemptions >= MAX_YIELDS
+            if left.get(name, 0.0) > 0.0 and not is_spared:
+                rows.append(each)
+                left[name] -= len(each.blocks)
+        return rows
+
     def make_room(self, request: RequestState, step: int, now: float) -> bool:
         """Have a block free for a running request, preempting if that is allowed.
 
@@ -105,9 +127,12 @@ class RunningRows:
                 for other in self._requests.values()
                 if other.last_step != step and self._policy.outranks(request, other)
             ]
+            # Who has more than its share gives way first.
+            above = [each for each in outranked if pool.tenants.excess(each.terms.tenant)]
             victim = None
-            if outranked:
-                victim = self._policy.victim(request, outranked, self._requests.values())
+            for some in (above, outranked):
+                if some and victim is None:
+                    victim = self._policy.victim(request, some, self._requests.values())
             if victim is None:
                 return False
             self.preempt(victim, now)
@@ -135,7 +160,9 @@ class RunningRows:
         """All that ran wait to be computed anew, on shards that know of none of them."""
         for request in self.requests():
             self._vacate(request, now)
+        shares = self.pool.tenants.shares
         self.pool = BlockPool(num_blocks, self._new_index())
+        self.pool.tenants.shares.update(shares)
         if self.tier is not None:
             self.tier.start_anew(self.pool)
         self.drop.clear()

@@ -211,6 +211,7 @@ class Scheduler:
         self._next_order += 1
         self._requests[spec.request_id] = request
         self._policy.push(request)
+        self._running.pool.tenants.allow(terms.tenant, terms.limits.kv_share)
         self.adapters.asked_by(spec.adapter, terms.tenant, terms.limits.adapter_share)
         self.adapters.waits(spec.adapter, now)
 

@@ -167,7 +167,7 @@ class StepBuilder:
         plan = self.plan
         missing = self.blocks_missing(request, num)
         if missing > 0:
-            taken = self._pool.take(missing)
+            taken = self._pool.take(missing, request.terms.tenant)
             request.blocks += taken
             plan.new_blocks += taken
         request.num_scheduled += num

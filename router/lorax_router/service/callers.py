@@ -16,7 +16,7 @@ from lorax_contract.adapters import (
 from lorax_contract.errors import ForbiddenError
 from lorax_router.core.tenant_limits import TenantLimits
 
-_LIMITS = ("queued_requests", "queued_tokens")
+_LIMITS = ("queued_requests", "queued_tokens", "kv_share", "adapter_share")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +33,16 @@ class Quotas:
     store_bytes: int | None = None
     # Adapters that the tenant may keep on the shards.
     pins: int = 0
-    # What it may have waiting, by TenantLimits' names.
+    # What it may have waiting and may hold, by TenantLimits' names.
     queued_requests: int | None = None
     queued_tokens: int | None = None
+    kv_share: float | None = None
+    adapter_share: float | None = None
     # Adapters that are fetched for it at once; more wait.
     concurrent_fetches: int | None = None
 
     def limits(self, defaults: TenantLimits) -> TenantLimits:
-        """Return what the tenant may have waiting; where nothing is said, a default."""
+        """Return what the tenant may have waiting and may hold; where nothing is said, a default."""
         said = {name: getattr(self, name) for name in _LIMITS}
         return replace(defaults, **{name: each for name, each in said.items() if each is not None})
 

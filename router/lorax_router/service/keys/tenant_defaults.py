@@ -23,4 +23,6 @@ def tenant_limits(config: RouterConfig) -> TenantLimits:
     return TenantLimits(
         queued_requests=requests,
         queued_tokens=tokens,
+        kv_share=config.tenant_kv_share,
+        adapter_share=config.tenant_adapter_share,
     )

@@ -29,9 +29,10 @@ _COUNTS = (
     "requests_per_minute", "tokens_per_minute", "fetches_per_minute", "store_bytes",
     "queued_requests", "queued_tokens", "concurrent_fetches",
 )  # fmt: skip
+_SHARES = ("kv_share", "adapter_share")
 _SWITCHES = ("admin", "metrics")
 _TEXTS = ("keys", "adapters")
-_FIELDS = {*_COUNTS, *_SWITCHES, *_TEXTS, "pins", "priority", "weight", "api_token_env"}
+_FIELDS = {*_COUNTS, *_SHARES, *_SWITCHES, *_TEXTS, "pins", "priority", "weight", "api_token_env"}
 
 
 def parse_tenants(text: str, environment: Mapping[str, str] = os.environ) -> dict[str, Caller]:
@@ -94,6 +95,8 @@ def _caller(name: str, values: Any, environment: Mapping[str, str]) -> Caller:
         weight=_weight(name, values),
         quotas=Quotas(
             **{field: _integer(name, values, field, least=1) for field in _COUNTS},
+            kv_share=_share(name, values, "kv_share"),
+            adapter_share=_share(name, values, "adapter_share"),
             pins=_integer(name, values, "pins", least=0, default=0) or 0,
         ),
         adapters=tuple(values["adapters"]) if "adapters" in values else None,
@@ -127,6 +130,15 @@ def _integer(
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
         raise ConfigError(f"tenant {name}: `{field}` must be a whole number from {least}")
     return value
+
+
+def _share(name: str, values: Mapping[str, Any], field: str) -> float | None:
+    value = values.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
+        raise ConfigError(f"tenant {name}: `{field}` must be a number above 0 and at most 1")
+    return float(value)
 
 
 def _weight(name: str, values: Mapping[str, Any]) -> float:

@@ -35,6 +35,16 @@ def test_what_is_said_counts_and_a_tenants_own_word_most() -> None:
     assert own == TenantLimits(queued_requests=7, queued_tokens=100)
 
 
+def test_shares_are_said_for_all_and_for_one() -> None:
+    said = config(tenant_kv_share=0.5, tenant_adapter_share=0.25)
+    assert tenant_limits(said) == TenantLimits(kv_share=0.5, adapter_share=0.25)
+    own = Quotas(kv_share=0.75).limits(tenant_limits(said))
+    assert own == TenantLimits(kv_share=0.75, adapter_share=0.25)
+    for name in ("tenant_kv_share", "tenant_adapter_share"):
+        with pytest.raises(ConfigError, match=name):
+            config(**{name: 1.5})
+
+
 @pytest.mark.parametrize(
     "name",
     ["max_queued_requests", "max_queued_tokens", "tenant_queued_requests", "tenant_queued_tokens",
