@@ -98,6 +98,8 @@ class RandomWork:
     def _apply(self) -> None:
         if self._plans:
             outcome = self._shard.execute(self._plans.popleft(), self._prepared, {})
+            # Steps take some time, which decides what later ones hold where there is a target.
+            outcome.total_ns = self._draw.randrange(1, 5_000_000)
             self._scheduler.apply(outcome, self._now)
 
     def _event(self) -> None:

@@ -6,14 +6,16 @@ import gzip
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from click.testing import CliRunner
 from tests.helpers.logged_core import RandomWork, small_settings
 
-from lorax_contract.config import SCHEDULING_POLICIES
+from lorax_contract.config import BATCHINGS, SCHEDULING_POLICIES
 from lorax_contract.step import AdapterHandle
 from lorax_router.core import admission
 from lorax_router.core.settings import CoreSettings
@@ -26,9 +28,11 @@ from lorax_router.simulator.cli import main
 BYTES = 1 << 30
 
 
-def write_log(path: Path, policy: str = "fair", seed: int = 0, num: int = 1500) -> CoreSettings:
+def write_log(
+    path: Path, policy: str = "fair", seed: int = 0, num: int = 1500, **limits: Any
+) -> CoreSettings:
     """Have a scheduler work, and log it."""
-    settings = small_settings(policy)
+    settings = replace(small_settings(policy), **limits)
     writer = EventLogWriter(path, settings, max_bytes=BYTES)
     RandomWork(recorded_scheduler(settings, writer), settings, seed).run(num)
     writer.close()
@@ -60,6 +64,17 @@ def test_all_plans_come_again(tmp_path: Path, policy: str, seed: int) -> None:
         "submit", "cancel", "plan", "apply", "adapter_orders", "adapter_event", "shards_lost",
         "adapters.add", "adapters.want", "adapters.pin", "adapters.unpin", "adapters.retire",
     } <= calls  # fmt: skip
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_all_plans_come_again_where_what_steps_took_decides_them(
+    tmp_path: Path, batching: str
+) -> None:
+    path = tmp_path / "events"
+    write_log(path, batching=batching, target_itl_s=0.002, max_kv_read=200, max_partial_prompts=2)
+    replayed = replay(path)
+    assert replayed.difference == ""
+    assert replayed.num_plans > 200
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "random"])
