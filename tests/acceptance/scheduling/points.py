@@ -8,6 +8,7 @@ from tests.acceptance.scheduling import (
     fairness,
     overload,
     planning,
+    preemption,
     prefix,
     replay,
 )
@@ -20,4 +21,5 @@ POINTS = [
     *replay.POINTS,
     *planning.POINTS,
     *overload.POINTS,
+    *preemption.POINTS,
 ]
