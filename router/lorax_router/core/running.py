@@ -86,9 +86,9 @@ class RunningRows:
     def num_to_compute(self, request: RequestState) -> int:
         """Return how many tokens of a waiting request are neither in the cache nor on their way."""
         index = self.pool.index
-        num_found = len(index.match(request))
-        num_coming = index.num_coming(request, num_found)
-        return request.num_tokens - num_found * index.block_size - num_coming
+        num_kept = self.kept(request).num_tokens
+        num_coming = index.num_coming(request, num_kept // index.block_size)
+        return request.num_tokens - num_kept - num_coming
 
     def num_free_without(self, others: Sequence[RequestState] = ()) -> int:
         """Blocks that are free once steps in flight are done and some rows gave way."""
@@ -132,11 +132,25 @@ class RunningRows:
             victim = None
             for some in (above, outranked):
                 if some and victim is None:
-                    victim = self._policy.victim(request, some, self._requests.values())
+                    victim = self._policy.victim(request, some, self._requests.values(), self._ease)
             if victim is None:
                 return False
             self.preempt(victim, now)
         return pool.num_free > 0
+
+    def _ease(self, request: RequestState) -> int:
+        """Return how little a row loses by giving way: 0 is what most rows do.
+
+        Otherwise it is in proportion to what is freed, whoever it is. 1: half of it was copied to
+        host memory before, so that only the way back is left. 2: its adapter is about to make room
+        for another, so that it gives way all the same.
+        """
+        if self._adapters.is_draining(request.spec.adapter):
+            return 2
+        if self.tier is None or not request.blocks:
+            return 0
+        middle = request.blocks[len(request.blocks) // 2]
+        return int(self.pool.index.copy_of(middle) is not None)
 
     def preempt(self, request: RequestState, now: float) -> None:
         """Have a running request give way; it waits to come back, or to be computed anew."""

@@ -56,7 +56,8 @@ def _run(reference: Reference, prompts: Prompts, *options: str, swaps: bool) -> 
     pool = needed // 5
     with Server(
         "--num-blocks", str(pool), "--block-size", str(BLOCK_SIZE), "--max-total-tokens", "256",
-        "--max-input-length", "128", *options,
+        "--max-input-length", "128", "--max-batch-size", "24", "--max-batch-prefill-tokens", "128",
+        *options,
     ) as server:  # fmt: skip
         run_streams(server.url, streams)
         metrics = server.get("/metrics")

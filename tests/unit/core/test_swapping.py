@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 
 import pytest
+from tests.helpers.core_world import CoreWorld
 from tests.helpers.swap_world import SwapWorld
 
+from lorax_contract.step import BlockId, RequestId, RequestSpec, SamplingParams, StoppingParams
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.cost import CostFit, StepWork
 from lorax_router.core.policies.fair import FairShare
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.priority import StrictPriority
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.policies.shortest import ShortestFirst
-from lorax_router.core.request import RequestTerms
+from lorax_router.core.request import ANY_TERMS, RequestState, RequestTerms
 from lorax_router.core.swapping import FittedRecompute
 
 NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "2000"))
@@ -219,3 +223,69 @@ def test_a_pool_of_a_fifth_of_the_demand_serves_everybody(
           "preemptions", stats.host)  # fmt: skip
     assert stats.num_preemptions > 0
     assert (stats.host.num_swaps > 0) == (mode != "recompute")
+
+
+# --- who gives way -----------------------------------------------------------------------
+
+
+def request_of(order: int, tenant: str = "", rank: float = 0.0) -> RequestState:
+    """Return a request of some tenant and class that runs."""
+    spec = RequestSpec(
+        request_id=RequestId(order), prompt_ids=[1], sampling=SamplingParams(),
+        stopping=StoppingParams(max_new_tokens=1),
+    )  # fmt: skip
+    request = RequestState(spec, order, 0.0, RequestTerms(tenant))
+    request.rank = rank
+    return request
+
+
+def chosen(policy: SchedulingPolicy, rows: list[RequestState], ease: dict[int, int]) -> int:
+    """Return who gives way to an older request."""
+    found = policy.victim(request_of(0, "c"), rows, rows, lambda each: ease.get(each.order, 0))
+    assert found is not None
+    return found.order
+
+
+def test_within_a_class_who_loses_least_gives_way() -> None:
+    worse, cheap, late = request_of(1, rank=1.0), request_of(2), request_of(3)
+    policy = StrictPriority()
+    assert chosen(policy, [worse, cheap, late], {2: 1}) == 1
+    assert chosen(policy, [cheap, late], {2: 1}) == 2
+    assert chosen(policy, [cheap, late], {}) == 3
+
+
+def test_the_tenant_that_holds_most_gives_way_and_of_it_who_loses_least() -> None:
+    policy = FairShare()
+    rows = [request_of(1, "a"), request_of(2, "a"), request_of(3, "b")]
+    for request in rows:
+        request.blocks = [BlockId(request.order)]
+        policy.push(request)
+    assert chosen(policy, rows, {1: 1, 3: 2}) == 1
+    assert chosen(policy, rows, {}) == 2
+
+
+def test_a_row_whose_adapter_is_about_to_leave_gives_way_first() -> None:
+    """It would have to, all the same, a little later."""
+    seen: list[tuple[int, dict[int, int]]] = []
+
+    class Spy(FirstComeFirstServed):
+        def victim(
+            self,
+            request: RequestState,
+            outranked: Sequence[RequestState],
+            running: Collection[RequestState],
+            ease: Callable[[RequestState], int],
+        ) -> RequestState | None:
+            found = super().victim(request, outranked, running, ease)
+            assert found is not None
+            seen.append((found.spec.adapter, {r.spec.adapter: ease(r) for r in outranked}))
+            return found
+
+    adapters = AdapterTable(max_resident=2, cycle_time_s=5.0)
+    world = CoreWorld(Spy(), adapters=adapters, num_blocks=9)
+    for adapter in (0, 1, 2):
+        world.submit(ANY_TERMS, 4, 20, adapter=adapter)
+    # Waits for a slot: after a cycle the adapter that came first makes room.
+    world.submit(ANY_TERMS, 4, 2, adapter=3)
+    world.run_until_idle()
+    assert seen[0] == (1, {1: 2, 2: 0})

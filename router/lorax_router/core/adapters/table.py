@@ -303,6 +303,10 @@ class AdapterTable:
         record = self._index.held.get(handle)
         return record is not None and record.state is AdapterState.RESIDENT
 
+    def is_draining(self, handle: AdapterHandle) -> bool:
+        """Whether an adapter is about to make room for another."""
+        return handle in self._index.drained
+
     def admitting(self) -> Collection[AdapterHandle]:
         """Return the adapters with which a request may enter the next step, the base model's too."""
         admitting = dict.fromkeys((BASE_ADAPTER, *self._index.resident))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import (
+    Callable,
     Collection,
     Container,
     Hashable,
@@ -245,8 +246,9 @@ class FairShare:
         request: RequestState,
         outranked: Sequence[RequestState],
         running: Collection[RequestState],
+        ease: Callable[[RequestState], int],
     ) -> RequestState | None:
-        """Return the latest of the tenant that holds most.
+        """Return who of the tenant that holds most loses least, the latest of those.
 
         Only the first row of a tenant takes from those that hold less: it may be the first of
         all, which has to go on.
@@ -258,7 +260,9 @@ class FairShare:
             outranked = [each for each in outranked if held[each.terms.tenant] >= most]
             if not outranked:
                 return None
-        return self._by_claim(outranked, held)[-1]
+        ordered = self._by_claim(outranked, held)
+        own = [each for each in ordered if each.terms.tenant == ordered[-1].terms.tenant]
+        return max(reversed(own), key=ease)
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
         """Whether its tenant would hold far less than another does, or its adapter has no row."""

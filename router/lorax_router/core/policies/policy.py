@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from lorax_contract.step import AdapterHandle
@@ -69,10 +69,12 @@ class SchedulingPolicy(Protocol):
         request: RequestState,
         outranked: Sequence[RequestState],
         running: Collection[RequestState],
+        ease: Callable[[RequestState], int],
     ) -> RequestState | None:
         """Return who of those that a running request outranks gives way to it; there is one.
 
-        None: it stands still. The first in rank is never refused.
+        None: it stands still. The first in rank is never refused. ``ease`` says how little a row
+        loses by it, for those that are equal otherwise.
         """
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord
@@ -74,9 +74,10 @@ class FirstComeFirstServed:
         request: RequestState,
         outranked: Sequence[RequestState],
         running: Collection[RequestState],
+        ease: Callable[[RequestState], int],
     ) -> RequestState | None:
-        """Return the last in rank."""
-        return max(outranked, key=rank_of)
+        """Return the last in rank; of one rank who loses least, then the latest."""
+        return max(outranked, key=lambda each: (each.rank, ease(each), each.order))
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
         """Nobody takes from those that run."""
