@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
 
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestId
 from lorax_router.core.adapters.record import AdapterRecord, AdapterState
@@ -70,7 +71,9 @@ class OldestHead(FirstComeFirstServed):
         if is_patient and len(self) < int(len(self._running) * self._ratio):
             super().start_round(now, ())
             return
-        super().start_round(now, {each for each in adapters if self._is_young(each, now)})
+        # Who came last stands last: behind the first that is not young there is no other.
+        young = takewhile(lambda each: self._is_young(each, now), reversed(list(adapters)))
+        super().start_round(now, set(young))
         if self.head() is None:
             super().start_round(now, adapters)
 
