@@ -107,6 +107,12 @@ class RoomInTable:
         return self._is_exhausted and not self._has_slot
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether nobody can get anything before what was drained is idle, whatever the order."""
+        index = self._index
+        return bool(index.drained) and not index.evictable and not self._has_slot
+
+    @property
     def _has_slot(self) -> bool:
         return len(self._index.held) + self._slots_reserved < self._table.max_resident
 

@@ -335,7 +335,9 @@ class AdapterTable:
         if not waiting:
             self._stop_draining()
         room = RoomInTable(self, self._index, self._shares, orders, now)
-        for record in room.in_turn(line(waiting)) if waiting else ():
+        if not waiting or room.is_hopeless:
+            return orders
+        for record in room.in_turn(line(waiting)):
             if room.is_spent:
                 break
             if room.fits(record):
