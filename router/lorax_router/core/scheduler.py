@@ -341,7 +341,11 @@ class Scheduler:
             for request in self._running.requests():
                 if request.spec.adapter in overdue:
                     self._running.preempt(request, now)
-        orders = self.adapters.orders(now, self._policy.adapter_line)
+        orders = self.adapters.orders(
+            now,
+            self._policy.adapter_line,
+            partial(self._policy.drained, running=self._running.requests()),
+        )
         for handle in orders.prepare:
             self._policy.prepares(handle)
         self._activation.decided(orders)

@@ -58,8 +58,13 @@ def every(seconds: float, until: float, *rest: int, start: float = 0.0) -> list[
     return [(start + i * seconds, *rest) for i in range(count)]  # type: ignore[misc]
 
 
+def make(name: str, adapters: AdapterTable) -> SchedulingPolicy:
+    """Bringing an adapter counts for an eighth, too."""
+    return FairShare(load_charge=LOAD_CHARGE / 8) if name == "fair" else make_policy(name, adapters)
+
+
 def simulate(trace: Trace, policy: str, server: SimulatedServer = EIGHTH) -> SimulatedRun:
-    simulation = Simulation(trace, server, policy)
+    simulation = Simulation(trace, server, policy, make=make)
     run = simulation.run()
     simulation.scheduler.check(is_idle=True)
     return run
@@ -140,18 +145,22 @@ def test_a_worse_class_is_not_starved_by_a_flood_of_a_better_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "flood",
+    ("flood", "slots"),
     [
-        [(0.05 * i, 1, 2, 8, 8, 0) for i in range(2000)],
+        ([(0.05 * i, 1, 2, 8, 8, 0) for i in range(2000)], 32),
         # Of cold adapters, with slots for those that run.
-        [(0.5 * i, 1, 2 + i % 100, 8, 4, 0) for i in range(200)],
+        ([(0.5 * i, 1, 2 + i % 100, 8, 4, 0) for i in range(200)], 32),
+        # Of so many that some wait for a slot all the time, with short and with long outputs.
+        ([(0.1 * i, 1, 2 + i % 100, 8, 8, 0) for i in range(1000)], 16),
+        ([(0.1 * i, 1, 2 + i % 100, 8, 32, 0) for i in range(1000)], 16),
     ],
-    ids=["requests", "cold adapters"],
+    ids=["requests", "cold adapters", "more than slots", "more than slots, for long"],
 )
-def test_a_flood_hardly_touches_a_victim(flood: list[Asked]) -> None:
+def test_a_flood_hardly_touches_a_victim(flood: list[Asked], slots: int) -> None:
     victim = every(5.0, 100.0, 0, 1, 16, 8, 0)
-    alone = simulate(asked(victim), "fair")
-    run = simulate(asked([*victim, *flood]), "fair")
+    server = replace(EIGHTH, max_adapters=slots)
+    alone = simulate(asked(victim), "fair", server)
+    run = simulate(asked([*victim, *flood]), "fair", server)
     solo = np.percentile(alone.first_token_at - alone.trace.times, 99)
     step = np.percentile(run.step_seconds, 99)
     assert np.percentile(waits_of(run, run.trace.tenants == 0), 99) <= solo + 3 * step

@@ -7,6 +7,7 @@ from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapters.draining import DrainChoice
 from lorax_router.core.adapters.index import AdapterIndex
 from lorax_router.core.adapters.record import AdapterRecord, Orders
 
@@ -18,7 +19,13 @@ class _Table(Protocol):
     def evict(self, record: AdapterRecord, now: float) -> None: ...
 
     def drain_one(
-        self, record: AdapterRecord, now: float, is_first: _IsFirst, *, only_first: bool
+        self,
+        record: AdapterRecord,
+        now: float,
+        is_first: _IsFirst,
+        choose: DrainChoice,
+        *,
+        only_first: bool,
     ) -> None: ...
 
 
@@ -80,9 +87,10 @@ class RoomInTable:
         shares: Mapping[str, float],
         orders: Orders,
         now: float,
+        drain: DrainChoice,
     ) -> None:
         self._table, self._index, self._shares = table, index, shares
-        self._orders, self._now = orders, now
+        self._orders, self._now, self._drain = orders, now, drain
         # Kept for those before, once what is being freed is free.
         self._slots_reserved = self._bytes_reserved = 0
         # Whether it was drained, and whether its tenant holds no more than it may; then worth.
@@ -130,7 +138,9 @@ class RoomInTable:
         while not self._is_exhausted and not self._will_fit(record):
             victim = self._next_victim(only_above=is_above)
             if victim is None:
-                self._table.drain_one(record, self._now, self._held.is_above, only_first=is_above)
+                self._table.drain_one(
+                    record, self._now, self._held.is_above, self._drain, only_first=is_above
+                )
                 if is_above:
                     # It keeps nobody from taking what it may not take.
                     return

@@ -18,11 +18,13 @@ whatever was evicted last, so that old fame fades; the cost of an adapter is wha
 took to prepare it last time, in seconds.
 
 When every resident adapter is in use, the longest waiting adapter still gets its turn:
-after ``cycle_time_s`` of waiting, the adapter that has been resident longest, for at
-least ``cycle_time_s``, is *drained*: its requests are no longer admitted. If it is not
-idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its rows.
-So an adapter that waits first in line waits at most 3 * cycle_time_s for its turn to
-begin, whatever the others do; pinned adapters are exempt, and pins never take all slots.
+after ``cycle_time_s`` of waiting, one that has been resident for at least
+``cycle_time_s`` is *drained*: its requests are no longer admitted. Which one, the policy
+says: where it names the one resident longest, an adapter that waits first in line waits
+at most 3 * cycle_time_s for its turn to begin, whatever the others do. If the drained one
+is not idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its
+rows. The policy may have one drained at once, too: one without rows, or whose rows have
+got tokens for ``cycle_time_s``. Pinned adapters are exempt, and pins never take all slots.
 
 A *retired* adapter serves those who asked for it already, then leaves for good: its
 record goes with its memory.
@@ -31,12 +33,12 @@ record goes with its memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import takewhile
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.eviction import worth
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_contract.words import counted
+from lorax_router.core.adapters.draining import DrainChoice, longest_resident
 from lorax_router.core.adapters.index import AdapterIndex
 from lorax_router.core.adapters.record import (
     TRANSITIONS,
@@ -320,10 +322,12 @@ class AdapterTable:
         self,
         now: float,
         line: Callable[[Sequence[AdapterRecord]], Iterable[AdapterRecord]] = iter,
+        drain: DrainChoice = longest_resident,
     ) -> Orders:
         """Decide what to prepare and what to evict.
 
-        ``line`` orders those that wait; it is given them with the longest waiting first. One that does not fit reserves what is being freed: younger ones may only take
+        ``line`` orders those that wait; it is given them with the longest waiting first.
+        ``drain`` says who is drained where all that hold slots are in use. One that does not fit reserves what is being freed: younger ones may only take
         memory that it does not need, so that it never waits behind them.
         """
         orders = Orders()
@@ -334,7 +338,7 @@ class AdapterTable:
         waiting = self._index.in_line()
         if not waiting:
             self._stop_draining()
-        room = RoomInTable(self, self._index, self._shares, orders, now)
+        room = RoomInTable(self, self._index, self._shares, orders, now, drain)
         if not waiting or room.is_hopeless:
             return orders
         for record in room.in_turn(line(waiting)):
@@ -357,31 +361,44 @@ class AdapterTable:
         record: AdapterRecord,
         now: float,
         is_first: Callable[[AdapterRecord], bool],
+        choose: DrainChoice,
         *,
         only_first: bool,
     ) -> None:
-        """After a cycle of waiting, stop admitting for whoever has been resident longest.
+        """Stop admitting for one adapter in use, if one that waits may have its slot.
 
         Of those that are to go first, if there are any, and of others unless only these may.
         """
-        if record.wanted_at is None or now - record.wanted_at < self.cycle_time_s:
+        if record.wanted_at is None:
             return
-        if self._index.drained:
-            return  # one at a time: its memory is meant for the head of the line
-        old = [
-            each
-            for each in takewhile(
-                lambda each: now - each.resident_at >= self.cycle_time_s,
-                self._index.resident.values(),
-            )
-            if not each.is_pinned
-        ]
-        chosen = next((each for each in old if is_first(each)), None)
-        if chosen is None and not only_first:
-            chosen = next(iter(old), None)
-        if chosen is not None:
-            chosen.drained_at = now
-            self._index.sort(chosen)
+        others = [
+            each for each in self._index.resident.values()
+            if not each.is_pinned and each.drained_at is None
+        ]  # fmt: skip
+        first = [each for each in others if is_first(each)]
+        if first or only_first:
+            others = first
+        held = self._index.held.values()
+        cycle = self.cycle_time_s
+        # One at a time: its memory is meant for the head of the line.
+        if now - record.wanted_at >= cycle and not self._index.drained:
+            settled = [each for each in others if now - each.resident_at >= cycle]
+            drained = choose(record, settled, held, has_waited=True)
+            if drained is not None:
+                self._drain(drained, now)
+                return
+        ready = [each for each in others if not each.num_running or self._has_had(each, now)]
+        if (drained := choose(record, ready, held, has_waited=False)) is not None:
+            self._drain(drained, now - cycle)
+
+    def _has_had(self, record: AdapterRecord, now: float) -> bool:
+        """Whether an adapter's rows have got tokens for a cycle."""
+        since = record.progressed_at
+        return since is not None and now - since >= self.cycle_time_s
+
+    def _drain(self, record: AdapterRecord, since: float) -> None:
+        record.drained_at = since
+        self._index.sort(record)
 
     def _stop_draining(self) -> None:
         """Nobody waits for a slot any more: whoever was drained goes on."""

@@ -35,7 +35,7 @@ class LossAllowance:
         """Some will be computed again."""
         self._saved -= num_tokens
 
-    def look(self, running: Sequence[RequestState]) -> None:
+    def look(self, running: Collection[RequestState]) -> None:
         """Let go of what is too much to be saved beside what runs now."""
         self._most = MAX_SAVED * sum(each.num_computed for each in running)
         self._saved = min(self._saved, self._most)

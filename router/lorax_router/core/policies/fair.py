@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import (
     Callable,
     Collection,
@@ -14,9 +14,11 @@ from collections.abc import (
     Sequence,
 )
 from heapq import heapify, heappop, heapreplace
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapters.draining import longest_resident
 from lorax_router.core.adapters.record import AdapterRecord
 from lorax_router.core.policies.displacement import (
     MAX_DISPLACEMENTS,
@@ -326,6 +328,73 @@ class FairShare:
             return held[name], own, request.order
 
         return sorted(rows, key=claim)
+
+    def drained(
+        self,
+        record: AdapterRecord,
+        candidates: Sequence[AdapterRecord],
+        held: Collection[AdapterRecord],
+        running: Collection[RequestState],
+        *,
+        has_waited: bool,
+    ) -> AdapterRecord | None:
+        """An adapter of the most served tenant, never one of a tenant that got less.
+
+        A tenant's own take turns, but not before a request of each got a token: to bring one
+        for another that was not served is charged, and serves nobody.
+
+        At once a tenant that holds no slot gets one, from one that holds several: what its
+        rows computed counts as lost.
+        """
+        names = self._waiting.of(record.handle)
+        if not names:
+            return longest_resident(record, candidates, held, has_waited=has_waited)
+        name = min(names, key=self._shares.__getitem__)
+        tenants = self._tenants_of(held, running)
+        slots = Counter(each for names in tenants.values() for each in names)
+
+        def rank(each: AdapterRecord) -> tuple[float, float]:
+            users = tenants[each.handle]
+            most = min((slots[user] / self._weights[user] for user in users), default=inf)
+            return most, min((self._shares[user] for user in users), default=inf)
+
+        if has_waited:
+            turns = [
+                each for each in candidates
+                if all(self._shares[user] > self._shares[name] for user in tenants[each.handle])
+                or (name in tenants[each.handle] and each.progressed_at is not None)
+            ]  # fmt: skip
+            return max(turns, key=lambda each: rank(each)[1], default=None)
+        if slots[name]:
+            return None
+        others = [
+            each for each in candidates if all(slots[user] > 1 for user in tenants[each.handle])
+        ]
+        if unused := [each for each in others if not each.num_running]:
+            return max(unused, key=rank)
+        return self._displaced_adapter(max(others, key=rank, default=None), running)
+
+    def _displaced_adapter(
+        self, record: AdapterRecord | None, running: Collection[RequestState]
+    ) -> AdapterRecord | None:
+        """Have the rows of an adapter give way, as far as that is allowed."""
+        self._allowance.look(running)
+        if record is None or not self._allowance.is_left:
+            return None
+        for each in running:
+            if each.spec.adapter == record.handle:
+                self.gives_way(each)
+        return record
+
+    def _tenants_of(
+        self, held: Collection[AdapterRecord], running: Collection[RequestState]
+    ) -> dict[AdapterHandle, set[str]]:
+        """Return who needs each adapter that holds a slot, now."""
+        tenants = {each.handle: set(self._waiting.of(each.handle)) for each in held}
+        for request in running:
+            if request.spec.adapter in tenants:
+                tenants[request.spec.adapter].add(request.terms.tenant)
+        return tenants
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The least served tenant's come first, as if each that goes before were charged.

@@ -91,5 +91,16 @@ class SchedulingPolicy(Protocol):
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """Put adapters that wait for a slot, the longest waiting first, in their order."""
 
+    def drained(
+        self,
+        record: AdapterRecord,
+        candidates: Sequence[AdapterRecord],
+        held: Collection[AdapterRecord],
+        running: Collection[RequestState],
+        *,
+        has_waited: bool,
+    ) -> AdapterRecord | None:
+        """Return whose slot goes to an adapter that waits, as DrainChoice has it."""
+
     def prepares(self, adapter: AdapterHandle) -> None:
         """An adapter's preparation was ordered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapters.draining import longest_resident
 from lorax_router.core.adapters.record import AdapterRecord
 from lorax_router.core.policies.heads import OrderedQueues
 from lorax_router.core.request import RequestState, rank_of
@@ -95,6 +96,18 @@ class FirstComeFirstServed:
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The longest waiting comes first."""
         return wanted
+
+    def drained(
+        self,
+        record: AdapterRecord,
+        candidates: Sequence[AdapterRecord],
+        held: Collection[AdapterRecord],
+        running: Collection[RequestState],
+        *,
+        has_waited: bool,
+    ) -> AdapterRecord | None:
+        """The one resident longest goes."""
+        return longest_resident(record, candidates, held, has_waited=has_waited)
 
     def prepares(self, adapter: AdapterHandle) -> None:
         """Nobody counts."""
