@@ -13,7 +13,10 @@ from functools import cache
 import numpy as np
 import pytest
 
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.cost import LinearCost
+from lorax_router.core.policies import SchedulingPolicy, make_policy
+from lorax_router.core.policies.fair import LOAD_CHARGE, FairShare
 from lorax_router.simulator.driver import SimulatedRun, Simulation
 from lorax_router.simulator.report import fairness_bound, figures
 from lorax_router.simulator.server import SimulatedServer
@@ -58,12 +61,12 @@ def every(seconds: float, until: float, *rest: int, start: float = 0.0) -> list[
     return [(start + i * seconds, *rest) for i in range(count)]  # type: ignore[misc]
 
 
-def make(name: str, adapters: AdapterTable) -> SchedulingPolicy:
-    """Bringing an adapter counts for an eighth, too."""
-    return FairShare(load_charge=LOAD_CHARGE / 8) if name == "fair" else make_policy(name, adapters)
+def simulate(
+    trace: Trace, policy: str, server: SimulatedServer = EIGHTH, load_charge: float = LOAD_CHARGE
+) -> SimulatedRun:
+    def make(name: str, adapters: AdapterTable) -> SchedulingPolicy:
+        return FairShare(load_charge=load_charge) if name == "fair" else make_policy(name, adapters)
 
-
-def simulate(trace: Trace, policy: str, server: SimulatedServer = EIGHTH) -> SimulatedRun:
     simulation = Simulation(trace, server, policy, make=make)
     run = simulation.run()
     simulation.scheduler.check(is_idle=True)
@@ -101,7 +104,9 @@ def test_fairness_costs_no_throughput(name: str, kv_tokens: int) -> None:
 def test_fifty_adapters_get_no_more_than_one() -> None:
     many = [(0.2 * i, 0, 1 + i % 50, 16, 16, 0) for i in range(600)]
     one = every(0.2, 120.0, 1, 51, 16, 16, 0)
-    run = simulate(asked([*many, *one]), "fair", replace(EIGHTH, max_adapters=8))
+    # Bringing an adapter counts for an eighth, as all lengths do.
+    server = replace(EIGHTH, max_adapters=8)
+    run = simulate(asked([*many, *one]), "fair", server, load_charge=LOAD_CHARGE / 8)
     assert run.num_loads > 50
     assert run.meter.gap <= fairness_bound(run)["held"]
     # Where both still wait they are level.
