@@ -9,8 +9,8 @@ from lorax_router.simulator.workloads.vtc import SUITES
 
 # With so many tokens arrival order breaks the bound in each suite.
 _POOL = 8192
-# Of the gap in order of arrival.
-_MAX_GAP = 0.6
+# Of the gap in order of arrival, and of its throughput.
+_MAX_GAP, _LEAST_THROUGHPUT = 0.6, 0.97
 
 
 def point_suites() -> Result:
@@ -31,6 +31,20 @@ def point_suites() -> Result:
     return Result(not short, f"{figure}; short: {', '.join(short)}" if short else figure)
 
 
+def point_throughput() -> Result:
+    """What sharing fairly costs."""
+    ratios = {
+        suite: named(f"vtc:{suite}", "fair", _POOL).figures["tokens_per_s"]
+        / named(f"vtc:{suite}", "fcfs", _POOL).figures["tokens_per_s"]
+        for suite in SUITES
+    }
+    least = min(ratios, key=ratios.__getitem__)
+    return Result(
+        ratios[least] >= _LEAST_THROUGHPUT, f"at least {ratios[least]:.3f} of fcfs' ({least})"
+    )
+
+
 POINTS = [
     Point("1s", "service of waiting clients stays together in VTC's suites", point_suites),
+    Point("1t", "fair shares cost no throughput in these", point_throughput),
 ]

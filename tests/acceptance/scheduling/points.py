@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.acceptance.scheduling import (
+    adapter_suites,
     alora,
     batching,
     fairness,
@@ -11,10 +12,13 @@ from tests.acceptance.scheduling import (
     preemption,
     prefix,
     replay,
+    victims,
 )
 
 POINTS = [
     *fairness.POINTS,
+    *victims.POINTS,
+    *adapter_suites.POINTS,
     *prefix.POINTS,
     *alora.POINTS,
     *batching.POINTS,
