@@ -28,7 +28,8 @@ _STEP_S, _ROWS, _TOKENS = 0.02, 2, 5
 _QUEUED, _CLIENTS = 24, 48
 # Who obeys `Retry-After` is served after so much of it at most, its own turn included.
 MOST_WAITED = 3.0
-# Of what a client gives its request, so much may have passed when it hears that it is too late.
+# Of what clients give their requests, so much may have passed in the median when they hear that
+# it is too little.
 EARLY = 0.5
 
 
@@ -164,16 +165,22 @@ async def _too_late() -> Result:
             pairs.append((seconds, twin, asyncio.ensure_future(site.ask("ant", timeout_s=seconds))))
         await asyncio.gather(*queue)
         found = [(seconds, await twin, await own) for seconds, twin, own in pairs]
-    early = [each for each in found if each[2].status == 504 and each[2].seconds < each[0] * EARLY]
+    # By the words: how soon a client has read them depends on how busy its machine is.
+    early = [each for each in found if "first token is at least" in each[2].error]
     wrong = [each for each in early if each[1].seconds <= each[0]]
     late = [each for each in found if each[1].seconds > each[0]]
-    worded = all("first token is at least" in own.error for _, _, own in early)
+    passed = statistics.median([own.seconds / limit for limit, _, own in early] or [1.0])
     statuses = Counter(own.status for _, _, own in found)
     figure = (
-        f"{len(late)} of {len(found)} would have been too late, {len(early)} heard so before "
-        f"{EARLY:.0%} of their time was over, {len(wrong)} of them wrongly; statuses {dict(statuses)}"
+        f"{len(late)} of {len(found)} would have been too late, {len(early)} heard so early, in "
+        f"the median after {passed:.0%} of their time, {len(wrong)} of them wrongly; statuses {dict(statuses)}"
     )
-    ok = worded and not wrong and len(early) >= len(late) / 2 and set(statuses) <= {200, 504}
+    ok = (
+        passed <= EARLY
+        and not wrong
+        and len(early) >= len(late) / 2
+        and set(statuses) <= {200, 504}
+    )
     return Result(ok, figure)
 
 
