@@ -41,6 +41,11 @@ def _every(rate: float, tenant: int, first: int, num_adapters: int = 1) -> Colum
     return phase + np.arange(count) / rate, tenant, first + np.arange(count) % num_adapters
 
 
+def flood_trace(rate: float, flood: float) -> Trace:
+    """Return a trace of tenant 0 with an adapter, and of tenant 1 with another if it floods."""
+    return _trace(_every(rate, 0, 1), *([_every(flood, 1, 2)] if flood else []))
+
+
 def _victim_under(num_flooding: int) -> Result:
     """Ten times the victim's requests, for so many adapters; at two rates of the victim."""
     figures, is_ok = [], True
