@@ -13,19 +13,25 @@ from tests.acceptance.scheduling import (
     preemption,
     prefix,
     replay,
+    served_classes,
+    served_shares,
     victims,
+    working_set,
 )
 
 POINTS = [
     *fairness.POINTS,
     *victims.POINTS,
+    *served_shares.POINTS,
     *adapter_suites.POINTS,
-    *classes.POINTS,
+    *working_set.POINTS,
+    *preemption.POINTS,
     *prefix.POINTS,
     *alora.POINTS,
+    *classes.POINTS,
+    *served_classes.POINTS,
     *batching.POINTS,
     *replay.POINTS,
     *planning.POINTS,
     *overload.POINTS,
-    *preemption.POINTS,
 ]
