@@ -25,7 +25,6 @@ from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.ports import ShardClient
 from lorax_router.core.settings import CoreSettings, make_scheduler
 from lorax_router.event_log.recording import recorded_scheduler
-from lorax_router.event_log.writer import EventLogWriter, open_event_log
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
+    from lorax_router.event_log.writer import EventLogWriter
     from lorax_router.grpc_api.servicer import PublicServicer
 
 logger = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def assemble_service(
     aliases = _aliases(config)
     adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
     settings = core_settings(config, budgets, info)
-    events = open_event_log(config.record_events, settings, config.record_events_bytes)
+    events = _event_log(config, settings)
     scheduler = make_scheduler(settings) if events is None else recorded_scheduler(settings, events)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
@@ -443,6 +443,15 @@ async def _preload(adapters: AdapterManager, selection: AdapterSelection) -> Non
             f"adapter {selection.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
         ) from error
     logger.info("adapter %s is loaded and stays", selection.label)
+
+
+def _event_log(config: RouterConfig, settings: CoreSettings) -> EventLogWriter | None:
+    """Return the log of events that is asked for; what writes it is not on every machine."""
+    if config.record_events is None:
+        return None
+    from lorax_router.event_log.writer import open_event_log
+
+    return open_event_log(config.record_events, settings, config.record_events_bytes)
 
 
 def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> CoreSettings:

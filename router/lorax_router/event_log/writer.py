@@ -113,12 +113,8 @@ class EventLogWriter:
         logger.log(level, "the log of events ends: %s (%s)", reason, self._path)
 
 
-def open_event_log(
-    path: str | None, settings: CoreSettings, max_bytes: int
-) -> EventLogWriter | None:
+def open_event_log(path: str, settings: CoreSettings, max_bytes: int) -> EventLogWriter:
     """Return the log that a configuration asks for; StartupError if it cannot be written."""
-    if path is None:
-        return None
     try:
         return EventLogWriter(Path(path), settings, max_bytes=max_bytes)
     except OSError as error:
