@@ -119,4 +119,4 @@ def point_shares() -> Result:
     return Result(not short, f"{figure}; short: {', '.join(short)}" if short else figure)
 
 
-POINTS = [Point("1r", "three of VTC's suites on the real server", point_shares)]
+POINTS = [Point("1v", "three of VTC's suites on the real server", point_shares)]
