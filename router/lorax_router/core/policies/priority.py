@@ -42,10 +42,14 @@ class StrictPriority(FirstComeFirstServed):
         worse = self._waiting.worse(best.terms.priority)
         return min(worse, key=lambda each: each.order, default=best)
 
+    def _is_turn_of(self, request: RequestState) -> bool:
+        """Whether it goes before a better one that waits."""
+        best = super().head()
+        return best is not None and rank_of(request) > rank_of(best)
+
     def admitted(self, request: RequestState) -> None:
         """Count how many went before a worse class that waits."""
-        best = super().head()
-        is_share = best is not None and rank_of(request) > rank_of(best)
+        is_share = self._is_turn_of(request)
         if is_share:
             self._num_ahead = 0
         elif next(self._waiting.worse(request.terms.priority), None) is not None:
@@ -60,12 +64,21 @@ class StrictPriority(FirstComeFirstServed):
         self._waiting.leave_out_worse(request.terms.priority)
 
     def is_entitled(self, request: RequestState, running: Sequence[RequestState]) -> bool:
-        """Whether a worse class runs."""
-        return any(each.rank > request.rank for each in running)
+        """Whether a row runs that may give way to it."""
+        return bool(self.displaced(request, running))
 
     def displaced(
         self, request: RequestState, running: Sequence[RequestState]
     ) -> list[RequestState]:
-        """All that run in worse classes, the latest of the worst first."""
-        worse = [each for each in running if each.rank > request.rank]
+        """All that run in worse classes, the latest of the worst first.
+
+        Where it is a worse class's turn those of its own class, too: better ones wait behind it
+        for no longer than if it fitted.
+        """
+        is_turn = self._is_turn_of(request)
+        worse = [
+            each
+            for each in running
+            if each.rank > request.rank or (is_turn and each.rank == request.rank)
+        ]
         return sorted(worse, key=rank_of, reverse=True)

@@ -105,6 +105,21 @@ def test_a_request_let_in_by_that_share_is_never_made_to_give_way() -> None:
     world.run_until_idle()
 
 
+def test_a_worse_class_that_does_not_fit_at_its_turn_keeps_nobody_waiting() -> None:
+    """It takes the place of its own class, and the better one goes on."""
+    world = CoreWorld(StrictPriority(), max_rows=6)
+    for _ in range(8):
+        world.submit(LOW, num_output=200)
+    world.step()
+    waits = []
+    for _ in range(4 * SHARE_OF_BETTER):
+        high, begun = world.submit(HIGH, num_output=1), world.now
+        world.step(3)
+        waits.append(world.admitted[high] - begun)
+    assert max(waits) <= 1.0
+    world.run_until_idle()
+
+
 def test_a_worse_class_does_not_slip_past_what_does_not_fit() -> None:
     """What became free is kept for the better one."""
     world = CoreWorld(StrictPriority(), num_blocks=10, max_rows=8)
