@@ -376,7 +376,7 @@ async def test_a_cancelled_fetch_ends_unless_others_wait_for_it(
 @in_loop
 async def test_only_so_many_at_once_and_the_rest_wait(hub: StubHub, tmp_path: Path) -> None:
     refs = [add(hub, f"held{number}", "hold", seed=number) for number in range(3)]
-    async with fetcher(hub, tmp_path, concurrency=2) as made:
+    async with fetcher(hub, tmp_path, concurrency=2, place_s=3600.0) as made:
         asking = [asyncio.create_task(made.fetch(ref)) for ref in refs]
         for number in range(2):
             await verifying(tmp_path, seed=number)
