@@ -23,7 +23,8 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.ports import ShardClient
-from lorax_router.core.settings import CoreSettings, make_scheduler
+from lorax_router.core.settings import make_scheduler
+from lorax_router.core_setup import Budgets, core_settings, event_log
 from lorax_router.event_log.recording import recorded_scheduler
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
@@ -68,23 +69,6 @@ if TYPE_CHECKING:
     from lorax_router.grpc_api.servicer import PublicServicer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """What fits, after the shards have measured."""
-
-    lengths: Lengths
-    num_blocks: int
-    block_size: int
-    max_step_tokens: int
-    max_rows: int
-    depth: int
-
-    @property
-    def pool_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
-        return self.num_blocks * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +231,7 @@ def assemble_service(
     aliases = _aliases(config)
     adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
     settings = core_settings(config, budgets, info)
-    events = _event_log(config, settings)
+    events = event_log(config, settings)
     scheduler = make_scheduler(settings) if events is None else recorded_scheduler(settings, events)
     engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
     adapters.attach(engine)
@@ -443,44 +427,6 @@ async def _preload(adapters: AdapterManager, selection: AdapterSelection) -> Non
             f"adapter {selection.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
         ) from error
     logger.info("adapter %s is loaded and stays", selection.label)
-
-
-def _event_log(config: RouterConfig, settings: CoreSettings) -> EventLogWriter | None:
-    """Return the log of events that is asked for; what writes it is not on every machine."""
-    if config.record_events is None:
-        return None
-    from lorax_router.event_log.writer import open_event_log
-
-    return open_event_log(config.record_events, settings, config.record_events_bytes)
-
-
-def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> CoreSettings:
-    """Return what the scheduler is made of."""
-    return CoreSettings(
-        policy=config.scheduling_policy,
-        waiting_served_ratio=config.waiting_served_ratio,
-        max_waiting_tokens=config.max_waiting_tokens,
-        batching=config.batching,
-        max_kv_read=config.max_batch_kv_read,
-        max_partial_prompts=config.max_partial_prompts,
-        target_itl_s=None if config.target_itl_ms is None else config.target_itl_ms / 1e3,
-        num_blocks=budgets.num_blocks,
-        block_size=budgets.block_size,
-        max_step_tokens=budgets.max_step_tokens,
-        max_rows=budgets.max_rows,
-        depth=budgets.depth,
-        epoch=info.epoch,
-        prefix_caching=config.prefix_caching,
-        share_prefixes=config.share_prefixes,
-        max_queued_requests=config.max_queued_requests,
-        max_queued_tokens=config.max_queued_tokens,
-        num_host_blocks=info.num_host_blocks,
-        block_move_s=info.block_move_s,
-        keep_evicted=config.swap_cached_blocks,
-        max_resident=config.max_active_adapters,
-        max_bytes=info.adapter_bytes or None,
-        cycle_time_s=config.adapter_cycle_time_s,
-    )
 
 
 def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> ServerInfo:

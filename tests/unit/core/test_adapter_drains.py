@@ -1,0 +1,49 @@
+"""Who is drained for an adapter that waits: asked of the one who decides."""
+
+from __future__ import annotations
+
+from lorax_contract.step import AdapterHandle
+from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
+
+CYCLE_S = 2.0
+
+
+def test_whoever_decides_says_which_adapter_is_drained() -> None:
+    """Of those resident for a cycle, once the one that waits has waited for a cycle."""
+    table = AdapterTable(max_resident=2, cycle_time_s=CYCLE_S)
+    asked = []
+
+    def second(record, candidates, held, *, has_waited):  # type: ignore[no-untyped-def]
+        asked.append((record.handle, [each.handle for each in candidates], len(held), has_waited))
+        return candidates[1] if has_waited else None
+
+    for each in (1, 2):
+        table.add(AdapterHandle(each), 1)
+        table.waits(AdapterHandle(each), 0.0)
+        table.orders(0.0, drain=second)
+        table.event(AdapterHandle(each), AdapterEvent.PREPARED, 0.0)
+        table.runs(AdapterHandle(each), 0.0)
+    table.add(AdapterHandle(3), 1)
+    table.waits(AdapterHandle(3), 0.0)
+    table.orders(CYCLE_S / 2, drain=second)
+    assert asked == [(3, [], 2, False)]
+    table.orders(CYCLE_S, drain=second)
+    assert asked[1:] == [(3, [1, 2], 2, True)]
+    assert table[AdapterHandle(2)].drained_at == CYCLE_S
+    assert table[AdapterHandle(1)].drained_at is None
+
+
+def test_whoever_is_named_before_the_cycle_is_over_gives_its_slot_at_once() -> None:
+    """Its rows are overdue in the same moment."""
+    table = AdapterTable(max_resident=1, cycle_time_s=CYCLE_S)
+    for each in (1, 2):
+        table.add(AdapterHandle(each), 1)
+    table.waits(AdapterHandle(1), 0.0)
+    table.orders(0.0)
+    table.event(AdapterHandle(1), AdapterEvent.PREPARED, 0.0)
+    table.runs(AdapterHandle(1), 0.0)
+    table.progresses(AdapterHandle(1), 0.0)
+    now = CYCLE_S + 1.0
+    table.waits(AdapterHandle(2), now)
+    table.orders(now, drain=lambda record, candidates, held, *, has_waited: candidates[0])
+    assert table.overdue(now) == [1]
