@@ -118,13 +118,8 @@ class PrefixIndex:
             tail = self._root(request)
         most = (request.num_tokens - 1) // self.block_size
         for number in range(len(found), most):
-            node = self._nodes.get(self._key(request, number))
-            if (
-                node is None
-                or node.block is None
-                or node.parent != tail
-                or node.content != self._names.content(request, number)
-            ):
+            node = self._behind(tail, request, number)
+            if node is None or node.block is None:
                 break
             found.append(node.block)
             tail = node
@@ -138,13 +133,8 @@ class PrefixIndex:
             return copies
         tail = request.matched_tail
         for number in range(len(request.matched), (request.num_tokens - 1) // self.block_size):
-            node = self._nodes.get(self._key(request, number))
-            if (
-                node is None
-                or node.copy is None
-                or node.parent != tail
-                or node.content != self._names.content(request, number)
-            ):
+            node = self._behind(tail, request, number)
+            if node is None or node.copy is None:
                 break
             copies.append(node.copy)
             tail = node
@@ -153,6 +143,13 @@ class PrefixIndex:
     def _seeks(self, request: RequestState) -> bool:
         """Whether a request may begin behind cached blocks; a prompt's logprobs are computed."""
         return self._is_on and not request.spec.sampling.prompt_logprobs
+
+    def _behind(self, tail: _Node | Hashable, request: RequestState, number: int) -> _Node | None:
+        """Return what is kept of a request's block of that number behind what leads to it."""
+        node = self._nodes.get(self._key(request, number))
+        if node is None or node.parent != tail:
+            return None
+        return node if node.content == self._names.content(request, number) else None
 
     def _has(self, node: _Node) -> bool:
         return node.block is not None and self._nodes.get(node.key) is node
