@@ -137,6 +137,21 @@ async def test_events_add_up_to_the_whole_answer(texts, finish, fields, reason):
 
 
 @in_loop
+async def test_marks_for_a_cache_change_nothing():
+    """What is cached is found by itself."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    block, tool = {"type": "text", "text": "w1 w2"}, TOOLS[0]
+    documents = []
+    for more in ({}, mark):
+        session = Session()
+        session.says("Hi")
+        documents.append(
+            await asked(session, [block | more], system=[block | more], tools=[tool | more], **more)
+        )
+    assert same(documents[0]) == same(documents[1])
+
+
+@in_loop
 async def test_a_call_is_a_block_of_its_own():
     session = Session()
     session.says(*pieces("Let me see. " + CALL + "\n" + CALL))
