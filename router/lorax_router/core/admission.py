@@ -91,11 +91,9 @@ class Admission:
         long = [each for each in prompts if each.num_to_schedule > limit]
         if request.num_tokens > limit and not self._may_be_long(request, long):
             return
-        rows, above = (
-            running.requests(),
-            running.above_shares(request, self._blocks_needed(request)),
-        )
-        is_entitled = policy.is_entitled(request, rows)
+        rows, num_blocks = running.requests(), self._blocks_needed(request)
+        above = running.above_shares(request, num_blocks)
+        is_entitled = running.may_take(request, num_blocks) and policy.is_entitled(request, rows)
         if not (is_entitled or above):
             return
         self._entitled = request
@@ -110,7 +108,7 @@ class Admission:
         for other in others:
             kept -= self._growth_of(other, builder)
             builder.has_round = False
-            policy.gives_way(other)
+            policy.gives_way(other, request)
             running.preempt(other, builder.now)
             if self._has_place(request, kept):
                 return

@@ -33,6 +33,15 @@ class LinearCost:
     adapter_byte_s: float = 0.0
     token_rank_s: float = 0.0
 
+    @property
+    def recomputed_token_s(self) -> float:
+        """What a token adds to a step that runs for others, too."""
+        return self.token_s + self.kv_token_s
+
+    def tokens_in(self, seconds: float) -> float:
+        """Return how many tokens could be computed again in a time; 0 where they cost nothing."""
+        return seconds / self.recomputed_token_s if self.recomputed_token_s > 0 else 0.0
+
     def seconds(self, work: StepWork) -> float:
         """Return how long a step takes."""
         return (

@@ -95,6 +95,13 @@ class RunningRows:
         num_free = self.pool.num_free + self.pool.num_releasing
         return num_free + sum(len(each.blocks) for each in others)
 
+    def may_take(self, request: RequestState, num_blocks: int) -> bool:
+        """Whether others may give way to a request: for its tenant's first row, or in its share."""
+        tenant = request.terms.tenant
+        return not self.pool.tenants.excess(tenant, num_blocks) or all(
+            each.terms.tenant != tenant for each in self._requests.values()
+        )
+
     def above_shares(self, request: RequestState, num_blocks: int) -> list[RequestState]:
         """Return the rows that are to give way to a request whose tenant is within its share.
 

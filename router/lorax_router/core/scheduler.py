@@ -367,6 +367,7 @@ class Scheduler:
         # Copies take their own time.
         if step.rows and not step.has_copies:
             self._cost.observe(step.work, outcome.total_ns / 1e9)
+        self._policy.step_done(self._worth(num_tokens, outcome.total_ns / 1e9))
         self.deadlines.step_done(num_tokens, step.planned_at, now)
         self._now = now
         awaited, filled = self._book_computed(step.rows)
@@ -382,6 +383,11 @@ class Scheduler:
         self._activation.acknowledge(step.seq, outcome.inactive)
         self._running.pool.acknowledge(step.seq)
         return accepted
+
+    def _worth(self, num_tokens: int, seconds: float) -> float:
+        """Return how many tokens of prompts a step could have computed, instead or besides."""
+        cost = self._cost.cost()
+        return max(float(num_tokens), cost.tokens_in(seconds)) if cost else float(num_tokens)
 
     def _book_computed(self, rows: list[PlannedRow]) -> tuple[set[RequestId], list[RequestState]]:
         """Advance the rows that are still where they were.

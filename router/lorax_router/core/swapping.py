@@ -29,7 +29,7 @@ class FittedRecompute:
         if not num_tokens:
             return 0.0
         cost = self._fit.cost()
-        return inf if cost is None else num_tokens * (cost.token_s + cost.kv_token_s)
+        return inf if cost is None else num_tokens * cost.recomputed_token_s
 
 
 class MoveOrCompute:

@@ -205,9 +205,7 @@ class Simulation:
                 seconds = server.cost.seconds(step.work)
                 if plan.copies:
                     seconds += len(plan.copies) * server.block_move_s
-                # Who neither aims at a time nor moves blocks learns nothing from it.
-                if server.target_itl_ms is not None or server.num_host_blocks:
-                    step.outcome.total_ns = round(1e9 * seconds)
+                step.outcome.total_ns = round(1e9 * seconds)
                 self._device_free_at += seconds
                 self._step_seconds.append(seconds)
             self._in_flight.append((self._device_free_at, step))

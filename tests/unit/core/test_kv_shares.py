@@ -71,7 +71,7 @@ def test_rows_of_who_has_too_much_give_way_to_who_is_within_its_share() -> None:
     # A row of its own, so that sharing rows is not what helps it.
     first = it.submit(terms("bee"), num_prompt=4, num_output=40)
     it.step(4)
-    bee = it.submit(terms("bee"), num_prompt=32, num_output=4)
+    bee = it.submit(terms("bee"), num_prompt=60, num_output=4)
     it.step(8)
     assert bee in it.admitted
     # And of all that gave way, none is lost.
@@ -86,7 +86,7 @@ def test_without_a_share_it_waits_for_a_row_to_end() -> None:
         it.submit(terms("ant", none), num_prompt=28, num_output=60, max_new=60)
     it.submit(terms("bee", none), num_prompt=4, num_output=40)
     it.step(4)
-    bee = it.submit(terms("bee", none), num_prompt=32, num_output=4)
+    bee = it.submit(terms("bee", none), num_prompt=60, num_output=4)
     it.step(8)
     assert bee not in it.admitted
 

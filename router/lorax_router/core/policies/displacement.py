@@ -9,46 +9,43 @@ from lorax_router.core.request import RequestState, rank_of
 
 # A request that gave way so often is left alone by those who wait.
 MAX_DISPLACEMENTS = 3
-# Of what is served, as it is charged, so much may be lost to those whom others give way to, as
-# tokens of prompts: it is computed again like one.
-LOSS_SHARE = 0.05
-# Saved up is at most that part of what all that run have computed.
-MAX_SAVED = 0.5
-# Those who have something already may spend only what goes beyond that part of it.
-AMPLE = 0.25
+# So much of the time may be lost to tenants whom others give way to, and to adapters whom others of
+# their tenant do.
+LOST_TO_TENANTS, LOST_TO_ADAPTERS = 0.025, 0.01
+# The part of what is saved up that is kept for tenants which have no row.
+FOR_FIRST_ROWS = 0.05
 # How much more than whoever takes rows others keep of what they hold.
-LEAD = 2.5
+LEAD = 1.5
 
 
 class LossAllowance:
-    """Tokens that may be computed again for the sake of those whom others give way to."""
+    """What may be computed again for the sake of those whom others give way to.
 
-    def __init__(self) -> None:
+    It is counted in tokens of prompts, since what gave way is computed again like one: a step
+    earns a share of what could have been computed in its time.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
         # What runs first says how much.
         self._saved = self._most = inf
 
-    def earn(self, amount: float) -> None:
-        """So much was served."""
-        self._saved += LOSS_SHARE * amount
+    def earn(self, num_tokens: float) -> None:
+        """In the time that went by so much could have been computed."""
+        self._saved += self._share * num_tokens
 
     def spend(self, num_tokens: int) -> None:
         """Some will be computed again."""
         self._saved -= num_tokens
 
     def look(self, running: Collection[RequestState]) -> None:
-        """Let go of what is too much to be saved beside what runs now."""
-        self._most = MAX_SAVED * sum(each.num_computed for each in running)
+        """Let go of what is too much to be saved beside what runs now: all that it computed."""
+        self._most = sum(each.num_computed for each in running)
         self._saved = min(self._saved, self._most)
 
-    @property
-    def is_left(self) -> bool:
-        """Whether something may be lost."""
-        return self._saved > 0
-
-    @property
-    def is_ample(self) -> bool:
-        """Whether so much is saved that those who have something already may take of it."""
-        return self._saved > AMPLE * self._most
+    def is_left(self, kept: float = 0.0) -> bool:
+        """Whether something may be lost, if such a part of what may be saved is kept for others."""
+        return self._saved > kept * self._most
 
 
 def beyond_the_first(
@@ -80,7 +77,7 @@ def is_below_others(request: RequestState, running: Sequence[RequestState]) -> b
     return LEAD * own <= max(held.values(), default=0.0)
 
 
-def beyond_twice_the_share(
+def beyond_the_share(
     request: RequestState, running: Sequence[RequestState]
 ) -> Iterator[RequestState]:
     """Return rows of tenants that hold, by weight, far more than the request's would.

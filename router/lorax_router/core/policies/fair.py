@@ -21,10 +21,13 @@ from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.draining import longest_resident
 from lorax_router.core.adapters.record import AdapterRecord
 from lorax_router.core.policies.displacement import (
+    FOR_FIRST_ROWS,
+    LOST_TO_ADAPTERS,
+    LOST_TO_TENANTS,
     MAX_DISPLACEMENTS,
     LossAllowance,
     beyond_the_first,
-    beyond_twice_the_share,
+    beyond_the_share,
     held_by_tenant,
     is_below_others,
 )
@@ -79,6 +82,11 @@ class _Tenant:
     def __init__(self) -> None:
         self.shares: Shares[AdapterHandle] = Shares()
         self.num_waiting = 0
+        self.running: set[RequestState] = set()
+
+    def held(self) -> float:
+        """Return the tokens of its rows, by weight."""
+        return sum(each.num_tokens / each.terms.weight for each in self.running)
 
 
 class _TenantRound:
@@ -134,7 +142,8 @@ class FairShare:
         self._tenants: dict[str, _Tenant] = {}
         self._weights: dict[str, float] = {}
         self._round: _Round[str] = _Round(self._shares, {})
-        self._allowance = LossAllowance()
+        self._for_tenants = LossAllowance(LOST_TO_TENANTS)
+        self._for_adapters = LossAllowance(LOST_TO_ADAPTERS)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -150,8 +159,9 @@ class FairShare:
         name, adapter = request.terms.tenant, request.spec.adapter
         tenant = self._tenants.setdefault(name, _Tenant())
         self._weights[name] = request.terms.weight
+        tenant.running.discard(request)
         if not tenant.num_waiting:
-            self._shares.joins(name)
+            self._shares.joins(name, tenant.held())
         if name not in self._waiting.of(adapter):
             tenant.shares.joins(adapter)
         tenant.num_waiting += 1
@@ -195,10 +205,10 @@ class FairShare:
     def admitted(self, request: RequestState) -> None:
         """Charge what it was not charged for yet, and what is not in the cache."""
         self._take_out(request)
+        self._tenants[request.terms.tenant].running.add(request)
         num = request.num_tokens - max(request.num_charged, request.num_cached)
         self._charge(request, PROMPT_WEIGHT * num)
         request.num_charged = request.num_tokens
-        self._allowance.earn(PROMPT_WEIGHT * num)
 
     def deferred(self, request: RequestState) -> None:
         """Go on behind it; its tenant's counter stays."""
@@ -210,10 +220,15 @@ class FairShare:
         """Charge output tokens."""
         self._charge(request, OUTPUT_WEIGHT * num_tokens)
         request.num_charged += num_tokens
-        self._allowance.earn(OUTPUT_WEIGHT * num_tokens)
+
+    def step_done(self, num_worth: float) -> None:
+        """A part of it may be lost."""
+        self._for_tenants.earn(num_worth)
+        self._for_adapters.earn(num_worth)
 
     def ended(self, request: RequestState) -> None:
         """Pay back what was never computed."""
+        self._tenants[request.terms.tenant].running.discard(request)
         self._refund(request)
 
     def _refund(self, request: RequestState) -> None:
@@ -279,26 +294,26 @@ class FairShare:
         and fro. Of whoever holds most the latest comes first, and nobody gives way for ever.
         Nobody does while too much was lost to that already.
         """
-        self._allowance.look(running)
-        if not self._allowance.is_left:
+        rows, allowance, kept = self._lower(request, running)
+        allowance.look(running)
+        if not allowance.is_left(kept):
             return []
-        others = [
-            each for each in self._lower(request, running)
-            if each.num_preemptions < MAX_DISPLACEMENTS
-        ]  # fmt: skip
+        others = [each for each in rows if each.num_preemptions < MAX_DISPLACEMENTS]
         return self._by_claim(others, held_by_tenant(running))[::-1]
 
     def _lower(
         self, request: RequestState, running: Sequence[RequestState]
-    ) -> Sequence[RequestState]:
-        """Return the rows of those who have more than the request's tenant, or its adapter."""
+    ) -> tuple[Sequence[RequestState], LossAllowance, float]:
+        """Return rows of those who have more than the request's tenant, or its adapter.
+
+        With them what pays for it, and which part of that is kept for others.
+        """
         if all(each.terms.tenant != request.terms.tenant for each in running):
-            return beyond_the_first(running, lambda each: each.terms.tenant)
+            others = beyond_the_first(running, lambda each: each.terms.tenant)
+            return others, self._for_tenants, 0.0
         if others := self._own_to_displace(request, running):
-            return others
-        if self._allowance.is_ample:
-            return list(beyond_twice_the_share(request, running))
-        return []
+            return others, self._for_adapters, 0.0
+        return list(beyond_the_share(request, running)), self._for_tenants, FOR_FIRST_ROWS
 
     def _own_to_displace(
         self, request: RequestState, running: Sequence[RequestState]
@@ -310,9 +325,11 @@ class FairShare:
             return []
         return beyond_the_first(own, lambda each: each.spec.adapter)
 
-    def gives_way(self, request: RequestState) -> None:
+    def gives_way(self, request: RequestState, to: RequestState) -> None:
         """Count what is lost to it."""
-        self._allowance.spend(request.num_computed)
+        is_own = request.terms.tenant == to.terms.tenant
+        allowance = self._for_adapters if is_own else self._for_tenants
+        allowance.spend(request.num_computed)
 
     def _by_claim(
         self, rows: Sequence[RequestState], held: Mapping[str, float]
@@ -378,12 +395,12 @@ class FairShare:
         self, record: AdapterRecord | None, running: Collection[RequestState]
     ) -> AdapterRecord | None:
         """Have the rows of an adapter give way, as far as that is allowed."""
-        self._allowance.look(running)
-        if record is None or not self._allowance.is_left:
+        self._for_tenants.look(running)
+        if record is None or not self._for_tenants.is_left():
             return None
         for each in running:
             if each.spec.adapter == record.handle:
-                self.gives_way(each)
+                self._for_tenants.spend(each.num_computed)
         return record
 
     def _tenants_of(

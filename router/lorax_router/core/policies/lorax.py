@@ -61,6 +61,9 @@ class OldestHead(FirstComeFirstServed):
             self._num_tokens += 1
         self._had_one.add(request.request_id)
 
+    def step_done(self, num_worth: float) -> None:
+        """Nobody counts."""
+
     def ended(self, request: RequestState) -> None:
         """It runs no more."""
         self._running.discard(request.request_id)

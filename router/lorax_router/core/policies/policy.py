@@ -55,6 +55,9 @@ class SchedulingPolicy(Protocol):
     def served(self, request: RequestState, num_tokens: int) -> None:
         """A request got output tokens."""
 
+    def step_done(self, num_worth: float) -> None:
+        """A step took as long as computing so many tokens of prompts does."""
+
     def ended(self, request: RequestState) -> None:
         """A request that ran is over; what it holds is still as it was."""
 
@@ -85,8 +88,8 @@ class SchedulingPolicy(Protocol):
     ) -> list[RequestState]:
         """Return who of those that run gives way to a head that is entitled, the first first."""
 
-    def gives_way(self, request: RequestState) -> None:
-        """A request that ``displaced`` named does give way; what it holds is still as it was."""
+    def gives_way(self, request: RequestState, to: RequestState) -> None:
+        """A request that ``displaced`` named does give way to another; what it holds is still as it was."""
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """Put adapters that wait for a slot, the longest waiting first, in their order."""

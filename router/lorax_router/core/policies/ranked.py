@@ -59,6 +59,9 @@ class FirstComeFirstServed:
     def served(self, request: RequestState, num_tokens: int) -> None:
         """Nobody counts."""
 
+    def step_done(self, num_worth: float) -> None:
+        """Nobody counts."""
+
     def ended(self, request: RequestState) -> None:
         """Nobody counts."""
 
@@ -90,7 +93,7 @@ class FirstComeFirstServed:
         """Nobody gives way to those who wait."""
         return []
 
-    def gives_way(self, request: RequestState) -> None:
+    def gives_way(self, request: RequestState, to: RequestState) -> None:
         """Nobody counts."""
 
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:

@@ -30,14 +30,14 @@ class Shares(Generic[Member]):
     def __len__(self) -> int:
         return len(self._service)
 
-    def joins(self, member: Member) -> None:
-        """A member begins to wait: O(members that wait)."""
+    def joins(self, member: Member, credit: float = 0.0) -> None:
+        """A member begins to wait: O(members that wait). It may be below the others by a credit."""
         least = 0.0
         if self._waiting:
             least = min(self._service[each] for each in self._waiting)
         elif self._last is not None:
             least = self[self._last]
-        self._service[member] = max(self[member], least)
+        self._service[member] = max(self[member], least - credit)
         self._waiting.add(member)
 
     def leaves(self, member: Member) -> None:

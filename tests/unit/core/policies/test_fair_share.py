@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.core_world import CoreWorld
 
 from lorax_router.core.adapters.table import AdapterTable
-from lorax_router.core.policies.displacement import LOSS_SHARE, MAX_SAVED
+from lorax_router.core.policies.displacement import LOST_TO_TENANTS
 from lorax_router.core.policies.fair import LOAD_CHARGE, OUTPUT_WEIGHT, FairShare
 from lorax_router.core.policies.shares import Shares
 from lorax_router.core.request import RequestTerms
@@ -262,9 +262,9 @@ def test_giving_way_costs_little_of_what_is_computed() -> None:
         world.submit(RequestTerms(f"tenant {number}"), num_output=2)
         world.step(6)
     num = sum(world.num_preemptions.values())
-    served = 256 * len(world.admitted) + OUTPUT_WEIGHT * sum(world.tokens.values())
-    # What may be saved up pays for the first ones, a share of what is served for the others.
-    assert 0 < num * 256 <= MAX_SAVED * 800 + LOSS_SHARE * served
+    computed = 256 * (len(world.admitted) + num) + sum(world.tokens.values())
+    # What runs at once pays for the first ones, a share of what is computed for the others.
+    assert 0 < num * 256 <= 2 * 300 + LOST_TO_TENANTS * computed
 
 
 def test_asking_who_would_give_way_costs_nothing() -> None:
