@@ -73,17 +73,25 @@ class Admission:
         # Who may take what is kept for the growth of others.
         self._entitled: RequestState | None = None
 
-    def make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
-        """Make rows give way to the first that waits, where the policy says so and it helps."""
-        running, policy = self._running, self._policy
+    def make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> RequestState | None:
+        """Make rows give way to the first that waits, where the policy says so and it helps.
+
+        Returns that first one; None where nobody gives way to those who wait.
+        """
         self._entitled = None
-        if not (policy.displaces and len(policy) and len(running)):
-            return
+        if not (self._policy.displaces and len(self._policy) and len(self._running)):
+            return None
         builder.has_round = True
-        policy.start_round(builder.now, self._adapters.admitting())
-        request = policy.head()
-        if request is None or request.num_pending:
-            return
+        self._policy.start_round(builder.now, self._adapters.admitting())
+        request = self._policy.head()
+        if request is not None and not request.num_pending:
+            self._make_place_for(request, builder, prompts)
+        return request
+
+    def _make_place_for(
+        self, request: RequestState, builder: StepBuilder, prompts: list[RequestState]
+    ) -> None:
+        running, policy = self._running, self._policy
         # Rows may take a block each in this step, and one more is kept for each.
         if self._has_place(request, 2 * len(running)):
             return

@@ -31,6 +31,9 @@ class StepComposer:
     ones have half of what prompts get, and all that the short ones leave: so short ones
     slip past, and a long one takes at most twice its time.
 
+    Prompts that are *patient* have PATIENT_PART of a step, and none of every other one in which
+    there are urgent ones: so what an urgent one waits for is soon over.
+
     Where reads are limited and do not suffice for all rows, they take turns: whoever was
     computed longest ago comes first, and the first row of a step may read any number.
     """
@@ -53,6 +56,7 @@ class StepComposer:
         self._limits_reads = limits_reads
         # Steps of one kind since the last one of the other.
         self._num_prompt_steps = self._num_decode_steps = 0
+        self._holds_patient = False
         # What prompts could have had of the latest step that had any.
         self.prompt_limit = 0
 
@@ -71,7 +75,7 @@ class StepComposer:
                 decodes.append(request)
         builder.is_paced = bool(decodes)
         if self._batching == "mixed":
-            self._admission.make_place(builder, prompts)
+            self._make_place(builder, prompts)
             num_preemptions = self._running.num_preemptions
             self._place_overdue(builder, decodes, prompts)
             self._place_decodes(builder, decodes)
@@ -79,13 +83,25 @@ class StepComposer:
         else:
             self._place_in_turns(builder, decodes, prompts)
 
+    def _make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
+        """Make place for the first that waits; patient prompts leave the step to urgent ones.
+
+        They do in every other step that has any, so they are never without for long.
+        """
+        first = self._admission.make_place(builder, prompts)
+        candidates = prompts if first is None else [*prompts, first]
+        has_urgent = not all(each.is_patient for each in candidates)
+        self._holds_patient = has_urgent and not self._holds_patient
+        if self._holds_patient:
+            builder.patient_budget = 0
+
     def _place_in_turns(
         self, builder: StepBuilder, decodes: list[RequestState], prompts: list[RequestState]
     ) -> None:
         """Place rows of one kind; the others if there are none that can be computed."""
         prompts_first = not decodes or self._is_turn_of_prompts
         if prompts_first:
-            self._admission.make_place(builder, prompts)
+            self._make_place(builder, prompts)
         num_preemptions = self._running.num_preemptions
         if not prompts_first:
             self._place_decodes(builder, decodes)
@@ -172,7 +188,7 @@ class StepComposer:
         for index, request in enumerate(long):
             num_sharing = len(long) - index
             share = max(-(-builder.chunk(request) // num_sharing), -(-kept // num_sharing))
-            num = min(share, builder.budget, builder.readable(request.num_scheduled))
+            num = min(share, builder.most(request), builder.readable(request.num_scheduled))
             num = min(num, request.num_to_schedule)
             if request is entering:
                 builder.enter(request, num)

@@ -64,6 +64,7 @@ class RequestState:
         "blocks",
         "host_blocks",
         "incarnation",
+        "is_patient",
         "is_unindexed",
         "last_step",
         "matched",
@@ -109,6 +110,8 @@ class RequestState:
         self.order = order
         # The policy's own: what goes before the order of arrival.
         self.rank = 0.0
+        # The policy's own, too: that more urgent ones may come while a step with its prompt runs.
+        self.is_patient = False
         self.submitted_at = now
         self.status = Status.WAITING
         self.output_ids: list[int] = []

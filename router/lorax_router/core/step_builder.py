@@ -13,6 +13,8 @@ from lorax_router.core.request import RequestState
 
 # Prompts move on by so many tokens in a step, however late it makes those that wait for it.
 LEAST_CHUNK = 16
+# Patient prompts have that part of what a step may compute, so that it is soon over.
+PATIENT_PART = 4
 
 
 class PlannedRow(NamedTuple):
@@ -44,7 +46,8 @@ class StepBuilder:
 
     __slots__ = (
         "_adapters", "_block_size", "_budget", "_known_adapters", "_pool", "_token_ranks", "budget", "has_round",
-        "is_paced", "is_stalled", "kv_read", "now", "num_prompt_tokens", "plan", "reserved", "rows",
+        "is_paced", "is_stalled", "kv_read", "now", "num_prompt_tokens",
+        "patient_budget", "plan", "reserved", "rows",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +65,8 @@ class StepBuilder:
         self.budget = budget.num_tokens
         # Of the budget, what prompts leave to others.
         self.reserved = 0
+        # Of it, what patient prompts may have.
+        self.patient_budget = max(budget.num_tokens // PATIENT_PART, LEAST_CHUNK)
         # Whether a running row stood still for want of a block.
         self.is_stalled = False
         # Whether somebody waits for the next token, so that the step must not take long.
@@ -105,7 +110,11 @@ class StepBuilder:
         done = request.num_scheduled if num_cached is None else num_cached
         left = request.num_to_schedule if num_cached is None else request.num_tokens - num_cached
         num = min(self._chunk(request.spec.adapter, done), left)
-        return min(num, self.readable(done))
+        return min(num, self.readable(done), self.most(request))
+
+    def most(self, request: RequestState) -> int:
+        """Return the tokens that a prompt may have, whatever others leave."""
+        return min(self.budget, self.patient_budget) if request.is_patient else self.budget
 
     def readable(self, num_done: int) -> int:
         """Return how many tokens a row with so many in the cache may compute, by what it reads."""
@@ -160,6 +169,8 @@ class StepBuilder:
     def place_prompt(self, request: RequestState, num: int) -> None:
         """Let a request compute ``num`` tokens of what it knows."""
         self.num_prompt_tokens += num
+        if request.is_patient:
+            self.patient_budget -= num
         self.place(request, num)
 
     def place(self, request: RequestState, num: int) -> None:

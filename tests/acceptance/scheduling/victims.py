@@ -34,16 +34,19 @@ def _trace(*parts: Columns) -> Trace:
     )  # fmt: skip
 
 
-def _every(rate: float, tenant: int, first: int, num_adapters: int = 1) -> Columns:
+def _every(
+    rate: float, tenant: int, first: int, num_adapters: int = 1, seconds: float = _SECONDS
+) -> Columns:
     """Return evenly spaced requests for adapters in turns, as VTC's suites space them."""
-    count = int(rate * _SECONDS)
+    count = int(rate * seconds)
     phase = np.random.RandomState(1 + tenant).rand() / rate
     return phase + np.arange(count) / rate, tenant, first + np.arange(count) % num_adapters
 
 
-def flood_trace(rate: float, flood: float) -> Trace:
+def flood_trace(rate: float, flood: float, seconds: float) -> Trace:
     """Return a trace of tenant 0 with an adapter, and of tenant 1 with another if it floods."""
-    return _trace(_every(rate, 0, 1), *([_every(flood, 1, 2)] if flood else []))
+    floods = [_every(flood, 1, 2, seconds=seconds)] if flood else []
+    return _trace(_every(rate, 0, 1, seconds=seconds), *floods)
 
 
 def _victim_under(num_flooding: int) -> Result:

@@ -19,15 +19,21 @@ class StrictPriority(FirstComeFirstServed):
     SHARE_OF_BETTER admissions of better ones their oldest request is admitted, and then it
     ranks before all classes: it ends, whatever comes. So the request that is n-th in line of
     all worse classes waits for at most n * (SHARE_OF_BETTER + 1) admissions.
+
+    Prompts of classes worse than one that was seen have short steps, since those that are
+    under way are what an urgent request waits for; one whose turn it is has what it needs.
     """
 
     displaces = True
     _num_ahead = 0
+    _best_seen = inf
 
     def push(self, request: RequestState) -> None:
         """Queue by class; one that a worse class's share let in keeps its rank."""
         if request.rank != -inf:
             request.rank = request.terms.priority
+        self._best_seen = min(self._best_seen, request.terms.priority)
+        request.is_patient = request.terms.priority > self._best_seen
         self._waiting.push(request, request.terms.priority)
 
     def remove(self, request: RequestState) -> None:
@@ -40,7 +46,9 @@ class StrictPriority(FirstComeFirstServed):
         if best is None or self._num_ahead < SHARE_OF_BETTER:
             return best
         worse = self._waiting.worse(best.terms.priority)
-        return min(worse, key=lambda each: each.order, default=best)
+        head = min(worse, key=lambda each: each.order, default=best)
+        head.is_patient = False
+        return head
 
     def _is_turn_of(self, request: RequestState) -> bool:
         """Whether it goes before a better one that waits."""

@@ -298,6 +298,34 @@ def test_a_tenant_far_below_its_share_gets_memory_for_a_second_request() -> None
     assert set(world.num_preemptions) <= {each for each, of in world.terms.items() if of == A}
 
 
+def test_requests_that_come_close_together_are_not_put_behind_a_flood() -> None:
+    """What a tenant's rows hold is its credit: it is charged for them, and still got less."""
+    world = CoreWorld(FairShare(), num_blocks=800, max_rows=16, max_step_tokens=256)
+    for _ in range(60):
+        world.submit(A, num_prompt=16, num_output=200)
+    world.step(12)
+    world.submit(B, num_prompt=64, num_output=100)
+    world.step(20)
+    burst = []
+    for _ in range(2):
+        burst.append(world.submit(B, num_prompt=64, num_output=30))
+        world.step()
+    assert set(burst) <= world.admitted.keys()
+
+
+def test_credit_ends_with_the_rows() -> None:
+    """Whoever was served and is idle comes back with the counter of those who wait."""
+    policy = FairShare()
+    world = CoreWorld(policy, num_blocks=200, max_rows=8)
+    world.submit(B, num_output=4)
+    world.run_until_idle()
+    for _ in range(40):
+        world.submit(A, num_output=30)
+    world.step(40)
+    world.submit(B, num_prompt=4)
+    assert policy.service("bee") == policy.service("ant")
+
+
 def test_what_is_kept_for_growth_is_open_to_a_tenant_that_holds_little() -> None:
     """It enters without anybody's giving way, where others wait for what is kept."""
     world = CoreWorld(FairShare(), num_blocks=28, max_rows=8, max_step_tokens=256)
