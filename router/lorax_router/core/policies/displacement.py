@@ -15,7 +15,7 @@ LOST_TO_TENANTS, LOST_TO_ADAPTERS = 0.025, 0.01
 # The part of what is saved up that is kept for tenants which have no row.
 FOR_FIRST_ROWS = 0.05
 # How much more than whoever takes rows others keep of what they hold.
-LEAD = 1.5
+LEAD = 1.25
 
 
 class LossAllowance:
@@ -73,8 +73,8 @@ def held_by_tenant(running: Collection[RequestState]) -> dict[str, float]:
 def is_below_others(request: RequestState, running: Sequence[RequestState]) -> bool:
     """Whether the request's tenant would hold far less with it than some other one does."""
     held = held_by_tenant(running)
-    own = held.pop(request.terms.tenant, 0.0) + request.num_tokens / request.terms.weight
-    return LEAD * own <= max(held.values(), default=0.0)
+    enough = _far_above(request, held.pop(request.terms.tenant, 0.0))
+    return enough <= max(held.values(), default=0.0)
 
 
 def beyond_the_share(
@@ -82,13 +82,23 @@ def beyond_the_share(
 ) -> Iterator[RequestState]:
     """Return rows of tenants that hold, by weight, far more than the request's would.
 
-    Whoever loses one still holds LEAD times what the request's tenant then does: it is never
-    far below in its turn, so nothing goes to and fro.
+    Whoever loses one still holds far more than the request's tenant then does, so nothing goes
+    to and fro.
     """
     held = held_by_tenant(running)
-    own = held.pop(request.terms.tenant, 0.0) + request.num_tokens / request.terms.weight
+    enough = _far_above(request, held.pop(request.terms.tenant, 0.0))
     for each in sorted(running, key=rank_of, reverse=True):
         name, amount = each.terms.tenant, each.num_tokens / each.terms.weight
-        if name in held and held[name] - amount >= LEAD * own:
+        if name in held and held[name] - amount >= enough:
             held[name] -= amount
             yield each
+
+
+def _far_above(request: RequestState, held: float) -> float:
+    """Return what is far more than a tenant holds if its request enters.
+
+    Tenants that have few rows are often one row apart, whatever that is in parts of what they
+    hold: so one as large as the request comes on top.
+    """
+    num = request.num_tokens / request.terms.weight
+    return LEAD * (held + num) + num
