@@ -6,7 +6,7 @@ from tests.helpers.core_world import CoreWorld
 
 from lorax_router.core.policies.fair import FairShare
 from lorax_router.core.policies.policy import SchedulingPolicy
-from lorax_router.core.policies.priority import StrictPriority
+from lorax_router.core.policies.priority import SHARE_OF_BETTER, StrictPriority
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.step_builder import PATIENT_PART
 
@@ -92,3 +92,12 @@ def test_a_long_patient_prompt_has_no_more_than_others_of_its_kind() -> None:
     world.run_until_idle()
     assert long in world.ended
     assert max(step["ant"] for step in world.steps) == STEP // PATIENT_PART
+
+
+def test_a_turn_of_a_worse_class_is_one_request() -> None:
+    """Those behind it are patient again, though nobody urgent waits any more."""
+    world = flooded()
+    for _ in range(SHARE_OF_BETTER):
+        world.submit(URGENT, num_prompt=8, num_output=1)
+    world.run_until_idle()
+    assert sum(step["ant"] > STEP // PATIENT_PART for step in world.steps) <= 1

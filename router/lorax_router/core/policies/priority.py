@@ -33,8 +33,11 @@ class StrictPriority(FirstComeFirstServed):
         if request.rank != -inf:
             request.rank = request.terms.priority
         self._best_seen = min(self._best_seen, request.terms.priority)
-        request.is_patient = request.terms.priority > self._best_seen
+        self._assess(request)
         self._waiting.push(request, request.terms.priority)
+
+    def _assess(self, request: RequestState) -> None:
+        request.is_patient = request.terms.priority > self._best_seen
 
     def remove(self, request: RequestState) -> None:
         """Take out."""
@@ -47,7 +50,8 @@ class StrictPriority(FirstComeFirstServed):
             return best
         worse = self._waiting.worse(best.terms.priority)
         head = min(worse, key=lambda each: each.order, default=best)
-        head.is_patient = False
+        if head is not best:
+            head.is_patient = False
         return head
 
     def _is_turn_of(self, request: RequestState) -> bool:
@@ -67,7 +71,8 @@ class StrictPriority(FirstComeFirstServed):
             request.rank = -inf
 
     def deferred(self, request: RequestState) -> None:
-        """No worse class is looked at in this round."""
+        """No worse class is looked at in this round; a turn that has to wait is none yet."""
+        self._assess(request)
         self._waiting.defer(request, request.terms.priority)
         self._waiting.leave_out_worse(request.terms.priority)
 
