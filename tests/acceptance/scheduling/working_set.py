@@ -18,9 +18,11 @@ from tests.helpers.server import Server
 NUM_SLOTS = 8
 # Adapters in use, in slots: what fits first.
 SETS = (1, 2, 4)
-NUM_REQUESTS, AT_ONCE, NUM_RUNS = 128, 32, 3
+# Two for each adapter of the largest set: with one for each, those of eight adapters would not
+# fill the batch, and slots are what is lacking, whatever the order.
+NUM_REQUESTS, AT_ONCE, NUM_RUNS = 192, 64, 3
 NUM_PROMPT, NUM_OUTPUT = 32, 32
-# Half of those at once: others wait in any case.
+# Rows for a quarter of those at once: others wait in any case.
 NUM_BLOCKS, BLOCK_SIZE = 64, 16
 MIN_THROUGHPUT, MAX_WAIT = 0.9, 3.0
 
