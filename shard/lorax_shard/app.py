@@ -139,8 +139,8 @@ def load_parts(config: ShardConfig) -> ShardParts:
     from lorax_shard.constraints.setup import constraints_maker
     from lorax_shard.engine.engine import Engine
     from lorax_shard.engine.memory import PoolSettings
-    from lorax_shard.engine.watermark import Watermark
     from lorax_shard.model.loader import load_paged_model
+    from lorax_shard.sampling.watermark import Watermark
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

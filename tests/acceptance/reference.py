@@ -103,7 +103,7 @@ class Reference:
         the edges that the draw is compared with.
         """
         from lorax_contract.step import SamplingParams
-        from lorax_shard.engine.sampler import draw_distance
+        from lorax_shard.sampling.reference import draw_distance
 
         verdict = Verdict()
         judged: set[tuple[int, ...]] = set()

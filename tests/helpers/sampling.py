@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from lorax_contract.step import LogitBias, SamplingParams
-from lorax_shard.engine.scores import LogitEdits, edits_of
+from lorax_shard.sampling.scores import LogitEdits, edits_of
 
 PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.7}
 BIAS = LogitBias((5, 2, 11, 40), (3.5, -2.25, -100.0, 1.5))

@@ -7,7 +7,7 @@ from lorax_contract.step import FinishCode
 from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import Row
-from lorax_shard.engine.sampler import SampledTokens
+from lorax_shard.sampling.sampled import SampledTokens
 
 
 class Emitter:

@@ -52,11 +52,11 @@ from lorax_shard.engine.ranks import (
 )
 from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
-from lorax_shard.engine.sampler import Sampler
 from lorax_shard.engine.self_test import self_test
-from lorax_shard.engine.watermark import Watermark
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
+from lorax_shard.sampling.sampler import Sampler
+from lorax_shard.sampling.watermark import Watermark
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

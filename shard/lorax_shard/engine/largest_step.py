@@ -20,8 +20,8 @@ from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.prompt_scores import PromptScores
 from lorax_shard.engine.row_draws import draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
-from lorax_shard.engine.sampler import Sampler
 from lorax_shard.model.interface import PagedModel
+from lorax_shard.sampling.sampler import Sampler
 
 # Cached tokens that the single-token rows read together: attention backends that gather
 # them do it in pieces, which are no larger than this.

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import torch
 
-from lorax_shard.engine.sampler import LEAST_LOGPROB, top_alternatives
+from lorax_shard.sampling.reference import top_alternatives
+from lorax_shard.sampling.sampled import LEAST_LOGPROB
 
 # Legend: P prompt positions, V vocabulary.
 

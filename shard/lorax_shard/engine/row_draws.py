@@ -10,7 +10,8 @@ from lorax_shard.constraints.masks import masked
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import IdArray, Row
-from lorax_shard.engine.sampler import SampledTokens, Sampler
+from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.sampler import Sampler
 
 
 class PassDraws(NamedTuple):

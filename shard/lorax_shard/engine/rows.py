@@ -14,7 +14,7 @@ from lorax_shard.constraints.masks import NextTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.prompt_scores import PromptScores
-from lorax_shard.engine.scores import LogitEdits, edits_of
+from lorax_shard.sampling.scores import LogitEdits, edits_of
 
 IdArray = NDArray[np.int64]
 

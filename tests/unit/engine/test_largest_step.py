@@ -20,7 +20,7 @@ from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.engine.rows import make_row
-from lorax_shard.engine.sampler import Sampler
+from lorax_shard.sampling.sampler import Sampler
 
 
 class NotingModel(ToyModel):

@@ -7,7 +7,7 @@ import torch
 from tests.helpers.sampling import random_logits
 
 from lorax_shard.engine.prompt_scores import prompt_scores
-from lorax_shard.engine.sampler import LEAST_LOGPROB
+from lorax_shard.sampling.sampled import LEAST_LOGPROB
 
 
 def test_they_are_the_log_softmax_at_the_targets():

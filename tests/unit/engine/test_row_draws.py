@@ -19,8 +19,8 @@ from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.prompt_scores import prompt_scores
 from lorax_shard.engine.row_draws import draw_rows, scores_of
 from lorax_shard.engine.rows import Row, make_row
-from lorax_shard.engine.sampler import Sampler
-from lorax_shard.engine.watermark import Watermark
+from lorax_shard.sampling.sampler import Sampler
+from lorax_shard.sampling.watermark import Watermark
 
 BASE, WIDER, WIDEST = 384, 390, 423
 SAMPLING = [

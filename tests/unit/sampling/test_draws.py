@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorax_shard.engine.draws import philox, uniforms
+from lorax_shard.sampling.draws import philox, uniforms
 
 ALL_ONES = 0xFFFFFFFF
 

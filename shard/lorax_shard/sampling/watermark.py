@@ -34,13 +34,12 @@ class Watermark:
 
     def preferred(self, previous_id: int, vocab_size: int) -> NDArray[np.bool_]:
         """Return for each token whether it is preferred after ``previous_id``."""
-        packed = self._packed(previous_id, vocab_size)
+        packed = self.packed(previous_id, vocab_size)
         return np.unpackbits(packed, count=vocab_size).view(np.bool_)
 
-    def apply(self, scores: torch.Tensor, previous_id: int) -> None:
-        """Change one row of V scores in place."""
-        mask = torch.from_numpy(self.preferred(previous_id, len(scores))).to(scores.device)
-        scores.add_(mask, alpha=self.delta)
+    def packed(self, previous_id: int, vocab_size: int) -> NDArray[np.uint8]:
+        """Return the same as a bit for each token, the highest of a byte first."""
+        return self._packed(previous_id, vocab_size)
 
     def _make_packed(self, previous_id: int, vocab_size: int) -> NDArray[np.uint8]:
         generator = torch.Generator().manual_seed(_HASH_KEY * previous_id)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tests.helpers.sampling import make_row, random_logits
 
-from lorax_shard.engine.sampler import Sampler
-from lorax_shard.engine.watermark import Watermark
+from lorax_shard.sampling.sampler import Sampler
+from lorax_shard.sampling.scores import adjusted
+from lorax_shard.sampling.watermark import Watermark
 
 
 def green_list(previous_id: int, vocab_size: int, gamma: float) -> list[int]:
@@ -34,9 +35,9 @@ def test_scores_are_loraxs_to_the_bit():
         expected = logits[at].clone()
         green = green_list(previous_id, 1000, 0.3)
         expected[green] = expected[green] + 1.7
-        found = logits[at].clone()
-        watermark.apply(found, previous_id)
-        assert torch.equal(found, expected)
+        row = make_row([1], [previous_id], watermark=True)
+        found = adjusted(logits[at : at + 1], [row], [0], watermark)
+        assert torch.equal(found[0], expected)
 
 
 def test_the_last_token_seeds_each_row_and_rows_without_it_stay_as_they_are():

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorax_contract.step import SamplingParams
-from lorax_shard.engine.distribution import Distribution, kth_largest, largest, warp
-from lorax_shard.engine.draws import uniforms
-from lorax_shard.engine.id_tree import num_levels
+from lorax_shard.sampling.distribution import Distribution, kth_largest, largest, warp
+from lorax_shard.sampling.draws import uniforms
+from lorax_shard.sampling.id_tree import num_levels
 
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 255, 256, 257, 700, 1500])
 
@@ -35,6 +35,7 @@ def test_only_tokens_with_a_chance_are_drawn(size, seed, draw_seed):
     weights = random_values(size, seed)
     weights[weights < 0.3] = 0.0
     weights[size // 2] = 0.5
+    weights /= weights.sum()
     distribution = Distribution(None, weights)
     numbers = uniforms([draw_seed], [0], num_levels(size))[0].tolist()
     token_id = distribution.draw(numbers)

@@ -6,8 +6,6 @@ import torch
 from scipy import stats
 from tests.helpers.sampling import SETTINGS, make_row, random_logits, reference_scores
 
-from lorax_shard.engine.sampler import Sampler
-
 # By chance one p-value in 10,000 is below this; all draws are seeded, so none here ever is.
 LEAST_P_VALUE = 1e-4
 NUM_DRAWS = 2500
@@ -27,9 +25,9 @@ def chi_square_p_value(ids, probs):
     return stats.chisquare(observed[used], wanted[used]).pvalue
 
 
-def draw_many(logits, **params):
+def draw_many(make_sampler, logits, **params):
     rows = [make_row([1, 2], [3, 3, 4], do_sample=True, seed=s, **params) for s in range(NUM_DRAWS)]
-    return Sampler(len(logits)).sample(logits.expand(NUM_DRAWS, -1), rows).ids
+    return make_sampler(len(logits)).sample(logits.expand(NUM_DRAWS, -1), rows).ids
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +42,23 @@ def p_values():
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_distribution_of_draws_passes_a_chi_square_test(settings, p_values):
+def test_the_distribution_of_draws_passes_a_chi_square_test(make_sampler, settings, p_values):
     logits = random_logits(1, 60, seed=12, scale=1.5)[0]
     row = make_row([1, 2], [3, 3, 4], do_sample=True, **settings)
     probs = torch.softmax(reference_scores(logits, row), dim=-1).numpy()
-    p_value = chi_square_p_value(draw_many(logits, **settings), probs)
+    p_value = chi_square_p_value(draw_many(make_sampler, logits, **settings), probs)
     p_values.append(p_value)
     assert p_value > LEAST_P_VALUE
 
 
-def test_the_chi_square_test_rejects_a_temperature_that_is_a_little_off():
+def test_the_chi_square_test_rejects_a_temperature_that_is_a_little_off(make_sampler):
     logits = random_logits(1, 60, seed=12, scale=1.5)[0]
     probs = torch.softmax(logits.double() / 1.2, dim=-1).numpy()
-    assert chi_square_p_value(draw_many(logits), probs) < LEAST_P_VALUE
+    assert chi_square_p_value(draw_many(make_sampler, logits), probs) < LEAST_P_VALUE
 
 
-def test_draws_along_one_sequence_follow_the_distribution():
+def test_draws_along_one_sequence_follow_the_distribution(make_sampler):
     logits = random_logits(1, 30, seed=13, scale=1.0)[0]
     rows = [make_row(range(1, 2 + n), do_sample=True, seed=5) for n in range(NUM_DRAWS)]
-    ids = Sampler(30).sample(logits.expand(NUM_DRAWS, -1), rows).ids
+    ids = make_sampler(30).sample(logits.expand(NUM_DRAWS, -1), rows).ids
     assert chi_square_p_value(ids, torch.softmax(logits.double(), -1).numpy()) > LEAST_P_VALUE

@@ -11,6 +11,10 @@ CDF, and about 1 in 10,000 with the tree.
 
 Level L splits 2^(L+1) ids, by bit L of the id, so that a token's path does not depend on
 which other tokens were kept by top_k, top_p and the like.
+
+Weights are whole numbers, 2^62 standing for 1: their sums are exact, so whoever sums them up, on
+whichever device and in whichever order, asks the same questions. A float32 probability down to
+2^-39 is such a number to its last bit; what is below 2^-62 is none and cannot be drawn.
 """
 
 from __future__ import annotations
@@ -21,17 +25,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+Weights = NDArray[np.int64]
 
-_BLOCK_LEVELS = 8
+BLOCK_LEVELS = 8
 # Ids whose weights are summed up front; within a block they are summed when it is reached.
-BLOCK = 1 << _BLOCK_LEVELS
+BLOCK = 1 << BLOCK_LEVELS
+# The weight of a probability of 1: sums of a softmax, which rounding may take beyond 1, fit.
+ONE = 2.0**62
+
+
+def to_weights(probs: NDArray[np.float32]) -> Weights:
+    """Return probabilities as whole numbers."""
+    weights: Weights = (probs * np.float32(ONE)).astype(np.int64)
+    return weights
 
 
 def num_levels(vocab_size: int) -> int:
     """Return how many random numbers a draw from a vocabulary needs."""
-    return max((vocab_size - 1).bit_length(), _BLOCK_LEVELS)
+    return max((vocab_size - 1).bit_length(), BLOCK_LEVELS)
 
 
 class IdTree:
@@ -42,16 +54,15 @@ class IdTree:
 
     __slots__ = ("_block_ends", "_ids", "_weights")
 
-    def __init__(self, ids: Ids | None, weights: NDArray[np.floating]) -> None:
+    def __init__(self, ids: Ids | None, weights: Weights) -> None:
         self._ids = ids
         self._weights = weights
-        sums = block_sums(weights) if ids is None else np.bincount(ids >> _BLOCK_LEVELS, weights)
-        # Weight up to the end of each block, in float64.
-        self._block_ends: list[float] = np.cumsum(sums).tolist()
+        # Weight up to the end of each block.
+        self._block_ends: list[int] = np.cumsum(_block_sums(ids, weights)).tolist()
 
     @property
-    def total(self) -> float:
-        """Sum of all weights; NaN when they are no numbers."""
+    def total(self) -> int:
+        """Sum of all weights."""
         return self._block_ends[-1]
 
     def draw(self, numbers: Sequence[float]) -> int:
@@ -59,7 +70,7 @@ class IdTree:
 
         Its weight is above 0; the sum of all weights must be.
         """
-        block = _descend(self._block_ends, numbers, _BLOCK_LEVELS)
+        block = _descend(self._block_ends, numbers, BLOCK_LEVELS)
         return block * BLOCK + _descend(self._ends_within(block), numbers, 0)
 
     def distance(self, token_id: int, numbers: Sequence[float]) -> float:
@@ -70,40 +81,41 @@ class IdTree:
         block, offset = divmod(token_id, BLOCK)
         if token_id < 0 or block >= len(self._block_ends):
             return math.inf
-        among_blocks = _miss(self._block_ends, block, numbers, _BLOCK_LEVELS)
+        among_blocks = _miss(self._block_ends, block, numbers, BLOCK_LEVELS)
         return max(among_blocks, _miss(self._ends_within(block), offset, numbers, 0))
 
-    def _ends_within(self, block: int) -> list[float]:
+    def _ends_within(self, block: int) -> list[int]:
         first = block * BLOCK
         if self._ids is None:
             values = self._weights[first : first + BLOCK]
         else:
             start, stop = np.searchsorted(self._ids, (first, first + BLOCK))
-            values = np.zeros(BLOCK)
+            values = np.zeros(BLOCK, dtype=np.int64)
             values[self._ids[start:stop] - first] = self._weights[start:stop]
-        ends: list[float] = np.cumsum(values, dtype=np.float64).tolist()
+        ends: list[int] = np.cumsum(values).tolist()
         return ends
 
 
-def _descend(ends: list[float], numbers: Sequence[float], first_level: int) -> int:
+def _descend(ends: list[int], numbers: Sequence[float], first_level: int) -> int:
     """Return the leaf that ``numbers`` lead to; ``ends`` are cumulated weights of leaves."""
-    leaf, start, stop = 0, 0.0, ends[-1]
+    leaf, start, stop = 0, 0, ends[-1]
     for level in range((len(ends) - 1).bit_length() - 1, -1, -1):
         middle = leaf + (1 << level)
         split = ends[middle - 1] if middle <= len(ends) else stop
         left, right = split - start, stop - split
-        if right > 0 and (left <= 0 or numbers[first_level + level] * (left + right) >= left):
+        mark = numbers[first_level + level] * float(left + right)
+        if right > 0 and (left <= 0 or mark >= float(left)):
             leaf, start = middle, split
         else:
             stop = split
     return leaf
 
 
-def _miss(ends: list[float], leaf: int, numbers: Sequence[float], first_level: int) -> float:
+def _miss(ends: list[int], leaf: int, numbers: Sequence[float], first_level: int) -> float:
     """Return the largest distance of a number from the side on which ``leaf`` lies."""
     if leaf >= len(ends):
         return math.inf
-    node, start, stop, worst = 0, 0.0, ends[-1], 0.0
+    node, start, stop, worst = 0, 0, ends[-1], 0.0
     for level in range((len(ends) - 1).bit_length() - 1, -1, -1):
         middle = node + (1 << level)
         split = ends[middle - 1] if middle <= len(ends) else stop
@@ -121,10 +133,10 @@ def _miss(ends: list[float], leaf: int, numbers: Sequence[float], first_level: i
     return worst if stop > start else math.inf
 
 
-def block_sums(weights: NDArray[np.floating]) -> Floats:
-    """Return the float64 sum of each block of weights."""
-    num_full = len(weights) // BLOCK * BLOCK
-    sums: Floats = weights[:num_full].reshape(-1, BLOCK).sum(axis=1, dtype=np.float64)
-    if num_full == len(weights):
-        return sums
-    return np.append(sums, weights[num_full:].sum(dtype=np.float64))
+def _block_sums(ids: Ids | None, weights: Weights) -> Weights:
+    """Return the sum of each block of ids."""
+    if ids is None:
+        return np.add.reduceat(weights, np.arange(0, len(weights), BLOCK))
+    sums = np.zeros(ids[-1] // BLOCK + 1, dtype=np.int64)
+    np.add.at(sums, ids // BLOCK, weights)
+    return sums

@@ -1,0 +1,98 @@
+"""Chooses the next token of each row from its logits.
+
+Order: what ``scores`` adjusts (biases, penalties), then for rows that sample:
+temperature, top_k, top_p, typical_p, min_p and a draw. Nothing here depends on which
+rows come together: a row's softmax is computed by itself, and sums of probabilities are
+those of whole numbers, which have no rounding.
+
+Rows that sample are drawn by a kernel on a CPU, by tensor operations on other devices, each for
+all rows at once, and one by one where a CPU has no compiler. ``reference`` says what is drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+
+from lorax_shard.sampling.batched import sample_batch
+from lorax_shard.sampling.kernel import DrawKernel
+from lorax_shard.sampling.reference import sample_each
+from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.scores import SamplerRow, adjusted
+from lorax_shard.sampling.watermark import Watermark
+
+logger = logging.getLogger(__name__)
+
+# Takes logits, their rows and the watermark.
+SamplesRows: TypeAlias = Callable[[torch.Tensor, Sequence[SamplerRow], Watermark], SampledTokens]
+
+
+class Sampler:
+    """Chooses tokens for the rows of a step; holds no state of any row.
+
+    Args:
+        vocab_size: columns beyond it (a padded head) are never chosen.
+        device: where the logits come from.
+        watermark: what rows prefer that ask for a watermark.
+        method: what draws; None: the best that there is for the device.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+        watermark: Watermark | None = None,
+        method: SamplesRows | None = None,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.device = torch.device(device)
+        self._watermark = watermark if watermark is not None else Watermark()
+        self._method = method if method is not None else best_method(self.device)
+
+    def with_vocab(self, vocab_size: int) -> Sampler:
+        """Return a sampler for rows of another vocabulary, otherwise like this one."""
+        return Sampler(vocab_size, self.device, self._watermark, self._method)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> SampledTokens:
+        """Return the next token of each row; ``logits`` is S x V float32 and stays as it is.
+
+        Raises ValueError when the shape does not fit the rows or the vocabulary.
+        """
+        self._check_shape(logits, len(rows))
+        logits = logits[:, : self.vocab_size]
+        result = self._method(logits, rows, self._watermark)
+        for index, token_id in enumerate(result.ids):
+            if token_id < 0:
+                result.errors[index] = _explain(adjusted(logits, rows, [index], self._watermark))
+        return result
+
+    def _check_shape(self, logits: torch.Tensor, num_rows: int) -> None:
+        if logits.dim() != 2 or logits.shape[0] != num_rows or logits.shape[1] < self.vocab_size:
+            raise ValueError(
+                f"logits have shape {tuple(logits.shape)}; "
+                f"expected {num_rows} rows of at least {self.vocab_size} values"
+            )
+
+
+def best_method(device: torch.device) -> SamplesRows:
+    """Return what draws fastest from logits on a device."""
+    if device.type != "cpu":
+        return sample_batch
+    reason = DrawKernel.probe()
+    if reason is None:
+        return DrawKernel()
+    logger.warning("tokens are drawn row by row, which is slow: %s", reason)
+    return sample_each
+
+
+def _explain(scores: torch.Tensor) -> str:
+    """Return why a row of logits gives no token."""
+    if bool(torch.isneginf(scores).all()):
+        return "every token is masked, so none can be chosen; loosen the constraints of the request"
+    return (
+        "the model returned logits that are no finite numbers; "
+        "check the adapter's weights, or use a wider dtype"
+    )
