@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorax_contract.step import (
     AdapterHandle,
     BlockId,
+    LogitBias,
     NewRow,
     RequestId,
     RequestSpec,
@@ -26,8 +27,12 @@ from lorax_shard.sampling.sampler import Sampler
 # Cached tokens that the single-token rows read together: attention backends that gather
 # them do it in pieces, which are no larger than this.
 _DECODE_CONTEXT = 32768
-# Drawing with penalties copies the logits most often.
-_SAMPLING = SamplingParams(do_sample=True, repetition_penalty=1.1)
+# All that makes drawing hold more at once; logprobs of its own need a second softmax.
+_SAMPLING = SamplingParams(
+    do_sample=True, temperature=0.9, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.01,
+    repetition_penalty=1.1, frequency_penalty=0.1, logit_bias=LogitBias((0,), (1.0,)),
+    watermark=True, num_alternatives=5, raw_logprobs=True,
+)  # fmt: skip
 
 
 class LargestStep:

@@ -20,6 +20,8 @@ from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.engine.rows import make_row
+from lorax_shard.sampling.batched import sample_batch
+from lorax_shard.sampling.kernel import DrawKernel
 from lorax_shard.sampling.sampler import Sampler
 
 
@@ -109,9 +111,11 @@ def allocated_at_most(run: Callable[[], object]) -> int:
     return max(accumulate(event.nbytes() for event in changes))
 
 
-def test_no_way_of_drawing_takes_more_than_the_largest_step_s():
+@pytest.mark.parametrize("name", ["kernel", "tensors"])
+def test_no_way_of_drawing_takes_more_than_the_largest_step_s(name):
     vocab_size, num_rows = 20_000, 8
-    sampler = Sampler(vocab_size)
+    if name == "kernel" and (reason := DrawKernel.probe()):
+        pytest.skip(reason)
     every = SamplingParams(
         do_sample=True, temperature=0.7, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.05,
         repetition_penalty=1.2, frequency_penalty=0.2, presence_penalty=0.2, num_alternatives=5,
@@ -128,6 +132,9 @@ def test_no_way_of_drawing_takes_more_than_the_largest_step_s():
             new = replace(new, spec=replace(new.spec, sampling=params))
             rows.append(make_row(new, vocab_size=vocab_size))
         logits = torch.randn(num_rows, vocab_size)
+        # A kernel of its own: it keeps what it once needed.
+        method = DrawKernel() if name == "kernel" else sample_batch
+        sampler = Sampler(vocab_size, method=method)
         with torch.inference_mode():
             return allocated_at_most(lambda: sampler.sample(logits.clone(), rows))
 
