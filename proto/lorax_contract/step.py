@@ -219,6 +219,8 @@ class StepOutcome:
     forward_ns: int = 0
     total_ns: int = 0
     inactive: dict[AdapterHandle, str] = field(default_factory=dict)
+    # Tokens that were drafted, whether they were kept or not.
+    num_drafted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from lorax_contract.step import (
 )
 from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.constraints.setup import constraints_maker
+from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.parallel.group import RankGroup
@@ -153,6 +154,7 @@ def make_engine(
     group: RankGroup | None = None,
     constrained: bool = False,
     num_host_blocks: int = 0,
+    drafter: Drafter | None = None,
 ) -> Engine:
     """Return a warm engine over a toy model; ``constrained``: one that binds outputs."""
     pool = PoolSettings(
@@ -167,6 +169,7 @@ def make_engine(
         pool,
         batch_invariant=batch_invariant,
         group=group,
+        drafter=drafter,
         make_constraints=maker,
     )
     engine.warm_up(

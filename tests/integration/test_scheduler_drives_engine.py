@@ -65,11 +65,14 @@ def specs_of_other_kinds() -> list[RequestSpec]:
 
 def run(
     requests, *, depth, num_blocks=NUM_BLOCKS, max_step_tokens=10, cancelled=(), num_host_blocks=0,
-    **limits,
+    drafter=None, **limits,
 ):  # fmt: skip
     """Return answers by request, and the preemptions; all swapped out for which there is room."""
     engine = make_engine(
-        num_blocks=num_blocks, eos_token_ids=EOS_IDS, num_host_blocks=num_host_blocks
+        num_blocks=num_blocks,
+        eos_token_ids=EOS_IDS,
+        num_host_blocks=num_host_blocks,
+        drafter=drafter,
     )
     scheduler = Scheduler(
         num_blocks=num_blocks,

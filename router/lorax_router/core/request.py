@@ -64,6 +64,7 @@ class RequestState:
         "blocks",
         "host_blocks",
         "incarnation",
+        "is_drafted",
         "is_patient",
         "is_unindexed",
         "last_step",
@@ -135,6 +136,8 @@ class RequestState:
         self.num_swapped = 0
         # Tokens of this residence that were in the cache.
         self.num_cached = 0
+        # Whether a step computed more of it than was planned: those in flight may be too many then.
+        self.is_drafted = False
         # The last step that touches this request's row.
         self.last_step = 0
         # Counts residences, so that a late outcome is not booked on a later one.
@@ -149,7 +152,7 @@ class RequestState:
 
     @property
     def num_to_schedule(self) -> int:
-        """Tokens that the next step could compute; 0 once the last report is on its way."""
+        """Tokens that the next step could compute; none once the last report is on its way."""
         return min(self.num_tokens + self.num_pending, self.num_kv_tokens) - self.num_scheduled
 
     @property
@@ -193,6 +196,7 @@ class RequestState:
         known = len(self.spec.prompt_ids) + len(self.output_ids)
         room = len(self.blocks) * block_size
         max_reports = max(self.spec.stopping.max_new_tokens, 1)
+        surplus = max(num_pending - 1, 0) if self.is_drafted else 0
         facts = {
             "known tokens": self.num_tokens == known,
             "pending tokens": self.num_pending == num_pending,
@@ -200,8 +204,8 @@ class RequestState:
             "scheduled <= known + pending": self.num_scheduled <= known + num_pending,
             "scheduled tokens have blocks": self.num_scheduled <= room,
             "no block too many": room - self.num_scheduled < block_size,
-            "scheduled tokens are wanted": self.num_scheduled <= self.num_kv_tokens,
-            "output limit": len(self.output_ids) + num_pending <= max_reports,
+            "scheduled tokens are wanted": self.num_scheduled <= self.num_kv_tokens + surplus,
+            "output limit": len(self.output_ids) + num_pending <= max_reports + surplus,
             "waiting holds nothing": self.status is Status.RUNNING or room == 0,
             "running is not swapped": self.status is Status.WAITING or not self.host_blocks,
             "swapped is known": self.num_swapped < known + num_pending,

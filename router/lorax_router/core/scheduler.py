@@ -46,6 +46,7 @@ from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
 from lorax_router.core.backlog import Backlog, tokens_of
+from lorax_router.core.booking import ProtocolError, book_computed
 from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit, StepWork
 from lorax_router.core.deadlines import Deadlines
@@ -64,10 +65,6 @@ from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
 from lorax_router.core.step_builder import PlannedRow, StepBudget, StepBuilder
 from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, RecomputeCost
-
-
-class ProtocolError(Exception):
-    """An outcome does not belong to the plans in flight: router and shard disagree."""
 
 
 class ShardsLost(NamedTuple):
@@ -370,7 +367,7 @@ class Scheduler:
         self._policy.step_done(self._worth(num_tokens, outcome.total_ns / 1e9))
         self.deadlines.step_done(num_tokens, step.planned_at, now)
         self._now = now
-        awaited, filled = self._book_computed(step.rows)
+        awaited, filled = book_computed(step.rows, outcome, self.block_size)
         accepted = self._book_tokens(outcome, awaited, now)
         for request in filled:
             # Others find what it computed, if it is still where it was.
@@ -388,26 +385,6 @@ class Scheduler:
         """Return how many tokens of prompts a step could have computed, instead or besides."""
         cost = self._cost.cost()
         return max(float(num_tokens), cost.tokens_in(seconds)) if cost else float(num_tokens)
-
-    def _book_computed(self, rows: list[PlannedRow]) -> tuple[set[RequestId], list[RequestState]]:
-        """Advance the rows that are still where they were.
-
-        Returns who must be reported of, and whose blocks became full.
-        """
-        awaited: set[RequestId] = set()
-        filled: list[RequestState] = []
-        block_size = self.block_size
-        for request, incarnation, num, reports in rows:
-            if request.status is Status.FINISHED:
-                continue
-            if request.incarnation == incarnation:
-                request.num_computed += num
-                if request.num_computed // block_size != request.num_indexed:
-                    filled.append(request)
-            if reports:
-                request.num_pending -= 1
-                awaited.add(request.request_id)
-        return awaited, filled
 
     def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId], now: float) -> list[bool]:
         """Append tokens and end requests; takes those reported of out of ``awaited``."""

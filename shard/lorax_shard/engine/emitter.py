@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorax_contract.errors import GenerationError
 from lorax_contract.step import FinishCode
 from lorax_shard.engine.detokenizer import Detokenizer
+from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import Row
 from lorax_shard.sampling.sampled import SampledTokens
@@ -21,21 +22,37 @@ class Emitter:
         self.detokenizer = detokenizer
 
     def emit(
-        self, rows: list[Row], sampled: SampledTokens, out: OutcomeBuilder
-    ) -> list[FinishCode]:
-        """Write one token of each row; return which rows end with it, and how.
+        self, drawing: list[RowWork], sampled: SampledTokens, out: OutcomeBuilder
+    ) -> tuple[list[int], list[FinishCode]]:
+        """Write the tokens of each row that are kept; return how many, and which rows end and how.
 
-        A row of which something fails is written as failed, alone.
+        Kept is what was drawn up to the end of the row, or up to the first draw that is not the
+        draft's. A row of which something fails is written as failed, alone.
         """
-        finishes = []
-        for index, row in enumerate(rows):
+        kept, finishes, start = [], [], 0
+        for item in drawing:
+            num_kept, finish = self._emit_row(start, item, sampled, out)
+            kept.append(num_kept)
+            finishes.append(finish)
+            start += 1 + len(item.draft)
+        return kept, finishes
+
+    def _emit_row(
+        self, start: int, item: RowWork, sampled: SampledTokens, out: OutcomeBuilder
+    ) -> tuple[int, FinishCode]:
+        row, drafted = item.row, item.draft.tolist()
+        for num_kept in range(1 + len(drafted)):
+            index = start + num_kept
             try:
-                finishes.append(self._emit(index, row, sampled, out))
+                finish = self._emit(index, row, sampled, out)
             except Exception as error:  # noqa: BLE001 - it is this row's
                 out.outcome.details.pop(row.request_id, None)
                 out.fail(row.request_id, error, doing="no token could be made")
-                finishes.append(FinishCode.ERROR)
-        return finishes
+                return num_kept, FinishCode.ERROR
+            is_last = num_kept == len(drafted)
+            if finish != FinishCode.RUNNING or is_last or sampled.ids[index] != drafted[num_kept]:
+                break
+        return num_kept + 1, finish
 
     def _emit(
         self, index: int, row: Row, sampled: SampledTokens, out: OutcomeBuilder

@@ -9,14 +9,11 @@ known tokens draw one more.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from lorax_contract.activation import activation_start
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
     BASE_ADAPTER,
@@ -24,25 +21,21 @@ from lorax_contract.step import (
     BlockId,
     FinishCode,
     NewRow,
-    OutputKind,
     RequestId,
-    RequestSpec,
     StepOutcome,
     StepPlan,
     WarmupSpec,
 )
-from lorax_shard.constraints.row import RowConstraint
-from lorax_shard.constraints.tokens import OwnTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
 from lorax_shard.engine.copies import check_copies, make_copies
 from lorax_shard.engine.detokenizer import Detokenizer
+from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.emitter import Emitter
 from lorax_shard.engine.forward import passes, run_pass
 from lorax_shard.engine.inputs import RowWork, StepInputs
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder
-from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.ranks import (
     broken_by,
     check_same_work,
@@ -51,7 +44,8 @@ from lorax_shard.engine.ranks import (
     share_draws,
 )
 from lorax_shard.engine.row_draws import PassDraws, draw
-from lorax_shard.engine.rows import ResidentBatch, Row, make_row
+from lorax_shard.engine.row_entry import RowEntry
+from lorax_shard.engine.rows import ResidentBatch, Row
 from lorax_shard.engine.self_test import self_test
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
@@ -70,7 +64,6 @@ logger = logging.getLogger(__name__)
 # How many steps an ended row is remembered, so that steps planned before its end
 # was known pass over it. Far above any plan depth.
 _REMEMBERED_STEPS = 64
-UNBOUND = "output cannot be bound to a grammar here: the package llguidance is not installed"
 _BASE_ONLY = "this shard serves the base model only, without adapters"
 
 
@@ -86,6 +79,7 @@ class Engine:
         adapters: ReadyAdapters | None = None,
         batch_invariant: bool = False,
         group: RankGroup | None = None,
+        drafter: Drafter | None = None,
         watermark: Watermark | None = None,
         make_constraints: MakeConstraints | None = None,
     ) -> None:
@@ -96,6 +90,7 @@ class Engine:
         self._pool = pool
         self._batch_invariant = batch_invariant
         self._group = group
+        self._drafter = drafter
         # Rank 0 draws for all, and makes all texts.
         self._sampler: Sampler | None = None
         self._emitter: Emitter | None = None
@@ -105,6 +100,12 @@ class Engine:
             self._emitter = Emitter(Detokenizer(tokenizer))
             if make_constraints is not None:
                 self.constraints = make_constraints(self._emitter.detokenizer)
+        self._entry = RowEntry(
+            model,
+            self._emitter.detokenizer if self._emitter is not None else None,
+            self.constraints,
+            drafter,
+        )
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
             self.adapters = ActiveAdapters(
@@ -138,6 +139,8 @@ class Engine:
         """
         self.clear()
         self.batch = ResidentBatch(0, self._pool.block_size)
+        if self._drafter is not None:
+            self._drafter.limit(spec)
         block_size = self._pool.block_size
         step = LargestStep(
             self.model,
@@ -188,53 +191,10 @@ class Engine:
         request_id = new.spec.request_id
         if request_id in self.batch:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
-        adapter = self._adapter(new.spec.adapter)
-        vocab_size = self.model.vocab_size if adapter is None else adapter.vocab_size
-        eos_token_ids = self.model.eos_token_ids if adapter is None else adapter.eos_token_ids
-        self._check_positions(new)
-        constraint = self._constraint(new, adapter)
-        if new.spec.constraint is not None:
-            new = _ended_by_grammar(new)
-        row = make_row(
-            new, vocab_size=vocab_size, num_computed=num_computed, eos_token_ids=eos_token_ids
-        )
-        row.adapter, row.constraint = adapter, constraint
-        row.adapter_start = _adapter_start(new.spec, adapter)
-        if self._emitter is not None:
-            own = None if adapter is None else adapter.reader
-            row.make_output = partial(
-                RowOutput,
-                own or self._emitter.detokenizer,
-                new.spec.prompt_ids,
-                new.spec.stopping,
-                eos_token_ids,
-                new.output_ids,
-            )
+        row = self._entry.row_of(new, self._adapter(new.spec.adapter), num_computed)
         self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
-
-    def _constraint(self, new: NewRow, adapter: ActiveAdapter | None) -> RowConstraint | None:
-        """Return what a row is bound to; None: nothing, or another rank draws."""
-        spec = new.spec
-        if spec.constraint is None or self._emitter is None or spec.output is OutputKind.PROMPT:
-            return None
-        if self.constraints is None:
-            raise ValidationError(UNBOUND)
-        own = None
-        if adapter is not None and adapter.vocabulary is not None:
-            own = OwnTokens(adapter.vocabulary, adapter.vocab_size, adapter.eos_token_ids)
-        num_endless = math.inf if spec.stopping.ignore_eos else spec.stopping.min_new_tokens
-        return self.constraints.enter(spec.constraint, own, new.output_ids, num_endless)
-
-    def _check_positions(self, new: NewRow) -> None:
-        """Refuse what the model has no positions for; the last token of an output needs none."""
-        most, spec = self.model.max_positions, new.spec
-        if most and spec.num_kv_tokens > most:
-            raise ValidationError(
-                f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new ones "
-                f"are more than the model's {most} positions"
-            )
 
     def has_own_tokens(self, handle: AdapterHandle) -> bool:
         """Return whether an adapter in effect comes with a tokenizer of its own."""
@@ -339,7 +299,8 @@ class Engine:
             if num_tokens:
                 (single if num_tokens == 1 else chunks).append(RowWork(row, num_tokens))
         work = [*single, *chunks]
-        return [item for item in work if item.row.request_id in self.batch]
+        work = [item for item in work if item.row.request_id in self.batch]
+        return work if self._drafter is None else self._drafter.added_to(work, self.block_size)
 
     def _check_work(self, row: Row, num_tokens: int) -> None:
         end = row.num_computed + num_tokens
@@ -358,10 +319,22 @@ class Engine:
             for part in passes(work, self.batch):
                 self._compute_group(part, out)
             return
-        for row, num_tokens in work:
-            for _ in range(num_tokens):
-                if row.request_id in self.batch:
-                    self._compute_group([RowWork(row, 1)], out)
+        for item in work:
+            self._compute_alone(item, out)
+
+    def _compute_alone(self, item: RowWork, out: OutcomeBuilder) -> None:
+        """Compute a row token by token; of a draft those that were drawn."""
+        row = item.row
+        for _ in range(item.num_tokens):
+            if row.request_id in self.batch:
+                self._compute_group([RowWork(row, 1)], out)
+        num_kept = 0
+        for token_id in item.draft:
+            if row.request_id not in self.batch or row.token_ids[-1] != token_id:
+                break
+            num_kept += 1
+            self._compute_group([RowWork(row, 1)], out)
+        self._note_draft(item, num_kept, out)
 
     def _compute_group(self, work: list[RowWork], out: OutcomeBuilder) -> None:
         """Compute rows in one forward pass; if it raises, in halves, so that the culprit is alone.
@@ -383,7 +356,7 @@ class Engine:
             self._note_failure(work, error, out)
         else:
             self._advance(work, result.inputs, draws)
-            self._book(result.inputs.sampled, draws, out)
+            self._book(result.inputs.drawing, draws, out)
             self._book_ended(result.inputs.ended, out)
             return
         # Outside the handler: its exception holds the failed pass's tensors alive.
@@ -406,37 +379,50 @@ class Engine:
             logger.warning("a forward pass of %d rows failed (%s); trying halves", len(work), name)
 
     def _advance(self, work: list[RowWork], inputs: StepInputs, draws: PassDraws | None) -> None:
-        for row, num_tokens in work:
-            row.num_computed += num_tokens
+        for item in work:
+            item.row.num_computed += item.num_tokens
         if draws is None:
             return
         for span, scores in zip(inputs.prompt_spans, draws.prompts, strict=True):
             if span.row.prompt_scores is not None:
                 span.row.prompt_scores.extend(scores)
 
-    def _book(self, rows: list[Row], draws: PassDraws | None, out: OutcomeBuilder) -> None:
-        """Append the drawn tokens to their rows and let go of those that ended.
+    def _book(self, drawing: list[RowWork], draws: PassDraws | None, out: OutcomeBuilder) -> None:
+        """Append the drawn tokens that are kept to their rows and let go of those that ended.
 
         Rank 0 says what was drawn and who ends; its outcome alone tells clients.
         """
-        if not rows:
+        if not drawing:
             return
-        ids = [0] * len(rows)
-        finishes = [FinishCode.RUNNING] * len(rows)
+        ids = [0] * sum(1 + len(item.draft) for item in drawing)
+        kept, finishes = [0] * len(drawing), [FinishCode.RUNNING] * len(drawing)
         if self._emitter is not None and draws is not None and draws.sampled is not None:
-            ids, finishes = draws.sampled.ids, self._emitter.emit(rows, draws.sampled, out)
+            ids = draws.sampled.ids
+            kept, finishes = self._emitter.emit(drawing, draws.sampled, out)
         if self._group is not None:
-            ids, finishes = share_draws(self._group, ids, finishes)
-        self._accept(rows, ids, finishes)
-        for row, token_id, finish in zip(rows, ids, finishes, strict=True):
-            if draws is None:
-                out.told(row.request_id, token_id, finish)
+            ids, kept, finishes = share_draws(self._group, ids, kept, finishes)
+        self._accept(drawing, ids, finishes)
+        start = 0
+        for item, num_kept, finish in zip(drawing, kept, finishes, strict=True):
+            row = item.row
             # Given with the first token.
             row.prompt_scores = None
-            if finish != FinishCode.ERROR:
+            for token_id in ids[start : start + num_kept]:
                 row.append(token_id)
+                if draws is None:
+                    out.told(row.request_id, token_id)
+            start += 1 + len(item.draft)
+            row.num_computed += max(num_kept - 1, 0)
+            self._note_draft(item, num_kept - 1, out)
             if finish != FinishCode.RUNNING:
+                if draws is None:
+                    out.ends(row.request_id, finish)
                 self._end(row.request_id)
+
+    def _note_draft(self, item: RowWork, num_kept: int, out: OutcomeBuilder) -> None:
+        if item.row.pace is not None and len(item.draft):
+            item.row.pace.checked(len(item.draft), num_kept)
+            out.outcome.num_drafted += len(item.draft)
 
     def _book_ended(self, rows: list[Row], out: OutcomeBuilder) -> None:
         """Let go of the rows of which no token is asked; that they end now, all ranks know."""
@@ -447,13 +433,13 @@ class Engine:
                 out.end(row.request_id)
             self._end(row.request_id)
 
-    def _accept(self, rows: list[Row], ids: list[int], finishes: list[FinishCode]) -> None:
+    def _accept(self, drawing: list[RowWork], ids: list[int], finishes: list[FinishCode]) -> None:
         """Let constraints of rows that go on take their tokens, beside the steps."""
-        bound = [
-            (row.constraint, token_id)
-            for row, token_id, finish in zip(rows, ids, finishes, strict=True)
-            if row.constraint is not None and finish == FinishCode.RUNNING
-        ]
+        bound, start = [], 0
+        for item, finish in zip(drawing, finishes, strict=True):
+            if item.row.constraint is not None and finish == FinishCode.RUNNING:
+                bound.append((item.row.constraint, ids[start]))
+            start += 1 + len(item.draft)
         if bound and self.constraints is not None:
             self.constraints.advance(*zip(*bound, strict=True))
 
@@ -468,18 +454,3 @@ class Engine:
         self.batch.drop(request_id)
         self._ended.pop(request_id, None)
         self._ended[request_id] = self._num_steps
-
-
-def _adapter_start(spec: RequestSpec, adapter: ActiveAdapter | None) -> int:
-    """Return the position from which on a row computes with its adapter."""
-    if adapter is None:
-        return 0
-    if spec.adapter_start is not None:
-        return spec.adapter_start
-    return activation_start(spec.prompt_ids, adapter.invocation_ids)
-
-
-def _ended_by_grammar(new: NewRow) -> NewRow:
-    """Return a row whose masks say where it may end, and nothing beside them."""
-    stopping = replace(new.spec.stopping, ignore_eos=False, min_new_tokens=0)
-    return replace(new, spec=replace(new.spec, stopping=stopping))

@@ -44,16 +44,16 @@ def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]
         room = MAX_PROMPT_LOGITS
         now: list[RowWork] = []
         later: list[RowWork] = []
-        for row, num_tokens in work:
+        for row, num_tokens, draft in work:
             num_now = num_tokens
             if row.prompt_scores is not None:
                 num_now = min(num_tokens, room)
                 room -= num_now
             if num_now:
-                now.append(RowWork(row, num_now))
+                now.append(RowWork(row, num_now, draft))
             if num_now < num_tokens:
                 later.append(RowWork(row, num_tokens - num_now))
-        yield sorted(now, key=lambda item: item.num_tokens > 1)
+        yield sorted(now, key=lambda item: item.num_computed > 1)
         work = [item for item in later if item.row.request_id in batch]
     if work:
         yield work

@@ -12,15 +12,36 @@ import numpy as np
 import torch
 
 from lorax_shard.attention.backend import StepMetadata
-from lorax_shard.engine.rows import IdArray, ResidentBatch, Row
+from lorax_shard.engine.drafts import NO_DRAFT
+from lorax_shard.engine.rows import DraftedRow, IdArray, ResidentBatch, Row
 from lorax_shard.model.interface import PagedModel
 
 
 class RowWork(NamedTuple):
-    """Compute the next ``num_tokens`` known tokens of a row."""
+    """Compute the next ``num_tokens`` known tokens of a row, and behind them a draft of more.
+
+    With a draft these are all that is known of it, and it draws.
+    """
 
     row: Row
     num_tokens: int
+    draft: IdArray = NO_DRAFT
+
+    @property
+    def num_computed(self) -> int:
+        """Return how many tokens that is."""
+        return self.num_tokens + len(self.draft)
+
+    @property
+    def input_ids(self) -> IdArray:
+        """Return the tokens."""
+        row = self.row
+        return row.ids_with(self.draft)[row.num_computed : row.num_computed + self.num_computed]
+
+    def positions(self) -> list[Row | DraftedRow]:
+        """Return what draws: the row itself, then as it would be behind each token of the draft."""
+        behind = [DraftedRow(self.row, self.draft, num) for num in range(1, len(self.draft) + 1)]
+        return [self.row, *behind]
 
 
 class PromptSpan(NamedTuple):
@@ -38,7 +59,9 @@ class StepInputs:
     positions: torch.Tensor  # T int64
     metadata: StepMetadata
     logit_rows: torch.Tensor  # S int64
-    sampled: list[Row]
+    # Rows that draw, and what is drawn: one after the other the positions of each.
+    drawing: list[RowWork]
+    sampled: list[Row | DraftedRow]
     # Rows of which nothing is asked beyond the prompt, which is computed then.
     ended: list[Row]
     prompt_spans: list[PromptSpan]
@@ -50,7 +73,7 @@ class StepInputs:
 
 def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> StepInputs:
     """Lay the rows of ``work`` out for one forward pass; decode rows must come first."""
-    lens = np.array([item.num_tokens for item in work], dtype=np.int64)  # R
+    lens = np.array([item.num_computed for item in work], dtype=np.int64)  # R
     starts = np.array([item.row.num_computed for item in work], dtype=np.int64)  # R
     lines = np.array([item.row.index for item in work], dtype=np.int64)  # R
     offsets = np.cumsum(lens) - lens  # R
@@ -60,14 +83,10 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
     tables = batch.tables[lines, :width]  # R x width
     blocks = tables[np.repeat(np.arange(len(work)), lens), positions // batch.block_size]
     slots = blocks * batch.block_size + positions % batch.block_size  # T
-    input_ids = np.concatenate(
-        [
-            item.row.token_ids[item.row.num_computed : item.row.num_computed + item.num_tokens]
-            for item in work
-        ]
-    )
-    logit_rows, sampled, spans = _logit_rows(work, offsets)
-    ended = [row for row, num_tokens in work if _completes(row, num_tokens) and not row.draws]
+    input_ids = np.concatenate([item.input_ids for item in work])
+    drawing = [item for item in work if item.row.draws and _completes(item)]
+    logit_rows, spans = _logit_rows(work, offsets)
+    ended = [item.row for item in work if _completes(item) and not item.row.draws]
     device = model.device
     metadata = model.make_metadata(
         lens.tolist(),
@@ -81,7 +100,8 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         torch.from_numpy(positions).to(device),
         metadata,
         torch.from_numpy(logit_rows).to(device),
-        sampled,
+        drawing,
+        [position for item in drawing for position in item.positions()],
         ended,
         spans,
         *_slot_runs(work),
@@ -92,7 +112,8 @@ def _slot_runs(work: list[RowWork]) -> tuple[list[int | None], list[int]]:
     """Return the slot of each run of tokens, and its length."""
     slots: list[int | None] = []
     lens: list[int] = []
-    for row, num_tokens in work:
+    for item in work:
+        row, num_tokens = item.row, item.num_computed
         slot = None if row.adapter is None else row.adapter.slot
         num_base = min(max(row.adapter_start - row.num_computed, 0), num_tokens)
         if num_base:
@@ -104,27 +125,24 @@ def _slot_runs(work: list[RowWork]) -> tuple[list[int | None], list[int]]:
     return slots, lens
 
 
-def _completes(row: Row, num_tokens: int) -> bool:
+def _completes(item: RowWork) -> bool:
     """Return whether a row has computed all it knows then."""
-    return row.num_computed + num_tokens == row.num_tokens
+    return item.row.num_computed + item.num_tokens == item.row.num_tokens
 
 
-def _logit_rows(
-    work: list[RowWork], offsets: IdArray
-) -> tuple[IdArray, list[Row], list[PromptSpan]]:
-    """Return indices into T of the asked logits, the rows that sample, and the prompt spans."""
-    sampled: list[Row] = []
+def _logit_rows(work: list[RowWork], offsets: IdArray) -> tuple[IdArray, list[PromptSpan]]:
+    """Return indices into T of the asked logits, those that are drawn from first; and the spans."""
     last: list[int] = []
     parts: list[IdArray] = []
     spans: list[PromptSpan] = []
-    for (row, num_tokens), offset in zip(work, offsets.tolist(), strict=True):
-        if row.draws and _completes(row, num_tokens):
-            sampled.append(row)
-            last.append(offset + num_tokens - 1)
+    for item, offset in zip(work, offsets.tolist(), strict=True):
+        row, num_tokens = item.row, item.num_tokens
+        if row.draws and _completes(item):
+            last.extend(range(offset + num_tokens - 1, offset + item.num_computed))
         if row.prompt_scores is None:
             continue
         end = min(row.num_computed + num_tokens, row.num_prompt_tokens - 1)
         if (count := end - row.num_computed) > 0:
             parts.append(np.arange(offset, offset + count))
             spans.append(PromptSpan(row, row.token_ids[row.num_computed + 1 : end + 1]))
-    return np.concatenate([np.array(last, dtype=np.int64), *parts]), sampled, spans
+    return np.concatenate([np.array(last, dtype=np.int64), *parts]), spans

@@ -53,24 +53,31 @@ class OutcomeBuilder:
         tokens.logprobs.append(logprob)
         tokens.texts.append(emitted.text)
         tokens.special.append(emitted.special)
-        outcome.row_ids.append(request_id)
-        outcome.num_tokens.append(1)
-        outcome.finish.append(emitted.finish)
+        self._count(request_id, 1, emitted.finish)
 
-    def told(self, request_id: RequestId, token_id: int, finish: FinishCode) -> None:
-        """Add what another rank drew; its texts are there."""
+    def _count(self, request_id: RequestId, num_tokens: int, finish: FinishCode) -> None:
+        """Book tokens of a row behind those of the same row."""
         outcome = self.outcome
-        if finish != FinishCode.ERROR:
-            outcome.tokens.ids.append(token_id)
+        if outcome.row_ids and outcome.row_ids[-1] == request_id:
+            outcome.num_tokens[-1] += num_tokens
+            outcome.finish[-1] = finish
+            return
         outcome.row_ids.append(request_id)
-        outcome.num_tokens.append(int(finish != FinishCode.ERROR))
+        outcome.num_tokens.append(num_tokens)
         outcome.finish.append(finish)
+
+    def told(self, request_id: RequestId, token_id: int) -> None:
+        """Add a token that another rank drew; its text is there."""
+        self.outcome.tokens.ids.append(token_id)
+        self._count(request_id, 1, FinishCode.RUNNING)
+
+    def ends(self, request_id: RequestId, finish: FinishCode) -> None:
+        """End a row as another rank said."""
+        self._count(request_id, 0, finish)
 
     def end(self, request_id: RequestId) -> None:
         """End a row of which no token is asked."""
-        self.outcome.row_ids.append(request_id)
-        self.outcome.num_tokens.append(0)
-        self.outcome.finish.append(FinishCode.LENGTH)
+        self._count(request_id, 0, FinishCode.LENGTH)
 
     def fail(self, request_id: RequestId, error: Exception, *, doing: str) -> None:
         """End a row with an error of its own; ``doing`` says what was going on."""
@@ -79,9 +86,7 @@ class OutcomeBuilder:
         detail = self.detail(request_id)
         detail.error_code = kind.error_type
         detail.error_text = f"{doing}: {text}"
-        self.outcome.row_ids.append(request_id)
-        self.outcome.num_tokens.append(0)
-        self.outcome.finish.append(FinishCode.ERROR)
+        self._count(request_id, 0, FinishCode.ERROR)
 
     def detail(self, request_id: RequestId) -> RowDetail:
         """Return the detail of a row, made when it has none."""

@@ -40,17 +40,23 @@ def missing_somewhere(
 
 
 def share_draws(
-    group: RankGroup, ids: Sequence[int], finishes: Sequence[int]
-) -> tuple[list[int], list[FinishCode]]:
-    """Return rank 0's ids and finish codes on all ranks; the others' say only how many."""
-    table = group.broadcast(torch.tensor([list(ids), list(finishes)]))
-    shared_ids, codes = table.tolist()
-    return shared_ids, [FinishCode(code) for code in codes]
+    group: RankGroup, ids: Sequence[int], kept: Sequence[int], finishes: Sequence[int]
+) -> tuple[list[int], list[int], list[FinishCode]]:
+    """Return rank 0's ids, how many each row keeps and how it ends, on all ranks.
+
+    The others' say only how many there are.
+    """
+    values = group.broadcast(torch.tensor([*ids, *kept, *finishes])).tolist()
+    start, end = len(ids), len(ids) + len(kept)
+    return values[:start], values[start:end], [FinishCode(code) for code in values[end:]]
 
 
 def check_same_work(group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:
     """Raise GroupBrokenError if the ranks are about to compute different rows."""
-    numbers = [seq, *(n for row, num in work for n in (row.request_id, row.num_computed, num))]
+    numbers = [
+        seq,
+        *(n for row, num, draft in work for n in (row.request_id, row.num_computed, num, *draft)),
+    ]
     prints = group.gather_values([zlib.crc32(np.array(numbers, dtype=np.int64).tobytes())])
     ranks = [rank for rank, each in enumerate(prints) if each != prints[0]]
     if ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from lorax_shard.constraints.masks import masked
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
-from lorax_shard.engine.rows import IdArray, Row
+from lorax_shard.engine.rows import DraftedRow, IdArray, Row
 from lorax_shard.sampling.sampled import SampledTokens
 from lorax_shard.sampling.sampler import Sampler
 
@@ -17,7 +18,7 @@ from lorax_shard.sampling.sampler import Sampler
 class PassDraws(NamedTuple):
     """What is drawn from the logits of one pass."""
 
-    # One entry per row that samples; None: no row does.
+    # One entry per position that is drawn; None: there is none.
     sampled: SampledTokens | None
     # One entry per prompt span.
     prompts: list[PromptScores]
@@ -36,7 +37,9 @@ def draw(sampler: Sampler, result: PassResult) -> PassDraws:
     return PassDraws(sampled, prompts)
 
 
-def draw_bound(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
+def draw_bound(
+    sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]
+) -> SampledTokens:
     """Draw what the rows' constraints allow; a constraint that failed is the error of its row."""
     constraints = {
         index: row.constraint for index, row in enumerate(rows) if row.constraint is not None
@@ -47,7 +50,9 @@ def draw_bound(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> Sampl
     return sampled
 
 
-def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> SampledTokens:
+def draw_rows(
+    sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]
+) -> SampledTokens:
     """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
     vocab_sizes = [_vocab_size(sampler, row) for row in rows]
     distinct = set(vocab_sizes)
@@ -76,5 +81,5 @@ def scores_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray
     return prompt_scores(own, targets.tolist(), row.params.num_prompt_alternatives)
 
 
-def _vocab_size(sampler: Sampler, row: Row) -> int:
+def _vocab_size(sampler: Sampler, row: Row | DraftedRow) -> int:
     return row.adapter.vocab_size if row.adapter else sampler.vocab_size

@@ -9,9 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import LogitBias, NewRow, OutputKind, RequestId, RequestSpec
+from lorax_contract.step import (
+    LogitBias,
+    NewRow,
+    OutputKind,
+    RequestId,
+    RequestSpec,
+    SamplingParams,
+)
 from lorax_shard.constraints.masks import NextTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter
+from lorax_shard.engine.drafts import DraftPace
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.prompt_scores import PromptScores
 from lorax_shard.sampling.scores import LogitEdits, edits_of
@@ -44,8 +52,10 @@ class Row:
         "make_output",
         "num_blocks",
         "num_computed",
+        "num_kv_tokens",
         "num_prompt_tokens",
         "num_tokens",
+        "pace",
         "params",
         "prompt_scores",
         "request_id",
@@ -63,6 +73,10 @@ class Row:
         self.num_tokens = len(ids)
         self.num_prompt_tokens = len(spec.prompt_ids)
         self.num_computed = num_computed
+        # Its length at the end, without the last token, which is never computed.
+        self.num_kv_tokens = spec.num_kv_tokens
+        # How much of it is drafted; None: nothing.
+        self.pace: DraftPace | None = None
         self.params = spec.sampling
         # Whether tokens are drawn; else the row ends with its prompt.
         self.draws = spec.output is OutputKind.TOKENS
@@ -103,8 +117,19 @@ class Row:
     @property
     def edits(self) -> LogitEdits | None:
         """What is added to the logits of the next token; None: nothing."""
-        is_first = self.num_tokens - self.num_prompt_tokens < self._min_new_tokens
-        return self._first_edits if is_first else self._edits
+        return self.edits_behind(0)
+
+    def edits_behind(self, num_ahead: int) -> LogitEdits | None:
+        """Return what is added to the logits of the token that comes so many later."""
+        num_new = self.num_tokens + num_ahead - self.num_prompt_tokens
+        return self._first_edits if num_new < self._min_new_tokens else self._edits
+
+    def ids_with(self, draft: IdArray) -> IdArray:
+        """Return all known ids and a draft; a view that the next append outdates."""
+        end = self.num_tokens + len(draft)
+        self._reserve(end)
+        self._ids[self.num_tokens : end] = draft
+        return self._ids[:end]
 
     def take_output(self) -> RowOutput:
         """Return the row's text, made when it is first asked for: whatever fails is this row's."""
@@ -115,12 +140,55 @@ class Row:
 
     def append(self, token_id: int) -> None:
         """Add one sampled id."""
-        if self.num_tokens == len(self._ids):
-            grown = np.empty(2 * self.num_tokens, dtype=np.int64)
-            grown[: self.num_tokens] = self._ids
-            self._ids = grown
+        self._reserve(self.num_tokens + 1)
         self._ids[self.num_tokens] = token_id
         self.num_tokens += 1
+
+    def _reserve(self, num: int) -> None:
+        if num > len(self._ids):
+            grown = np.empty(2 * num, dtype=np.int64)
+            grown[: self.num_tokens] = self.token_ids
+            self._ids = grown
+
+
+class DraftedRow:
+    """A row as it would be with the first tokens of a draft, for the draw that comes next.
+
+    Used up before the row changes.
+    """
+
+    __slots__ = ("_draft", "_num_ahead", "_row")
+
+    # What is bound to a grammar has no drafts.
+    constraint: NextTokens | None = None
+
+    def __init__(self, row: Row, draft: IdArray, num_ahead: int) -> None:
+        self._row, self._draft, self._num_ahead = row, draft, num_ahead
+
+    @property
+    def params(self) -> SamplingParams:
+        """The row's."""
+        return self._row.params
+
+    @property
+    def adapter(self) -> ActiveAdapter | None:
+        """The row's."""
+        return self._row.adapter
+
+    @property
+    def edits(self) -> LogitEdits | None:
+        """What is added to the logits there."""
+        return self._row.edits_behind(self._num_ahead)
+
+    @property
+    def token_ids(self) -> IdArray:
+        """All ids up to there."""
+        return self._row.ids_with(self._draft)[: self._row.num_tokens + self._num_ahead]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """The row's."""
+        return self._row.num_prompt_tokens
 
 
 def make_row(

@@ -14,7 +14,8 @@ from lorax_proto.convert import constraint_from_proto
 from lorax_proto.convert_adapters import content_from_proto, failure_to_proto
 from lorax_shard.adapters.rank_adapters import RankAdapters, give_way
 from lorax_shard.constraints.tokens import OwnTokens
-from lorax_shard.engine.engine import UNBOUND, Engine
+from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.row_entry import UNBOUND
 
 # Grammars that are compiled at the same time; more would only take the steps' cores.
 _NUM_THREADS = 2

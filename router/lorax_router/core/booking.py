@@ -1,0 +1,54 @@
+"""What an outcome says was computed, booked on the requests of its step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorax_contract.step import RequestId, StepOutcome
+from lorax_router.core.request import RequestState, Status
+from lorax_router.core.step_builder import PlannedRow
+
+
+class ProtocolError(Exception):
+    """An outcome does not belong to the plans in flight: router and shard disagree."""
+
+
+def book_computed(
+    rows: Sequence[PlannedRow], outcome: StepOutcome, block_size: int
+) -> tuple[set[RequestId], list[RequestState]]:
+    """Advance the rows that are still where they were.
+
+    Of a row with several tokens all but the last were computed beside what was planned.
+    Returns who must be reported of, and whose blocks became full.
+    """
+    more = {
+        row_id: num - 1
+        for row_id, num in zip(outcome.row_ids, outcome.num_tokens, strict=True)
+        if num > 1
+    }
+    awaited: set[RequestId] = set()
+    filled: list[RequestState] = []
+    for request, incarnation, num, reports in rows:
+        if request.status is Status.FINISHED:
+            continue
+        if request.incarnation == incarnation:
+            request.num_computed += num
+            if reports and more and (num_more := more.get(request.request_id)):
+                _book_more(request, num_more, block_size)
+            if request.num_computed // block_size != request.num_indexed:
+                filled.append(request)
+        if reports:
+            request.num_pending -= 1
+            awaited.add(request.request_id)
+    return awaited, filled
+
+
+def _book_more(request: RequestState, num: int, block_size: int) -> None:
+    """Advance a row that computed more than was planned, within its blocks."""
+    request.num_computed += num
+    request.num_scheduled += num
+    request.is_drafted = True
+    if request.num_scheduled > len(request.blocks) * block_size:
+        raise ProtocolError(
+            f"request {request.request_id} computed {num} tokens more than its blocks hold"
+        )

@@ -1,0 +1,88 @@
+"""Drafts change how many tokens a step has, and nothing else: bit for bit."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tests.integration.test_scheduler_drives_engine import (
+    NUM_BLOCKS,
+    alone,
+    run,
+    specs,
+    specs_of_other_kinds,
+)
+
+from lorax_shard.engine.drafter import Drafter, DraftSettings
+from lorax_shard.engine.drafts import NO_DRAFT
+
+
+class Oracle:
+    """Proposes what comes next, as answers that are known say, and is wrong now and then."""
+
+    def __init__(self, requests, answers, *, num_wrong_in_ten=2) -> None:
+        self._known = [
+            [*spec.prompt_ids, *answers[spec.request_id].tokens.ids] for spec in requests
+        ]
+        self._draw = random.Random(11)
+        self._num_wrong = num_wrong_in_ten
+        self.num_proposed = 0
+
+    def __call__(self, ids, count):
+        before = ids.tolist()
+        for known in self._known:
+            if known[: len(before)] == before:
+                draft = known[len(before) :][: max(count, 0)]
+                self.num_proposed += len(draft)
+                return np.array([self._maybe_wrong(each) for each in draft], dtype=np.int64)
+        return NO_DRAFT
+
+    def _maybe_wrong(self, token_id):
+        return 7 if self._draw.randrange(10) < self._num_wrong else token_id
+
+
+def drafter_of(oracle, depth, *, max_tokens=3, max_rows=6):
+    return Drafter(DraftSettings(max_tokens, max_rows, depth), oracle)
+
+
+@pytest.fixture(
+    scope="module", params=[specs, specs_of_other_kinds], ids=lambda each: each.__name__
+)
+def known(request):
+    requests = request.param()
+    return requests, {spec.request_id: alone(spec) for spec in requests}
+
+
+@pytest.mark.parametrize("num_wrong", [0, 3, 10])
+@pytest.mark.parametrize("num_host_blocks", [0, 60])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_answers_are_those_without_drafts(known, depth, num_host_blocks, num_wrong):
+    requests, answers = known
+    oracle = Oracle(requests, answers, num_wrong_in_ten=num_wrong)
+    drafted, num_preemptions = run(
+        requests,
+        depth=depth,
+        num_blocks=NUM_BLOCKS - 3,
+        num_host_blocks=num_host_blocks,
+        max_step_tokens=16,
+        drafter=drafter_of(oracle, depth),
+    )
+    assert num_preemptions > 0
+    assert oracle.num_proposed > 20
+    for spec in requests:
+        assert drafted[spec.request_id].bits() == answers[spec.request_id].bits()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_cancelled_requests_leave_the_others_as_they_are(known, depth):
+    requests, answers = known
+    cancelled = {spec.request_id for spec in requests[::5]}
+    oracle = Oracle(requests, answers)
+    drafted, _ = run(
+        requests, depth=depth, cancelled=cancelled, num_blocks=NUM_BLOCKS,
+        drafter=drafter_of(oracle, depth),
+    )  # fmt: skip
+    for spec in requests:
+        if spec.request_id not in cancelled:
+            assert drafted[spec.request_id].bits() == answers[spec.request_id].bits()
