@@ -278,6 +278,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "0 on a CPU, where it would be the same memory). 0: none."),
         _option("--swap-cached-blocks", type=click.BOOL, metavar="true|false",
                 help="Keep in --swap-space, too, what the prefix cache has to let go."),
+        _option("--speculative-tokens", type=click.IntRange(min=0),
+                help="Tokens that are drafted for a request in a step, looked up in its own text, "
+                "and checked with the next one: answers stay the same, and text that repeats itself "
+                "comes faster. 0: none."),
+        _option("--speculation-max-batch-size", type=_COUNT,
+                help="Draft only in steps of at most so many requests: more fill a step themselves."),
         _option("--batching", type=click.Choice(BATCHINGS),
                 help="How prompts and running requests share steps: `mixed` computes both in each "
                 "one; `prefill` lets requests wait for their next token while there are prompts, "

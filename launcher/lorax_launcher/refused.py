@@ -11,7 +11,6 @@ _QUANTIZED = (
     "quantized weights are not in this version; use --dtype, or a smaller model, and for the K and "
     "V of fp8-kv --kv-cache-dtype fp8_e4m3"
 )
-_SPECULATION = "speculative decoding is not in this version; leave it out"
 _NGROK = "the server opens no tunnel; run one of your own to --port"
 _GRAPHS = "CUDA graphs are not in this version; leave it out"
 
@@ -69,8 +68,6 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
     Refused("--compile-max-batch-size", _GRAPHS, defaults=("128",), comes_later=True),
     Refused("--compile-max-rank", _GRAPHS, defaults=("64",), comes_later=True),
     Refused("--compile-batch-size", _GRAPHS, defaults=("32",), comes_later=True),
-    Refused("--speculative-tokens", _SPECULATION, granted=("0",), comes_later=True),
-    Refused("--speculation-max-batch-size", _SPECULATION, defaults=("32",), comes_later=True),
     Refused(
         "--backend",
         "its choices are other ones here; use --attention-backend",

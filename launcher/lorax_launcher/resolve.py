@@ -294,6 +294,8 @@ def _shard(
         num_blocks=options.num_blocks,
         swap_bytes=_swap_bytes(options, device),
         max_depth=options.plan_depth,
+        speculative_tokens=options.speculative_tokens,
+        speculation_max_batch_size=options.speculation_max_batch_size,
         max_input_length=options.max_input_length or 0,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
         adapters=not options.merge_adapter_weights,

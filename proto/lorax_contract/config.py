@@ -109,6 +109,9 @@ class ShardConfig(ProcessConfig):
     max_input_length: int = 0
     # Compute every token in a forward pass of its own: slow, and independent of batch mates.
     batch_invariant: bool = False
+    # Tokens of a row that are drafted and checked in one pass, while a step has no more rows.
+    speculative_tokens: int = 0
+    speculation_max_batch_size: int = 32
     num_threads: int | None = None
     # Adapters are served; False: the base model (with what is merged into it) alone.
     adapters: bool = True
@@ -151,6 +154,8 @@ class ShardConfig(ProcessConfig):
             raise ConfigError("rendezvous: needs a place where the ranks meet")
         _at_least(self, "ranks_on_device", 1)
         _at_least(self, "swap_bytes", 0)
+        _at_least(self, "speculative_tokens", 0)
+        _at_least(self, "speculation_max_batch_size", 1)
         for name in ("cuda_memory_fraction", "kv_memory_fraction"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name}: must be above 0 and at most 1")

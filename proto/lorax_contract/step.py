@@ -238,6 +238,8 @@ class ShardInfo:
     max_positions: int
     num_blocks: int
     max_depth: int
+    # Tokens of a row that are drafted; 0: none.
+    speculative_tokens: int = 0
     window_size: int | None = None
     attention_backend: str = ""
     linear_backend: str = ""

@@ -233,6 +233,7 @@ def outcome_to_proto(outcome: StepOutcome, reply_type: type[StepReply]) -> StepR
         logprobs=tokens.logprobs,
         texts=tokens.texts,
         special=tokens.special,
+        num_drafted=outcome.num_drafted,
     )
     if outcome.details:
         columns.details.extend(_details_to_proto(outcome.details))
@@ -259,6 +260,7 @@ def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int
         inactive={AdapterHandle(each.adapter_index): each.text for each in columns.inactive},
         forward_ns=timing.forward_ns,
         total_ns=timing.total_ns,
+        num_drafted=columns.num_drafted,
     )
 
 
@@ -335,6 +337,7 @@ def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
         epoch=info.epoch,
         rank=rank,
         world_size=info.world_size,
+        speculate=info.speculative_tokens,
         model_type=info.model_type,
         vocab_size=info.vocab_size,
         max_positions=info.max_positions,
@@ -365,6 +368,7 @@ def info_from_proto(message: pb.InfoResponse, shard_uris: Sequence[str] = ()) ->
         max_positions=message.max_positions,
         num_blocks=message.num_blocks,
         max_depth=message.capabilities.max_depth,
+        speculative_tokens=message.speculate,
         window_size=message.window_size if message.HasField("window_size") else None,
         attention_backend=message.attention_backend,
         linear_backend=message.linear_backend,

@@ -41,6 +41,7 @@ def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Co
         max_kv_read=config.max_batch_kv_read,
         max_partial_prompts=config.max_partial_prompts,
         target_itl_s=None if config.target_itl_ms is None else config.target_itl_ms / 1e3,
+        draft_tokens=info.speculative_tokens,
         num_blocks=budgets.num_blocks,
         block_size=budgets.block_size,
         max_step_tokens=budgets.max_step_tokens,

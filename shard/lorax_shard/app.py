@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from lorax_shard.adapters.rank_adapters import RankAdapters
+    from lorax_shard.engine.drafter import Drafter
     from lorax_shard.engine.engine import Engine
     from lorax_shard.parallel.group import RankGroup
 
@@ -173,6 +174,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
         pool,
         batch_invariant=config.batch_invariant,
         group=group,
+        drafter=_drafter(config),
         watermark=Watermark(config.watermark_gamma, config.watermark_delta),
         make_constraints=constraints_maker(tokenizer, model.vocab_size, model.eos_token_ids),
     )
@@ -186,6 +188,21 @@ def load_parts(config: ShardConfig) -> ShardParts:
     return ShardParts(
         make_engine(adapters=lane),
         partial(setup.make_rank_adapters, config, store, host, lane, base),
+    )
+
+
+def _drafter(config: ShardConfig) -> Drafter | None:
+    """Return what drafts tokens, where that is asked for."""
+    from lorax_shard.engine.drafter import Drafter, DraftSettings
+
+    if not config.speculative_tokens:
+        return None
+    return Drafter(
+        DraftSettings(
+            max_tokens=config.speculative_tokens,
+            max_rows=config.speculation_max_batch_size,
+            max_depth=config.max_depth,
+        )
     )
 
 

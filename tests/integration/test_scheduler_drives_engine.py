@@ -81,6 +81,7 @@ def run(
         max_rows=6,
         depth=depth,
         num_host_blocks=engine.num_host_blocks,
+        draft_tokens=3 if drafter is not None else 0,
         **limits,
     )
     answers = serve(engine, scheduler, requests, cancelled=cancelled)

@@ -47,6 +47,7 @@ class StepComposer:
         batching: str,
         max_waiting_tokens: int,
         limits_reads: bool,
+        num_ahead: int,
     ) -> None:
         self._running = running
         self._admission = admission
@@ -54,6 +55,8 @@ class StepComposer:
         self._batching = batching
         self._max_decode_steps = max_waiting_tokens
         self._limits_reads = limits_reads
+        # Tokens that a row may compute beyond what is planned, by the end of what is in flight.
+        self._num_ahead = num_ahead
         # Steps of one kind since the last one of the other.
         self._num_prompt_steps = self._num_decode_steps = 0
         self._holds_patient = False
@@ -138,7 +141,13 @@ class StepComposer:
             if needs_block and not self._make_room(request, builder):
                 builder.is_stalled = True
             else:
-                builder.place(request, 1)
+                builder.place(request, 1, self._ahead(request))
+
+    def _ahead(self, request: RequestState) -> int:
+        """Return for how many more tokens a row has blocks beforehand: of those that nobody needs."""
+        if not self._num_ahead or self._running.pool.num_free <= 2 * len(self._running):
+            return 0
+        return max(0, min(self._num_ahead, request.num_kv_tokens - request.num_scheduled - 1))
 
     # --- prompts --------------------------------------------------------------------
 

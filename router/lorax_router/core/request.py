@@ -70,6 +70,7 @@ class RequestState:
         "last_step",
         "matched",
         "matched_tail",
+        "num_ahead",
         "num_announced",
         "num_bypassed",
         "num_cached",
@@ -138,6 +139,8 @@ class RequestState:
         self.num_cached = 0
         # Whether a step computed more of it than was planned: those in flight may be too many then.
         self.is_drafted = False
+        # For how many tokens beyond the scheduled ones it may have blocks.
+        self.num_ahead = 0
         # The last step that touches this request's row.
         self.last_step = 0
         # Counts residences, so that a late outcome is not booked on a later one.
@@ -203,7 +206,7 @@ class RequestState:
             "computed <= scheduled": self.num_computed <= self.num_scheduled,
             "scheduled <= known + pending": self.num_scheduled <= known + num_pending,
             "scheduled tokens have blocks": self.num_scheduled <= room,
-            "no block too many": room - self.num_scheduled < block_size,
+            "no block too many": room - self.num_scheduled < block_size + self.num_ahead,
             "scheduled tokens are wanted": self.num_scheduled <= self.num_kv_tokens + surplus,
             "output limit": len(self.output_ids) + num_pending <= max_reports + surplus,
             "waiting holds nothing": self.status is Status.RUNNING or room == 0,

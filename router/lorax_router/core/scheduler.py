@@ -103,6 +103,8 @@ class Scheduler:
         max_kv_read: tokens in the cache that the rows of a step attend to together.
         max_partial_prompts: prompts longer than a step that run at once.
         target_itl_s: seconds that a step may take while somebody waits for the next token.
+        draft_tokens: tokens that the shards may compute of a row beyond what is planned: blocks for
+            them are granted ahead while there are plenty.
         block_names: says what blocks hold; their tokens' hashes if absent.
         num_host_blocks: blocks in the host memory of each rank, for those that give way.
         block_move_s: seconds that a block takes to it or from it.
@@ -130,6 +132,7 @@ class Scheduler:
         max_kv_read: int | None = None,
         max_partial_prompts: int = 1,
         target_itl_s: float | None = None,
+        draft_tokens: int = 0,
         block_names: BlockNames | None = None,
         num_host_blocks: int = 0,
         block_move_s: float = 0.0,
@@ -178,11 +181,13 @@ class Scheduler:
         self._new_composer = partial(
             StepComposer, self._running, block_size=block_size, batching=batching,
             max_waiting_tokens=max_waiting_tokens, limits_reads=max_kv_read is not None,
+            num_ahead=draft_tokens + depth - 1 if draft_tokens else 0,
         )  # fmt: skip
         self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq = 1
         self._next_order = 0
         self._num_steps = 0
+        self._num_drafted = self._num_accepted = 0
 
     # --- requests ---------------------------------------------------------------
 
@@ -367,6 +372,8 @@ class Scheduler:
         self._policy.step_done(self._worth(num_tokens, outcome.total_ns / 1e9))
         self.deadlines.step_done(num_tokens, step.planned_at, now)
         self._now = now
+        self._num_drafted += outcome.num_drafted
+        self._num_accepted += sum(num - 1 for num in outcome.num_tokens if num > 1)
         awaited, filled = book_computed(step.rows, outcome, self.block_size)
         accepted = self._book_tokens(outcome, awaited, now)
         for request in filled:
@@ -442,6 +449,8 @@ class Scheduler:
             num_cached_blocks=pool.num_cached,
             num_entered_tokens=self._running.num_entered_tokens,
             num_cached_tokens=self._running.num_cached_tokens,
+            num_drafted_tokens=self._num_drafted,
+            num_accepted_tokens=self._num_accepted,
             host=self._running.tier.stats() if self._running.tier is not None else NO_HOST_BLOCKS,
             step_cost=self._cost.cost(),
             prompt_limit=self._composer.prompt_limit,

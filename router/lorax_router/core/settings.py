@@ -37,6 +37,7 @@ class CoreSettings:
     max_kv_read: int | None = None
     max_partial_prompts: int = 1
     target_itl_s: float | None = None
+    draft_tokens: int = 0
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
     # AdapterTable.
@@ -76,6 +77,7 @@ def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None
         max_kv_read=settings.max_kv_read,
         max_partial_prompts=settings.max_partial_prompts,
         target_itl_s=settings.target_itl_s,
+        draft_tokens=settings.draft_tokens,
         max_queued_requests=settings.max_queued_requests,
         max_queued_tokens=settings.max_queued_tokens,
         block_names=block_names,

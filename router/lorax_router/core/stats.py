@@ -41,6 +41,9 @@ class SchedulerStats:
     # Tokens of all that entered, and those of them whose blocks were there.
     num_entered_tokens: int = 0
     num_cached_tokens: int = 0
+    # Tokens that were drafted, and those of them that were kept.
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
     host: HostBlockStats = NO_HOST_BLOCKS
     # What work takes, as the latest steps had it; None: too few were seen.
     step_cost: LinearCost | None = None

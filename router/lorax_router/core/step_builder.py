@@ -173,10 +173,14 @@ class StepBuilder:
             self.patient_budget -= num
         self.place(request, num)
 
-    def place(self, request: RequestState, num: int) -> None:
-        """Let a request compute ``num`` tokens; budget and blocks for them are there."""
+    def place(self, request: RequestState, num: int, num_ahead: int = 0) -> None:
+        """Let a request compute ``num`` tokens; budget and blocks for them are there.
+
+        It is granted blocks for ``num_ahead`` more.
+        """
         plan = self.plan
-        missing = self.blocks_missing(request, num)
+        missing = self.blocks_missing(request, num + num_ahead)
+        request.num_ahead = max(request.num_ahead, num_ahead)
         if missing > 0:
             taken = self._pool.take(missing, request.terms.tenant)
             request.blocks += taken

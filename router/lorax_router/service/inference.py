@@ -96,6 +96,11 @@ class GenerationStream:
         return self._record.num_cached
 
     @property
+    def num_skipped(self) -> int:
+        """Output tokens that came in a step with an earlier one so far."""
+        return self._record.num_skipped
+
+    @property
     def timings(self) -> Timings:
         """What the first sequence took so far."""
         return self._record.timings
@@ -471,6 +476,7 @@ class InferenceService:
             new_parser=valid.new_parser,
             num_prompt_tokens=valid.num_prompt_tokens,
             num_cached_tokens=record.num_cached,
+            num_skipped_tokens=record.num_skipped,
             timings=record.timings,
             adapter=record.adapter,
         )

@@ -36,6 +36,7 @@ class SequenceProgress:
         "finish",
         "num_cached",
         "num_generated",
+        "num_skipped",
         "timings",
     )
 
@@ -53,6 +54,8 @@ class SequenceProgress:
         # Shared by the sequences of one request.
         self.adapter = adapter
         self.num_generated = 0
+        # Tokens that came in a step with an earlier one.
+        self.num_skipped = 0
         # Tokens of the prompt that were in the cache.
         self.num_cached = 0
         self.finish = FinishCode.RUNNING
@@ -80,6 +83,8 @@ class SequenceProgress:
             metrics.observe_inter_token(gap / num, num)
         timings.last_token_at = chunk.received_at
         self.num_generated += num
+        if num > 1:
+            self.num_skipped += num - 1
         self._meter.generated(num)
         self.finish = chunk.finish
 
@@ -113,6 +118,11 @@ class RequestRecord:
     def num_cached(self) -> int:
         """Tokens of the prompt that were in the cache, for whichever sequence found least."""
         return min(each.num_cached for each in self.sequences)
+
+    @property
+    def num_skipped(self) -> int:
+        """Tokens that came in a step with an earlier one, of all sequences."""
+        return sum(each.num_skipped for each in self.sequences)
 
     @property
     def timings(self) -> Timings:
@@ -183,6 +193,7 @@ class RequestRecord:
                 finish=first.finish,
                 num_generated=self.num_generated,
                 num_of_first=first.num_generated,
+                num_skipped=self.num_skipped,
             )
         else:
             self._metrics.request_failed(

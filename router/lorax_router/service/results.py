@@ -178,6 +178,8 @@ class GenerateResult:
     num_prompt_tokens: int
     # Of these, those that were in the cache.
     num_cached_tokens: int = 0
+    # Output tokens that came in a step with an earlier one.
+    num_skipped_tokens: int = 0
     timings: Timings
     adapter: AdapterUse | None = None
 

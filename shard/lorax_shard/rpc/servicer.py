@@ -234,6 +234,7 @@ def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
         max_positions=model.max_positions,
         num_blocks=engine.num_blocks,
         max_depth=config.max_depth,
+        speculative_tokens=config.speculative_tokens,
         window_size=model.window_size,
         attention_backend=model.attention_backend,
         linear_backend=model.linear_backend,

@@ -59,7 +59,7 @@ class LoraxEvents:
                 "finish_reason": FINISH_REASONS[chunk.finish],
                 "prompt_tokens": request.num_prompt_tokens,
                 "generated_tokens": stream.num_generated,
-                "skipped_tokens": 0,
+                "skipped_tokens": stream.num_skipped,
                 "seed": stream.seed,
             }
         text = request.full_text(chunk.generated_text or "")
@@ -108,7 +108,7 @@ def result_document(result: GenerateResult) -> Json:
     best, *others = result.sequences
     details = _sequence_details(best)
     details["prompt_tokens"] = result.num_prompt_tokens
-    details["skipped_tokens"] = 0
+    details["skipped_tokens"] = result.num_skipped_tokens
     if others:
         details["best_of_sequences"] = [
             {"generated_text": text, **_sequence_details(each)}

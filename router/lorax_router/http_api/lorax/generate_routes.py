@@ -159,7 +159,7 @@ def timing_headers(result: GenerateResult) -> dict[str, str]:
         "x-prompt-tokens": result.num_prompt_tokens,
         "x-cached-tokens": result.num_cached_tokens,
         "x-generated-tokens": num,
-        "x-skipped-tokens": 0,
+        "x-skipped-tokens": result.num_skipped_tokens,
         "x-total-tokens": result.num_prompt_tokens + num,
     }
     if result.adapter is not None:

@@ -78,7 +78,7 @@ HEADERS = {
     "x-prompt-tokens": "Tokens of the prompt.",
     "x-cached-tokens": "Of these, those that were in the cache.",
     "x-generated-tokens": "Tokens of the output.",
-    "x-skipped-tokens": "Tokens gained by speculation: 0.",
+    "x-skipped-tokens": "Tokens gained by speculation.",
     "x-total-tokens": "Tokens of prompt and output.",
     "x-total-time": "From receipt to the last token.",
     "x-compute-time": "The same.",

@@ -298,6 +298,7 @@ class Metrics:
         finish: FinishCode,
         num_generated: int,
         num_of_first: int,
+        num_skipped: int,
     ) -> None:
         """A request got its last token, or its prompt was computed and none was asked for.
 
@@ -311,7 +312,7 @@ class Metrics:
         if num_generated:
             self._per_token.observe(timings.per_token_s(num_generated))
         self._generated.observe(num_generated)
-        self._skipped.observe(0)
+        self._skipped.observe(num_skipped)
         self._vllm.succeeded(request, timings, finish, num_of_first)
 
     def request_failed(

@@ -59,6 +59,10 @@ PREFIX_CACHE_QUERIES = _spec(
 PREFIX_CACHE_HITS = _spec(
     "prefix_cache_hits_total", "counter", "Those of them that were in the prefix cache."
 )
+DRAFT_TOKENS = _spec("spec_decode_num_draft_tokens_total", "counter", "Tokens that were drafted.")
+ACCEPTED_TOKENS = _spec(
+    "spec_decode_num_accepted_tokens_total", "counter", "Those of them that were kept."
+)
 TTFT = _spec(
     "time_to_first_token_seconds", "histogram", "`lorax_request_time_to_first_token_duration`."
 )
@@ -221,6 +225,8 @@ class VllmSeries(Collector):
         yield self._series(NUM_PREEMPTIONS, stats.num_preemptions)
         yield self._series(PREFIX_CACHE_QUERIES, stats.num_entered_tokens)
         yield self._series(PREFIX_CACHE_HITS, stats.num_cached_tokens)
+        yield self._series(DRAFT_TOKENS, stats.num_drafted_tokens)
+        yield self._series(ACCEPTED_TOKENS, stats.num_accepted_tokens)
         cut = {"block_size": str(self._block_size), "num_gpu_blocks": str(stats.num_blocks)}
         yield self._series(CACHE_CONFIG, 1, **cut)
 
