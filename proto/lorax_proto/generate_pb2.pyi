@@ -490,7 +490,7 @@ class BlockCopy(_message.Message):
     def __init__(self, source_space: _Optional[_Union[BlockSpace, str]] = ..., source_block: _Optional[int] = ..., destination_space: _Optional[_Union[BlockSpace, str]] = ..., destination_block: _Optional[int] = ...) -> None: ...
 
 class Columns(_message.Message):
-    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive")
+    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive", "num_drafted")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -500,6 +500,7 @@ class Columns(_message.Message):
     SPECIAL_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     INACTIVE_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFTED_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[int]
     num_tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: _containers.RepeatedScalarFieldContainer[int]
@@ -509,7 +510,8 @@ class Columns(_message.Message):
     special: _containers.RepeatedScalarFieldContainer[bool]
     details: _containers.RepeatedCompositeFieldContainer[RowDetail]
     inactive: _containers.RepeatedCompositeFieldContainer[InactiveAdapter]
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ...) -> None: ...
+    num_drafted: int
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ..., num_drafted: _Optional[int] = ...) -> None: ...
 
 class InactiveAdapter(_message.Message):
     __slots__ = ("adapter_index", "text")

@@ -26,6 +26,7 @@ from lorax_contract.adapters import (
 )
 from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_router.shards.group import ShardGroup
+from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.rpc.queue import CommandQueue
@@ -71,6 +72,7 @@ class LocalRank:
         num_blocks: int,
         adapter_of: Callable[[int, AdapterHandle], ToyAdapter],
         swap_bytes: int = 0,
+        drafter: Drafter | None = None,
     ) -> None:
         self.rank, self.world_size = rank, len(meeting.values)
         self.lane = ToyPrepared()
@@ -84,7 +86,9 @@ class LocalRank:
         group = ThreadGroup(meeting, rank) if self.world_size > 1 else None
         model = DawdlingModel(rank, seed)
         tokenizer = toy_tokenizer() if rank == 0 else Unread()
-        self.engine = Engine(model, tokenizer, pool, adapters=self.lane, group=group)
+        self.engine = Engine(
+            model, tokenizer, pool, adapters=self.lane, group=group, drafter=drafter
+        )
         self.commands = CommandQueue(1, on_broken=self.broken.append)
 
     async def _arrive(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
+from tests.helpers.oracle import Oracle
 from tests.helpers.rank_shards import Carrier, LocalRank
 from tests.helpers.thread_ranks import Meeting
 from tests.helpers.toy_adapters import ToyAdapter, using
@@ -21,6 +22,7 @@ from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.shards.group import ShardGroup
+from lorax_shard.engine.drafter import Drafter, DraftSettings
 
 # The longest request takes nearly all, so that others are preempted.
 NUM_BLOCKS = 10
@@ -70,6 +72,7 @@ class World:
         seed: int,
         adapters: Callable[..., ToyAdapter],
         num_host_blocks: int = 0,
+        make_drafter: Callable[[], Drafter] | None = None,
     ) -> None:
         meeting = Meeting(world_size)
         # The host memory of the last rank is the smallest.
@@ -78,6 +81,7 @@ class World:
                 meeting, rank, seed=seed, num_blocks=NUM_BLOCKS, adapter_of=adapters,
                 swap_bytes=16 * BLOCK_SIZE * (num_host_blocks + world_size - 1 - rank)
                 * bool(num_host_blocks),
+                drafter=None if make_drafter is None else make_drafter(),
             )
             for rank in range(world_size)
         ]  # fmt: skip
@@ -89,6 +93,7 @@ class World:
             max_rows=6,
             depth=3,
             num_host_blocks=num_host_blocks,
+            draft_tokens=0 if make_drafter is None else 3,
             adapters=AdapterTable(max_resident=NUM_SLOTS, cycle_time_s=0.05),
         )
         for number in range(1, NUM_ADAPTERS + 1):
@@ -118,9 +123,10 @@ async def serve(
     adapters: Callable[[int, AdapterHandle], ToyAdapter] = adapter_of,
     leaving: frozenset[int] = frozenset(),
     num_host_blocks: int = 0,
+    make_drafter: Callable[[], Drafter] | None = None,
 ) -> dict[int, list[TokenChunk]]:
     """Run requests at once and return their chunks."""
-    world = World(world_size, seed, adapters, num_host_blocks)
+    world = World(world_size, seed, adapters, num_host_blocks, make_drafter)
     await world.warm_up()
     assert (await world.group.info()).num_host_blocks == num_host_blocks
     running = asyncio.create_task(world.loop.run())
@@ -172,6 +178,49 @@ def test_ranks_answer_bit_for_bit_as_one(seed: int, world_size: int) -> None:
                 finishes.add(alone[spec.request_id][-1].finish)
         assert finishes == {FinishCode.LENGTH, FinishCode.STOP_SEQUENCE}
         assert min(PREEMPTIONS[-2:]) > 0
+
+    scene()
+
+
+def whole(chunks: list[TokenChunk]) -> list[object]:
+    """Return what a client is shown in all, however many tokens came at once."""
+    columns = [
+        (chunk.tokens.ids, chunk.tokens.logprobs, chunk.tokens.texts, chunk.tokens.special,
+         chunk.alternatives)
+        for chunk in chunks
+    ]  # fmt: skip
+    last = chunks[-1]
+    return [
+        *([value for part in column for value in part] for column in zip(*columns, strict=True)),
+        last.finish, last.generated_text, repr(chunks[0].prompt_tokens),
+        chunks[0].prompt_alternatives,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_ranks_draft_the_same_and_answer_as_one_that_drafts_nothing(world_size: int) -> None:
+    @in_loop
+    async def scene() -> None:
+        requests = specs(3)
+        leaving = frozenset({3, 8, 14})
+        alone = await serve(1, 3, requests)
+        known = [
+            [*spec.prompt_ids, *whole(alone[spec.request_id])[0]]  # type: ignore[misc]
+            for spec in requests
+        ]
+        oracles = []
+
+        def make_drafter() -> Drafter:
+            oracles.append(Oracle(known))
+            return Drafter(DraftSettings(max_tokens=3, max_rows=6, max_depth=3), oracles[-1])
+
+        together = await serve(world_size, 3, requests, leaving=leaving, make_drafter=make_drafter)
+        for spec in requests:
+            if spec.request_id not in leaving:
+                assert whole(together[spec.request_id]) == whole(alone[spec.request_id])
+        assert {oracle.num_proposed for oracle in oracles} == {oracles[0].num_proposed}
+        assert oracles[0].num_proposed > 20
+        assert any(len(chunk.tokens.ids) > 1 for each in together.values() for chunk in each)
 
     scene()
 

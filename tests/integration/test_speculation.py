@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import pytest
+from tests.helpers.oracle import Oracle
 from tests.integration.test_scheduler_drives_engine import (
     NUM_BLOCKS,
     alone,
@@ -15,31 +13,11 @@ from tests.integration.test_scheduler_drives_engine import (
 )
 
 from lorax_shard.engine.drafter import Drafter, DraftSettings
-from lorax_shard.engine.drafts import NO_DRAFT
 
 
-class Oracle:
-    """Proposes what comes next, as answers that are known say, and is wrong now and then."""
-
-    def __init__(self, requests, answers, *, num_wrong_in_ten=2) -> None:
-        self._known = [
-            [*spec.prompt_ids, *answers[spec.request_id].tokens.ids] for spec in requests
-        ]
-        self._draw = random.Random(11)
-        self._num_wrong = num_wrong_in_ten
-        self.num_proposed = 0
-
-    def __call__(self, ids, count):
-        before = ids.tolist()
-        for known in self._known:
-            if known[: len(before)] == before:
-                draft = known[len(before) :][: max(count, 0)]
-                self.num_proposed += len(draft)
-                return np.array([self._maybe_wrong(each) for each in draft], dtype=np.int64)
-        return NO_DRAFT
-
-    def _maybe_wrong(self, token_id):
-        return 7 if self._draw.randrange(10) < self._num_wrong else token_id
+def oracle_of(requests, answers, *, num_wrong_in_ten=2):
+    known = [[*spec.prompt_ids, *answers[spec.request_id].tokens.ids] for spec in requests]
+    return Oracle(known, num_wrong_in_ten=num_wrong_in_ten)
 
 
 def drafter_of(oracle, depth, *, max_tokens=3, max_rows=6):
@@ -59,7 +37,7 @@ def known(request):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_answers_are_those_without_drafts(known, depth, num_host_blocks, num_wrong):
     requests, answers = known
-    oracle = Oracle(requests, answers, num_wrong_in_ten=num_wrong)
+    oracle = oracle_of(requests, answers, num_wrong_in_ten=num_wrong)
     drafted, num_preemptions = run(
         requests,
         depth=depth,
@@ -78,7 +56,7 @@ def test_answers_are_those_without_drafts(known, depth, num_host_blocks, num_wro
 def test_cancelled_requests_leave_the_others_as_they_are(known, depth):
     requests, answers = known
     cancelled = {spec.request_id for spec in requests[::5]}
-    oracle = Oracle(requests, answers)
+    oracle = oracle_of(requests, answers)
     drafted, _ = run(
         requests, depth=depth, cancelled=cancelled, num_blocks=NUM_BLOCKS,
         drafter=drafter_of(oracle, depth),
