@@ -49,6 +49,8 @@ class _Member:
     # The row's blocks, in tokens: LoRAX reserves them all at once.
     num_reserved_tokens: int
     num_generated: int = 0
+    # Tokens that came with an earlier one.
+    num_skipped: int = 0
     ended: bool = False
 
     @property
@@ -294,13 +296,20 @@ class LoraxBatches:
                 detail = outcome.details.get(request_id)
                 reason = "rank 0 says why" if detail is None else detail.error_text
                 raise GenerationError(f"request {request_id}: {reason}")
-        for position, request_id in enumerate(outcome.row_ids):
-            member = batch.members[request_id]
-            member.num_generated += 1
-            member.ended = outcome.finish[position] != FinishCode.RUNNING
+        start = 0
+        for request_id, num, finish in zip(
+            outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
+        ):
+            member, tokens = batch.members[request_id], slice(start, start + num)
+            start += num
+            member.num_generated += num
+            member.num_skipped += max(num - 1, 0)
+            member.ended = finish != FinishCode.RUNNING
             # Rank 0 answers for all.
             if self._rank == 0:
-                yield _generation(outcome, position, member, is_first=request_id in prefilled)
+                yield _generation(
+                    outcome, tokens, FinishCode(finish), member, is_first=request_id in prefilled
+                )
 
     def _reply(self, batch: _CachedBatch, generations: list[pb.Generation]) -> BatchReply:
         if not any(batch.live()):
@@ -310,16 +319,16 @@ class LoraxBatches:
 
 
 def _generation(
-    outcome: StepOutcome, position: int, member: _Member, *, is_first: bool
+    outcome: StepOutcome, new: slice, finish: FinishCode, member: _Member, *, is_first: bool
 ) -> pb.Generation:
-    """Return the message of one row's new token; ``is_first`` marks the end of a prompt."""
+    """Return the message of one row's new tokens; ``is_first`` marks the end of a prompt."""
     row, tokens = member.row, outcome.tokens
     detail = outcome.details.get(row.request_id, RowDetail())
     next_tokens = pb.NextTokens(
-        ids=[tokens.ids[position]],
-        logprobs=[tokens.logprobs[position]],
-        texts=[tokens.texts[position]],
-        is_special=[tokens.special[position]],
+        ids=tokens.ids[new],
+        logprobs=tokens.logprobs[new],
+        texts=tokens.texts[new],
+        is_special=tokens.special[new],
         alternative_tokens=[_alternatives(each) for each in detail.alternatives],
     )
     generation = pb.Generation(request_id=row.request_id, next_tokens=next_tokens)
@@ -329,7 +338,6 @@ def _generation(
         prompt = prompt_to_proto(detail.prompt_tokens, detail.prompt_alternatives)
         generation.prefill_tokens.CopyFrom(prompt)
     if member.ended:
-        finish = FinishCode(outcome.finish[position])
         generation.generated_text.CopyFrom(
             _generated_text(detail.generated_text or "", finish, member, row.params)
         )
@@ -346,6 +354,7 @@ def _generated_text(
     return pb.GeneratedText(
         text=text,
         generated_tokens=member.num_generated,
+        skipped_tokens=member.num_skipped,
         finish_reason=_FINISH_REASONS[finish],
         seed=params.seed if params.do_sample else None,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.helpers.oracle import Oracle
 from tests.helpers.thread_ranks import run_ranks
 from tests.helpers.toy_paged_model import NAN_ID, expected_tokens, make_engine
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_proto import generate_pb2 as pb
+from lorax_shard.engine.drafter import Drafter, DraftSettings
 from lorax_shard.rpc.lorax_batches import LoraxBatches
 
 A, B, C = [7, 9, 11, 13, 15], [40, 41, 42], [90, 91]
@@ -253,3 +255,26 @@ def test_decode_needs_batches():
     for ids, words in (([], "no batch"), ([1], "not cached"), ([3, 3], "twice")):
         with pytest.raises(ValidationError, match=words):
             batches.decode(ids)
+
+
+def test_all_tokens_of_a_step_are_told_with_their_row():
+    """Two rows, of which one has drafts that are kept: each generation has its own tokens."""
+    known = [[*A, *expected_tokens(A, 9)]]
+    drafter = Drafter(DraftSettings(3, 4, 1), Oracle(known, num_wrong_in_ten=0))
+    batches = LoraxBatches(make_engine(drafter=drafter))
+    first = prefill(
+        batches, batch(8, request(1, A, max_new_tokens=9), request(2, B, max_new_tokens=9)), None
+    )
+    tokens = {1: ids_of(first, 1), 2: ids_of(first, 2)}
+    ended = {}
+    while len(ended) < 2:
+        reply = batches.decode([8])
+        for generation in reply.generations:
+            tokens[generation.request_id] += generation.next_tokens.ids
+            assert len(generation.next_tokens.texts) == len(generation.next_tokens.ids)
+            if generation.HasField("generated_text"):
+                ended[generation.request_id] = generation.generated_text
+    assert tokens == {1: expected_tokens(A, 9), 2: expected_tokens(B, 9)}
+    assert [ended[each].generated_tokens for each in (1, 2)] == [9, 9]
+    assert ended[1].skipped_tokens > 2
+    assert ended[2].skipped_tokens == 0
