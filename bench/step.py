@@ -56,10 +56,15 @@ def make_engine(model_dir: Path, attention: str, linear: str) -> Engine:
     return engine
 
 
-class Batch:
-    """N rows that decode for ever."""
+def _spread(request_id: int) -> list[int]:
+    """Return a prompt of tokens that are no text."""
+    return [(17 * request_id + 31 * p) % 40_000 + 100 for p in range(CONTEXT)]
 
-    def __init__(self, engine: Engine, num_rows: int) -> None:
+
+class Batch:
+    """N rows that decode for ever; prompts are pieces of a text, if one is given."""
+
+    def __init__(self, engine: Engine, num_rows: int, text: list[int] | None = None) -> None:
         engine.clear()
         self.engine = engine
         self.ids = [RequestId(index + 1) for index in range(num_rows)]
@@ -69,9 +74,10 @@ class Batch:
         plan.num_new_blocks = [-(-CONTEXT // 16)] * num_rows
         plan.new_blocks = self.take(sum(plan.num_new_blocks))
         for request_id in self.ids:
+            at = 37 * request_id
             spec = RequestSpec(
                 request_id=request_id,
-                prompt_ids=[(17 * request_id + 31 * p) % 40_000 + 100 for p in range(CONTEXT)],
+                prompt_ids=_spread(request_id) if text is None else text[at : at + CONTEXT],
                 sampling=SamplingParams(),
                 stopping=StoppingParams(max_new_tokens=4000, ignore_eos=True),
             )

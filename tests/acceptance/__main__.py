@@ -7,9 +7,13 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling")
+NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine")
 # Where a list is not the module of its name.
-MODULES = {"clients": "clients.points", "scheduling": "scheduling.points"}
+MODULES = {
+    "clients": "clients.points",
+    "scheduling": "scheduling.points",
+    "engine": "engine.points",
+}
 
 
 def main() -> int:

@@ -264,7 +264,7 @@ def point_exact_sampling() -> Result:
     """Bit for bit on batch-invariant models; chi-square of the sampler."""
     return run_tests(
         "tests/integration/test_seeded_sampling.py",
-        "tests/unit/engine/test_sampler_distribution.py",
+        "tests/unit/sampling/test_sampler_distribution.py",
     )
 
 

@@ -44,6 +44,8 @@ def specs(seed: int) -> list[RequestSpec]:
     made = []
     for number in range(1, 25):
         sampling = {"do_sample": True, "seed": number, "temperature": 1.3} if number % 2 else {}
+        if number % 4 == 1:
+            sampling |= {"top_p": 0.9, "top_k": 90, "frequency_penalty": 0.3}
         if number % 3 == 0:
             sampling["num_alternatives"] = 3
         if number % 7 == 0:

@@ -1,0 +1,9 @@
+"""The points of the list: what a step of a shard computes, and what it costs."""
+
+from __future__ import annotations
+
+from tests.acceptance.engine import sampling
+
+POINTS = [
+    *sampling.POINTS,
+]
