@@ -226,23 +226,37 @@ struct Tokens {
     }
 };
 
-constexpr int num_bins = 2048;
-
-// Exponent and three more bits of a number that is not negative.
-inline int bin_of(float value) {
+// The bits of a number that is not negative: they are ordered as the numbers are.
+inline uint32_t bits_of(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    return int(bits >> 20);
+    return bits;
 }
 
 struct LikeliestFirst {
-    static int bin(float value) { return num_bins - 1 - bin_of(value); }
+    static uint32_t key(float value) { return ~bits_of(value); }
     static bool before(float a, float b) { return a > b; }
 };
 struct NearestFirst {
-    static int bin(double value) { return bin_of(float(value)); }
+    static uint32_t key(double value) { return bits_of(float(value)); }
     static bool before(double a, double b) { return a < b; }
 };
+
+constexpr uint32_t num_bins = 2048;
+
+// The bin, by 11 bits of the keys, in which the sum of masses reaches `wanted`, which is what is left
+// of it then.
+template <class Key, class Mass>
+uint32_t bin_reached(int64_t n, int shift, int64_t& wanted, const Key& key, const Mass& mass) {
+    // Two of each, in turns: a sum need not wait for the one before it.
+    int64_t sums[2 * num_bins] = {};
+    for (int64_t i = 0; i < n; ++i) sums[2 * (key(i) >> shift & (num_bins - 1)) + i % 2] += mass(i);
+    for (uint32_t bin = 0;; ++bin) {
+        const int64_t sum = sums[2 * bin] + sums[2 * bin + 1];
+        if (sum >= wanted) return bin;
+        wanted -= sum;
+    }
+}
 
 template <class Value>
 struct Item {
@@ -253,15 +267,27 @@ struct Item {
 // The value at which the masses, summed up in the order of values, reach `wanted`.
 template <class Order, class Value, class Mass>
 Value reach(const Value* values, int64_t n, int64_t wanted, const Mass& mass) {
-    int64_t sums[num_bins] = {};
-    for (int64_t i = 0; i < n; ++i) sums[Order::bin(values[i])] += mass(i);
-    int bin = 0;
-    while (sums[bin] < wanted) wanted -= sums[bin++];
     thread_local std::vector<Item<Value>> items;
-    items.clear();
-    for (int64_t i = 0; i < n; ++i)
-        if (Order::bin(values[i]) == bin) items.push_back({values[i], mass(i)});
-    int64_t first = 0, last = int64_t(items.size());
+    if (int64_t(items.size()) < n) items.resize(n);
+    const auto key = [&](int64_t i) { return Order::key(values[i]); };
+    const uint32_t bin = bin_reached(n, 20, wanted, key, mass);
+    int64_t first = 0, last = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        items[last] = {values[i], mass(i)};
+        last += (key(i) >> 20 & (num_bins - 1)) == bin;
+    }
+    if (last > 64) {
+        const auto key = [&](int64_t i) { return Order::key(items[i].value); };
+        const auto mass = [&](int64_t i) { return items[i].mass; };
+        const uint32_t bin = bin_reached(last, 9, wanted, key, mass);
+        const int64_t num = last;
+        last = 0;
+        for (int64_t i = 0; i < num; ++i) {
+            const bool stays = (key(i) >> 9 & (num_bins - 1)) == bin;
+            items[last] = items[i];
+            last += stays;
+        }
+    }
     while (last - first > 1) {
         const int64_t middle = (first + last) / 2;
         std::nth_element(items.begin() + first, items.begin() + middle, items.begin() + last,
@@ -282,17 +308,18 @@ inline int64_t share_of(double share, int64_t total) {
     return std::clamp(int64_t(std::ceil(share * double(total))), int64_t(1), total);
 }
 
-// Takes the likeliest tokens of a whole vocabulary, more of them until they are enough.
+// Takes the likeliest tokens of a whole vocabulary, where these are enough.
 template <class Enough>
 void narrow(Tokens& tokens, const Enough& enough) {
     if (!tokens.is_all) return;
     const float* all = tokens.probs;
     const int64_t vocab_size = tokens.size;
     const float top = largest(all, vocab_size);
-    for (const float share : {0x1p-8f, 0x1p-16f, 0.0f}) {
+    for (const float share : {0x1p-7f, 0x1p-14f}) {
         tokens.take(all, vocab_size, top * share);
         if (enough()) return;
     }
+    tokens.start(all, vocab_size);
 }
 
 void keep_top_k(Tokens& tokens, int64_t k) {
@@ -308,13 +335,15 @@ void keep_top_p(Tokens& tokens, double top_p) {
     const auto mass = [&](int64_t i) { return to_fixed(tokens.probs[i]); };
     const float least = reach<LikeliestFirst>(tokens.probs, tokens.size, wanted, mass);
     int64_t above = 0;
-    for (int64_t i = 0; i < tokens.size; ++i)
-        if (tokens.probs[i] > least) above += mass(i);
+    for (int64_t i = 0; i < tokens.size; ++i) above += tokens.probs[i] > least ? mass(i) : 0;
     // Of several tokens as likely as the last one, the lowest ids fill what is left.
     const int64_t each = to_fixed(least);
-    int64_t num_ties = (wanted - above + each - 1) / each;
+    int64_t num_ties = (wanted - above + each - 1) / each, last_tie = -1;
+    while (num_ties-- > 0)
+        while (tokens.probs[++last_tie] != least) {
+        }
     tokens.filter([&](int64_t i) {
-        return tokens.probs[i] > least || (tokens.probs[i] == least && num_ties-- > 0);
+        return (tokens.probs[i] > least) | ((tokens.probs[i] == least) & (i <= last_tie));
     });
 }
 
