@@ -51,6 +51,7 @@ from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit, StepWork
 from lorax_router.core.deadlines import Deadlines
 from lorax_router.core.host_tier import HostTier
+from lorax_router.core.policies.displacement import LossAllowance
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.prefix import BlockNames, PrefixIndex
@@ -65,6 +66,11 @@ from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
 from lorax_router.core.step_builder import PlannedRow, StepBudget, StepBuilder
 from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, RecomputeCost
+
+# So much of the time may be lost to adapters that take turns, before they wait for rows to end.
+LOST_TO_TURNS = 0.025
+# Cycles that an adapter's rows have at most from when it makes room for another.
+LONGEST_DRAIN = 4
 
 
 class ShardsLost(NamedTuple):
@@ -188,6 +194,7 @@ class Scheduler:
         self._next_order = 0
         self._num_steps = 0
         self._num_drafted = self._num_accepted = 0
+        self._turns = LossAllowance(LOST_TO_TURNS)
 
     # --- requests ---------------------------------------------------------------
 
@@ -336,13 +343,24 @@ class Scheduler:
         )
         return plan
 
+    def _end_turn(self, handle: AdapterHandle, now: float) -> None:
+        """Make an overdue adapter's rows give way, unless too much was lost to that of late.
+
+        Then they may end by themselves, but not for ever.
+        """
+        running = self._running.requests()
+        self._turns.look(running)
+        is_last = handle in self.adapters.overdue(now, LONGEST_DRAIN)
+        if self._turns.is_left() or is_last:
+            for request in running:
+                if request.spec.adapter == handle:
+                    self._turns.spend(request.num_computed)
+                    self._running.preempt(request, now)
+
     def _plan_adapters(self, now: float) -> None:
         """Make rows of overdue adapters give way, and decide who comes and goes."""
-        overdue = self.adapters.overdue(now)
-        if overdue:
-            for request in self._running.requests():
-                if request.spec.adapter in overdue:
-                    self._running.preempt(request, now)
+        for handle in self.adapters.overdue(now):
+            self._end_turn(handle, now)
         orders = self.adapters.orders(
             now,
             self._policy.adapter_line,
@@ -369,7 +387,9 @@ class Scheduler:
         # Copies take their own time.
         if step.rows and not step.has_copies:
             self._cost.observe(step.work, outcome.total_ns / 1e9)
-        self._policy.step_done(self._worth(num_tokens, outcome.total_ns / 1e9))
+        worth = self._worth(num_tokens, outcome.total_ns / 1e9)
+        self._policy.step_done(worth)
+        self._turns.earn(worth)
         self.deadlines.step_done(num_tokens, step.planned_at, now)
         self._now = now
         self._num_drafted += outcome.num_drafted

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from tests.helpers.core_world import CoreWorld
+
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
+from lorax_router.core.policies.ranked import FirstComeFirstServed
+from lorax_router.core.request import RequestTerms
 
 CYCLE_S = 2.0
 
@@ -47,3 +53,22 @@ def test_whoever_is_named_before_the_cycle_is_over_gives_its_slot_at_once() -> N
     table.waits(AdapterHandle(2), now)
     table.orders(now, drain=lambda record, candidates, held, *, has_waited: candidates[0])
     assert table.overdue(now) == [1]
+
+
+def test_rows_of_a_turn_that_is_over_stay_longer_where_much_was_lost_to_turns() -> None:
+    """A drained adapter's rows go after a cycle while that costs little, else after four."""
+    world = CoreWorld(
+        FirstComeFirstServed(), adapters=AdapterTable(max_resident=1, cycle_time_s=4.0),
+        max_step_tokens=256, num_blocks=400,
+    )  # fmt: skip
+    for adapter in (1, 2):
+        world.submit(RequestTerms("a"), num_prompt=100, num_output=300, adapter=adapter)
+    ends = []
+    while len(ends) < 6:
+        before = world.scheduler.stats().num_preemptions
+        world.step()
+        if world.scheduler.stats().num_preemptions > before:
+            ends.append(world.now)
+    turns = [after - before for before, after in pairwise(ends)]
+    assert turns[0] < 12
+    assert all(16 <= each <= 24 for each in turns[1:])

@@ -23,7 +23,7 @@ after ``cycle_time_s`` of waiting, one that has been resident for at least
 says: where it names the one resident longest, an adapter that waits first in line waits
 at most 3 * cycle_time_s for its turn to begin, whatever the others do. If the drained one
 is not idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its
-rows. The policy may have one drained at once, too: one without rows, or whose rows have
+rows, or a few cycles later where much was lost to that already. The policy may have one drained at once, too: one without rows, or whose rows have
 got tokens for ``cycle_time_s``. Pinned adapters are exempt, and pins never take all slots.
 
 A *retired* adapter serves those who asked for it already, then leaves for good: its
@@ -33,6 +33,7 @@ record goes with its memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.eviction import worth
@@ -389,7 +390,7 @@ class AdapterTable:
                 return
         ready = [each for each in others if not each.num_running or self._has_had(each, now)]
         if (drained := choose(record, ready, held, has_waited=False)) is not None:
-            self._drain(drained, now - cycle)
+            self._drain(drained, -inf)
 
     def _has_had(self, record: AdapterRecord, now: float) -> bool:
         """Whether an adapter's rows have got tokens for a cycle."""
@@ -406,15 +407,19 @@ class AdapterTable:
             each.drained_at = None
             self._index.sort(each)
 
-    def overdue(self, now: float) -> list[AdapterHandle]:
-        """Return drained adapters whose running rows must give way now."""
+    def overdue(self, now: float, num_cycles: int = 1) -> list[AdapterHandle]:
+        """Return drained adapters whose running rows had so many cycles since then.
+
+        Those that make room at once had enough whatever they had.
+        """
+        least = num_cycles * self.cycle_time_s
         return [
             each.handle
             for each in self._index.drained.values()
             if each.num_running
             and each.drained_at is not None
             and each.progressed_at is not None
-            and now - max(each.drained_at, each.progressed_at) >= self.cycle_time_s
+            and (each.drained_at == -inf or now - max(each.drained_at, each.progressed_at) >= least)
         ]
 
     # --- events ---------------------------------------------------------------------

@@ -299,7 +299,9 @@ class FairShare:
         if not allowance.is_left(kept):
             return []
         others = [each for each in rows if each.num_preemptions < MAX_DISPLACEMENTS]
-        return self._by_claim(others, held_by_tenant(running))[::-1]
+        ordered = self._by_claim(others, held_by_tenant(running))[::-1]
+        # Whoever waits for its first token yet would wait for it again.
+        return sorted(ordered, key=lambda each: not each.output_ids)
 
     def _lower(
         self, request: RequestState, running: Sequence[RequestState]
