@@ -87,6 +87,8 @@ class World:
     bounds: RequestLimits = field(default_factory=limits)
     max_concurrent_requests: int = 8
     max_body_bytes: int = 10_000
+    # What health takes for no answer: far above what a busy machine takes for one.
+    health_timeout_s: float = 60.0
     cors: Cors = field(default_factory=Cors)
     model_id: str = "tests/tiny"
     template: str | None = TEMPLATE
@@ -112,7 +114,7 @@ class World:
             max_concurrent_requests=self.max_concurrent_requests,
             constraints=self.constraints,
             outputs=OutputsByTemplate(self.outputs),
-            health_timeout_s=0.2,
+            health_timeout_s=self.health_timeout_s,
         )
         models = Models(
             self.model_id, [], bounds.max_total_tokens, SelectionPolicy(refusal="none are served")
@@ -166,7 +168,7 @@ async def served(world: World) -> AsyncIterator[str]:
         yield url
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until a condition holds; fails the test when it never does."""
     async with asyncio.timeout(seconds):
         while not condition():

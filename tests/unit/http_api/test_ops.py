@@ -58,7 +58,7 @@ def test_the_head_of_nothing_is_nothing(path, status):
 
 
 def test_a_hanging_shard_does_not_hang_health():
-    world = World()
+    world = World(health_timeout_s=0.05)
     world.engine.hangs = True
     assert get("/health", world).status_code == 503
 

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -383,7 +382,7 @@ async def test_who_still_waits_for_an_adapter_at_the_end_is_told():
 
 def test_health_notices_that_no_text_can_be_tokenized():
     async def run() -> None:
-        world = World()
+        world = World(health_timeout_s=0.05)
         gate = threading.Event()
         # As many as there are threads; whoever wanted it has left.
         stuck = [asyncio.ensure_future(world.tokenizer.run(gate.wait)) for _ in range(2)]
@@ -395,8 +394,8 @@ def test_health_notices_that_no_text_can_be_tokenized():
                 await world.service.health()
         assert (await world.client().get("/health")).status_code == 503
         gate.set()
-        await world.service.health()
-        assert (await world.client().get("/health")).status_code == 200
+        while (await world.client().get("/health")).status_code != 200:
+            await asyncio.sleep(0)
 
     asyncio.run(run())
 
@@ -404,20 +403,28 @@ def test_health_notices_that_no_text_can_be_tokenized():
 def test_threads_that_are_busy_are_healthy():
     async def run() -> None:
         world = World()
-        # Far more than is done within the time that health has.
-        busy = [asyncio.ensure_future(world.tokenizer.run(time.sleep, 0.05)) for _ in range(200)]
-        for _ in range(5):
-            await world.service.health()
-        for task in busy:
-            task.cancel()
+        turns = threading.Semaphore(0)
+        busy = [asyncio.ensure_future(world.tokenizer.run(turns.acquire)) for _ in range(200)]
+        await asyncio.sleep(0)
+        try:
+            for num_done in range(1, 6):
+                health = asyncio.ensure_future(world.service.health())
+                await asyncio.sleep(0)
+                turns.release()
+                # A thread has done one text; what health asks for itself is behind all others.
+                await health
+                assert sum(task.done() for task in busy) <= num_done
+        finally:
+            turns.release(len(busy))
+        await asyncio.gather(*busy)
 
     asyncio.run(run())
 
 
 def test_health_is_the_engine_s_and_never_hangs():
     async def run() -> None:
-        world = World()
-        await world.service.health()
+        await World().service.health()
+        world = World(health_timeout_s=0.05)
         world.engine.unhealthy = UnhealthyError("rank 1 is gone", public="")
         with pytest.raises(UnhealthyError) as caught:
             await world.service.health()
