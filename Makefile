@@ -57,19 +57,22 @@ $(DEV): $(BASE)
 serve: $(BASE) ## serve the embedded model (or ARGS="--model-id ...") on port 3000
 	@exec $(BIN)/lorax-launcher --adapter-local-root examples/adapters $(ARGS)
 
-# Two at a time, each on one thread; then, alone, those that start whole servers.
-test: $(DEV) ## run the tests; the slowest are listed
+# Two files at a time, each on one thread, in their order: quick ones of many tests come last, so
+# that no process waits long for the other's end. Whole servers afterwards, by themselves.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15
+IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
+test: $(DEV) ## run the tests but for the slow ones (TESTS="-m slow"); the slowest are listed
 ifeq ($(TESTS),)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile tests --ignore tests/e2e
-	@exec $(BIN)/python -m pytest --durations=15 tests/e2e
+	@$(PYTEST) $(IN_TWO) tests --ignore tests/e2e
+	@$(PYTEST) $(IN_TWO) tests/e2e
 else
 	@exec $(BIN)/python -m pytest --durations=15 $(TESTS)
 endif
 
 # An environment of its own, made anew: what a release of today would do to a first start.
-newest: ## run the tests with the newest release of everything
+newest: ## run all tests, slow ones too, with the newest release of everything
 	rm -rf .venv-newest
-	@$(MAKE) test VENV=.venv-newest CONSTRAINTS= TRITON=triton
+	@PYTEST_ADDOPTS="-m ''" $(MAKE) test VENV=.venv-newest CONSTRAINTS= TRITON=triton
 
 constraints: ## write constraints.txt anew: the newest release of everything but torch
 	rm -rf .venv-newest

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
+from collections import Counter
 
 from tests.acceptance import attacks, connections
 from tests.acceptance.faults import FAULTS
@@ -53,11 +53,28 @@ def point_structure() -> Result:
 
 def point_kernels() -> Result:
     """Every kernel compiled for a GPU that is not there, and no step after the warm-up compiles."""
-    return run_tests(
+    return run_whole(
         "tests/unit/attention/test_triton_compiles.py",
         "tests/unit/lora/test_triton_compiles.py",
         "tests/unit/model/test_compiles_at_warm_up.py",
     )
+
+
+def run_whole(*arguments: str) -> Result:
+    """Run tests of which none may be skipped."""
+    run = run_suite(*arguments)
+    for reason, number in run.reasons.items():
+        print(f"    {number} skipped: {reason}", flush=True)
+    by_file = Counter(name.partition("::")[0].rpartition(".")[2] for name, _ in run.ends)
+    print("    " + ", ".join(f"{name} {number}" for name, number in by_file.items()), flush=True)
+    counts = run.counts
+    figure = ", ".join(f"{counts[end]} {end}" for end in ("passed", "skipped", "failed"))
+    return Result(run.is_whole, figure)
+
+
+def point_slow() -> Result:
+    """Every test that ``make test`` leaves out."""
+    return run_whole("-m", "slow", "tests")
 
 
 def point_store() -> Result:
@@ -78,8 +95,7 @@ def point_plan() -> Result:
 
 def point_silent_call() -> Result:
     """A call to a shard that is silent for longer than gRPC's pings like."""
-    os.environ["LORAX_SLOW"] = "1"
-    return run_tests("tests/integration/shards/test_grpc_client.py")
+    return run_whole("tests/integration/shards/test_grpc_client.py")
 
 
 POINTS = [
@@ -90,6 +106,7 @@ POINTS = [
     Point("3s", "100,000 store entries cost what 10 cost", point_store),
     Point("3p", "1,000 known adapters, 500 wait: plan <= 1 ms", point_plan),
     Point("T22", "a call that is silent for minutes", point_silent_call),
+    Point("1s", "what `make test` leaves out for being slow", point_slow),
     Point("4", "the shape of the house", point_structure),
     Point("5", "make gpu-check in its small form", point_gpu),
     Point("5k", "every kernel fits a GPU, and is compiled at the warm-up", point_kernels),

@@ -243,9 +243,9 @@ def point_seeded_sampling() -> Result:
 
 
 def run_tests(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    """Run pytest on some files; the figure is what they print with FIGURE and the summary."""
+    """Run pytest on some files, slow tests included; the figure is what they print with FIGURE and the summary."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-m", "", *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | (env or {}),
     )  # fmt: skip
     figures = figures_of(run.stdout)

@@ -51,6 +51,11 @@ class SuiteRun:
         counts = self.counts
         return self.returncode == 0 and counts["passed"] > 0 and not counts["failed"]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was left out besides."""
+        return self.is_clean and not self.counts["skipped"]
+
 
 def figures_of(output: str) -> list[str]:
     """Return what tests printed with FIGURE, at most behind pytest's own dots.
@@ -61,11 +66,12 @@ def figures_of(output: str) -> list[str]:
 
 
 def run_suite(*arguments: str) -> SuiteRun:
-    """Run pytest on some files."""
+    """Run pytest on some files, slow tests included."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "junit.xml"
         # A busy machine may hold any test up for minutes: what is judged here is what it computes.
         options = ["-q", "-s", "-p", "no:cacheprovider", "--timeout=1800", f"--junitxml={path}"]
+        options += ["-m", ""]
         run = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *arguments],
             cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ,

@@ -231,7 +231,9 @@ def test_each_adapter_shows_where_it_acts_and_there_only(world: World) -> None:
         assert differs.tolist() == [place >= start for place in range(len(asked.ids))]
 
 
-@pytest.mark.parametrize("backend", ["cpp", "cpu", "torch", "triton"])
+@pytest.mark.parametrize(
+    "backend", ["cpp", "cpu", "torch", pytest.param("triton", marks=pytest.mark.slow)]
+)
 def test_a_mixed_batch_equals_peft(world: World, backend: str) -> None:
     """With blocks shared, chunks that end anywhere, and rows that give way."""
     paged = load_paged_model(replace(world.config, lora_backend=backend))

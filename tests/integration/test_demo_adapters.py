@@ -35,7 +35,13 @@ def loaded() -> Iterator[tuple[Base, Any]]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", TASKS)
+# The quickest is tried each time.
+SLOW = [name for name in TASKS if name != "sentiment"]
+
+
+@pytest.mark.parametrize(
+    "name", ["sentiment", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_an_adapter_does_its_task_far_more_often_than_the_base(
     loaded: tuple[Base, Any], name: str
 ) -> None:

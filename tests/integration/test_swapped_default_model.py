@@ -27,6 +27,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [float("inf"), 0.0], ids=["swap", "recompute"])
 def test_a_pool_of_a_fifth_of_the_demand_gives_the_reference_s_tokens(seconds: float) -> None:
     path: Path = default_model_dir()

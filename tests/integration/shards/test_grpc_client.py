@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -283,7 +282,6 @@ async def test_a_silent_call_outlasts_the_pings_meanwhile(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("LORAX_SLOW" not in os.environ, reason="takes 200 s; LORAX_SLOW=1 runs it")
 def test_a_call_may_be_silent_for_minutes(tmp_path):
     """The same at real speed."""
     uri = f"unix:{tmp_path}/shard"

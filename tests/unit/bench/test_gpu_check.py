@@ -145,6 +145,7 @@ def test_a_capture_that_fails_leaves_one_cell_empty(
     assert report.data["notes"][0].endswith("operation not permitted when stream is capturing")
 
 
+@pytest.mark.slow
 def test_tables_have_a_line_for_each_step(report: Report) -> None:
     tables.run(report, small=True)
     decode, prompts = report.data["tables"]
