@@ -1,40 +1,49 @@
-"""The embedded model and its demo adapters by names of the operator's choosing."""
+"""Adapters by names of the operator's choosing, on a server as a user starts it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tests.helpers.peft_folders import save_adapter
 from tests.helpers.server import Server
 
-ADAPTERS = Path(__file__).parents[2] / "examples" / "adapters"
 QUESTION = "I love how the sea looks today. What do you think?"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the adapters lie that may be served."""
+    root = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("pirate", "sentiment", "json-only")):
+        save_adapter(tiny_model, root / name, seed=seed, r=4, target_modules=["q_proj", "o_proj"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(launch: Callable[..., Server], adapters: Path) -> Iterator[Server]:
     options = (
-        "--lora-modules", f"jack={ADAPTERS}/pirate", f'{{"name": "j2", "path": "{ADAPTERS}/pirate"}}',
-        "--lora-adapters", f"mood={ADAPTERS}/sentiment", "--served-model-name", "smol", "gpt-4o",
-        "--adapter-local-root", str(ADAPTERS), "--device", "cpu", "--num-blocks", "64",
+        "--lora-modules", f"jack={adapters}/pirate", f'{{"name": "j2", "path": "{adapters}/pirate"}}',
+        "--lora-adapters", f"mood={adapters}/sentiment", "--served-model-name", "smol", "gpt-4o",
+        "--adapter-local-root", str(adapters), "--adapter-store-dir", f"{adapters}-store",
     )  # fmt: skip
-    with Server(*options, env={**os.environ, "OMP_NUM_THREADS": "1"}) as running:
+    with launch(*options) as running:
         yield running
 
 
 def answer(http: httpx.Client, **adapter: Any) -> Any:
-    parameters = {"max_new_tokens": 16, "apply_chat_template": True, **adapter}
+    parameters = {"max_new_tokens": 16, "ignore_eos_token": True, **adapter}
     response = http.post("/generate", json={"inputs": QUESTION, "parameters": parameters})
     assert response.status_code == 200, response.text
     return response.json()["generated_text"]
 
 
-@pytest.mark.slow
-def test_demo_adapters_answer_by_their_names_and_share_what_is_one(server: Server) -> None:
+def test_adapters_answer_by_their_names_and_share_what_is_one(
+    server: Server, adapters: Path
+) -> None:
     with httpx.Client(base_url=server.url, timeout=120) as http:
         base = answer(http)
         by_id = answer(http, adapter_id="pirate", adapter_source="local")
@@ -57,7 +66,7 @@ def test_demo_adapters_answer_by_their_names_and_share_what_is_one(server: Serve
         assert {each["parent"] for each in cards.values()} == {None, "smol"}
 
         admin = f"http://127.0.0.1:{server.admin_port}"
-        body = {"lora_name": "json", "lora_path": f"{ADAPTERS}/json-only"}
+        body = {"lora_name": "json", "lora_path": f"{adapters}/json-only"}
         loaded = http.post(f"{admin}/v1/load_lora_adapter", json=body)
         assert loaded.text == "Success: LoRA adapter 'json' added successfully."
         assert answer(http, adapter_id="json") not in (base, by_id)

@@ -1,4 +1,4 @@
-"""Thousands of requests through scheduler and engine leave nothing behind."""
+"""Hundreds of requests through scheduler and engine leave nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorax_shard.engine import engine as engine_module
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 
-NUM_ROUNDS, ROUND_SIZE = 6, 200
+NUM_ROUNDS, ROUND_SIZE = 6, 80
 NUM_BLOCKS, MAX_ROWS = 90, 16
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,16 @@ import torch.multiprocessing as mp
 from tests.helpers.server import free_port
 
 from lorax_contract.errors import StartupError
+from lorax_shard.parallel import group as group_module
 from lorax_shard.parallel.group import GroupBrokenError, TorchGroup
 
 SIZES = (3, 1, 2)
+
+
+def run_ranks(work: Callable[..., None], *arguments: Any, num: int) -> None:
+    """Run a rank in each of some processes, which are forked where torch is imported already."""
+    multiprocessing.set_forkserver_preload([group_module.__name__])
+    mp.start_processes(work, arguments, nprocs=num, start_method="forkserver")
 
 
 def work(rank: int, rendezvous: str) -> None:
@@ -40,7 +50,7 @@ def work(rank: int, rendezvous: str) -> None:
 @pytest.mark.parametrize("kind", ["tcp", "file"])
 def test_three_processes_meet(kind: str, tmp_path: Path) -> None:
     place = f"tcp://127.0.0.1:{free_port()}" if kind == "tcp" else f"file://{tmp_path}/meeting"
-    mp.spawn(work, (place,), nprocs=len(SIZES))
+    run_ranks(work, place, num=len(SIZES))
 
 
 def meet_beside_others(process: int, folder: str) -> None:
@@ -56,7 +66,7 @@ def meet_beside_others(process: int, folder: str) -> None:
 
 
 def test_groups_on_one_host_do_not_meet_each_other(tmp_path: Path) -> None:
-    mp.spawn(meet_beside_others, (str(tmp_path),), nprocs=4)
+    run_ranks(meet_beside_others, str(tmp_path), num=4)
 
 
 def wait_alone(rank: int, rendezvous: str, folder: str) -> None:
@@ -73,7 +83,7 @@ def wait_alone(rank: int, rendezvous: str, folder: str) -> None:
 
 
 def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
-    mp.spawn(wait_alone, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=3)
+    run_ranks(wait_alone, f"file://{tmp_path}/meeting", str(tmp_path), num=3)
     for rank in (0, 1):
         told = (tmp_path / f"told-{rank}").read_text()
         assert f"rank {rank} waited for the others in a step" in told
@@ -88,6 +98,8 @@ def stop_rank_0(rank: int, rendezvous: str, folder: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         return
     pid = group.gather_values([rank])[0][0]
+    # It is never answered, however long it waits.
+    group_module._BLAME_S = group_module._ANSWER_S = 0.2
     with pytest.raises(GroupBrokenError) as caught:
         group.gather_values([rank])
     Path(folder, "told").write_text(str(caught.value))
@@ -97,7 +109,7 @@ def stop_rank_0(rank: int, rendezvous: str, folder: str) -> None:
 
 
 def test_rank_0_is_named_when_the_rendezvous_stands_still_with_it(tmp_path: Path) -> None:
-    mp.spawn(stop_rank_0, (f"tcp://127.0.0.1:{free_port()}", str(tmp_path)), nprocs=2)
+    run_ranks(stop_rank_0, f"tcp://127.0.0.1:{free_port()}", str(tmp_path), num=2)
     assert "rank 0 stood still or ended" in (tmp_path / "told").read_text()
 
 

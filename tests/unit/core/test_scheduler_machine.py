@@ -48,7 +48,7 @@ from lorax_router.shards.fake.memory import FakeMemory
 from lorax_router.shards.fake.shard import FakeModel
 
 STEPS_PER_EXAMPLE = 50
-NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "3000"))
+NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "1500"))
 # What is drawn depends on the modules that are loaded beside: rare events come in long runs only.
 MANY_STEPS = 10_000
 # One token in 20 is an EOS; whatever else, a token depends on all blocks read back.

@@ -22,7 +22,7 @@ from lorax_router.core.policies.shortest import ShortestFirst
 from lorax_router.core.request import ANY_TERMS, RequestState, RequestTerms
 from lorax_router.core.swapping import FittedRecompute
 
-NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "2000"))
+NUM_STEPS = int(os.environ.get("LORAX_MACHINE_STEPS", "1000"))
 POLICIES = [FirstComeFirstServed, FairShare, StrictPriority, ShortestFirst]
 
 
