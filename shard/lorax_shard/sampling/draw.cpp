@@ -117,7 +117,9 @@ void penalize(const Row& row, float* scores, int64_t vocab_size) {
 }
 
 void adjust(const Row& row, float* scores, int64_t vocab_size, double delta) {
-    for (int64_t i = 0; i < row.num_edits; ++i) scores[row.edit_ids[i]] += row.edit_values[i];
+    for (int64_t i = 0; i < row.num_edits; ++i)
+        if (row.edit_ids[i] >= 0 && row.edit_ids[i] < vocab_size)
+            scores[row.edit_ids[i]] += row.edit_values[i];
     if (row.preferred)
         for (int64_t i = 0; i < vocab_size; ++i)
             scores[i] += float(row.preferred[i / 8] >> (7 - i % 8) & 1) * float(delta);
