@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lorax_shard.constraints.row import Mask
+from lorax_shard.transfer import to_device
 
 # Legend: S sampled rows, C constrained ones of them, V vocabulary.
 
@@ -41,7 +42,7 @@ def masked(
     if not masks:
         return logits, errors
     scores = logits.clone()
-    at = torch.tensor(list(masks), device=logits.device)
+    at = to_device(torch.tensor(list(masks)), logits.device)
     forbidden = ~_allowed(list(masks.values()), logits)
     scores[at] = scores[at].masked_fill_(forbidden, -torch.inf)
     return scores, errors
@@ -54,9 +55,8 @@ def _allowed(masks: Sequence[Mask], logits: torch.Tensor) -> torch.Tensor:  # C 
     for line, mask in zip(words, masks, strict=True):
         width = min(num_words, len(mask))
         line[:width] = mask[:width]
-    octets = torch.from_numpy(words.view(np.uint8)).to(logits.device)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
-    bits = octets.unsqueeze(-1) & weights
+    octets = to_device(torch.from_numpy(words.view(np.uint8)), logits.device)
+    bits = octets.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
     return bits.view(len(masks), -1)[:, : logits.shape[1]].bool()
 
 

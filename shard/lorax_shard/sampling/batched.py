@@ -23,6 +23,7 @@ from lorax_shard.sampling.sampled import (
 )
 from lorax_shard.sampling.scores import SamplerRow, adjusted
 from lorax_shard.sampling.watermark import Watermark
+from lorax_shard.transfer import to_device
 
 # Legend: S sampled rows, D drawn ones of them, V vocabulary, A alternatives.
 
@@ -31,10 +32,19 @@ def sample_batch(
     logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
 ) -> SampledTokens:
     """Return the next token of each row of ``logits`` (S x V); none for rows without numbers."""
+    return _read(draw_batch(logits, rows, watermark), rows)
+
+
+def draw_batch(
+    logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
+) -> torch.Tensor:
+    """Return what is drawn, still on the device: nothing here waits for it.
+
+    A line a row: its id, its logprob, the ids of its alternatives and their logprobs.
+    """
     num_best = most_alternatives(rows)
     greedy = [i for i, row in enumerate(rows) if is_greedy(row.params)]
     drawn = [i for i, row in enumerate(rows) if not is_greedy(row.params)]
-    # A row: its id, its logprob, the ids of its alternatives and their logprobs.
     found = torch.empty(len(rows), 2 + 2 * num_best, dtype=torch.float64, device=logits.device)
     if greedy:
         scores = adjusted(logits, rows, greedy, watermark)
@@ -50,7 +60,7 @@ def sample_batch(
         ids, has_token = found[at, 0].long().clamp_(min=0), found[at, 0] >= 0
         _write(found, raw, torch.log_softmax(logits[at], dim=-1), ids, num_best)
         found[at, 0] = torch.where(has_token, found[at, 0], -1.0)
-    return _read(found, rows)
+    return found
 
 
 def _write(
@@ -106,7 +116,7 @@ def _numbers(rows: Sequence[SamplerRow], like: torch.Tensor) -> torch.Tensor:  #
     """Return the numbers of each row's draw: they depend on nothing that a device computed."""
     seeds, positions = [row.params.seed for row in rows], [len(row.token_ids) for row in rows]
     values = uniforms(seeds, positions, num_levels(like.shape[1]))
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
+    return to_device(torch.from_numpy(np.ascontiguousarray(values)), like.device)
 
 
 def _to_fixed(probs: torch.Tensor) -> torch.Tensor:
@@ -215,8 +225,8 @@ def _read(found: torch.Tensor, rows: Sequence[SamplerRow]) -> SampledTokens:
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:  # D x 1 float64
-    return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(1)
+    return to_device(torch.tensor(values, dtype=torch.float64), like.device).unsqueeze(1)
 
 
 def _tensor(indices: list[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(indices, device=like.device)
+    return to_device(torch.tensor(indices), like.device)

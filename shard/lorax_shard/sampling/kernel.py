@@ -68,6 +68,8 @@ class DrawKernel:
         """Return why the kernel cannot be built or loaded here, or None."""
         return _library()[1]
 
+    # The memory that it keeps is that of one mode.
+    @torch.inference_mode()
     def __call__(
         self, logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
     ) -> SampledTokens:

@@ -17,6 +17,7 @@ from lorax_shard.sampling.id_tree import num_levels
 from lorax_shard.sampling.sampled import SampledTokens, is_greedy, is_raw, nothing_sampled
 from lorax_shard.sampling.scores import LogitEdits, SamplerRow, adjusted, edits_of
 from lorax_shard.sampling.watermark import Watermark
+from lorax_shard.transfer import to_device
 
 # Legend: S sampled rows, V vocabulary.
 
@@ -119,7 +120,7 @@ def softmax_of(scores: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor
 def temperatures_of(rows: Sequence[SamplerRow], device: torch.device) -> torch.Tensor:  # S x 1
     """Return the temperatures of rows that are drawn."""
     values = [[max(row.params.temperature, _LEAST_TEMPERATURE)] for row in rows]
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    return to_device(torch.tensor(values, dtype=torch.float32), device)
 
 
 def distributions(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[Distribution | None]:

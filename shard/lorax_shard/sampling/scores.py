@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lorax_contract.step import LogitBias, SamplingParams
 from lorax_shard.sampling.watermark import Watermark
+from lorax_shard.transfer import to_device
 
 # Legend: S sampled rows, V vocabulary.
 
@@ -72,7 +73,7 @@ def adjusted(
     chosen = [rows[i] for i in indices]
     if len(indices) == logits.shape[0] and not any(is_adjusted(row) for row in chosen):
         return logits
-    all_scores = logits[torch.tensor(indices, device=logits.device)]
+    all_scores = logits[_to_device(np.array(indices), logits)]
     _apply_edits(all_scores, chosen)
     _apply_watermark(all_scores, chosen, watermark)
     _apply_repetition_penalty(all_scores, chosen)
@@ -109,7 +110,7 @@ def _apply_watermark(
     }
     if preferred:
         mask = _to_device(np.stack(list(preferred.values())), all_scores)
-        at = torch.tensor(list(preferred), device=all_scores.device)
+        at = _to_device(np.array(list(preferred)), all_scores)
         all_scores[at] = all_scores[at].add_(mask, alpha=watermark.delta)
 
 
@@ -143,7 +144,7 @@ def _apply_count_penalties(all_scores: torch.Tensor, rows: Sequence[SamplerRow])
     params = [rows[at].params for at in counted]
     amounts = counts * _column([each.frequency_penalty for each in params], all_scores)
     amounts += _column([each.presence_penalty for each in params], all_scores)
-    at = torch.tensor(counted, device=all_scores.device)
+    at = _to_device(np.array(counted), all_scores)
     all_scores[at] -= torch.where(counts > 0, amounts, 0.0).float()
 
 
@@ -161,8 +162,8 @@ def _known(token_ids: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:  # S x 1 float64
-    return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(1)
+    return _to_device(np.array(values, dtype=np.float64), like).unsqueeze(1)
 
 
 def _to_device(values: NDArray[np.generic], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
+    return to_device(torch.from_numpy(values), like.device)

@@ -83,17 +83,41 @@ def test_a_batch_of_256_its_parts_and_each_row_alone_give_the_same_bits(make_sam
         assert everything_of(alone, 0) == everything_of(together, index)
 
 
-def test_the_number_of_threads_changes_no_bit(make_sampler):
-    rows, logits = mixed_rows(40), random_logits(40, 9001, seed=22)
-    sampler, threads = make_sampler(9001), torch.get_num_threads()
-    found = []
+def drawn_by_threads(sampler, logits, rows, numbers):
+    """Return what is drawn with each number of threads."""
+    threads = torch.get_num_threads()
     try:
-        for num_threads in (1, 2, 3):
+        found = []
+        for num_threads in numbers:
             torch.set_num_threads(num_threads)
             found.append(sampler.sample(logits, rows))
     finally:
         torch.set_num_threads(threads)
+    return found
+
+
+def test_the_number_of_threads_changes_no_bit(make_sampler):
+    rows, logits = mixed_rows(40), random_logits(40, 9001, seed=22)
+    found = drawn_by_threads(make_sampler(9001), logits, rows, (1, 2, 3))
     assert found[0] == found[1] == found[2]
+
+
+def test_threads_of_the_kernel_share_nothing():
+    """Long enough for them to be at it at the same time, also where there are few processors."""
+    if reason := DrawKernel.probe():
+        pytest.skip(reason)
+    rows, logits = mixed_rows(32), random_logits(32, 49_999, seed=22)
+    sampler = Sampler(49_999, method=DrawKernel())
+    found = drawn_by_threads(sampler, logits, rows, (1, *(2, 3) * 10))
+    assert all(each == found[0] for each in found)
+
+
+def test_a_sampler_serves_inside_and_outside_of_inference_mode(make_sampler):
+    rows, logits = mixed_rows(30), random_logits(30, 500, seed=29)
+    sampler = make_sampler(500)
+    with torch.inference_mode():
+        inside = sampler.sample(logits, rows)
+    assert sampler.sample(logits, rows) == inside
 
 
 def test_equal_tokens_are_kept_alike(make_sampler):
