@@ -105,6 +105,39 @@ def ratio(pairs: Sequence[tuple[Turn, Turn]]) -> float:
     return (tokens[1] / after) / (tokens[0] / before)
 
 
+def compare(
+    num_drafted: int, *, num_new: int, rows: Sequence[int], rounds: int, extra: Sequence[str] = ()
+) -> dict[int, float]:
+    """Measure and print; return the ratio for each number of rows."""
+    common = ["--served-model-name", "base", "--prefix-caching", "false"]
+    drafts = ["--speculative-tokens", str(num_drafted), *extra]
+    ratios = {}
+    with Server(*common) as plain, Server(*common, *drafts) as drafting:
+        for server in (plain, drafting):
+            take_turn(server, PROMPTS[:2], 16)
+        for num in rows:
+            if num == 1:
+                pairs = one_row(plain, drafting, num_new)
+            else:
+                prompts = [PROMPTS[number % len(PROMPTS)] for number in range(num)]
+                pairs = [
+                    in_turns(plain, drafting, prompts, num_new, swap=turn % 2 == 1)
+                    for turn in range(rounds)
+                ]
+            each = [after.rate / before.rate for before, after in pairs]
+            ratios[num] = ratio(pairs)
+            drafted, kept = (
+                sum(getattr(after, name) for _, after in pairs)
+                for name in ("num_drafted", "num_accepted")
+            )
+            print(
+                f"{num} rows: {ratios[num]:.2f}x tokens/s (each {min(each):.2f} to "
+                f"{max(each):.2f}, median {statistics.median(each):.2f}), {kept} of {drafted} kept",
+                flush=True,
+            )
+    return ratios
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,28 +147,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="for the many rows")
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
     options = parser.parse_args()
-    extra = ["--speculative-tokens", str(options.tokens)]
+    extra = []
     if options.max_batch_size is not None:
-        extra += ["--speculation-max-batch-size", str(options.max_batch_size)]
-    common = ["--served-model-name", "base", "--prefix-caching", "false"]
-    with Server(*common) as plain, Server(*common, *extra) as drafting:
-        for server in (plain, drafting):
-            take_turn(server, PROMPTS[:2], 16)
-        for rows in options.rows:
-            if rows == 1:
-                pairs = one_row(plain, drafting, options.new)
-            else:
-                prompts = [PROMPTS[number % len(PROMPTS)] for number in range(rows)]
-                pairs = [
-                    in_turns(plain, drafting, prompts, options.new, swap=turn % 2 == 1)
-                    for turn in range(options.rounds)
-                ]
-            each = [after.rate / before.rate for before, after in pairs]
-            print(
-                f"{rows} rows: {ratio(pairs):.2f}x tokens/s (each {min(each):.2f} to "
-                f"{max(each):.2f}, median {statistics.median(each):.2f})",
-                flush=True,
-            )
+        extra = ["--speculation-max-batch-size", str(options.max_batch_size)]
+    compare(
+        options.tokens, num_new=options.new, rows=options.rows, rounds=options.rounds, extra=extra
+    )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ def fleet_streams(prompts: Prompts, chosen: list[Adapter], seed: int) -> list[St
 
 def point_fleet() -> Result:
     """200 requests over 24 adapters with 4 slots, two more adapters broken."""
+    return run_fleet()
+
+
+def run_fleet(*extra: str) -> Result:
+    """Serve the fleet with further options of the launcher, and judge the answers."""
     model_dir = default_model_dir()
     prompts = Prompts(model_dir, seed=11)
     with ExitStack() as stack:
@@ -114,7 +119,7 @@ def point_fleet() -> Result:
             stream.is_streamed = stream.adapter not in broken
         options = (
             "--max-active-adapters", str(NUM_SLOTS), "--adapter-timeout-s", str(TIMEOUT_S),
-            "--adapter-cycle-time-s", "1",
+            "--adapter-cycle-time-s", "1", *extra,
         )  # fmt: skip
         with serve(hub, root / "adapters", root / "store", *options) as server:
             start = time.perf_counter()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.acceptance.engine import sampling
+from tests.acceptance.engine import drafts, sampling
 
 POINTS = [
     *sampling.POINTS,
+    *drafts.POINTS,
 ]
