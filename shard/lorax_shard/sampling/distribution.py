@@ -4,8 +4,8 @@ A vocabulary is long and most of it is far from any limit that a request sets. S
 each warper first finds the few tokens that the limit lies among, and sorts those.
 
 What tokens weigh together is summed up in whole numbers (see ``id_tree``), so that every way to
-sum finds the same edge. So is the entropy, from logarithms whose last digit is the library's own:
-that decides only between tokens whose surprisals lie as far above it as below.
+sum finds the same edge. So is the entropy, from logarithms that may differ elsewhere in their last
+digits: these decide only between tokens whose surprisals lie as far above the entropy as below.
 """
 
 from __future__ import annotations

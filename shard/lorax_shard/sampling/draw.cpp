@@ -202,15 +202,16 @@ struct Tokens {
         for (int64_t i = 0; i < size; ++i) sum += to_fixed(probs[i]);
         return sum;
     }
-    // Keeps what is at least `bound`, of the whole vocabulary.
-    void take(const float* all, int64_t vocab_size, float bound) {
+    // Keeps what is at least `bound` and at most `most`, of the whole vocabulary.
+    void take(const float* all, int64_t vocab_size, float bound,
+              float most = std::numeric_limits<float>::infinity()) {
         int64_t left = 0;
         parts_from(all, vocab_size, bound, [&](int64_t first, int64_t last) {
             // Without a branch: where many are kept, nobody can tell which.
             for (int64_t id = first; id < last; ++id) {
                 ids[left] = int32_t(id);
                 kept[left] = all[id];
-                left += all[id] >= bound;
+                left += (all[id] >= bound) & (all[id] <= most);
             }
         });
         size = left, is_all = false, probs = kept.data();
@@ -349,22 +350,60 @@ void keep_top_p(Tokens& tokens, double top_p) {
     });
 }
 
-void keep_typical(Tokens& tokens, double typical_p) {
-    tokens.filter([&](int64_t i) { return to_fixed(tokens.probs[i]) > 0; });
-    const int64_t total = tokens.total();
-    thread_local std::vector<double> distances;
+// The natural logarithm, to its last digits: a loop of it becomes one over vectors. With x = 2^n * m,
+// m next to 1, and s = (m - 1) / (m + 1): log m = 2 (s + s^3 / 3 + s^5 / 5 + ...).
+inline double log_of(double x) {
+    int64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    // Half of what is above the square root of 2.
+    const int64_t n = (bits - 0x3FE6A09E667F3BCD) >> 52;
+    bits -= n << 52;
+    double m;
+    std::memcpy(&m, &bits, sizeof m);
+    const double s = (m - 1) / (m + 1), z = s * s;
+    double series = 1.0 / 23;
+    for (int odd = 21; odd > 0; odd -= 2) series = series * z + 1.0 / odd;
+    return double(n) * 0.6931471805599453 + 2 * s * series;
+}
+
+// The distance of each token's surprisal from the entropy.
+void find_distances(const Tokens& tokens, double whole, double entropy,
+                    std::vector<double>& distances) {
     distances.resize(tokens.size);
+    for (int64_t i = 0; i < tokens.size; ++i)
+        distances[i] = std::fabs(log_of(double(tokens.probs[i]) / whole) + entropy);
+}
+
+void keep_typical(Tokens& tokens, double typical_p) {
+    const int64_t total = tokens.total(), wanted = share_of(typical_p, total);
+    const double whole = double(total) / one;
     int64_t terms = 0;
     for (int64_t i = 0; i < tokens.size; ++i) {
-        const double share = double(tokens.probs[i]) / (double(total) / one);
-        distances[i] = std::log(share);
-        terms -= int64_t(share * distances[i] * 0x1p48);
+        // What is not above 0 as a whole number is none here either.
+        const double share = double(tokens.probs[i]) / whole;
+        terms -= int64_t(share * log_of(share) * 0x1p48);
     }
     const double entropy = double(terms) / 0x1p48;
-    for (double& each : distances) each = std::fabs(each + entropy);
-    const double most = reach<NearestFirst>(
-        distances.data(), tokens.size, share_of(typical_p, total),
-        [&](int64_t i) { return to_fixed(tokens.probs[i]); });
+    const auto mass = [&](int64_t i) { return to_fixed(tokens.probs[i]); };
+    thread_local std::vector<double> distances;
+    bool is_narrow = !tokens.is_all;
+    const float* all = tokens.probs;
+    const int64_t vocab_size = tokens.size;
+    for (const double distance : {2.0, 5.0}) {
+        if (is_narrow) break;
+        // A little more than what is so near, of which the sum below is exact.
+        const double near = whole * std::exp(-entropy);
+        tokens.take(all, vocab_size, float(near * std::exp(-distance) * 0.9999),
+                    float(near * std::exp(distance) * 1.0001));
+        find_distances(tokens, whole, entropy, distances);
+        int64_t sum = 0;
+        for (int64_t i = 0; i < tokens.size; ++i) sum += distances[i] <= distance ? mass(i) : 0;
+        is_narrow = sum >= wanted;
+        if (!is_narrow) tokens.start(all, vocab_size);
+    }
+    tokens.filter([&](int64_t i) { return mass(i) > 0; });
+    find_distances(tokens, whole, entropy, distances);
+    const double most = reach<NearestFirst>(distances.data(), tokens.size, wanted, mass);
     tokens.filter([&](int64_t i) { return distances[i] <= most; });
 }
 
