@@ -29,7 +29,10 @@ _COMPILE_TIMEOUT_S = 120
 
 
 def load_library(source: Path) -> tuple[ctypes.CDLL | None, str | None]:
-    """Return the library made from a C++ file, or None and the reason in words."""
+    """Return the library made from a C++ file, or None and the reason in words.
+
+    The file may include headers that lie beside it.
+    """
     compiler = next(filter(None, map(shutil.which, _compilers())), None)
     if compiler is None:
         return None, "no C++ compiler is installed (looked for g++ and c++)"
@@ -69,8 +72,10 @@ def _run(command: list[str]) -> None:
 
 
 def _build_key(source: Path, compiler: str) -> str:
-    """Return a name for what the library depends on: source, flags, compiler, instruction set."""
-    parts = [source.read_text(encoding="utf-8"), *_FLAGS, compiler, *cpu_identity()]
+    """Return a name for what the library depends on: sources, flags, compiler, instruction set."""
+    sources = (source, *sorted(source.parent.glob("*.h")))
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    parts = [*texts, *_FLAGS, compiler, *cpu_identity()]
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=10
     )
