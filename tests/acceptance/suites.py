@@ -65,7 +65,7 @@ def figures_of(output: str) -> list[str]:
     return re.findall(r"^[.sxXFE]*FIGURE (.*)", output, re.MULTILINE)
 
 
-def run_suite(*arguments: str) -> SuiteRun:
+def run_suite(*arguments: str, env: dict[str, str] | None = None) -> SuiteRun:
     """Run pytest on some files, slow tests included."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "junit.xml"
@@ -74,7 +74,7 @@ def run_suite(*arguments: str) -> SuiteRun:
         options += ["-m", ""]
         run = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *arguments],
-            cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ,
+            cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | (env or {}),
         )  # fmt: skip
         if run.returncode:
             print(run.stdout[-4000:], run.stderr[-1000:], flush=True)

@@ -21,7 +21,16 @@ def tied(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES])
+# Their linears have the names and shapes of Llama's.
+SLOW = ("gemma2", "qwen2")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FAMILIES
+    ],
+)
 def oracle(
     request: pytest.FixtureRequest, tied: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> Oracle:

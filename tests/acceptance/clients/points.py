@@ -42,6 +42,7 @@ def point_templates() -> Result:
     run = run_suite(
         "tests/unit/service/prompts/test_chat_formats.py",
         "tests/unit/service/chat",
+        env={"LORAX_EXAMPLES": "4"},
     )
     return Result(run.is_clean, f"{run.counts['passed']} tests passed; {'; '.join(run.figures)}")
 

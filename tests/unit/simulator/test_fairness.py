@@ -73,6 +73,11 @@ def simulate(
     return run
 
 
+@cache
+def of_suite(name: str, policy: str, kv_tokens: int) -> SimulatedRun:
+    return simulate(suite(name), policy, replace(EIGHTH, kv_tokens=kv_tokens))
+
+
 def waits_of(run: SimulatedRun, chosen: np.ndarray) -> np.ndarray:
     return (run.first_token_at - run.trace.times)[chosen]
 
@@ -80,8 +85,7 @@ def waits_of(run: SimulatedRun, chosen: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", [*SUITES, "real"])
 def test_service_of_waiting_clients_stays_together_in_every_vtc_suite(name: str) -> None:
     # With a pool in which arrival order breaks the bound in each of them.
-    server = replace(EIGHTH, kv_tokens=640)
-    fcfs, fair = (simulate(suite(name), policy, server) for policy in ("fcfs", "fair"))
+    fcfs, fair = (of_suite(name, policy, 640) for policy in ("fcfs", "fair"))
     bound = fairness_bound(fair)["held"]
     assert fcfs.meter.gap > bound
     assert fair.meter.gap <= min(bound, 0.6 * fcfs.meter.gap)
@@ -96,8 +100,7 @@ def test_service_of_waiting_clients_stays_together_in_every_vtc_suite(name: str)
     ],
 )  # fmt: skip
 def test_fairness_costs_no_throughput(name: str, kv_tokens: int) -> None:
-    server = replace(EIGHTH, kv_tokens=kv_tokens)
-    fcfs, fair = (figures(simulate(suite(name), policy, server)) for policy in ("fcfs", "fair"))
+    fcfs, fair = (figures(of_suite(name, policy, kv_tokens)) for policy in ("fcfs", "fair"))
     assert fair["tokens_per_s"] >= 0.97 * fcfs["tokens_per_s"]
 
 

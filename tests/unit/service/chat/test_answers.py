@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers.chat_texts import COMMON, PARSERS, PIECES, parser_of
+from tests.helpers.examples import examples
 from tests.helpers.tiny_tokenizers import EOS, byte_level
 
 from lorax_contract.step import FinishCode, StoppingParams, TokenColumns
@@ -77,7 +78,7 @@ def said(answer: ChatAnswer, chunks: Sequence[TokenChunk]) -> tuple[AssistantTur
     return turn, answer.calls_tools, answer.stopped_by
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data())
 def test_an_answer_is_the_same_streamed_in_any_chunks(data: st.DataObject) -> None:
     shown, finish, text, stops = data.draw(outputs())
@@ -106,7 +107,7 @@ def test_an_answer_is_the_same_streamed_in_any_chunks(data: st.DataObject) -> No
         assert whole[0].content == text
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(outputs(), st.booleans())
 def test_what_ended_a_text_is_told_whatever_is_shown_of_special_tokens(
     output: tuple[list[tuple[int, str, bool]], FinishCode, str, list[str]], includes: bool

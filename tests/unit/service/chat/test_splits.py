@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers.chat_texts import COMMON, PARSERS, PIECES, fed, parser_of, turn_of
+from tests.helpers.examples import examples
 
 from lorax_router.service.chat.deltas import AssistantTurn, ReasoningDelta, ToolCallStart
 from lorax_router.service.chat.output_parser import OutputParser
@@ -25,7 +26,7 @@ def cut(draw: st.DrawFn, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(data=st.data())
 def test_calls_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject) -> None:
     text = data.draw(texts_of(PIECES[name]))
@@ -35,7 +36,7 @@ def test_calls_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(data=st.data())
 def test_calls_are_the_same_wherever_a_text_is_cut_in_two(name: str, data: st.DataObject) -> None:
     text = data.draw(texts_of(PIECES[name]))
@@ -45,7 +46,7 @@ def test_calls_are_the_same_wherever_a_text_is_cut_in_two(name: str, data: st.Da
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(data=st.data())
 def test_a_text_without_a_call_is_all_content(name: str, data: st.DataObject) -> None:
     text = data.draw(texts_of(PIECES[name]))
@@ -59,7 +60,7 @@ def test_a_text_without_a_call_is_all_content(name: str, data: st.DataObject) ->
 
 @pytest.mark.parametrize("is_inside", [True, False])
 @pytest.mark.parametrize("name", [None, *PARSERS])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(data=st.data())
 def test_reasoning_is_the_same_however_a_text_is_cut(
     name: str | None, is_inside: bool, data: st.DataObject
@@ -75,7 +76,7 @@ def test_reasoning_is_the_same_however_a_text_is_cut(
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(data=st.data())
 def test_a_call_starts_before_its_arguments_and_once(name: str, data: st.DataObject) -> None:
     deltas = fed(parser_of(name), data.draw(cut(data.draw(texts_of(PIECES[name])))))
