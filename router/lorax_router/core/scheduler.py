@@ -68,7 +68,7 @@ from lorax_router.core.step_builder import PlannedRow, StepBudget, StepBuilder
 from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, RecomputeCost
 
 # So much of the time may be lost to adapters that take turns, before they wait for rows to end.
-LOST_TO_TURNS = 0.025
+LOST_TO_TURNS = 0.015
 # Cycles that an adapter's rows have at most from when it makes room for another.
 LONGEST_DRAIN = 4
 

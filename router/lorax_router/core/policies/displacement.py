@@ -15,7 +15,7 @@ LOST_TO_TENANTS, LOST_TO_ADAPTERS = 0.025, 0.01
 # The part of what is saved up that is kept for tenants which have no row.
 FOR_FIRST_ROWS = 0.05
 # How much more than whoever takes rows others keep of what they hold.
-LEAD = 1.25
+LEAD = 1.35
 
 
 class LossAllowance:

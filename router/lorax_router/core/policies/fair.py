@@ -42,6 +42,8 @@ Member = TypeVar("Member", bound=Hashable)
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 # What bringing an adapter to the shards counts for, in tokens of a prompt.
 LOAD_CHARGE = 256.0
+# Of the adapters that wait for a slot so many are compared, those that wait longest.
+_MAX_COMPARED = 64
 
 
 class _Headed(Protocol):
@@ -141,6 +143,8 @@ class FairShare:
         self._shares: Shares[str] = Shares()
         self._tenants: dict[str, _Tenant] = {}
         self._weights: dict[str, float] = {}
+        # Of the latest round.
+        self._now = 0.0
         self._round: _Round[str] = _Round(self._shares, {})
         self._for_tenants = LossAllowance(LOST_TO_TENANTS)
         self._for_adapters = LossAllowance(LOST_TO_ADAPTERS)
@@ -189,6 +193,7 @@ class FairShare:
 
     def start_round(self, now: float, adapters: Collection[AdapterHandle]) -> None:
         """Look at the tenants that wait, each with those of its adapters that admit."""
+        self._now = now
         self._waiting.start_round()
         self._round = _Round(
             self._shares,
@@ -418,11 +423,16 @@ class FairShare:
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The least served tenant's come first, as if each that goes before were charged.
 
-        Pins that nobody waits for come last.
+        Of one tenant's that whose requests have waited longest together: a slot is worth more to
+        many. Pins that nobody waits for come last.
         """
-        if len(self._tenants) < 2:
-            return wanted
-        return self._fair_line(wanted)
+        wanted = [*sorted(wanted[:_MAX_COMPARED], key=self._waited), *wanted[_MAX_COMPARED:]]
+        return wanted if len(self._tenants) < 2 else self._fair_line(wanted)
+
+    def _waited(self, record: AdapterRecord) -> float:
+        """Return for how long its requests have waited, all together, below zero."""
+        since = self._now if record.wanted_at is None else record.wanted_at
+        return -record.num_waiting * (self._now - since)
 
     def _fair_line(self, wanted: Sequence[AdapterRecord]) -> Iterator[AdapterRecord]:
         lines: dict[str, deque[AdapterRecord]] = {}
