@@ -204,6 +204,8 @@ class Admission:
             builder.enter(request, num)
             return True
         this.entering = request
+        if request.is_patient and not request.has_turn:
+            builder.keep_for_patient(num)
         builder.reserved = max(builder.reserved, min(-(-this.limit // 2), num))
         # Those behind it would take what it reads.
         return not builder.limits_reads

@@ -11,6 +11,8 @@ from lorax_router.core.step_builder import StepBuilder
 
 # Steps of prompts alone, one after the other, while somebody waits for the next token.
 MAX_PROMPT_STEPS = 32
+# And steps for which patient prompts wait for an urgent one that waits itself.
+MAX_HELD_STEPS = 4
 
 _last_step_of = attrgetter("last_step")
 
@@ -59,7 +61,10 @@ class StepComposer:
         self._num_ahead = num_ahead
         # Steps of one kind since the last one of the other.
         self._num_prompt_steps = self._num_decode_steps = 0
+        # Whether patient prompts wait in this step; for how many they did, the most after one that
+        # had an urgent prompt.
         self._holds_patient = False
+        self._num_held = 0
         # What prompts could have had of the latest step that had any.
         self.prompt_limit = 0
 
@@ -85,16 +90,21 @@ class StepComposer:
             self._place_prompts(builder, prompts, num_preemptions)
         else:
             self._place_in_turns(builder, decodes, prompts)
+        if not self._holds_patient:
+            self._num_held = 0
+        else:
+            self._num_held = MAX_HELD_STEPS if builder.has_urgent_prompt else self._num_held + 1
 
     def _make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> None:
         """Make place for the first that waits; patient prompts leave the step to urgent ones.
 
-        They do in every other step that has any, so they are never without for long.
+        Never in two steps that have any, one after the other, and not for long for one that does
+        not get into a step: so they are not without for long.
         """
         first = self._admission.make_place(builder, prompts)
         candidates = prompts if first is None else [*prompts, first]
-        has_urgent = not all(each.is_patient for each in candidates)
-        self._holds_patient = has_urgent and not self._holds_patient
+        has_urgent = any(not each.is_patient or each.has_turn for each in candidates)
+        self._holds_patient = has_urgent and self._num_held < MAX_HELD_STEPS
         if self._holds_patient:
             builder.patient_budget = 0
 
@@ -192,6 +202,7 @@ class StepComposer:
     ) -> None:
         """Share what short prompts left among long ones, and at least what was kept for them."""
         kept, builder.reserved = builder.reserved, 0
+        builder.give_kept()
         if entering is not None:
             long = [entering, *long]
         for index, request in enumerate(long):

@@ -62,6 +62,7 @@ class RequestState:
         "adapter_content",
         "block_keys",
         "blocks",
+        "has_turn",
         "host_blocks",
         "incarnation",
         "is_drafted",
@@ -114,6 +115,8 @@ class RequestState:
         self.rank = 0.0
         # The policy's own, too: that more urgent ones may come while a step with its prompt runs.
         self.is_patient = False
+        # And that it has what it needs all the same.
+        self.has_turn = False
         self.submitted_at = now
         self.status = Status.WAITING
         self.output_ids: list[int] = []

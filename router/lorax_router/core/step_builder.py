@@ -45,9 +45,9 @@ class StepBuilder:
     """A plan, the rows in it, and what is left of the budget. Made by the Scheduler."""
 
     __slots__ = (
-        "_adapters", "_block_size", "_budget", "_known_adapters", "_pool", "_token_ranks", "budget", "has_round",
+        "_adapters", "_block_size", "_budget", "_known_adapters", "_pool", "_token_ranks", "budget", "has_round", "has_urgent_prompt",
         "is_paced", "is_stalled", "kv_read", "now", "num_prompt_tokens",
-        "patient_budget", "plan", "reserved", "rows",
+        "patient_budget", "patient_kept", "plan", "reserved", "rows",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,9 @@ class StepBuilder:
         self.reserved = 0
         # Of it, what patient prompts may have.
         self.patient_budget = max(budget.num_tokens // PATIENT_PART, LEAST_CHUNK)
+        self.patient_kept = 0
+        # Whether there is a prompt of others in it.
+        self.has_urgent_prompt = False
         # Whether a running row stood still for want of a block.
         self.is_stalled = False
         # Whether somebody waits for the next token, so that the step must not take long.
@@ -112,9 +115,20 @@ class StepBuilder:
         num = min(self._chunk(request.spec.adapter, done), left)
         return min(num, self.readable(done), self.most(request))
 
+    def keep_for_patient(self, num: int) -> None:
+        """Keep what patient prompts may have for a long one that is placed behind the others."""
+        self.patient_kept = num
+        self.patient_budget -= num
+
+    def give_kept(self) -> None:
+        """Let it be placed now."""
+        self.patient_budget += self.patient_kept
+        self.patient_kept = 0
+
     def most(self, request: RequestState) -> int:
         """Return the tokens that a prompt may have, whatever others leave."""
-        return min(self.budget, self.patient_budget) if request.is_patient else self.budget
+        is_limited = request.is_patient and not request.has_turn
+        return min(self.budget, self.patient_budget) if is_limited else self.budget
 
     def readable(self, num_done: int) -> int:
         """Return how many tokens a row with so many in the cache may compute, by what it reads."""
@@ -169,7 +183,9 @@ class StepBuilder:
     def place_prompt(self, request: RequestState, num: int) -> None:
         """Let a request compute ``num`` tokens of what it knows."""
         self.num_prompt_tokens += num
-        if request.is_patient:
+        if not request.is_patient:
+            self.has_urgent_prompt = True
+        elif not request.has_turn:
             self.patient_budget -= num
         self.place(request, num)
 

@@ -28,6 +28,7 @@ class World(CoreWorld):
             made = plan(now)
             step = {"ant": 0, "bee": 0}
             if made is not None:
+                assert 0 not in made.num_tokens
                 for row, num in zip(made.row_ids, made.num_tokens, strict=True):
                     step[self.terms[row].tenant] += num if num > 1 else 0
             self.steps.append(step)
@@ -101,3 +102,13 @@ def test_a_turn_of_a_worse_class_is_one_request() -> None:
         world.submit(URGENT, num_prompt=8, num_output=1)
     world.run_until_idle()
     assert sum(step["ant"] > STEP // PATIENT_PART for step in world.steps) <= 1
+
+
+def test_a_long_patient_prompt_keeps_its_part_while_short_ones_enter_with_it() -> None:
+    """It is placed behind them, and was admitted for some of what they may have."""
+    world = flooded()
+    world.run_until_idle()
+    long = world.submit(PATIENT, num_prompt=200)
+    short = [world.submit(PATIENT, num_prompt=6) for _ in range(6)]
+    world.run_until_idle()
+    assert {long, *short} <= world.ended.keys()

@@ -130,13 +130,15 @@ def test_shares_are_kept(weights: tuple[float, float]) -> None:
 
 
 def test_a_good_class_hardly_waits_for_a_flood_of_a_worse_one() -> None:
-    high = every(3.0, 60.0, 0, 1, 8, 8, 0)
-    flood = every(0.1, 60.0, 1, 2, 32, 32, 1)
+    high = every(3.0, 300.0, 0, 1, 8, 8, 0)
+    flood = every(0.5, 300.0, 1, 2, 32, 32, 1)
     alone = simulate(asked(high), "priority")
     run = simulate(asked([*high, *flood]), "priority")
     idle = np.percentile(alone.first_token_at - alone.trace.times, 99)
     step = np.percentile(run.step_seconds, 99)
-    assert np.percentile(waits_of(run, run.trace.priorities == 0), 99) <= idle + 2 * step
+    # Two steps are under way when it comes, and its own has the next tokens of others.
+    others = np.median(run.step_seconds) - EIGHTH.cost.fixed_s
+    assert np.percentile(waits_of(run, run.trace.priorities == 0), 99) <= idle + 2 * step + others
 
 
 def test_a_worse_class_is_not_starved_by_a_flood_of_a_better_one() -> None:

@@ -38,6 +38,7 @@ class StrictPriority(FirstComeFirstServed):
 
     def _assess(self, request: RequestState) -> None:
         request.is_patient = request.terms.priority > self._best_seen
+        request.has_turn = False
 
     def remove(self, request: RequestState) -> None:
         """Take out."""
@@ -50,8 +51,7 @@ class StrictPriority(FirstComeFirstServed):
             return best
         worse = self._waiting.worse(best.terms.priority)
         head = min(worse, key=lambda each: each.order, default=best)
-        if head is not best:
-            head.is_patient = False
+        head.has_turn = head is not best
         return head
 
     def _is_turn_of(self, request: RequestState) -> bool:
@@ -62,10 +62,9 @@ class StrictPriority(FirstComeFirstServed):
     def admitted(self, request: RequestState) -> None:
         """Count how many went before a worse class that waits."""
         is_share = self._is_turn_of(request)
-        if is_share:
-            self._num_ahead = 0
-        elif next(self._waiting.worse(request.terms.priority), None) is not None:
-            self._num_ahead += 1
+        has_worse = next(self._waiting.worse(request.terms.priority), None) is not None
+        # The last class goes on by one, be it its turn or not.
+        self._num_ahead = self._num_ahead + 1 if has_worse and not is_share else 0
         super().admitted(request)
         if is_share:
             request.rank = -inf
