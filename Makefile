@@ -64,7 +64,7 @@ IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 test: $(DEV) ## run the tests but for the slow ones (TESTS="-m slow"); the slowest are listed
 ifeq ($(TESTS),)
 	@$(PYTEST) $(IN_TWO) tests --ignore tests/e2e
-	@$(PYTEST) $(IN_TWO) tests/e2e
+	@exec $(BIN)/python -m pytest --durations=15 tests/e2e
 else
 	@exec $(BIN)/python -m pytest --durations=15 $(TESTS)
 endif
