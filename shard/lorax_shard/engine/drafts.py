@@ -18,6 +18,8 @@ NO_DRAFT: IdArray = np.empty(0, dtype=np.int64)
 # A draft follows an earlier place where at least so many tokens were the same; at places that
 # are alike so far, up to the most are compared.
 _LEAST_MATCH, _MOST_MATCH = 2, 8
+# Tokens of the draft after one of which nothing was kept.
+_SHORT = 4
 # Steps without a draft after one of which nothing was kept: doubled each time, up to the most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1, 64
 
@@ -48,8 +50,8 @@ def look_up(ids: IdArray, count: int) -> IdArray:
 class DraftPace:
     """How many tokens of a row are drafted, by what became of its drafts so far.
 
-    A draft that was kept whole doubles the next one, one that was not has the next one be as long
-    as what was kept of it and one more; after one of which nothing was kept come steps without.
+    As many as may be, since a pass of a few tokens takes little more than one of a single one. After
+    a draft of which nothing was kept come steps without, and then a short one.
     """
 
     __slots__ = ("_length", "_max_length", "_next_pause", "_pause")
@@ -73,9 +75,8 @@ class DraftPace:
             return
         if num_kept:
             self._next_pause = _FIRST_PAUSE
-            is_whole = num_kept == num_drafted
-            self._length = min(2 * num_kept if is_whole else num_kept + 1, self._max_length)
+            self._length = self._max_length
             return
-        self._length = 1
+        self._length = min(_SHORT, self._max_length)
         self._pause = self._next_pause
         self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)

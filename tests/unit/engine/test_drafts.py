@@ -50,25 +50,24 @@ def test_a_draft_follows_a_place_that_is_like_the_end(known, count) -> None:
         assert draft in nexts
 
 
-def test_drafts_grow_while_they_are_kept_and_pause_while_they_are_not() -> None:
+def test_drafts_are_long_while_some_is_kept_and_pause_while_nothing_is() -> None:
     pace = DraftPace(8)
     assert pace.length() == 8
     pace.checked(8, 3)
-    assert pace.length() == 4
-    pace.checked(4, 4)
     assert pace.length() == 8
     pauses = []
     for _ in range(9):
-        pace.checked(1, 0)
+        pace.checked(8, 0)
         num = 0
         while not pace.length():
             num += 1
         pauses.append(num)
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 64, 64]
-    pace.checked(1, 1)
-    assert pace.length() == 2
-    pace.checked(2, 0)
-    assert [pace.length(), pace.length()] == [0, 1]
+    assert pace.length() == 4
+    pace.checked(4, 1)
+    assert pace.length() == 8
+    pace.checked(8, 0)
+    assert [pace.length(), pace.length()] == [0, 4]
 
 
 def always(known, count):
