@@ -111,7 +111,7 @@ class ShardConfig(ProcessConfig):
     batch_invariant: bool = False
     # Tokens of a row that are drafted and checked in one pass, while a step has no more rows.
     speculative_tokens: int = 0
-    speculation_max_batch_size: int = 32
+    speculation_max_batch_size: int = 8
     num_threads: int | None = None
     # Adapters are served; False: the base model (with what is merged into it) alone.
     adapters: bool = True
