@@ -113,7 +113,8 @@ class StepBuilder:
         done = request.num_scheduled if num_cached is None else num_cached
         left = request.num_to_schedule if num_cached is None else request.num_tokens - num_cached
         num = min(self._chunk(request.spec.adapter, done), left)
-        return min(num, self.readable(done), self.most(request))
+        num = min(num, self.readable(done))
+        return min(num, self.most(request)) if request.is_patient else num
 
     def keep_for_patient(self, num: int) -> None:
         """Keep what patient prompts may have for a long one that is placed behind the others."""

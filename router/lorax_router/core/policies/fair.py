@@ -423,11 +423,12 @@ class FairShare:
     def adapter_line(self, wanted: Sequence[AdapterRecord]) -> Iterable[AdapterRecord]:
         """The least served tenant's come first, as if each that goes before were charged.
 
-        Of one tenant's that whose requests have waited longest together: a slot is worth more to
-        many. Pins that nobody waits for come last.
+        If all are one tenant's, that whose requests have waited longest together: a slot is worth
+        more to many. Pins that nobody waits for come last.
         """
-        wanted = [*sorted(wanted[:_MAX_COMPARED], key=self._waited), *wanted[_MAX_COMPARED:]]
-        return wanted if len(self._tenants) < 2 else self._fair_line(wanted)
+        if len(self._tenants) > 1:
+            return self._fair_line(wanted)
+        return [*sorted(wanted[:_MAX_COMPARED], key=self._waited), *wanted[_MAX_COMPARED:]]
 
     def _waited(self, record: AdapterRecord) -> float:
         """Return for how long its requests have waited, all together, below zero."""
