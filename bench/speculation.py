@@ -1,7 +1,6 @@
 """Drafts looked up in a request's own text: what they save, as ratios within one run.
 
-Two servers take turns, one that drafts and one that does not, the idle one stopped meanwhile by
-having nothing to do. Each prompt of ``drafted_prompts`` is answered greedily, one at a time for one
+Two servers take turns, one that drafts and one that does not. Each prompt of ``drafted_prompts`` is answered greedily, one at a time for one
 row, all at once for as many rows as asked for. Reported: tokens a second, the ratio of the two, how
 many of the drafted tokens were kept, and whether the answers are the same.
 """

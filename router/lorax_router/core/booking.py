@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lorax_contract.step import RequestId, StepOutcome
 from lorax_router.core.request import RequestState, Status
@@ -13,19 +13,22 @@ class ProtocolError(Exception):
     """An outcome does not belong to the plans in flight: router and shard disagree."""
 
 
+def accepted_drafts(outcome: StepOutcome) -> dict[RequestId, int]:
+    """Return the tokens of each row that came of its draft: of several tokens all but one."""
+    if max(outcome.num_tokens, default=0) <= 1:
+        return {}
+    columns = zip(outcome.row_ids, outcome.num_tokens, strict=True)
+    return {row_id: num - 1 for row_id, num in columns if num > 1}
+
+
 def book_computed(
-    rows: Sequence[PlannedRow], outcome: StepOutcome, block_size: int
+    rows: Sequence[PlannedRow], accepted: Mapping[RequestId, int], block_size: int
 ) -> tuple[set[RequestId], list[RequestState]]:
     """Advance the rows that are still where they were.
 
-    Of a row with several tokens all but the last were computed beside what was planned.
+    ``accepted``: tokens of drafts, computed beside what was planned.
     Returns who must be reported of, and whose blocks became full.
     """
-    more = {
-        row_id: num - 1
-        for row_id, num in zip(outcome.row_ids, outcome.num_tokens, strict=True)
-        if num > 1
-    }
     awaited: set[RequestId] = set()
     filled: list[RequestState] = []
     for request, incarnation, num, reports in rows:
@@ -33,7 +36,7 @@ def book_computed(
             continue
         if request.incarnation == incarnation:
             request.num_computed += num
-            if reports and more and (num_more := more.get(request.request_id)):
+            if reports and accepted and (num_more := accepted.get(request.request_id)):
                 _book_more(request, num_more, block_size)
             if request.num_computed // block_size != request.num_indexed:
                 filled.append(request)

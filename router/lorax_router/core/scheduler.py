@@ -46,7 +46,7 @@ from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
 from lorax_router.core.backlog import Backlog, tokens_of
-from lorax_router.core.booking import ProtocolError, book_computed
+from lorax_router.core.booking import ProtocolError, accepted_drafts, book_computed
 from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit, StepWork
 from lorax_router.core.deadlines import Deadlines
@@ -393,8 +393,9 @@ class Scheduler:
         self.deadlines.step_done(num_tokens, step.planned_at, now)
         self._now = now
         self._num_drafted += outcome.num_drafted
-        self._num_accepted += sum(num - 1 for num in outcome.num_tokens if num > 1)
-        awaited, filled = book_computed(step.rows, outcome, self.block_size)
+        of_drafts = accepted_drafts(outcome)
+        self._num_accepted += sum(of_drafts.values())
+        awaited, filled = book_computed(step.rows, of_drafts, self.block_size)
         accepted = self._book_tokens(outcome, awaited, now)
         for request in filled:
             # Others find what it computed, if it is still where it was.

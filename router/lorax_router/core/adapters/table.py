@@ -23,8 +23,9 @@ after ``cycle_time_s`` of waiting, one that has been resident for at least
 says: where it names the one resident longest, an adapter that waits first in line waits
 at most 3 * cycle_time_s for its turn to begin, whatever the others do. If the drained one
 is not idle ``cycle_time_s`` later, ``overdue`` names it and the scheduler preempts its
-rows, or a few cycles later where much was lost to that already. The policy may have one drained at once, too: one without rows, or whose rows have
-got tokens for ``cycle_time_s``. Pinned adapters are exempt, and pins never take all slots.
+rows, or a few cycles later where much was lost to that already. The policy may have one
+drained at once, too: one without rows, or whose rows have got tokens for ``cycle_time_s``.
+Pinned adapters are exempt, and pins never take all slots.
 
 A *retired* adapter serves those who asked for it already, then leaves for good: its
 record goes with its memory.

@@ -296,8 +296,8 @@ class FairShare:
         """Rows for a tenant that has none, or far less than others; for an adapter without a row.
 
         Each keeps its oldest row, so whoever gives way does not take it back: it cannot go to
-        and fro. Of whoever holds most the latest comes first, and nobody gives way for ever.
-        Nobody does while too much was lost to that already.
+        and fro. Rows with a first token come before those that wait for it; of either those of whoever
+        holds most, the latest first. Nobody gives way for ever, nor while too much was lost to it.
         """
         rows, allowance, kept = self._lower(request, running)
         allowance.look(running)
