@@ -85,7 +85,7 @@ class Line:
 def measure(engine: Engine, num_rows: int, text: list[int]) -> dict[str, Any]:
     """Return milliseconds: of a step, and of each setting by each method."""
     last = LastDraw(best_method(torch.device("cpu")))
-    engine._sampler = Sampler(engine.model.vocab_size, method=last)
+    engine.computation.sampler = Sampler(engine.model.vocab_size, method=last)
     batch = Batch(engine, num_rows, text)
     # The first logits were those of prompts.
     batch.decode()

@@ -162,7 +162,7 @@ def _run_rank(rank: int, world_size: int, roots: list[str]) -> None:
 
 def _serve_world(world: World, world_size: int, rank: int) -> None:
     from lorax_shard.app import load_parts
-    from lorax_shard.engine import engine as engine_module
+    from lorax_shard.engine import computation as computation_module
 
     engine = load_parts(world.config(world_size, rank)).engine
     spec = WarmupSpec(
@@ -176,14 +176,14 @@ def _serve_world(world: World, world_size: int, rank: int) -> None:
         handle = AdapterHandle(int(number))
         lane.prepare(handle, AdapterContent(parts=(AdapterPart(*part),)))
         table.add(handle, 1)
-    recorder = Recorder(engine_module.run_pass)
-    engine_module.run_pass = recorder.run_pass
+    recorder = Recorder(computation_module.run_pass)
+    computation_module.run_pass = recorder.run_pass
     scheduler = Scheduler(
         num_blocks=num_blocks, block_size=BLOCK_SIZE, max_step_tokens=MAX_STEP_TOKENS,
         max_rows=MAX_ROWS, depth=2, adapters=table,
     )  # fmt: skip
     answers = serve(engine, scheduler, requests(SEED))
-    engine_module.run_pass = recorder._run_pass
+    computation_module.run_pass = recorder._run_pass
     if engine._group is not None:
         engine._group.close()
     tensors: dict[str, torch.Tensor] = {}

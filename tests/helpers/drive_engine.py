@@ -17,6 +17,7 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.table import AdapterEvent
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.launched import LaunchedStep
 
 
 @dataclass(slots=True)
@@ -46,11 +47,11 @@ def serve(
 ) -> dict[RequestId, Answer]:
     """Run requests to their end; one arrives per turn, or all ``at_once``.
 
-    Requests of ``cancelled`` are cancelled after two tokens. Steps are executed when
-    they are planned and applied later: plans between know nothing of their outcome.
+    Requests of ``cancelled`` are cancelled after two tokens. Steps are launched when
+    they are planned and collected later: plans and launches between know nothing of their outcome.
     All adapters lie on the engine's lane already, so that orders are carried out at once.
     """
-    waiting, flying = deque(requests), deque[StepOutcome]()
+    waiting, flying = deque(requests), deque[LaunchedStep]()
     answers = {spec.request_id: Answer() for spec in waiting}
     now = 0.0
     while waiting or flying or not scheduler.is_idle:
@@ -60,10 +61,10 @@ def serve(
             if not at_once:
                 break
         while (plan := scheduler.plan(now)) is not None:
-            flying.append(engine.step(plan))
+            flying.append(engine.launch(plan))
         _carry_out_orders(scheduler, now)
         if flying:
-            outcome = flying.popleft()
+            outcome = engine.collect(flying.popleft())
             _book(outcome, scheduler.apply(outcome, now), answers)
         for request_id in cancelled:
             if len(answers[request_id].tokens.ids) == 2:

@@ -107,7 +107,9 @@ class LocalRank:
 
     async def step(self, plan: StepPlan) -> StepOutcome:
         await self._arrive()
-        return await self.commands.run(lambda: self.engine.step(plan), epoch=1, seq=plan.seq)
+        return await self.commands.run(
+            lambda: self.engine.launch(plan), finish=self.engine.collect, epoch=1, seq=plan.seq
+        )
 
     async def clear(self, seq: int) -> None:
         await self._arrive()

@@ -12,7 +12,7 @@ from tests.helpers.toy_paged_model import POISON_ID, ToyModel, new_row, toy_toke
 from lorax_contract.step import FinishCode, RequestSpec, WarmupSpec
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.attention.backend import StepMetadata
-from lorax_shard.engine import engine as engine_module
+from lorax_shard.engine import computation as computation_module
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
 
@@ -55,7 +55,7 @@ def requests(first: int, rng: random.Random) -> list[RequestSpec]:
 
 def test_nothing_grows_with_the_number_of_requests(monkeypatch):
     # Captured records would keep the tracebacks of failed passes.
-    monkeypatch.setattr(engine_module.logger, "disabled", True)
+    monkeypatch.setattr(computation_module.logger, "disabled", True)
     pool = PoolSettings(block_size=4, memory_fraction=0.5, num_blocks=NUM_BLOCKS)
     engine = Engine(QuickModel([5, 60]), toy_tokenizer(), pool)
     engine.warm_up(

@@ -176,7 +176,7 @@ def test_health_fails_when_the_engines_thread_is_dead(tmp_path):
         async with serving(tmp_path) as (uris, engines, queues):
             client = GrpcShardClient(uris[0])
             await client.info()
-            engines[0].step = die
+            engines[0].launch = die
             with pytest.raises(LoraxError):
                 await client.step(plans_of_two_rows(0)[0])
             await asyncio.to_thread(queues[0]._worker.join, 5.0)
@@ -193,7 +193,7 @@ def test_what_is_no_error_of_ours_tells_the_caller_nothing_of_the_inside(tmp_pat
 
     async def main():
         async with serving(tmp_path) as (uris, engines, _), raw_stub(uris[0]) as stub:
-            engines[0].step = broken
+            engines[0].launch = broken
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await send(stub, plans_of_two_rows(0)[0])
         assert caught.value.code() is grpc.StatusCode.INTERNAL

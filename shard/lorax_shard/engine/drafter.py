@@ -80,5 +80,5 @@ def _may_draft(item: RowWork) -> bool:
         row.pace is not None
         and item.num_tokens == 1
         and row.num_computed + 1 == row.num_tokens
-        and row.prompt_scores is None
+        and not row.scores_prompt
     )

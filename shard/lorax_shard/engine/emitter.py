@@ -31,7 +31,9 @@ class Emitter:
         """
         kept, finishes, start = [], [], 0
         for item in drawing:
-            num_kept, finish = self._emit_row(start, item, sampled, out)
+            num_kept, finish = 0, FinishCode.RUNNING
+            if not item.row.is_ended:
+                num_kept, finish = self._emit_row(start, item, sampled, out)
             kept.append(num_kept)
             finishes.append(finish)
             start += 1 + len(item.draft)

@@ -1,9 +1,9 @@
 """The engine: executes one step after another on the resident rows.
 
-One thread at a time may call it; the command queue sees to that. A step is:
-rows leave, rows enter, blocks are granted and copied, one ragged forward pass
+One thread at a time may call it, and one more ``collect``; the command queue sees to that. A
+step is: rows leave, rows enter, blocks are granted and copied, one ragged forward pass
 computes prompt chunks and decodes together, rows that have computed all their
-known tokens draw one more.
+known tokens draw one more. What clients see of these is made while the next step computes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
-    BlockId,
     FinishCode,
     NewRow,
     RequestId,
@@ -27,26 +26,25 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_shard.engine.active_adapters import ActiveAdapter, ActiveAdapters, ReadyAdapters
+from lorax_shard.engine.collector import Collector
+from lorax_shard.engine.computation import Computation
 from lorax_shard.engine.copies import check_copies, make_copies
 from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.emitter import Emitter
-from lorax_shard.engine.forward import passes, run_pass
-from lorax_shard.engine.inputs import RowWork, StepInputs
+from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.largest_step import LargestStep
+from lorax_shard.engine.launched import LaunchedStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.ranks import (
-    broken_by,
     check_same_work,
     least_of,
     missing_somewhere,
-    share_draws,
+    share_ends,
 )
-from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.row_entry import RowEntry
 from lorax_shard.engine.rows import ResidentBatch, Row
-from lorax_shard.engine.self_test import self_test
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.sampling.sampler import Sampler
@@ -61,9 +59,6 @@ MakeConstraints: TypeAlias = "Callable[[Detokenizer], ConstrainedRows]"
 
 logger = logging.getLogger(__name__)
 
-# How many steps an ended row is remembered, so that steps planned before its end
-# was known pass over it. Far above any plan depth.
-_REMEMBERED_STEPS = 64
 _BASE_ONLY = "this shard serves the base model only, without adapters"
 
 
@@ -88,24 +83,24 @@ class Engine:
         self.memory = MemoryPlan(num_blocks=0, items=(("weights", model.weight_bytes),))
         self.batch = ResidentBatch(0, pool.block_size)
         self._pool = pool
-        self._batch_invariant = batch_invariant
         self._group = group
         self._drafter = drafter
         # Rank 0 draws for all, and makes all texts.
-        self._sampler: Sampler | None = None
-        self._emitter: Emitter | None = None
+        sampler: Sampler | None = None
+        detokenizer: Detokenizer | None = None
+        self._collector: Collector | None = None
         self.constraints: ConstrainedRows | None = None
         if group is None or group.rank == 0:
-            self._sampler = Sampler(model.vocab_size, model.device, watermark)
-            self._emitter = Emitter(Detokenizer(tokenizer))
+            sampler = Sampler(model.vocab_size, model.device, watermark)
+            detokenizer = Detokenizer(tokenizer)
+            self._collector = Collector(Emitter(detokenizer))
             if make_constraints is not None:
-                self.constraints = make_constraints(self._emitter.detokenizer)
-        self._entry = RowEntry(
-            model,
-            self._emitter.detokenizer if self._emitter is not None else None,
-            self.constraints,
-            drafter,
-        )
+                self.constraints = make_constraints(detokenizer)
+        self._entry = RowEntry(model, detokenizer, self.constraints, drafter)
+        self.computation = Computation(
+            model, self.batch, sampler, constraints=self.constraints, group=group,
+            batch_invariant=batch_invariant,
+        )  # fmt: skip
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
             self.adapters = ActiveAdapters(
@@ -113,11 +108,8 @@ class Engine:
                 model.slots,
                 vocab_size=model.vocab_size,
                 eos_token_ids=model.eos_token_ids,
-                read_tokens=self._emitter.detokenizer.with_tokens if self._emitter else None,
+                read_tokens=detokenizer.with_tokens if detokenizer is not None else None,
             )
-        # Requests that ended, and the step in which they did; oldest first.
-        self._ended: dict[RequestId, int] = {}
-        self._num_steps = 0
         # Blocks in host memory, and the seconds that one takes there or back.
         self.num_host_blocks = 0
         self.block_move_s = 0.0
@@ -137,14 +129,13 @@ class Engine:
 
         All rows are dropped. StartupError says that the memory does not suffice.
         """
-        self.clear()
-        self.batch = ResidentBatch(0, self._pool.block_size)
+        self.batch.start_anew(0)
         if self._drafter is not None:
             self._drafter.limit(spec)
         block_size = self._pool.block_size
         step = LargestStep(
             self.model,
-            self._sampler,
+            self.computation.sampler,
             spec,
             block_size=block_size,
             max_blocks=self._pool.num_blocks or spec.max_blocks or None,
@@ -160,7 +151,7 @@ class Engine:
         ):
             self.model.allocate_cache(num_blocks, block_size)
         self._allocate_swap_space()
-        self.batch = ResidentBatch(num_blocks, block_size)
+        self.batch.start_anew(num_blocks)
         return num_blocks
 
     def _allocate_swap_space(self) -> None:
@@ -174,14 +165,12 @@ class Engine:
 
     def clear(self) -> None:
         """Drop all rows."""
-        self.drop([row.request_id for row in self.batch])
-        self._ended.clear()
+        self.batch.start_anew(self.num_blocks)
 
     def drop(self, request_ids: list[RequestId]) -> None:
         """Drop rows; those that are not here are no error."""
         for request_id in request_ids:
             self.batch.drop(request_id)
-            self._ended.pop(request_id, None)
 
     def admit(self, new: NewRow, *, num_computed: int = 0) -> Row:
         """Take a row in, of which ``num_computed`` tokens are in the cache already.
@@ -192,7 +181,6 @@ class Engine:
         if request_id in self.batch:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
         row = self._entry.row_of(new, self._adapter(new.spec.adapter), num_computed)
-        self._ended.pop(request_id, None)
         self.batch.add(row)
         return row
 
@@ -229,32 +217,74 @@ class Engine:
         self.adapters.deactivate(handle)
 
     def step(self, plan: StepPlan) -> StepOutcome:
-        """Execute a plan. Bad rows end alone; ShardError refuses a plan that is no plan."""
+        """Execute a plan from launch to outcome, before anything else.
+
+        Bad rows end alone; ShardError refuses a plan that is no plan.
+        """
+        launched = self.launch(plan)
+        outcome = self.collect(launched)
+        if self._group is not None:
+            self._share_ends(launched)
+        self._let_ended_go()
+        return outcome
+
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Execute a plan but for its outcome: the next may be launched before this is collected."""
         started = time.perf_counter_ns()
         self._check(plan)
-        out = OutcomeBuilder(plan.seq)
-        self._start_step()
+        step = LaunchedStep(OutcomeBuilder(plan.seq))
+        self.batch.start_step()
+        if self._group is None:
+            self._let_ended_go()
         self.drop(plan.drop)
-        self._change_adapters(plan, out)
+        self._change_adapters(plan, step.out)
         for new in plan.new_rows:
-            self._admit(new, out)
-        work = self._take_work(plan, out)
+            self._admit(new, step.out)
+        work = self._take_work(plan, step.out)
         if self._group is not None:
             check_same_work(self._group, plan.seq, work)
         make_copies(self.model, plan.copies)
         forward_started = time.perf_counter_ns()
-        self._compute(work, out)
+        self.computation.compute(work, step)
         ended = time.perf_counter_ns()
-        out.outcome.forward_ns = ended - forward_started
-        out.outcome.total_ns = ended - started
-        return out.outcome
+        step.out.outcome.forward_ns = ended - forward_started
+        step.out.outcome.total_ns = ended - started
+        return step
 
-    def _start_step(self) -> None:
-        self._num_steps += 1
-        for request_id, ended_in in list(self._ended.items()):
-            if ended_in + _REMEMBERED_STEPS > self._num_steps:
-                break
-            del self._ended[request_id]
+    def collect(self, step: LaunchedStep) -> StepOutcome:
+        """Return the outcome of the step that was launched longest ago; any one thread.
+
+        Ranks other than 0 have nothing to tell.
+        """
+        started = time.perf_counter_ns()
+        if self._collector is not None:
+            self._collector.collect(step)
+        step.out.outcome.total_ns += time.perf_counter_ns() - started
+        return step.out.outcome
+
+    def _let_ended_go(self) -> None:
+        """Let rows go of which the collector said that they end."""
+        while self._collector is not None and self._collector.ended:
+            row = self._collector.ended.popleft()
+            if self.batch.get(row.request_id) is row:
+                self.batch.end(row.request_id)
+
+    def _share_ends(self, step: LaunchedStep) -> None:
+        """Tell all ranks what rank 0 told of the rows; those that end go on all of them."""
+        assert self._group is not None
+        share_ends(self._group, step.passes)
+        for each in step.passes:
+            ids = each.ids
+            for item, num, finish in zip(each.drawing, each.num_told, each.finishes, strict=True):
+                row_id = item.row.request_id
+                if self._collector is None:
+                    step.out.told(row_id, ids[:num], finish)
+                ids = ids[1 + len(item.draft) :]
+                if finish != FinishCode.RUNNING:
+                    self.batch.end(row_id)
+            if self._collector is None:
+                for row in each.ended:
+                    step.out.end(row.request_id)
 
     def _check(self, plan: StepPlan) -> None:
         """Refuse what no single row is to blame for, before anything changes."""
@@ -282,7 +312,7 @@ class Engine:
             blocks = plan.new_blocks[granted : granted + num_new]
             granted += num_new
             row = self.batch.get(request_id)
-            if row is None and request_id in self._ended:
+            if row is None and self.batch.has_ended(request_id):
                 continue
             try:
                 if row is None:
@@ -314,143 +344,8 @@ class Engine:
                 f"of {self.block_size} that the row was granted"
             )
 
-    def _compute(self, work: list[RowWork], out: OutcomeBuilder) -> None:
-        if not self._batch_invariant:
-            for part in passes(work, self.batch):
-                self._compute_group(part, out)
-            return
-        for item in work:
-            self._compute_alone(item, out)
-
-    def _compute_alone(self, item: RowWork, out: OutcomeBuilder) -> None:
-        """Compute a row token by token; of a draft those that were drawn."""
-        row = item.row
-        for _ in range(item.num_tokens):
-            if row.request_id in self.batch:
-                self._compute_group([RowWork(row, 1)], out)
-        num_kept = 0
-        for token_id in item.draft:
-            if row.request_id not in self.batch or row.token_ids[-1] != token_id:
-                break
-            num_kept += 1
-            self._compute_group([RowWork(row, 1)], out)
-        self._note_draft(item, num_kept, out)
-
-    def _compute_group(self, work: list[RowWork], out: OutcomeBuilder) -> None:
-        """Compute rows in one forward pass; if it raises, in halves, so that the culprit is alone.
-
-        DeviceBrokenError when there is none: then nothing can be computed any more.
-        KV writes are the same each time, and no row changes before all of its group
-        succeeded, so that a repeated pass gives the same tokens.
-        """
-        if not work:
-            return
-        try:
-            result = run_pass(self.model, self.batch, work)
-            draws = None if self._sampler is None else draw(self._sampler, result)
-        except Exception as error:
-            if self._group is not None:
-                # The others are in the middle of it; halves would be this rank's alone.
-                raise broken_by(self._group, error) from error
-            spare = self.batch.blocks_of(work[0].row)[-1]
-            self._note_failure(work, error, out)
-        else:
-            self._advance(work, result.inputs, draws)
-            self._book(result.inputs.drawing, draws, out)
-            self._book_ended(result.inputs.ended, out)
-            return
-        # Outside the handler: its exception holds the failed pass's tensors alive.
-        if len(work) == 1:
-            # Its last block is its own, and it needs that no more.
-            self_test(self.model, BlockId(spare), self.num_blocks, self.block_size)
-            return
-        middle = len(work) // 2
-        self._compute_group(work[:middle], out)
-        self._compute_group(work[middle:], out)
-
-    def _note_failure(self, work: list[RowWork], error: Exception, out: OutcomeBuilder) -> None:
-        """End a row whose pass failed though it was alone; of several it may be any."""
-        first = work[0].row.request_id
-        if len(work) == 1:
-            logger.error("request %d: the forward pass failed", first, exc_info=error)
-            self._fail(first, error, out, doing="the forward pass failed for this request")
-        else:
-            name = type(error).__name__
-            logger.warning("a forward pass of %d rows failed (%s); trying halves", len(work), name)
-
-    def _advance(self, work: list[RowWork], inputs: StepInputs, draws: PassDraws | None) -> None:
-        for item in work:
-            item.row.num_computed += item.num_tokens
-        if draws is None:
-            return
-        for span, scores in zip(inputs.prompt_spans, draws.prompts, strict=True):
-            if span.row.prompt_scores is not None:
-                span.row.prompt_scores.extend(scores)
-
-    def _book(self, drawing: list[RowWork], draws: PassDraws | None, out: OutcomeBuilder) -> None:
-        """Append the drawn tokens that are kept to their rows and let go of those that ended.
-
-        Rank 0 says what was drawn and who ends; its outcome alone tells clients.
-        """
-        if not drawing:
-            return
-        ids = [0] * sum(1 + len(item.draft) for item in drawing)
-        kept, finishes = [0] * len(drawing), [FinishCode.RUNNING] * len(drawing)
-        if self._emitter is not None and draws is not None and draws.sampled is not None:
-            ids = draws.sampled.ids
-            kept, finishes = self._emitter.emit(drawing, draws.sampled, out)
-        if self._group is not None:
-            ids, kept, finishes = share_draws(self._group, ids, kept, finishes)
-        self._accept(drawing, ids, finishes)
-        start = 0
-        for item, num_kept, finish in zip(drawing, kept, finishes, strict=True):
-            row = item.row
-            # Given with the first token.
-            row.prompt_scores = None
-            for token_id in ids[start : start + num_kept]:
-                row.append(token_id)
-                if draws is None:
-                    out.told(row.request_id, token_id)
-            start += 1 + len(item.draft)
-            row.num_computed += max(num_kept - 1, 0)
-            self._note_draft(item, num_kept - 1, out)
-            if finish != FinishCode.RUNNING:
-                if draws is None:
-                    out.ends(row.request_id, finish)
-                self._end(row.request_id)
-
-    def _note_draft(self, item: RowWork, num_kept: int, out: OutcomeBuilder) -> None:
-        if item.row.pace is not None and len(item.draft):
-            item.row.pace.checked(len(item.draft), num_kept)
-            out.outcome.num_drafted += len(item.draft)
-
-    def _book_ended(self, rows: list[Row], out: OutcomeBuilder) -> None:
-        """Let go of the rows of which no token is asked; that they end now, all ranks know."""
-        for row in rows:
-            if self._emitter is not None:
-                self._emitter.end(row, out)
-            else:
-                out.end(row.request_id)
-            self._end(row.request_id)
-
-    def _accept(self, drawing: list[RowWork], ids: list[int], finishes: list[FinishCode]) -> None:
-        """Let constraints of rows that go on take their tokens, beside the steps."""
-        bound, start = [], 0
-        for item, finish in zip(drawing, finishes, strict=True):
-            if item.row.constraint is not None and finish == FinishCode.RUNNING:
-                bound.append((item.row.constraint, ids[start]))
-            start += 1 + len(item.draft)
-        if bound and self.constraints is not None:
-            self.constraints.advance(*zip(*bound, strict=True))
-
     def _fail(
         self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str
     ) -> None:
         out.fail(request_id, error, doing=doing)
-        self._end(request_id)
-
-    def _end(self, request_id: RequestId) -> None:
-        """Let a row go and remember it for the steps that are on their way."""
-        self.batch.drop(request_id)
-        self._ended.pop(request_id, None)
-        self._ended[request_id] = self._num_steps
+        self.batch.end(request_id)

@@ -40,13 +40,13 @@ def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]
 
     Rows of one token come first in each. A row that failed in a pass is in none after it.
     """
-    while any(item.row.prompt_scores is not None for item in work):
+    while any(item.row.scores_prompt for item in work):
         room = MAX_PROMPT_LOGITS
         now: list[RowWork] = []
         later: list[RowWork] = []
         for row, num_tokens, draft in work:
             num_now = num_tokens
-            if row.prompt_scores is not None:
+            if row.scores_prompt:
                 num_now = min(num_tokens, room)
                 room -= num_now
             if num_now:

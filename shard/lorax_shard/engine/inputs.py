@@ -139,7 +139,7 @@ def _logit_rows(work: list[RowWork], offsets: IdArray) -> tuple[IdArray, list[Pr
         row, num_tokens = item.row, item.num_tokens
         if row.draws and _completes(item):
             last.extend(range(offset + num_tokens - 1, offset + item.num_computed))
-        if row.prompt_scores is None:
+        if not row.scores_prompt:
             continue
         end = min(row.num_computed + num_tokens, row.num_prompt_tokens - 1)
         if (count := end - row.num_computed) > 0:

@@ -18,7 +18,6 @@ from lorax_shard.device_memory import measure_peak
 from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.forward import MAX_PROMPT_LOGITS, run_pass
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.prompt_scores import PromptScores
 from lorax_shard.engine.row_draws import draw
 from lorax_shard.engine.rows import ResidentBatch, Row, make_row
 from lorax_shard.model.interface import PagedModel
@@ -101,7 +100,7 @@ class LargestStep:
             num_computed=start,
         )
         # Also where "output" follows, which only makes the logits no more than a pass has.
-        row.prompt_scores = PromptScores()
+        row.scores_prompt = True
         return row
 
     def _adapters(self) -> list[ActiveAdapter]:

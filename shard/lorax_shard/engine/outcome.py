@@ -66,14 +66,10 @@ class OutcomeBuilder:
         outcome.num_tokens.append(num_tokens)
         outcome.finish.append(finish)
 
-    def told(self, request_id: RequestId, token_id: int) -> None:
-        """Add a token that another rank drew; its text is there."""
-        self.outcome.tokens.ids.append(token_id)
-        self._count(request_id, 1, FinishCode.RUNNING)
-
-    def ends(self, request_id: RequestId, finish: FinishCode) -> None:
-        """End a row as another rank said."""
-        self._count(request_id, 0, finish)
+    def told(self, request_id: RequestId, ids: list[int], finish: FinishCode) -> None:
+        """Add what another rank told of a row; its text is there."""
+        self.outcome.tokens.ids += ids
+        self._count(request_id, len(ids), finish)
 
     def end(self, request_id: RequestId) -> None:
         """End a row of which no token is asked."""

@@ -15,6 +15,7 @@ import torch
 
 from lorax_contract.step import AdapterHandle, FinishCode
 from lorax_shard.engine.inputs import RowWork
+from lorax_shard.engine.launched import LaunchedPass
 from lorax_shard.parallel.group import GroupBrokenError, RankGroup
 
 logger = logging.getLogger(__name__)
@@ -39,16 +40,24 @@ def missing_somewhere(
     return missing
 
 
-def share_draws(
-    group: RankGroup, ids: Sequence[int], kept: Sequence[int], finishes: Sequence[int]
-) -> tuple[list[int], list[int], list[FinishCode]]:
-    """Return rank 0's ids, how many each row keeps and how it ends, on all ranks.
+def share_ids(group: RankGroup, ids: Sequence[int]) -> list[int]:
+    """Return the ids that rank 0 drew on all ranks; the others' say only how many there are."""
+    shared: list[int] = group.broadcast(torch.tensor(ids)).tolist()
+    return shared
 
-    The others' say only how many there are.
-    """
-    values = group.broadcast(torch.tensor([*ids, *kept, *finishes])).tolist()
-    start, end = len(ids), len(ids) + len(kept)
-    return values[:start], values[start:end], [FinishCode(code) for code in values[end:]]
+
+def share_ends(group: RankGroup, steps: Sequence[LaunchedPass]) -> None:
+    """Have on all ranks what rank 0 told of each row, and how it ends."""
+    num = sum(len(each.drawing) for each in steps)
+    values = [0] * (2 * num)
+    if group.rank == 0:
+        values = [value for each in steps for value in (*each.num_told, *each.finishes)]
+    values = share_ids(group, values)
+    for each in steps:
+        count = len(each.drawing)
+        each.num_told = values[:count]
+        each.finishes = [FinishCode(code) for code in values[count : 2 * count]]
+        values = values[2 * count :]
 
 
 def check_same_work(group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:

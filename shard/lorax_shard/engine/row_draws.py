@@ -11,7 +11,7 @@ from lorax_shard.constraints.masks import masked
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import DraftedRow, IdArray, Row
-from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.sampled import NO_TOKEN, SampledTokens
 from lorax_shard.sampling.sampler import Sampler
 
 
@@ -46,7 +46,8 @@ def draw_bound(
     }
     logits, errors = masked(logits, constraints)
     sampled = draw_rows(sampler, logits, rows)
-    sampled.errors.update(errors)
+    for index, reason in errors.items():
+        sampled.ids[index], sampled.errors[index] = NO_TOKEN, reason
     return sampled
 
 

@@ -28,10 +28,15 @@ IdArray = NDArray[np.int64]
 
 _SPARE_TOKENS = 64
 _FIRST_ROWS = 8
+# How many steps an ended row is remembered, so that steps planned before its end
+# was known pass over it. Far above any plan depth.
+_REMEMBERED_STEPS = 64
 
 
 class Row:
-    """One resident request. Owned by a ResidentBatch; only the engine changes it.
+    """One resident request. Owned by a ResidentBatch.
+
+    Who launches steps changes it, but for what is said to be of who collects them.
 
     ``num_computed`` chases ``num_tokens``: a new prompt, a chunk, a resumed
     request and a decode are all "compute the next n known tokens". A row that
@@ -49,6 +54,7 @@ class Row:
         "constraint",
         "draws",
         "index",
+        "is_ended",
         "make_output",
         "num_blocks",
         "num_computed",
@@ -59,6 +65,7 @@ class Row:
         "params",
         "prompt_scores",
         "request_id",
+        "scores_prompt",
     )
 
     def __init__(
@@ -96,13 +103,18 @@ class Row:
         self.adapter_start = 0
         # What its next token may be; None: any, or another rank draws.
         self.constraint: NextTokens | None = None
+        # Whether it was told that it ends: what steps in flight still draw of it is nobody's.
+        self.is_ended = False
         # The row's line in the batch's table of blocks, and how much of it is granted.
         self.index = -1
         self.num_blocks = 0
-        # Of prompt tokens 0..k so far; None: not asked, or given in an earlier residence.
+        # Of prompt tokens 0..k so far; None: not asked, or given in an earlier residence. Belongs to
+        # who collects steps, like its text; who launches them knows whether more is asked for.
         self.prompt_scores: PromptScores | None = None
+        self.scores_prompt = False
         if self.params.prompt_logprobs and len(ids) == self.num_prompt_tokens:
             # Nothing is known of the first token, nor of those computed by somebody else.
+            self.scores_prompt = True
             self.prompt_scores = PromptScores([math.nan] * (num_computed + 1))
             if self.params.num_prompt_alternatives:
                 self.prompt_scores.alternatives = [([], [])] * (num_computed + 1)
@@ -113,6 +125,11 @@ class Row:
     def token_ids(self) -> IdArray:
         """All known ids, prompt then output; a view that the next append may outdate."""
         return self._ids[: self.num_tokens]
+
+    @property
+    def next_id(self) -> int:
+        """The first token that is not computed yet."""
+        return int(self._ids[self.num_computed])
 
     @property
     def edits(self) -> LogitEdits | None:
@@ -246,11 +263,27 @@ class ResidentBatch:
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.num_blocks = num_blocks
         self.block_size = block_size
+        # Requests that ended, and the step in which they did; oldest first.
+        self._ended: dict[RequestId, int] = {}
+        self._num_steps = 0
+        self.start_anew(num_blocks)
+
+    def start_anew(self, num_blocks: int) -> None:
+        """Forget all rows, and have a pool of so many blocks."""
+        self.num_blocks = num_blocks
         self.tables: IdArray = np.zeros((_FIRST_ROWS, 16), dtype=np.int64)
         self._rows: dict[RequestId, Row] = {}
         self._free_lines = list(range(_FIRST_ROWS))
+        self._ended.clear()
+
+    def start_step(self) -> None:
+        """Forget the ends of long ago."""
+        self._num_steps += 1
+        for request_id, ended_in in list(self._ended.items()):
+            if ended_in + _REMEMBERED_STEPS > self._num_steps:
+                break
+            del self._ended[request_id]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -270,10 +303,21 @@ class ResidentBatch:
         if not self._free_lines:
             self._widen(rows=2 * len(self.tables))
         row.index = self._free_lines.pop()
+        self._ended.pop(row.request_id, None)
         self._rows[row.request_id] = row
+
+    def end(self, request_id: RequestId) -> None:
+        """Let a row go and remember it for the steps that are on their way."""
+        self.drop(request_id)
+        self._ended[request_id] = self._num_steps
+
+    def has_ended(self, request_id: RequestId) -> bool:
+        """Return whether a row ended of late, which the plan at hand may not know yet."""
+        return request_id in self._ended
 
     def drop(self, request_id: RequestId) -> None:
         """Forget a row; unknown requests are no error."""
+        self._ended.pop(request_id, None)
         row = self._rows.pop(request_id, None)
         if row is not None:
             self.tables[row.index, : row.num_blocks] = 0

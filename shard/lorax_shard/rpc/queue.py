@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from lorax_contract.errors import (
@@ -24,16 +25,22 @@ from lorax_shard.parallel.group import GroupBrokenError
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Half = TypeVar("Half")
 
 
 @dataclass(slots=True)
 class _Job:
     command: Callable[[], Any]
     done: asyncio.Future[Any]
+    # Makes the result of what the command returned; None: that is it.
+    finish: Callable[[Any], Any] | None = None
 
 
 class CommandQueue:
     """One worker thread runs commands in sequence; made and called in one event loop.
+
+    A command may have a second half, ``finish``: a second thread runs these, in sequence too, while
+    the worker runs the commands that follow. One without waits until all before it are finished.
 
     Calls with a sequence number run in its order: an early one waits for those
     before it, a repeated one gets the stored reply, a stale epoch is refused.
@@ -63,8 +70,11 @@ class CommandQueue:
         self._closed = False
         # Nothing can be computed any more; known before whoever met it is told.
         self._is_broken = False
+        self._halves: queue.Queue[tuple[_Job, Any] | None] = queue.Queue()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._finisher = threading.Thread(target=self._finish, name="outcomes", daemon=True)
         self._worker.start()
+        self._finisher.start()
 
     def check_alive(self) -> None:
         """Raise UnhealthyError when the worker thread has ended, or is about to."""
@@ -73,18 +83,19 @@ class CommandQueue:
 
     async def run(
         self,
-        command: Callable[[], Result],
+        command: Callable[[], Half],
         *,
+        finish: Callable[[Half], Result] | None = None,
         epoch: int | None = None,
         seq: int | None = None,
     ) -> Result:
-        """Run a command in its turn and return its result.
+        """Run a command in its turn and return its result, or what ``finish`` makes of it.
 
         A caller that goes away does not stop its command.
         """
         self._check_epoch(epoch, seq)
         if seq is None:
-            return await asyncio.shield(self._enqueue(command))
+            return await asyncio.shield(self._enqueue(command, finish))
         if (stored := self._stored(seq)) is not None:
             return await asyncio.shield(stored)
         if seq > self._next_seq:
@@ -92,7 +103,7 @@ class CommandQueue:
             # Another copy of the call may have been woken first.
             if (stored := self._stored(seq)) is not None:
                 return await asyncio.shield(stored)
-        done = self._enqueue(command)
+        done = self._enqueue(command, finish)
         self._replies[seq] = done
         while len(self._replies) > self._num_kept_replies:
             self._replies.popitem(last=False)
@@ -153,30 +164,49 @@ class CommandQueue:
             if not turn.done():
                 turn.set_result(None)
 
-    def _enqueue(self, command: Callable[[], Result]) -> asyncio.Future[Result]:
+    def _enqueue(
+        self, command: Callable[[], Any], finish: Callable[[Any], Any] | None
+    ) -> asyncio.Future[Any]:
         if self._closed:
             raise ShardUnavailableError("the shard is stopping and takes no more calls")
         if self._is_broken or not self._worker.is_alive():
             raise ShardUnavailableError("the engine's thread has ended; restart the shard")
-        done: asyncio.Future[Result] = self._loop.create_future()
+        done: asyncio.Future[Any] = self._loop.create_future()
         # A stored failure may never be asked for again; that is no news for the log.
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._jobs.put(_Job(command, done))
+        self._jobs.put(_Job(command, done, finish))
         return done
 
     def _work(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
                 self._current = job
+                if job.finish is None:
+                    self._halves.join()
                 result, error = _executed(job.command)
                 if isinstance(error, (GroupBrokenError, DeviceBrokenError)):
                     self._end_broken(job, error)
                     return
-                self._answer(job, result, error)
+                if error is None and job.finish is not None:
+                    self._halves.put((job, result))
+                else:
+                    self._answer(job, result, error)
                 self._current = None
         except BaseException:
             logger.critical("the engine's thread ends by an error", exc_info=True)
             self._abandon()
+        finally:
+            self._halves.put(None)
+            self._finisher.join()
+
+    def _finish(self) -> None:
+        """Make results of what commands returned."""
+        while (half := self._halves.get()) is not None:
+            job, given = half
+            assert job.finish is not None
+            result, error = _executed(partial(job.finish, given))
+            self._answer(job, result, error)
+            self._halves.task_done()
 
     def _end_broken(self, job: _Job, error: Exception) -> None:
         """Compute nothing more: a collective with a rank that is gone would never end."""

@@ -28,6 +28,7 @@ from lorax_proto.convert import (
 )
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.launched import LaunchedStep
 from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.constraint_calls import ConstraintCalls
 from lorax_shard.rpc.errors import NotServedError
@@ -199,14 +200,23 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
             raise ValidationError("a step must name its epoch and seq")
         plan = step_from_proto(request)
         arrived = time.perf_counter_ns()
-        outcome, queue_ns = await self._run(request, lambda: self._execute(plan, arrived))
+        outcome, queue_ns = await self._commands.run(
+            lambda: self._launch(plan, arrived),
+            finish=self._collect,
+            epoch=request.epoch if request.HasField("epoch") else None,
+            seq=request.seq,
+        )
         reply = outcome_to_proto(outcome, reply_type)
         reply.timing.queue_ns = queue_ns
         return reply
 
-    def _execute(self, plan: StepPlan, arrived_ns: int) -> tuple[StepOutcome, int]:
+    def _launch(self, plan: StepPlan, arrived_ns: int) -> tuple[LaunchedStep, int]:
         queue_ns = time.perf_counter_ns() - arrived_ns
-        outcome = self._engine.step(plan)
+        return self._engine.launch(plan), queue_ns
+
+    def _collect(self, launched: tuple[LaunchedStep, int]) -> tuple[StepOutcome, int]:
+        step, queue_ns = launched
+        outcome = self._engine.collect(step)
         if self._config.rank:  # rank 0 answers for all
             outcome = StepOutcome(
                 outcome.seq, forward_ns=outcome.forward_ns, total_ns=outcome.total_ns

@@ -36,7 +36,7 @@ def point_real_logits() -> Result:
     engine = make_engine(folder, "auto", "auto")
     vocab_size = engine.model.vocab_size
     last = LastDraw(method_of("kernel"))
-    engine._sampler = Sampler(vocab_size, method=last)
+    engine.computation.sampler = Sampler(vocab_size, method=last)
     batch = Batch(engine, NUM_ROWS, real_text(folder))
     kernel, rows_alone = (
         Sampler(vocab_size, method=method_of(name)) for name in ("kernel", "rows")

@@ -119,7 +119,7 @@ def test_ended_rows_are_forgotten_in_time():
         row = new_row(request_id, OTHER, max_new_tokens=1)
         outcome = engine.step(make_plan(0, [(request_id, 3, [1])], new=[row]))
         assert outcome.finish == [FinishCode.LENGTH]
-    assert len(engine._ended) < 100
+    assert len(engine.batch._ended) < 100
     assert engine.step(make_plan(0, [(1, 1, [])])).finish == [FinishCode.ERROR]
 
 
