@@ -79,7 +79,7 @@ class Line:
     def __init__(self, row: SamplerRow, params: SamplingParams) -> None:
         self.params, self.edits = params, None
         self.token_ids = np.array(row.token_ids)
-        self.num_prompt_tokens = row.num_prompt_tokens
+        self.num_prompt_tokens, self.num_tokens = row.num_prompt_tokens, row.num_tokens
 
 
 def measure(engine: Engine, num_rows: int, text: list[int]) -> dict[str, Any]:

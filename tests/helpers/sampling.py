@@ -62,6 +62,11 @@ class FakeRow:
     banned: tuple[int, ...] = ()
 
     @property
+    def num_tokens(self) -> int:
+        """Prompt and output."""
+        return len(self.token_ids)
+
+    @property
     def edits(self) -> LogitEdits | None:
         """What the request adds to its logits."""
         return edits_of(self.params.logit_bias, self.banned)

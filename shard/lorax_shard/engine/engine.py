@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -305,47 +306,55 @@ class Engine:
         """Grant the plan's blocks and return what its rows compute, single tokens first."""
         single: list[RowWork] = []
         chunks: list[RowWork] = []
-        seen: set[RequestId] = set()
-        granted = 0
+        batch, block_size, granted, failed = self.batch, self.block_size, 0, False
+        find = batch.rows.get
+        twice = _named_twice(plan.row_ids)
         columns = zip(plan.row_ids, plan.num_tokens, plan.num_new_blocks, strict=True)
         for request_id, num_tokens, num_new in columns:
-            blocks = plan.new_blocks[granted : granted + num_new]
-            granted += num_new
-            row = self.batch.get(request_id)
-            if row is None and self.batch.has_ended(request_id):
+            row = find(request_id)
+            start, granted = granted, granted + num_new
+            if row is None and batch.has_ended(request_id):
                 continue
             try:
                 if row is None:
                     raise GenerationError(f"request {request_id} is not resident in this shard")
-                if request_id in seen:
+                if request_id in twice:
                     raise GenerationError("the step names the row twice")
-                seen.add(request_id)
-                if blocks:
-                    self.batch.grant(row, blocks)
-                self._check_work(row, num_tokens)
+                if num_new:
+                    batch.grant(row, plan.new_blocks[start:granted])
+                end = row.num_computed + num_tokens
+                if end > row.num_tokens or end > row.num_blocks * block_size:
+                    self._refuse_work(row, end)
             except Exception as error:  # noqa: BLE001 - it is this row's
                 self._fail(request_id, error, out, doing="the row's part of the step is wrong")
+                failed = True
                 continue
             if num_tokens:
                 (single if num_tokens == 1 else chunks).append(RowWork(row, num_tokens))
         work = [*single, *chunks]
-        work = [item for item in work if item.row.request_id in self.batch]
-        return work if self._drafter is None else self._drafter.added_to(work, self.block_size)
+        if failed:
+            work = [item for item in work if item.row.request_id in batch]
+        return work if self._drafter is None else self._drafter.added_to(work, block_size)
 
-    def _check_work(self, row: Row, num_tokens: int) -> None:
-        end = row.num_computed + num_tokens
+    def _refuse_work(self, row: Row, end: int) -> None:
         if end > row.num_tokens:
             raise GenerationError(
                 f"asks to compute tokens up to {end}, but only {row.num_tokens} are known"
             )
-        if end > row.num_blocks * self.block_size:
-            raise GenerationError(
-                f"tokens up to {end} need more than the {row.num_blocks} blocks "
-                f"of {self.block_size} that the row was granted"
-            )
+        raise GenerationError(
+            f"tokens up to {end} need more than the {row.num_blocks} blocks "
+            f"of {self.block_size} that the row was granted"
+        )
 
     def _fail(
         self, request_id: RequestId, error: Exception, out: OutcomeBuilder, *, doing: str
     ) -> None:
         out.fail(request_id, error, doing=doing)
         self.batch.end(request_id)
+
+
+def _named_twice(row_ids: list[RequestId]) -> set[RequestId]:
+    distinct = set(row_ids)
+    if len(distinct) == len(row_ids):
+        return set()
+    return {each for each, count in Counter(row_ids).items() if count > 1}

@@ -40,7 +40,7 @@ def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]
 
     Rows of one token come first in each. A row that failed in a pass is in none after it.
     """
-    while any(item.row.scores_prompt for item in work):
+    while True in [item.row.scores_prompt for item in work]:
         room = MAX_PROMPT_LOGITS
         now: list[RowWork] = []
         later: list[RowWork] = []

@@ -15,6 +15,7 @@ from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine.drafts import NO_DRAFT
 from lorax_shard.engine.rows import DraftedRow, IdArray, ResidentBatch, Row
 from lorax_shard.model.interface import PagedModel
+from lorax_shard.transfer import to_device
 
 
 class RowWork(NamedTuple):
@@ -72,62 +73,69 @@ class StepInputs:
 
 
 def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> StepInputs:
-    """Lay the rows of ``work`` out for one forward pass; decode rows must come first."""
-    lens = np.array([item.num_computed for item in work], dtype=np.int64)  # R
-    starts = np.array([item.row.num_computed for item in work], dtype=np.int64)  # R
-    lines = np.array([item.row.index for item in work], dtype=np.int64)  # R
+    """Lay the rows of ``work`` out for one forward pass; those of one token must come first."""
+    rows = [item.row for item in work]
+    lens = np.array([item.num_tokens + len(item.draft) for item in work], dtype=np.int64)  # R
+    starts = np.array([row.num_computed for row in rows], dtype=np.int64)  # R
+    lines = np.array([row.index for row in rows], dtype=np.int64)  # R
     offsets = np.cumsum(lens) - lens  # R
+    num_single = int((lens == 1).sum())
     positions = np.arange(lens.sum()) + np.repeat(starts - offsets, lens)  # T
     context_lens = starts + lens
     width = -(-int(context_lens.max()) // batch.block_size)
     tables = batch.tables[lines, :width]  # R x width
     blocks = tables[np.repeat(np.arange(len(work)), lens), positions // batch.block_size]
     slots = blocks * batch.block_size + positions % batch.block_size  # T
-    input_ids = np.concatenate([item.input_ids for item in work])
-    drawing = [item for item in work if item.row.draws and _completes(item)]
+    singles = np.array([row.next_id for row in rows[:num_single]], dtype=np.int64)
+    input_ids = np.concatenate([singles, *(item.input_ids for item in work[num_single:])])
+    completing = [
+        item for item in work if item.row.num_computed + item.num_tokens == item.row.num_tokens
+    ]
+    drawing = [item for item in completing if item.row.draws]
     logit_rows, spans = _logit_rows(work, offsets)
-    ended = [item.row for item in work if _completes(item) and not item.row.draws]
     device = model.device
     metadata = model.make_metadata(
         lens.tolist(),
         context_lens.tolist(),
-        torch.from_numpy(slots).to(device),
-        torch.from_numpy(tables).to(device),
-        int((lens == 1).sum()),
+        to_device(torch.from_numpy(slots), device),
+        to_device(torch.from_numpy(tables), device),
+        num_single,
     )
     return StepInputs(
-        torch.from_numpy(input_ids).to(device),
-        torch.from_numpy(positions).to(device),
+        to_device(torch.from_numpy(input_ids), device),
+        to_device(torch.from_numpy(positions), device),
         metadata,
-        torch.from_numpy(logit_rows).to(device),
+        to_device(torch.from_numpy(logit_rows), device),
         drawing,
-        [position for item in drawing for position in item.positions()],
-        ended,
+        _positions(drawing),
+        [item.row for item in completing if not item.row.draws],
         spans,
         *_slot_runs(work),
     )
+
+
+def _positions(drawing: list[RowWork]) -> list[Row | DraftedRow]:
+    """Return what draws, one position after the other."""
+    if not any(len(item.draft) for item in drawing):
+        return [item.row for item in drawing]
+    return [position for item in drawing for position in item.positions()]
 
 
 def _slot_runs(work: list[RowWork]) -> tuple[list[int | None], list[int]]:
     """Return the slot of each run of tokens, and its length."""
     slots: list[int | None] = []
     lens: list[int] = []
-    for item in work:
-        row, num_tokens = item.row, item.num_computed
-        slot = None if row.adapter is None else row.adapter.slot
-        num_base = min(max(row.adapter_start - row.num_computed, 0), num_tokens)
-        if num_base:
+    for row, num_tokens, draft in work:
+        num = num_tokens + len(draft)
+        num_base = 0
+        if row.adapter_start > row.num_computed:
+            num_base = min(row.adapter_start - row.num_computed, num)
             slots.append(None)
             lens.append(num_base)
-        if num_base < num_tokens:
-            slots.append(slot)
-            lens.append(num_tokens - num_base)
+        if num_base < num:
+            slots.append(None if row.adapter is None else row.adapter.slot)
+            lens.append(num - num_base)
     return slots, lens
-
-
-def _completes(item: RowWork) -> bool:
-    """Return whether a row has computed all it knows then."""
-    return item.row.num_computed + item.num_tokens == item.row.num_tokens
 
 
 def _logit_rows(work: list[RowWork], offsets: IdArray) -> tuple[IdArray, list[PromptSpan]]:
@@ -135,13 +143,15 @@ def _logit_rows(work: list[RowWork], offsets: IdArray) -> tuple[IdArray, list[Pr
     last: list[int] = []
     parts: list[IdArray] = []
     spans: list[PromptSpan] = []
-    for item, offset in zip(work, offsets.tolist(), strict=True):
-        row, num_tokens = item.row, item.num_tokens
-        if row.draws and _completes(item):
-            last.extend(range(offset + num_tokens - 1, offset + item.num_computed))
+    for (row, num_tokens, draft), offset in zip(work, offsets.tolist(), strict=True):
+        end = row.num_computed + num_tokens
+        if row.draws and end == row.num_tokens:
+            last.append(offset + num_tokens - 1)
+            if len(draft):
+                last.extend(range(offset + num_tokens, offset + num_tokens + len(draft)))
         if not row.scores_prompt:
             continue
-        end = min(row.num_computed + num_tokens, row.num_prompt_tokens - 1)
+        end = min(end, row.num_prompt_tokens - 1)
         if (count := end - row.num_computed) > 0:
             parts.append(np.arange(offset, offset + count))
             spans.append(PromptSpan(row, row.token_ids[row.num_computed + 1 : end + 1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class Row:
         "_first_edits",
         "_ids",
         "_min_new_tokens",
+        "_num_places",
         "_output",
         "adapter",
         "adapter_start",
@@ -118,7 +119,8 @@ class Row:
             self.prompt_scores = PromptScores([math.nan] * (num_computed + 1))
             if self.params.num_prompt_alternatives:
                 self.prompt_scores.alternatives = [([], [])] * (num_computed + 1)
-        self._ids = np.empty(len(ids) + _SPARE_TOKENS, dtype=np.int64)
+        self._num_places = len(ids) + _SPARE_TOKENS
+        self._ids = np.empty(self._num_places, dtype=np.int64)
         self._ids[: len(ids)] = ids
 
     @property
@@ -134,7 +136,7 @@ class Row:
     @property
     def edits(self) -> LogitEdits | None:
         """What is added to the logits of the next token; None: nothing."""
-        return self.edits_behind(0)
+        return self.edits_behind(0) if self._first_edits is not None else None
 
     def edits_behind(self, num_ahead: int) -> LogitEdits | None:
         """Return what is added to the logits of the token that comes so many later."""
@@ -157,15 +159,17 @@ class Row:
 
     def append(self, token_id: int) -> None:
         """Add one sampled id."""
-        self._reserve(self.num_tokens + 1)
-        self._ids[self.num_tokens] = token_id
-        self.num_tokens += 1
+        end = self.num_tokens
+        if end == self._num_places:
+            self._reserve(end + 1)
+        self._ids[end] = token_id
+        self.num_tokens = end + 1
 
     def _reserve(self, num: int) -> None:
-        if num > len(self._ids):
+        if num > self._num_places:
             grown = np.empty(2 * num, dtype=np.int64)
             grown[: self.num_tokens] = self.token_ids
-            self._ids = grown
+            self._ids, self._num_places = grown, len(grown)
 
 
 class DraftedRow:
@@ -206,6 +210,11 @@ class DraftedRow:
     def num_prompt_tokens(self) -> int:
         """The row's."""
         return self._row.num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """How many ids that is."""
+        return self._row.num_tokens + self._num_ahead
 
 
 def make_row(
@@ -293,6 +302,11 @@ class ResidentBatch:
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._rows
+
+    @property
+    def rows(self) -> Mapping[RequestId, Row]:
+        """The rows by request."""
+        return self._rows
 
     def get(self, request_id: RequestId) -> Row | None:
         """Return the row of a request, or None."""

@@ -10,26 +10,31 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lorax_contract.step import SamplingParams
 from lorax_shard.native import load_library
 from lorax_shard.sampling.sampled import (
+    LEAST_LOGPROB,
+    NO_TOKEN,
     SampledTokens,
     is_greedy,
     is_raw,
     most_alternatives,
-    nothing_sampled,
 )
 from lorax_shard.sampling.scores import SamplerRow, has_penalty
 from lorax_shard.sampling.watermark import Watermark
 
 _SOURCE = Path(__file__).with_name("draw.cpp")
-# Rows whose softmax is held at once.
+# Rows whose softmax is held at once; more, if it is as small.
 _ROWS_AT_ONCE = 32
+_VALUES_AT_ONCE = 1 << 20
+# Requests whose parameters are kept at hand.
+_MAX_SETTINGS = 4096
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
@@ -56,12 +61,25 @@ class _BatchArguments(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Settings(NamedTuple):
+    """What is the same in all steps of a row."""
+
+    params: SamplingParams
+    # A line of the table; zero where it depends on the step.
+    record: bytes
+    has_penalty: bool
+    # Whether nothing but its logits and its position is asked for.
+    is_plain: bool
+
+
 class DrawKernel:
     """Samples rows; keeps the memory of a step for the next one."""
 
     def __init__(self) -> None:
         self._lines = torch.empty(0)
         self._probs = torch.empty(0)
+        # By the id of the parameters, which it keeps alive.
+        self._settings: dict[int, _Settings] = {}
 
     @classmethod
     def probe(cls) -> str | None:
@@ -76,10 +94,11 @@ class DrawKernel:
         """Return the next token of each row of ``logits``; none for rows without numbers."""
         if logits.dtype is not torch.float32 or logits.stride(1) != 1:
             logits = logits.float().contiguous()
-        result = nothing_sampled(len(rows))
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            self._sample(logits[part], rows[part], watermark, result, start)
+        result = SampledTokens([], [], [])
+        at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // logits.shape[1])
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            self._sample(logits[part], rows[part], watermark, result)
         return result
 
     def _sample(
@@ -88,19 +107,19 @@ class DrawKernel:
         rows: Sequence[SamplerRow],
         watermark: Watermark,
         result: SampledTokens,
-        start: int,
     ) -> None:
+        """Add the tokens of some rows to the result."""
         library, reason = _library()
         assert library is not None, reason  # whoever makes this asks first
         vocab_size = logits.shape[1]
         # What the table points to, kept as long as it does.
         held: list[object] = []
-        table, num_lines = _table(rows, vocab_size, watermark, held)
+        table, num_lines = self._table(rows, vocab_size, watermark, held)
         lines, probs = self._memory(num_lines, vocab_size)
         most = most_alternatives(rows)
-        ids = np.full(len(rows), -1, dtype=np.int64)
-        logprobs = np.empty(len(rows))
-        best = np.full((len(rows), most), -1, dtype=np.int64)
+        ids = np.full(len(rows), NO_TOKEN, dtype=np.int64)
+        logprobs = np.full(len(rows), LEAST_LOGPROB)
+        best = np.full((len(rows), most), NO_TOKEN, dtype=np.int64)
         best_logprobs = np.empty((len(rows), most))
         batch = _BatchArguments(
             logits.data_ptr(), logits.stride(0), vocab_size, lines.data_ptr(), probs.data_ptr(),
@@ -110,15 +129,17 @@ class DrawKernel:
         library.lorax_prepare_draws(ctypes.byref(batch))
         torch.softmax(lines, dim=-1, out=probs)
         library.lorax_finish_draws(ctypes.byref(batch))
-        for i, (token_id, logprob) in enumerate(zip(ids.tolist(), logprobs.tolist(), strict=True)):
-            if token_id < 0:
-                continue
-            result.ids[start + i], result.logprobs[start + i] = token_id, logprob
-            if rows[i].params.num_alternatives:
-                found = best[i] >= 0
-                result.alternatives[start + i] = (
-                    best[i][found].tolist(), best_logprobs[i][found].tolist(),
-                )  # fmt: skip
+        logprobs[ids == NO_TOKEN] = LEAST_LOGPROB
+        result.ids += ids.tolist()
+        result.logprobs += logprobs.tolist()
+        if not most:
+            result.alternatives += [None] * len(rows)
+            return
+        for row, token_id, few, few_logprobs in zip(rows, ids, best, best_logprobs, strict=True):
+            found = few >= 0
+            is_asked = row.params.num_alternatives and token_id != NO_TOKEN
+            both = (few[found].tolist(), few_logprobs[found].tolist())
+            result.alternatives.append(both if is_asked else None)
 
     def _memory(self, num_lines: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return room for the lines and for their softmax."""
@@ -128,39 +149,68 @@ class DrawKernel:
         shape = (num_lines, vocab_size)
         return self._lines[:size].view(shape), self._probs[:size].view(shape)
 
+    def _table(
+        self,
+        rows: Sequence[SamplerRow],
+        vocab_size: int,
+        watermark: Watermark,
+        held: list[object],
+    ) -> tuple[NDArray[np.void], int]:
+        """Return the rows as the kernel takes them, and how many lines they need.
 
-def _table(
-    rows: Sequence[SamplerRow], vocab_size: int, watermark: Watermark, held: list[object]
-) -> tuple[NDArray[np.void], int]:
-    """Return the rows as the kernel takes them, and how many lines they need."""
-    num_lines = len(rows)
-    records = []
-    for index, row in enumerate(rows):
-        params = row.params
-        raw_line = -1
-        if is_raw(row):
-            raw_line, num_lines = num_lines, num_lines + 1
-        ids, edits, preferred = row.token_ids, row.edits, 0
-        if params.watermark:
-            preferred = _address(watermark.packed(int(ids[-1]), vocab_size), held)
-        records.append((
-            index, index, raw_line,
-            0.0 if is_greedy(params) else params.temperature,
-            params.top_k, params.top_p, params.typical_p, params.min_p,
-            params.repetition_penalty, params.frequency_penalty, params.presence_penalty,
-            _address(ids, held) if has_penalty(params) else 0, row.num_prompt_tokens, len(ids),
-            0 if edits is None else _address(edits.ids, held),
-            0 if edits is None else _address(edits.values, held),
-            0 if edits is None else len(edits.ids),
-            preferred, params.seed & _MASK_64, len(ids), params.num_alternatives,
-        ))  # fmt: skip
-    return np.array(records, dtype=_ROW), num_lines
+        Little is done for each, since a step may have hundreds: what follows from its parameters
+        is found out once for all of its steps.
+        """
+        settings = [self._settings_of(row.params) for row in rows]
+        table = np.frombuffer(bytearray().join([each.record for each in settings]), dtype=_ROW)
+        table["source"] = table["line"] = np.arange(len(rows))
+        table["num_prompt"] = [row.num_prompt_tokens for row in rows]
+        table["num_ids"] = table["position"] = [row.num_tokens for row in rows]
+        num_lines = len(rows)
+        for index, (row, each) in enumerate(zip(rows, settings, strict=True)):
+            if (edits := row.edits) is not None:
+                table["edit_ids"][index] = _address(edits.ids, held)
+                table["edit_values"][index] = _address(edits.values, held)
+                table["num_edits"][index] = len(edits.ids)
+            if each.is_plain:
+                continue
+            if is_raw(row):
+                table["raw_line"][index] = num_lines
+                num_lines += 1
+            if each.has_penalty:
+                table["ids"][index] = _address(row.token_ids, held)
+            if row.params.watermark:
+                preferred = watermark.packed(int(row.token_ids[-1]), vocab_size)
+                table["preferred"][index] = _address(preferred, held)
+        return table, num_lines
+
+    def _settings_of(self, params: SamplingParams) -> _Settings:
+        found = self._settings.get(id(params))
+        if found is None:
+            if len(self._settings) >= _MAX_SETTINGS:
+                self._settings.clear()
+            found = self._settings[id(params)] = _settings(params)
+        return found
+
+
+def _settings(params: SamplingParams) -> _Settings:
+    record = np.zeros(1, dtype=_ROW)
+    record["raw_line"] = -1
+    record["temperature"] = 0.0 if is_greedy(params) else params.temperature
+    for name in ("top_k", "top_p", "typical_p", "min_p", "num_alternatives"):
+        record[name] = getattr(params, name)
+    for name in ("repetition", "frequency", "presence"):
+        record[name] = getattr(params, f"{name}_penalty")
+    record["seed"] = params.seed & _MASK_64
+    penalty = has_penalty(params)
+    is_plain = not (penalty or params.raw_logprobs or params.watermark)
+    return _Settings(params, record.tobytes(), penalty, is_plain)
 
 
 def _address(values: NDArray[Any], held: list[object]) -> int:
     values = np.ascontiguousarray(values)
     held.append(values)
-    return int(values.ctypes.data)
+    return int(values.__array_interface__["data"][0])
 
 
 @functools.cache

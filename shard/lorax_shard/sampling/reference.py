@@ -171,3 +171,8 @@ class _KnownRow(NamedTuple):
     token_ids: NDArray[np.int64]
     num_prompt_tokens: int
     edits: LogitEdits | None
+
+    @property
+    def num_tokens(self) -> int:
+        """How many they are."""
+        return len(self.token_ids)

@@ -64,6 +64,8 @@ class Sampler:
         self._check_shape(logits, len(rows))
         logits = logits[:, : self.vocab_size]
         result = self._method(logits, rows, self._watermark)
+        if min(result.ids, default=0) >= 0:
+            return result
         for index, token_id in enumerate(result.ids):
             if token_id < 0:
                 result.errors[index] = _explain(adjusted(logits, rows, [index], self._watermark))

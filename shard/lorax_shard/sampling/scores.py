@@ -46,6 +46,10 @@ class SamplerRow(Protocol):
     def num_prompt_tokens(self) -> int:
         """How many of ``token_ids`` are prompt."""
 
+    @property
+    def num_tokens(self) -> int:
+        """How many ``token_ids`` there are."""
+
 
 def edits_of(bias: LogitBias, banned: Collection[int] = ()) -> LogitEdits | None:
     """Return a bias as arrays, with minus infinity for the banned ids whatever their bias."""

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import FinishCode, LogitBias
+from lorax_shard.constraints.matchers import MatcherSource
 from lorax_shard.vocabulary import vocabulary_of
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
@@ -225,3 +226,23 @@ def test_rank_0_binds_for_all():
     assert first[3] in ("the dog", "a fox")
     assert (first[0], second[0]) == (True, False)
     assert first[1:3] == second[1:3]
+
+
+def test_steps_launched_beyond_the_end_of_an_output_are_nobodys(monkeypatch):
+    """Who launches learns of an end later; a grammar that is over is no error and compiles nothing."""
+    compiled = []
+    monkeypatch.setattr(MatcherSource, "compiled", compiled.append)
+    engine = bound_engine()
+    row = new_row(1, PROMPT, constraint=regex("ab"), max_new_tokens=30)
+    plans = [make_plan(1, [(1, 7, BLOCKS)], new=[row])]
+    plans += [make_plan(seq, [(1, 1, [])]) for seq in range(2, 9)]
+    launched = [engine.launch(plan) for plan in plans]
+    outcomes = [engine.collect(each) for each in launched]
+    assert [code for outcome in outcomes for code in outcome.finish][-1] == FinishCode.EOS_TOKEN
+    ids = [token_id for outcome in outcomes for token_id in outcome.tokens.ids]
+    assert ids.count(END) == 1
+    assert ids[-1] == END
+    assert outcomes[-1].row_ids == []
+    assert compiled == []
+    assert engine.step(make_plan(9, [(1, 1, [])])).row_ids == []
+    assert len(engine.batch) == 0
