@@ -1,4 +1,4 @@
-"""The ``cpp`` backend: decode rows by a kernel of our own, prompts as ``sdpa`` does them.
+"""The ``cpp`` backend: few tokens of a row by a kernel of our own, prompts as ``sdpa`` does them.
 
 ``decode.cpp`` is compiled for this very CPU when it is first asked for; see ``native``.
 """
@@ -9,7 +9,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,9 @@ from lorax_shard.attention.sdpa import SdpaAttention
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("decode.cpp")
+# Query tokens of a row up to which each is computed as a decode row of its own: gathering the
+# row's blocks for one call of the library costs more.
+_FEW_TOKENS = 10
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = (
     _POINTER, _INT, _INT,  # query and its strides
@@ -28,8 +31,16 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
+class _QueryTokens(NamedTuple):
+    """The tokens that the kernel computes, each as a row of one."""
+
+    num: int
+    block_tables: torch.Tensor  # num x max_blocks
+    lengths: torch.Tensor  # num; the KV tokens that each sees
+
+
 class CppAttention(SdpaAttention):
-    """Reads each KV block of a decode row once, where it lies."""
+    """Reads each KV block of a token's row where it lies."""
 
     name = "cpp"
 
@@ -48,6 +59,11 @@ class CppAttention(SdpaAttention):
         """Return that its kernel reads numbers of one kind."""
         return "its kernel reads float32"
 
+    def _num_decoded(self, metadata: StepMetadata) -> int:
+        """Return how many rows the kernel computes: the first ones, each of few tokens."""
+        long = (row for row, num in enumerate(metadata.query_lens) if num > _FEW_TOKENS)
+        return next(long, len(metadata.query_lens))
+
     def _decode(
         self,
         query: torch.Tensor,
@@ -59,25 +75,37 @@ class CppAttention(SdpaAttention):
         kernel, reason = _kernel()
         assert kernel is not None, reason  # the registry makes no backend that cannot run
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
-        tables, lengths = _tables_and_lengths(metadata)
+        tokens = self._query_tokens(metadata)
         query = query if query.stride(2) == 1 else query.contiguous()
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         kernel(
             query.data_ptr(), query.stride(0), query.stride(1),
             keys.data_ptr(), values.data_ptr(), output.data_ptr(),
-            tables.data_ptr(), tables.stride(0), lengths.data_ptr(),
-            metadata.num_decode_rows, query.shape[1], keys.shape[2], keys.shape[3],
+            tokens.block_tables.data_ptr(), tokens.block_tables.stride(0), tokens.lengths.data_ptr(),
+            tokens.num, query.shape[1], keys.shape[2], keys.shape[3],
             values.shape[3], keys.shape[1], spec.scaling, spec.window or 0, spec.chunk or 0,
             spec.softcap or 0.0, None if sinks is None else sinks.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
+    def _query_tokens(self, metadata: StepMetadata) -> _QueryTokens:
+        if "cpp.tokens" not in metadata.scratch:
+            num_rows = self._num_decoded(metadata)
+            metadata.scratch["cpp.tokens"] = _tokens_of_rows(num_rows, metadata)
+        tokens: _QueryTokens = metadata.scratch["cpp.tokens"]
+        return tokens
 
-def _tables_and_lengths(metadata: StepMetadata) -> tuple[torch.Tensor, torch.Tensor]:
-    if "cpp.rows" not in metadata.scratch:
-        lengths = torch.tensor(metadata.context_lens[: metadata.num_decode_rows])
-        metadata.scratch["cpp.rows"] = metadata.block_tables.contiguous(), lengths
-    rows: tuple[torch.Tensor, torch.Tensor] = metadata.scratch["cpp.rows"]
-    return rows
+
+def _tokens_of_rows(num_rows: int, metadata: StepMetadata) -> _QueryTokens:
+    """Return the tokens of the first rows: each sees those before it, and itself."""
+    query_lens = torch.tensor(metadata.query_lens[:num_rows])
+    ends = torch.tensor(metadata.context_lens[:num_rows]).repeat_interleave(query_lens)
+    num_tokens = len(ends)
+    # Of each token: how many of its row come behind it.
+    behind = query_lens.cumsum(0).repeat_interleave(query_lens) - torch.arange(num_tokens) - 1
+    tables = metadata.block_tables[:num_rows]
+    if num_tokens > num_rows:
+        tables = tables.repeat_interleave(query_lens, dim=0)
+    return _QueryTokens(num_tokens, tables.contiguous(), ends - behind)
 
 
 @functools.cache

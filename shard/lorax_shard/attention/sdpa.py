@@ -78,11 +78,16 @@ class SdpaAttention(AttentionBackend):
         if metadata.cache.dtype != key.dtype:
             # A token that is computed again, in chunks of another size, sees the same.
             key, value = metadata.cache.as_stored(key), metadata.cache.as_stored(value)
-        if metadata.num_decode_rows:
+        num_decoded = self._num_decoded(metadata)
+        if num_decoded:
             self._decode(query, output, layer, spec, metadata)
-        for tile in _tiles(spec, metadata, query.dtype):
+        for tile in _tiles(num_decoded, spec, metadata, query.dtype):
             self._prompt(tile, query, key, value, output, layer, spec, metadata)
         return output
+
+    def _num_decoded(self, metadata: StepMetadata) -> int:
+        """Return how many of the first rows ``_decode`` computes; the others are prompts."""
+        return metadata.num_decode_rows
 
     def _decode(
         self,
@@ -231,21 +236,23 @@ def _split_by_count(counts: list[int], max_blocks: int) -> list[list[int]]:
     return groups if len(groups) > 1 else [list(range(len(counts)))]
 
 
-def _tiles(spec: AttentionSpec, metadata: StepMetadata, dtype: torch.dtype) -> list[_Tile]:
+def _tiles(
+    first_row: int, spec: AttentionSpec, metadata: StepMetadata, dtype: torch.dtype
+) -> list[_Tile]:
     fused = spec.softcap is None and spec.sinks is None
     key = f"sdpa.tiles.{spec.window}.{spec.chunk}.{fused}"
     if key not in metadata.scratch:
-        metadata.scratch[key] = _make_tiles(spec, fused, metadata, dtype)
+        metadata.scratch[key] = _make_tiles(first_row, spec, fused, metadata, dtype)
     tiles: list[_Tile] = metadata.scratch[key]
     return tiles
 
 
 def _make_tiles(
-    spec: AttentionSpec, fused: bool, metadata: StepMetadata, dtype: torch.dtype
+    first_row: int, spec: AttentionSpec, fused: bool, metadata: StepMetadata, dtype: torch.dtype
 ) -> list[_Tile]:
     tiles = []
-    start = metadata.num_decode_rows
-    for row in range(metadata.num_decode_rows, len(metadata.query_lens)):
+    start = sum(metadata.query_lens[:first_row])
+    for row in range(first_row, len(metadata.query_lens)):
         num_queries, length = metadata.query_lens[row], metadata.context_lens[row]
         all_new = num_queries == length
         if all_new and fused and spec.first_seen(length - 1) == 0:
