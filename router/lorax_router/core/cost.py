@@ -18,6 +18,13 @@ class StepWork(NamedTuple):
     # Over all tokens: the rank of the token's adapter.
     token_ranks: int
 
+    def with_drafts(self, num_drafted: int) -> StepWork:
+        """Return what it was with the drafts that were computed besides, with adapters as the others."""
+        if not num_drafted or not self.tokens:
+            return self
+        tokens = self.tokens + num_drafted
+        return self._replace(tokens=tokens, token_ranks=self.token_ranks * tokens // self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class LinearCost:

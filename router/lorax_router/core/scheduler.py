@@ -386,7 +386,8 @@ class Scheduler:
         num_tokens = sum(row.num_tokens for row in step.rows)
         # Copies take their own time.
         if step.rows and not step.has_copies:
-            self._cost.observe(step.work, outcome.total_ns / 1e9)
+            work = step.work.with_drafts(outcome.num_drafted)
+            self._cost.observe(work, outcome.total_ns / 1e9)
         worth = self._worth(num_tokens, outcome.total_ns / 1e9)
         self._policy.step_done(worth)
         self._turns.earn(worth)

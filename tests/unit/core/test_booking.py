@@ -13,19 +13,22 @@ from lorax_contract.step import (
     StoppingParams,
     TokenColumns,
 )
+from lorax_router.core.cost import StepWork
 from lorax_router.core.scheduler import ProtocolError, Scheduler
 
 ONE = RequestId(1)
 
 
-def scheduler_with(depth: int = 1, draft_tokens: int = 3, num_blocks: int = 20) -> Scheduler:
+def scheduler_with(
+    depth: int = 1, draft_tokens: int = 3, num_blocks: int = 20, max_new_tokens: int = 12
+) -> Scheduler:
     scheduler = Scheduler(
         num_blocks=num_blocks, block_size=4, max_step_tokens=16, max_rows=4, depth=depth,
         draft_tokens=draft_tokens,
     )  # fmt: skip
     spec = RequestSpec(
         request_id=ONE, prompt_ids=[5, 6, 7], sampling=SamplingParams(),
-        stopping=StoppingParams(max_new_tokens=12),
+        stopping=StoppingParams(max_new_tokens=max_new_tokens),
     )  # fmt: skip
     scheduler.submit(spec, 0.0)
     return scheduler
@@ -82,3 +85,27 @@ def test_blocks_are_granted_ahead_only_where_there_are_plenty() -> None:
     assert second is not None
     # Two blocks are left, and one row runs.
     assert second.num_new_blocks == [0]
+
+
+def test_what_steps_cost_is_learned_of_all_that_they_computed() -> None:
+    """A step takes 10 ms and 1 for each token, those included that were drafted for nothing."""
+    scheduler = scheduler_with(max_new_tokens=60)
+    num_tokens = 3
+    for seq in range(1, 60):
+        assert scheduler.plan(float(seq)) is not None
+        drafted = 0 if seq == 1 else seq * 5 % 8
+        done = outcome(seq, 1, drafted=drafted)
+        done.total_ns = (10 + num_tokens + drafted) * 1_000_000
+        scheduler.apply(done, float(seq))
+        num_tokens = 1
+    cost = scheduler.stats().step_cost
+    assert cost is not None
+    for tokens in (1, 8):
+        assert cost.seconds(StepWork(tokens, 0, 0, 0)) == pytest.approx(
+            0.010 + 0.001 * tokens, rel=0.1
+        )
+
+
+def test_drafts_are_computed_with_the_adapters_of_their_rows() -> None:
+    assert StepWork(4, 9, 7, 32).with_drafts(2) == StepWork(6, 9, 7, 48)
+    assert StepWork(4, 9, 7, 32).with_drafts(0) == StepWork(4, 9, 7, 32)
