@@ -283,8 +283,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "and checked with the next one: answers stay the same, and text that repeats itself "
                 "comes faster. 0: none."),
         _option("--speculation-max-batch-size", type=_COUNT,
-                help="Draft only in steps of at most so many requests: more fill a step themselves "
-                "(default: 32 on a GPU, 8 on a CPU)."),
+                help="Draft in steps of at most so many requests. Below that as much is drafted as "
+                "pays, by what steps take and by how much was kept."),
         _option("--batching", type=click.Choice(BATCHINGS),
                 help="How prompts and running requests share steps: `mixed` computes both in each "
                 "one; `prefill` lets requests wait for their next token while there are prompts, "

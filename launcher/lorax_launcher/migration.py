@@ -58,7 +58,7 @@ _DIFFERENCES = {
     "GPU; other adapters wait in host memory.",
     "--adapter-cycle-time-s": "Any adapter that holds its slot so long makes room, not only the "
     "oldest.",
-    "--speculation-max-batch-size": "8 without it on a CPU.",
+    "--speculation-max-batch-size": "A limit: smaller steps draft where it pays.",
     "--hostname": "127.0.0.1 without it: 0.0.0.0 has to be asked for.",
     "--shard-uds-path": "Without it the sockets are in a private folder.",
     "--master-addr": "Without it the shards meet over a file.",

@@ -89,7 +89,7 @@ class LauncherOptions:
     swap_space: float | None = None
     swap_cached_blocks: bool = True
     speculative_tokens: int = 0
-    speculation_max_batch_size: int | None = None
+    speculation_max_batch_size: int = 32
 
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0

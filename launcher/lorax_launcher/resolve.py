@@ -33,8 +33,6 @@ _MERGED = (
 _KV_FRACTION = {"cpu": 0.5, "cuda": 0.9}
 # Host memory for KV blocks, in GiB for each shard; vLLM's default on GPUs.
 _SWAP_SPACE = {"cpu": 0.0, "cuda": 4.0}
-# Requests of a step beyond which they fill it themselves, so that drafts make it longer.
-_MAX_DRAFTING = {"cpu": 8, "cuda": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +295,7 @@ def _shard(
         swap_bytes=_swap_bytes(options, device),
         max_depth=options.plan_depth,
         speculative_tokens=options.speculative_tokens,
-        speculation_max_batch_size=options.speculation_max_batch_size or _MAX_DRAFTING[device],
+        speculation_max_batch_size=options.speculation_max_batch_size,
         max_input_length=options.max_input_length or 0,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
         adapters=not options.merge_adapter_weights,

@@ -109,9 +109,9 @@ class ShardConfig(ProcessConfig):
     max_input_length: int = 0
     # Compute every token in a forward pass of its own: slow, and independent of batch mates.
     batch_invariant: bool = False
-    # Tokens of a row that are drafted and checked in one pass, while a step has no more rows.
+    # Tokens of a row that are drafted and checked in one pass, and the most rows of such a step.
     speculative_tokens: int = 0
-    speculation_max_batch_size: int = 8
+    speculation_max_batch_size: int = 32
     num_threads: int | None = None
     # Adapters are served; False: the base model (with what is merged into it) alone.
     adapters: bool = True

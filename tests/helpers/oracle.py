@@ -7,9 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lorax_shard.engine.drafts import NO_DRAFT, IdArray
+from lorax_shard.engine.drafts import Draft
+from lorax_shard.engine.earlier_places import IdArray
+from lorax_shard.engine.pass_prices import PassPrices
 
 _WRONG_ID = 7
+# Passes whose positions cost nothing: as much is drafted as may be.
+FREE = PassPrices(sizes=(1,), single_s=(1.0,), drafted_s=(1e-9,))
 
 
 class Oracle:
@@ -21,14 +25,19 @@ class Oracle:
         self._num_wrong = num_wrong_in_ten
         self.num_proposed = 0
 
-    def __call__(self, ids: IdArray, count: int) -> IdArray:
+    def propose(self, ids: IdArray, most: int) -> Draft:
+        """Return up to so many of the next tokens, some of them wrong."""
         before = ids.tolist()
         for known in self._known:
             if known[: len(before)] == before:
-                draft = known[len(before) :][: max(count, 0)]
+                draft = known[len(before) :][: max(most, 0)]
                 self.num_proposed += len(draft)
-                return np.array([self._maybe_wrong(each) for each in draft], dtype=np.int64)
-        return NO_DRAFT
+                given = np.array([self._maybe_wrong(each) for each in draft], dtype=np.int64)
+                return Draft(given, (1.0,) * len(draft))
+        return Draft()
+
+    def checked(self, num_drafted: int, num_kept: int) -> None:
+        """Learn nothing."""
 
     def _maybe_wrong(self, token_id: int) -> int:
         return _WRONG_ID if self._draw.randrange(10) < self._num_wrong else token_id

@@ -155,6 +155,7 @@ def make_engine(
     constrained: bool = False,
     num_host_blocks: int = 0,
     drafter: Drafter | None = None,
+    max_rows: int = 4,
 ) -> Engine:
     """Return a warm engine over a toy model; ``constrained``: one that binds outputs."""
     pool = PoolSettings(
@@ -173,7 +174,7 @@ def make_engine(
         make_constraints=maker,
     )
     engine.warm_up(
-        WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4)
+        WarmupSpec(max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=max_rows)
     )
     model.passes.clear()
     return engine

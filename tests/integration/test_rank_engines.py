@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
-from tests.helpers.oracle import Oracle
+from tests.helpers.oracle import FREE, Oracle
 from tests.helpers.rank_shards import Carrier, LocalRank
 from tests.helpers.thread_ranks import Meeting
 from tests.helpers.toy_adapters import ToyAdapter, using
@@ -214,7 +214,9 @@ def test_ranks_draft_the_same_and_answer_as_one_that_drafts_nothing(world_size: 
 
         def make_drafter() -> Drafter:
             oracles.append(Oracle(known))
-            return Drafter(DraftSettings(max_tokens=3, max_rows=6, max_depth=3), oracles[-1])
+            oracle = oracles[-1]
+            settings = DraftSettings(max_tokens=3, max_rows=6, max_depth=3)
+            return Drafter(settings, lambda: oracle, FREE)
 
         together = await serve(world_size, 3, requests, leaving=leaving, make_drafter=make_drafter)
         for spec in requests:

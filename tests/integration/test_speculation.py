@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.helpers.oracle import Oracle
+from tests.helpers.oracle import FREE, Oracle
 from tests.integration.test_scheduler_drives_engine import (
     NUM_BLOCKS,
     alone,
@@ -21,7 +21,7 @@ def oracle_of(requests, answers, *, num_wrong_in_ten=2):
 
 
 def drafter_of(oracle, depth, *, max_tokens=3, max_rows=6):
-    return Drafter(DraftSettings(max_tokens, max_rows, depth), oracle)
+    return Drafter(DraftSettings(max_tokens, max_rows, depth), lambda: oracle, FREE)
 
 
 @pytest.fixture(

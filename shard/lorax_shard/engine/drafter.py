@@ -1,18 +1,19 @@
-"""Which rows of a step have drafts, and how long: within what it may hold and what is theirs."""
+"""Which rows of a step have drafts, and how long: as pays, within what it may hold and what is theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lorax_contract.step import WarmupSpec
-from lorax_shard.engine.drafts import DraftPace, look_up
-from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.rows import IdArray
+import numpy as np
 
-# Names up to so many tokens that may follow some, the same on all ranks.
-Propose: TypeAlias = "Callable[[IdArray, int], IdArray]"
+from lorax_contract.step import WarmupSpec
+from lorax_shard.engine.drafts import Draft, DraftPace, DraftSource, MatchCounts
+from lorax_shard.engine.inputs import RowWork
+from lorax_shard.engine.pass_prices import PassPrices, PassTimer
+
+MakeSource: TypeAlias = "Callable[[], DraftSource]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class DraftSettings:
 
     # Tokens behind the one that a row computes in any case.
     max_tokens: int
-    # Rows of a step; where there are more, nothing is drafted: they fill it themselves.
+    # Rows of a step; where there are more, nothing is drafted.
     max_rows: int
     # Steps that are planned before the outcome of the first is known.
     max_depth: int
@@ -30,48 +31,76 @@ class DraftSettings:
 class Drafter:
     """Adds drafts to the rows of a step that compute their last known token.
 
+    How many tokens is decided for all rows at once: those that are likeliest to be kept, as many as
+    spare more time in later steps than they add to this one, none where that is best.
+
     A draft is written behind the row, into what is left of the blocks that it was granted. Who plans
     the next steps does not know how much of it is kept, and grants blocks for a token each: so a
     place is left for each of these.
+
+    Args:
+        make_source: makes what proposes the drafts of a row; None: its own text.
+        prices: what passes take; None: measured at the warm-up.
     """
 
-    def __init__(self, settings: DraftSettings, propose: Propose = look_up) -> None:
+    def __init__(
+        self,
+        settings: DraftSettings,
+        make_source: MakeSource | None = None,
+        prices: PassPrices | None = None,
+    ) -> None:
         self._settings = settings
-        self._propose = propose
+        self._counts = MatchCounts()
+        self._make_source = make_source or (lambda: DraftPace(self._counts))
+        self._prices = prices
+        self._is_measured = prices is None
         self._max_step_tokens = self._max_positions = 0
 
-    def limit(self, spec: WarmupSpec) -> None:
-        """Keep steps within the largest one, for which there is memory."""
+    def warm_up(self, spec: WarmupSpec, timer: PassTimer) -> None:
+        """Keep steps within the largest one, for which there is memory, and learn what passes take."""
         self._max_step_tokens, self._max_positions = spec.max_step_tokens, spec.max_rows
+        if self._is_measured:
+            self._prices = timer.measure(spec, self._settings.max_tokens)
 
-    def new_pace(self) -> DraftPace:
-        """Return how a new row is drafted."""
-        return DraftPace(self._settings.max_tokens)
+    def new_pace(self) -> DraftSource:
+        """Return what proposes the drafts of a new row."""
+        return self._make_source()
 
     def added_to(self, work: list[RowWork], block_size: int) -> list[RowWork]:
         """Return the work with drafts, those with a single token first."""
         candidates = [item for item in work if _may_draft(item)]
         if not candidates or len(work) > self._settings.max_rows:
             return work
-        left = min(
-            self._max_step_tokens - sum(item.num_tokens for item in work),
-            self._max_positions - len(work),
-        )
-        drafted = {}
-        for item in candidates:
-            work_with = self._drafted(item, left, block_size)
-            left -= len(work_with.draft)
-            drafted[item.row.request_id] = work_with
+        proposed = [self._proposed(item, block_size) for item in candidates]
+        numbers = self._numbers(work, [draft.chances for draft in proposed])
+        drafted = {
+            item.row.request_id: item._replace(draft=draft.token_ids[:num])
+            for item, draft, num in zip(candidates, proposed, numbers, strict=True)
+        }
         work = [drafted.get(item.row.request_id, item) for item in work]
         return sorted(work, key=lambda item: item.num_computed > 1)
 
-    def _drafted(self, item: RowWork, left: int, block_size: int) -> RowWork:
+    def _proposed(self, item: RowWork, block_size: int) -> Draft:
         row = item.row
         assert row.pace is not None
         place = row.num_blocks * block_size - row.num_tokens - (self._settings.max_depth - 1)
         wanted = row.num_kv_tokens - row.num_tokens
-        num = min(row.pace.length(), left, place, wanted)
-        return item._replace(draft=self._propose(row.token_ids, num))
+        return row.pace.propose(row.token_ids, min(self._settings.max_tokens, place, wanted))
+
+    def _numbers(self, work: list[RowWork], chances: Sequence[Sequence[float]]) -> list[int]:
+        """Return how many tokens of each proposal are drafted."""
+        assert self._prices is not None, "what passes take is known from the warm-up on"
+        num_positions = sum(item.num_tokens for item in work)
+        left = min(self._max_step_tokens - num_positions, self._max_positions - len(work))
+        rows = np.repeat(np.arange(len(chances)), [len(each) for each in chances])
+        each = np.array([chance for of_row in chances for chance in of_row])
+        # The likeliest first: of a row no token is before one that it follows.
+        order = np.argsort(-each, kind="stable")[: max(left, 0)]
+        num_kept = np.concatenate([[0.0], np.cumsum(each[order])])
+        spared_s = self._prices.spared_s(sum(item.num_tokens == 1 for item in work))
+        added_s = self._prices.added_s(num_positions, np.arange(len(order) + 1))
+        num_drafted = int((num_kept * spared_s - added_s).argmax())
+        return np.bincount(rows[order[:num_drafted]], minlength=len(chances)).tolist()
 
 
 def _may_draft(item: RowWork) -> bool:

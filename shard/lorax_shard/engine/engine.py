@@ -38,6 +38,7 @@ from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.launched import LaunchedStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder
+from lorax_shard.engine.pass_prices import PassTimer
 from lorax_shard.engine.ranks import (
     check_same_work,
     least_of,
@@ -131,8 +132,6 @@ class Engine:
         All rows are dropped. StartupError says that the memory does not suffice.
         """
         self.batch.start_anew(0)
-        if self._drafter is not None:
-            self._drafter.limit(spec)
         block_size = self._pool.block_size
         step = LargestStep(
             self.model,
@@ -153,6 +152,14 @@ class Engine:
             self.model.allocate_cache(num_blocks, block_size)
         self._allocate_swap_space()
         self.batch.start_anew(num_blocks)
+        if self._drafter is not None:
+            sampler = self.computation.sampler
+            self._drafter.warm_up(
+                spec,
+                PassTimer(
+                    self.model, sampler, self._group, num_blocks=num_blocks, block_size=block_size
+                ),
+            )
         return num_blocks
 
     def _allocate_swap_space(self) -> None:

@@ -19,7 +19,7 @@ from lorax_contract.step import (
 )
 from lorax_shard.constraints.masks import NextTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter
-from lorax_shard.engine.drafts import DraftPace
+from lorax_shard.engine.drafts import DraftSource
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.prompt_scores import PromptScores
 from lorax_shard.sampling.scores import LogitEdits, edits_of
@@ -83,8 +83,8 @@ class Row:
         self.num_computed = num_computed
         # Its length at the end, without the last token, which is never computed.
         self.num_kv_tokens = spec.num_kv_tokens
-        # How much of it is drafted; None: nothing.
-        self.pace: DraftPace | None = None
+        # What proposes its drafts; None: nothing is drafted.
+        self.pace: DraftSource | None = None
         self.params = spec.sampling
         # Whether tokens are drawn; else the row ends with its prompt.
         self.draws = spec.output is OutputKind.TOKENS

@@ -26,7 +26,8 @@ def point_exact() -> Result:
     """Bit for bit on toy models: preempted, swapped, cancelled, on several ranks."""
     return run_tests(
         "tests/integration/test_speculation.py", "tests/integration/test_rank_engines.py",
-        "tests/unit/engine/test_drafts.py", "tests/unit/core/test_booking.py",
+        "tests/unit/engine/test_drafts.py", "tests/unit/engine/test_earlier_places.py",
+        "tests/unit/engine/test_pass_prices.py", "tests/unit/core/test_booking.py",
     )  # fmt: skip
 
 
