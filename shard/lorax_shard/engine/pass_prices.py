@@ -71,7 +71,11 @@ class PassPrices:
         if num_rows == 1:
             return whole_s
         added_s = whole_s - float(self._at(self.single_s, num_rows - 1))
-        return added_s + _SHARED * (whole_s / num_rows - added_s)
+        return added_s + _SHARED * max(whole_s / num_rows - added_s, 0.0)
+
+    def __str__(self) -> str:
+        each = zip(self.sizes, self.single_s, self.drafted_s, strict=True)
+        return ", ".join(f"{num}: {1e3 * a:.1f} ({1e3 * b:.1f} as drafts)" for num, a, b in each)
 
     def _at(self, prices: tuple[float, ...], num: int | NDArray[np.int64]) -> Seconds:
         sizes = np.array(self.sizes, dtype=np.float64)
@@ -100,26 +104,23 @@ class PassTimer:
 
     def measure(self, spec: WarmupSpec, max_draft: int) -> PassPrices:
         """Return what passes take, the same on all ranks."""
-        sizes = tuple(
-            size for size in _SIZES if size <= min(spec.max_step_tokens, spec.max_rows)
-        ) or (1,)
+        most = max(1, min(spec.max_step_tokens, spec.max_rows))
+        sizes = tuple(size for size in _SIZES if size <= most)
         context = min(_CONTEXT, spec.max_total_tokens - 1, self._num_blocks * self._block_size)
-        context = max(context, 1)
-        longest = min(1 + max_draft, context)
+        longest = min(1 + max_draft, max(context, 1))
         # One token of each row, or a whole draft of each.
         shapes = [*([1] * size for size in sizes), *(_drafts(size, longest) for size in sizes)]
-        rounds = [[self._seconds(shape, context) for shape in shapes] for _ in range(_ROUNDS)]
-        best = [min(of_shape) for of_shape in zip(*rounds, strict=True)]
-        if self._group is not None:
-            nanoseconds = torch.tensor([round(each * 1e9) for each in best])
-            best = [each / 1e9 for each in self._group.broadcast(nanoseconds).tolist()]
+        rounds = [[self._seconds(each, max(context, 1)) for each in shapes] for _ in range(_ROUNDS)]
+        best = self._of_first_rank([min(times) for times in zip(*rounds, strict=True)])
         prices = PassPrices(sizes, tuple(best[: len(sizes)]), tuple(best[len(sizes) :]))
-        for what, seconds in (("single tokens", prices.single_s), ("drafts", prices.drafted_s)):
-            listed = ", ".join(
-                f"{size}: {1e3 * each:.1f}" for size, each in zip(sizes, seconds, strict=True)
-            )
-            logger.info("milliseconds of passes of so many positions, of %s: %s", what, listed)
+        logger.info("milliseconds of passes, by their positions: %s", prices)
         return prices
+
+    def _of_first_rank(self, seconds: list[float]) -> list[float]:
+        if self._group is None:
+            return seconds
+        nanoseconds = torch.tensor([round(each * 1e9) for each in seconds])
+        return [each / 1e9 for each in self._group.broadcast(nanoseconds).tolist()]
 
     def _seconds(self, lengths: Sequence[int], context: int) -> float:
         """Return what a pass takes whose rows compute so many positions, up to ``context``."""
