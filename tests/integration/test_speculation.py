@@ -13,6 +13,7 @@ from tests.integration.test_scheduler_drives_engine import (
 )
 
 from lorax_shard.engine.drafter import Drafter, DraftSettings
+from lorax_shard.engine.drafts import DraftPace, MatchCounts
 
 
 def oracle_of(requests, answers, *, num_wrong_in_ten=2):
@@ -48,6 +49,38 @@ def test_answers_are_those_without_drafts(known, depth, num_host_blocks, num_wro
     )
     assert num_preemptions > 0
     assert oracle.num_proposed > 20
+    for spec in requests:
+        assert drafted[spec.request_id].bits() == answers[spec.request_id].bits()
+
+
+class Watched(DraftPace):
+    """Drafts of a row's own text as if it had eleven tokens, and how many there were."""
+
+    num_drafted = 0
+
+    def propose(self, ids, most):
+        return super().propose(ids % 11, most)
+
+    def checked(self, num_drafted, num_kept):
+        Watched.num_drafted += num_drafted
+        super().checked(num_drafted, num_kept)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_drafts_of_their_own_text_change_no_answer(known, depth):
+    """The toy's text is random: nearly all of them are wrong."""
+    requests, answers = known
+    counts, settings = MatchCounts(), DraftSettings(3, 6, depth)
+    Watched.num_drafted = 0
+    drafted, num_preemptions = run(
+        requests,
+        depth=depth,
+        num_blocks=NUM_BLOCKS - 3,
+        max_step_tokens=16,
+        drafter=Drafter(settings, lambda: Watched(counts), FREE),
+    )
+    assert num_preemptions > 0
+    assert Watched.num_drafted > 20
     for spec in requests:
         assert drafted[spec.request_id].bits() == answers[spec.request_id].bits()
 
