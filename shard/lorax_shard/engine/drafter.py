@@ -100,7 +100,8 @@ class Drafter:
         spared_s = self._prices.spared_s(sum(item.num_tokens == 1 for item in work))
         added_s = self._prices.added_s(num_positions, np.arange(len(order) + 1))
         num_drafted = int((num_kept * spared_s - added_s).argmax())
-        return np.bincount(rows[order[:num_drafted]], minlength=len(chances)).tolist()
+        numbers: list[int] = np.bincount(rows[order[:num_drafted]], minlength=len(chances)).tolist()
+        return numbers
 
 
 def _may_draft(item: RowWork) -> bool:
