@@ -80,11 +80,13 @@ class PassPrices:
     def _at(self, prices: tuple[float, ...], num: int | NDArray[np.int64]) -> Seconds:
         sizes = np.array(self.sizes, dtype=np.float64)
         values = np.maximum.accumulate(np.array(prices))
-        known = np.interp(num, sizes, values)
+        known: Seconds = np.interp(num, sizes, values)
         if len(sizes) == 1:
-            return known * np.maximum(num / sizes[0], 1.0)
+            known = known * np.maximum(num / sizes[0], 1.0)
+            return known
         slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
-        return known + np.maximum(num - sizes[-1], 0.0) * slope
+        known = known + np.maximum(num - sizes[-1], 0.0) * slope
+        return known
 
 
 class PassTimer:
