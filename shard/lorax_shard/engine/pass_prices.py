@@ -78,15 +78,12 @@ class PassPrices:
         return ", ".join(f"{num}: {1e3 * a:.1f} ({1e3 * b:.1f} as drafts)" for num, a, b in each)
 
     def _at(self, prices: tuple[float, ...], num: int | NDArray[np.int64]) -> Seconds:
-        sizes = np.array(self.sizes, dtype=np.float64)
-        values = np.maximum.accumulate(np.array(prices))
-        known: Seconds = np.interp(num, sizes, values)
-        if len(sizes) == 1:
-            known = known * np.maximum(num / sizes[0], 1.0)
-            return known
-        slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
-        known = known + np.maximum(num - sizes[-1], 0.0) * slope
-        return known
+        sizes, values = np.array(self.sizes, dtype=np.float64), np.maximum.accumulate(prices)
+        slope = values[0] / sizes[0]
+        if len(sizes) > 1:
+            slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
+        beyond = np.maximum(np.asarray(num) - sizes[-1], 0.0)
+        return np.asarray(np.interp(num, sizes, values) + slope * beyond)
 
 
 class PassTimer:
