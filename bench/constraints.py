@@ -189,7 +189,7 @@ def _advanced(rows: ConstrainedRows, bound: list[Bound]) -> list[float]:
 
     def follow(members: list[RowConstraint], ids: Sequence[int]) -> float:
         def advance() -> None:
-            rows.advance(members, ids)
+            rows.advance(members, lambda: ids)
             for member in members:
                 member.mask()
 

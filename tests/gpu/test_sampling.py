@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.helpers.mixes import peaked_logits, random_rows
 
-from lorax_shard.sampling.batched import draw_batch, sample_batch
+from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.reference import sample_each
 from lorax_shard.sampling.watermark import Watermark
 
@@ -20,10 +20,10 @@ pytestmark = [
 def test_a_batch_and_each_row_get_the_specification_s_tokens(vocab_size: int) -> None:
     rows, watermark = random_rows(128, vocab_size, 5), Watermark()
     logits = peaked_logits(128, vocab_size, 5).cuda()
-    found = sample_batch(logits, rows, watermark)
+    found = draw_batch(logits, rows, watermark).read()
     assert found.ids == sample_each(logits, rows, watermark).ids
     for index in range(0, 128, 9):
-        alone = sample_batch(logits[index : index + 1], rows[index : index + 1], watermark)
+        alone = draw_batch(logits[index : index + 1], rows[index : index + 1], watermark).read()
         assert alone.ids == found.ids[index : index + 1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from lorax_shard.sampling.batched import sample_batch
+from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.kernel import DrawKernel
 from lorax_shard.sampling.reference import sample_each
 from lorax_shard.sampling.sampler import SamplesRows
@@ -19,4 +19,4 @@ def method_of(name: str) -> SamplesRows:
         if reason := DrawKernel.probe():
             raise OSError(reason)
         return DrawKernel()
-    return sample_batch if name == "tensors" else sample_each
+    return draw_batch if name == "tensors" else sample_each

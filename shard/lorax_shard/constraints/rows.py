@@ -10,7 +10,7 @@ computed. A grammar was made ready before, so that this takes no time that other
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -66,9 +66,12 @@ class ConstrainedRows:
         row.pending = self._entering.submit(row.start)
         return row
 
-    def advance(self, rows: Sequence[RowConstraint], ids: Sequence[int]) -> None:
-        """Let rows accept what was drawn and fill their next masks, beside the step."""
-        pending = self._filling.submit(partial(self._advance, list(rows), list(ids)))
+    def advance(self, rows: Sequence[RowConstraint], read_ids: Callable[[], Sequence[int]]) -> None:
+        """Let rows accept what was drawn, once it is read, and fill their next masks: beside steps.
+
+        A row whose id is below 0 drew nothing.
+        """
+        pending = self._filling.submit(partial(self._advance, list(rows), read_ids))
         for row in rows:
             row.pending = pending
 
@@ -77,9 +80,14 @@ class ConstrainedRows:
         self._entering.shutdown(wait=False, cancel_futures=True)
         self._filling.shutdown(wait=False, cancel_futures=True)
 
-    def _advance(self, rows: list[RowConstraint], ids: list[int]) -> None:
-        for row, token_id in zip(rows, ids, strict=True):
-            row.accept(token_id)
+    def _advance(
+        self, all_rows: list[RowConstraint], read_ids: Callable[[], Sequence[int]]
+    ) -> None:
+        rows = []
+        for row, token_id in zip(all_rows, read_ids(), strict=True):
+            if token_id >= 0:
+                row.accept(token_id)
+                rows.append(row)
         if self._num_threads == 1 or len(rows) == 1:
             # To hand it to another thread would take longer than to do it.
             for row in rows:

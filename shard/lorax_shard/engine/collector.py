@@ -37,13 +37,12 @@ class Collector:
         return step.out.outcome
 
     def _collect(self, launched: LaunchedPass, out: OutcomeBuilder) -> None:
-        assert launched.draws is not None, "rank 0 collects, which draws"
-        for span, scores in zip(launched.prompt_spans, launched.draws.prompts, strict=True):
+        for span, scores in zip(launched.prompt_spans, launched.prompt_scores, strict=True):
             if span.row.prompt_scores is not None:
                 span.row.prompt_scores.extend(scores)
-        if launched.draws.sampled is not None:
+        if launched.tokens is not None:
             launched.num_told, launched.finishes = self._emitter.emit(
-                launched.drawing, launched.draws.sampled, out
+                launched.drawing, launched.tokens.read(), out
             )
             for item, finish in zip(launched.drawing, launched.finishes, strict=True):
                 # Given with the first token.

@@ -7,7 +7,10 @@ drawn of it then is nobody's.
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lorax_contract.step import BlockId
@@ -17,11 +20,11 @@ from lorax_shard.engine.launched import LaunchedPass, LaunchedStep
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.ranks import broken_by, share_ids
 from lorax_shard.engine.row_draws import PassDraws, draw
-from lorax_shard.engine.rows import ResidentBatch
-from lorax_shard.engine.self_test import self_test
+from lorax_shard.engine.rows import ResidentBatch, Row, UnreadId
+from lorax_shard.engine.self_test import DeviceBrokenError, self_test
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
-from lorax_shard.sampling.sampled import NO_TOKEN
+from lorax_shard.sampling.sampled import NO_TOKEN, Draws
 from lorax_shard.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ class Computation:
         constraints: take the ids of rows that are bound to grammars; None: no row here is.
         group: the other ranks; None: there are none.
         batch_invariant: compute each row by itself, token by token.
+        reads_at_once: whether the ids of a pass are wanted before the next begins, for drafts.
     """
 
     def __init__(
@@ -49,11 +53,15 @@ class Computation:
         constraints: ConstrainedRows | None = None,
         group: RankGroup | None = None,
         batch_invariant: bool = False,
+        reads_at_once: bool = False,
     ) -> None:
         self.sampler = sampler
         self._model, self._batch, self._group = model, batch, group
         self._constraints = constraints
         self._batch_invariant = batch_invariant
+        self._reads_at_once = reads_at_once or batch_invariant or group is not None
+        # Passes whose ids are still on a device.
+        self._unread: list[LaunchedPass] = []
 
     def compute(self, work: list[RowWork], step: LaunchedStep) -> None:
         """Compute the work and add its passes to the step.
@@ -61,6 +69,8 @@ class Computation:
         DeviceBrokenError when nothing can be computed any more, GroupBrokenError when the
         ranks cannot go on together.
         """
+        if any(item.row.reads_ids for item in work):
+            self.read()
         if not self._batch_invariant:
             for part in passes(work, self._batch):
                 self._compute_group(part, step)
@@ -129,45 +139,98 @@ class Computation:
         inputs = result.inputs
         for item in work:
             item.row.num_computed += item.num_tokens
-        launched = LaunchedPass(inputs.drawing, inputs.ended, inputs.prompt_spans, draws)
+        tokens, scores = draws if draws is not None else (None, [])
+        launched = LaunchedPass(inputs.drawing, inputs.ended, inputs.prompt_spans, tokens, scores)
         step.passes.append(launched)
+        # Those of the pass before; the device has this one to do meanwhile.
+        self.read()
         if inputs.drawing:
-            launched.ids = self._drawn_ids(inputs.drawing, draws)
-            self._append(launched, step.out)
+            self._take_draws(launched, step.out)
         for row in inputs.ended:
             self._batch.end(row.request_id)
 
-    def _drawn_ids(self, drawing: list[RowWork], draws: PassDraws | None) -> list[int]:
-        """Return what rank 0 drew, on all ranks."""
-        ids = [NO_TOKEN] * sum(1 + len(item.draft) for item in drawing)
-        if draws is not None and draws.sampled is not None:
-            ids = draws.sampled.ids
-        return ids if self._group is None else share_ids(self._group, ids)
+    def _take_draws(self, launched: LaunchedPass, out: OutcomeBuilder) -> None:
+        """Let rows have what they drew, or know where it lies."""
+        drawing = launched.drawing
+        for item in drawing:
+            # All of its prompt is computed.
+            item.row.scores_prompt = False
+        tokens = launched.tokens
+        if tokens is not None and tokens.on_device is not None and not self._reads_at_once:
+            for place, item in enumerate(drawing):
+                item.row.expect(UnreadId(tokens.on_device, place))
+            self._unread.append(launched)
+        else:
+            ids = [NO_TOKEN] * sum(1 + len(item.draft) for item in drawing)
+            if tokens is not None:
+                ids = tokens.read().ids
+            launched.ids = ids if self._group is None else share_ids(self._group, ids)
+            self._append(launched, out)
+        self._advance_constraints(launched)
+
+    def read(self) -> None:
+        """Wait for ids that are on their way from a device, and let rows have them."""
+        for launched in self._unread:
+            assert launched.tokens is not None
+            try:
+                launched.ids = launched.tokens.read().ids
+            except Exception as error:
+                raise DeviceBrokenError(f"what was drawn cannot be read: {error}") from error
+            for item, token_id in zip(launched.drawing, launched.ids, strict=True):
+                item.row.learn(token_id)
+                if token_id == NO_TOKEN:
+                    self._end(item.row)
+        self._unread.clear()
+
+    def forget(self) -> None:
+        """All rows are gone."""
+        self._unread.clear()
+
+    def _end(self, row: Row) -> None:
+        if self._batch.get(row.request_id) is row:
+            self._batch.end(row.request_id)
+
+    def _advance_constraints(self, launched: LaunchedPass) -> None:
+        """Let constraints take what their rows drew, beside the steps: the next draw waits for them."""
+        if self._constraints is None or launched.tokens is None:
+            return
+        if all(item.row.constraint is None for item in launched.drawing):
+            return
+        # Rows that are bound have no drafts.
+        bound = [
+            (item.row.constraint, start)
+            for item, start in zip(launched.drawing, _starts(launched.drawing), strict=True)
+            if item.row.constraint is not None
+        ]
+        rows, places = zip(*bound, strict=True)
+        self._constraints.advance(rows, partial(_ids_at, launched.tokens, places))
 
     def _append(self, launched: LaunchedPass, out: OutcomeBuilder) -> None:
         """Append to each row what it keeps of its draws; one that could not draw goes."""
-        ids = launched.ids
-        bound, start = [], 0
+        ids, start = launched.ids, 0
         for item in launched.drawing:
-            row = item.row
-            # All of its prompt is computed.
-            row.scores_prompt = False
-            end = start + 1 + len(item.draft)
+            row, end = item.row, start + 1 + len(item.draft)
             kept = ids[start : start + 1] if end == start + 1 else _kept(ids[start:end], item)
             start = end
             if kept[-1] == NO_TOKEN:
                 self._batch.end(row.request_id)
                 kept = kept[:-1]
-            elif row.constraint is not None:
-                bound.append((row.constraint, kept[0]))
             for token_id in kept:
                 row.append(token_id)
             if len(item.draft):
                 row.num_computed += max(len(kept) - 1, 0)
                 _note_draft(item, len(kept) - 1, out)
-        if bound and self._constraints is not None:
-            # Beside the steps; the next draw waits for their masks.
-            self._constraints.advance(*zip(*bound, strict=True))
+
+
+def _starts(drawing: list[RowWork]) -> list[int]:
+    """Return where the draws of each row begin."""
+    ends = itertools.accumulate((1 + len(item.draft) for item in drawing), initial=0)
+    return list(ends)[:-1]
+
+
+def _ids_at(draws: Draws, places: Sequence[int]) -> list[int]:
+    ids = draws.read().ids
+    return [ids[place] for place in places]
 
 
 def _kept(ids: list[int], item: RowWork) -> list[int]:

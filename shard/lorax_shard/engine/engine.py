@@ -101,7 +101,7 @@ class Engine:
         self._entry = RowEntry(model, detokenizer, self.constraints, drafter)
         self.computation = Computation(
             model, self.batch, sampler, constraints=self.constraints, group=group,
-            batch_invariant=batch_invariant,
+            batch_invariant=batch_invariant, reads_at_once=drafter is not None,
         )  # fmt: skip
         self.adapters: ActiveAdapters | None = None
         if adapters is not None and model.slots is not None:
@@ -112,6 +112,8 @@ class Engine:
                 eos_token_ids=model.eos_token_ids,
                 read_tokens=detokenizer.with_tokens if detokenizer is not None else None,
             )
+        # When the step that was collected last was computed.
+        self._last_computed_ns = 0
         # Blocks in host memory, and the seconds that one takes there or back.
         self.num_host_blocks = 0
         self.block_move_s = 0.0
@@ -131,6 +133,7 @@ class Engine:
 
         All rows are dropped. StartupError says that the memory does not suffice.
         """
+        self.clear()
         self.batch.start_anew(0)
         block_size = self._pool.block_size
         step = LargestStep(
@@ -173,6 +176,7 @@ class Engine:
 
     def clear(self) -> None:
         """Drop all rows."""
+        self.computation.forget()
         self.batch.start_anew(self.num_blocks)
 
     def drop(self, request_ids: list[RequestId]) -> None:
@@ -233,14 +237,14 @@ class Engine:
         outcome = self.collect(launched)
         if self._group is not None:
             self._share_ends(launched)
+        self.computation.read()
         self._let_ended_go()
         return outcome
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Execute a plan but for its outcome: the next may be launched before this is collected."""
-        started = time.perf_counter_ns()
+        step = LaunchedStep(OutcomeBuilder(plan.seq), started_ns=time.perf_counter_ns())
         self._check(plan)
-        step = LaunchedStep(OutcomeBuilder(plan.seq))
         self.batch.start_step()
         if self._group is None:
             self._let_ended_go()
@@ -252,11 +256,9 @@ class Engine:
         if self._group is not None:
             check_same_work(self._group, plan.seq, work)
         make_copies(self.model, plan.copies)
-        forward_started = time.perf_counter_ns()
+        step.forward_ns = time.perf_counter_ns()
         self.computation.compute(work, step)
-        ended = time.perf_counter_ns()
-        step.out.outcome.forward_ns = ended - forward_started
-        step.out.outcome.total_ns = ended - started
+        step.computed_ns = time.perf_counter_ns()
         return step
 
     def collect(self, step: LaunchedStep) -> StepOutcome:
@@ -264,11 +266,18 @@ class Engine:
 
         Ranks other than 0 have nothing to tell.
         """
+        step.wait()
         started = time.perf_counter_ns()
         if self._collector is not None:
             self._collector.collect(step)
-        step.out.outcome.total_ns += time.perf_counter_ns() - started
-        return step.out.outcome
+        outcome = step.out.outcome
+        # A device comes to a step when it is done with the one before.
+        begun = max(step.forward_ns, self._last_computed_ns)
+        outcome.forward_ns = step.computed_ns - begun
+        outcome.total_ns = outcome.forward_ns + (step.forward_ns - step.started_ns)
+        outcome.total_ns += time.perf_counter_ns() - started
+        self._last_computed_ns = step.computed_ns
+        return outcome
 
     def _let_ended_go(self) -> None:
         """Let rows go of which the collector said that they end."""

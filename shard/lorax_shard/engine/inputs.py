@@ -102,7 +102,7 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         num_single,
     )
     return StepInputs(
-        to_device(torch.from_numpy(input_ids), device),
+        _with_unread(to_device(torch.from_numpy(input_ids), device), rows[:num_single]),
         to_device(torch.from_numpy(positions), device),
         metadata,
         to_device(torch.from_numpy(logit_rows), device),
@@ -112,6 +112,23 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         spans,
         *_slot_runs(work),
     )
+
+
+def _with_unread(input_ids: torch.Tensor, singles: list[Row]) -> torch.Tensor:
+    """Return the ids, those of rows among them that only the device knows yet."""
+    if all(row.unread is None for row in singles):
+        return input_ids
+    parts: dict[int, tuple[torch.Tensor, list[int], list[int]]] = {}
+    for place, row in enumerate(singles):
+        if (unread := row.unread) is not None:
+            _, ours, theirs = parts.setdefault(id(unread.ids), (unread.ids, [], []))
+            ours.append(place)
+            theirs.append(unread.place)
+    for drawn, ours, theirs in parts.values():
+        at, of = (to_device(torch.tensor(each), input_ids.device) for each in (ours, theirs))
+        # What gave no token is computed with any, and what comes of it is nobody's.
+        input_ids[at] = drawn[of].clamp_(min=0)
+    return input_ids
 
 
 def _positions(drawing: list[RowWork]) -> list[Row | DraftedRow]:

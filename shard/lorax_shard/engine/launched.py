@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from lorax_contract.step import FinishCode
 from lorax_shard.engine.inputs import PromptSpan, RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder
-from lorax_shard.engine.row_draws import PassDraws
+from lorax_shard.engine.prompt_scores import PromptScores
 from lorax_shard.engine.rows import Row
+from lorax_shard.sampling.sampled import Draws
 
 
 @dataclass(slots=True)
@@ -20,8 +22,9 @@ class LaunchedPass:
     # Rows of which nothing is asked beyond the prompt, which is computed now.
     ended: list[Row]
     prompt_spans: list[PromptSpan]
-    # None: another rank draws.
-    draws: PassDraws | None
+    # What was drawn, and what prompts ask for; None: another rank draws, or nothing is drawn.
+    tokens: Draws | None
+    prompt_scores: list[PromptScores]
     # What was drawn at each position of the rows that draw, one row after the other.
     ids: list[int] = field(default_factory=list)
     # Of each drawing row, once it is collected: tokens that are told, and how it ends.
@@ -31,7 +34,18 @@ class LaunchedPass:
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step between its launch and its outcome."""
+    """A step between its launch and its outcome; times are those of ``perf_counter_ns``."""
 
     out: OutcomeBuilder
+    started_ns: int = 0
+    # When its passes were begun, and when they were computed.
+    forward_ns: int = 0
+    computed_ns: int = 0
     passes: list[LaunchedPass] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Return when a device has computed all of it."""
+        for tokens in [each.tokens for each in self.passes]:
+            if tokens is not None and tokens.on_device is not None:
+                tokens.read()
+                self.computed_ns = time.perf_counter_ns()

@@ -11,7 +11,7 @@ from lorax_shard.constraints.masks import masked
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import DraftedRow, IdArray, Row
-from lorax_shard.sampling.sampled import NO_TOKEN, SampledTokens
+from lorax_shard.sampling.sampled import Draws, SampledTokens
 from lorax_shard.sampling.sampler import Sampler
 
 
@@ -19,7 +19,7 @@ class PassDraws(NamedTuple):
     """What is drawn from the logits of one pass."""
 
     # One entry per position that is drawn; None: there is none.
-    sampled: SampledTokens | None
+    sampled: Draws | None
     # One entry per prompt span.
     prompts: list[PromptScores]
 
@@ -37,28 +37,24 @@ def draw(sampler: Sampler, result: PassResult) -> PassDraws:
     return PassDraws(sampled, prompts)
 
 
-def draw_bound(
-    sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]
-) -> SampledTokens:
+def draw_bound(sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]) -> Draws:
     """Draw what the rows' constraints allow; a constraint that failed is the error of its row."""
     constraints = {
         index: row.constraint for index, row in enumerate(rows) if row.constraint is not None
     }
     logits, errors = masked(logits, constraints)
-    sampled = draw_rows(sampler, logits, rows)
+    draws = draw_rows(sampler, logits, rows)
     for index, reason in errors.items():
-        sampled.ids[index], sampled.errors[index] = NO_TOKEN, reason
-    return sampled
+        draws.fail(index, reason)
+    return draws
 
 
-def draw_rows(
-    sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]
-) -> SampledTokens:
+def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]) -> Draws:
     """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
     vocab_sizes = [_vocab_size(sampler, row) for row in rows]
     distinct = set(vocab_sizes)
     if distinct == {sampler.vocab_size}:
-        return sampler.sample(logits, rows)
+        return sampler.draw(logits, rows)
     whole = SampledTokens([-1] * len(rows), [0.0] * len(rows), [None] * len(rows))
     for vocab_size in sorted(distinct):
         at = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]

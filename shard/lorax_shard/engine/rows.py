@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lorax_contract.errors import ValidationError
@@ -22,7 +24,7 @@ from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.drafts import DraftSource
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.prompt_scores import PromptScores
-from lorax_shard.sampling.scores import LogitEdits, edits_of
+from lorax_shard.sampling.scores import LogitEdits, edits_of, has_penalty
 
 IdArray = NDArray[np.int64]
 
@@ -31,6 +33,13 @@ _FIRST_ROWS = 8
 # How many steps an ended row is remembered, so that steps planned before its end
 # was known pass over it. Far above any plan depth.
 _REMEMBERED_STEPS = 64
+
+
+class UnreadId(NamedTuple):
+    """An id among those that one pass drew on a device."""
+
+    ids: torch.Tensor  # int64
+    place: int
 
 
 class Row:
@@ -65,8 +74,10 @@ class Row:
         "pace",
         "params",
         "prompt_scores",
+        "reads_ids",
         "request_id",
         "scores_prompt",
+        "unread",
     )
 
     def __init__(
@@ -86,6 +97,8 @@ class Row:
         # What proposes its drafts; None: nothing is drafted.
         self.pace: DraftSource | None = None
         self.params = spec.sampling
+        # Whether a draw depends on the ids before it.
+        self.reads_ids = has_penalty(self.params) or self.params.watermark
         # Whether tokens are drawn; else the row ends with its prompt.
         self.draws = spec.output is OutputKind.TOKENS
         # What is added to the logits, at first and later: what would end the output is banned
@@ -109,6 +122,8 @@ class Row:
         # The row's line in the batch's table of blocks, and how much of it is granted.
         self.index = -1
         self.num_blocks = 0
+        # Where its last id lies, if that was drawn on a device and not read yet; see ``expect``.
+        self.unread: UnreadId | None = None
         # Of prompt tokens 0..k so far; None: not asked, or given in an earlier residence. Belongs to
         # who collects steps, like its text; who launches them knows whether more is asked for.
         self.prompt_scores: PromptScores | None = None
@@ -125,12 +140,16 @@ class Row:
 
     @property
     def token_ids(self) -> IdArray:
-        """All known ids, prompt then output; a view that the next append may outdate."""
+        """All ids, prompt then output; a view that the next append may outdate.
+
+        Whoever asks sees to it that all are read.
+        """
+        assert self.unread is None, "the last id is on its way from a device"
         return self._ids[: self.num_tokens]
 
     @property
     def next_id(self) -> int:
-        """The first token that is not computed yet."""
+        """The first token that is not computed yet; 0 stands for one that is not read yet."""
         return int(self._ids[self.num_computed])
 
     @property
@@ -165,10 +184,20 @@ class Row:
         self._ids[end] = token_id
         self.num_tokens = end + 1
 
+    def expect(self, unread: UnreadId) -> None:
+        """Add an id that is drawn and not read yet."""
+        self.append(0)
+        self.unread = unread
+
+    def learn(self, token_id: int) -> None:
+        """Take the id that was expected."""
+        self._ids[self.num_tokens - 1] = token_id
+        self.unread = None
+
     def _reserve(self, num: int) -> None:
         if num > self._num_places:
             grown = np.empty(2 * num, dtype=np.int64)
-            grown[: self.num_tokens] = self.token_ids
+            grown[: self.num_tokens] = self._ids[: self.num_tokens]
             self._ids, self._num_places = grown, len(grown)
 
 

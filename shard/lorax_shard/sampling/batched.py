@@ -1,11 +1,14 @@
 """Draws many rows at once by tensor operations, on any device: the specification without a loop.
 
-What is drawn is read from the device once, when all is computed.
+What is drawn is read from the device once, when somebody asks for it: who computes the next
+step takes the ids where they are.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,9 @@ from lorax_shard.sampling.draws import uniforms
 from lorax_shard.sampling.id_tree import BLOCK, BLOCK_LEVELS, ONE, num_levels
 from lorax_shard.sampling.reference import softmax_of, temperatures_of
 from lorax_shard.sampling.sampled import (
+    ALL_MASKED,
+    NO_NUMBERS,
+    NO_TOKEN,
     SampledTokens,
     is_greedy,
     is_raw,
@@ -25,23 +31,72 @@ from lorax_shard.sampling.scores import SamplerRow, adjusted
 from lorax_shard.sampling.watermark import Watermark
 from lorax_shard.transfer import to_device
 
+# Stands for the id of a row whose tokens are all masked.
+_MASKED = -2
+
 # Legend: S sampled rows, D drawn ones of them, V vocabulary, A alternatives.
 
 
-def sample_batch(
-    logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
-) -> SampledTokens:
-    """Return the next token of each row of ``logits`` (S x V); none for rows without numbers."""
-    return _read(draw_batch(logits, rows, watermark), rows)
+class DeviceTokens:
+    """Tokens of one batch on their way from a device; implements Draws.
+
+    Args:
+        found: a line a row: its id, its logprob, the ids of its alternatives and their logprobs.
+        num_alternatives: that each row asked for.
+    """
+
+    def __init__(self, found: torch.Tensor, num_alternatives: list[int]) -> None:
+        self.on_device = found[:, 0].long().clamp_(min=NO_TOKEN)
+        self._num_alternatives = num_alternatives
+        self._failed: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._tokens: SampledTokens | None = None
+        self._found, self._arrived = _to_host(found)
+
+    def fail(self, index: int, reason: str) -> None:
+        """Let a row have no token; comes before anybody reads."""
+        self._failed[index] = reason
+        self.on_device[index] = NO_TOKEN
+
+    def read(self) -> SampledTokens:
+        """Return the tokens, once they are there; any thread."""
+        with self._lock:
+            if self._tokens is None:
+                if self._arrived is not None:
+                    self._arrived.synchronize()
+                self._tokens = _tokens(self._found, self._num_alternatives)
+                for index, reason in self._failed.items():
+                    self._tokens.fail(index, reason)
+            return self._tokens
+
+
+def _to_host(found: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Return where numbers of a device will be on the host, and what says that they are."""
+    if found.device.type != "cuda":
+        return found, None
+    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+    host.copy_(found, non_blocking=True)
+    event: Any = torch.cuda.Event
+    arrived = event()
+    arrived.record()
+    return host, arrived
 
 
 def draw_batch(
     logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
-) -> torch.Tensor:
-    """Return what is drawn, still on the device: nothing here waits for it.
+) -> DeviceTokens:
+    """Return the next token of each row of ``logits`` (S x V); none for rows without numbers.
 
-    A line a row: its id, its logprob, the ids of its alternatives and their logprobs.
+    Nothing here waits for the device.
     """
+    found = _found(logits, rows, watermark)
+    return DeviceTokens(found, [row.params.num_alternatives for row in rows])
+
+
+def _found(
+    logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
+) -> torch.Tensor:  # S x (2 + 2A) float64
+    """Return what is drawn, as DeviceTokens takes it."""
     num_best = most_alternatives(rows)
     greedy = [i for i, row in enumerate(rows) if is_greedy(row.params)]
     drawn = [i for i, row in enumerate(rows) if not is_greedy(row.params)]
@@ -50,17 +105,27 @@ def draw_batch(
         scores = adjusted(logits, rows, greedy, watermark)
         ids = scores.argmax(dim=-1)  # the first of equal ones
         _write(found, greedy, torch.log_softmax(scores, dim=-1), ids, num_best)
+        _tell_masked(found, greedy, scores)
     if drawn:
         scores = adjusted(logits, rows, drawn, watermark)
         chosen = [rows[index] for index in drawn]
         _draw(found, drawn, scores, chosen, num_best)
+        _tell_masked(found, drawn, scores)
     raw = [i for i, row in enumerate(rows) if is_raw(row)]
     if raw:
         at = _tensor(raw, logits)
-        ids, has_token = found[at, 0].long().clamp_(min=0), found[at, 0] >= 0
+        before = found[at, 0]
+        ids, has_token = before.long().clamp_(min=0), before >= 0
         _write(found, raw, torch.log_softmax(logits[at], dim=-1), ids, num_best)
-        found[at, 0] = torch.where(has_token, found[at, 0], -1.0)
+        found[at, 0] = torch.where(has_token, found[at, 0], before)
     return found
+
+
+def _tell_masked(found: torch.Tensor, indices: list[int], scores: torch.Tensor) -> None:
+    """Tell rows whose tokens are all masked from those without numbers."""
+    at = _tensor(indices, found)
+    is_masked = torch.isneginf(scores.amax(dim=-1))
+    found[at, 0] = torch.where(is_masked, float(_MASKED), found[at, 0])
 
 
 def _write(
@@ -114,7 +179,7 @@ def _draw(
 
 def _numbers(rows: Sequence[SamplerRow], like: torch.Tensor) -> torch.Tensor:  # D x levels
     """Return the numbers of each row's draw: they depend on nothing that a device computed."""
-    seeds, positions = [row.params.seed for row in rows], [len(row.token_ids) for row in rows]
+    seeds, positions = [row.params.seed for row in rows], [row.num_tokens for row in rows]
     values = uniforms(seeds, positions, num_levels(like.shape[1]))
     return to_device(torch.from_numpy(np.ascontiguousarray(values)), like.device)
 
@@ -209,15 +274,17 @@ def _descend(ends: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return leaf
 
 
-def _read(found: torch.Tensor, rows: Sequence[SamplerRow]) -> SampledTokens:
-    """Read the results from the device."""
-    result = nothing_sampled(len(rows))
+def _tokens(found: torch.Tensor, num_alternatives: list[int]) -> SampledTokens:
+    """Return what the numbers say, which are on the host."""
     num_best = (found.shape[1] - 2) // 2
-    for index, (values, row) in enumerate(zip(found.tolist(), rows, strict=True)):
+    lines = found.tolist()
+    result = nothing_sampled(len(lines))
+    for index, (values, count) in enumerate(zip(lines, num_alternatives, strict=True)):
         if values[0] < 0:
+            result.fail(index, ALL_MASKED if values[0] == _MASKED else NO_NUMBERS)
             continue
         result.ids[index], result.logprobs[index] = int(values[0]), values[1]
-        if count := row.params.num_alternatives:
+        if count:
             best, logprobs = values[2 : 2 + count], values[2 + num_best : 2 + num_best + count]
             num = sum(each > -np.inf for each in logprobs)
             result.alternatives[index] = [int(each) for each in best[:num]], logprobs[:num]

@@ -33,8 +33,6 @@ _SOURCE = Path(__file__).with_name("draw.cpp")
 # Rows whose softmax is held at once; more, if it is as small.
 _ROWS_AT_ONCE = 32
 _VALUES_AT_ONCE = 1 << 20
-# Requests whose parameters are kept at hand.
-_MAX_SETTINGS = 4096
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
@@ -95,16 +93,20 @@ class DrawKernel:
         if logits.dtype is not torch.float32 or logits.stride(1) != 1:
             logits = logits.float().contiguous()
         result = SampledTokens([], [], [])
+        settings = [self._settings_of(row.params) for row in rows]
+        # Of rows that are gone nothing is kept.
+        self._settings = {id(each.params): each for each in settings}
         at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // logits.shape[1])
         for start in range(0, len(rows), at_once):
             part = slice(start, start + at_once)
-            self._sample(logits[part], rows[part], watermark, result)
+            self._sample(logits[part], rows[part], settings[part], watermark, result)
         return result
 
     def _sample(
         self,
         logits: torch.Tensor,
         rows: Sequence[SamplerRow],
+        settings: Sequence[_Settings],
         watermark: Watermark,
         result: SampledTokens,
     ) -> None:
@@ -114,7 +116,7 @@ class DrawKernel:
         vocab_size = logits.shape[1]
         # What the table points to, kept as long as it does.
         held: list[object] = []
-        table, num_lines = self._table(rows, vocab_size, watermark, held)
+        table, num_lines = _table(rows, settings, vocab_size, watermark, held)
         lines, probs = self._memory(num_lines, vocab_size)
         most = most_alternatives(rows)
         ids = np.full(len(rows), NO_TOKEN, dtype=np.int64)
@@ -149,48 +151,46 @@ class DrawKernel:
         shape = (num_lines, vocab_size)
         return self._lines[:size].view(shape), self._probs[:size].view(shape)
 
-    def _table(
-        self,
-        rows: Sequence[SamplerRow],
-        vocab_size: int,
-        watermark: Watermark,
-        held: list[object],
-    ) -> tuple[NDArray[np.void], int]:
-        """Return the rows as the kernel takes them, and how many lines they need.
-
-        Little is done for each, since a step may have hundreds: what follows from its parameters
-        is found out once for all of its steps.
-        """
-        settings = [self._settings_of(row.params) for row in rows]
-        table = np.frombuffer(bytearray().join([each.record for each in settings]), dtype=_ROW)
-        table["source"] = table["line"] = np.arange(len(rows))
-        table["num_prompt"] = [row.num_prompt_tokens for row in rows]
-        table["num_ids"] = table["position"] = [row.num_tokens for row in rows]
-        num_lines = len(rows)
-        for index, (row, each) in enumerate(zip(rows, settings, strict=True)):
-            if (edits := row.edits) is not None:
-                table["edit_ids"][index] = _address(edits.ids, held)
-                table["edit_values"][index] = _address(edits.values, held)
-                table["num_edits"][index] = len(edits.ids)
-            if each.is_plain:
-                continue
-            if is_raw(row):
-                table["raw_line"][index] = num_lines
-                num_lines += 1
-            if each.has_penalty:
-                table["ids"][index] = _address(row.token_ids, held)
-            if row.params.watermark:
-                preferred = watermark.packed(int(row.token_ids[-1]), vocab_size)
-                table["preferred"][index] = _address(preferred, held)
-        return table, num_lines
-
     def _settings_of(self, params: SamplingParams) -> _Settings:
         found = self._settings.get(id(params))
         if found is None:
-            if len(self._settings) >= _MAX_SETTINGS:
-                self._settings.clear()
-            found = self._settings[id(params)] = _settings(params)
+            found = _settings(params)
         return found
+
+
+def _table(
+    rows: Sequence[SamplerRow],
+    settings: Sequence[_Settings],
+    vocab_size: int,
+    watermark: Watermark,
+    held: list[object],
+) -> tuple[NDArray[np.void], int]:
+    """Return the rows as the kernel takes them, and how many lines they need.
+
+    Little is done for each, since a step may have hundreds: what follows from its parameters
+    is found out once for all of its steps.
+    """
+    table = np.frombuffer(bytearray().join([each.record for each in settings]), dtype=_ROW)
+    table["source"] = table["line"] = np.arange(len(rows))
+    table["num_prompt"] = [row.num_prompt_tokens for row in rows]
+    table["num_ids"] = table["position"] = [row.num_tokens for row in rows]
+    num_lines = len(rows)
+    for index, (row, each) in enumerate(zip(rows, settings, strict=True)):
+        if (edits := row.edits) is not None:
+            table["edit_ids"][index] = _address(edits.ids, held)
+            table["edit_values"][index] = _address(edits.values, held)
+            table["num_edits"][index] = len(edits.ids)
+        if each.is_plain:
+            continue
+        if is_raw(row):
+            table["raw_line"][index] = num_lines
+            num_lines += 1
+        if each.has_penalty:
+            table["ids"][index] = _address(row.token_ids, held)
+        if row.params.watermark:
+            preferred = watermark.packed(int(row.token_ids[-1]), vocab_size)
+            table["preferred"][index] = _address(preferred, held)
+    return table, num_lines
 
 
 def _settings(params: SamplingParams) -> _Settings:

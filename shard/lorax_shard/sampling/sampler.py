@@ -17,17 +17,17 @@ from typing import TypeAlias
 
 import torch
 
-from lorax_shard.sampling.batched import sample_batch
+from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.kernel import DrawKernel
 from lorax_shard.sampling.reference import sample_each
-from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.sampled import ALL_MASKED, NO_NUMBERS, Draws, SampledTokens
 from lorax_shard.sampling.scores import SamplerRow, adjusted
 from lorax_shard.sampling.watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
 # Takes logits, their rows and the watermark.
-SamplesRows: TypeAlias = Callable[[torch.Tensor, Sequence[SamplerRow], Watermark], SampledTokens]
+SamplesRows: TypeAlias = Callable[[torch.Tensor, Sequence[SamplerRow], Watermark], Draws]
 
 
 class Sampler:
@@ -61,15 +61,20 @@ class Sampler:
 
         Raises ValueError when the shape does not fit the rows or the vocabulary.
         """
+        return self.draw(logits, rows).read()
+
+    def draw(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> Draws:
+        """Do the same, but do not wait for a device."""
         self._check_shape(logits, len(rows))
         logits = logits[:, : self.vocab_size]
-        result = self._method(logits, rows, self._watermark)
-        if min(result.ids, default=0) >= 0:
-            return result
-        for index, token_id in enumerate(result.ids):
-            if token_id < 0:
-                result.errors[index] = _explain(adjusted(logits, rows, [index], self._watermark))
-        return result
+        draws = self._method(logits, rows, self._watermark)
+        if isinstance(draws, SampledTokens) and min(draws.ids, default=0) < 0:
+            for index, token_id in enumerate(draws.ids):
+                if token_id < 0:
+                    scores = adjusted(logits, rows, [index], self._watermark)
+                    is_masked = bool(torch.isneginf(scores).all())
+                    draws.fail(index, ALL_MASKED if is_masked else NO_NUMBERS)
+        return draws
 
     def _check_shape(self, logits: torch.Tensor, num_rows: int) -> None:
         if logits.dim() != 2 or logits.shape[0] != num_rows or logits.shape[1] < self.vocab_size:
@@ -82,19 +87,9 @@ class Sampler:
 def best_method(device: torch.device) -> SamplesRows:
     """Return what draws fastest from logits on a device."""
     if device.type != "cpu":
-        return sample_batch
+        return draw_batch
     reason = DrawKernel.probe()
     if reason is None:
         return DrawKernel()
     logger.warning("tokens are drawn row by row, which is slow: %s", reason)
     return sample_each
-
-
-def _explain(scores: torch.Tensor) -> str:
-    """Return why a row of logits gives no token."""
-    if bool(torch.isneginf(scores).all()):
-        return "every token is masked, so none can be chosen; loosen the constraints of the request"
-    return (
-        "the model returned logits that are no finite numbers; "
-        "check the adapter's weights, or use a wider dtype"
-    )

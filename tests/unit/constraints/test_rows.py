@@ -29,7 +29,7 @@ def walked(rows: ConstrainedRows, own: list[OwnTokens | None]) -> list[list[int]
         drawn = [allowed(member.mask())[-1] for member in members]
         for known, token_id in zip(ids, drawn, strict=True):
             known.append(token_id)
-        rows.advance(members, drawn)
+        rows.advance(members, lambda ids=drawn: ids)
     return ids
 
 

@@ -20,7 +20,7 @@ from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.engine.rows import make_row
-from lorax_shard.sampling.batched import sample_batch
+from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.kernel import DrawKernel
 from lorax_shard.sampling.sampler import Sampler
 
@@ -133,7 +133,7 @@ def test_no_way_of_drawing_takes_more_than_the_largest_step_s(name):
             rows.append(make_row(new, vocab_size=vocab_size))
         logits = torch.randn(num_rows, vocab_size)
         # A kernel of its own: it keeps what it once needed.
-        method = DrawKernel() if name == "kernel" else sample_batch
+        method = DrawKernel() if name == "kernel" else draw_batch
         sampler = Sampler(vocab_size, method=method)
         with torch.inference_mode():
             return allocated_at_most(lambda: sampler.sample(logits.clone(), rows))

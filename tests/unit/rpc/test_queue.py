@@ -217,3 +217,80 @@ def test_what_breaks_the_engine_ends_all_calls_and_is_told(error):
 
     with_queue(test, on_broken=told.append)
     assert told == [error]
+
+
+def test_second_halves_run_in_order_beside_the_commands_that_follow():
+    """The third command begins while the first is being finished."""
+    finished, third_ran = [], threading.Event()
+
+    def finish(number):
+        if number == 1:
+            assert third_ran.wait(5.0)
+        finished.append(number)
+        return 10 * number
+
+    async def test(queue):
+        calls = [
+            queue.run(lambda n=n: (third_ran.set() if n == 3 else None, n)[1], finish=finish,
+                      epoch=3, seq=n)
+            for n in (1, 2, 3)
+        ]  # fmt: skip
+        assert await asyncio.gather(*calls) == [10, 20, 30]
+
+    with_queue(test)
+    assert finished == [1, 2, 3]
+
+
+def test_a_command_without_a_second_half_finds_all_before_it_finished():
+    finished, may_finish = [], threading.Event()
+
+    def finish(number):
+        may_finish.wait(5.0)
+        finished.append(number)
+
+    async def test(queue):
+        first = asyncio.create_task(queue.run(lambda: 1, finish=finish, epoch=3, seq=1))
+        seen = asyncio.create_task(queue.run(lambda: list(finished), epoch=3, seq=2))
+        await asyncio.sleep(0)
+        may_finish.set()
+        assert await seen == [1]
+        await first
+
+    with_queue(test)
+
+
+def test_a_second_half_that_fails_is_the_failure_of_its_call_alone():
+    def finish(number):
+        if number == 1:
+            raise ValueError("no outcome")
+        return number
+
+    async def test(queue):
+        first = asyncio.create_task(queue.run(lambda: 1, finish=finish, epoch=3, seq=1))
+        second = asyncio.create_task(queue.run(lambda: 2, finish=finish, epoch=3, seq=2))
+        with pytest.raises(ValueError, match="no outcome"):
+            await first
+        assert await second == 2
+
+    with_queue(test)
+
+
+def test_what_was_launched_is_finished_though_the_device_breaks_behind_it():
+    may_finish = threading.Event()
+
+    def finish(number):
+        may_finish.wait(5.0)
+        return number
+
+    def breaks():
+        raise DeviceBrokenError("gone")
+
+    async def test(queue):
+        first = asyncio.create_task(queue.run(lambda: 1, finish=finish, epoch=3, seq=1))
+        second = asyncio.create_task(queue.run(breaks, finish=finish, epoch=3, seq=2))
+        with pytest.raises(ShardUnavailableError, match="gone"):
+            await second
+        may_finish.set()
+        assert await first == 1
+
+    with_queue(test)

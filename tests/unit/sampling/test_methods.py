@@ -12,7 +12,7 @@ from tests.helpers.sampling import PENALTIES, SETTINGS, make_row, random_logits
 from tests.helpers.sampling_methods import method_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorax_shard.sampling.batched import sample_batch
+from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.id_tree import to_weights
 from lorax_shard.sampling.kernel import DrawKernel
 from lorax_shard.sampling.reference import sample_each
@@ -208,7 +208,10 @@ def test_tensor_operations_read_their_results_once(monkeypatch):
             return _own(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, noting)
-    sample_batch(random_logits(64, 400, seed=28), mixed_rows(64), watermark)
+    draws = draw_batch(random_logits(64, 400, seed=28), mixed_rows(64), watermark)
+    assert reads == []
+    draws.read()
+    draws.read()
     assert reads == ["tolist"]
 
 
@@ -219,4 +222,4 @@ def test_without_a_compiler_rows_are_drawn_one_by_one_and_the_log_says_so(monkey
     with caplog.at_level(logging.WARNING):
         assert best_method(torch.device("cpu")) is sample_each
     assert "no C++ compiler is installed" in caplog.text
-    assert best_method(torch.device("meta")) is sample_batch
+    assert best_method(torch.device("meta")) is draw_batch

@@ -1,0 +1,34 @@
+"""Steps that are launched before the ones before them are collected give the same answers."""
+
+from __future__ import annotations
+
+import pytest
+from tests.helpers.overlapped import answered, mixed_requests
+
+from lorax_contract.step import FinishCode
+from lorax_shard.sampling.batched import draw_batch
+
+
+@pytest.mark.parametrize(
+    ("drafts", "method"),
+    [(False, None), (True, None), (False, draw_batch), (True, draw_batch)],
+    ids=["ids read", "drafts, ids read", "ids on the device", "drafts, ids on the device"],
+)
+def test_answers_at_any_depth_are_those_of_steps_one_by_one(drafts, method):
+    requests = mixed_requests(60, seed=4)
+    cancelled = [spec.request_id for spec in requests[::13]]
+    options = {"drafts": drafts, "method": method, "cancelled": cancelled}
+    expected, _ = answered(requests, 1, **options)
+    for depth in (2, 3):
+        found, scheduler = answered(requests, depth, **options)
+        for spec in requests:
+            one, other = found[spec.request_id], expected[spec.request_id]
+            if spec.request_id in cancelled:
+                # How far it came is a matter of time.
+                ids = (one.tokens.ids, other.tokens.ids)
+                assert min(ids, key=len) == max(ids, key=len)[: min(map(len, ids))]
+            else:
+                assert one.bits() == other.bits()
+        assert scheduler.stats().num_preemptions > 0
+        assert scheduler.stats().host.num_swaps > 0
+    assert {answer.finish for answer in expected.values()} == set(FinishCode)
