@@ -67,7 +67,7 @@ class Vocabulary:
 
     def is_special(self, token_id: int) -> bool:
         """Return whether a token is a special one."""
-        return 0 <= token_id < len(self) and self.kinds[token_id] == SPECIAL
+        return 0 <= token_id < len(self) and bool(self.kinds[token_id] == SPECIAL)
 
     def num_shared(self, other: Vocabulary) -> int:
         """Return up to which id both have the same tokens."""

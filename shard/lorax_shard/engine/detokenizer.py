@@ -15,7 +15,7 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -38,6 +38,13 @@ _PIECE_BYTES = 200
 class TokenReader(Protocol):
     """What each token of one vocabulary adds to a text; shared by all rows."""
 
+    @property
+    def plain_texts(self) -> Mapping[int, str]:
+        """Pieces read so far that are text and nothing else: no special tokens, no bytes.
+
+        One look-up then tells all of nearly every token. That a token is not there says nothing.
+        """
+
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is a special one."""
 
@@ -53,7 +60,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._vocabulary = vocabulary_of(tokenizer)
-        self._pieces: dict[int, str | bytes] = {}
+        # What is no plain text is kept apart, and beside it ids that no token has.
+        self.plain_texts: dict[int, str] = {}
+        self._other_pieces: dict[int, str | bytes] = {}
         self._maker = _PieceMaker(tokenizer, self._vocabulary)
         self._numbers = itertools.count()
 
@@ -63,10 +72,20 @@ class Detokenizer:
 
     def piece(self, token_id: int) -> str | bytes:
         """Return what the token adds after other text."""
-        piece = self._pieces.get(token_id)
-        if piece is None:
-            token = self._vocabulary.token(token_id)
-            piece = self._pieces[token_id] = self._maker.make(token)
+        piece = self.plain_texts.get(token_id)
+        return self._other_piece(token_id) if piece is None else piece
+
+    def _other_piece(self, token_id: int) -> str | bytes:
+        """Return the piece of a token that is no plain text, or that was not read yet."""
+        piece = self._other_pieces.get(token_id)
+        if piece is not None:
+            return piece
+        token = self._vocabulary.token(token_id)
+        piece = self._maker.make(token)
+        if token is None or isinstance(piece, bytes) or self.is_special(token_id):
+            self._other_pieces[token_id] = piece
+        else:
+            self.plain_texts[token_id] = piece
         return piece
 
     @cached_property
@@ -78,10 +97,13 @@ class Detokenizer:
 
     def with_tokens(self, vocabulary: Vocabulary) -> TokenReader:
         """Return what reads an adapter's tokens: as this does those that both have."""
+        num_shared = vocabulary.num_shared(self._vocabulary)
         return _AdapterDetokenizer(
             self,
             vocabulary,
-            vocabulary.num_shared(self._vocabulary),
+            num_shared,
+            # Nothing behind the base's tokens is among its plain texts.
+            self.plain_texts if num_shared == len(self._vocabulary) else {},
             (next(self._numbers), self._maker, self._adapter_pieces),
         )
 
@@ -94,11 +116,13 @@ class _AdapterDetokenizer:
         base: Detokenizer,
         vocabulary: Vocabulary,
         num_shared: int,
+        plain_texts: Mapping[int, str],
         shared: tuple[int, _PieceMaker, LRUCache[tuple[int, int], str | bytes]],
     ) -> None:
         self._base = base
         self._vocabulary = vocabulary
         self._num_shared = num_shared
+        self.plain_texts = plain_texts
         self._number, self._maker, self._pieces = shared
 
     def is_special(self, token_id: int) -> bool:
@@ -204,6 +228,11 @@ class TextStream:
             self.push(int(token_id))
         # The prompt may end within a character, which the output then completes.
         self._is_of_prompt = bool(self._pending)
+
+    @property
+    def is_amid_character(self) -> bool:
+        """Whether bytes wait for those that complete their character."""
+        return bool(self._pending)
 
     def push(self, token_id: int) -> TextPart:
         """Return what the token completes; bytes of a partial character wait."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lorax_contract.errors import GenerationError
-from lorax_contract.step import FinishCode
+from lorax_contract.step import FinishCode, RequestId
 from lorax_shard.engine.detokenizer import Detokenizer
+from lorax_shard.engine.drafts import NO_DRAFT
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import Row
@@ -29,20 +30,29 @@ class Emitter:
         Kept is what was drawn up to the end of the row, or up to the first draw that is not the
         draft's. A row of which something fails is written as failed, alone.
         """
-        kept, finishes, start = [], [], 0
-        for item in drawing:
-            num_kept, finish = 0, FinishCode.RUNNING
-            if not item.row.is_ended:
-                num_kept, finish = self._emit_row(start, item, sampled, out)
-            kept.append(num_kept)
-            finishes.append(finish)
+        kept, finishes = [1] * len(drawing), [FinishCode.RUNNING] * len(drawing)
+        # Of rows one after the other whose token is plain, the columns grow at once.
+        plain_rows: list[RequestId] = []
+        texts: list[str] = []
+        start = 0
+        for number, item in enumerate(drawing):
+            if (text := _plain_text(start, item, sampled)) is not None:
+                plain_rows.append(item.row.request_id)
+                texts.append(text)
+                start += 1
+                continue
+            _add_plain(plain_rows, texts, start, sampled, out)
+            kept[number], finishes[number] = self._emit_row(start, item, sampled, out)
             start += 1 + len(item.draft)
+        _add_plain(plain_rows, texts, start, sampled, out)
         return kept, finishes
 
     def _emit_row(
         self, start: int, item: RowWork, sampled: SampledTokens, out: OutcomeBuilder
     ) -> tuple[int, FinishCode]:
         row, drafted = item.row, item.draft.tolist()
+        if row.is_ended:
+            return 0, FinishCode.RUNNING
         for num_kept in range(1 + len(drafted)):
             index = start + num_kept
             try:
@@ -96,3 +106,30 @@ class Emitter:
     def _texts(self, row: Row) -> TokenTexts:
         own = row.adapter.reader if row.adapter is not None else None
         return TokenTexts(own or self.detokenizer)
+
+
+def _plain_text(index: int, item: RowWork, sampled: SampledTokens) -> str | None:
+    """Take the token of a row that is plain text and the row's only one; None: nothing is taken."""
+    row = item.row
+    if (
+        row.is_ended
+        or item.draft is not NO_DRAFT
+        or row.prompt_scores is not None
+        or sampled.alternatives[index] is not None
+        or index in sampled.errors
+    ):
+        return None
+    try:
+        return row.take_output().push_plain(sampled.ids[index])
+    except Exception:  # noqa: BLE001 - it is said where the row is written by itself
+        return None
+
+
+def _add_plain(
+    rows: list[RequestId], texts: list[str], end: int, sampled: SampledTokens, out: OutcomeBuilder
+) -> None:
+    """Write the tokens before ``end`` that are plain, and begin anew."""
+    start = end - len(rows)
+    out.plain(rows, sampled.ids[start:end], sampled.logprobs[start:end], texts)
+    rows.clear()
+    texts.clear()

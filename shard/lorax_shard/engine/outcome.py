@@ -55,6 +55,27 @@ class OutcomeBuilder:
         tokens.special.append(emitted.special)
         self._count(request_id, 1, emitted.finish)
 
+    def plain(
+        self,
+        request_ids: list[RequestId],
+        ids: list[int],
+        logprobs: list[float],
+        texts: list[str],
+    ) -> None:
+        """Add one new token of each of several rows that go on, none of which is special."""
+        if not request_ids:
+            return
+        outcome, num_rows = self.outcome, len(request_ids)
+        tokens = outcome.tokens
+        tokens.ids += ids
+        tokens.logprobs += logprobs
+        tokens.texts += texts
+        tokens.special += [False] * num_rows
+        self._count(request_ids[0], 1, FinishCode.RUNNING)
+        outcome.row_ids += request_ids[1:]
+        outcome.num_tokens += [1] * (num_rows - 1)
+        outcome.finish += [FinishCode.RUNNING] * (num_rows - 1)
+
     def _count(self, request_id: RequestId, num_tokens: int, finish: FinishCode) -> None:
         """Book tokens of a row behind those of the same row."""
         outcome = self.outcome
