@@ -268,3 +268,30 @@ def test_what_is_kept_of_adapters_tokens_is_bounded(monkeypatch):
     for token_id in range(own.get_vocab_size()):
         assert reader.piece(token_id) == alone.piece(token_id)
     assert detokenizer._adapter_pieces.currsize <= 2000
+
+
+def changed_at(tokenizer: Tokenizer, token_id: int) -> Tokenizer:
+    """Return a tokenizer whose token with an id of the base's is special."""
+    document = json.loads(tokenizer.to_str())
+    token = {"id": token_id, "content": tokenizer.id_to_token(token_id), "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    document["added_tokens"].append(token | flags)
+    return Tokenizer.from_str(json.dumps(document))
+
+
+@pytest.mark.parametrize("make", ANY_TEXT + OWN_TEXT)
+@pytest.mark.parametrize("change", [with_changes, changed_at])
+def test_what_is_called_plain_is_text_and_nothing_else(make, change):
+    base = make()
+    detokenizer = Detokenizer(base)
+    own = change(base, 20)
+    reader, alone = detokenizer.with_tokens(vocabulary_of(own)), Detokenizer(own)
+    for token_id in range(own.get_vocab_size() + 3):
+        for each in (detokenizer, reader):
+            piece = each.piece(token_id)
+            is_plain = isinstance(piece, str) and not each.is_special(token_id)
+            assert each.plain_texts.get(token_id, piece) == piece
+            assert is_plain or token_id not in each.plain_texts
+        assert reader.is_special(token_id) == alone.is_special(token_id)
+    words = base.encode("the quick", add_special_tokens=False).ids
+    assert all(token_id in detokenizer.plain_texts for token_id in words)

@@ -198,3 +198,29 @@ def test_only_the_end_of_the_prompt_is_read():
         reader_of(tokenizer), Prompt([70] * 5000), StoppingParams(max_new_tokens=5), ()
     )
     assert output.push(tokenizer.token_to_id("a")).text == "a"
+
+
+def test_a_token_that_is_known_to_be_plain_is_not_read_again():
+    tokenizer = tiny_tokenizers.byte_level()
+    known, asked = Detokenizer(tokenizer), []
+
+    class Asked:
+        plain_texts = known.plain_texts
+
+        def piece(self, token_id):
+            asked.append(token_id)
+            return known.piece(token_id)
+
+        def is_special(self, token_id):
+            return known.is_special(token_id)
+
+    ids = tokenizer.encode(" the quick fox").ids
+    for strings in ((), ("quill", "fo!")):
+        output = RowOutput(
+            Asked(), ids, StoppingParams(max_new_tokens=900, stop_sequences=strings), (2,)
+        )
+        run(output, ids)
+        asked.clear()
+        run(output, ids * 50)
+        assert asked == []
+        assert output.generated_text == " the quick fox" * 51
