@@ -224,23 +224,24 @@ def _copy_from_proto(copy: pb.BlockCopy) -> BlockCopy:
 
 def outcome_to_proto(outcome: StepOutcome, reply_type: type[StepReply]) -> StepReply:
     """Return a step's reply as columns; ``reply_type`` is that of the RPC that was called."""
-    tokens = outcome.tokens
-    columns = pb.Columns(
-        request_ids=outcome.row_ids,
-        num_tokens=outcome.num_tokens,
-        finish=outcome.finish,
-        token_ids=tokens.ids,
-        logprobs=tokens.logprobs,
-        texts=tokens.texts,
-        special=tokens.special,
-        num_drafted=outcome.num_drafted,
-    )
+    reply = reply_type()
+    # Written where they stay: a message that is put into another is copied.
+    columns, tokens = reply.columns, outcome.tokens
+    columns.request_ids.extend(outcome.row_ids)
+    columns.num_tokens.extend(outcome.num_tokens)
+    columns.finish.extend(outcome.finish)
+    columns.token_ids.extend(tokens.ids)
+    columns.logprobs.extend(tokens.logprobs)
+    columns.texts.extend(tokens.texts)
+    columns.special.extend(tokens.special)
+    columns.num_drafted = outcome.num_drafted
     if outcome.details:
         columns.details.extend(_details_to_proto(outcome.details))
     for handle, text in outcome.inactive.items():
         columns.inactive.add(adapter_index=handle, text=text)
-    timing = pb.StepTiming(forward_ns=outcome.forward_ns, total_ns=outcome.total_ns)
-    return reply_type(columns=columns, timing=timing)
+    reply.timing.forward_ns = outcome.forward_ns
+    reply.timing.total_ns = outcome.total_ns
+    return reply
 
 
 def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int) -> StepOutcome:

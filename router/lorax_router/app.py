@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from lorax_contract import logs
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StartupError
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_contract.process import announce_ready, watch_lifeline
+from lorax_contract.process import announce_ready, spare_collector, watch_lifeline
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.listening import (
@@ -249,7 +248,7 @@ async def _serve_clients(
             followers.append(grpc_server.follow_health())
         following = [group.create_task(each) for each in followers]
         await http.wait_started()
-        _spare_collector()
+        spare_collector()
         _say_ready(config, listeners)
         await stopper.wait()
         if grpc_server is not None:
@@ -297,16 +296,6 @@ async def _start_grpc(
     await server.start()
     logger.info("gRPC on port %d", port, extra={"fields": {"port": port}})
     return server
-
-
-def _spare_collector() -> None:
-    """Take all that the start made out of the garbage collector's sight.
-
-    Modules and schemas stay for good, and to visit them costs 50 ms: all streams wait
-    for that whenever a large body or answer sets a full collection off.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _say_ready(config: RouterConfig, listeners: Listeners) -> None:

@@ -19,7 +19,12 @@ from lorax_contract import logs
 from lorax_contract.config import ConfigError, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_contract.process import announce_ready, says_out_of_memory, watch_lifeline
+from lorax_contract.process import (
+    announce_ready,
+    says_out_of_memory,
+    spare_collector,
+    watch_lifeline,
+)
 from lorax_shard.adapters.host_memory import use_one_arena
 from lorax_shard.kernel_caches import bound_kernel_caches
 from lorax_shard.rpc.address import clear_stale
@@ -254,6 +259,7 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
     server = ShardServer(config, parts.engine, commands, rank_adapters)
     if parts.engine.constraints is not None:
         parts.engine.constraints.warm_up()
+    spare_collector()
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})

@@ -30,6 +30,7 @@ from lorax_contract.step import (
     FinishCode,
     RequestId,
     RequestSpec,
+    RowDetail,
     StepOutcome,
     StepPlan,
     TokenColumns,
@@ -313,7 +314,7 @@ class EngineLoop:
 
     def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:
         start = 0
-        tokens = outcome.tokens
+        tokens, details = outcome.tokens, outcome.details
         for row_id, num, finish, counts in zip(
             outcome.row_ids, outcome.num_tokens, outcome.finish, accepted, strict=True
         ):
@@ -326,21 +327,24 @@ class EngineLoop:
                     tokens.texts[start:stop],
                     tokens.special[start:stop],
                 )
-                chunk = TokenChunk(columns, received_at=received_at)
-                self._finish_chunk(chunk, row_id, finish, outcome, stream)
+                chunk = TokenChunk(
+                    columns,
+                    received_at=received_at,
+                    scheduled_at=stream.scheduled_at,
+                    num_cached_tokens=stream.num_cached,
+                )
+                if finish or not stream.first_sent or row_id in details:
+                    self._finish_chunk(chunk, row_id, finish, details.get(row_id), stream)
                 stream.put(chunk)
             start = stop
 
     def _finish_chunk(
-        self, chunk: TokenChunk, row_id: RequestId, finish: int, outcome: StepOutcome,
+        self, chunk: TokenChunk, row_id: RequestId, finish: int, detail: RowDetail | None,
         stream: _Stream,
     ) -> None:  # fmt: skip
         """Add what only some chunks have, and let go of a stream that ended."""
-        chunk.scheduled_at = stream.scheduled_at
-        chunk.num_cached_tokens = stream.num_cached
         if not stream.first_sent and stream.handle != BASE_ADAPTER:
             chunk.adapter_phases = self._adapter_phases(stream)
-        detail = outcome.details.get(row_id)
         if detail is not None:
             chunk.alternatives = detail.alternatives
             chunk.generated_text = detail.generated_text
