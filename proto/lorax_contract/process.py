@@ -26,7 +26,7 @@ def announce_ready(ready_fd: int | None, facts: dict[str, Any]) -> None:
         pipe.write(json.dumps(facts) + "\n")
 
 
-def spare_collector() -> None:
+def spare_garbage_collector() -> None:
     """Take all that the start made out of the garbage collector's sight.
 
     Modules and schemas stay for good, and to visit them costs 50 ms and more: everyone waits

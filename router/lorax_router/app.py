@@ -18,7 +18,7 @@ from lorax_contract import logs
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StartupError
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_contract.process import announce_ready, spare_collector, watch_lifeline
+from lorax_contract.process import announce_ready, spare_garbage_collector, watch_lifeline
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.listening import (
@@ -248,7 +248,7 @@ async def _serve_clients(
             followers.append(grpc_server.follow_health())
         following = [group.create_task(each) for each in followers]
         await http.wait_started()
-        spare_collector()
+        spare_garbage_collector()
         _say_ready(config, listeners)
         await stopper.wait()
         if grpc_server is not None:

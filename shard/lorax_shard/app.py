@@ -22,7 +22,7 @@ from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import (
     announce_ready,
     says_out_of_memory,
-    spare_collector,
+    spare_garbage_collector,
     watch_lifeline,
 )
 from lorax_shard.adapters.host_memory import use_one_arena
@@ -259,7 +259,7 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
     server = ShardServer(config, parts.engine, commands, rank_adapters)
     if parts.engine.constraints is not None:
         parts.engine.constraints.warm_up()
-    spare_collector()
+    spare_garbage_collector()
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
-from lorax_contract.process import spare_collector
+from lorax_contract.process import spare_garbage_collector
 from lorax_shard.fetching import limits as process_limits
 from lorax_shard.fetching.job import FetchJob, Verifier, VerifySettings, make_source
 from lorax_shard.fetching.limits import ProcessLimits
@@ -109,7 +109,7 @@ class FetchWatcher:
         # SQLite's connections must not get into forks.
         store.index.close()
         # Nor is there anything to collect in them, and looking for it would copy all of it.
-        spare_collector()
+        spare_garbage_collector()
         self._say({"ready": os.getpid()})
         self._selector.register(self._commands, selectors.EVENT_READ)
         try:
