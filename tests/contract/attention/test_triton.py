@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -132,21 +131,22 @@ def test_layers_share_what_the_step_needs() -> None:
     assert all(first[key] is metadata.scratch[key] for key in first)
 
 
-def test_the_number_of_splits_follows_rows_and_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "_num_processors", lambda device: 100)
-
-    def choose(programs: int, longest: int, **rules: Any) -> int:
-        metadata = Sequences([2]).metadata(TritonAttention(), {0: 1})
-        metadata = replace(metadata, context_lens=[longest])
-        spec = AttentionSpec(1.0, **rules)
-        return triton_backend._choose_splits(programs, spec, metadata, DEVICE)
-
-    assert choose(8, 100_000) == 25  # two programs for each processor
-    assert choose(400, 100_000) == 1
-    assert choose(1, 10_000_000) == 64
-    assert choose(8, 1000) == 4  # no fewer than 256 tokens each
-    assert choose(8, 100_000, window=512) == choose(8, 100_000, chunk=512) == 2
-    assert choose(8, 1) == 1
+@pytest.mark.parametrize("rules", [{}, {"window": 400}, {"chunk": 350}, {"sinks": SINKS}])
+def test_a_long_row_among_short_ones_is_split_alone(rules: dict[str, Any]) -> None:
+    lengths = [9, 601, 1, 70, 64]
+    sequences = Sequences(lengths)
+    backend = TritonAttention()
+    sequences.fill(backend, {row: n - 1 for row, n in enumerate(lengths) if n > 1})
+    counts = dict.fromkeys(range(len(lengths)), 1)
+    spec = AttentionSpec(0.25, **rules)
+    metadata = sequences.metadata(backend, counts)
+    got = sequences.step(backend, spec, counts, metadata)
+    for row, n in enumerate(lengths):
+        expected = sequences.expected(row, slice(n - 1, n), spec)
+        torch.testing.assert_close(got[row].double(), expected, **TOLERANCES[torch.float32])
+    made = next(each for key, each in metadata.scratch.items() if key.startswith("triton.splits"))
+    assert made.rows[[0, 2, 3, 4], 1].tolist() == [1, 1, 1, 1]
+    assert made.rows[1, 1] >= 4
 
 
 def window_off_by_one(spec: AttentionSpec, metadata: StepMetadata) -> AttentionSpec:

@@ -2,7 +2,7 @@
 
 No kernel is specialised on what varies from step to step, so that ``warm_up`` compiles all there is.
 
-What depends on the step alone (lengths, block tables, tiles of queries, the splits' buffers) is
+What depends on the step alone (lengths, block tables, tiles of queries, splits of decode rows) is
 put on the device in the first layer and kept in the metadata's scratch: no layer waits for the
 device, and with a fixed number of splits every launch of a step of R decode rows has the same
 shape, whatever the lengths are.
@@ -25,6 +25,13 @@ from lorax_shard.attention.backend import (
     StepMetadata,
 )
 from lorax_shard.attention.triton import kernels
+from lorax_shard.attention.triton.splits import MOST_SPLITS
+from lorax_shard.attention.triton.step_tensors import (
+    StepTensors,
+    decode_splits,
+    query_tiles,
+    step_tensors,
+)
 
 _LOG2_E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -32,16 +39,12 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LEAST = 16
 # Query heads that one program of the decode kernel computes at most.
 _DECODE_HEADS = 64
-# Programs of the decode kernel for each processor, and what a split has at least to read.
-_PROGRAMS_PER_PROCESSOR = 2
-_SPLIT_TOKENS = 256
-_MOST_SPLITS = 64
 # Splits that are combined at once.
 _COMBINED = 8
-# int32s of one line of a table, so that every line begins at a multiple of 16 bytes.
-_ALIGNED = 4
 # In the interpreter, whose programs run one after the other.
 _CPU_PROCESSORS = 8
+# Addresses, in bytes, and strides, in elements, that are multiples of this are read in whole lines.
+_UNIT = 16
 # A window or chunk that nothing passes.
 _ENDLESS = 1 << 30
 # Elements of K that one program stores.
@@ -59,21 +62,22 @@ class Tile(NamedTuple):
 
 # By the most columns of K or V, padded to a power of two. K and V of all stages beside Q fit
 # the 99 KiB of shared memory that the smallest supported GPUs give a program; with fewer warps
-# some releases of Triton run out of registers.
+# some releases of Triton run out of registers. With five stages decodes load one tile of K and V
+# while they multiply the one before (with two to four the compiler makes room for a single one,
+# and loads wait for products), and four programs are on a processor at once.
 _PROMPT_HALF = {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)}
 _PROMPT_FULL = {64: Tile(32, 32, 4, 2), 128: Tile(16, 32, 8, 2), 256: Tile(16, 16, 4, 2)}
-_DECODE_HALF = {64: Tile(0, 128, 4, 2), 128: Tile(0, 64, 4, 3), 256: Tile(0, 32, 4, 2)}
+_DECODE_HALF = {64: Tile(0, 64, 4, 5), 128: Tile(0, 32, 4, 5), 256: Tile(0, 16, 4, 5)}
 _DECODE_FULL = {64: Tile(0, 32, 4, 2), 128: Tile(0, 32, 8, 2), 256: Tile(0, 16, 4, 2)}
 _WIDEST = Tile(_LEAST, _LEAST, 4, 1)
 
 
-class StepTensors(NamedTuple):
-    """A step on the device: R int32 each, and the R x max_blocks block tables as int32."""
+class _Strided(NamedTuple):
+    """A T x H x D tensor, and in units how far its tokens and heads are apart."""
 
-    first_tokens: torch.Tensor
-    query_lens: torch.Tensor
-    context_lens: torch.Tensor
-    tables: torch.Tensor
+    tensor: torch.Tensor
+    token: int
+    head: int
 
 
 class _Layer(NamedTuple):
@@ -130,15 +134,16 @@ class TritonAttention(AttentionBackend):
         self, key: torch.Tensor, value: torch.Tensor, layer: int, metadata: StepMetadata
     ) -> None:
         """Write K and V in one launch; what is not finite is written as 0, as ``sdpa`` does."""
-        key, value = _dense_rows(key), _dense_rows(value)
-        num_heads = key.shape[1]
-        block_d, block_e = _padded(key.shape[2]), _padded(value.shape[2])
+        num_tokens, num_heads, key_dim = key.shape
+        value_dim = value.shape[2]
+        block_d, block_e = _padded(key_dim), _padded(value_dim)
         most = max(1, _STORE_ELEMENTS // max(block_d, block_e))
         block_g = min(_power_of_two(num_heads), most)
-        kernels.store[(key.shape[0], -(-num_heads // block_g))](
-            key, key.stride(0), key.stride(1), value, value.stride(0), value.stride(1),
+        kernels.store[(num_tokens, -(-num_heads // block_g))](
+            *_strided(key), *_strided(value),
             metadata.cache.keys[layer], metadata.cache.values[layer], metadata.slots, num_heads,
-            key_dim=key.shape[2], value_dim=value.shape[2],
+            key_dim=key_dim, value_dim=value_dim,
+            key_unit=_unit(key_dim), value_unit=_unit(value_dim),
             block_g=block_g, block_d=block_d, block_e=block_e,
         )  # fmt: skip
 
@@ -152,135 +157,68 @@ class TritonAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> torch.Tensor:
         """Return the attention of decode rows and of prompts, a kernel for each kind."""
-        query = _dense_rows(query)
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
-        step, told = step_tensors(metadata), _describe(query, layer, spec, metadata)
+        step, told = step_tensors(metadata), _describe(layer, spec, metadata)
+        strided = _strided(query)
         if metadata.num_decode_rows:
-            self._decode(query, output, told, step, spec, metadata)
+            self._decode(strided, output, told, step, spec, metadata)
         if metadata.num_decode_rows < len(metadata.query_lens):
-            _prompt(query, output, told, step, metadata)
+            _prompt(strided, output, told, step, metadata)
         return output
 
     def _decode(
         self,
-        query: torch.Tensor,
+        query: _Strided,
         output: torch.Tensor,
         told: _Layer,
         step: StepTensors,
         spec: AttentionSpec,
         metadata: StepMetadata,
     ) -> None:
-        rows, num_heads = metadata.num_decode_rows, query.shape[1]
-        tile = _tile(told, query.dtype, _DECODE_HALF, _DECODE_FULL)
+        rows, num_heads = metadata.num_decode_rows, output.shape[1]
+        tile = _tile(told, output.dtype, _DECODE_HALF, _DECODE_FULL)
         group = num_heads // told.num_kv_heads
         heads = min(group, _DECODE_HEADS)
         programs = told.num_kv_heads * -(-group // heads)
-        splits = self._num_splits or _choose_splits(rows * programs, spec, metadata, query.device)
-        partial, stats = _buffers(splits, rows, num_heads, told, query.device, metadata)
-        kernels.decode[(rows, programs, splits)](
-            query, query.stride(0), query.stride(1), told.keys, told.values, told.sinks, output,
-            partial, stats, step.context_lens, step.tables, step.tables.stride(0),
-            told.scale, told.cap, told.num_kv_heads, rows, splits,
-            is_split=splits > 1, group=group, heads=heads,
+        split = decode_splits(
+            metadata, spec, output, programs,
+            num_processors=_num_processors(output.device), fixed=self._num_splits,
+        )  # fmt: skip
+        kernels.decode[(split.num, programs)](
+            *query, told.keys, told.values, told.sinks, output,
+            split.partial, split.stats, split.splits, split.num,
+            step.context_lens, step.tables, step.tables.stride(0),
+            told.scale, told.cap, told.num_kv_heads,
+            is_split=split.is_split, group=group, heads=heads,
             block_m=max(_LEAST, _power_of_two(heads)), block_n=tile.block_n,
             **told.constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
-        if splits > 1:
+        if split.is_split:
             kernels.combine[(rows, num_heads)](
-                partial, stats, told.sinks, output, splits, rows, num_heads,
+                split.partial, split.stats, told.sinks, output, split.rows, split.num, num_heads,
                 value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
-                most_splits=_MOST_SPLITS, block_s=_COMBINED, block_e=told.constants["block_e"],
+                most_splits=MOST_SPLITS, block_s=_COMBINED, block_e=told.constants["block_e"],
             )  # fmt: skip
 
 
 def _prompt(
-    query: torch.Tensor,
+    query: _Strided,
     output: torch.Tensor,
     told: _Layer,
     step: StepTensors,
     metadata: StepMetadata,
 ) -> None:
-    tile = _tile(told, query.dtype, _PROMPT_HALF, _PROMPT_FULL)
-    group = query.shape[1] // told.num_kv_heads
+    tile = _tile(told, output.dtype, _PROMPT_HALF, _PROMPT_FULL)
+    group = output.shape[1] // told.num_kv_heads
     heads = min(group, tile.block_m)
-    tiles = _query_tiles(tile.block_m // heads, metadata)
+    tiles = query_tiles(tile.block_m // heads, metadata)
     kernels.prompt[(tiles.shape[0], told.num_kv_heads * -(-group // heads))](
-        query, query.stride(0), query.stride(1), told.keys, told.values, told.sinks, output,
+        *query, told.keys, told.values, told.sinks, output,
         step.first_tokens, step.query_lens, step.context_lens, step.tables, step.tables.stride(0),
         tiles, told.scale, told.cap, told.num_kv_heads,
         group=group, heads=heads, block_m=tile.block_m, block_n=tile.block_n,
         **told.constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
-
-
-def step_tensors(metadata: StepMetadata) -> StepTensors:
-    """Return a step's lengths and tables on the device; made once and kept in its scratch.
-
-    A step whose lengths are to be read from tensors of the caller's (a captured graph) gets
-    them by ``metadata.scratch["triton.step"]``.
-    """
-    found: StepTensors | None = metadata.scratch.get("triton.step")
-    if found is None:
-        lens = metadata.query_lens
-        first_tokens = [0] * len(lens)
-        for row, count in enumerate(lens[:-1]):
-            first_tokens[row + 1] = first_tokens[row] + count
-        behind = [0] * (-len(lens) % _ALIGNED)
-        lines = (first_tokens, lens, metadata.context_lens)
-        packed = _to_device([line + behind for line in lines], metadata)[:, : len(lens)]
-        tables = metadata.block_tables.to(torch.int32).contiguous()
-        found = StepTensors(packed[0], packed[1], packed[2], tables)
-        metadata.scratch["triton.step"] = found
-    return found
-
-
-def _query_tiles(block_q: int, metadata: StepMetadata) -> torch.Tensor:
-    key = f"triton.tiles.{block_q}"
-    if key not in metadata.scratch:
-        tiles = [
-            (row, first)
-            for row in range(metadata.num_decode_rows, len(metadata.query_lens))
-            for first in range(0, metadata.query_lens[row], block_q)
-        ]
-        metadata.scratch[key] = _to_device(tiles, metadata)
-    found: torch.Tensor = metadata.scratch[key]
-    return found
-
-
-def _to_device(numbers: list[Any], metadata: StepMetadata) -> torch.Tensor:
-    """Copy host numbers without waiting for what the device still computes."""
-    host, device = torch.tensor(numbers, dtype=torch.int32), metadata.block_tables.device
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
-
-
-def _buffers(
-    splits: int,
-    rows: int,
-    num_heads: int,
-    told: _Layer,
-    device: torch.device,
-    metadata: StepMetadata,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where splits leave their parts: layers run one after the other and share it."""
-    width = told.constants["value_dim"] if splits > 1 else 0
-    key = f"triton.splits.{splits}.{num_heads}.{width}"
-    if key not in metadata.scratch:
-        partial = torch.empty(splits, rows, num_heads, width, dtype=torch.float32, device=device)
-        stats = torch.empty(2, splits, rows, num_heads, dtype=torch.float32, device=device)
-        metadata.scratch[key] = partial, stats
-    found: tuple[torch.Tensor, torch.Tensor] = metadata.scratch[key]
-    return found
-
-
-def _choose_splits(
-    programs: int, spec: AttentionSpec, metadata: StepMetadata, device: torch.device
-) -> int:
-    """Return how many splits keep the processors busy while each has enough to read."""
-    longest = max(metadata.context_lens[: metadata.num_decode_rows])
-    for reach in (spec.window, spec.chunk):
-        longest = min(longest, reach or longest)
-    wanted = -(-_PROGRAMS_PER_PROCESSOR * _num_processors(device) // programs)
-    return max(1, min(wanted, -(-longest // _SPLIT_TOKENS), _MOST_SPLITS))
 
 
 @functools.cache
@@ -290,19 +228,18 @@ def _num_processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _describe(
-    query: torch.Tensor, layer: int, spec: AttentionSpec, metadata: StepMetadata
-) -> _Layer:
+def _describe(layer: int, spec: AttentionSpec, metadata: StepMetadata) -> _Layer:
     keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
     if spec.softcap is None:
         scale, cap = spec.scaling * _LOG2_E, 0.0
     else:
         scale, cap = 2 * spec.scaling / spec.softcap * _LOG2_E, spec.softcap * _LOG2_E
     key_dim, value_dim = keys.shape[3], values.shape[3]
-    sinks = query if spec.sinks is None else spec.sinks.float().contiguous()
+    sinks = keys if spec.sinks is None else spec.sinks.float().contiguous()
     constants = {
         "key_dim": key_dim,
         "value_dim": value_dim,
+        "key_unit": _unit(key_dim),
         "block_size": metadata.cache.block_size,
         "window": spec.window or _ENDLESS,
         "chunk": spec.chunk or _ENDLESS,
@@ -320,8 +257,23 @@ def _tile(told: _Layer, dtype: torch.dtype, half: dict[int, Tile], full: dict[in
     return (full if dtype is torch.float32 else half).get(width, _WIDEST)
 
 
-def _dense_rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _strided(x: torch.Tensor) -> _Strided:
+    """Return a tensor as kernels read it: a copy where its heads do not begin at units.
+
+    What a step's number of tokens makes of strides and addresses then compiles nothing anew.
+    """
+    unit = _unit(x.shape[2])
+    # Of one token or head it says nothing.
+    token, head = (x.stride(i) if x.shape[i] > 1 else 0 for i in (0, 1))
+    if x.stride(2) != 1 or token % unit or head % unit or x.data_ptr() % _UNIT:
+        x = x.clone(memory_format=torch.contiguous_format)
+        token, head = x.stride(0), x.stride(1)
+    return _Strided(x, token // unit, head // unit)
+
+
+def _unit(width: int) -> int:
+    """Return the largest power of two, at most a unit, whose multiple a width is."""
+    return min(_UNIT, width & -width)
 
 
 def _padded(width: int) -> int:

@@ -8,7 +8,9 @@ A tile of M rows holds ``heads`` query heads of one KV head for each of its quer
 and V are loaded once for all of them. Only keys that some query of the tile sees are loaded:
 what lies behind a row's end is never read.
 
-Legend: T tokens, R rows, H query heads, G KV heads, D and E head sizes of K and V, S splits.
+Legend: T tokens, R rows, H query heads, G KV heads, D and E head sizes of K and V, S splits
+of all rows together. Strides that vary from step to step come in ``unit`` elements, so that kernels
+read whole lines without being compiled for each.
 """
 # mypy: disable-error-code="untyped-decorator"
 
@@ -21,20 +23,25 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _FP8_MAX = tl.constexpr(448.0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["key_token", "key_head", "value_token", "value_head"],
+    do_not_specialize_on_alignment=["slots"],
+)
 def store(
     key: tl.tensor,  # T x G x D
-    key_strides_token: tl.tensor,
-    key_strides_head: tl.tensor,
+    key_token: tl.tensor,  # from one token to the next, in units
+    key_head: tl.tensor,
     value: tl.tensor,  # T x G x E
-    value_strides_token: tl.tensor,
-    value_strides_head: tl.tensor,
+    value_token: tl.tensor,
+    value_head: tl.tensor,
     keys: tl.tensor,  # slots x G x D
     values: tl.tensor,  # slots x G x E
     slots: tl.tensor,  # T int64
     num_kv_heads: tl.tensor,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
+    key_unit: tl.constexpr,
+    value_unit: tl.constexpr,
     block_g: tl.constexpr,
     block_d: tl.constexpr,
     block_e: tl.constexpr,
@@ -44,14 +51,14 @@ def store(
     slot = tl.load(slots + token)
     head = (tl.program_id(1) * block_g + tl.arange(0, block_g))[:, None]
     _copy_finite(
-        key + token * key_strides_token + head * key_strides_head,
+        key + (token * key_token + head * key_head) * key_unit,
         keys + (slot * num_kv_heads + head) * key_dim,
         head < num_kv_heads,
         key_dim,
         block_d,
     )
     _copy_finite(
-        value + token * value_strides_token + head * value_strides_head,
+        value + (token * value_token + head * value_head) * value_unit,
         values + (slot * num_kv_heads + head) * value_dim,
         head < num_kv_heads,
         value_dim,
@@ -77,11 +84,16 @@ def _copy_finite(
     tl.store(target + at, x.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "chunk"])
+@triton.jit(
+    do_not_specialize=["query_token", "query_head", "table_stride", "window", "chunk"],
+    do_not_specialize_on_alignment=[
+        "first_tokens", "query_lens", "context_lens", "tables", "tiles"
+    ],
+)  # fmt: skip
 def prompt(
     query: tl.tensor,  # T x H x D
-    query_stride_token: tl.tensor,
-    query_stride_head: tl.tensor,
+    query_token: tl.tensor,  # from one token to the next, in units
+    query_head: tl.tensor,
     keys: tl.tensor,  # slots x G x D
     values: tl.tensor,  # slots x G x E
     sinks: tl.tensor,  # H float32; anything without sinks
@@ -98,6 +110,7 @@ def prompt(
     group: tl.constexpr,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
+    key_unit: tl.constexpr,
     block_size: tl.constexpr,
     window: tl.tensor,
     chunk: tl.tensor,
@@ -122,9 +135,8 @@ def prompt(
     is_row = (of_tile < block_q) & (first + of_tile < num_queries) & (in_group < group)
     head = kv_head * group + in_group
     token = (tl.load(first_tokens + row) + first + of_tile).to(tl.int64)
-    q = _load_rows(
-        query + token * query_stride_token + head * query_stride_head, is_row, key_dim, block_d
-    )
+    q_rows = query + (token * query_token + head * query_head) * key_unit
+    q = _load_rows(q_rows, is_row, key_dim, block_d)
     position = length - num_queries + first  # of the tile's first query
     last = tl.minimum(position + block_q, length) - 1
     top, total = _start(sinks + head, is_row, has_sinks, block_m)
@@ -144,29 +156,35 @@ def prompt(
     )
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_splits", "num_rows", "window", "chunk"])
+@triton.jit(
+    do_not_specialize=[
+        "query_token", "query_head", "table_stride", "num_splits", "window", "chunk"
+    ],
+    do_not_specialize_on_alignment=["stats", "splits", "context_lens", "tables"],
+)  # fmt: skip
 def decode(
     query: tl.tensor,  # T x H x D, decode rows first
-    query_stride_token: tl.tensor,
-    query_stride_head: tl.tensor,
+    query_token: tl.tensor,  # from one token to the next, in units
+    query_head: tl.tensor,
     keys: tl.tensor,  # slots x G x D
     values: tl.tensor,  # slots x G x E
     sinks: tl.tensor,  # H float32; anything without sinks
     output: tl.tensor,  # T x H x E
-    partial: tl.tensor,  # S x R x H x E float32; unused without splits
-    stats: tl.tensor,  # 2 x S x R x H float32: highest score, sum of weights
+    partial: tl.tensor,  # S x H x E float32; unused where no row is split
+    stats: tl.tensor,  # 2 x S x H float32: highest score, sum of weights
+    splits: tl.tensor,  # S x 3 int32: of each its row, its number in the row, and of how many
+    num_splits: tl.tensor,  # S
     context_lens: tl.tensor,  # R int32
     tables: tl.tensor,  # R x table_stride int32
     table_stride: tl.tensor,
     scale: tl.tensor,
     cap: tl.tensor,
     num_kv_heads: tl.tensor,
-    num_rows: tl.tensor,
-    num_splits: tl.tensor,
     is_split: tl.constexpr,
     group: tl.constexpr,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
+    key_unit: tl.constexpr,
     block_size: tl.constexpr,
     window: tl.tensor,
     chunk: tl.tensor,
@@ -181,9 +199,11 @@ def decode(
 ) -> None:
     """Attention of one row's single query over one split of its context, for ``combine``.
 
-    Without splits it is final. A split's bounds follow from the row's length on the device.
+    Where no row is split it is final. A split's bounds follow from the row's length on the device.
     """
-    row, split = tl.program_id(0), tl.program_id(2)
+    split = tl.program_id(0)
+    row = tl.load(splits + split * 3)
+    number, of_row = tl.load(splits + split * 3 + 1), tl.load(splits + split * 3 + 2)
     length = tl.load(context_lens + row)
     num_parts: tl.constexpr = (group + heads - 1) // heads
     kv_head = tl.program_id(1) // num_parts
@@ -191,12 +211,12 @@ def decode(
     in_group = (tl.program_id(1) % num_parts) * heads + of_part
     is_row = (of_part < heads) & (in_group < group)
     head = kv_head * group + in_group
-    q_rows = query + row.to(tl.int64) * query_stride_token + head * query_stride_head
+    q_rows = query + (row.to(tl.int64) * query_token + head * query_head) * key_unit
     q = _load_rows(q_rows, is_row, key_dim, block_d)
     # Without a window or chunk their numbers are beyond every length, and this is 0.
     first = _first_seen(length - 1, window, chunk) // block_n * block_n
-    span = tl.cdiv(tl.cdiv(length - first, num_splits), block_n) * block_n
-    start = first + split * span
+    span = tl.cdiv(tl.cdiv(length - first, of_row), block_n) * block_n
+    start = first + number * span
     end = tl.minimum(start + span, length)
     top, total = _start(sinks + head, is_row, has_sinks and not is_split, block_m)
     top, total, summed = _attend(
@@ -208,23 +228,23 @@ def decode(
     )  # fmt: skip
     num_heads = num_kv_heads * group
     if is_split:
-        at = (split.to(tl.int64) * num_rows + row) * num_heads + head
+        at = split.to(tl.int64) * num_heads + head
         tl.store(stats + at, top, mask=is_row)
-        tl.store(stats + at + num_splits.to(tl.int64) * num_rows * num_heads, total, mask=is_row)
+        tl.store(stats + at + num_splits.to(tl.int64) * num_heads, total, mask=is_row)
         _store_rows(partial + at * value_dim, summed, is_row & (total > 0), value_dim, block_e)
     else:
         rows = output + (row.to(tl.int64) * num_heads + head) * value_dim
         _store_rows(rows, _divide(summed, total), is_row, value_dim, block_e)
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_rows"])
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["stats", "row_splits"])
 def combine(
-    partial: tl.tensor,  # S x R x H x E float32
-    stats: tl.tensor,  # 2 x S x R x H float32
+    partial: tl.tensor,  # S x H x E float32
+    stats: tl.tensor,  # 2 x S x H float32
     sinks: tl.tensor,  # H float32; anything without sinks
     output: tl.tensor,  # T x H x E, decode rows first
-    num_splits: tl.tensor,
-    num_rows: tl.tensor,
+    row_splits: tl.tensor,  # R x 2 int32: of each row its first split, and how many follow
+    num_splits: tl.tensor,  # S
     num_heads: tl.tensor,
     value_dim: tl.constexpr,
     has_sinks: tl.constexpr,
@@ -234,10 +254,10 @@ def combine(
 ) -> None:
     """Weigh the splits of one row and head by their sums, and add the head's sink."""
     row, head = tl.program_id(0), tl.program_id(1)
-    at = stats + row.to(tl.int64) * num_heads + head
-    own = partial + (row.to(tl.int64) * num_heads + head) * value_dim
-    between = num_rows.to(tl.int64) * num_heads
-    tops, totals = _load_stats(at, tl.arange(0, most_splits), num_splits, between)
+    first, of_row = tl.load(row_splits + row * 2).to(tl.int64), tl.load(row_splits + row * 2 + 1)
+    at = first * num_heads + head
+    own_tops, own_totals = stats + at, stats + num_splits.to(tl.int64) * num_heads + at
+    tops, totals = _load_stats(own_tops, own_totals, tl.arange(0, most_splits), of_row, num_heads)
     highest = tl.max(tops, 0)
     if has_sinks:
         sink = tl.load(sinks + head) * _LOG2_E
@@ -248,11 +268,11 @@ def combine(
         whole += tl.exp2(sink - highest)
     column = tl.arange(0, block_e)
     summed = tl.zeros((block_e,), dtype=tl.float32)
-    for first in range(0, num_splits, block_s):
-        split = first + tl.arange(0, block_s)
-        top, total = _load_stats(at, split, num_splits, between)
+    for start in range(0, of_row, block_s):
+        split = start + tl.arange(0, block_s)
+        top, total = _load_stats(own_tops, own_totals, split, of_row, num_heads)
         parts = tl.load(
-            own + split[:, None] * between * value_dim + column[None, :],
+            partial + (at + split[:, None] * num_heads) * value_dim + column[None, :],
             # A split without a visible key wrote nothing.
             mask=(total > 0)[:, None] & (column < value_dim)[None, :],
             other=0.0,
@@ -265,12 +285,12 @@ def combine(
 
 @triton.jit
 def _load_stats(
-    at: tl.tensor, split: tl.tensor, num_splits: tl.tensor, between: tl.tensor
+    tops: tl.tensor, totals: tl.tensor, split: tl.tensor, num_splits: tl.tensor, stride: tl.tensor
 ) -> tl.tensor:
     """Return the highest scores and sums of weights of splits; -inf and 0 where there is none."""
     is_split = split < num_splits
-    top = tl.load(at + split * between, mask=is_split, other=float("-inf"))
-    total = tl.load(at + (num_splits + split) * between, mask=is_split, other=0.0)
+    top = tl.load(tops + split * stride, mask=is_split, other=float("-inf"))
+    total = tl.load(totals + split * stride, mask=is_split, other=0.0)
     return top, total
 
 

@@ -1,0 +1,112 @@
+"""What the kernels are told of a step: made in the first layer that asks, for all that are alike.
+
+It is kept in the metadata's scratch, and comes to the device without waiting for what that still
+computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from lorax_shard.attention.backend import AttentionSpec, StepMetadata
+from lorax_shard.attention.triton import splits
+
+
+class StepTensors(NamedTuple):
+    """A step on the device: R int32 each, and the R x max_blocks block tables as int32."""
+
+    first_tokens: torch.Tensor
+    query_lens: torch.Tensor
+    context_lens: torch.Tensor
+    tables: torch.Tensor
+
+
+class DecodeSplits(NamedTuple):
+    """Splits of decode rows on the device as int32, and where they leave their parts."""
+
+    splits: torch.Tensor  # S x 3
+    rows: torch.Tensor  # R x 2
+    num: int
+    partial: torch.Tensor  # S x H x E float32; nothing where no row is split
+    stats: torch.Tensor  # 2 x S x H float32
+
+    @property
+    def is_split(self) -> bool:
+        """Whether some row has several."""
+        return self.num > len(self.rows)
+
+
+def step_tensors(metadata: StepMetadata) -> StepTensors:
+    """Return a step's lengths and tables on the device; made once and kept in its scratch.
+
+    A step whose lengths are to be read from tensors of the caller's (a captured graph) gets
+    them by ``metadata.scratch["triton.step"]``.
+    """
+    found: StepTensors | None = metadata.scratch.get("triton.step")
+    if found is None:
+        lens = metadata.query_lens
+        first_tokens = [0] * len(lens)
+        for row, count in enumerate(lens[:-1]):
+            first_tokens[row + 1] = first_tokens[row] + count
+        packed = _to_device([first_tokens, lens, metadata.context_lens], metadata)
+        tables = metadata.block_tables.to(torch.int32).contiguous()
+        found = StepTensors(packed[0], packed[1], packed[2], tables)
+        metadata.scratch["triton.step"] = found
+    return found
+
+
+def query_tiles(block_q: int, metadata: StepMetadata) -> torch.Tensor:
+    """Return of each tile of prompts its row, and its first query within the row."""
+    key = f"triton.tiles.{block_q}"
+    if key not in metadata.scratch:
+        tiles = [
+            (row, first)
+            for row in range(metadata.num_decode_rows, len(metadata.query_lens))
+            for first in range(0, metadata.query_lens[row], block_q)
+        ]
+        metadata.scratch[key] = _to_device(tiles, metadata)
+    found: torch.Tensor = metadata.scratch[key]
+    return found
+
+
+def decode_splits(
+    metadata: StepMetadata,
+    spec: AttentionSpec,
+    output: torch.Tensor,
+    programs: int,
+    *,
+    num_processors: int,
+    fixed: int | None = None,
+) -> DecodeSplits:
+    """Return how decode rows are split, ``programs`` to a split; with ``fixed`` into so many each.
+
+    Layers run one after the other, and also share where splits leave their parts.
+    """
+    num_rows, (num_heads, value_dim) = metadata.num_decode_rows, output.shape[1:]
+    reach = "" if fixed else f"{spec.window}.{spec.chunk}"
+    key = f"triton.splits.{programs}.{num_heads}.{value_dim}.{reach}"
+    if key not in metadata.scratch:
+        if fixed:
+            made = splits.fixed(num_rows, fixed)
+        else:
+            lens = metadata.context_lens[:num_rows]
+            made = splits.by_length(lens, spec, programs, num_processors)
+        numbers = _to_device([*made.splits.ravel(), *made.rows.ravel()], metadata)
+        of_splits, of_rows = numbers.split([made.splits.size, made.rows.size])
+        width = value_dim if made.num > num_rows else 0
+        sums = {"dtype": torch.float32, "device": output.device}
+        metadata.scratch[key] = DecodeSplits(
+            of_splits.view(-1, 3), of_rows.view(-1, 2), made.num,
+            torch.empty(made.num, num_heads, width, **sums),
+            torch.empty(2, made.num, num_heads, **sums),
+        )  # fmt: skip
+    found: DecodeSplits = metadata.scratch[key]
+    return found
+
+
+def _to_device(numbers: list[Any], metadata: StepMetadata) -> torch.Tensor:
+    """Copy host numbers without waiting for what the device still computes."""
+    host, device = torch.tensor(numbers, dtype=torch.int32), metadata.block_tables.device
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
