@@ -194,9 +194,9 @@ class AdapterGroups:
 @contextmanager
 def expand_warps(warps: int) -> Iterator[None]:
     """Within, what expands takes so many warps."""
-    before = lora._EXPAND_WARPS
-    lora._EXPAND_WARPS = warps
+    before = dict(lora._EXPAND_HALF)
+    lora._EXPAND_HALF.update({rows: tile._replace(num_warps=warps) for rows, tile in before.items()})
     try:
         yield
     finally:
-        lora._EXPAND_WARPS = before
+        lora._EXPAND_HALF.update(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -46,8 +47,25 @@ def test_a_layout_has_each_adapter_row_once(count: int, num_slots: int) -> None:
 
 def test_rows_of_one_slot_share_tiles() -> None:
     layout = row_tiles.tiles_of(assignment([7] * 40))
-    assert layout.num_tiles == 40, "a grid depends on the number of rows alone"
-    assert sorted(layout.tiles[:, 2].tolist())[-4:] == [0, 8, 16, 16]
+    assert layout.tiles[:, 2].tolist() == [16, 16, 8]
+
+
+def test_a_grid_has_no_tile_without_rows_where_the_slots_are_known() -> None:
+    slots = [row % 5 - 1 for row in range(300)]
+    assert row_tiles.tiles_of(assignment(slots)).num_tiles == 4 * 4
+
+
+def test_a_grid_depends_on_the_number_of_rows_alone_where_slots_are_read_later() -> None:
+    rows = assignment([-1] * 40)
+    for slots in ([7] * 40, [*range(39), -1], [-1] * 40):
+        row_tiles.read_slots_from(rows, torch.tensor(slots, device=DEVICE))
+        layout = row_tiles.tiles_of(rows)
+        assert layout.num_tiles == len(layout.tiles) == 40
+        found = rows_of(layout)
+        assert sorted(row for each in found.values() for row in each) == [
+            row for row, slot in enumerate(slots) if slot >= 0
+        ]
+        assert found.keys() == {slot for slot in slots if slot >= 0}
 
 
 def test_long_runs_take_large_tiles() -> None:
@@ -191,15 +209,40 @@ def test_many_ranks_are_taken_in_blocks(ranks: tuple[int, int]) -> None:
     case.check()
 
 
-def test_room_for_large_ranks_adds_few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = FixedGroup(2)
-    case.group.reserve(ranks=1536, widths=[16, 8])
-    seen = spy_on(monkeypatch, "shrink")
-    case.load(0, 8, 8)
-    case.slots.fill_(0)
-    case.replay()
-    case.check()
-    assert seen[0]["grid"][1] == 8
+@pytest.mark.parametrize("num_rows", [1, 33, 256])
+def test_room_for_large_ranks_adds_few_programs(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than a device takes at once, however many rows there are."""
+    programs = []
+    for ranks in (24, 1536):
+        case = FixedGroup(num_rows)
+        case.group.reserve(ranks=ranks, widths=[16, 8])
+        seen = spy_on(monkeypatch, "shrink")
+        case.load(0, 8, 8)
+        case.slots.fill_(0)
+        case.replay()
+        case.check()
+        programs.append(math.prod(seen[0]["grid"]))
+    assert max(programs) <= 1024
+
+
+@pytest.mark.parametrize("num_rows", [1, 64, 256])
+def test_programs_without_work_are_few(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step's slots are known, each program of the grids has something to compute."""
+    case = FixedGroup(num_rows)
+    backend = TritonLora()
+    group = backend.make_group(2)
+    for slot in range(4):
+        group.load(slot, GroupWeights(case.draw(16, 32), (case.draw(8, 16), case.draw(8, 16))))
+    backend.commit(DEVICE)
+    seen = [spy_on(monkeypatch, name) for name in ("shrink", "expand")]
+    rows = assignment([row % 4 for row in range(num_rows)])
+    num_tiles = min(num_rows, 4) * -(-num_rows // 64)
+    group.expand_all(
+        group.shrink(case.draw(num_rows, 32), rows), (0, 16), case.draw(num_rows, 32), rows
+    )
+    assert [each[0]["grid"] for each in seen] == [(num_tiles, 1), (num_tiles, 1, 2)]
 
 
 def test_parts_of_the_input_are_few_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:

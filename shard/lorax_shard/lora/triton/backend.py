@@ -21,24 +21,36 @@ from lorax_shard.lora.triton.row_tiles import FEW_ROWS, MANY_ROWS, Tiles, empty_
 
 # Ranks that one product takes: the least of a matrix instruction, and what most adapters have.
 _SHRINK_RANKS = 16
-_EXPAND_RANKS = 16
 # Bytes of a row of x that are multiplied at once: what fits in the shared memory of small GPUs.
 _BLOCK_K_BYTES = 256
-_BLOCK_N = 128
 # A grid aims at this many programs: some for each of a large GPU's processors.
 _PROGRAMS = 1024
-# Programs that share the ranks of a tile: with more ranks each takes several blocks of them, so
-# that room for large ranks costs few empty programs.
+# Programs for each part that share the ranks of a tile, as far as the grid has room for them: room
+# for large ranks costs no programs that would wait for others to end.
 _MOST_RANK_PROGRAMS = 8
 # Parts of the input width, so that even one row keeps many processors busy. Not more than
-# needed: expanding reads the sums of all parts, and holds them in registers.
+# needed: expanding reads the sums of all parts.
 _NARROWEST_PART = 512
 _WIDEST_PART = 2048
 _NUM_PARTS = {FEW_ROWS: (1, 2, 4, 8), MANY_ROWS: (1, 2)}
-_EXPAND_WARPS, _EXPAND_STAGES = 8, 2
 # Addresses, in bytes, and widths that are multiples of this are read 16 bytes at a time.
 _UNIT = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class ExpandTile(NamedTuple):
+    """Launch sizes of expanding: ranks and columns of one product, warps, and loads in flight."""
+
+    block_r: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# By the rows of a tile. What an adapter of so many ranks adds is held in registers for all of a
+# program's columns; with wider tiles few programs would be on a processor at once.
+_EXPAND_HALF = {FEW_ROWS: ExpandTile(64, 128, 8, 2), MANY_ROWS: ExpandTile(64, 64, 8, 2)}
+_EXPAND_FULL = {FEW_ROWS: ExpandTile(16, 128, 8, 2), MANY_ROWS: ExpandTile(16, 64, 8, 2)}
 
 
 class _ShrunkRows(NamedTuple):
@@ -86,10 +98,11 @@ class TritonGroup(LoraGroup):
         """Compute all slots' products for all members in one launch."""
         tiles = tiles_of(rows)
         ranks = max(self._lines.most_ranks, self._least_ranks)
-        if not ranks or not (tiles.is_fixed or tiles.mask & self._lines.mask):
+        is_asked = tiles.is_fixed or tiles.mask & self._lines.mask
+        if not (ranks and tiles.num_tiles and is_asked):
             return None
         rank_blocks = -(-ranks // _SHRINK_RANKS)
-        num_parts = _choose_parts(x.shape[1], tiles, min(rank_blocks, _MOST_RANK_PROGRAMS))
+        num_parts = _choose_parts(x.shape[1], tiles)
         h = _scratch(rows, num_parts, rank_blocks * _SHRINK_RANKS)
         self._launch_shrink(x if x.stride(1) == 1 else x.contiguous(), h, tiles)
         return _ShrunkRows(h, tiles)
@@ -110,21 +123,21 @@ class TritonGroup(LoraGroup):
         """Launch every variant of the kernels over no rows."""
         self._slots.commit(x.device)
         tiles_of(Assignment(np.full(1, BASE), x.device))
-        for block_m, choices in _NUM_PARTS.items():
+        for block_m in _NUM_PARTS:
             tiles = empty_tiles(block_m, x.device)
-            for num_parts in choices:
-                h = torch.empty(num_parts, 1, _SHRINK_RANKS, dtype=torch.float32, device=x.device)
-                self._launch_shrink(x, h, tiles)
-                self._launch_expand(_ShrunkRows(h, tiles), 0, columns, y, y.shape[1])
+            h = torch.empty(1, 1, _SHRINK_RANKS, dtype=torch.float32, device=x.device)
+            self._launch_shrink(x, h, tiles)
+            self._launch_expand(_ShrunkRows(h, tiles), 0, columns, y, y.shape[1])
 
     def _launch_shrink(self, x: torch.Tensor, h: torch.Tensor, tiles: Tiles) -> None:
         num_parts, num_rows, ranks = h.shape
         block_k = _BLOCK_K_BYTES // x.element_size()
         part_blocks = -(-x.shape[1] // (num_parts * block_k))
-        programs = min(ranks // _SHRINK_RANKS, _MOST_RANK_PROGRAMS)
-        kernels.shrink[(tiles.num_tiles, programs, num_parts)](
+        most = num_parts * min(ranks // _SHRINK_RANKS, _MOST_RANK_PROGRAMS)
+        programs = min(most, max(num_parts, _PROGRAMS // tiles.num_tiles))
+        kernels.shrink[(tiles.num_tiles, programs)](
             x, x.stride(0), x.shape[1], *self._table(),
-            tiles.tiles, tiles.rows, h, ranks, num_rows * ranks, part_blocks,
+            tiles.tiles, tiles.rows, h, ranks, num_rows * ranks, num_parts, part_blocks,
             block_m=tiles.block_m, block_r=_SHRINK_RANKS, block_k=block_k,
             widen=_widens(x),
         )  # fmt: skip
@@ -143,15 +156,17 @@ class TritonGroup(LoraGroup):
             return
         h, tiles = shrunk
         num_parts, num_rows, ranks = h.shape
-        blocks = -(-width // _BLOCK_N)
-        shares = max(1, min(blocks, _PROGRAMS // tiles.num_busy))
+        tile = (_EXPAND_FULL if y.dtype is torch.float32 else _EXPAND_HALF)[tiles.block_m]
+        blocks = -(-width // tile.block_n)
+        shares = max(1, min(blocks, _PROGRAMS // (tiles.num_tiles * len(columns))))
         fixed = (*columns, *self._least_widths, warm_up_width)
         is_even = all(number % _UNIT == 0 for number in fixed)
         kernels.expand[(tiles.num_tiles, shares, len(columns))](
             h, ranks, num_rows * ranks, y, y.stride(0), *self._table(),
             tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
-            num_parts=num_parts, block_m=tiles.block_m, block_r=_EXPAND_RANKS, block_n=_BLOCK_N,
-            unit=self._unit if is_even else 1, widen=_widens(y), num_warps=_EXPAND_WARPS, num_stages=_EXPAND_STAGES,
+            num_parts, block_m=tiles.block_m, block_r=tile.block_r, block_n=tile.block_n,
+            unit=self._unit if is_even else 1, widen=_widens(y),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
     def _check_reserved(self, weights: GroupWeights) -> None:
@@ -208,9 +223,9 @@ class TritonLora(LoraBackend):
         self._slots.reserve(num_slots, device)
 
 
-def _choose_parts(width: int, tiles: Tiles, rank_programs: int) -> int:
+def _choose_parts(width: int, tiles: Tiles) -> int:
     """Return in how many parts to cut the input width."""
-    wanted = min(-(-_PROGRAMS // (tiles.num_busy * rank_programs)), -(-width // _NARROWEST_PART))
+    wanted = min(-(-_PROGRAMS // tiles.num_tiles), -(-width // _NARROWEST_PART))
     choices = _NUM_PARTS[tiles.block_m]
     least = max(wanted, -(-width // _WIDEST_PART))
     return next((choice for choice in choices if choice >= least), choices[-1])

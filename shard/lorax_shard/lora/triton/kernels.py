@@ -4,9 +4,9 @@ Rows are laid out in *tiles*: up to ``block_m`` rows of one slot; base rows are 
 slot holds stands in a table of numbers, one line a slot: address of A, R, then for each member
 of the group the address of B, r, where its part begins in R, and its width. A slot that is not
 loaded has R = 0, a member without a low-rank part r = 0. Lines of several groups lie side by
-side. Ranks are ragged: a program whose ranks lie beyond its slot's ends at once, and nothing is
-padded in memory. No grid depends on anything but maxima that the host knows, so a captured graph
-holds for any slots. What varies from step to step is no constant of a kernel.
+side. Ranks are ragged: programs take what their slot has, and nothing is padded in memory. No grid
+depends on anything but maxima that the host knows, so a captured graph holds for any slots. What
+varies from step to step is no constant of a kernel.
 
 Shrinking rows to segments that share a matrix follows Punica's SGMV (Chen et al., MLSys 2024),
 ragged ranks by addresses S-LoRA (Sheng et al., MLSys 2024).
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["slot_of_row", "rows"])
 def gather_rows(
     slot_of_row: tl.tensor,  # T, -1: a base row
     num_rows: tl.tensor,
@@ -29,30 +29,48 @@ def gather_rows(
     rows: tl.tensor,  # T x block_m row numbers
     block_t: tl.constexpr,
     block_m: tl.constexpr,
+    block_i: tl.constexpr,
 ) -> None:
-    """Lay a few rows out without sorting: one program a row.
+    """Lay a few rows out in tiles slot by slot, without sorting: one program compares all pairs.
 
-    Each row whose place among the rows of its slot is a multiple of block_m leads a tile of
-    that row and the next ones; the tiles of all other rows are empty.
+    The tiles come first, as many empty ones behind them as make one for each row.
     """
-    own = tl.program_id(0)
-    number = tl.arange(0, block_t)
-    slots = tl.load(slot_of_row + number, mask=number < num_rows, other=-1)
-    slot = tl.load(slot_of_row + own)
-    is_same = (slots == slot) & (number < num_rows)
-    place = tl.cumsum(is_same.to(tl.int32), 0) - 1
-    own_place = tl.sum(tl.where(number == own, place, 0), 0)
-    if (slot >= 0) & (own_place % block_m == 0):
-        is_mine = is_same & (place >= own_place) & (place < own_place + block_m)
-        tl.store(rows + own * block_m + place - own_place, number.to(tl.int64), mask=is_mine)
-        tl.store(tiles + own * 3, slot)
-        tl.store(tiles + own * 3 + 1, (own * block_m).to(tl.int64))
-        tl.store(tiles + own * 3 + 2, tl.sum(is_mine.to(tl.int64), 0))
-    else:
-        tl.store(tiles + own * 3 + 2, 0)
+    own = tl.arange(0, block_t)
+    is_row = own < num_rows
+    slot = tl.load(slot_of_row + own, mask=is_row, other=-1)
+    # Of each row: where it stands among the rows of its slot, how many these are, and how many
+    # tiles there are of lower slots.
+    place = tl.zeros((block_t,), dtype=tl.int32)
+    count = tl.zeros((block_t,), dtype=tl.int32)
+    before = tl.zeros((block_t,), dtype=tl.int32)
+    num_tiles = tl.zeros((block_i,), dtype=tl.int32)
+    for start in range(0, num_rows, block_i):
+        other = start + tl.arange(0, block_i)
+        other_slot = tl.load(slot_of_row + other, mask=other < num_rows, other=-1)
+        is_same = (slot[:, None] == other_slot[None, :]) & is_row[:, None]
+        other_place = tl.sum((is_same & (own[:, None] < other[None, :])).to(tl.int32), 0)
+        # The first row of a tile stands for it.
+        leads = (other_slot >= 0) & (other_place % block_m == 0)
+        num_tiles += leads.to(tl.int32)
+        is_lower = leads[None, :] & (other_slot[None, :] < slot[:, None])
+        place += tl.sum((is_same & (other[None, :] < own[:, None])).to(tl.int32), 1)
+        count += tl.sum(is_same.to(tl.int32), 1)
+        before += tl.sum(is_lower.to(tl.int32), 1)
+    has_slot = is_row & (slot >= 0)
+    tile = before + place // block_m
+    tl.store(rows + tile * block_m + place % block_m, own.to(tl.int64), mask=has_slot)
+    leads = has_slot & (place % block_m == 0)
+    tl.store(tiles + tile * 3, slot, mask=leads)
+    tl.store(tiles + tile * 3 + 1, (tile * block_m).to(tl.int64), mask=leads)
+    tl.store(tiles + tile * 3 + 2, tl.minimum(count - place, block_m).to(tl.int64), mask=leads)
+    is_empty = is_row & (own >= tl.sum(num_tiles, 0))
+    tl.store(tiles + own * 3 + 2, tl.zeros((block_t,), dtype=tl.int64), mask=is_empty)
 
 
-@triton.jit(do_not_specialize=["first_field", "line_size", "num_lines", "part_blocks"])
+@triton.jit(
+    do_not_specialize=["first_field", "line_size", "num_lines", "num_parts", "part_blocks"],
+    do_not_specialize_on_alignment=["table", "tiles", "rows"],
+)
 def shrink(
     x: tl.tensor,  # T x width_in
     x_stride: tl.tensor,
@@ -66,6 +84,7 @@ def shrink(
     h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
     h_stride: tl.tensor,
     h_part: tl.tensor,  # elements of one part of h
+    num_parts: tl.tensor,  # S
     part_blocks: tl.tensor,  # blocks of columns in a part
     block_m: tl.constexpr,
     block_r: tl.constexpr,
@@ -74,8 +93,9 @@ def shrink(
 ) -> None:
     """h[s, row] = x[row, part s] . A[:, part s]^T, summed in float32, for all members at once.
 
-    One program a tile, share of the blocks of ranks, and part. Matrices begin at multiples of 16
-    bytes. ``widen`` multiplies in float32, for interpreters of 16-bit floats.
+    Several programs a tile share its blocks of ranks in all parts: how many there are follows
+    from the slot, not from the grid. Matrices begin at multiples of 16 bytes. ``widen`` multiplies
+    in float32, for interpreters of 16-bit floats.
     """
     tile = tiles + tl.program_id(0) * 3
     count = tl.load(tile + 2)
@@ -87,13 +107,13 @@ def shrink(
         is_row = lane < count
         row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
         a = tl.multiple_of(tl.load(line).to(tl.pointer_type(x.dtype.element_ty)), 16)
-        part = h + tl.program_id(2).to(tl.int64) * h_part
-        first = tl.program_id(2) * part_blocks * block_k
-        last = tl.minimum(first + part_blocks * block_k, width_in)
-        share = tl.num_programs(1) * block_r
-        for first_rank in range(tl.program_id(1) * block_r, num_ranks, share):
-            rank = first_rank + tl.arange(0, block_r)
+        num_pieces = (tl.cdiv(num_ranks, block_r) * num_parts).to(tl.int32)
+        for piece in range(tl.program_id(1), num_pieces, tl.num_programs(1)):
+            number = piece % num_parts
+            rank = piece // num_parts * block_r + tl.arange(0, block_r)
             is_rank = rank < num_ranks
+            first = number * part_blocks * block_k
+            last = tl.minimum(first + part_blocks * block_k, width_in)
             total = tl.zeros((block_m, block_r), dtype=tl.float32)
             for start in range(first, last, block_k):
                 column = start + tl.arange(0, block_k)
@@ -111,6 +131,7 @@ def shrink(
                 if widen:
                     left, right = left.to(tl.float32), right.to(tl.float32)
                 total = tl.dot(left, right, total, input_precision="ieee")
+            part = h + number.to(tl.int64) * h_part
             tl.store(
                 part + row[:, None] * h_stride + rank[None, :],
                 total,
@@ -118,7 +139,10 @@ def shrink(
             )
 
 
-@triton.jit(do_not_specialize=["first_field", "line_size", "num_lines", "first_member"])
+@triton.jit(
+    do_not_specialize=["first_field", "line_size", "num_lines", "first_member", "num_parts"],
+    do_not_specialize_on_alignment=["table", "tiles", "rows", "columns"],
+)
 def expand(
     h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
     h_stride: tl.tensor,
@@ -133,7 +157,7 @@ def expand(
     rows: tl.tensor,
     first_member: tl.tensor,
     columns: tl.tensor,  # of each member: where its columns begin in y, from first_member on
-    num_parts: tl.constexpr,
+    num_parts: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     block_n: tl.constexpr,
@@ -142,7 +166,8 @@ def expand(
 ) -> None:
     """y[row, member's columns] += (sum over s of h[s, row, member's part]) . B, rounded once.
 
-    One program a tile, share of the column blocks and member.
+    One program a tile, share of the column blocks and member. What is summed over the parts
+    serves all columns of a program but where a slot has more than ``block_r`` ranks.
     """
     tile = tiles + tl.program_id(0) * 3
     count = tl.load(tile + 2)
@@ -161,7 +186,7 @@ def expand(
             own = y + tl.multiple_of(tl.load(columns + member), unit) + row[:, None] * y_stride
             begin, share = tl.program_id(1) * block_n, tl.num_programs(1) * block_n
             if num_ranks <= block_r:
-                # Few ranks: what is summed over the parts serves all columns.
+                # What is summed over the parts serves all columns.
                 left = _sum_parts(
                     left_at, h_part, 0, num_ranks, is_row, b, num_parts, block_m, block_r
                 )
@@ -172,7 +197,7 @@ def expand(
                     total = _add_product(
                         left, b, 0, num_ranks, column, width, total.to(tl.float32), block_r, widen
                     )
-                    tl.store(own + column[None, :], total.to(y.dtype.element_ty), mask=is_target)
+                    tl.store(own + column[None, :], total.to(own.dtype.element_ty), mask=is_target)
             else:
                 for first in range(begin, width, share):
                     column = first + tl.arange(0, block_n)
@@ -181,20 +206,12 @@ def expand(
                     total = total.to(tl.float32)
                     for start in tl.range(0, num_ranks, block_r, num_stages=1):
                         left = _sum_parts(
-                            left_at,
-                            h_part,
-                            start,
-                            num_ranks,
-                            is_row,
-                            b,
-                            num_parts,
-                            block_m,
-                            block_r,
+                            left_at, h_part, start, num_ranks, is_row, b, num_parts, block_m, block_r
                         )
                         total = _add_product(
                             left, b, start, num_ranks, column, width, total, block_r, widen
                         )
-                    tl.store(own + column[None, :], total.to(y.dtype.element_ty), mask=is_target)
+                    tl.store(own + column[None, :], total.to(own.dtype.element_ty), mask=is_target)
 
 
 @triton.jit
@@ -205,7 +222,7 @@ def _sum_parts(
     num_ranks: tl.tensor,
     is_row: tl.tensor,
     b: tl.tensor,
-    num_parts: tl.constexpr,
+    num_parts: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
 ) -> tl.tensor:
@@ -213,7 +230,7 @@ def _sum_parts(
     rank = start + tl.arange(0, block_r)
     mask = is_row[:, None] & (rank < num_ranks)[None, :]
     left = tl.zeros((block_m, block_r), dtype=tl.float32)
-    for part in tl.static_range(num_parts):
+    for part in tl.range(0, num_parts, loop_unroll_factor=2):
         left += tl.load(left_at + part * h_part + rank[None, :], mask=mask, other=0.0)
     # What is rounded to the adapter's dtype is also what PEFT rounds.
     return left.to(b.dtype.element_ty)

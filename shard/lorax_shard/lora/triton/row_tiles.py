@@ -14,9 +14,9 @@ from lorax_shard.lora.triton.device_slots import pinned
 # Rows of one tile: the least that a matrix instruction takes, and for long runs of one slot.
 FEW_ROWS = 16
 MANY_ROWS = 64
-# Up to here a device lays rows out itself, in time that grows with their square; Triton's
-# interpreter takes programs one after the other.
-MOST_GATHERED = 64 if kernels.IS_INTERPRETED else 512
+# Up to here a device lays rows out itself, in time that grows with their square: so many, and so
+# many at once beside them.
+MOST_GATHERED, _COMPARED = 512, 16
 
 
 class Tiles(NamedTuple):
@@ -27,8 +27,6 @@ class Tiles(NamedTuple):
     num_tiles: int
     block_m: int
     mask: int
-    # How many tiles have rows; as many as there are where the slots are not known.
-    num_busy: int
     # The slots are read on the device each time: the mask is not known.
     is_fixed: bool = False
 
@@ -50,26 +48,27 @@ def read_slots_from(rows: Assignment, slots: torch.Tensor) -> None:
     """
     if len(slots) != rows.num_rows or rows.num_rows > MOST_GATHERED:
         raise ValueError(f"{len(slots)} slots for {rows.num_rows} rows, at most {MOST_GATHERED}")
-    layout = _gather(slots, mask=-1, num_busy=rows.num_rows)
+    layout = _gather(slots, mask=-1, num_tiles=rows.num_rows)
     rows.scratch["triton.tiles"] = layout._replace(is_fixed=True)
 
 
 def _gathered(rows: Assignment) -> Tiles:
-    """One copy to the device, no sorting: for decodes."""
+    """One copy to the device, no sorting: for decodes. The host knows how many tiles there are."""
     counts = np.bincount(rows.slot_of_row[rows.slot_of_row >= 0])
-    num_busy = int((-(-counts // FEW_ROWS)).sum())
-    return _gather(_to_device(rows.slot_of_row, rows.device), rows.mask, num_busy)
+    num_tiles = int((-(-counts // FEW_ROWS)).sum())
+    return _gather(_to_device(rows.slot_of_row, rows.device), rows.mask, num_tiles)
 
 
-def _gather(slots: torch.Tensor, mask: int, num_busy: int) -> Tiles:
+def _gather(slots: torch.Tensor, mask: int, num_tiles: int) -> Tiles:
     count = len(slots)
     tiles = torch.empty(count, 3, dtype=torch.int64, device=slots.device)
     numbers = torch.empty(count * FEW_ROWS, dtype=torch.int64, device=slots.device)
     if count:
-        kernels.gather_rows[(count,)](
+        kernels.gather_rows[(1,)](
             slots, count, tiles, numbers, block_t=MOST_GATHERED, block_m=FEW_ROWS,
+            block_i=_COMPARED, num_warps=8,
         )  # fmt: skip
-    return Tiles(tiles, numbers, count, FEW_ROWS, mask, max(1, num_busy))
+    return Tiles(tiles[:num_tiles], numbers, num_tiles, FEW_ROWS, mask)
 
 
 def _sorted(rows: Assignment) -> Tiles:
@@ -82,20 +81,17 @@ def _sorted(rows: Assignment) -> Tiles:
     for slot in rows.slots:
         first, last = np.searchsorted(slots, [slot, slot + 1]).tolist()
         tiles += [(slot, at, min(block_m, last - at)) for at in range(first, last, block_m)]
+    laid = np.array(tiles, dtype=np.int64).reshape(-1, 3)
+    numbers = _to_device(np.concatenate([laid.ravel(), order]), rows.device)
     return Tiles(
-        _to_device(np.array(tiles, dtype=np.int64).reshape(-1, 3), rows.device),
-        _to_device(order, rows.device),
-        len(tiles),
-        block_m,
-        rows.mask,
-        max(1, len(tiles)),
+        numbers[: laid.size].view(-1, 3), numbers[laid.size :], len(tiles), block_m, rows.mask
     )
 
 
 def empty_tiles(block_m: int, device: torch.device) -> Tiles:
     """Return a layout of one tile without rows."""
     nothing = torch.zeros(1, 3, dtype=torch.int64, device=device)
-    return Tiles(nothing, torch.zeros(block_m, dtype=torch.int64, device=device), 1, block_m, 0, 1)
+    return Tiles(nothing, torch.zeros(block_m, dtype=torch.int64, device=device), 1, block_m, 0)
 
 
 def _to_device(numbers: IdArray, device: torch.device) -> torch.Tensor:
