@@ -59,7 +59,7 @@ class StepInputs:
     input_ids: torch.Tensor  # T int64
     positions: torch.Tensor  # T int64
     metadata: StepMetadata
-    logit_rows: torch.Tensor  # S int64
+    logit_rows: torch.Tensor  # S int64 on the host
     # Rows that draw, and what is drawn: one after the other the positions of each.
     drawing: list[RowWork]
     sampled: list[Row | DraftedRow]
@@ -105,7 +105,7 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
         _with_unread(to_device(torch.from_numpy(input_ids), device), rows[:num_single]),
         to_device(torch.from_numpy(positions), device),
         metadata,
-        to_device(torch.from_numpy(logit_rows), device),
+        torch.from_numpy(logit_rows),
         drawing,
         _positions(drawing),
         [item.row for item in completing if not item.row.draws],

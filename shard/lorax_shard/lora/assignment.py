@@ -6,6 +6,7 @@ row. Rows here are the rows of one tensor: the tokens of a step, or its logit ro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,12 +60,32 @@ class Assignment:
         return found
 
 
-class LoraStep(NamedTuple):
+class LoraStep:
     """The adapters of one forward pass."""
 
-    tokens: Assignment
-    # The rows that the head computes.
-    logits: Assignment
+    def __init__(self, tokens: Assignment, logit_rows: IdArray | torch.Tensor | None) -> None:
+        self.tokens = tokens
+        self._logit_rows = logit_rows
+
+    @functools.cached_property
+    def logits(self) -> Assignment:
+        """The rows that the head computes; made when it is asked for, which few adapters do.
+
+        What lies on a device is waited for.
+        """
+        rows = self._logit_rows
+        if isinstance(rows, torch.Tensor):
+            rows = rows.cpu().numpy()
+        of_token = self.tokens.slot_of_row
+        if rows is None or np.array_equal(rows, np.arange(len(of_token))):
+            return self.tokens
+        return Assignment(of_token[rows], self.tokens.device)
+
+    def end(self) -> None:
+        """Let go of what modules shared."""
+        self.tokens.shared = None
+        if "logits" in self.__dict__:
+            self.logits.shared = None
 
 
 def make_step(
@@ -82,14 +103,7 @@ def make_step(
     if (of_run == BASE).all():
         return None
     of_token = np.repeat(of_run, np.asarray(lens, dtype=np.int64))
-    tokens = Assignment(of_token, device)
-    if logit_rows is None:
-        return LoraStep(tokens, tokens)
-    if isinstance(logit_rows, torch.Tensor):
-        logit_rows = logit_rows.cpu().numpy()
-    if np.array_equal(logit_rows, np.arange(len(of_token))):
-        return LoraStep(tokens, tokens)
-    return LoraStep(tokens, Assignment(of_token[logit_rows], device))
+    return LoraStep(Assignment(of_token, device), logit_rows)
 
 
 def _segments(slot_of_row: IdArray) -> list[Segment]:

@@ -212,7 +212,7 @@ class LoraModel:
         finally:
             self._current.step = None
             if step is not None:
-                step.tokens.shared = step.logits.shared = None
+                step.end()
 
     def num_logits(self, slot: int | None) -> int:
         """Return how many logits rows of a slot have; later columns are -inf."""

@@ -18,6 +18,7 @@ from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.limits import position_limit
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.transfer import to_device
 
 _KV_DTYPES = {"fp8_e4m3": FP8}
 
@@ -176,6 +177,8 @@ class HFPagedModel:
             if logit_rows.numel() == 0:
                 self._model.base_model(**arguments)
                 return torch.empty(0, self.vocab_size, device=self.device)
+            if logit_rows.device.type == "cpu":
+                logit_rows = to_device(logit_rows, self.device)
             logits = self._model(**arguments, logits_to_keep=logit_rows).logits[0]
             return logits.float()  # type: ignore[no-any-return]
 

@@ -89,7 +89,7 @@ class PagedModel(Protocol):
         input_ids: torch.Tensor,  # T int64
         positions: torch.Tensor,  # T int64
         metadata: StepMetadata,
-        logit_rows: torch.Tensor,  # S int64, indices into T; lm_head runs on these only
+        logit_rows: torch.Tensor,  # S int64 on the host, indices into T; the head computes these only
         slots: Sequence[int | None] = (),
         slot_lens: Sequence[int] | None = None,
     ) -> torch.Tensor:  # S x vocab float32

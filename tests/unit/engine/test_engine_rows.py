@@ -6,6 +6,7 @@ import math
 from unittest.mock import Mock
 
 import pytest
+import torch
 from tests.helpers.toy_paged_model import (
     POISON_ID,
     expected_tokens,
@@ -17,6 +18,7 @@ from tests.helpers.toy_paged_model import (
 
 from lorax_contract.step import Alternatives, FinishCode, LogitBias
 from lorax_shard.engine.outcome import TokenTexts
+from lorax_shard.engine.self_test import DeviceBrokenError
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
 OTHER = [40, 41, 42]
@@ -156,3 +158,16 @@ def test_a_prompt_only_row_whose_pass_fails_ends_in_words():
     outcome = engine.step(make_plan(1, [(1, 8, [1, 2]), (2, 3, [3])], new=rows))
     assert tokens_of(outcome, 1) == ([], FinishCode.ERROR)
     assert tokens_of(outcome, 2)[0] == expected_tokens(OTHER, 1)
+
+
+def test_a_model_is_told_on_the_host_of_which_tokens_logits_are_asked():
+    """Adapters need to know: it would have to wait for a device."""
+    engine = make_engine()
+    engine.model.device = torch.device("meta")
+    engine.model.forward = Mock(side_effect=RuntimeError("seen"))
+    with pytest.raises(DeviceBrokenError):
+        engine.step(make_plan(1, [(1, 7, [1, 2])], new=[new_row(1, PROMPT)]))
+    ids, positions, _, logit_rows, *_ = engine.model.forward.call_args_list[0].args
+    assert ids.is_meta
+    assert positions.is_meta
+    assert logit_rows.tolist() == [6]

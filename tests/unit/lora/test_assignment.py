@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from lorax_shard.lora.assignment import LoraStep, Segment, make_step
@@ -66,3 +67,14 @@ def test_logit_rows_may_be_a_tensor() -> None:
     step = make_step([2, 1], [4, None], torch.tensor([2, 1]), CPU)
     assert step is not None
     assert step.logits.slot_of_row.tolist() == [-1, 4]
+
+
+def test_rows_on_a_device_are_waited_for_only_where_an_adapter_changes_the_head() -> None:
+    """Few do; of all others no step waits for what the device still computes."""
+    unread = torch.empty(2, dtype=torch.int64, device="meta")
+    step = make_step([1, 1], [0, 1], unread, CPU)
+    assert step is not None
+    assert step.tokens.slots == (0, 1)
+    step.end()
+    with pytest.raises(NotImplementedError):
+        _ = step.logits

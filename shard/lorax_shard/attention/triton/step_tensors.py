@@ -12,6 +12,7 @@ import torch
 
 from lorax_shard.attention.backend import AttentionSpec, StepMetadata
 from lorax_shard.attention.triton import splits
+from lorax_shard.transfer import to_device
 
 
 class StepTensors(NamedTuple):
@@ -107,6 +108,4 @@ def decode_splits(
 
 
 def _to_device(numbers: list[Any], metadata: StepMetadata) -> torch.Tensor:
-    """Copy host numbers without waiting for what the device still computes."""
-    host, device = torch.tensor(numbers, dtype=torch.int32), metadata.block_tables.device
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return to_device(torch.tensor(numbers, dtype=torch.int32), metadata.block_tables.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from lorax_shard.lora.assignment import IdArray
 from lorax_shard.lora.slot_table import SlotTable
 
 
@@ -37,11 +36,8 @@ class DeviceSlots:
                 self.lines = torch.from_numpy(self.table.lines).to(device, copy=True)
         else:
             for slot in self.table.changed:
-                self.lines[slot].copy_(pinned(self.table.lines[slot], device), non_blocking=True)
+                # A copy: what is on its way is not what is written next.
+                line = torch.tensor(self.table.lines[slot])
+                line = line.pin_memory() if device.type == "cuda" else line
+                self.lines[slot].copy_(line, non_blocking=True)
         self.table.changed.clear()
-
-
-def pinned(numbers: IdArray, device: torch.device) -> torch.Tensor:
-    """Return a copy of numbers from which a GPU copies without being waited for."""
-    host = torch.tensor(numbers)
-    return host.pin_memory() if device.type == "cuda" else host

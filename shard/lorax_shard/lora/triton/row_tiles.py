@@ -9,7 +9,7 @@ import torch
 
 from lorax_shard.lora.assignment import Assignment, IdArray
 from lorax_shard.lora.triton import kernels
-from lorax_shard.lora.triton.device_slots import pinned
+from lorax_shard.transfer import to_device
 
 # Rows of one tile: the least that a matrix instruction takes, and for long runs of one slot.
 FEW_ROWS = 16
@@ -95,4 +95,4 @@ def empty_tiles(block_m: int, device: torch.device) -> Tiles:
 
 
 def _to_device(numbers: IdArray, device: torch.device) -> torch.Tensor:
-    return pinned(numbers, device).to(device, non_blocking=True)
+    return to_device(torch.from_numpy(numbers), device)
