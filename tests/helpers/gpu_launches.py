@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from bench.gpu_check import models
@@ -45,7 +47,7 @@ def lora_steps(gpu: FakeGPU) -> list[Compiled]:
             a, b = zeros(rank * num_members, width), (zeros(rank, out) for out in outs)
             group.load(slot, GroupWeights(a, tuple(b)[:num_members]))
         backend.commit(CPU)
-        for count in ROW_COUNTS:
+        for count in (*range(1, 257, 5), *ROW_COUNTS):
             for num_slots in (1, 4, 40):
                 rows = Assignment(np.arange(count, dtype=np.int64) % num_slots - 1, CPU)
                 x, y = zeros(count, width), zeros(count, sum(outs))
@@ -57,12 +59,12 @@ def lora_steps(gpu: FakeGPU) -> list[Compiled]:
     return gpu.binaries[warm:]
 
 
-SHAPE = models.LlamaShape(hidden=256, inner=512, layers=2, heads=4, kv_heads=2, vocab=1000)
+def model_steps(gpu: FakeGPU, *sizes: int) -> list[Compiled]:
+    """Return what steps of a model compile after its warm-up: any rows, lengths and adapters.
 
-
-def model_steps(gpu: FakeGPU) -> list[Compiled]:
-    """Return what steps of a model compile after its warm-up: any rows, lengths and adapters."""
-    model = plugged_model()
+    ``sizes`` are those of a ``LlamaShape``.
+    """
+    model = plugged_model(models.LlamaShape(*sizes))
     model.warm_up(models.BLOCK_SIZE)
     warm = len(gpu.binaries)
     assert warm > 0
@@ -73,10 +75,19 @@ def model_steps(gpu: FakeGPU) -> list[Compiled]:
         for slot in list(model.lora.slots):
             model.lora.unload(slot)
         models.load_adapters(model, ranks)
-        for rows, tokens, context in STEPS:
-            step(model, rows, tokens, context, [*range(len(ranks)), None])
+        loaded = [*range(len(ranks))]
+        # One adapter for all rows, each in turn, the base model among them, and it alone.
+        mixes = ([loaded[-1]], loaded, [None, *loaded], [*loaded, *[None] * 9], [None])
+        for number, (rows, tokens, context) in enumerate((*STEPS, *sweep())):
+            step(model, rows, tokens, context, mixes[number % len(mixes)])
     assert {"prompt", "decode", "combine", "store", "shrink", "expand"} <= gpu.launches.keys()
     return gpu.binaries[warm:]
+
+
+def sweep() -> Iterator[tuple[int, int, int]]:
+    """Yield steps of every number of rows, in turn with a short context, a longer and a long one."""
+    for rows in range(1, 257):
+        yield rows, 1, (rows % 40 + 1, 500 + rows, 4000)[rows % 3]
 
 
 # Rows, new tokens of each, and their context.
@@ -86,13 +97,13 @@ STEPS = (
 )  # fmt: skip
 
 
-def plugged_model() -> HFPagedModel:
+def plugged_model(shape: models.LlamaShape) -> HFPagedModel:
     """Return a random Llama with what a GPU computes it with, siblings stacked."""
     from transformers import AutoModelForCausalLM
 
     attention_hook.register()
     model = AutoModelForCausalLM.from_config(
-        models.llama_config(SHAPE), dtype=torch.bfloat16,
+        models.llama_config(shape), dtype=torch.bfloat16,
         attn_implementation=attention_hook.ATTENTION_NAME,
     ).eval().requires_grad_(False)  # fmt: skip
     paged = HFPagedModel(model, survey_attention(model), TritonAttention())
@@ -109,13 +120,19 @@ def plugged_model() -> HFPagedModel:
 def step(
     model: HFPagedModel, rows: int, tokens: int, context: int, slots: list[int | None]
 ) -> None:
-    """Compute the last ``tokens`` of each row's context; rows share their blocks."""
+    """Compute the last ``tokens`` of each row's context; rows share their blocks.
+
+    What comes to the device at once lies there one after the other, wherever that begins.
+    """
     size = models.BLOCK_SIZE
-    tables = torch.arange(-(-context // size)).repeat(rows, 1)
     position = torch.arange(context - tokens, context).repeat(rows)
+    tables = torch.arange(-(-context // size)).repeat(rows, 1)
+    parts = [torch.zeros(rows % 4, dtype=torch.int64), position, tables.ravel()]
+    together = torch.cat(parts).to(torch.int32 if rows % 2 else torch.int64)
+    _, kv_slots, of_tables = together.split([len(part) for part in parts])
     metadata = model.make_metadata(
-        [tokens] * rows, [context] * rows,
-        position // size * size + position % size, tables, rows if tokens == 1 else 0,
+        [tokens] * rows, [context] * rows, kv_slots.long(), of_tables.view_as(tables),
+        rows if tokens == 1 else 0,
     )  # fmt: skip
     model.forward(
         torch.zeros_like(position), position, metadata,
