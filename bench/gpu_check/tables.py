@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from bench.gpu_check import preflight
+from bench.gpu_check.compilations import CompiledSince
 from bench.gpu_check.measure import Graphs, launches, seconds
 from bench.gpu_check.models import (
     ATTENTION,
@@ -79,6 +80,7 @@ def run(report: Report, *, small: bool) -> None:
     ceilings = preflight.measure(sizes.preflight, device)
     # On a GPU the backend of choice; here the same kernels in the interpreter.
     model = build(sizes.shape, sizes.dtype, device, lora="triton" if small else "auto")
+    compiled = CompiledSince()
     in_turn, uniform = load_sets(model, sizes)
     report.note(
         f"{model.weight_bytes / 1e9:.3g} GB of weights; attention {model.attention_backend}, "
@@ -92,6 +94,7 @@ def run(report: Report, *, small: bool) -> None:
         table.fill(rows, [*sets, *(uniform if rows == sizes.uniform[0] else ())])
     model.free_cache()
     prompt_table(report, sizes, ceilings, model, in_turn)
+    compiled.note(report)
 
 
 def load_sets(

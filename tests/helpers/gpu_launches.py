@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,4 +164,24 @@ def lora_kernels(gpu: FakeGPU, dtype: str) -> list[Compiled]:
         starts = (0, *outs[:1], sum(outs[:2]))[: len(outs)]
         x = torch.zeros(1, width, dtype=getattr(torch, dtype))
         group.warm_up(x, torch.zeros(1, sum(outs), dtype=x.dtype), starts)
+    return gpu.binaries
+
+
+def counted_compilations(gpu: FakeGPU) -> list[Compiled]:
+    """Return the kernels of a warm-up, and of a layer of another kind; the GPU check counts them."""
+    from bench.gpu_check.compilations import CompiledSince, variants
+
+    layer = AttentionLayer(4, KVShape(2, 64, 64), models.BLOCK_SIZE)
+    TritonAttention().warm_up(layer, CPU, torch.bfloat16, torch.bfloat16)
+    assert variants() == Counter(compiled.kernel for compiled in gpu.binaries)
+    notes: list[str] = []
+    report: Any = SimpleNamespace(note=notes.append)
+    since = CompiledSince()
+    since.note(report)
+    TritonAttention(1).warm_up(layer, CPU, torch.bfloat16, torch.bfloat16)
+    since.note(report)
+    TritonAttention().warm_up(layer._replace(softcap=30.0), CPU, torch.bfloat16, torch.bfloat16)
+    since.note(report)
+    before = "kernel variants compiled before the first step: 5; after it: "
+    assert notes == [before + "0", before + "0", before + "3 (decode 2, prompt 1)"], notes
     return gpu.binaries

@@ -19,6 +19,7 @@ from bench.gpu_check import __main__ as command
 from bench.gpu_check import correctness, measure, parity, plan, profile, sweep, tables
 from bench.gpu_check.machine import ROOT, describe
 from bench.gpu_check.report import Report, to_markdown
+from tests.helpers.fake_gpu import run_on_fake_gpu
 
 STAGES = "tests.helpers.gpu_stages"
 
@@ -159,6 +160,12 @@ def test_tables_have_a_line_for_each_step(report: Report) -> None:
     assert [row[:3] for row in prompts["rows"]] == [
         [1, 6, 0], [1, 6, 1], [2, 4, 0], [2, 4, 1], [2, 4, 2],
     ]  # fmt: skip
+    assert report.data["notes"][-1].startswith("kernel variants compiled before the first step: ")
+
+
+@pytest.mark.slow
+def test_what_is_compiled_after_the_warm_up_is_counted(tmp_path: Path) -> None:
+    assert run_on_fake_gpu("tests.helpers.gpu_launches:counted_compilations", cache=tmp_path)
 
 
 def test_the_floor_of_a_step_counts_every_byte_once() -> None:
