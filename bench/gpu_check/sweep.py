@@ -195,7 +195,9 @@ class AdapterGroups:
 def expand_warps(warps: int) -> Iterator[None]:
     """Within, what expands takes so many warps."""
     before = dict(lora._EXPAND_HALF)
-    lora._EXPAND_HALF.update({rows: tile._replace(num_warps=warps) for rows, tile in before.items()})
+    lora._EXPAND_HALF.update(
+        {rows: tile._replace(num_warps=warps) for rows, tile in before.items()}
+    )
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from lorax_shard.attention.backend import AttentionSpec
 from lorax_shard.attention.triton import splits
 

@@ -237,7 +237,9 @@ def decode(
         _store_rows(rows, _divide(summed, total), is_row, value_dim, block_e)
 
 
-@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["stats", "row_splits"])
+@triton.jit(
+    do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["stats", "row_splits"]
+)
 def combine(
     partial: tl.tensor,  # S x H x E float32
     stats: tl.tensor,  # 2 x S x H float32

@@ -48,7 +48,9 @@ def by_length(
 ) -> RowSplits:
     """Return splits of about equal length, for ``programs`` of each split."""
     spans = _spans(np.asarray(lens, dtype=np.int64), spec)
-    tokens = max(_LEAST_TOKENS, -(-int(spans.sum()) * programs // (_PER_PROCESSOR * num_processors)))
+    tokens = max(
+        _LEAST_TOKENS, -(-int(spans.sum()) * programs // (_PER_PROCESSOR * num_processors))
+    )
     counts = np.clip((spans + tokens // 2) // tokens, 1, MOST_SPLITS)
     return _lay_out(counts, np.argsort(-spans // counts, kind="stable"))
 

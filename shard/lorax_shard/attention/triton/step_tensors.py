@@ -95,13 +95,12 @@ def decode_splits(
             lens = metadata.context_lens[:num_rows]
             made = splits.by_length(lens, spec, programs, num_processors)
         numbers = _to_device([*made.splits.ravel(), *made.rows.ravel()], metadata)
-        of_splits, of_rows = numbers.split([made.splits.size, made.rows.size])
+        of_splits, of_rows = numbers[: made.splits.size], numbers[made.splits.size :]
         width = value_dim if made.num > num_rows else 0
-        sums = {"dtype": torch.float32, "device": output.device}
         metadata.scratch[key] = DecodeSplits(
             of_splits.view(-1, 3), of_rows.view(-1, 2), made.num,
-            torch.empty(made.num, num_heads, width, **sums),
-            torch.empty(2, made.num, num_heads, **sums),
+            output.new_empty((made.num, num_heads, width), dtype=torch.float32),
+            output.new_empty((2, made.num, num_heads), dtype=torch.float32),
         )  # fmt: skip
     found: DecodeSplits = metadata.scratch[key]
     return found

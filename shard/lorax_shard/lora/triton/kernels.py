@@ -206,7 +206,15 @@ def expand(
                     total = total.to(tl.float32)
                     for start in tl.range(0, num_ranks, block_r, num_stages=1):
                         left = _sum_parts(
-                            left_at, h_part, start, num_ranks, is_row, b, num_parts, block_m, block_r
+                            left_at,
+                            h_part,
+                            start,
+                            num_ranks,
+                            is_row,
+                            b,
+                            num_parts,
+                            block_m,
+                            block_r,
                         )
                         total = _add_product(
                             left, b, start, num_ranks, column, width, total, block_r, widen
