@@ -194,11 +194,12 @@ class AdapterGroups:
 @contextmanager
 def expand_warps(warps: int) -> Iterator[None]:
     """Within, what expands takes so many warps."""
-    before = dict(lora._EXPAND_HALF)
-    lora._EXPAND_HALF.update(
-        {rows: tile._replace(num_warps=warps) for rows, tile in before.items()}
-    )
+    tables = (lora._EXPAND_HALF, lora._EXPAND_FULL)
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.update({rows: tile._replace(num_warps=warps) for rows, tile in table.items()})
     try:
         yield
     finally:
-        lora._EXPAND_HALF.update(before)
+        for table, tiles in zip(tables, before, strict=True):
+            table.update(tiles)

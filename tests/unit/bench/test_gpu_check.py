@@ -193,9 +193,10 @@ def test_profiles_name_the_largest_parts_of_a_step(report: Report) -> None:
 
 
 def test_sweeps_leave_every_launch_size_as_it_was(report: Report) -> None:
-    before = dict(sweep.attention._DECODE_FULL), sweep.lora._EXPAND_WARPS
+    sizes = (sweep.attention._DECODE_FULL, sweep.lora._EXPAND_FULL, sweep.lora._EXPAND_HALF)
+    before = [dict(tiles) for tiles in sizes]
     sweep.run(report, small=True)
-    assert before == (sweep.attention._DECODE_FULL, sweep.lora._EXPAND_WARPS)
+    assert before == [dict(tiles) for tiles in sizes]
     decode, group = report.data["tables"]
     assert decode["columns"][2:] == ["16 keys, 2 stages", "32 keys, 2 stages"]
     assert all(value > 0 for table in (decode, group) for value in table["rows"][0][1:])
