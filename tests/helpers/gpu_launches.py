@@ -87,6 +87,29 @@ def model_steps(gpu: FakeGPU, *sizes: int) -> list[Compiled]:
     return gpu.binaries[warm:]
 
 
+def launches_of_steps(gpu: FakeGPU) -> list[Compiled]:
+    """Return the kernels of steps that take as many launches whatever adapters their rows have."""
+    shape = models.LlamaShape(256, 512, 2, 4, 2, 1000)
+    model = plugged_model(shape)
+    model.allocate_cache(600, models.BLOCK_SIZE)
+    triton_attention._num_processors = lambda device: 132
+    models.load_adapters(model, (8, 3, 64, 200))
+    # q, k and v; o; gate and up; down.
+    groups = 4 * shape.layers
+    adapted = {"gather_rows": 1, "shrink": groups, "expand": groups}
+    plain = {"store": shape.layers, "decode": shape.layers}
+    for rows, context, mix, expected in (
+        (200, 64, [None], plain),
+        (200, 64, [0], plain | adapted),
+        (200, 64, [0, 1, 2, 3, None], plain | adapted),
+        (1, 9000, [2], plain | adapted | {"combine": shape.layers}),
+    ):
+        before = gpu.launches.copy()
+        step(model, rows, 1, context, mix)
+        assert gpu.launches - before == expected, (rows, mix, gpu.launches - before)
+    return gpu.binaries
+
+
 def sweep() -> Iterator[tuple[int, int, int]]:
     """Yield steps of every number of rows, in turn with a short context, a longer and a long one."""
     for rows in range(1, 257):

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lorax_shard.transfer import to_device
+
 IdArray = NDArray[np.int64]
 
 # What stands for "no slot" in arrays of slots.
@@ -55,7 +57,7 @@ class Assignment:
                 found = slice(segments[0].start, segments[0].stop)
             else:
                 numbers = np.flatnonzero(self.slot_of_row == slot)
-                found = torch.from_numpy(numbers).to(self.device)
+                found = to_device(torch.from_numpy(numbers), self.device)
             self._rows[slot] = found
         return found
 

@@ -29,3 +29,13 @@ def test_every_kernel_fits_a_gpu_and_reads_matrices_in_whole_lines(tmp_path: Pat
     assert max(binary.shared for binary in binaries) <= SHARED_MEMORY
     assert [binary for binary in binaries if binary.narrow_loads] == []
     assert all(binary.wide_loads for binary in binaries if binary.kernel != "gather_rows")
+    # Four programs of eight warps fit the registers of a processor; long prompts take more.
+    few, _ = sorted(binary.registers for binary in binaries if binary.kernel == "expand")
+    assert 4 * few * 32 * 8 <= 64 << 10
+
+
+@pytest.mark.slow
+def test_float32_fits_too(tmp_path: Path) -> None:
+    binaries = run_on_fake_gpu("tests.helpers.gpu_launches:lora_kernels", "float32", cache=tmp_path)
+    assert [binary for binary in binaries if binary.stack > SPILLS] == []
+    assert max(binary.shared for binary in binaries) <= SHARED_MEMORY

@@ -1,4 +1,4 @@
-"""What a GPU computes steps with is compiled before the first of them, and fits the GPU."""
+"""What a GPU computes steps with is compiled before the first of them, and takes few launches."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def test_no_step_waits_for_a_compiler_after_the_warm_up(
 ) -> None:
     """Whatever rows, lengths, ranks and slots it has: each number of rows from 1 to 256, any mix."""
     assert run_on_fake_gpu(f"{PROGRAMS}:{steps}", *sizes, cache=tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_step_takes_two_launches_a_group_of_linears_whatever_its_adapters(tmp_path: Path) -> None:
+    """And two a layer for attention, a third where a row is split."""
+    assert run_on_fake_gpu(f"{PROGRAMS}:launches_of_steps", cache=tmp_path)

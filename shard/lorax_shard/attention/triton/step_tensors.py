@@ -6,9 +6,11 @@ computes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lorax_shard.attention.backend import AttentionSpec, StepMetadata
 from lorax_shard.attention.triton import splits
@@ -47,11 +49,9 @@ def step_tensors(metadata: StepMetadata) -> StepTensors:
     """
     found: StepTensors | None = metadata.scratch.get("triton.step")
     if found is None:
-        lens = metadata.query_lens
-        first_tokens = [0] * len(lens)
-        for row, count in enumerate(lens[:-1]):
-            first_tokens[row + 1] = first_tokens[row] + count
-        packed = _to_device([first_tokens, lens, metadata.context_lens], metadata)
+        lens = np.array(metadata.query_lens)
+        lines = np.stack([np.cumsum(lens) - lens, lens, np.array(metadata.context_lens)])
+        packed = _to_device(lines, metadata)
         tables = metadata.block_tables.to(torch.int32).contiguous()
         found = StepTensors(packed[0], packed[1], packed[2], tables)
         metadata.scratch["triton.step"] = found
@@ -67,7 +67,7 @@ def query_tiles(block_q: int, metadata: StepMetadata) -> torch.Tensor:
             for row in range(metadata.num_decode_rows, len(metadata.query_lens))
             for first in range(0, metadata.query_lens[row], block_q)
         ]
-        metadata.scratch[key] = _to_device(tiles, metadata)
+        metadata.scratch[key] = _to_device(np.array(tiles), metadata)
     found: torch.Tensor = metadata.scratch[key]
     return found
 
@@ -94,7 +94,7 @@ def decode_splits(
         else:
             lens = metadata.context_lens[:num_rows]
             made = splits.by_length(lens, spec, programs, num_processors)
-        numbers = _to_device([*made.splits.ravel(), *made.rows.ravel()], metadata)
+        numbers = _to_device(np.concatenate([made.splits, made.rows], axis=None), metadata)
         of_splits, of_rows = numbers[: made.splits.size], numbers[made.splits.size :]
         width = value_dim if made.num > num_rows else 0
         metadata.scratch[key] = DecodeSplits(
@@ -106,5 +106,6 @@ def decode_splits(
     return found
 
 
-def _to_device(numbers: list[Any], metadata: StepMetadata) -> torch.Tensor:
-    return to_device(torch.tensor(numbers, dtype=torch.int32), metadata.block_tables.device)
+def _to_device(numbers: NDArray[np.int64], metadata: StepMetadata) -> torch.Tensor:
+    host = torch.from_numpy(numbers.astype(np.int32))
+    return to_device(host, metadata.block_tables.device)
