@@ -23,6 +23,12 @@ def linear_backend(options: LauncherOptions) -> str:
     return "torch" if is_plain else options.linear_backend
 
 
+def elementwise_backend(options: LauncherOptions) -> str:
+    """Return what was asked for; the model's own code where no custom kernels are wanted."""
+    is_plain = options.disable_custom_kernels and options.elementwise_backend == "auto"
+    return "torch" if is_plain else options.elementwise_backend
+
+
 def lora_backend(options: LauncherOptions) -> str:
     """Return what was asked for; torch's own where no custom kernels are wanted."""
     is_plain = options.disable_custom_kernels or options.disable_sgmv

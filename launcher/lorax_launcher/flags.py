@@ -123,9 +123,13 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "parallelism)."),
         _option("--attention-backend", type=str, help="Attention implementation of the shard."),
         _option("--linear-backend", type=str, help="Matrix product implementation of the shard."),
+        _option("--elementwise-backend", type=str,
+                help="What computes norms, gated activations and rotary embeddings: `cpp`, fused "
+                "on a CPU; `torch`, the model's own code; `auto`: `cpp` where it can run. See "
+                "docs/models.md."),
         _option("--disable-custom-kernels", type=SWITCH,
                 help="Compute with torch's own operations: the backends `sdpa` (attention), `torch` "
-                "(matrix products) and `cpu` (adapters), where no other is named."),
+                "(matrix products, elementwise work) and `cpu` (adapters), where no other is named."),
         _option("--cuda-memory-fraction", type=_SHARE,
                 help="Share of a GPU's whole memory that this server takes of it, weights included. "
                 "Only a GPU can be shared so: on a CPU less than 1 is refused."),

@@ -34,6 +34,7 @@ class LauncherOptions:
     kv_cache_dtype: KVCacheDtype = "auto"
     attention_backend: str = "auto"
     linear_backend: str = "auto"
+    elementwise_backend: str = "auto"
     sharded: bool | None = None
     num_shard: int | None = None
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from lorax_contract.config import ConfigError, Device, RouterConfig, ShardConfig
 from lorax_contract.hub import TOKEN_VARIABLES
 from lorax_contract.keys import SSL_PASSWORD_VARIABLE
-from lorax_launcher.backends import attention_backend, linear_backend, lora_backend
+from lorax_launcher.backends import (
+    attention_backend,
+    elementwise_backend,
+    linear_backend,
+    lora_backend,
+)
 from lorax_launcher.batching import batching_of, useless_waiting
 from lorax_launcher.facts import DeviceFacts
 from lorax_launcher.front import (
@@ -287,6 +292,7 @@ def _shard(
         kv_cache_dtype=options.kv_cache_dtype,
         attention_backend=attention_backend(options, device),
         linear_backend=linear_backend(options),
+        elementwise_backend=elementwise_backend(options),
         trust_remote_code=options.trust_remote_code,
         kv_memory_fraction=_kv_fraction(options, device),
         cuda_memory_fraction=_device_fraction(options, device),

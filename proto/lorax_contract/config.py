@@ -93,6 +93,8 @@ class ShardConfig(ProcessConfig):
     kv_cache_dtype: KVCacheDtype = "auto"
     attention_backend: str = "auto"
     linear_backend: str = "auto"
+    # What norms, gates and rotations compute with.
+    elementwise_backend: str = "auto"
     trust_remote_code: bool = False
     block_size: int = 16
     # Share of the whole device that the ranks on it may take together, weights included.

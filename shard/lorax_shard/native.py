@@ -28,17 +28,17 @@ _FLAGS = (
 _COMPILE_TIMEOUT_S = 120
 
 
-def load_library(source: Path) -> tuple[ctypes.CDLL | None, str | None]:
+def load_library(source: Path, *flags: str) -> tuple[ctypes.CDLL | None, str | None]:
     """Return the library made from a C++ file, or None and the reason in words.
 
-    The file may include headers that lie beside it.
+    The file may include headers that lie beside it. ``flags`` come after the usual ones.
     """
     compiler = next(filter(None, map(shutil.which, _compilers())), None)
     if compiler is None:
         return None, "no C++ compiler is installed (looked for g++ and c++)"
     try:
         # Resolve every symbol now: a missing one must fail here, not in the middle of a step.
-        return ctypes.CDLL(str(_built(source, compiler)), mode=os.RTLD_NOW), None
+        return ctypes.CDLL(str(_built(source, compiler, (*_FLAGS, *flags))), mode=os.RTLD_NOW), None
     except subprocess.SubprocessError as error:
         return None, f"{compiler} failed: {_last_words(error)}"
     except OSError as error:
@@ -50,17 +50,17 @@ def _compilers() -> tuple[str, ...]:
     return (chosen,) if chosen else ("g++", "c++")
 
 
-def _built(source: Path, compiler: str) -> Path:
+def _built(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
     """Return the compiled library, from the cache folder if it was built there for this CPU."""
     name = source.stem
     folder = default_cache_dir() / "kernels"
-    library = folder / f"{name}-{_build_key(source, compiler)}.so"
+    library = folder / f"{name}-{_build_key(source, compiler, flags)}.so"
     if not library.is_file():
         logger.info("compiling the %s kernel for this CPU", name)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             compiled, linked = Path(scratch, f"{name}.o"), Path(scratch, f"{name}.so")
-            _run([compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)])
+            _run([compiler, *flags, "-c", str(source), "-o", str(compiled)])
             # Without -fopenmp here: its symbols are found in the runtime that torch loaded.
             _run([compiler, "-shared", str(compiled), "-o", str(linked)])
             linked.replace(library)
@@ -71,11 +71,11 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
 
 
-def _build_key(source: Path, compiler: str) -> str:
+def _build_key(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
     """Return a name for what the library depends on: sources, flags, compiler, instruction set."""
     sources = (source, *sorted(source.parent.glob("*.h")))
     texts = [path.read_text(encoding="utf-8") for path in sources]
-    parts = [*texts, *_FLAGS, compiler, *cpu_identity()]
+    parts = [*texts, *flags, compiler, *cpu_identity()]
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=10
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -44,7 +43,12 @@ class Patch(ABC, Generic[_Change]):
         self.mask = 0
         self._current = current
         self._changes: dict[int, _Change] = {}
-        self._base: Callable[..., torch.Tensor] = site.module.forward
+
+    def _base(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the module as its class does."""
+        module = self.site.module
+        base: torch.Tensor = type(module).forward(module, x, *args, **kwargs)
+        return base
 
     def load(self, slot: int, change: _Change) -> None:
         """Change the module for rows of ``slot``."""

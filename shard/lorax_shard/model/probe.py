@@ -19,6 +19,7 @@ import torch
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.fused import FusedModules
 from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import attention_thresholds, position_limit
@@ -117,9 +118,20 @@ class ModelProbe:
         self._stock = [_stock_logits(self._model, row) for row in self._rows]
         self._model.set_attn_implementation(attention_hook.ATTENTION_NAME)
 
-    def check(self, paged: HFPagedModel) -> None:
-        """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same."""
+    def check(self, paged: HFPagedModel, fused: FusedModules | None = None) -> None:
+        """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same.
+
+        A difference that is gone once the model's own code takes the place of what is ``fused``
+        costs the model that only.
+        """
         difference = self._difference(paged)
+        if difference is not None and fused is not None and fused.undo():
+            logger.warning(
+                "the elementwise work of %s is left to its own code: with fused kernels, %s",
+                type(self._model).__name__,
+                difference,
+            )
+            difference = self._difference(paged)
         if difference is None and self._far_thresholds():
             difference = self._difference_of_miniature()
         if difference is not None:

@@ -18,10 +18,10 @@ import transformers
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard import fused, linear
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.hashing import tensor_digest
-from lorax_shard.linear import install
 from lorax_shard.lora import model as lora
 from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.describe import describe
@@ -49,6 +49,7 @@ class RankPart(NamedTuple):
     loaded: LoadedRank
     paged: HFPagedModel
     backend: AttentionBackend
+    exchanged: fused.FusedModules
 
 
 def load_part(
@@ -88,8 +89,11 @@ def read_part(
         backend = registry.create(config.attention_backend, device, dtype, layers)
     paged = HFPagedModel(loaded.model, survey, backend)
     base = _described(loaded, dtype) if config.adapters else None
-    paged.linear_backend, copied_bytes = install(loaded.model, config.linear_backend, device)
+    paged.linear_backend, copied_bytes = linear.install(
+        loaded.model, config.linear_backend, device
+    )
     paged.weight_bytes += copied_bytes
+    exchanged = fused.install(loaded.model, config.elementwise_backend, device, dtype)
     if base is not None:
         cut = AdapterCut(loaded.plan, loaded.checkpoint.weight, dtype)
         paged.base = base
@@ -97,7 +101,7 @@ def read_part(
             loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut
         )
         paged.lora_backend = paged.lora.backend
-    return RankPart(loaded, paged, backend)
+    return RankPart(loaded, paged, backend, exchanged)
 
 
 def meet(part: RankPart, group: RankGroup) -> None:
@@ -171,5 +175,9 @@ def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: Ran
     own = _load(in_memory(small), small.config, dtype, (group.rank, group.world_size))
     own.model.to(device)
     survey = survey_attention(own.model)
+    exchanged = fused.install(own.model, part.exchanged.backend, device, dtype)
     connect(own.model, own.plan, group)
-    probe.check(HFPagedModel(own.model, survey, backend))
+    probe.check(HFPagedModel(own.model, survey, backend), exchanged)
+    if not exchanged.is_active:
+        # All ranks see the same logits, and come to the same end.
+        part.exchanged.undo()

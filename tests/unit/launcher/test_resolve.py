@@ -170,21 +170,33 @@ def test_the_prepared_model_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("options", "backends"),
     [
-        ({}, ("auto", "auto", "auto")),
-        ({"disable_custom_kernels": True}, ("sdpa", "torch", "cpu")),
-        ({"disable_sgmv": True}, ("auto", "auto", "cpu")),
+        ({}, ("auto", "auto", "auto", "auto")),
+        ({"disable_custom_kernels": True}, ("sdpa", "torch", "torch", "cpu")),
+        ({"disable_sgmv": True}, ("auto", "auto", "auto", "cpu")),
         (
             {"disable_custom_kernels": True, "attention_backend": "torch", "lora_backend": "torch"},
-            ("torch", "torch", "torch"),
+            ("torch", "torch", "torch", "torch"),
         ),
-        ({"disable_custom_kernels": True, "kv_cache_dtype": "fp8_e4m3"}, ("sdpa", "torch", "cpu")),
+        (
+            {"disable_custom_kernels": True, "kv_cache_dtype": "fp8_e4m3"},
+            ("sdpa", "torch", "torch", "cpu"),
+        ),
+        (
+            {"disable_custom_kernels": True, "elementwise_backend": "cpp"},
+            ("sdpa", "torch", "cpp", "cpu"),
+        ),
     ],
 )
 def test_lorax_s_switches_against_custom_kernels_choose_torch_s_own(
-    options: dict[str, Any], backends: tuple[str, str, str]
+    options: dict[str, Any], backends: tuple[str, str, str, str]
 ) -> None:
     (shard,) = plan_of(**options).shards
-    assert (shard.attention_backend, shard.linear_backend, shard.lora_backend) == backends
+    assert backends == (
+        shard.attention_backend,
+        shard.linear_backend,
+        shard.elementwise_backend,
+        shard.lora_backend,
+    )
 
 
 @pytest.mark.parametrize(

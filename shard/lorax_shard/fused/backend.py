@@ -1,0 +1,73 @@
+"""The interface of elementwise backends: what is computed, on tensors of any leading shape.
+
+Legend: T tokens, H heads of queries, G of keys, D their width, R how much of it turns.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+
+
+class Activation(enum.Enum):
+    """What a gate goes through; the values are the kernels' numbers."""
+
+    SILU = 0
+    # The approximation by tanh.
+    GELU_TANH = 1
+
+
+class RmsNorm(NamedTuple):
+    """x / sqrt(mean(x^2) + epsilon) * (offset + weight), over the last dimension."""
+
+    epsilon: float
+    # 1 where a family keeps its weights around zero.
+    offset: float
+
+
+class Rotation(NamedTuple):
+    """How rotary embeddings turn pairs (a, b) of a head: (a cos - b sin, b cos + a sin)."""
+
+    # Pairs are neighbours; else one half of what turns with the other.
+    is_adjacent: bool
+    # Pair p takes the p-th cosine for both; else each number takes that of its own place.
+    is_by_pair: bool
+    # Cosines come for one half only, so that twice as many numbers turn.
+    is_short: bool = False
+
+    def width(self, num_cosines: int) -> int:
+        """Return how many numbers of a head turn."""
+        return num_cosines * (2 if self.is_short else 1)
+
+
+class ElementwiseBackend(ABC):
+    """Computes each row by itself: neither the rows beside it nor threads change a number."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
+        """Return in words why this backend cannot run here, or None when it can."""
+        return None
+
+    @abstractmethod
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        """Return the norm of ``x`` (... x n) with a weight of n."""
+
+    @abstractmethod
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Return activation(gate) * up, all ... x n."""
+
+    @abstractmethod
+    def rotate(
+        self,
+        query: torch.Tensor,  # 1 x H x T x D
+        key: torch.Tensor,  # 1 x G x T x D
+        cos: torch.Tensor,  # 1 x T x R (or R / 2)
+        sin: torch.Tensor,
+        rotation: Rotation,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both turned; what lies beyond R in a head stays as it is."""

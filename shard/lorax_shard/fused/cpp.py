@@ -1,0 +1,192 @@
+"""The ``cpp`` backend: kernels of our own for a CPU; see ``elementwise.cpp`` and ``native``."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.native import load_library
+
+_SOURCE = Path(__file__).with_name("elementwise.cpp")
+# What is computed must not depend on which part of a row the compiler takes in vectors.
+_FLAGS = ("-ffp-contract=off",)
+# The fields of NormCall, GatedCall and RotateCall.
+_PACK_NORM = struct.Struct("=8q2dq").pack
+_PACK_GATED = struct.Struct("=9q").pack
+_PACK_ROTATE = struct.Struct("=24q").pack
+# Fewer numbers than this are done before a second thread has begun.
+_NUMBERS_A_THREAD = 1 << 15
+
+
+class _Kernels(NamedTuple):
+    rms_norm: Any
+    gated: Any
+    rotate: Any
+
+
+class CppElementwise(ElementwiseBackend):
+    """Reads and writes everything once, a call from Python for each operation."""
+
+    name = "cpp"
+
+    def __init__(self) -> None:
+        kernels, reason = _kernels()
+        assert kernels is not None, reason  # the registry makes no backend that cannot run
+        self._rms_norm, self._gated, self._rotate = kernels
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why the kernels cannot be built or loaded here, or None."""
+        if device.type != "cpu":
+            return f"it computes on a CPU, not on {device.type}"
+        if dtype is not torch.float32:
+            return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
+        _, reason = _kernels()
+        return reason
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        """Return the norm; see the interface."""
+        _refuse_others(x, weight)
+        width = x.shape[-1]
+        if weight.dim() != 1 or weight.shape[0] != width:
+            raise ValueError(f"a weight of {tuple(weight.shape)} for rows of {width}")
+        x, outer, stride, inner, inner_stride = _with_rows(x, width)
+        if not weight.is_contiguous():
+            weight = weight.contiguous()
+        out = _empty_as(x)
+        self._rms_norm(
+            _PACK_NORM(
+                x.data_ptr(), outer, stride, inner, inner_stride, weight.data_ptr(),
+                out.data_ptr(), width, norm.epsilon, norm.offset, _num_threads(x.numel()),
+            )
+        )  # fmt: skip
+        return out
+
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Return activation(gate) * up; see the interface."""
+        _refuse_others(gate, up)
+        if gate.shape != up.shape:
+            raise ValueError(f"a gate of {tuple(gate.shape)} for {tuple(up.shape)}")
+        width = gate.shape[-1]
+        gate, rows, gate_stride, gate_inner, _ = _with_rows(gate, width)
+        up, _, up_stride, up_inner, _ = _with_rows(up, width)
+        if gate_inner > 1 or up_inner > 1:
+            gate, up = gate.contiguous(), up.contiguous()
+            rows, gate_stride, up_stride = gate.numel() // width, width, width
+        out = _empty_as(gate)
+        self._gated(
+            _PACK_GATED(
+                gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, out.data_ptr(),
+                rows, width, activation.value, _num_threads(2 * gate.numel()),
+            )
+        )  # fmt: skip
+        return out
+
+    def rotate(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        rotation: Rotation,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both turned, in memory in the order of what they are made of."""
+        _refuse_others(query, key, cos, sin)
+        _, _, num_tokens, dim = query.shape
+        num_keys, width = key.shape[1], rotation.width(cos.shape[-1])
+        if (
+            key.shape != (1, num_keys, num_tokens, dim)
+            or cos.shape != sin.shape
+            or cos.shape[:2] != (1, num_tokens)
+            or width > dim
+            or width % 2
+        ):
+            shapes = (tuple(each.shape) for each in (query, key, cos, sin))
+            raise ValueError(f"heads and angles do not fit: {', '.join(map(str, shapes))}")
+        if num_tokens == 0:
+            return query, key
+        query, turned, queries = _heads(query)
+        key, turned_key, keys = _heads(key)
+        cos, sin = (each if each.stride(2) == 1 else each.contiguous() for each in (cos, sin))
+        self._rotate(
+            _PACK_ROTATE(
+                *queries, *keys,
+                cos.data_ptr(), cos.stride(1), sin.data_ptr(), sin.stride(1),
+                num_tokens, dim, width, rotation.is_adjacent, rotation.is_by_pair,
+                _num_threads(query.numel()),
+            )
+        )  # fmt: skip
+        return turned, turned_key
+
+
+def _with_rows(x: torch.Tensor, width: int) -> tuple[torch.Tensor, int, int, int, int]:
+    """Return where the rows of a tensor lie: outer x inner of them, with a stride for each.
+
+    The tensor comes first, copied if its rows lie too wildly.
+    """
+    if x.is_contiguous():
+        return x, x.numel() // width, width, 1, 0
+    *strides, last = x.stride()
+    steps: list[tuple[int, int]] = []
+    for size, stride in zip(x.shape, strides, strict=False):
+        if steps and steps[-1][1] == size * stride:
+            steps[-1] = steps[-1][0] * size, stride
+        elif size != 1:
+            steps.append((size, stride))
+    if last != 1 or len(steps) > 2:
+        return _with_rows(x.contiguous(), width)
+    (outer, stride), (inner, inner_stride) = (*steps, (1, 0), (1, 0))[:2]
+    return x, outer, stride, inner, inner_stride
+
+
+def _heads(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """Return heads whose numbers follow each other, a place for the result, the kernel's fields."""
+    _, head_stride, token_stride, last = x.stride()
+    if last != 1:
+        return _heads(x.contiguous())
+    out = torch.empty_like(x)
+    _, out_head_stride, out_token_stride, last = out.stride()
+    if last != 1:
+        return _heads(x.contiguous())
+    return x, out, (
+        x.data_ptr(), x.shape[1], head_stride, token_stride,
+        out.data_ptr(), out_head_stride, out_token_stride,
+    )  # fmt: skip
+
+
+def _empty_as(x: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor of the same shape."""
+    out = torch.empty_like(x)
+    return out if out.is_contiguous() else torch.empty(x.shape)
+
+
+def _refuse_others(*tensors: torch.Tensor) -> None:
+    for each in tensors:
+        if each.dtype is not torch.float32 or not each.is_cpu:
+            raise ValueError(
+                f"the kernels compute float32 on a CPU, not {each.dtype}, {each.device}"
+            )
+
+
+def _num_threads(numbers: int) -> int:
+    if numbers < 2 * _NUMBERS_A_THREAD:
+        return 1
+    return min(numbers // _NUMBERS_A_THREAD, torch.get_num_threads())
+
+
+@functools.cache
+def _kernels() -> tuple[_Kernels | None, str | None]:
+    """Return the kernels, or None and the reason in words."""
+    library, reason = load_library(_SOURCE, *_FLAGS)
+    if library is None:
+        return None, reason
+    found: list[Any] = [library.lorax_rms_norm, library.lorax_gated, library.lorax_rotate]
+    for function in found:
+        function.argtypes, function.restype = (ctypes.c_char_p,), None
+    return _Kernels(*found), None

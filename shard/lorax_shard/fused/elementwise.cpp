@@ -1,0 +1,198 @@
+// Elementwise work of a model's layers on a CPU, float32, one pass over memory each. Loaded by
+// cpp.py, compiled without contraction: a product and a sum round as they do in the model's own
+// code, whether they are computed alone or many at once.
+//
+//   norm      out = x / sqrt(mean(x^2) + epsilon) * (offset + weight)
+//   gated     out = activation(gate) * up
+//   rotation  (a, b) -> (a cos - b sin, b cos + a sin) for pairs of a head
+//
+// Each row is computed by one thread in an order that only its width decides.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int num_lanes = 8;
+typedef double Doubles __attribute__((vector_size(64)));
+// Vectors that may lie anywhere.
+typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
+
+// In double precision, where the square of a float is exact.
+inline double sum_of_squares(const float* x, int64_t n) {
+    Doubles sums = {};
+    int64_t i = 0;
+    for (; i + num_lanes <= n; i += num_lanes) {
+        const Doubles wide =
+            __builtin_convertvector(*reinterpret_cast<const Floats*>(x + i), Doubles);
+        sums += wide * wide;
+    }
+    double total =
+        ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    for (; i < n; ++i) total += static_cast<double>(x[i]) * x[i];
+    return total;
+}
+
+// a * b + c, rounded once where the processor does that at no cost.
+inline float multiply_add(float a, float b, float c) {
+#ifdef __FMA__
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+// e^x for x <= 0, to about 1e-7 relative; 0 below -87, NaN for NaN.
+inline float exp_negative(float x) {
+    const float bounded = std::max(x, -87.0f);
+    const float whole = std::nearbyint(bounded * 1.44269504f);
+    // ln 2 in two parts, the first of few digits, so that whole * it is exact.
+    const float f = multiply_add(whole, 2.12194440e-4f, multiply_add(whole, -0.693359375f, bounded));
+    float series = multiply_add(1.0f / 5040.0f, f, 1.0f / 720.0f);
+    series = multiply_add(series, f, 1.0f / 120.0f);
+    series = multiply_add(series, f, 1.0f / 24.0f);
+    series = multiply_add(series, f, 1.0f / 6.0f);
+    series = multiply_add(series, f, 0.5f);
+    series = multiply_add(series * f, f, f) + 1.0f;
+    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(whole) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return x < -87.0f ? 0.0f : series * power;
+}
+
+inline float sigmoid(float x) {
+    const float e = exp_negative(-std::fabs(x));
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+struct Silu {
+    static float of(float x) { return x * sigmoid(x); }
+};
+
+// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3): x sigmoid(2 u).
+struct GeluTanh {
+    static float of(float x) {
+        return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+    }
+};
+
+// Calls work(i) for i below n, by some threads or at once.
+template <typename Work>
+void for_each(int64_t n, int64_t num_threads, const Work& work) {
+    if (num_threads == 1) {
+        for (int64_t i = 0; i < n; ++i) work(i);
+        return;
+    }
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(num_threads))
+    for (int64_t i = 0; i < n; ++i) work(i);
+}
+
+void norm_row(const float* __restrict x, const float* __restrict weight, float* __restrict out,
+              int64_t width, double epsilon, float offset) {
+    const double mean = sum_of_squares(x, width) / static_cast<double>(width);
+    const float scale = static_cast<float>(1.0 / std::sqrt(mean + epsilon));
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] = (x[i] * scale) * (offset + weight[i]);
+}
+
+template <typename Activation>
+void gate_row(const float* __restrict gate, const float* __restrict up, float* __restrict out,
+              int64_t width) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] = Activation::of(gate[i]) * up[i];
+}
+
+// One head. STEP is how far the pairs lie apart from each other: 2 for neighbours, 1 for halves.
+template <int STEP>
+void rotate_head(const float* __restrict x, const float* __restrict cos,
+                 const float* __restrict sin, float* __restrict out, int64_t dim, int64_t width,
+                 bool by_pair) {
+    const int64_t half = width / 2, apart = STEP == 2 ? 1 : half;
+    const int64_t cos_step = by_pair ? 1 : STEP, cos_apart = by_pair ? 0 : apart;
+#pragma omp simd
+    for (int64_t p = 0; p < half; ++p) {
+        const float a = x[p * STEP], b = x[p * STEP + apart];
+        const int64_t first = p * cos_step, second = first + cos_apart;
+        out[p * STEP] = a * cos[first] - b * sin[first];
+        out[p * STEP + apart] = b * cos[second] + a * sin[second];
+    }
+    std::copy(x + width, x + dim, out + width);
+}
+
+// What a call is told, as cpp.py packs it: eight bytes a field. One argument costs a call from
+// Python less than twenty.
+struct NormCall {
+    const float* x;  // outer x inner rows of `width` numbers, with a stride for each
+    int64_t outer, outer_stride, inner, inner_stride;
+    const float* weight;
+    float* out;  // contiguous
+    int64_t width;
+    double epsilon, offset;
+    int64_t num_threads;
+};
+
+struct GatedCall {
+    const float* gate;
+    int64_t gate_stride;
+    const float* up;
+    int64_t up_stride;
+    float* out;  // contiguous
+    int64_t rows, width, activation, num_threads;
+};
+
+// Heads x tokens x dim with strides for the first two; dim is contiguous.
+struct Heads {
+    const float* data;
+    int64_t number, head_stride, token_stride;
+    float* out;
+    int64_t out_head_stride, out_token_stride;
+};
+
+struct RotateCall {
+    Heads query, key;
+    const float* cos;
+    int64_t cos_stride;
+    const float* sin;
+    int64_t sin_stride;
+    int64_t tokens, dim, width, is_adjacent, is_by_pair, num_threads;
+};
+
+void rotate_token(const Heads& heads, int64_t token, const RotateCall& call) {
+    const float* cos = call.cos + token * call.cos_stride;
+    const float* sin = call.sin + token * call.sin_stride;
+    const auto rotate = call.is_adjacent ? rotate_head<2> : rotate_head<1>;
+    for (int64_t h = 0; h < heads.number; ++h)
+        rotate(heads.data + h * heads.head_stride + token * heads.token_stride, cos, sin,
+               heads.out + h * heads.out_head_stride + token * heads.out_token_stride, call.dim,
+               call.width, call.is_by_pair);
+}
+
+}  // namespace
+
+extern "C" void lorax_rms_norm(const NormCall* packed) {
+    const NormCall c = *packed;
+    const float offset = static_cast<float>(c.offset);
+    for_each(c.outer, c.num_threads, [&](int64_t i) {
+        for (int64_t j = 0; j < c.inner; ++j)
+            norm_row(c.x + i * c.outer_stride + j * c.inner_stride, c.weight,
+                     c.out + (i * c.inner + j) * c.width, c.width, c.epsilon, offset);
+    });
+}
+
+extern "C" void lorax_gated(const GatedCall* packed) {
+    const GatedCall c = *packed;
+    const auto row = c.activation == 0 ? gate_row<Silu> : gate_row<GeluTanh>;
+    for_each(c.rows, c.num_threads, [&](int64_t i) {
+        row(c.gate + i * c.gate_stride, c.up + i * c.up_stride, c.out + i * c.width, c.width);
+    });
+}
+
+extern "C" void lorax_rotate(const RotateCall* packed) {
+    const RotateCall c = *packed;
+    for_each(c.tokens, c.num_threads, [&](int64_t token) {
+        rotate_token(c.query, token, c);
+        rotate_token(c.key, token, c);
+    });
+}

@@ -1,0 +1,68 @@
+"""A module's forward, exchanged for one that computes the same, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+# Largest difference that counts as rounding, as a share of the largest number.
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+class Forward(NamedTuple):
+    """What a class may compute in place of its own forward."""
+
+    function: Callable[..., Any]
+    # Classes that get the same one are one class.
+    key: Hashable
+
+
+class Exchange:
+    """Owns what was exchanged in one model.
+
+    A module changes its class, to one below its own that differs in its forward: its names,
+    its weights and whatever others put on the module itself stay, and so does its place in the
+    model.
+    """
+
+    def __init__(self) -> None:
+        self._own: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._classes: dict[tuple[type[nn.Module], Hashable], type[nn.Module]] = {}
+
+    def put(self, module: nn.Module, forward: Forward) -> None:
+        """Give a module another forward."""
+        own = type(module)
+        key = own, forward.key
+        if key not in self._classes:
+            # Messages name a module's class: by the name that its family knows.
+            names = {"forward": forward.function, "__module__": own.__module__}
+            self._classes[key] = type(own.__name__, (own,), names)
+        self._own.append((module, own))
+        module.__class__ = self._classes[key]
+
+    def undo(self) -> bool:
+        """Give every module its own forward again; returns whether there were any."""
+        own, self._own = self._own, []
+        for module, its_class in own:
+            module.__class__ = its_class
+        return bool(own)
+
+
+def noise(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the same random numbers for the same shape, for trials."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+
+
+def is_same(own: Callable[[], Any], fused: Callable[[], Any]) -> bool:
+    """Return whether two calls compute the same but for rounding; one that fails does not."""
+    try:
+        expected, found = own(), fused()
+        scale = max(float(expected.float().abs().max()), 1e-30)
+        difference = float((expected.float() - found.float()).abs().max())
+        return expected.shape == found.shape and difference <= _TOLERANCE[expected.dtype] * scale
+    except Exception:  # noqa: BLE001 - what a module raises that takes other arguments is not known
+        return False

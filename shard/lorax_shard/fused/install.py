@@ -1,0 +1,78 @@
+"""Puts fused elementwise work into a model in place of its own, from outside."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import torch
+from torch import nn
+
+from lorax_shard.fused import gates, norms
+from lorax_shard.fused.backend import ElementwiseBackend
+from lorax_shard.fused.forwards import Exchange, Forward
+from lorax_shard.fused.registry import create
+from lorax_shard.fused.rotary import RotaryFinder
+
+logger = logging.getLogger(__name__)
+
+
+class FusedModules:
+    """What computes by a backend's kernels in one model, until it is put back."""
+
+    def __init__(self, backend: ElementwiseBackend) -> None:
+        self.backend = backend.name
+        # How many of each kind.
+        self.counts: Counter[str] = Counter()
+        self._exchange = Exchange()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything computes by the kernels."""
+        return bool(self.counts)
+
+    def put(self, kind: str, module: nn.Module, forward: Forward) -> None:
+        """Let a module compute by ``forward``."""
+        self._exchange.put(module, forward)
+        self.counts[kind] += 1
+
+    def undo(self) -> bool:
+        """Give the model its own code again; returns whether it had any other."""
+        self.counts.clear()
+        self.backend = "torch"
+        return self._exchange.undo()
+
+
+@torch.inference_mode()
+def install(
+    model: nn.Module, backend: str, device: torch.device, dtype: torch.dtype
+) -> FusedModules:
+    """Let the modules of known forms compute by a backend's kernels; all others stay.
+
+    Comes after whatever replaces the model's linears. ``backend`` is 'auto' or a name of the
+    registry; 'torch' leaves the model as it is. A module is known by its shape and by a trial:
+    on random rows it computes what the kernel does. Raises StartupError (BACKEND_UNAVAILABLE).
+    """
+    chosen = create(backend, device, dtype)
+    fused = FusedModules(chosen)
+    if chosen.name == "torch":
+        return fused
+    rotary = RotaryFinder(chosen)
+    like = torch.empty(0, device=device, dtype=dtype)
+    for module in list(model.modules()):
+        found = {
+            "norms": norms.find(module, chosen),
+            "gated MLPs": gates.find(module, chosen, like),
+            "rotary attentions": rotary.find(module),
+        }
+        for kind, forward in found.items():
+            if forward is not None:
+                fused.put(kind, module, forward)
+    counted = ", ".join(f"{count} {kind}" for kind, count in fused.counts.items())
+    logger.info(
+        "elementwise work by %s: %s",
+        chosen.name,
+        counted or "nothing in this model has a known form",
+        extra={"fields": {"event": "elementwise", "backend": chosen.name, **fused.counts}},
+    )
+    return fused

@@ -1,0 +1,53 @@
+"""Finds the norms of a model that are RMS norms, by what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorax_shard.fused.backend import ElementwiseBackend, RmsNorm
+from lorax_shard.fused.forwards import Forward, is_same, noise
+
+_EPSILONS = ("variance_epsilon", "eps", "epsilon")
+_ROWS = 5
+
+
+def find(module: nn.Module, backend: ElementwiseBackend) -> Forward | None:
+    """Return what takes the place of the module's forward, if it is a norm of a known form."""
+    return next(
+        (
+            Forward(_forward(backend, norm), (backend, norm))
+            for norm in _candidates(module)
+            if _computes(module, backend, norm)
+        ),
+        None,
+    )
+
+
+def _candidates(module: nn.Module) -> Iterator[RmsNorm]:
+    """Yield the norms that a module of this shape may be."""
+    parameters = dict(module.named_parameters())
+    epsilon = next((getattr(module, n) for n in _EPSILONS if hasattr(module, n)), None)
+    # torch's own norm is fused.
+    if isinstance(module, nn.RMSNorm) or parameters.keys() != {"weight"} or any(module.children()):
+        return
+    if isinstance(epsilon, float) and parameters["weight"].dim() == 1:
+        for offset in (0.0, 1.0):
+            yield RmsNorm(epsilon, offset)
+
+
+def _computes(module: Any, backend: ElementwiseBackend, norm: RmsNorm) -> bool:
+    weight: torch.Tensor = module.weight
+    # Away from zero, so that a norm that takes the mean off shows.
+    x = noise(_ROWS, len(weight), like=weight) + 1
+    return is_same(lambda: module(x), lambda: backend.rms_norm(x, weight, norm))
+
+
+def _forward(backend: ElementwiseBackend, norm: RmsNorm) -> Any:
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        return backend.rms_norm(hidden_states, self.weight, norm)
+
+    return forward

@@ -1,0 +1,55 @@
+"""The ``torch`` backend: the specification of the others, in plain operations."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+
+
+class TorchElementwise(ElementwiseBackend):
+    """Any device, any dtype; by this name a model keeps its own code, which does the same."""
+
+    name = "torch"
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        """Compute in float32 and round once."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.epsilon)
+        return (wide * (norm.offset + weight.float())).to(x.dtype)
+
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Compute by the functions of torch."""
+        if activation is Activation.SILU:
+            return functional.silu(gate) * up
+        return functional.gelu(gate, approximate="tanh") * up
+
+    def rotate(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        rotation: Rotation,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn queries and keys pair by pair."""
+        turned = (_rotated(each, cos, sin, rotation) for each in (query, key))
+        return next(turned), next(turned)
+
+
+def _rotated(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rotation
+) -> torch.Tensor:
+    width = rotation.width(cos.shape[-1])
+    half = width // 2
+    evens = torch.arange(0, width, 2) if rotation.is_adjacent else torch.arange(half)
+    odds = evens + (1 if rotation.is_adjacent else half)
+    # Which cosine each of a pair takes.
+    first, second = (torch.arange(half),) * 2 if rotation.is_by_pair else (evens, odds)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    a, b = x[..., evens], x[..., odds]
+    result = x.clone()
+    result[..., evens] = a * cos[..., first] - b * sin[..., first]
+    result[..., odds] = b * cos[..., second] + a * sin[..., second]
+    return result

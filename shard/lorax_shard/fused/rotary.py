@@ -1,0 +1,107 @@
+"""Finds how a model's attention turns queries and keys, by what its function for it computes.
+
+Families keep that function beside their attention, whose code calls it by its name. The code
+stays: the name means another function in it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lorax_shard.fused.backend import ElementwiseBackend, Rotation
+from lorax_shard.fused.forwards import Forward, is_same, noise
+from lorax_shard.fused.reference import TorchElementwise
+
+_NAME = "apply_rotary_pos_emb"
+_CANDIDATES = tuple(
+    Rotation(is_adjacent, is_by_pair, is_short)
+    for is_short in (False, True)
+    for is_adjacent in (False, True)
+    for is_by_pair in (False, True)
+    if is_by_pair or not is_short
+)
+_TOKENS, _DIM = 5, 16
+
+_Heads = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Known(NamedTuple):
+    """What a family's function does with as many cosines as a head is wide, and with fewer."""
+
+    full: Rotation | None
+    narrow: Rotation | None
+
+
+class RotaryFinder:
+    """Finds the attention modules of a model whose rotation is known."""
+
+    def __init__(self, backend: ElementwiseBackend) -> None:
+        self._backend = backend
+        self._known: dict[Callable[..., Any], _Known] = {}
+
+    def find(self, module: nn.Module) -> Forward | None:
+        """Return what takes the place of the module's forward, if its rotation is known."""
+        code = inspect.unwrap(type(module).forward)
+        if not isinstance(code, types.FunctionType) or _NAME not in code.__code__.co_names:
+            return None
+        own = code.__globals__.get(_NAME)
+        if own is None:
+            return None
+        if own not in self._known:
+            self._known[own] = _Known(_trial(own, _DIM), _trial(own, _DIM // 2))
+        known = self._known[own]
+        if known == (None, None):
+            return None
+        return Forward(_rebound(code, _rotation(own, known, self._backend)), (self._backend, own))
+
+
+def _trial(own: Callable[..., Any], num_cosines: int) -> Rotation | None:
+    """Return the rotation that a family's function computes, if it is a known one."""
+    like = torch.empty(0)
+    query, key = noise(1, 3, _TOKENS, _DIM, like=like), noise(1, 2, _TOKENS, _DIM, like=like)
+    cos, sin = noise(2, 1, _TOKENS, num_cosines, like=like)
+
+    def joined(heads: _Heads) -> torch.Tensor:
+        return torch.cat(heads, dim=1)
+
+    def computes(rotation: Rotation) -> bool:
+        reference = TorchElementwise()
+        return is_same(
+            lambda: joined(own(query, key, cos, sin)),
+            lambda: joined(reference.rotate(query, key, cos, sin, rotation)),
+        )
+
+    return next(filter(computes, _CANDIDATES), None)
+
+
+def _rotation(
+    own: Callable[..., _Heads], known: _Known, backend: ElementwiseBackend
+) -> Callable[..., _Heads]:
+    """Return the family's function, by a kernel where it is asked for what is known."""
+
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> _Heads:  # fmt: skip
+        rotation = known.full if cos.shape[-1] == q.shape[-1] else known.narrow
+        is_plain = not args and not kwargs and q.dim() == 4 and q.shape[0] == 1 and cos.dim() == 3
+        if rotation is None or not is_plain:
+            return own(q, k, cos, sin, *args, **kwargs)
+        return backend.rotate(q, k, cos, sin, rotation)
+
+    return rotate
+
+
+def _rebound(code: types.FunctionType, rotate: Callable[..., _Heads]) -> types.FunctionType:
+    """Return a function of the same code in which the name means another function."""
+    names = {**code.__globals__, _NAME: rotate}
+    bound = types.FunctionType(
+        code.__code__, names, code.__name__, code.__defaults__, code.__closure__
+    )
+    bound.__kwdefaults__ = code.__kwdefaults__
+    return bound

@@ -1,0 +1,216 @@
+"""Every elementwise backend computes what the specification says, whatever lies around a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from lorax_contract.errors import StartupError
+from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.reference import TorchElementwise
+from lorax_shard.fused.registry import BACKENDS, create
+
+CPU = torch.device("cpu")
+SPECIFICATION = TorchElementwise()
+WIDTHS = (1, 2, 7, 8, 9, 64, 129, 576)
+LEADING = ((1,), (5,), (1, 3), (2, 3, 4), (0,), (1, 0))
+ROTATIONS = [
+    *(Rotation(adjacent, by_pair) for adjacent in (False, True) for by_pair in (False, True)),
+    *(Rotation(adjacent, True, is_short=True) for adjacent in (False, True)),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> ElementwiseBackend:
+    try:
+        return create(request.param, CPU, torch.float32)
+    except StartupError as error:
+        pytest.skip(str(error))
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def layouts(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield equal tensors whose numbers lie elsewhere."""
+    yield x
+    *leading, width = x.shape
+    columns = torch.zeros(*leading, 2 * width + 3)
+    columns[..., 1 : width + 1] = x
+    yield columns[..., 1 : width + 1]
+    spread = torch.zeros(*leading, width, 2)
+    spread[..., 0] = x
+    yield spread[..., 0]
+    if len(leading) > 1:
+        yield x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norm(backend: ElementwiseBackend, width: int, offset: float) -> None:
+    norm, weight = RmsNorm(1e-5, offset), draw(width, seed=1)
+    for leading in LEADING:
+        for x in layouts(draw(*leading, width) + 0.5):
+            before = x.clone()
+            close(backend.rms_norm(x, weight, norm), SPECIFICATION.rms_norm(x, weight, norm))
+            assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gated(backend: ElementwiseBackend, width: int, activation: Activation) -> None:
+    for leading in LEADING:
+        gates, ups = (layouts(3 * draw(*leading, width, seed=seed)) for seed in (0, 1))
+        for gate, up in zip(gates, ups, strict=True):
+            close(backend.gated(gate, up, activation), SPECIFICATION.gated(gate, up, activation))
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_gated_from_one_end_to_the_other(
+    backend: ElementwiseBackend, activation: Activation
+) -> None:
+    gate = torch.cat([torch.linspace(-120, 120, 4001), torch.logspace(-30, 30, 61)])
+    close(
+        backend.gated(gate, torch.ones_like(gate), activation),
+        SPECIFICATION.gated(gate, torch.ones_like(gate), activation),
+    )
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize(("dim", "width"), [(2, 2), (16, 16), (64, 64), (20, 6), (128, 32)])
+@pytest.mark.parametrize(("heads", "tokens"), [((1, 1), 1), ((9, 3), 7), ((4, 4), 0)])
+def test_rotation(
+    backend: ElementwiseBackend,
+    rotation: Rotation,
+    dim: int,
+    width: int,
+    heads: tuple[int, int],
+    tokens: int,
+) -> None:
+    num_cosines = width // 2 if rotation.is_short else width
+    cos, sin = draw(2, 1, tokens, num_cosines, seed=2)
+    shapes = [(1, number, tokens, dim) for number in heads]
+    queries, keys = (layouts(draw(*shape, seed=seed)) for seed, shape in enumerate(shapes))
+    for query, key in zip(queries, keys, strict=True):
+        found = backend.rotate(query, key, cos, sin, rotation)
+        expected = SPECIFICATION.rotate(query, key, cos, sin, rotation)
+        close(found[0], expected[0])
+        close(found[1], expected[1])
+
+
+def test_rotation_of_columns_of_one_tensor(backend: ElementwiseBackend) -> None:
+    stacked = draw(1, 6, 5 * 16)
+    query = stacked[..., : 3 * 16].view(1, 6, 3, 16).transpose(1, 2)
+    key = stacked[..., 3 * 16 : 4 * 16].view(1, 6, 1, 16).transpose(1, 2)
+    cos, sin = draw(2, 1, 6, 16, seed=2)
+    rotation = Rotation(is_adjacent=False, is_by_pair=False)
+    found = backend.rotate(query, key, cos, sin, rotation)
+    expected = SPECIFICATION.rotate(query.clone(), key.clone(), cos, sin, rotation)
+    close(found[0], expected[0])
+    close(found[1], expected[1])
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_passes_through_and_stays_in_its_row(
+    backend: ElementwiseBackend, strange: float
+) -> None:
+    x = draw(3, 33)
+    x[1, 20] = strange
+    norm = RmsNorm(1e-6, 0.0)
+    close(
+        backend.rms_norm(x, torch.ones(33), norm),
+        SPECIFICATION.rms_norm(x, torch.ones(33), norm),
+    )
+    for activation in Activation:
+        for gate, up in ((x, draw(3, 33, seed=1)), (draw(3, 33, seed=1), x)):
+            close(backend.gated(gate, up, activation), SPECIFICATION.gated(gate, up, activation))
+    heads, angles = x[:, :32].view(1, 1, 3, 32), draw(1, 3, 32, seed=3)
+    for rotation in ROTATIONS[:4]:
+        found = backend.rotate(heads, heads, angles, angles, rotation)[0]
+        close(found, SPECIFICATION.rotate(heads, heads, angles, angles, rotation)[0])
+
+
+def test_a_row_is_the_same_alone_and_among_others_on_any_threads(
+    backend: ElementwiseBackend,
+) -> None:
+    if backend.name == "torch":
+        pytest.skip("torch does not promise it: a thread's last numbers differ")
+    rows, width = 700, 577
+    x, up, weight = draw(rows, width), draw(rows, width, seed=1), draw(width, seed=2)
+    heads, angles = draw(1, 3, rows, 64, seed=3), draw(2, 1, rows, 64, seed=4)
+
+    def compute(first: int, last: int) -> list[torch.Tensor]:
+        at = slice(first, last)
+        turned = backend.rotate(
+            heads[:, :, at], heads[:, :, at], *angles[:, :, at], Rotation(False, False)
+        )
+        return [
+            backend.rms_norm(x[at], weight, RmsNorm(1e-5, 0.0)),
+            *(backend.gated(x[at], up[at], activation) for activation in Activation),
+            *(each[0].transpose(0, 1) for each in turned),
+        ]
+
+    with num_threads(1):
+        together = compute(0, rows)
+    with num_threads(3):
+        for found, expected in zip(compute(0, rows), together, strict=True):
+            assert torch.equal(found, expected)
+    for first, last in ((0, 1), (13, 14), (5, 8), (100, 433), (699, 700)):
+        for found, expected in zip(compute(first, last), together, strict=True):
+            assert torch.equal(found, expected[first:last])
+
+
+def test_a_row_is_the_same_wherever_it_lies(backend: ElementwiseBackend) -> None:
+    if backend.name == "torch":
+        pytest.skip("torch does not promise it")
+    memory, row, weight = torch.zeros(700), draw(576), draw(576, seed=1)
+    expected = backend.rms_norm(row, weight, RmsNorm(1e-5, 0.0))
+    gated = backend.gated(row, row, Activation.SILU)
+    for start in range(33):
+        memory[start : start + 576] = row
+        moved = memory[start : start + 576]
+        assert torch.equal(backend.rms_norm(moved, weight, RmsNorm(1e-5, 0.0)), expected)
+        assert torch.equal(backend.gated(moved, moved, Activation.SILU), gated)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda b: b.rms_norm(torch.ones(2, 8).double(), torch.ones(8), RmsNorm(1e-5, 0.0)),
+        lambda b: b.rms_norm(torch.ones(2, 8), torch.ones(7), RmsNorm(1e-5, 0.0)),
+        lambda b: b.gated(torch.ones(2, 8), torch.ones(3, 8), Activation.SILU),
+        lambda b: b.rotate(*_heads(tokens=3), Rotation(False, False)),
+        lambda b: b.rotate(*_heads(width=32), Rotation(False, False)),
+        lambda b: b.rotate(*_heads(key_dim=8), Rotation(False, False)),
+    ],
+)
+def test_kernels_read_nothing_that_does_not_fit(backend: ElementwiseBackend, call) -> None:
+    if backend.name == "torch":
+        pytest.skip("torch has checks of its own")
+    with pytest.raises(ValueError):
+        call(backend)
+
+
+def _heads(*, tokens: int = 2, width: int = 16, key_dim: int = 16) -> list[torch.Tensor]:
+    angles = torch.ones(1, tokens, width)
+    return [torch.ones(1, 3, 2, 16), torch.ones(1, 1, 2, key_dim), angles, angles]
