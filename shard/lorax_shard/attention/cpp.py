@@ -1,12 +1,14 @@
 """The ``cpp`` backend: few tokens of a row by a kernel of our own, prompts as ``sdpa`` does them.
 
-``decode.cpp`` is compiled for this very CPU when it is first asked for; see ``native``.
+``decode.cpp`` and ``store.cpp`` are compiled for this very CPU when they are first asked for;
+see ``native``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,9 @@ from lorax_shard.attention.sdpa import SdpaAttention
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("decode.cpp")
+_STORE_SOURCE = Path(__file__).with_name("store.cpp")
+# The fields of StoreCall, in one argument: a call from Python costs by their number.
+_PACK_STORE = struct.Struct("=14q").pack
 # Query tokens of a row up to which each is computed as a decode row of its own: gathering the
 # row's blocks for one call of the library costs more.
 _FEW_TOKENS = 10
@@ -51,8 +56,7 @@ class CppAttention(SdpaAttention):
             return f"it computes on a CPU, not on {device.type}"
         if dtype is not torch.float32:
             return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
-        _, reason = _kernel()
-        return reason
+        return _kernel()[1] or _store()[1]
 
     @classmethod
     def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - whichever it is
@@ -63,6 +67,39 @@ class CppAttention(SdpaAttention):
         """Return how many rows the kernel computes: the first ones, each of few tokens."""
         long = (row for row, num in enumerate(metadata.query_lens) if num > _FEW_TOKENS)
         return next(long, len(metadata.query_lens))
+
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        metadata: StepMetadata,
+    ) -> None:
+        """Write finite K and V only, as ``sdpa`` does, in one pass."""
+        slots = metadata.slots
+        keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
+        key, value = _rows_together(key), _rows_together(value)
+        num_tokens, num_heads, key_dim = key.shape
+        if not (
+            key.dtype is value.dtype is keys.dtype is torch.float32
+            and slots.dtype is torch.int64
+            and slots.is_contiguous()
+            and slots.shape == (num_tokens,)
+            and (num_heads, key_dim) == keys.shape[2:]
+            and value.shape == (num_tokens, num_heads, values.shape[3])
+        ):
+            raise ValueError(f"K of {tuple(key.shape)} and V of {tuple(value.shape)} do not fit")
+        library, reason = _store()
+        assert library is not None, reason  # the registry makes no backend that cannot run
+        num_stored = library(
+            _PACK_STORE(
+                key.data_ptr(), key.stride(0), key.stride(1), key_dim, keys.data_ptr(),
+                value.data_ptr(), value.stride(0), value.stride(1), value.shape[2], values.data_ptr(),
+                slots.data_ptr(), keys.shape[0] * keys.shape[1], num_tokens, num_heads,
+            )
+        )  # fmt: skip
+        if num_stored < num_tokens:
+            raise IndexError(f"the cache has no slot {int(slots[num_stored])}")
 
     def _decode(
         self,
@@ -76,7 +113,7 @@ class CppAttention(SdpaAttention):
         assert kernel is not None, reason  # the registry makes no backend that cannot run
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
         tokens = self._query_tokens(metadata)
-        query = query if query.stride(2) == 1 else query.contiguous()
+        query = _rows_together(query)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         kernel(
             query.data_ptr(), query.stride(0), query.stride(1),
@@ -106,6 +143,22 @@ def _tokens_of_rows(num_rows: int, metadata: StepMetadata) -> _QueryTokens:
     if num_tokens > num_rows:
         tables = tables.repeat_interleave(query_lens, dim=0)
     return _QueryTokens(num_tokens, tables.contiguous(), ends - behind)
+
+
+def _rows_together(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose last dimension lies without gaps."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+@functools.cache
+def _store() -> tuple[Callable[[bytes], int] | None, str | None]:
+    """Return what stores K and V, or None and the reason in words."""
+    library, reason = load_library(_STORE_SOURCE)
+    if library is None:
+        return None, reason
+    function: Any = library.lorax_store
+    function.argtypes, function.restype = (ctypes.c_char_p,), ctypes.c_int64
+    return function, None
 
 
 @functools.cache

@@ -89,9 +89,7 @@ def read_part(
         backend = registry.create(config.attention_backend, device, dtype, layers)
     paged = HFPagedModel(loaded.model, survey, backend)
     base = _described(loaded, dtype) if config.adapters else None
-    paged.linear_backend, copied_bytes = linear.install(
-        loaded.model, config.linear_backend, device
-    )
+    paged.linear_backend, copied_bytes = linear.install(loaded.model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
     exchanged = fused.install(loaded.model, config.elementwise_backend, device, dtype)
     if base is not None:

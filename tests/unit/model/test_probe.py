@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.helpers.thread_ranks import Meeting, ThreadGroup
 from tests.helpers.tiny_models import make_tiny_model
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.sdpa import SdpaAttention
+from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -157,3 +160,47 @@ def test_miniature_keeps_class_and_layer_kinds_and_is_small() -> None:
     assert model.config.num_hidden_layers == 9
     assert model.config.sliding_window == 4096
     assert sum(p.numel() for p in small.parameters()) < 200_000
+
+
+def break_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the kernel of norms wrong for as many rows as no trial has."""
+    rms_norm = CppElementwise.rms_norm
+
+    def broken(self, x, weight, norm):
+        return rms_norm(self, x, weight, norm) * (1.5 if x.shape[-2] > 20 else 1.0)
+
+    monkeypatch.setattr(CppElementwise, "rms_norm", broken)
+
+
+class AloneInGroup(ThreadGroup):
+    """A rank without others, that loads as one of several does."""
+
+    def __init__(self) -> None:
+        super().__init__(Meeting(1), rank=0)
+
+    def wait_for_all(self, what: str, timeout_s: float) -> None:
+        """Nobody else comes."""
+
+
+@pytest.mark.skipif(
+    CppElementwise.probe(torch.device("cpu"), torch.float32) is not None,
+    reason="the kernels cannot run here",
+)
+@pytest.mark.parametrize("group", [None, AloneInGroup()], ids=["whole", "a rank"])
+def test_fused_work_that_differs_costs_the_model_that_only(
+    group: AloneInGroup | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = make_tiny_model("llama", tmp_path / "m")
+    config = ShardConfig(model_dir=str(path), model_id="tiny", shard_uris=["unix:///none"])
+
+    def norm() -> type:
+        return type(load_paged_model(config, group)._model.get_submodule("model.norm"))
+
+    assert norm() is not LlamaRMSNorm
+    assert "left to its own code" not in caplog.text
+    break_norms(monkeypatch)
+    assert norm() is LlamaRMSNorm
+    assert "the elementwise work of LlamaForCausalLM is left to its own code" in caplog.text

@@ -1,0 +1,246 @@
+"""What computes by fused kernels in a model, and what stays as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.helpers.tiny_models import tiny_config
+from torch import nn
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.fused import install
+from lorax_shard.fused.cpp import CppElementwise
+from lorax_shard.lora import model as lora
+from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.model.families import TESTED_FAMILIES
+
+CPU = torch.device("cpu")
+# Norms, gated MLPs and rotary attentions of two layers.
+FORMS = {
+    "cohere": (0, 2, 2),
+    "cohere2": (0, 2, 2),
+    "deepseek_v2": (9, 2, 0),
+    "gemma": (5, 2, 2),
+    "gemma2": (9, 2, 2),
+    "gemma3_text": (13, 2, 2),
+    "glm4": (9, 2, 2),
+    "gpt2": (0, 0, 0),
+    "gpt_bigcode": (0, 0, 0),
+    "gpt_neox": (0, 0, 2),
+    "gpt_oss": (5, 0, 2),
+    "granite": (5, 2, 2),
+    "llama": (5, 2, 2),
+    "llama4_text": (5, 2, 0),
+    "mistral": (5, 2, 2),
+    "mixtral": (5, 0, 2),
+    "olmo2": (9, 2, 2),
+    "opt": (0, 0, 0),
+    "phi": (0, 0, 2),
+    "phi3": (5, 2, 2),
+    "qwen2": (5, 2, 2),
+    "qwen3": (9, 2, 2),
+    "qwen3_moe": (9, 0, 2),
+    "smollm3": (5, 2, 2),
+    "starcoder2": (0, 0, 2),
+}
+KINDS = ("norms", "gated MLPs", "rotary attentions")
+
+pytestmark = pytest.mark.skipif(
+    CppElementwise.probe(CPU, torch.float32) is not None, reason="the kernels cannot run here"
+)
+
+
+def make_model(family: str) -> Any:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(tiny_config(family)).eval()
+    for parameter in model.parameters():
+        # Norms begin as ones or zeros, which hide how they are applied.
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model
+
+
+@torch.inference_mode()
+def logits_of(model: Any) -> torch.Tensor:
+    ids = torch.arange(40).view(1, 40) % 300
+    found: torch.Tensor = model(ids, use_cache=False).logits
+    return found
+
+
+def test_every_tested_family_is_known() -> None:
+    assert FORMS.keys() == TESTED_FAMILIES
+
+
+@pytest.mark.parametrize("family", sorted(FORMS))
+def test_a_family_computes_the_same_until_its_own_code_is_back(family: str) -> None:
+    model = make_model(family)
+    own, classes = logits_of(model), [type(module) for module in model.modules()]
+    names = [name for name, _ in model.named_parameters()]
+    fused = install(model, "cpp", CPU, torch.float32)
+    assert tuple(fused.counts[kind] for kind in KINDS) == FORMS[family]
+    assert fused.is_active == any(FORMS[family])
+    torch.testing.assert_close(logits_of(model), own, rtol=0, atol=1e-5 * float(own.abs().max()))
+    assert [name for name, _ in model.named_parameters()] == names
+    assert [type(module).__name__ for module in model.modules()] == [
+        each.__name__ for each in classes
+    ]
+    assert fused.undo() == any(FORMS[family])
+    assert fused.backend == "torch"
+    assert [type(module) for module in model.modules()] == classes
+    assert torch.equal(logits_of(model), own)
+    assert not fused.undo()
+
+
+def test_another_model_of_the_family_keeps_its_own_code() -> None:
+    fused, other = make_model("llama"), make_model("llama")
+    own = logits_of(other)
+    install(fused, "cpp", CPU, torch.float32)
+    assert torch.equal(logits_of(other), own)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", torch.float32), ("auto", torch.bfloat16)])
+def test_a_model_keeps_its_own_code(backend: str, dtype: torch.dtype) -> None:
+    model = make_model("llama").to(dtype)
+    classes = [type(module) for module in model.modules()]
+    fused = install(model, backend, CPU, dtype)
+    assert [type(module) for module in model.modules()] == classes
+    assert not fused.is_active
+
+
+class MeanNorm(nn.Module):
+    """Looks like an RMS norm, and takes the mean off."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class ReluMlp(nn.Module):
+    """Has the names of a gated MLP, and another activation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.down_proj = nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(torch.relu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Ungated(ReluMlp):
+    """Uses its linears in another order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.silu(self.up_proj(x)) * self.gate_proj(x))
+
+
+class TwoInputs(MeanNorm):
+    """A norm that is called with something else."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * gate
+
+
+def apply_rotary_pos_emb(q, k, cos, sin):
+    return q * cos.unsqueeze(1) - sin.unsqueeze(1), k
+
+
+class OtherRotation(nn.Module):
+    """Calls a function of the usual name, which does something else."""
+
+    def forward(self, q, k, cos, sin):
+        return apply_rotary_pos_emb(q, k, cos, sin)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        MeanNorm(12), TwoInputs(12), ReluMlp(12), Ungated(12), OtherRotation(),
+        nn.LayerNorm(12), nn.LayerNorm(12, bias=False), nn.RMSNorm(12), nn.Linear(12, 12),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_what_computes_something_else_stays(module: nn.Module) -> None:
+    own = type(module)
+    fused = install(nn.Sequential(module), "cpp", CPU, torch.float32)
+    assert type(module) is own
+    assert fused.counts == Counter()
+
+
+def adapters(model: Any) -> list[HostAdapter]:
+    """An adapter of linears whose outputs are fused, and one of a norm's whole weight."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    low_rank = {
+        name: ModuleDelta(
+            a=draw(4, module.in_features), b=draw(module.out_features, 4) / 10, scaling=1.0
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    norms = {
+        name: ModuleDelta(weight=1 + draw(*module.weight.shape))
+        for name, module in model.named_modules()
+        if "norm" in name
+    }
+    return [_adapter("0", low_rank), _adapter("1", norms)]
+
+
+def _adapter(digest: str, modules: dict[str, ModuleDelta]) -> HostAdapter:
+    return HostAdapter(digest=digest, modules=modules)
+
+
+@torch.inference_mode()
+def adapted_logits(model: Any, slots: lora.LoraModel) -> torch.Tensor:
+    for slot, adapter in enumerate(adapters(model)):
+        slots.load(slot, adapter)
+    ids = torch.arange(40).view(1, 40) % 300
+    with slots.step([10, 20, 10], [0, None, 1]):
+        found: torch.Tensor = model(ids, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_adapters_change_fused_modules_as_they_change_a_model_s_own(family: str) -> None:
+    plain, model = make_model(family), make_model(family)
+    expected = adapted_logits(plain, lora.install(plain, "torch", CPU, torch.float32))
+    fused = install(model, "cpp", CPU, torch.float32)
+    slots = lora.install(model, "torch", CPU, torch.float32)
+    tolerance = 1e-5 * float(expected.abs().max())
+    torch.testing.assert_close(adapted_logits(model, slots), expected, rtol=0, atol=tolerance)
+    # Also where a model gets its own code back beneath what adapters have put on it.
+    fused.undo()
+    for slot in (0, 1):
+        slots.unload(slot)
+    assert torch.equal(adapted_logits(model, slots), expected)
+
+
+def test_an_unknown_name_is_refused_with_the_names() -> None:
+    with pytest.raises(StartupError, match="choose auto or one of cpp, torch") as caught:
+        install(nn.Linear(2, 2), "fast", CPU, torch.float32)
+    assert caught.value.exit_code is ExitCode.BACKEND_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        (CPU, torch.bfloat16, "computes float32, not bfloat16"),
+        (torch.device("cuda"), torch.float32, "computes on a CPU, not on cuda"),
+    ],
+)
+def test_a_named_backend_that_cannot_run_is_refused_with_the_reason(
+    device: torch.device, dtype: torch.dtype, reason: str
+) -> None:
+    with pytest.raises(StartupError, match=reason):
+        install(nn.Linear(2, 2), "cpp", device, dtype)
