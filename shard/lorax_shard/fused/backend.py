@@ -26,6 +26,8 @@ class RmsNorm(NamedTuple):
     epsilon: float
     # 1 where a family keeps its weights around zero.
     offset: float
+    # Of 16 bits: x is rounded before the weights as well, else once at the end.
+    rounds_first: bool = False
 
 
 class Rotation(NamedTuple):

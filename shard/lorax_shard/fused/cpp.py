@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.rows import empty_as, with_rows
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
@@ -56,10 +57,10 @@ class CppElementwise(ElementwiseBackend):
         width = x.shape[-1]
         if weight.dim() != 1 or weight.shape[0] != width:
             raise ValueError(f"a weight of {tuple(weight.shape)} for rows of {width}")
-        x, outer, stride, inner, inner_stride = _with_rows(x, width)
+        x, outer, stride, inner, inner_stride = with_rows(x, width)
         if not weight.is_contiguous():
             weight = weight.contiguous()
-        out = _empty_as(x)
+        out = empty_as(x)
         self._rms_norm(
             _PACK_NORM(
                 x.data_ptr(), outer, stride, inner, inner_stride, weight.data_ptr(),
@@ -74,12 +75,12 @@ class CppElementwise(ElementwiseBackend):
         if gate.shape != up.shape:
             raise ValueError(f"a gate of {tuple(gate.shape)} for {tuple(up.shape)}")
         width = gate.shape[-1]
-        gate, rows, gate_stride, gate_inner, _ = _with_rows(gate, width)
-        up, _, up_stride, up_inner, _ = _with_rows(up, width)
+        gate, rows, gate_stride, gate_inner, _ = with_rows(gate, width)
+        up, _, up_stride, up_inner, _ = with_rows(up, width)
         if gate_inner > 1 or up_inner > 1:
             gate, up = gate.contiguous(), up.contiguous()
             rows, gate_stride, up_stride = gate.numel() // width, width, width
-        out = _empty_as(gate)
+        out = empty_as(gate)
         self._gated(
             _PACK_GATED(
                 gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, out.data_ptr(),
@@ -125,26 +126,6 @@ class CppElementwise(ElementwiseBackend):
         return turned, turned_key
 
 
-def _with_rows(x: torch.Tensor, width: int) -> tuple[torch.Tensor, int, int, int, int]:
-    """Return where the rows of a tensor lie: outer x inner of them, with a stride for each.
-
-    The tensor comes first, copied if its rows lie too wildly.
-    """
-    if x.is_contiguous():
-        return x, x.numel() // width, width, 1, 0
-    *strides, last = x.stride()
-    steps: list[tuple[int, int]] = []
-    for size, stride in zip(x.shape, strides, strict=False):
-        if steps and steps[-1][1] == size * stride:
-            steps[-1] = steps[-1][0] * size, stride
-        elif size != 1:
-            steps.append((size, stride))
-    if last != 1 or len(steps) > 2:
-        return _with_rows(x.contiguous(), width)
-    (outer, stride), (inner, inner_stride) = (*steps, (1, 0), (1, 0))[:2]
-    return x, outer, stride, inner, inner_stride
-
-
 def _heads(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """Return heads whose numbers follow each other, a place for the result, the kernel's fields."""
     _, head_stride, token_stride, last = x.stride()
@@ -158,12 +139,6 @@ def _heads(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]
         x.data_ptr(), x.shape[1], head_stride, token_stride,
         out.data_ptr(), out_head_stride, out_token_stride,
     )  # fmt: skip
-
-
-def _empty_as(x: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous tensor of the same shape."""
-    out = torch.empty_like(x)
-    return out if out.is_contiguous() else torch.empty(x.shape)
 
 
 def _refuse_others(*tensors: torch.Tensor) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 # Largest difference that counts as rounding, as a share of the largest number.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 class Forward(NamedTuple):
@@ -57,12 +61,23 @@ def noise(*shape: int, like: torch.Tensor) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
-def is_same(own: Callable[[], Any], fused: Callable[[], Any]) -> bool:
-    """Return whether two calls compute the same but for rounding; one that fails does not."""
+def difference(own: Callable[[], Any], fused: Callable[[], Any]) -> float:
+    """Return how far apart two calls compute, infinite if that is more than rounding.
+
+    A call that fails computes nothing like the other.
+    """
     try:
         expected, found = own(), fused()
         scale = max(float(expected.float().abs().max()), 1e-30)
-        difference = float((expected.float() - found.float()).abs().max())
-        return expected.shape == found.shape and difference <= _TOLERANCE[expected.dtype] * scale
+        share = float((expected.float() - found.float()).abs().max()) / scale
+        is_same = expected.shape == found.shape and share <= _TOLERANCE[expected.dtype]
     except Exception:  # noqa: BLE001 - what a module raises that takes other arguments is not known
-        return False
+        is_same = False
+    return share if is_same else math.inf
+
+
+def closest(candidates: Mapping[_Key, Callable[[], Any]], own: Callable[[], Any]) -> _Key | None:
+    """Return which of some calls computes what a model's own does; None: none of them."""
+    apart = {key: difference(own, call) for key, call in candidates.items()}
+    best = min(apart, key=apart.__getitem__, default=None)
+    return None if best is None or apart[best] == math.inf else best

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorax_shard.fused.backend import Activation, ElementwiseBackend
-from lorax_shard.fused.forwards import Forward, is_same, noise
+from lorax_shard.fused.forwards import Forward, closest, noise
 
 _ROWS = 3
 
@@ -23,15 +23,10 @@ def find(module: nn.Module, backend: ElementwiseBackend, like: torch.Tensor) -> 
     if make is None or width is None:
         return None
     x = noise(1, _ROWS, width, like=like)
-    forwards = ((make(backend, activation), activation) for activation in Activation)
-    return next(
-        (
-            Forward(forward, (backend, activation))
-            for forward, activation in forwards
-            if is_same(lambda: module(x), functools.partial(forward, module, x))
-        ),
-        None,
-    )
+    forwards = {activation: make(backend, activation) for activation in Activation}
+    calls = {key: functools.partial(forward, module, x) for key, forward in forwards.items()}
+    activation = closest(calls, lambda: module(x))
+    return None if activation is None else Forward(forwards[activation], (backend, activation))
 
 
 def _apart(backend: ElementwiseBackend, activation: Activation) -> Callable[..., torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from lorax_shard.fused.backend import ElementwiseBackend, RmsNorm
-from lorax_shard.fused.forwards import Forward, is_same, noise
+from lorax_shard.fused.forwards import Forward, closest, noise
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _ROWS = 5
@@ -17,14 +18,15 @@ _ROWS = 5
 
 def find(module: nn.Module, backend: ElementwiseBackend) -> Forward | None:
     """Return what takes the place of the module's forward, if it is a norm of a known form."""
-    return next(
-        (
-            Forward(_forward(backend, norm), (backend, norm))
-            for norm in _candidates(module)
-            if _computes(module, backend, norm)
-        ),
-        None,
-    )
+    candidates = list(_candidates(module))
+    if not candidates:
+        return None
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    # Away from zero, so that a norm that takes the mean off shows.
+    x = noise(_ROWS, len(weight), like=weight) + 1
+    calls = {norm: functools.partial(backend.rms_norm, x, weight, norm) for norm in candidates}
+    norm = closest(calls, lambda: module(x))
+    return None if norm is None else Forward(_forward(backend, norm), (backend, norm))
 
 
 def _candidates(module: nn.Module) -> Iterator[RmsNorm]:
@@ -36,14 +38,8 @@ def _candidates(module: nn.Module) -> Iterator[RmsNorm]:
         return
     if isinstance(epsilon, float) and parameters["weight"].dim() == 1:
         for offset in (0.0, 1.0):
-            yield RmsNorm(epsilon, offset)
-
-
-def _computes(module: Any, backend: ElementwiseBackend, norm: RmsNorm) -> bool:
-    weight: torch.Tensor = module.weight
-    # Away from zero, so that a norm that takes the mean off shows.
-    x = noise(_ROWS, len(weight), like=weight) + 1
-    return is_same(lambda: module(x), lambda: backend.rms_norm(x, weight, norm))
+            for rounds_first in (False, True):
+                yield RmsNorm(epsilon, offset, rounds_first)
 
 
 def _forward(backend: ElementwiseBackend, norm: RmsNorm) -> Any:

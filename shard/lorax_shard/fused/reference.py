@@ -14,9 +14,11 @@ class TorchElementwise(ElementwiseBackend):
     name = "torch"
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-        """Compute in float32 and round once."""
+        """Compute in float32 and round where the norm says."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.epsilon)
+        if norm.rounds_first:
+            wide = wide.to(x.dtype).float()
         return (wide * (norm.offset + weight.float())).to(x.dtype)
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:

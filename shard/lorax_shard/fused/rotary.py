@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lorax_shard.fused.backend import ElementwiseBackend, Rotation
-from lorax_shard.fused.forwards import Forward, is_same, noise
+from lorax_shard.fused.forwards import Forward, closest, noise
 from lorax_shard.fused.reference import TorchElementwise
 
 _NAME = "apply_rotary_pos_emb"
@@ -67,17 +67,13 @@ def _trial(own: Callable[..., Any], num_cosines: int) -> Rotation | None:
     query, key = noise(1, 3, _TOKENS, _DIM, like=like), noise(1, 2, _TOKENS, _DIM, like=like)
     cos, sin = noise(2, 1, _TOKENS, num_cosines, like=like)
 
-    def joined(heads: _Heads) -> torch.Tensor:
-        return torch.cat(heads, dim=1)
+    reference = TorchElementwise()
 
-    def computes(rotation: Rotation) -> bool:
-        reference = TorchElementwise()
-        return is_same(
-            lambda: joined(own(query, key, cos, sin)),
-            lambda: joined(reference.rotate(query, key, cos, sin, rotation)),
-        )
+    def computing(rotation: Rotation) -> Callable[[], torch.Tensor]:
+        return lambda: torch.cat(reference.rotate(query, key, cos, sin, rotation), dim=1)
 
-    return next(filter(computes, _CANDIDATES), None)
+    calls = {rotation: computing(rotation) for rotation in _CANDIDATES}
+    return closest(calls, lambda: torch.cat(own(query, key, cos, sin), dim=1))
 
 
 def _rotation(
@@ -89,8 +85,8 @@ def _rotation(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
     ) -> _Heads:  # fmt: skip
         rotation = known.full if cos.shape[-1] == q.shape[-1] else known.narrow
-        is_plain = not args and not kwargs and q.dim() == 4 and q.shape[0] == 1 and cos.dim() == 3
-        if rotation is None or not is_plain:
+        is_usual = q.dim() == 4 and q.shape[0] == 1 and cos.dim() == 3 and cos.dtype is q.dtype
+        if rotation is None or not is_usual or args or kwargs:
             return own(q, k, cos, sin, *args, **kwargs)
         return backend.rotate(q, k, cos, sin, rotation)
 

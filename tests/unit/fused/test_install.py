@@ -227,7 +227,7 @@ def test_adapters_change_fused_modules_as_they_change_a_model_s_own(family: str)
 
 
 def test_an_unknown_name_is_refused_with_the_names() -> None:
-    with pytest.raises(StartupError, match="choose auto or one of cpp, torch") as caught:
+    with pytest.raises(StartupError, match="choose auto or one of triton, cpp, torch") as caught:
         install(nn.Linear(2, 2), "fast", CPU, torch.float32)
     assert caught.value.exit_code is ExitCode.BACKEND_UNAVAILABLE
 

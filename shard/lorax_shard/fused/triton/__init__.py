@@ -1,0 +1,1 @@
+"""Elementwise work in Triton, for GPUs."""

@@ -1,0 +1,31 @@
+"""The elementwise kernels as a GPU would get them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.helpers.fake_gpu import run_on_fake_gpu
+
+pytest.importorskip("triton", reason="triton does not run on this platform")
+
+# Compiling takes a while, and much longer on a machine that is busy with other work.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [("bfloat16", 90), ("float32", 80)])
+def test_every_kernel_fits_a_gpu(dtype: str, capability: int, tmp_path: Path) -> None:
+    """In its registers; and 16 bytes are read at once where rows allow that."""
+    binaries = run_on_fake_gpu(
+        "tests.helpers.fused_launches:kernels", dtype, cache=tmp_path, capability=capability
+    )
+    assert {binary.kernel for binary in binaries} == {"rms_norm", "gated", "rotate"}
+    assert [binary for binary in binaries if binary.stack > 0] == []
+    assert max(binary.shared for binary in binaries) <= 1 << 10
+    for binary in binaries:
+        if binary.kernel != "rotate":
+            assert binary.wide_loads > 0, binary
+
+
+def test_no_number_of_rows_compiles_anew(tmp_path: Path) -> None:
+    assert run_on_fake_gpu("tests.helpers.fused_launches:steps", "bfloat16", cache=tmp_path) == []
