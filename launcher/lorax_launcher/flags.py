@@ -124,9 +124,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--attention-backend", type=str, help="Attention implementation of the shard."),
         _option("--linear-backend", type=str, help="Matrix product implementation of the shard."),
         _option("--elementwise-backend", type=str,
-                help="What computes norms, gated activations and rotary embeddings: `cpp`, fused "
-                "on a CPU; `torch`, the model's own code; `auto`: `cpp` where it can run. See "
-                "docs/models.md."),
+                help="What computes norms, gated activations and rotary embeddings: `triton` on a "
+                "GPU or `cpp` on a CPU, in one pass each; `torch`, the model's own code; `auto`: the "
+                "first that can run. See docs/models.md."),
         _option("--disable-custom-kernels", type=SWITCH,
                 help="Compute with torch's own operations: the backends `sdpa` (attention), `torch` "
                 "(matrix products, elementwise work) and `cpu` (adapters), where no other is named."),

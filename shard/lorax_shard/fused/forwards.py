@@ -50,7 +50,7 @@ class Exchange:
     def undo(self) -> bool:
         """Give every module its own forward again; returns whether there were any."""
         own, self._own = self._own, []
-        for module, its_class in own:
+        for module, its_class in reversed(own):
             module.__class__ = its_class
         return bool(own)
 

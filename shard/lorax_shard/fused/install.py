@@ -8,11 +8,15 @@ from collections import Counter
 import torch
 from torch import nn
 
-from lorax_shard.fused import gates, norms
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.fused import activations, gates, norms
 from lorax_shard.fused.backend import ElementwiseBackend
 from lorax_shard.fused.forwards import Exchange, Forward
+from lorax_shard.fused.reference import TorchElementwise
 from lorax_shard.fused.registry import create
 from lorax_shard.fused.rotary import RotaryFinder
+from lorax_shard.fused.trial import failure
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +58,18 @@ def install(
     on random rows it computes what the kernel does. Raises StartupError (BACKEND_UNAVAILABLE).
     """
     chosen = create(backend, device, dtype)
+    like = torch.empty(0, device=device, dtype=dtype)
+    if chosen.name != "torch" and (reason := failure(chosen, like)) is not None:
+        chosen = _without(chosen, backend, reason)
     fused = FusedModules(chosen)
     if chosen.name == "torch":
         return fused
     rotary = RotaryFinder(chosen)
-    like = torch.empty(0, device=device, dtype=dtype)
     for module in list(model.modules()):
         found = {
-            "norms": norms.find(module, chosen),
+            "norms": norms.find(module, chosen, like),
             "gated MLPs": gates.find(module, chosen, like),
+            "activations": activations.find(module, like),
             "rotary attentions": rotary.find(module),
         }
         for kind, forward in found.items():
@@ -76,3 +83,12 @@ def install(
         extra={"fields": {"event": "elementwise", "backend": chosen.name, **fused.counts}},
     )
     return fused
+
+
+def _without(chosen: ElementwiseBackend, asked: str, reason: str) -> ElementwiseBackend:
+    """Return what takes the place of a backend that fails; StartupError where it was named."""
+    words = f"the elementwise backend {chosen.name!r} cannot run here: {reason}"
+    if asked != "auto":
+        raise StartupError(f"{words}; use auto or torch", ExitCode.BACKEND_UNAVAILABLE)
+    logger.warning("%s. The model's own code computes", words)
+    return TorchElementwise()

@@ -16,14 +16,16 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _ROWS = 5
 
 
-def find(module: nn.Module, backend: ElementwiseBackend) -> Forward | None:
+def find(module: nn.Module, backend: ElementwiseBackend, like: torch.Tensor) -> Forward | None:
     """Return what takes the place of the module's forward, if it is a norm of a known form."""
     candidates = list(_candidates(module))
     if not candidates:
         return None
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    if weight.dtype is not like.dtype:
+        return None
     # Away from zero, so that a norm that takes the mean off shows.
-    x = noise(_ROWS, len(weight), like=weight) + 1
+    x = noise(_ROWS, len(weight), like=like) + 1
     calls = {norm: functools.partial(backend.rms_norm, x, weight, norm) for norm in candidates}
     norm = closest(calls, lambda: module(x))
     return None if norm is None else Forward(_forward(backend, norm), (backend, norm))

@@ -24,6 +24,7 @@ from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import attention_thresholds, position_limit
 from lorax_shard.model.probe_run import run_chunked, run_ragged
+from lorax_shard.parallel.group import GroupBrokenError
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +125,7 @@ class ModelProbe:
         A difference that is gone once the model's own code takes the place of what is ``fused``
         costs the model that only.
         """
-        difference = self._difference(paged)
-        if difference is not None and fused is not None and fused.undo():
-            logger.warning(
-                "the elementwise work of %s is left to its own code: with fused kernels, %s",
-                type(self._model).__name__,
-                difference,
-            )
-            difference = self._difference(paged)
+        difference = self._difference_of_fused(paged, fused) if fused else self._difference(paged)
         if difference is None and self._far_thresholds():
             difference = self._difference_of_miniature()
         if difference is not None:
@@ -141,6 +135,26 @@ class ModelProbe:
                 f"(thresholds: {named or 'none'})",
                 ExitCode.MODEL_MISMATCH,
             )
+
+    def _difference_of_fused(self, paged: HFPagedModel, fused: FusedModules) -> str | None:
+        """Return the difference; the model's own code takes over where that makes one."""
+        if not fused.is_active:
+            return self._difference(paged)
+        try:
+            difference = self._difference(paged)
+        except GroupBrokenError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what kernels raise is not known
+            difference = f"the forward pass fails ({type(error).__name__}: {error})"
+        if difference is None:
+            return None
+        fused.undo()
+        logger.warning(
+            "the elementwise work of %s is left to its own code: with fused kernels, %s",
+            type(self._model).__name__,
+            difference,
+        )
+        return self._difference(paged)
 
     def _make_rows(self) -> list[torch.Tensor]:
         near = [value + _BEYOND for value in self._thresholds.values() if value <= _NEAR]

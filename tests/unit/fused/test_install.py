@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
 from typing import Any
 
@@ -13,42 +15,43 @@ from torch import nn
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.fused import install
+from lorax_shard.fused import install, registry
+from lorax_shard.fused.backend import Activation
 from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.lora import model as lora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.model.families import TESTED_FAMILIES
 
 CPU = torch.device("cpu")
-# Norms, gated MLPs and rotary attentions of two layers.
+# Norms, gated MLPs, rotary attentions and activations of two layers.
 FORMS = {
-    "cohere": (0, 2, 2),
-    "cohere2": (0, 2, 2),
-    "deepseek_v2": (9, 2, 0),
-    "gemma": (5, 2, 2),
-    "gemma2": (9, 2, 2),
-    "gemma3_text": (13, 2, 2),
-    "glm4": (9, 2, 2),
-    "gpt2": (0, 0, 0),
-    "gpt_bigcode": (0, 0, 0),
-    "gpt_neox": (0, 0, 2),
-    "gpt_oss": (5, 0, 2),
-    "granite": (5, 2, 2),
-    "llama": (5, 2, 2),
-    "llama4_text": (5, 2, 0),
-    "mistral": (5, 2, 2),
-    "mixtral": (5, 0, 2),
-    "olmo2": (9, 2, 2),
-    "opt": (0, 0, 0),
-    "phi": (0, 0, 2),
-    "phi3": (5, 2, 2),
-    "qwen2": (5, 2, 2),
-    "qwen3": (9, 2, 2),
-    "qwen3_moe": (9, 0, 2),
-    "smollm3": (5, 2, 2),
-    "starcoder2": (0, 0, 2),
+    "cohere": (0, 2, 2, 0),
+    "cohere2": (0, 2, 2, 0),
+    "deepseek_v2": (9, 2, 0, 0),
+    "gemma": (5, 2, 2, 0),
+    "gemma2": (9, 2, 2, 0),
+    "gemma3_text": (13, 2, 2, 0),
+    "glm4": (9, 2, 2, 0),
+    "gpt2": (0, 0, 0, 2),
+    "gpt_bigcode": (0, 0, 0, 0),
+    "gpt_neox": (0, 0, 2, 0),
+    "gpt_oss": (5, 0, 2, 0),
+    "granite": (5, 2, 2, 0),
+    "llama": (5, 2, 2, 0),
+    "llama4_text": (5, 2, 0, 0),
+    "mistral": (5, 2, 2, 0),
+    "mixtral": (5, 0, 2, 0),
+    "olmo2": (9, 2, 2, 0),
+    "opt": (0, 0, 0, 0),
+    "phi": (0, 0, 2, 2),
+    "phi3": (5, 2, 2, 0),
+    "qwen2": (5, 2, 2, 0),
+    "qwen3": (9, 2, 2, 0),
+    "qwen3_moe": (9, 0, 2, 0),
+    "smollm3": (5, 2, 2, 0),
+    "starcoder2": (0, 0, 2, 0),
 }
-KINDS = ("norms", "gated MLPs", "rotary attentions")
+KINDS = ("norms", "gated MLPs", "rotary attentions", "activations")
 
 pytestmark = pytest.mark.skipif(
     CppElementwise.probe(CPU, torch.float32) is not None, reason="the kernels cannot run here"
@@ -165,6 +168,7 @@ class OtherRotation(nn.Module):
     [
         MeanNorm(12), TwoInputs(12), ReluMlp(12), Ungated(12), OtherRotation(),
         nn.LayerNorm(12), nn.LayerNorm(12, bias=False), nn.RMSNorm(12), nn.Linear(12, 12),
+        nn.GELU(), nn.GELU(approximate="tanh"), nn.Identity(),
     ],
     ids=lambda module: type(module).__name__,
 )  # fmt: skip
@@ -244,3 +248,54 @@ def test_a_named_backend_that_cannot_run_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(StartupError, match=reason):
         install(nn.Linear(2, 2), "cpp", device, dtype)
+
+
+class Broken(CppElementwise):
+    """A backend whose kernels are not what they should be."""
+
+    wrong: Exception | float = 0.0
+
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        if isinstance(self.wrong, Exception):
+            raise self.wrong
+        return super().gated(gate, up, activation) + self.wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            RuntimeError("no image for this device\nmore"),
+            "fail .RuntimeError: no image for this dev",
+        ),
+        (0.01, "its gate is 0.01 away from torch's"),
+        (float("nan"), "its gate is nan away from torch's"),
+    ],
+)
+def test_a_backend_that_fails_its_trial_is_passed_over_or_refused(
+    wrong: Exception | float,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Broken, "wrong", wrong)
+    monkeypatch.setattr(registry, "_load", lambda name: Broken)
+    model = make_model("llama")
+    assert not install(model, "auto", CPU, torch.float32).is_active
+    assert re.search(words, caplog.text)
+    assert "The model's own code computes" in caplog.text
+    with pytest.raises(StartupError, match=words) as caught:
+        install(model, "cpp", CPU, torch.float32)
+    assert caught.value.exit_code is ExitCode.BACKEND_UNAVAILABLE
+
+
+def test_auto_says_what_it_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert registry.create("auto", CPU, torch.bfloat16).name == "torch"
+        assert registry.create("auto", CPU, torch.float32).name == "cpp"
+    assert "elementwise backend: torch (not cpp: it computes float32, not bfloat16)" in caplog.text
+
+
+def test_a_backend_whose_package_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._CLASSES, "triton", "no_such_package.at_all:Backend")
+    assert "does not import" in str(registry.probe("triton", CPU, torch.float32))

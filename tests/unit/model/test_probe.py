@@ -162,12 +162,16 @@ def test_miniature_keeps_class_and_layer_kinds_and_is_small() -> None:
     assert sum(p.numel() for p in small.parameters()) < 200_000
 
 
-def break_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the kernel of norms wrong for as many rows as no trial has."""
+def break_norms(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    """Make the kernel of norms wrong, or fail, for as many rows as no trial has."""
     rms_norm = CppElementwise.rms_norm
 
     def broken(self, x, weight, norm):
-        return rms_norm(self, x, weight, norm) * (1.5 if x.shape[-2] > 20 else 1.0)
+        if x.shape[-2] <= 20:
+            return rms_norm(self, x, weight, norm)
+        if error is not None:
+            raise error
+        return rms_norm(self, x, weight, norm) * 1.5
 
     monkeypatch.setattr(CppElementwise, "rms_norm", broken)
 
@@ -187,7 +191,9 @@ class AloneInGroup(ThreadGroup):
     reason="the kernels cannot run here",
 )
 @pytest.mark.parametrize("group", [None, AloneInGroup()], ids=["whole", "a rank"])
+@pytest.mark.parametrize("error", [None, RuntimeError("no memory")])
 def test_fused_work_that_differs_costs_the_model_that_only(
+    error: Exception | None,
     group: AloneInGroup | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -201,6 +207,6 @@ def test_fused_work_that_differs_costs_the_model_that_only(
 
     assert norm() is not LlamaRMSNorm
     assert "left to its own code" not in caplog.text
-    break_norms(monkeypatch)
+    break_norms(monkeypatch, error)
     assert norm() is LlamaRMSNorm
     assert "the elementwise work of LlamaForCausalLM is left to its own code" in caplog.text

@@ -1,0 +1,41 @@
+"""Tries a backend before a model is given to it."""
+
+from __future__ import annotations
+
+import torch
+
+from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.forwards import noise
+from lorax_shard.fused.reference import TorchElementwise
+
+_TOKENS, _WIDTH = 3, 64
+# Largest difference that counts as rounding, in units of the last place.
+_UNITS = 16
+
+
+def failure(backend: ElementwiseBackend, like: torch.Tensor) -> str | None:
+    """Return in words what a backend does wrong on a device and in a dtype, or None."""
+    try:
+        found, expected = _compute(backend, like), _compute(TorchElementwise(), like)
+    except Exception as error:  # noqa: BLE001 - what a compiler or a driver raises is not known
+        lines = str(error).strip().splitlines()
+        return f"its kernels fail ({type(error).__name__}: {lines[0] if lines else 'no words'})"
+    for kind, tensor in found.items():
+        scale = float(expected[kind].float().abs().max())
+        difference = float((tensor.float() - expected[kind].float()).abs().max())
+        # Written so that a NaN is refused too.
+        if not difference <= _UNITS * torch.finfo(like.dtype).eps * scale:
+            return f"its {kind} is {difference:.3g} away from torch's, of {scale:.3g}"
+    return None
+
+
+def _compute(backend: ElementwiseBackend, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows = noise(_TOKENS, 2 * _WIDTH, like=like)
+    left, right = rows.chunk(2, dim=-1)
+    heads, angles = rows.view(1, 2, _TOKENS, _WIDTH), noise(1, _TOKENS, _WIDTH, like=like)
+    turned = backend.rotate(heads, heads, angles, angles, Rotation(False, False))
+    return {
+        "norm": backend.rms_norm(left, right[0], RmsNorm(1e-6, 0.0)),
+        "gate": backend.gated(left, right, Activation.SILU),
+        "rotation": torch.cat(turned, dim=1),
+    }
