@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lorax_shard import fused
 from lorax_shard.attention import registry
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora_model
@@ -93,6 +94,7 @@ def build(
     backend = registry.create("auto", device, dtype, survey.layers(BLOCK_SIZE))
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend = install(model, "torch" if device.type == "cpu" else "auto", device)[0]
+    fused.install(model, "auto", device, dtype)
     paged.lora = lora_model.install(model, lora, device, dtype)
     paged.lora_backend = paged.lora.backend
     paged.warm_up(BLOCK_SIZE)
