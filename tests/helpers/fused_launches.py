@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tests.helpers.fake_gpu import Compiled, FakeGPU
 
-from lorax_shard.fused.backend import Activation, RmsNorm, Rotation
+from lorax_shard.fused.backend import GateFunction, RmsNorm, Rotation
 from lorax_shard.fused.triton.backend import TritonElementwise
 
 # Hidden width, heads, KV heads, width of a head, inner width: of 8B and 135M models.
@@ -29,7 +29,7 @@ def layer(shape: tuple[int, ...], dtype: torch.dtype, rows: int) -> None:
     for each in (query, key):
         backend.rms_norm(each, zeros(dim), RmsNorm(1e-6, 0.0, True))
     gate, up = zeros(1, rows, 2 * inner).chunk(2, dim=-1)
-    for activation in Activation:
+    for activation in GateFunction:
         backend.gated(gate, up, activation)
     for rotation in ROTATIONS:
         for width in (dim, dim // 2):

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 
-class Activation(enum.Enum):
+class GateFunction(enum.Enum):
     """What a gate goes through; the values are the kernels' numbers."""
 
     SILU = 0
@@ -60,7 +60,7 @@ class ElementwiseBackend(ABC):
         """Return the norm of ``x`` (... x n) with a weight of n."""
 
     @abstractmethod
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:
         """Return activation(gate) * up, all ... x n."""
 
     @abstractmethod

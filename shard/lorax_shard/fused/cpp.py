@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
 from lorax_shard.fused.rows import empty_as, with_rows
 from lorax_shard.native import load_library
 
@@ -69,7 +69,7 @@ class CppElementwise(ElementwiseBackend):
         )  # fmt: skip
         return out
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:
         """Return activation(gate) * up; see the interface."""
         _refuse_others(gate, up)
         if gate.shape != up.shape:

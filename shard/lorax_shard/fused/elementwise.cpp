@@ -97,11 +97,11 @@ void norm_row(const float* __restrict x, const float* __restrict weight, float* 
     for (int64_t i = 0; i < width; ++i) out[i] = (x[i] * scale) * (offset + weight[i]);
 }
 
-template <typename Activation>
+template <typename Function>
 void gate_row(const float* __restrict gate, const float* __restrict up, float* __restrict out,
               int64_t width) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = Activation::of(gate[i]) * up[i];
+    for (int64_t i = 0; i < width; ++i) out[i] = Function::of(gate[i]) * up[i];
 }
 
 // One head. STEP is how far the pairs lie apart from each other: 2 for neighbours, 1 for halves.

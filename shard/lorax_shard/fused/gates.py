@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorax_shard.fused.backend import Activation, ElementwiseBackend
+from lorax_shard.fused.backend import ElementwiseBackend, GateFunction
 from lorax_shard.fused.forwards import Forward, closest, noise
 
 _ROWS = 3
@@ -23,13 +23,13 @@ def find(module: nn.Module, backend: ElementwiseBackend, like: torch.Tensor) -> 
     if make is None or width is None:
         return None
     x = noise(1, _ROWS, width, like=like)
-    forwards = {activation: make(backend, activation) for activation in Activation}
+    forwards = {activation: make(backend, activation) for activation in GateFunction}
     calls = {key: functools.partial(forward, module, x) for key, forward in forwards.items()}
     activation = closest(calls, lambda: module(x))
     return None if activation is None else Forward(forwards[activation], (backend, activation))
 
 
-def _apart(backend: ElementwiseBackend, activation: Activation) -> Callable[..., torch.Tensor]:
+def _apart(backend: ElementwiseBackend, activation: GateFunction) -> Callable[..., torch.Tensor]:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         # The very same input for both: siblings are computed at once.
         gated = backend.gated(self.gate_proj(x), self.up_proj(x), activation)
@@ -38,7 +38,7 @@ def _apart(backend: ElementwiseBackend, activation: Activation) -> Callable[...,
     return forward
 
 
-def _together(backend: ElementwiseBackend, activation: Activation) -> Callable[..., torch.Tensor]:
+def _together(backend: ElementwiseBackend, activation: GateFunction) -> Callable[..., torch.Tensor]:
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
         return self.down_proj(backend.gated(gate, up, activation))  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
 
 
 class TorchElementwise(ElementwiseBackend):
@@ -21,9 +21,9 @@ class TorchElementwise(ElementwiseBackend):
             wide = wide.to(x.dtype).float()
         return (wide * (norm.offset + weight.float())).to(x.dtype)
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:
         """Compute by the functions of torch."""
-        if activation is Activation.SILU:
+        if activation is GateFunction.SILU:
             return functional.silu(gate) * up
         return functional.gelu(gate, approximate="tanh") * up
 

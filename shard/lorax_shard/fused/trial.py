@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
 from lorax_shard.fused.forwards import noise
 from lorax_shard.fused.reference import TorchElementwise
 
@@ -36,6 +36,6 @@ def _compute(backend: ElementwiseBackend, like: torch.Tensor) -> dict[str, torch
     turned = backend.rotate(heads, heads, angles, angles, Rotation(False, False))
     return {
         "norm": backend.rms_norm(left, right[0], RmsNorm(1e-6, 0.0)),
-        "gate": backend.gated(left, right, Activation.SILU),
+        "gate": backend.gated(left, right, GateFunction.SILU),
         "rotation": torch.cat(turned, dim=1),
     }

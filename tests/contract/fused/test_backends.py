@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorax_contract.errors import StartupError
-from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
 from lorax_shard.fused.reference import TorchElementwise
 from lorax_shard.fused.registry import BACKENDS, create
 
@@ -79,18 +79,18 @@ def test_norm(backend: ElementwiseBackend, width: int, offset: float) -> None:
             assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", GateFunction)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_gated(backend: ElementwiseBackend, width: int, activation: Activation) -> None:
+def test_gated(backend: ElementwiseBackend, width: int, activation: GateFunction) -> None:
     for leading in LEADING:
         gates, ups = (layouts(3 * draw(*leading, width, seed=seed)) for seed in (0, 1))
         for gate, up in zip(gates, ups, strict=True):
             close(backend.gated(gate, up, activation), SPECIFICATION.gated(gate, up, activation))
 
 
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", GateFunction)
 def test_gated_from_one_end_to_the_other(
-    backend: ElementwiseBackend, activation: Activation
+    backend: ElementwiseBackend, activation: GateFunction
 ) -> None:
     gate = torch.cat([torch.linspace(-120, 120, 4001), torch.logspace(-30, 30, 61)])
     close(
@@ -144,7 +144,7 @@ def test_what_is_no_number_passes_through_and_stays_in_its_row(
         backend.rms_norm(x, torch.ones(33), norm),
         SPECIFICATION.rms_norm(x, torch.ones(33), norm),
     )
-    for activation in Activation:
+    for activation in GateFunction:
         for gate, up in ((x, draw(3, 33, seed=1)), (draw(3, 33, seed=1), x)):
             close(backend.gated(gate, up, activation), SPECIFICATION.gated(gate, up, activation))
     heads, angles = x[:, :32].view(1, 1, 3, 32), draw(1, 3, 32, seed=3)
@@ -170,7 +170,7 @@ def test_a_row_is_the_same_alone_and_among_others_on_any_threads(
         )
         return [
             backend.rms_norm(x[at], weight, RmsNorm(1e-5, 0.0)),
-            *(backend.gated(x[at], up[at], activation) for activation in Activation),
+            *(backend.gated(x[at], up[at], activation) for activation in GateFunction),
             *(each[0].transpose(0, 1) for each in turned),
         ]
 
@@ -189,12 +189,12 @@ def test_a_row_is_the_same_wherever_it_lies(backend: ElementwiseBackend) -> None
         pytest.skip("torch does not promise it")
     memory, row, weight = torch.zeros(700), draw(576), draw(576, seed=1)
     expected = backend.rms_norm(row, weight, RmsNorm(1e-5, 0.0))
-    gated = backend.gated(row, row, Activation.SILU)
+    gated = backend.gated(row, row, GateFunction.SILU)
     for start in range(33):
         memory[start : start + 576] = row
         moved = memory[start : start + 576]
         assert torch.equal(backend.rms_norm(moved, weight, RmsNorm(1e-5, 0.0)), expected)
-        assert torch.equal(backend.gated(moved, moved, Activation.SILU), gated)
+        assert torch.equal(backend.gated(moved, moved, GateFunction.SILU), gated)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_row_is_the_same_wherever_it_lies(backend: ElementwiseBackend) -> None
     [
         lambda b: b.rms_norm(torch.ones(2, 8).double(), torch.ones(8), RmsNorm(1e-5, 0.0)),
         lambda b: b.rms_norm(torch.ones(2, 8), torch.ones(7), RmsNorm(1e-5, 0.0)),
-        lambda b: b.gated(torch.ones(2, 8), torch.ones(3, 8), Activation.SILU),
+        lambda b: b.gated(torch.ones(2, 8), torch.ones(3, 8), GateFunction.SILU),
         lambda b: b.rotate(*_heads(tokens=3), Rotation(False, False)),
         lambda b: b.rotate(*_heads(width=32), Rotation(False, False)),
         lambda b: b.rotate(*_heads(key_dim=8), Rotation(False, False)),
@@ -246,7 +246,7 @@ def test_16_bits_are_rounded_where_the_specification_rounds(name: str, dtype: to
         for rounds_first in (False, True):
             norm = RmsNorm(1e-5, offset, rounds_first)
             near(backend.rms_norm(x, weight, norm), SPECIFICATION.rms_norm(x, weight, norm))
-    for activation in Activation:
+    for activation in GateFunction:
         near(backend.gated(x, up, activation), SPECIFICATION.gated(x, up, activation))
     heads, angles = x.view(1, 3, 9, 32), up.view(3, 1, 9, 32)[:2]
     for rotation in ROTATIONS[:4]:

@@ -16,7 +16,7 @@ from torch import nn
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.fused import install, registry
-from lorax_shard.fused.backend import Activation
+from lorax_shard.fused.backend import GateFunction
 from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.lora import model as lora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
@@ -255,7 +255,7 @@ class Broken(CppElementwise):
 
     wrong: Exception | float = 0.0
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:
         if isinstance(self.wrong, Exception):
             raise self.wrong
         return super().gated(gate, up, activation) + self.wrong

@@ -8,7 +8,7 @@ import os
 import torch
 import triton
 
-from lorax_shard.fused.backend import Activation, ElementwiseBackend, RmsNorm, Rotation
+from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
 from lorax_shard.fused.rows import empty_as, with_rows
 from lorax_shard.fused.triton import kernels
 
@@ -47,7 +47,7 @@ class TritonElementwise(ElementwiseBackend):
             )  # fmt: skip
         return out
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:
         """Return activation(gate) * up; see the interface."""
         width = gate.shape[-1]
         gate, rows, gate_stride, inner, _ = with_rows(gate, width)
@@ -60,7 +60,7 @@ class TritonElementwise(ElementwiseBackend):
             block = min(_GATED_BLOCK, triton.next_power_of_2(width))
             kernels.gated[(rows, triton.cdiv(width, block))](
                 gate, gate_stride, up, up_stride, out,
-                width=width, block=block, is_silu=activation is Activation.SILU,
+                width=width, block=block, is_silu=activation is GateFunction.SILU,
                 unit=_unit(gate, gate_stride, up_stride, width), num_warps=_num_warps(block),
             )  # fmt: skip
         return out
