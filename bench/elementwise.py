@@ -14,15 +14,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tests.helpers.default_model import default_model_dir
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lorax_contract.config import ShardConfig
 from lorax_shard.attention.cpp import CppAttention
 from lorax_shard.attention.sdpa import SdpaAttention
 from lorax_shard.fused import install
+from lorax_shard.fused.backend import GateFunction, RmsNorm, Rotation
+from lorax_shard.fused.cpp import CppElementwise
+from lorax_shard.linear import PackedLinear
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -48,6 +52,85 @@ def make_step(model: HFPagedModel, rows: int, tokens: int) -> Callable[[], Any]:
             [tokens] * rows, [context] * rows, slots, tables, rows if tokens == 1 else 0
         )
         return model.forward(ids, position.repeat(rows), metadata, last)
+
+    return run
+
+
+class Part(NamedTuple):
+    """One kind of work of a step: how often, by the model's own code, and by a kernel."""
+
+    count: int
+    own: Callable[[], Any]
+    kernel: Callable[[], Any] | None
+
+
+def parts_of(model: HFPagedModel, rows: int) -> dict[str, Part]:
+    """Return the parts of a step of so many tokens, on inputs that lie as in the model."""
+    llama: Any = model._model.model
+    layer, layers = llama.layers[0], len(llama.layers)
+    config, backend = model._model.config, CppElementwise()
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    x, other = torch.randn(2, 1, rows, config.hidden_size)
+    stacked = torch.randn(1, rows, (heads + 2 * kv_heads) * dim).view(1, rows, -1, dim)
+    query, key, value = stacked.transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+    gate, up = torch.randn(1, rows, 2 * config.intermediate_size).chunk(2, dim=-1)
+    cos, sin = torch.randn(2, 1, rows, dim)
+    k, v = (each[0].transpose(0, 1) for each in (key, value))
+    slots = torch.arange(rows)
+    step = model.make_metadata([1] * rows, [1] * rows, slots, slots[:, None], rows)
+    linears = [each for each in model._model.modules() if isinstance(each, PackedLinear)]
+    inputs = {each.in_features: torch.randn(1, rows, each.in_features) for each in linears}
+    norm, plain = RmsNorm(config.rms_norm_eps, 0.0), Rotation(False, False)
+    silu, weight, mlp = GateFunction.SILU, layer.input_layernorm.weight, layer.mlp
+
+    def all_linears() -> None:
+        for each in linears[:-1]:
+            each(inputs[each.in_features])
+
+    return {
+        "linears": Part(1, all_linears, None),
+        "norm": Part(
+            2 * layers + 1,
+            lambda: layer.input_layernorm(x),
+            lambda: backend.rms_norm(x, weight, norm),
+        ),
+        "rotation": Part(
+            layers,
+            lambda: apply_rotary_pos_emb(query, key, cos, sin),
+            lambda: backend.rotate(query, key, cos, sin, plain),
+        ),
+        "gate": Part(layers, lambda: mlp.act_fn(gate) * up, lambda: backend.gated(gate, up, silu)),
+        "storing K and V": Part(
+            layers,
+            lambda: SdpaAttention.store(CppAttention(), k, v, 0, step),
+            lambda: CppAttention().store(k, v, 0, step),
+        ),
+        "residual": Part(2 * layers, lambda: x + other, None),
+    }
+
+
+@torch.inference_mode()
+def print_parts(model: HFPagedModel, clock: Callable[[], float], rounds: int) -> None:
+    print("| tokens | part | times | own, ms | kernel, ms |")
+    for rows in (1, 8, 32, 512):
+        calls = 3 if rows == 512 else 50
+        for name, part in parts_of(model, rows).items():
+            best = [float("inf")] * 2
+            for _ in range(rounds):
+                for index, call in enumerate((part.own, part.kernel)):
+                    if call is not None:
+                        repeat = 1 if name == "linears" else calls
+                        spent = measure(repeated(call, repeat), clock, 3) / repeat
+                        best[index] = min(best[index], spent * part.count)
+            print(f"| {rows} | {name} | {part.count} | {best[0]:.2f} | {best[1]:.2f} |", flush=True)
+
+
+def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
+    """Return a call of many calls: one of some microseconds is too short for a clock."""
+
+    def run() -> None:
+        for _ in range(times):
+            call()
 
     return run
 
@@ -92,6 +175,7 @@ def main() -> None:
         )
     )  # fmt: skip
     model.allocate_cache(STEPS[2][0] * -(-CONTEXT // BLOCK_SIZE) + 32, BLOCK_SIZE)
+    print_parts(model, clock, arguments.rounds)
     found: dict[tuple[tuple[int, int], str], list[float]] = {}
     for number in range(arguments.rounds):
         # Each round in another order.
