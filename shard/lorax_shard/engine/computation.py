@@ -98,6 +98,8 @@ class Computation:
         KV writes are the same each time, and no row changes before all of its group
         succeeded, so that a repeated pass gives the same tokens.
         """
+        # To read ids may have ended some: their lines in the table of blocks are others' by now.
+        work = [item for item in work if item.row.index >= 0]
         if not work:
             return
         try:

@@ -99,7 +99,7 @@ class Emitter:
         if scores is None:
             return
         texts, detail = self._texts(row), out.detail(row.request_id)
-        prompt_ids = row.token_ids[: row.num_prompt_tokens].tolist()
+        prompt_ids = row.prompt_ids.tolist()
         detail.prompt_tokens = texts.columns(prompt_ids, scores.logprobs)
         detail.prompt_alternatives = [texts.alternatives(*each) for each in scores.alternatives]
 

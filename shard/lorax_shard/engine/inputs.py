@@ -171,5 +171,5 @@ def _logit_rows(work: list[RowWork], offsets: IdArray) -> tuple[IdArray, list[Pr
         end = min(end, row.num_prompt_tokens - 1)
         if (count := end - row.num_computed) > 0:
             parts.append(np.arange(offset, offset + count))
-            spans.append(PromptSpan(row, row.token_ids[row.num_computed + 1 : end + 1]))
+            spans.append(PromptSpan(row, row.prompt_ids[row.num_computed + 1 : end + 1]))
     return np.concatenate([np.array(last, dtype=np.int64), *parts]), spans

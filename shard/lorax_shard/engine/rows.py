@@ -119,7 +119,8 @@ class Row:
         self.constraint: NextTokens | None = None
         # Whether it was told that it ends: what steps in flight still draw of it is nobody's.
         self.is_ended = False
-        # The row's line in the batch's table of blocks, and how much of it is granted.
+        # The row's line in the batch's table of blocks (-1: it is in no batch), and how much of it is
+        # granted.
         self.index = -1
         self.num_blocks = 0
         # Where its last id lies, if that was drawn on a device and not read yet; see ``expect``.
@@ -146,6 +147,11 @@ class Row:
         """
         assert self.unread is None, "the last id is on its way from a device"
         return self._ids[: self.num_tokens]
+
+    @property
+    def prompt_ids(self) -> IdArray:
+        """The ids of the prompt."""
+        return self._ids[: self.num_prompt_tokens]
 
     @property
     def next_id(self) -> int:
@@ -365,6 +371,7 @@ class ResidentBatch:
         if row is not None:
             self.tables[row.index, : row.num_blocks] = 0
             self._free_lines.append(row.index)
+            row.index = -1
 
     def grant(self, row: Row, blocks: Sequence[int]) -> None:
         """Append blocks to a row's table; ValidationError for a block outside the pool."""

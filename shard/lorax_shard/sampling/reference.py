@@ -43,9 +43,11 @@ def sample_each(
 def top_alternatives(logprobs: torch.Tensor, count: int) -> tuple[list[int], list[float]]:
     """Return the ``count`` likeliest tokens of a row of V logprobs, best first.
 
-    Ties go to the lower id; tokens with probability 0 are left out.
+    Ties go to the lower id; tokens with probability 0 are left out. A row without numbers has none.
     """
     values = logprobs.detach().cpu().numpy()
+    if np.isnan(values).any():
+        return [], []
     best = largest(values, count)
     best = best[np.isfinite(values[best])]
     return best.tolist(), values[best].tolist()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.acceptance.engine import drafts, sampling
+from tests.acceptance.engine import drafts, kernels, overlap, sampling
 
 POINTS = [
+    *overlap.POINTS,
     *sampling.POINTS,
     *drafts.POINTS,
+    *kernels.POINTS,
 ]

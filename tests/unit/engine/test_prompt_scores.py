@@ -52,3 +52,12 @@ def test_equally_likely_tokens_come_by_id_as_a_greedy_row_takes_them():
     logits = torch.zeros(1, 70)
     logits[0, [30, 40, 69]] = 2.0
     assert prompt_scores(logits, [0], 2).alternatives[0][0] == [30, 40]
+
+
+@pytest.mark.parametrize("vocab_size", [5, 400, 9000])
+def test_positions_without_numbers_have_no_alternatives(vocab_size):
+    logits = torch.zeros(3, vocab_size)
+    logits[1] = float("nan")
+    found = prompt_scores(logits, [0, 1, 2], 2)
+    assert found.logprobs[1] == LEAST_LOGPROB
+    assert [len(ids) for ids, _ in found.alternatives] == [2, 0, 2]

@@ -1,0 +1,124 @@
+"""Steps launched ahead: the same answers, nothing that waits, and how soon they follow each other."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import torch
+from bench import launches
+from tests.acceptance.harness import Point, Result
+from tests.acceptance.reference import Reference
+from tests.acceptance.serve import SAMPLERS, Prompts, ask_all, metric, run_tests
+from tests.helpers.default_model import default_model_dir
+from tests.helpers.overlapped import answered, mixed_requests
+from tests.helpers.server import Server
+
+from lorax_shard.sampling.batched import draw_batch
+
+NUM_REQUESTS = 500
+NUM_ROWS, MAX_MS = 256, 1.0
+NUM_GREEDY, NUM_SEEDED = 32, 16
+
+
+def point_toy() -> Result:
+    """Five hundred requests of all kinds, at depth 1 and at 2, whose ids are read early or late."""
+    # Some fail, as they should.
+    logging.disable(logging.CRITICAL)
+    different, seen, preempted = 0, 0, 0
+    for seed, drafts, method in ((1, False, None), (2, True, None), (3, False, draw_batch)):
+        requests = mixed_requests(NUM_REQUESTS, seed)
+        cancelled = [spec.request_id for spec in requests[::17]]
+        one, other = (
+            answered(requests, depth, drafts=drafts, method=method, cancelled=cancelled)
+            for depth in (1, 2)
+        )
+        preempted += other[1].stats().num_preemptions
+        for spec in requests:
+            if spec.request_id not in cancelled:
+                seen += 1
+                found, expected = other[0][spec.request_id], one[0][spec.request_id]
+                different += found.bits() != expected.bits()
+    logging.disable(logging.NOTSET)
+    return Result(
+        different == 0 and preempted > 0,
+        f"{different} of {seen} answers differ between depth 1 and 2; {preempted} preemptions",
+    )
+
+
+def point_tests() -> Result:
+    """Every equality and contract test of engines and shards, on one rank and on three."""
+    return run_tests(
+        "tests/unit/engine", "tests/unit/rpc", "tests/contract",
+        *(
+            f"tests/integration/test_{name}.py"
+            for name in (
+                "overlapped_steps", "scheduler_drives_engine", "rank_engines", "speculation",
+                "engine_soak", "shard_rpc", "shard_service", "shard_adapters", "seeded_sampling",
+                "default_model_rows", "swapped_default_model", "structured_output",
+                "activated_adapters", "lora_parity", "broken_device", "batching_modes",
+            )
+        ),
+    )  # fmt: skip
+
+
+def point_real() -> Result:
+    """Greedy and drawn tokens of the default model on a server that launches ahead."""
+    model_dir = default_model_dir()
+    prompts, rng = Prompts(model_dir, seed=21), random.Random(21)
+    shape = {"ignore_eos_token": True}
+    greedy = [
+        (*prompts.make(rng.randint(40, 300)), shape | {"max_new_tokens": rng.randint(20, 120)})
+        for _ in range(NUM_GREEDY)
+    ]
+    drawn = [
+        (
+            *prompts.make(rng.randint(40, 300)),
+            shape | SAMPLERS[i % len(SAMPLERS)]
+            | {"max_new_tokens": 64, "do_sample": True, "seed": 900 + i},
+        )
+        for i in range(NUM_SEEDED)
+    ]  # fmt: skip
+    with Server("--num-blocks", "160", "--max-batch-prefill-tokens", "192") as server:
+        answers = ask_all(server, [*greedy, *drawn], spread_s=10)
+        preempted = metric(server, "lorax_requests_preempted")
+    for served, (_, _, parameters) in zip(answers[NUM_GREEDY:], drawn, strict=True):
+        served.parameters = {
+            key: value for key, value in parameters.items()
+            if key not in ("max_new_tokens", "ignore_eos_token", "do_sample")
+        }  # fmt: skip
+    reference = Reference(model_dir)
+    first = reference.check_greedy(answers[:NUM_GREEDY])
+    second = reference.check_draws(answers[NUM_GREEDY:])
+    return Result(
+        first.ok and second.ok and preempted > 0,
+        f"greedy: {first}; drawn: {second}; {preempted:.0f} preemptions",
+    )
+
+
+def point_between() -> Result:
+    """From one launch to the next where passes and draws cost nothing."""
+    torch.set_num_threads(1)
+    shown, is_ok = [], True
+    for kind in ("greedy", "top-p"):
+        found = [
+            launches.between_launches(NUM_ROWS, 120, launches.KINDS[kind], depth=2)
+            for _ in range(7)
+        ]
+        is_ok &= min(found) < MAX_MS
+        shown.append(f"{kind} {min(found):.2f} to {max(found):.2f} ms")
+    return Result(is_ok, f"{NUM_ROWS} rows, medians of 120 steps: {', '.join(shown)}")
+
+
+def point_counts() -> Result:
+    """What waits, and how much is launched, whatever the rows."""
+    return run_tests("tests/unit/engine/test_launches.py", "tests/unit/sampling/test_methods.py")
+
+
+POINTS = [
+    Point("1x", "steps launched ahead give the same answers, bit for bit", point_toy),
+    Point("1t", "equality and contract tests", point_tests),
+    Point("1r", "the default model's tokens, on a server that launches ahead", point_real),
+    Point("2", "less than a millisecond from launch to launch at 256 rows", point_between),
+    Point("2c", "waits and launches are counted", point_counts),
+]
