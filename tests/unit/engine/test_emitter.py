@@ -113,13 +113,13 @@ def same(found: StepOutcome, expected: StepOutcome) -> bool:
     return found == expected
 
 
-def draw_stopping(data, size: int) -> StoppingParams:
-    ids = st.integers(0, size)
+def draw_stopping(data, ids: st.SearchStrategy[int]) -> StoppingParams:
+    strings = st.sampled_from(["fox", "k f", "the 🙂", "🙂 ", "er", ""])
     return StoppingParams(
-        max_new_tokens=data.draw(st.integers(1, 12)),
-        min_new_tokens=data.draw(st.sampled_from([0, 0, 0, 2, 5])),
-        stop_sequences=tuple(data.draw(st.lists(st.text("the o🙂", max_size=3), max_size=2))),
-        stop_token_ids=tuple(data.draw(st.lists(ids, max_size=2))),
+        max_new_tokens=data.draw(st.integers(1, 25)),
+        min_new_tokens=data.draw(st.sampled_from([0, 0, 1, 3])),
+        stop_sequences=tuple(data.draw(st.lists(strings, max_size=2))),
+        stop_token_ids=tuple(data.draw(st.lists(ids, max_size=1))),
         ignore_eos=data.draw(st.booleans()),
     )
 
@@ -152,7 +152,8 @@ def test_rows_that_are_written_together_are_what_each_token_is_by_itself(make, d
     tokenizer = make()
     size = tokenizer.get_vocab_size() + 4
     words = tokenizer.encode("the quick fox ate the 🙂 there", add_special_tokens=False).ids
-    ids = st.one_of(st.sampled_from(words), st.integers(0, size))
+    some_word = st.sampled_from(words)
+    ids = st.one_of(some_word, some_word, st.integers(0, size))
     for reader in readers(make):
         # What was read once is known to be plain.
         assert all(reader.piece(token_id) is not None for token_id in words)
@@ -160,10 +161,10 @@ def test_rows_that_are_written_together_are_what_each_token_is_by_itself(make, d
     cases = []
     for request_id in range(1, data.draw(st.integers(1, 6)) + 1):
         reader = data.draw(st.sampled_from(readers(make)))
-        eos = data.draw(st.sets(st.integers(0, 2), max_size=2))
+        eos = data.draw(st.sets(st.one_of(some_word, st.integers(0, 2)), max_size=2))
         # The prompt may end within a character.
         prompt = prompt_ids[: data.draw(st.integers(1, len(prompt_ids)))]
-        cases.append(Case(request_id, reader, draw_stopping(data, size), eos, prompt))
+        cases.append(Case(request_id, reader, draw_stopping(data, some_word), eos, prompt))
     emitter = Emitter(readers(make)[0])
     for seq in range(data.draw(st.integers(1, 8))):
         for case in cases:
