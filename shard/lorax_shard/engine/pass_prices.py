@@ -37,9 +37,10 @@ Seconds = NDArray[np.float64]
 
 # Positions of the passes that are measured, as far as a step may have so many; what lies between
 # is interpolated, and what is beyond goes on as the last two do.
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96)
-# Of each the quickest counts: the others were disturbed.
-_ROUNDS = 2
+_SIZES = (1, 4, 8, 16, 32, 64, 96)
+# Each is measured so often at least, and again while the time has not passed. The quickest counts:
+# what disturbs a pass only makes it longer.
+_LEAST_ROUNDS, _MOST_ROUNDS, _ENOUGH_S = 2, 8, 3.0
 # The part of a step's fixed time that is spared where a row needs a step less, as others do.
 _SHARED = 0.5
 # Tokens in the cache of each row.
@@ -78,7 +79,8 @@ class PassPrices:
         return ", ".join(f"{num}: {1e3 * a:.1f} ({1e3 * b:.1f} as drafts)" for num, a, b in each)
 
     def _at(self, prices: tuple[float, ...], num: int | NDArray[np.int64]) -> Seconds:
-        sizes, values = np.array(self.sizes, dtype=np.float64), np.maximum.accumulate(prices)
+        # A pass takes no longer than a larger one; what was measured so was disturbed.
+        sizes, values = np.array(self.sizes), np.minimum.accumulate(prices[::-1])[::-1]
         slope = values[0] / sizes[0]
         if len(sizes) > 1:
             slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
@@ -109,11 +111,19 @@ class PassTimer:
         longest = min(1 + max_draft, max(context, 1))
         # One token of each row, or a whole draft of each.
         shapes = [*([1] * size for size in sizes), *(_drafts(size, longest) for size in sizes)]
-        rounds = [[self._seconds(each, max(context, 1)) for each in shapes] for _ in range(_ROUNDS)]
-        best = self._of_first_rank([min(times) for times in zip(*rounds, strict=True)])
+        best = self._of_first_rank(self._best_of_rounds(shapes, max(context, 1)))
         prices = PassPrices(sizes, tuple(best[: len(sizes)]), tuple(best[len(sizes) :]))
         logger.info("milliseconds of passes, by their positions: %s", prices)
         return prices
+
+    def _best_of_rounds(self, shapes: list[list[int]], context: int) -> list[float]:
+        started, rounds = time.perf_counter(), list[list[float]]()
+        while len(rounds) < _MOST_ROUNDS:
+            rounds.append([self._seconds(shape, context) for shape in shapes])
+            (elapsed_s,) = self._of_first_rank([time.perf_counter() - started])
+            if len(rounds) >= _LEAST_ROUNDS and elapsed_s > _ENOUGH_S:
+                break
+        return [min(times) for times in zip(*rounds, strict=True)]
 
     def _of_first_rank(self, seconds: list[float]) -> list[float]:
         if self._group is None:

@@ -28,11 +28,11 @@ def test_beyond_the_largest_size_it_goes_on_as_before() -> None:
     assert added(16, 8) == pytest.approx([2.5])
 
 
-def test_larger_passes_never_seem_quicker() -> None:
-    """What was measured may be disturbed."""
-    noisy = PassPrices(sizes=(1, 4, 8), single_s=(1.0, 3.0, 2.0), drafted_s=(1.0, 0.5, 0.2))
-    assert noisy.added_s(1, np.arange(1, 8)).min() >= 0.0
-    assert noisy.spared_s(8) >= noisy.spared_s(9)
+def test_a_pass_never_seems_longer_than_a_larger_one() -> None:
+    """What was measured may be disturbed, which makes it longer."""
+    noisy = PassPrices(sizes=(1, 4, 8), single_s=(1.0, 3.0, 2.0), drafted_s=(9.0, 5.0, 2.0))
+    assert noisy.added_s(1, np.array([1, 3, 7])).tolist() == [1.0, 1.0, 1.0]
+    assert noisy.spared_s(4) < 0.5
 
 
 def test_a_row_alone_spares_whole_steps_and_one_of_many_less() -> None:
@@ -71,19 +71,20 @@ def test_passes_of_single_tokens_and_of_drafts_are_measured() -> None:
         model, Sampler(model.vocab_size, model.device), None, num_blocks=16, block_size=4
     )
     prices = timer.measure(SPEC, max_draft=3)
-    assert prices.sizes == (1, 2, 4, 8)
+    assert prices.sizes == (1, 4, 8)
     assert min(*prices.single_s, *prices.drafted_s) > 0
     shapes = [tuple(lens) for lens in model.passes]
-    assert set(shapes) == {(1,), (1, 1), (1,) * 4, (1,) * 8, (2,), (4,), (4, 4)}
+    assert set(shapes) == {(1,), (1,) * 4, (1,) * 8, (4,), (4, 4)}
 
 
 def test_the_clock_of_the_first_rank_counts_on_all() -> None:
     model, group = warm_model(), Rank()
     timer = PassTimer(model, None, group, num_blocks=16, block_size=4)
     prices = timer.measure(SPEC, max_draft=3)
-    assert len(group.given) == 1
-    assert prices.single_s == (0.001, 0.002, 0.003, 0.004)
-    assert prices.drafted_s == (0.005, 0.006, 0.007, 0.008)
+    # How long it took so far, each time, and what each pass took at best.
+    assert [len(each) for each in group.given] == [1] * 8 + [6]
+    assert prices.single_s == (0.001, 0.002, 0.003)
+    assert prices.drafted_s == (0.004, 0.005, 0.006)
 
 
 @pytest.mark.parametrize(("num_blocks", "max_total_tokens"), [(1, 48), (16, 2)])
