@@ -11,7 +11,7 @@ import numpy as np
 from lorax_contract.step import WarmupSpec
 from lorax_shard.engine.drafts import Draft, DraftPace, DraftSource, MatchCounts
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.pass_prices import PassPrices, PassTimer
+from lorax_shard.engine.pass_prices import PassPrices, PassTimer, Seconds
 
 MakeSource: TypeAlias = "Callable[[], DraftSource]"
 
@@ -71,14 +71,30 @@ class Drafter:
         candidates = [item for item in work if _may_draft(item)]
         if not candidates or len(work) > self._settings.max_rows:
             return work
+        spared_s, added_s = self._prices_of(work, len(candidates) * self._settings.max_tokens)
+        if (np.arange(len(added_s)) * spared_s <= added_s).all():
+            # It would not pay if all were kept.
+            return work
         proposed = [self._proposed(item, block_size) for item in candidates]
-        numbers = self._numbers(work, [draft.chances for draft in proposed])
+        numbers = _numbers([draft.chances for draft in proposed], spared_s, added_s)
         drafted = {
             item.row.request_id: item._replace(draft=draft.token_ids[:num])
             for item, draft, num in zip(candidates, proposed, numbers, strict=True)
         }
         work = [drafted.get(item.row.request_id, item) for item in work]
         return sorted(work, key=lambda item: item.num_computed > 1)
+
+    def _prices_of(self, work: list[RowWork], most: int) -> tuple[float, Seconds]:
+        """Return what a token spares that is kept, and what 0, 1, 2... drafted ones add."""
+        assert self._prices is not None, "what passes take is known from the warm-up on"
+        num_positions = sum(item.num_tokens for item in work)
+        left = min(self._max_step_tokens - num_positions, self._max_positions - len(work), most)
+        num_drafted = np.arange(max(left, 0) + 1)
+        num_drawing = sum(item.num_tokens == 1 for item in work)
+        return (
+            self._prices.spared_s(num_drawing),
+            self._prices.added_s(num_positions, num_drafted),
+        )
 
     def _proposed(self, item: RowWork, block_size: int) -> Draft:
         row = item.row
@@ -87,21 +103,17 @@ class Drafter:
         wanted = row.num_kv_tokens - row.num_tokens
         return row.pace.propose(row.token_ids, min(self._settings.max_tokens, place, wanted))
 
-    def _numbers(self, work: list[RowWork], chances: Sequence[Sequence[float]]) -> list[int]:
-        """Return how many tokens of each proposal are drafted."""
-        assert self._prices is not None, "what passes take is known from the warm-up on"
-        num_positions = sum(item.num_tokens for item in work)
-        left = min(self._max_step_tokens - num_positions, self._max_positions - len(work))
-        rows = np.repeat(np.arange(len(chances)), [len(each) for each in chances])
-        each = np.array([chance for of_row in chances for chance in of_row])
-        # The likeliest first: of a row no token is before one that it follows.
-        order = np.argsort(-each, kind="stable")[: max(left, 0)]
-        num_kept = np.concatenate([[0.0], np.cumsum(each[order])])
-        spared_s = self._prices.spared_s(sum(item.num_tokens == 1 for item in work))
-        added_s = self._prices.added_s(num_positions, np.arange(len(order) + 1))
-        num_drafted = int((num_kept * spared_s - added_s).argmax())
-        numbers: list[int] = np.bincount(rows[order[:num_drafted]], minlength=len(chances)).tolist()
-        return numbers
+
+def _numbers(chances: Sequence[Sequence[float]], spared_s: float, added_s: Seconds) -> list[int]:
+    """Return how many tokens of each proposal are drafted."""
+    rows = np.repeat(np.arange(len(chances)), [len(of_row) for of_row in chances])
+    each = np.array([chance for of_row in chances for chance in of_row])
+    # The likeliest first: of a row no token is before one that it follows.
+    order = np.argsort(-each, kind="stable")[: len(added_s) - 1]
+    num_kept = np.concatenate([[0.0], np.cumsum(each[order])])
+    num_drafted = int((num_kept * spared_s - added_s[: len(num_kept)]).argmax())
+    numbers: list[int] = np.bincount(rows[order[:num_drafted]], minlength=len(chances)).tolist()
+    return numbers
 
 
 def _may_draft(item: RowWork) -> bool:

@@ -202,6 +202,18 @@ def test_the_likeliest_of_all_rows_go_first() -> None:
     assert drafted_by_price(DEAR, (0.9, 0.1), (0.2, 0.1), (0.8, 0.7, 0.6)) == [1, 0, 3]
 
 
+def test_nothing_is_looked_up_where_no_draft_could_pay() -> None:
+    class Untouched(Certain):
+        def propose(self, known, most) -> Draft:
+            raise AssertionError("it was asked for a draft")
+
+    made = drafter(max_rows=8, prices=PassPrices((1, 8, 9), (1.0, 1.0, 9.0), (1.0, 1.0, 9.0)))
+    rows = resident(made, 8)
+    for row in rows:
+        row.pace = Untouched()
+    assert lengths(made, rows) == [0] * 8
+
+
 def test_drafts_that_cost_by_themselves_wait_for_more_that_are_likely() -> None:
     """A pass with any draft costs half as much again."""
     jump = PassPrices(sizes=(1, 2, 101), single_s=(1.0, 1.0, 1.0), drafted_s=(1.0, 1.5, 1.5))
