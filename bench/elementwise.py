@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -83,12 +83,13 @@ def parts_of(model: HFPagedModel, rows: int) -> dict[str, Part]:
     norm, plain = RmsNorm(config.rms_norm_eps, 0.0), Rotation(False, False)
     silu, weight, mlp = GateFunction.SILU, layer.input_layernorm.weight, layer.mlp
 
-    def all_linears() -> None:
-        for each in linears[:-1]:
+    def compute(of_step: Sequence[PackedLinear]) -> None:
+        for each in of_step:
             each(inputs[each.in_features])
 
     return {
-        "linears": Part(1, all_linears, None),
+        "linears": Part(1, lambda: compute(linears[:-1]), None),
+        "head": Part(1, lambda: compute(linears[-1:]), None),
         "norm": Part(
             2 * layers + 1,
             lambda: layer.input_layernorm(x),
@@ -119,10 +120,11 @@ def print_parts(model: HFPagedModel, clock: Callable[[], float], rounds: int) ->
             for _ in range(rounds):
                 for index, call in enumerate((part.own, part.kernel)):
                     if call is not None:
-                        repeat = 1 if name == "linears" else calls
+                        repeat = calls if part.count > 1 else 1
                         spent = measure(repeated(call, repeat), clock, 3) / repeat
                         best[index] = min(best[index], spent * part.count)
-            print(f"| {rows} | {name} | {part.count} | {best[0]:.2f} | {best[1]:.2f} |", flush=True)
+            kernel = f"{best[1]:.2f}" if part.kernel else ""
+            print(f"| {rows} | {name} | {part.count} | {best[0]:.2f} | {kernel} |", flush=True)
 
 
 def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:

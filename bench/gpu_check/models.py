@@ -95,6 +95,8 @@ def build(
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend = install(model, "torch" if device.type == "cpu" else "auto", device)[0]
     fused.install(model, "auto", device, dtype)
+    # A pass over two tokens compiles what was installed, as the load-time probe does.
+    survey_attention(model)
     paged.lora = lora_model.install(model, lora, device, dtype)
     paged.lora_backend = paged.lora.backend
     paged.warm_up(BLOCK_SIZE)

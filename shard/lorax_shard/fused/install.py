@@ -80,7 +80,7 @@ def install(
         "elementwise work by %s: %s",
         chosen.name,
         counted or "nothing in this model has a known form",
-        extra={"fields": {"event": "elementwise", "backend": chosen.name, **fused.counts}},
+        extra={"fields": {"event": "elementwise", "backend": chosen.name, "counts": fused.counts}},
     )
     return fused
 
