@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from lorax_contract.step import FinishCode, StepOutcome
+from lorax_contract.step import StepOutcome
 from lorax_shard.engine.emitter import Emitter
 from lorax_shard.engine.launched import LaunchedPass, LaunchedStep
 from lorax_shard.engine.outcome import OutcomeBuilder
@@ -45,9 +45,10 @@ class Collector:
                 launched.drawing, launched.tokens.read(), out
             )
             for item, finish in zip(launched.drawing, launched.finishes, strict=True):
-                # Given with the first token.
-                item.row.prompt_scores = None
-                if finish != FinishCode.RUNNING:
+                if item.row.prompt_scores is not None:
+                    # Given with the first token.
+                    item.row.prompt_scores = None
+                if finish:
                     self._end(item.row)
         for row in launched.ended:
             self._emitter.end(row, out)

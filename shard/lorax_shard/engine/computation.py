@@ -210,6 +210,14 @@ class Computation:
     def _append(self, launched: LaunchedPass, out: OutcomeBuilder) -> None:
         """Append to each row what it keeps of its draws; one that could not draw goes."""
         ids, start = launched.ids, 0
+        if len(ids) == len(launched.drawing):
+            # Nothing was drafted.
+            for item, token_id in zip(launched.drawing, ids, strict=True):
+                if token_id == NO_TOKEN:
+                    self._batch.end(item.row.request_id)
+                else:
+                    item.row.append(token_id)
+            return
         for item in launched.drawing:
             row, end = item.row, start + 1 + len(item.draft)
             kept = ids[start : start + 1] if end == start + 1 else _kept(ids[start:end], item)
