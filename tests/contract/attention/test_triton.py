@@ -145,8 +145,26 @@ def test_a_long_row_among_short_ones_is_split_alone(rules: dict[str, Any]) -> No
         expected = sequences.expected(row, slice(n - 1, n), spec)
         torch.testing.assert_close(got[row].double(), expected, **TOLERANCES[torch.float32])
     made = next(each for key, each in metadata.scratch.items() if key.startswith("triton.splits"))
-    assert made.rows[[0, 2, 3, 4], 1].tolist() == [1, 1, 1, 1]
-    assert made.rows[1, 1] >= 4
+    assert made.queries[[0, 2, 3, 4], 1].tolist() == [1, 1, 1, 1]
+    assert made.queries[1, 1] >= 4
+
+
+@pytest.mark.parametrize("rules", [{}, {"window": 1000}, {"chunk": 849}, {"sinks": SINKS}])
+def test_few_queries_behind_a_long_context_are_split(rules: dict[str, Any]) -> None:
+    """The end of a prompt whose beginning is cached, and drafts that are checked."""
+    sequences = Sequences([1700, 40, 5])
+    backend = TritonAttention()
+    sequences.fill(backend, {0: 1695, 1: 3})
+    counts = {0: 5, 1: 37, 2: 5}
+    spec = AttentionSpec(0.25, **rules)
+    metadata = sequences.metadata(backend, counts)
+    got = sequences.step(backend, spec, counts, metadata)
+    for row, n in enumerate(sequences.lengths):
+        expected = sequences.expected(row, slice(n - counts[row], n), spec)
+        torch.testing.assert_close(got[row].double(), expected, **TOLERANCES[torch.float32])
+    made = next(each for key, each in metadata.scratch.items() if key.startswith("triton.splits"))
+    assert made.queries[:5, 1].min() >= 2
+    assert made.queries[-5:, 1].tolist() == [1] * 5
 
 
 def window_off_by_one(spec: AttentionSpec, metadata: StepMetadata) -> AttentionSpec:

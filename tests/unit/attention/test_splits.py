@@ -14,21 +14,43 @@ PROGRAMS = 8
 PLAIN = AttentionSpec(1.0)
 
 
-def counts(lens: list[int], spec: AttentionSpec = PLAIN, programs: int = PROGRAMS) -> list[int]:
-    """Return how many splits each row has."""
-    made = splits.by_length(lens, spec, programs, PROCESSORS)
-    assert_complete(made, len(lens))
-    return made.rows[:, 1].tolist()
+def decodes(lens: list[int], spec: AttentionSpec = PLAIN, **sizes: int) -> splits.TileSplits:
+    """Return the splits of decode rows."""
+    sizes = {"programs": PROGRAMS, "num_processors": PROCESSORS, **sizes}
+    made = splits.by_length([1] * len(lens), lens, 1, spec, splits.DECODE, **sizes)
+    assert_complete(made, [1] * len(lens), 1)
+    return made
 
 
-def assert_complete(made: splits.RowSplits, num_rows: int) -> None:
-    """Each row has its splits, all of them in their order and one after the other."""
-    assert len(made.rows) == num_rows
-    assert made.num == made.rows[:, 1].sum()
-    for row, (first, count) in enumerate(made.rows.tolist()):
+def prompts(query_lens: list[int], context_lens: list[int], block_q: int) -> list[list[int]]:
+    """Return of the tiles of each prompt into how many they are split."""
+    sizes = {"programs": PROGRAMS, "num_processors": PROCESSORS}
+    made = splits.by_length(query_lens, context_lens, block_q, PLAIN, splits.PROMPT, **sizes)
+    assert_complete(made, query_lens, block_q)
+    of_query = iter(made.queries[:, 1].tolist())
+    return [[next(of_query) for _ in range(num)][::block_q] for num in query_lens]
+
+
+def counts(lens: list[int], spec: AttentionSpec = PLAIN, **sizes: int) -> list[int]:
+    """Return how many splits each decode row has."""
+    return decodes(lens, spec, **sizes).queries[:, 1].tolist()
+
+
+def assert_complete(made: splits.TileSplits, query_lens: list[int], block_q: int) -> None:
+    """Each query has its splits, all of them in their order and one after the other."""
+    queries = [(row, at) for row, num in enumerate(query_lens) for at in range(num)]
+    assert len(made.queries) == len(queries)
+    used = set()
+    for (row, at), (place, count) in zip(queries, made.queries.tolist(), strict=True):
+        first, within = divmod(place, block_q)
+        tile = at // block_q * block_q
+        assert within == at - tile
         assert made.splits[first : first + count].tolist() == [
-            [row, number, count] for number in range(count)
+            [row, tile, number, count] for number in range(count)
         ]
+        used |= {*range(first, first + count)}
+    assert used == {*range(made.num)}
+    assert made.is_split == (max(made.queries[:, 1]) > 1)
 
 
 def longest_queue(lens: list[int]) -> float:
@@ -36,9 +58,9 @@ def longest_queue(lens: list[int]) -> float:
 
     Programs begin in their order, each where most has been read already, four on a processor.
     """
-    made = splits.by_length(lens, PLAIN, PROGRAMS, PROCESSORS)
+    made = decodes(lens)
     places = [0.0] * (4 * PROCESSORS)
-    for row, _, count in made.splits.tolist():
+    for row, _, _, count in made.splits.tolist():
         for _ in range(PROGRAMS):
             places.sort()
             places[0] += lens[row] / count
@@ -82,14 +104,28 @@ def test_no_processor_reads_much_longer_than_the_others(lens: list[int]) -> None
 
 
 def test_long_programs_begin_first() -> None:
-    made = splits.by_length([10, 5000, 900, 20], PLAIN, PROGRAMS, 1)
+    made = decodes([10, 5000, 900, 20], num_processors=1)
     assert made.splits[:, 0].tolist() == [1, 2, 3, 0]
 
 
 def test_a_fixed_number_of_splits_depends_on_the_number_of_rows_alone() -> None:
-    made = splits.fixed(3, 2)
-    assert_complete(made, 3)
-    assert made.rows.tolist() == [[0, 2], [2, 2], [4, 2]]
+    made = splits.fixed([1, 1, 1], 1, 2)
+    assert_complete(made, [1, 1, 1], 1)
+    assert made.queries.tolist() == [[0, 2], [2, 2], [4, 2]]
+    assert_complete(splits.fixed([9, 2, 8], 4, 3), [9, 2, 8], 4)
+
+
+def test_long_prompts_are_not_split() -> None:
+    assert prompts([2048], [2048], 32) == [[1] * 64]
+    assert prompts([37, 512], [37, 512], 32) == [[1] * 2, [1] * 16]
+
+
+def test_few_queries_behind_a_long_context_are_split() -> None:
+    """The end of a prompt whose beginning is cached, and drafts that are checked."""
+    assert prompts([5], [300], 32) == [[1]]
+    assert prompts([5], [8192], 32) == [[16]]
+    assert prompts([5, 5], [8192, 100], 32) == [[16], [1]]
+    assert prompts([40], [8192], 32) == [[8, 8]]
 
 
 def test_rows_of_no_length_have_a_split() -> None:

@@ -15,8 +15,8 @@ from lorax_shard.attention.triton.backend import _DECODE_HALF
 
 # What the smallest supported GPUs give a program.
 SHARED_MEMORY = 99 << 10
-# Bytes of a thread that may lie outside its registers: a value or two, as releases differ in them.
-SPILLS = 16
+# Bytes of a thread that may lie outside its registers: a few values, as releases differ in them.
+SPILLS = 32
 # Registers of a processor.
 REGISTERS = 64 << 10
 

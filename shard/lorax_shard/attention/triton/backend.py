@@ -27,9 +27,9 @@ from lorax_shard.attention.backend import (
 from lorax_shard.attention.triton import kernels
 from lorax_shard.attention.triton.splits import MOST_SPLITS
 from lorax_shard.attention.triton.step_tensors import (
+    DeviceSplits,
     StepTensors,
-    decode_splits,
-    query_tiles,
+    device_splits,
     step_tensors,
 )
 
@@ -65,7 +65,7 @@ class Tile(NamedTuple):
 # some releases of Triton run out of registers. With five stages decodes load one tile of K and V
 # while they multiply the one before (with two to four the compiler makes room for a single one,
 # and loads wait for products), and four programs are on a processor at once.
-_PROMPT_HALF = {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)}
+_PROMPT_HALF = {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)}
 _PROMPT_FULL = {64: Tile(32, 32, 4, 2), 128: Tile(16, 32, 8, 2), 256: Tile(16, 16, 4, 2)}
 _DECODE_HALF = {64: Tile(0, 64, 4, 5), 128: Tile(0, 32, 4, 5), 256: Tile(0, 16, 4, 5)}
 _DECODE_FULL = {64: Tile(0, 32, 4, 2), 128: Tile(0, 32, 8, 2), 256: Tile(0, 16, 4, 2)}
@@ -159,11 +159,11 @@ class TritonAttention(AttentionBackend):
         """Return the attention of decode rows and of prompts, a kernel for each kind."""
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         step, told = step_tensors(metadata), _describe(layer, spec, metadata)
-        strided = _strided(query)
-        if metadata.num_decode_rows:
+        strided, num_decodes = _strided(query), metadata.num_decode_rows
+        if num_decodes:
             self._decode(strided, output, told, step, spec, metadata)
-        if metadata.num_decode_rows < len(metadata.query_lens):
-            _prompt(strided, output, told, step, metadata)
+        if num_decodes < len(metadata.query_lens):
+            self._prompt(strided, output, told, step, spec, metadata)
         return output
 
     def _decode(
@@ -175,49 +175,79 @@ class TritonAttention(AttentionBackend):
         spec: AttentionSpec,
         metadata: StepMetadata,
     ) -> None:
-        rows, num_heads = metadata.num_decode_rows, output.shape[1]
         tile = _tile(told, output.dtype, _DECODE_HALF, _DECODE_FULL)
-        group = num_heads // told.num_kv_heads
+        group = output.shape[1] // told.num_kv_heads
         heads = min(group, _DECODE_HEADS)
         programs = told.num_kv_heads * -(-group // heads)
-        split = decode_splits(
-            metadata, spec, output, programs,
-            num_processors=_num_processors(output.device), fixed=self._num_splits,
-        )  # fmt: skip
+        rows = slice(0, metadata.num_decode_rows)
+        split = self._split(metadata, rows, output, spec, block_q=1, programs=programs)
         kernels.decode[(split.num, programs)](
             *query, told.keys, told.values, told.sinks, output,
-            split.partial, split.stats, split.splits, split.num,
+            split.partial, split.stats, split.splits, split.num_places,
             step.context_lens, step.tables, step.tables.stride(0),
             told.scale, told.cap, told.num_kv_heads,
             is_split=split.is_split, group=group, heads=heads,
             block_m=max(_LEAST, _power_of_two(heads)), block_n=tile.block_n,
             **told.constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
-        if split.is_split:
-            kernels.combine[(rows, num_heads)](
-                split.partial, split.stats, told.sinks, output, split.rows, split.num, num_heads,
-                value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
-                most_splits=MOST_SPLITS, block_s=_COMBINED, block_e=told.constants["block_e"],
-            )  # fmt: skip
+        _combine(split, output, told, 1, first_token=0)
+
+    def _prompt(
+        self,
+        query: _Strided,
+        output: torch.Tensor,
+        told: _Layer,
+        step: StepTensors,
+        spec: AttentionSpec,
+        metadata: StepMetadata,
+    ) -> None:
+        tile = _tile(told, output.dtype, _PROMPT_HALF, _PROMPT_FULL)
+        group = output.shape[1] // told.num_kv_heads
+        heads = min(group, tile.block_m)
+        block_q, programs = tile.block_m // heads, told.num_kv_heads * -(-group // heads)
+        num_decodes = metadata.num_decode_rows
+        rows = slice(num_decodes, len(metadata.query_lens))
+        split = self._split(metadata, rows, output, spec, block_q=block_q, programs=programs)
+        kernels.prompt[(split.num, programs)](
+            *query, told.keys, told.values, told.sinks, output,
+            split.partial, split.stats, split.splits, split.num_places,
+            *(each[num_decodes:] for each in step[:3]), step.tables[num_decodes:],
+            step.tables.stride(0), told.scale, told.cap, told.num_kv_heads,
+            is_split=split.is_split, group=group, heads=heads,
+            block_m=tile.block_m, block_n=tile.block_n,
+            **told.constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+        _combine(split, output, told, block_q, first_token=num_decodes)
+
+    def _split(
+        self,
+        metadata: StepMetadata,
+        rows: slice,
+        output: torch.Tensor,
+        spec: AttentionSpec,
+        *,
+        block_q: int,
+        programs: int,
+    ) -> DeviceSplits:
+        num, fixed = _num_processors(output.device), self._num_splits
+        return device_splits(
+            metadata, rows, output, spec,
+            block_q=block_q, programs=programs, num_processors=num, fixed=fixed,
+        )  # fmt: skip
 
 
-def _prompt(
-    query: _Strided,
-    output: torch.Tensor,
-    told: _Layer,
-    step: StepTensors,
-    metadata: StepMetadata,
+def _combine(
+    split: DeviceSplits, output: torch.Tensor, told: _Layer, block_q: int, *, first_token: int
 ) -> None:
-    tile = _tile(told, output.dtype, _PROMPT_HALF, _PROMPT_FULL)
-    group = output.shape[1] // told.num_kv_heads
-    heads = min(group, tile.block_m)
-    tiles = query_tiles(tile.block_m // heads, metadata)
-    kernels.prompt[(tiles.shape[0], told.num_kv_heads * -(-group // heads))](
-        *query, told.keys, told.values, told.sinks, output,
-        step.first_tokens, step.query_lens, step.context_lens, step.tables, step.tables.stride(0),
-        tiles, told.scale, told.cap, told.num_kv_heads,
-        group=group, heads=heads, block_m=tile.block_m, block_n=tile.block_n,
-        **told.constants, num_warps=tile.num_warps, num_stages=tile.num_stages,
+    """Add what splits have left up, if some tile has several."""
+    if not split.is_split:
+        return
+    num_heads = output.shape[1]
+    kernels.combine[(len(split.queries), num_heads)](
+        split.partial, split.stats, told.sinks, output, split.queries, split.num_places, block_q,
+        first_token, num_heads,
+        value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
+        most_splits=MOST_SPLITS, block_s=_COMBINED, block_e=told.constants["block_e"],
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ and V are loaded once for all of them. Only keys that some query of the tile see
 what lies behind a row's end is never read.
 
 Legend: T tokens, R rows, H query heads, G KV heads, D and E head sizes of K and V, S splits
-of all rows together. Strides that vary from step to step come in ``unit`` elements, so that kernels
+of all tiles together. Strides that vary from step to step come in ``unit`` elements, so that kernels
 read whole lines without being compiled for each.
 """
 # mypy: disable-error-code="untyped-decorator"
@@ -85,9 +85,11 @@ def _copy_finite(
 
 
 @triton.jit(
-    do_not_specialize=["query_token", "query_head", "table_stride", "window", "chunk"],
+    do_not_specialize=[
+        "query_token", "query_head", "table_stride", "num_places", "window", "chunk"
+    ],
     do_not_specialize_on_alignment=[
-        "first_tokens", "query_lens", "context_lens", "tables", "tiles"
+        "stats", "splits", "first_tokens", "query_lens", "context_lens", "tables"
     ],
 )  # fmt: skip
 def prompt(
@@ -98,15 +100,19 @@ def prompt(
     values: tl.tensor,  # slots x G x E
     sinks: tl.tensor,  # H float32; anything without sinks
     output: tl.tensor,  # T x H x E
+    partial: tl.tensor,  # places x H x E float32; unused where no tile is split
+    stats: tl.tensor,  # 2 x places x H float32: highest score, sum of weights
+    splits: tl.tensor,  # S x 4 int32: row, first query in the row, number in the tile, of how many
+    num_places: tl.tensor,
     first_tokens: tl.tensor,  # R int32; of each row among the T
     query_lens: tl.tensor,  # R int32
     context_lens: tl.tensor,  # R int32
     tables: tl.tensor,  # R x table_stride int32
     table_stride: tl.tensor,
-    tiles: tl.tensor,  # of each tile: its row, and its first query within the row
     scale: tl.tensor,
     cap: tl.tensor,
     num_kv_heads: tl.tensor,
+    is_split: tl.constexpr,
     group: tl.constexpr,
     key_dim: tl.constexpr,
     value_dim: tl.constexpr,
@@ -123,42 +129,51 @@ def prompt(
     block_d: tl.constexpr,
     block_e: tl.constexpr,
 ) -> None:
-    """Output of one tile of queries: causal attention over its row's own KV."""
-    tile = tiles + tl.program_id(0) * 2
-    row, first = tl.load(tile), tl.load(tile + 1)
+    """Causal attention of one tile of queries over one split of its row's own KV, for ``combine``.
+
+    Of a tile with one split it is final.
+    """
+    split = tl.program_id(0)
+    row, first = tl.load(splits + split * 4), tl.load(splits + split * 4 + 1)
+    number, of_tile = tl.load(splits + split * 4 + 2), tl.load(splits + split * 4 + 3)
     num_queries, length = tl.load(query_lens + row), tl.load(context_lens + row)
     num_parts: tl.constexpr = (group + heads - 1) // heads
     kv_head = tl.program_id(1) // num_parts
     in_group = (tl.program_id(1) % num_parts) * heads + tl.arange(0, block_m) % heads
     block_q: tl.constexpr = block_m // heads
-    of_tile = tl.arange(0, block_m) // heads
-    is_row = (of_tile < block_q) & (first + of_tile < num_queries) & (in_group < group)
+    own = tl.arange(0, block_m) // heads
+    is_row = (own < block_q) & (first + own < num_queries) & (in_group < group)
     head = kv_head * group + in_group
-    token = (tl.load(first_tokens + row) + first + of_tile).to(tl.int64)
+    token = (tl.load(first_tokens + row) + first + own).to(tl.int64)
     q_rows = query + (token * query_token + head * query_head) * key_unit
     q = _load_rows(q_rows, is_row, key_dim, block_d)
     position = length - num_queries + first  # of the tile's first query
     last = tl.minimum(position + block_q, length) - 1
-    top, total = _start(sinks + head, is_row, has_sinks, block_m)
+    start, end = _split(_first_seen(position, window, chunk), last + 1, number, of_tile, block_n)
+    # Where there are several splits the sink comes when they are combined.
+    is_whole = is_row & (tl.zeros((block_m,), tl.int32) + of_tile == 1)
+    top, total = _start(sinks + head, is_whole, has_sinks, block_m)
     top, total, summed = _attend(
-        q, position + of_tile, top, total,
+        q, position + own, top, total,
         keys + kv_head * key_dim, values + kv_head * value_dim,
         tables + row.to(tl.int64) * table_stride,
-        0, last + 1, position, last, scale, cap, num_kv_heads,
+        start, end, position, last, scale, cap, num_kv_heads,
         key_dim, value_dim, block_size, window, chunk, is_local, has_softcap, block_m, block_n, block_d, block_e,
     )  # fmt: skip
-    _store_rows(
-        output + (token * num_kv_heads * group + head) * value_dim,
-        _divide(summed, total),
-        is_row,
-        value_dim,
-        block_e,
-    )
+    num_heads = num_kv_heads * group
+    if is_split:
+        place = split.to(tl.int64) * block_q + own
+        _store_parts(
+            partial, stats, place * num_heads + head, num_places.to(tl.int64) * num_heads,
+            top, total, summed, is_row & ~is_whole, value_dim, block_e,
+        )  # fmt: skip
+    rows = output + (token * num_heads + head) * value_dim
+    _store_rows(rows, _divide(summed, total), is_whole, value_dim, block_e)
 
 
 @triton.jit(
     do_not_specialize=[
-        "query_token", "query_head", "table_stride", "num_splits", "window", "chunk"
+        "query_token", "query_head", "table_stride", "num_places", "window", "chunk"
     ],
     do_not_specialize_on_alignment=["stats", "splits", "context_lens", "tables"],
 )  # fmt: skip
@@ -170,10 +185,10 @@ def decode(
     values: tl.tensor,  # slots x G x E
     sinks: tl.tensor,  # H float32; anything without sinks
     output: tl.tensor,  # T x H x E
-    partial: tl.tensor,  # S x H x E float32; unused where no row is split
-    stats: tl.tensor,  # 2 x S x H float32: highest score, sum of weights
-    splits: tl.tensor,  # S x 3 int32: of each its row, its number in the row, and of how many
-    num_splits: tl.tensor,  # S
+    partial: tl.tensor,  # places x H x E float32; unused where no row is split
+    stats: tl.tensor,  # 2 x places x H float32: highest score, sum of weights
+    splits: tl.tensor,  # S x 4 int32: of each its row, 0, its number in the row, and of how many
+    num_places: tl.tensor,  # S, or 0
     context_lens: tl.tensor,  # R int32
     tables: tl.tensor,  # R x table_stride int32
     table_stride: tl.tensor,
@@ -199,11 +214,11 @@ def decode(
 ) -> None:
     """Attention of one row's single query over one split of its context, for ``combine``.
 
-    Where no row is split it is final. A split's bounds follow from the row's length on the device.
+    Of a row with one split it is final. A split's bounds follow from the row's length on the device.
     """
     split = tl.program_id(0)
-    row = tl.load(splits + split * 3)
-    number, of_row = tl.load(splits + split * 3 + 1), tl.load(splits + split * 3 + 2)
+    row = tl.load(splits + split * 4)
+    number, of_row = tl.load(splits + split * 4 + 2), tl.load(splits + split * 4 + 3)
     length = tl.load(context_lens + row)
     num_parts: tl.constexpr = (group + heads - 1) // heads
     kv_head = tl.program_id(1) // num_parts
@@ -213,12 +228,9 @@ def decode(
     head = kv_head * group + in_group
     q_rows = query + (row.to(tl.int64) * query_token + head * query_head) * key_unit
     q = _load_rows(q_rows, is_row, key_dim, block_d)
-    # Without a window or chunk their numbers are beyond every length, and this is 0.
-    first = _first_seen(length - 1, window, chunk) // block_n * block_n
-    span = tl.cdiv(tl.cdiv(length - first, of_row), block_n) * block_n
-    start = first + number * span
-    end = tl.minimum(start + span, length)
-    top, total = _start(sinks + head, is_row, has_sinks and not is_split, block_m)
+    start, end = _split(_first_seen(length - 1, window, chunk), length, number, of_row, block_n)
+    is_whole = is_row & (tl.zeros((block_m,), tl.int32) + of_row == 1)
+    top, total = _start(sinks + head, is_whole, has_sinks, block_m)
     top, total, summed = _attend(
         q, tl.zeros((block_m,), tl.int32) + (length - 1), top, total,
         keys + kv_head * key_dim, values + kv_head * value_dim,
@@ -228,25 +240,28 @@ def decode(
     )  # fmt: skip
     num_heads = num_kv_heads * group
     if is_split:
-        at = split.to(tl.int64) * num_heads + head
-        tl.store(stats + at, top, mask=is_row)
-        tl.store(stats + at + num_splits.to(tl.int64) * num_heads, total, mask=is_row)
-        _store_rows(partial + at * value_dim, summed, is_row & (total > 0), value_dim, block_e)
-    else:
-        rows = output + (row.to(tl.int64) * num_heads + head) * value_dim
-        _store_rows(rows, _divide(summed, total), is_row, value_dim, block_e)
+        _store_parts(
+            partial, stats, split.to(tl.int64) * num_heads + head,
+            num_places.to(tl.int64) * num_heads,
+            top, total, summed, is_row & ~is_whole, value_dim, block_e,
+        )  # fmt: skip
+    rows = output + (row.to(tl.int64) * num_heads + head) * value_dim
+    _store_rows(rows, _divide(summed, total), is_whole, value_dim, block_e)
 
 
 @triton.jit(
-    do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["stats", "row_splits"]
+    do_not_specialize=["num_places", "block_q", "first_token"],
+    do_not_specialize_on_alignment=["stats", "queries"],
 )
 def combine(
-    partial: tl.tensor,  # S x H x E float32
-    stats: tl.tensor,  # 2 x S x H float32
+    partial: tl.tensor,  # places x H x E float32
+    stats: tl.tensor,  # 2 x places x H float32
     sinks: tl.tensor,  # H float32; anything without sinks
-    output: tl.tensor,  # T x H x E, decode rows first
-    row_splits: tl.tensor,  # R x 2 int32: of each row its first split, and how many follow
-    num_splits: tl.tensor,  # S
+    output: tl.tensor,  # T x H x E
+    queries: tl.tensor,  # Q x 2 int32: of each its place in its first split, and how many there are
+    num_places: tl.tensor,
+    block_q: tl.tensor,  # places from one split of a query to the next
+    first_token: tl.tensor,  # of the queries among the T
     num_heads: tl.tensor,
     value_dim: tl.constexpr,
     has_sinks: tl.constexpr,
@@ -254,35 +269,40 @@ def combine(
     block_s: tl.constexpr,
     block_e: tl.constexpr,
 ) -> None:
-    """Weigh the splits of one row and head by their sums, and add the head's sink."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    first, of_row = tl.load(row_splits + row * 2).to(tl.int64), tl.load(row_splits + row * 2 + 1)
-    at = first * num_heads + head
-    own_tops, own_totals = stats + at, stats + num_splits.to(tl.int64) * num_heads + at
-    tops, totals = _load_stats(own_tops, own_totals, tl.arange(0, most_splits), of_row, num_heads)
-    highest = tl.max(tops, 0)
-    if has_sinks:
-        sink = tl.load(sinks + head) * _LOG2_E
-        highest = tl.maximum(highest, sink)
-    highest = tl.where(highest == float("-inf"), 0.0, highest)
-    whole = tl.sum(tl.exp2(tops - highest) * totals, 0)
-    if has_sinks:
-        whole += tl.exp2(sink - highest)
-    column = tl.arange(0, block_e)
-    summed = tl.zeros((block_e,), dtype=tl.float32)
-    for start in range(0, of_row, block_s):
-        split = start + tl.arange(0, block_s)
-        top, total = _load_stats(own_tops, own_totals, split, of_row, num_heads)
-        parts = tl.load(
-            partial + (at + split[:, None] * num_heads) * value_dim + column[None, :],
-            # A split without a visible key wrote nothing.
-            mask=(total > 0)[:, None] & (column < value_dim)[None, :],
-            other=0.0,
-        )
-        summed += tl.sum(tl.exp2(top - highest)[:, None] * parts, 0)
-    summed = summed / tl.where(whole > 0, whole, 1.0)
-    target = output + (row.to(tl.int64) * num_heads + head) * value_dim + column
-    tl.store(target, summed.to(output.dtype.element_ty), mask=column < value_dim)
+    """Weigh the splits of one query and head by their sums, and add the head's sink.
+
+    A query with one split has its output already.
+    """
+    query, head = tl.program_id(0), tl.program_id(1)
+    first, count = tl.load(queries + query * 2).to(tl.int64), tl.load(queries + query * 2 + 1)
+    if count > 1:
+        at, apart = first * num_heads + head, block_q * num_heads
+        own_tops, own_totals = stats + at, stats + num_places.to(tl.int64) * num_heads + at
+        tops, totals = _load_stats(own_tops, own_totals, tl.arange(0, most_splits), count, apart)
+        highest = tl.max(tops, 0)
+        if has_sinks:
+            sink = tl.load(sinks + head) * _LOG2_E
+            highest = tl.maximum(highest, sink)
+        highest = tl.where(highest == float("-inf"), 0.0, highest)
+        whole = tl.sum(tl.exp2(tops - highest) * totals, 0)
+        if has_sinks:
+            whole += tl.exp2(sink - highest)
+        column = tl.arange(0, block_e)
+        summed = tl.zeros((block_e,), dtype=tl.float32)
+        for start in range(0, count, block_s):
+            split = start + tl.arange(0, block_s)
+            top, total = _load_stats(own_tops, own_totals, split, count, apart)
+            parts = tl.load(
+                partial + (at + split[:, None] * apart) * value_dim + column[None, :],
+                # A split without a visible key wrote nothing.
+                mask=(total > 0)[:, None] & (column < value_dim)[None, :],
+                other=0.0,
+            )
+            summed += tl.sum(tl.exp2(top - highest)[:, None] * parts, 0)
+        summed = summed / tl.where(whole > 0, whole, 1.0)
+        token = (first_token + query).to(tl.int64)
+        target = output + (token * num_heads + head) * value_dim + column
+        tl.store(target, summed.to(output.dtype.element_ty), mask=column < value_dim)
 
 
 @triton.jit
@@ -294,6 +314,20 @@ def _load_stats(
     top = tl.load(tops + split * stride, mask=is_split, other=float("-inf"))
     total = tl.load(totals + split * stride, mask=is_split, other=0.0)
     return top, total
+
+
+@triton.jit
+def _split(
+    first: tl.tensor, end: tl.tensor, number: tl.tensor, count: tl.tensor, block_n: tl.constexpr
+) -> tl.tensor:
+    """Return the bounds of one of ``count`` splits of the keys from ``first`` to ``end``.
+
+    Without a window or chunk their numbers are beyond every length, and ``first`` is 0.
+    """
+    first = first // block_n * block_n
+    span = tl.cdiv(tl.cdiv(end - first, count), block_n) * block_n
+    start = first + number * span
+    return start, tl.minimum(start + span, end)
 
 
 @triton.jit
@@ -430,14 +464,31 @@ def _start(
 ) -> tl.tensor:
     """Return the highest score and the sum of weights before any key: the sink's, or nothing."""
     if has_sinks:
-        return tl.load(sinks, mask=is_row, other=0.0) * _LOG2_E, tl.full(
-            (block_m,), 1.0, tl.float32
-        )
+        top = tl.load(sinks, mask=is_row, other=float("-inf")) * _LOG2_E
+        return top, tl.where(is_row, 1.0, 0.0)
     else:
         return (
             tl.full((block_m,), float("-inf"), tl.float32),
             tl.zeros((block_m,), dtype=tl.float32),
         )
+
+
+@triton.jit
+def _store_parts(
+    partial: tl.tensor,
+    stats: tl.tensor,
+    at: tl.tensor,  # M, of each query's head
+    totals: tl.tensor,  # where in stats the sums of weights begin
+    top: tl.tensor,
+    total: tl.tensor,
+    summed: tl.tensor,
+    is_row: tl.tensor,
+    value_dim: tl.constexpr,
+    block_e: tl.constexpr,
+) -> None:
+    tl.store(stats + at, top, mask=is_row)
+    tl.store(stats + totals + at, total, mask=is_row)
+    _store_rows(partial + at * value_dim, summed, is_row & (total > 0), value_dim, block_e)
 
 
 @triton.jit

@@ -26,19 +26,17 @@ class StepTensors(NamedTuple):
     tables: torch.Tensor
 
 
-class DecodeSplits(NamedTuple):
-    """Splits of decode rows on the device as int32, and where they leave their parts."""
+class DeviceSplits(NamedTuple):
+    """Splits of neighbouring rows on the device as int32, and where they leave their parts."""
 
-    splits: torch.Tensor  # S x 3
-    rows: torch.Tensor  # R x 2
+    splits: torch.Tensor  # S x 4
     num: int
-    partial: torch.Tensor  # S x H x E float32; nothing where no row is split
-    stats: torch.Tensor  # 2 x S x H float32
-
-    @property
-    def is_split(self) -> bool:
-        """Whether some row has several."""
-        return self.num > len(self.rows)
+    # What combines them, if some tile has several: T x 2, and how many places there are.
+    queries: torch.Tensor
+    num_places: int
+    partial: torch.Tensor  # places x H x E float32
+    stats: torch.Tensor  # 2 x places x H float32
+    is_split: bool
 
 
 def step_tensors(metadata: StepMetadata) -> StepTensors:
@@ -58,51 +56,45 @@ def step_tensors(metadata: StepMetadata) -> StepTensors:
     return found
 
 
-def query_tiles(block_q: int, metadata: StepMetadata) -> torch.Tensor:
-    """Return of each tile of prompts its row, and its first query within the row."""
-    key = f"triton.tiles.{block_q}"
-    if key not in metadata.scratch:
-        tiles = [
-            (row, first)
-            for row in range(metadata.num_decode_rows, len(metadata.query_lens))
-            for first in range(0, metadata.query_lens[row], block_q)
-        ]
-        metadata.scratch[key] = _to_device(np.array(tiles), metadata)
-    found: torch.Tensor = metadata.scratch[key]
-    return found
-
-
-def decode_splits(
+def device_splits(
     metadata: StepMetadata,
-    spec: AttentionSpec,
+    rows: slice,
     output: torch.Tensor,
-    programs: int,
+    spec: AttentionSpec,
     *,
+    block_q: int,
+    programs: int,
     num_processors: int,
     fixed: int | None = None,
-) -> DecodeSplits:
-    """Return how decode rows are split, ``programs`` to a split; with ``fixed`` into so many each.
+) -> DeviceSplits:
+    """Return how tiles of ``block_q`` queries are split; with ``fixed`` into so many each.
 
-    Layers run one after the other, and also share where splits leave their parts.
+    ``programs`` compute a split. Layers run one after the other, and also share where splits leave
+    their parts.
     """
-    num_rows, (num_heads, value_dim) = metadata.num_decode_rows, output.shape[1:]
+    num_heads, value_dim = output.shape[1:]
     reach = "" if fixed else f"{spec.window}.{spec.chunk}"
-    key = f"triton.splits.{programs}.{num_heads}.{value_dim}.{reach}"
+    key = f"triton.splits.{rows.start}.{block_q}.{programs}.{num_heads}.{value_dim}.{reach}"
     if key not in metadata.scratch:
+        query_lens = metadata.query_lens[rows]
         if fixed:
-            made = splits.fixed(num_rows, fixed)
+            made = splits.fixed(query_lens, block_q, fixed)
         else:
-            lens = metadata.context_lens[:num_rows]
-            made = splits.by_length(lens, spec, programs, num_processors)
-        numbers = _to_device(np.concatenate([made.splits, made.rows], axis=None), metadata)
-        of_splits, of_rows = numbers[: made.splits.size], numbers[made.splits.size :]
-        width = value_dim if made.num > num_rows else 0
-        metadata.scratch[key] = DecodeSplits(
-            of_splits.view(-1, 3), of_rows.view(-1, 2), made.num,
-            output.new_empty((made.num, num_heads, width), dtype=torch.float32),
-            output.new_empty((2, made.num, num_heads), dtype=torch.float32),
+            made = splits.by_length(
+                query_lens, metadata.context_lens[rows], block_q, spec,
+                splits.DECODE if block_q == 1 else splits.PROMPT,
+                programs=programs, num_processors=num_processors,
+            )  # fmt: skip
+        numbers = _to_device(np.concatenate([made.splits, made.queries], axis=None), metadata)
+        of_splits, of_queries = numbers[: made.splits.size], numbers[made.splits.size :]
+        num_places = made.num * block_q * made.is_split
+        metadata.scratch[key] = DeviceSplits(
+            of_splits.view(-1, 4), made.num, of_queries.view(-1, 2), num_places,
+            output.new_empty((num_places, num_heads, value_dim), dtype=torch.float32),
+            output.new_empty((2, num_places, num_heads), dtype=torch.float32),
+            made.is_split,
         )  # fmt: skip
-    found: DecodeSplits = metadata.scratch[key]
+    found: DeviceSplits = metadata.scratch[key]
     return found
 
 
