@@ -25,6 +25,7 @@ from lorax_shard.attention.backend import (
     StepMetadata,
 )
 from lorax_shard.attention.triton import kernels
+from lorax_shard.attention.triton.combine_kernel import combine
 from lorax_shard.attention.triton.splits import MOST_SPLITS
 from lorax_shard.attention.triton.step_tensors import (
     DeviceSplits,
@@ -243,7 +244,7 @@ def _combine(
     if not split.is_split:
         return
     num_heads = output.shape[1]
-    kernels.combine[(len(split.queries), num_heads)](
+    combine[(len(split.queries), num_heads)](
         split.partial, split.stats, told.sinks, output, split.queries, split.num_places, block_q,
         first_token, num_heads,
         value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],

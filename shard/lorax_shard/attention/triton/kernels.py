@@ -1,8 +1,8 @@
-"""Paged attention in Triton: storing, prompt chunks, and decode rows in splits.
+"""Paged attention in Triton: storing, prompt chunks and decode rows.
 
 Online softmax (Milakov and Gimelshein 2018) over tiles of K and V (FlashAttention, Dao et al.
-2022); decode rows are split along their context and the parts combined (FlashDecoding, Dao et
-al. 2023). Scores are kept in units of log2, so that one exp2 makes a weight. Sums are float32.
+2022); contexts are split and the parts combined (FlashDecoding, Dao et al. 2023). Scores are kept
+in units of log2, so that one exp2 makes a weight. Sums are float32.
 
 A tile of M rows holds ``heads`` query heads of one KV head for each of its queries, so that K
 and V are loaded once for all of them. Only keys that some query of the tile sees are loaded:
@@ -247,73 +247,6 @@ def decode(
         )  # fmt: skip
     rows = output + (row.to(tl.int64) * num_heads + head) * value_dim
     _store_rows(rows, _divide(summed, total), is_whole, value_dim, block_e)
-
-
-@triton.jit(
-    do_not_specialize=["num_places", "block_q", "first_token"],
-    do_not_specialize_on_alignment=["stats", "queries"],
-)
-def combine(
-    partial: tl.tensor,  # places x H x E float32
-    stats: tl.tensor,  # 2 x places x H float32
-    sinks: tl.tensor,  # H float32; anything without sinks
-    output: tl.tensor,  # T x H x E
-    queries: tl.tensor,  # Q x 2 int32: of each its place in its first split, and how many there are
-    num_places: tl.tensor,
-    block_q: tl.tensor,  # places from one split of a query to the next
-    first_token: tl.tensor,  # of the queries among the T
-    num_heads: tl.tensor,
-    value_dim: tl.constexpr,
-    has_sinks: tl.constexpr,
-    most_splits: tl.constexpr,
-    block_s: tl.constexpr,
-    block_e: tl.constexpr,
-) -> None:
-    """Weigh the splits of one query and head by their sums, and add the head's sink.
-
-    A query with one split has its output already.
-    """
-    query, head = tl.program_id(0), tl.program_id(1)
-    first, count = tl.load(queries + query * 2).to(tl.int64), tl.load(queries + query * 2 + 1)
-    if count > 1:
-        at, apart = first * num_heads + head, block_q * num_heads
-        own_tops, own_totals = stats + at, stats + num_places.to(tl.int64) * num_heads + at
-        tops, totals = _load_stats(own_tops, own_totals, tl.arange(0, most_splits), count, apart)
-        highest = tl.max(tops, 0)
-        if has_sinks:
-            sink = tl.load(sinks + head) * _LOG2_E
-            highest = tl.maximum(highest, sink)
-        highest = tl.where(highest == float("-inf"), 0.0, highest)
-        whole = tl.sum(tl.exp2(tops - highest) * totals, 0)
-        if has_sinks:
-            whole += tl.exp2(sink - highest)
-        column = tl.arange(0, block_e)
-        summed = tl.zeros((block_e,), dtype=tl.float32)
-        for start in range(0, count, block_s):
-            split = start + tl.arange(0, block_s)
-            top, total = _load_stats(own_tops, own_totals, split, count, apart)
-            parts = tl.load(
-                partial + (at + split[:, None] * apart) * value_dim + column[None, :],
-                # A split without a visible key wrote nothing.
-                mask=(total > 0)[:, None] & (column < value_dim)[None, :],
-                other=0.0,
-            )
-            summed += tl.sum(tl.exp2(top - highest)[:, None] * parts, 0)
-        summed = summed / tl.where(whole > 0, whole, 1.0)
-        token = (first_token + query).to(tl.int64)
-        target = output + (token * num_heads + head) * value_dim + column
-        tl.store(target, summed.to(output.dtype.element_ty), mask=column < value_dim)
-
-
-@triton.jit
-def _load_stats(
-    tops: tl.tensor, totals: tl.tensor, split: tl.tensor, num_splits: tl.tensor, stride: tl.tensor
-) -> tl.tensor:
-    """Return the highest scores and sums of weights of splits; -inf and 0 where there is none."""
-    is_split = split < num_splits
-    top = tl.load(tops + split * stride, mask=is_split, other=float("-inf"))
-    total = tl.load(totals + split * stride, mask=is_split, other=0.0)
-    return top, total
 
 
 @triton.jit
