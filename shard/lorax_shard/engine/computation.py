@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from lorax_contract.step import BlockId
 from lorax_shard.engine.forward import PassResult, passes, run_pass
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.launched import LaunchedPass, LaunchedStep
+from lorax_shard.engine.launched import LaunchedPass, LaunchedStep, read
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.ranks import broken_by, share_ids
 from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, UnreadId
-from lorax_shard.engine.self_test import DeviceBrokenError, self_test
+from lorax_shard.engine.self_test import self_test
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.sampling.sampled import NO_TOKEN, Draws
@@ -174,10 +174,7 @@ class Computation:
         """Wait for ids that are on their way from a device, and let rows have them."""
         for launched in self._unread:
             assert launched.tokens is not None
-            try:
-                launched.ids = launched.tokens.read().ids
-            except Exception as error:
-                raise DeviceBrokenError(f"what was drawn cannot be read: {error}") from error
+            launched.ids = read(launched.tokens).ids
             for item, token_id in zip(launched.drawing, launched.ids, strict=True):
                 item.row.learn(token_id)
                 if token_id == NO_TOKEN:

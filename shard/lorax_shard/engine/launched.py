@@ -10,7 +10,8 @@ from lorax_shard.engine.inputs import PromptSpan, RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.prompt_scores import PromptScores
 from lorax_shard.engine.rows import Row
-from lorax_shard.sampling.sampled import Draws
+from lorax_shard.engine.self_test import DeviceBrokenError
+from lorax_shard.sampling.sampled import Draws, SampledTokens
 
 
 @dataclass(slots=True)
@@ -44,8 +45,18 @@ class LaunchedStep:
     passes: list[LaunchedPass] = field(default_factory=list)
 
     def wait(self) -> None:
-        """Return when a device has computed all of it."""
+        """Return when a device has computed all of it; DeviceBrokenError: it never will."""
         for tokens in [each.tokens for each in self.passes]:
             if tokens is not None and tokens.on_device is not None:
-                tokens.read()
+                read(tokens)
                 self.computed_ns = time.perf_counter_ns()
+
+
+def read(tokens: Draws) -> SampledTokens:
+    """Return what was drawn, once it is there; DeviceBrokenError: it never will be."""
+    try:
+        return tokens.read()
+    except Exception as error:
+        raise DeviceBrokenError(
+            f"what a device drew cannot be read: {type(error).__name__}: {error}"
+        ) from error

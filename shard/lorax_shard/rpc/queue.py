@@ -24,6 +24,9 @@ from lorax_shard.parallel.group import GroupBrokenError
 
 logger = logging.getLogger(__name__)
 
+# After these nothing can be computed any more.
+_BREAKING = (GroupBrokenError, DeviceBrokenError)
+
 Result = TypeVar("Result")
 Half = TypeVar("Half")
 
@@ -70,6 +73,7 @@ class CommandQueue:
         self._closed = False
         # Nothing can be computed any more; known before whoever met it is told.
         self._is_broken = False
+        self._breaking = threading.Lock()
         self._halves: queue.Queue[tuple[_Job, Any] | None] = queue.Queue()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._finisher = threading.Thread(target=self._finish, name="outcomes", daemon=True)
@@ -181,17 +185,12 @@ class CommandQueue:
         try:
             while (job := self._jobs.get()) is not None:
                 self._current = job
-                if job.finish is None:
-                    self._halves.join()
-                result, error = _executed(job.command)
-                if isinstance(error, (GroupBrokenError, DeviceBrokenError)):
-                    self._end_broken(job, error)
-                    return
-                if error is None and job.finish is not None:
-                    self._halves.put((job, result))
-                else:
-                    self._answer(job, result, error)
+                if self._is_broken:
+                    break
+                self._run(job)
                 self._current = None
+            if self._is_broken:
+                self._abandon()
         except BaseException:
             logger.critical("the engine's thread ends by an error", exc_info=True)
             self._abandon()
@@ -199,23 +198,38 @@ class CommandQueue:
             self._halves.put(None)
             self._finisher.join()
 
+    def _run(self, job: _Job) -> None:
+        if job.finish is None:
+            self._halves.join()
+        result, error = _executed(job.command)
+        if isinstance(error, _BREAKING):
+            self._break(job, error)
+        elif error is None and job.finish is not None:
+            self._halves.put((job, result))
+        else:
+            self._answer(job, result, error)
+
     def _finish(self) -> None:
         """Make results of what commands returned."""
         while (half := self._halves.get()) is not None:
             job, given = half
             assert job.finish is not None
             result, error = _executed(partial(job.finish, given))
-            self._answer(job, result, error)
+            if isinstance(error, _BREAKING):
+                self._break(job, error)
+            else:
+                self._answer(job, result, error)
             self._halves.task_done()
 
-    def _end_broken(self, job: _Job, error: Exception) -> None:
+    def _break(self, job: _Job, error: Exception) -> None:
         """Compute nothing more: a collective with a rank that is gone would never end."""
-        self._is_broken = True
+        with self._breaking:
+            is_first, self._is_broken = not self._is_broken, True
         self._answer(job, None, ShardUnavailableError(str(error)))
-        self._current = None
-        if self._on_broken is not None:
+        # Wakes the worker, which then answers all that wait.
+        self._jobs.put(None)
+        if is_first and self._on_broken is not None:
             self._on_broken(error)
-        self._abandon()
 
     def _abandon(self) -> None:
         """Answer all that wait; the thread is about to end."""

@@ -11,7 +11,8 @@ from tests.helpers import toy_paged_model as toy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorax_contract.step import FinishCode
-from lorax_shard.sampling.batched import draw_batch
+from lorax_shard.engine.self_test import DeviceBrokenError
+from lorax_shard.sampling.batched import DeviceTokens, draw_batch
 from lorax_shard.sampling.sampler import Sampler
 
 # What a host waits in, if the tensor lies on a device.
@@ -113,3 +114,18 @@ def test_a_row_that_turns_out_to_have_drawn_nothing_writes_to_nobodys_blocks():
     assert [each for some in ids for each in some] == toy.expected_tokens([7, 9, 11], 3)
     assert toy.tokens_of(outcomes[0], 2) == ([], FinishCode.ERROR)
     assert [outcome.row_ids for outcome in outcomes[1:]] == [[1, 3], [1, 3]]
+
+
+def test_a_device_that_fails_behind_a_launch_is_broken_for_both_halves(monkeypatch):
+    engine = toy.make_engine()
+    engine.computation.sampler = Sampler(engine.model.vocab_size, method=draw_batch)
+    launched = engine.launch(toy.make_plan(1, [(1, 3, [5])], new=[toy.new_row(1, [7, 9, 11])]))
+
+    def fail(_self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(DeviceTokens, "read", fail)
+    with pytest.raises(DeviceBrokenError, match="illegal memory access"):
+        engine.collect(launched)
+    with pytest.raises(DeviceBrokenError, match="illegal memory access"):
+        engine.launch(toy.make_plan(2, [(1, 1, [])]))

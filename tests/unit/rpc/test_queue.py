@@ -199,15 +199,17 @@ def test_closing_finishes_what_was_queued_and_takes_nothing_new():
     with_queue(test)
 
 
+@pytest.mark.parametrize("half", ["first", "second"])
 @pytest.mark.parametrize("error", [GroupBrokenError("rank 1"), DeviceBrokenError("no device")])
-def test_what_breaks_the_engine_ends_all_calls_and_is_told(error):
+def test_what_breaks_the_engine_ends_all_calls_and_is_told(error, half):
     told = []
 
-    def fail():
+    def fail(*_given):
         raise error
 
     async def test(queue):
-        calls = [queue.run(fail), queue.run(lambda: "never")]
+        first = queue.run(fail) if half == "first" else queue.run(lambda: 1, finish=fail)
+        calls = [first, queue.run(lambda: "never")]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [ShardUnavailableError] * 2
         assert str(error) in str(results[0])
