@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.helpers.oracle import Oracle
+from tests.helpers.oracle import FREE, Oracle
 from tests.helpers.thread_ranks import run_ranks
 from tests.helpers.toy_paged_model import NAN_ID, expected_tokens, make_engine
 
@@ -260,7 +260,8 @@ def test_decode_needs_batches():
 def test_all_tokens_of_a_step_are_told_with_their_row():
     """Two rows, of which one has drafts that are kept: each generation has its own tokens."""
     known = [[*A, *expected_tokens(A, 9)]]
-    drafter = Drafter(DraftSettings(3, 4, 1), Oracle(known, num_wrong_in_ten=0))
+    oracle = Oracle(known, num_wrong_in_ten=0)
+    drafter = Drafter(DraftSettings(3, 4, 1), lambda: oracle, FREE)
     batches = LoraxBatches(make_engine(drafter=drafter))
     first = prefill(
         batches, batch(8, request(1, A, max_new_tokens=9), request(2, B, max_new_tokens=9)), None
