@@ -174,7 +174,7 @@ class CommandQueue:
         if self._closed:
             raise ShardUnavailableError("the shard is stopping and takes no more calls")
         if self._is_broken or not self._worker.is_alive():
-            raise ShardUnavailableError("the engine's thread has ended; restart the shard")
+            raise _ended()
         done: asyncio.Future[Any] = self._loop.create_future()
         # A stored failure may never be asked for again; that is no news for the log.
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -201,7 +201,8 @@ class CommandQueue:
     def _run(self, job: _Job) -> None:
         if job.finish is None:
             self._halves.join()
-        result, error = _executed(job.command)
+        # To be found broken meanwhile is as good as to be found broken by the command.
+        result, error = _executed(_raise_ended if self._is_broken else job.command)
         if isinstance(error, _BREAKING):
             self._break(job, error)
         elif error is None and job.finish is not None:
@@ -233,12 +234,11 @@ class CommandQueue:
 
     def _abandon(self) -> None:
         """Answer all that wait; the thread is about to end."""
-        error = ShardUnavailableError("the engine's thread has ended; restart the shard")
         if self._current is not None:
-            self._answer(self._current, None, error)
+            self._answer(self._current, None, _ended())
         while not self._jobs.empty():
             if (job := self._jobs.get()) is not None:
-                self._answer(job, None, error)
+                self._answer(job, None, _ended())
 
     def _answer(self, job: _Job, result: Any, error: Exception | None) -> None:
         def resolve() -> None:
@@ -253,6 +253,14 @@ class CommandQueue:
             self._loop.call_soon_threadsafe(resolve)
         except RuntimeError:  # the loop is closed: nobody waits any more
             logger.debug("an answer came after the event loop had closed")
+
+
+def _ended() -> ShardUnavailableError:
+    return ShardUnavailableError("the engine's thread has ended; restart the shard")
+
+
+def _raise_ended() -> None:
+    raise _ended()
 
 
 def _executed(command: Callable[[], Any]) -> tuple[Any, Exception | None]:
