@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -23,6 +24,8 @@ _CACHE_BYTES = 48 << 20
 _MAX_SHAPES = 3
 # A second form of all weights must be worth its memory.
 _WORTH_A_COPY = 0.90
+# More rows that take so much less time than fewer were computed while the machine was quieter.
+_DISTURBED = 1.5
 
 # Milliseconds by backend name: one figure per row count.
 Table = dict[str, tuple[float, ...]]
@@ -62,6 +65,21 @@ def _best_rounds(kernels: dict[str, list[LinearKernel]], x: torch.Tensor) -> dic
                 kernel(x)
                 best[name][index] = min(best[name][index], time.perf_counter() - start)
     return {name: sum(times) for name, times in best.items()}
+
+
+def is_disturbed(table: Table) -> bool:
+    """Return whether something else took the machine's time while a figure was measured."""
+    return any(
+        fewer > _DISTURBED * more for figures in table.values() for fewer, more in pairwise(figures)
+    )
+
+
+def least_of(table: Table, other: Table) -> Table:
+    """Return the better figures of two measurements of the same."""
+    return {
+        name: tuple(min(pair) for pair in zip(figures, other[name], strict=True))
+        for name, figures in table.items()
+    }
 
 
 def choose(table: Table, backends: Sequence[LinearBackend], *, may_copy: bool) -> LinearBackend:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lorax_shard.linear import remembered
 from lorax_shard.linear.interface import LinearBackend
-from lorax_shard.linear.measure import choose, log_table, measure
+from lorax_shard.linear.measure import choose, is_disturbed, least_of, log_table, measure
 from lorax_shard.linear.packed import PackedLinear, SiblingGroup, SiblingKernel
 from lorax_shard.linear.registry import create, create_runnable
 
@@ -125,9 +125,10 @@ def _resolve_auto(
     weights = weights or [target.weight for target in targets]
     path = remembered.table_path(weights, candidates)
     table = remembered.recall(path, candidates)
-    if table is None:
+    if table is None or is_disturbed(table):
         started = time.perf_counter()
-        table = measure(weights, candidates)
+        measured = measure(weights, candidates)
+        table = measured if table is None else least_of(table, measured)
         log_table(table)
         if time.perf_counter() - started > _WORTH_KEEPING_S:
             remembered.remember(path, table)
