@@ -12,6 +12,7 @@ import torch
 import transformers
 from tests.helpers.tiny_models import tiny_config
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
@@ -96,6 +97,38 @@ def test_a_family_computes_the_same_until_its_own_code_is_back(family: str) -> N
     assert [type(module) for module in model.modules()] == classes
     assert torch.equal(logits_of(model), own)
     assert not fused.undo()
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts what torch computes, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not any(a.alias_info for a in func._schema.returns)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_has_less_than_half_of_its_operations() -> None:
+    model = make_model("llama")
+
+    def of_a_layer() -> int:
+        numbers = []
+        for layers in (2, 1):
+            model.config.num_hidden_layers = layers
+            with Dispatched() as dispatched:
+                logits_of(model)
+            numbers.append(dispatched.number)
+        return numbers[0] - numbers[1]
+
+    own = of_a_layer()
+    install(model, "cpp", CPU, torch.float32)
+    # Seven products, attention, two sums, and what kernels write to: two norms, a gate, q and k.
+    fused = of_a_layer()
+    assert own - fused >= 18
+    assert fused < own / 2
 
 
 def test_another_model_of_the_family_keeps_its_own_code() -> None:
