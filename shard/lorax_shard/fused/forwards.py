@@ -61,23 +61,28 @@ def noise(*shape: int, like: torch.Tensor) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
-def difference(own: Callable[[], Any], fused: Callable[[], Any]) -> float:
-    """Return how far apart two calls compute, infinite if that is more than rounding.
+def closest(candidates: Mapping[_Key, Callable[[], Any]], own: Callable[[], Any]) -> _Key | None:
+    """Return which of some calls computes what a module's own does but for rounding; None: none.
 
     A call that fails computes nothing like the other.
     """
     try:
-        expected, found = own(), fused()
-        scale = max(float(expected.float().abs().max()), 1e-30)
-        share = float((expected.float() - found.float()).abs().max()) / scale
-        is_same = expected.shape == found.shape and share <= _TOLERANCE[expected.dtype]
+        expected: torch.Tensor = own()
+        apart = {key: _difference(expected, call) for key, call in candidates.items()}
     except Exception:  # noqa: BLE001 - what a module raises that takes other arguments is not known
-        is_same = False
-    return share if is_same else math.inf
-
-
-def closest(candidates: Mapping[_Key, Callable[[], Any]], own: Callable[[], Any]) -> _Key | None:
-    """Return which of some calls computes what a model's own does; None: none of them."""
-    apart = {key: difference(own, call) for key, call in candidates.items()}
+        return None
     best = min(apart, key=apart.__getitem__, default=None)
     return None if best is None or apart[best] == math.inf else best
+
+
+def _difference(expected: torch.Tensor, call: Callable[[], Any]) -> float:
+    """Return how far from what is expected a call computes, infinite if that is more than rounding."""
+    try:
+        found = call()
+        if found.shape != expected.shape:
+            return math.inf
+        scale = max(float(expected.float().abs().max()), 1e-30)
+        share = float((expected.float() - found.float()).abs().max()) / scale
+    except Exception:  # noqa: BLE001 - nor what a candidate of another shape does
+        return math.inf
+    return share if share <= _TOLERANCE[expected.dtype] else math.inf
