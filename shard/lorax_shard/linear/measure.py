@@ -37,8 +37,8 @@ def measure(
     """Return each backend's milliseconds for all ``weights`` (out x in), by row count.
 
     The shapes with the most bytes are timed and scaled to the number of their matrices.
-    Backends take turns within each round, and the best time of each call counts: what other
-    programs do meanwhile then hardly shows.
+    Row counts and backends take turns within each round, and the best time of each call counts:
+    what other programs do meanwhile then hardly shows, nor that a process's first calls are slow.
     """
     totals = {backend.name: [0.0] * len(rows) for backend in backends}
     counts = Counter((weight.shape, weight.nbytes) for weight in weights)
@@ -48,23 +48,27 @@ def measure(
         sample = sample[: max(1, _CACHE_BYTES // nbytes)]
         kernels = {each.name: [each.pack(weight, None) for weight in sample] for each in backends}
         scale = counts[shape, nbytes] / len(sample)
-        for column, num_rows in enumerate(rows):
-            x = torch.randn(num_rows, shape[1]).to(sample[0].dtype)
-            for name, best in _best_rounds(kernels, x).items():
+        inputs = [torch.randn(num_rows, shape[1]).to(sample[0].dtype) for num_rows in rows]
+        for name, seconds in _best_rounds(kernels, inputs).items():
+            for column, best in enumerate(seconds):
                 totals[name][column] += best * scale * 1e3
     return {name: tuple(figures) for name, figures in totals.items()}
 
 
-def _best_rounds(kernels: dict[str, list[LinearKernel]], x: torch.Tensor) -> dict[str, float]:
-    """Return the seconds of one pass over each backend's kernels, made of each call's best."""
-    best = {name: [float("inf")] * len(group) for name, group in kernels.items()}
+def _best_rounds(
+    kernels: dict[str, list[LinearKernel]], inputs: Sequence[torch.Tensor]
+) -> dict[str, list[float]]:
+    """Return the seconds of one pass over each backend's kernels, by input, made of each call's best."""
+    best = {name: [[float("inf")] * len(group) for _ in inputs] for name, group in kernels.items()}
     for _ in range(_ROUNDS):
-        for name, group in kernels.items():
-            for index, kernel in enumerate(group):
-                start = time.perf_counter()
-                kernel(x)
-                best[name][index] = min(best[name][index], time.perf_counter() - start)
-    return {name: sum(times) for name, times in best.items()}
+        for column, x in enumerate(inputs):
+            for name, group in kernels.items():
+                times = best[name][column]
+                for index, kernel in enumerate(group):
+                    start = time.perf_counter()
+                    kernel(x)
+                    times[index] = min(times[index], time.perf_counter() - start)
+    return {name: [sum(times) for times in columns] for name, columns in best.items()}
 
 
 def is_disturbed(table: Table) -> bool:
