@@ -85,7 +85,8 @@ def device_splits(
                 splits.DECODE if block_q == 1 else splits.PROMPT,
                 programs=programs, num_processors=num_processors,
             )  # fmt: skip
-        numbers = _to_device(np.concatenate([made.splits, made.queries], axis=None), metadata)
+        asked = (made.splits, made.queries) if made.is_split else (made.splits,)
+        numbers = _to_device(np.concatenate(asked, axis=None), metadata)
         of_splits, of_queries = numbers[: made.splits.size], numbers[made.splits.size :]
         num_places = made.num * block_q * made.is_split
         metadata.scratch[key] = DeviceSplits(
