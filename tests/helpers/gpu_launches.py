@@ -74,14 +74,14 @@ def model_steps(gpu: FakeGPU, *sizes: int) -> list[Compiled]:
     # As many as a large GPU has: splits of decode rows follow from them.
     triton_attention._num_processors = lambda device: 132
     model.allocate_cache(600, models.BLOCK_SIZE)
-    for ranks in ((8,), (3, 64, 200)):
+    for first, ranks in ((1, (8,)), (2, (3, 64, 200))):
         for slot in list(model.lora.slots):
             model.lora.unload(slot)
         models.load_adapters(model, ranks)
         loaded = [*range(len(ranks))]
         # One adapter for all rows, each in turn, the base model among them, and it alone.
         mixes = ([loaded[-1]], loaded, [None, *loaded], [*loaded, *[None] * 9], [None])
-        for number, (rows, tokens, context) in enumerate((*STEPS, *sweep())):
+        for number, (rows, tokens, context) in enumerate((*STEPS, *sweep(first))):
             step(model, rows, tokens, context, mixes[number % len(mixes)])
     assert {"prompt", "decode", "combine", "store", "shrink", "expand"} <= gpu.launches.keys()
     return gpu.binaries[warm:]
@@ -110,9 +110,9 @@ def launches_of_steps(gpu: FakeGPU) -> list[Compiled]:
     return gpu.binaries
 
 
-def sweep() -> Iterator[tuple[int, int, int]]:
-    """Yield steps of every number of rows, in turn with a short context, a longer and a long one."""
-    for rows in range(1, 257):
+def sweep(first: int) -> Iterator[tuple[int, int, int]]:
+    """Yield steps of every second number of rows, of short contexts, longer and long ones in turn."""
+    for rows in range(first, 257, 2):
         yield rows, 1, (rows % 40 + 1, 500 + rows, 4000)[rows % 3]
 
 

@@ -9,6 +9,8 @@ from tests.helpers.fake_gpu import run_on_fake_gpu
 
 pytest.importorskip("triton", reason="triton does not run on this platform")
 
+# Compiling takes a minute or two, and much longer on a machine that is busy with other work.
+pytestmark = pytest.mark.timeout(900)
 PROGRAMS = "tests.helpers.gpu_launches"
 
 
