@@ -1,0 +1,186 @@
+// Products of rows and a weight packed into panels, float32, on a CPU. Loaded by panel.py.
+//
+//   y[i] = W . x[i] + b        W: out x in, x: rows x in, y: rows x out
+//
+// A panel is a few columns of y, as many as two registers hold. The weight lies in blocks of
+// `depth` inputs; in each block panel follows panel, and a panel is depth x columns numbers in
+// the order in which they are used. The last block of inputs may be shorter; columns that are
+// missing from the last panel are zeros.
+//
+// A tile is some rows of one panel, whose sums stay in registers while a block of the panel
+// streams past. All tiles of a panel follow each other, so that the weight comes through memory
+// once for up to most_rows rows; while one block is computed, the next one is asked for.
+//
+// What a row gets does not depend on the rows beside it nor on threads: each sum runs through a
+// block from its first input to its last, and the blocks' sums are added from first to last.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+// One register; vectors may lie anywhere.
+#if defined(__AVX512F__)
+constexpr int num_lanes = 16, tile_rows = 12;
+#elif defined(__AVX__)
+constexpr int num_lanes = 8, tile_rows = 6;
+#elif defined(__aarch64__)
+constexpr int num_lanes = 4, tile_rows = 12;
+#else
+constexpr int num_lanes = 4, tile_rows = 6;
+#endif
+typedef float Lanes __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
+constexpr int columns = 2 * num_lanes;
+
+inline const Lanes& lanes_at(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
+inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
+
+// Rows that are computed while a block of the weight passes through once, and the most inputs of
+// a block: a panel's block and a tile's inputs fit into the first cache.
+constexpr int64_t most_rows = 8 * tile_rows, most_depth = 256;
+// From row to row of the inputs of a block. Fixed, so that rows are reached without a register
+// each; no multiple of 4 KiB, so that they do not push each other out of the cache.
+constexpr int64_t input_stride = most_depth + 16;
+
+// Where the results of a tile go.
+struct Out {
+    float* at;
+    int64_t stride;
+    bool is_first;      // the first block writes, the others add
+    const float* bias;  // added after the last block; null before it, and without a bias
+};
+
+// What to ask for while a tile is computed: `step` numbers further with every input.
+struct Ahead {
+    const float* at;
+    int64_t step;
+};
+
+template <int ROWS>
+void compute_tile(const float* x, const float* w, int64_t depth, const Out& out, Ahead ahead) {
+    Lanes sums[ROWS][2] = {};
+    for (int64_t k = 0; k < depth; ++k, w += columns, ahead.at += ahead.step) {
+        __builtin_prefetch(ahead.at);
+        __builtin_prefetch(ahead.at + num_lanes);
+        const Lanes left = lanes_at(w), right = lanes_at(w + num_lanes);
+        for (int row = 0; row < ROWS; ++row) {
+            const float input = x[row * input_stride + k];
+            sums[row][0] += left * input;
+            sums[row][1] += right * input;
+        }
+    }
+    for (int row = 0; row < ROWS; ++row)
+        for (int half = 0; half < 2; ++half) {
+            float* at = out.at + row * out.stride + half * num_lanes;
+            Lanes sum = sums[row][half];
+            if (!out.is_first) sum = lanes_at(at) + sum;
+            if (out.bias) sum += lanes_at(out.bias + half * num_lanes);
+            lanes_at(at) = sum;
+        }
+}
+
+typedef void Tile(const float*, const float*, int64_t, const Out&, Ahead);
+
+constexpr Tile* tiles[] = {
+    nullptr,         compute_tile<1>, compute_tile<2>, compute_tile<3>, compute_tile<4>,
+    compute_tile<5>, compute_tile<6>,
+#if defined(__AVX512F__) || defined(__aarch64__)
+    compute_tile<7>, compute_tile<8>, compute_tile<9>, compute_tile<10>, compute_tile<11>,
+    compute_tile<12>,
+#endif
+};
+
+}  // namespace
+
+// What Python hands over: all fields have eight bytes.
+struct PanelCall {
+    const float* x;
+    int64_t x_stride;
+    const float* weight;
+    const float* bias;  // padded to whole panels; null without one
+    float* y;
+    int64_t y_stride;
+    int64_t num_rows;
+    int64_t num_in;
+    int64_t num_out;
+    int64_t num_threads;
+};
+
+namespace {
+
+// Rows [first_row, last_row) of the panels [first_panel, last_panel).
+void compute_part(const PanelCall& call, int64_t depth, int64_t first_row, int64_t last_row,
+                  int64_t first_panel, int64_t last_panel) {
+    const int64_t num_panels = (call.num_out + columns - 1) / columns;
+    const int64_t rows = last_row - first_row, num_tiles = (rows + tile_rows - 1) / tile_rows;
+    const bool has_edge = last_panel == num_panels && call.num_out % columns;
+    alignas(64) float inputs[most_rows * input_stride];
+    alignas(64) float edge[most_rows * columns];  // a panel that is wider than what is left of y
+    for (int64_t k = 0; k < call.num_in; k += depth) {
+        const int64_t size = std::min(depth, call.num_in - k);
+        const bool is_last = k + size == call.num_in;
+        for (int64_t row = 0; row < rows; ++row)
+            std::memcpy(inputs + row * input_stride, call.x + (first_row + row) * call.x_stride + k,
+                        size * sizeof(float));
+        const float* block = call.weight + k * num_panels * columns;
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            const float* w = block + panel * size * columns;
+            const float* next = panel + 1 < last_panel ? w + size * columns
+                                                       : block + (num_panels + first_panel) * size * columns;
+            const bool is_edge = has_edge && panel + 1 == last_panel;
+            int64_t row = 0;
+            for (int64_t tile = 0; tile < num_tiles; ++tile) {
+                // Rows are spread evenly: a tile of one row takes as long as one of four.
+                const int64_t end = rows * (tile + 1) / num_tiles;
+                const int64_t stride = is_edge ? columns : call.y_stride;
+                float* y = is_edge ? edge + row * columns
+                                   : call.y + (first_row + row) * call.y_stride + panel * columns;
+                const Out out{y, stride, k == 0,
+                              is_last && call.bias ? call.bias + panel * columns : nullptr};
+                const int64_t share = (columns + num_tiles - 1) / num_tiles;
+                const Ahead ahead{num_tiles == 1 ? w + 1024 : next + tile * share * size, share};
+                tiles[end - row](inputs + row * input_stride, w, size, out, ahead);
+                row = end;
+            }
+        }
+    }
+    if (has_edge)
+        for (int64_t row = 0; row < rows; ++row)
+            std::memcpy(call.y + (first_row + row) * call.y_stride + (num_panels - 1) * columns,
+                        edge + row * columns, (call.num_out % columns) * sizeof(float));
+}
+
+// Parts that each thread gets, so that one which is held up leaves some to the others.
+constexpr int64_t parts_a_thread = 4;
+// Multiplications that are not worth waking threads for.
+constexpr int64_t too_little = 65536;
+
+}  // namespace
+
+extern "C" int64_t lorax_panel_columns() { return columns; }
+
+// The inputs of a block, for a weight of so many inputs.
+extern "C" int64_t lorax_panel_depth(int64_t num_in) {
+    const int64_t num_blocks = std::max<int64_t>(1, (num_in + most_depth - 1) / most_depth);
+    return (num_in + num_blocks - 1) / num_blocks;
+}
+
+extern "C" void lorax_panel_linear(const char* fields) {
+    PanelCall call;
+    std::memcpy(&call, fields, sizeof call);
+    const int64_t depth = lorax_panel_depth(call.num_in);
+    const int64_t num_panels = (call.num_out + columns - 1) / columns;
+    const int64_t row_parts = (call.num_rows + most_rows - 1) / most_rows;
+    const bool alone = call.num_rows * call.num_in * call.num_out < too_little;
+    const int64_t threads = alone ? 1 : call.num_threads;
+    const int64_t wished = threads == 1 ? 1 : (threads * parts_a_thread + row_parts - 1) / row_parts;
+    const int64_t panel_parts = std::min(num_panels, wished);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
+        const int64_t rows = part / panel_parts, panels = part % panel_parts;
+        compute_part(call, depth, call.num_rows * rows / row_parts,
+                     call.num_rows * (rows + 1) / row_parts, num_panels * panels / panel_parts,
+                     num_panels * (panels + 1) / panel_parts);
+    }
+}
