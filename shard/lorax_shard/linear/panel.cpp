@@ -38,10 +38,12 @@ inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
 
 // Rows that are computed while a block of the weight passes through once, and the most inputs of
 // a block: a panel's block and a tile's inputs fit into the first cache.
-constexpr int64_t most_rows = 8 * tile_rows, most_depth = 256;
+constexpr int64_t most_rows = 96, most_depth = 128;
 // From row to row of the inputs of a block. Fixed, so that rows are reached without a register
 // each; no multiple of 4 KiB, so that they do not push each other out of the cache.
 constexpr int64_t input_stride = most_depth + 16;
+// How far ahead a weight is asked for that passes one tile only, in numbers.
+constexpr int64_t lead = 2048;
 
 // Where the results of a tile go.
 struct Out {
@@ -60,6 +62,9 @@ struct Ahead {
 template <int ROWS>
 void compute_tile(const float* x, const float* w, int64_t depth, const Out& out, Ahead ahead) {
     Lanes sums[ROWS][2] = {};
+    for (int row = 0; row < ROWS; ++row)
+        for (int half = 0; half < 2; ++half)
+            __builtin_prefetch(out.at + row * out.stride + half * num_lanes, 1);
     for (int64_t k = 0; k < depth; ++k, w += columns, ahead.at += ahead.step) {
         __builtin_prefetch(ahead.at);
         __builtin_prefetch(ahead.at + num_lanes);
@@ -70,7 +75,9 @@ void compute_tile(const float* x, const float* w, int64_t depth, const Out& out,
             sums[row][1] += right * input;
         }
     }
+#pragma GCC unroll 12
     for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             float* at = out.at + row * out.stride + half * num_lanes;
             Lanes sum = sums[row][half];
@@ -109,50 +116,72 @@ struct PanelCall {
 
 namespace {
 
-// Rows [first_row, last_row) of the panels [first_panel, last_panel).
-void compute_part(const PanelCall& call, int64_t depth, int64_t first_row, int64_t last_row,
-                  int64_t first_panel, int64_t last_panel) {
-    const int64_t num_panels = (call.num_out + columns - 1) / columns;
-    const int64_t rows = last_row - first_row, num_tiles = (rows + tile_rows - 1) / tile_rows;
-    const bool has_edge = last_panel == num_panels && call.num_out % columns;
-    alignas(64) float inputs[most_rows * input_stride];
-    alignas(64) float edge[most_rows * columns];  // a panel that is wider than what is left of y
-    for (int64_t k = 0; k < call.num_in; k += depth) {
-        const int64_t size = std::min(depth, call.num_in - k);
-        const bool is_last = k + size == call.num_in;
-        for (int64_t row = 0; row < rows; ++row)
-            std::memcpy(inputs + row * input_stride, call.x + (first_row + row) * call.x_stride + k,
-                        size * sizeof(float));
-        const float* block = call.weight + k * num_panels * columns;
-        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-            const float* w = block + panel * size * columns;
-            const float* next = panel + 1 < last_panel ? w + size * columns
-                                                       : block + (num_panels + first_panel) * size * columns;
-            const bool is_edge = has_edge && panel + 1 == last_panel;
-            int64_t row = 0;
-            for (int64_t tile = 0; tile < num_tiles; ++tile) {
-                // Rows are spread evenly: a tile of one row takes as long as one of four.
-                const int64_t end = rows * (tile + 1) / num_tiles;
-                const int64_t stride = is_edge ? columns : call.y_stride;
-                float* y = is_edge ? edge + row * columns
-                                   : call.y + (first_row + row) * call.y_stride + panel * columns;
-                const Out out{y, stride, k == 0,
-                              is_last && call.bias ? call.bias + panel * columns : nullptr};
-                const int64_t share = (columns + num_tiles - 1) / num_tiles;
-                const Ahead ahead{num_tiles == 1 ? w + 1024 : next + tile * share * size, share};
-                tiles[end - row](inputs + row * input_stride, w, size, out, ahead);
-                row = end;
+// Some rows and some neighbouring panels: what one thread computes in one go.
+class Part {
+   public:
+    Part(const PanelCall& call, int64_t first_row, int64_t last_row, int64_t first_panel,
+         int64_t last_panel)
+        : call(call), first_row(first_row), rows(last_row - first_row), first_panel(first_panel),
+          last_panel(last_panel), num_panels((call.num_out + columns - 1) / columns),
+          num_tiles((rows + tile_rows - 1) / tile_rows) {}
+
+    void compute(int64_t depth) {
+        const float* block = call.weight;
+        for (int64_t k = 0; k < call.num_in; k += depth) {
+            const int64_t size = std::min(depth, call.num_in - k);
+            for (int64_t row = 0; row < rows; ++row)
+                std::memcpy(inputs + row * input_stride,
+                            call.x + (first_row + row) * call.x_stride + k, size * sizeof(float));
+            const float* next_block = block + num_panels * size * columns;
+            for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+                const float* w = block + panel * size * columns;
+                const float* next = panel + 1 < last_panel
+                                        ? w + size * columns
+                                        : next_block + first_panel * size * columns;
+                compute_panel(panel, w, next, k, size);
             }
+            block = next_block;
+        }
+        if (call.num_out % columns && last_panel == num_panels) copy_edge();
+    }
+
+   private:
+    void compute_panel(int64_t panel, const float* w, const float* next, int64_t k, int64_t size) {
+        const bool is_edge = (panel + 1) * columns > call.num_out;
+        float* y = is_edge ? edge : call.y + first_row * call.y_stride + panel * columns;
+        const int64_t stride = is_edge ? columns : call.y_stride;
+        const bool is_last = k + size == call.num_in;
+        const float* bias = is_last && call.bias ? call.bias + panel * columns : nullptr;
+        const int64_t step = (columns + num_tiles - 1) / num_tiles;
+        for (int64_t tile = 0, row = 0; tile < num_tiles; ++tile) {
+            // Rows are spread evenly: a tile of one row takes as long as one of four.
+            const int64_t end = rows * (tile + 1) / num_tiles;
+            const Ahead ahead{num_tiles == 1 ? w + lead : next + tile * step * size, step};
+            tiles[end - row](inputs + row * input_stride, w, size,
+                             Out{y + row * stride, stride, k == 0, bias}, ahead);
+            row = end;
         }
     }
-    if (has_edge)
-        for (int64_t row = 0; row < rows; ++row)
-            std::memcpy(call.y + (first_row + row) * call.y_stride + (num_panels - 1) * columns,
-                        edge + row * columns, (call.num_out % columns) * sizeof(float));
-}
 
-// Parts that each thread gets, so that one which is held up leaves some to the others.
-constexpr int64_t parts_a_thread = 4;
+    void copy_edge() {
+        const int64_t column = (num_panels - 1) * columns;
+        for (int64_t row = 0; row < rows; ++row)
+            std::memcpy(call.y + (first_row + row) * call.y_stride + column, edge + row * columns,
+                        (call.num_out - column) * sizeof(float));
+    }
+
+    const PanelCall& call;
+    const int64_t first_row, rows, first_panel, last_panel, num_panels, num_tiles;
+    alignas(64) float inputs[most_rows * input_stride];
+    // Results of a panel that is wider than what is left of y.
+    alignas(64) float edge[most_rows * columns];
+};
+
+// Multiplications from which on each thread gets several parts, so that one which is held up leaves
+// some to the others. Few are done faster in one go.
+constexpr int64_t much = 1 << 26, parts_a_thread = 4;
+// Numbers of y that a part has: they stay in the second cache from block to block.
+constexpr int64_t part_results = 65536;
 // Multiplications that are not worth waking threads for.
 constexpr int64_t too_little = 65536;
 
@@ -169,18 +198,22 @@ extern "C" int64_t lorax_panel_depth(int64_t num_in) {
 extern "C" void lorax_panel_linear(const char* fields) {
     PanelCall call;
     std::memcpy(&call, fields, sizeof call);
+    if (call.num_rows == 0) return;
     const int64_t depth = lorax_panel_depth(call.num_in);
     const int64_t num_panels = (call.num_out + columns - 1) / columns;
+    const int64_t work = call.num_rows * call.num_in * call.num_out;
+    const int64_t threads = work < too_little ? 1 : call.num_threads;
+    const int64_t parts = work < much ? threads : threads * parts_a_thread;
     const int64_t row_parts = (call.num_rows + most_rows - 1) / most_rows;
-    const bool alone = call.num_rows * call.num_in * call.num_out < too_little;
-    const int64_t threads = alone ? 1 : call.num_threads;
-    const int64_t wished = threads == 1 ? 1 : (threads * parts_a_thread + row_parts - 1) / row_parts;
-    const int64_t panel_parts = std::min(num_panels, wished);
+    const int64_t fitting = std::max<int64_t>(1, part_results * row_parts / (call.num_rows * columns));
+    const int64_t panel_parts =
+        std::min(num_panels, std::max((num_panels + fitting - 1) / fitting,
+                                      (parts + row_parts - 1) / row_parts));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
-        const int64_t rows = part / panel_parts, panels = part % panel_parts;
-        compute_part(call, depth, call.num_rows * rows / row_parts,
-                     call.num_rows * (rows + 1) / row_parts, num_panels * panels / panel_parts,
-                     num_panels * (panels + 1) / panel_parts);
+        const int64_t row = part / panel_parts, panel = part % panel_parts;
+        Part(call, call.num_rows * row / row_parts, call.num_rows * (row + 1) / row_parts,
+             num_panels * panel / panel_parts, num_panels * (panel + 1) / panel_parts)
+            .compute(depth);
     }
 }

@@ -5,20 +5,29 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
+from lorax_shard.huge_pages import map_memory
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("panel.cpp")
 # The fields of PanelCall.
 _PACK_CALL = struct.Struct("=10q").pack
+_ALIGNMENT = 64
+# Weights lie one after the other in mappings of this size: each is too small for huge pages of
+# its own. What is not used of a mapping takes no memory.
+_MAPPING_BYTES = 64 << 20
 
 
-class _Library(NamedTuple):
+class PanelLibrary(NamedTuple):
+    """The compiled kernel and its measures."""
+
     linear: Any
     # Columns of a panel.
     columns: int
@@ -33,32 +42,34 @@ class PanelKernel:
     threads.
     """
 
-    __slots__ = ("_bias", "_library", "_packed", "_shape", "nbytes")
+    __slots__ = ("__weakref__", "_bias", "_library", "_packed", "_shape", "nbytes")
 
-    def __init__(self, library: _Library, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        library: PanelLibrary,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        memory: torch.Tensor,
+    ) -> None:
+        """Copy the weight into ``memory``: as many numbers as ``packed_size`` says."""
         num_out, num_in = weight.shape
         missing = -num_out % library.columns
-        self._library, self._shape = library, (num_out, num_in)
+        self._library, self._shape, self._packed = library, (num_out, num_in), memory
         self._bias = None if bias is None else functional.pad(bias, (0, missing)).contiguous()
-        self._packed = torch.empty((num_out + missing) * num_in)
-        self.nbytes = self._packed.nbytes
+        self.nbytes = memory.nbytes
         for first, block in self._blocks():
-            block.flatten(0, 1)
             part = functional.pad(weight[:, first : first + block.shape[1]], (0, 0, 0, missing))
             block.copy_(part.view(-1, library.columns, block.shape[1]).transpose(1, 2))
 
-    def _blocks(self) -> list[tuple[int, torch.Tensor]]:
-        """Return each block's first input and its part of the packed weight, as a view."""
-        num_out, num_in = self._shape
-        columns, depth = self._library.columns, self._library.depth(num_in)
-        num_panels = -(-num_out // columns)
-        blocks = []
-        for first in range(0, num_in, max(depth, 1)):
+    def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield each block's first input and its part of the packed weight, as a view."""
+        num_in = self._shape[1]
+        width = self._packed.numel() // num_in
+        depth = self._library.depth(num_in)
+        for first in range(0, num_in, depth):
             size = min(depth, num_in - first)
-            start = first * num_panels * columns
-            flat = self._packed[start : start + size * num_panels * columns]
-            blocks.append((first, flat.view(num_panels, size, columns)))
-        return blocks
+            flat = self._packed[first * width : (first + size) * width]
+            yield first, flat.view(-1, size, self._library.columns)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Compute all rows in one call."""
@@ -86,8 +97,8 @@ class PanelKernel:
         num_out, num_in = self._shape
         weight = torch.empty(num_out, num_in)
         for first, block in self._blocks():
-            size = block.shape[1]
-            weight[:, first : first + size] = block.transpose(1, 2).flatten(0, 1)[:num_out]
+            part = block.transpose(1, 2).flatten(0, 1)[:num_out]
+            weight[:, first : first + block.shape[1]] = part
         return weight
 
 
@@ -97,26 +108,52 @@ class PanelBackend:
     name = "panel"
     keeps_plain = False
 
+    def __init__(self) -> None:
+        self._mapping = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+        # Kernels whose weights lie in the mapping.
+        self._kernels: weakref.WeakSet[PanelKernel] = weakref.WeakSet()
+
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """It needs a CPU, float32 and a C++ compiler."""
         if device.type != "cpu":
             return f"it computes on the CPU, not on {device.type}"
         if dtype is not torch.float32:
             return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
-        _, reason = _library()
-        return reason
+        return load_panels()[1]
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PanelKernel:
         """Copy the weight into panels."""
-        library, reason = _library()
+        library, reason = load_panels()
         assert library is not None, reason  # the registry makes no backend that cannot run
-        return PanelKernel(library, weight, bias)
+        memory = self._take(packed_size(library, weight)).view(torch.float32)
+        kernel = PanelKernel(library, weight, bias, memory)
+        self._kernels.add(kernel)
+        return kernel
+
+    def _take(self, numbers: int) -> torch.Tensor:
+        num_bytes = 4 * numbers
+        if not self._kernels:
+            self._used = 0  # what was packed to be measured is gone
+        if self._used + num_bytes > self._mapping.nbytes:
+            self._mapping = map_memory(max(_MAPPING_BYTES, num_bytes))
+            self._used = 0
+            self._kernels.clear()
+        taken = self._mapping[self._used : self._used + num_bytes]
+        self._used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        return taken
+
+
+def packed_size(library: PanelLibrary, weight: torch.Tensor) -> int:
+    """Return how many numbers a weight has in panels."""
+    num_out, num_in = weight.shape
+    return -(-num_out // library.columns) * library.columns * num_in
 
 
 @functools.cache
-def _library() -> tuple[_Library | None, str | None]:
-    """Return the kernel and its measures, or None and the reason in words."""
-    loaded, reason = load_library(_SOURCE)
+def load_panels(*flags: str) -> tuple[PanelLibrary | None, str | None]:
+    """Return the kernel compiled with ``flags`` besides the usual ones, or None and the reason."""
+    loaded, reason = load_library(_SOURCE, *flags)
     if loaded is None:
         return None, reason
     linear: Any = loaded.lorax_panel_linear
@@ -125,4 +162,4 @@ def _library() -> tuple[_Library | None, str | None]:
     columns.argtypes, columns.restype = (), ctypes.c_int64
     depth: Any = loaded.lorax_panel_depth
     depth.argtypes, depth.restype = (ctypes.c_int64,), ctypes.c_int64
-    return _Library(linear, columns(), depth), None
+    return PanelLibrary(linear, columns(), depth), None

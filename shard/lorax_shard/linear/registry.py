@@ -10,9 +10,11 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.linear.backends import MklBackend, OneDnnBackend, TorchBackend
 from lorax_shard.linear.interface import LinearBackend
+from lorax_shard.linear.panel import PanelBackend
 
 _CREATORS: dict[str, Callable[[], LinearBackend]] = {
     "torch": TorchBackend,
+    "panel": PanelBackend,
     "onednn": OneDnnBackend,
     "mkl": MklBackend,
 }

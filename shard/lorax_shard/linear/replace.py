@@ -28,7 +28,7 @@ SIBLINGS = (
     ("w1", "w3"),
 )
 # `auto` measures these. MKL's packing is left out: it serves one row count and costs a copy.
-_CANDIDATES = ("onednn", "torch")
+_CANDIDATES = ("panel", "onednn", "torch")
 # Second copies of weights may take this share of the memory that is free at load.
 _COPY_SHARE = 0.25
 # A measurement that took longer is kept for the next start.

@@ -12,7 +12,7 @@ from lorax_shard.linear.registry import create, names
 
 CPU = torch.device("cpu")
 ROWS = (0, 1, 2, 5, 8, MKL_ROWS - 1, MKL_ROWS, MKL_ROWS + 1, 97)
-SHAPES = ((1, 7), (5, 3), (48, 48), (192, 64), (49, 130), (64, 192))
+SHAPES = ((1, 7), (5, 3), (48, 48), (192, 64), (49, 130), (64, 192), (33, 300))
 
 
 def _composite() -> LinearBackend:
@@ -89,4 +89,6 @@ def test_says_in_words_why_it_cannot_run() -> None:
     assert create("torch").why_not(cuda, torch.float16) is None
     assert "CPU" in str(create("onednn").why_not(cuda, torch.float32))
     assert "CPU" in str(create("mkl").why_not(cuda, torch.float32))
+    assert "CPU" in str(create("panel").why_not(cuda, torch.float32))
+    assert "bfloat16" in str(create("panel").why_not(CPU, torch.bfloat16))
     assert "float64" in str(create("onednn").why_not(CPU, torch.float64))

@@ -75,7 +75,7 @@ def model() -> Model:
 
 
 @pytest.mark.parametrize("stack", [True, False])
-@pytest.mark.parametrize("backend", ["torch", "onednn", "mkl", "auto"])
+@pytest.mark.parametrize("backend", ["torch", "panel", "onednn", "mkl", "auto"])
 @torch.inference_mode()
 def test_outputs_stay_equal(model: Model, backend: str, stack: bool) -> None:
     batches = [torch.randint(0, 40, (rows,)) for rows in (1, 3, 33)]
@@ -109,7 +109,7 @@ def test_packing_frees_the_plain_weights(model: Model) -> None:
     assert tied() is model.embedding.weight
 
 
-@pytest.mark.parametrize("backend", ["torch", "onednn"])
+@pytest.mark.parametrize("backend", ["torch", "panel", "onednn"])
 def test_tied_embedding_stays_as_it_is(model: Model, backend: str) -> None:
     before = model.embedding.weight
     values = before.detach().clone()
@@ -156,7 +156,7 @@ def test_a_backend_that_cannot_run_is_refused_in_words(model: Model) -> None:
     with pytest.raises(StartupError, match="float64") as refused:
         install(model.double(), "onednn", CPU)
     assert refused.value.exit_code is ExitCode.BACKEND_UNAVAILABLE
-    with pytest.raises(StartupError, match="auto, torch, onednn, mkl"):
+    with pytest.raises(StartupError, match="auto, torch, panel, onednn, mkl"):
         install(model, "cublas", CPU)
 
 

@@ -15,7 +15,11 @@ from lorax_shard.linear.registry import create
 
 CPU = torch.device("cpu")
 BACKENDS = [create("onednn"), create("torch")]
-FIGURES: Table = {"onednn": (1.0,) * len(ROWS), "torch": (2.0,) * len(ROWS)}
+FIGURES: Table = {
+    "onednn": (1.0,) * len(ROWS),
+    "torch": (2.0,) * len(ROWS),
+    "panel": (3.0,) * len(ROWS),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +49,16 @@ def model_of(*widths: int) -> nn.Module:
 def test_the_second_start_measures_nothing(measured: list[int]) -> None:
     assert [install(model_of(8, 16), "auto", CPU).backend for _ in range(3)] == ["onednn"] * 3
     assert measured == [2]
+
+
+@pytest.mark.parametrize("fastest", sorted(FIGURES))
+def test_auto_takes_the_fastest_of_all_that_run(
+    fastest: str, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (reason := create(fastest).why_not(CPU, torch.float32)) is not None:
+        pytest.skip(reason)
+    monkeypatch.setitem(FIGURES, fastest, (0.5,) * len(ROWS))
+    assert install(model_of(8, 16), "auto", CPU).backend == fastest
 
 
 def test_a_quick_measurement_is_not_kept(cache: Path) -> None:
@@ -88,7 +102,8 @@ def test_a_damaged_file_is_measured_again(text: str, measured: list[int], cache:
     file.write_text(text)
     install(model_of(8), "auto", CPU)
     assert measured == [1, 1]
-    assert remembered.recall(file, BACKENDS) == FIGURES
+    expected = {each.name: FIGURES[each.name] for each in BACKENDS}
+    assert remembered.recall(file, BACKENDS) == expected
 
 
 def test_figures_that_a_busy_machine_has_disturbed_are_measured_again(
