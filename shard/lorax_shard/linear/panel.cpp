@@ -62,6 +62,7 @@ struct Ahead {
 template <int ROWS>
 void compute_tile(const float* x, const float* w, int64_t depth, const Out& out, Ahead ahead) {
     Lanes sums[ROWS][2] = {};
+    // Results come last, and many of them: a prompt's are not in any cache by then.
     for (int row = 0; row < ROWS; ++row)
         for (int half = 0; half < 2; ++half)
             __builtin_prefetch(out.at + row * out.stride + half * num_lanes, 1);
@@ -205,7 +206,8 @@ extern "C" void lorax_panel_linear(const char* fields) {
     const int64_t threads = work < too_little ? 1 : call.num_threads;
     const int64_t parts = work < much ? threads : threads * parts_a_thread;
     const int64_t row_parts = (call.num_rows + most_rows - 1) / most_rows;
-    const int64_t fitting = std::max<int64_t>(1, part_results * row_parts / (call.num_rows * columns));
+    const int64_t part_columns = part_results * row_parts / call.num_rows;
+    const int64_t fitting = std::max<int64_t>(1, part_columns / columns);
     const int64_t panel_parts =
         std::min(num_panels, std::max((num_panels + fitting - 1) / fitting,
                                       (parts + row_parts - 1) / row_parts));
