@@ -113,7 +113,7 @@ def test_figures_that_a_busy_machine_has_disturbed_are_measured_again(
     install(model_of(8), "auto", CPU)
     (file,) = (cache / "linears").iterdir()
     disturbed = {"onednn": (9.0, 0.5, 0.6, 0.7), "torch": (0.4, 0.5, 0.6, 0.7)}
-    remembered.remember(file, disturbed)
+    remembered.remember(file, FIGURES | disturbed)
     install(model_of(8), "auto", CPU)
     assert measured == [1, 1]
     assert remembered.recall(file, BACKENDS) == disturbed | {"onednn": (1.0, 0.5, 0.6, 0.7)}
