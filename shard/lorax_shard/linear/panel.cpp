@@ -115,7 +115,29 @@ struct PanelCall {
     int64_t num_threads;
 };
 
+// The same for packing: the weight may lie in any order.
+struct PackCall {
+    const float* weight;
+    int64_t row_stride;
+    int64_t column_stride;
+    float* packed;
+    int64_t num_in;
+    int64_t num_out;
+    int64_t num_threads;
+};
+
 namespace {
+
+// Copies `size` inputs of one panel, from input k on.
+void pack_panel(const PackCall& call, int64_t panel, int64_t k, int64_t size, float* packed) {
+    const float* first = call.weight + panel * columns * call.row_stride + k * call.column_stride;
+    const int64_t count = std::min<int64_t>(columns, call.num_out - panel * columns);
+    for (int64_t i = 0; i < size; ++i, first += call.column_stride, packed += columns) {
+        for (int64_t column = 0; column < count; ++column)
+            packed[column] = first[column * call.row_stride];
+        std::fill(packed + count, packed + columns, 0.0f);
+    }
+}
 
 // Some rows and some neighbouring panels: what one thread computes in one go.
 class Part {
@@ -194,6 +216,20 @@ extern "C" int64_t lorax_panel_columns() { return columns; }
 extern "C" int64_t lorax_panel_depth(int64_t num_in) {
     const int64_t num_blocks = std::max<int64_t>(1, (num_in + most_depth - 1) / most_depth);
     return (num_in + num_blocks - 1) / num_blocks;
+}
+
+extern "C" void lorax_panel_pack(const char* fields) {
+    PackCall call;
+    std::memcpy(&call, fields, sizeof call);
+    const int64_t depth = lorax_panel_depth(call.num_in);
+    const int64_t num_panels = (call.num_out + columns - 1) / columns;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(call.num_threads) if (call.num_threads > 1)
+    for (int64_t panel = 0; panel < num_panels; ++panel)
+        for (int64_t k = 0; k < call.num_in; k += depth) {
+            const int64_t size = std::min(depth, call.num_in - k);
+            float* packed = call.packed + (k * num_panels + panel * size) * columns;
+            pack_panel(call, panel, k, size, packed);
+        }
 }
 
 extern "C" void lorax_panel_linear(const char* fields) {

@@ -17,8 +17,9 @@ from lorax_shard.huge_pages import map_memory
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("panel.cpp")
-# The fields of PanelCall.
-_PACK_CALL = struct.Struct("=10q").pack
+# The fields of PanelCall and of PackCall.
+_LINEAR_FIELDS = struct.Struct("=10q").pack
+_PACK_FIELDS = struct.Struct("=7q").pack
 _ALIGNMENT = 64
 # Weights lie one after the other in mappings of this size: each is too small for huge pages of
 # its own. What is not used of a mapping takes no memory.
@@ -29,6 +30,7 @@ class PanelLibrary(NamedTuple):
     """The compiled kernel and its measures."""
 
     linear: Any
+    pack: Any
     # Columns of a panel.
     columns: int
     # The inputs of a block, for a number of inputs.
@@ -57,9 +59,13 @@ class PanelKernel:
         self._library, self._shape, self._packed = library, (num_out, num_in), memory
         self._bias = None if bias is None else functional.pad(bias, (0, missing)).contiguous()
         self.nbytes = memory.nbytes
-        for first, block in self._blocks():
-            part = functional.pad(weight[:, first : first + block.shape[1]], (0, 0, 0, missing))
-            block.copy_(part.view(-1, library.columns, block.shape[1]).transpose(1, 2))
+        weight = weight.to(torch.float32)
+        library.pack(
+            _PACK_FIELDS(
+                weight.data_ptr(), *weight.stride(), memory.data_ptr(),
+                num_in, num_out, torch.get_num_threads(),
+            )
+        )  # fmt: skip
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield each block's first input and its part of the packed weight, as a view."""
@@ -84,7 +90,7 @@ class PanelKernel:
         y = rows.new_empty(rows.shape[0], num_out)
         bias = self._bias
         self._library.linear(
-            _PACK_CALL(
+            _LINEAR_FIELDS(
                 rows.data_ptr(), rows.stride(0), self._packed.data_ptr(),
                 0 if bias is None else bias.data_ptr(), y.data_ptr(), num_out,
                 rows.shape[0], num_in, num_out, torch.get_num_threads(),
@@ -157,9 +163,11 @@ def load_panels(*flags: str) -> tuple[PanelLibrary | None, str | None]:
     if loaded is None:
         return None, reason
     linear: Any = loaded.lorax_panel_linear
-    linear.argtypes, linear.restype = (ctypes.c_char_p,), None
+    pack: Any = loaded.lorax_panel_pack
+    for function in (linear, pack):
+        function.argtypes, function.restype = (ctypes.c_char_p,), None
     columns: Any = loaded.lorax_panel_columns
     columns.argtypes, columns.restype = (), ctypes.c_int64
     depth: Any = loaded.lorax_panel_depth
     depth.argtypes, depth.restype = (ctypes.c_int64,), ctypes.c_int64
-    return PanelLibrary(linear, columns(), depth), None
+    return PanelLibrary(linear, pack, columns(), depth), None
