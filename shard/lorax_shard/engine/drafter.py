@@ -13,6 +13,10 @@ from lorax_shard.engine.drafts import Draft, DraftPace, DraftSource, MatchCounts
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.pass_prices import PassPrices, PassTimer, Seconds
 
+# How many times what they add drafts must spare: prices are those of one moment, chances are
+# guesses, and what barely pays is hardly missed.
+_MARGIN = 1.5
+
 MakeSource: TypeAlias = "Callable[[], DraftSource]"
 
 
@@ -93,7 +97,7 @@ class Drafter:
         num_drawing = sum(item.num_tokens == 1 for item in work)
         return (
             self._prices.spared_s(num_drawing),
-            self._prices.added_s(num_positions, num_drafted),
+            _MARGIN * self._prices.added_s(num_positions, num_drafted),
         )
 
     def _proposed(self, item: RowWork, block_size: int) -> Draft:

@@ -199,7 +199,7 @@ def test_a_full_step_drafts_only_what_is_nearly_certain() -> None:
 
 
 def test_the_likeliest_of_all_rows_go_first() -> None:
-    assert drafted_by_price(DEAR, (0.9, 0.1), (0.2, 0.1), (0.8, 0.7, 0.6)) == [1, 0, 3]
+    assert drafted_by_price(DEAR, (0.9, 0.1), (0.2, 0.1), (0.8, 0.75, 0.7)) == [1, 0, 3]
 
 
 def test_nothing_is_looked_up_where_no_draft_could_pay() -> None:
@@ -217,8 +217,8 @@ def test_nothing_is_looked_up_where_no_draft_could_pay() -> None:
 def test_drafts_that_cost_by_themselves_wait_for_more_that_are_likely() -> None:
     """A pass with any draft costs half as much again."""
     jump = PassPrices(sizes=(1, 2, 101), single_s=(1.0, 1.0, 1.0), drafted_s=(1.0, 1.5, 1.5))
-    assert drafted_by_price(jump, (0.4,)) == [0]
-    assert drafted_by_price(jump, (0.4, 0.3)) == [2]
+    assert drafted_by_price(jump, (0.5,)) == [0]
+    assert drafted_by_price(jump, (0.5, 0.4)) == [2]
 
 
 def test_a_prompt_in_the_step_does_not_make_drafts_cheaper_than_they_are() -> None:
