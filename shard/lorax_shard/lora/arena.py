@@ -7,10 +7,11 @@ mapping goes back to the system as a whole when the last tensor in it does.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import torch
+
+from lorax_shard.huge_pages import map_memory
 
 # Tensors begin at multiples of this: a cache line.
 _ALIGNMENT = 64
@@ -28,21 +29,9 @@ def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Te
         end += -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
     if end < _WORTH_A_MAPPING:
         return [tensor.to(dtype).contiguous() for tensor in tensors]
-    memory = _map(end)
+    memory = map_memory(end)
     copies = []
     for tensor, start in zip(tensors, starts, strict=True):
         raw = memory[start : start + tensor.numel() * dtype.itemsize]
         copies.append(raw.view(dtype).view(tensor.shape).copy_(tensor))
     return copies
-
-
-def _map(size: int) -> torch.Tensor:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
-    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        return torch.empty(size, dtype=torch.uint8)  # a kernel without huge pages
-    # The tensor keeps the mapping alive.
-    return torch.frombuffer(mapping, dtype=torch.uint8)
