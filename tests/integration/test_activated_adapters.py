@@ -45,6 +45,7 @@ from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.constraints.setup import constraints_maker
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.launched import LaunchedStep
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -303,9 +304,12 @@ class Ranks:
         self._engines = engines
         self._threads = ThreadPoolExecutor(len(engines))
 
-    def step(self, plan: StepPlan) -> StepOutcome:
-        outcomes = [self._threads.submit(each.step, plan) for each in self._engines]
-        first, _ = [each.result() for each in outcomes]
+    def launch(self, plan: StepPlan) -> list[LaunchedStep]:
+        launches = [self._threads.submit(each.launch, plan) for each in self._engines]
+        return [each.result() for each in launches]
+
+    def collect(self, steps: list[LaunchedStep]) -> StepOutcome:
+        first, _ = [each.collect(step) for each, step in zip(self._engines, steps, strict=True)]
         return first
 
 
