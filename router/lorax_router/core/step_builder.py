@@ -197,7 +197,8 @@ class StepBuilder:
         """
         plan = self.plan
         missing = self.blocks_missing(request, num + num_ahead)
-        request.num_ahead = max(request.num_ahead, num_ahead)
+        if num_ahead > request.num_ahead:
+            request.num_ahead = num_ahead
         if missing > 0:
             taken = self._pool.take(missing, request.terms.tenant)
             request.blocks += taken

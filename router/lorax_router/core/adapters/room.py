@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -22,15 +22,11 @@ class _Table(Protocol):
         self,
         record: AdapterRecord,
         now: float,
-        is_first: _IsFirst,
+        find_first: Callable[[Sequence[AdapterRecord]], list[AdapterRecord]],
         choose: DrainChoice,
         *,
         only_first: bool,
     ) -> None: ...
-
-
-class _IsFirst(Protocol):
-    def __call__(self, record: AdapterRecord, /) -> bool: ...
 
 
 class _Holdings:
@@ -58,6 +54,10 @@ class _Holdings:
         """An adapter is being released."""
         if self._shares:
             self._add(record, -1)
+
+    def above(self, records: Sequence[AdapterRecord]) -> list[AdapterRecord]:
+        """Return those of tenants that hold more than their share already."""
+        return [each for each in records if self.is_above(each)] if self._shares else []
 
     def is_above(self, record: AdapterRecord) -> bool:
         """Whether whose adapter it is holds more than its share already."""
@@ -139,7 +139,7 @@ class RoomInTable:
             victim = self._next_victim(only_above=is_above)
             if victim is None:
                 self._table.drain_one(
-                    record, self._now, self._held.is_above, self._drain, only_first=is_above
+                    record, self._now, self._held.above, self._drain, only_first=is_above
                 )
                 if is_above:
                     # It keeps nobody from taking what it may not take.

@@ -362,7 +362,7 @@ class AdapterTable:
         self,
         record: AdapterRecord,
         now: float,
-        is_first: Callable[[AdapterRecord], bool],
+        find_first: Callable[[Sequence[AdapterRecord]], list[AdapterRecord]],
         choose: DrainChoice,
         *,
         only_first: bool,
@@ -377,7 +377,7 @@ class AdapterTable:
             each for each in self._index.resident.values()
             if not each.is_pinned and each.drained_at is None
         ]  # fmt: skip
-        first = [each for each in others if is_first(each)]
+        first = find_first(others)
         if first or only_first:
             others = first
         held = self._index.held.values()

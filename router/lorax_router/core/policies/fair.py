@@ -414,7 +414,8 @@ class FairShare:
         self, held: Collection[AdapterRecord], running: Collection[RequestState]
     ) -> dict[AdapterHandle, set[str]]:
         """Return who needs each adapter that holds a slot, now."""
-        tenants = {each.handle: set(self._waiting.of(each.handle)) for each in held}
+        waiting = self._waiting.by_adapter()
+        tenants = {each.handle: set(waiting.get(each.handle, ())) for each in held}
         for request in running:
             if request.spec.adapter in tenants:
                 tenants[request.spec.adapter].add(request.terms.tenant)
@@ -438,8 +439,9 @@ class FairShare:
     def _fair_line(self, wanted: Sequence[AdapterRecord]) -> Iterator[AdapterRecord]:
         lines: dict[str, deque[AdapterRecord]] = {}
         others: list[AdapterRecord] = []
+        waiting = self._waiting.by_adapter()
         for record in wanted:
-            names = self._waiting.of(record.handle)
+            names = waiting.get(record.handle)
             if not names:
                 others.append(record)
                 continue

@@ -119,6 +119,10 @@ class WaitingRequests(Generic[Group]):
         """Return all queues by group and adapter; not to be changed."""
         return self._by_group
 
+    def by_adapter(self) -> Mapping[AdapterHandle, Mapping[Group, RequestQueue[Group]]]:
+        """Return all queues by adapter and group; not to be changed."""
+        return self._queues
+
     def of(self, adapter: AdapterHandle) -> dict[Group, RequestQueue[Group]]:
         """Return an adapter's queues by group; not to be changed."""
         return self._queues.get(adapter, {})
