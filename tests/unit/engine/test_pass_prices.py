@@ -9,6 +9,8 @@ from tests.helpers.toy_paged_model import ToyModel
 
 from lorax_contract.step import WarmupSpec
 from lorax_shard.engine.pass_prices import PassPrices, PassTimer
+from lorax_shard.sampling.batched import DeviceTokens, draw_batch
+from lorax_shard.sampling.sampled import SampledTokens
 from lorax_shard.sampling.sampler import Sampler
 
 # Positions cost nothing up to four, then a quarter of a pass each; a draft costs by itself.
@@ -75,6 +77,20 @@ def test_passes_of_single_tokens_and_of_drafts_are_measured() -> None:
     assert min(*prices.single_s, *prices.drafted_s) > 0
     shapes = [tuple(lens) for lens in model.passes]
     assert set(shapes) == {(1,), (1,) * 4, (1,) * 8, (4,), (4, 4)}
+
+
+def test_a_pass_is_over_when_what_a_device_drew_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = warm_model(), DeviceTokens.read
+    num_read: list[int] = []
+
+    def noted(tokens: DeviceTokens) -> SampledTokens:
+        num_read.append(len(model.passes))
+        return read(tokens)
+
+    monkeypatch.setattr(DeviceTokens, "read", noted)
+    sampler = Sampler(model.vocab_size, model.device, method=draw_batch)
+    PassTimer(model, sampler, None, num_blocks=16, block_size=4).measure(SPEC, max_draft=3)
+    assert num_read == list(range(1, len(model.passes) + 1))
 
 
 def test_the_clock_of_the_first_rank_counts_on_all() -> None:
