@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
 from bench import speculation
 from tests.acceptance.adapters import run_fleet
+from tests.acceptance.engine.served import compare_served
 from tests.acceptance.harness import Point, Result
-from tests.acceptance.reference import Reference
-from tests.acceptance.serve import SAMPLERS, Prompts, ask_all, metric, run_tests
-from tests.helpers.default_model import default_model_dir
+from tests.acceptance.serve import run_tests
 from tests.helpers.server import Server
 
 NUM_DRAFTED = 8
-# Blocks for few of the requests at once, so that some give way.
-OPTIONS = (
-    "--speculative-tokens", str(NUM_DRAFTED), "--num-blocks", "64",
-    "--max-batch-prefill-tokens", "192",
-)  # fmt: skip
-NUM_GREEDY, NUM_SEEDED = 32, 16
 MIN_ALONE, MIN_MANY = 1.8, 1.0
 
 
@@ -33,38 +24,12 @@ def point_exact() -> Result:
 
 def point_equality() -> Result:
     """Greedy and drawn tokens of the default model against transformers, some preempted."""
-    model_dir = default_model_dir()
-    prompts, rng = Prompts(model_dir, seed=12), random.Random(12)
-    shape = {"ignore_eos_token": True}
-    greedy = [
-        (*prompts.make(rng.randint(40, 300)), shape | {"max_new_tokens": rng.randint(20, 120)})
-        for _ in range(NUM_GREEDY)
-    ]
-    drawn = [
-        (
-            *prompts.make(rng.randint(40, 300)),
-            shape | SAMPLERS[i % len(SAMPLERS)]
-            | {"max_new_tokens": 64, "do_sample": True, "seed": 500 + i},
-        )
-        for i in range(NUM_SEEDED)
-    ]  # fmt: skip
-    with Server(*OPTIONS) as server:
-        answers = ask_all(server, [*greedy, *drawn], spread_s=1)
-        preempted = metric(server, "lorax_requests_preempted")
+
+    def kept_some(server: Server) -> tuple[bool, str]:
         drafted, kept = speculation.counts(server)
-    for served, (_, _, parameters) in zip(answers[NUM_GREEDY:], drawn, strict=True):
-        served.parameters = {
-            key: value for key, value in parameters.items()
-            if key not in ("max_new_tokens", "ignore_eos_token", "do_sample")
-        }  # fmt: skip
-    reference = Reference(model_dir)
-    first = reference.check_greedy(answers[:NUM_GREEDY])
-    second = reference.check_draws(answers[NUM_GREEDY:])
-    return Result(
-        first.ok and second.ok and preempted > 0 and kept > 0,
-        f"greedy: {first}; drawn: {second}; {preempted:.0f} preemptions, "
-        f"{kept:.0f} of {drafted:.0f} drafted tokens kept",
-    )
+        return kept > 0, f", {kept:.0f} of {drafted:.0f} drafted tokens kept"
+
+    return compare_served("--speculative-tokens", str(NUM_DRAFTED), seed=12, look=kept_some)
 
 
 def point_adapters() -> Result:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import random
 
 import torch
 from bench import launches
+from tests.acceptance.engine.served import compare_served
 from tests.acceptance.harness import Point, Result
-from tests.acceptance.reference import Reference
-from tests.acceptance.serve import SAMPLERS, Prompts, ask_all, metric, run_tests
-from tests.helpers.default_model import default_model_dir
+from tests.acceptance.serve import run_tests
 from tests.helpers.overlapped import answered, mixed_requests
-from tests.helpers.server import Server
 
 from lorax_shard.sampling.batched import draw_batch
 
 NUM_REQUESTS = 500
 NUM_ROWS, MAX_MS = 256, 1.0
-NUM_GREEDY, NUM_SEEDED = 32, 16
 
 
 def point_toy() -> Result:
@@ -64,36 +60,7 @@ def point_tests() -> Result:
 
 def point_real() -> Result:
     """Greedy and drawn tokens of the default model on a server that launches ahead."""
-    model_dir = default_model_dir()
-    prompts, rng = Prompts(model_dir, seed=21), random.Random(21)
-    shape = {"ignore_eos_token": True}
-    greedy = [
-        (*prompts.make(rng.randint(40, 300)), shape | {"max_new_tokens": rng.randint(20, 120)})
-        for _ in range(NUM_GREEDY)
-    ]
-    drawn = [
-        (
-            *prompts.make(rng.randint(40, 300)),
-            shape | SAMPLERS[i % len(SAMPLERS)]
-            | {"max_new_tokens": 64, "do_sample": True, "seed": 900 + i},
-        )
-        for i in range(NUM_SEEDED)
-    ]  # fmt: skip
-    with Server("--num-blocks", "160", "--max-batch-prefill-tokens", "192") as server:
-        answers = ask_all(server, [*greedy, *drawn], spread_s=10)
-        preempted = metric(server, "lorax_requests_preempted")
-    for served, (_, _, parameters) in zip(answers[NUM_GREEDY:], drawn, strict=True):
-        served.parameters = {
-            key: value for key, value in parameters.items()
-            if key not in ("max_new_tokens", "ignore_eos_token", "do_sample")
-        }  # fmt: skip
-    reference = Reference(model_dir)
-    first = reference.check_greedy(answers[:NUM_GREEDY])
-    second = reference.check_draws(answers[NUM_GREEDY:])
-    return Result(
-        first.ok and second.ok and preempted > 0,
-        f"greedy: {first}; drawn: {second}; {preempted:.0f} preemptions",
-    )
+    return compare_served(seed=21)
 
 
 def point_between() -> Result:
