@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from lorax_shard.attention.kv_cache import KVShape, PagedCache
+from lorax_shard.attention.kv_cache import NO_SLOT, KVShape, PagedCache
 
 
 class AttentionSpec(NamedTuple):
@@ -72,13 +72,24 @@ class StepMetadata:
 
     query_lens: list[int]  # R; tokens each row computes
     context_lens: list[int]  # R; KV length of each row after the step
-    slots: torch.Tensor  # T int64; block * block_size + offset of each token
+    slots: torch.Tensor  # T int64; block * block_size + offset of each token, or NO_SLOT
     block_tables: torch.Tensor  # R x max_blocks int64; padded with a valid block
     num_decode_rows: int
     cache: PagedCache
     backend: AttentionBackend
     # Values a backend computes in the first layer and reuses in the others.
     scratch: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Write K and V to the tokens' slots, in plain operations; what has none is left out."""
+        if "stored" not in self.scratch:
+            has_slot = self.slots != NO_SLOT
+            self.scratch["stored"] = None if bool(has_slot.all()) else has_slot.nonzero()[:, 0]
+        stored: torch.Tensor | None = self.scratch["stored"]
+        if stored is None:
+            self.cache.write(layer, key, value, self.slots)
+        else:
+            self.cache.write(layer, key[stored], value[stored], self.slots[stored])
 
 
 class AttentionBackend(ABC):
@@ -136,5 +147,5 @@ class AttentionBackend(ABC):
         layer: int,
         metadata: StepMetadata,
     ) -> None:
-        """Write the step's K and V to its slots."""
-        metadata.cache.write(layer, key, value, metadata.slots)
+        """Write the step's K and V to its slots; a token whose slot is NO_SLOT is left out."""
+        metadata.write(layer, key, value)

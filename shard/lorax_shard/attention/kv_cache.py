@@ -13,6 +13,8 @@ import torch
 # al. 2022, arXiv:2209.05433). With a scale of 1, as is usual without calibration.
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = torch.finfo(FP8).max
+# The slot of a token that is not stored.
+NO_SLOT = -1
 
 
 class KVShape(NamedTuple):

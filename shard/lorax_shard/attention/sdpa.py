@@ -62,7 +62,7 @@ class SdpaAttention(AttentionBackend):
         The row that computed a NaN has it in its hidden states and fails by them;
         a later owner of its blocks must not.
         """
-        metadata.cache.write(layer, _finite(key), _finite(value), metadata.slots)
+        metadata.write(layer, _finite(key), _finite(value))
 
     def attend(
         self,

@@ -1,6 +1,7 @@
 // Writes a step's K and V to their slots of a paged cache on a CPU, float32. Loaded by cpp.py.
 //
 // What is not finite is written as 0: a masked slot is multiplied by zero, and 0 x NaN is NaN.
+// A token whose slot is -1 is not written.
 
 #include <cmath>
 #include <cstdint>
@@ -30,11 +31,12 @@ void store_token(const Source& source, int64_t token, int64_t slot, int64_t num_
 
 }  // namespace
 
-// Returns how many tokens were stored: all, or those before one whose slot is none.
+// Returns how many tokens were stored: all, or those before one whose slot does not exist.
 extern "C" int64_t lorax_store(const StoreCall* packed) {
     const StoreCall c = *packed;
     for (int64_t token = 0; token < c.num_tokens; ++token) {
         const int64_t slot = c.slots[token];
+        if (slot == -1) continue;
         if (slot < 0 || slot >= c.num_slots) return token;
         store_token(c.key, token, slot, c.num_heads);
         store_token(c.value, token, slot, c.num_heads);

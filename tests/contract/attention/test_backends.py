@@ -5,12 +5,15 @@ The oracle never sees the cache: it attends over each row's whole K and V.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
-from tests.helpers.paged_sequences import DEVICE, Sequences
+from tests.helpers.paged_sequences import DEVICE, LAYER, Sequences
 
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
+from lorax_shard.attention.kv_cache import FP8, NO_SLOT
 
 
 @pytest.fixture(params=registry.BACKENDS)
@@ -152,3 +155,27 @@ def test_copied_blocks_read_like_their_source(backend: AttentionBackend) -> None
     sequences.cache.copy_blocks(sequences.tables[0], sequences.tables[1])
     sequences.done[1] = 11
     sequences.check(backend, spec, {1: 1})
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, FP8], ids=["float32", "fp8"])
+@pytest.mark.parametrize("without", [[2], [0, 1, 6], range(7)], ids=["one", "some", "all"])
+def test_a_token_without_a_slot_is_written_nowhere(
+    backend: AttentionBackend, without: Sequence[int], kv_dtype: torch.dtype
+) -> None:
+    if kv_dtype is FP8 and (reason := backend.refuses_cache(FP8, DEVICE)):
+        pytest.skip(reason)
+    sequences = Sequences([3, 4], kv_dtype=kv_dtype)
+    metadata = sequences.metadata(backend, {0: 3, 1: 4})
+    # Numbers that a byte holds.
+    key, value = (torch.full((7, 2, 16), number, device=DEVICE) for number in (2.0, -0.5))
+    expected = torch.zeros(2, sequences.cache.num_blocks * sequences.cache.block_size)
+    for token, slot in enumerate(metadata.slots.tolist()):
+        if token not in without:
+            expected[:, slot] = torch.tensor([2.0, -0.5])
+    metadata.slots[list(without)] = NO_SLOT
+    backend.store(key, value, LAYER, metadata)
+    for pools, numbers in zip(
+        (sequences.cache.keys, sequences.cache.values), expected, strict=True
+    ):
+        stored = pools[LAYER].float().cpu().flatten(0, 1)
+        assert torch.equal(stored, numbers[:, None, None].expand_as(stored))

@@ -67,8 +67,8 @@ def test_equals_what_torch_stores(
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("slot", [-1, NUM_BLOCKS * BLOCK_SIZE, 1 << 40])
-def test_a_slot_that_is_none_is_refused(slot: int) -> None:
+@pytest.mark.parametrize("slot", [-2, NUM_BLOCKS * BLOCK_SIZE, 1 << 40])
+def test_a_slot_that_does_not_exist_is_refused(slot: int) -> None:
     kv = torch.ones(2, 1, 8)
     with pytest.raises(IndexError, match=f"no slot {slot}"):
         stored(CppAttention(), kv, kv, torch.tensor([3, slot]))

@@ -46,21 +46,25 @@ def store(
     block_d: tl.constexpr,
     block_e: tl.constexpr,
 ) -> None:
-    """Write one token's K and V of ``block_g`` heads to its slot; what is not finite becomes 0."""
+    """Write one token's K and V of ``block_g`` heads to its slot; what is not finite becomes 0.
+
+    Where a slot is negative nothing is written.
+    """
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     head = (tl.program_id(1) * block_g + tl.arange(0, block_g))[:, None]
+    is_head = head < tl.where(slot >= 0, num_kv_heads, 0)
     _copy_finite(
         key + (token * key_token + head * key_head) * key_unit,
         keys + (slot * num_kv_heads + head) * key_dim,
-        head < num_kv_heads,
+        is_head,
         key_dim,
         block_d,
     )
     _copy_finite(
         value + (token * value_token + head * value_head) * value_unit,
         values + (slot * num_kv_heads + head) * value_dim,
-        head < num_kv_heads,
+        is_head,
         value_dim,
         block_e,
     )
