@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tests.helpers.fake_gpu import Compiled, FakeGPU
 
-from lorax_shard.fused.backend import GateFunction, RmsNorm, Rotation
+from lorax_shard.fused.backend import GateFunction, RmsNorm, Rotation, WeightedNorm
 from lorax_shard.fused.triton.backend import TritonElementwise
 
 # Hidden width, heads, KV heads, width of a head, inner width: of 8B and 135M models.
@@ -24,6 +24,9 @@ def layer(shape: tuple[int, ...], dtype: torch.dtype, rows: int) -> None:
 
     for offset in (0.0, 1.0):
         backend.rms_norm(zeros(1, rows, hidden), zeros(hidden), RmsNorm(1e-6, offset, True))
+    norm = WeightedNorm(RmsNorm(1e-6, 0.0, True), zeros(hidden))
+    for sides in ((None, norm), (norm, norm), (norm, None), (None, None)):
+        backend.add_norms(zeros(1, rows, hidden), zeros(1, rows, hidden), *sides)
     stacked = zeros(1, rows, (heads + 2 * kv_heads) * dim).view(1, rows, -1, dim)
     query, key = stacked[:, :, :heads], stacked[:, :, heads : heads + kv_heads]
     for each in (query, key):
@@ -51,5 +54,5 @@ def steps(gpu: FakeGPU, dtype: str) -> list[Compiled]:
     assert warm > 0
     for rows in ROW_COUNTS:
         layer(SHAPES[0], getattr(torch, dtype), rows)
-    assert gpu.launches.keys() == {"rms_norm", "gated", "rotate"}
+    assert gpu.launches.keys() == {"rms_norm", "add_norms", "gated", "rotate"}
     return gpu.binaries[warm:]

@@ -30,6 +30,13 @@ class RmsNorm(NamedTuple):
     rounds_first: bool = False
 
 
+class WeightedNorm(NamedTuple):
+    """A norm, and the weight of each column."""
+
+    norm: RmsNorm
+    weight: torch.Tensor
+
+
 class Rotation(NamedTuple):
     """How rotary embeddings turn pairs (a, b) of a head: (a cos - b sin, b cos + a sin)."""
 
@@ -49,6 +56,9 @@ class ElementwiseBackend(ABC):
     """Computes each row by itself: neither the rows beside it nor threads change a number."""
 
     name: ClassVar[str]
+    # Whether a sum and its norms cost less together. A CPU calls torch's sum sooner than a kernel
+    # is told of two tensors more.
+    adds_with_norms: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
@@ -58,6 +68,22 @@ class ElementwiseBackend(ABC):
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
         """Return the norm of ``x`` (... x n) with a weight of n."""
+
+    def add_norms(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        inner: WeightedNorm | None,
+        outer: WeightedNorm | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return x + inner(delta), all ... x n, and outer of that sum; a norm of None is left out.
+
+        Each step is rounded.
+        """
+        if inner is not None:
+            delta = self.rms_norm(delta, inner.weight, inner.norm)
+        total = x + delta
+        return total, None if outer is None else self.rms_norm(total, outer.weight, outer.norm)
 
     @abstractmethod
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:

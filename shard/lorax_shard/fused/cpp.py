@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
-from lorax_shard.fused.rows import empty_as, with_rows
+from lorax_shard.fused.rows import empty_as, pair_of_rows, with_rows
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
@@ -75,11 +75,7 @@ class CppElementwise(ElementwiseBackend):
         if gate.shape != up.shape:
             raise ValueError(f"a gate of {tuple(gate.shape)} for {tuple(up.shape)}")
         width = gate.shape[-1]
-        gate, rows, gate_stride, gate_inner, _ = with_rows(gate, width)
-        up, _, up_stride, up_inner, _ = with_rows(up, width)
-        if gate_inner > 1 or up_inner > 1:
-            gate, up = gate.contiguous(), up.contiguous()
-            rows, gate_stride, up_stride = gate.numel() // width, width, width
+        gate, up, rows, gate_stride, up_stride = pair_of_rows(gate, up, width)
         out = empty_as(gate)
         self._gated(
             _PACK_GATED(

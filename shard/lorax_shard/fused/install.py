@@ -10,7 +10,7 @@ from torch import nn
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.fused import activations, gates, norms
+from lorax_shard.fused import activations, gates, layers, norms
 from lorax_shard.fused.backend import ElementwiseBackend
 from lorax_shard.fused.forwards import Exchange, Forward
 from lorax_shard.fused.reference import TorchElementwise
@@ -64,10 +64,13 @@ def install(
     fused = FusedModules(chosen)
     if chosen.name == "torch":
         return fused
-    rotary = RotaryFinder(chosen)
+    rotary, ready = RotaryFinder(chosen), {}
     for module in list(model.modules()):
+        norm = norms.find(module, chosen, like)
+        if norm is not None:
+            ready[module] = norms.ReadyNorm(norm)
         found = {
-            "norms": norms.find(module, chosen, like),
+            "norms": None if norm is None else ready[module].forward(chosen),
             "gated MLPs": gates.find(module, chosen, like),
             "activations": activations.find(module, like),
             "rotary attentions": rotary.find(module),
@@ -75,6 +78,9 @@ def install(
         for kind, forward in found.items():
             if forward is not None:
                 fused.put(kind, module, forward)
+    if chosen.adds_with_norms:
+        for module, forward in layers.find(model, ready, chosen, like).items():
+            fused.put("decoder layers", module, forward)
     counted = ", ".join(f"{count} {kind}" for kind, count in fused.counts.items())
     logger.info(
         "elementwise work by %s: %s",

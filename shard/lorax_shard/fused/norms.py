@@ -16,8 +16,38 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _ROWS = 5
 
 
-def find(module: nn.Module, backend: ElementwiseBackend, like: torch.Tensor) -> Forward | None:
-    """Return what takes the place of the module's forward, if it is a norm of a known form."""
+class ReadyNorm:
+    """The norm of one module, and its result where that was computed with a sum before it."""
+
+    __slots__ = ("_x", "_y", "norm")
+
+    def __init__(self, norm: RmsNorm) -> None:
+        self.norm = norm
+        self._x: torch.Tensor | None = None
+        self._y: torch.Tensor | None = None
+
+    def put(self, x: torch.Tensor | None, y: torch.Tensor | None) -> None:
+        """Keep the norm of ``x`` for whoever asks next; of None there is none."""
+        self._x, self._y = x, y
+
+    def take(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the norm of that very tensor if it is there, and keep it no longer."""
+        y = self._y if x is self._x else None
+        self._x = self._y = None
+        return y
+
+    def forward(self, backend: ElementwiseBackend) -> Forward:
+        """Return what takes the place of the module's forward."""
+
+        def forward(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+            y = self.take(hidden_states)
+            return backend.rms_norm(hidden_states, module.weight, self.norm) if y is None else y
+
+        return Forward(forward, (backend, self))
+
+
+def find(module: nn.Module, backend: ElementwiseBackend, like: torch.Tensor) -> RmsNorm | None:
+    """Return which norm a module is, if it is of a known form."""
     candidates = list(_candidates(module))
     if not candidates:
         return None
@@ -27,8 +57,7 @@ def find(module: nn.Module, backend: ElementwiseBackend, like: torch.Tensor) -> 
     # Away from zero, so that a norm that takes the mean off shows.
     x = noise(_ROWS, len(weight), like=like) + 1
     calls = {norm: functools.partial(backend.rms_norm, x, weight, norm) for norm in candidates}
-    norm = closest(calls, lambda: module(x))
-    return None if norm is None else Forward(_forward(backend, norm), (backend, norm))
+    return closest(calls, lambda: module(x))
 
 
 def _candidates(module: nn.Module) -> Iterator[RmsNorm]:
@@ -42,10 +71,3 @@ def _candidates(module: nn.Module) -> Iterator[RmsNorm]:
         for offset in (0.0, 1.0):
             for rounds_first in (False, True):
                 yield RmsNorm(epsilon, offset, rounds_first)
-
-
-def _forward(backend: ElementwiseBackend, norm: RmsNorm) -> Any:
-    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        return backend.rms_norm(hidden_states, self.weight, norm)
-
-    return forward

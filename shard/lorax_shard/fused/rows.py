@@ -25,6 +25,18 @@ def with_rows(x: torch.Tensor, width: int) -> tuple[torch.Tensor, int, int, int,
     return x, outer, stride, inner, inner_stride
 
 
+def pair_of_rows(
+    a: torch.Tensor, b: torch.Tensor, width: int
+) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
+    """Return two tensors of one shape, how many rows each has, and how far those lie apart."""
+    a, rows, a_stride, a_inner, _ = with_rows(a, width)
+    b, _, b_stride, b_inner, _ = with_rows(b, width)
+    if a_inner > 1 or b_inner > 1:
+        a, b = a.contiguous(), b.contiguous()
+        rows, a_stride, b_stride = a.numel() // width, width, width
+    return a, b, rows, a_stride, b_stride
+
+
 def empty_as(x: torch.Tensor) -> torch.Tensor:
     """Return a contiguous tensor of the same shape."""
     out = torch.empty_like(x)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
+from lorax_shard.fused.backend import (
+    ElementwiseBackend,
+    GateFunction,
+    RmsNorm,
+    Rotation,
+    WeightedNorm,
+)
 from lorax_shard.fused.forwards import noise
 from lorax_shard.fused.reference import TorchElementwise
 
@@ -33,9 +39,14 @@ def _compute(backend: ElementwiseBackend, like: torch.Tensor) -> dict[str, torch
     rows = noise(_TOKENS, 2 * _WIDTH, like=like)
     left, right = rows.chunk(2, dim=-1)
     heads, angles = rows.view(1, 2, _TOKENS, _WIDTH), noise(1, _TOKENS, _WIDTH, like=like)
+    norm = WeightedNorm(RmsNorm(1e-6, 0.0), right[0])
+    total, normed = backend.add_norms(left, right, norm, norm)
+    assert normed is not None
     turned = backend.rotate(heads, heads, angles, angles, Rotation(False, False))
     return {
-        "norm": backend.rms_norm(left, right[0], RmsNorm(1e-6, 0.0)),
+        "norm": backend.rms_norm(left, norm.weight, norm.norm),
+        "sum": total,
+        "norm of a sum": normed,
         "gate": backend.gated(left, right, GateFunction.SILU),
         "rotation": torch.cat(turned, dim=1),
     }

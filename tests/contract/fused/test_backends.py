@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from lorax_contract.errors import StartupError
-from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
+from lorax_shard.fused.backend import (
+    ElementwiseBackend,
+    GateFunction,
+    RmsNorm,
+    Rotation,
+    WeightedNorm,
+)
 from lorax_shard.fused.reference import TorchElementwise
 from lorax_shard.fused.registry import BACKENDS, create
 
@@ -77,6 +83,36 @@ def test_norm(backend: ElementwiseBackend, width: int, offset: float) -> None:
             before = x.clone()
             close(backend.rms_norm(x, weight, norm), SPECIFICATION.rms_norm(x, weight, norm))
             assert torch.equal(x, before)
+
+
+def norms_of(width: int, dtype: torch.dtype = torch.float32) -> list[WeightedNorm]:
+    """Two norms that differ in all that a norm has."""
+    forms = RmsNorm(1e-5, 1.0, rounds_first=True), RmsNorm(1e-2, 0.0)
+    weights = (draw(width, seed=seed).to(dtype) for seed in (3, 4))
+    return [WeightedNorm(*each) for each in zip(forms, weights, strict=True)]
+
+
+@pytest.mark.parametrize("num_inner", [0, 1])
+@pytest.mark.parametrize("num_outer", [0, 1])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sum_and_its_norms_are_what_they_are_apart(
+    backend: ElementwiseBackend, width: int, num_inner: int, num_outer: int
+) -> None:
+    both = norms_of(width)
+    inner, outer = both[0] if num_inner else None, both[1] if num_outer else None
+    for leading in LEADING:
+        for x, delta in zip(*(layouts(draw(*leading, width, seed=s)) for s in (0, 1)), strict=True):
+            before = x.clone(), delta.clone()
+            total, normed = backend.add_norms(x, delta, inner, outer)
+            step = delta if inner is None else backend.rms_norm(delta, inner.weight, inner.norm)
+            assert torch.equal(total, x + step)
+            if outer is None:
+                assert normed is None
+            else:
+                assert normed is not None
+                assert torch.equal(normed, backend.rms_norm(total, outer.weight, outer.norm))
+            assert torch.equal(x, before[0])
+            assert torch.equal(delta, before[1])
 
 
 @pytest.mark.parametrize("activation", GateFunction)
@@ -173,6 +209,7 @@ def test_a_row_is_the_same_alone_and_among_others_on_any_threads(
         )
         return [
             backend.rms_norm(x[at], weight, RmsNorm(1e-5, 0.0)),
+            *backend.add_norms(x[at], up[at], *norms_of(width)),
             *(backend.gated(x[at], up[at], activation) for activation in GateFunction),
             *(each[0].transpose(0, 1) for each in turned),
         ]
@@ -249,6 +286,15 @@ def test_16_bits_are_rounded_where_the_specification_rounds(name: str, dtype: to
         for rounds_first in (False, True):
             norm = RmsNorm(1e-5, offset, rounds_first)
             near(backend.rms_norm(x, weight, norm), SPECIFICATION.rms_norm(x, weight, norm))
+    inner, outer = norms_of(96, dtype)
+    total, normed = backend.add_norms(x, up, inner, outer)
+    assert normed is not None
+    if dtype is torch.float16:
+        # Both are rounded where they are apart.
+        assert torch.equal(total, x + backend.rms_norm(up, inner.weight, inner.norm))
+        assert torch.equal(normed, backend.rms_norm(total, outer.weight, outer.norm))
+        near(total, SPECIFICATION.add_norms(x, up, inner, None)[0])
+    near(backend.add_norms(x, up, None, outer)[0], x + up)
     for activation in GateFunction:
         near(backend.gated(x, up, activation), SPECIFICATION.gated(x, up, activation))
     heads, angles = x.view(1, 3, 9, 32), up.view(3, 1, 9, 32)[:2]

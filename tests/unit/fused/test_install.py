@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from tests.helpers.tiny_models import tiny_config
+from tests.helpers.fused_models import adapted_logits, logits_of, make_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,7 +19,6 @@ from lorax_shard.fused import install, registry
 from lorax_shard.fused.backend import GateFunction
 from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.lora import model as lora
-from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.model.families import TESTED_FAMILIES
 
 CPU = torch.device("cpu")
@@ -57,22 +55,6 @@ KINDS = ("norms", "gated MLPs", "rotary attentions", "activations")
 pytestmark = pytest.mark.skipif(
     CppElementwise.probe(CPU, torch.float32) is not None, reason="the kernels cannot run here"
 )
-
-
-def make_model(family: str) -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(tiny_config(family)).eval()
-    for parameter in model.parameters():
-        # Norms begin as ones or zeros, which hide how they are applied.
-        parameter.data += 0.1 * torch.randn(parameter.shape)
-    return model
-
-
-@torch.inference_mode()
-def logits_of(model: Any) -> torch.Tensor:
-    ids = torch.arange(40).view(1, 40) % 300
-    found: torch.Tensor = model(ids, use_cache=False).logits
-    return found
 
 
 def test_every_tested_family_is_known() -> None:
@@ -210,42 +192,6 @@ def test_what_computes_something_else_stays(module: nn.Module) -> None:
     fused = install(nn.Sequential(module), "cpp", CPU, torch.float32)
     assert type(module) is own
     assert fused.counts == Counter()
-
-
-def adapters(model: Any) -> list[HostAdapter]:
-    """An adapter of linears whose outputs are fused, and one of a norm's whole weight."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    low_rank = {
-        name: ModuleDelta(
-            a=draw(4, module.in_features), b=draw(module.out_features, 4) / 10, scaling=1.0
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name != "lm_head"
-    }
-    norms = {
-        name: ModuleDelta(weight=1 + draw(*module.weight.shape))
-        for name, module in model.named_modules()
-        if "norm" in name
-    }
-    return [_adapter("0", low_rank), _adapter("1", norms)]
-
-
-def _adapter(digest: str, modules: dict[str, ModuleDelta]) -> HostAdapter:
-    return HostAdapter(digest=digest, modules=modules)
-
-
-@torch.inference_mode()
-def adapted_logits(model: Any, slots: lora.LoraModel) -> torch.Tensor:
-    for slot, adapter in enumerate(adapters(model)):
-        slots.load(slot, adapter)
-    ids = torch.arange(40).view(1, 40) % 300
-    with slots.step([10, 20, 10], [0, None, 1]):
-        found: torch.Tensor = model(ids, use_cache=False).logits
-    return found
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])

@@ -19,13 +19,13 @@ def test_every_kernel_fits_a_gpu(dtype: str, capability: int, tmp_path: Path) ->
     binaries = run_on_fake_gpu(
         "tests.helpers.fused_launches:kernels", dtype, cache=tmp_path, capability=capability
     )
-    assert {binary.kernel for binary in binaries} == {"rms_norm", "gated", "rotate"}
+    assert {binary.kernel for binary in binaries} == {"rms_norm", "add_norms", "gated", "rotate"}
     assert [binary for binary in binaries if binary.stack > 0] == []
     assert max(binary.shared for binary in binaries) <= 1 << 10
     rows = [binary for binary in binaries if binary.kernel != "rotate"]
     assert [binary for binary in rows if binary.narrow_loads] == []
     wide = {binary.kernel for binary in rows if binary.wide_loads}
-    assert wide == {"rms_norm", "gated"}
+    assert wide == {"rms_norm", "add_norms", "gated"}
 
 
 def test_no_number_of_rows_compiles_anew(tmp_path: Path) -> None:

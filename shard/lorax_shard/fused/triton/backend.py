@@ -8,8 +8,14 @@ import os
 import torch
 import triton
 
-from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
-from lorax_shard.fused.rows import empty_as, with_rows
+from lorax_shard.fused.backend import (
+    ElementwiseBackend,
+    GateFunction,
+    RmsNorm,
+    Rotation,
+    WeightedNorm,
+)
+from lorax_shard.fused.rows import empty_as, pair_of_rows, with_rows
 from lorax_shard.fused.triton import kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -22,6 +28,7 @@ class TritonElementwise(ElementwiseBackend):
     """Needs a GPU; on a CPU it runs in Triton's interpreter, which is for tests."""
 
     name = "triton"
+    adds_with_norms = True
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -47,14 +54,35 @@ class TritonElementwise(ElementwiseBackend):
             )  # fmt: skip
         return out
 
+    def add_norms(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        inner: WeightedNorm | None,
+        outer: WeightedNorm | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the sum and its norm; see the interface."""
+        width = x.shape[-1]
+        x, delta, rows, x_stride, delta_stride = pair_of_rows(x, delta, width)
+        total, normed = empty_as(x), None if outer is None else empty_as(x)
+        if x.numel():
+            block = triton.next_power_of_2(width)
+            kernels.add_norms[(rows,)](
+                x, x_stride, delta, delta_stride, total, total if normed is None else normed,
+                *_weighted(inner, x), *_weighted(outer, x),
+                width=width, block=block,
+                has_inner=inner is not None,
+                inner_rounds_first=inner is not None and inner.norm.rounds_first,
+                has_outer=outer is not None,
+                outer_rounds_first=outer is not None and outer.norm.rounds_first,
+                unit=_unit(x, x_stride, delta_stride), num_warps=_num_warps(block),
+            )  # fmt: skip
+        return total, normed
+
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: GateFunction) -> torch.Tensor:
         """Return activation(gate) * up; see the interface."""
         width = gate.shape[-1]
-        gate, rows, gate_stride, inner, _ = with_rows(gate, width)
-        up, _, up_stride, up_inner, _ = with_rows(up, width)
-        if inner > 1 or up_inner > 1:
-            gate, up = gate.contiguous(), up.contiguous()
-            rows, gate_stride, up_stride = gate.numel() // width, width, width
+        gate, up, rows, gate_stride, up_stride = pair_of_rows(gate, up, width)
         out = empty_as(gate)
         if gate.numel():
             block = min(_GATED_BLOCK, triton.next_power_of_2(width))
@@ -93,6 +121,15 @@ class TritonElementwise(ElementwiseBackend):
             unit=_unit(query, *(number for pair in strides for number in pair)), num_warps=1,
         )  # fmt: skip
         return outs[0], outs[1]
+
+
+def _weighted(
+    norm: WeightedNorm | None, anything: torch.Tensor
+) -> tuple[torch.Tensor, float, float]:
+    """Return what the kernel is told of a norm."""
+    if norm is None:
+        return anything, 0.0, 0.0
+    return norm.weight.contiguous(), norm.norm.epsilon, norm.norm.offset
 
 
 def _unit(x: torch.Tensor, *numbers: int) -> int:

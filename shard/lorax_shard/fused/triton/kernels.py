@@ -32,13 +32,71 @@ def rms_norm(
     start = tl.multiple_of(row // inner * outer_stride + row % inner * inner_stride, unit)
     column = tl.arange(0, block)
     is_column = column < width
-    values = tl.load(x + start + column, mask=is_column, other=0.0).to(tl.float32)
-    scales = tl.load(weight + column, mask=is_column, other=0.0).to(tl.float32)
+    values = _load(x + start + column, is_column)
+    values = _normed(values, weight, epsilon, offset, x, width, block, rounds_first)
+    tl.store(out + row * width + column, values.to(x.dtype.element_ty), mask=is_column)
+
+
+@triton.jit(do_not_specialize=["x_stride", "delta_stride"])
+def add_norms(
+    x: tl.tensor,  # rows x width with a stride
+    x_stride: tl.tensor,
+    delta: tl.tensor,  # rows x width with a stride
+    delta_stride: tl.tensor,
+    total: tl.tensor,  # rows x width
+    normed: tl.tensor,  # rows x width; anything without an outer norm
+    inner_weight: tl.tensor,  # width; anything without an inner norm
+    inner_epsilon: tl.tensor,
+    inner_offset: tl.tensor,
+    outer_weight: tl.tensor,
+    outer_epsilon: tl.tensor,
+    outer_offset: tl.tensor,
+    width: tl.constexpr,
+    block: tl.constexpr,
+    has_inner: tl.constexpr,
+    inner_rounds_first: tl.constexpr,
+    has_outer: tl.constexpr,
+    outer_rounds_first: tl.constexpr,
+    unit: tl.constexpr,
+) -> None:
+    """Compute total = x + inner(delta) and normed = outer(total), rounded as apart."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    is_column = column < width
+    base = _load(x + tl.multiple_of(row * x_stride, unit) + column, is_column)
+    values = _load(delta + tl.multiple_of(row * delta_stride, unit) + column, is_column)
+    if has_inner:
+        values = _normed(
+            values, inner_weight, inner_epsilon, inner_offset, x, width, block, inner_rounds_first
+        )
+        values = _rounded(values, x)
+    values = _rounded(base + values, x)
+    out = row * width + column
+    tl.store(total + out, values.to(x.dtype.element_ty), mask=is_column)
+    if has_outer:
+        values = _normed(
+            values, outer_weight, outer_epsilon, outer_offset, x, width, block, outer_rounds_first
+        )
+        tl.store(normed + out, values.to(x.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def _normed(
+    values: tl.tensor,  # block; 0 beyond the width
+    weight: tl.tensor,
+    epsilon: tl.tensor,
+    offset: tl.tensor,
+    like: tl.tensor,
+    width: tl.constexpr,
+    block: tl.constexpr,
+    rounds_first: tl.constexpr,
+) -> tl.tensor:
+    column = tl.arange(0, block)
+    scales = _load(weight + column, column < width)
     values = values * (1.0 / tl.sqrt(tl.sum(values * values, 0) / width + epsilon))
     if rounds_first:
-        values = values.to(x.dtype.element_ty).to(tl.float32)
-    values = values * (offset + scales)
-    tl.store(out + row * width + column, values.to(x.dtype.element_ty), mask=is_column)
+        values = _rounded(values, like)
+    return values * (offset + scales)
 
 
 @triton.jit(do_not_specialize=["gate_stride", "up_stride"])
