@@ -6,13 +6,12 @@ step takes the ids where they are.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from lorax_shard.sampling.device_tokens import DeviceTokens
 from lorax_shard.sampling.distribution import ENTROPY_ONE
 from lorax_shard.sampling.draws import uniforms
 from lorax_shard.sampling.id_tree import BLOCK, BLOCK_LEVELS, ONE, num_levels
@@ -37,51 +36,6 @@ _MASKED = -2
 # Legend: S sampled rows, D drawn ones of them, V vocabulary, A alternatives.
 
 
-class DeviceTokens:
-    """Tokens of one batch on their way from a device; implements Draws.
-
-    Args:
-        found: a line a row: its id, its logprob, the ids of its alternatives and their logprobs.
-        num_alternatives: that each row asked for.
-    """
-
-    def __init__(self, found: torch.Tensor, num_alternatives: list[int]) -> None:
-        self.on_device = found[:, 0].long().clamp_(min=NO_TOKEN)
-        self._num_alternatives = num_alternatives
-        self._failed: dict[int, str] = {}
-        self._lock = threading.Lock()
-        self._tokens: SampledTokens | None = None
-        self._found, self._arrived = _to_host(found)
-
-    def fail(self, index: int, reason: str) -> None:
-        """Let a row have no token; comes before anybody reads."""
-        self._failed[index] = reason
-        self.on_device[index] = NO_TOKEN
-
-    def read(self) -> SampledTokens:
-        """Return the tokens, once they are there; any thread."""
-        with self._lock:
-            if self._tokens is None:
-                if self._arrived is not None:
-                    self._arrived.synchronize()
-                self._tokens = _tokens(self._found, self._num_alternatives)
-                for index, reason in self._failed.items():
-                    self._tokens.fail(index, reason)
-            return self._tokens
-
-
-def _to_host(found: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """Return where numbers of a device will be on the host, and what says that they are."""
-    if found.device.type != "cuda":
-        return found, None
-    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-    host.copy_(found, non_blocking=True)
-    event: Any = torch.cuda.Event
-    arrived = event()
-    arrived.record()
-    return host, arrived
-
-
 def draw_batch(
     logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
 ) -> DeviceTokens:
@@ -90,13 +44,15 @@ def draw_batch(
     Nothing here waits for the device.
     """
     found = _found(logits, rows, watermark)
-    return DeviceTokens(found, [row.params.num_alternatives for row in rows])
+    num_alternatives = [row.params.num_alternatives for row in rows]
+    ids = found[:, 0].long().clamp_(min=NO_TOKEN)
+    return DeviceTokens(ids, found, lambda host: _tokens(host, num_alternatives))
 
 
 def _found(
     logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
 ) -> torch.Tensor:  # S x (2 + 2A) float64
-    """Return what is drawn, as DeviceTokens takes it."""
+    """Return of each row its id, its logprob, the ids of its alternatives and their logprobs."""
     num_best = most_alternatives(rows)
     greedy = [i for i, row in enumerate(rows) if is_greedy(row.params)]
     drawn = [i for i, row in enumerate(rows) if not is_greedy(row.params)]

@@ -10,43 +10,28 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorax_contract.step import SamplingParams
 from lorax_shard.native import load_library
 from lorax_shard.sampling.sampled import (
     LEAST_LOGPROB,
     NO_TOKEN,
     SampledTokens,
-    is_greedy,
-    is_raw,
     most_alternatives,
 )
-from lorax_shard.sampling.scores import SamplerRow, has_penalty
+from lorax_shard.sampling.scores import SamplerRow
+from lorax_shard.sampling.table import KnownSettings, RowSettings, make_table
 from lorax_shard.sampling.watermark import Watermark
 
 _SOURCE = Path(__file__).with_name("draw.cpp")
 # Rows whose softmax is held at once; more, if it is as small.
 _ROWS_AT_ONCE = 32
 _VALUES_AT_ONCE = 1 << 20
-_MASK_64 = 0xFFFFFFFFFFFFFFFF
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-
-# As draw.cpp has it.
-_ROW = np.dtype(
-    [
-        ("source", "i8"), ("line", "i8"), ("raw_line", "i8"),
-        ("temperature", "f8"), ("top_k", "i8"), ("top_p", "f8"), ("typical_p", "f8"), ("min_p", "f8"),
-        ("repetition", "f8"), ("frequency", "f8"), ("presence", "f8"),
-        ("ids", "i8"), ("num_prompt", "i8"), ("num_ids", "i8"),
-        ("edit_ids", "i8"), ("edit_values", "i8"), ("num_edits", "i8"), ("preferred", "i8"),
-        ("seed", "u8"), ("position", "u8"), ("num_alternatives", "i8"),
-    ]
-)  # fmt: skip
 
 
 class _BatchArguments(ctypes.Structure):
@@ -59,25 +44,13 @@ class _BatchArguments(ctypes.Structure):
     )  # fmt: skip
 
 
-class _Settings(NamedTuple):
-    """What is the same in all steps of a row."""
-
-    params: SamplingParams
-    # A line of the table; zero where it depends on the step.
-    record: bytes
-    has_penalty: bool
-    # Whether nothing but its logits and its position is asked for.
-    is_plain: bool
-
-
 class DrawKernel:
     """Samples rows; keeps the memory of a step for the next one."""
 
     def __init__(self) -> None:
         self._lines = torch.empty(0)
         self._probs = torch.empty(0)
-        # By the id of the parameters, which it keeps alive.
-        self._settings: dict[int, _Settings] = {}
+        self._settings = KnownSettings()
 
     @classmethod
     def probe(cls) -> str | None:
@@ -93,9 +66,7 @@ class DrawKernel:
         if logits.dtype is not torch.float32 or logits.stride(1) != 1:
             logits = logits.float().contiguous()
         result = SampledTokens([], [], [])
-        settings = [self._settings_of(row.params) for row in rows]
-        # Of rows that are gone nothing is kept.
-        self._settings = {id(each.params): each for each in settings}
+        settings = self._settings.of(rows)
         at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // logits.shape[1])
         for start in range(0, len(rows), at_once):
             part = slice(start, start + at_once)
@@ -106,7 +77,7 @@ class DrawKernel:
         self,
         logits: torch.Tensor,
         rows: Sequence[SamplerRow],
-        settings: Sequence[_Settings],
+        settings: Sequence[RowSettings],
         watermark: Watermark,
         result: SampledTokens,
     ) -> None:
@@ -116,7 +87,9 @@ class DrawKernel:
         vocab_size = logits.shape[1]
         # What the table points to, kept as long as it does.
         held: list[object] = []
-        table, num_lines = _table(rows, settings, vocab_size, watermark, held)
+        table, num_lines = make_table(
+            rows, settings, vocab_size, watermark, lambda values: _address(values, held)
+        )
         lines, probs = self._memory(num_lines, vocab_size)
         most = most_alternatives(rows)
         ids = np.full(len(rows), NO_TOKEN, dtype=np.int64)
@@ -150,61 +123,6 @@ class DrawKernel:
             self._lines, self._probs = torch.empty(size), torch.empty(size)
         shape = (num_lines, vocab_size)
         return self._lines[:size].view(shape), self._probs[:size].view(shape)
-
-    def _settings_of(self, params: SamplingParams) -> _Settings:
-        found = self._settings.get(id(params))
-        if found is None:
-            found = _settings(params)
-        return found
-
-
-def _table(
-    rows: Sequence[SamplerRow],
-    settings: Sequence[_Settings],
-    vocab_size: int,
-    watermark: Watermark,
-    held: list[object],
-) -> tuple[NDArray[np.void], int]:
-    """Return the rows as the kernel takes them, and how many lines they need.
-
-    Little is done for each, since a step may have hundreds: what follows from its parameters
-    is found out once for all of its steps.
-    """
-    table = np.frombuffer(bytearray().join([each.record for each in settings]), dtype=_ROW)
-    table["source"] = table["line"] = np.arange(len(rows))
-    table["num_prompt"] = [row.num_prompt_tokens for row in rows]
-    table["num_ids"] = table["position"] = [row.num_tokens for row in rows]
-    num_lines = len(rows)
-    for index, (row, each) in enumerate(zip(rows, settings, strict=True)):
-        if (edits := row.edits) is not None:
-            table["edit_ids"][index] = _address(edits.ids, held)
-            table["edit_values"][index] = _address(edits.values, held)
-            table["num_edits"][index] = len(edits.ids)
-        if each.is_plain:
-            continue
-        if is_raw(row):
-            table["raw_line"][index] = num_lines
-            num_lines += 1
-        if each.has_penalty:
-            table["ids"][index] = _address(row.token_ids, held)
-        if row.params.watermark:
-            preferred = watermark.packed(int(row.token_ids[-1]), vocab_size)
-            table["preferred"][index] = _address(preferred, held)
-    return table, num_lines
-
-
-def _settings(params: SamplingParams) -> _Settings:
-    record = np.zeros(1, dtype=_ROW)
-    record["raw_line"] = -1
-    record["temperature"] = 0.0 if is_greedy(params) else params.temperature
-    for name in ("top_k", "top_p", "typical_p", "min_p", "num_alternatives"):
-        record[name] = getattr(params, name)
-    for name in ("repetition", "frequency", "presence"):
-        record[name] = getattr(params, f"{name}_penalty")
-    record["seed"] = params.seed & _MASK_64
-    penalty = has_penalty(params)
-    is_plain = not (penalty or params.raw_logprobs or params.watermark)
-    return _Settings(params, record.tobytes(), penalty, is_plain)
 
 
 def _address(values: NDArray[Any], held: list[object]) -> int:

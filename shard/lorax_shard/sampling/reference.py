@@ -116,7 +116,21 @@ def softmax_of(scores: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor
     """Return the softmax of S x V scores at S x 1 temperatures, in float32."""
     # The maximum goes first: a tiny temperature cannot overflow then.
     shifted = scores - scores.amax(dim=-1, keepdim=True)
-    return torch.softmax(shifted.div_(temperatures), dim=-1)
+    shifted.div_(temperatures)
+    vocab_size = shifted.shape[1]
+    missing = softmax_width(vocab_size, shifted.device) - vocab_size
+    if missing:
+        shifted = torch.nn.functional.pad(shifted, (0, missing), value=-torch.inf)
+    return torch.softmax(shifted, dim=-1)[:, :vocab_size]
+
+
+def softmax_width(vocab_size: int, device: torch.device) -> int:
+    """Return how many values a softmax is taken of: what has no chance fills the rest.
+
+    A GPU sums a row up in an order that follows from where it begins, as far as it is not a
+    multiple of 16 bytes: a row would have another softmax in another place of the batch.
+    """
+    return vocab_size if device.type == "cpu" else -(-vocab_size // 4) * 4
 
 
 def temperatures_of(rows: Sequence[SamplerRow], device: torch.device) -> torch.Tensor:  # S x 1

@@ -1,4 +1,4 @@
-// What kernel.py hands over, and what all parts of the kernel need.
+// What kernel.py and table.py hand over, and what all parts of the kernel need.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 namespace {
 
-// As kernel.py lays it out: eight bytes each.
+// As table.py lays it out: eight bytes each.
 struct Row {
     int64_t source;    // row of the logits
     int64_t line;      // where its softmax is

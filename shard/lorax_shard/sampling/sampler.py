@@ -5,8 +5,9 @@ temperature, top_k, top_p, typical_p, min_p and a draw. Nothing here depends on 
 rows come together: a row's softmax is computed by itself, and sums of probabilities are
 those of whole numbers, which have no rounding.
 
-Rows that sample are drawn by a kernel on a CPU, by tensor operations on other devices, each for
-all rows at once, and one by one where a CPU has no compiler. ``reference`` says what is drawn.
+Rows are drawn by a kernel on a CPU, by Triton's on a GPU, by tensor operations on other devices or
+where Triton fails, each for all rows at once, and one by one where a CPU has no compiler.
+``reference`` says what is drawn.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class Sampler:
 
 
 def best_method(device: torch.device) -> SamplesRows:
-    """Return what draws fastest from logits on a device."""
+    """Return what draws fastest from logits on a device; what needs compiling is compiled."""
+    if device.type == "cuda":
+        return _best_of_gpu(device)
     if device.type != "cpu":
         return draw_batch
     reason = DrawKernel.probe()
@@ -93,3 +96,18 @@ def best_method(device: torch.device) -> SamplesRows:
         return DrawKernel()
     logger.warning("tokens are drawn row by row, which is slow: %s", reason)
     return sample_each
+
+
+def _best_of_gpu(device: torch.device) -> SamplesRows:
+    try:
+        from lorax_shard.sampling.triton import trial
+        from lorax_shard.sampling.triton.backend import TritonDraws
+    except ImportError as error:
+        reason: str | None = f"Triton cannot be imported: {error}"
+    else:
+        method = TritonDraws()
+        reason = trial.failure(method, device)
+        if reason is None:
+            return method
+    logger.warning("tokens are drawn by tensor operations, in some hundred launches: %s", reason)
+    return draw_batch

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorax_contract.step import FinishCode
 from lorax_shard.engine.self_test import DeviceBrokenError
-from lorax_shard.sampling.batched import DeviceTokens, draw_batch
+from lorax_shard.sampling.batched import draw_batch
+from lorax_shard.sampling.device_tokens import DeviceTokens
 from lorax_shard.sampling.sampler import Sampler
 
 # What a host waits in, if the tensor lies on a device.

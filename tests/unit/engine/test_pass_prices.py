@@ -9,7 +9,8 @@ from tests.helpers.toy_paged_model import ToyModel
 
 from lorax_contract.step import WarmupSpec
 from lorax_shard.engine.pass_prices import PassPrices, PassTimer
-from lorax_shard.sampling.batched import DeviceTokens, draw_batch
+from lorax_shard.sampling.batched import draw_batch
+from lorax_shard.sampling.device_tokens import DeviceTokens
 from lorax_shard.sampling.sampled import SampledTokens
 from lorax_shard.sampling.sampler import Sampler
 
