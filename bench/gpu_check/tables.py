@@ -1,4 +1,4 @@
-"""Decode and prompt steps of an 8B-shaped model, beside what memory and matrix units allow.
+"""Decode and prompt steps of an 8B-shaped model, beside what memory and matrix units allow; draws.
 
 Floors count each byte once (weights but the input embedding, KV read, the adapters in the step)
 over the rate of reading, and each operation once over the rate of a large product, both measured
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from bench.gpu_check import preflight
 from bench.gpu_check.compilations import CompiledSince
+from bench.gpu_check.drawing import drawing_table, fastest
 from bench.gpu_check.measure import Graphs, launches, seconds
 from bench.gpu_check.models import (
     ATTENTION,
@@ -47,15 +48,17 @@ class TableSizes(NamedTuple):
     context: int
     # Rows and tokens of each, for prompts.
     prompts: tuple[tuple[int, int], ...]
+    # Rows that are drawn.
+    drawn: tuple[int, ...]
     preflight: PreflightSizes
 
 
 FULL = TableSizes(
     LLAMA_8B, torch.bfloat16, (64, 1, 256, 8), (0, 1, 32, 128), (64, 32, 16), 512,
-    ((1, 512), (1, 2048), (4, 2048), (16, 512)), preflight.FULL,
+    ((1, 512), (1, 2048), (4, 2048), (16, 512)), (1, 8, 64, 256), preflight.FULL,
 )  # fmt: skip
 SMALL = TableSizes(
-    TINY, torch.float32, (2,), (0, 2), (2, 2, 4), 20, ((1, 6), (2, 4)), preflight.SMALL
+    TINY, torch.float32, (2,), (0, 2), (2, 2, 4), 20, ((1, 6), (2, 4)), (2,), preflight.SMALL
 )
 _COLUMNS = (
     "rows", "adapters", "eager", "graph", "products alone", "attention alone", "added by adapters",
@@ -80,6 +83,7 @@ def run(report: Report, *, small: bool) -> None:
     ceilings = preflight.measure(sizes.preflight, device)
     # On a GPU the backend of choice; here the same kernels in the interpreter.
     model = build(sizes.shape, sizes.dtype, device, lora="triton" if small else "auto")
+    draws = fastest(device)
     compiled = CompiledSince()
     in_turn, uniform = load_sets(model, sizes)
     report.note(
@@ -94,6 +98,7 @@ def run(report: Report, *, small: bool) -> None:
         table.fill(rows, [*sets, *(uniform if rows == sizes.uniform[0] else ())])
     model.free_cache()
     prompt_table(report, sizes, ceilings, model, in_turn)
+    drawing_table(report, draws, sizes.drawn, sizes.shape.vocab, device)
     compiled.note(report)
 
 

@@ -17,8 +17,9 @@ def point_warm_up() -> Result:
 def point_compiles() -> Result:
     """Each kernel as it is for sm_90: registers, spills, shared memory."""
     return run_tests(
-        "tests/unit/attention/test_triton_compiles.py", "tests/unit/lora/test_triton_compiles.py"
-    )
+        "tests/unit/attention/test_triton_compiles.py", "tests/unit/lora/test_triton_compiles.py",
+        "tests/unit/sampling/test_triton_compiles.py",
+    )  # fmt: skip
 
 
 POINTS = [

@@ -17,6 +17,7 @@ import pytest
 import torch
 from bench.gpu_check import __main__ as command
 from bench.gpu_check import correctness, measure, parity, plan, profile, sweep, tables
+from bench.gpu_check.drawing import KINDS
 from bench.gpu_check.machine import ROOT, describe
 from bench.gpu_check.report import Report, to_markdown
 from tests.helpers.fake_gpu import run_on_fake_gpu
@@ -149,7 +150,7 @@ def test_a_capture_that_fails_leaves_one_cell_empty(
 @pytest.mark.slow
 def test_tables_have_a_line_for_each_step(report: Report) -> None:
     tables.run(report, small=True)
-    decode, prompts = report.data["tables"]
+    decode, prompts, drawing = report.data["tables"]
     labels = ["0", "2", "2 of rank 4, all linears", "2 of rank 4, attention's"]
     assert [row[:2] for row in decode["rows"]] == [[2, label] for label in labels]
     column = decode["columns"].index
@@ -160,6 +161,8 @@ def test_tables_have_a_line_for_each_step(report: Report) -> None:
     assert [row[:3] for row in prompts["rows"]] == [
         [1, 6, 0], [1, 6, 1], [2, 4, 0], [2, 4, 1], [2, 4, 2],
     ]  # fmt: skip
+    assert [row[:2] for row in drawing["rows"]] == [[2, kind] for kind in KINDS]
+    assert all(value is None or value > 0 for row in drawing["rows"] for value in row[2:])
     assert report.data["notes"][-1].startswith("kernel variants compiled before the first step: ")
 
 

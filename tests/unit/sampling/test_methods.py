@@ -223,3 +223,10 @@ def test_without_a_compiler_rows_are_drawn_one_by_one_and_the_log_says_so(monkey
         assert best_method(torch.device("cpu")) is sample_each
     assert "no C++ compiler is installed" in caplog.text
     assert best_method(torch.device("meta")) is draw_batch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_where_triton_fails_tensor_operations_draw_and_the_log_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert best_method(torch.device("cuda")) is draw_batch
+    assert "tokens are drawn by tensor operations" in caplog.text

@@ -214,4 +214,5 @@ def _tokens(
 
 def _logprobs(values: NDArray[np.float64], scales: Any, is_line: Any) -> NDArray[np.float64]:
     """Return the logprobs of values of lines, which lie below the largest, or of probabilities."""
-    return np.where(is_line, values + scales, np.log(np.where(is_line, 1.0, values)) - scales)
+    drawn = np.log(np.where(is_line, 1.0, values)) - scales
+    return np.asarray(np.where(is_line, values + scales, drawn))

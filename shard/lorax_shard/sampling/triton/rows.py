@@ -14,28 +14,35 @@ import triton.language as tl
 
 from lorax_shard.sampling.table import ROW
 
+_FIELDS = ROW.names or ()
+
+
+def _place(field: str) -> tl.constexpr:
+    return tl.constexpr(_FIELDS.index(field))
+
+
 # Places of fields in a line.
-NUM_FIELDS = tl.constexpr(len(ROW.names or ()))
-SOURCE = tl.constexpr(ROW.names.index("source"))
-RAW_LINE = tl.constexpr(ROW.names.index("raw_line"))
-TEMPERATURE = tl.constexpr(ROW.names.index("temperature"))
-TOP_K = tl.constexpr(ROW.names.index("top_k"))
-TOP_P = tl.constexpr(ROW.names.index("top_p"))
-TYPICAL_P = tl.constexpr(ROW.names.index("typical_p"))
-MIN_P = tl.constexpr(ROW.names.index("min_p"))
-REPETITION = tl.constexpr(ROW.names.index("repetition"))
-FREQUENCY = tl.constexpr(ROW.names.index("frequency"))
-PRESENCE = tl.constexpr(ROW.names.index("presence"))
-IDS = tl.constexpr(ROW.names.index("ids"))
-NUM_PROMPT = tl.constexpr(ROW.names.index("num_prompt"))
-NUM_IDS = tl.constexpr(ROW.names.index("num_ids"))
-EDIT_IDS = tl.constexpr(ROW.names.index("edit_ids"))
-EDIT_VALUES = tl.constexpr(ROW.names.index("edit_values"))
-NUM_EDITS = tl.constexpr(ROW.names.index("num_edits"))
-PREFERRED = tl.constexpr(ROW.names.index("preferred"))
-SEED = tl.constexpr(ROW.names.index("seed"))
-POSITION = tl.constexpr(ROW.names.index("position"))
-NUM_ALTERNATIVES = tl.constexpr(ROW.names.index("num_alternatives"))
+NUM_FIELDS = tl.constexpr(len(_FIELDS))
+SOURCE = _place("source")
+RAW_LINE = _place("raw_line")
+TEMPERATURE = _place("temperature")
+TOP_K = _place("top_k")
+TOP_P = _place("top_p")
+TYPICAL_P = _place("typical_p")
+MIN_P = _place("min_p")
+REPETITION = _place("repetition")
+FREQUENCY = _place("frequency")
+PRESENCE = _place("presence")
+IDS = _place("ids")
+NUM_PROMPT = _place("num_prompt")
+NUM_IDS = _place("num_ids")
+EDIT_IDS = _place("edit_ids")
+EDIT_VALUES = _place("edit_values")
+NUM_EDITS = _place("num_edits")
+PREFERRED = _place("preferred")
+SEED = _place("seed")
+POSITION = _place("position")
+NUM_ALTERNATIVES = _place("num_alternatives")
 
 # What is left of a row's tokens: probabilities from LEAST to MOST, by their bits, and of those that
 # are TIE the ids up to LAST.
