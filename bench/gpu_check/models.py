@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from lorax_shard import fused
 from lorax_shard.attention import registry
 from lorax_shard.linear import install
 from lorax_shard.lora import model as lora_model
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.sites import find_groups
-from lorax_shard.model import attention_hook
+from lorax_shard.model import attention_hook, elementwise
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import survey_attention
+from lorax_shard.model.probe_run import run_chunked
 
 BLOCK_SIZE = 16
 
@@ -94,9 +94,11 @@ def build(
     backend = registry.create("auto", device, dtype, survey.layers(BLOCK_SIZE))
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend = install(model, "torch" if device.type == "cpu" else "auto", device)[0]
-    fused.install(model, "auto", device, dtype)
-    # A pass over two tokens compiles what was installed, as the load-time probe does.
-    survey_attention(model)
+    elementwise.install(model, "auto", device, dtype)
+    # Some tokens compile what was installed, as those of the load-time probe do.
+    run_chunked(
+        paged, [torch.zeros(n, dtype=torch.long, device=device) for n in (4, 1)], BLOCK_SIZE
+    )
     paged.lora = lora_model.install(model, lora, device, dtype)
     paged.lora_backend = paged.lora.backend
     paged.warm_up(BLOCK_SIZE)

@@ -69,7 +69,10 @@ SLOTS = (0, 1, None, 0, 1, None)
 class FamilyRows:
     """Loads a tiny model as the shard does, with two adapters read from PEFT's own files."""
 
-    def __init__(self, family: str, root: Path, **overrides: Any) -> None:
+    def __init__(
+        self, family: str, root: Path, *, elementwise: str = "auto", **overrides: Any
+    ) -> None:
+        self._elementwise = elementwise
         self.path = make_tiny_model(family, root / "model", **overrides)
         draw = random.Random(3)
         self.rows = [[draw.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
@@ -129,6 +132,7 @@ class FamilyRows:
             model_id="tiny",
             shard_uris=["unix:///unused"],
             linear_backend=linears,
+            elementwise_backend=self._elementwise,
         )
         return load_paged_model(self.config)
 

@@ -52,6 +52,24 @@ class Rotation(NamedTuple):
         return num_cosines * (2 if self.is_short else 1)
 
 
+class Turn(NamedTuple):
+    """Queries and keys, and the angles by which they are turned; see ``rotate``."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    rotation: Rotation
+
+
+class KVSlots(NamedTuple):
+    """Where a layer keeps the K and V of a step's tokens."""
+
+    keys: torch.Tensor  # blocks x block size x G x D, perhaps of a narrower dtype
+    values: torch.Tensor  # blocks x block size x G x E
+    slots: torch.Tensor  # T int64; negative: the token is not kept
+
+
 class ElementwiseBackend(ABC):
     """Computes each row by itself: neither the rows beside it nor threads change a number."""
 
@@ -59,6 +77,8 @@ class ElementwiseBackend(ABC):
     # Whether a sum and its norms cost less together. A CPU calls torch's sum sooner than a kernel
     # is told of two tensors more.
     adds_with_norms: ClassVar[bool] = False
+    # Whether it has ``rotate_and_store``.
+    stores_rotated: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
@@ -99,3 +119,12 @@ class ElementwiseBackend(ABC):
         rotation: Rotation,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both turned; what lies beyond R in a head stays as it is."""
+
+    def rotate_and_store(
+        self,
+        turn: Turn,
+        value: torch.Tensor,  # 1 x G x T x E
+        kept: KVSlots,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both turned, and keep K, turned, and V; what is not finite is kept as 0."""
+        raise NotImplementedError(f"{self.name} stores nothing")

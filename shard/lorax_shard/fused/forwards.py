@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,6 +23,8 @@ class Forward(NamedTuple):
     function: Callable[..., Any]
     # Classes that get the same one are one class.
     key: Hashable
+    # What else their modules have.
+    names: Mapping[str, Any] = MappingProxyType({})
 
 
 class Exchange:
@@ -42,7 +45,7 @@ class Exchange:
         key = own, forward.key
         if key not in self._classes:
             # Messages name a module's class: by the name that its family knows.
-            names = {"forward": forward.function, "__module__": own.__module__}
+            names = {**forward.names, "forward": forward.function, "__module__": own.__module__}
             self._classes[key] = type(own.__name__, (own,), names)
         self._own.append((module, own))
         module.__class__ = self._classes[key]

@@ -15,7 +15,7 @@ from lorax_shard.fused.backend import ElementwiseBackend
 from lorax_shard.fused.forwards import Exchange, Forward
 from lorax_shard.fused.reference import TorchElementwise
 from lorax_shard.fused.registry import create
-from lorax_shard.fused.rotary import RotaryFinder
+from lorax_shard.fused.rotary import RotaryFinder, Rotations
 from lorax_shard.fused.trial import failure
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class FusedModules:
 
     def __init__(self, backend: ElementwiseBackend) -> None:
         self.backend = backend.name
+        self.rotations = Rotations(backend)
         # How many of each kind.
         self.counts: Counter[str] = Counter()
         self._exchange = Exchange()
@@ -64,7 +65,7 @@ def install(
     fused = FusedModules(chosen)
     if chosen.name == "torch":
         return fused
-    rotary, ready = RotaryFinder(chosen), {}
+    rotary, ready = RotaryFinder(fused.rotations), {}
     for module in list(model.modules()):
         norm = norms.find(module, chosen, like)
         if norm is not None:

@@ -232,7 +232,10 @@ class _StandIns:
             del module.forward
 
     def _attend(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        self.told = {name: each for name, each in kwargs.items() if each is not None}
+        # What is left out and what is said to be none are the same.
+        self.told = {
+            name: each for name, each in kwargs.items() if each is not None and each is not False
+        }
         return hidden_states.flip(-1) + self._added, None
 
     def _compute(self, x: torch.Tensor) -> Any:
@@ -249,7 +252,7 @@ def _tried(layer: nn.Module, chain: _Chain, x: torch.Tensor) -> Callable[..., An
                 layer(x, **arguments)
             except Exception:  # noqa: BLE001, S112 - what it raises whose MLP returns something else
                 continue
-            told = {name: each for name, each in inside.told.items() if each is not False}
+            told = inside.told
             forward = chain.forward(frozenset(arguments.keys() - told.keys()))
             call = functools.partial(forward, layer, x, **arguments)
             if closest({"chain": call}, lambda: layer(x, **arguments)) and inside.told == told:

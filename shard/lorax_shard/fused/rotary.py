@@ -1,7 +1,8 @@
 """Finds how a model's attention turns queries and keys, by what its function for it computes.
 
 Families keep that function beside their attention, whose code calls it by its name. The code
-stays: the name means another function in it.
+stays: the name means another function in it. What that hands on may be turned later, when K and V
+are stored, by whom it is handed to.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lorax_shard.fused.backend import ElementwiseBackend, Rotation
+from lorax_shard.fused.backend import ElementwiseBackend, Rotation, Turn
 from lorax_shard.fused.forwards import Forward, closest, noise
 from lorax_shard.fused.reference import TorchElementwise
 
@@ -27,6 +28,8 @@ _CANDIDATES = tuple(
     if is_by_pair or not is_short
 )
 _TOKENS, _DIM = 5, 16
+# Under this name an attention's class has what turns its queries and keys.
+_ROTATIONS = "lorax_rotations"
 
 _Heads = tuple[torch.Tensor, torch.Tensor]
 
@@ -38,11 +41,50 @@ class _Known(NamedTuple):
     narrow: Rotation | None
 
 
+class LostRotationError(Exception):
+    """Queries and keys that wait to be turned did not come where that is done."""
+
+
+class Rotations:
+    """Turns the queries and keys of a model: at once, or when K and V are stored."""
+
+    def __init__(self, backend: ElementwiseBackend) -> None:
+        self.backend = backend
+        # Whether queries and keys are handed on as they are, for whoever takes them.
+        self.are_deferred = False
+        self._waiting: Turn | None = None
+
+    def rotate(self, turn: Turn) -> _Heads:
+        """Return queries and keys turned; where that is deferred, those that ``take`` knows."""
+        if not self.are_deferred:
+            return self.backend.rotate(*turn)
+        if self._waiting is not None:
+            self._waiting = None
+            raise LostRotationError("queries and keys of an attention were never turned")
+        self._waiting = turn
+        return turn.query, turn.key
+
+    def take(self, query: torch.Tensor, key: torch.Tensor) -> Turn | None:
+        """Return what is still to be done with queries and keys, if anything is.
+
+        Raises LostRotationError where others wait.
+        """
+        turn, self._waiting = self._waiting, None
+        if turn is not None and (turn.query is not query or turn.key is not key):
+            raise LostRotationError("an attention changes queries and keys after they are turned")
+        return turn
+
+
+def rotations_of(module: nn.Module) -> Rotations | None:
+    """Return what turns an attention's queries and keys; None: its own code."""
+    return getattr(type(module), _ROTATIONS, None)
+
+
 class RotaryFinder:
     """Finds the attention modules of a model whose rotation is known."""
 
-    def __init__(self, backend: ElementwiseBackend) -> None:
-        self._backend = backend
+    def __init__(self, rotations: Rotations) -> None:
+        self._rotations = rotations
         self._known: dict[Callable[..., Any], _Known] = {}
 
     def find(self, module: nn.Module) -> Forward | None:
@@ -58,7 +100,8 @@ class RotaryFinder:
         known = self._known[own]
         if known == (None, None):
             return None
-        return Forward(_rebound(code, _rotation(own, known, self._backend)), (self._backend, own))
+        forward = _rebound(code, _rotation(own, known, self._rotations))
+        return Forward(forward, (self._rotations, own), {_ROTATIONS: self._rotations})
 
 
 def _trial(own: Callable[..., Any], num_cosines: int) -> Rotation | None:
@@ -77,7 +120,7 @@ def _trial(own: Callable[..., Any], num_cosines: int) -> Rotation | None:
 
 
 def _rotation(
-    own: Callable[..., _Heads], known: _Known, backend: ElementwiseBackend
+    own: Callable[..., _Heads], known: _Known, rotations: Rotations
 ) -> Callable[..., _Heads]:
     """Return the family's function, by a kernel where it is asked for what is known."""
 
@@ -88,7 +131,7 @@ def _rotation(
         is_usual = q.dim() == 4 and q.shape[0] == 1 and cos.dim() == 3 and cos.dtype is q.dtype
         if rotation is None or not is_usual or args or kwargs:
             return own(q, k, cos, sin, *args, **kwargs)
-        return backend.rotate(q, k, cos, sin, rotation)
+        return rotations.rotate(Turn(q, k, cos, sin, rotation))
 
     return rotate
 

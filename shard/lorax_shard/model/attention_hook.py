@@ -6,6 +6,7 @@ metadata travels through the model's forward as one keyword argument.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import AttentionInterface
 
 from lorax_shard.attention.backend import AttentionLayer, AttentionSpec, StepMetadata
 from lorax_shard.attention.kv_cache import KVShape
+from lorax_shard.fused import rotations_of
+from lorax_shard.fused.backend import KVSlots
 
 ATTENTION_NAME = "lorax_paged"
 STEP_KEYWORD = "lorax_step"
@@ -88,16 +91,29 @@ def paged_attention(
         chunk=_chunk_size(module),
     )
     layer: int = module.layer_idx  # type: ignore[assignment]
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    rotations = rotations_of(module)
+    turn = None if rotations is None else rotations.take(query, key)
     if isinstance(step, AttentionSurvey):
         _refuse_unknown_attention(module, attention_mask, kwargs)
+        q, k, v = _by_tokens(query, key, value)
         step.visit(layer, q, k, v, spec)
         output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return output.transpose(1, 2), None
+    if rotations is not None and turn is not None:
+        cache = step.cache
+        kept = KVSlots(cache.keys[layer], cache.values[layer], step.slots)
+        query, key = rotations.backend.rotate_and_store(turn, value, kept)
+    q, k, v = _by_tokens(query, key, value)
+    if turn is None:
+        step.backend.store(k, v, layer, step)
     if _has_tuned_temperature(module):
         q = (q * _temperature_correction(module, step, q.device)[:, None, None]).to(q.dtype)
-    step.backend.store(k, v, layer, step)
     return step.backend.attend(q, k, v, layer, spec, step).unsqueeze(0), None
+
+
+def _by_tokens(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield T x heads x dim of 1 x heads x T x dim."""
+    return (tensor[0].transpose(0, 1) for tensor in tensors)
 
 
 def _chunk_size(module: torch.nn.Module) -> int | None:

@@ -17,9 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard import fused, linear
+from lorax_shard import linear
 from lorax_shard.attention import registry
 from lorax_shard.lora import model as lora
+from lorax_shard.model import elementwise
 from lorax_shard.model.describe import describe
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.hf_model import HFPagedModel
@@ -81,7 +82,7 @@ def _load_whole(
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend, copied_bytes = linear.install(model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
-    exchanged = fused.install(model, config.elementwise_backend, device, dtype)
+    exchanged = elementwise.install(model, config.elementwise_backend, device, dtype)
     if base is not None:
         paged.base = base
         paged.lora = lora.install(model, config.lora_backend, device, dtype)

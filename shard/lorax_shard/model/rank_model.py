@@ -23,7 +23,7 @@ from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
-from lorax_shard.model import attention_hook, miniature
+from lorax_shard.model import attention_hook, elementwise, miniature
 from lorax_shard.model.describe import describe
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
@@ -91,7 +91,7 @@ def read_part(
     base = _described(loaded, dtype) if config.adapters else None
     paged.linear_backend, copied_bytes = linear.install(loaded.model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
-    exchanged = fused.install(loaded.model, config.elementwise_backend, device, dtype)
+    exchanged = elementwise.install(loaded.model, config.elementwise_backend, device, dtype)
     if base is not None:
         cut = AdapterCut(loaded.plan, loaded.checkpoint.weight, dtype)
         paged.base = base
@@ -173,7 +173,7 @@ def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: Ran
     own = _load(in_memory(small), small.config, dtype, (group.rank, group.world_size))
     own.model.to(device)
     survey = survey_attention(own.model)
-    exchanged = fused.install(own.model, part.exchanged.backend, device, dtype)
+    exchanged = elementwise.install(own.model, part.exchanged.backend, device, dtype)
     connect(own.model, own.plan, group)
     probe.check(HFPagedModel(own.model, survey, backend), exchanged)
     if not exchanged.is_active:

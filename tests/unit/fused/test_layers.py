@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.fused_models import adapted_logits, logits_of, make_model
+from tests.helpers.fused_together import NAME, FusedTogether, together  # noqa: F401 - a fixture
 from torch import nn
 
-from lorax_shard.fused import install, registry
-from lorax_shard.fused.backend import WeightedNorm
-from lorax_shard.fused.reference import TorchElementwise
+from lorax_shard.fused import install
 from lorax_shard.lora import model as lora
 from lorax_shard.model.families import TESTED_FAMILIES
 
@@ -27,40 +26,7 @@ LAYERS = {
 }
 
 
-class Chaining(TorchElementwise):
-    """Sums and norms in one call each, in plain operations."""
-
-    name = "chaining"
-    adds_with_norms = True
-    num_sums = num_norms = 0
-
-    def rms_norm(self, *given: Any) -> torch.Tensor:
-        Chaining.num_norms += 1
-        return super().rms_norm(*given)
-
-    def add_norms(
-        self,
-        x: torch.Tensor,
-        delta: torch.Tensor,
-        inner: WeightedNorm | None,
-        outer: WeightedNorm | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        Chaining.num_sums += 1
-        before = Chaining.num_norms
-        try:
-            return super().add_norms(x, delta, inner, outer)
-        finally:
-            Chaining.num_norms = before
-
-
-@pytest.fixture(autouse=True)
-def chaining(monkeypatch: pytest.MonkeyPatch) -> type[Chaining]:
-    own = registry._load
-    monkeypatch.setitem(registry._CLASSES, "chaining", "")
-    monkeypatch.setattr(
-        registry, "_load", lambda name: Chaining if name == "chaining" else own(name)
-    )
-    return Chaining
+pytestmark = pytest.mark.usefixtures("together")
 
 
 def close(found: torch.Tensor, own: torch.Tensor) -> None:
@@ -71,7 +37,7 @@ def close(found: torch.Tensor, own: torch.Tensor) -> None:
 def test_a_family_computes_the_same_with_chained_layers(family: str) -> None:
     model = make_model(family)
     own, classes = logits_of(model), [type(module) for module in model.modules()]
-    fused = install(model, "chaining", CPU, torch.float32)
+    fused = install(model, NAME, CPU, torch.float32)
     assert fused.counts["decoder layers"] == LAYERS[family]
     close(logits_of(model), own)
     fused.undo()
@@ -83,14 +49,16 @@ def test_a_family_computes_the_same_with_chained_layers(family: str) -> None:
     ("family", "norms"), [("llama", 1), ("gemma2", 1), ("glm4", 1), ("granite", 1), ("olmo2", 4)]
 )
 def test_norms_beside_sums_are_computed_with_them(
-    family: str, norms: int, chaining: type[Chaining]
+    family: str,
+    norms: int,
+    together: type[FusedTogether],  # noqa: F811
 ) -> None:
     """Left alone are the first of all, and those of queries and keys."""
     model = make_model(family)
-    install(model, "chaining", CPU, torch.float32)
-    chaining.num_sums = chaining.num_norms = 0
+    install(model, NAME, CPU, torch.float32)
+    together.calls.clear()
     logits_of(model)
-    assert (chaining.num_sums, chaining.num_norms) == (4, norms)
+    assert (together.calls["add_norms"], together.calls["rms_norm"]) == (4, norms)
 
 
 @torch.inference_mode()
@@ -104,7 +72,7 @@ def hidden_states_of(model: Any) -> list[torch.Tensor]:
 def test_what_layers_return_is_what_it_was_for_whoever_looks_at_it(family: str) -> None:
     model = make_model(family)
     own = hidden_states_of(model)
-    install(model, "chaining", CPU, torch.float32)
+    install(model, NAME, CPU, torch.float32)
     for found, expected in zip(hidden_states_of(model), own, strict=True):
         close(found, expected)
 
@@ -124,7 +92,7 @@ def sneak_into_layers(model: Any) -> None:
 def test_hooks_on_layers_and_norms_take_effect(family: str) -> None:
     plain, model = make_model(family), make_model(family)
     unhooked = logits_of(plain)
-    assert install(model, "chaining", CPU, torch.float32).counts["decoder layers"] == 2
+    assert install(model, NAME, CPU, torch.float32).counts["decoder layers"] == 2
     sneak_into_layers(plain)
     sneak_into_layers(model)
     own = logits_of(plain)
@@ -136,7 +104,7 @@ def test_fewer_layers_than_there_are_compute_the_same() -> None:
     model = make_model("llama")
     model.config.num_hidden_layers = 1
     own = logits_of(model)
-    install(model, "chaining", CPU, torch.float32)
+    install(model, NAME, CPU, torch.float32)
     close(logits_of(model), own)
 
 
@@ -200,7 +168,7 @@ def two_results(layer: Any, x: torch.Tensor, kwargs: Any) -> tuple[torch.Tensor,
 def test_a_layer_is_known_by_what_it_computes(compute: Any, is_known: bool) -> None:
     layer = OtherLayer(compute)
     own = type(layer)
-    fused = install(nn.Sequential(nn.ModuleList([layer])), "chaining", CPU, torch.float32)
+    fused = install(nn.Sequential(nn.ModuleList([layer])), NAME, CPU, torch.float32)
     assert fused.counts == Counter({"norms": 2} | ({"decoder layers": 1} if is_known else {}))
     assert (type(layer) is own) is not is_known
     # What stood in for them is gone.
@@ -212,7 +180,7 @@ def test_a_layer_is_known_by_what_it_computes(compute: Any, is_known: bool) -> N
 def test_adapters_of_norms_change_chained_layers_as_they_change_a_model_s_own(family: str) -> None:
     plain, model = make_model(family), make_model(family)
     expected = adapted_logits(plain, lora.install(plain, "torch", CPU, torch.float32))
-    assert install(model, "chaining", CPU, torch.float32).counts["decoder layers"] == 2
+    assert install(model, NAME, CPU, torch.float32).counts["decoder layers"] == 2
     slots = lora.install(model, "torch", CPU, torch.float32)
     close(adapted_logits(model, slots), expected)
 

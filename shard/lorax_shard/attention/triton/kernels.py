@@ -81,11 +81,17 @@ def _copy_finite(
     at = tl.arange(0, block)[None, :]
     mask = is_head & (at < width)
     x = tl.load(source + at, mask=mask, other=0.0)
+    tl.store(target + at, as_stored(x, target), mask=mask)
+
+
+@triton.jit
+def as_stored(x: tl.tensor, target: tl.tensor) -> tl.tensor:
+    """Return numbers as a cache keeps them: in its dtype, and 0 for what is not finite."""
     x = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
     if target.dtype.element_ty == tl.float8e4nv:
         # What is beyond the largest number would become NaN.
         x = tl.clamp(x.to(tl.float32), -_FP8_MAX, _FP8_MAX)
-    tl.store(target + at, x.to(target.dtype.element_ty), mask=mask)
+    return x.to(target.dtype.element_ty)
 
 
 @triton.jit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import torch
 import triton
@@ -11,12 +12,14 @@ import triton
 from lorax_shard.fused.backend import (
     ElementwiseBackend,
     GateFunction,
+    KVSlots,
     RmsNorm,
     Rotation,
+    Turn,
     WeightedNorm,
 )
 from lorax_shard.fused.rows import empty_as, pair_of_rows, with_rows
-from lorax_shard.fused.triton import kernels
+from lorax_shard.fused.triton import kernels, store_kernel
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Bytes that a thread reads at once.
@@ -29,6 +32,7 @@ class TritonElementwise(ElementwiseBackend):
 
     name = "triton"
     adds_with_norms = True
+    stores_rotated = True
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -108,19 +112,58 @@ class TritonElementwise(ElementwiseBackend):
         query, key, cos, sin = (
             each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, cos, sin)
         )
-        outs = [torch.empty_like(each) for each in (query, key)]
-        strides = [each.stride()[1:3] for each in (query, outs[0], key, outs[1])]
-        width = rotation.width(cos.shape[-1])
+        heads = _Heads(query, key)
         kernels.rotate[(num_tokens, num_queries + key.shape[1])](
-            query, outs[0], num_queries, *strides[0], *strides[1],
-            key, outs[1], *strides[2], *strides[3],
-            cos, cos.stride(1), sin, sin.stride(1),
-            dim=dim, width=width, is_adjacent=rotation.is_adjacent, is_by_pair=rotation.is_by_pair,
-            block=triton.next_power_of_2(width // 2),
-            rest_block=triton.next_power_of_2(max(1, dim - width)),
-            unit=_unit(query, *(number for pair in strides for number in pair)), num_warps=1,
+            *heads.told, cos, cos.stride(1), sin, sin.stride(1),
+            **_widths(dim, cos, rotation), unit=heads.unit, num_warps=1,
         )  # fmt: skip
-        return outs[0], outs[1]
+        return heads.outs
+
+    def rotate_and_store(
+        self, turn: Turn, value: torch.Tensor, kept: KVSlots
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both turned, and keep K and V; see the interface."""
+        _, num_queries, num_tokens, dim = turn.query.shape
+        if num_tokens == 0:
+            return turn.query, turn.key
+        query, key, value, cos, sin = (
+            each if each.stride(-1) == 1 else each.contiguous()
+            for each in (turn.query, turn.key, value, turn.cos, turn.sin)
+        )
+        heads, value_dim, num_keys = _Heads(query, key), value.shape[3], key.shape[1]
+        value_strides = value.stride()[1:3]
+        store_kernel.rotate_and_store[(num_tokens, num_queries + num_keys)](
+            *heads.told, value, *value_strides, cos, cos.stride(1), sin, sin.stride(1),
+            kept.keys, kept.values, kept.slots, num_keys,
+            value_dim=value_dim, value_block=triton.next_power_of_2(value_dim),
+            **_widths(dim, cos, turn.rotation),
+            unit=heads.unit, value_unit=_unit(value, *value_strides), num_warps=1,
+        )  # fmt: skip
+        return heads.outs
+
+
+class _Heads:
+    """Queries and keys, and what becomes of them, as kernels are told of them."""
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        self.outs = torch.empty_like(query), torch.empty_like(key)
+        pairs = tuple(zip((query, key), self.outs, strict=True))
+        queries, keys = ((*each.stride()[1:3], *out.stride()[1:3]) for each, out in pairs)
+        self.told = (*pairs[0], query.shape[1], *queries, *pairs[1], *keys)
+        self.unit = _unit(query, *queries, *keys)
+
+
+def _widths(dim: int, cos: torch.Tensor, rotation: Rotation) -> dict[str, Any]:
+    """Return the constants of a kernel that turns heads."""
+    width = rotation.width(cos.shape[-1])
+    return {
+        "dim": dim,
+        "width": width,
+        "is_adjacent": rotation.is_adjacent,
+        "is_by_pair": rotation.is_by_pair,
+        "block": triton.next_power_of_2(width // 2),
+        "rest_block": triton.next_power_of_2(max(1, dim - width)),
+    }
 
 
 def _weighted(

@@ -169,14 +169,34 @@ def rotate(
         head -= num_queries
         x = key + tl.multiple_of(head * key_head + token * key_token, unit)
         out = key_out + tl.multiple_of(head * key_out_head + token * key_out_token, unit)
+    first, second, is_pair, a, b = turned(
+        x, cos + token * cos_stride, sin + token * sin_stride, width, is_adjacent, is_by_pair, block
+    )
+    tl.store(out + first, a, mask=is_pair)
+    tl.store(out + second, b, mask=is_pair)
+    if dim > width:
+        column = width + tl.arange(0, rest_block)
+        is_rest = column < dim
+        tl.store(out + column, tl.load(x + column, mask=is_rest), mask=is_rest)
+
+
+@triton.jit
+def turned(
+    x: tl.tensor,  # where a head begins
+    cos: tl.tensor,  # and its cosines
+    sin: tl.tensor,
+    width: tl.constexpr,
+    is_adjacent: tl.constexpr,
+    is_by_pair: tl.constexpr,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """Return where both of each pair lie, whether there is such a pair, and both turned."""
     pair = tl.arange(0, block)
     is_pair = pair < width // 2
     first = pair * 2 if is_adjacent else pair
     second = first + 1 if is_adjacent else pair + width // 2
     first_angle = pair if is_by_pair else first
     second_angle = pair if is_by_pair else second
-    cos += token * cos_stride
-    sin += token * sin_stride
     a, b = _load(x + first, is_pair), _load(x + second, is_pair)
     turned_a = _rounded(a * _load(cos + first_angle, is_pair), x) - _rounded(
         b * _load(sin + first_angle, is_pair), x
@@ -184,12 +204,7 @@ def rotate(
     turned_b = _rounded(b * _load(cos + second_angle, is_pair), x) + _rounded(
         a * _load(sin + second_angle, is_pair), x
     )
-    tl.store(out + first, turned_a.to(x.dtype.element_ty), mask=is_pair)
-    tl.store(out + second, turned_b.to(x.dtype.element_ty), mask=is_pair)
-    if dim > width:
-        column = width + tl.arange(0, rest_block)
-        is_rest = column < dim
-        tl.store(out + column, tl.load(x + column, mask=is_rest), mask=is_rest)
+    return first, second, is_pair, turned_a.to(x.dtype.element_ty), turned_b.to(x.dtype.element_ty)
 
 
 @triton.jit
