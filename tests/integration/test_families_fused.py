@@ -35,3 +35,12 @@ def test_family_with_two_adapters_and_on_three_ranks(
     rows.run_ranks(chunked, 3)
     # Else the load-time probe has found a difference.
     assert "left to its own code" not in caplog.text
+
+
+@pytest.mark.slow
+# Triton's interpreter computes in numpy.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+def test_a_family_by_the_kernels_of_gpus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("triton", reason="triton does not run on this platform")
+    FamilyRows("gemma3_text", tmp_path, elementwise="triton").run(ragged)
+    assert "left to its own code" not in caplog.text
