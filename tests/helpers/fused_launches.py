@@ -16,9 +16,9 @@ from lorax_shard.fused import gates, layers, norms, rotary
 from lorax_shard.fused.backend import (
     GateFunction,
     KVSlots,
+    PendingRotation,
     RmsNorm,
     Rotation,
-    Turn,
     WeightedNorm,
 )
 from lorax_shard.fused.triton.backend import TritonElementwise
@@ -53,15 +53,17 @@ def layer(shape: tuple[int, ...], dtype: torch.dtype, rows: int) -> None:
     for rotation in ROTATIONS:
         for width in (dim, dim // 2):
             angles = zeros(1, rows, width)
-            turn = Turn(query.transpose(1, 2), key.transpose(1, 2), angles, angles, rotation)
-            backend.rotate(*turn)
+            pending = PendingRotation(
+                query.transpose(1, 2), key.transpose(1, 2), angles, angles, rotation
+            )
+            backend.rotate(*pending)
             # Of a step's differences the slots begin anywhere.
             slots = torch.zeros(rows + 3, dtype=torch.int64)[rows % 4 :][:rows]
             # GPUs that know eight bits are those of the test of bfloat16.
             for kv_dtype in (dtype, FP8) if dtype is torch.bfloat16 else (dtype,):
                 keys, values = torch.zeros(2, 4, 16, kv_heads, dim).to(kv_dtype)
                 value = stacked[:, :, heads + kv_heads :].transpose(1, 2)
-                backend.rotate_and_store(turn, value, KVSlots(keys, values, slots))
+                backend.rotate_and_store(pending, value, KVSlots(keys, values, slots))
 
 
 def kernels(gpu: FakeGPU, dtype: str) -> list[Compiled]:

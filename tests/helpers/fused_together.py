@@ -10,18 +10,17 @@ import torch
 
 from lorax_shard.attention.kv_cache import NO_SLOT
 from lorax_shard.fused import registry
-from lorax_shard.fused.backend import KVSlots, Turn, WeightedNorm
+from lorax_shard.fused.backend import KVSlots, PendingRotation, RotatingStore, WeightedNorm
 from lorax_shard.fused.reference import TorchElementwise
 
 NAME = "together"
 
 
-class FusedTogether(TorchElementwise):
+class FusedTogether(TorchElementwise, RotatingStore):
     """Counts its calls, those from outside."""
 
     name = NAME
     adds_with_norms = True
-    stores_rotated = True
     calls: Counter[str] = Counter()
 
     def rms_norm(self, *given: Any) -> torch.Tensor:
@@ -43,10 +42,10 @@ class FusedTogether(TorchElementwise):
         return super().rotate(*given)
 
     def rotate_and_store(
-        self, turn: Turn, value: torch.Tensor, kept: KVSlots
+        self, pending: PendingRotation, value: torch.Tensor, kept: KVSlots
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.calls["rotate_and_store"] += 1
-        query, key = super().rotate(*turn)
+        query, key = super().rotate(*pending)
         is_kept = kept.slots != NO_SLOT
         for pool, new in ((kept.keys, key), (kept.values, value)):
             by_token = new[0].transpose(0, 1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

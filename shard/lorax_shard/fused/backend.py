@@ -52,7 +52,7 @@ class Rotation(NamedTuple):
         return num_cosines * (2 if self.is_short else 1)
 
 
-class Turn(NamedTuple):
+class PendingRotation(NamedTuple):
     """Queries and keys, and the angles by which they are turned; see ``rotate``."""
 
     query: torch.Tensor
@@ -77,8 +77,6 @@ class ElementwiseBackend(ABC):
     # Whether a sum and its norms cost less together. A CPU calls torch's sum sooner than a kernel
     # is told of two tensors more.
     adds_with_norms: ClassVar[bool] = False
-    # Whether it has ``rotate_and_store``.
-    stores_rotated: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
@@ -120,11 +118,15 @@ class ElementwiseBackend(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both turned; what lies beyond R in a head stays as it is."""
 
+
+class RotatingStore(ABC):
+    """What an elementwise backend is, too, that turns keys and stores them at once."""
+
+    @abstractmethod
     def rotate_and_store(
         self,
-        turn: Turn,
+        pending: PendingRotation,
         value: torch.Tensor,  # 1 x G x T x E
         kept: KVSlots,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both turned, and keep K, turned, and V; what is not finite is kept as 0."""
-        raise NotImplementedError(f"{self.name} stores nothing")

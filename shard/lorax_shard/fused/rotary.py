@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lorax_shard.fused.backend import ElementwiseBackend, Rotation, Turn
+from lorax_shard.fused.backend import ElementwiseBackend, PendingRotation, RotatingStore, Rotation
 from lorax_shard.fused.forwards import Forward, closest, noise
 from lorax_shard.fused.reference import TorchElementwise
 
@@ -49,30 +49,32 @@ class Rotations:
     """Turns the queries and keys of a model: at once, or when K and V are stored."""
 
     def __init__(self, backend: ElementwiseBackend) -> None:
-        self.backend = backend
+        self._backend = backend
+        # What turns them when they are stored; None: nothing does.
+        self.store = backend if isinstance(backend, RotatingStore) else None
         # Whether queries and keys are handed on as they are, for whoever takes them.
         self.are_deferred = False
-        self._waiting: Turn | None = None
+        self._waiting: PendingRotation | None = None
 
-    def rotate(self, turn: Turn) -> _Heads:
+    def rotate(self, pending: PendingRotation) -> _Heads:
         """Return queries and keys turned; where that is deferred, those that ``take`` knows."""
         if not self.are_deferred:
-            return self.backend.rotate(*turn)
+            return self._backend.rotate(*pending)
         if self._waiting is not None:
             self._waiting = None
             raise LostRotationError("queries and keys of an attention were never turned")
-        self._waiting = turn
-        return turn.query, turn.key
+        self._waiting = pending
+        return pending.query, pending.key
 
-    def take(self, query: torch.Tensor, key: torch.Tensor) -> Turn | None:
+    def take(self, query: torch.Tensor, key: torch.Tensor) -> PendingRotation | None:
         """Return what is still to be done with queries and keys, if anything is.
 
         Raises LostRotationError where others wait.
         """
-        turn, self._waiting = self._waiting, None
-        if turn is not None and (turn.query is not query or turn.key is not key):
+        pending, self._waiting = self._waiting, None
+        if pending is not None and (pending.query is not query or pending.key is not key):
             raise LostRotationError("an attention changes queries and keys after they are turned")
-        return turn
+        return pending
 
 
 def rotations_of(module: nn.Module) -> Rotations | None:
@@ -131,7 +133,7 @@ def _rotation(
         is_usual = q.dim() == 4 and q.shape[0] == 1 and cos.dim() == 3 and cos.dtype is q.dtype
         if rotation is None or not is_usual or args or kwargs:
             return own(q, k, cos, sin, *args, **kwargs)
-        return rotations.rotate(Turn(q, k, cos, sin, rotation))
+        return rotations.rotate(PendingRotation(q, k, cos, sin, rotation))
 
     return rotate
 

@@ -92,19 +92,19 @@ def paged_attention(
     )
     layer: int = module.layer_idx  # type: ignore[assignment]
     rotations = rotations_of(module)
-    turn = None if rotations is None else rotations.take(query, key)
+    pending = None if rotations is None else rotations.take(query, key)
     if isinstance(step, AttentionSurvey):
         _refuse_unknown_attention(module, attention_mask, kwargs)
         q, k, v = _by_tokens(query, key, value)
         step.visit(layer, q, k, v, spec)
         output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return output.transpose(1, 2), None
-    if rotations is not None and turn is not None:
+    if pending is not None and rotations is not None and rotations.store is not None:
         cache = step.cache
         kept = KVSlots(cache.keys[layer], cache.values[layer], step.slots)
-        query, key = rotations.backend.rotate_and_store(turn, value, kept)
+        query, key = rotations.store.rotate_and_store(pending, value, kept)
     q, k, v = _by_tokens(query, key, value)
-    if turn is None:
+    if pending is None:
         step.backend.store(k, v, layer, step)
     if _has_tuned_temperature(module):
         q = (q * _temperature_correction(module, step, q.device)[:, None, None]).to(q.dtype)

@@ -23,7 +23,7 @@ def install(
     """
     exchanged = fused.install(model, backend, device, dtype)
     rotations = exchanged.rotations
-    if rotations.backend.stores_rotated:
+    if rotations.store is not None:
         rotations.are_deferred = True
         try:
             survey_attention(model)

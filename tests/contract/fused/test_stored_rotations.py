@@ -7,7 +7,13 @@ import torch
 
 from lorax_contract.errors import StartupError
 from lorax_shard.attention.kv_cache import FP8, NO_SLOT, KVShape, PagedCache
-from lorax_shard.fused.backend import ElementwiseBackend, KVSlots, Rotation, Turn
+from lorax_shard.fused.backend import (
+    ElementwiseBackend,
+    KVSlots,
+    PendingRotation,
+    RotatingStore,
+    Rotation,
+)
 from lorax_shard.fused.registry import BACKENDS, create
 
 pytest.importorskip("triton", reason="triton does not run on this platform")
@@ -35,7 +41,7 @@ def backend(request: pytest.FixtureRequest) -> ElementwiseBackend:
         found = create(request.param, CPU, torch.float32)
     except StartupError as error:
         pytest.skip(str(error))
-    if not found.stores_rotated:
+    if not isinstance(found, RotatingStore):
         pytest.skip("it turns and stores one after the other")
     return found
 
@@ -67,7 +73,7 @@ class Step:
             for each, number in zip(parts, (num_queries, num_keys, num_keys), strict=True)
         )
         cos, sin = draw(2, 1, tokens, width // 2 if rotation.is_short else width)
-        self.turn = Turn(query, key, cos, sin, rotation)
+        self.pending = PendingRotation(query, key, cos, sin, rotation)
         self.slots = torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=generator)[:tokens]
         self.shape, self.kv_dtype = KVShape(num_keys, dim, value_dim), kv_dtype or dtype
 
@@ -85,8 +91,8 @@ class Step:
         """Compare all that comes out, bit by bit."""
         together, apart = self.cache(), self.cache()
         kept = KVSlots(together.keys[0], together.values[0], self.slots)
-        found = backend.rotate_and_store(self.turn, self.value, kept)
-        expected = backend.rotate(*self.turn)
+        found = backend.rotate_and_store(self.pending, self.value, kept)
+        expected = backend.rotate(*self.pending)
         store = TritonAttention()
         key, value = (each[0].transpose(0, 1) for each in (expected[1], self.value))
         ones = [1] * len(self.slots)
@@ -124,7 +130,7 @@ def test_dtypes(
     step = Step(dtype, kv_dtype)
     # Beyond the largest number of eight bits.
     step.value[0, 0, 1, :2] = torch.tensor([600.0, -5000.0])
-    step.turn.key[0, 0, 2] *= 1000
+    step.pending.key[0, 0, 2] *= 1000
     step.check(backend)
 
 
@@ -132,10 +138,10 @@ def test_what_is_not_finite_is_kept_as_0_and_goes_on_as_it_is(backend: Elementwi
     step = Step(width=6)
     strange = torch.tensor([float("nan"), float("inf"), float("-inf")])
     # What turns, and what does not.
-    step.turn.key[0, 0, 1, :3] = strange
-    step.turn.key[0, 0, 2, 8:11] = strange
+    step.pending.key[0, 0, 1, :3] = strange
+    step.pending.key[0, 0, 2, 8:11] = strange
     step.value[0, 0, 3, :3] = strange
-    step.turn.query[0, 0, 3, :3] = strange
+    step.pending.query[0, 0, 3, :3] = strange
     step.check(backend)
 
 

@@ -11,7 +11,7 @@ from tests.helpers.fused_models import make_model
 from tests.helpers.fused_together import NAME, FusedTogether, together  # noqa: F401 - a fixture
 
 from lorax_shard.fused import LostRotationError, rotations_of
-from lorax_shard.fused.backend import Rotation, Turn
+from lorax_shard.fused.backend import PendingRotation, Rotation
 from lorax_shard.fused.rotary import Rotations
 from lorax_shard.model import attention_hook, elementwise
 
@@ -20,35 +20,35 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("together")
 
 
-def make_turn() -> Turn:
+def make_pending() -> PendingRotation:
     query, key = torch.randn(1, 3, 5, 8), torch.randn(1, 1, 5, 8)
     cos, sin = torch.randn(2, 1, 5, 8)
-    return Turn(query, key, cos, sin, Rotation(False, False))
+    return PendingRotation(query, key, cos, sin, Rotation(False, False))
 
 
 def test_nothing_waits_where_nothing_is_deferred() -> None:
-    rotations, turn = Rotations(FusedTogether()), make_turn()
-    found = rotations.rotate(turn)
-    for each, expected in zip(found, FusedTogether().rotate(*turn), strict=True):
+    rotations, pending = Rotations(FusedTogether()), make_pending()
+    found = rotations.rotate(pending)
+    for each, expected in zip(found, FusedTogether().rotate(*pending), strict=True):
         assert torch.equal(each, expected)
     assert rotations.take(*found) is None
 
 
 def test_what_is_deferred_waits_for_those_very_tensors() -> None:
-    rotations, turn = Rotations(FusedTogether()), make_turn()
+    rotations, pending = Rotations(FusedTogether()), make_pending()
     rotations.are_deferred = True
-    query, key = rotations.rotate(turn)
-    assert query is turn.query
-    assert key is turn.key
-    assert rotations.take(query, key) is turn
+    query, key = rotations.rotate(pending)
+    assert query is pending.query
+    assert key is pending.key
+    assert rotations.take(query, key) is pending
     assert rotations.take(query, key) is None
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_was_changed_since_is_not_taken_for_what_waits(which: int) -> None:
-    rotations, turn = Rotations(FusedTogether()), make_turn()
+    rotations, pending = Rotations(FusedTogether()), make_pending()
     rotations.are_deferred = True
-    handed = list(rotations.rotate(turn))
+    handed = list(rotations.rotate(pending))
     handed[which] = handed[which] * 2
     with pytest.raises(LostRotationError, match="changes queries and keys after they are turned"):
         rotations.take(*handed)
@@ -58,12 +58,12 @@ def test_what_was_changed_since_is_not_taken_for_what_waits(which: int) -> None:
 def test_a_rotation_that_nobody_takes_is_missed() -> None:
     rotations = Rotations(FusedTogether())
     rotations.are_deferred = True
-    rotations.rotate(make_turn())
+    rotations.rotate(make_pending())
     with pytest.raises(LostRotationError, match="never turned"):
-        rotations.rotate(make_turn())
+        rotations.rotate(make_pending())
     # The next pass is none the worse for it.
-    turn = make_turn()
-    assert rotations.take(*rotations.rotate(turn)) is turn
+    pending = make_pending()
+    assert rotations.take(*rotations.rotate(pending)) is pending
 
 
 def plugged(family: str) -> Any:
@@ -94,5 +94,3 @@ def test_a_backend_that_stores_nothing_turns_at_once() -> None:
     model = plugged("llama")
     exchanged = elementwise.install(model, "torch", CPU, torch.float32)
     assert not exchanged.rotations.are_deferred
-    with pytest.raises(NotImplementedError, match="torch stores nothing"):
-        exchanged.rotations.backend.rotate_and_store(make_turn(), torch.ones(1), None)  # type: ignore[arg-type]

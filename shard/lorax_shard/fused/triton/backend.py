@@ -13,9 +13,10 @@ from lorax_shard.fused.backend import (
     ElementwiseBackend,
     GateFunction,
     KVSlots,
+    PendingRotation,
     RmsNorm,
+    RotatingStore,
     Rotation,
-    Turn,
     WeightedNorm,
 )
 from lorax_shard.fused.rows import empty_as, pair_of_rows, with_rows
@@ -27,12 +28,11 @@ _VECTOR_BYTES = 16
 _GATED_BLOCK = 1024
 
 
-class TritonElementwise(ElementwiseBackend):
+class TritonElementwise(ElementwiseBackend, RotatingStore):
     """Needs a GPU; on a CPU it runs in Triton's interpreter, which is for tests."""
 
     name = "triton"
     adds_with_norms = True
-    stores_rotated = True
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -120,15 +120,15 @@ class TritonElementwise(ElementwiseBackend):
         return heads.outs
 
     def rotate_and_store(
-        self, turn: Turn, value: torch.Tensor, kept: KVSlots
+        self, pending: PendingRotation, value: torch.Tensor, kept: KVSlots
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both turned, and keep K and V; see the interface."""
-        _, num_queries, num_tokens, dim = turn.query.shape
+        _, num_queries, num_tokens, dim = pending.query.shape
         if num_tokens == 0:
-            return turn.query, turn.key
+            return pending.query, pending.key
         query, key, value, cos, sin = (
             each if each.stride(-1) == 1 else each.contiguous()
-            for each in (turn.query, turn.key, value, turn.cos, turn.sin)
+            for each in (pending.query, pending.key, value, pending.cos, pending.sin)
         )
         heads, value_dim, num_keys = _Heads(query, key), value.shape[3], key.shape[1]
         value_strides = value.stride()[1:3]
@@ -136,7 +136,7 @@ class TritonElementwise(ElementwiseBackend):
             *heads.told, value, *value_strides, cos, cos.stride(1), sin, sin.stride(1),
             kept.keys, kept.values, kept.slots, num_keys,
             value_dim=value_dim, value_block=triton.next_power_of_2(value_dim),
-            **_widths(dim, cos, turn.rotation),
+            **_widths(dim, cos, pending.rotation),
             unit=heads.unit, value_unit=_unit(value, *value_strides), num_warps=1,
         )  # fmt: skip
         return heads.outs
