@@ -72,7 +72,7 @@ def model_steps(gpu: FakeGPU, *sizes: int) -> list[Compiled]:
     warm = len(gpu.binaries)
     assert warm > 0
     # As many as a large GPU has: splits of decode rows follow from them.
-    triton_attention._num_processors = lambda device: 132
+    triton_attention.num_processors = lambda device: 132
     model.allocate_cache(600, models.BLOCK_SIZE)
     for first, ranks in ((1, (8,)), (2, (3, 64, 200))):
         for slot in list(model.lora.slots):
@@ -92,7 +92,7 @@ def launches_of_steps(gpu: FakeGPU) -> list[Compiled]:
     shape = models.LlamaShape(256, 512, 2, 4, 2, 1000)
     model = plugged_model(shape)
     model.allocate_cache(600, models.BLOCK_SIZE)
-    triton_attention._num_processors = lambda device: 132
+    triton_attention.num_processors = lambda device: 132
     models.load_adapters(model, (8, 3, 64, 200))
     # q, k and v; o; gate and up; down.
     groups = 4 * shape.layers

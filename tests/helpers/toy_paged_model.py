@@ -54,6 +54,7 @@ class ToyModel:
     attention_backend = "toy"
     linear_backend = "toy"
     lora_backend = ""
+    graphs = None
     slots = None
 
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:

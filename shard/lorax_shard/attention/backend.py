@@ -7,10 +7,13 @@ D head dim of K, E head dim of V, L KV tokens a row sees.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lorax_shard.attention.kv_cache import NO_SLOT, KVShape, PagedCache
 
@@ -92,6 +95,34 @@ class StepMetadata:
             self.cache.write(layer, key[stored], value[stored], self.slots[stored])
 
 
+class FixedDecodes(ABC):
+    """Decode steps whose launches follow from the number of rows alone, for graphs.
+
+    All else is read on the device, from tensors that stay where they are.
+    """
+
+    # Computes them.
+    backend: AttentionBackend
+    # The shapes of int32 numbers that are told of each step beside lengths and tables, by name.
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @abstractmethod
+    def fill(
+        self, numbers: Mapping[str, NDArray[np.int32]], context_lens: NDArray[np.int64]
+    ) -> None:
+        """Write the numbers of a step; a length of 0: the row is padding."""
+
+    @abstractmethod
+    def scratch(
+        self,
+        num_rows: int,
+        context_lens: torch.Tensor,  # rows or more, int32
+        tables: torch.Tensor,  # rows or more x width, int32
+        numbers: Mapping[str, torch.Tensor],
+    ) -> dict[str, Any]:
+        """Return what a step of so many rows keeps in its metadata, over these tensors."""
+
+
 class AttentionBackend(ABC):
     """Stores a step's K and V and attends over the paged cache; stateless between steps."""
 
@@ -139,6 +170,15 @@ class AttentionBackend(ABC):
         kv_dtype: torch.dtype,
     ) -> None:
         """Compile whatever a step may ask for such a layer over a cache in ``kv_dtype``."""
+
+    def fixed_decodes(
+        self,
+        layers: Sequence[AttentionLayer],
+        max_rows: int,
+        device: torch.device,
+    ) -> FixedDecodes | None:
+        """Return how decode steps of up to ``max_rows`` are captured in graphs; None: they cannot be."""
+        return None
 
     def store(
         self,

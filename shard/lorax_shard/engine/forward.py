@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from lorax_shard.engine.inputs import RowWork, StepInputs, build_inputs
+from lorax_shard.engine.inputs import PassInputs, RowWork, build_inputs
 from lorax_shard.engine.rows import ResidentBatch
-from lorax_shard.model.interface import PagedModel
+from lorax_shard.model.interface import PagedModel, PassNumbers
+from lorax_shard.transfer import all_to_device
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
 # vocabulary: those of a whole prompt could take more memory than all else in a step.
@@ -19,20 +20,37 @@ MAX_PROMPT_LOGITS = 256
 class PassResult(NamedTuple):
     """What one forward pass gives; nothing of its rows has changed yet."""
 
-    inputs: StepInputs
+    inputs: PassInputs
     # Those of the rows that sample, then those of the prompt spans.
     logits: torch.Tensor  # S x V float32
 
 
 def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> PassResult:
     """Compute rows in one forward pass; rows of one token must come first."""
+    inputs = build_inputs(batch, work)
     with torch.inference_mode():
-        inputs = build_inputs(model, batch, work)
-        logits = model.forward(
-            inputs.input_ids, inputs.positions, inputs.metadata, inputs.logit_rows,
-            inputs.slots, inputs.slot_lens,
-        )  # fmt: skip
+        logits = None if model.graphs is None else model.graphs.run(inputs.numbers)
+        if logits is None:
+            logits = _launched(model, inputs.numbers)
     return PassResult(inputs, logits)
+
+
+def _launched(model: PagedModel, numbers: PassNumbers) -> torch.Tensor:
+    """Compute a pass kernel by kernel."""
+    arrays = [numbers.input_ids, numbers.positions, numbers.kv_slots, numbers.tables]
+    if numbers.unread is not None:
+        arrays += [numbers.unread.at, numbers.unread.of]
+    input_ids, positions, kv_slots, tables, *places = all_to_device(arrays, model.device)
+    if numbers.unread is not None:
+        at, of = places
+        input_ids[at] = numbers.unread.drawn[of].clamp_(min=0)
+    metadata = model.make_metadata(
+        numbers.query_lens, numbers.context_lens, kv_slots, tables, numbers.num_decode_rows
+    )
+    return model.forward(
+        input_ids, positions, metadata, torch.from_numpy(numbers.logit_rows),
+        numbers.slots, numbers.slot_lens,
+    )  # fmt: skip
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

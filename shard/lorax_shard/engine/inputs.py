@@ -1,4 +1,4 @@
-"""From rows to tensors: one ragged step without padding.
+"""From rows to numbers: one ragged pass without padding.
 
 Legend: R rows, T tokens, S logit rows.
 """
@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine.drafts import NO_DRAFT
 from lorax_shard.engine.rows import DraftedRow, IdArray, ResidentBatch, Row
-from lorax_shard.model.interface import PagedModel
-from lorax_shard.transfer import to_device
+from lorax_shard.model.interface import PassNumbers, UnreadIds
 
 
 class RowWork(NamedTuple):
@@ -53,26 +50,19 @@ class PromptSpan(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
+class PassInputs:
     """What one forward pass is given; logits come back sampled rows first, then prompt spans."""
 
-    input_ids: torch.Tensor  # T int64
-    positions: torch.Tensor  # T int64
-    metadata: StepMetadata
-    logit_rows: torch.Tensor  # S int64 on the host
+    numbers: PassNumbers
     # Rows that draw, and what is drawn: one after the other the positions of each.
     drawing: list[RowWork]
     sampled: list[Row | DraftedRow]
     # Rows of which nothing is asked beyond the prompt, which is computed then.
     ended: list[Row]
     prompt_spans: list[PromptSpan]
-    # Of each run of tokens: the slot of its adapter, None for the base model; and its length.
-    # A row is one run, or two where its adapter begins to act inside it.
-    slots: list[int | None]
-    slot_lens: list[int]
 
 
-def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> StepInputs:
+def build_inputs(batch: ResidentBatch, work: list[RowWork]) -> PassInputs:
     """Lay the rows of ``work`` out for one forward pass; those of one token must come first."""
     rows = [item.row for item in work]
     lens = np.array([item.num_tokens + len(item.draft) for item in work], dtype=np.int64)  # R
@@ -85,50 +75,38 @@ def build_inputs(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -
     width = -(-int(context_lens.max()) // batch.block_size)
     tables = batch.tables[lines, :width]  # R x width
     blocks = tables[np.repeat(np.arange(len(work)), lens), positions // batch.block_size]
-    slots = blocks * batch.block_size + positions % batch.block_size  # T
     singles = np.array([row.next_id for row in rows[:num_single]], dtype=np.int64)
-    input_ids = np.concatenate([singles, *(item.input_ids for item in work[num_single:])])
     completing = [
         item for item in work if item.row.num_computed + item.num_tokens == item.row.num_tokens
     ]
     drawing = [item for item in completing if item.row.draws]
     logit_rows, spans = _logit_rows(work, offsets)
-    device = model.device
-    metadata = model.make_metadata(
+    numbers = PassNumbers(
+        np.concatenate([singles, *(item.input_ids for item in work[num_single:])]),
+        positions,
+        blocks * batch.block_size + positions % batch.block_size,
+        tables,
         lens.tolist(),
         context_lens.tolist(),
-        to_device(torch.from_numpy(slots), device),
-        to_device(torch.from_numpy(tables), device),
         num_single,
-    )
-    return StepInputs(
-        _with_unread(to_device(torch.from_numpy(input_ids), device), rows[:num_single]),
-        to_device(torch.from_numpy(positions), device),
-        metadata,
-        torch.from_numpy(logit_rows),
-        drawing,
-        _positions(drawing),
-        [item.row for item in completing if not item.row.draws],
-        spans,
+        logit_rows,
         *_slot_runs(work),
+        _unread(rows[:num_single]),
     )
+    ended = [item.row for item in completing if not item.row.draws]
+    return PassInputs(numbers, drawing, _positions(drawing), ended, spans)
 
 
-def _with_unread(input_ids: torch.Tensor, singles: list[Row]) -> torch.Tensor:
-    """Return the ids, those of rows among them that only the device knows yet."""
-    if all(row.unread is None for row in singles):
-        return input_ids
-    parts: dict[int, tuple[torch.Tensor, list[int], list[int]]] = {}
-    for place, row in enumerate(singles):
-        if (unread := row.unread) is not None:
-            _, ours, theirs = parts.setdefault(id(unread.ids), (unread.ids, [], []))
-            ours.append(place)
-            theirs.append(unread.place)
-    for drawn, ours, theirs in parts.values():
-        at, of = (to_device(torch.tensor(each), input_ids.device) for each in (ours, theirs))
-        # What gave no token is computed with any, and what comes of it is nobody's.
-        input_ids[at] = drawn[of].clamp_(min=0)
-    return input_ids
+def _unread(singles: list[Row]) -> UnreadIds | None:
+    """Return which ids only the device knows yet: all were drawn in the pass before this one."""
+    waiting = [(place, row.unread) for place, row in enumerate(singles) if row.unread is not None]
+    if not waiting:
+        return None
+    at = np.array([place for place, _ in waiting], dtype=np.int64)
+    of = np.array([unread.place for _, unread in waiting], dtype=np.int64)
+    drawn = waiting[0][1].ids
+    assert all(unread.ids is drawn for _, unread in waiting)
+    return UnreadIds(drawn, at, of)
 
 
 def _positions(drawing: list[RowWork]) -> list[Row | DraftedRow]:

@@ -33,6 +33,8 @@ class Segment(NamedTuple):
 class Assignment:
     """The slot of each row of one tensor; immutable but for what others keep in it."""
 
+    is_fixed = False
+
     def __init__(self, slot_of_row: IdArray, device: torch.device) -> None:
         self.slot_of_row = slot_of_row
         self.num_rows = len(slot_of_row)
@@ -60,6 +62,15 @@ class Assignment:
                 found = to_device(torch.from_numpy(numbers), self.device)
             self._rows[slot] = found
         return found
+
+
+class FixedAssignment(Assignment):
+    """Rows whose slots are read on the device, each time a graph is replayed: none is known here."""
+
+    is_fixed = True
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        super().__init__(np.full(num_rows, BASE, dtype=np.int64), device)
 
 
 class LoraStep:

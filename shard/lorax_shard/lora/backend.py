@@ -110,7 +110,16 @@ class LoraBackend(ABC):
         """Have what groups loaded and unloaded take effect; once for all groups of a slot."""
 
     def reserve(self, num_slots: int, device: torch.device) -> None:
-        """Fix the address of what slots below ``num_slots`` hold, for whoever captures a graph."""
+        """Have room for slots below ``num_slots``, so that they keep their address."""
+        raise RuntimeError(f"the LoRA backend {self.name!r} cannot be captured in a graph")
+
+    @property
+    def version(self) -> int:
+        """Changes when a graph that was captured before looks in the wrong place for slots."""
+        return 0
+
+    def read_slots(self, rows: Assignment, slots: torch.Tensor) -> None:
+        """Let ``rows`` have the slots that stand in a device tensor (T int64, -1: base)."""
         raise RuntimeError(f"the LoRA backend {self.name!r} cannot be captured in a graph")
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Dummy adapters, as wide as they may be, for measuring what a step with them takes.
+"""Dummy adapters: as wide as they may be, for measuring what a step with them takes, and samples.
 
 All their matrices are one piece of zeros: a step's buffers depend on shapes alone, and the
 adapters' own bytes are budgeted elsewhere.
@@ -16,6 +16,10 @@ import torch
 from lorax_shard.lora.backend import GroupWeights
 from lorax_shard.lora.prepared import LinearChange, PreparedAdapter
 from lorax_shard.lora.sites import Kind, Site, find_groups
+
+# Ranks of samples at most, and about how large their numbers are.
+_SAMPLE_RANK = 16
+_SAMPLE_SIZE = 0.02
 
 
 class MeasurableSlots(Protocol):
@@ -52,6 +56,49 @@ def loaded_dummies(
     finally:
         for slot in loaded:
             slots.unload(slot)
+
+
+@contextmanager
+def loaded_samples(slots: MeasurableSlots, rank: int) -> Iterator[list[int]]:
+    """Within, two further slots hold low-rank parts of linears before the head, other ones each."""
+    loaded: list[int] = []
+    try:
+        for number, of_slot in enumerate((rank, max(1, rank // 2))):
+            slot = next(each for each in range(len(slots.slots) + 1) if each not in slots.slots)
+            slots.load(slot, _sample(dict(slots.sites), min(of_slot, _SAMPLE_RANK), number))
+            loaded.append(slot)
+        yield loaded
+    finally:
+        for slot in loaded:
+            slots.unload(slot)
+
+
+def _sample(sites: dict[str, Site], rank: int, seed: int) -> PreparedAdapter:
+    """Return an adapter of random numbers, small enough to leave a model's outputs finite."""
+    weight = next(site.weight for site in sites.values() if site.kind is Kind.LINEAR)
+    generator = torch.Generator(weight.device).manual_seed(seed)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        values = torch.randn(*shape, generator=generator, device=weight.device)
+        return (values * _SAMPLE_SIZE).to(weight.dtype)
+
+    groups = enumerate(find_groups(sites))
+    return PreparedAdapter(
+        digest=f"sample {seed}",
+        groups={
+            number: GroupWeights(
+                numbers(rank * len(group), group[0].widths[0]),
+                tuple(numbers(rank, site.widths[1]) for site in group),
+            )
+            for number, group in groups
+            if not group[0].is_head
+        },
+        linears={},
+        embeddings={},
+        vectors={},
+        num_logits=0,
+        max_rank=rank,
+    )
 
 
 def dummy_adapter(

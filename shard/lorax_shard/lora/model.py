@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorax_shard.lora.assignment import IdArray, LoraStep, make_step
+from lorax_shard.lora.assignment import FixedAssignment, IdArray, LoraStep, make_step
 from lorax_shard.lora.backend import LoraBackend
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.lora.patches import (
@@ -71,6 +71,8 @@ class LoraModel:
         members = list(find_groups(self.sites))
         self._preparer = Preparer(self.sites, members, dtype, device, cut)
         self._slots: dict[int, PreparedAdapter] = {}
+        # What graphs have room for.
+        self._fixed_slots = self._fixed_rank = 0
         self._groups = [SharedGroup(backend.make_group(len(each)), len(each)) for each in members]
         self._members = members
         self._linears = {
@@ -101,15 +103,63 @@ class LoraModel:
             getattr(config.get_text_config(), "tie_word_embeddings", False)
         )
 
-    def reserve(self, num_slots: int, rank: int) -> None:
-        """Let slots below ``num_slots`` change between replays of a graph that is captured now.
+    @contextmanager
+    def fixed(self, num_slots: int, rank: int) -> Iterator[None]:
+        """Within, launches of steps by ``fixed_step`` follow from the number of rows alone.
 
-        ``rank`` is the largest that comes into them; 0 lets launches fit what is loaded again.
-        RuntimeError where the backend cannot be captured.
+        Graphs that are captured of them compute with what is loaded at their replay, in slots
+        that ``is_fixed`` names, as long as ``fixed_version`` is the same. ``rank`` is the largest
+        that they have room for. RuntimeError where the backend cannot be captured.
         """
-        for group in self._groups:
-            group.reserve(rank)
         self._backend.reserve(num_slots, self._device)
+        self._fixed_slots, self._fixed_rank = num_slots, rank
+        linears = [patch for patch in self._linears.values() if not patch.site.is_head]
+        try:
+            for group in self._groups:
+                group.reserve(rank)
+            for patch in linears:
+                patch.pin(pinned=True)
+            yield
+        finally:
+            for patch in linears:
+                patch.pin(pinned=False)
+            for group in self._groups:
+                group.reserve(0)
+
+    @property
+    def fixed_version(self) -> int:
+        """Changes when graphs that were captured before look in the wrong place for slots."""
+        return self._backend.version
+
+    def is_fixed(self, slot: int) -> bool:
+        """Return whether graphs compute all that a slot's adapter changes.
+
+        They have low-rank parts of linears before the head, up to their rank.
+        """
+        adapter = self._slot(slot)
+        others = (adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits)
+        return (
+            slot < self._fixed_slots
+            and adapter.max_rank <= self._fixed_rank
+            and not any(others)
+            and not any(self._members[number][0].is_head for number in adapter.groups)
+        )
+
+    @contextmanager
+    def fixed_step(self, slots: torch.Tensor) -> Iterator[None]:
+        """Apply to the rows of one token within the adapters in ``slots`` (int64, -1: none).
+
+        They are read on the device, so that a graph has what stands there at its replay.
+        """
+        assert self._current.step is None, "steps do not nest"
+        rows = FixedAssignment(len(slots), self._device)
+        self._backend.read_slots(rows, slots)
+        self._current.step = LoraStep(rows, None)
+        try:
+            yield
+        finally:
+            self._current.step.end()
+            self._current.step = None
 
     @torch.inference_mode()
     def warm_up(self) -> None:

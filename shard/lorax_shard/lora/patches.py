@@ -41,6 +41,9 @@ class Patch(ABC, Generic[_Change]):
         self.site = site
         # Bit s is set if slot s changes this module.
         self.mask = 0
+        # Whether it takes part in steps whose slots are not known.
+        self.is_pinned = False
+        self._is_shown = False
         self._current = current
         self._changes: dict[int, _Change] = {}
 
@@ -60,18 +63,29 @@ class Patch(ABC, Generic[_Change]):
         self._changes.pop(slot, None)
         self._set_mask(self.mask & ~(1 << slot))
 
+    def pin(self, *, pinned: bool) -> None:
+        """Take part in steps whose slots are not known, or no more."""
+        self.is_pinned = pinned
+        self._show()
+
     def _set_mask(self, mask: int) -> None:
-        if mask and not self.mask:
-            self.site.module.forward = self._forward
-        elif self.mask and not mask:
-            del self.site.module.forward  # the class's own shows again
         self.mask = mask
+        self._show()
+
+    def _show(self) -> None:
+        """Have the module computed here as long as that is needed."""
+        is_needed = bool(self.mask) or self.is_pinned
+        if is_needed and not self._is_shown:
+            self.site.module.forward = self._forward
+        elif self._is_shown and not is_needed:
+            del self.site.module.forward  # the class's own shows again
+        self._is_shown = is_needed
 
     def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         step = self._current.step
         if step is not None:
             rows = step.logits if self.site.is_head else step.tokens
-            if self.mask & rows.mask:
+            if self.mask & rows.mask or (rows.is_fixed and self.is_pinned):
                 return self.compute(x, rows)
         return self._base(x, *args, **kwargs)
 
@@ -215,7 +229,7 @@ class LinearPatch(Patch[LinearChange]):
         self._check_rows(flat.shape[0], rows)
         if self._changes:
             flat = self._change(x.reshape(rows.num_rows, -1), flat, rows)
-        if self._low_rank & rows.mask:
+        if self._low_rank & rows.mask or rows.is_fixed:
             self._group.add(self._member, x, flat, rows)
         return y if flat.shape[1] == width else flat.view(*y.shape[:-1], -1)
 

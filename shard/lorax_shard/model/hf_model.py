@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,16 +11,23 @@ import torch
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard import device_memory
 from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
 from lorax_shard.attention.swap_space import SwapSpace
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
+from lorax_shard.model.decode_graphs import DecodeGraphs, GraphSettings
 from lorax_shard.model.families import keeps_state
+from lorax_shard.model.graph_recorder import CudaRecorder, GraphRecorder
 from lorax_shard.model.limits import position_limit
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.transfer import to_device
 
+logger = logging.getLogger(__name__)
+
+# Of the driver, for each graph beside the memory that all of them share.
+_BYTES_OF_A_GRAPH = 4 << 20
 _KV_DTYPES = {"fp8_e4m3": FP8}
 
 
@@ -51,6 +59,7 @@ class HFPagedModel:
         # Whoever replaces the linears afterwards says by what.
         self.linear_backend = "torch"
         self.lora_backend = ""
+        self.graphs: DecodeGraphs | None = None
         # Whoever installs adapters afterwards sets both.
         self.lora: LoraModel | None = None
         self.base: BaseDescription | None = None
@@ -92,6 +101,56 @@ class HFPagedModel:
         if self.lora is not None:
             self.lora.warm_up()
 
+    def capture_graphs(
+        self, settings: GraphSettings, recorder: GraphRecorder | None = None
+    ) -> None:
+        """Capture decode steps over the pool in graphs, as far as that is possible, and use them."""
+        graphs = self._new_graphs(settings)
+        if graphs is not None:
+            graphs.capture(recorder or CudaRecorder(self.device))
+            self.graphs = graphs
+
+    def graph_bytes(self, settings: GraphSettings) -> int:
+        """Return about how many bytes graphs will take; over a pool that need not be the last."""
+        if self.device.type != "cuda":
+            return 0
+        before = device_memory.free_bytes(self.device)
+        graphs = self._new_graphs(settings)
+        if graphs is None:
+            return 0
+        num_graphs = graphs.capture_some(CudaRecorder(self.device))
+        torch.cuda.synchronize(self.device)
+        taken = before - device_memory.free_bytes(self.device)
+        return max(0, taken) + num_graphs * _BYTES_OF_A_GRAPH
+
+    def _new_graphs(self, settings: GraphSettings) -> DecodeGraphs | None:
+        layers = self._survey.layers(self._pool.block_size)
+        decodes = self._backend.fixed_decodes(layers, settings.max_rows, self.device)
+        if decodes is None:
+            logger.warning(
+                "the attention backend %s cannot be captured in graphs: steps are launched kernel by "
+                "kernel", self.attention_backend,
+            )  # fmt: skip
+            return None
+        return DecodeGraphs(
+            self._forward_all, decodes, self._pool, self.lora, settings,
+            vocab_size=self.vocab_size, device=self.device,
+        )  # fmt: skip
+
+    def _forward_all(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: StepMetadata
+    ) -> torch.Tensor:
+        """Return the logits of all tokens, by the model's own code and whatever is in effect."""
+        output = self._model(
+            input_ids=input_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=0,
+            **{STEP_KEYWORD: metadata},
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         """Make the KV pool; a second call replaces it."""
         self.free_cache()  # before the new one is made, so that both never exist at once
@@ -105,7 +164,8 @@ class HFPagedModel:
 
     def free_cache(self) -> None:
         """Give the KV pool back, and host memory for its blocks."""
-        self._cache = self._swap_space = None
+        # Graphs hold its addresses.
+        self._cache = self._swap_space = self.graphs = None
 
     def copy_blocks(self, source: list[int], destination: list[int]) -> None:
         """Copy KV blocks within the pool, over all layers."""

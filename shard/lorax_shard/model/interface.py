@@ -3,11 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lorax_shard.attention.backend import StepMetadata
+
+IdArray = NDArray[np.int64]
+
+
+class UnreadIds(NamedTuple):
+    """Ids that only a device knows yet: those of the tokens ``at`` are ``drawn[of]``."""
+
+    drawn: torch.Tensor  # int64; below 0: nothing was drawn, and what comes of it is nobody's
+    at: IdArray
+    of: IdArray
+
+
+class PassNumbers(NamedTuple):
+    """What one forward pass computes: R rows of T tokens without padding, as numbers on the host.
+
+    Rows of one token come first. Of S tokens the logits are asked for.
+    """
+
+    input_ids: IdArray  # T
+    positions: IdArray  # T
+    # Where in the cache the K and V of each token come: block * block_size + offset.
+    kv_slots: IdArray  # T
+    tables: IdArray  # R x width, padded with a valid block
+    query_lens: list[int]  # R
+    context_lens: list[int]  # R; with the tokens of this pass
+    num_decode_rows: int
+    logit_rows: IdArray  # S indices into T
+    # Of each run of tokens: the slot of its adapter, None for the base model; and its length. A row
+    # is one run, or two where its adapter begins to act inside it.
+    slots: list[int | None]
+    slot_lens: list[int]
+    unread: UnreadIds | None = None
+
+
+class PassGraphs(Protocol):
+    """Passes that were captured, to be computed without launching what they consist of."""
+
+    def run(self, numbers: PassNumbers) -> torch.Tensor | None:
+        """Return the logits of a pass (S x vocab float32); None: it is not captured.
+
+        They are overwritten by the next run.
+        """
 
 
 class AdapterSlots(Protocol):
@@ -45,6 +89,8 @@ class PagedModel(Protocol):
     attention_backend: str
     linear_backend: str
     lora_backend: str
+    # None: every pass is launched kernel by kernel.
+    graphs: PassGraphs | None
 
     @property
     def slots(self) -> AdapterSlots | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -19,6 +20,7 @@ from lorax_shard.attention.backend import (
     AttentionBackend,
     AttentionLayer,
     AttentionSpec,
+    FixedDecodes,
     StepMetadata,
 )
 from lorax_shard.attention.flash.providers import Call, Provider, RowKind, VarlenBatch, find_all
@@ -85,6 +87,12 @@ class FlashAttention(AttentionBackend):
         logger.info("flash attention: %s", words)
         if any(isinstance(choice, str) for choice in choices.values()):
             self._fallback(device).warm_up(layer, device, dtype, kv_dtype)
+
+    def fixed_decodes(
+        self, layers: Sequence[AttentionLayer], max_rows: int, device: torch.device
+    ) -> FixedDecodes | None:
+        """Leave decode rows in graphs to ``triton``, where it can run."""
+        return _general(device).fixed_decodes(layers, max_rows, device)
 
     def store(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, metadata: StepMetadata

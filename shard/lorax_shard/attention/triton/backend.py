@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from lorax_shard.attention.backend import (
     AttentionBackend,
     AttentionLayer,
     AttentionSpec,
+    FixedDecodes,
     StepMetadata,
 )
 from lorax_shard.attention.triton import kernels
@@ -100,7 +102,7 @@ class TritonAttention(AttentionBackend):
 
     def __init__(self, num_splits: int | None = None) -> None:
         """Fix the number of splits of a decode row's context, or have it chosen step by step."""
-        self._num_splits = num_splits
+        self.num_splits = num_splits
 
     @classmethod
     def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - there is one
@@ -130,6 +132,14 @@ class TritonAttention(AttentionBackend):
         """Compute a small step with splits and without."""
         for num_splits in (1, 2):
             trial.attend(TritonAttention(num_splits), layer, device, dtype, kv_dtype)
+
+    def fixed_decodes(
+        self, layers: Sequence[AttentionLayer], max_rows: int, device: torch.device
+    ) -> FixedDecodes:
+        """Return how decode steps are captured: splits are laid out on the host, and read by kernels."""
+        from lorax_shard.attention.triton.fixed import FixedTritonDecodes
+
+        return FixedTritonDecodes(self, layers, max_rows, device)
 
     def store(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, metadata: StepMetadata
@@ -177,9 +187,7 @@ class TritonAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> None:
         tile = _tile(told, output.dtype, _DECODE_HALF, _DECODE_FULL)
-        group = output.shape[1] // told.num_kv_heads
-        heads = min(group, _DECODE_HEADS)
-        programs = told.num_kv_heads * -(-group // heads)
+        group, heads, programs = decode_programs(output.shape[1], told.num_kv_heads)
         rows = slice(0, metadata.num_decode_rows)
         split = self._split(metadata, rows, output, spec, block_q=1, programs=programs)
         kernels.decode[(split.num, programs)](
@@ -230,7 +238,7 @@ class TritonAttention(AttentionBackend):
         block_q: int,
         programs: int,
     ) -> DeviceSplits:
-        num, fixed = _num_processors(output.device), self._num_splits
+        num, fixed = num_processors(output.device), self.num_splits
         return device_splits(
             metadata, rows, output, spec,
             block_q=block_q, programs=programs, num_processors=num, fixed=fixed,
@@ -252,8 +260,27 @@ def _combine(
     )  # fmt: skip
 
 
+class DecodePrograms(NamedTuple):
+    """How the query heads of a decode row are shared out."""
+
+    # Query heads of a KV head.
+    group: int
+    # Of them those that one program computes.
+    heads: int
+    # Programs of one split.
+    programs: int
+
+
+def decode_programs(num_heads: int, num_kv_heads: int) -> DecodePrograms:
+    """Return how many programs compute one split of a decode row."""
+    group = num_heads // num_kv_heads
+    heads = min(group, _DECODE_HEADS)
+    return DecodePrograms(group, heads, num_kv_heads * -(-group // heads))
+
+
 @functools.cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
+    """Return how many processors a device has; in the interpreter a few."""
     if device.type != "cuda":
         return _CPU_PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -97,6 +97,15 @@ def by_length(
     return _lay_out(tiles, block_q, counts, np.argsort(-keys // counts, kind="stable"))
 
 
+def most(num_tiles: int, rule: SplitRule, programs: int, num_processors: int) -> int:
+    """Return how many splits ``by_length`` makes of so many tiles at most, whatever their lengths.
+
+    A tile of ``keys`` has at most ``1 + keys / each``, where ``each`` is not below the sum of all
+    keys over ``rule.per_processor * num_processors / programs``.
+    """
+    return num_tiles + -(-rule.per_processor * num_processors // programs)
+
+
 def _tiles(query_lens: Sequence[int], block_q: int) -> _Tiles:
     lens = np.array(query_lens, dtype=np.int64)
     of_rows = -(-lens // block_q)

@@ -16,6 +16,9 @@ from lorax_shard.attention.backend import AttentionSpec, StepMetadata
 from lorax_shard.attention.triton import splits
 from lorax_shard.transfer import to_device
 
+# Where a step's scratch has its StepTensors.
+STEP_KEY = "triton.step"
+
 
 class StepTensors(NamedTuple):
     """A step on the device: R int32 each, and the R x max_blocks block tables as int32."""
@@ -40,19 +43,15 @@ class DeviceSplits(NamedTuple):
 
 
 def step_tensors(metadata: StepMetadata) -> StepTensors:
-    """Return a step's lengths and tables on the device; made once and kept in its scratch.
-
-    A step whose lengths are to be read from tensors of the caller's (a captured graph) gets
-    them by ``metadata.scratch["triton.step"]``.
-    """
-    found: StepTensors | None = metadata.scratch.get("triton.step")
+    """Return a step's lengths and tables on the device; made once and kept in its scratch."""
+    found: StepTensors | None = metadata.scratch.get(STEP_KEY)
     if found is None:
         lens = np.array(metadata.query_lens)
         lines = np.stack([np.cumsum(lens) - lens, lens, np.array(metadata.context_lens)])
         packed = _to_device(lines, metadata)
         tables = metadata.block_tables.to(torch.int32).contiguous()
         found = StepTensors(packed[0], packed[1], packed[2], tables)
-        metadata.scratch["triton.step"] = found
+        metadata.scratch[STEP_KEY] = found
     return found
 
 
@@ -73,8 +72,8 @@ def device_splits(
     their parts.
     """
     num_heads, value_dim = output.shape[1:]
-    reach = "" if fixed else f"{spec.window}.{spec.chunk}"
-    key = f"triton.splits.{rows.start}.{block_q}.{programs}.{num_heads}.{value_dim}.{reach}"
+    reach = None if fixed else spec
+    key = splits_key(rows.start, block_q, programs, (num_heads, value_dim), reach)
     if key not in metadata.scratch:
         query_lens = metadata.query_lens[rows]
         if fixed:
@@ -97,6 +96,18 @@ def device_splits(
         )  # fmt: skip
     found: DeviceSplits = metadata.scratch[key]
     return found
+
+
+def splits_key(
+    first_row: int, block_q: int, programs: int, parts: tuple[int, int], reach: AttentionSpec | None
+) -> str:
+    """Return where a step's scratch has the splits of rows from ``first_row`` on.
+
+    ``parts`` are the heads of a part, and their size; ``reach`` says what queries see, where
+    splits follow from it.
+    """
+    seen = "" if reach is None else f"{reach.window}.{reach.chunk}"
+    return f"triton.splits.{first_row}.{block_q}.{programs}.{parts[0]}.{parts[1]}.{seen}"
 
 
 def _to_device(numbers: NDArray[np.int64], metadata: StepMetadata) -> torch.Tensor:

@@ -17,7 +17,14 @@ from lorax_shard.lora.assignment import BASE, Assignment
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.triton import kernels
 from lorax_shard.lora.triton.device_slots import DeviceSlots
-from lorax_shard.lora.triton.row_tiles import FEW_ROWS, MANY_ROWS, Tiles, empty_tiles, tiles_of
+from lorax_shard.lora.triton.row_tiles import (
+    FEW_ROWS,
+    MANY_ROWS,
+    Tiles,
+    empty_tiles,
+    read_slots_from,
+    tiles_of,
+)
 
 # Ranks that one product takes: the least of a matrix instruction, and what most adapters have.
 _SHRINK_RANKS = 16
@@ -219,8 +226,17 @@ class TritonLora(LoraBackend):
         self._slots.commit(device)
 
     def reserve(self, num_slots: int, device: torch.device) -> None:
-        """Fix the address of what slots below ``num_slots`` hold, for whoever captures a graph."""
+        """Have room for slots below ``num_slots``: their lines keep their address."""
         self._slots.reserve(num_slots, device)
+
+    @property
+    def version(self) -> int:
+        """How often the slots' lines were made anew, elsewhere."""
+        return self._slots.version
+
+    def read_slots(self, rows: Assignment, slots: torch.Tensor) -> None:
+        """Let ``rows`` have the slots that stand in a device tensor, at most ``MOST_GATHERED``."""
+        read_slots_from(rows, slots)
 
 
 def _choose_parts(width: int, tiles: Tiles) -> int:

@@ -13,13 +13,13 @@ class DeviceSlots:
     def __init__(self) -> None:
         self.table = SlotTable()
         self.lines = torch.empty(0, 0, dtype=torch.int64)
-        self._is_fixed = False
+        # How often these were made anew, elsewhere.
+        self.version = 0
 
     def reserve(self, num_lines: int, device: torch.device) -> None:
-        """Have lines for so many slots, at an address that stays."""
+        """Have lines for so many slots: their address stays until there are more."""
         self.table.grow(num_lines)
         self.commit(device)
-        self._is_fixed = num_lines > 0
 
     def commit(self, device: torch.device) -> None:
         """Copy the lines that were written since the last time: one copy a slot.
@@ -27,13 +27,10 @@ class DeviceSlots:
         Nothing waits for the device: what is on its queue still reads the old lines.
         """
         if self.lines.shape != self.table.lines.shape:
-            if self._is_fixed:
-                raise RuntimeError(
-                    "the slots' table is fixed; reserve more slots, after all groups"
-                )
             # Also where inference mode is on now: it may be off when the next line is written.
             with torch.inference_mode(False):
                 self.lines = torch.from_numpy(self.table.lines).to(device, copy=True)
+            self.version += 1
         else:
             for slot in self.table.changed:
                 # A copy: what is on its way is not what is written next.
