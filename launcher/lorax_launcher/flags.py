@@ -127,6 +127,15 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="What computes norms, gated activations and rotary embeddings: `triton` on a "
                 "GPU or `cpp` on a CPU, in one pass each; `torch`, the model's own code; `auto`: the "
                 "first that can run. See docs/models.md."),
+        _option("--eager", type=SWITCH,
+                help="Launch every step kernel by kernel. Without it a GPU replays decode steps as "
+                "CUDA graphs, which are captured and checked at the start. See docs/gpu.md."),
+        _option("--compile-max-batch-size", type=click.IntRange(1, 512),
+                help="Requests of the largest decode step that is a graph; larger steps are launched "
+                "kernel by kernel."),
+        _option("--compile-max-rank", type=_COUNT,
+                help="Rank of adapters up to which graphs compute them; steps with others are "
+                "launched kernel by kernel (default: --max-adapter-rank)."),
         _option("--disable-custom-kernels", type=SWITCH,
                 help="Compute with torch's own operations: the backends `sdpa` (attention), `torch` "
                 "(matrix products, elementwise work) and `cpu` (adapters), where no other is named."),

@@ -35,6 +35,9 @@ class LauncherOptions:
     attention_backend: str = "auto"
     linear_backend: str = "auto"
     elementwise_backend: str = "auto"
+    eager: bool = False
+    compile_max_batch_size: int = 256
+    compile_max_rank: int | None = None
     sharded: bool | None = None
     num_shard: int | None = None
 

@@ -12,7 +12,7 @@ _QUANTIZED = (
     "V of fp8-kv --kv-cache-dtype fp8_e4m3"
 )
 _NGROK = "the server opens no tunnel; run one of your own to --port"
-_GRAPHS = "CUDA graphs are not in this version; leave it out"
+_GRAPHS = "a GPU replays decode steps as CUDA graphs without it; leave it out, or switch them off by --eager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,12 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         secret=True,
     ),
     Refused("--quantize", _QUANTIZED, comes_later=True),
-    Refused("--compile", _GRAPHS, is_switch=True, defaults=("true",), comes_later=True),
-    Refused("--eager", _GRAPHS, is_switch=True, granted=("true",)),
-    Refused("--compile-max-batch-size", _GRAPHS, defaults=("128",), comes_later=True),
-    Refused("--compile-max-rank", _GRAPHS, defaults=("64",), comes_later=True),
-    Refused("--compile-batch-size", _GRAPHS, defaults=("32",), comes_later=True),
+    Refused("--compile", _GRAPHS, is_switch=True, granted=("true",)),
+    Refused(
+        "--compile-batch-size",
+        "graphs of all numbers of requests up to --compile-max-batch-size are captured; leave it out",
+        defaults=("32",),
+    ),
     Refused(
         "--backend",
         "its choices are other ones here; use --attention-backend",

@@ -303,6 +303,9 @@ def _shard(
         speculative_tokens=options.speculative_tokens,
         speculation_max_batch_size=options.speculation_max_batch_size,
         max_input_length=options.max_input_length or 0,
+        eager=options.eager,
+        graph_max_rows=options.compile_max_batch_size,
+        graph_max_rank=options.compile_max_rank,
         num_threads=max(1, facts.num_cores // len(uris)) if limits_threads else None,
         adapters=not options.merge_adapter_weights,
         lora_backend=lora_backend(options),
@@ -317,6 +320,7 @@ def _shard(
         adapter_timeout_s=options.adapter_timeout_s,
         adapter_refresh_s=options.adapter_refresh_s,
         max_adapter_rank=options.max_adapter_rank,
+        max_active_adapters=options.max_active_adapters,
         watermark_gamma=options.watermark_gamma,
         watermark_delta=options.watermark_delta,
     )

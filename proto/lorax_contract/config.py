@@ -114,6 +114,11 @@ class ShardConfig(ProcessConfig):
     # Tokens of a row that are drafted and checked in one pass, and the most rows of such a step.
     speculative_tokens: int = 0
     speculation_max_batch_size: int = 32
+    # On a GPU decode steps of up to so many rows are captured in graphs, those with adapters up to
+    # a rank (None: all that are taken in); ``eager``: none are.
+    eager: bool = False
+    graph_max_rows: int = 256
+    graph_max_rank: int | None = None
     num_threads: int | None = None
     # Adapters are served; False: the base model (with what is merged into it) alone.
     adapters: bool = True
@@ -133,6 +138,8 @@ class ShardConfig(ProcessConfig):
     # Share that adapters on the device may take of what weights and the largest step leave.
     adapter_memory_fraction: float = 0.1
     max_adapter_rank: int = 512
+    # In effect at once.
+    max_active_adapters: int = 1024
     # Adapters that are fetched at the same time, and seconds for each.
     adapter_concurrency: int = 16
     adapter_timeout_s: float = 600.0
@@ -158,6 +165,7 @@ class ShardConfig(ProcessConfig):
         _at_least(self, "swap_bytes", 0)
         _at_least(self, "speculative_tokens", 0)
         _at_least(self, "speculation_max_batch_size", 1)
+        _at_least(self, "graph_max_rows", 1)
         for name in ("cuda_memory_fraction", "kv_memory_fraction"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name}: must be above 0 and at most 1")
@@ -167,7 +175,11 @@ class ShardConfig(ProcessConfig):
             raise ConfigError("watermark_gamma: must be from 0 to 1")
         if not 0.0 <= self.adapter_memory_fraction < 1.0:
             raise ConfigError("adapter_memory_fraction: must be at least 0 and below 1")
-        for name in ("adapter_store_bytes", "max_adapter_rank", "adapter_concurrency"):
+        if self.graph_max_rank is not None:
+            _at_least(self, "graph_max_rank", 1)
+        for name in (
+            "adapter_store_bytes", "max_adapter_rank", "max_active_adapters", "adapter_concurrency",
+        ):  # fmt: skip
             _at_least(self, name, 1)
 
 

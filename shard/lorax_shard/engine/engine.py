@@ -33,6 +33,7 @@ from lorax_shard.engine.copies import check_copies, make_copies
 from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.emitter import Emitter
+from lorax_shard.engine.graph_limits import GraphLimits
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.largest_step import LargestStep
 from lorax_shard.engine.launched import LaunchedStep
@@ -79,12 +80,14 @@ class Engine:
         drafter: Drafter | None = None,
         watermark: Watermark | None = None,
         make_constraints: MakeConstraints | None = None,
+        graphs: GraphLimits | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.memory = MemoryPlan(num_blocks=0, items=(("weights", model.weight_bytes),))
         self.batch = ResidentBatch(0, pool.block_size)
         self._pool = pool
+        self._graphs = graphs
         self._group = group
         self._drafter = drafter
         # Rank 0 draws for all, and makes all texts.
@@ -144,7 +147,8 @@ class Engine:
             max_blocks=self._pool.num_blocks or spec.max_blocks or None,
             constrained=self.constraints is not None,
         )
-        self.memory = size_pool(self.model, self._pool, spec, step.run)
+        graphs = None if self._graphs is None else self._graphs.settings(spec)
+        self.memory = size_pool(self.model, self._pool, spec, step.run, graphs)
         num_blocks = self.memory.num_blocks
         if self._group is not None:
             num_blocks = least_of(self._group, num_blocks)
@@ -154,6 +158,8 @@ class Engine:
         ):
             self.model.allocate_cache(num_blocks, block_size)
         self._allocate_swap_space()
+        if graphs is not None:
+            self.model.capture_graphs(graphs)
         self.batch.start_anew(num_blocks)
         if self._drafter is not None:
             sampler = self.computation.sampler

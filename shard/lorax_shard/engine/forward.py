@@ -31,11 +31,11 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
     with torch.inference_mode():
         logits = None if model.graphs is None else model.graphs.run(inputs.numbers)
         if logits is None:
-            logits = _launched(model, inputs.numbers)
+            logits = launched(model, inputs.numbers)
     return PassResult(inputs, logits)
 
 
-def _launched(model: PagedModel, numbers: PassNumbers) -> torch.Tensor:
+def launched(model: PagedModel, numbers: PassNumbers) -> torch.Tensor:
     """Compute a pass kernel by kernel."""
     arrays = [numbers.input_ids, numbers.positions, numbers.kv_slots, numbers.tables]
     if numbers.unread is not None:

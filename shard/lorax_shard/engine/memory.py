@@ -14,7 +14,7 @@ from lorax_contract.step import WarmupSpec
 from lorax_shard import device_memory
 from lorax_shard.engine.memory_plan import MeasuredMemory, MemoryPlan, PoolSettings, plan_memory
 from lorax_shard.lora.dummy import loaded_dummies
-from lorax_shard.model.interface import PagedModel
+from lorax_shard.model.interface import GraphSettings, PagedModel
 
 __all__ = ["MemoryPlan", "PoolSettings", "explained", "size_pool"]
 
@@ -22,11 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 def size_pool(
-    model: PagedModel, settings: PoolSettings, spec: WarmupSpec, run_step: Callable[[], int]
+    model: PagedModel,
+    settings: PoolSettings,
+    spec: WarmupSpec,
+    run_step: Callable[[], int],
+    graphs: GraphSettings | None = None,
 ) -> MemoryPlan:
     """Run the largest step by ``run_step`` and return the plan; the model is left without a cache.
 
-    ``run_step`` returns the bytes that the step took beside its cache. StartupError
+    ``run_step`` returns the bytes that the step took beside its cache; ``graphs`` are captured
+    later, None: there are none. StartupError
     (OUT_OF_MEMORY) when the step or one request of the required length does not fit; what
     cannot fit whatever the step takes is refused before anything is allocated.
     """
@@ -40,9 +45,13 @@ def size_pool(
     try:
         with explained(too_large), _dummy_adapters(model, settings.max_adapter_rank):
             activations = run_step()
+        with explained(
+            "the memory does not suffice for graphs of decode steps; start with --eager"
+        ):
+            graph_bytes = 0 if graphs is None else model.graph_bytes(graphs)
     finally:
         model.free_cache()
-    measured = _measured(model, settings, activations)
+    measured = _measured(model, settings, activations, graph_bytes)
     plan = plan_memory(measured, settings, spec, block_bytes)
     logger.info(
         "KV pool of %d blocks (%d tokens): %s",
@@ -53,7 +62,9 @@ def size_pool(
     return plan
 
 
-def _measured(model: PagedModel, settings: PoolSettings, activations: int = 0) -> MeasuredMemory:
+def _measured(
+    model: PagedModel, settings: PoolSettings, activations: int = 0, graphs: int = 0
+) -> MeasuredMemory:
     device = model.device
     free = device_memory.free_bytes(device)
     if device.type == "cpu":
@@ -66,6 +77,7 @@ def _measured(model: PagedModel, settings: PoolSettings, activations: int = 0) -
         taken=device_memory.taken_bytes(device) if settings.device_fraction < 1 else 0,
         weights=model.weight_bytes,
         activations=activations,
+        graphs=graphs,
     )
 
 

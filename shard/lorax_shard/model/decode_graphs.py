@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.graph_inputs import GraphInputs
 from lorax_shard.model.graph_recorder import GraphRecorder
 from lorax_shard.model.graph_trial import GraphDiffersError, GraphTrial
-from lorax_shard.model.interface import PassNumbers
+from lorax_shard.model.interface import GraphSettings, PassNumbers
 from lorax_shard.transfer import to_device
 
 logger = logging.getLogger(__name__)
@@ -40,18 +39,6 @@ logger = logging.getLogger(__name__)
 _STEP = 8
 _TELL_EVERY_S = 5.0
 _ON_HOST = "the model looks at lengths on the host"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphSettings:
-    """What graphs have room for."""
-
-    max_rows: int
-    # Tokens of a row's context.
-    max_context: int
-    # Of adapters, and how many are in effect at once.
-    max_rank: int = 0
-    max_slots: int = 0
 
 
 class _Key(NamedTuple):

@@ -17,9 +17,10 @@ from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
 from lorax_shard.attention.swap_space import SwapSpace
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
-from lorax_shard.model.decode_graphs import DecodeGraphs, GraphSettings
+from lorax_shard.model.decode_graphs import DecodeGraphs
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.graph_recorder import CudaRecorder, GraphRecorder
+from lorax_shard.model.interface import GraphSettings, PassGraphs
 from lorax_shard.model.limits import position_limit
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.transfer import to_device
@@ -59,7 +60,7 @@ class HFPagedModel:
         # Whoever replaces the linears afterwards says by what.
         self.linear_backend = "torch"
         self.lora_backend = ""
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: PassGraphs | None = None
         # Whoever installs adapters afterwards sets both.
         self.lora: LoraModel | None = None
         self.base: BaseDescription | None = None
@@ -112,8 +113,6 @@ class HFPagedModel:
 
     def graph_bytes(self, settings: GraphSettings) -> int:
         """Return about how many bytes graphs will take; over a pool that need not be the last."""
-        if self.device.type != "cuda":
-            return 0
         before = device_memory.free_bytes(self.device)
         graphs = self._new_graphs(settings)
         if graphs is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -42,6 +43,19 @@ class PassNumbers(NamedTuple):
     slots: list[int | None]
     slot_lens: list[int]
     unread: UnreadIds | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSettings:
+    """What graphs of decode steps have room for."""
+
+    max_rows: int
+    # Tokens of a row's context.
+    max_context: int
+    # Of adapters; 0: steps with adapters have no graphs.
+    max_rank: int = 0
+    # Adapters in effect at once.
+    max_slots: int = 0
 
 
 class PassGraphs(Protocol):
@@ -104,6 +118,12 @@ class PagedModel(Protocol):
 
     def free_cache(self) -> None:
         """Give the KV pool back."""
+
+    def graph_bytes(self, settings: GraphSettings) -> int:
+        """Return about how many bytes graphs of the pool at hand, or of another, will take."""
+
+    def capture_graphs(self, settings: GraphSettings) -> None:
+        """Capture steps over the pool as far as that is possible; ``graphs`` computes them from now on."""
 
     def copy_blocks(self, source: list[int], destination: list[int]) -> None:
         """Copy KV blocks within the pool, over all layers."""

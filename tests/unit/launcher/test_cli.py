@@ -71,7 +71,7 @@ def test_an_empty_variable_counts_as_not_given(
 @pytest.mark.parametrize(
     "arguments",
     [(o.flag, value) for o in REFUSED_OPTIONS if not o.is_switch for value in o.granted]
-    + [("--eager",)],
+    + [("--compile",)],
 )
 def test_asking_for_what_happens_anyway_is_granted(
     arguments: tuple[str, ...], no_launch: list[LauncherOptions]

@@ -50,7 +50,7 @@ class FixedTritonDecodes(FixedDecodes):
         max_rows: int,
         device: torch.device,
     ) -> None:
-        self.backend = backend
+        self.backend: TritonAttention = backend
         self._max_rows, self._device = max_rows, device
         self._rooms: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         kinds = [self._kind(layer) for layer in dict.fromkeys(layers)]

@@ -70,7 +70,7 @@ class _Tiles(NamedTuple):
     num: _IntArray
 
 
-def fixed(query_lens: Sequence[int], block_q: int, num_splits: int) -> TileSplits:
+def fixed(query_lens: Sequence[int] | _IntArray, block_q: int, num_splits: int) -> TileSplits:
     """Return equally many splits for each tile, in the order of the rows."""
     tiles = _tiles(query_lens, block_q)
     order = np.arange(len(tiles.row))
@@ -78,8 +78,8 @@ def fixed(query_lens: Sequence[int], block_q: int, num_splits: int) -> TileSplit
 
 
 def by_length(
-    query_lens: Sequence[int],
-    context_lens: Sequence[int],
+    query_lens: Sequence[int] | _IntArray,
+    context_lens: Sequence[int] | _IntArray,
     block_q: int,
     spec: AttentionSpec,
     rule: SplitRule,
@@ -106,7 +106,7 @@ def most(num_tiles: int, rule: SplitRule, programs: int, num_processors: int) ->
     return num_tiles + -(-rule.per_processor * num_processors // programs)
 
 
-def _tiles(query_lens: Sequence[int], block_q: int) -> _Tiles:
+def _tiles(query_lens: Sequence[int] | _IntArray, block_q: int) -> _Tiles:
     lens = np.array(query_lens, dtype=np.int64)
     of_rows = -(-lens // block_q)
     row = np.repeat(np.arange(len(lens)), of_rows)
