@@ -65,7 +65,7 @@ def loaded_samples(slots: MeasurableSlots, rank: int) -> Iterator[list[int]]:
     try:
         for number, of_slot in enumerate((rank, max(1, rank // 2))):
             slot = next(each for each in range(len(slots.slots) + 1) if each not in slots.slots)
-            slots.load(slot, _sample(dict(slots.sites), min(of_slot, _SAMPLE_RANK), number))
+            slots.load(slot, sample_adapter(slots.sites, min(of_slot, _SAMPLE_RANK), number))
             loaded.append(slot)
         yield loaded
     finally:
@@ -73,7 +73,7 @@ def loaded_samples(slots: MeasurableSlots, rank: int) -> Iterator[list[int]]:
             slots.unload(slot)
 
 
-def _sample(sites: dict[str, Site], rank: int, seed: int) -> PreparedAdapter:
+def sample_adapter(sites: Mapping[str, Site], rank: int, seed: int) -> PreparedAdapter:
     """Return an adapter of random numbers, small enough to leave a model's outputs finite."""
     weight = next(site.weight for site in sites.values() if site.kind is Kind.LINEAR)
     generator = torch.Generator(weight.device).manual_seed(seed)
@@ -82,7 +82,7 @@ def _sample(sites: dict[str, Site], rank: int, seed: int) -> PreparedAdapter:
         values = torch.randn(*shape, generator=generator, device=weight.device)
         return (values * _SAMPLE_SIZE).to(weight.dtype)
 
-    groups = enumerate(find_groups(sites))
+    groups = enumerate(find_groups(dict(sites)))
     return PreparedAdapter(
         digest=f"sample {seed}",
         groups={
