@@ -33,27 +33,30 @@ def seconds(
     return sorted(times)[len(times) // 2]
 
 
-class Captured(NamedTuple):
-    """A graph, and what the captured call returned: replays write there."""
+def host_seconds(call: Callable[[], object], device: torch.device, count: int = 20) -> float:
+    """Return the median time until a call returns, while the device has nothing to do before it."""
+    times: list[float] = []
+    for _ in range(count):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
 
-    replay: Callable[[], None]
-    # Of the call before it was captured.
-    eager: Any
-    output: Any
 
-
-def capture(call: Callable[[], Any]) -> Captured:
-    """Capture a call's kernels on a GPU, after two calls that compile and make room."""
+def capture(call: Callable[[], Any]) -> Callable[[], None]:
+    """Return the replay of a call's kernels on a GPU, after two calls that compile and make room."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
-        eager = call()
+        call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = call()
-    return Captured(graph.replay, eager, output)
+        call()
+    return graph.replay
 
 
 class Graphs:
@@ -67,7 +70,7 @@ class Graphs:
         """Return the time of a replay; None where there is none."""
         if self._device.type != "cuda":
             return None
-        return self._tried(lambda: seconds(capture(call).replay, self._device))
+        return self._tried(lambda: seconds(capture(call), self._device))
 
     def per_call(self, call: Callable[[], object], count: int) -> float | None:
         """Return the time of one of ``count`` calls in a row, on a GPU without the host's part.

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 from bench.gpu_check.machine import ROOT
-from bench.gpu_check.measure import capture
 from bench.gpu_check.models import BLOCK_SIZE, device_of
 from bench.gpu_check.report import FAILED, OK, RUNNING, Report
 from bench.gpu_check.steps import ModelStep
@@ -31,6 +30,7 @@ from lorax_contract.config import Device, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention import registry as attention
+from lorax_shard.engine.forward import launched
 from lorax_shard.lora import registry as lora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import LoraModel
@@ -120,19 +120,20 @@ def replays(report: Report, model: HFPagedModel) -> str | None:
     if model.lora_backend != "triton":
         return None
     step = ModelStep(model, 4, 1, 33, list(range(len(RANKS))))
-    try:
-        with step.fixed() as call:
-            if model.device.type != "cuda":
-                return "same" if torch.equal(call(), call()) else "differs"
-            captured = capture(call)
-            with torch.inference_mode():
-                captured.output.zero_()
-            captured.replay()
-            torch.cuda.synchronize()
-            return "same" if torch.equal(captured.eager, captured.output) else "differs"
-    except Exception as error:  # noqa: BLE001 - a family's own code may be what cannot be captured
-        report.note(f"{model.model_type} is not captured: {str(error).strip().splitlines()[0]}")
+    # Captured, and compared with the same launches.
+    replay = step.graph()
+    if replay is None:
+        report.note(
+            f"{model.model_type} by {model.attention_backend} has no graph; the log says why"
+        )
         return None
+    numbers = step.numbers()
+    with torch.inference_mode():
+        assert model.graphs is not None
+        found = model.graphs.run(numbers)
+        assert found is not None
+        error = float(errors(found.float().cpu(), launched(model, numbers).float().cpu()).max())
+    return "same" if error <= TOLERANCES[model.dtype] else "differs"
 
 
 def choices(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[Choice]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from bench.gpu_check.models import BLOCK_SIZE
 from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.linear.packed import PackedLinear, SiblingKernel
 from lorax_shard.lora.assignment import LoraStep
+from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.interface import GraphSettings, PassNumbers
 
 
 class ModelStep:
@@ -41,8 +43,6 @@ class ModelStep:
         self._num_decodes = rows if tokens == 1 else 0
         self._logit_rows = torch.arange(tokens - 1, rows * tokens, tokens).to(device)
         self._slots = [slots[each % len(slots)] if slots else None for each in range(rows)]
-        of_token = [-1 if slot is None else slot for slot in self._slots for _ in range(tokens)]
-        self._slot_of_token = torch.tensor(of_token, device=device)
         self.metadata = self._make_metadata()
 
     def _make_metadata(self) -> StepMetadata:
@@ -63,33 +63,41 @@ class ModelStep:
         # The model's own: adapters are applied by whoever calls.
         return self.model.forward(self._ids, self._positions, metadata, self._logit_rows)
 
-    @contextmanager
-    def fixed(self) -> Iterator[Callable[[], torch.Tensor]]:
-        """Within, a call computes it by launches that depend on nothing but the number of rows.
+    def graph(self) -> Callable[[], None] | None:
+        """Return the replay of the graph that the engine computes it by; None: there is none.
 
-        Which adapter a row computes with is read on the device each time.
+        Of decode steps. What it reads is there when this returns.
         """
-        lora: Any = self.model.lora
-        with self._with_adapters() as step:
-            if step is None:
-                yield lambda: self._forward(self.metadata)
-                return
-            from lorax_shard.lora.triton.row_tiles import read_slots_from
+        model, lora = self.model, self.model.lora
+        assert lora is not None
+        settings = GraphSettings(
+            max_rows=self.rows, max_context=self._lens[1][0], max_rank=max_rank(lora),
+            max_slots=3 + max(lora.slots, default=0),
+        )  # fmt: skip
+        recorder = None if model.device.type == "cuda" else CallAgain()
+        model.capture_graphs(settings, recorder, (self.rows,))
+        return None if model.graphs is None else model.graphs.prepared(self.numbers())
 
-            def call() -> torch.Tensor:
-                read_slots_from(step.tokens, self._slot_of_token)
-                return self._forward(self.metadata)
-
-            lora.reserve(1 + max(lora.slots), max_rank(lora))
-            try:
-                yield call
-            finally:
-                lora.reserve(0, 0)
+    def numbers(self) -> PassNumbers:
+        """Return it as the engine tells it."""
+        return PassNumbers(
+            self._ids.cpu().numpy(), self._positions.cpu().numpy(), self._kv_slots.cpu().numpy(),
+            self._tables.cpu().numpy(), *self._lens, self._num_decodes,
+            self._logit_rows.cpu().numpy(), self._slots, self._lens[0],
+        )  # fmt: skip
 
 
-def max_rank(lora: Any) -> int:
-    """Return the largest rank that a model's slots hold."""
-    return max(adapter.max_rank for adapter in lora._slots.values())
+class CallAgain:
+    """Stands for a graph where there are none: what was called is called again."""
+
+    def record(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Return it."""
+        return call
+
+
+def max_rank(lora: LoraModel) -> int:
+    """Return the largest rank that a model's slots hold; 0: they are empty."""
+    return max((adapter.max_rank for adapter in lora._slots.values()), default=0)
 
 
 def products_alone(step: ModelStep) -> Callable[[], None]:

@@ -8,13 +8,14 @@ in the same run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from bench.gpu_check import preflight
 from bench.gpu_check.compilations import CompiledSince
 from bench.gpu_check.drawing import drawing_table, fastest
-from bench.gpu_check.measure import Graphs, launches, seconds
+from bench.gpu_check.measure import Graphs, host_seconds, launches, seconds
 from bench.gpu_check.models import (
     ATTENTION,
     BLOCK_SIZE,
@@ -62,7 +63,7 @@ SMALL = TableSizes(
 )
 _COLUMNS = (
     "rows", "adapters", "eager", "graph", "products alone", "attention alone", "added by adapters",
-    "their floor", "added / floor", "floor", "share of the floor, %", "tokens/s", "launches",
+    "their floor", "added / floor", "floor", "share of the floor, %", "tokens/s", "host", "launches",
 )  # fmt: skip
 
 
@@ -142,8 +143,12 @@ class DecodeTable:
         for adapters in sets:
             step = ModelStep(model, rows, 1, sizes.context, list(adapters.nbytes))
             eager = seconds(step.eager, device)
-            with step.fixed() as call:
-                graph = self._graphs.seconds(call)
+            replay = step.graph()
+            graph, host = None, None
+            if replay is not None and device.type == "cuda":
+                assert model.graphs is not None
+                graph = seconds(replay, device)
+                host = host_seconds(partial(model.graphs.run, step.numbers()), device)
             best = graph or eager
             alone: tuple[float | None, float | None] = (None, None)
             if not adapters.nbytes:
@@ -159,7 +164,7 @@ class DecodeTable:
                 rows, adapters.label, eager * 1e3, _ms(graph), *map(_ms, alone), _ms(added),
                 added_floor * 1e3 if adapters.nbytes else None,
                 None if added is None else added / added_floor,
-                floor * 1e3, 100 * floor / best, rows / best,
+                floor * 1e3, 100 * floor / best, rows / best, _ms(host),
                 # As many whatever the adapters are.
                 launches(step.eager, device).num if len(adapters.nbytes) <= 1 else None,
             )  # fmt: skip

@@ -83,6 +83,17 @@ class DecodeGraphs:
 
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass of decode rows; None: no graph computes it."""
+        replay = self.prepared(numbers)
+        if replay is None:
+            return None
+        replay()
+        rows, num_rows = numbers.logit_rows, len(numbers.query_lens)
+        if len(rows) == num_rows and (rows == np.arange(num_rows)).all():
+            return self._logits[:num_rows]
+        return self._logits[to_device(torch.from_numpy(rows), self._device)]
+
+    def prepared(self, numbers: PassNumbers) -> Callable[[], None] | None:
+        """Have the graph that computes a pass read it, and return its replay; None: there is none."""
         num_rows = len(numbers.query_lens)
         if numbers.num_decode_rows < num_rows or numbers.tables.shape[1] > self._inputs.max_blocks:
             return None
@@ -93,11 +104,7 @@ class DecodeGraphs:
         if key is None:
             return None
         self._inputs.fill(numbers, _known(numbers.slots), key.num_rows)
-        self._replays[key]()
-        rows = numbers.logit_rows
-        if len(rows) == num_rows and (rows == np.arange(num_rows)).all():
-            return self._logits[:num_rows]
-        return self._logits[to_device(torch.from_numpy(rows), self._device)]
+        return self._replays[key]
 
     def _smallest(self, num_rows: int, with_adapters: bool) -> _Key | None:
         fitting = (
@@ -129,21 +136,20 @@ class DecodeGraphs:
             )  # fmt: skip
         return not apart
 
+    @property
+    def num_graphs(self) -> int:
+        """How many there are, where none fails."""
+        return len(self._keys(row_counts(self._settings.max_rows)))
+
     @torch.inference_mode()
-    def capture(self, recorder: GraphRecorder) -> None:
-        """Capture and check all graphs, the largest first; those that fail are not used, in words.
+    def capture(self, recorder: GraphRecorder, counts: Sequence[int] | None = None) -> None:
+        """Capture and check graphs of so many rows each (None: of all); what fails is left out, in words.
 
         StartupError where the device is broken by it.
         """
-        self._capture_all(recorder, self._keys())
-
-    @torch.inference_mode()
-    def capture_some(self, recorder: GraphRecorder) -> int:
-        """Capture the largest graphs and the smallest, which share memory; return how many there will be."""
-        keys = self._keys()
-        few = [key for key in keys if key.num_rows in (keys[0].num_rows, keys[-1].num_rows)]
-        self._capture_all(recorder, few)
-        return len(keys)
+        # The largest first: the others find room in its memory.
+        counts = sorted(counts or row_counts(self._settings.max_rows), reverse=True)
+        self._capture_all(recorder, self._keys(counts))
 
     def _capture_all(self, recorder: GraphRecorder, keys: list[_Key]) -> None:
         started = told = time.perf_counter()
@@ -168,11 +174,9 @@ class DecodeGraphs:
             time.perf_counter() - started,
         )  # fmt: skip
 
-    def _keys(self) -> list[_Key]:
-        """Return all graphs, the largest first: the others find room in its memory."""
+    def _keys(self, counts: Sequence[int]) -> list[_Key]:
         kinds = (False, True) if self._lora is not None and self._settings.max_rank else (False,)
-        sizes = sorted(row_counts(self._settings.max_rows), reverse=True)
-        return [_Key(size, kind) for size in sizes for kind in kinds]
+        return [_Key(count, kind) for count in counts for kind in kinds]
 
     @contextmanager
     def _fixed(self, key: _Key) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
 from lorax_shard.model.decode_graphs import DecodeGraphs
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.graph_recorder import CudaRecorder, GraphRecorder
-from lorax_shard.model.interface import GraphSettings, PassGraphs
+from lorax_shard.model.interface import GraphSettings
 from lorax_shard.model.limits import position_limit
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.transfer import to_device
@@ -60,7 +60,7 @@ class HFPagedModel:
         # Whoever replaces the linears afterwards says by what.
         self.linear_backend = "torch"
         self.lora_backend = ""
-        self.graphs: PassGraphs | None = None
+        self.graphs: DecodeGraphs | None = None
         # Whoever installs adapters afterwards sets both.
         self.lora: LoraModel | None = None
         self.base: BaseDescription | None = None
@@ -103,13 +103,18 @@ class HFPagedModel:
             self.lora.warm_up()
 
     def capture_graphs(
-        self, settings: GraphSettings, recorder: GraphRecorder | None = None
+        self,
+        settings: GraphSettings,
+        recorder: GraphRecorder | None = None,
+        counts: Sequence[int] | None = None,
     ) -> None:
-        """Capture decode steps over the pool in graphs, as far as that is possible, and use them."""
-        graphs = self._new_graphs(settings)
+        """Capture decode steps over the pool in graphs, as far as that is possible, and use them.
+
+        ``counts``: of so many rows each; None: of any number.
+        """
+        graphs = self.graphs = self._new_graphs(settings)
         if graphs is not None:
-            graphs.capture(recorder or CudaRecorder(self.device))
-            self.graphs = graphs
+            graphs.capture(recorder or CudaRecorder(self.device), counts)
 
     def graph_bytes(self, settings: GraphSettings) -> int:
         """Return about how many bytes graphs will take; over a pool that need not be the last."""
@@ -117,10 +122,11 @@ class HFPagedModel:
         graphs = self._new_graphs(settings)
         if graphs is None:
             return 0
-        num_graphs = graphs.capture_some(CudaRecorder(self.device))
+        # They share the memory of the largest.
+        graphs.capture(CudaRecorder(self.device), (settings.max_rows,))
         torch.cuda.synchronize(self.device)
         taken = before - device_memory.free_bytes(self.device)
-        return max(0, taken) + num_graphs * _BYTES_OF_A_GRAPH
+        return max(0, taken) + graphs.num_graphs * _BYTES_OF_A_GRAPH
 
     def _new_graphs(self, settings: GraphSettings) -> DecodeGraphs | None:
         layers = self._survey.layers(self._pool.block_size)

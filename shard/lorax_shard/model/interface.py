@@ -103,8 +103,10 @@ class PagedModel(Protocol):
     attention_backend: str
     linear_backend: str
     lora_backend: str
-    # None: every pass is launched kernel by kernel.
-    graphs: PassGraphs | None
+
+    @property
+    def graphs(self) -> PassGraphs | None:
+        """None: every pass is launched kernel by kernel."""
 
     @property
     def slots(self) -> AdapterSlots | None:
