@@ -78,7 +78,12 @@ def llama_config(shape: LlamaShape, max_positions: int = 16384) -> object:
 
 @torch.inference_mode()
 def build(
-    shape: LlamaShape, dtype: torch.dtype, device: torch.device, *, lora: str = "auto"
+    shape: LlamaShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    lora: str = "auto",
+    attention: str = "auto",
 ) -> HFPagedModel:
     """Return a plugged random model on the device, ready for adapters."""
     from transformers import AutoModelForCausalLM
@@ -91,7 +96,7 @@ def build(
         )
     model = model.to(device).eval().requires_grad_(False)
     survey = survey_attention(model)
-    backend = registry.create("auto", device, dtype, survey.layers(BLOCK_SIZE))
+    backend = registry.create(attention, device, dtype, survey.layers(BLOCK_SIZE))
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend = install(model, "torch" if device.type == "cpu" else "auto", device)[0]
     elementwise.install(model, "auto", device, dtype)

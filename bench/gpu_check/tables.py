@@ -82,8 +82,9 @@ def run(report: Report, *, small: bool) -> None:
     """Fill the tables."""
     sizes, device = SMALL if small else FULL, device_of(small)
     ceilings = preflight.measure(sizes.preflight, device)
-    # On a GPU the backend of choice; here the same kernels in the interpreter.
-    model = build(sizes.shape, sizes.dtype, device, lora="triton" if small else "auto")
+    # On a GPU the backends of choice; here the same kernels in the interpreter.
+    choice = "triton" if small else "auto"
+    model = build(sizes.shape, sizes.dtype, device, lora=choice, attention=choice)
     draws = fastest(device)
     compiled = CompiledSince()
     in_turn, uniform = load_sets(model, sizes)
@@ -145,7 +146,7 @@ class DecodeTable:
             eager = seconds(step.eager, device)
             replay = step.graph()
             graph, host = None, None
-            if replay is not None and device.type == "cuda":
+            if replay is not None:
                 assert model.graphs is not None
                 graph = seconds(replay, device)
                 host = host_seconds(partial(model.graphs.run, step.numbers()), device)

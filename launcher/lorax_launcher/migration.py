@@ -90,6 +90,8 @@ def _row(flag: str, taken: click.Option | None, refused: Refused | None) -> str:
     values = ", ".join(f"`{value}`" for value in (*refused.granted, *refused.defaults))
     accepted = f" Accepted: {values}." if values and not refused.is_switch else ""
     fate = "later" if refused.comes_later else "**refused**"
+    if refused.is_switch and refused.granted:
+        fate = "granted"
     return f"| `{flag}` | {fate} | {refused.reason}.{accepted} |"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench.gpu_check import models
+from bench.gpu_check.steps import CallAgain
 from tests.helpers.fake_gpu import Compiled, FakeGPU
 
 from lorax_shard.attention.backend import AttentionLayer
@@ -23,6 +24,7 @@ from lorax_shard.lora.model import LoraModel
 from lorax_shard.lora.triton.backend import TritonLora
 from lorax_shard.model import attention_hook
 from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.interface import GraphSettings
 from lorax_shard.model.probe import survey_attention
 
 CPU = torch.device("cpu")
@@ -83,6 +85,10 @@ def model_steps(gpu: FakeGPU, *sizes: int) -> list[Compiled]:
         mixes = ([loaded[-1]], loaded, [None, *loaded], [*loaded, *[None] * 9], [None])
         for number, (rows, tokens, context) in enumerate((*STEPS, *sweep(first))):
             step(model, rows, tokens, context, mixes[number % len(mixes)])
+    settings = GraphSettings(max_rows=256, max_context=9000, max_rank=200, max_slots=8)
+    before = gpu.launches.copy()
+    model.capture_graphs(settings, CallAgain(), (1, 2, 24, 64, 200, 256))
+    assert (gpu.launches - before).keys() >= {"decode", "combine", "store", "shrink", "expand"}
     assert {"prompt", "decode", "combine", "store", "shrink", "expand"} <= gpu.launches.keys()
     return gpu.binaries[warm:]
 

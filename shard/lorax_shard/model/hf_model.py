@@ -17,9 +17,9 @@ from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
 from lorax_shard.attention.swap_space import SwapSpace
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
-from lorax_shard.model.decode_graphs import DecodeGraphs
 from lorax_shard.model.families import keeps_state
-from lorax_shard.model.graph_recorder import CudaRecorder, GraphRecorder
+from lorax_shard.model.graphs.decode import DecodeGraphs
+from lorax_shard.model.graphs.recorder import CudaRecorder, GraphRecorder
 from lorax_shard.model.interface import GraphSettings
 from lorax_shard.model.limits import position_limit
 from lorax_shard.peft.base import BaseDescription

@@ -21,7 +21,7 @@ from lorax_shard.attention.triton import fixed
 from lorax_shard.engine.forward import launched
 from lorax_shard.lora.dummy import loaded_samples
 from lorax_shard.lora.prepared import LinearChange
-from lorax_shard.model.graph_trial import GraphTrial
+from lorax_shard.model.graphs.trial import GraphTrial
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings, PassNumbers, UnreadIds
 from lorax_shard.model.loader import load_paged_model

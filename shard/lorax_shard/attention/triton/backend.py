@@ -10,7 +10,6 @@ shape, whatever the lengths are.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Sequence
@@ -28,6 +27,8 @@ from lorax_shard.attention.backend import (
 )
 from lorax_shard.attention.triton import kernels
 from lorax_shard.attention.triton.combine_kernel import combine
+from lorax_shard.attention.triton.fixed import FixedTritonDecodes
+from lorax_shard.attention.triton.programs import decode_programs, num_processors
 from lorax_shard.attention.triton.splits import MOST_SPLITS
 from lorax_shard.attention.triton.step_tensors import (
     DeviceSplits,
@@ -40,12 +41,8 @@ _LOG2_E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The least that a matrix instruction takes.
 _LEAST = 16
-# Query heads that one program of the decode kernel computes at most.
-_DECODE_HEADS = 64
 # Splits that are combined at once.
 _COMBINED = 8
-# In the interpreter, whose programs run one after the other.
-_CPU_PROCESSORS = 8
 # Addresses, in bytes, and strides, in elements, that are multiples of this are read in whole lines.
 _UNIT = 16
 # A window or chunk that nothing passes.
@@ -102,7 +99,7 @@ class TritonAttention(AttentionBackend):
 
     def __init__(self, num_splits: int | None = None) -> None:
         """Fix the number of splits of a decode row's context, or have it chosen step by step."""
-        self.num_splits = num_splits
+        self._num_splits = num_splits
 
     @classmethod
     def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - there is one
@@ -137,9 +134,7 @@ class TritonAttention(AttentionBackend):
         self, layers: Sequence[AttentionLayer], max_rows: int, device: torch.device
     ) -> FixedDecodes:
         """Return how decode steps are captured: splits are laid out on the host, and read by kernels."""
-        from lorax_shard.attention.triton.fixed import FixedTritonDecodes
-
-        return FixedTritonDecodes(self, layers, max_rows, device)
+        return FixedTritonDecodes(self, self._num_splits, layers, max_rows, device)
 
     def store(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, metadata: StepMetadata
@@ -238,7 +233,7 @@ class TritonAttention(AttentionBackend):
         block_q: int,
         programs: int,
     ) -> DeviceSplits:
-        num, fixed = num_processors(output.device), self.num_splits
+        num, fixed = num_processors(output.device), self._num_splits
         return device_splits(
             metadata, rows, output, spec,
             block_q=block_q, programs=programs, num_processors=num, fixed=fixed,
@@ -258,32 +253,6 @@ def _combine(
         value_dim=told.constants["value_dim"], has_sinks=told.constants["has_sinks"],
         most_splits=MOST_SPLITS, block_s=_COMBINED, block_e=told.constants["block_e"],
     )  # fmt: skip
-
-
-class DecodePrograms(NamedTuple):
-    """How the query heads of a decode row are shared out."""
-
-    # Query heads of a KV head.
-    group: int
-    # Of them those that one program computes.
-    heads: int
-    # Programs of one split.
-    programs: int
-
-
-def decode_programs(num_heads: int, num_kv_heads: int) -> DecodePrograms:
-    """Return how many programs compute one split of a decode row."""
-    group = num_heads // num_kv_heads
-    heads = min(group, _DECODE_HEADS)
-    return DecodePrograms(group, heads, num_kv_heads * -(-group // heads))
-
-
-@functools.cache
-def num_processors(device: torch.device) -> int:
-    """Return how many processors a device has; in the interpreter a few."""
-    if device.type != "cuda":
-        return _CPU_PROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _describe(layer: int, spec: AttentionSpec, metadata: StepMetadata) -> _Layer:

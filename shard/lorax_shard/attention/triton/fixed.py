@@ -14,9 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorax_shard.attention.backend import AttentionLayer, AttentionSpec, FixedDecodes
+from lorax_shard.attention.backend import (
+    AttentionBackend,
+    AttentionLayer,
+    AttentionSpec,
+    FixedDecodes,
+)
 from lorax_shard.attention.triton import splits
-from lorax_shard.attention.triton.backend import TritonAttention, decode_programs, num_processors
+from lorax_shard.attention.triton.programs import decode_programs, num_processors
 from lorax_shard.attention.triton.step_tensors import (
     STEP_KEY,
     DeviceSplits,
@@ -45,12 +50,13 @@ class FixedTritonDecodes(FixedDecodes):
 
     def __init__(
         self,
-        backend: TritonAttention,
+        backend: AttentionBackend,
+        num_splits: int | None,
         layers: Sequence[AttentionLayer],
         max_rows: int,
         device: torch.device,
     ) -> None:
-        self.backend: TritonAttention = backend
+        self.backend, self._num_splits = backend, num_splits
         self._max_rows, self._device = max_rows, device
         self._rooms: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         kinds = [self._kind(layer) for layer in dict.fromkeys(layers)]
@@ -100,7 +106,7 @@ class FixedTritonDecodes(FixedDecodes):
         spec = AttentionSpec(0.0, window=layer.window, chunk=layer.chunk)
         programs = decode_programs(layer.num_heads, layer.kv.num_heads).programs
         parts = layer.num_heads, layer.kv.value_dim
-        reach = None if self.backend.num_splits else spec
+        reach = None if self._num_splits else spec
         key = splits_key(0, 1, programs, parts, reach)
         if parts not in self._rooms:
             places = self._most_splits(self._max_rows, 1)
@@ -112,14 +118,14 @@ class FixedTritonDecodes(FixedDecodes):
 
     def _split(self, context_lens: NDArray[np.int64], kind: _Kind) -> splits.TileSplits:
         query_lens = np.ones_like(context_lens)
-        if self.backend.num_splits:
-            return splits.fixed(query_lens, 1, self.backend.num_splits)
+        if self._num_splits:
+            return splits.fixed(query_lens, 1, self._num_splits)
         return splits.by_length(
             query_lens, context_lens, 1, kind.spec, splits.DECODE,
             programs=kind.programs, num_processors=num_processors(self._device),
         )  # fmt: skip
 
     def _most_splits(self, num_rows: int, programs: int) -> int:
-        if self.backend.num_splits:
-            return num_rows * self.backend.num_splits
+        if self._num_splits:
+            return num_rows * self._num_splits
         return splits.most(num_rows, splits.DECODE, programs, num_processors(self._device))

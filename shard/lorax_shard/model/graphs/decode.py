@@ -27,9 +27,9 @@ from lorax_shard.attention.kv_cache import PagedCache
 from lorax_shard.lora.assignment import BASE
 from lorax_shard.lora.dummy import loaded_samples
 from lorax_shard.lora.model import LoraModel
-from lorax_shard.model.graph_inputs import GraphInputs
-from lorax_shard.model.graph_recorder import GraphRecorder
-from lorax_shard.model.graph_trial import GraphDiffersError, GraphTrial
+from lorax_shard.model.graphs.inputs import GraphInputs
+from lorax_shard.model.graphs.recorder import GraphRecorder
+from lorax_shard.model.graphs.trial import GraphDiffersError, GraphTrial
 from lorax_shard.model.interface import GraphSettings, PassNumbers
 from lorax_shard.transfer import to_device
 

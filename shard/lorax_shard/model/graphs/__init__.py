@@ -1,0 +1,1 @@
+"""Decode steps as graphs: captured once, replayed with other numbers."""
