@@ -58,7 +58,7 @@ class NoModel:
     dtype = torch.float32
     device = torch.device("cpu")
     weight_bytes = 1
-    attention_backend = linear_backend = lora_backend = ""
+    attention_backend = linear_backend = elementwise_backend = lora_backend = ""
     graphs = None
     slots = None
     vocab_size = VOCAB_SIZE

@@ -243,6 +243,7 @@ class ShardInfo:
     window_size: int | None = None
     attention_backend: str = ""
     linear_backend: str = ""
+    elementwise_backend: str = ""
     # "": no adapters are served.
     lora_backend: str = ""
     # Device bytes kept for adapters; 0 before warm-up.

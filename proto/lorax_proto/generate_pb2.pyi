@@ -116,7 +116,7 @@ class InfoRequest(_message.Message):
     def __init__(self, with_adapters: bool = ..., adapter_parts: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ...) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend", "lora_backend", "adapter_bytes", "num_host_blocks", "block_move_s")
+    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend", "lora_backend", "adapter_bytes", "num_host_blocks", "block_move_s", "elementwise_backend")
     REQUIRES_PADDING_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class InfoResponse(_message.Message):
     ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_HOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_MOVE_S_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTWISE_BACKEND_FIELD_NUMBER: _ClassVar[int]
     requires_padding: bool
     dtype: str
     device_type: str
@@ -173,7 +174,8 @@ class InfoResponse(_message.Message):
     adapter_bytes: int
     num_host_blocks: int
     block_move_s: float
-    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Union[AdapterTiers, _Mapping]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ..., lora_backend: _Optional[str] = ..., adapter_bytes: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., block_move_s: _Optional[float] = ...) -> None: ...
+    elementwise_backend: str
+    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Union[AdapterTiers, _Mapping]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ..., lora_backend: _Optional[str] = ..., adapter_bytes: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., block_move_s: _Optional[float] = ..., elementwise_backend: _Optional[str] = ...) -> None: ...
 
 class MemoryItem(_message.Message):
     __slots__ = ("name", "bytes")

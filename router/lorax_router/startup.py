@@ -37,7 +37,7 @@ from lorax_router.service.chat.choice import outputs_by_template
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
-from lorax_router.service.info import MemoryInfo, ServerInfo
+from lorax_router.service.info import BackendsInfo, MemoryInfo, ServerInfo
 from lorax_router.service.keys.meters import Meters
 from lorax_router.service.keys.store import KeyStore
 from lorax_router.service.keys.tenant_defaults import tenant_limits
@@ -448,4 +448,10 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
         eager_prefill=config.batching == "prefill",
         version=version("lorax-py"),
         memory=MemoryInfo.of(info.rank_memory),
+        backends=BackendsInfo(
+            attention=info.attention_backend,
+            linear=info.linear_backend,
+            elementwise=info.elementwise_backend,
+            lora=info.lora_backend or None,
+        ),
     )

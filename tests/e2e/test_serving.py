@@ -91,6 +91,11 @@ def test_every_route_answers(http):
     (memory,) = info["memory"]["ranks"]
     assert {"weights", "activations", "adapters", "unused"} < memory.keys()
     assert memory["kv_cache"] % (96 * 16) == 0 < memory["kv_cache"]
+    backends = info["backends"]
+    assert backends.keys() == {"attention", "linear", "elementwise", "lora"}
+    # What the shard chose, of what it computes by itself.
+    assert backends["elementwise"] in {"cpp", "torch"}
+    assert all(backends.values())
     assert http.get("/metrics").headers["content-type"].startswith("text/plain")
     as_json = http.get("/metrics", headers={"accept": "application/json"}).json()
     assert "lorax_kv_blocks" in as_json

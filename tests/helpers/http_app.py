@@ -23,7 +23,7 @@ from lorax_router.http_api.server import HttpServer
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.inference import InferenceService
-from lorax_router.service.info import MemoryInfo, ServerInfo
+from lorax_router.service.info import BackendsInfo, MemoryInfo, ServerInfo
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.models import Models
@@ -75,6 +75,7 @@ def server_info(bounds: RequestLimits, **overrides: Any) -> ServerInfo:
         "eager_prefill": True,
         "version": "0.0.test",
         "memory": MemoryInfo.of([[("unused", 9)], [("unused", 7)]]),
+        "backends": BackendsInfo(attention="sdpa", linear="panel", elementwise="cpp", lora=None),
     }
     return ServerInfo(**{**values, **overrides})
 

@@ -53,6 +53,7 @@ class ToyModel:
     weight_bytes = 1000
     attention_backend = "toy"
     linear_backend = "toy"
+    elementwise_backend = "toy"
     lora_backend = ""
     graphs = None
     slots = None

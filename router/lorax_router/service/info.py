@@ -25,8 +25,19 @@ class MemoryInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackendsInfo:
+    """What a shard computes with, by name."""
+
+    attention: str
+    linear: str
+    elementwise: str
+    # None: no adapters are served.
+    lora: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """The answer of ``/info``: LoRAX's keys under LoRAX's names, and ``memory``."""
+    """The answer of ``/info``: LoRAX's keys under LoRAX's names, ``memory`` and ``backends``."""
 
     model_id: str
     model_sha: str | None
@@ -48,3 +59,4 @@ class ServerInfo:
     docker_label: str | None = None
     request_logger_url: str | None = None
     memory: MemoryInfo | None = None
+    backends: BackendsInfo

@@ -57,8 +57,9 @@ class HFPagedModel:
         self.device: torch.device = model.device
         self.weight_bytes = _weight_bytes(model)
         self.attention_backend = backend.name
-        # Whoever replaces the linears afterwards says by what.
+        # Whoever replaces linears and what lies between them afterwards says by what.
         self.linear_backend = "torch"
+        self.elementwise_backend = "torch"
         self.lora_backend = ""
         self.graphs: DecodeGraphs | None = None
         # Whoever installs adapters afterwards sets both.

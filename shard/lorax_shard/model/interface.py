@@ -102,6 +102,7 @@ class PagedModel(Protocol):
     # The names of the backends in use.
     attention_backend: str
     linear_backend: str
+    elementwise_backend: str
     lora_backend: str
 
     @property

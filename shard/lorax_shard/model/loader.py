@@ -89,6 +89,7 @@ def _load_whole(
         paged.lora_backend = paged.lora.backend
     with one_thread():
         probe.check(paged, exchanged)
+    paged.elementwise_backend = exchanged.backend
     return paged
 
 
@@ -162,13 +163,15 @@ def _unsupported(folder: Path, reason: str) -> StartupError:
 
 def _log_loaded(model: HFPagedModel, model_id: str, seconds: float) -> None:
     logger.info(
-        "loaded %s (%s, %s): %.2f GB of weights, attention %s, linears %s, in %.1f s",
+        "loaded %s (%s, %s): %.2f GB of weights, attention %s, linears %s, "
+        "elementwise work %s, in %.1f s",
         model_id,
         model.model_type,
         str(model.dtype).removeprefix("torch."),
         model.weight_bytes / 1e9,
         model.attention_backend,
         model.linear_backend,
+        model.elementwise_backend,
         seconds,
     )
     if model.model_type not in TESTED_FAMILIES:

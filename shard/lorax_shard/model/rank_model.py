@@ -66,6 +66,7 @@ def load_part(
     meet(part, group)
     with one_thread():
         _probe(part, config, device, group)
+    part.paged.elementwise_backend = part.exchanged.backend
     return part.paged
 
 

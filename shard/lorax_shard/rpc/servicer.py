@@ -248,6 +248,7 @@ def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
         window_size=model.window_size,
         attention_backend=model.attention_backend,
         linear_backend=model.linear_backend,
+        elementwise_backend=model.elementwise_backend,
         lora_backend=model.lora_backend if engine.adapters is not None else "",
         adapter_bytes=engine.memory.adapter_bytes,
         num_host_blocks=engine.num_host_blocks,

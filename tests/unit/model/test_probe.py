@@ -202,11 +202,17 @@ def test_fused_work_that_differs_costs_the_model_that_only(
     path = make_tiny_model("llama", tmp_path / "m")
     config = ShardConfig(model_dir=str(path), model_id="tiny", shard_uris=["unix:///none"])
 
+    computing: list[str] = []
+
     def norm() -> type:
-        return type(load_paged_model(config, group)._model.get_submodule("model.norm"))
+        paged = load_paged_model(config, group)
+        computing.append(paged.elementwise_backend)
+        return type(paged._model.get_submodule("model.norm"))
 
     assert norm() is not LlamaRMSNorm
     assert "left to its own code" not in caplog.text
     break_norms(monkeypatch, error)
     assert norm() is LlamaRMSNorm
+    # What is told of it is what computes.
+    assert computing == ["cpp", "torch"]
     assert "the elementwise work of LlamaForCausalLM is left to its own code" in caplog.text

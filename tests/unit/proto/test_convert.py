@@ -185,6 +185,7 @@ class Values:
             window_size=self.maybe(self.id32),
             attention_backend=self.text(),
             linear_backend=self.text(),
+            elementwise_backend=self.text(),
             lora_backend=self.text(),
             adapter_bytes=self.id64(),
             memory=tuple(self.some(lambda: (self.text(), self.id64()))),

@@ -176,6 +176,15 @@ class MemoryAnswer(BaseModel):
     ranks: list[dict[str, int]]
 
 
+class BackendsAnswer(BaseModel):
+    """What computes attention, products, what lies between them, and adapters, by name."""
+
+    attention: str
+    linear: str
+    elementwise: str
+    lora: str | None
+
+
 class InfoAnswer(BaseModel):
     """What this server serves, and within which limits."""
 
@@ -200,3 +209,4 @@ class InfoAnswer(BaseModel):
     request_logger_url: str | None
     # Beside what LoRAX tells.
     memory: MemoryAnswer | None
+    backends: BackendsAnswer
