@@ -67,6 +67,8 @@ def launches(gpu: FakeGPU) -> list[Compiled]:
         for num_rows in (1, 256):
             rows = [make_row([1, 2], [3, i % 40], seed=i, **settings) for i in range(num_rows)]
             logits = random_logits(num_rows, 300)
+            # The lists of a watermark are made on the host and remembered.
+            method(logits, rows, watermark)
             before = gpu.launches.copy()
             with Operations() as operations:
                 method(logits, rows, watermark)

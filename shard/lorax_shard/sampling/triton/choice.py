@@ -7,7 +7,14 @@ import triton
 import triton.language as tl
 
 from lorax_shard.sampling.triton import rows
-from lorax_shard.sampling.triton.rows import is_drawn, is_kept, load_bits, real, weight_of
+from lorax_shard.sampling.triton.rows import (
+    is_drawn,
+    is_kept,
+    load_bits,
+    load_limits,
+    real,
+    weight_of,
+)
 from lorax_shard.sampling.triton.search import REPORTED, load_keys, reach
 
 # Ids whose weights are summed up before a block of them is reached.
@@ -50,10 +57,26 @@ def choose(
     value = tl.zeros_like(scale)
     if is_drawn(row, token):
         own = limits + line * rows.NUM_LIMITS
-        _keep_min_p(row, own, likeliest)
+        least, most, tie, last = load_limits(own)
+        least = tl.maximum(least, _least_by_min_p(row, tl.minimum(most, likeliest)))
+        tl.store(own + rows.LEAST, least)
         block_sums = sums + line * num_blocks
-        total = _sum_blocks(probs + at, line_stride, own, block_sums, num_blocks, block, line_unit)
-        token = _draw(row, probs + at, line_stride, own, block_sums, num_blocks, num_levels, total)
+        total = _sum_blocks(
+            probs + at,
+            line_stride,
+            least,
+            most,
+            tie,
+            last,
+            block_sums,
+            num_blocks,
+            block,
+            line_unit,
+        )
+        token = _draw(
+            row, probs + at, line_stride, least, most, tie, last, block_sums, num_blocks,
+            num_levels, total,
+        )  # fmt: skip
         value = tl.load(probs + at + token).to(tl.float32, bitcast=True).to(tl.float64)
         scale = total.to(tl.float64) / rows.ONE
     raw_line = tl.load(row + rows.RAW_LINE)
@@ -70,26 +93,23 @@ def choose(
 
 
 @triton.jit
-def _keep_min_p(row: tl.tensor, own: tl.tensor, likeliest: tl.tensor) -> None:
-    """Keep what is at least min_p times as likely as the likeliest token that is left."""
-    min_p = real(row + rows.MIN_P)
-    if min_p > 0.0:
-        top = tl.minimum(tl.load(own + rows.MOST), likeliest)
-        bound = tl.minimum(min_p, 1.0) * top.to(tl.float32, bitcast=True).to(tl.float64)
-        # The least float32 that is not below it.
-        rounded = bound.to(tl.float32)
-        bits = rounded.to(tl.int32, bitcast=True) + (rounded.to(tl.float64) < bound).to(tl.int32)
-        least = tl.maximum(tl.load(own + rows.LEAST), bits)
-        tl.debug_barrier()
-        tl.store(own + rows.LEAST, least)
-        tl.debug_barrier()
+def _least_by_min_p(row: tl.tensor, top: tl.tensor) -> tl.tensor:
+    """Return the bits of what is min_p times as likely as the likeliest token that is left."""
+    share = tl.minimum(real(row + rows.MIN_P), 1.0)
+    bound = tl.maximum(share, 0.0) * top.to(tl.float32, bitcast=True).to(tl.float64)
+    # The least float32 that is not below it.
+    rounded = bound.to(tl.float32)
+    return rounded.to(tl.int32, bitcast=True) + (rounded.to(tl.float64) < bound).to(tl.int32)
 
 
 @triton.jit
 def _sum_blocks(
     values: tl.tensor,
     num: tl.tensor,
-    own: tl.tensor,
+    least: tl.tensor,
+    most: tl.tensor,
+    tie: tl.tensor,
+    last: tl.tensor,
     block_sums: tl.tensor,
     num_blocks: tl.tensor,
     block: tl.constexpr,
@@ -100,7 +120,8 @@ def _sum_blocks(
     for start in range(0, num, block):
         index = start + tl.arange(0, block)
         bits = load_bits(values, index, num, unit)
-        weights = tl.where(is_kept(bits, index, own), weight_of(bits), 0)
+        is_left = is_kept(bits, index, least, most, tie, last)
+        weights = tl.where(is_left, weight_of(bits), 0)
         together = tl.sum(tl.reshape(weights, (block // _BLOCK, _BLOCK)), 1)
         place = start // _BLOCK + tl.arange(0, block // _BLOCK)
         tl.store(block_sums + place, together, mask=place < num_blocks)
@@ -114,7 +135,10 @@ def _draw(
     row: tl.tensor,
     values: tl.tensor,
     num: tl.tensor,
-    own: tl.tensor,
+    least: tl.tensor,
+    most: tl.tensor,
+    tie: tl.tensor,
+    last: tl.tensor,
     block_sums: tl.tensor,
     num_blocks: tl.tensor,
     num_levels: tl.tensor,
@@ -138,7 +162,7 @@ def _draw(
         level -= 1
     index = node * _BLOCK + tl.arange(0, _BLOCK)
     bits = load_bits(values, index, num, 1)
-    weights = tl.where(is_kept(bits, index, own), weight_of(bits), 0)
+    weights = tl.where(is_kept(bits, index, least, most, tie, last), weight_of(bits), 0)
     leaf = tl.zeros_like(node)
     while level >= 0:
         offset = tl.arange(0, _BLOCK)

@@ -7,7 +7,14 @@ import triton
 import triton.language as tl
 
 from lorax_shard.sampling.triton import rows
-from lorax_shard.sampling.triton.rows import is_drawn, is_kept, load_bits, real, weight_of
+from lorax_shard.sampling.triton.rows import (
+    is_drawn,
+    is_kept,
+    load_bits,
+    load_limits,
+    real,
+    weight_of,
+)
 from lorax_shard.sampling.triton.search import BITS, STORED, reach
 
 # The whole number that stands for 1 in terms of an entropy.
@@ -110,10 +117,12 @@ def keep_typical(
     own = limits + line * rows.NUM_LIMITS
     share = real(row + rows.TYPICAL_P)
     if is_drawn(row, tl.load(best + line)) & (share > 0.0) & (share < 1.0):
+        # Logarithms take many registers.
+        half: tl.constexpr = block // 2
         at = tl.multiple_of(line * line_stride, line_unit)
         values, near = probs + at, keys + at
-        whole, entropy = _entropy(values, line_stride, own, block, line_unit)
-        _note_distances(values, near, line_stride, whole, entropy, own, block, line_unit)
+        whole, entropy = _entropy(values, line_stride, own, half, line_unit)
+        _note_distances(values, near, line_stride, whole, entropy, own, half, line_unit)
         few = candidates + line * 2 * capacity
         zero = tl.full((), 0, dtype=tl.int32)
         key, above, num_above, num_from, _, wanted = reach(
@@ -122,29 +131,16 @@ def keep_typical(
         )  # fmt: skip
         nearest = (-key + _FARTHEST).to(tl.float32, bitcast=True)
         if num_from - num_above <= capacity:
-            num_few = _gather_equal(near, values, line_stride, key, few, block, line_unit)
-            last = _last_distance(
-                few, few, num_few, zero - 1, nearest, whole, entropy, above, wanted, block, 1
+            num_few = _gather_equal(near, values, line_stride, key, few, half, line_unit)
+            least, most = _nearest_of(
+                few, few, num_few, zero - 1, nearest, whole, entropy, above, wanted, half, 1
             )
-            least, most = _extent(few, few, num_few, zero - 1, last, whole, entropy, block, 1)
         else:
-            last = _last_distance(
-                values,
-                near,
-                line_stride,
-                key,
-                nearest,
-                whole,
-                entropy,
-                above,
-                wanted,
-                block,
+            least, most = _nearest_of(
+                values, near, line_stride, key, nearest, whole, entropy, above, wanted, half,
                 line_unit,
-            )
-            least, most = _extent(
-                values, near, line_stride, key, last, whole, entropy, block, line_unit
-            )
-        least, most = _extent_above(values, near, line_stride, key, least, most, block, line_unit)
+            )  # fmt: skip
+        least, most = _extent_above(values, near, line_stride, key, least, most, half, line_unit)
         tl.store(own + rows.LEAST, least)
         tl.store(own + rows.MOST, most)
 
@@ -167,16 +163,18 @@ def _entropy(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return the sum of probabilities that are left, and their entropy."""
     weights = tl.zeros((block,), dtype=tl.int64)
+    least, most, tie, last = load_limits(own)
     for start in range(0, num, block):
         index = start + tl.arange(0, block)
         bits = load_bits(values, index, num, unit)
-        weights += tl.where(is_kept(bits, index, own), weight_of(bits), 0)
+        is_left = is_kept(bits, index, least, most, tie, last)
+        weights += tl.where(is_left, weight_of(bits), 0)
     whole = tl.sum(weights, 0).to(tl.float64) / rows.ONE
     terms = tl.zeros((block,), dtype=tl.int64)
     for start in range(0, num, block):
         index = start + tl.arange(0, block)
         bits = load_bits(values, index, num, unit)
-        is_left = is_kept(bits, index, own)
+        is_left = is_kept(bits, index, least, most, tie, last)
         # Logarithms take long: most of a vocabulary may be out.
         if tl.max(is_left.to(tl.int32), 0) > 0:
             share = _share(tl.where(is_left, bits, 0), whole)
@@ -196,10 +194,11 @@ def _note_distances(
     unit: tl.constexpr,
 ) -> None:
     """Write a key for each token: the larger, the nearer; -1 where it is left out."""
+    least, most, tie, last = load_limits(own)
     for start in range(0, num, block):
         index = start + tl.arange(0, block)
         bits = load_bits(values, index, num, unit)
-        is_left = is_kept(bits, index, own) & (weight_of(bits) > 0)
+        is_left = is_kept(bits, index, least, most, tie, last) & (weight_of(bits) > 0)
         key = tl.full((block,), -1, dtype=tl.int32)
         if tl.max(is_left.to(tl.int32), 0) > 0:
             distance = _distance(tl.where(is_left, bits, 0), whole, entropy).to(tl.float32)
@@ -247,7 +246,7 @@ def _equal_ones(
 
 
 @triton.jit
-def _last_distance(
+def _nearest_of(
     values: tl.tensor,
     near: tl.tensor,
     num: tl.tensor,
@@ -259,10 +258,11 @@ def _last_distance(
     wanted: tl.tensor,
     block: tl.constexpr,
     unit: tl.constexpr,
-) -> tl.tensor:
-    """Return the bits of the distance up to which weights reach what is wanted.
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return the least and the largest bits among tokens with a key, up to the distance that is kept.
 
-    It rounds to ``nearest``, and what is nearer than that weighs ``above``.
+    Distances round to ``nearest``. That at which weights reach what is wanted is kept; what is nearer
+    than all of these weighs ``above``.
     """
     bits = nearest.to(tl.int32, bitcast=True)
     high = (bits + 1).to(tl.float32, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
@@ -282,29 +282,13 @@ def _last_distance(
             high = middle
         else:
             low = middle
-    return high
-
-
-@triton.jit
-def _extent(
-    values: tl.tensor,
-    near: tl.tensor,
-    num: tl.tensor,
-    key: tl.tensor,
-    last: tl.tensor,
-    whole: tl.tensor,
-    entropy: tl.tensor,
-    block: tl.constexpr,
-    unit: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Return the least and the largest bits among the tokens with a key that are near enough."""
     least = tl.full((block,), rows.MOST_BITS, dtype=tl.int32)
     most = tl.zeros((block,), dtype=tl.int32)
     for start in range(0, num, block):
         index = start + tl.arange(0, block)
         found = _equal_ones(values, near, index, num, key, unit)
         distance = _distance(tl.maximum(found, 0), whole, entropy)
-        is_near = (found >= 0) & (distance.to(tl.int64, bitcast=True) <= last)
+        is_near = (found >= 0) & (distance.to(tl.int64, bitcast=True) <= high)
         least = tl.where(is_near, tl.minimum(least, found), least)
         most = tl.where(is_near, tl.maximum(most, found), most)
     return tl.min(least, 0), tl.max(most, 0)

@@ -87,7 +87,21 @@ def weight_of(bits: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def is_kept(bits: tl.tensor, index: tl.tensor, limits: tl.tensor) -> tl.tensor:
+def load_limits(own: tl.tensor) -> tuple[tl.tensor, ...]:
+    """Return what is left of a row's tokens: LEAST, MOST, TIE, LAST."""
+    return (
+        tl.load(own + LEAST), tl.load(own + MOST), tl.load(own + TIE), tl.load(own + LAST)
+    )  # fmt: skip
+
+
+@triton.jit
+def is_kept(
+    bits: tl.tensor,
+    index: tl.tensor,
+    least: tl.tensor,
+    most: tl.tensor,
+    tie: tl.tensor,
+    last: tl.tensor,
+) -> tl.tensor:
     """Return which tokens are left."""
-    is_inside = (bits >= tl.load(limits + LEAST)) & (bits <= tl.load(limits + MOST))
-    return is_inside & ((bits != tl.load(limits + TIE)) | (index <= tl.load(limits + LAST)))
+    return (bits >= least) & (bits <= most) & ((bits != tie) | (index <= last))

@@ -126,8 +126,8 @@ def _note_ids(
             token = tl.load(at + index, mask=index < num_ids, other=-1)
             is_known = (token >= 0) & (token < vocab_size)
             is_prompt = index < num_prompt
-            tl.atomic_or(count + token, _SEEN, mask=is_known & is_prompt)
-            tl.atomic_add(count + token, 1, mask=is_known & (index >= num_prompt))
+            tl.atomic_or(count + token, _SEEN, mask=is_known & is_prompt, sem="relaxed")
+            tl.atomic_add(count + token, 1, mask=is_known & (index >= num_prompt), sem="relaxed")
 
 
 @triton.jit

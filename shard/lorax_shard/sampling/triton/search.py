@@ -11,16 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorax_shard.sampling.triton import rows
-from lorax_shard.sampling.triton.rows import load_bits, weight_of
+from lorax_shard.sampling.triton.rows import is_kept, load_bits, load_limits, weight_of
 
 # What a key is made of. BITS: of probabilities. STORED: whole numbers beside the probabilities.
 # REPORTED: what is left of probabilities, or logits below the largest one; COUNTED: whole numbers.
 # Tokens of the latter two are counted, not weighed.
 BITS, STORED, REPORTED, COUNTED = (tl.constexpr(kind) for kind in range(4))
-# Three counts in one number: vocabularies have less than two million tokens.
-_COUNT_BITS = tl.constexpr(21)
-_ONE_COUNT = tl.constexpr((1 << 21) - 1)
+# Of a block.
+_PARTS = tl.constexpr(2)
+# Three counts in one number: of the values that a lane looks at, some in each block.
+_COUNT_BITS, _ONE_COUNT = tl.constexpr(10), tl.constexpr((1 << 10) - 1)
 # Half of a probability: so much less are its bits.
 _OCTAVE = tl.constexpr(1 << 23)
 # Intervals that are longer than this many octaves are cut where keys usually are.
@@ -42,7 +42,9 @@ def load_keys(
     if kind == REPORTED:
         # From 0 down to minus infinity, which has the key 0.
         below = 0x7F800000 - (bits & 0x7FFFFFFF)
-        is_left = tl.where(is_line, index < num, rows.is_kept(bits, index, limits))
+        least, most, tie, last = load_limits(limits)
+        is_left = is_kept(bits, index, least, most, tie, last)
+        is_left = tl.where(is_line, index < num, is_left)
         bits = tl.where(is_left, tl.where(is_line, below, bits), -1)
     return bits
 
@@ -80,31 +82,32 @@ def _sums(
     unit: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
     """Return what keys from a, b and c on weigh, and how many they are."""
-    from_a = tl.zeros((block,), dtype=tl.int64)
-    from_b = tl.zeros((block,), dtype=tl.int64)
-    from_c = tl.zeros((block,), dtype=tl.int64)
-    counts = tl.zeros((block,), dtype=tl.int64)
+    part: tl.constexpr = block // _PARTS
+    from_a = tl.zeros((part,), dtype=tl.int64)
+    from_b = tl.zeros((part,), dtype=tl.int64)
+    from_c = tl.zeros((part,), dtype=tl.int64)
+    counts = tl.zeros((part,), dtype=tl.int32)
     for start in range(0, num, block):
-        index = start + tl.arange(0, block)
-        key = load_keys(keys, index, num, limits, is_line, kind, unit)
-        counts += (key >= a).to(tl.int64)
-        counts += (key >= b).to(tl.int64) << _COUNT_BITS
-        counts += (key >= c).to(tl.int64) << 2 * _COUNT_BITS
-        if kind <= STORED:
-            weight = _weights(key, probs, index, num, by_weight, kind, unit)
-            from_a += tl.where(key >= a, weight, 0)
-            from_b += tl.where(key >= b, weight, 0)
-            from_c += tl.where(key >= c, weight, 0)
-    count = tl.sum(counts, 0)
-    num_a, num_b, num_c = (
-        count & _ONE_COUNT,
-        count >> _COUNT_BITS & _ONE_COUNT,
-        count >> 2 * _COUNT_BITS,
-    )
-    sum_a, sum_b, sum_c = num_a, num_b, num_c
+        # Loaded together, summed up one after the other: sums take many registers.
+        for number in tl.static_range(_PARTS):
+            index = start + number * part + tl.arange(0, part)
+            key = load_keys(keys, index, num, limits, is_line, kind, unit)
+            counts += (key >= a).to(tl.int32)
+            counts += (key >= b).to(tl.int32) << _COUNT_BITS
+            counts += (key >= c).to(tl.int32) << 2 * _COUNT_BITS
+            if kind <= STORED:
+                weight = _weights(key, probs, index, num, by_weight, kind, unit)
+                from_a += tl.where(key >= a, weight, 0)
+                from_b += tl.where(key >= b, weight, 0)
+                from_c += tl.where(key >= c, weight, 0)
+    num_a = tl.sum(counts & _ONE_COUNT, 0)
+    num_b = tl.sum(counts >> _COUNT_BITS & _ONE_COUNT, 0)
+    num_c = tl.sum(counts >> 2 * _COUNT_BITS, 0)
     if kind <= STORED:
         sum_a, sum_b, sum_c = tl.sum(from_a, 0), tl.sum(from_b, 0), tl.sum(from_c, 0)
-    return sum_a, sum_b, sum_c, num_a.to(tl.int32), num_b.to(tl.int32), num_c.to(tl.int32)
+    else:
+        sum_a, sum_b, sum_c = num_a.to(tl.int64), num_b.to(tl.int64), num_c.to(tl.int64)
+    return sum_a, sum_b, sum_c, num_a, num_b, num_c
 
 
 @triton.jit
