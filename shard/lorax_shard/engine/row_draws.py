@@ -11,8 +11,10 @@ from lorax_shard.constraints.masks import masked
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import DraftedRow, IdArray, Row
-from lorax_shard.sampling.sampled import Draws, SampledTokens
+from lorax_shard.sampling.parts import DrawnPart, PartedDraws
+from lorax_shard.sampling.sampled import Draws
 from lorax_shard.sampling.sampler import Sampler
+from lorax_shard.transfer import to_device
 
 
 class PassDraws(NamedTuple):
@@ -55,18 +57,13 @@ def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | Draft
     distinct = set(vocab_sizes)
     if distinct == {sampler.vocab_size}:
         return sampler.draw(logits, rows)
-    whole = SampledTokens([-1] * len(rows), [0.0] * len(rows), [None] * len(rows))
+    parts = []
     for vocab_size in sorted(distinct):
-        at = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
-        own = sampler.with_vocab(vocab_size)
-        part = own.sample(logits[at, :vocab_size], [rows[index] for index in at])
-        for place, index in enumerate(at):
-            whole.ids[index] = part.ids[place]
-            whole.logprobs[index] = part.logprobs[place]
-            whole.alternatives[index] = part.alternatives[place]
-            if place in part.errors:
-                whole.errors[index] = part.errors[place]
-    return whole
+        places = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
+        at = to_device(torch.tensor(places), logits.device)
+        own, chosen = sampler.with_vocab(vocab_size), [rows[index] for index in places]
+        parts.append(DrawnPart(places, at, own.draw(logits[at], chosen)))
+    return PartedDraws(parts)
 
 
 def scores_of(sampler: Sampler, logits: torch.Tensor, row: Row, targets: IdArray) -> PromptScores:

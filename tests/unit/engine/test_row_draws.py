@@ -19,6 +19,7 @@ from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.prompt_scores import prompt_scores
 from lorax_shard.engine.row_draws import draw_rows, scores_of
 from lorax_shard.engine.rows import Row, make_row
+from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.sampler import Sampler
 from lorax_shard.sampling.watermark import Watermark
 
@@ -66,7 +67,7 @@ def test_a_draw_depends_on_no_neighbour(others: tuple[int, ...]) -> None:
     rows = [make(10 + at, size) for at, size in enumerate(others)]
     mixed = [*base[:2], *rows, *base[2:]]
     width = max([BASE, *others])
-    got = draw_rows(sampler, logits_of(mixed, width), mixed)
+    got = draw_rows(sampler, logits_of(mixed, width), mixed).read()
     for index, row in enumerate(mixed):
         size = row.adapter.vocab_size if row.adapter else BASE
         alone = Sampler(size, watermark=watermark).sample(logits_of([row], size), [row])
@@ -81,17 +82,41 @@ def test_a_row_may_draw_a_token_that_only_its_adapter_has() -> None:
     logits = logits_of(rows, WIDEST)
     logits[1, WIDER - 1] = 50.0
     logits[0, 7] = 50.0
-    assert draw_rows(Sampler(BASE), logits, rows).ids == [7, WIDER - 1]
+    assert draw_rows(Sampler(BASE), logits, rows).read().ids == [7, WIDER - 1]
 
 
 def test_a_row_without_numbers_fails_alone() -> None:
     rows = [make(0), make(5, WIDER), make(1), make(10, WIDER)]
     logits = logits_of(rows, WIDER)
     logits[1] = float("nan")
-    got = draw_rows(Sampler(BASE), logits, rows)
+    got = draw_rows(Sampler(BASE), logits, rows).read()
     assert list(got.errors) == [1]
     alone = Sampler(BASE).sample(logits_of(rows[:1], BASE), rows[:1])
     assert got.ids[0] == alone.ids[0]
+
+
+def test_rows_of_several_vocabularies_wait_for_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their ids stay where they are drawn until somebody reads them, and each may fail."""
+    waits = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "nonzero"):
+        own = getattr(torch.Tensor, name)
+
+        def noting(self, *args, _own=own, _name=name, **kwargs):
+            waits.append(_name)
+            return _own(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, noting)
+    rows = [make(0), make(9, WIDER), make(1), make(10, WIDEST), make(4)]
+    logits = logits_of(rows, WIDEST)
+    draws = draw_rows(Sampler(BASE, method=draw_batch), logits, rows)
+    draws.fail(3, "its constraint broke")
+    assert not waits
+    tokens = draws.read()
+    assert draws.on_device is not None
+    assert draws.on_device.tolist() == tokens.ids
+    assert tokens.errors == {3: "its constraint broke"}
+    for index in (0, 1, 2, 4):
+        assert tokens.ids[index] == draw_rows(Sampler(BASE), logits, rows).read().ids[index]
 
 
 @pytest.mark.parametrize("size", [BASE, WIDER])
