@@ -207,6 +207,10 @@ class StepOutcome:
     Row i gained the next ``num_tokens[i]`` entries of ``tokens``; ``finish[i]``
     is a FinishCode. ``details`` is keyed by request. ``inactive`` says of adapters
     that were to take effect with this step, and did on no rank, why.
+
+    ``failed`` are the rows of forward passes that failed: of several rows, any of which may be to
+    blame. Nothing of them was computed and nothing is told of them. They have left the shards, so
+    that steps planned before that was known pass over them.
     """
 
     seq: int
@@ -221,6 +225,9 @@ class StepOutcome:
     inactive: dict[AdapterHandle, str] = field(default_factory=dict)
     # Tokens that were drafted, whether they were kept or not.
     num_drafted: int = 0
+    failed: list[RequestId] = field(default_factory=list)
+    # Why, in words.
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,6 +239,8 @@ def outcome_to_proto(outcome: StepOutcome, reply_type: type[StepReply]) -> StepR
         columns.details.extend(_details_to_proto(outcome.details))
     for handle, text in outcome.inactive.items():
         columns.inactive.add(adapter_index=handle, text=text)
+    columns.failed.extend(outcome.failed)
+    columns.failure = outcome.failure
     reply.timing.forward_ns = outcome.forward_ns
     reply.timing.total_ns = outcome.total_ns
     return reply
@@ -262,6 +264,8 @@ def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int
         forward_ns=timing.forward_ns,
         total_ns=timing.total_ns,
         num_drafted=columns.num_drafted,
+        failed=cast(list[RequestId], columns.failed[:]),
+        failure=columns.failure,
     )
 
 

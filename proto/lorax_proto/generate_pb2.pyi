@@ -492,7 +492,7 @@ class BlockCopy(_message.Message):
     def __init__(self, source_space: _Optional[_Union[BlockSpace, str]] = ..., source_block: _Optional[int] = ..., destination_space: _Optional[_Union[BlockSpace, str]] = ..., destination_block: _Optional[int] = ...) -> None: ...
 
 class Columns(_message.Message):
-    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive", "num_drafted")
+    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive", "num_drafted", "failed", "failure")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -503,6 +503,8 @@ class Columns(_message.Message):
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     INACTIVE_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[int]
     num_tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: _containers.RepeatedScalarFieldContainer[int]
@@ -513,7 +515,9 @@ class Columns(_message.Message):
     details: _containers.RepeatedCompositeFieldContainer[RowDetail]
     inactive: _containers.RepeatedCompositeFieldContainer[InactiveAdapter]
     num_drafted: int
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ..., num_drafted: _Optional[int] = ...) -> None: ...
+    failed: _containers.RepeatedScalarFieldContainer[int]
+    failure: str
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ..., num_drafted: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class InactiveAdapter(_message.Message):
     __slots__ = ("adapter_index", "text")

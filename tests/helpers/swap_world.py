@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
 from lorax_contract.step import (
     BlockSpace,
+    FinishCode,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -110,6 +111,11 @@ class SwapWorld:
         # Tokens that the steps computed for each request.
         self.computed: dict[RequestId, int] = {}
         self.num_out = self.num_in = self.num_steps = 0
+        # Rows with which a pass fails; what is asked of each pass, by its rows; passes that failed.
+        self.harmful: set[RequestId] = set()
+        self.fails: Callable[[StepPlan], bool] = lambda plan: False
+        self.failed: list[StepPlan] = []
+        self.executed: list[StepPlan] = []
 
     def submit(
         self, prompt: Sequence[int], max_new: int, terms: RequestTerms = ANY_TERMS,
@@ -144,7 +150,12 @@ class SwapWorld:
         copies = copies_of(plan)
         self.num_out += len(copies.out)
         self.num_in += len(copies.brought)
-        self._book(self.shard.execute(plan, {}, {}))
+        harmful = {*self.harmful, *(plan.row_ids if self.fails(plan) else ())}
+        outcome = self.shard.execute(plan, {}, {}, harmful=harmful)
+        self.executed.append(plan)
+        if outcome.failed or FinishCode.ERROR in outcome.finish:
+            self.failed.append(plan)
+        self._book(outcome)
         self.scheduler.check()
 
     def _book(self, outcome: StepOutcome) -> None:
@@ -160,7 +171,7 @@ class SwapWorld:
             wanted = self.model.expected_tokens(self.specs[row])
             assert self.received[row] == wanted[: len(self.received[row])]
             if finish:
-                assert self.received[row] == wanted
+                assert finish == FinishCode.ERROR or self.received[row] == wanted
                 del self.specs[row]
 
     def lose_shards(self) -> None:

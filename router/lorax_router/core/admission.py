@@ -84,7 +84,7 @@ class Admission:
         builder.has_round = True
         self._policy.start_round(builder.now, self._adapters.admitting())
         request = self._policy.head()
-        if request is not None and not request.num_pending:
+        if request is not None and self._running.is_settled(request):
             self._make_place_for(request, builder, prompts)
         return request
 
@@ -108,7 +108,9 @@ class Admission:
         kept = sum(self._growth_of(each, builder) for each in rows)
         if self._has_place(request, kept):
             return
-        others = policy.displaced(request, rows) if is_entitled else above
+        others = above
+        if is_entitled:
+            others = [each for each in policy.displaced(request, rows) if not each.is_suspect]
         if above and not self._suffice(others, request, kept, builder):
             others = above
         if not self._suffice(others, request, kept, builder):
@@ -166,7 +168,7 @@ class Admission:
             request = policy.head()
             if request is None:
                 break
-            if request.num_pending:
+            if not self._running.is_settled(request):
                 policy.deferred(request)  # preempted with a token, or its end, on its way
             elif not self._decide(request, builder, this):
                 break

@@ -164,6 +164,10 @@ class BlockPool:
         """Whether nobody has held a block since that release."""
         return not self._holders[block] and self._latest[block] == release.number
 
+    def is_acknowledged(self, step: int) -> bool:
+        """Whether a step is done on every rank."""
+        return step <= self._acknowledged
+
     def acknowledge(self, step: int) -> None:
         """Step ``step`` and all before it are done on every rank."""
         self._acknowledged = step

@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from lorax_contract.step import RequestId, StepOutcome
+from lorax_router.core.cost import StepWork
 from lorax_router.core.request import RequestState, Status
 from lorax_router.core.step_builder import PlannedRow
 
 
 class ProtocolError(Exception):
     """An outcome does not belong to the plans in flight: router and shard disagree."""
+
+
+@dataclass(slots=True)
+class StepInFlight:
+    """A plan that is not applied yet."""
+
+    seq: int
+    rows: list[PlannedRow]
+    # What its time is the price of; None: it did something else besides, or less.
+    work: StepWork | None
+    planned_at: float
+
+    def take_out(self, residences: Collection[tuple[RequestId, int]]) -> None:
+        """Nothing is computed of some rows, by request and incarnation, and nothing told of them."""
+        left = []
+        for row in self.rows:
+            if (row.request.request_id, row.incarnation) not in residences:
+                left.append(row)
+            else:
+                row.request.num_pending -= row.reports
+                self.work = None
+        self.rows = left
+
+
+def take_out_failed(
+    steps: Iterable[StepInFlight], failed: Collection[RequestId]
+) -> list[PlannedRow]:
+    """Take rows of failed passes out of their step, the first one, and of those planned after it.
+
+    Return the rows as the first one has them.
+    """
+    gone: list[PlannedRow] = []
+    residences: set[tuple[RequestId, int]] = set()
+    for number, step in enumerate(steps):
+        if not number:
+            gone = [row for row in step.rows if row.request.request_id in failed]
+            residences = {(row.request.request_id, row.incarnation) for row in gone}
+        step.take_out(residences)
+    return gone
 
 
 def accepted_drafts(outcome: StepOutcome) -> dict[RequestId, int]:

@@ -8,6 +8,7 @@ from lorax_router.core.admission import Admission
 from lorax_router.core.request import RequestState, Status
 from lorax_router.core.running import RunningRows
 from lorax_router.core.step_builder import StepBuilder
+from lorax_router.core.suspects import Suspects
 
 # Steps of prompts alone, one after the other, while somebody waits for the next token.
 MAX_PROMPT_STEPS = 32
@@ -50,8 +51,12 @@ class StepComposer:
         max_waiting_tokens: int,
         limits_reads: bool,
         num_ahead: int,
+        suspects: Suspects,
     ) -> None:
         self._running = running
+        self._suspects = suspects
+        # Whether the latest step was one of suspects.
+        self._was_of_suspects = False
         self._admission = admission
         self._block_size = block_size
         self._batching = batching
@@ -69,8 +74,14 @@ class StepComposer:
         self.prompt_limit = 0
 
     def compose(self, builder: StepBuilder) -> None:
-        """Put rows into a step."""
-        rows = self._running.requests()
+        """Put rows into a step: suspects, or others; in turns, so that these wait for one such step."""
+        self._was_of_suspects = not self._was_of_suspects and self._suspects.place(builder)
+        if not self._was_of_suspects:
+            self._compose(builder)
+            self._was_of_suspects = self._suspects.place(builder)
+
+    def _compose(self, builder: StepBuilder) -> None:
+        rows = [each for each in self._running.requests() if not each.is_suspect]
         if self._limits_reads:
             rows.sort(key=_last_step_of)
         decodes: list[RequestState] = []

@@ -96,6 +96,11 @@ class CostFit:
         """Return the prices; None while too few steps were observed."""
         return LinearCost(*self._prices) if self.num_steps >= _TRUSTED_STEPS else None
 
+    def worth(self, num_tokens: int, seconds: float) -> float:
+        """Return how many tokens of prompts a step could have computed, instead or besides."""
+        cost = self.cost()
+        return max(float(num_tokens), cost.tokens_in(seconds)) if cost else float(num_tokens)
+
     def observe(self, work: StepWork, seconds: float) -> None:
         """Book how long a step took; one without a duration tells nothing."""
         if seconds <= 0:

@@ -67,6 +67,7 @@ class RequestState:
         "incarnation",
         "is_drafted",
         "is_patient",
+        "is_suspect",
         "is_unindexed",
         "last_step",
         "matched",
@@ -117,6 +118,8 @@ class RequestState:
         self.is_patient = False
         # And that it has what it needs all the same.
         self.has_turn = False
+        # Whether it may be to blame for a pass that failed: it is nobody's victim until that is known.
+        self.is_suspect = False
         self.submitted_at = now
         self.status = Status.WAITING
         self.output_ids: list[int] = []
@@ -187,7 +190,17 @@ class RequestState:
         self.num_computed = 0
         self.num_scheduled = 0
         self.num_cached = self.num_indexed = 0
-        self.is_unindexed = False
+        self.is_unindexed = self.is_suspect = False
+        self.incarnation += 1
+
+    def undo_scheduled(self) -> None:
+        """Nothing of what steps in flight were to compute was: a row that enters anew will do it.
+
+        It keeps its blocks, those for what is undone among them.
+        """
+        self.num_ahead += self.num_scheduled - self.num_computed
+        self.num_scheduled = self.num_cached = self.num_computed
+        self.is_suspect = True
         self.incarnation += 1
 
     def begin(self, blocks: list[BlockId], num_indexed: int, num_tokens: int) -> None:

@@ -116,7 +116,7 @@ class RunningRows:
         for each in sorted(self._requests.values(), key=lambda each: -each.order) if left else ():
             name = each.terms.tenant
             is_spared = each.rank < request.rank or each.num_preemptions >= MAX_YIELDS
-            if left.get(name, 0.0) > 0.0 and not is_spared:
+            if left.get(name, 0.0) > 0.0 and not (is_spared or each.is_suspect):
                 rows.append(each)
                 left[name] -= len(each.blocks)
         return rows
@@ -132,7 +132,9 @@ class RunningRows:
             outranked = [
                 other
                 for other in self._requests.values()
-                if other.last_step != step and self._policy.outranks(request, other)
+                if other.last_step != step
+                and not other.is_suspect
+                and self._policy.outranks(request, other)
             ]
             # Who has more than its share gives way first.
             above = [each for each in outranked if pool.tenants.excess(each.terms.tenant)]
@@ -169,9 +171,15 @@ class RunningRows:
         self.num_preemptions += 1
 
     def forget(self, request: RequestState) -> None:
-        """A waiting request is over."""
+        """A waiting request needs nothing of what went to host memory, or is over."""
         if self.tier is not None:
             self.tier.let_go(request)
+
+    def is_settled(self, request: RequestState) -> bool:
+        """Whether what is known of a waiting request will not change by steps in flight."""
+        # What went to host memory may not have been computed: a step may fail.
+        may_differ = request.host_blocks and not self.pool.is_acknowledged(request.last_step)
+        return not (request.num_pending or may_differ)
 
     def take_copies(self) -> list[BlockCopy]:
         """Return the copies for the next plan."""

@@ -24,6 +24,9 @@ Adapters are prepared and released beside the steps (``adapter_orders``,
 cold or broken one delays nobody else. An adapter takes effect with the first row that
 needs it, ceases in a step of its own or another's, and its memory is released once
 that step is acknowledged.
+
+A pass that failed computed nothing: its rows are taken out of all steps in flight, and planned
+again in halves (``Suspects``).
 """
 
 from __future__ import annotations
@@ -46,9 +49,15 @@ from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable, Orders
 from lorax_router.core.admission import Admission
 from lorax_router.core.backlog import Backlog, tokens_of
-from lorax_router.core.booking import ProtocolError, accepted_drafts, book_computed
+from lorax_router.core.booking import (
+    ProtocolError,
+    StepInFlight,
+    accepted_drafts,
+    book_computed,
+    take_out_failed,
+)
 from lorax_router.core.composition import StepComposer
-from lorax_router.core.cost import CostFit, StepWork
+from lorax_router.core.cost import CostFit
 from lorax_router.core.deadlines import Deadlines
 from lorax_router.core.host_tier import HostTier
 from lorax_router.core.policies.displacement import LossAllowance
@@ -64,7 +73,8 @@ from lorax_router.core.request import (
 )
 from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
-from lorax_router.core.step_builder import PlannedRow, StepBudget, StepBuilder
+from lorax_router.core.step_builder import StepBudget, StepBuilder
+from lorax_router.core.suspects import Suspects
 from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, RecomputeCost
 
 # So much of the time may be lost to adapters that take turns, before they wait for rows to end.
@@ -80,14 +90,6 @@ class ShardsLost(NamedTuple):
     suspects: list[RequestId]
     # Those that ended since they can never fit into the new shards, and why.
     impossible: dict[RequestId, str]
-
-
-class _InFlight(NamedTuple):
-    seq: int
-    rows: list[PlannedRow]
-    work: StepWork
-    planned_at: float
-    has_copies: bool
 
 
 class Scheduler:
@@ -171,7 +173,7 @@ class Scheduler:
             new_tier = partial(HostTier, num_host_blocks, choice, keep_evicted)
         self._running = RunningRows(num_blocks, self._policy, self.adapters, new_index, new_tier)
         self._requests: dict[RequestId, RequestState] = {}
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         self.backlog = Backlog(max_queued_requests, max_queued_tokens)
         self.deadlines = Deadlines(
             self._policy, self._running, self.backlog, max_step_tokens=max_step_tokens
@@ -180,6 +182,7 @@ class Scheduler:
         self._now = 0.0
         self._activation = Activation(epoch)
         self._max_kv_read, self._target_s = max_kv_read, target_itl_s
+        self._suspects = Suspects(self._running)
         self._new_admission = partial(
             Admission, self._policy, self._running, self.adapters, backlog=self.backlog,
             block_size=block_size, max_rows=max_rows, max_partial_prompts=max_partial_prompts,
@@ -187,7 +190,7 @@ class Scheduler:
         self._new_composer = partial(
             StepComposer, self._running, block_size=block_size, batching=batching,
             max_waiting_tokens=max_waiting_tokens, limits_reads=max_kv_read is not None,
-            num_ahead=draft_tokens + depth - 1 if draft_tokens else 0,
+            num_ahead=draft_tokens + depth - 1 if draft_tokens else 0, suspects=self._suspects,
         )  # fmt: skip
         self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq = 1
@@ -274,6 +277,7 @@ class Scheduler:
         for request in self._requests.values():
             request.num_pending = 0
             request.last_step = 0
+        self._suspects.forget()
         self.adapters.shards_lost(adapter_bytes)
         self._running.start_anew(num_blocks, now)
         self.epoch = epoch
@@ -337,10 +341,9 @@ class Scheduler:
         self._activation.write(plan)
         self._next_seq += 1
         self._num_steps += 1
-        has_copies = bool(plan.copies)
-        self._in_flight.append(
-            _InFlight(plan.seq, builder.rows, builder.work, builder.now, has_copies)
-        )
+        # Copies take their own time.
+        work = builder.work if builder.rows and not plan.copies else None
+        self._in_flight.append(StepInFlight(plan.seq, builder.rows, work, builder.now))
         return plan
 
     def _end_turn(self, handle: AdapterHandle, now: float) -> None:
@@ -353,7 +356,7 @@ class Scheduler:
         is_last = handle in self.adapters.overdue(now, LONGEST_DRAIN)
         if self._turns.is_left() or is_last:
             for request in running:
-                if request.spec.adapter == handle:
+                if request.spec.adapter == handle and not request.is_suspect:
                     self._turns.spend(request.num_computed)
                     self._running.preempt(request, now)
 
@@ -382,13 +385,14 @@ class Scheduler:
         if not self._in_flight or self._in_flight[0].seq != outcome.seq:
             expected = self._in_flight[0].seq if self._in_flight else None
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
+        if outcome.failed:
+            self._suspects.accuse(take_out_failed(self._in_flight, set(outcome.failed)))
         step = self._in_flight.popleft()
-        num_tokens = sum(row.num_tokens for row in step.rows)
-        # Copies take their own time.
-        if step.rows and not step.has_copies:
-            work = step.work.with_drafts(outcome.num_drafted)
-            self._cost.observe(work, outcome.total_ns / 1e9)
-        worth = self._worth(num_tokens, outcome.total_ns / 1e9)
+        self._suspects.acquit(step.rows)
+        num_tokens, seconds = sum(row.num_tokens for row in step.rows), outcome.total_ns / 1e9
+        if step.work is not None:
+            self._cost.observe(step.work.with_drafts(outcome.num_drafted), seconds)
+        worth = self._cost.worth(num_tokens, seconds)
         self._policy.step_done(worth)
         self._turns.earn(worth)
         self.deadlines.step_done(num_tokens, step.planned_at, now)
@@ -409,11 +413,6 @@ class Scheduler:
         self._activation.acknowledge(step.seq, outcome.inactive)
         self._running.pool.acknowledge(step.seq)
         return accepted
-
-    def _worth(self, num_tokens: int, seconds: float) -> float:
-        """Return how many tokens of prompts a step could have computed, instead or besides."""
-        cost = self._cost.cost()
-        return max(float(num_tokens), cost.tokens_in(seconds)) if cost else float(num_tokens)
 
     def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId], now: float) -> list[bool]:
         """Append tokens and end requests; takes those reported of out of ``awaited``."""
@@ -493,5 +492,6 @@ class Scheduler:
         awaited = [row.request for step in self._in_flight for row in step.rows if row.reports]
         for request in self._requests.values():
             request.check(awaited.count(request), self.block_size)
+        self._suspects.check(row.request for step in self._in_flight for row in step.rows)
         self.backlog.check_sums(sum(not each.was_admitted for each in self._requests.values()))
         self.adapters.check(in_play_only=is_idle)

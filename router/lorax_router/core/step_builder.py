@@ -181,6 +181,14 @@ class StepBuilder:
         self.place_prompt(request, num)
         self.plan.num_new_blocks[-1] += num_cached
 
+    def enter_again(self, request: RequestState, num: int) -> None:
+        """Let a request that left by no fault of its own compute ``num`` tokens with its blocks."""
+        self.plan.new_rows.append(request.as_new_row())
+        self.plan.new_blocks += request.blocks
+        num_held = len(request.blocks)
+        self.place(request, num)
+        self.plan.num_new_blocks[-1] += num_held
+
     def place_prompt(self, request: RequestState, num: int) -> None:
         """Let a request compute ``num`` tokens of what it knows."""
         self.num_prompt_tokens += num

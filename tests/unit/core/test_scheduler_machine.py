@@ -61,8 +61,8 @@ def make_shard(num_blocks: int, block_size: int) -> FakeBatch:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Submit, cancel, plan, run, apply, fail rows, lose the shards, wait for adapters, which
-    fail or give way to others: in any order.
+    """Submit, cancel, plan, run, apply, fail rows and passes, lose the shards, wait for adapters,
+    which fail or give way to others: in any order.
     """
 
     depth = 1
@@ -127,13 +127,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.received: dict[RequestId, list[int]] = {}
         self.next_id = 1
         self.failing: set[RequestId] = set()
+        # Rows with which a pass fails, and whether the next one does whoever is in it.
+        self.harmful: set[RequestId] = set()
+        self.fails_next = False
         # Of so many activations one fails, though the adapter is prepared.
         self.num_activations, self.activations_per_failure = 0, activations_per_failure
         # Adapters that are known not to have taken effect.
         self.inactive: set[AdapterHandle] = set()
         # Block tables as granted, and the blocks that each step in flight touches.
         self.tables: dict[RequestId, list[int]] = {}
-        self.touched: deque[set[int]] = deque()
+        self.touched: deque[tuple[dict[RequestId, set[int]], set[RequestId]]] = deque()
 
     @rule(
         requests=st.lists(
@@ -197,10 +200,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         del self.specs[request_id]
 
     @precondition(lambda self: self.specs)
-    @rule(data=st.data())
-    def fail_row(self, data: st.DataObject) -> None:
-        """The shard will find something wrong with a row."""
-        self.failing.add(data.draw(st.sampled_from(sorted(self.specs))))
+    @rule(data=st.data(), fails=st.sampled_from(["row", "passes", "next pass"]))
+    def fail(self, data: st.DataObject, fails: str) -> None:
+        """The shard will find something wrong with a row, or fail in each pass with it.
+
+        Or the next pass fails, and nobody is to blame.
+        """
+        request_id = data.draw(st.sampled_from(sorted(self.specs)))
+        if fails == "next pass":
+            self.fails_next = True
+        else:
+            (self.failing if fails == "row" else self.harmful).add(request_id)
 
     @rule()
     def plan(self) -> None:
@@ -300,7 +310,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _note_touched(self, plan: StepPlan) -> None:
         """No block is granted while a step that is not booked yet touches it."""
-        touched = set().union(*self.touched)
+        touched = set().union(*(blocks for step, _ in self.touched for blocks in step.values()))
         for request_id in [*plan.drop, *(new.spec.request_id for new in plan.new_rows)]:
             self.tables.pop(request_id, None)
         brought = self._note_copies(plan)
@@ -314,7 +324,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not touched & set(blocks[num_shared:]), "a block is reused too early"
             self.counts["shared blocks"] = self.counts.get("shared blocks", 0) + num_shared
             table += blocks
-        self.touched.append({block for row in plan.row_ids for block in self.tables[row]})
+        entered = {new.spec.request_id for new in plan.new_rows}
+        self.touched.append(({row: set(self.tables[row]) for row in plan.row_ids}, entered))
 
     def _note_copies(self, plan: StepPlan) -> set[int]:
         """Copies stay within host memory; return the blocks of the pool that they fill."""
@@ -335,7 +346,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.num_activations += 1
             if self.num_activations % self.activations_per_failure == 0:
                 unable[handle] = "planted"
-        self.outcomes.append(self.shard.execute(plan, self.prepared, failing, unable))
+        harmful = {*self.harmful, *(plan.row_ids if self.fails_next else ())}
+        self.fails_next &= not plan.row_ids
+        outcome = self.shard.execute(plan, self.prepared, failing, unable, harmful)
+        self.outcomes.append(outcome)
+        self.counts["failed passes"] = self.counts.get("failed passes", 0) + bool(outcome.failed)
 
     @precondition(lambda self: self.outcomes)
     @rule()
@@ -343,6 +358,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The oldest outcome is booked."""
         outcome = self.outcomes.popleft()
         self.touched.popleft()
+        self._note_passed_over(outcome)
         accepted = self.scheduler.apply(outcome, self.now)
         self._take_orders()
         self._note_inactive(outcome)
@@ -355,6 +371,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             if counts:
                 self.received[request_id] += new
                 self._verify(request_id, FinishCode(finish))
+
+    def _note_passed_over(self, outcome: StepOutcome) -> None:
+        """Steps that were planned before touch nothing of rows whose pass failed."""
+        for request_id in outcome.failed:
+            for step, entered in self.touched:
+                if request_id in entered:
+                    break
+                step.pop(request_id, None)
 
     def _note_inactive(self, outcome: StepOutcome) -> None:
         self.inactive |= outcome.inactive.keys()
@@ -498,3 +522,4 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     assert counts["shared blocks"] > 0
     assert counts["prompts only"] > 0
     assert bool(num_host_blocks) == bool(counts["swaps"]) == bool(counts["brought back"])
+    assert counts["failed passes"] > 0

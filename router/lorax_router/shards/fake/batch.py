@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import nan
 
 from lorax_contract.step import (
@@ -77,11 +77,12 @@ class FakeBatch:
         prepared: Mapping[AdapterHandle, str],
         failing: Mapping[RequestId, str],
         unable: Mapping[AdapterHandle, str] | None = None,
+        harmful: Collection[RequestId] = (),
     ) -> StepOutcome:
         """Execute one step.
 
         ``failing`` names rows that must end in an error, with its text; ``unable`` adapters
-        that do not take effect when they are to.
+        that do not take effect when they are to; ``harmful`` rows with which a pass fails.
         """
         outcome = StepOutcome(plan.seq)
         for request_id in plan.drop:
@@ -92,6 +93,8 @@ class FakeBatch:
         for copy in plan.copies:
             self.memory.copy(copy)
         rows = self._grant(plan)
+        if not self._forward(outcome, plan, rows, harmful):
+            return outcome
         for request_id, num, row in zip(plan.row_ids, plan.num_tokens, rows, strict=True):
             if row.finished:
                 continue
@@ -102,6 +105,26 @@ class FakeBatch:
             else:
                 self._compute(outcome, request_id, row, num)
         return outcome
+
+    def _forward(
+        self, outcome: StepOutcome, plan: StepPlan, rows: list[_Row], harmful: Collection[RequestId]
+    ) -> bool:
+        """Return whether the pass succeeds; if not, its rows leave, and one alone is to blame."""
+        computed = [
+            (request_id, row)
+            for request_id, row in zip(plan.row_ids, rows, strict=True)
+            if not row.finished
+        ]
+        if all(request_id not in harmful for request_id, _ in computed):
+            return True
+        if len(computed) == 1:
+            self._fail(outcome, *computed[0], "the forward pass failed for this request")
+            return False
+        for request_id, row in computed:
+            outcome.failed.append(request_id)
+            self._end(row)
+        outcome.failure = "planted"
+        return False
 
     def _drop(self, request_id: RequestId) -> None:
         row = self._rows.pop(request_id, None)

@@ -134,6 +134,7 @@ class FakeShard:
         self._open.set()
         self._failing_steps: dict[int, LoraxError] = {}
         self._failing_rows: dict[RequestId, tuple[int, str]] = {}
+        self._harmful_rows: set[RequestId] = set()
         self._failing_adapters: dict[AdapterHandle, LoraxError] = {}
         self._failing_activations: dict[AdapterHandle, str] = {}
         self._dies_at: int | None = None
@@ -174,6 +175,10 @@ class FakeShard:
     def fail_row(self, request_id: RequestId, text: str, *, from_seq: int = 0) -> None:
         """Make a row end in an error in the first step from ``from_seq`` on that computes it."""
         self._failing_rows[request_id] = (from_seq, text)
+
+    def fail_passes(self, request_id: RequestId) -> None:
+        """Make each forward pass fail that a row is in."""
+        self._harmful_rows.add(request_id)
 
     def fail_adapter(self, handle: AdapterHandle, error: LoraxError) -> None:
         """Make preparing an adapter end in ``error``."""
@@ -359,7 +364,9 @@ class FakeShard:
             for request_id, (from_seq, text) in self._failing_rows.items()
             if plan.seq >= from_seq
         }
-        return self.batch.execute(plan, self._prepared, failing, self._failing_activations)
+        return self.batch.execute(
+            plan, self._prepared, failing, self._failing_activations, self._harmful_rows
+        )
 
     async def _run_clear(self, seq: int) -> Reply:
         await self._begin(seq, 0.0)
