@@ -97,7 +97,9 @@ class RandomWork:
 
     def _apply(self) -> None:
         if self._plans:
-            outcome = self._shard.execute(self._plans.popleft(), self._prepared, {})
+            plan = self._plans.popleft()
+            harmful = plan.row_ids if self._draw.random() < 0.1 else ()
+            outcome = self._shard.execute(plan, self._prepared, {}, harmful=harmful)
             # Steps take some time, which decides what later ones hold where there is a target.
             outcome.total_ns = self._draw.randrange(1, 5_000_000)
             self._scheduler.apply(outcome, self._now)

@@ -77,12 +77,32 @@ def _request(number: int, rng: random.Random) -> RequestSpec:
     return replace(spec, adapter=AdapterHandle(adapter)) if adapter else spec
 
 
+class FailingToy(SlottedToy):
+    """Some passes of several rows fail, before or after they wrote what they compute."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(EOS_IDS)
+        self._random = random.Random(seed)
+        self.share = 0.0
+        self.num_failed = 0
+
+    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+        fate = self._random.random() if len(metadata.query_lens) > 1 else 1.0
+        self.num_failed += fate < self.share
+        if fate < self.share / 2:
+            raise RuntimeError("before")
+        logits = super().forward(input_ids, positions, metadata, logit_rows, slots, slot_lens)
+        if fate < self.share:
+            raise RuntimeError("after")
+        return logits
+
+
 def overlapped_world(
-    depth: int, *, drafts: bool, method: SamplesRows | None = None
+    depth: int, *, drafts: bool, method: SamplesRows | None = None, failing: float = 0.0
 ) -> tuple[Engine, Scheduler]:
     """Return an engine and a scheduler that preempts, swaps and takes turns with adapters.
 
-    ``method``: how the engine draws; None: as it does by itself.
+    ``method``: how the engine draws; None: as it does by itself. ``failing``: of passes.
     """
     lane = ToyPrepared()
     table = AdapterTable(max_resident=NUM_SLOTS, cycle_time_s=4.0)
@@ -94,7 +114,7 @@ def overlapped_world(
         swap_bytes=NUM_HOST_BLOCKS * 16 * BLOCK_SIZE,
     )  # fmt: skip
     drafter = Drafter(DraftSettings(max_tokens=3, max_rows=4, max_depth=depth)) if drafts else None
-    model = SlottedToy(EOS_IDS)
+    model = FailingToy(seed=depth)
     engine = Engine(
         model, toy_tokenizer(), pool, adapters=lane, drafter=drafter,
         make_constraints=constraints_maker(toy_tokenizer(), model.vocab_size, EOS_IDS),
@@ -104,6 +124,7 @@ def overlapped_world(
     engine.warm_up(
         WarmupSpec(max_input_length=32, max_total_tokens=64, max_step_tokens=32, max_rows=MAX_ROWS)
     )
+    model.share = failing
     scheduler = Scheduler(
         num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_step_tokens=MAX_STEP_TOKENS,
         max_rows=MAX_ROWS, depth=depth, adapters=table, num_host_blocks=engine.num_host_blocks,
@@ -119,9 +140,12 @@ def answered(
     drafts: bool,
     cancelled: Sequence[int] = (),
     method: SamplesRows | None = None,
+    failing: float = 0.0,
 ) -> tuple[dict[RequestId, Answer], Scheduler]:
     """Serve the requests; return what each was given, and the scheduler when all is over."""
-    engine, scheduler = overlapped_world(depth, drafts=drafts, method=method)
+    engine, scheduler = overlapped_world(depth, drafts=drafts, method=method, failing=failing)
     answers = serve(engine, scheduler, requests, cancelled=[RequestId(each) for each in cancelled])
     assert len(engine.batch) == 0
+    assert not engine.computation.interrupted
+    assert (engine.model.num_failed > len(requests) / 4) == (failing > 0)
     return answers, scheduler

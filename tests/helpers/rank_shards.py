@@ -38,15 +38,25 @@ _NOISE = 2.0
 
 
 class DawdlingModel(SlottedToy):
-    """A toy model that takes its time; on ranks other than 0 its logits are wrong."""
+    """A toy model that takes its time; on ranks other than 0 its logits are wrong.
+
+    Of its passes of several rows those fail, on all ranks, that ``fails`` says, which is given the
+    number of each.
+    """
 
     def __init__(self, rank: int, seed: int) -> None:
         super().__init__()
         self._rank = rank
         self._random = random.Random(f"{seed} {rank}")
+        self.fails: Callable[[int], bool] = lambda number: False
+        self.num_together = 0
 
     def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
         time.sleep(self._random.random() * _DELAY_S)
+        if len(metadata.query_lens) > 1:
+            self.num_together += 1
+            if self.fails(self.num_together):
+                raise RuntimeError("planted")
         logits = super().forward(input_ids, positions, metadata, logit_rows, slots, slot_lens)
         if self._rank:
             logits = logits + _NOISE * torch.rand_like(logits)

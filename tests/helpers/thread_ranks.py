@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from lorax_shard.parallel.group import GroupBrokenError
+
+_FAIL_S = 1.0
+
 Result = TypeVar("Result")
 
 
@@ -17,6 +21,9 @@ class Meeting:
     def __init__(self, world_size: int) -> None:
         self.barrier = threading.Barrier(world_size, timeout=60)
         self.values: list[Any] = [None] * world_size
+        # By place: the ranks whose pass failed there.
+        self.failed: dict[tuple[int, int], set[int]] = {}
+        self.changed = threading.Condition()
 
 
 class ThreadGroup:
@@ -25,15 +32,18 @@ class ThreadGroup:
     def __init__(self, meeting: Meeting, rank: int) -> None:
         self.rank = rank
         self.world_size = len(meeting.values)
-        self.num_collectives = 0
+        self.num_collectives = self.num_failures = 0
         self._meeting = meeting
 
     def _exchange(self, value: Any) -> list[Any]:
         self.num_collectives += 1
         self._meeting.values[self.rank] = value
-        self._meeting.barrier.wait()
-        values = list(self._meeting.values)
-        self._meeting.barrier.wait()
+        try:
+            self._meeting.barrier.wait()
+            values = list(self._meeting.values)
+            self._meeting.barrier.wait()
+        except threading.BrokenBarrierError as error:
+            raise GroupBrokenError(f"rank {self.rank} waited for the others") from error
         return values
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -53,6 +63,18 @@ class ThreadGroup:
         gathered = [list(each) for each in self._exchange(values)]
         assert len({len(each) for each in gathered}) == 1
         return gathered
+
+    def fails_together(self) -> bool:
+        """Whoever fails alone is gone for the others."""
+        meeting, self.num_failures = self._meeting, self.num_failures + 1
+        ranks = meeting.failed.setdefault((self.num_failures, self.num_collectives), set())
+        with meeting.changed:
+            ranks.add(self.rank)
+            meeting.changed.notify_all()
+            agrees = meeting.changed.wait_for(lambda: len(ranks) == self.world_size, _FAIL_S)
+        if not agrees:
+            meeting.barrier.abort()
+        return agrees
 
 
 def run_ranks(world_size: int, work: Callable[[ThreadGroup], Result]) -> list[Result]:
@@ -74,7 +96,5 @@ def run_ranks(world_size: int, work: Callable[[ThreadGroup], Result]) -> list[Re
     for thread in threads:
         thread.join()
     if errors:
-        raise next(
-            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
-        )
+        raise next((e for e in errors if not isinstance(e, GroupBrokenError)), errors[0])
     return results

@@ -35,3 +35,23 @@ def test_answers_at_any_depth_are_those_of_steps_one_by_one(drafts, method):
     assert num_preemptions > 0
     assert num_swaps > 0
     assert {answer.finish for answer in expected.values()} == set(FinishCode)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("drafts", "method"),
+    [(False, None), (True, None), (False, draw_batch)],
+    ids=["ids read", "drafts, ids read", "ids on the device"],
+)
+def test_answers_are_those_of_steps_of_which_no_pass_fails(depth, drafts, method):
+    """Whoever is to blame ends as before, and nobody else sees that passes fail at random."""
+    requests = mixed_requests(60, seed=5)
+    cancelled = [spec.request_id for spec in requests[::13]]
+    options = {"drafts": drafts, "method": method, "cancelled": cancelled}
+    expected, _ = answered(requests, 1, **options)
+    found, _ = answered(requests, depth, failing=0.1, **options)
+    for spec in requests:
+        if spec.request_id not in cancelled:
+            assert found[spec.request_id].bits() == expected[spec.request_id].bits()
+    errors = [each.error for each in expected.values() if each.finish is FinishCode.ERROR]
+    assert any("the forward pass failed for this request" in error for error in errors)

@@ -126,10 +126,13 @@ async def serve(
     leaving: frozenset[int] = frozenset(),
     num_host_blocks: int = 0,
     make_drafter: Callable[[], Drafter] | None = None,
+    fails: Callable[[int], bool] = lambda number: False,
 ) -> dict[int, list[TokenChunk]]:
     """Run requests at once and return their chunks."""
     world = World(world_size, seed, adapters, num_host_blocks, make_drafter)
     await world.warm_up()
+    for rank in world.ranks:
+        rank.engine.model.fails = fails
     assert (await world.group.info()).num_host_blocks == num_host_blocks
     running = asyncio.create_task(world.loop.run())
     jobs = [world.answer(spec, leave_after=2 * (spec.request_id in leaving)) for spec in requests]
@@ -273,17 +276,50 @@ async def test_an_adapter_that_one_rank_cannot_hold_takes_effect_on_none() -> No
             assert bits(chunks) == bits(alone[spec.request_id])
 
 
+@pytest.mark.parametrize("drafts", [False, True], ids=["", "drafts"])
+@pytest.mark.parametrize("world_size", [1, 3])
 @in_loop
-async def test_a_forward_pass_that_fails_ends_the_group_in_words() -> None:
+async def test_passes_that_fail_on_all_ranks_cost_nobody_a_token(
+    world_size: int, drafts: bool
+) -> None:
+    """Each fifth one, whoever is in it, and those with a row that ends alone."""
+    requests = specs(8)
+    alone = await serve(1, 8, requests)
+    known = [[*spec.prompt_ids, *whole(alone[spec.request_id])[0]] for spec in requests]  # type: ignore[misc]
+
+    def make_drafter() -> Drafter:
+        settings = DraftSettings(max_tokens=3, max_rows=6, max_depth=3)
+        oracle = Oracle(known)
+        return Drafter(settings, lambda: oracle, FREE)
+
+    bad = [new_row(100 + n, [4 + n, POISON_ID], max_new_tokens=9).spec for n in range(2)]
+    together = await serve(
+        world_size, 8, [*requests[:7], bad[0], *requests[7:], bad[1]],
+        fails=lambda number: number % 5 == 0, make_drafter=make_drafter if drafts else None,
+    )  # fmt: skip
+    for spec in bad:
+        (failed,) = together[spec.request_id]
+        assert failed.finish is FinishCode.ERROR
+        assert "the forward pass failed for this request" in str(failed.error)
+    for spec in requests:
+        assert whole(together[spec.request_id]) == whole(alone[spec.request_id])
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@in_loop
+async def test_a_pass_that_fails_on_one_rank_ends_the_group_in_words(rank: int) -> None:
     world = World(3, 7, adapter_of)
     await world.warm_up()
+    world.ranks[rank].engine.model.fails = lambda number: True
     running = asyncio.create_task(world.loop.run())
-    chunks = await world.answer(new_row(1, [4, POISON_ID], max_new_tokens=9).spec)
-    assert chunks[-1].finish is FinishCode.ERROR
-    with pytest.raises(Exception, match="could not finish a step"):
+    rows = [new_row(number, [4, 5], max_new_tokens=9).spec for number in (1, 2)]
+    answers = await asyncio.gather(*(world.answer(spec) for spec in rows))
+    assert {chunks[-1].finish for chunks in answers} == {FinishCode.ERROR}
+    with pytest.raises(Exception, match=r"could not finish a step|waited for the others"):
         await running
     with pytest.raises(UnhealthyError):
-        world.loop.submit(new_row(2, [4], max_new_tokens=1).spec)
+        world.loop.submit(new_row(3, [4], max_new_tokens=1).spec)
     await world.group.close()
-    told = [str(rank.broken[0]) for rank in world.ranks]
-    assert all("could not finish a step" in words for words in told)
+    assert f"rank {rank} could not finish a step" in str(world.ranks[rank].broken[0])
+    # The others do not wait for ever.
+    assert all(each.broken for each in world.ranks)

@@ -90,6 +90,27 @@ def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
         assert "rank 2 stood still or ended" in told
 
 
+def fail_here_and_there(rank: int, rendezvous: str) -> None:
+    """Between the same collectives passes fail together; elsewhere, or on one rank, they do not."""
+    group_module._FAIL_S = 1.0
+    group = TorchGroup(rank, 3, rendezvous, torch.device("cpu"), timeout_s=60.0, meeting_s=60.0)
+    try:
+        assert group.fails_together()
+        group.gather_values([rank])
+        time.sleep(0.1 * rank)
+        assert group.fails_together()
+        assert group.fails_together()
+        if rank:
+            assert not group.fails_together()
+        group.gather_values([rank])
+    finally:
+        group.close()
+
+
+def test_ranks_agree_on_passes_that_fail_at_one_place(tmp_path: Path) -> None:
+    run_ranks(fail_here_and_there, f"file://{tmp_path}/meeting", num=3)
+
+
 def stop_rank_0(rank: int, rendezvous: str, folder: str) -> None:
     """Rank 0 is stopped with all its threads, and so the rendezvous that it serves."""
     group = TorchGroup(rank, 2, rendezvous, torch.device("cpu"), timeout_s=1.0, meeting_s=60.0)

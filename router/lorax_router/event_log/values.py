@@ -51,6 +51,7 @@ LEFT_OUT = {
     (SamplingParams, "logit_bias"),
     (StoppingParams, "stop_sequences"),
     (StepOutcome, "details"),
+    (StepOutcome, "failure"),
 }
 # The core counts these, and compares their blocks by names: docs/simulator.md.
 WAYS = {

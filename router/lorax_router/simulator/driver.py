@@ -15,6 +15,7 @@ from lorax_contract.step import (
     RequestId,
     RequestSpec,
     SamplingParams,
+    StepPlan,
     StoppingParams,
 )
 from lorax_router.core.adapters.table import AdapterTable
@@ -69,6 +70,7 @@ class Simulation:
         make: makes the policy of that name.
         check_every: check the scheduler's invariants every so many steps; 0: never.
         recompute: what the scheduler takes computing tokens again for; what it learns if absent.
+        fails: whether a pass of several rows fails; None: none does.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Simulation:
         make: Callable[[str, AdapterTable], SchedulingPolicy] = make_policy,
         check_every: int = 0,
         recompute: RecomputeCost | None = None,
+        fails: Callable[[StepPlan], bool] | None = None,
     ) -> None:
         self._trace, self._server, self._policy = trace, server, policy
         self._check_every = check_every
@@ -110,7 +113,7 @@ class Simulation:
             block_move_s=server.block_move_s,
             recompute=recompute,
         )
-        self._shard = SimulatedShard(trace, server)
+        self._shard = SimulatedShard(trace, server, fails)
         self._loads = LoadLane(server, table)
         work = trace.prompts + 2.0 * trace.outputs
         compared = most_asking(trace.clients, work, len(trace.client_names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class SimulatedRow:
     """A request on the shards."""
 
     __slots__ = (
-        "adapter", "client", "context", "index", "left", "needs", "num_prompt", "rank",
+        "adapter", "client", "context", "has_left", "index", "left", "needs", "num_prompt", "rank",
     )  # fmt: skip
 
     index: int
@@ -43,15 +44,26 @@ class SimulatedRow:
     context: int
     needs: int
     left: int
+    # Whether it was in a pass that failed: steps planned before that was known pass over it.
+    has_left: bool
 
 
 class SimulatedShard:
     """Executes plans in their order; knows how long each output is.
 
     Rows are few and reused; what is kept of a request are numbers in columns.
+
+    Args:
+        fails: whether a pass of several rows fails; None: none does.
     """
 
-    def __init__(self, trace: Trace, server: SimulatedServer) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        server: SimulatedServer,
+        fails: Callable[[StepPlan], bool] | None = None,
+    ) -> None:
+        self._fails = fails
         self._clients = [int(each) for each in trace.clients]
         self._adapters = [int(each) for each in trace.adapters]
         self._prompts = [int(each) for each in trace.prompts]
@@ -88,12 +100,15 @@ class SimulatedShard:
             row.context = new.num_cached
             row.needs = row.num_prompt + len(new.output_ids) - new.num_cached
             row.left = self._outputs[index] - len(new.output_ids)
+            row.has_left = False
             entered.append(row.client)
         return gave_way, entered
 
     def execute(self, plan: StepPlan) -> ExecutedStep:
         """Compute a step; rows that ended in the one before are skipped."""
         rows = self._rows
+        if self._fails is not None and len(plan.row_ids) > 1 and self._fails(plan):
+            return self._failed(plan)
         reported: list[int] = []
         amounts: dict[int, float] = {}
         adapters = set()
@@ -102,7 +117,7 @@ class SimulatedShard:
         tokens = kv_read = token_ranks = 0
         for request, num in zip(plan.row_ids, plan.num_tokens):
             row = rows.get(request)
-            if row is None:
+            if row is None or row.has_left:
                 continue
             context = row.context
             row.context = context + num
@@ -131,6 +146,16 @@ class SimulatedShard:
         outcome = StepOutcome(plan.seq, ids, [1] * count, finish, TokenColumns(ids=[0] * count))
         work = StepWork(tokens, kv_read, nbytes, token_ranks)
         return ExecutedStep(outcome, work, amounts, reported)
+
+    def _failed(self, plan: StepPlan) -> ExecutedStep:
+        """Compute a step in vain: as far as anybody knows it takes no time."""
+        outcome = StepOutcome(plan.seq)
+        for request in plan.row_ids:
+            row = self._rows.get(request)
+            if row is not None and not row.has_left:
+                row.has_left = True
+                outcome.failed.append(request)
+        return ExecutedStep(outcome, StepWork(0, 0, 0, 0), {}, [])
 
     def _prompt_service(self, row: SimulatedRow, context: int, num: int) -> float:
         """Return what tokens of a prompt count, if they are computed for the first time."""

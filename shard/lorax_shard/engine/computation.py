@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lorax_contract.step import BlockId
+from lorax_contract.step import BlockId, RequestId
 from lorax_shard.engine.forward import PassResult, passes, run_pass
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.launched import LaunchedPass, LaunchedStep, read
 from lorax_shard.engine.outcome import OutcomeBuilder
-from lorax_shard.engine.ranks import broken_by, share_ids
+from lorax_shard.engine.ranks import broken_by, fails_everywhere, share_ids
 from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, UnreadId
 from lorax_shard.engine.self_test import self_test
@@ -62,6 +62,8 @@ class Computation:
         self._reads_at_once = reads_at_once or batch_invariant or group is not None
         # Passes whose ids are still on a device.
         self._unread: list[LaunchedPass] = []
+        # Rows that left with a failed pass while their prompt was scored, until they come back.
+        self.interrupted: dict[RequestId, Row] = {}
 
     def compute(self, work: list[RowWork], step: LaunchedStep) -> None:
         """Compute the work and add its passes to the step.
@@ -93,10 +95,10 @@ class Computation:
         _note_draft(item, num_kept, step.out)
 
     def _compute_group(self, work: list[RowWork], step: LaunchedStep) -> None:
-        """Compute rows in one forward pass; if it raises, in halves, so that the culprit is alone.
+        """Compute rows in one forward pass; if it raises, none of them was computed, and all leave.
 
-        KV writes are the same each time, and no row changes before all of its group
-        succeeded, so that a repeated pass gives the same tokens.
+        Whoever plans has them computed again, in halves, so that the culprit is alone. KV writes
+        are the same each time, and no row changes before its pass succeeded: the tokens are, too.
         """
         # To read ids may have ended some: their lines in the table of blocks are others' by now.
         work = [item for item in work if item.row.index >= 0]
@@ -106,8 +108,8 @@ class Computation:
             result = run_pass(self._model, self._batch, work)
             draws = None if self.sampler is None else draw(self.sampler, result)
         except Exception as error:
-            if self._group is not None:
-                # The others are in the middle of it; halves would be this rank's alone.
+            if self._group is not None and not fails_everywhere(self._group, error):
+                # The others are in the middle of it, or believe that it succeeded.
                 raise broken_by(self._group, error) from error
             spare = self._batch.blocks_of(work[0].row)[-1]
             self._note_failure(work, error, step.out)
@@ -117,22 +119,26 @@ class Computation:
         # Outside the handler: its exception holds the failed pass's tensors alive.
         if len(work) == 1:
             # Its last block is its own, and it needs that no more.
-            self_test(self._model, BlockId(spare), self._batch.num_blocks, self._batch.block_size)
-            return
-        middle = len(work) // 2
-        self._compute_group(work[:middle], step)
-        self._compute_group(work[middle:], step)
+            self.test_device(BlockId(spare))
+
+    def test_device(self, spare: BlockId) -> None:
+        """Compute one token alone, in a block that nobody needs; DeviceBrokenError if that fails."""
+        self_test(self._model, spare, self._batch.num_blocks, self._batch.block_size)
 
     def _note_failure(self, work: list[RowWork], error: Exception, out: OutcomeBuilder) -> None:
         """End a row whose pass failed though it was alone; of several it may be any."""
-        first = work[0].row.request_id
+        ids = [item.row.request_id for item in work]
         if len(work) == 1:
-            logger.error("request %d: the forward pass failed", first, exc_info=error)
-            out.fail(first, error, doing="the forward pass failed for this request")
-            self._batch.end(first)
+            logger.error("request %d: the forward pass failed", ids[0], exc_info=error)
+            out.fail(ids[0], error, doing="the forward pass failed for this request")
         else:
             name = type(error).__name__
-            logger.warning("a forward pass of %d rows failed (%s); trying halves", len(work), name)
+            logger.warning("a forward pass of %d rows failed (%s)", len(work), name)
+            out.fail_together(ids, error)
+        for item in work:
+            if len(work) > 1 and item.row.scores_prompt:
+                self.interrupted[item.row.request_id] = item.row
+            self._batch.end(item.row.request_id)
 
     def _book(
         self, work: list[RowWork], result: PassResult, draws: PassDraws | None, step: LaunchedStep
@@ -184,6 +190,7 @@ class Computation:
     def forget(self) -> None:
         """All rows are gone."""
         self._unread.clear()
+        self.interrupted.clear()
 
     def _end(self, row: Row) -> None:
         if self._batch.get(row.request_id) is row:

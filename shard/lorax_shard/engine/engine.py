@@ -189,6 +189,7 @@ class Engine:
         """Drop rows; those that are not here are no error."""
         for request_id in request_ids:
             self.batch.drop(request_id)
+            self.computation.interrupted.pop(request_id, None)
 
     def admit(self, new: NewRow, *, num_computed: int = 0) -> Row:
         """Take a row in, of which ``num_computed`` tokens are in the cache already.
@@ -199,6 +200,9 @@ class Engine:
         if request_id in self.batch:
             raise ValidationError(f"request {request_id} is resident already; drop it first")
         row = self._entry.row_of(new, self._adapter(new.spec.adapter), num_computed)
+        interrupted = self.computation.interrupted.pop(request_id, None)
+        if interrupted is not None and num_computed:
+            row.go_on_scoring(interrupted)
         self.batch.add(row)
         return row
 
@@ -254,10 +258,14 @@ class Engine:
         self.batch.start_step()
         if self._group is None:
             self._let_ended_go()
-        self.drop(plan.drop)
+        for request_id in plan.drop:
+            self.batch.drop(request_id)
         self._change_adapters(plan, step.out)
         for new in plan.new_rows:
             self._admit(new, step.out)
+        for request_id in plan.drop:
+            # Whoever comes back does so in the step that drops it.
+            self.computation.interrupted.pop(request_id, None)
         work = self._take_work(plan, step.out)
         if self._group is not None:
             check_same_work(self._group, plan.seq, work)

@@ -98,13 +98,22 @@ class OutcomeBuilder:
 
     def fail(self, request_id: RequestId, error: Exception, *, doing: str) -> None:
         """End a row with an error of its own; ``doing`` says what was going on."""
-        text = str(error) if isinstance(error, LoraxError) else f"{type(error).__name__}: {error}"
+        text = _words(error)
         kind = error.kind if isinstance(error, LoraxError) else GenerationError.kind
         detail = self.detail(request_id)
         detail.error_code = kind.error_type
         detail.error_text = f"{doing}: {text}"
         self._count(request_id, 0, FinishCode.ERROR)
 
+    def fail_together(self, request_ids: list[RequestId], error: Exception) -> None:
+        """Nothing of some rows was computed, since a pass failed that all of them were in."""
+        self.outcome.failed += request_ids
+        self.outcome.failure = _words(error)
+
     def detail(self, request_id: RequestId) -> RowDetail:
         """Return the detail of a row, made when it has none."""
         return self.outcome.details.setdefault(request_id, RowDetail())
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, LoraxError) else f"{type(error).__name__}: {error}"

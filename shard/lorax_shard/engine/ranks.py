@@ -72,6 +72,11 @@ def check_same_work(group: RankGroup, seq: int, work: Sequence[RowWork]) -> None
         raise GroupBrokenError(f"step {seq}: ranks {ranks} hold other rows than rank 0")
 
 
+def fails_everywhere(group: RankGroup, error: Exception) -> bool:
+    """Whether a pass failed on all ranks alike, so that none is in the middle of it."""
+    return not isinstance(error, GroupBrokenError) and group.fails_together()
+
+
 def broken_by(group: RankGroup, error: Exception) -> GroupBrokenError:
     """Return what ends all ranks when this one could not finish a forward pass."""
     if isinstance(error, GroupBrokenError):

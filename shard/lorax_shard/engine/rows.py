@@ -182,6 +182,13 @@ class Row:
             self._output, self.make_output = self.make_output(), None
         return self._output
 
+    def go_on_scoring(self, before: Row) -> None:
+        """Take over the scores of what an earlier row of the same request computed of its prompt."""
+        scores, num = before.prompt_scores, self.num_computed + 1
+        if self.prompt_scores is not None and scores is not None:
+            # Of a step that failed some passes may have succeeded.
+            self.prompt_scores = PromptScores(scores.logprobs[:num], scores.alternatives[:num])
+
     def append(self, token_id: int) -> None:
         """Add one sampled id."""
         end = self.num_tokens

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _BLAME_S = 2.0
 # How long the rendezvous may take to answer beyond that.
 _ANSWER_S = 5.0
+# How long a rank whose pass failed leaves the others to say that theirs did as well.
+_FAIL_S = 5.0
 
 
 class GroupBrokenError(Exception):
@@ -52,6 +54,12 @@ class RankGroup(Protocol):
 
     def gather_values(self, values: Sequence[int]) -> list[list[int]]:
         """Return what each rank gave, by rank; all give as many."""
+
+    def fails_together(self) -> bool:
+        """Whether the pass of each rank failed at this very place, so that all can go on.
+
+        Asked after a failed pass only, and never by way of a collective: others may be in one.
+        """
 
     def wait_for_all(self, what: str, timeout_s: float) -> None:
         """Wait until every rank has come to the place named; StartupError names the others."""
@@ -84,6 +92,8 @@ class TorchGroup:
         self._device = device
         self._timeout_s = timeout_s
         self._where = rendezvous
+        # Collectives that were begun, and passes that failed: where this rank stands.
+        self._num_begun = self._num_failures = 0
         try:
             # A store of our own: groups side by side on one host have nothing in common.
             self._store = _store(rendezvous, rank, world_size, meeting_s)
@@ -136,11 +146,18 @@ class TorchGroup:
         self._together(lambda: distributed.all_gather(parts, own))
         return [part.tolist() for part in parts]
 
+    def fails_together(self) -> bool:
+        """Whether each rank says so, of one place between two collectives."""
+        self._num_failures += 1
+        place = f"failed/{self._num_failures}/{self._num_begun}"
+        return not self._ask(lambda: self._missing_after(place, _FAIL_S), _FAIL_S, [self.rank])
+
     def close(self) -> None:
         """Leave the group."""
         distributed.destroy_process_group()
 
     def _together(self, collective: Callable[[], Any]) -> None:
+        self._num_begun += 1
         try:
             collective()
         except RuntimeError as error:
@@ -163,30 +180,38 @@ class TorchGroup:
         ) from error
 
     def _silent_ranks(self) -> list[int]:
-        """Return the ranks that do not say that they wait.
+        """Return the ranks that do not say that they wait."""
+        # The rendezvous is rank 0's; in a file it always answers.
+        return self._ask(lambda: self._missing_after("waited", _BLAME_S), _BLAME_S, [0])
 
-        Over TCP the rendezvous is rank 0's: when that stands still, a question to it is never
-        answered, whatever timeout the store has.
+    def _ask(
+        self, question: Callable[[], list[int]], timeout_s: float, otherwise: list[int]
+    ) -> list[int]:
+        """Ask the rendezvous, and return ``otherwise`` if it does not answer.
+
+        Over TCP it is rank 0's: when that stands still, a question to it is never answered,
+        whatever timeout the store has.
         """
         found: list[list[int]] = []
-        asking = threading.Thread(target=lambda: found.append(self._ask_who_waits()), daemon=True)
-        asking.start()
-        asking.join(_BLAME_S + _ANSWER_S)
-        return found[0] if found else [0]
 
-    def _ask_who_waits(self) -> list[int]:
-        try:
-            self._store.set(f"waited/{self.rank}", "")
-            deadline = time.monotonic() + _BLAME_S
-            while True:
-                silent = self._missing("waited")
-                if not silent or time.monotonic() > deadline:
-                    return silent
-                time.sleep(0.05)
-        except RuntimeError:
-            logger.debug("the rendezvous does not answer", exc_info=True)
-            # It is rank 0's; in a file it always answers.
-            return [0]
+        def ask() -> None:
+            try:
+                found.append(question())
+            except RuntimeError:
+                logger.debug("the rendezvous does not answer", exc_info=True)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(timeout_s + _ANSWER_S)
+        return found[0] if found else otherwise
+
+    def _missing_after(self, place: str, timeout_s: float) -> list[int]:
+        """Say that this rank came to a place, and return those that do not say so in time."""
+        self._store.set(f"{place}/{self.rank}", "")
+        deadline = time.monotonic() + timeout_s
+        while (missing := self._missing(place)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return missing
 
     def _wait_for_all(self, what: str, timeout_s: float) -> None:
         self._store.set(f"{what}/{self.rank}", "")

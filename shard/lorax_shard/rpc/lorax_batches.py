@@ -291,6 +291,14 @@ class LoraxBatches:
         self, batch: _CachedBatch, plan: StepPlan, prefilled: set[RequestId]
     ) -> Iterator[pb.Generation]:
         outcome = self._engine.step(plan)
+        if outcome.failed:
+            self._engine.drop(list(batch.members))
+            # Nobody will find out which row is to blame: it may be none.
+            self._engine.computation.test_device(self._free_blocks(1)[0])
+            raise GenerationError(
+                f"the forward pass failed for these {len(outcome.failed)} requests together: "
+                f"{outcome.failure}; send them one by one"
+            )
         for request_id, finish in zip(outcome.row_ids, outcome.finish, strict=True):
             if finish == FinishCode.ERROR:
                 detail = outcome.details.get(request_id)

@@ -167,7 +167,7 @@ def test_whatever_fails_each_row_has_its_tokens_or_its_error(
 ) -> None:
     """Passes fail at random and with some rows always, in a pool that is too small for all."""
     num_failed = num_preempted = 0
-    for seed in range(6):
+    for seed in range(3):
         rng = random.Random(f"{seed} {depth} {policy}")
         world = SwapWorld(
             14, num_host_blocks=num_host_blocks, depth=depth, max_rows=6,
@@ -184,7 +184,7 @@ def test_whatever_fails_each_row_has_its_tokens_or_its_error(
         world.finish()
         num_failed += len(world.failed)
         num_preempted += world.scheduler.stats().num_preemptions
-    assert num_failed > 50
+    assert num_failed > 25
     assert num_preempted > 0 or policy == "lorax"
 
 

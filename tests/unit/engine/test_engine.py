@@ -132,7 +132,6 @@ def test_ended_rows_are_forgotten_in_time():
         (new_row(9, PROMPT), (9, 7, [8, 64]), "outside the pool"),
         (new_row(9, [1, 384]), (9, 2, [8]), "vocabulary"),
         (new_row(9, []), (9, 1, [8]), "empty"),
-        (new_row(9, [1, POISON_ID, 2]), (9, 3, [8]), "poison"),
         (new_row(9, [1, NAN_ID]), (9, 2, [8]), "finite"),
     ],
 )
@@ -152,28 +151,68 @@ def test_a_bad_row_fails_alone(row, work, words):
     assert sorted(outcome.row_ids) == [1, 2]
 
 
-def test_several_poisoned_rows_fail_and_the_others_go_on():
+def test_of_a_pass_that_fails_nothing_is_told_and_its_rows_leave():
     engine = make_engine()
     rows = [new_row(i, [i, POISON_ID if i in (2, 5) else 3, i + 1]) for i in range(1, 8)]
     outcome = engine.step(make_plan(1, [(i, 3, [2 * i, 2 * i + 1]) for i in range(1, 8)], new=rows))
-    failed = {i for i in range(1, 8) if tokens_of(outcome, i)[1] == FinishCode.ERROR}
-    assert failed == {2, 5}
-    for i in {1, 3, 4, 6, 7}:
-        assert tokens_of(outcome, i)[0] == expected_tokens([i, 3, i + 1], 1)
+    assert not outcome.row_ids
+    assert sorted(outcome.failed) == list(range(1, 8))
+    assert outcome.failure == "RuntimeError: poison"
+    assert len(engine.batch) == 0
+    # A step that was planned before that was known passes over them.
+    outcome = engine.step(make_plan(2, [(i, 1, []) for i in range(1, 8)]))
+    assert outcome.row_ids == outcome.failed == []
+
+
+def test_rows_of_a_failed_pass_come_back_with_what_was_computed_before():
+    engine = make_engine()
+    good = new_row(1, PROMPT)
+    tokens = tokens_of(engine.step(make_plan(1, [(1, 7, [1, 2, 3])], new=[good])), 1)[0]
+    bad = new_row(9, [1, POISON_ID, 2])
+    outcome = engine.step(make_plan(2, [(1, 1, []), (9, 3, [8])], new=[bad]))
+    assert outcome.failed == [1, 9]
+    again = NewRow(good.spec, tokens, 7)
+    plan = make_plan(3, [(1, 1, [1, 2, 3])], new=[again], drop=[1])
+    tokens += tokens_of(engine.step(plan), 1)[0]
+    outcome = engine.step(make_plan(4, [(9, 3, [8])], new=[bad], drop=[9]))
+    assert tokens_of(outcome, 9) == ([], FinishCode.ERROR)
+    assert "the forward pass failed for this request" in outcome.details[9].error_text
+    assert tokens + decode(engine, 1, 2) == expected_tokens(PROMPT, 4)
+
+
+@pytest.mark.parametrize("num_before", [0, 2, 3])
+def test_a_prompt_is_scored_whole_though_a_pass_with_a_part_of_it_failed(monkeypatch, num_before):
+    """Of its step one pass succeeds, the second one, which another row is in too, does not."""
+    scored = new_row(1, PROMPT, prompt_logprobs=True, num_prompt_alternatives=2)
+    whole = make_engine().step(make_plan(1, [(1, 7, [1, 2])], new=[scored]))
+    engine = make_engine()
+    if num_before:
+        engine.step(make_plan(1, [(1, num_before, [1, 2])], new=[scored]))
+    monkeypatch.setattr(forward, "MAX_PROMPT_LOGITS", 6 - num_before)
+    other = new_row(9, [POISON_ID, *OTHER], prompt_logprobs=True)
+    new, blocks = ([other], []) if num_before else ([scored, other], [1, 2])
+    outcome = engine.step(make_plan(2, [(1, 7 - num_before, blocks), (9, 4, [8])], new=new))
+    assert outcome.failed == [1, 9]
+    assert [lens[0] for lens in engine.model.passes[-2:]] == [6 - num_before, 1]
+    again = NewRow(scored.spec, (), num_before)
+    plan = make_plan(3, [(1, 7 - num_before, [1, 2])], new=[again], drop=[1])
+    outcome = engine.step(plan)
+    assert repr(outcome.details[1]) == repr(whole.details[1])
+    assert tokens_of(outcome, 1) == tokens_of(whole, 1)
+    # Whoever does not come back is forgotten.
+    engine.step(make_plan(4, [(1, 1, [])], drop=[9]))
+    assert not engine.computation.interrupted
 
 
 def test_a_device_that_fails_at_a_trivial_pass_too_is_said_to_be_broken(monkeypatch):
-    """The first row that fails alone has not the blame, and the others do not follow it."""
+    """A row that fails alone has not the blame, and the others do not follow it."""
     engine = make_engine()
-    good = new_row(1, PROMPT)
-    engine.step(make_plan(1, [(1, 7, [1, 2])], new=[good]))
 
     def broken(*_args, **_named):
         raise RuntimeError("unspecified launch failure")
 
     monkeypatch.setattr(engine.model, "forward", broken)
-    rows = [new_row(number, OTHER) for number in (2, 3)]
-    plan = make_plan(2, [(1, 1, []), (2, 3, [3]), (3, 3, [4])], new=rows)
+    plan = make_plan(2, [(2, 3, [3])], new=[new_row(2, OTHER)])
     with pytest.raises(DeviceBrokenError, match="unspecified launch failure"):
         engine.step(plan)
 
@@ -182,10 +221,10 @@ def test_the_self_test_after_a_failed_row_leaves_other_rows_as_they_were():
     engine = make_engine()
     rows = [new_row(1, PROMPT, max_new_tokens=6), new_row(2, [1, POISON_ID, 2, *OTHER])]
     outcomes = [engine.step(make_plan(1, [(1, 7, [1, 2, 3])], new=rows[:1]))]
-    outcomes += [engine.step(make_plan(2, [(1, 1, []), (2, 6, [8, 9])], new=rows[1:]))]
+    outcomes += [engine.step(make_plan(2, [(2, 6, [8, 9])], new=rows[1:]))]
     # One trivial pass, of one token, after the row that failed alone.
     assert engine.model.passes[-1] == [1]
-    outcomes += [engine.step(make_plan(seq, [(1, 1, [])])) for seq in range(3, 7)]
+    outcomes += [engine.step(make_plan(seq, [(1, 1, [])])) for seq in range(3, 8)]
     tokens = [token for outcome in outcomes for token in tokens_of(outcome, 1)[0]]
     assert tokens == expected_tokens(PROMPT, 6)
 

@@ -166,6 +166,9 @@ class Values:
             tokens=self.columns(sum(counts)),
             details={row: self.detail() for row in row_ids if self.flag()},
             inactive={self.id32(): self.text() for _ in range(self.rng.randint(0, 2))},
+            num_drafted=self.id32(),
+            failed=self.some(self.id64),
+            failure=self.text(),
             forward_ns=self.id64(),
             total_ns=self.id64(),
         )

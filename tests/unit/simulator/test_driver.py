@@ -134,6 +134,21 @@ def test_every_request_is_served_and_counted_once(policy: str, depth: int) -> No
     assert min(run.token_gaps) > 0
 
 
+@pytest.mark.parametrize("policy", SCHEDULING_POLICIES)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_every_request_is_served_though_passes_fail(policy: str, depth: int) -> None:
+    """Each third, with preemptions and adapters that have to take turns."""
+    server = replace(SLOW, depth=depth, max_step_tokens=64, max_rows=16)
+    trace = make_workload("slora:s2,n=5,rate=4,duration=10,prompt=1-100,output=1-60")
+    run = Simulation(
+        trace, server, policy, check_every=1, fails=lambda plan: plan.seq % 3 == 0
+    ).run()  # fmt: skip
+    assert not np.isnan(run.ended_at).any()
+    asked = np.bincount(trace.clients, weights=trace.prompts + 2 * trace.outputs)
+    assert run.meter.service == asked.tolist()
+    assert len(run.token_gaps) == trace.outputs.sum() - len(trace)
+
+
 def test_nothing_is_computed_again_where_nobody_gives_way() -> None:
     trace = make_workload("slora:s1,n=5,rate=1,duration=30,prompt=1-20,output=1-20")
     run = simulate(trace, PRESETS["llama-2-7b-a10g"])

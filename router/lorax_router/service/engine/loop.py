@@ -292,6 +292,11 @@ class EngineLoop:
         self._sent.popleft()
         for handle, text in outcome.inactive.items():
             logger.warning("adapter %d did not take effect: %s", handle, text)
+        if outcome.failed:
+            logger.warning(
+                "step %d: a pass failed (%s); its %d rows are computed again, in halves",
+                outcome.seq, outcome.failure, len(outcome.failed),
+            )  # fmt: skip
         received_at = perf_counter()
         accepted = self._scheduler.apply(outcome, self._clock())
         self._send_plans()

@@ -93,38 +93,32 @@ class FakeBatch:
         for copy in plan.copies:
             self.memory.copy(copy)
         rows = self._grant(plan)
-        if not self._forward(outcome, plan, rows, harmful):
-            return outcome
-        for request_id, num, row in zip(plan.row_ids, plan.num_tokens, rows, strict=True):
-            if row.finished:
-                continue
-            if request_id in failing:
-                self._fail(outcome, request_id, row, failing[request_id])
-            elif row.spec.adapter in self._inactive:
-                self._fail(outcome, request_id, row, self._inactive[row.spec.adapter])
-            else:
-                self._compute(outcome, request_id, row, num)
-        return outcome
-
-    def _forward(
-        self, outcome: StepOutcome, plan: StepPlan, rows: list[_Row], harmful: Collection[RequestId]
-    ) -> bool:
-        """Return whether the pass succeeds; if not, its rows leave, and one alone is to blame."""
+        for request_id, row in zip(plan.row_ids, rows, strict=True):
+            why = failing.get(request_id) or self._inactive.get(row.spec.adapter)
+            if why is not None and not row.finished:
+                self._fail(outcome, request_id, row, why)
         computed = [
-            (request_id, row)
-            for request_id, row in zip(plan.row_ids, rows, strict=True)
+            (request_id, num, row)
+            for request_id, num, row in zip(plan.row_ids, plan.num_tokens, rows, strict=True)
             if not row.finished
         ]
-        if all(request_id not in harmful for request_id, _ in computed):
-            return True
-        if len(computed) == 1:
-            self._fail(outcome, *computed[0], "the forward pass failed for this request")
-            return False
-        for request_id, row in computed:
+        if any(request_id in harmful for request_id, _, _ in computed):
+            self._fail_pass(outcome, {request_id: row for request_id, _, row in computed})
+            return outcome
+        for request_id, num, row in computed:
+            self._compute(outcome, request_id, row, num)
+        return outcome
+
+    def _fail_pass(self, outcome: StepOutcome, rows: Mapping[RequestId, _Row]) -> None:
+        """Let a pass fail: its rows leave, and one that is alone is to blame."""
+        if len(rows) == 1:
+            for request_id, row in rows.items():
+                self._fail(outcome, request_id, row, "the forward pass failed for this request")
+            return
+        outcome.failure = "planted"
+        for request_id, row in rows.items():
             outcome.failed.append(request_id)
             self._end(row)
-        outcome.failure = "planted"
-        return False
 
     def _drop(self, request_id: RequestId) -> None:
         row = self._rows.pop(request_id, None)
