@@ -92,7 +92,7 @@ def test_a_named_backend_that_cannot_compute_a_layer_is_refused() -> None:
 def test_gpu_backends_say_that_they_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it computes on a GPU, not on cpu" in str(refusal("flash"))
     # What kernels are is settled when they are imported: as the others in this process need them.
-    refusal("triton")
+    registry.probe("triton", CPU, torch.float32)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "it computes on a GPU, not on cpu" in str(refusal("triton"))
 
