@@ -22,21 +22,26 @@ namespace {
 void penalize(const Row& row, float* scores, int64_t vocab_size) {
     thread_local std::vector<int32_t> counts;
     if (int64_t(counts.size()) < vocab_size) counts.resize(vocab_size);
-    const auto each_known = [&](int64_t from, const auto& call) {
-        for (int64_t i = from; i < row.num_ids; ++i)
-            if (row.ids[i] >= 0 && row.ids[i] < vocab_size) call(row.ids[i]);
+    const auto each_known = [&](const int64_t* ids, int64_t n, const auto& call) {
+        for (int64_t i = 0; i < n; ++i)
+            if (ids[i] >= 0 && ids[i] < vocab_size) call(ids[i]);
+    };
+    const auto each_output = [&](const auto& call) { each_known(row.output_ids, row.num_output, call); };
+    const auto each = [&](const auto& call) {
+        each_known(row.prompt_ids, row.num_prompt, call);
+        each_output(call);
     };
     if (row.repetition != 1.0) {
         const float penalty = float(row.repetition);
-        each_known(0, [&](int64_t id) {
+        each([&](int64_t id) {
             if (counts[id]++) return;
             scores[id] = scores[id] < 0 ? scores[id] * penalty : scores[id] / penalty;
         });
-        each_known(0, [&](int64_t id) { counts[id] = 0; });
+        each([&](int64_t id) { counts[id] = 0; });
     }
     if (row.frequency != 0.0 || row.presence != 0.0) {
-        each_known(row.num_prompt, [&](int64_t id) { ++counts[id]; });
-        each_known(row.num_prompt, [&](int64_t id) {
+        each_output([&](int64_t id) { ++counts[id]; });
+        each_output([&](int64_t id) {
             if (!counts[id]) return;
             // Rounded before the sum, as the specification does.
             volatile const double amount = counts[id] * row.frequency;
@@ -53,7 +58,7 @@ void adjust(const Row& row, float* scores, int64_t vocab_size, double delta) {
     if (row.preferred)
         for (int64_t i = 0; i < vocab_size; ++i)
             scores[i] += float(row.preferred[i / 8] >> (7 - i % 8) & 1) * float(delta);
-    if (row.ids) penalize(row, scores, vocab_size);
+    if (row.prompt_ids) penalize(row, scores, vocab_size);
 }
 
 // The maximum goes first: a tiny temperature cannot overflow then.
@@ -70,7 +75,7 @@ void prepare(const Batch& batch, const Row& row) {
     const float* logits = batch.logits + row.source * batch.stride;
     const float* scores = logits;
     float* line = batch.lines + row.line * vocab_size;
-    if (row.num_edits || row.preferred || row.ids) {
+    if (row.num_edits || row.preferred || row.prompt_ids) {
         std::memcpy(line, logits, vocab_size * sizeof(float));
         adjust(row, line, vocab_size, batch.delta);
         scores = line;

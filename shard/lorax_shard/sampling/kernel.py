@@ -85,11 +85,8 @@ class DrawKernel:
         library, reason = _library()
         assert library is not None, reason  # whoever makes this asks first
         vocab_size = logits.shape[1]
-        # What the table points to, kept as long as it does.
-        held: list[object] = []
-        table, num_lines = make_table(
-            rows, settings, vocab_size, watermark, lambda values: _address(values, held)
-        )
+        places = _HostPlaces()
+        table, num_lines = make_table(rows, settings, vocab_size, watermark, places)
         lines, probs = self._memory(num_lines, vocab_size)
         most = most_alternatives(rows)
         ids = np.full(len(rows), NO_TOKEN, dtype=np.int64)
@@ -125,10 +122,19 @@ class DrawKernel:
         return self._lines[:size].view(shape), self._probs[:size].view(shape)
 
 
-def _address(values: NDArray[Any], held: list[object]) -> int:
-    values = np.ascontiguousarray(values)
-    held.append(values)
-    return int(values.__array_interface__["data"][0])
+class _HostPlaces:
+    """Arrays that a table points to, kept as long as it does; implements Places."""
+
+    def __init__(self) -> None:
+        self._held: list[object] = []
+
+    def place(self, values: NDArray[Any]) -> int:
+        """Return where an array is."""
+        values = np.ascontiguousarray(values)
+        self._held.append(values)
+        return int(values.__array_interface__["data"][0])
+
+    place_prompt = place
 
 
 @functools.cache

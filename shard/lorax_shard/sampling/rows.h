@@ -16,8 +16,10 @@ struct Row {
     int64_t top_k;       // 0: all
     double top_p, typical_p, min_p;
     double repetition, frequency, presence;
-    const int64_t* ids;  // prompt, then output; null without penalties
-    int64_t num_prompt, num_ids;
+    const int64_t* prompt_ids;  // null without penalties
+    int64_t num_prompt;
+    const int64_t* output_ids;  // like those
+    int64_t num_output;
     const int64_t* edit_ids;
     const float* edit_values;
     int64_t num_edits;

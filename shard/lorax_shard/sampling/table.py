@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,22 @@ ROW = np.dtype(
         ("source", "i8"), ("line", "i8"), ("raw_line", "i8"),
         ("temperature", "f8"), ("top_k", "i8"), ("top_p", "f8"), ("typical_p", "f8"), ("min_p", "f8"),
         ("repetition", "f8"), ("frequency", "f8"), ("presence", "f8"),
-        ("ids", "i8"), ("num_prompt", "i8"), ("num_ids", "i8"),
+        ("prompt_ids", "i8"), ("num_prompt", "i8"), ("output_ids", "i8"), ("num_output", "i8"),
         ("edit_ids", "i8"), ("edit_values", "i8"), ("num_edits", "i8"), ("preferred", "i8"),
         ("seed", "u8"), ("position", "u8"), ("num_alternatives", "i8"),
     ]
 )  # fmt: skip
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
-# Takes an array; returns where a kernel finds it.
-Places = Callable[[NDArray[Any]], int]
+
+class Places(Protocol):
+    """Says where kernels find arrays."""
+
+    def place(self, values: NDArray[Any]) -> int:
+        """Return the address of an array that is this step's."""
+
+    def place_prompt(self, ids: NDArray[np.int64]) -> int:
+        """Return the address of a row's prompt, which stays as it is, and where it is."""
 
 
 class RowSettings(NamedTuple):
@@ -73,12 +80,13 @@ def make_table(
     table = np.frombuffer(bytearray().join([each.record for each in settings]), dtype=ROW)
     table["source"] = table["line"] = np.arange(len(rows))
     table["num_prompt"] = [row.num_prompt_tokens for row in rows]
-    table["num_ids"] = table["position"] = [row.num_tokens for row in rows]
+    table["position"] = [row.num_tokens for row in rows]
+    table["num_output"] = table["position"].astype(np.int64) - table["num_prompt"]
     num_lines = len(rows)
     for index, (row, each) in enumerate(zip(rows, settings, strict=True)):
         if (edits := row.edits) is not None:
-            table["edit_ids"][index] = places(edits.ids)
-            table["edit_values"][index] = places(edits.values)
+            table["edit_ids"][index] = places.place(edits.ids)
+            table["edit_values"][index] = places.place(edits.values)
             table["num_edits"][index] = len(edits.ids)
         if each.is_plain:
             continue
@@ -86,10 +94,12 @@ def make_table(
             table["raw_line"][index] = num_lines
             num_lines += 1
         if each.has_penalty:
-            table["ids"][index] = places(row.token_ids)
+            ids, num_prompt = row.token_ids, row.num_prompt_tokens
+            table["prompt_ids"][index] = places.place_prompt(ids[:num_prompt])
+            table["output_ids"][index] = places.place(ids[num_prompt:])
         if row.params.watermark:
             preferred = watermark.packed(int(row.token_ids[-1]), vocab_size)
-            table["preferred"][index] = places(preferred)
+            table["preferred"][index] = places.place(preferred)
     return table, num_lines
 
 

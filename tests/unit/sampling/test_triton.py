@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers.mixes import peaked_logits, random_rows
@@ -25,6 +26,7 @@ if torch.cuda.is_available():
 
 from lorax_shard.sampling.triton import trial
 from lorax_shard.sampling.triton.backend import TritonDraws
+from lorax_shard.sampling.triton.upload import KeptPrompts
 
 # Tiny temperatures and logits that are not finite: rightly so.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -120,6 +122,36 @@ def test_many_tokens_so_far_count_as_often_as_they_came() -> None:
     ids = [number**2 % 37 for number in range(700)]
     rows = [make_row(ids[:300], ids[300:], do_sample=each, **PENALTIES) for each in (False, True)]
     compare(random_logits(2, 300, seed=31), rows)
+
+
+def test_uploads_do_not_grow_with_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie on the device from the first draw on: a prompt stays as it is."""
+    sizes, copy = [], torch.Tensor.copy_
+
+    def noting(self: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        if isinstance(args[0], torch.Tensor) and self.dtype is torch.uint8:
+            sizes.append(self.nbytes)
+        return copy(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", noting)
+    rows = [make_row([1, 2] * length, [3, 4], do_sample=True, **PENALTIES) for length in (1, 9000)]
+    for row in rows:
+        compare(random_logits(1, 40, seed=34), [row])
+    assert len(sizes) == 2
+    assert sizes[0] == sizes[1]
+
+
+def test_prompts_that_are_kept_are_bounded_and_are_those_that_were_given() -> None:
+    kept = KeptPrompts(max_bytes=4000)
+    prompts = [np.arange(number, number + 300) for number in range(8)]
+    for prompt in prompts:
+        found = kept.find(prompt, CPU)
+        assert found is not None
+        assert kept.find(prompt, CPU) is found
+        assert found.tolist() == prompt.tolist()
+    assert kept.find(prompts[0].copy(), CPU) is not kept.find(prompts[0], CPU)
+    assert kept.find(np.arange(2000), CPU) is None
+    assert kept.nbytes <= 4000
 
 
 def test_logits_lie_wherever_they_do_and_stay_as_they_are() -> None:

@@ -27,15 +27,13 @@ from lorax_shard.sampling.sampled import (
 from lorax_shard.sampling.scores import SamplerRow
 from lorax_shard.sampling.table import ROW, KnownSettings, RowSettings, make_table
 from lorax_shard.sampling.triton import choice, limits, scores
+from lorax_shard.sampling.triton.upload import KeptPrompts, Upload
 from lorax_shard.sampling.watermark import Watermark
 
 # Sums and products are rounded one by one, as in the specification.
 _OPTIONS: dict[str, Any] = {"num_warps": 16, "num_stages": 1, "enable_fp_fusion": False}
 # Numbers that are read at once.
 _VECTOR = 4
-# Beginnings of what is uploaded are multiples of it.
-_ALIGNMENT = 16
-_ADDRESSES = ("ids", "edit_ids", "edit_values", "preferred")
 _MASKED = -2
 
 # Legend: S sampled rows, L softmaxes, V vocabulary, A alternatives.
@@ -51,6 +49,7 @@ class TritonDraws:
 
     def __init__(self, block: int = 4096, capacity: int = 8192) -> None:
         self._settings = KnownSettings()
+        self._prompts = KeptPrompts()
         self._block, self._capacity = block, capacity
 
     def __call__(
@@ -63,7 +62,8 @@ class TritonDraws:
         if logits.dtype is not torch.float32 or logits.stride(1) != 1:
             logits = logits.float().contiguous()
         settings = self._settings.of(rows)
-        batch = _upload(rows, settings, logits, watermark)
+        upload = Upload(self._prompts, logits.device)
+        batch = _make_batch(rows, settings, logits.shape[1], watermark, upload)
         ids, found = self._launch(logits, batch, settings, watermark.delta)
         understand = functools.partial(_tokens, batch.is_line, batch.num_alternatives)
         return DeviceTokens(ids, found, understand)
@@ -122,10 +122,9 @@ class TritonDraws:
 
 
 class _Batch(NamedTuple):
-    """What the kernels are told of rows, on the device."""
+    """What the kernels are told of rows, and what is done with what they find."""
 
-    memory: torch.Tensor
-    # L lines within it.
+    # L lines on the device, within what was uploaded with it.
     table: torch.Tensor
     num_lines: int
     # Whether what is reported of a row is read from a line, not from what is drawn from.
@@ -133,46 +132,14 @@ class _Batch(NamedTuple):
     num_alternatives: list[int]
 
 
-class _Upload:
-    """Arrays that go to a device in one copy."""
-
-    def __init__(self) -> None:
-        # An address of 0 says that there is nothing.
-        self._size = _ALIGNMENT
-        self._parts: list[tuple[int, NDArray[Any]]] = []
-
-    def place(self, values: NDArray[Any]) -> int:
-        """Return where an array will be, from the beginning on; ids as int32."""
-        if values.dtype == np.int64:
-            values = values.astype(np.int32)
-        start = self._size
-        self._parts.append((start, values))
-        self._size = start + -(-values.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return start
-
-    def send(self, table: NDArray[np.void], device: torch.device) -> tuple[torch.Tensor, int]:
-        """Return all of it on the device, and where the table begins: addresses are true there."""
-        start = self.place(table)
-        memory = torch.empty(self._size, dtype=torch.uint8, device=device)
-        for name in _ADDRESSES:
-            column = table[name]
-            column[column > 0] += memory.data_ptr()
-        host = torch.empty(self._size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        octets = host.numpy()
-        for first, values in self._parts:
-            octets[first : first + values.nbytes] = np.ascontiguousarray(values).view(np.uint8)
-        memory.copy_(host, non_blocking=True)
-        return memory, start
-
-
-def _upload(
+def _make_batch(
     rows: Sequence[SamplerRow],
     settings: Sequence[RowSettings],
-    logits: torch.Tensor,
+    vocab_size: int,
     watermark: Watermark,
+    upload: Upload,
 ) -> _Batch:
-    upload = _Upload()
-    table, num_lines = make_table(rows, settings, logits.shape[1], watermark, upload.place)
+    table, num_lines = make_table(rows, settings, vocab_size, watermark, upload)
     is_line = (table["temperature"] <= 0) | (table["raw_line"] >= 0)
     num_alternatives = table["num_alternatives"].tolist()
     if num_lines > len(rows):
@@ -180,8 +147,7 @@ def _upload(
         plain["raw_line"] = -1
         plain["source"] = np.flatnonzero(table["raw_line"] >= 0)
         table = np.concatenate([table, plain])
-    memory, start = upload.send(table, logits.device)
-    return _Batch(memory, memory[start:].view(torch.int64), num_lines, is_line, num_alternatives)
+    return _Batch(upload.send(table), num_lines, is_line, num_alternatives)
 
 
 def _tokens(

@@ -15,7 +15,7 @@ from lorax_shard.sampling.triton.rows import (
     real,
     weight_of,
 )
-from lorax_shard.sampling.triton.search import BITS, STORED, reach
+from lorax_shard.sampling.triton.search import BITS, STORED, gather, reach
 
 # The whole number that stands for 1 in terms of an entropy.
 _ENTROPY_ONE = tl.constexpr(2.0**48)
@@ -51,14 +51,26 @@ def keep_top(
         values = probs + tl.multiple_of(line * line_stride, line_unit)
         end = tl.load(values + likeliest) + 1
         least = tl.zeros_like(end)
+        few = candidates + line * 2 * capacity
+        # What the second search reads: the few tokens that top_k leaves, if they are few.
+        keys, num = values.to(tl.int64), line_stride
         # One search for both, so that it is compiled once.
         for step in range(2):
             if tl.where(step == 0, has_k, has_p):
+                source = tl.multiple_of(keys.to(tl.pointer_type(tl.int32)), 4 * line_unit)
                 least, above, num_above, num_from, _, wanted = reach(
-                    values, values, line_stride, least, end, top_p,
-                    tl.where(step == 0, top_k, 0), own, False,
-                    candidates + line * 2 * capacity, capacity, BITS, block, line_unit,
+                    source, source, num, least, end, top_p, tl.where(step == 0, top_k, 0), own,
+                    False, few, capacity, BITS, block, line_unit,
                 )  # fmt: skip
+                if (step == 0) & has_p & (num_from <= capacity - line_unit):
+                    gather(
+                        values, values, line_stride, least, end, own, False, few + capacity,
+                        capacity, BITS, block, line_unit,
+                    )  # fmt: skip
+                    keys, num = (
+                        (few + capacity).to(tl.int64),
+                        _padded(few + capacity, num_from, line_unit),
+                    )
                 if step == 1:
                     # Of several tokens as likely as the last one, the lowest ids fill what is left.
                     each = weight_of(least)
@@ -68,6 +80,15 @@ def keep_top(
                         tl.store(own + rows.TIE, least)
                         tl.store(own + rows.LAST, last)
         tl.store(own + rows.LEAST, least)
+
+
+@triton.jit
+def _padded(keys: tl.tensor, num: tl.tensor, unit: tl.constexpr) -> tl.tensor:
+    """Fill keys up to a multiple of a unit with such as are left out; return how many they are then."""
+    for place in range(num, (num + unit - 1) // unit * unit):
+        tl.store(keys + place, -1)
+    tl.debug_barrier()
+    return (num + unit - 1) // unit * unit
 
 
 @triton.jit

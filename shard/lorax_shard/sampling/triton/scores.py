@@ -43,11 +43,12 @@ def prepare(
     source = tl.multiple_of(source.to(tl.pointer_type(tl.float32)), 4 * unit)
     out = lines + tl.multiple_of(line * line_stride, line_unit)
     count = counts + tl.multiple_of(line * line_stride, line_unit)
-    ids, preferred = tl.load(row + rows.IDS), tl.load(row + rows.PREFERRED)
-    num_edits = tl.load(row + rows.NUM_EDITS)
-    is_adjusted = (ids != 0) | (preferred != 0) | (num_edits > 0)
+    has_penalty = tl.load(row + rows.PROMPT_IDS) != 0
+    is_adjusted = (tl.load(row + rows.PREFERRED) != 0) | (tl.load(row + rows.NUM_EDITS) > 0)
+    is_adjusted |= has_penalty
     if is_adjusted:
-        _note_ids(row, ids, count, vocab_size, block, line_unit)
+        if has_penalty:
+            _note_ids(row, count, vocab_size, block, line_unit)
         _adjust(row, source, out, count, delta, vocab_size, block, unit, line_unit)
     scores = tl.where(is_adjusted, out.to(tl.int64), source.to(tl.int64))
     scores = tl.multiple_of(scores.to(tl.pointer_type(tl.float32)), 4 * unit)
@@ -104,7 +105,6 @@ def _load(
 @triton.jit
 def _note_ids(
     row: tl.tensor,
-    ids: tl.tensor,
     count: tl.tensor,
     vocab_size: tl.tensor,
     block: tl.constexpr,
@@ -112,22 +112,23 @@ def _note_ids(
 ) -> None:
     """Count a row's tokens so far; ids that the head cannot produce are none."""
     lane = tl.arange(0, block)
-    if ids != 0:
-        end = (vocab_size + line_unit - 1) // line_unit * line_unit
-        for start in range(0, vocab_size, block):
-            is_one = tl.max_constancy(start + lane < end, line_unit)
-            tl.store(count + start + lane, tl.zeros((block,), dtype=tl.int32), mask=is_one)
-        tl.debug_barrier()
-        at = ids.to(tl.pointer_type(tl.int32))
-        num_ids = tl.load(row + rows.NUM_IDS).to(tl.int32)
-        num_prompt = tl.load(row + rows.NUM_PROMPT)
-        for start in range(0, num_ids, block):
-            index = start + lane
-            token = tl.load(at + index, mask=index < num_ids, other=-1)
-            is_known = (token >= 0) & (token < vocab_size)
-            is_prompt = index < num_prompt
-            tl.atomic_or(count + token, _SEEN, mask=is_known & is_prompt, sem="relaxed")
-            tl.atomic_add(count + token, 1, mask=is_known & (index >= num_prompt), sem="relaxed")
+    end = (vocab_size + line_unit - 1) // line_unit * line_unit
+    for start in range(0, vocab_size, block):
+        is_one = tl.max_constancy(start + lane < end, line_unit)
+        tl.store(count + start + lane, tl.zeros((block,), dtype=tl.int32), mask=is_one)
+    tl.debug_barrier()
+    prompt_ids = tl.load(row + rows.PROMPT_IDS).to(tl.pointer_type(tl.int32))
+    num_prompt = tl.load(row + rows.NUM_PROMPT).to(tl.int32)
+    for start in range(0, num_prompt, block):
+        token = tl.load(prompt_ids + start + lane, mask=start + lane < num_prompt, other=-1)
+        is_known = (token >= 0) & (token < vocab_size)
+        tl.atomic_or(count + token, _SEEN, mask=is_known, sem="relaxed")
+    output_ids = tl.load(row + rows.OUTPUT_IDS).to(tl.pointer_type(tl.int32))
+    num_output = tl.load(row + rows.NUM_OUTPUT).to(tl.int32)
+    for start in range(0, num_output, block):
+        token = tl.load(output_ids + start + lane, mask=start + lane < num_output, other=-1)
+        is_known = (token >= 0) & (token < vocab_size)
+        tl.atomic_add(count + token, 1, mask=is_known, sem="relaxed")
 
 
 @triton.jit
@@ -162,7 +163,8 @@ def _adjust(
         score = tl.load(out + token, mask=is_known, other=0.0, cache_modifier=".cg")
         tl.store(out + token, score + value, mask=is_known)
     tl.debug_barrier()
-    ids, preferred = tl.load(row + rows.IDS), tl.load(row + rows.PREFERRED)
+    has_penalty = tl.load(row + rows.PROMPT_IDS) != 0
+    preferred = tl.load(row + rows.PREFERRED)
     bits = preferred.to(tl.pointer_type(tl.uint8))
     penalty = real(row + rows.REPETITION).to(tl.float32)
     frequency, presence = real(row + rows.FREQUENCY), real(row + rows.PRESENCE)
@@ -173,7 +175,7 @@ def _adjust(
         if preferred != 0:
             octet = tl.load(bits + column // 8, mask=column < vocab_size, other=0).to(tl.int32)
             score += (octet >> (7 - column % 8) & 1).to(tl.float32) * delta
-        if ids != 0:
+        if has_penalty:
             seen = tl.load(count + column, mask=is_one, other=0, cache_modifier=".cg")
             repeated = tl.where(
                 score < 0.0, score * penalty, tl.div_rn(score, tl.zeros_like(score) + penalty)

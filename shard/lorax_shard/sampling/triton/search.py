@@ -163,7 +163,7 @@ def reach(
             a, b, c, sum_a, sum_b, sum_c, num_a, num_b, num_c,
         )  # fmt: skip
     if high - low > 1:
-        _gather(
+        gather(
             keys, probs, num, low, high, limits, is_line, candidates,
             capacity, kind, block, unit,
         )  # fmt: skip
@@ -233,7 +233,7 @@ def _narrowed(
 
 
 @triton.jit
-def _gather(
+def gather(
     keys: tl.tensor,
     probs: tl.tensor,
     num: tl.tensor,
