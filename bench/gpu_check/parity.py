@@ -138,9 +138,13 @@ def replays(report: Report, model: HFPagedModel) -> str | None:
 
 def choices(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[Choice]:
     """Yield each attention backend that runs here with the best LoRA backend, and the others."""
-    loras = [name for name in lora.BACKENDS if lora.probe(name, device, dtype) is None]
+    loras = [
+        name for name in lora.BACKENDS.names if lora.BACKENDS.probe(name, device, dtype) is None
+    ]
     attentions = [
-        name for name in attention.BACKENDS if attention.probe(name, device, dtype) is None
+        name
+        for name in attention.BACKENDS.names
+        if attention.BACKENDS.probe(name, device, dtype) is None
     ]
     if small:
         attentions, loras = ["sdpa"], loras[:1]

@@ -19,7 +19,7 @@ from tests.helpers.tiny_models import make_tiny_model, make_tokenizer
 
 from lorax_contract.step import WarmupSpec
 from lorax_router.shards.group import ShardGroup
-from lorax_shard.linear.registry import create
+from lorax_shard.linear.backends import OneDnnBackend
 
 # About 600 million parameters; float32, as they are computed with on CPUs.
 _LAYERS, _WIDTH, _INNER, _VOCABULARY, _HEADS, _KEY_HEADS = 12, 2048, 5632, 16384, 32, 8
@@ -132,7 +132,7 @@ def point_memory() -> Result:
 
 def _linears() -> list[str]:
     """Return the ways to compute linears: ``auto`` may choose another one in each process."""
-    packed = create("onednn").why_not(torch.device("cpu"), torch.float32) is None
+    packed = OneDnnBackend.probe(torch.device("cpu"), torch.float32) is None
     return ["torch", "onednn"] if packed else ["torch"]
 
 

@@ -16,7 +16,7 @@ from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_contract.config import ShardConfig
-from lorax_shard.linear.registry import create
+from lorax_shard.linear.backends import OneDnnBackend
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -126,7 +126,7 @@ class FamilyRows:
     def _load(self) -> HFPagedModel:
         cpu = torch.device("cpu")
         # Packed weights, whose siblings' outputs are columns of one tensor, where they can be.
-        linears = "onednn" if create("onednn").why_not(cpu, torch.float32) is None else "auto"
+        linears = "onednn" if OneDnnBackend.probe(cpu, torch.float32) is None else "auto"
         self.config = ShardConfig(
             model_dir=str(self.path),
             model_id="tiny",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lorax_shard.attention.kv_cache import NO_SLOT
-from lorax_shard.fused import registry
 from lorax_shard.fused.backend import KVSlots, PendingRotation, RotatingStore, WeightedNorm
 from lorax_shard.fused.reference import TorchElementwise
+from lorax_shard.fused.registry import BACKENDS
 
 NAME = "together"
 
@@ -56,6 +56,6 @@ class FusedTogether(TorchElementwise, RotatingStore):
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> type[FusedTogether]:
     """Make the backend known by its name."""
-    monkeypatch.setitem(registry._CLASSES, NAME, f"{__name__}:FusedTogether")
+    monkeypatch.setitem(BACKENDS.classes, NAME, f"{__name__}:FusedTogether")
     monkeypatch.setattr(FusedTogether, "calls", Counter())
     return FusedTogether

@@ -176,7 +176,7 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def served(
     request: pytest.FixtureRequest, mixed: Mixed
 ) -> Iterator[tuple[HFPagedModel, LoraModel]]:
-    if reason := registry.probe(request.param, CPU, torch.float32):
+    if reason := registry.BACKENDS.probe(request.param, CPU, torch.float32):
         pytest.skip(f"{request.param}: {reason}")
     return mixed.serve(request.param)
 

@@ -23,7 +23,7 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
 from lorax_contract.config import ShardConfig
 from lorax_shard.attention import registry
-from lorax_shard.linear.registry import create
+from lorax_shard.linear.backends import OneDnnBackend
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -58,9 +58,9 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 # In Triton's interpreter this takes minutes; the contract suite compares it there as well.
-@pytest.fixture(scope="module", params=sorted({*registry.BACKENDS} - {"triton", "flash"}))
+@pytest.fixture(scope="module", params=sorted({*registry.BACKENDS.names} - {"triton", "flash"}))
 def model(request: pytest.FixtureRequest, tiny: Tiny) -> HFPagedModel:
-    if reason := registry.probe(request.param, torch.device("cpu"), torch.float32):
+    if reason := registry.BACKENDS.probe(request.param, torch.device("cpu"), torch.float32):
         pytest.skip(f"{request.param}: {reason}")
     return tiny.load(request.param)
 
@@ -132,7 +132,7 @@ def test_copied_blocks_serve_another_row(model: HFPagedModel, tiny: Tiny) -> Non
 def packed_linears() -> str:
     """Return a backend that stacks linears of one input, whose outputs are columns of one tensor."""
     cpu = torch.device("cpu")
-    return "onednn" if create("onednn").why_not(cpu, torch.float32) is None else "auto"
+    return "onednn" if OneDnnBackend.probe(cpu, torch.float32) is None else "auto"
 
 
 def test_logits_stay_equal_with_stacked_linears(tiny: Tiny) -> None:

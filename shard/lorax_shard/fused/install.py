@@ -14,7 +14,7 @@ from lorax_shard.fused import activations, gates, layers, norms
 from lorax_shard.fused.backend import ElementwiseBackend
 from lorax_shard.fused.forwards import Exchange, Forward
 from lorax_shard.fused.reference import TorchElementwise
-from lorax_shard.fused.registry import create
+from lorax_shard.fused.registry import BACKENDS
 from lorax_shard.fused.rotary import RotaryFinder, Rotations
 from lorax_shard.fused.trial import failure
 
@@ -58,7 +58,7 @@ def install(
     registry; 'torch' leaves the model as it is. A module is known by its shape and by a trial:
     on random rows it computes what the kernel does. Raises StartupError (BACKEND_UNAVAILABLE).
     """
-    chosen = create(backend, device, dtype)
+    chosen = BACKENDS.create(backend, device, dtype)
     like = torch.empty(0, device=device, dtype=dtype)
     if chosen.name != "torch" and (reason := failure(chosen, like)) is not None:
         chosen = _without(chosen, backend, reason)

@@ -36,7 +36,8 @@ class TorchBackend:
     name = "torch"
     keeps_plain = True
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - it can run everywhere
         """It can always run."""
         return None
 
@@ -71,7 +72,8 @@ class OneDnnBackend:
     name = "onednn"
     keeps_plain = False
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """It needs a CPU, a torch with oneDNN, and float32 or bfloat16 in hardware."""
         if device.type != "cpu":
             return f"oneDNN computes on the CPU, not on {device.type}"
@@ -125,7 +127,8 @@ class MklBackend:
     name = "mkl"
     keeps_plain = True
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """It needs a CPU, a torch with MKL, and float32."""
         if device.type != "cpu":
             return f"MKL computes on the CPU, not on {device.type}"
@@ -178,11 +181,6 @@ class CompositeBackend:
         parts = [f"{backends[i].name} to {limits[i]} rows" for i in kept]
         self.name = ", ".join([*parts, f"{backends[-1].name} above"])
         self.keeps_plain = any(each.keeps_plain for each in backends)
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """It can run where all its parts can."""
-        reasons = (backend.why_not(device, dtype) for backend in self._backends)
-        return next((reason for reason in reasons if reason is not None), None)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> CompositeKernel:
         """Pack the weight once for each distinct backend."""

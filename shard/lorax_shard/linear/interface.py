@@ -32,8 +32,13 @@ class LinearBackend(Protocol):
     # Whether its kernels go on using the plain weight, beside a packed form or as their only one.
     keeps_plain: bool
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Say in words why this backend cannot run here, or None if it can."""
-
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearKernel:
         """Return a kernel for ``weight`` (out x in); may keep the tensor itself."""
+
+
+class NamedLinearBackend(LinearBackend, Protocol):
+    """One of the registry's."""
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return in words why this backend cannot run here, or None when it can."""

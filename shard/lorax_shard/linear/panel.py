@@ -120,7 +120,8 @@ class PanelBackend:
         # Kernels whose weights lie in the mapping.
         self._kernels: weakref.WeakSet[PanelKernel] = weakref.WeakSet()
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """It needs a CPU, float32 and a C++ compiler."""
         if device.type != "cpu":
             return f"it computes on the CPU, not on {device.type}"

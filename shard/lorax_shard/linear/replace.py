@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from lorax_shard.linear import remembered
+from lorax_shard.linear.backends import TorchBackend
 from lorax_shard.linear.interface import LinearBackend
 from lorax_shard.linear.measure import choose, is_disturbed, least_of, log_table, measure
 from lorax_shard.linear.packed import PackedLinear, SiblingGroup, SiblingKernel
-from lorax_shard.linear.registry import create, create_runnable
+from lorax_shard.linear.registry import BACKENDS
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ SIBLINGS = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )
-# `auto` measures these. MKL's packing is left out: it serves one row count and costs a copy.
-_CANDIDATES = ("panel", "onednn", "torch")
 # Second copies of weights may take this share of the memory that is free at load.
 _COPY_SHARE = 0.25
 # A measurement that took longer is kept for the next start.
@@ -68,12 +67,12 @@ def install(
     """
     targets = list(_targets(model))
     if not targets:
-        return Installed(create(backend).name if backend != "auto" else "torch", 0)
+        return Installed("torch" if backend == "auto" else BACKENDS.load(backend).name, 0)
     dtype = max(targets, key=lambda target: target.weight.nbytes).weight.dtype
     chosen = (
         _resolve_auto(targets, device, dtype)
         if backend == "auto"
-        else create_runnable(backend, device, dtype)
+        else BACKENDS.create(backend, device, dtype)
     )
     num_linears = len(targets)
     extra = _replace(targets, chosen, SIBLINGS if stack_siblings else ())
@@ -117,8 +116,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 def _resolve_auto(
     targets: Sequence[_Target], device: torch.device, dtype: torch.dtype
 ) -> LinearBackend:
-    candidates = [create(name) for name in _CANDIDATES]
-    candidates = [each for each in candidates if each.why_not(device, dtype) is None]
+    candidates = BACKENDS.runnable(device, dtype)
     if len(candidates) == 1:
         return candidates[0]
     weights = [target.weight for target in targets if not target.is_tied]
@@ -149,7 +147,7 @@ def _replace(
 
     Empties the list on the way, so that each old weight is freed before the next is packed.
     """
-    extra, plain = 0, create("torch")
+    extra, plain = 0, TorchBackend()
     for group in _groups(targets, siblings):
         tied_too_large = group[0].is_tied and not _fits(group[0].weight.nbytes)
         backend = plain if tied_too_large else chosen

@@ -28,7 +28,7 @@ from lorax_shard.lora.patches import (
 )
 from lorax_shard.lora.prepare import Cut, Preparer
 from lorax_shard.lora.prepared import PreparedAdapter
-from lorax_shard.lora.registry import create
+from lorax_shard.lora.registry import BACKENDS
 from lorax_shard.lora.sites import Kind, Site, find_groups, find_sites
 
 
@@ -47,7 +47,9 @@ def install(
     ``whole`` one, without values, and how adapters are ``cut``. Raises StartupError
     (BACKEND_UNAVAILABLE).
     """
-    return LoraModel(model, create(backend, device, dtype), device, dtype, whole=whole, cut=cut)
+    return LoraModel(
+        model, BACKENDS.create(backend, device, dtype), device, dtype, whole=whole, cut=cut
+    )
 
 
 class LoraModel:

@@ -16,9 +16,9 @@ from lorax_shard.attention.backend import AttentionBackend, AttentionSpec
 from lorax_shard.attention.kv_cache import FP8, NO_SLOT
 
 
-@pytest.fixture(params=registry.BACKENDS)
+@pytest.fixture(params=registry.BACKENDS.names)
 def backend(request: pytest.FixtureRequest) -> AttentionBackend:
-    if reason := registry.probe(request.param, DEVICE, torch.float32):
+    if reason := registry.BACKENDS.probe(request.param, DEVICE, torch.float32):
         pytest.skip(f"{request.param}: {reason}")
     if is_interpreted(request.param):
         chosen = request.node.callspec.params

@@ -26,7 +26,7 @@ SPECS = {
 
 @pytest.fixture(params=["torch", "sdpa", "triton"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AttentionBackend:
-    if reason := registry.probe(request.param, DEVICE, torch.float32):
+    if reason := registry.BACKENDS.probe(request.param, DEVICE, torch.float32):
         pytest.skip(f"{request.param}: {reason}")
     backend = registry.create(request.param, DEVICE, torch.float32)
     if reason := backend.refuses_cache(FP8, DEVICE):
@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_chunks_and_decodes(
     backend: AttentionBackend, spec: AttentionSpec, dtype: torch.dtype
 ) -> None:
-    if reason := registry.probe(backend.name, DEVICE, dtype):
+    if reason := registry.BACKENDS.probe(backend.name, DEVICE, dtype):
         pytest.skip(f"{backend.name}: {reason}")
     sequences = Sequences([23, 9, 30, 16, 7], dtype=dtype, device=DEVICE, kv_dtype=FP8)
     sequences.check(backend, spec, {0: 6, 1: 8, 2: 11})
@@ -64,6 +64,6 @@ def test_rounding_stays_within_the_format(backend: AttentionBackend) -> None:
 
 
 def test_backends_that_read_the_cache_themselves_say_so() -> None:
-    classes = {name: registry._load(name) for name in registry.BACKENDS}
+    classes = {name: registry.BACKENDS.load(name) for name in registry.BACKENDS.names}
     reading = {name for name, each in classes.items() if each.refuses_cache(FP8, DEVICE) is None}
     assert reading == {"torch", "sdpa", "triton"}

@@ -17,7 +17,7 @@ from lorax_shard.fused.backend import (
     WeightedNorm,
 )
 from lorax_shard.fused.reference import TorchElementwise
-from lorax_shard.fused.registry import BACKENDS, create
+from lorax_shard.fused.registry import BACKENDS
 
 # Triton's interpreter computes in numpy.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
@@ -32,10 +32,10 @@ ROTATIONS = [
 ]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS.names)
 def backend(request: pytest.FixtureRequest) -> ElementwiseBackend:
     try:
-        return create(request.param, CPU, torch.float32)
+        return BACKENDS.create(request.param, CPU, torch.float32)
     except StartupError as error:
         pytest.skip(str(error))
 
@@ -261,10 +261,10 @@ def _heads(*, tokens: int = 2, width: int = 16, key_dim: int = 16) -> list[torch
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", BACKENDS.names)
 def test_16_bits_are_rounded_where_the_specification_rounds(name: str, dtype: torch.dtype) -> None:
     try:
-        backend = create(name, CPU, dtype)
+        backend = BACKENDS.create(name, CPU, dtype)
     except StartupError as error:
         pytest.skip(str(error))
 

@@ -14,7 +14,7 @@ from lorax_shard.fused.backend import (
     RotatingStore,
     Rotation,
 )
-from lorax_shard.fused.registry import BACKENDS, create
+from lorax_shard.fused.registry import BACKENDS
 
 pytest.importorskip("triton", reason="triton does not run on this platform")
 
@@ -35,10 +35,10 @@ ROTATIONS = [
 ]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS.names)
 def backend(request: pytest.FixtureRequest) -> ElementwiseBackend:
     try:
-        found = create(request.param, CPU, torch.float32)
+        found = BACKENDS.create(request.param, CPU, torch.float32)
     except StartupError as error:
         pytest.skip(str(error))
     if not isinstance(found, RotatingStore):

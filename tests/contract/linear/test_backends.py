@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from lorax_shard.linear.backends import MKL_ROWS, CompositeBackend, OneDnnBackend, TorchBackend
 from lorax_shard.linear.interface import LinearBackend
-from lorax_shard.linear.registry import create, names
+from lorax_shard.linear.registry import BACKENDS
 
 CPU = torch.device("cpu")
 ROWS = (0, 1, 2, 5, 8, MKL_ROWS - 1, MKL_ROWS, MKL_ROWS + 1, 97)
@@ -19,12 +19,13 @@ def _composite() -> LinearBackend:
     return CompositeBackend((1, 16), (TorchBackend(), OneDnnBackend(), TorchBackend()))
 
 
-@pytest.fixture(params=[*names(), "composite"])
+@pytest.fixture(params=[*BACKENDS.names, "composite"])
 def backend(request: pytest.FixtureRequest) -> LinearBackend:
-    made = _composite() if request.param == "composite" else create(request.param)
-    if (reason := made.why_not(CPU, torch.float32)) is not None:
+    if request.param == "composite":
+        return _composite()
+    if (reason := BACKENDS.probe(request.param, CPU, torch.float32)) is not None:
         pytest.skip(f"{request.param}: {reason}")
-    return made
+    return BACKENDS.create(request.param, CPU, torch.float32)
 
 
 def _close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -86,9 +87,9 @@ def test_counts_its_bytes(backend: LinearBackend) -> None:
 
 def test_says_in_words_why_it_cannot_run() -> None:
     cuda = torch.device("cuda")
-    assert create("torch").why_not(cuda, torch.float16) is None
-    assert "CPU" in str(create("onednn").why_not(cuda, torch.float32))
-    assert "CPU" in str(create("mkl").why_not(cuda, torch.float32))
-    assert "CPU" in str(create("panel").why_not(cuda, torch.float32))
-    assert "bfloat16" in str(create("panel").why_not(CPU, torch.bfloat16))
-    assert "float64" in str(create("onednn").why_not(CPU, torch.float64))
+    assert BACKENDS.probe("torch", cuda, torch.float16) is None
+    assert "CPU" in str(BACKENDS.probe("onednn", cuda, torch.float32))
+    assert "CPU" in str(BACKENDS.probe("mkl", cuda, torch.float32))
+    assert "CPU" in str(BACKENDS.probe("panel", cuda, torch.float32))
+    assert "bfloat16" in str(BACKENDS.probe("panel", CPU, torch.bfloat16))
+    assert "float64" in str(BACKENDS.probe("onednn", CPU, torch.float64))

@@ -50,7 +50,7 @@ SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
 RANKS = ((8, 8, 8), (1, 3, 0), (16, 0, 2), (0, 5, 64), (33, 17, 1), (64, 64, 64))
 
 
-@pytest.fixture(params=registry.BACKENDS)
+@pytest.fixture(params=registry.BACKENDS.names)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -61,9 +61,9 @@ def backend(name: str) -> LoraBackend:
 
 
 def create(name: str, dtype: torch.dtype) -> LoraBackend:
-    if reason := registry.probe(name, DEVICE, dtype):
+    if reason := registry.BACKENDS.probe(name, DEVICE, dtype):
         pytest.skip(f"{name}: {reason}")
-    return registry.create(name, DEVICE, dtype)
+    return registry.BACKENDS.create(name, DEVICE, dtype)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from tests.helpers.paged_sequences import Sequences
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionSpec
 
-if reason := registry.probe("cpp", torch.device("cpu"), torch.float32):
+if reason := registry.BACKENDS.probe("cpp", torch.device("cpu"), torch.float32):
     pytest.skip(f"cpp: {reason}", allow_module_level=True)
 
 LENGTHS = [23, 41, 9, 60]

@@ -37,13 +37,6 @@ def test_auto_passes_over_what_cannot_run_and_logs_it(caplog: pytest.LogCaptureF
     assert "attention backend: sdpa (not cpp: it computes float32" in caplog.text
 
 
-def test_backend_whose_package_is_missing_is_refused_in_words(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(registry._CLASSES, "sdpa", "no_such_package.at_all:Backend")
-    assert "does not import" in str(refusal("sdpa"))
-
-
 class Plain(AttentionBackend):
     """Computes layers without sinks."""
 
@@ -64,9 +57,8 @@ WITH_SINKS = [*LAYERS, LAYERS[0]._replace(has_sinks=True)]
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._CLASSES, "plain", f"{__name__}:Plain")
-    monkeypatch.setattr(registry, "_load", {"plain": Plain, "sdpa": sdpa.SdpaAttention}.get)
-    monkeypatch.setitem(registry._AUTO_ORDER, "cpu", ("plain", "sdpa"))
+    monkeypatch.setitem(registry.BACKENDS.classes, "plain", f"{__name__}:Plain")
+    monkeypatch.setitem(registry.BACKENDS.order, "cpu", ("plain", "sdpa"))
 
 
 @pytest.mark.usefixtures("plain")
@@ -92,7 +84,7 @@ def test_a_named_backend_that_cannot_compute_a_layer_is_refused() -> None:
 def test_gpu_backends_say_that_they_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it computes on a GPU, not on cpu" in str(refusal("flash"))
     # What kernels are is settled when they are imported: as the others in this process need them.
-    registry.probe("triton", CPU, torch.float32)
+    registry.BACKENDS.probe("triton", CPU, torch.float32)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "it computes on a GPU, not on cpu" in str(refusal("triton"))
 
@@ -103,7 +95,7 @@ def test_triton_says_what_it_and_its_interpreter_cannot_compute(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "cannot multiply bfloat16" in str(refusal("triton", torch.bfloat16))
     assert "it does not compute float64" in str(refusal("triton", torch.float64))
-    assert registry.probe("triton", torch.device("cuda"), torch.bfloat16) is None
+    assert registry.BACKENDS.probe("triton", torch.device("cuda"), torch.bfloat16) is None
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.fused import install, registry
+from lorax_shard.fused import install
 from lorax_shard.fused.backend import GateFunction
 from lorax_shard.fused.cpp import CppElementwise
+from lorax_shard.fused.registry import BACKENDS
 from lorax_shard.lora import model as lora
 from lorax_shard.model.families import TESTED_FAMILIES
 
@@ -258,7 +259,7 @@ def test_a_backend_that_fails_its_trial_is_passed_over_or_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(Broken, "wrong", wrong)
-    monkeypatch.setattr(registry, "_load", lambda name: Broken)
+    monkeypatch.setattr(BACKENDS, "load", lambda name: Broken)
     model = make_model("llama")
     assert not install(model, "auto", CPU, torch.float32).is_active
     assert re.search(words, caplog.text)
@@ -270,11 +271,6 @@ def test_a_backend_that_fails_its_trial_is_passed_over_or_refused(
 
 def test_auto_says_what_it_skipped(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert registry.create("auto", CPU, torch.bfloat16).name == "torch"
-        assert registry.create("auto", CPU, torch.float32).name == "cpp"
+        assert BACKENDS.create("auto", CPU, torch.bfloat16).name == "torch"
+        assert BACKENDS.create("auto", CPU, torch.float32).name == "cpp"
     assert "elementwise backend: torch (not cpp: it computes float32, not bfloat16)" in caplog.text
-
-
-def test_a_backend_whose_package_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._CLASSES, "triton", "no_such_package.at_all:Backend")
-    assert "does not import" in str(registry.probe("triton", CPU, torch.float32))

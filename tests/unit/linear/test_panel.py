@@ -93,7 +93,7 @@ def test_sums_are_as_exact_as_the_plain_product(library: PanelLibrary, num_in: i
 
 def test_refuses_what_it_would_compute_wrongly() -> None:
     backend = PanelBackend()
-    if (reason := backend.why_not(torch.device("cpu"), torch.float32)) is not None:
+    if (reason := backend.probe(torch.device("cpu"), torch.float32)) is not None:
         pytest.skip(reason)
     kernel = backend.pack(torch.randn(8, 16), None)
     with pytest.raises(ValueError, match="float64"):
@@ -104,15 +104,15 @@ def test_refuses_what_it_would_compute_wrongly() -> None:
 
 def test_a_processor_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panel, "load_panels", lambda: (None, "no C++ compiler is installed"))
-    why_not = PanelBackend().why_not
-    assert why_not(torch.device("cpu"), torch.float32) == "no C++ compiler is installed"
+    probe = PanelBackend.probe
+    assert probe(torch.device("cpu"), torch.float32) == "no C++ compiler is installed"
 
 
 def test_weights_share_mappings_and_leave_them_when_they_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = PanelBackend()
-    if (reason := backend.why_not(torch.device("cpu"), torch.float32)) is not None:
+    if (reason := backend.probe(torch.device("cpu"), torch.float32)) is not None:
         pytest.skip(reason)
     weight = torch.randn(64, 64)
     sizes: list[int] = []

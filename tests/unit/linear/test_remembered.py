@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from lorax_shard.linear import install, remembered, replace
+from lorax_shard.linear.backends import OneDnnBackend, TorchBackend
 from lorax_shard.linear.measure import ROWS, Table
-from lorax_shard.linear.registry import create
+from lorax_shard.linear.registry import BACKENDS
 
 CPU = torch.device("cpu")
-BACKENDS = [create("onednn"), create("torch")]
+MEASURED = [OneDnnBackend(), TorchBackend()]
 FIGURES: Table = {
     "onednn": (1.0,) * len(ROWS),
     "torch": (2.0,) * len(ROWS),
@@ -55,7 +56,7 @@ def test_the_second_start_measures_nothing(measured: list[int]) -> None:
 def test_auto_takes_the_fastest_of_all_that_run(
     fastest: str, measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (reason := create(fastest).why_not(CPU, torch.float32)) is not None:
+    if (reason := BACKENDS.probe(fastest, CPU, torch.float32)) is not None:
         pytest.skip(reason)
     monkeypatch.setitem(FIGURES, fastest, (0.5,) * len(ROWS))
     assert install(model_of(8, 16), "auto", CPU).backend == fastest
@@ -85,10 +86,10 @@ def test_figures_of_another_machine_do_not_count(
     change: tuple[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = [torch.zeros(4, 4)]
-    before = remembered.table_path(weights, BACKENDS)
-    assert remembered.table_path(weights, BACKENDS) == before
+    before = remembered.table_path(weights, MEASURED)
+    assert remembered.table_path(weights, MEASURED) == before
     monkeypatch.setattr(*change)
-    assert remembered.table_path(weights, BACKENDS) != before
+    assert remembered.table_path(weights, MEASURED) != before
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ def test_a_damaged_file_is_measured_again(text: str, measured: list[int], cache:
     file.write_text(text)
     install(model_of(8), "auto", CPU)
     assert measured == [1, 1]
-    expected = {each.name: FIGURES[each.name] for each in BACKENDS}
-    assert remembered.recall(file, BACKENDS) == expected
+    expected = {each.name: FIGURES[each.name] for each in MEASURED}
+    assert remembered.recall(file, MEASURED) == expected
 
 
 def test_figures_that_a_busy_machine_has_disturbed_are_measured_again(
@@ -116,7 +117,7 @@ def test_figures_that_a_busy_machine_has_disturbed_are_measured_again(
     remembered.remember(file, FIGURES | disturbed)
     install(model_of(8), "auto", CPU)
     assert measured == [1, 1]
-    assert remembered.recall(file, BACKENDS) == disturbed | {"onednn": (1.0, 0.5, 0.6, 0.7)}
+    assert remembered.recall(file, MEASURED) == disturbed | {"onednn": (1.0, 0.5, 0.6, 0.7)}
 
 
 def test_a_cache_that_cannot_be_written_costs_the_time_only(

@@ -16,7 +16,7 @@ from lorax_shard.lora.model import LoraModel
 from lorax_shard.lora.placing import DevicePlacement, HostPlacement, _tensors
 from lorax_shard.lora.prepare import Preparer
 from lorax_shard.lora.prepared import PreparedAdapter
-from lorax_shard.lora.registry import create
+from lorax_shard.lora.registry import BACKENDS
 from lorax_shard.lora.sites import find_groups, find_sites
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -99,7 +99,7 @@ def counted_calls() -> Iterator[list[int]]:
 
 def work_of_a_load(num_slots: int) -> tuple[int, int]:
     """Return how many copies and calls it takes to fill a slot beside ``num_slots`` others."""
-    lora = LoraModel(Layers(), create("triton", CPU, torch.float32), CPU, torch.float32)
+    lora = LoraModel(Layers(), BACKENDS.create("triton", CPU, torch.float32), CPU, torch.float32)
     prepared = [lora.prepare(layered_adapter(lora.sites, rank)) for rank in (2, 5)]
     lora.load(511, prepared[1])  # the table has its size from here on
     for slot in range(num_slots):
