@@ -15,30 +15,38 @@ from lorax_shard.sampling.batched import draw_batch
 
 NUM_REQUESTS = 500
 NUM_ROWS, MAX_MS = 256, 1.0
+# Of passes of several rows so many fail, in a third and a fourth run.
+FAILING = 0.05
 
 
 def point_toy() -> Result:
-    """Five hundred requests of all kinds, at depth 1 and at 2, whose ids are read early or late."""
+    """Five hundred requests of all kinds, at depth 1 and at 2, whose ids are read early or late.
+
+    Without passes that fail at random, and with.
+    """
     # Some fail, as they should.
     logging.disable(logging.CRITICAL)
     different, seen, preempted = 0, 0, 0
     for seed, drafts, method in ((1, False, None), (2, True, None), (3, False, draw_batch)):
         requests = mixed_requests(NUM_REQUESTS, seed)
         cancelled = [spec.request_id for spec in requests[::17]]
-        one, other = (
-            answered(requests, depth, drafts=drafts, method=method, cancelled=cancelled)
-            for depth in (1, 2)
+        one, *others = (
+            answered(
+                requests, depth, drafts=drafts, method=method, cancelled=cancelled, failing=failing
+            )
+            for depth, failing in ((1, 0.0), (2, 0.0), (1, FAILING), (2, FAILING))
         )
-        preempted += other[1].stats().num_preemptions
-        for spec in requests:
-            if spec.request_id not in cancelled:
-                seen += 1
-                found, expected = other[0][spec.request_id], one[0][spec.request_id]
-                different += found.bits() != expected.bits()
+        preempted += others[0][1].stats().num_preemptions
+        for found, _ in others:
+            for spec in requests:
+                if spec.request_id not in cancelled:
+                    seen += 1
+                    expected = one[0][spec.request_id]
+                    different += found[spec.request_id].bits() != expected.bits()
     logging.disable(logging.NOTSET)
     return Result(
         different == 0 and preempted > 0,
-        f"{different} of {seen} answers differ between depth 1 and 2; {preempted} preemptions",
+        f"{different} of {seen} answers differ between depth 1 and 2, passes that fail or not; {preempted} preemptions",
     )
 
 

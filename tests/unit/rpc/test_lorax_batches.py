@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 from tests.helpers.oracle import FREE, Oracle
 from tests.helpers.thread_ranks import run_ranks
-from tests.helpers.toy_paged_model import NAN_ID, expected_tokens, make_engine
+from tests.helpers.toy_paged_model import NAN_ID, POISON_ID, expected_tokens, make_engine
 
 from lorax_contract.errors import GenerationError, ShardError, ValidationError
 from lorax_proto import generate_pb2 as pb
 from lorax_shard.engine.drafter import Drafter, DraftSettings
+from lorax_shard.engine.self_test import DeviceBrokenError
 from lorax_shard.rpc.lorax_batches import LoraxBatches
 
 A, B, C = [7, 9, 11, 13, 15], [40, 41, 42], [90, 91]
@@ -212,6 +215,23 @@ def test_a_row_that_fails_while_computed_takes_its_batch_along_and_no_other():
     with pytest.raises(ValidationError):
         batches.decode([2])
     assert decode_all(batches, 1, 2) == {1: expected_tokens(A, 3)[1:]}
+
+
+def test_a_pass_that_fails_takes_its_batch_along_and_no_other():
+    engine = make_engine()
+    batches = LoraxBatches(engine)
+    first = prefill(batches, batch(1, request(1, A)), None)
+    with pytest.raises(GenerationError, match=r"for these 2 requests together: .*poison"):
+        prefill(batches, batch(2, request(5, C), request(6, [4, POISON_ID])), None)
+    assert len(engine.batch) == 1
+    assert ids_of(first, 1) + decode_all(batches, 1, 2)[1] == expected_tokens(A, 3)
+
+
+def test_a_device_that_broke_is_found_by_a_batch_that_fails(monkeypatch):
+    engine = make_engine()
+    monkeypatch.setattr(engine.model, "forward", Mock(side_effect=RuntimeError("bad address")))
+    with pytest.raises(DeviceBrokenError, match="bad address"):
+        prefill(LoraxBatches(engine), batch(2, request(5, C), request(6, B)), None)
 
 
 def test_prefill_logprobs_alternatives_and_seed_are_told():
