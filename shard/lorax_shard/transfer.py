@@ -1,4 +1,4 @@
-"""Numbers on their way from the host to a device."""
+"""Numbers on their way from the host to a device, and back."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
         return host.to(device)
     # From other memory the copy would wait until the device has done all that it was given.
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Return where numbers of a device will be on the host, and what says that they are there.
+
+    None: they are there already.
+    """
+    if tensor.device.type != "cuda":
+        return tensor, None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event: Any = torch.cuda.Event
+    arrived = event()
+    arrived.record()
+    return host, arrived
 
 
 def all_to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:

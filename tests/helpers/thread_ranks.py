@@ -23,7 +23,42 @@ class Meeting:
         self.values: list[Any] = [None] * world_size
         # By place: the ranks whose pass failed there.
         self.failed: dict[tuple[int, int], set[int]] = {}
+        # By collective that was begun and not waited for: what each rank gave.
+        self.given: dict[int, dict[int, torch.Tensor]] = {}
         self.changed = threading.Condition()
+
+
+class ArrivingSoon:
+    """Implements Arriving: what some ranks of a meeting give in one collective."""
+
+    def __init__(self, meeting: Meeting, number: int, ranks: Sequence[int]) -> None:
+        self._meeting, self._ranks = meeting, ranks
+        self._given = meeting.given.setdefault(number, {})
+        self._tensors: list[torch.Tensor] = []
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        if not self._tensors:
+            # Nobody may look at it yet.
+            self._tensors = [torch.full_like(next(iter(self._given.values())), -9)]
+        return self._tensors[0]
+
+    @property
+    def is_there(self) -> bool:
+        return all(rank in self._given for rank in self._ranks)
+
+    def wait(self) -> None:
+        with self._meeting.changed:
+            arrived = self._meeting.changed.wait_for(
+                lambda: self._meeting.barrier.broken or self.is_there, 60
+            )
+        if not (arrived and self.is_there):
+            raise GroupBrokenError("a rank waited for the others")
+        self.tensor.copy_(self._given[self._ranks[0]])
+
+    def read(self) -> list[list[int]]:
+        self.wait()
+        return [self._given[rank].tolist() for rank in self._ranks]
 
 
 class ThreadGroup:
@@ -64,6 +99,24 @@ class ThreadGroup:
         assert len({len(each) for each in gathered}) == 1
         return gathered
 
+    def begin_broadcast(self, tensor: torch.Tensor) -> ArrivingSoon:
+        return self._begin(tensor, [0])
+
+    def begin_gather(self, values: Sequence[int]) -> ArrivingSoon:
+        return self._begin(torch.tensor(list(values)), range(self.world_size))
+
+    def _begin(self, tensor: torch.Tensor, ranks: Sequence[int]) -> ArrivingSoon:
+        self.num_collectives += 1
+        with self._meeting.changed:
+            arriving = ArrivingSoon(self._meeting, self.num_collectives, ranks)
+            given = arriving._given
+            assert all(
+                (each.shape, each.dtype) == (tensor.shape, tensor.dtype) for each in given.values()
+            )
+            given[self.rank] = tensor.clone()
+            self._meeting.changed.notify_all()
+        return arriving
+
     def fails_together(self) -> bool:
         """Whoever fails alone is gone for the others."""
         meeting, self.num_failures = self._meeting, self.num_failures + 1
@@ -74,6 +127,8 @@ class ThreadGroup:
             agrees = meeting.changed.wait_for(lambda: len(ranks) == self.world_size, _FAIL_S)
         if not agrees:
             meeting.barrier.abort()
+            with meeting.changed:
+                meeting.changed.notify_all()
         return agrees
 
 

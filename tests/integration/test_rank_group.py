@@ -90,6 +90,32 @@ def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
         assert "rank 2 stood still or ended" in told
 
 
+def begin_early(rank: int, rendezvous: str, folder: str) -> None:
+    """Two ranks begin, and go on; the third one does not before they have said so."""
+    group = TorchGroup(rank, 3, rendezvous, torch.device("cpu"), timeout_s=60.0, meeting_s=60.0)
+    try:
+        if rank == 2:
+            while len(list(Path(folder).glob("begun-*"))) < 2:
+                time.sleep(0.02)
+        gathered = [group.begin_gather([rank, turn]) for turn in range(3)]
+        given = torch.tensor([5, -1, 2**40]) if rank == 0 else torch.zeros(3, dtype=torch.int64)
+        shared = group.begin_broadcast(given)
+        Path(folder, f"begun-{rank}").write_text("")
+        # What comes behind is not mixed up with it.
+        assert group.all_reduce(torch.ones(4)).tolist() == [3.0] * 4
+        for turn, each in enumerate(gathered):
+            assert each.read() == [[0, turn], [1, turn], [2, turn]]
+            assert each.is_there
+        shared.wait()
+        assert shared.tensor.tolist() == shared.read()[0] == [5, -1, 2**40]
+    finally:
+        group.close()
+
+
+def test_ranks_begin_without_waiting_for_those_that_have_not(tmp_path: Path) -> None:
+    run_ranks(begin_early, f"file://{tmp_path}/meeting", str(tmp_path), num=3)
+
+
 def fail_here_and_there(rank: int, rendezvous: str) -> None:
     """Between the same collectives passes fail together; elsewhere, or on one rank, they do not."""
     group_module._FAIL_S = 1.0

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from lorax_contract.step import BlockId, RequestId
 from lorax_shard.engine.forward import PassResult, passes, run_pass
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.launched import LaunchedPass, LaunchedStep, read
+from lorax_shard.engine.launched import LaunchedPass, LaunchedStep
 from lorax_shard.engine.outcome import OutcomeBuilder
-from lorax_shard.engine.ranks import broken_by, fails_everywhere, share_ids
+from lorax_shard.engine.ranks import begin_sharing_ids, broken_by, fails_everywhere
 from lorax_shard.engine.row_draws import PassDraws, draw
 from lorax_shard.engine.rows import ResidentBatch, Row, UnreadId
 from lorax_shard.engine.self_test import self_test
@@ -59,8 +59,8 @@ class Computation:
         self._model, self._batch, self._group = model, batch, group
         self._constraints = constraints
         self._batch_invariant = batch_invariant
-        self._reads_at_once = reads_at_once or batch_invariant or group is not None
-        # Passes whose ids are still on a device.
+        self._reads_at_once = reads_at_once or batch_invariant
+        # Passes whose ids are still on a device, or on their way from rank 0.
         self._unread: list[LaunchedPass] = []
         # Rows that left with a failed pass while their prompt was scored, until they come back.
         self.interrupted: dict[RequestId, Row] = {}
@@ -104,6 +104,9 @@ class Computation:
         work = [item for item in work if item.row.index >= 0]
         if not work:
             return
+        for launched in self._unread:
+            if launched.shared is not None:
+                launched.shared.wait()
         try:
             result = run_pass(self._model, self._batch, work)
             draws = None if self.sampler is None else draw(self.sampler, result)
@@ -163,24 +166,22 @@ class Computation:
         for item in drawing:
             # All of its prompt is computed.
             item.row.scores_prompt = False
-        tokens = launched.tokens
-        if tokens is not None and tokens.on_device is not None and not self._reads_at_once:
+        if self._group is not None:
+            launched.shared = begin_sharing_ids(self._group, launched)
+        late_ids = launched.late_ids
+        if late_ids is not None and not self._reads_at_once:
             for place, item in enumerate(drawing):
-                item.row.expect(UnreadId(tokens.on_device, place))
+                item.row.expect(UnreadId(late_ids, place))
             self._unread.append(launched)
         else:
-            ids = [NO_TOKEN] * sum(1 + len(item.draft) for item in drawing)
-            if tokens is not None:
-                ids = tokens.read().ids
-            launched.ids = ids if self._group is None else share_ids(self._group, ids)
+            launched.ids = launched.read_ids()
             self._append(launched, out)
         self._advance_constraints(launched)
 
     def read(self) -> None:
         """Wait for ids that are on their way from a device, and let rows have them."""
         for launched in self._unread:
-            assert launched.tokens is not None
-            launched.ids = read(launched.tokens).ids
+            launched.ids = launched.read_ids()
             for item, token_id in zip(launched.drawing, launched.ids, strict=True):
                 item.row.learn(token_id)
                 if token_id == NO_TOKEN:

@@ -41,7 +41,7 @@ from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.pass_prices import PassTimer
 from lorax_shard.engine.ranks import (
-    check_same_work,
+    RowComparison,
     least_of,
     missing_somewhere,
     share_ends,
@@ -49,7 +49,7 @@ from lorax_shard.engine.ranks import (
 from lorax_shard.engine.row_entry import RowEntry
 from lorax_shard.engine.rows import ResidentBatch, Row
 from lorax_shard.model.interface import PagedModel
-from lorax_shard.parallel.group import RankGroup
+from lorax_shard.parallel.group import GroupBrokenError, RankGroup
 from lorax_shard.sampling.sampler import Sampler
 from lorax_shard.sampling.watermark import Watermark
 
@@ -245,9 +245,9 @@ class Engine:
         """
         launched = self.launch(plan)
         outcome = self.collect(launched)
+        self.computation.read()
         if self._group is not None:
             self._share_ends(launched)
-        self.computation.read()
         self._let_ended_go()
         return outcome
 
@@ -268,10 +268,16 @@ class Engine:
             self.computation.interrupted.pop(request_id, None)
         work = self._take_work(plan, step.out)
         if self._group is not None:
-            check_same_work(self._group, plan.seq, work)
+            step.comparison = RowComparison(self._group, plan.seq, work)
         make_copies(self.model, plan.copies)
         step.forward_ns = time.perf_counter_ns()
-        self.computation.compute(work, step)
+        try:
+            self.computation.compute(work, step)
+        except GroupBrokenError:
+            # Ranks that compute different rows do not come to an end together.
+            if step.comparison is not None and step.comparison.is_known:
+                step.comparison.check()
+            raise
         step.computed_ns = time.perf_counter_ns()
         return step
 

@@ -16,6 +16,7 @@ import torch
 from lorax_contract.step import AdapterHandle, FinishCode
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.launched import LaunchedPass
+from lorax_shard.parallel.arriving import Arriving
 from lorax_shard.parallel.group import GroupBrokenError, RankGroup
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,15 @@ def share_ids(group: RankGroup, ids: Sequence[int]) -> list[int]:
     return shared
 
 
+def begin_sharing_ids(group: RankGroup, launched: LaunchedPass) -> Arriving:
+    """Let all ranks have what rank 0 drew in a pass."""
+    tokens = launched.tokens
+    if tokens is not None and tokens.on_device is not None:
+        return group.begin_broadcast(tokens.on_device)
+    num = sum(1 + len(item.draft) for item in launched.drawing)
+    return group.begin_broadcast(torch.tensor([0] * num if tokens is None else tokens.read().ids))
+
+
 def share_ends(group: RankGroup, steps: Sequence[LaunchedPass]) -> None:
     """Have on all ranks what rank 0 told of each row, and how it ends."""
     num = sum(len(each.drawing) for each in steps)
@@ -60,16 +70,36 @@ def share_ends(group: RankGroup, steps: Sequence[LaunchedPass]) -> None:
         values = values[2 * count :]
 
 
-def check_same_work(group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:
-    """Raise GroupBrokenError if the ranks are about to compute different rows."""
-    numbers = [
-        seq,
-        *(n for row, num, draft in work for n in (row.request_id, row.num_computed, num, *draft)),
-    ]
-    prints = group.gather_values([zlib.crc32(np.array(numbers, dtype=np.int64).tobytes())])
-    ranks = [rank for rank, each in enumerate(prints) if each != prints[0]]
-    if ranks:
-        raise GroupBrokenError(f"step {seq}: ranks {ranks} hold other rows than rank 0")
+class RowComparison:
+    """Whether all ranks compute the same rows in a step; begun before they are computed.
+
+    Nobody waits for it then, and nothing is told of the rows before it is known.
+    """
+
+    def __init__(self, group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:
+        self._seq = seq
+        numbers = [
+            seq,
+            *(
+                n
+                for row, num, draft in work
+                for n in (row.request_id, row.num_computed, num, *draft)
+            ),
+        ]
+        print_of_all = zlib.crc32(np.array(numbers, dtype=np.int64).tobytes())
+        self._prints = group.begin_gather([print_of_all])
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all ranks have said what they compute."""
+        return self._prints.is_there
+
+    def check(self) -> None:
+        """Raise GroupBrokenError if they do not; waits for the others."""
+        prints = self._prints.read()
+        ranks = [rank for rank, each in enumerate(prints) if each != prints[0]]
+        if ranks:
+            raise GroupBrokenError(f"step {self._seq}: ranks {ranks} hold other rows than rank 0")
 
 
 def fails_everywhere(group: RankGroup, error: Exception) -> bool:

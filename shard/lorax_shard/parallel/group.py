@@ -1,6 +1,6 @@
 """The ranks as one: the few collectives that a step needs, and who is to blame for a stall.
 
-Called by the thread that computes steps only, in the same order on all ranks.
+Begun by the thread that computes steps only, in the same order on all ranks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import distributed
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.parallel.arriving import Arriving, ArrivingTensors
+from lorax_shard.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,12 @@ class RankGroup(Protocol):
 
     def gather_values(self, values: Sequence[int]) -> list[list[int]]:
         """Return what each rank gave, by rank; all give as many."""
+
+    def begin_broadcast(self, tensor: torch.Tensor) -> Arriving:
+        """Bring rank 0's tensor to all; the others give one of its shape and dtype. Nobody waits."""
+
+    def begin_gather(self, values: Sequence[int]) -> Arriving:
+        """Bring to each what each rank gives; all give as many. Nobody waits."""
 
     def fails_together(self) -> bool:
         """Whether the pass of each rank failed at this very place, so that all can go on.
@@ -94,12 +102,14 @@ class TorchGroup:
         self._where = rendezvous
         # Collectives that were begun, and passes that failed: where this rank stands.
         self._num_begun = self._num_failures = 0
+        # Whether collectives are ordered with what the device computes.
+        self._is_ordered = device.type == "cuda" and not shares_device
         try:
             # A store of our own: groups side by side on one host have nothing in common.
             self._store = _store(rendezvous, rank, world_size, meeting_s)
             self._wait_for_all("started", meeting_s)
             distributed.init_process_group(
-                "nccl" if device.type == "cuda" and not shares_device else "gloo",
+                "nccl" if self._is_ordered else "gloo",
                 store=self._store,
                 rank=rank,
                 world_size=world_size,
@@ -146,6 +156,23 @@ class TorchGroup:
         self._together(lambda: distributed.all_gather(parts, own))
         return [part.tolist() for part in parts]
 
+    def begin_broadcast(self, tensor: torch.Tensor) -> Arriving:
+        """Bring rank 0's tensor to all."""
+        shared = tensor.to(self._device).contiguous()
+        work = self._together(lambda: distributed.broadcast(shared, src=0, async_op=True))
+        # Rank 0 has what it gives.
+        return self._arriving([shared], work if self.rank else None)
+
+    def begin_gather(self, values: Sequence[int]) -> Arriving:
+        """Bring to each what each rank gives."""
+        own = to_device(torch.tensor(list(values), dtype=torch.int64), self._device)
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        work = self._together(lambda: distributed.all_gather(parts, own, async_op=True))
+        return self._arriving(parts, work)
+
+    def _arriving(self, tensors: Sequence[torch.Tensor], work: Any) -> Arriving:
+        return ArrivingTensors(tensors, work, is_ordered=self._is_ordered, blame=self._blame)
+
     def fails_together(self) -> bool:
         """Whether each rank says so, of one place between two collectives."""
         self._num_failures += 1
@@ -156,10 +183,10 @@ class TorchGroup:
         """Leave the group."""
         distributed.destroy_process_group()
 
-    def _together(self, collective: Callable[[], Any]) -> None:
+    def _together(self, collective: Callable[[], Any]) -> Any:
         self._num_begun += 1
         try:
-            collective()
+            return collective()
         except RuntimeError as error:
             self._blame(error)
 

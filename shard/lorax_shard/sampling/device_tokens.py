@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from lorax_shard.sampling.sampled import NO_TOKEN, SampledTokens
+from lorax_shard.transfer import to_host
 
 
 class DeviceTokens:
@@ -31,7 +31,7 @@ class DeviceTokens:
         self._failed: dict[int, str] = {}
         self._lock = threading.Lock()
         self._tokens: SampledTokens | None = None
-        self._found, self._arrived = _to_host(found)
+        self._found, self._arrived = to_host(found)
 
     def fail(self, index: int, reason: str) -> None:
         """Let a row have no token; comes before anybody reads."""
@@ -48,15 +48,3 @@ class DeviceTokens:
                 for index, reason in self._failed.items():
                     self._tokens.fail(index, reason)
             return self._tokens
-
-
-def _to_host(found: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """Return where numbers of a device will be on the host, and what says that they are."""
-    if found.device.type != "cuda":
-        return found, None
-    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-    host.copy_(found, non_blocking=True)
-    event: Any = torch.cuda.Event
-    arrived = event()
-    arrived.record()
-    return host, arrived
