@@ -30,7 +30,7 @@ from tests.helpers.toy_paged_model import new_row
 
 from lorax_contract.adapters import AdapterContent, AdapterPart
 from lorax_contract.config import ShardConfig
-from lorax_contract.step import AdapterHandle, RequestSpec, WarmupSpec
+from lorax_contract.step import AdapterHandle, RequestSpec, StepOutcome, StepPlan, WarmupSpec
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 
@@ -147,6 +147,22 @@ class Recorder:
         return result
 
 
+class WholeSteps:
+    """An engine whose steps are whole when they are launched: each rank knows what rank 0 told."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def launch(self, plan: StepPlan) -> StepOutcome:
+        """Execute a step."""
+        outcome: StepOutcome = self._engine.step(plan)
+        return outcome
+
+    def collect(self, outcome: StepOutcome) -> StepOutcome:
+        """Return what came of it."""
+        return outcome
+
+
 def run_worlds(roots: list[Path], world_size: int) -> None:
     """Serve every world's requests by a group of processes; each rank writes its results."""
     mp.spawn(_run_rank, (world_size, [str(root) for root in roots]), nprocs=world_size)
@@ -182,7 +198,8 @@ def _serve_world(world: World, world_size: int, rank: int) -> None:
         num_blocks=num_blocks, block_size=BLOCK_SIZE, max_step_tokens=MAX_STEP_TOKENS,
         max_rows=MAX_ROWS, depth=2, adapters=table,
     )  # fmt: skip
-    answers = serve(engine, scheduler, requests(SEED))
+    steps: Any = WholeSteps(engine)
+    answers = serve(steps, scheduler, requests(SEED))
     computation_module.run_pass = recorder._run_pass
     if engine._group is not None:
         engine._group.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -33,36 +33,34 @@ class ArrivingTensors:
     """Implements Arriving over torch.distributed.
 
     Args:
-        tensors: what is filled, one of each rank that gives.
+        numbers: what is filled, a line for each rank that gives.
         work: the collective; None: there is nothing to wait for.
         is_ordered: whether a device computes in the order in which it is told, collectives
-            included; else whoever uses the tensors has to wait.
+            included; else whoever uses the numbers has to wait.
         blame: raises what a failed collective means.
     """
 
     def __init__(
         self,
-        tensors: Sequence[torch.Tensor],
+        numbers: torch.Tensor,
         work: Any,
         *,
         is_ordered: bool,
         blame: Callable[[Exception], NoReturn],
     ) -> None:
+        self._numbers = numbers
         self._work = work
         self._blame = blame
         self._lock = threading.Lock()
+        self._on_host, self._arrived = numbers, None
         if is_ordered:
             self.wait()
-        self._tensors = tensors
-        copies = [to_host(each) if is_ordered else (each, None) for each in tensors]
-        self._on_host = [host for host, _ in copies]
-        # The last one is there when all are.
-        self._arrived = copies[-1][1]
+            self._on_host, self._arrived = to_host(numbers)
 
     @property
     def tensor(self) -> torch.Tensor:
         """The first rank's numbers."""
-        return self._tensors[0]
+        return self._numbers[0]
 
     @property
     def is_there(self) -> bool:
@@ -85,4 +83,5 @@ class ArrivingTensors:
         self.wait()
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [each.tolist() for each in self._on_host]
+        found: list[list[int]] = self._on_host.tolist()
+        return found

@@ -161,17 +161,18 @@ class TorchGroup:
         shared = tensor.to(self._device).contiguous()
         work = self._together(lambda: distributed.broadcast(shared, src=0, async_op=True))
         # Rank 0 has what it gives.
-        return self._arriving([shared], work if self.rank else None)
+        return self._arriving(shared.unsqueeze(0), work if self.rank else None)
 
     def begin_gather(self, values: Sequence[int]) -> Arriving:
         """Bring to each what each rank gives."""
         own = to_device(torch.tensor(list(values), dtype=torch.int64), self._device)
-        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        numbers = own.new_empty(self.world_size, len(own))
+        parts = list(numbers.unbind())
         work = self._together(lambda: distributed.all_gather(parts, own, async_op=True))
-        return self._arriving(parts, work)
+        return self._arriving(numbers, work)
 
-    def _arriving(self, tensors: Sequence[torch.Tensor], work: Any) -> Arriving:
-        return ArrivingTensors(tensors, work, is_ordered=self._is_ordered, blame=self._blame)
+    def _arriving(self, numbers: torch.Tensor, work: Any) -> Arriving:
+        return ArrivingTensors(numbers, work, is_ordered=self._is_ordered, blame=self._blame)
 
     def fails_together(self) -> bool:
         """Whether each rank says so, of one place between two collectives."""
