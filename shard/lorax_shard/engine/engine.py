@@ -41,11 +41,11 @@ from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.pass_prices import PassTimer
 from lorax_shard.engine.ranks import (
-    RowComparison,
     least_of,
     missing_somewhere,
     share_ends,
 )
+from lorax_shard.engine.row_comparison import RowComparison
 from lorax_shard.engine.row_entry import RowEntry
 from lorax_shard.engine.rows import ResidentBatch, Row
 from lorax_shard.model.interface import PagedModel

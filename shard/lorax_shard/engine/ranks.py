@@ -7,14 +7,11 @@ one rank lacks, a bug) is found here, before ranks enter a forward pass that fit
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Container, Sequence
 
-import numpy as np
 import torch
 
 from lorax_contract.step import AdapterHandle, FinishCode
-from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.launched import LaunchedPass
 from lorax_shard.parallel.arriving import Arriving
 from lorax_shard.parallel.group import GroupBrokenError, RankGroup
@@ -68,38 +65,6 @@ def share_ends(group: RankGroup, steps: Sequence[LaunchedPass]) -> None:
         each.num_told = values[:count]
         each.finishes = [FinishCode(code) for code in values[count : 2 * count]]
         values = values[2 * count :]
-
-
-class RowComparison:
-    """Whether all ranks compute the same rows in a step; begun before they are computed.
-
-    Nobody waits for it then, and nothing is told of the rows before it is known.
-    """
-
-    def __init__(self, group: RankGroup, seq: int, work: Sequence[RowWork]) -> None:
-        self._seq = seq
-        numbers = [
-            seq,
-            *(
-                n
-                for row, num, draft in work
-                for n in (row.request_id, row.num_computed, num, *draft)
-            ),
-        ]
-        print_of_all = zlib.crc32(np.array(numbers, dtype=np.int64).tobytes())
-        self._prints = group.begin_gather([print_of_all])
-
-    @property
-    def is_known(self) -> bool:
-        """Whether all ranks have said what they compute."""
-        return self._prints.is_there
-
-    def check(self) -> None:
-        """Raise GroupBrokenError if they do not; waits for the others."""
-        prints = self._prints.read()
-        ranks = [rank for rank, each in enumerate(prints) if each != prints[0]]
-        if ranks:
-            raise GroupBrokenError(f"step {self._seq}: ranks {ranks} hold other rows than rank 0")
 
 
 def fails_everywhere(group: RankGroup, error: Exception) -> bool:
