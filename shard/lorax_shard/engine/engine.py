@@ -45,9 +45,9 @@ from lorax_shard.engine.ranks import (
     missing_somewhere,
     share_ends,
 )
-from lorax_shard.engine.row_comparison import RowComparison
 from lorax_shard.engine.row_entry import RowEntry
 from lorax_shard.engine.rows import ResidentBatch, Row
+from lorax_shard.engine.same_rows import RowComparison
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import GroupBrokenError, RankGroup
 from lorax_shard.sampling.sampler import Sampler

@@ -11,8 +11,8 @@ from lorax_contract.step import FinishCode
 from lorax_shard.engine.inputs import PromptSpan, RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder
 from lorax_shard.engine.prompt_scores import PromptScores
-from lorax_shard.engine.row_comparison import RowComparison
 from lorax_shard.engine.rows import Row
+from lorax_shard.engine.same_rows import RowComparison
 from lorax_shard.engine.self_test import DeviceBrokenError
 from lorax_shard.parallel.arriving import Arriving
 from lorax_shard.sampling.sampled import Draws, SampledTokens

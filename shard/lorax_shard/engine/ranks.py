@@ -1,7 +1,7 @@
 """What the engines of several ranks agree on: blocks, adapters, rows, tokens and ends.
 
-Plans are the same on all ranks, and so is what follows from them. What does not (memory that
-one rank lacks, a bug) is found here, before ranks enter a forward pass that fits nowhere.
+Plans are the same on all ranks, and so is what follows from them. What does not: memory that
+one rank lacks, what rank 0 draws and tells, a pass that fails. ``same_rows`` finds out the rest.
 """
 
 from __future__ import annotations

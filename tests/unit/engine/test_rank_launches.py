@@ -17,7 +17,7 @@ from tests.helpers.toy_paged_model import (
 
 from lorax_contract.step import FinishCode, StepPlan
 from lorax_shard.engine.engine import Engine
-from lorax_shard.engine.row_comparison import RowComparison
+from lorax_shard.engine.same_rows import RowComparison
 from lorax_shard.parallel.group import GroupBrokenError
 
 PROMPTS = {1: [7, 9, 11], 2: [40, 41, 42, 43]}
