@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.gpu_check.machine import ROOT
 from bench.gpu_check.report import FAILED, Report
 
-SUITES = ("tests/contract/attention", "tests/contract/lora", "tests/unit/lora/test_triton.py",
+SUITES = ("tests/contract/attention", "tests/contract/fused", "tests/contract/lora", "tests/unit/lora/test_triton.py",
           "tests/gpu")  # fmt: skip
 # What a GPU computes; torch's own backends are the CPU suite's.
 _ON_A_GPU = "triton or flash or fp8 or gpu"
