@@ -87,6 +87,21 @@ def test_what_is_launched_does_not_grow_with_the_rows(kind):
     assert len(counts[64]) < 320
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here: see tests/gpu")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_steps_take_what_triton_s_kernels_draw_where_it_lies(kind):
+    """In its interpreter; and the tokens are those that a CPU draws."""
+    draws = pytest.importorskip("lorax_shard.sampling.triton.backend").TritonDraws(256, 64)
+    found = []
+    for method in (draws, None):
+        engine = make_engine(2, 12)
+        if method is not None:
+            engine.computation.sampler = Sampler(engine.model.vocab_size, method=method)
+        launched = [engine.launch(plan) for plan in plans(2, 4, KINDS[kind])]
+        found.append([engine.collect(each).tokens.ids for each in launched])
+    assert found[0] == found[1]
+
+
 def test_penalties_wait_for_the_ids_that_they_count(waits):
     engine = engine_on_device(3)
     forward = engine.model.forward
