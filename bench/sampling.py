@@ -26,8 +26,9 @@ from tests.helpers.default_model import default_model_dir
 from lorax_contract.step import SamplingParams
 from lorax_shard.engine.engine import Engine
 from lorax_shard.sampling.kernel import DrawKernel
+from lorax_shard.sampling.masks import NO_MASKS, Masks
 from lorax_shard.sampling.reference import sample_each
-from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.sampled import Draws
 from lorax_shard.sampling.sampler import Sampler, SamplesRows, best_method
 from lorax_shard.sampling.scores import SamplerRow
 from lorax_shard.sampling.watermark import Watermark
@@ -56,11 +57,15 @@ class LastDraw:
         self.rows: Sequence[SamplerRow] = ()
 
     def __call__(
-        self, logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
-    ) -> SampledTokens:
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SamplerRow],
+        watermark: Watermark,
+        masks: Masks = NO_MASKS,
+    ) -> Draws:
         """Draw."""
         self.logits, self.rows = logits.clone(), rows
-        return self._method(logits, rows, watermark)
+        return self._method(logits, rows, watermark, masks)
 
 
 def real_text(engine_dir: Path) -> list[int]:

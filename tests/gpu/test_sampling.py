@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers.mixes import peaked_logits, random_rows
+from tests.helpers.mixes import peaked_logits, random_masks, random_rows
 from tests.helpers.sampling import SETTINGS, make_row, random_logits
 
 from lorax_shard.sampling.batched import draw_batch
@@ -33,16 +33,17 @@ def test_a_batch_and_each_row_get_the_specification_s_tokens(
     vocab_size: int, method: SamplesRows
 ) -> None:
     rows, watermark = random_rows(128, vocab_size, 5), Watermark()
-    logits = peaked_logits(128, vocab_size, 5).cuda()
-    found = method(logits, rows, watermark).read()
-    expected = sample_each(logits, rows, watermark)
+    logits, masks = peaked_logits(128, vocab_size, 5).cuda(), random_masks(128, vocab_size, 5)
+    found = method(logits, rows, watermark, masks).read()
+    expected = sample_each(logits, rows, watermark, masks)
     assert found.ids == expected.ids
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
     for own, wanted in zip(found.alternatives, expected.alternatives, strict=True):
         assert (own and own[0]) == (wanted and wanted[0])
     for index in range(0, 128, 9):
-        alone = method(logits[index : index + 1], rows[index : index + 1], watermark).read()
-        assert alone.ids == found.ids[index : index + 1]
+        own = {0: masks[index]} if index in masks else {}
+        part = slice(index, index + 1)
+        assert method(logits[part], rows[part], watermark, own).read().ids == found.ids[part]
 
 
 def test_a_batch_of_256_and_each_row_alone_give_the_same_bits(method: SamplesRows) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tests.helpers.fake_gpu import Compiled, FakeGPU
-from tests.helpers.mixes import peaked_logits, random_rows
+from tests.helpers.mixes import peaked_logits, random_masks, random_rows
 from tests.helpers.sampling import PENALTIES, make_row, random_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,8 +70,9 @@ def launches(gpu: FakeGPU) -> list[Compiled]:
             # The lists of a watermark are made on the host and remembered.
             method(logits, rows, watermark)
             before = gpu.launches.copy()
+            masks = random_masks(num_rows, 300, 1)
             with Operations() as operations:
-                method(logits, rows, watermark)
+                method(logits, rows, watermark, masks)
             assert gpu.launches - before == Counter(expected), (settings, gpu.launches - before)
             assert operations.names == ["copy_", "softmax"], operations.names
     return gpu.binaries

@@ -28,6 +28,17 @@ def random_rows(num_rows: int, vocab_size: int, seed: int) -> list[FakeRow]:
     return [_random_row(generator, vocab_size) for _ in range(num_rows)]
 
 
+def random_masks(num_rows: int, vocab_size: int, seed: int) -> dict[int, NDArray[np.int32]]:
+    """Return masks for some rows, of which some are too short, some too long, and one allows nothing."""
+    generator = np.random.default_rng([seed, 2])
+    masks = {}
+    for row in range(1, num_rows, 3):
+        num_words = max(1, -(-vocab_size // 32) + row % 4 - 1)
+        masks[row] = generator.integers(-(2**31), 2**31, num_words).astype(np.int32)
+    masks[num_rows - 1] = np.zeros(1, dtype=np.int32)
+    return masks
+
+
 def _random_row(generator: np.random.Generator, vocab_size: int) -> FakeRow:
     def draw(low: float, high: float) -> float:
         return round(float(generator.uniform(low, high)), 3)

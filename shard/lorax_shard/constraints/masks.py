@@ -1,17 +1,13 @@
-"""Masks on logits: what a grammar forbids cannot be drawn."""
+"""What rows that are bound to a grammar may draw next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from lorax_shard.constraints.row import Mask
-from lorax_shard.transfer import to_device
-
-# Legend: S sampled rows, C constrained ones of them, V vocabulary.
+from lorax_shard.sampling.masks import Mask
 
 
 class NextTokens(Protocol):
@@ -21,17 +17,8 @@ class NextTokens(Protocol):
         """Return which tokens may come next; raises what is wrong in words."""
 
 
-def masked(
-    logits: torch.Tensor,  # S x V
-    constraints: Mapping[int, NextTokens],
-) -> tuple[torch.Tensor, dict[int, str]]:
-    """Return logits with minus infinity where a row's constraint allows no token.
-
-    The logits stay as they are. Rows whose constraint failed are left as they are too, and
-    named with the reason.
-    """
-    if not constraints:
-        return logits, {}
+def masks_of(constraints: Mapping[int, NextTokens]) -> tuple[dict[int, Mask], dict[int, str]]:
+    """Return the masks of rows, and why those have none whose constraint failed."""
     masks: dict[int, Mask] = {}
     errors: dict[int, str] = {}
     for index, constraint in constraints.items():
@@ -39,25 +26,7 @@ def masked(
             masks[index] = constraint.mask()
         except Exception as error:  # noqa: BLE001 - it is this row's
             errors[index] = str(error)
-    if not masks:
-        return logits, errors
-    scores = logits.clone()
-    at = to_device(torch.tensor(list(masks)), logits.device)
-    forbidden = ~_allowed(list(masks.values()), logits)
-    scores[at] = scores[at].masked_fill_(forbidden, -torch.inf)
-    return scores, errors
-
-
-def _allowed(masks: Sequence[Mask], logits: torch.Tensor) -> torch.Tensor:  # C x V bool
-    """Spread bits to flags; a mask may be shorter than the logits are wide, or longer."""
-    num_words = -(-logits.shape[1] // 32)
-    words = np.zeros((len(masks), num_words), dtype=np.int32)
-    for line, mask in zip(words, masks, strict=True):
-        width = min(num_words, len(mask))
-        line[:width] = mask[:width]
-    octets = to_device(torch.from_numpy(words.view(np.uint8)), logits.device)
-    bits = octets.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
-    return bits.view(len(masks), -1)[:, : logits.shape[1]].bool()
+    return masks, errors
 
 
 class AnyToken:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lorax_contract.errors import GenerationError
+from lorax_shard.sampling.masks import Mask
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-
-# A bit for each id, 32 in a word, the lowest first.
-Mask: TypeAlias = NDArray[np.int32]
 
 _NOTE = "\n<non-verbose/>"
 

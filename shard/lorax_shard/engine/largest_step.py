@@ -49,7 +49,7 @@ class LargestStep:
         self._model = model
         # None: another rank draws.
         self._sampler = sampler
-        # Masks of outputs that are bound to grammars copy the logits once more.
+        # Masks of outputs that are bound to grammars copy the logits once more where no kernel draws.
         self._constraint = AnyToken(model.vocab_size) if constrained else None
         self._block_size = block_size
         # A resumed request computes its output again; only the last token is never computed.

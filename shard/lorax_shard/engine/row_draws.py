@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from lorax_shard.constraints.masks import masked
+from lorax_shard.constraints.masks import masks_of
 from lorax_shard.engine.forward import PassResult
 from lorax_shard.engine.prompt_scores import PromptScores, prompt_scores
 from lorax_shard.engine.rows import DraftedRow, IdArray, Row
+from lorax_shard.sampling.masks import NO_MASKS, Masks
 from lorax_shard.sampling.parts import DrawnPart, PartedDraws
 from lorax_shard.sampling.sampled import Draws
 from lorax_shard.sampling.sampler import Sampler
@@ -44,25 +45,31 @@ def draw_bound(sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | Draf
     constraints = {
         index: row.constraint for index, row in enumerate(rows) if row.constraint is not None
     }
-    logits, errors = masked(logits, constraints)
-    draws = draw_rows(sampler, logits, rows)
+    masks, errors = masks_of(constraints)
+    draws = draw_rows(sampler, logits, rows, masks)
     for index, reason in errors.items():
         draws.fail(index, reason)
     return draws
 
 
-def draw_rows(sampler: Sampler, logits: torch.Tensor, rows: Sequence[Row | DraftedRow]) -> Draws:
+def draw_rows(
+    sampler: Sampler,
+    logits: torch.Tensor,
+    rows: Sequence[Row | DraftedRow],
+    masks: Masks = NO_MASKS,
+) -> Draws:
     """Draw for rows of several vocabularies: each among its own tokens, as if it were alone."""
     vocab_sizes = [_vocab_size(sampler, row) for row in rows]
     distinct = set(vocab_sizes)
     if distinct == {sampler.vocab_size}:
-        return sampler.draw(logits, rows)
+        return sampler.draw(logits, rows, masks)
     parts = []
     for vocab_size in sorted(distinct):
         places = [index for index, size in enumerate(vocab_sizes) if size == vocab_size]
         at = to_device(torch.tensor(places), logits.device)
         own, chosen = sampler.with_vocab(vocab_size), [rows[index] for index in places]
-        parts.append(DrawnPart(places, at, own.draw(logits[at], chosen)))
+        few = {place: masks[index] for place, index in enumerate(places) if index in masks}
+        parts.append(DrawnPart(places, at, own.draw(logits[at], chosen, few)))
     return PartedDraws(parts)
 
 

@@ -15,6 +15,7 @@ from lorax_shard.sampling.device_tokens import DeviceTokens
 from lorax_shard.sampling.distribution import ENTROPY_ONE
 from lorax_shard.sampling.draws import uniforms
 from lorax_shard.sampling.id_tree import BLOCK, BLOCK_LEVELS, ONE, num_levels
+from lorax_shard.sampling.masks import NO_MASKS, Masks, forbid
 from lorax_shard.sampling.reference import softmax_of, temperatures_of
 from lorax_shard.sampling.sampled import (
     ALL_MASKED,
@@ -37,13 +38,16 @@ _MASKED = -2
 
 
 def draw_batch(
-    logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
+    logits: torch.Tensor,
+    rows: Sequence[SamplerRow],
+    watermark: Watermark,
+    masks: Masks = NO_MASKS,
 ) -> DeviceTokens:
     """Return the next token of each row of ``logits`` (S x V); none for rows without numbers.
 
     Nothing here waits for the device.
     """
-    found = _found(logits, rows, watermark)
+    found = _found(forbid(logits, masks), rows, watermark)
     num_alternatives = [row.params.num_alternatives for row in rows]
     ids = found[:, 0].long().clamp_(min=NO_TOKEN)
     return DeviceTokens(ids, found, lambda host: _tokens(host, num_alternatives))

@@ -51,7 +51,15 @@ void penalize(const Row& row, float* scores, int64_t vocab_size) {
     }
 }
 
+void forbid(const Row& row, float* scores, int64_t vocab_size) {
+    for (int64_t i = 0; i < vocab_size; ++i) {
+        const uint32_t word = i / 32 < row.num_allowed ? row.allowed[i / 32] : 0;
+        if (!(word >> i % 32 & 1)) scores[i] = -std::numeric_limits<float>::infinity();
+    }
+}
+
 void adjust(const Row& row, float* scores, int64_t vocab_size, double delta) {
+    if (row.allowed) forbid(row, scores, vocab_size);
     for (int64_t i = 0; i < row.num_edits; ++i)
         if (row.edit_ids[i] >= 0 && row.edit_ids[i] < vocab_size)
             scores[row.edit_ids[i]] += row.edit_values[i];
@@ -75,7 +83,7 @@ void prepare(const Batch& batch, const Row& row) {
     const float* logits = batch.logits + row.source * batch.stride;
     const float* scores = logits;
     float* line = batch.lines + row.line * vocab_size;
-    if (row.num_edits || row.preferred || row.prompt_ids) {
+    if (row.allowed || row.num_edits || row.preferred || row.prompt_ids) {
         std::memcpy(line, logits, vocab_size * sizeof(float));
         adjust(row, line, vocab_size, batch.delta);
         scores = line;
@@ -83,7 +91,14 @@ void prepare(const Batch& batch, const Row& row) {
     const double least = std::numeric_limits<float>::min();
     shift(scores, line, vocab_size,
           row.temperature > 0 ? float(std::max(row.temperature, least)) : 1.0f);
-    if (row.raw_line >= 0) shift(logits, batch.lines + row.raw_line * vocab_size, vocab_size, 1.0f);
+    if (row.raw_line < 0) return;
+    float* raw_line = batch.lines + row.raw_line * vocab_size;
+    if (row.allowed) {
+        std::memcpy(raw_line, logits, vocab_size * sizeof(float));
+        forbid(row, raw_line, vocab_size);
+        logits = raw_line;
+    }
+    shift(logits, raw_line, vocab_size, 1.0f);
 }
 
 // ---- numbers ----

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lorax_shard.native import load_library
+from lorax_shard.sampling.masks import NO_MASKS, Masks
 from lorax_shard.sampling.sampled import (
     LEAST_LOGPROB,
     NO_TOKEN,
@@ -60,7 +61,11 @@ class DrawKernel:
     # The memory that it keeps is that of one mode.
     @torch.inference_mode()
     def __call__(
-        self, logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SamplerRow],
+        watermark: Watermark,
+        masks: Masks = NO_MASKS,
     ) -> SampledTokens:
         """Return the next token of each row of ``logits``; none for rows without numbers."""
         if logits.dtype is not torch.float32 or logits.stride(1) != 1:
@@ -70,7 +75,8 @@ class DrawKernel:
         at_once = max(_ROWS_AT_ONCE, _VALUES_AT_ONCE // logits.shape[1])
         for start in range(0, len(rows), at_once):
             part = slice(start, start + at_once)
-            self._sample(logits[part], rows[part], settings[part], watermark, result)
+            own = {at - start: mask for at, mask in masks.items() if 0 <= at - start < at_once}
+            self._sample(logits[part], rows[part], settings[part], watermark, own, result)
         return result
 
     def _sample(
@@ -79,6 +85,7 @@ class DrawKernel:
         rows: Sequence[SamplerRow],
         settings: Sequence[RowSettings],
         watermark: Watermark,
+        masks: Masks,
         result: SampledTokens,
     ) -> None:
         """Add the tokens of some rows to the result."""
@@ -86,7 +93,7 @@ class DrawKernel:
         assert library is not None, reason  # whoever makes this asks first
         vocab_size = logits.shape[1]
         places = _HostPlaces()
-        table, num_lines = make_table(rows, settings, vocab_size, watermark, places)
+        table, num_lines = make_table(rows, settings, vocab_size, watermark, masks, places)
         lines, probs = self._memory(num_lines, vocab_size)
         most = most_alternatives(rows)
         ids = np.full(len(rows), NO_TOKEN, dtype=np.int64)

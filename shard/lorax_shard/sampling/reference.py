@@ -14,6 +14,7 @@ from lorax_contract.step import SamplingParams
 from lorax_shard.sampling.distribution import Distribution, largest, warp
 from lorax_shard.sampling.draws import uniforms
 from lorax_shard.sampling.id_tree import num_levels
+from lorax_shard.sampling.masks import NO_MASKS, Masks, forbid
 from lorax_shard.sampling.sampled import SampledTokens, is_greedy, is_raw, nothing_sampled
 from lorax_shard.sampling.scores import LogitEdits, SamplerRow, adjusted, edits_of
 from lorax_shard.sampling.watermark import Watermark
@@ -26,9 +27,13 @@ _LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
 
 def sample_each(
-    logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
+    logits: torch.Tensor,
+    rows: Sequence[SamplerRow],
+    watermark: Watermark,
+    masks: Masks = NO_MASKS,
 ) -> SampledTokens:
     """Return the next token of each row of ``logits`` (S x V); none for rows without numbers."""
+    logits = forbid(logits, masks)
     result = nothing_sampled(len(rows))
     greedy = [i for i, row in enumerate(rows) if is_greedy(row.params)]
     drawn = [i for i, row in enumerate(rows) if not is_greedy(row.params)]

@@ -24,6 +24,8 @@ struct Row {
     const float* edit_values;
     int64_t num_edits;
     const uint8_t* preferred;  // a bit for each token, the highest of a byte first; or null
+    const uint32_t* allowed;   // a bit for each token, the lowest of a word first; null: all are
+    int64_t num_allowed;       // words of it; tokens beyond them are forbidden
     uint64_t seed;
     uint64_t position;
     int64_t num_alternatives;

@@ -13,13 +13,14 @@ where Triton fails, each for all rows at once, and one by one where a CPU has no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.kernel import DrawKernel
+from lorax_shard.sampling.masks import NO_MASKS, Masks, forbid
 from lorax_shard.sampling.reference import sample_each
 from lorax_shard.sampling.sampled import ALL_MASKED, NO_NUMBERS, Draws, SampledTokens
 from lorax_shard.sampling.scores import SamplerRow, adjusted
@@ -27,8 +28,19 @@ from lorax_shard.sampling.watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
-# Takes logits, their rows and the watermark.
-SamplesRows: TypeAlias = Callable[[torch.Tensor, Sequence[SamplerRow], Watermark], Draws]
+
+class SamplesRows(Protocol):
+    """A way to draw."""
+
+    def __call__(
+        self,
+        logits: torch.Tensor,  # S x V
+        rows: Sequence[SamplerRow],
+        watermark: Watermark,
+        masks: Masks = NO_MASKS,
+        /,
+    ) -> Draws:
+        """Return the next token of each row; none for rows without numbers."""
 
 
 class Sampler:
@@ -57,22 +69,28 @@ class Sampler:
         """Return a sampler for rows of another vocabulary, otherwise like this one."""
         return Sampler(vocab_size, self.device, self._watermark, self._method)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> SampledTokens:
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[SamplerRow], masks: Masks = NO_MASKS
+    ) -> SampledTokens:
         """Return the next token of each row; ``logits`` is S x V float32 and stays as it is.
+
+        Rows with masks draw what these allow.
 
         Raises ValueError when the shape does not fit the rows or the vocabulary.
         """
-        return self.draw(logits, rows).read()
+        return self.draw(logits, rows, masks).read()
 
-    def draw(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> Draws:
+    def draw(
+        self, logits: torch.Tensor, rows: Sequence[SamplerRow], masks: Masks = NO_MASKS
+    ) -> Draws:
         """Do the same, but do not wait for a device."""
         self._check_shape(logits, len(rows))
         logits = logits[:, : self.vocab_size]
-        draws = self._method(logits, rows, self._watermark)
+        draws = self._method(logits, rows, self._watermark, masks)
         if isinstance(draws, SampledTokens) and min(draws.ids, default=0) < 0:
             for index, token_id in enumerate(draws.ids):
                 if token_id < 0:
-                    scores = adjusted(logits, rows, [index], self._watermark)
+                    scores = adjusted(forbid(logits, masks), rows, [index], self._watermark)
                     is_masked = bool(torch.isneginf(scores).all())
                     draws.fail(index, ALL_MASKED if is_masked else NO_NUMBERS)
         return draws

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorax_contract.step import SamplingParams
+from lorax_shard.sampling.masks import Masks
 from lorax_shard.sampling.sampled import is_greedy, is_raw
 from lorax_shard.sampling.scores import SamplerRow, has_penalty
 from lorax_shard.sampling.watermark import Watermark
@@ -22,6 +23,7 @@ ROW = np.dtype(
         ("repetition", "f8"), ("frequency", "f8"), ("presence", "f8"),
         ("prompt_ids", "i8"), ("num_prompt", "i8"), ("output_ids", "i8"), ("num_output", "i8"),
         ("edit_ids", "i8"), ("edit_values", "i8"), ("num_edits", "i8"), ("preferred", "i8"),
+        ("allowed", "i8"), ("num_allowed", "i8"),
         ("seed", "u8"), ("position", "u8"), ("num_alternatives", "i8"),
     ]
 )  # fmt: skip
@@ -71,6 +73,7 @@ def make_table(
     settings: Sequence[RowSettings],
     vocab_size: int,
     watermark: Watermark,
+    masks: Masks,
     places: Places,
 ) -> tuple[NDArray[np.void], int]:
     """Return a line for each row, and how many lines their softmaxes need.
@@ -82,6 +85,8 @@ def make_table(
     table["num_prompt"] = [row.num_prompt_tokens for row in rows]
     table["position"] = [row.num_tokens for row in rows]
     table["num_output"] = table["position"].astype(np.int64) - table["num_prompt"]
+    for index, mask in masks.items():
+        table["allowed"][index], table["num_allowed"][index] = places.place(mask), len(mask)
     num_lines = len(rows)
     for index, (row, each) in enumerate(zip(rows, settings, strict=True)):
         if (edits := row.edits) is not None:

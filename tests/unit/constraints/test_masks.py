@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lorax_contract.errors import GenerationError
-from lorax_shard.constraints.masks import AnyToken, masked
+from lorax_shard.constraints.masks import AnyToken, masks_of
+from lorax_shard.sampling.masks import forbid
 
 
 class Allowing:
@@ -25,6 +26,11 @@ class Allowing:
 class Failing:
     def mask(self):
         raise GenerationError("no more")
+
+
+def masked(logits, constraints):
+    masks, errors = masks_of(constraints)
+    return forbid(logits, masks), errors
 
 
 def test_only_what_is_allowed_is_left_and_the_logits_stay():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.helpers.mixes import peaked_logits, random_rows
+from tests.helpers.mixes import peaked_logits, random_masks, random_rows
 from tests.helpers.sampling import PENALTIES, SETTINGS, make_row, random_logits
 from tests.helpers.sampling_methods import method_of
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lorax_shard.sampling.batched import draw_batch
 from lorax_shard.sampling.id_tree import to_weights
 from lorax_shard.sampling.kernel import DrawKernel
+from lorax_shard.sampling.masks import forbid
 from lorax_shard.sampling.reference import sample_each
+from lorax_shard.sampling.sampled import ALL_MASKED
 from lorax_shard.sampling.sampler import Sampler, best_method
 from lorax_shard.sampling.watermark import Watermark
 
@@ -66,6 +68,19 @@ def test_random_mixes_give_what_the_specification_gives(make_sampler, vocab_size
         if own is not None and wanted is not None:
             assert own[0] == wanted[0]
             assert own[1] == pytest.approx(wanted[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("vocab_size", [40, 257, 4099])
+def test_masked_rows_draw_what_their_masks_leave(make_sampler, vocab_size):
+    """As if the others were minus infinity before anything else, in what is reported too."""
+    rows, masks = random_rows(60, vocab_size, 9), random_masks(60, vocab_size, 9)
+    logits = peaked_logits(60, vocab_size, 9)
+    sampler, before = make_sampler(vocab_size), logits.clone()
+    found = sampler.draw(logits, rows, masks).read()
+    expected = sampler.sample(forbid(logits, masks), rows)
+    assert torch.equal(logits, before)
+    assert found == expected
+    assert found.errors[59] == ALL_MASKED
 
 
 @pytest.mark.parametrize("vocab_size", [300, 5003])

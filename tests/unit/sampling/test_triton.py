@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from tests.helpers.mixes import peaked_logits, random_rows
+from tests.helpers.mixes import peaked_logits, random_masks, random_rows
 from tests.helpers.sampling import PENALTIES, SETTINGS, FakeRow, make_row, random_logits
 
 from lorax_shard.sampling.batched import draw_batch
+from lorax_shard.sampling.masks import forbid
 from lorax_shard.sampling.reference import sample_each
-from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.sampled import ALL_MASKED, SampledTokens
 from lorax_shard.sampling.sampler import Sampler
 from lorax_shard.sampling.watermark import Watermark
 
@@ -78,6 +79,16 @@ def test_a_batch_and_each_row_alone_give_the_same_bits() -> None:
         assert (alone.ids[0], alone.logprobs[0], alone.alternatives[0]) == (
             together.ids[index], together.logprobs[index], together.alternatives[index],
         )  # fmt: skip
+
+
+def test_masked_rows_draw_what_their_masks_leave() -> None:
+    rows, masks = random_rows(12, 300, 9), random_masks(12, 300, 9)
+    logits = peaked_logits(12, 300, 9)
+    before = logits.clone()
+    found = SMALL(logits, rows, Watermark(), masks).read()
+    assert torch.equal(logits, before)
+    assert found == drawn(forbid(logits, masks), rows)
+    assert found.errors[11] == ALL_MASKED
 
 
 def test_equal_tokens_are_kept_alike() -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lorax_shard.sampling.device_tokens import DeviceTokens
 from lorax_shard.sampling.id_tree import BLOCK, num_levels
+from lorax_shard.sampling.masks import NO_MASKS, Masks
 from lorax_shard.sampling.reference import softmax_width
 from lorax_shard.sampling.sampled import (
     ALL_MASKED,
@@ -53,7 +54,11 @@ class TritonDraws:
         self._block, self._capacity = block, capacity
 
     def __call__(
-        self, logits: torch.Tensor, rows: Sequence[SamplerRow], watermark: Watermark
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SamplerRow],
+        watermark: Watermark,
+        masks: Masks = NO_MASKS,
     ) -> DeviceTokens:
         """Return the next token of each row of ``logits`` (S x V); none for rows without numbers.
 
@@ -63,7 +68,7 @@ class TritonDraws:
             logits = logits.float().contiguous()
         settings = self._settings.of(rows)
         upload = Upload(self._prompts, logits.device)
-        batch = _make_batch(rows, settings, logits.shape[1], watermark, upload)
+        batch = _make_batch(rows, settings, logits.shape[1], watermark, masks, upload)
         ids, found = self._launch(logits, batch, settings, watermark.delta)
         understand = functools.partial(_tokens, batch.is_line, batch.num_alternatives)
         return DeviceTokens(ids, found, understand)
@@ -137,15 +142,18 @@ def _make_batch(
     settings: Sequence[RowSettings],
     vocab_size: int,
     watermark: Watermark,
+    masks: Masks,
     upload: Upload,
 ) -> _Batch:
-    table, num_lines = make_table(rows, settings, vocab_size, watermark, upload)
+    table, num_lines = make_table(rows, settings, vocab_size, watermark, masks, upload)
     is_line = (table["temperature"] <= 0) | (table["raw_line"] >= 0)
     num_alternatives = table["num_alternatives"].tolist()
     if num_lines > len(rows):
         plain = np.zeros(num_lines - len(rows), dtype=ROW)
         plain["raw_line"] = -1
-        plain["source"] = np.flatnonzero(table["raw_line"] >= 0)
+        plain["source"] = raw = np.flatnonzero(table["raw_line"] >= 0)
+        for name in ("allowed", "num_allowed"):
+            plain[name] = table[name][raw]
         table = np.concatenate([table, plain])
     return _Batch(upload.send(table), num_lines, is_line, num_alternatives)
 

@@ -45,7 +45,7 @@ def prepare(
     count = counts + tl.multiple_of(line * line_stride, line_unit)
     has_penalty = tl.load(row + rows.PROMPT_IDS) != 0
     is_adjusted = (tl.load(row + rows.PREFERRED) != 0) | (tl.load(row + rows.NUM_EDITS) > 0)
-    is_adjusted |= has_penalty
+    is_adjusted |= has_penalty | (tl.load(row + rows.ALLOWED) != 0)
     if is_adjusted:
         if has_penalty:
             _note_ids(row, count, vocab_size, block, line_unit)
@@ -143,11 +143,17 @@ def _adjust(
     unit: tl.constexpr,
     line_unit: tl.constexpr,
 ) -> None:
-    """Write logits with what the request adds, the watermark and the penalties."""
+    """Write logits that are allowed, with what the request adds, the watermark and the penalties."""
     lane = tl.arange(0, block)
     end = (vocab_size + line_unit - 1) // line_unit * line_unit
+    allowed = tl.load(row + rows.ALLOWED)
+    words, num_words = allowed.to(tl.pointer_type(tl.int32)), tl.load(row + rows.NUM_ALLOWED)
     for start in range(0, vocab_size, block):
         score = _load(source, start + lane, vocab_size, unit)
+        if allowed != 0:
+            word = (start + lane) // 32
+            bits = tl.load(words + word, mask=word < num_words, other=0) >> (start + lane) % 32
+            score = tl.where((bits & 1) != 0, score, float("-inf"))
         is_one = tl.max_constancy(start + lane < end, line_unit)
         tl.store(out + start + lane, score, mask=is_one)
     tl.debug_barrier()

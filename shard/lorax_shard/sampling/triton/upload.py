@@ -14,7 +14,7 @@ from lorax_shard.transfer import to_device
 # Beginnings of arrays are multiples of it.
 _ALIGNMENT = 16
 # Fields of a table that say where something lies in what is uploaded with it.
-_OF_IDS, _OF_REST = ("output_ids", "edit_ids"), ("edit_values", "preferred")
+_OF_IDS, _OF_REST = ("output_ids", "edit_ids"), ("edit_values", "preferred", "allowed")
 # Prompts that stay on the device; longer ones are uploaded in each step.
 _PROMPT_BYTES = 32 << 20
 
