@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lorax_shard.transfer import to_device
+
 # The format for storing K and V in a byte each: OCP's E4M3, without infinities (Micikevicius et
 # al. 2022, arXiv:2209.05433). With a scale of 1, as is usual without calibration.
 FP8 = torch.float8_e4m3fn
@@ -94,8 +96,7 @@ class PagedCache:
         if not source:
             return
         device = next(iter(self.keys.values())).device
-        read = torch.tensor(source, device=device)
-        written = torch.tensor(destination, device=device)
+        read, written = (to_device(torch.tensor(each), device) for each in (source, destination))
         for pools in (self.keys, self.values):
             for pool in pools.values():
                 raw = _raw(pool)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lorax_shard.attention.kv_cache import PagedCache
+from lorax_shard.transfer import to_device
 
 # Pinned memory comes in powers of two: host blocks are taken from slabs of this many bytes, so
 # that less than a block of each is lost.
@@ -108,7 +109,7 @@ class SwapSpace:
 
     def _index(self, blocks: Sequence[int]) -> torch.Tensor:
         # Made on the stream that uses it: its memory is not given away before it was read.
-        return torch.tensor(list(blocks), device=self._device)
+        return to_device(torch.tensor(list(blocks)), self._device)
 
     def _gather(self, blocks: torch.Tensor) -> None:
         for part, place in self._places(len(blocks)):

@@ -73,6 +73,8 @@ class LoraModel:
         members = list(find_groups(self.sites))
         self._preparer = Preparer(self.sites, members, dtype, device, cut)
         self._slots: dict[int, PreparedAdapter] = {}
+        # Slots of adapters that have low-rank parts of linears before the head, and nothing else.
+        self._low_rank_alone: set[int] = set()
         # What graphs have room for.
         self._fixed_slots = self._fixed_rank = 0
         self._groups = [SharedGroup(backend.make_group(len(each)), len(each)) for each in members]
@@ -139,12 +141,10 @@ class LoraModel:
         They have low-rank parts of linears before the head, up to their rank.
         """
         adapter = self._slot(slot)
-        others = (adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits)
         return (
-            slot < self._fixed_slots
+            slot in self._low_rank_alone
+            and slot < self._fixed_slots
             and adapter.max_rank <= self._fixed_rank
-            and not any(others)
-            and not any(self._members[number][0].is_head for number in adapter.groups)
         )
 
     @contextmanager
@@ -214,11 +214,15 @@ class LoraModel:
         self._slots[slot] = adapter
         if adapter.num_logits:
             self._slots_to_mask.add(slot)
+        others = (adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits)
+        if not any(others) and not any(self._members[each][0].is_head for each in adapter.groups):
+            self._low_rank_alone.add(slot)
         self._update_mask_hook()
 
     def _forget(self, slot: int) -> None:
         del self._slots[slot]
         self._slots_to_mask.discard(slot)
+        self._low_rank_alone.discard(slot)
         self._update_mask_hook()
 
     def unload(self, slot: int) -> None:

@@ -62,6 +62,7 @@ class HFPagedModel:
         self.elementwise_backend = "torch"
         self.lora_backend = ""
         self.graphs: DecodeGraphs | None = None
+        self._capturing: torch.cuda.Stream | None = None
         # Whoever installs adapters afterwards sets both.
         self.lora: LoraModel | None = None
         self.base: BaseDescription | None = None
@@ -115,7 +116,7 @@ class HFPagedModel:
         """
         graphs = self.graphs = self._new_graphs(settings)
         if graphs is not None:
-            graphs.capture(recorder or CudaRecorder(self.device), counts)
+            graphs.capture(recorder or self._recorder(), counts)
 
     def graph_bytes(self, settings: GraphSettings) -> int:
         """Return about how many bytes graphs will take; over a pool that need not be the last."""
@@ -124,10 +125,17 @@ class HFPagedModel:
         if graphs is None:
             return 0
         # They share the memory of the largest.
-        graphs.capture(CudaRecorder(self.device), (settings.max_rows,))
+        graphs.capture(self._recorder(), (settings.max_rows,))
         torch.cuda.synchronize(self.device)
         taken = before - device_memory.free_bytes(self.device)
         return max(0, taken) + graphs.num_graphs * _BYTES_OF_A_GRAPH
+
+    def _recorder(self) -> GraphRecorder:
+        if self._capturing is None:
+            # One for all times: libraries keep something for each stream.
+            stream: Any = torch.cuda.Stream
+            self._capturing = stream(self.device)
+        return CudaRecorder(self._capturing)
 
     def _new_graphs(self, settings: GraphSettings) -> DecodeGraphs | None:
         layers = self._survey.layers(self._pool.block_size)

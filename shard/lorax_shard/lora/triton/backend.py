@@ -144,7 +144,7 @@ class TritonGroup(LoraGroup):
         programs = min(most, max(num_parts, _PROGRAMS // tiles.num_tiles))
         kernels.shrink[(tiles.num_tiles, programs)](
             x, x.stride(0), x.shape[1], *self._table(),
-            tiles.tiles, tiles.rows, h, ranks, num_rows * ranks, num_parts, part_blocks,
+            tiles.tiles, tiles.num_used, tiles.rows, h, ranks, num_rows * ranks, num_parts, part_blocks,
             block_m=tiles.block_m, block_r=_SHRINK_RANKS, block_k=block_k,
             widen=_widens(x),
         )  # fmt: skip
@@ -170,7 +170,7 @@ class TritonGroup(LoraGroup):
         is_even = all(number % _UNIT == 0 for number in fixed)
         kernels.expand[(tiles.num_tiles, shares, len(columns))](
             h, ranks, num_rows * ranks, y, y.stride(0), *self._table(),
-            tiles.tiles, tiles.rows, member, self._starts(columns, y.device),
+            tiles.tiles, tiles.num_used, tiles.rows, member, self._starts(columns, y.device),
             num_parts, block_m=tiles.block_m, block_r=tile.block_r, block_n=tile.block_n,
             unit=self._unit if is_even else 1, widen=_widens(y),
             num_warps=tile.num_warps, num_stages=tile.num_stages,

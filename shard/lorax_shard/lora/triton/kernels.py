@@ -21,11 +21,15 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["slot_of_row", "rows"])
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["slot_of_row", "tiles", "num_used", "rows"],
+)
 def gather_rows(
     slot_of_row: tl.tensor,  # T, -1: a base row
     num_rows: tl.tensor,
     tiles: tl.tensor,  # T x 3: of each tile its slot, first of its entries in rows, how many
+    num_used: tl.tensor,  # 1: how many tiles have rows
     rows: tl.tensor,  # T x block_m row numbers
     block_t: tl.constexpr,
     block_m: tl.constexpr,
@@ -63,13 +67,15 @@ def gather_rows(
     tl.store(tiles + tile * 3, slot, mask=leads)
     tl.store(tiles + tile * 3 + 1, (tile * block_m).to(tl.int64), mask=leads)
     tl.store(tiles + tile * 3 + 2, tl.minimum(count - place, block_m).to(tl.int64), mask=leads)
-    is_empty = is_row & (own >= tl.sum(num_tiles, 0))
+    used = tl.sum(num_tiles, 0)
+    tl.store(num_used, used.to(tl.int64))
+    is_empty = is_row & (own >= used)
     tl.store(tiles + own * 3 + 2, tl.zeros((block_t,), dtype=tl.int64), mask=is_empty)
 
 
 @triton.jit(
     do_not_specialize=["first_field", "line_size", "num_lines", "num_parts", "part_blocks"],
-    do_not_specialize_on_alignment=["table", "tiles", "rows"],
+    do_not_specialize_on_alignment=["table", "tiles", "num_used", "rows"],
 )
 def shrink(
     x: tl.tensor,  # T x width_in
@@ -80,6 +86,7 @@ def shrink(
     line_size: tl.tensor,
     num_lines: tl.tensor,  # slots from here on were never loaded in this group
     tiles: tl.tensor,
+    num_used: tl.tensor,  # 1: how many tiles have rows, the first ones
     rows: tl.tensor,
     h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
     h_stride: tl.tensor,
@@ -93,14 +100,15 @@ def shrink(
 ) -> None:
     """h[s, row] = x[row, part s] . A[:, part s]^T, summed in float32, for all members at once.
 
-    Several programs a tile share its blocks of ranks in all parts: how many there are follows
-    from the slot, not from the grid. Matrices begin at multiples of 16 bytes. ``widen`` multiplies
+    The programs of a tile (see ``_share``) share its blocks of ranks in all parts: how many there
+    are follows from the slot, not from the grid. Matrices begin at multiples of 16 bytes. ``widen`` multiplies
     in float32, for interpreters of 16-bit floats.
     """
-    tile = tiles + tl.program_id(0) * 3
+    number, share, num_shares = _share(num_used)
+    tile = tiles + number * 3
     count = tl.load(tile + 2)
     slot = tl.load(tile)
-    if (count > 0) & (slot < num_lines):
+    if (count > 0) & (slot < num_lines) & (share < num_shares):
         line = table + slot * line_size + first_field
         num_ranks = tl.load(line + 1)
         lane = tl.arange(0, block_m)
@@ -108,11 +116,11 @@ def shrink(
         row = tl.load(rows + tl.load(tile + 1) + lane, mask=is_row, other=0)
         a = tl.multiple_of(tl.load(line).to(tl.pointer_type(x.dtype.element_ty)), 16)
         num_pieces = (tl.cdiv(num_ranks, block_r) * num_parts).to(tl.int32)
-        for piece in range(tl.program_id(1), num_pieces, tl.num_programs(1)):
-            number = piece % num_parts
+        for piece in range(share, num_pieces, num_shares):
+            part = piece % num_parts
             rank = piece // num_parts * block_r + tl.arange(0, block_r)
             is_rank = rank < num_ranks
-            first = number * part_blocks * block_k
+            first = part * part_blocks * block_k
             last = tl.minimum(first + part_blocks * block_k, width_in)
             total = tl.zeros((block_m, block_r), dtype=tl.float32)
             for start in range(first, last, block_k):
@@ -131,9 +139,8 @@ def shrink(
                 if widen:
                     left, right = left.to(tl.float32), right.to(tl.float32)
                 total = tl.dot(left, right, total, input_precision="ieee")
-            part = h + number.to(tl.int64) * h_part
             tl.store(
-                part + row[:, None] * h_stride + rank[None, :],
+                h + part.to(tl.int64) * h_part + row[:, None] * h_stride + rank[None, :],
                 total,
                 mask=is_row[:, None] & is_rank[None, :],
             )
@@ -141,7 +148,7 @@ def shrink(
 
 @triton.jit(
     do_not_specialize=["first_field", "line_size", "num_lines", "first_member", "num_parts"],
-    do_not_specialize_on_alignment=["table", "tiles", "rows", "columns"],
+    do_not_specialize_on_alignment=["table", "tiles", "num_used", "rows", "columns"],
 )
 def expand(
     h: tl.tensor,  # S x T x h_stride float32; strides are multiples of 16
@@ -154,6 +161,7 @@ def expand(
     line_size: tl.tensor,
     num_lines: tl.tensor,  # slots from here on were never loaded in this group
     tiles: tl.tensor,
+    num_used: tl.tensor,  # 1: how many tiles have rows, the first ones
     rows: tl.tensor,
     first_member: tl.tensor,
     columns: tl.tensor,  # of each member: where its columns begin in y, from first_member on
@@ -169,10 +177,11 @@ def expand(
     One program a tile, share of the column blocks and member. What is summed over the parts
     serves all columns of a program but where a slot has more than ``block_r`` ranks.
     """
-    tile = tiles + tl.program_id(0) * 3
+    number, own_share, num_shares = _share(num_used)
+    tile = tiles + number * 3
     count = tl.load(tile + 2)
     slot = tl.load(tile)
-    if (count > 0) & (slot < num_lines):
+    if (count > 0) & (slot < num_lines) & (own_share < num_shares):
         member = tl.program_id(2)
         line = table + slot * line_size + first_field + 2 + (first_member + member) * 4
         num_ranks = tl.load(line + 1)
@@ -184,7 +193,7 @@ def expand(
             b = tl.multiple_of(tl.load(line).to(tl.pointer_type(y.dtype.element_ty)), unit)
             left_at = h + row[:, None] * h_stride + tl.load(line + 2)
             own = y + tl.multiple_of(tl.load(columns + member), unit) + row[:, None] * y_stride
-            begin, share = tl.program_id(1) * block_n, tl.num_programs(1) * block_n
+            begin, share = own_share * block_n, num_shares * block_n
             if num_ranks <= block_r:
                 # What is summed over the parts serves all columns.
                 left = _sum_parts(
@@ -220,6 +229,18 @@ def expand(
                             left, b, start, num_ranks, column, width, total, block_r, widen
                         )
                     tl.store(own + column[None, :], total.to(own.dtype.element_ty), mask=is_target)
+
+
+@triton.jit
+def _share(num_used: tl.tensor) -> tl.tensor:
+    """Return a program's tile, its share of that, and how many shares there are.
+
+    Where a grid has room for more tiles than have rows, as in a graph, all its programs share those
+    that have. Some may be left over: their share is beyond the last one.
+    """
+    used = tl.maximum(tl.load(num_used).to(tl.int32), 1)
+    program = tl.program_id(0) + tl.num_programs(0) * tl.program_id(1)
+    return program % used, program // used, tl.num_programs(0) * tl.num_programs(1) // used
 
 
 @triton.jit

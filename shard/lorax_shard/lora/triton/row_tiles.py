@@ -24,6 +24,8 @@ class Tiles(NamedTuple):
 
     tiles: torch.Tensor
     rows: torch.Tensor
+    # How many tiles have rows, on the device: 1 int64.
+    num_used: torch.Tensor
     num_tiles: int
     block_m: int
     mask: int
@@ -61,14 +63,15 @@ def _gathered(rows: Assignment) -> Tiles:
 
 def _gather(slots: torch.Tensor, mask: int, num_tiles: int) -> Tiles:
     count = len(slots)
-    tiles = torch.empty(count, 3, dtype=torch.int64, device=slots.device)
+    made = torch.empty(count * 3 + 1, dtype=torch.int64, device=slots.device)
+    tiles, num_used = made[:-1].view(count, 3), made[-1:]
     numbers = torch.empty(count * FEW_ROWS, dtype=torch.int64, device=slots.device)
     if count:
         kernels.gather_rows[(1,)](
-            slots, count, tiles, numbers, block_t=MOST_GATHERED, block_m=FEW_ROWS,
+            slots, count, tiles, num_used, numbers, block_t=MOST_GATHERED, block_m=FEW_ROWS,
             block_i=_COMPARED, num_warps=8,
         )  # fmt: skip
-    return Tiles(tiles[:num_tiles], numbers, num_tiles, FEW_ROWS, mask)
+    return Tiles(tiles[:num_tiles], numbers, num_used, num_tiles, FEW_ROWS, mask)
 
 
 def _sorted(rows: Assignment) -> Tiles:
@@ -82,16 +85,15 @@ def _sorted(rows: Assignment) -> Tiles:
         first, last = np.searchsorted(slots, [slot, slot + 1]).tolist()
         tiles += [(slot, at, min(block_m, last - at)) for at in range(first, last, block_m)]
     laid = np.array(tiles, dtype=np.int64).reshape(-1, 3)
-    numbers = _to_device(np.concatenate([laid.ravel(), order]), rows.device)
-    return Tiles(
-        numbers[: laid.size].view(-1, 3), numbers[laid.size :], len(tiles), block_m, rows.mask
-    )
+    numbers = _to_device(np.concatenate([[len(tiles)], laid.ravel(), order]), rows.device)
+    own, rest = numbers[1 : 1 + laid.size].view(-1, 3), numbers[1 + laid.size :]
+    return Tiles(own, rest, numbers[:1], len(tiles), block_m, rows.mask)
 
 
 def empty_tiles(block_m: int, device: torch.device) -> Tiles:
     """Return a layout of one tile without rows."""
-    nothing = torch.zeros(1, 3, dtype=torch.int64, device=device)
-    return Tiles(nothing, torch.zeros(block_m, dtype=torch.int64, device=device), 1, block_m, 0)
+    nothing = torch.zeros(4 + block_m, dtype=torch.int64, device=device)
+    return Tiles(nothing[:3].view(1, 3), nothing[4:], nothing[3:4], 1, block_m, 0)
 
 
 def _to_device(numbers: IdArray, device: torch.device) -> torch.Tensor:

@@ -162,7 +162,7 @@ class DecodeGraphs:
                     self._capture_one(recorder, key, slots)
             except Exception as error:  # noqa: BLE001 - whatever it is, steps can do without
                 self._leave_out(key, error)
-                if not isinstance(error, GraphDiffersError):
+                if not isinstance(error, GraphDiffersError | torch.OutOfMemoryError):
                     # What fails for one number of rows fails for all.
                     left_out.add(key.with_adapters)
             if time.perf_counter() - told > _TELL_EVERY_S:
@@ -195,7 +195,9 @@ class DecodeGraphs:
 
     def _capture_one(self, recorder: GraphRecorder, key: _Key, slots: list[int]) -> None:
         """Capture a graph and compare its first replay; GraphDiffersError if that is another."""
-        trial = GraphTrial(self._cache, key.num_rows, self._inputs.max_blocks)
+        # No position beyond the model's last one.
+        whole_blocks = max(1, self._settings.max_context // self._cache.block_size)
+        trial = GraphTrial(self._cache, key.num_rows, whole_blocks)
         compute = partial(self._compute, key)
         with trial.filled_cache():
             numbers = trial.numbers(slots, self._logits.shape[1])

@@ -38,11 +38,12 @@ class GraphTrial:
     @contextmanager
     def filled_cache(self) -> Iterator[None]:
         """Within, the blocks hold numbers; zeros afterwards."""
+        generator = None
         for pools in (self._cache.keys, self._cache.values):
             for pool in pools.values():
                 part = pool[: self._num_blocks]
-                generator = torch.Generator().manual_seed(len(self._pools))
-                part.copy_(torch.randn(part.shape, generator=generator))
+                generator = generator or torch.Generator(pool.device).manual_seed(1)
+                part.copy_(torch.randn(part.shape, generator=generator, device=pool.device))
                 self._pools.append(part)
         self._before = [part.clone() for part in self._pools]
         try:
@@ -85,6 +86,8 @@ class GraphTrial:
         expected = self._results(launch, logits)
         if not all(map(torch.equal, found, expected)):
             raise GraphDiffersError("its first replay gave other bits than the same launches")
+        if not torch.isfinite(logits).all():
+            raise GraphDiffersError("its first replay gave logits that are no numbers")
 
     def _results(self, call: Callable[[], None], logits: torch.Tensor) -> list[torch.Tensor]:
         for part, before in zip(self._pools, self._before, strict=True):
