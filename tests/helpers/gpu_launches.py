@@ -141,7 +141,7 @@ def plugged_model(shape: models.LlamaShape) -> HFPagedModel:
     ).eval().requires_grad_(False)  # fmt: skip
     paged = HFPagedModel(model, survey_attention(model), TritonAttention())
     for group in list(linears._groups(list(linears._targets(model)), linears.SIBLINGS)):
-        plain = linears.create("torch")
+        plain = linears.TorchBackend()
         if len(group) > 1:
             linears._replace_siblings(group, plain)
         else:
