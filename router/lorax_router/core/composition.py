@@ -81,7 +81,9 @@ class StepComposer:
             self._was_of_suspects = self._suspects.place(builder)
 
     def _compose(self, builder: StepBuilder) -> None:
-        rows = [each for each in self._running.requests() if not each.is_suspect]
+        rows = self._running.requests()
+        if self._suspects:
+            rows = [each for each in rows if not each.is_suspect]
         if self._limits_reads:
             rows.sort(key=_last_step_of)
         decodes: list[RequestState] = []

@@ -388,7 +388,7 @@ class Scheduler:
         if outcome.failed:
             self._suspects.accuse(take_out_failed(self._in_flight, set(outcome.failed)))
         step = self._in_flight.popleft()
-        self._suspects.acquit(step.rows)
+        self._suspects.acquit(step)
         num_tokens, seconds = sum(row.num_tokens for row in step.rows), outcome.total_ns / 1e9
         if step.work is not None:
             self._cost.observe(step.work.with_drafts(outcome.num_drafted), seconds)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from lorax_router.core.booking import StepInFlight
 from lorax_router.core.request import RequestState, Status
 from lorax_router.core.running import RunningRows
 from lorax_router.core.step_builder import PlannedRow, StepBuilder
@@ -30,6 +31,11 @@ class Suspects:
     def __init__(self, running: RunningRows) -> None:
         self._running = running
         self._groups: deque[list[PlannedRow]] = deque()
+        # Their steps in flight.
+        self._steps: set[int] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups or self._steps)
 
     def accuse(self, rows: Sequence[PlannedRow]) -> None:
         """A pass with these rows failed. Those that gave way meanwhile are computed anew anyway."""
@@ -55,16 +61,21 @@ class Suspects:
                     # Ended as it is, the shards know the row until it is dropped.
                     self._running.drop.append(row.request.request_id)
                     builder.enter_again(row.request, row.num_tokens)
+        if builder.rows:
+            self._steps.add(builder.plan.seq)
         return bool(builder.rows)
 
-    def acquit(self, rows: Iterable[PlannedRow]) -> None:
-        """These rows were computed."""
-        for row in rows:
-            row.request.is_suspect = False
+    def acquit(self, step: StepInFlight) -> None:
+        """All that is left of a step was computed."""
+        if step.seq in self._steps:
+            self._steps.discard(step.seq)
+            for row in step.rows:
+                row.request.is_suspect = False
 
     def forget(self) -> None:
         """All that ran wait to be computed anew."""
         self._groups.clear()
+        self._steps.clear()
 
     def check(self, in_flight: Iterable[RequestState]) -> None:
         """Raise AssertionError unless each suspect is in one group, or in one step in flight."""

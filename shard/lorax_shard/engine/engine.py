@@ -256,8 +256,7 @@ class Engine:
         step = LaunchedStep(OutcomeBuilder(plan.seq), started_ns=time.perf_counter_ns())
         self._check(plan)
         self.batch.start_step()
-        if self._group is None:
-            self._let_ended_go()
+        self._let_ended_go()
         for request_id in plan.drop:
             self.batch.drop(request_id)
         self._change_adapters(plan, step.out)
@@ -300,10 +299,13 @@ class Engine:
         return outcome
 
     def _let_ended_go(self) -> None:
-        """Let rows go of which the collector said that they end."""
+        """Let rows go of which the collector said that they end.
+
+        On several ranks those go with the plan that drops them: when they ended only rank 0 knows.
+        """
         while self._collector is not None and self._collector.ended:
             row = self._collector.ended.popleft()
-            if self.batch.get(row.request_id) is row:
+            if self._group is None and self.batch.get(row.request_id) is row:
                 self.batch.end(row.request_id)
 
     def _share_ends(self, step: LaunchedStep) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.helpers.toy_paged_model import (
 
 from lorax_contract.step import FinishCode, StepPlan
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.rows import Row
 from lorax_shard.engine.same_rows import RowComparison
 from lorax_shard.parallel.group import GroupBrokenError
 
@@ -76,6 +78,18 @@ def test_a_row_without_a_token_ends_on_all_ranks_when_its_id_is_read() -> None:
     assert [outcome.row_ids for outcome in outcomes[1:]] == [[1], [1]]
     found = [token for step in outcomes for token in tokens_of(step, 1)[0]]
     assert found == expected_tokens(PROMPTS[1], 3)
+
+
+def test_rows_that_ended_and_were_dropped_are_forgotten() -> None:
+    """On rank 0, which says that they end, too."""
+    ranks = make_ranks(2)
+    for number in range(1, 30):
+        row = new_row(number, PROMPTS[1], max_new_tokens=1)
+        plan = make_plan(number, [(number, 3, [0, 1])], new=[row], drop=[number - 1])
+        for engine, step in [(engine, engine.launch(plan)) for engine in ranks]:
+            engine.collect(step)
+        del engine, step
+    assert sum(isinstance(each, Row) for each in gc.get_objects()) < 10
 
 
 def test_different_rows_are_told_of_before_any_token_is() -> None:
