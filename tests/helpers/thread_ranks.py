@@ -10,8 +10,6 @@ import torch
 
 from lorax_shard.parallel.group import GroupBrokenError
 
-_FAIL_S = 1.0
-
 Result = TypeVar("Result")
 
 
@@ -26,6 +24,8 @@ class Meeting:
         # By collective that was begun and not waited for: what each rank gave.
         self.given: dict[int, dict[int, torch.Tensor]] = {}
         self.changed = threading.Condition()
+        # How long a rank whose pass failed waits for the others to say the same.
+        self.fail_s = 60.0
 
 
 class ArrivingSoon:
@@ -124,7 +124,7 @@ class ThreadGroup:
         with meeting.changed:
             ranks.add(self.rank)
             meeting.changed.notify_all()
-            agrees = meeting.changed.wait_for(lambda: len(ranks) == self.world_size, _FAIL_S)
+            agrees = meeting.changed.wait_for(lambda: len(ranks) == self.world_size, meeting.fail_s)
         if not agrees:
             meeting.barrier.abort()
             with meeting.changed:

@@ -76,7 +76,7 @@ class World:
         num_host_blocks: int = 0,
         make_drafter: Callable[[], Drafter] | None = None,
     ) -> None:
-        meeting = Meeting(world_size)
+        meeting = self.meeting = Meeting(world_size)
         # The host memory of the last rank is the smallest.
         self.ranks = [
             LocalRank(
@@ -311,11 +311,12 @@ async def test_a_pass_that_fails_on_one_rank_ends_the_group_in_words(rank: int) 
     world = World(3, 7, adapter_of)
     await world.warm_up()
     world.ranks[rank].engine.model.fails = lambda number: True
+    world.meeting.fail_s = 0.5
     running = asyncio.create_task(world.loop.run())
     rows = [new_row(number, [4, 5], max_new_tokens=9).spec for number in (1, 2)]
     answers = await asyncio.gather(*(world.answer(spec) for spec in rows))
     assert {chunks[-1].finish for chunks in answers} == {FinishCode.ERROR}
-    with pytest.raises(Exception, match=r"could not finish a step|waited for the others"):
+    with pytest.raises(Exception, match=r"could not finish a step|waited for the others|has ended"):
         await running
     with pytest.raises(UnhealthyError):
         world.loop.submit(new_row(3, [4], max_new_tokens=1).spec)

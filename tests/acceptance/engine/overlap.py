@@ -53,7 +53,7 @@ def point_toy() -> Result:
 def point_tests() -> Result:
     """Every equality and contract test of engines and shards, on one rank and on three."""
     return run_tests(
-        "tests/unit/engine", "tests/unit/rpc", "tests/contract",
+        "tests/unit/engine", "tests/unit/rpc", "tests/unit/core/test_suspects.py", "tests/contract",
         *(
             f"tests/integration/test_{name}.py"
             for name in (

@@ -259,6 +259,8 @@ class EngineLoop:
             if self._orders is not None:
                 self._orders.close(self._failure or ShuttingDownError())
             for sent in self._sent:
+                # What became of steps behind the one that failed is no news for the log.
+                sent.answer.add_done_callback(lambda each: each.cancelled() or each.exception())
                 sent.answer.cancel()
 
     def _send_plans(self) -> None:
