@@ -473,11 +473,11 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     print(f"FIGURE {policy} depth {depth} host blocks {num_host_blocks}: {facts}")
     assert counts["steps"] >= NUM_STEPS
     assert counts["plans"] >= NUM_STEPS // 16
-    assert counts["refused"] > 0 and counts["late"] > 0
     if not num_host_blocks:
         assert counts["swaps"] == counts["brought back"] == 0
     if NUM_STEPS < MANY_STEPS:
         return
+    assert counts["refused"] > 0 and counts["late"] > 0
     # Where all that a request may need is kept for it, nobody gives way for memory.
     assert counts["preemptions"] > 0 or policy == "lorax"
     assert counts["inactive"] > 0
