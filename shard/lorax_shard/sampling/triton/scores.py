@@ -49,7 +49,7 @@ def prepare(
     if is_adjusted:
         if has_penalty:
             _note_ids(row, count, vocab_size, block, line_unit)
-        _adjust(row, source, out, count, delta, vocab_size, block, unit, line_unit)
+        _adjust(row, source, out, count, delta, vocab_size, block // 2, unit, line_unit)
     scores = tl.where(is_adjusted, out.to(tl.int64), source.to(tl.int64))
     scores = tl.multiple_of(scores.to(tl.pointer_type(tl.float32)), 4 * unit)
     # Equal ones: the first.
