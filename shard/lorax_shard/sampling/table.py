@@ -55,16 +55,30 @@ class RowSettings(NamedTuple):
 
 
 class KnownSettings:
-    """Finds out what follows from a row's parameters once for all of its steps."""
+    """Finds out what follows from a row's parameters once for all of its steps.
 
-    def __init__(self) -> None:
+    Args:
+        most: of so many rows it is known, and of those asked for last.
+    """
+
+    def __init__(self, most: int = 2048) -> None:
         # By the id of the parameters, which it keeps alive.
         self._known: dict[int, RowSettings] = {}
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def of(self, rows: Sequence[SamplerRow]) -> list[RowSettings]:
-        """Return the settings of rows; of others, which are gone, nothing is kept."""
-        settings = [self._known.get(id(row.params)) or _settings(row.params) for row in rows]
-        self._known = {id(each.params): each for each in settings}
+        """Return the settings of rows."""
+        known = self._known
+        settings = [known.get(id(row.params)) or self._learned(row.params) for row in rows]
+        if len(known) > self._most:
+            self._known = {id(each.params): each for each in settings}
+        return settings
+
+    def _learned(self, params: SamplingParams) -> RowSettings:
+        self._known[id(params)] = settings = _settings(params)
         return settings
 
 
