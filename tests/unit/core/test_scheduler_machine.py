@@ -80,6 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         extra_tokens=st.integers(0, 6),
         num_slots=st.integers(1, 2),
         activations_per_failure=st.integers(2, 6),
+        passes_per_failure=st.integers(2, 12),
         few_host_blocks=st.integers(0, 8),
         keeps_evicted=st.booleans(),
     )
@@ -91,6 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         extra_tokens: int,
         num_slots: int,
         activations_per_failure: int,
+        passes_per_failure: int,
         few_host_blocks: int,
         keeps_evicted: bool,
     ) -> None:
@@ -128,9 +130,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.received: dict[RequestId, list[int]] = {}
         self.next_id = 1
         self.failing: set[RequestId] = set()
-        # Rows with which a pass fails, and whether the next one does whoever is in it.
+        # Rows with which a pass fails; of so many passes one does whoever is in it.
         self.harmful: set[RequestId] = set()
-        self.fails_next = False
+        self.num_passes, self.passes_per_failure = 0, passes_per_failure
         # Of so many activations one fails, though the adapter is prepared.
         self.num_activations, self.activations_per_failure = 0, activations_per_failure
         # Adapters that are known not to have taken effect.
@@ -199,17 +201,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         del self.specs[request_id]
 
     @precondition(lambda self: self.specs)
-    @rule(data=st.data(), fails=st.sampled_from(["row", "passes", "next pass"]))
+    @rule(data=st.data(), fails=st.sampled_from(["row", "passes"]))
     def fail(self, data: st.DataObject, fails: str) -> None:
-        """The shard will find something wrong with a row, or fail in each pass with it.
-
-        Or the next pass fails, and nobody is to blame.
-        """
-        request_id = data.draw(st.sampled_from(sorted(self.specs)))
-        if fails == "next pass":
-            self.fails_next = True
-        else:
-            (self.failing if fails == "row" else self.harmful).add(request_id)
+        """The shard will find something wrong with a row, or fail in each pass with it."""
+        failing = self.failing if fails == "row" else self.harmful
+        failing.add(data.draw(st.sampled_from(sorted(self.specs))))
 
     @rule()
     def plan(self) -> None:
@@ -318,8 +314,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.num_activations += 1
             if self.num_activations % self.activations_per_failure == 0:
                 unable[handle] = "planted"
-        harmful = {*self.harmful, *(plan.row_ids if self.fails_next else ())}
-        self.fails_next &= not plan.row_ids
+        self.num_passes += len(plan.row_ids) > 1
+        fails = len(plan.row_ids) > 1 and self.num_passes % self.passes_per_failure == 0
+        harmful = {*self.harmful, *(plan.row_ids if fails else ())}
         outcome = self.shard.execute(plan, self.prepared, failing, unable, harmful)
         self.outcomes.append(outcome)
         self.counts["failed passes"] = self.counts.get("failed passes", 0) + bool(outcome.failed)

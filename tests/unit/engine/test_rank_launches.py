@@ -21,14 +21,18 @@ from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.rows import Row
 from lorax_shard.engine.same_rows import RowComparison
 from lorax_shard.parallel.group import GroupBrokenError
+from lorax_shard.sampling.batched import draw_batch
+from lorax_shard.sampling.sampler import Sampler, SamplesRows
 
 PROMPTS = {1: [7, 9, 11], 2: [40, 41, 42, 43]}
 
 
-def make_ranks(num: int) -> list[Engine]:
+def make_ranks(num: int, method: SamplesRows | None = None) -> list[Engine]:
     """Return warm engines of one group, driven by one thread: whoever waited would wait for ever."""
     meeting = Meeting(num)
-    return [make_rank(ThreadGroup(meeting, rank)) for rank in range(num)]
+    engines = [make_rank(ThreadGroup(meeting, rank)) for rank in range(num)]
+    engines[0].computation.sampler = Sampler(engines[0].model.vocab_size, method=method)
+    return engines
 
 
 def make_rank(group: ThreadGroup) -> Engine:
@@ -46,8 +50,11 @@ def plans(num_steps: int) -> list[StepPlan]:
     return [first, *others]
 
 
-def test_a_rank_that_draws_launches_ahead_of_those_that_have_not_begun() -> None:
-    ranks = make_ranks(3)
+@pytest.mark.parametrize("method", [None, draw_batch], ids=["ids read", "ids on the device"])
+def test_a_rank_that_draws_launches_ahead_of_those_that_have_not_begun(
+    method: SamplesRows | None,
+) -> None:
+    ranks = make_ranks(3, method)
     launched = [[engine.launch(plan) for plan in plans(4)] for engine in ranks]
     outcomes = [
         [engine.collect(step) for step in steps]
