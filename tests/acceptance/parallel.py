@@ -35,7 +35,9 @@ def point_tiny_models() -> Result:
 
 POINTS = [
     Point(
-        "1", "TP = 1, 2, 3, 4 over gloo as one process: logits, greedy tokens", point_tiny_models
+        "1",
+        "TP = 1, 2, 3, 4 over gloo, passes that fail among them, as one process: logits, greedy tokens",
+        point_tiny_models,
     ),
     Point("1d", "the embedded default at 2 and 3 ranks, three demo adapters", point_default_model),
     Point("2", "make serve with 2 ranks; one is lost, and the group ends as one", point_endings),
