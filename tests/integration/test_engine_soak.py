@@ -15,6 +15,7 @@ from lorax_shard.attention.backend import StepMetadata
 from lorax_shard.engine import computation as computation_module
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.sampling.table import KnownSettings
 
 NUM_ROUNDS, ROUND_SIZE = 6, 80
 NUM_BLOCKS, MAX_ROWS = 90, 16
@@ -56,6 +57,8 @@ def requests(first: int, rng: random.Random) -> list[RequestSpec]:
 def test_nothing_grows_with_the_number_of_requests(monkeypatch):
     # Captured records would keep the tracebacks of failed passes.
     monkeypatch.setattr(computation_module.logger, "disabled", True)
+    # What is known of rows' parameters has its limit, but more than come here.
+    monkeypatch.setattr(KnownSettings.__init__, "__defaults__", (MAX_ROWS,))
     pool = PoolSettings(block_size=4, memory_fraction=0.5, num_blocks=NUM_BLOCKS)
     engine = Engine(QuickModel([5, 60]), toy_tokenizer(), pool)
     engine.warm_up(
