@@ -80,7 +80,12 @@ def build_inputs(batch: ResidentBatch, work: list[RowWork]) -> PassInputs:
         item for item in work if item.row.num_computed + item.num_tokens == item.row.num_tokens
     ]
     drawing = [item for item in completing if item.row.draws]
-    logit_rows, spans = _logit_rows(work, offsets)
+    is_plain = len(drawing) == num_single == len(work)
+    if is_plain and not any(row.scores_prompt for row in rows):
+        # Each row computes a token and draws the next: nearly all steps.
+        logit_rows, spans = offsets, list[PromptSpan]()
+    else:
+        logit_rows, spans = _logit_rows(work, offsets)
     numbers = PassNumbers(
         np.concatenate([singles, *(item.input_ids for item in work[num_single:])]),
         positions,
@@ -118,6 +123,8 @@ def _positions(drawing: list[RowWork]) -> list[Row | DraftedRow]:
 
 def _slot_runs(work: list[RowWork]) -> tuple[list[int | None], list[int]]:
     """Return the slot of each run of tokens, and its length."""
+    if all(row.adapter is None for row, _, _ in work):
+        return [None] * len(work), [num_tokens + len(draft) for _, num_tokens, draft in work]
     slots: list[int | None] = []
     lens: list[int] = []
     for row, num_tokens, draft in work:
