@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lorax_shard.adapters.rank_adapters import RankAdapters
     from lorax_shard.engine.drafter import Drafter
     from lorax_shard.engine.engine import Engine
-    from lorax_shard.engine.graph_limits import GraphLimits
     from lorax_shard.parallel.group import RankGroup
 
 logger = logging.getLogger("lorax_shard")
@@ -145,6 +144,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
 
     from lorax_shard.constraints.setup import constraints_maker
     from lorax_shard.engine.engine import Engine
+    from lorax_shard.engine.graph_limits import GraphLimits
     from lorax_shard.engine.memory import PoolSettings
     from lorax_shard.model.loader import load_paged_model
     from lorax_shard.sampling.watermark import Watermark
@@ -183,7 +183,7 @@ def load_parts(config: ShardConfig) -> ShardParts:
         drafter=_drafter(config),
         watermark=Watermark(config.watermark_gamma, config.watermark_delta),
         make_constraints=constraints_maker(tokenizer, model.vocab_size, model.eos_token_ids),
-        graphs=_graph_limits(config, max_rank=pool.max_adapter_rank),
+        graphs=GraphLimits.of(config, pool.max_adapter_rank),
     )
     if store is None:
         return ShardParts(make_engine())
@@ -196,20 +196,6 @@ def load_parts(config: ShardConfig) -> ShardParts:
         make_engine(adapters=lane),
         partial(setup.make_rank_adapters, config, store, host, lane, base),
     )
-
-
-def _graph_limits(config: ShardConfig, max_rank: int) -> GraphLimits | None:
-    """Return what graphs of decode steps are asked for; None: they stay out."""
-    from lorax_shard.engine.graph_limits import GraphLimits
-
-    if config.device == "cpu" or config.eager:
-        return None
-    if config.world_size > 1:
-        logger.info("steps of several ranks are launched kernel by kernel, without graphs")
-        return None
-    if config.graph_max_rank is not None:
-        max_rank = min(max_rank, config.graph_max_rank)
-    return GraphLimits(config.graph_max_rows, max_rank, config.max_active_adapters)
 
 
 def _drafter(config: ShardConfig) -> Drafter | None:

@@ -168,6 +168,22 @@ def test_the_prepared_model_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "graphs"),
+    [
+        ({}, (False, 256, None)),
+        ({"eager": True}, (True, 256, None)),
+        ({"compile_max_batch_size": 64, "compile_max_rank": 16}, (False, 64, 16)),
+    ],
+)
+def test_lorax_s_flags_say_what_graphs_have_room_for(
+    options: dict[str, Any], graphs: tuple[bool, int, int | None]
+) -> None:
+    (shard,) = plan_of(**options, max_active_adapters=7).shards
+    assert graphs == (shard.eager, shard.graph_max_rows, shard.graph_max_rank)
+    assert shard.max_active_adapters == 7
+
+
+@pytest.mark.parametrize(
     ("options", "backends"),
     [
         ({}, ("auto", "auto", "auto", "auto")),
