@@ -94,13 +94,14 @@ class SwapWorld:
         policy: SchedulingPolicy | None = None,
         depth: int = 2,
         max_rows: int = 8,
+        draft_tokens: int = 0,
     ) -> None:
         self.scheduler = Scheduler(
             num_blocks=num_blocks, block_size=block_size, max_step_tokens=64, max_rows=max_rows,
             depth=depth, policy=policy, prefix_caching=prefix_caching,
             num_host_blocks=num_host_blocks, block_move_s=block_move_s,
             keep_evicted=keeps_evicted,
-            recompute=FixedCost(token_s),
+            recompute=FixedCost(token_s), draft_tokens=draft_tokens,
         )  # fmt: skip
         self.model = FakeModel(vocab_size=1000, eos_token_ids=frozenset())
         self.sizes = num_blocks, block_size

@@ -67,7 +67,9 @@ class HostTier:
         """Move what a running request has, if there is room and it pays."""
         if not request.num_scheduled or _tells_prompt(request):
             return
-        copies = [self._index.copy_of(block) for block in request.blocks]
+        # Those that were granted for what may be kept of drafts hold nothing that is needed.
+        blocks = request.blocks[: -(-request.num_scheduled // self._index.block_size)]
+        copies = [self._index.copy_of(block) for block in blocks]
         if not self._pays(request, copies):
             return
         for copy in copies:
@@ -78,7 +80,7 @@ class HostTier:
             return
         request.host_blocks = [
             self._move_out(block) if copy is None else copy
-            for block, copy in zip(request.blocks, copies, strict=True)
+            for block, copy in zip(blocks, copies, strict=True)
         ]
         # Steps in flight are done before the copies.
         request.num_swapped = request.num_scheduled

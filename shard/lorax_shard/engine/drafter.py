@@ -15,7 +15,7 @@ from lorax_shard.engine.pass_prices import PassPrices, PassTimer, Seconds
 
 # How many times what they add drafts must spare: prices are those of one moment, chances are
 # guesses, and what barely pays is hardly missed.
-_MARGIN = 1.5
+_MARGIN = 1.15
 
 MakeSource: TypeAlias = "Callable[[], DraftSource]"
 

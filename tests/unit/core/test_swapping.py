@@ -54,6 +54,20 @@ def test_tokens_of_a_step_in_flight_are_swapped_with_the_rest():
     assert [world.computed[request] for request in requests] == [26] * 4
 
 
+def test_blocks_for_drafts_stay_behind():
+    """Blocks that are granted for what may be kept of drafts hold nothing: who comes back needs none."""
+    world = SwapWorld(num_blocks=16, prefix_caching=False, draft_tokens=6, policy=StrictPriority())
+    low = world.submit([7] * 6, 30, RequestTerms(priority=1))
+    for _ in range(4):
+        world.step()
+    # One that needs the whole pool.
+    world.submit([9] * 60, 4)
+    world.run_until(num_swaps=1)
+    request = world.scheduler._requests[low]
+    assert len(request.host_blocks) == -(-request.num_swapped // 4) > 0
+    world.finish()
+
+
 def test_a_shared_beginning_is_moved_once():
     world = SwapWorld(num_blocks=16, policy=StrictPriority())
     low = RequestTerms(priority=1)
