@@ -99,6 +99,10 @@ class LoraModel:
         """The loaded slots and the digests of their adapters."""
         return {slot: adapter.digest for slot, adapter in self._slots.items()}
 
+    def digest(self, slot: int) -> str:
+        """Return the digest of a loaded slot's adapter."""
+        return self._slot(slot).digest
+
     @property
     def ties_embeddings(self) -> bool:
         """Whether the base's head uses the weight of its input embedding."""

@@ -128,7 +128,7 @@ class DecodeGraphs:
             )
             return False
         apart = {slot for slot in numbers.slots if slot is not None and not lora.is_fixed(slot)}
-        for digest in {lora.slots[slot] for slot in apart} - self._told:
+        for digest in {lora.digest(slot) for slot in apart} - self._told:
             self._told.add(digest)
             logger.info(
                 "the adapter %s changes more than graphs compute (low-rank parts before the head, up to "
