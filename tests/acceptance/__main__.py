@@ -7,12 +7,13 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine")
+NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed")
 # Where a list is not the module of its name.
 MODULES = {
     "clients": "clients.points",
     "scheduling": "scheduling.points",
     "engine": "engine.points",
+    "speed": "speed.points",
 }
 
 
