@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lorax_contract.cache import default_cache_dir
 from lorax_shard.cache import cpu_identity
@@ -26,6 +27,28 @@ _FLAGS = (
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 _COMPILE_TIMEOUT_S = 120
+
+
+class NativeFunction:
+    """A kernel that is told all it needs in one struct, whose fields have eight bytes each.
+
+    A library exports it twice: ``NAME`` shares its work among threads of its own; ``NAME_team``
+    is called by all threads of a team, and has ended when it returns in any of them.
+    """
+
+    __slots__ = ("_alone", "name", "team_address")
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        alone: Any = getattr(library, name)
+        alone.argtypes, alone.restype = (ctypes.c_char_p,), None
+        self.name, self._alone = name, alone
+        self.team_address: int = (
+            ctypes.cast(getattr(library, f"{name}_team"), ctypes.c_void_p).value or 0
+        )
+
+    def __call__(self, fields: bytes) -> None:
+        """Compute; ``fields`` are those of the struct."""
+        self._alone(fields)
 
 
 def load_library(source: Path, *flags: str) -> tuple[ctypes.CDLL | None, str | None]:
