@@ -22,6 +22,7 @@ COPY proto proto
 COPY router router
 COPY shard shard
 COPY launcher launcher
+COPY bench bench
 
 FROM source AS build-cpu
 RUN python -m venv /opt/lorax \

@@ -46,7 +46,7 @@ RANKS = (8, 16)
 PEERS = ("static", "vllm", "ranks")
 
 
-class Workload:
+class W1Load:
     """Prompts and output lengths of W1."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -97,7 +97,7 @@ def stream(url: str, body: dict[str, Any], times: list[float]) -> None:
 
 
 def run_server(
-    server: Server, load: Workload, adapters: Sequence[Path] = ()
+    server: Server, load: W1Load, adapters: Sequence[Path] = ()
 ) -> tuple[float, list[float]]:
     """Send all requests at once; return tokens per second and the inter-token times."""
     arrivals: list[list[float]] = [[] for _ in load.texts]
@@ -127,7 +127,7 @@ def run_server(
 def measure(rounds: int, peers: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
     """Run this server and its peers in turns and return the figures."""
     model_dir = default_model_dir()
-    load = Workload(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
+    load = W1Load(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
     gaps: list[float] = []
     systems: dict[str, Callable[[], float]] = {}
     if "static" in peers:
@@ -160,7 +160,7 @@ def measure_adapters(
 ) -> dict[str, Any]:
     """Run this server with and without adapters and the peers in turns; return the figures."""
     model_dir = default_model_dir()
-    load = Workload(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
+    load = W1Load(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
     gaps: list[float] = []
     systems: dict[str, Callable[[], float]] = {}
     with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOUSES = ("proto", "router", "shard", "launcher")
+HOUSES = ("proto", "router", "shard", "launcher", "bench")
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
@@ -61,6 +61,8 @@ def copy(tmp_path: Path) -> Path:
         ("shard/lorax_shard/engine/engine.py", "from lorax_proto import generate_pb2"),
         ("launcher/lorax_launcher/options.py", "import torch"),
         ("proto/lorax_contract/step.py", "import numpy"),
+        ("bench/lorax_bench/requests.py", "import lorax_shard"),
+        ("launcher/lorax_launcher/options.py", "import lorax_bench"),
     ],
 )
 def test_a_planted_import_is_noticed(copy: Path, file: str, statement: str) -> None:

@@ -81,7 +81,7 @@ def source_files() -> list[Path]:
     return [
         path
         for path in FILES
-        if name_of(path).startswith(("proto/lorax_", "router", "shard", "launcher"))
+        if name_of(path).startswith(("proto/lorax_", "router", "shard", "launcher", "bench/lorax_"))
     ]
 
 

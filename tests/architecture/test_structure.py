@@ -23,6 +23,12 @@ def _sources(package: Path) -> Iterator[Path]:
     return (path for path in sorted(package.rglob("*.py")) if "_pb2" not in path.name)
 
 
+def _all_sources(*folders: str) -> list[Path]:
+    """Return the files of all packages and of these folders, each once."""
+    places = [*PACKAGES, *(ROOT / folder for folder in folders)]
+    return sorted({path for place in places for path in _sources(place)})
+
+
 def _module(path: Path, package: Path) -> str:
     parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
@@ -83,17 +89,15 @@ def test_no_three_files_of_a_folder_share_a_prefix() -> None:
     """``adapter_x``, ``adapter_y`` and ``adapter_z`` want to be a folder of that name."""
     counts = Counter(
         (str(path.parent.relative_to(ROOT)), path.stem.partition("_")[0])
-        for package in [*PACKAGES, ROOT / "bench", ROOT / "examples"]
-        for path in _sources(package)
+        for path in _all_sources("bench", "examples")
     )
     assert [place for place, number in counts.items() if number > 2] == []
 
 
 def test_no_class_name_has_two_meanings() -> None:
     places: dict[str, list[str]] = defaultdict(list)
-    for package in [*PACKAGES, ROOT / "bench"]:
-        for path in _sources(package):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ClassDef) and DIALECTS not in path.parents:
-                    places[node.name].append(str(path.relative_to(ROOT)))
+    for path in _all_sources("bench"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and DIALECTS not in path.parents:
+                places[node.name].append(str(path.relative_to(ROOT)))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
