@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lorax_shard.attention.backend import AttentionSpec, StepMetadata
+from lorax_shard.attention.kv_cache import NO_SLOT
 from lorax_shard.attention.sdpa import SdpaAttention
-from lorax_shard.native import load_library
+from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("decode.cpp")
 _STORE_SOURCE = Path(__file__).with_name("store.cpp")
@@ -89,17 +90,16 @@ class CppAttention(SdpaAttention):
             and value.shape == (num_tokens, num_heads, values.shape[3])
         ):
             raise ValueError(f"K of {tuple(key.shape)} and V of {tuple(value.shape)} do not fit")
-        library, reason = _store()
-        assert library is not None, reason  # the registry makes no backend that cannot run
-        num_stored = library(
+        _refuse_missing(metadata, keys.shape[0] * keys.shape[1])
+        store, reason = _store()
+        assert store is not None, reason  # the registry makes no backend that cannot run
+        store(
             _PACK_STORE(
                 key.data_ptr(), key.stride(0), key.stride(1), key_dim, keys.data_ptr(),
                 value.data_ptr(), value.stride(0), value.stride(1), value.shape[2], values.data_ptr(),
                 slots.data_ptr(), keys.shape[0] * keys.shape[1], num_tokens, num_heads,
             )
         )  # fmt: skip
-        if num_stored < num_tokens:
-            raise IndexError(f"the cache has no slot {int(slots[num_stored])}")
 
     def _decode(
         self,
@@ -145,20 +145,29 @@ def _tokens_of_rows(num_rows: int, metadata: StepMetadata) -> _QueryTokens:
     return _QueryTokens(num_tokens, tables.contiguous(), ends - behind)
 
 
+def _refuse_missing(metadata: StepMetadata, num_slots: int) -> None:
+    """Raise IndexError for a slot that a cache of so many does not have; looks once a step."""
+    if "cpp.num_slots" in metadata.scratch:
+        return
+    metadata.scratch["cpp.num_slots"] = num_slots
+    slots = metadata.slots.numpy()
+    if len(slots) and not (slots.max() < num_slots and slots.min() >= NO_SLOT):
+        missing = next(each for each in slots.tolist() if not NO_SLOT <= each < num_slots)
+        raise IndexError(f"the cache has no slot {missing}")
+
+
 def _rows_together(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose last dimension lies without gaps."""
     return x if x.stride(2) == 1 else x.contiguous()
 
 
 @functools.cache
-def _store() -> tuple[Callable[[bytes], int] | None, str | None]:
+def _store() -> tuple[NativeFunction | None, str | None]:
     """Return what stores K and V, or None and the reason in words."""
     library, reason = load_library(_STORE_SOURCE)
     if library is None:
         return None, reason
-    function: Any = library.lorax_store
-    function.argtypes, function.restype = (ctypes.c_char_p,), ctypes.c_int64
-    return function, None
+    return NativeFunction(library, "lorax_store"), None
 
 
 @functools.cache

@@ -31,15 +31,17 @@ void store_token(const Source& source, int64_t token, int64_t slot, int64_t num_
 
 }  // namespace
 
-// Returns how many tokens were stored: all, or those before one whose slot does not exist.
-extern "C" int64_t lorax_store(const StoreCall* packed) {
+// Called by all threads of a team. Slots were looked at before: there are no others.
+extern "C" void lorax_store_team(const StoreCall* packed) {
     const StoreCall c = *packed;
+#pragma omp for schedule(static)
     for (int64_t token = 0; token < c.num_tokens; ++token) {
         const int64_t slot = c.slots[token];
-        if (slot == -1) continue;
-        if (slot < 0 || slot >= c.num_slots) return token;
+        if (slot < 0 || slot >= c.num_slots) continue;
         store_token(c.key, token, slot, c.num_heads);
         store_token(c.value, token, slot, c.num_heads);
     }
-    return c.num_tokens;
 }
+
+// By one thread: the caches' lines are wanted by whoever attends next.
+extern "C" void lorax_store(const StoreCall* packed) { lorax_store_team(packed); }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
 from lorax_shard.fused.rows import empty_as, pair_of_rows, with_rows
-from lorax_shard.native import load_library
+from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
 # What is computed must not depend on which part of a row the compiler takes in vectors.
@@ -21,14 +20,12 @@ _FLAGS = ("-ffp-contract=off",)
 _PACK_NORM = struct.Struct("=8q2dq").pack
 _PACK_GATED = struct.Struct("=9q").pack
 _PACK_ROTATE = struct.Struct("=24q").pack
-# Fewer numbers than this are done before a second thread has begun.
-_NUMBERS_A_THREAD = 1 << 15
 
 
 class _Kernels(NamedTuple):
-    rms_norm: Any
-    gated: Any
-    rotate: Any
+    rms_norm: NativeFunction
+    gated: NativeFunction
+    rotate: NativeFunction
 
 
 class CppElementwise(ElementwiseBackend):
@@ -64,7 +61,7 @@ class CppElementwise(ElementwiseBackend):
         self._rms_norm(
             _PACK_NORM(
                 x.data_ptr(), outer, stride, inner, inner_stride, weight.data_ptr(),
-                out.data_ptr(), width, norm.epsilon, norm.offset, _num_threads(x.numel()),
+                out.data_ptr(), width, norm.epsilon, norm.offset, torch.get_num_threads(),
             )
         )  # fmt: skip
         return out
@@ -80,7 +77,7 @@ class CppElementwise(ElementwiseBackend):
         self._gated(
             _PACK_GATED(
                 gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, out.data_ptr(),
-                rows, width, activation.value, _num_threads(2 * gate.numel()),
+                rows, width, activation.value, torch.get_num_threads(),
             )
         )  # fmt: skip
         return out
@@ -116,7 +113,7 @@ class CppElementwise(ElementwiseBackend):
                 *queries, *keys,
                 cos.data_ptr(), cos.stride(1), sin.data_ptr(), sin.stride(1),
                 num_tokens, dim, width, rotation.is_adjacent, rotation.is_by_pair,
-                _num_threads(query.numel()),
+                torch.get_num_threads(),
             )
         )  # fmt: skip
         return turned, turned_key
@@ -145,19 +142,11 @@ def _refuse_others(*tensors: torch.Tensor) -> None:
             )
 
 
-def _num_threads(numbers: int) -> int:
-    if numbers < 2 * _NUMBERS_A_THREAD:
-        return 1
-    return min(numbers // _NUMBERS_A_THREAD, torch.get_num_threads())
-
-
 @functools.cache
 def _kernels() -> tuple[_Kernels | None, str | None]:
     """Return the kernels, or None and the reason in words."""
     library, reason = load_library(_SOURCE, *_FLAGS)
     if library is None:
         return None, reason
-    found: list[Any] = [library.lorax_rms_norm, library.lorax_gated, library.lorax_rotate]
-    for function in found:
-        function.argtypes, function.restype = (ctypes.c_char_p,), None
-    return _Kernels(*found), None
+    names = ("lorax_rms_norm", "lorax_gated", "lorax_rotate")
+    return _Kernels(*(NativeFunction(library, name) for name in names)), None

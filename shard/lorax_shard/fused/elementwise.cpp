@@ -8,6 +8,8 @@
 //
 // Each row is computed by one thread in an order that only its width decides.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -78,15 +80,13 @@ struct GeluTanh {
     }
 };
 
-// Calls work(i) for i below n, by some threads or at once.
-template <typename Work>
-void for_each(int64_t n, int64_t num_threads, const Work& work) {
-    if (num_threads == 1) {
-        for (int64_t i = 0; i < n; ++i) work(i);
-        return;
-    }
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(num_threads))
-    for (int64_t i = 0; i < n; ++i) work(i);
+// Threads that so many numbers are worth, of those that may be used: fewer are done before a second
+// one has begun.
+constexpr int64_t numbers_a_thread = 1 << 15;
+
+inline int threads_for(int64_t numbers, int64_t num_threads) {
+    return static_cast<int>(
+        numbers < 2 * numbers_a_thread ? 1 : std::min(numbers / numbers_a_thread, num_threads));
 }
 
 void norm_row(const float* __restrict x, const float* __restrict weight, float* __restrict out,
@@ -171,28 +171,57 @@ void rotate_token(const Heads& heads, int64_t token, const RotateCall& call) {
 
 }  // namespace
 
-extern "C" void lorax_rms_norm(const NormCall* packed) {
+// Each function is exported twice: NAME_team is called by all threads of a team.
+
+extern "C" void lorax_rms_norm_team(const NormCall* packed) {
     const NormCall c = *packed;
     const float offset = static_cast<float>(c.offset);
-    for_each(c.outer, c.num_threads, [&](int64_t i) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < c.outer; ++i)
         for (int64_t j = 0; j < c.inner; ++j)
             norm_row(c.x + i * c.outer_stride + j * c.inner_stride, c.weight,
                      c.out + (i * c.inner + j) * c.width, c.width, c.epsilon, offset);
-    });
 }
 
-extern "C" void lorax_gated(const GatedCall* packed) {
+extern "C" void lorax_rms_norm(const NormCall* c) {
+    const int threads = threads_for(c->outer * c->inner * c->width, c->num_threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_rms_norm_team(c);
+}
+
+extern "C" void lorax_gated_team(const GatedCall* packed) {
     const GatedCall c = *packed;
     const auto row = c.activation == 0 ? gate_row<Silu> : gate_row<GeluTanh>;
-    for_each(c.rows, c.num_threads, [&](int64_t i) {
-        row(c.gate + i * c.gate_stride, c.up + i * c.up_stride, c.out + i * c.width, c.width);
-    });
+    // With fewer rows than threads a row is shared.
+    const int64_t threads = omp_get_num_threads();
+    const int64_t parts = c.rows >= 4 * threads ? 1 : std::max<int64_t>(1, std::min(threads, c.width / 512));
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < c.rows * parts; ++item) {
+        const int64_t i = item / parts, part = item % parts;
+        const int64_t first = c.width * part / parts / 64 * 64;
+        const int64_t last = part + 1 == parts ? c.width : c.width * (part + 1) / parts / 64 * 64;
+        row(c.gate + i * c.gate_stride + first, c.up + i * c.up_stride + first,
+            c.out + i * c.width + first, last - first);
+    }
 }
 
-extern "C" void lorax_rotate(const RotateCall* packed) {
+extern "C" void lorax_gated(const GatedCall* c) {
+    const int threads = threads_for(2 * c->rows * c->width, c->num_threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_gated_team(c);
+}
+
+extern "C" void lorax_rotate_team(const RotateCall* packed) {
     const RotateCall c = *packed;
-    for_each(c.tokens, c.num_threads, [&](int64_t token) {
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < c.tokens; ++token) {
         rotate_token(c.query, token, c);
         rotate_token(c.key, token, c);
-    });
+    }
+}
+
+extern "C" void lorax_rotate(const RotateCall* c) {
+    const int threads = threads_for(c->tokens * c->query.number * c->dim, c->num_threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_rotate_team(c);
 }

@@ -14,6 +14,8 @@
 // What a row gets does not depend on the rows beside it nor on threads: each sum runs through a
 // block from its first input to its last, and the blocks' sums are added from first to last.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -208,6 +210,8 @@ constexpr int64_t part_results = 65536;
 // Multiplications that are not worth waking threads for.
 constexpr int64_t too_little = 65536;
 
+int64_t work_of(const PanelCall& call) { return call.num_rows * call.num_in * call.num_out; }
+
 }  // namespace
 
 extern "C" int64_t lorax_panel_columns() { return columns; }
@@ -218,40 +222,49 @@ extern "C" int64_t lorax_panel_depth(int64_t num_in) {
     return (num_in + num_blocks - 1) / num_blocks;
 }
 
-extern "C" void lorax_panel_pack(const char* fields) {
-    PackCall call;
-    std::memcpy(&call, fields, sizeof call);
+// Called by all threads of a team.
+extern "C" void lorax_panel_pack_team(const PackCall* packed) {
+    const PackCall call = *packed;
     const int64_t depth = lorax_panel_depth(call.num_in);
     const int64_t num_panels = (call.num_out + columns - 1) / columns;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(call.num_threads) if (call.num_threads > 1)
+#pragma omp for schedule(dynamic, 1)
     for (int64_t panel = 0; panel < num_panels; ++panel)
         for (int64_t k = 0; k < call.num_in; k += depth) {
             const int64_t size = std::min(depth, call.num_in - k);
-            float* packed = call.packed + (k * num_panels + panel * size) * columns;
-            pack_panel(call, panel, k, size, packed);
+            pack_panel(call, panel, k, size, call.packed + (k * num_panels + panel * size) * columns);
         }
 }
 
-extern "C" void lorax_panel_linear(const char* fields) {
-    PanelCall call;
-    std::memcpy(&call, fields, sizeof call);
+extern "C" void lorax_panel_pack(const PackCall* packed) {
+#pragma omp parallel num_threads(packed->num_threads) if (packed->num_threads > 1)
+    lorax_panel_pack_team(packed);
+}
+
+// Called by all threads of a team.
+extern "C" void lorax_panel_linear_team(const PanelCall* packed) {
+    const PanelCall call = *packed;
     if (call.num_rows == 0) return;
     const int64_t depth = lorax_panel_depth(call.num_in);
     const int64_t num_panels = (call.num_out + columns - 1) / columns;
-    const int64_t work = call.num_rows * call.num_in * call.num_out;
-    const int64_t threads = work < too_little ? 1 : call.num_threads;
-    const int64_t parts = work < much ? threads : threads * parts_a_thread;
+    const int64_t threads = omp_get_num_threads();
+    const int64_t parts = work_of(call) < much ? threads : threads * parts_a_thread;
     const int64_t row_parts = (call.num_rows + most_rows - 1) / most_rows;
     const int64_t part_columns = part_results * row_parts / call.num_rows;
     const int64_t fitting = std::max<int64_t>(1, part_columns / columns);
     const int64_t panel_parts =
         std::min(num_panels, std::max((num_panels + fitting - 1) / fitting,
                                       (parts + row_parts - 1) / row_parts));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+#pragma omp for schedule(dynamic, 1)
     for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
         const int64_t row = part / panel_parts, panel = part % panel_parts;
         Part(call, call.num_rows * row / row_parts, call.num_rows * (row + 1) / row_parts,
              num_panels * panel / panel_parts, num_panels * (panel + 1) / panel_parts)
             .compute(depth);
     }
+}
+
+extern "C" void lorax_panel_linear(const PanelCall* packed) {
+    const int64_t threads = work_of(*packed) < too_little ? 1 : packed->num_threads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_panel_linear_team(packed);
 }

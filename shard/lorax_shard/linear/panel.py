@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from lorax_shard.huge_pages import map_memory
-from lorax_shard.native import load_library
+from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("panel.cpp")
 # The fields of PanelCall and of PackCall.
@@ -29,8 +29,8 @@ _MAPPING_BYTES = 64 << 20
 class PanelLibrary(NamedTuple):
     """The compiled kernel and its measures."""
 
-    linear: Any
-    pack: Any
+    linear: NativeFunction
+    pack: NativeFunction
     # Columns of a panel.
     columns: int
     # The inputs of a block, for a number of inputs.
@@ -163,10 +163,8 @@ def load_panels(*flags: str) -> tuple[PanelLibrary | None, str | None]:
     loaded, reason = load_library(_SOURCE, *flags)
     if loaded is None:
         return None, reason
-    linear: Any = loaded.lorax_panel_linear
-    pack: Any = loaded.lorax_panel_pack
-    for function in (linear, pack):
-        function.argtypes, function.restype = (ctypes.c_char_p,), None
+    linear = NativeFunction(loaded, "lorax_panel_linear")
+    pack = NativeFunction(loaded, "lorax_panel_pack")
     columns: Any = loaded.lorax_panel_columns
     columns.argtypes, columns.restype = (), ctypes.c_int64
     depth: Any = loaded.lorax_panel_depth
