@@ -1,10 +1,18 @@
-"""How many tokens a second one router process streams over HTTP, with a FakeShard behind it.
+"""What one streamed token costs a router, over HTTP, with a FakeShard behind it.
 
-Three processes: a FakeShard behind gRPC, the router, and this one, which reads
-``--streams`` event streams and counts. Besides the rate it prints the router's
-processor time, which other load on the machine does not change.
+Processes of their own: a FakeShard behind gRPC, the router, and this one, which reads
+``--streams`` event streams in each dialect and counts them. What is measured is the router's
+processor time, requests and prompts included, divided by the tokens; other load on the machine
+hardly changes it. ``--step-ms 0`` has the shard answer as fast as it can, so that the router is
+what all wait for.
 
-    python -m bench.http_stream --streams 256 --tokens 200
+``core`` is the engine loop in a process alone, with the same shard and as many streams, whose
+chunks are taken and dropped: scheduler, messages to and from the shard, a chunk for each stream.
+``front`` is what a router takes beyond that. ``turnaround``: in that process, one step in
+flight, from a step's reply until the next request is handed to the transport, reading the one
+and writing the other included.
+
+    python -m bench.http_stream --streams 256 --tokens 200 --step-ms 0 16
 """
 
 from __future__ import annotations
@@ -14,16 +22,58 @@ import asyncio
 import json
 import multiprocessing
 import socket
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
+import uvloop
 
 from lorax_contract.config import RouterConfig
 
+NUM_BLOCKS, BLOCK_SIZE = 20_000, 16
+SPAWN = multiprocessing.get_context("spawn")
 
-def serve_shard(folder: str) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a stream is asked for, and how many events it has beside those of its tokens."""
+
+    path: str
+    # Of the document: what the prompt is called, where the number of tokens stands.
+    prompt: dict[str, Any]
+    num_other_events: int
+
+    def body(self, num_tokens: int) -> bytes:
+        """Return a body that asks for so many tokens."""
+        document: dict[str, Any] = {**self.prompt}
+        if self.path == "/generate_stream":
+            parameters = {"max_new_tokens": num_tokens, "ignore_eos_token": True}
+            document["parameters"] = parameters
+        else:
+            document |= {"model": "fake", "stream": True, "max_tokens": num_tokens}
+        return json.dumps(document).encode()
+
+
+DIALECTS = {
+    "generate_stream": Dialect("/generate_stream", {"inputs": "w1 w2 w3"}, 0),
+    "completions": Dialect("/v1/completions", {"prompt": "w1 w2 w3"}, 1),
+    "chat": Dialect(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": "w1 w2 w3"}]}, 2
+    ),
+}
+
+
+# --- the processes ----------------------------------------------------------------
+
+
+def serve_shard(folder: str, step_s: float) -> None:
     """Serve a FakeShard on a unix socket."""
     from tests.helpers.fake_shard_server import serve
 
@@ -31,7 +81,7 @@ def serve_shard(folder: str) -> None:
 
     async def run() -> None:
         model = FakeModel(eos_token_ids=frozenset())
-        shard = FakeShard(model, num_blocks=20_000, block_size=16)
+        shard = FakeShard(model, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, step_delay_s=step_s)
         async with serve([shard], Path(folder)):
             await asyncio.Event().wait()
 
@@ -45,76 +95,189 @@ def serve_router(config: str) -> None:
     run(config)
 
 
-async def read_stream(port: int, num_tokens: int) -> int:
-    """Read one stream to its end and return its number of events."""
-    body = json.dumps(
-        {
-            "inputs": "w1 w2 w3",
-            "parameters": {"max_new_tokens": num_tokens, "ignore_eos_token": True},
-        }
-    ).encode()
+def serve_core(folder: str, num_streams: int, num_tokens: int, depth: int, out: Connection) -> None:
+    """Run the engine loop alone; send its processor seconds and the seconds of each turn."""
+    from bench.engine_core import run_core
+
+    out.send(uvloop.run(run_core(f"unix:{folder}/rank-0", num_streams, num_tokens, depth)))
+
+
+@contextmanager
+def started(target: Any, *args: Any) -> Iterator[Any]:
+    """Run a process until the end of the block."""
+    process = SPAWN.Process(target=target, args=args)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.join()
+
+
+@contextmanager
+def shard(folder: str, step_s: float) -> Iterator[None]:
+    """A shard on a socket in the folder."""
+    path = Path(folder, "rank-0")
+    path.unlink(missing_ok=True)
+    with started(serve_shard, folder, step_s):
+        while not path.exists():
+            time.sleep(0.05)
+        yield
+
+
+@contextmanager
+def router(folder: str, num_streams: int) -> Iterator[tuple[int, psutil.Process]]:
+    """A router in front of the shard: its port and its process."""
+    port = free_port()
+    config = RouterConfig(
+        model_id="fake",
+        tokenizer_dir=folder,
+        shard_uri=f"unix:{folder}/rank-0",
+        hostname="127.0.0.1",
+        port=port,
+        max_batch_size=num_streams,
+        max_concurrent_requests=2 * num_streams,
+        log_level="warning",
+    )
+    with started(serve_router, config.to_json()) as process:
+        wait_for(port)
+        yield port, psutil.Process(process.pid)
+
+
+# --- the client -------------------------------------------------------------------
+
+
+async def read_stream(port: int, dialect: Dialect, num_tokens: int) -> None:
+    """Read one stream to its end; it must have an event for each token."""
+    body = dialect.body(num_tokens)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
-        b"POST /generate_stream HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n"
-        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        b"POST %s HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        % (dialect.path.encode(), len(body))
     )
     writer.write(body)
-    num = 0
+    num, tail = 0, b""
     while part := await reader.read(65536):
+        part = tail + part
         num += part.count(b"data: ")
+        # What an event's first bytes may be cut into.
+        tail = part[-5:] if b"data: " not in part[-5:] else b""
     writer.close()
-    return num
+    if num != num_tokens + dialect.num_other_events:
+        raise SystemExit(f"a stream of {dialect.path} had {num} events for {num_tokens} tokens")
 
 
-async def measure(port: int, router: psutil.Process, num_streams: int, num_tokens: int) -> None:
-    """Run all streams at once and print what they reached."""
-    await asyncio.gather(*(read_stream(port, 10) for _ in range(num_streams)))
-    cpu, start = sum(router.cpu_times()[:2]), time.perf_counter()
-    counts = await asyncio.gather(*(read_stream(port, num_tokens) for _ in range(num_streams)))
-    wall, cpu = time.perf_counter() - start, sum(router.cpu_times()[:2]) - cpu
-    total = sum(counts)
-    print(f"{num_streams} streams x {num_tokens} tokens: {total} events")
-    print(f"wall time   {wall:7.2f} s   {total / wall:9.0f} tokens/s")
-    print(
-        f"router CPU  {cpu:7.2f} s   {total / cpu:9.0f} tokens/s, {cpu / total * 1e6:.1f} us/token"
-    )
+async def read_streams(port: int, dialect: Dialect, num_streams: int, num_tokens: int) -> None:
+    """Read all streams at once."""
+    await asyncio.gather(*(read_stream(port, dialect, num_tokens) for _ in range(num_streams)))
+
+
+def measure_dialect(
+    port: int, process: psutil.Process, dialect: Dialect, options: argparse.Namespace
+) -> list[float]:
+    """Return the router's microseconds for a token, round by round."""
+    uvloop.run(read_streams(port, dialect, options.streams, 10))
+    rounds = []
+    for _ in range(options.rounds):
+        before = sum(process.cpu_times()[:2])
+        uvloop.run(read_streams(port, dialect, options.streams, options.tokens))
+        seconds = sum(process.cpu_times()[:2]) - before
+        rounds.append(seconds / (options.streams * options.tokens) * 1e6)
+    return rounds
+
+
+def measure_core(folder: str, options: argparse.Namespace, depth: int) -> tuple[float, list[float]]:
+    """Return the core's microseconds for a token, and the seconds of each turn."""
+    receiving, sending = SPAWN.Pipe(duplex=False)
+    with started(serve_core, folder, options.streams, options.tokens, depth, sending):
+        sending.close()
+        cpu_s, turns = receiving.recv()
+    return cpu_s / (options.streams * options.tokens) * 1e6, turns
+
+
+def measure(folder: str, step_ms: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures with one step time."""
+    figures: dict[str, Any] = {}
+    cores, turns = [], []
+    for depth in (2, 1) * options.rounds:
+        with shard(folder, step_ms / 1e3):
+            core_us, turns_s = measure_core(folder, options, depth)
+        if depth == 1:
+            # With two steps in flight a reply and a request cross: only lockstep shows the turn.
+            turns.append(statistics.median(turns_s) * 1e3)
+        else:
+            cores.append(core_us)
+    core = figures["core_us"] = spread(cores)
+    figures["turnaround_ms"] = spread(turns)
+    with shard(folder, step_ms / 1e3), router(folder, options.streams) as (port, process):
+        for name in options.dialects:
+            rounds = measure_dialect(port, process, DIALECTS[name], options)
+            fronts = [each - core["median"] for each in rounds]
+            figures[name] = {"together_us": spread(rounds), "front_us": spread(fronts)}
+    return figures
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return the median of rounds, and how far they lie apart."""
+    return {
+        "median": round(statistics.median(values), 3),
+        "least": round(min(values), 3),
+        "most": round(max(values), 3),
+    }
 
 
 def main() -> None:
-    """Start the processes, measure, end them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the figures as tables, and as JSON with --json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--step-ms", type=float, nargs="+", default=[0.0, 16.0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dialects", nargs="+", choices=list(DIALECTS), default=list(DIALECTS))
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "tokenizer.json").write_text(tokenizer_json())
+        Path(folder, "chat_template.jinja").write_text(chat_template())
+        for step_ms in options.step_ms:
+            figures[f"{step_ms:g} ms"] = result = measure(folder, step_ms, options)
+            print_table(step_ms, result, options)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def print_table(step_ms: float, figures: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the figures of one step time."""
+
+    def shown(name: str, values: dict[str, float]) -> str:
+        return (
+            f"{name:<28} {values['median']:7.2f}  ({values['least']:.2f} to {values['most']:.2f})"
+        )
+
+    print(f"{options.streams} streams x {options.tokens} tokens, steps of {step_ms:g} ms")
+    print(shown("core, us a token", figures["core_us"]))
+    print(shown("turnaround, ms", figures["turnaround_ms"]))
+    for name in options.dialects:
+        print(shown(f"{name}, us a token", figures[name]["together_us"]))
+        print(shown("  of that, the front", figures[name]["front_us"]), flush=True)
+
+
+def tokenizer_json() -> str:
+    """The tokenizer of the tests' HTTP applications."""
     from tests.helpers.http_app import word_tokenizer
 
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        word_tokenizer().save(f"{folder}/tokenizer.json")
-        shard = context.Process(target=serve_shard, args=(folder,))
-        shard.start()
-        while not Path(folder, "rank-0").exists():
-            time.sleep(0.05)
-        port = free_port()
-        config = RouterConfig(
-            model_id="fake",
-            tokenizer_dir=folder,
-            shard_uri=f"unix:{folder}/rank-0",
-            hostname="127.0.0.1",
-            port=port,
-            max_batch_size=512,
-            log_level="warning",
-        )
-        router = context.Process(target=serve_router, args=(config.to_json(),))
-        router.start()
-        try:
-            wait_for(port)
-            asyncio.run(measure(port, psutil.Process(router.pid), options.streams, options.tokens))
-        finally:
-            router.terminate()
-            router.join()
-            shard.terminate()
-            shard.join()
+    return str(word_tokenizer().to_str())
+
+
+def chat_template() -> str:
+    """Their chat template."""
+    from tests.helpers.http_app import TEMPLATE
+
+    return TEMPLATE
 
 
 def free_port() -> int:

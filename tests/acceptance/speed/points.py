@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
+from tests.acceptance.speed import router
 
-POINTS: list[Point] = []
+POINTS: list[Point] = [
+    *router.POINTS,
+]
