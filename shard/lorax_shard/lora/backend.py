@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lorax_shard.lora.assignment import Assignment
+from lorax_shard.lora.assignment import Assignment, IdArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,13 @@ class LoraBackend(ABC):
     def read_slots(self, rows: Assignment, slots: torch.Tensor) -> None:
         """Let ``rows`` have the slots that stand in a device tensor (T int64, -1: base)."""
         raise RuntimeError(f"the LoRA backend {self.name!r} cannot be captured in a graph")
+
+    def write_slots(self, slot_of_row: IdArray) -> None:
+        """Have calls kept from a fixed step read these slots next (T int64, -1: base), on a CPU.
+
+        T may be another number than that of the step.
+        """
+        raise RuntimeError(f"the LoRA backend {self.name!r} does not read slots of the host")
 
     @abstractmethod
     def make_group(self, num_members: int) -> LoraGroup:

@@ -1,153 +1,117 @@
-"""The ``cpp`` backend: few rows an adapter by a kernel of our own, long segments as ``cpu`` does.
+"""The ``cpp`` backend: one call of a kernel of our own for all adapters and all siblings.
 
-Decode rows of many adapters are thousands of tiny products; the kernel takes all slots of
-a group in one call and reads each matrix once, where it lies.
+Decode rows of many adapters are thousands of tiny products, prompts are blocks of rows: the
+kernel takes all slots of a group in one call and reads each matrix where it lies.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from collections.abc import Callable
+import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lorax_shard.lora.assignment import Assignment, IdArray
-from lorax_shard.lora.backend import GroupWeights, LoraBackend
-from lorax_shard.lora.grouped import GroupedGroup, Loaded, add_product
-from lorax_shard.lora.slot_table import SlotTable
-from lorax_shard.native import load_library
+from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
+from lorax_shard.lora.host_rows import HostRows, HostTable, WidestRanks
+from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("segments.cpp")
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-_ARGUMENTS = (
-    _POINTER, _POINTER, _POINTER, _INT,  # group, layout, x and its stride
-    _POINTER, _POINTER, _INT, _INT, ctypes.c_int,  # h, y and its stride, member, threads
-)  # fmt: skip
-# A segment of this many rows is long: a library product beats the kernel.
-_LONG = 32
+# The fields of LoraCall.
+_FIELDS = struct.Struct("=10q").pack
+_LAYOUT = "cpp.layout"
 
 
-class _Layout:
-    """A step's rows as the kernel takes them, and the segments that it does not."""
+class _Input:
+    """An input that the kernel shrinks when the first members are expanded."""
 
-    __slots__ = ("_arrays", "_h", "address", "long_segments", "mask", "num_rows")
+    __slots__ = ("layout", "x")
 
-    def __init__(self, rows: Assignment) -> None:
-        numbers: dict[int, list[IdArray]] = {}
-        self.long_segments: list[tuple[int, slice]] = []
-        for slot, start, stop in rows.segments:
-            if stop - start >= _LONG:
-                self.long_segments.append((slot, slice(start, stop)))
-            else:
-                numbers.setdefault(slot, []).append(np.arange(start, stop))
-        parts = [np.concatenate(each) for each in numbers.values()]
-        slots = np.array(list(numbers), dtype=np.int64)
-        starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-        short = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-        addresses = [each.ctypes.data for each in (slots, starts, short)]
-        header = np.array([*addresses, len(slots)], dtype=np.int64)
-        self._arrays = (slots, starts, short, header)
-        self.address = header.ctypes.data
-        self.mask = sum(1 << slot for slot in numbers)
-        self.num_rows = len(short)
-        self._h = torch.empty(0)
-
-    def h(self, ranks: int) -> int:
-        """Return the address of a buffer for the shrunk rows; one group uses it at a time."""
-        if self._h.numel() < self.num_rows * ranks:
-            self._h = torch.empty(self.num_rows * ranks)
-        return self._h.data_ptr()
+    def __init__(self, x: torch.Tensor, layout: HostRows) -> None:
+        self.x: torch.Tensor | None = x
+        self.layout = layout
 
 
-class _DeferredShrink:
-    """An input that the kernel shrinks when the first member expands it."""
-
-    __slots__ = ("layout", "long", "x")
-
-    def __init__(
-        self,
-        x: torch.Tensor | None,
-        layout: _Layout,
-        long: list[tuple[Loaded, slice, torch.Tensor]],
-    ) -> None:
-        self.x, self.layout, self.long = x, layout, long
-
-
-class CppGroup(GroupedGroup):
+class CppGroup(LoraGroup):
     """Keeps a table of addresses, one line a slot, that the kernel reads."""
 
-    def __init__(self, num_members: int) -> None:
-        super().__init__()
-        # Its own: a line is read by one call for one group.
-        self._lines = SlotTable().join(num_members)
-        self._header: IdArray = np.zeros(0, dtype=np.int64)
-        self._address = 0
+    is_fused = True
+
+    def __init__(self, num_members: int, ranks: WidestRanks) -> None:
+        self._ranks = ranks
+        self._table = HostTable(num_members, ranks)
+        # Keeps alive what the table has addresses of.
+        self._weights: dict[int, GroupWeights] = {}
+        # Where members begin, by the columns asked for.
+        self._columns: dict[tuple[int, ...], torch.Tensor] = {}
 
     def load(self, slot: int, weights: GroupWeights) -> None:
-        """Write the slot's line; the slot's views keep the matrices alive."""
-        super().load(slot, weights)
-        self._lines.load(slot, weights)
-        self._write_header(weights.a.shape[1])
+        """Write the slot's line."""
+        self._table.load(slot, weights)
+        self._weights[slot] = weights
 
     def unload(self, slot: int) -> None:
         """Clear the slot's line."""
-        super().unload(slot)
-        self._lines.unload(slot)
-        self._write_header(int(self._header[3]))
+        self._table.unload(slot)
+        del self._weights[slot]
 
-    def _write_header(self, width_in: int) -> None:
-        table, own = self._lines.table, self._lines
-        fields = [table.lines.ctypes.data, table.line_size, own.most_ranks, width_in]
-        fields.append(table.num_lines)
-        self._header = np.array(fields + own.most_width, dtype=np.int64)
-        self._address = self._header.ctypes.data
+    def reserve(self, *, ranks: int, widths: list[int]) -> None:
+        """Have room for slots of so many ranks; all else is read from the table at each call."""
+        self._ranks.add(ranks)
 
-    def shrink(self, x: torch.Tensor, rows: Assignment) -> _DeferredShrink | None:
-        """Compute each long segment by one product; the kernel takes the rest while it expands."""
-        if not rows.mask & self._lines.mask:
+    def shrink(self, x: torch.Tensor, rows: Assignment) -> _Input | None:
+        """Keep the input: the kernel shrinks it while it expands."""
+        if not (rows.is_fixed or rows.mask & self._table.mask):
             return None
-        layout = rows.scratch.get("cpp.layout")
+        layout = rows.scratch.get(_LAYOUT)
         if layout is None:
-            layout = rows.scratch["cpp.layout"] = _Layout(rows)
-        long = [
-            (loaded, segment, x[segment] @ loaded.a_t)
-            for slot, segment in layout.long_segments
-            if (loaded := self._loaded.get(slot)) is not None
-        ]
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        return _DeferredShrink(x, layout, long)
+            layout = rows.scratch[_LAYOUT] = HostRows(self._ranks)
+            layout.write(rows.slot_of_row)
+        return _Input(x if x.stride(1) == 1 else x.contiguous(), layout)
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
-        """Add the short groups by the kernel and the long segments by products."""
+        """Add one member's outputs."""
+        self._apply(shrunk, member, (0,), y)
+
+    def expand_all(
+        self, shrunk: Any, columns: tuple[int, ...], y: torch.Tensor, rows: Assignment
+    ) -> None:
+        """Add the outputs of all members in one call."""
+        self._apply(shrunk, 0, columns, y)
+
+    def _apply(
+        self, shrunk: _Input | None, member: int, columns: tuple[int, ...], y: torch.Tensor
+    ) -> None:
         if shrunk is None:
             return
-        layout: _Layout = shrunk.layout
-        if layout.mask & self._lines.mask and self._lines.most_width[member]:
-            assert y.stride(1) == 1, "the kernel writes contiguous columns"
-            x: torch.Tensor | None = shrunk.x
-            shrunk.x = None
-            _kernel()(
-                self._address, layout.address,
-                None if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
-                layout.h(self._lines.most_ranks), y.data_ptr(), y.stride(0), member,
+        assert y.stride(1) == 1, "the kernel writes contiguous columns"
+        x, shrunk.x = shrunk.x, None
+        _kernel()(
+            _FIELDS(
+                self._table.address, shrunk.layout.address,
+                0 if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
+                y.data_ptr(), y.stride(0), self._starts(columns), member, len(columns),
                 torch.get_num_threads(),
-            )  # fmt: skip
-        for loaded, segment, product in shrunk.long:
-            part = loaded.parts[member]
-            if part is not None:
-                columns, b = part
-                add_product(y, segment, product[:, columns], b)
+            )
+        )  # fmt: skip
+
+    def _starts(self, columns: tuple[int, ...]) -> int:
+        found = self._columns.get(columns)
+        if found is None:
+            found = self._columns[columns] = torch.tensor(columns, dtype=torch.int64)
+        return found.data_ptr()
 
 
 class CppLora(LoraBackend):
     """Needs a CPU, float32 and a C++ compiler."""
 
     name = "cpp"
+
+    def __init__(self) -> None:
+        self._ranks = WidestRanks()
+        self._fixed = HostRows(self._ranks)
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -162,18 +126,27 @@ class CppLora(LoraBackend):
             return str(error)
         return None
 
+    def reserve(self, num_slots: int, device: torch.device) -> None:
+        """Nothing to do: lines are found through an address that stays."""
+
+    def read_slots(self, rows: Assignment, slots: torch.Tensor) -> None:
+        """Let ``rows`` have the slots that stand in a tensor, until others are written."""
+        self.write_slots(slots.numpy())
+        rows.scratch[_LAYOUT] = self._fixed
+
+    def write_slots(self, slot_of_row: IdArray) -> None:
+        """Let calls that were made of fixed rows have others, and as many as there are now."""
+        self._fixed.write(slot_of_row)
+
     def make_group(self, num_members: int) -> CppGroup:
         """Return an empty group."""
-        return CppGroup(num_members)
+        return CppGroup(num_members, self._ranks)
 
 
 @functools.cache
-def _kernel() -> Callable[..., None]:
+def _kernel() -> NativeFunction:
     """Return the kernel; OSError says why there is none."""
     library, reason = load_library(_SOURCE)
     if library is None:
         raise OSError(reason)
-    function: Any = library.lorax_lora_apply
-    function.argtypes, function.restype = _ARGUMENTS, None
-    loaded: Callable[..., None] = function
-    return loaded
+    return NativeFunction(library, "lorax_lora_apply")

@@ -167,6 +167,14 @@ class LoraModel:
             self._current.step.end()
             self._current.step = None
 
+    def write_fixed_slots(self, slot_of_row: IdArray) -> None:
+        """Have kernel calls that were kept of a fixed step compute with these slots next.
+
+        On a CPU: one slot a row (-1: none), of another number of rows too. They stand until
+        they are written again or another fixed step begins.
+        """
+        self._backend.write_slots(slot_of_row)
+
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Compile whatever steps with adapters may ask of the backend; comes before any step."""

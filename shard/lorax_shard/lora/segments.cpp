@@ -1,227 +1,405 @@
-// Low-rank products of few rows each on a CPU, float32. Loaded by cpp.py.
+// Low-rank products of many adapters on a CPU, summed in float32. Loaded by cpp.py.
 //
 // Rows are grouped by adapter slot: group g has slot slots[g] and the rows
 // rows[starts[g]] .. rows[starts[g + 1] - 1]. What a slot holds stands in a table of
 // numbers, one line a slot (see Line below), so that nothing is looked up from outside.
-//   shrink: h[i]       = x[rows[i]] . A^T        A: R x in
-//   expand: y[rows[i]] += h[i, part] . B         B: r x out
-// Each matrix is read once, where it lies, whatever the number of rows that share it.
+//   shrink: h[i]       = scale * (x[rows[i]] . A^T)    A: R x in
+//   expand: y[rows[i]] += h[i, part] . B               B: r x out
+// Each matrix is read where it lies, once for up to block_rows rows that share it.
+//
+// What a row gets does not depend on the rows beside it nor on threads: each sum has one
+// accumulator a lane, which runs through its products from first to last.
+
+#include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+
+#include "elements.h"
 
 namespace {
 
-// One register; vectors may lie anywhere.
-#ifdef __AVX512F__
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int num_lanes = 16, rows_at_once = 4;
-#else
-typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
-constexpr int num_lanes = 8, rows_at_once = 2;
-#endif
-
-inline const Lanes& lanes_at(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
-inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
-
-inline float sum_lanes(const Lanes& lanes) {
-    float sums[num_lanes];
-    lanes_at(sums) = lanes;
-    for (int half = num_lanes / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-    return sums[0];
-}
-
-// A line: address of A, R, then for each member: address of B, r, where it begins in R, out.
-// A slot that is not loaded has R = 0; a member without a low-rank part has r = 0.
+// A line: address of A, R, type of A, then for each member: address of B, r, where it begins in
+// R, out, type of B, scale (a double). A slot that is not loaded has R = 0; a member without a
+// low-rank part has r = 0.
 struct Line {
     const int64_t* at;
-    const float* a() const { return reinterpret_cast<const float*>(at[0]); }
+    static constexpr int64_t head = 3, part = 6;
+    const void* a() const { return reinterpret_cast<const void*>(at[0]); }
     int64_t num_ranks() const { return at[1]; }
-    const float* b(int64_t member) const {
-        return reinterpret_cast<const float*>(at[2 + 4 * member]);
+    int64_t type() const { return at[2]; }
+    const int64_t* of(int64_t member) const { return at + head + part * member; }
+    const void* b(int64_t member) const { return reinterpret_cast<const void*>(of(member)[0]); }
+    int64_t rank(int64_t member) const { return of(member)[1]; }
+    int64_t offset(int64_t member) const { return of(member)[2]; }
+    int64_t width(int64_t member) const { return of(member)[3]; }
+    int64_t b_type(int64_t member) const { return of(member)[4]; }
+    float scale(int64_t member) const {
+        double scale;
+        std::memcpy(&scale, of(member) + 5, sizeof scale);
+        return static_cast<float>(scale);
     }
-    int64_t rank(int64_t member) const { return at[3 + 4 * member]; }
-    int64_t offset(int64_t member) const { return at[4 + 4 * member]; }
-    int64_t width(int64_t member) const { return at[5 + 4 * member]; }
 };
 
 // What a group of linears keeps from step to step.
 struct Table {
     const int64_t* lines;
     int64_t line_size;
-    int64_t most_ranks;     // the largest R
+    int64_t num_lines;   // slots from here on were never loaded in this group
+    int64_t num_loaded;  // lines that are in use
     int64_t width_in;
-    int64_t num_lines;      // slots from here on were never loaded in this group
-    int64_t most_width[1];  // of each member, the largest over all slots
+    int64_t num_members;
 };
 
-// Which rows of a step belong to which slot.
+// Which rows of a step belong to which slot, and the shrunk rows.
 struct Layout {
     const int64_t* slots;
     const int64_t* starts;
     const int64_t* rows;
     int64_t num_groups;
+    float* h;  // one row after the other, in the order of `rows`
+    int64_t h_stride;
 };
 
-// How far ahead memory is asked for: matrices are too short for the processor to foresee it.
-constexpr int64_t ahead = 512;
+// Of a slot that is not loaded; whoever reads R = 0 reads no further.
+constexpr int64_t no_line[2] = {0, 0};
 
-// One dot product per row, A read as one stream. For one or two rows, where memory sets the pace.
-template <int ROWS>
-inline void stream_dots(const float* a, int64_t n, const float* const* x, float* const* h) {
-    constexpr int parts = 4;
-    Lanes sums[ROWS][parts] = {};
-    int64_t i = 0;
-    for (; i + parts * num_lanes <= n; i += parts * num_lanes)
-        for (int part = 0; part < parts; ++part) {
-            const int64_t at = i + part * num_lanes;
-            __builtin_prefetch(a + at + ahead);
-            for (int row = 0; row < ROWS; ++row)
-                sums[row][part] += lanes_at(a + at) * lanes_at(x[row] + at);
+// Rows for which a matrix is read once: their inputs stay in the second cache.
+constexpr int64_t block_rows = 48;
+constexpr int64_t ranks_at_once = 4, vectors_at_once = 8;
+// A matrix that is wider than this is asked for so many bytes ahead; others by the whole block.
+constexpr int64_t most_ahead = 32768, ahead = 4096;
+
+// RANKS x ROWS dot products of length n at a time; `next` is how far ahead A is asked for.
+template <class E, int RANKS, int ROWS>
+inline void dots(const E* a, int64_t n, int64_t next, float scale, const float* const* x,
+                 float* const* h) {
+    Lanes sums[ROWS][RANKS] = {};
+    const auto add = [&](const Lanes (&inputs)[ROWS], const E* left) {
+        for (int rank = 0; rank < RANKS; ++rank) {
+            const Lanes values = load(left + rank * n);
+            for (int row = 0; row < ROWS; ++row) sums[row][rank] += inputs[row] * values;
         }
-    for (int row = 0; row < ROWS; ++row) {
-        float sum = sum_lanes((sums[row][0] + sums[row][1]) + (sums[row][2] + sums[row][3]));
-        for (int64_t rest = i; rest < n; ++rest) sum += x[row][rest] * a[rest];
-        *h[row] = sum;
+    };
+    Lanes inputs[ROWS];
+    int64_t i = 0;
+    for (; i + num_lanes <= n; i += num_lanes) {
+        for (int rank = 0; rank < RANKS; ++rank) __builtin_prefetch(a + rank * n + i + next);
+        for (int row = 0; row < ROWS; ++row) inputs[row] = lanes_at(x[row] + i);
+        add(inputs, a + i);
+    }
+    if (i < n) {
+        for (int row = 0; row < ROWS; ++row) inputs[row] = load_some(x[row] + i, n - i);
+        for (int rank = 0; rank < RANKS; ++rank) {
+            const Lanes values = load_some(a + rank * n + i, n - i);
+            for (int row = 0; row < ROWS; ++row) sums[row][rank] += inputs[row] * values;
+        }
+    }
+    for (int row = 0; row < ROWS; ++row)
+        for (int rank = 0; rank < RANKS; ++rank) h[row][rank] = sum_lanes(sums[row][rank]) * scale;
+}
+
+template <class E, int RANKS>
+inline void shrink_ranks(const E* a, int64_t n, float scale, const float* const* x,
+                         float* const* h, int64_t count) {
+    const int64_t size = sizeof(E) * RANKS * n;
+    const int64_t next = size <= most_ahead ? RANKS * n : ahead / int64_t{sizeof(E)};
+    int64_t row = 0;
+    for (; row + rows_at_once <= count; row += rows_at_once)
+        dots<E, RANKS, rows_at_once>(a, n, next, scale, x + row, h + row);
+    if (rows_at_once > 2 && row + 2 <= count) {
+        dots<E, RANKS, 2>(a, n, next, scale, x + row, h + row);
+        row += 2;
+    }
+    if (row < count) dots<E, RANKS, 1>(a, n, next, scale, x + row, h + row);
+}
+
+// VECTORS * num_lanes columns of some output rows, kept in registers over all ranks. `next` is how
+// far ahead B is asked for.
+template <class E, int VECTORS, int ROWS>
+inline void add_columns(const E* b, int64_t rank, int64_t width, int64_t next,
+                        const float* const* h, float* const* y, int64_t column) {
+    Lanes sums[ROWS][VECTORS];
+    for (int row = 0; row < ROWS; ++row)
+        for (int v = 0; v < VECTORS; ++v) sums[row][v] = lanes_at(y[row] + column + v * num_lanes);
+    b += column;
+    for (int64_t j = 0; j < rank; ++j, b += width)
+        for (int v = 0; v < VECTORS; ++v) {
+            const Lanes values = load(b + v * num_lanes);
+            __builtin_prefetch(b + v * num_lanes + next);
+            for (int row = 0; row < ROWS; ++row) sums[row][v] += values * h[row][j];
+        }
+    for (int row = 0; row < ROWS; ++row)
+        for (int v = 0; v < VECTORS; ++v) lanes_at(y[row] + column + v * num_lanes) = sums[row][v];
+}
+
+template <class E, int VECTORS>
+inline void add_to_rows(const E* b, int64_t rank, int64_t width, const float* const* h,
+                        float* const* y, int64_t count, int64_t column) {
+    constexpr int64_t next = VECTORS * num_lanes;
+    int64_t row = 0;
+    for (; row + 2 <= count; row += 2)
+        add_columns<E, VECTORS, 2>(b, rank, width, next, h + row, y + row, column);
+    if (row < count) add_columns<E, VECTORS, 1>(b, rank, width, next, h + row, y + row, column);
+}
+
+// The last columns, fewer than a register holds.
+template <class E>
+inline void add_rest(const E* b, int64_t rank, int64_t width, const float* const* h,
+                     float* const* y, int64_t count, int64_t column) {
+    for (int64_t row = 0; row < count; ++row) {
+        Lanes sum = load_some(y[row] + column, width - column);
+        for (int64_t j = 0; j < rank; ++j)
+            sum += load_some(b + j * width + column, width - column) * h[row][j];
+        std::memcpy(y[row] + column, &sum, (width - column) * sizeof(float));
     }
 }
 
-// RANKS x ROWS dot products of length n at a time.
-template <int RANKS, int ROWS>
-inline void dots(const float* a, int64_t n, const float* const* x, float* const* h) {
-    Lanes sums[ROWS][RANKS] = {};
-    int64_t i = 0;
-    for (; i + num_lanes <= n; i += num_lanes)
-        for (int row = 0; row < ROWS; ++row) {
-            const Lanes input = lanes_at(x[row] + i);
-            for (int rank = 0; rank < RANKS; ++rank)
-                sums[row][rank] += input * lanes_at(a + rank * n + i);
+// Some rows of one slot: what is read together.
+struct Block {
+    Line line;
+    int64_t first, count;  // in the order of the layout's rows
+};
+
+}  // namespace
+
+// What Python hands over: all fields have eight bytes.
+struct LoraCall {
+    const Table* table;
+    const Layout* layout;
+    const float* x;  // null: h holds it shrunk already
+    int64_t x_stride;
+    float* y;
+    int64_t y_stride;
+    const int64_t* columns;  // where in y the members begin
+    int64_t first_member;
+    int64_t num_members;
+    int64_t num_threads;
+};
+
+namespace {
+
+// One call's work on one block of rows.
+class Rows {
+   public:
+    Rows(const LoraCall& call, const Block& block) : call(call), line(block.line),
+        count(block.count), width_in(call.table->width_in) {
+        const Layout& layout = *call.layout;
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t row = layout.rows[block.first + i];
+            x[i] = call.x + row * call.x_stride;
+            y[i] = call.y + row * call.y_stride;
+            h[i] = layout.h + (block.first + i) * layout.h_stride;
         }
-    for (int row = 0; row < ROWS; ++row)
-        for (int rank = 0; rank < RANKS; ++rank) {
-            float sum = sum_lanes(sums[row][rank]);
-            for (int64_t rest = i; rest < n; ++rest) sum += x[row][rest] * a[rank * n + rest];
-            h[row][rank] = sum;
+    }
+
+    // Ranks [first, last) of all members.
+    void shrink(int64_t first, int64_t last) const {
+        for (int64_t member = 0; member < call.table->num_members; ++member) {
+            const int64_t begin = line.offset(member), end = begin + line.rank(member);
+            const int64_t from = std::max(first, begin), to = std::min(last, end);
+            if (from >= to) continue;
+            const float scale = line.scale(member);
+            with_type(line.type(), line.a(), [&](auto* a) { shrink(a, scale, from, to); });
         }
-}
+    }
 
-template <int RANKS>
-inline void shrink_ranks(const float* a, int64_t n, const float* const* x, float* const* h,
-                         int64_t num_rows) {
-    int64_t row = 0;
-    for (; row + rows_at_once <= num_rows; row += rows_at_once)
-        dots<RANKS, rows_at_once>(a, n, x + row, h + row);
-    for (; row < num_rows; ++row) dots<RANKS, 1>(a, n, x + row, h + row);
-}
+    // Columns [first, last) of a member.
+    void expand(int64_t member, int64_t first, int64_t last) const {
+        with_type(line.b_type(member), line.b(member),
+                  [&](auto* b) { expand(b, member, first, last); });
+    }
 
-constexpr int64_t ranks_at_once = 4, most_rows = 64;
-
-// Ranks [first, last) of one group of rows.
-void shrink_block(const Line& line, const Layout& layout, int64_t group, int64_t first,
-                  int64_t last, const float* x, int64_t x_stride, float* h, int64_t h_stride,
-                  int64_t n) {
-    const float* inputs[most_rows];
-    float* outputs[most_rows];
-    for (int64_t at = layout.starts[group]; at < layout.starts[group + 1]; at += most_rows) {
-        const int64_t count = std::min(most_rows, layout.starts[group + 1] - at);
-        for (int64_t i = 0; i < count; ++i) inputs[i] = x + layout.rows[at + i] * x_stride;
+   private:
+    template <class E>
+    void shrink(const E* a, float scale, int64_t first, int64_t last) const {
+        float* out[block_rows];
         for (int64_t rank = first; rank < last;) {
-            for (int64_t i = 0; i < count; ++i) outputs[i] = h + (at + i) * h_stride + rank;
-            const float* a = line.a() + rank * n;
-            if (count <= 2) {
-                count == 1 ? stream_dots<1>(a, n, inputs, outputs)
-                           : stream_dots<2>(a, n, inputs, outputs);
-                rank += 1;
-            } else if (rank + ranks_at_once <= last) {
-                shrink_ranks<ranks_at_once>(a, n, inputs, outputs, count);
+            for (int64_t i = 0; i < count; ++i) out[i] = h[i] + rank;
+            if (rank + ranks_at_once <= last) {
+                shrink_ranks<E, ranks_at_once>(a + rank * width_in, width_in, scale, x, out, count);
                 rank += ranks_at_once;
             } else {
-                shrink_ranks<1>(a, n, inputs, outputs, count);
+                shrink_ranks<E, 1>(a + rank * width_in, width_in, scale, x, out, count);
                 rank += 1;
             }
         }
     }
-}
 
-// VECTORS * num_lanes columns of one output row, kept in registers over all ranks.
-template <int VECTORS>
-inline void add_columns(float* y, const float* h, const float* b, int64_t rank, int64_t width) {
-    Lanes sums[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sums[v] = lanes_at(y + v * num_lanes);
-    for (int64_t j = 0; j < rank; ++j, b += width)
-        for (int v = 0; v < VECTORS; ++v) sums[v] += lanes_at(b + v * num_lanes) * h[j];
-    for (int v = 0; v < VECTORS; ++v) lanes_at(y + v * num_lanes) = sums[v];
-}
-
-constexpr int vectors_at_once = 8;
-
-// Columns [first, last) of one group of rows.
-void expand_block(const Line& line, int64_t member, const Layout& layout, int64_t group,
-                  int64_t first, int64_t last, const float* h, int64_t h_stride, float* y,
-                  int64_t y_stride) {
-    const int64_t rank = line.rank(member), width = line.width(member);
-    const int64_t begin = layout.starts[group], end = layout.starts[group + 1];
-    const float* b = line.b(member);
-    h += line.offset(member);
-    constexpr int64_t step = vectors_at_once * num_lanes;
-    for (int64_t column = first; column < last;) {
-        const int64_t size = column + step <= last ? step : column + num_lanes <= last ? num_lanes : 1;
-        for (int64_t at = begin; at < end; ++at) {
-            float* out = y + layout.rows[at] * y_stride + column;
-            const float* left = h + at * h_stride;
-            if (size == step)
-                add_columns<vectors_at_once>(out, left, b + column, rank, width);
-            else if (size == num_lanes)
-                add_columns<1>(out, left, b + column, rank, width);
-            else
-                for (int64_t j = 0; j < rank; ++j) *out += left[j] * b[column + j * width];
+    template <class E>
+    void expand(const E* b, int64_t member, int64_t first, int64_t last) const {
+        const int64_t rank = line.rank(member), width = line.width(member);
+        const float* left[block_rows];
+        float* out[block_rows];
+        for (int64_t i = 0; i < count; ++i) {
+            left[i] = h[i] + line.offset(member);
+            out[i] = y[i] + call.columns[member - call.first_member];
         }
-        column += size;
+        constexpr int64_t step = vectors_at_once * num_lanes;
+        int64_t column = first;
+        for (; column + step <= last; column += step)
+            add_to_rows<E, vectors_at_once>(b, rank, width, left, out, count, column);
+        for (; column + num_lanes <= last; column += num_lanes)
+            add_to_rows<E, 1>(b, rank, width, left, out, count, column);
+        if (column < last) add_rest(b, rank, width, left, out, count, column);
     }
-}
 
-// Multiplications that are not worth waking threads for.
-constexpr int64_t too_little = 16384;
-// Of a slot that is not loaded; whoever reads R = 0 reads no further.
-constexpr int64_t no_line[2] = {0, 0};
+    const LoraCall& call;
+    const Line line;
+    const int64_t count, width_in;
+    const float* x[block_rows];
+    float* y[block_rows];
+    float* h[block_rows];
+};
 
-constexpr int64_t ranks_a_task = 8, columns_a_task = 512;
+// The blocks of a call, one after the other: asked for by ascending numbers.
+class Blocks {
+   public:
+    explicit Blocks(const LoraCall& call) : call(call) {}
+
+    Line line_of(int64_t group) const {
+        const Table& table = *call.table;
+        const int64_t slot = call.layout->slots[group];
+        return Line{slot < table.num_lines ? table.lines + slot * table.line_size : no_line};
+    }
+
+    int64_t num_rows(int64_t group) const {
+        return call.layout->starts[group + 1] - call.layout->starts[group];
+    }
+
+    // How many blocks a group has.
+    int64_t count(int64_t group) const {
+        if (line_of(group).num_ranks() == 0) return 0;
+        return (num_rows(group) + block_rows - 1) / block_rows;
+    }
+
+    Block at(int64_t number) {
+        while (number >= before + count(group)) before += count(group++);
+        const int64_t start = call.layout->starts[group] + (number - before) * block_rows;
+        const int64_t left = call.layout->starts[group + 1] - start;
+        return Block{line_of(group), start, std::min(block_rows, left)};
+    }
+
+   private:
+    const LoraCall& call;
+    int64_t group = 0, before = 0;  // blocks of the groups before this one
+};
+
+// What a call has to do, and how threads share it.
+class Plan {
+   public:
+    explicit Plan(const LoraCall& call) : call(call) {
+        if (call.table->num_loaded == 0) return;
+        const Blocks blocks(call);
+        for (int64_t group = 0; group < call.layout->num_groups; ++group)
+            if (const int64_t count = blocks.count(group))
+                add(blocks.line_of(group), blocks.num_rows(group), count);
+    }
+
+    bool is_worth_threads() const { return work > too_little; }
+
+    // Called by all threads of a team.
+    void run(int64_t num_threads) const {
+        if (work == 0) return;
+        if (!is_worth_threads()) {
+#pragma omp single
+            run_blocks();
+        } else if (is_even(num_threads)) {
+            Blocks blocks(call);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t number = 0; number < num_blocks; ++number) run_block(blocks.at(number));
+        } else {
+            run_pieces();
+        }
+    }
+
+    // In one thread.
+    void run_blocks() const {
+        Blocks blocks(call);
+        for (int64_t number = 0; number < num_blocks; ++number) run_block(blocks.at(number));
+    }
+
+   private:
+    // Multiplications that are not worth waking threads for.
+    static constexpr int64_t too_little = 16384;
+    // To read a matrix takes as long as to multiply it by so many rows.
+    static constexpr int64_t rows_of_reading = 4;
+    static constexpr int64_t ranks_a_piece = 8, columns_a_piece = 256;
+
+    int64_t end_member() const { return call.first_member + call.num_members; }
+
+    void add(const Line& line, int64_t rows, int64_t count) {
+        int64_t size = call.x ? line.num_ranks() * call.table->width_in : 0;
+        for (int64_t member = call.first_member; member < end_member(); ++member) {
+            size += line.rank(member) * line.width(member);
+            most_width = std::max(most_width, line.width(member));
+        }
+        most_ranks = std::max(most_ranks, line.num_ranks());
+        num_blocks += count;
+        work += rows * size;
+        cost += (rows + count * rows_of_reading) * size;
+        most_cost = std::max(most_cost, (std::min(rows, block_rows) + rows_of_reading) * size);
+    }
+
+    // Whether whole blocks keep all threads about equally busy.
+    bool is_even(int64_t num_threads) const {
+        const int64_t most_blocks = (num_blocks + num_threads - 1) / num_threads;
+        return most_blocks * most_cost * num_threads * 8 <= cost * 9;
+    }
+
+    void run_block(const Block& block) const {
+        const Rows rows(call, block);
+        if (call.x) rows.shrink(0, block.line.num_ranks());
+        for (int64_t member = call.first_member; member < end_member(); ++member)
+            if (block.line.rank(member)) rows.expand(member, 0, block.line.width(member));
+    }
+
+    // Few blocks, or some much larger than others: shared by ranks, then by columns.
+    void run_pieces() const {
+        if (call.x) {
+            const int64_t pieces = (most_ranks + ranks_a_piece - 1) / ranks_a_piece;
+            Blocks blocks(call);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t number = 0; number < num_blocks * pieces; ++number) {
+                const Block block = blocks.at(number / pieces);
+                const int64_t first = number % pieces * ranks_a_piece;
+                if (first < block.line.num_ranks())
+                    Rows(call, block).shrink(first, first + ranks_a_piece);
+            }
+        }
+        const int64_t pieces = (most_width + columns_a_piece - 1) / columns_a_piece;
+        Blocks blocks(call);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t number = 0; number < num_blocks * pieces * call.num_members; ++number) {
+            const int64_t piece = number % (pieces * call.num_members);
+            const Block block = blocks.at(number / (pieces * call.num_members));
+            const int64_t member = call.first_member + piece / pieces;
+            const int64_t first = piece % pieces * columns_a_piece;
+            const int64_t width = block.line.rank(member) ? block.line.width(member) : 0;
+            if (first < width)
+                Rows(call, block).expand(member, first, std::min(first + columns_a_piece, width));
+        }
+    }
+
+    const LoraCall& call;
+    int64_t num_blocks = 0, most_ranks = 0, most_width = 0;
+    int64_t work = 0, cost = 0, most_cost = 0;
+};
 
 }  // namespace
 
-// Shrinks the input unless x is null (h then holds it already), and adds one member's output.
-extern "C" void lorax_lora_apply(const Table* group, const Layout* step, const float* x,
-                                 int64_t x_stride, float* h, float* y, int64_t y_stride,
-                                 int64_t member, int num_threads) {
-    const Table& table = *group;
-    const Layout& layout = *step;
-    const int64_t ranks = table.most_ranks, width = table.most_width[member];
-    const int64_t shrinks = x ? (ranks + ranks_a_task - 1) / ranks_a_task : 0;
-    const int64_t expands = (width + columns_a_task - 1) / columns_a_task;
-    const int64_t work = layout.starts[layout.num_groups] * ranks * ((x ? table.width_in : 0) + width);
-    const auto line_of = [&](int64_t g) {
-        const int64_t slot = layout.slots[g];
-        return Line{slot < table.num_lines ? table.lines + slot * table.line_size : no_line};
-    };
-#pragma omp parallel num_threads(num_threads) if (num_threads > 1 && work > too_little)
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < layout.num_groups * shrinks; ++item) {
-            const int64_t at = item / shrinks, first = item % shrinks * ranks_a_task;
-            const Line line = line_of(at);
-            const int64_t last = std::min(first + ranks_a_task, line.num_ranks());
-            if (first < last)
-                shrink_block(line, layout, at, first, last, x, x_stride, h, ranks, table.width_in);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < layout.num_groups * expands; ++item) {
-            const int64_t at = item / expands, first = item % expands * columns_a_task;
-            const Line line = line_of(at);
-            if (line.num_ranks() == 0 || line.rank(member) == 0) continue;
-            const int64_t last = std::min(first + columns_a_task, line.width(member));
-            if (first < last)
-                expand_block(line, member, layout, at, first, last, h, ranks, y, y_stride);
-        }
+// Called by all threads of a team; outside of one it computes alone.
+extern "C" void lorax_lora_apply_team(const LoraCall* call) {
+    Plan(*call).run(omp_get_num_threads());
+}
+
+extern "C" void lorax_lora_apply(const LoraCall* call) {
+    const Plan plan(*call);
+    if (call->num_threads == 1 || !plan.is_worth_threads()) {
+        plan.run_blocks();
+        return;
     }
+#pragma omp parallel num_threads(call->num_threads)
+    plan.run(omp_get_num_threads());
 }

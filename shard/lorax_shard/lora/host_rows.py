@@ -1,0 +1,116 @@
+"""A step's rows and a group's slots as numbers that the kernel of the ``cpp`` backend reads.
+
+Each lies behind one address that stays: whoever keeps a call's fields can make it again after the
+rows have changed, or the slots.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import torch
+
+from lorax_shard.lora.assignment import IdArray
+from lorax_shard.lora.backend import GroupWeights
+
+# How the kernel numbers the types of matrices.
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FIRST_LINES = 8
+# Numbers in a line: of A, and of each member.
+_OF_A, _OF_MEMBER = 3, 6
+# Shrunk rows begin at multiples of so many numbers: a cache line.
+_UNIT = 16
+
+
+class WidestRanks:
+    """The most ranks that a slot of any group ever had: what a shrunk row has room for."""
+
+    def __init__(self) -> None:
+        self.value = _UNIT
+
+    def add(self, ranks: int) -> None:
+        """Have room for so many."""
+        self.value = max(self.value, -(-ranks // _UNIT) * _UNIT)
+
+
+class HostRows:
+    """Which rows belong to which slot, and room for them shrunk; written again for each step."""
+
+    def __init__(self, ranks: WidestRanks) -> None:
+        self._ranks = ranks
+        # Addresses of slots, starts and rows, how many slots, and the shrunk rows and their width.
+        self._header: IdArray = np.zeros(6, dtype=np.int64)
+        self.address: int = self._header.ctypes.data
+        self._numbers: tuple[IdArray, ...] = ()
+        self._shrunk = torch.empty(0)
+
+    def write(self, slot_of_row: IdArray) -> None:
+        """Take the rows of another step (T slots, negative: none)."""
+        order = np.argsort(slot_of_row, kind="stable")
+        of_row = slot_of_row[order]
+        first = int(np.searchsorted(of_row, 0))
+        rows, of_row = order[first:], of_row[first:]
+        begins = np.flatnonzero(np.diff(of_row, prepend=-1))
+        slots, starts = of_row[begins], np.append(begins, len(rows))
+        # Kept alive: the header has their addresses.
+        self._numbers = (slots, starts, rows)
+        width = self._ranks.value
+        if self._shrunk.numel() < len(rows) * width:
+            self._shrunk = torch.empty(len(rows) * width)
+        addresses = [each.ctypes.data for each in self._numbers]
+        self._header[:] = [*addresses, len(slots), self._shrunk.data_ptr(), width]
+
+
+class HostTable:
+    """What the slots of one group hold, a line each; what a slot does not hold is zero.
+
+    A line: address of A, R, type of A, then for each member: address of B, r, where its part
+    begins in R, its width, type of B, and what its output is multiplied by.
+    """
+
+    def __init__(self, num_members: int, ranks: WidestRanks) -> None:
+        self._num_members, self._ranks = num_members, ranks
+        size = _OF_A + _OF_MEMBER * num_members
+        self._lines: IdArray = np.zeros((_FIRST_LINES, size), dtype=np.int64)
+        # Bit s is set if slot s is loaded.
+        self.mask = 0
+        self._width_in = 0
+        self._header: IdArray = np.zeros(6, dtype=np.int64)
+        self.address: int = self._header.ctypes.data
+
+    def load(self, slot: int, weights: GroupWeights) -> None:
+        """Write a slot's line; whoever calls keeps ``weights`` alive."""
+        while slot >= len(self._lines):
+            self._lines = np.concatenate([self._lines, np.zeros_like(self._lines)])
+        line = [weights.a.data_ptr(), weights.a.shape[0], _TYPES[weights.a.dtype]]
+        for start, b in zip(weights.offsets, weights.b, strict=True):
+            if b is None:
+                line += [0] * _OF_MEMBER
+            else:
+                numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], _TYPES[b.dtype])
+                line += [*numbers, _bits(1.0)]
+        self._lines[slot] = line
+        self._ranks.add(weights.a.shape[0])
+        self._width_in = weights.a.shape[1]
+        self.mask |= 1 << slot
+        self._write_header()
+
+    def unload(self, slot: int) -> None:
+        """Clear a slot's line."""
+        self._lines[slot] = 0
+        self.mask &= ~(1 << slot)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        lines = self._lines
+        self._header[:] = [
+            lines.ctypes.data, lines.shape[1], len(lines), self.mask.bit_count(),
+            self._width_in, self._num_members,
+        ]  # fmt: skip
+
+
+def _bits(number: float) -> int:
+    """Return a double as an integer of the same bits."""
+    bits: int = struct.unpack("=q", struct.pack("=d", number))[0]
+    return bits
