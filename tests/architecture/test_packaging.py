@@ -24,7 +24,7 @@ def test_every_file_of_a_package_is_shipped() -> None:
     patterns = [*SETUPTOOLS["package-data"]["*"], "*.py"]
     files = installed_files()
     names = {path.name for path in files}
-    assert {"decode.cpp", "generate.proto", "py.typed"} <= names
+    assert {"attend.cpp", "generate.proto", "py.typed"} <= names
     unmatched = [
         path.relative_to(ROOT)
         for path in files

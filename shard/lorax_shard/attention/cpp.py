@@ -1,52 +1,77 @@
-"""The ``cpp`` backend: few tokens of a row by a kernel of our own, prompts as ``sdpa`` does them.
+"""The ``cpp`` backend: attention of all rows of a step in one call of a kernel of our own.
 
-``decode.cpp`` and ``store.cpp`` are compiled for this very CPU when they are first asked for;
+``attend.cpp`` and ``store.cpp`` are compiled for this very CPU when they are first asked for;
 see ``native``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from lorax_shard.attention.backend import AttentionSpec, StepMetadata
+from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
 from lorax_shard.attention.kv_cache import NO_SLOT
-from lorax_shard.attention.sdpa import SdpaAttention
 from lorax_shard.native import NativeFunction, load_library
 
-_SOURCE = Path(__file__).with_name("decode.cpp")
+_SOURCE = Path(__file__).with_name("attend.cpp")
 _STORE_SOURCE = Path(__file__).with_name("store.cpp")
 # The fields of StoreCall, in one argument: a call from Python costs by their number.
 _PACK_STORE = struct.Struct("=14q").pack
-# Query tokens of a row up to which each is computed as a decode row of its own: gathering the
-# row's blocks for one call of the library costs more.
-_FEW_TOKENS = 10
-_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_ARGUMENTS = (
-    _POINTER, _INT, _INT,  # query and its strides
-    _POINTER, _POINTER, _POINTER,  # keys, values, output
-    _POINTER, _INT, _POINTER,  # block tables, their stride, lengths
-    _INT, _INT, _INT, _INT, _INT, _INT,  # rows, heads, kv heads, key dim, value dim, block size
-    _FLOAT, _INT, _INT, _FLOAT, _POINTER, ctypes.c_int,  # scaling, window, chunk, softcap, sinks, threads
-)  # fmt: skip
+# Those of AttendCall.
+_PACK_ATTEND = struct.Struct("=12qd2qd3q").pack
 
 
-class _QueryTokens(NamedTuple):
-    """The tokens that the kernel computes, each as a row of one."""
+class StepRows:
+    """What the kernel is told of a step's rows, at an address that stays the same.
 
-    num: int
-    block_tables: torch.Tensor  # num x max_blocks
-    lengths: torch.Tensor  # num; the KV tokens that each sees
+    Calls that were packed for one step so serve another one, of other rows.
+    """
+
+    def __init__(self) -> None:
+        # Number of rows, three addresses of lists, that of the block tables, and their stride.
+        self._fields = np.zeros(6, dtype=np.int64)
+        self._lists = np.zeros((3, 0), dtype=np.int64)
+        self._tables: torch.Tensor | None = None
+
+    @property
+    def address(self) -> int:
+        """Where the fields of C++'s StepRows lie."""
+        return int(self._fields.ctypes.data)
+
+    def fill(
+        self, query_lens: Sequence[int], context_lens: Sequence[int], block_tables: torch.Tensor
+    ) -> None:
+        """Tell of another step; the tables are read where they lie, until the next call."""
+        num_rows = len(query_lens)
+        if not (
+            block_tables.dtype is torch.int64
+            and block_tables.shape[0] >= num_rows == len(context_lens)
+            and block_tables.stride(1) == 1
+        ):
+            raise ValueError(
+                f"block tables of {tuple(block_tables.shape)} do not fit {num_rows} rows"
+            )
+        if self._lists.shape[1] < num_rows:
+            self._lists = np.zeros((3, 2 * num_rows), dtype=np.int64)
+        lens, firsts, contexts = (each[:num_rows] for each in self._lists)
+        lens[:], contexts[:] = query_lens, context_lens
+        np.subtract(lens.cumsum(), lens, out=firsts)
+        self._tables = block_tables
+        addresses = (each.ctypes.data for each in (lens, firsts, contexts))
+        self._fields[:] = (num_rows, *addresses, block_tables.data_ptr(), block_tables.stride(0))
 
 
-class CppAttention(SdpaAttention):
-    """Reads each KV block of a token's row where it lies."""
+class CppAttention(AttentionBackend):
+    """Reads K and V where they lie in the cache, once for all query heads that share them.
+
+    What a token gets is the same to the last bit whatever comes beside it, in chunks of any
+    size, on any number of threads.
+    """
 
     name = "cpp"
 
@@ -64,11 +89,6 @@ class CppAttention(SdpaAttention):
         """Return that its kernel reads numbers of one kind."""
         return "its kernel reads float32"
 
-    def _num_decoded(self, metadata: StepMetadata) -> int:
-        """Return how many rows the kernel computes: the first ones, each of few tokens."""
-        long = (row for row, num in enumerate(metadata.query_lens) if num > _FEW_TOKENS)
-        return next(long, len(metadata.query_lens))
-
     def store(
         self,
         key: torch.Tensor,
@@ -76,7 +96,7 @@ class CppAttention(SdpaAttention):
         layer: int,
         metadata: StepMetadata,
     ) -> None:
-        """Write finite K and V only, as ``sdpa`` does, in one pass."""
+        """Write finite K and V only, in one pass: a masked slot is multiplied by zero, and 0 x NaN is NaN."""
         slots = metadata.slots
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
         key, value = _rows_together(key), _rows_together(value)
@@ -101,48 +121,45 @@ class CppAttention(SdpaAttention):
             )
         )  # fmt: skip
 
-    def _decode(
+    def attend(
         self,
         query: torch.Tensor,
-        output: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         layer: int,
         spec: AttentionSpec,
         metadata: StepMetadata,
-    ) -> None:
+    ) -> torch.Tensor:
+        """Return the attention of all rows, decodes and prompts alike."""
         kernel, reason = _kernel()
         assert kernel is not None, reason  # the registry makes no backend that cannot run
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
-        tokens = self._query_tokens(metadata)
         query = _rows_together(query)
+        num_tokens, num_heads, key_dim = query.shape
+        _, block_size, num_kv_heads, value_dim = values.shape
+        output = query.new_empty(num_tokens, num_heads, value_dim)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         kernel(
-            query.data_ptr(), query.stride(0), query.stride(1),
-            keys.data_ptr(), values.data_ptr(), output.data_ptr(),
-            tokens.block_tables.data_ptr(), tokens.block_tables.stride(0), tokens.lengths.data_ptr(),
-            tokens.num, query.shape[1], keys.shape[2], keys.shape[3],
-            values.shape[3], keys.shape[1], spec.scaling, spec.window or 0, spec.chunk or 0,
-            spec.softcap or 0.0, None if sinks is None else sinks.data_ptr(), torch.get_num_threads(),
+            _PACK_ATTEND(
+                query.data_ptr(), query.stride(0), query.stride(1),
+                keys.data_ptr(), values.data_ptr(), output.data_ptr(), num_heads * value_dim,
+                num_heads, num_kv_heads, key_dim, value_dim, block_size,
+                spec.scaling, spec.window or 0, spec.chunk or 0, spec.softcap or 0.0,
+                0 if sinks is None else sinks.data_ptr(),
+                torch.get_num_threads(), _rows_of(metadata).address,
+            )
         )  # fmt: skip
-
-    def _query_tokens(self, metadata: StepMetadata) -> _QueryTokens:
-        if "cpp.tokens" not in metadata.scratch:
-            num_rows = self._num_decoded(metadata)
-            metadata.scratch["cpp.tokens"] = _tokens_of_rows(num_rows, metadata)
-        tokens: _QueryTokens = metadata.scratch["cpp.tokens"]
-        return tokens
+        return output
 
 
-def _tokens_of_rows(num_rows: int, metadata: StepMetadata) -> _QueryTokens:
-    """Return the tokens of the first rows: each sees those before it, and itself."""
-    query_lens = torch.tensor(metadata.query_lens[:num_rows])
-    ends = torch.tensor(metadata.context_lens[:num_rows]).repeat_interleave(query_lens)
-    num_tokens = len(ends)
-    # Of each token: how many of its row come behind it.
-    behind = query_lens.cumsum(0).repeat_interleave(query_lens) - torch.arange(num_tokens) - 1
-    tables = metadata.block_tables[:num_rows]
-    if num_tokens > num_rows:
-        tables = tables.repeat_interleave(query_lens, dim=0)
-    return _QueryTokens(num_tokens, tables.contiguous(), ends - behind)
+def _rows_of(metadata: StepMetadata) -> StepRows:
+    """Return what the kernel is told of the rows; made in the first layer of a step."""
+    if "cpp.rows" not in metadata.scratch:
+        rows = StepRows()
+        rows.fill(metadata.query_lens, metadata.context_lens, metadata.block_tables)
+        metadata.scratch["cpp.rows"] = rows
+    found: StepRows = metadata.scratch["cpp.rows"]
+    return found
 
 
 def _refuse_missing(metadata: StepMetadata, num_slots: int) -> None:
@@ -171,11 +188,7 @@ def _store() -> tuple[NativeFunction | None, str | None]:
 
 
 @functools.cache
-def _kernel() -> tuple[Callable[..., None] | None, str | None]:
+def _kernel() -> tuple[NativeFunction | None, str | None]:
     """Return the kernel, or None and the reason in words."""
     library, reason = load_library(_SOURCE)
-    if library is None:
-        return None, reason
-    function: Any = library.lorax_decode_attention
-    function.argtypes, function.restype = _ARGUMENTS, None
-    return function, None
+    return (None, reason) if library is None else (NativeFunction(library, "lorax_attend"), None)

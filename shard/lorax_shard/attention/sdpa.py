@@ -78,16 +78,12 @@ class SdpaAttention(AttentionBackend):
         if metadata.cache.dtype != key.dtype:
             # A token that is computed again, in chunks of another size, sees the same.
             key, value = metadata.cache.as_stored(key), metadata.cache.as_stored(value)
-        num_decoded = self._num_decoded(metadata)
+        num_decoded = metadata.num_decode_rows
         if num_decoded:
             self._decode(query, output, layer, spec, metadata)
         for tile in _tiles(num_decoded, spec, metadata, query.dtype):
             self._prompt(tile, query, key, value, output, layer, spec, metadata)
         return output
-
-    def _num_decoded(self, metadata: StepMetadata) -> int:
-        """Return how many of the first rows ``_decode`` computes; the others are prompts."""
-        return metadata.num_decode_rows
 
     def _decode(
         self,
