@@ -17,7 +17,7 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 from lorax_proto import generate_pb2 as pb
-from lorax_router.core.scheduler import Scheduler
+from lorax_router.core.settings import CoreSettings, make_scheduler
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.engine.port import TokenStream
 from lorax_router.service.metrics.recorder import Metrics
@@ -70,10 +70,11 @@ async def run_core(
             max_input_length=1024, max_step_tokens=4096, max_rows=num_streams, max_total_tokens=4096
         )
     )
-    scheduler = Scheduler(
-        num_blocks=num_blocks, block_size=info.block_size, max_step_tokens=4096,
-        max_rows=num_streams, depth=depth,
+    settings = CoreSettings(
+        policy="fair", num_blocks=num_blocks, block_size=info.block_size, max_step_tokens=4096,
+        max_rows=num_streams, depth=depth, max_resident=1,
     )  # fmt: skip
+    scheduler = make_scheduler(settings)
     metrics = Metrics(model_name="fake", max_input_length=1024, max_total_tokens=4096)
     loop = EngineLoop(group, scheduler, observer=metrics)
     running = asyncio.ensure_future(loop.run())

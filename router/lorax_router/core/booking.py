@@ -72,14 +72,16 @@ def book_computed(
     """
     awaited: set[RequestId] = set()
     filled: list[RequestState] = []
+    finished = Status.FINISHED
     for request, incarnation, num, reports in rows:
-        if request.status is Status.FINISHED:
+        if request.status is finished:
             continue
         if request.incarnation == incarnation:
-            request.num_computed += num
+            num_computed = request.num_computed = request.num_computed + num
             if reports and accepted and (num_more := accepted.get(request.request_id)):
                 _book_more(request, num_more, block_size)
-            if request.num_computed // block_size != request.num_indexed:
+                num_computed = request.num_computed
+            if num_computed // block_size != request.num_indexed:
                 filled.append(request)
         if reports:
             request.num_pending -= 1

@@ -86,14 +86,7 @@ class StepComposer:
             rows = [each for each in rows if not each.is_suspect]
         if self._limits_reads:
             rows.sort(key=_last_step_of)
-        decodes: list[RequestState] = []
-        prompts: list[RequestState] = []
-        for request in rows:
-            num = request.num_to_schedule
-            if num > 1:
-                prompts.append(request)
-            elif num == 1:
-                decodes.append(request)
+        decodes, prompts = _by_need(rows)
         builder.is_paced = bool(decodes)
         if self._batching == "mixed":
             self._make_place(builder, prompts)
@@ -155,16 +148,26 @@ class StepComposer:
     def _place_decodes(self, builder: StepBuilder, decodes: list[RequestState]) -> None:
         """Give one token to each row that has just one to compute."""
         block_size, limits_reads = self._block_size, self._limits_reads
+        may_take_blocks = limits_reads or self._num_ahead > 0
+        running = Status.RUNNING
+        # Rows in a row that have place for their token: nothing else is asked of them.
+        plain: list[RequestState] = []
         for request in decodes:
-            if request.status is not Status.RUNNING:
+            if request.status is not running:
                 continue  # gave way in this very step
+            needs_block = request.num_scheduled == len(request.blocks) * block_size
+            if not (needs_block or may_take_blocks):
+                plain.append(request)
+                continue
+            builder.decode(plain)
+            plain.clear()
             if limits_reads and not builder.may_read(request.num_scheduled + 1):
                 continue
-            needs_block = request.num_scheduled == len(request.blocks) * block_size
             if needs_block and not self._make_room(request, builder):
                 builder.is_stalled = True
             else:
                 builder.place(request, 1, self._ahead(request))
+        builder.decode(plain)
 
     def _ahead(self, request: RequestState) -> int:
         """Return for how many more tokens a row has blocks beforehand: of those that nobody needs."""
@@ -245,3 +248,20 @@ class StepComposer:
         """Tokens that the request's blocks and all free ones could still take."""
         num_blocks = len(request.blocks) + self._running.pool.num_free
         return num_blocks * self._block_size - request.num_scheduled
+
+
+def _by_need(rows: list[RequestState]) -> tuple[list[RequestState], list[RequestState]]:
+    """Return the rows that have one token to compute, and those that have more.
+
+    Asked of each row for each step: `RequestState.num_to_schedule`, without its call.
+    """
+    decodes: list[RequestState] = []
+    prompts: list[RequestState] = []
+    for request in rows:
+        num_known, most = request.num_tokens + request.num_pending, request.num_kv_tokens
+        num = (num_known if num_known < most else most) - request.num_scheduled  # noqa: FURB136
+        if num == 1:
+            decodes.append(request)
+        elif num > 1:
+            prompts.append(request)
+    return decodes, prompts

@@ -389,7 +389,7 @@ class Scheduler:
             self._suspects.accuse(take_out_failed(self._in_flight, set(outcome.failed)))
         step = self._in_flight.popleft()
         self._suspects.acquit(step)
-        num_tokens, seconds = sum(row.num_tokens for row in step.rows), outcome.total_ns / 1e9
+        num_tokens, seconds = sum([num for _, _, num, _ in step.rows]), outcome.total_ns / 1e9
         if step.work is not None:
             self._cost.observe(step.work.with_drafts(outcome.num_drafted), seconds)
         worth = self._cost.worth(num_tokens, seconds)
@@ -418,26 +418,29 @@ class Scheduler:
         """Append tokens and end requests; takes those reported of out of ``awaited``."""
         accepted: list[bool] = []
         start = 0
-        ids = outcome.tokens.ids
+        ids, known, served = outcome.tokens.ids, self._requests.get, self._policy.served
         for row_id, num, finish in zip(
             outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
         ):
-            stop = start + num
-            request = self._requests.get(row_id)
+            request = known(row_id)
             accepted.append(request is not None)
             if request is not None:
-                request.output_ids += ids[start:stop]
-                request.num_tokens += num
                 if num:
-                    self.adapters.progresses(request.spec.adapter, now)
-                    self._policy.served(request, num)
-                if num or finish:
+                    if num == 1:
+                        request.output_ids.append(ids[start])
+                    else:
+                        request.output_ids += ids[start : start + num]
+                    request.num_tokens += num
+                    if request.spec.adapter != BASE_ADAPTER:
+                        self.adapters.progresses(request.spec.adapter, now)
+                    served(request, num)
                     awaited.discard(row_id)
-                if finish != FinishCode.RUNNING:
+                if finish:
+                    awaited.discard(row_id)
                     if finish != FinishCode.ERROR and request.status is Status.RUNNING:
                         self._running.pool.index.add(request)
                     self._end(request)
-            start = stop
+            start += num
         return accepted
 
     def _end(self, request: RequestState) -> None:

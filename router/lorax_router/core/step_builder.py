@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -225,3 +226,26 @@ class StepBuilder:
         if adapter != BASE_ADAPTER:
             self._adapters[adapter] = None
             self._token_ranks += num * self._known_adapters[adapter].rank
+
+    def decode(self, requests: Sequence[RequestState]) -> None:
+        """Let rows compute a token each, in blocks that they have: as ``place``, for most rows."""
+        plan, rows, row_ids = self.plan, self.rows, self.plan.row_ids
+        seq, kv_read = plan.seq, 0
+        for request in requests:
+            num_scheduled = request.num_scheduled = request.num_scheduled + 1
+            reports = num_scheduled == request.num_tokens + request.num_pending
+            if reports:
+                request.num_pending += 1
+            request.last_step = seq
+            row_ids.append(request.request_id)
+            rows.append(PlannedRow(request, request.incarnation, 1, reports))
+            kv_read += num_scheduled
+            adapter = request.spec.adapter
+            if adapter != BASE_ADAPTER:
+                self._adapters[adapter] = None
+                self._token_ranks += self._known_adapters[adapter].rank
+        num = len(requests)
+        plan.num_tokens += [1] * num
+        plan.num_new_blocks += [0] * num
+        self.budget -= num
+        self.kv_read += kv_read

@@ -72,5 +72,6 @@ def test_any_order_of_events_ends_well_within_all_budgets(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert counts["plans"] >= NUM_STEPS // 50
+    # Which events come changes with each constant in the sources: that is where Hypothesis looks.
+    assert counts["plans"] >= NUM_STEPS // 100
     assert counts.get("full reads", 1) > 0

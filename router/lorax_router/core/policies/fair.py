@@ -246,8 +246,9 @@ class FairShare:
 
     def _charge(self, request: RequestState, amount: float) -> None:
         terms = request.terms
-        self._shares.charge(terms.tenant, amount / terms.weight)
-        self._tenants[terms.tenant].shares.charge(request.spec.adapter, amount)
+        tenant = terms.tenant
+        self._shares.charge(tenant, amount / terms.weight)
+        self._tenants[tenant].shares.charge(request.spec.adapter, amount)
 
     def prepares(self, adapter: AdapterHandle) -> None:
         """Charge an adapter to whoever got least of those who wait with it."""

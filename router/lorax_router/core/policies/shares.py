@@ -49,7 +49,8 @@ class Shares(Generic[Member]):
 
     def charge(self, member: Member, amount: float) -> None:
         """A member got something, or gives it back."""
-        self._service[member] = self[member] + amount
+        service = self._service
+        service[member] = service.get(member, 0.0) + amount
 
     def _forget(self) -> None:
         """Let go of idle members that would be lifted anyway; debts are kept."""
