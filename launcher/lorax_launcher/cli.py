@@ -25,6 +25,7 @@ from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.refused import check_refused
 from lorax_launcher.resolve import LaunchPlan, resolve
 from lorax_launcher.run_dir import run_directory
+from lorax_launcher.start_times import StartTimes
 from lorax_launcher.supervisor import Programs, Supervisor
 from lorax_launcher.versions import describe_environment
 
@@ -41,6 +42,7 @@ _EPILOG = (
 
 def _main(**values: Any) -> None:
     """Parse, refuse what is not served, and run."""
+    times = StartTimes()
     if values.pop("show_env"):
         for line in describe_environment(gather_facts()):
             click.echo(line)
@@ -53,7 +55,7 @@ def _main(**values: Any) -> None:
         unused = [text for name, text in ambient.warnings.items() if name not in given]
         for warning in (*unused, *check_refused(values, os.environ)):
             console.warning(warning)
-        code = launch(options, console)
+        code = launch(options, console, times)
     except UsageError as error:
         console.error(str(error), exit_code=int(ExitCode.USAGE))
         code = ExitCode.USAGE
@@ -82,8 +84,8 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def launch(options: LauncherOptions, console: Console) -> int:
-    """Run until the end; return the exit code."""
+def launch(options: LauncherOptions, console: Console, times: StartTimes | None = None) -> int:
+    """Run until the end; return the exit code. ``times`` has counted since the start."""
     with run_directory() as run_dir:
         plan = resolve(options, gather_facts(), str(run_dir))
         programs = Programs(shard=(find_program("lorax-shard"),),
@@ -96,13 +98,18 @@ def launch(options: LauncherOptions, console: Console) -> int:
             console.error(f"{taken} {hint(ExitCode.PORT_IN_USE)}",
                           exit_code=int(ExitCode.PORT_IN_USE))  # fmt: skip
             return ExitCode.PORT_IN_USE
-        return asyncio.run(_supervise(plan, programs, console, run_dir, options.download_only))
+        return asyncio.run(
+            _supervise(plan, programs, console, run_dir, options.download_only, times)
+        )
 
 
 async def _supervise(
-    plan: LaunchPlan, programs: Programs, console: Console, run_dir: Path, download_only: bool
-) -> int:
-    supervisor = Supervisor(plan, programs, console, run_dir, download_only=download_only)
+    plan: LaunchPlan, programs: Programs, console: Console, run_dir: Path, download_only: bool,
+    times: StartTimes | None,
+) -> int:  # fmt: skip
+    supervisor = Supervisor(
+        plan, programs, console, run_dir, download_only=download_only, times=times
+    )
     return await supervisor.run()
 
 

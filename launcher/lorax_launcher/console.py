@@ -12,13 +12,17 @@ from typing import Any, TextIO
 from lorax_contract.logs import RESERVED_KEYS
 from lorax_launcher.display import Display, PlainDisplay
 from lorax_launcher.memory_table import memory_table
+from lorax_launcher.start_times import start_table
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
 _SHOWN_ELSEWHERE = {*RESERVED_KEYS, "event", "exception", "process", "rank"}
 _LAUNCHER = "launcher"
-# The event of a record whose memory is shown as a table.
-_MEMORY_PLAN = "memory_plan"
+# Events of records of which one value is shown as a table: which one, and by what.
+_TABLES: dict[object, tuple[str, Callable[[Any], list[str]]]] = {
+    "memory_plan": ("memory", memory_table),
+    "start_times": ("start", start_table),
+}
 
 
 class Console:
@@ -145,11 +149,12 @@ def readable(process: str, record: dict[str, Any], *, colour: bool = False) -> s
     shown = f"{level.upper():<7}"
     if colour and level in _COLOURS:
         shown = f"\x1b[{_COLOURS[level]}m{shown}\x1b[0m"
-    table = memory_table(record.get("memory")) if record.get("event") == _MEMORY_PLAN else []
+    tabled, make_table = _TABLES.get(record.get("event"), ("", _no_table))
+    table = make_table(record.get(tabled))
     extras = " ".join(
         f"{key}={printable(_value(value))}"
         for key, value in record.items()
-        if key not in _SHOWN_ELSEWHERE and value is not None and not (table and key == "memory")
+        if key not in _SHOWN_ELSEWHERE and value is not None and not (table and key == tabled)
     )
     head = f"{_time(record.get('ts'))} {shown} {process:<8} {printable(record['message'])}"
     line = f"{head}  {extras}" if extras else head
@@ -158,6 +163,10 @@ def readable(process: str, record: dict[str, Any], *, colour: bool = False) -> s
     if not isinstance(exception, str):
         return line
     return line + "\n" + printable(exception, keep="\n")
+
+
+def _no_table(value: Any) -> list[str]:
+    return []
 
 
 def printable(text: str, keep: str = "") -> str:

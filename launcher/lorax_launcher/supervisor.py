@@ -18,6 +18,7 @@ from lorax_launcher.children import Child
 from lorax_launcher.console import Console
 from lorax_launcher.ready import ready_lines
 from lorax_launcher.resolve import LaunchPlan, PrepareReport, in_flags
+from lorax_launcher.start_times import StartTimes
 
 T = TypeVar("T")
 
@@ -66,12 +67,14 @@ class Supervisor:
         run_dir: Path,
         *,
         download_only: bool = False,
+        times: StartTimes | None = None,
     ) -> None:
         self._plan = plan
         self._programs = programs
         self._console = console
         self._run_dir = run_dir
         self._download_only = download_only
+        self._times = times or StartTimes()
         self._shards: list[Child] = []
         self._router: Child | None = None
         self._preparing: Child | None = None
@@ -134,7 +137,9 @@ class Supervisor:
             has_keys=_has_keys(router),
             metrics=facts.get("metrics"),
         )
-        self._console.say(lines, event="ready", url=url, admin=admin)
+        start = self._times.report()
+        self._console.info(f"started in {start['total_s']:.1f} s", event="start_times", start=start)
+        self._console.say(lines, event="ready", url=url, admin=admin, start=start)
         await self._or_stop(asyncio.Event().wait())
 
     async def _serve(self, plan: LaunchPlan, model_id: str) -> dict[str, Any]:
@@ -212,6 +217,7 @@ class Supervisor:
     ) -> Child:
         inherited = {name: value for name, value in os.environ.items() if name not in without}
         environment = {**inherited, **dict(self._plan.environment), **dict(variables)}
+        self._times.began(name)
         try:
             return await Child.start(name, argv, on_line=self._take_line, environment=environment)
         except OSError as error:
@@ -242,6 +248,7 @@ class Supervisor:
             ) from None
         if report is None:
             await self._raise_failure(child)
+        self._times.reported(child.name, report.get("parts"))
         return report
 
     async def _or_stop(

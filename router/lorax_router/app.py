@@ -18,7 +18,13 @@ from lorax_contract import logs
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StartupError
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_contract.process import announce_ready, spare_garbage_collector, watch_lifeline
+from lorax_contract.process import (
+    announce_ready,
+    importing,
+    spare_garbage_collector,
+    watch_lifeline,
+)
+from lorax_contract.start_clock import StartClock
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.listening import (
@@ -36,6 +42,7 @@ from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 from lorax_router.startup import (
     Parts,
     assemble,
+    import_front_ends,
     key_store,
     preload,
     size,
@@ -124,8 +131,11 @@ class StopSignal:
         self.stop(ExitCode.OK)
 
 
-def run(config_text: str | bytes) -> ExitCode:
-    """Serve by a configuration document and return the exit code."""
+def run(config_text: str | bytes, clock: StartClock | None = None) -> ExitCode:
+    """Serve by a configuration document and return the exit code.
+
+    The ``clock`` has been told what came before.
+    """
     try:
         config = RouterConfig.from_json(config_text)
     except ConfigError as error:
@@ -141,7 +151,7 @@ def run(config_text: str | bytes) -> ExitCode:
             open_listeners(config) as listeners,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            return runner.run(serve(config, listeners, front))
+            return runner.run(serve(config, listeners, front, clock or StartClock()))
     except StartupError as error:
         return _explained(error)
     except Stopped:
@@ -159,17 +169,26 @@ def leave(exit_code: ExitCode) -> None:
     os._exit(int(exit_code))
 
 
-async def serve(config: RouterConfig, listeners: Listeners, front: FrontSecrets) -> ExitCode:
+async def serve(
+    config: RouterConfig, listeners: Listeners, front: FrontSecrets, clock: StartClock
+) -> ExitCode:
     """Start all parts, serve until there is a reason to stop, then drain."""
     stopper = StopSignal()
     stopper.watch_signals()
     language = load_language(config)
+    clock.ended("tokenizer, chat template")
+    with importing():
+        # While the shards load, not behind them.
+        import_front_ends()
+    clock.ended("front ends")
     shards = await stopper.unless_stopped(_connect(config))
+    clock.ended("waiting for the shards")
     try:
         info, budgets = await stopper.unless_stopped(size(config, shards))
+        clock.ended("warm-up of the shards")
         parts = assemble(config, shards, language, info, budgets, front.keys)
         try:
-            await _serve_parts(config, listeners, parts, stopper, front.tls)
+            await _serve_parts(config, listeners, parts, stopper, front.tls, clock)
         except Stopped:
             # Not by a signal, but because the shards failed meanwhile.
             if stopper.exit_code is not ExitCode.OK:
@@ -217,13 +236,15 @@ async def _serve_parts(
     parts: Parts,
     stopper: StopSignal,
     tls: TlsIdentity | None,
+    clock: StartClock,
 ) -> None:
     engine = asyncio.ensure_future(_run_engine(parts.engine, stopper))
     parts.prompts.renderers.start()
     try:
         # Nobody can ask before all that was to be there is there.
         await stopper.unless_stopped(preload(parts))
-        await _serve_clients(config, listeners, parts, stopper, engine, tls)
+        clock.ended("parts put together, adapters loaded")
+        await _serve_clients(config, listeners, parts, stopper, engine, tls, clock)
     finally:
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)
@@ -236,6 +257,7 @@ async def _serve_clients(
     stopper: StopSignal,
     engine: asyncio.Future[None],
     tls: TlsIdentity | None,
+    clock: StartClock,
 ) -> None:
     grpc_server = await _start_grpc(config, parts, tls)
     http = HttpServers(config, parts, listeners, tls)
@@ -249,7 +271,8 @@ async def _serve_clients(
         following = [group.create_task(each) for each in followers]
         await http.wait_started()
         spare_garbage_collector()
-        _say_ready(config, listeners)
+        clock.ended("listening")
+        _say_ready(config, listeners, clock)
         await stopper.wait()
         if grpc_server is not None:
             grpc_server.stop_admitting()
@@ -298,14 +321,14 @@ async def _start_grpc(
     return server
 
 
-def _say_ready(config: RouterConfig, listeners: Listeners) -> None:
+def _say_ready(config: RouterConfig, listeners: Listeners, clock: StartClock) -> None:
     url, admin = listeners.url, listeners.admin_addresses()
     fields = {"event": "ready", "url": url, "admin": admin, "model_id": config.model_id}
     if listeners.metrics_url is not None:
         fields["metrics"] = listeners.metrics_url
     logger.info("ready on %s", url, extra={"fields": fields})
     told = {"url": url, "admin": admin, "metrics": listeners.metrics_url, "pid": os.getpid()}
-    announce_ready(config.ready_fd, told)
+    announce_ready(config.ready_fd, {**told, "parts": clock.parts})
 
 
 async def _drain(config: RouterConfig, parts: Parts) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from lorax_contract.process import importing
+from lorax_contract.start_clock import StartClock
+
 
 @click.command()
 @click.option(
@@ -23,9 +26,12 @@ def main(config_path: Path) -> None:
         text = sys.stdin.buffer.readline()
     else:
         text = config_path.read_bytes()
-    from lorax_router.app import run
+    clock = StartClock()
+    with importing():
+        from lorax_router.app import run
+    clock.ended("imports")
 
-    sys.exit(int(run(text)))
+    sys.exit(int(run(text, clock)))
 
 
 if __name__ == "__main__":

@@ -273,6 +273,13 @@ def assemble_service(
     )
 
 
+def import_front_ends() -> None:
+    """Import what ``assemble`` needs, before there is anything to put together."""
+    from lorax_router.grpc_api import servicer  # noqa: F401
+    from lorax_router.http_api import adapter_routes, app, calls, dialects  # noqa: F401
+    from lorax_router.http_api.openai import lora_routes  # noqa: F401
+
+
 def assemble(
     config: RouterConfig,
     shards: ShardClient,

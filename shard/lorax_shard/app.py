@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorax_contract import logs
 from lorax_contract.config import ConfigError, ShardConfig
@@ -21,10 +21,12 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import (
     announce_ready,
+    importing,
     says_out_of_memory,
     spare_garbage_collector,
     watch_lifeline,
 )
+from lorax_contract.start_clock import StartClock
 from lorax_shard.adapters.host_memory import use_one_arena
 from lorax_shard.kernel_caches import bound_kernel_caches
 from lorax_shard.rpc.address import clear_stale
@@ -103,6 +105,7 @@ def run(config_text: str | bytes) -> ExitCode:
         logs.configure()
         return _explained(StartupError(str(error), ExitCode.BAD_CONFIG))
     logs.configure(config.log_level, bound={"process": "shard", "rank": config.rank})
+    clock = StartClock()
     use_one_arena()
     bound_kernel_caches()
     stopper = Stopper()
@@ -112,7 +115,7 @@ def run(config_text: str | bytes) -> ExitCode:
         watch_lifeline(stopper.on_launcher_gone)
     try:
         clear_stale(config.shard_uris[config.rank])
-        return asyncio.run(serve(config, load_parts(config), stopper))
+        return asyncio.run(serve(config, load_parts(config, clock), stopper, clock))
     except StartupError as error:
         return _explained(error)
     except Exception as error:
@@ -137,32 +140,39 @@ class ShardParts:
     make_rank_adapters: Callable[[], RankAdapters] | None = None
 
 
-def load_parts(config: ShardConfig) -> ShardParts:
+def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardParts:
     """Load model and tokenizer; StartupError says what is wrong with them."""
+    clock = clock or StartClock()
     tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
-    import torch
+    clock.ended("tokenizer")
+    with importing():
+        import torch
 
-    from lorax_shard.constraints.setup import constraints_maker
-    from lorax_shard.engine.engine import Engine
-    from lorax_shard.engine.graph_limits import GraphLimits
-    from lorax_shard.engine.memory import PoolSettings
-    from lorax_shard.model.loader import load_paged_model
-    from lorax_shard.sampling.watermark import Watermark
+        from lorax_shard.adapters import setup
+        from lorax_shard.constraints.setup import constraints_maker
+        from lorax_shard.engine.engine import Engine
+        from lorax_shard.engine.graph_limits import GraphLimits
+        from lorax_shard.engine.memory import PoolSettings
+        from lorax_shard.model.loader import load_paged_model
+        from lorax_shard.rpc import queue, server  # noqa: F401 - what serves is there when it is needed
+        from lorax_shard.sampling.watermark import Watermark
+    clock.ended("imports")
 
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     serves = bool(
         config.adapters and config.adapter_store_dir and config.adapter_memory_fraction > 0
     )
-    from lorax_shard.adapters import setup
-
     # Before the model is loaded: whoever has to be told of it is told at once.
     store = setup.make_store(config) if serves else None
     group = _meet(config)
-    model = load_paged_model(config, group)
+    if store is not None or group is not None:
+        clock.ended("adapter store, ranks")
+    model = load_paged_model(config, group, clock)
     # The probe has compared the model over a cache that rounds nothing.
     model.store_kv_as(config.kv_cache_dtype)
     model.warm_up(config.block_size)
+    clock.ended("kernels")
     pool = PoolSettings(
         block_size=config.block_size,
         memory_fraction=config.kv_memory_fraction,
@@ -249,7 +259,9 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
         raise StartupError(f"{path} cannot be read: {error}", ExitCode.MODEL_CORRUPT) from error
 
 
-async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> ExitCode:
+async def serve(
+    config: ShardConfig, parts: ShardParts, stopper: Stopper, clock: StartClock | None = None
+) -> ExitCode:
     """Listen, announce that the shard is ready, and serve until stopped."""
     from lorax_shard.rpc.queue import CommandQueue
     from lorax_shard.rpc.server import ShardServer
@@ -264,7 +276,11 @@ async def serve(config: ShardConfig, parts: ShardParts, stopper: Stopper) -> Exi
     spare_garbage_collector()
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
-    announce_ready(config.ready_fd, {"uri": server.uri, "pid": os.getpid(), "rank": config.rank})
+    told: dict[str, Any] = {"uri": server.uri, "pid": os.getpid(), "rank": config.rank}
+    if clock is not None:
+        clock.ended("engine, listening")
+        told["parts"] = clock.parts
+    announce_ready(config.ready_fd, told)
     if rank_adapters is not None:
         rank_adapters.start()
     await stop.wait()

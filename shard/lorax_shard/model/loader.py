@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_contract.start_clock import StartClock
 from lorax_shard import linear
 from lorax_shard.attention import registry
 from lorax_shard.lora import model as lora
@@ -39,11 +40,15 @@ _CONFIG_ERRORS = (StrictDataclassError, ValueError, KeyError, TypeError, OSError
 _CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 
-def load_paged_model(config: ShardConfig, group: RankGroup | None = None) -> HFPagedModel:
+def load_paged_model(
+    config: ShardConfig, group: RankGroup | None = None, clock: StartClock | None = None
+) -> HFPagedModel:
     """Load, plug and probe the model of ``config``; every failure is a StartupError in words.
 
-    With a ``group`` it is the rank's part of it, which computes together with the others.
+    With a ``group`` it is the rank's part of it, which computes together with the others. The
+    ``clock`` is told what takes how long.
     """
+    clock = clock or StartClock()
     started = time.perf_counter()
     folder, device = Path(config.model_dir), torch.device(config.device)
     hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
@@ -52,9 +57,10 @@ def load_paged_model(config: ShardConfig, group: RankGroup | None = None) -> HFP
         # A backend that cannot run at all is refused before anything is read.
         registry.create(config.attention_backend, device, dtype)
     if group is None:
-        paged = _load_whole(config, hf_config, dtype, device)
+        paged = _load_whole(config, hf_config, dtype, device, clock)
     else:
         paged = load_part(config, hf_config, dtype, device, group)
+        clock.ended("weights, probe")
     _log_loaded(paged, config.model_id, time.perf_counter() - started)
     if reason := position_limit(hf_config.get_text_config()).reason:
         logger.warning(reason)
@@ -66,6 +72,7 @@ def _load_whole(
     hf_config: Any,
     dtype: torch.dtype,
     device: torch.device,
+    clock: StartClock,
 ) -> HFPagedModel:
     folder = Path(config.model_dir)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
@@ -73,22 +80,27 @@ def _load_whole(
         merge_adapter(model, Path(config.merge_adapter_dir))
     # Of the stock model: packed linears have no weights to describe.
     base = describe(model) if config.adapters else None
+    clock.ended("weights")
     with one_thread():
         survey = survey_attention(model)
         layers = survey.layers(config.block_size)
         backend = registry.create(config.attention_backend, device, dtype, layers)
         probe = ModelProbe(model, survey, backend, config.block_size)
         probe.record_stock()
+    clock.ended("probe: transformers' own")
     paged = HFPagedModel(model, survey, backend)
     paged.linear_backend, copied_bytes = linear.install(model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
+    clock.ended("linears packed")
     exchanged = elementwise.install(model, config.elementwise_backend, device, dtype)
     if base is not None:
         paged.base = base
         paged.lora = lora.install(model, config.lora_backend, device, dtype)
         paged.lora_backend = paged.lora.backend
+    clock.ended("elementwise work, adapters' places")
     with one_thread():
         probe.check(paged, exchanged)
+    clock.ended("probe: as served")
     paged.elementwise_backend = exchanged.backend
     return paged
 
