@@ -165,7 +165,7 @@ def readable(process: str, record: dict[str, Any], *, colour: bool = False) -> s
     return line + "\n" + printable(exception, keep="\n")
 
 
-def _no_table(value: Any) -> list[str]:
+def _no_table(_value: Any) -> list[str]:
     return []
 
 

@@ -51,8 +51,8 @@ def start_table(start: Any) -> list[str]:
     lines = [_line("process", "from", "until", "seconds of its parts")]
     for each in processes:
         named = [f"{name} {s:.2f}" for name, s in each["parts"].items() if s >= _LEAST_S]
-        times = (f"{each[key]:.2f}" for key in ("from_s", "until_s"))
-        lines.append(_line(each["process"], *times, ", ".join(named)).rstrip())
+        since, until = f"{each['from_s']:.2f}", f"{each['until_s']:.2f}"
+        lines.append(_line(each["process"], since, until, ", ".join(named)).rstrip())
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -27,7 +28,10 @@ from lorax_contract.process import (
     watch_lifeline,
 )
 from lorax_contract.start_clock import StartClock
+from lorax_shard import ahead
 from lorax_shard.adapters.host_memory import use_one_arena
+from lorax_shard.cache import cpu_identity
+from lorax_shard.huge_pages import release_ahead
 from lorax_shard.kernel_caches import bound_kernel_caches
 from lorax_shard.rpc.address import clear_stale
 
@@ -37,10 +41,14 @@ if TYPE_CHECKING:
     from lorax_shard.adapters.rank_adapters import RankAdapters
     from lorax_shard.engine.drafter import Drafter
     from lorax_shard.engine.engine import Engine
+    from lorax_shard.engine.remembered_peak import RememberedPeak
+    from lorax_shard.model.interface import PagedModel
     from lorax_shard.parallel.group import RankGroup
 
 logger = logging.getLogger("lorax_shard")
 
+# What of a configuration is another at each start, and changes nothing that is computed.
+_OF_ONE_START = ("epoch", "ready_fd", "lifeline", "log_level", "shard_uris", "rendezvous")
 # Seconds that calls under way get to finish, and that the engine's thread gets after them.
 _GRACE_S = 10.0
 _WORKER_GRACE_S = 5.0
@@ -145,6 +153,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
     clock = clock or StartClock()
     tokenizer = _load_tokenizer(Path(config.tokenizer_dir or config.model_dir))
     clock.ended("tokenizer")
+    ahead.begin(config)
     with importing():
         import torch
 
@@ -169,6 +178,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
     if store is not None or group is not None:
         clock.ended("adapter store, ranks")
     model = load_paged_model(config, group, clock)
+    release_ahead()
     # The probe has compared the model over a cache that rounds nothing.
     model.store_kv_as(config.kv_cache_dtype)
     model.warm_up(config.block_size)
@@ -194,6 +204,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         watermark=Watermark(config.watermark_gamma, config.watermark_delta),
         make_constraints=constraints_maker(tokenizer, model.vocab_size, model.eos_token_ids),
         graphs=GraphLimits.of(config, pool.max_adapter_rank),
+        remembered=_remembered_peak(config, model),
     )
     if store is None:
         return ShardParts(make_engine())
@@ -206,6 +217,35 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         make_engine(adapters=lane),
         partial(setup.make_rank_adapters, config, store, host, lane, base),
     )
+
+
+def _remembered_peak(config: ShardConfig, model: PagedModel) -> RememberedPeak | None:
+    """Return what knows how much the largest step takes.
+
+    None: where a device's libraries take memory at their first step, where ranks would have to
+    agree on what each remembers, and where a model brings code that nobody knows.
+    """
+    if config.device != "cpu" or config.world_size > 1 or config.trust_remote_code:
+        return None
+    import numpy as np
+    import torch
+    import transformers
+
+    from lorax_shard.engine.remembered_peak import RememberedPeak
+
+    options = json.loads(config.to_json())
+    for name in _OF_ONE_START:
+        del options[name]
+    backends = (
+        model.attention_backend, model.linear_backend, model.elementwise_backend,
+        model.lora_backend,
+    )  # fmt: skip
+    versions = (torch.__version__, transformers.__version__, np.__version__, sys.version)
+    model_config = Path(config.model_dir, "config.json").read_text(encoding="utf-8")
+    return RememberedPeak([
+        options, model_config, model.weight_bytes, backends, versions, cpu_identity(),
+        torch.get_num_threads(),
+    ])  # fmt: skip
 
 
 def _drafter(config: ShardConfig) -> Drafter | None:

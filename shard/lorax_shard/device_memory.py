@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
 
+from lorax_shard import system_memory
+
 _SAMPLE_INTERVAL_S = 0.002
-# Limit, usage, and the name of what of the usage can be had back.
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
-_UNLIMITED = 2**62
 
 
 def total_bytes(device: torch.device) -> int:
     """Return the bytes that the device has; on a CPU not more than the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    return min(int(psutil.virtual_memory().total), _cgroup_bytes()[0])
+    return system_memory.total_bytes()
 
 
 def free_bytes(device: torch.device) -> int:
@@ -34,7 +25,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _cgroup_bytes()[1])
+    return system_memory.available_bytes()
 
 
 def taken_bytes(device: torch.device) -> int:
@@ -78,16 +69,3 @@ def _resident_peak(run: Callable[[], object]) -> int:
         done.set()
         watcher.join()
     return int(max(peak, process.memory_info().rss) - before)
-
-
-def _cgroup_bytes() -> tuple[int, int]:
-    """Return the container's limit and what it leaves; huge numbers when there is no limit."""
-    for limit_file, usage_file, reclaimable in _CGROUP_FILES:
-        try:
-            limit, usage = int(Path(limit_file).read_text()), int(Path(usage_file).read_text())
-            stat = Path(usage_file).with_name("memory.stat").read_text()
-        except (OSError, ValueError):  # no such cgroup, or a limit of "max"
-            continue
-        pages = dict(line.split() for line in stat.splitlines())
-        return limit, max(0, limit - usage + int(pages.get(reclaimable, 0)))
-    return _UNLIMITED, _UNLIMITED

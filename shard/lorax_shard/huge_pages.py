@@ -2,19 +2,103 @@
 
 What is read from end to end in every step is read faster so: with small pages part of the reading
 is looking pages up, and a processor foresees what it needs no further than to a page's end.
+
+The system clears a page when it is first touched, which for a model's weights takes longer than
+copying them. A start that knows what it will need asks for it ahead (``FilledAhead``), and imports
+its modules meanwhile.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import threading
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+# Linux's number for: fill these pages now.
+_MADV_POPULATE_WRITE = 23
+# So many bytes at a time: nothing else of the process can be mapped meanwhile.
+_FILLED_AT_ONCE = 4 << 20
+_HUGE_PAGE = 2 << 20
+
+
+class FilledAhead:
+    """Memory that a thread fills with huge pages, and ``map_memory`` hands out from its start."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._size = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
+        self._mapping = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self._taken = 0
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="huge-pages", daemon=True)
+        self._thread.start()
+
+    def take(self, num_bytes: int) -> memoryview | None:
+        """Return the next bytes, filled or not yet; None if there are not so many."""
+        start = self._taken
+        if start + num_bytes > self._size:
+            return None
+        self._taken += -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        return memoryview(self._mapping)[start : start + num_bytes]
+
+    def release(self) -> None:
+        """Give back what nobody took."""
+        self._enough.set()
+        self._thread.join()
+        start = -(-self._taken // mmap.PAGESIZE) * mmap.PAGESIZE
+        if start < self._size:
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, self._size - start)
+
+    def _fill(self) -> None:
+        madvise: Any = ctypes.CDLL(None).madvise
+        for start in range(0, self._size, _FILLED_AT_ONCE):
+            size = min(_FILLED_AT_ONCE, self._size - start)
+            address = ctypes.c_void_p(self._address + start)
+            # What the system does not know, or has no memory for, is filled when it is touched.
+            if self._enough.is_set() or madvise(
+                address, ctypes.c_size_t(size), _MADV_POPULATE_WRITE
+            ):
+                return
+
+
+_ahead: FilledAhead | None = None
+
+
+def fill_ahead(num_bytes: int) -> None:
+    """Begin to fill memory that ``map_memory`` will be asked for; nothing where that cannot be."""
+    global _ahead
+    if num_bytes > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            _ahead = FilledAhead(num_bytes)
+        except (OSError, ValueError):  # too little memory, or a kernel without huge pages
+            _ahead = None
+
+
+def release_ahead() -> None:
+    """Give back what was filled ahead and not asked for."""
+    global _ahead
+    ahead, _ahead = _ahead, None
+    if ahead is not None:
+        ahead.release()
 
 
 def map_memory(num_bytes: int) -> torch.Tensor:
-    """Return fresh memory as bytes; it goes back to the system when the last tensor in it does."""
+    """Return fresh memory as bytes; it goes back to the system when the last tensor in it does.
+
+    What was filled ahead is handed out first.
+    """
+    import torch
+
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(num_bytes, dtype=torch.uint8)
+    filled = None if _ahead is None else _ahead.take(num_bytes)
+    if filled is not None:
+        return torch.frombuffer(filled, dtype=torch.uint8)
     mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE)

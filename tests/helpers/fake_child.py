@@ -41,7 +41,8 @@ def facts(role: str) -> dict[str, object]:
         folder = str(FOLDER)
         model = {"model_id": "tiny", "model_dir": folder, "tokenizer_dir": folder}
         return {**model, "revision": None, "adapter_dir": None}
-    return {"url": "http://0.0.0.0:3000"} if role == "router" else {"rank": 0}
+    own = {"url": "http://0.0.0.0:3000"} if role == "router" else {"rank": 0}
+    return {**own, "parts": {"imports": 0.0, "listening": 0.25}}
 
 
 def end_with_the_launcher() -> None:

@@ -35,7 +35,7 @@ from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.emitter import Emitter
 from lorax_shard.engine.graph_limits import GraphLimits
 from lorax_shard.engine.inputs import RowWork
-from lorax_shard.engine.largest_step import LargestStep
+from lorax_shard.engine.largest_step import LargestStep, few_of
 from lorax_shard.engine.launched import LaunchedStep
 from lorax_shard.engine.memory import MemoryPlan, PoolSettings, explained, size_pool
 from lorax_shard.engine.outcome import OutcomeBuilder
@@ -45,6 +45,7 @@ from lorax_shard.engine.ranks import (
     missing_somewhere,
     share_ends,
 )
+from lorax_shard.engine.remembered_peak import RememberedPeak
 from lorax_shard.engine.row_entry import RowEntry
 from lorax_shard.engine.rows import ResidentBatch, Row
 from lorax_shard.engine.same_rows import RowComparison
@@ -81,6 +82,7 @@ class Engine:
         watermark: Watermark | None = None,
         make_constraints: MakeConstraints | None = None,
         graphs: GraphLimits | None = None,
+        remembered: RememberedPeak | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -88,6 +90,8 @@ class Engine:
         self.batch = ResidentBatch(0, pool.block_size)
         self._pool = pool
         self._graphs = graphs
+        # What the largest step took at an earlier start; None: each start measures.
+        self._remembered = remembered
         self._group = group
         self._drafter = drafter
         # Rank 0 draws for all, and makes all texts.
@@ -134,21 +138,16 @@ class Engine:
     def warm_up(self, spec: WarmupSpec) -> int:
         """Run the largest step once, make the KV pool, and return its number of blocks.
 
-        All rows are dropped. StartupError says that the memory does not suffice.
+        What that step takes may be known of an earlier start; then a small one of the same kind is
+        run. All rows are dropped. StartupError says that the memory does not suffice.
         """
         self.clear()
         self.batch.start_anew(0)
         block_size = self._pool.block_size
-        step = LargestStep(
-            self.model,
-            self.computation.sampler,
-            spec,
-            block_size=block_size,
-            max_blocks=self._pool.num_blocks or spec.max_blocks or None,
-            constrained=self.constraints is not None,
-        )
         graphs = None if self._graphs is None else self._graphs.settings(spec)
-        self.memory = size_pool(self.model, self._pool, spec, step.run, graphs)
+        self.memory = size_pool(
+            self.model, self._pool, spec, partial(self._run_largest, spec), graphs
+        )
         num_blocks = self.memory.num_blocks
         if self._group is not None:
             num_blocks = least_of(self._group, num_blocks)
@@ -170,6 +169,22 @@ class Engine:
                 ),
             )
         return num_blocks
+
+    def _run_largest(self, spec: WarmupSpec) -> int:
+        """Return the bytes that the largest step takes beside its cache."""
+        known = self._remembered.recall(spec, self._pool) if self._remembered else None
+        step = LargestStep(
+            self.model,
+            self.computation.sampler,
+            spec if known is None else few_of(spec),
+            block_size=self._pool.block_size,
+            max_blocks=self._pool.num_blocks or spec.max_blocks or None,
+            constrained=self.constraints is not None,
+        )
+        measured = step.run()
+        if known is None and self._remembered is not None:
+            self._remembered.remember(spec, self._pool, measured)
+        return measured if known is None else max(known, measured)
 
     def _allocate_swap_space(self) -> None:
         """Make host memory for blocks, as many on each rank; their sizes may differ."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lorax_contract.step import (
     AdapterHandle,
     BlockId,
@@ -26,6 +28,7 @@ from lorax_shard.sampling.sampler import Sampler
 # Cached tokens that the single-token rows read together: attention backends that gather
 # them do it in pieces, which are no larger than this.
 _DECODE_CONTEXT = 32768
+_FEW_ROWS, _FEW_TOKENS = 3, 16
 # All that makes drawing hold more at once; logprobs of its own need a second softmax.
 _SAMPLING = SamplingParams(
     do_sample=True, temperature=0.9, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.01,
@@ -110,6 +113,15 @@ class LargestStep:
             ActiveAdapter(AdapterHandle(slot), slot, self._model.vocab_size, frozenset())
             for slot in loaded
         ]
+
+
+def few_of(spec: WarmupSpec) -> WarmupSpec:
+    """Return the spec of a step that does all that the largest one does, with few rows and tokens."""
+    return replace(
+        spec,
+        max_rows=min(spec.max_rows, _FEW_ROWS),
+        max_step_tokens=min(spec.max_step_tokens, _FEW_TOKENS),
+    )
 
 
 def _row_lengths(spec: WarmupSpec, longest: int) -> list[int]:

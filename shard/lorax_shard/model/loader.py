@@ -92,7 +92,8 @@ def _load_whole(
     paged.linear_backend, copied_bytes = linear.install(model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
     clock.ended("linears packed")
-    exchanged = elementwise.install(model, config.elementwise_backend, device, dtype)
+    with one_thread():
+        exchanged = elementwise.install(model, config.elementwise_backend, device, dtype)
     if base is not None:
         paged.base = base
         paged.lora = lora.install(model, config.lora_backend, device, dtype)

@@ -92,7 +92,8 @@ def read_part(
     base = _described(loaded, dtype) if config.adapters else None
     paged.linear_backend, copied_bytes = linear.install(loaded.model, config.linear_backend, device)
     paged.weight_bytes += copied_bytes
-    exchanged = elementwise.install(loaded.model, config.elementwise_backend, device, dtype)
+    with one_thread():
+        exchanged = elementwise.install(loaded.model, config.elementwise_backend, device, dtype)
     if base is not None:
         cut = AdapterCut(loaded.plan, loaded.checkpoint.weight, dtype)
         paged.base = base

@@ -17,7 +17,7 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> list[LauncherOptions]:
     """Record what would be launched, and forget this machine's variables."""
     launched: list[LauncherOptions] = []
 
-    def launch(options: LauncherOptions, console: Console) -> int:
+    def launch(options: LauncherOptions, console: Console, times: object) -> int:
         launched.append(options)
         return 0
 

@@ -138,7 +138,7 @@ def test_env_prints_versions_and_no_variables(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_usage_error_of_the_launch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def launch(options: LauncherOptions, console: Console) -> int:
+    def launch(options: LauncherOptions, console: Console, times: object) -> int:
         raise UsageError("--x is refused: because.")
 
     monkeypatch.setattr(cli, "launch", launch)

@@ -151,6 +151,35 @@ def test_ready_is_one_json_object_in_json_mode(stage: Stage) -> None:
     assert {"shard-0", "router", "launcher"} <= {record["process"] for record in records}
 
 
+def test_what_a_start_took_is_told_by_process_and_part(stage: Stage) -> None:
+    assert stage.run(on_line=('"event": "ready"', stop), json_output=True) == ExitCode.OK
+    records = [json.loads(line) for line in stage.output.getvalue().splitlines()]
+    (ready,) = [record for record in records if record.get("event") == "ready"]
+    prepare, shard, router = ready["start"]["processes"]
+    assert [each["process"] for each in (prepare, shard, router)] == [
+        "prepare",
+        "shard-0",
+        "router",
+    ]
+    assert prepare["until_s"] <= shard["from_s"] <= router["from_s"] <= router["until_s"]
+    assert router["until_s"] <= ready["start"]["total_s"]
+    for each in (shard, router):
+        assert each["parts"]["listening"] == 0.25
+        assert "starting Python" in each["parts"]
+
+
+def test_people_see_what_a_start_took_as_a_table(stage: Stage) -> None:
+    assert stage.run(on_line=("Ready:", stop)) == ExitCode.OK
+    lines = stage.output.getvalue().splitlines()
+    head = next(n for n, line in enumerate(lines) if line.split()[:2] == ["process", "from"])
+    assert [line.split()[0] for line in lines[head + 1 : head + 4]] == [
+        "prepare",
+        "shard-0",
+        "router",
+    ]
+    assert lines[head + 2].endswith("listening 0.25")
+
+
 def test_configurations_name_the_prepared_model(stage: Stage, tmp_path: Path) -> None:
     documents: dict[str, Any] = {}
 

@@ -1,0 +1,49 @@
+"""What a start on a CPU begins before it imports torch, since that takes one core for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from lorax_contract.config import ShardConfig
+from lorax_shard import huge_pages
+from lorax_shard.system_memory import available_bytes
+
+# Linears that are packed into memory of their own.
+_PACKED = ("auto", "panel")
+# Mappings are not used to their ends.
+_MARGIN = 16
+# Nothing has been checked yet: what is filled must not be what is lacking later.
+_SHARE = 0.25
+
+
+def begin(config: ShardConfig) -> None:
+    """Fill memory for packed weights; ``huge_pages.release_ahead`` gives back what is not used."""
+    if _num_cores() > 1:
+        needed = packed_bytes(config)
+        if needed * config.ranks_on_device <= _SHARE * available_bytes():
+            huge_pages.fill_ahead(needed)
+
+
+def packed_bytes(config: ShardConfig) -> int:
+    """Return about how many bytes a rank's packed weights will take, 0 where none are packed."""
+    if config.device != "cpu" or config.linear_backend not in _PACKED:
+        return 0
+    if config.dtype not in ("auto", "float32"):
+        return 0
+    folder = Path(config.model_dir)
+    try:
+        num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stored = str(document.get("dtype") or document.get("torch_dtype"))
+    except (OSError, ValueError, AttributeError):
+        return 0  # whoever reads the model says what is wrong with it
+    if stored in ("float16", "bfloat16"):
+        num_bytes *= 2
+    num_bytes //= config.world_size
+    return num_bytes + num_bytes // _MARGIN
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
