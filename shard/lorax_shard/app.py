@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -212,6 +212,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
     assert base is not None
     assert lora is not None
     host = setup.make_host_cache(config, store)
+    base = replace(base, keeps_stored=lora.keeps_stored)
     lane = setup.make_prepare_lane(config, host, lora, model.dtype)
     return ShardParts(
         make_engine(adapters=lane),

@@ -34,7 +34,9 @@ from tests.helpers.peft_folders import (
 )
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 
+from lorax_shard.lora.cpp import CppLora
 from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.lora.model import install
 from lorax_shard.model.describe import describe
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.context import make_context
@@ -254,3 +256,35 @@ def test_tensors_have_the_types_and_values_that_peft_holds(
         assert ours is not None
         assert ours.dtype is theirs.dtype
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("case", ["plain", "rslora", "dora"])
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16])
+def test_what_is_kept_in_16_bits_computes_what_peft_computes_of_it(
+    saved: torch.dtype, case: str, models: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    """PEFT widens such adapters when it loads them; the kernel when it reads them."""
+    cpu = torch.device("cpu")
+    if reason := CppLora.probe(cpu, torch.float32):
+        pytest.skip(reason)
+    model = models("llama", False)
+    # A scaling that 16 bits cannot hold.
+    more = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}[case]
+    save_adapter(model, tmp_path, **some(LLAMA, r=3, lora_alpha=7, **more))
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({key: each.to(saved) for key, each in load_file(weights).items()}, weights)
+    expected = logits_of(load_adapter(model, tmp_path), IDS)
+
+    adapter = cast(
+        read_adapter(tmp_path, description(model), AdapterLimits()),
+        dtype=torch.float32,
+        low_rank_dtype=None,
+    )
+    served = load_model(model)
+    lora = install(served, "cpp", cpu, torch.float32)
+    lora.load(0, adapter)
+    with lora.step([len(IDS)], [0]):
+        got = logits_of(served, IDS)
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    base = logits_of(load_model(model), IDS)
+    assert (expected - base).abs().max() > 1e-3 * expected.abs().max()

@@ -62,7 +62,8 @@ class PrepareLane:
     Args:
         host: copies of what lies in the store.
         preparer: the model's.
-        dtype, low_rank_dtype: what the model computes in, and its low-rank parts.
+        dtype, low_rank_dtype: what the model computes in, and what the low-rank parts of
+            adapters are handed over in; None: as they are stored.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class PrepareLane:
         preparer: DevicePreparer,
         *,
         dtype: torch.dtype,
-        low_rank_dtype: torch.dtype = torch.float32,
+        low_rank_dtype: torch.dtype | None = torch.float32,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._host = host

@@ -59,8 +59,9 @@ def make_prepare_lane(
         host,
         preparer,
         dtype=dtype,
-        # As PEFT has it on a CPU; on a GPU half the bytes are worth more than its last digits.
-        low_rank_dtype=torch.float32 if config.device == "cpu" else dtype,
+        # PEFT computes in float32. On a CPU numbers are widened as they are read, or before; on a
+        # GPU half the bytes are worth more than the last digits.
+        low_rank_dtype=None if config.device == "cpu" else dtype,
     )
 
 

@@ -18,20 +18,22 @@ _ALIGNMENT = 64
 _WORTH_A_MAPPING = 1 << 20
 
 
-def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
     """Return contiguous copies of CPU tensors that lie one after the other in one mapping.
 
-    Few bytes are not worth one: then tensors that are of the dtype already come back themselves.
+    They are of ``dtype``; None: each of its own. Few bytes are not worth a mapping: then tensors
+    that are as they shall be already come back themselves.
     """
+    dtypes = [dtype or tensor.dtype for tensor in tensors]
     starts, end = [], 0
-    for tensor in tensors:
+    for tensor, its in zip(tensors, dtypes, strict=True):
         starts.append(end)
-        end += -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        end += -(-tensor.numel() * its.itemsize // _ALIGNMENT) * _ALIGNMENT
     if end < _WORTH_A_MAPPING:
-        return [tensor.to(dtype).contiguous() for tensor in tensors]
+        return [tensor.to(its).contiguous() for tensor, its in zip(tensors, dtypes, strict=True)]
     memory = map_memory(end)
     copies = []
-    for tensor, start in zip(tensors, starts, strict=True):
-        raw = memory[start : start + tensor.numel() * dtype.itemsize]
-        copies.append(raw.view(dtype).view(tensor.shape).copy_(tensor))
+    for tensor, its, start in zip(tensors, dtypes, starts, strict=True):
+        raw = memory[start : start + tensor.numel() * its.itemsize]
+        copies.append(raw.view(its).view(tensor.shape).copy_(tensor))
     return copies

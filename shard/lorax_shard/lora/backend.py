@@ -25,8 +25,10 @@ class GroupWeights:
     """The low-rank matrices of one adapter for one group; all contiguous."""
 
     a: torch.Tensor  # R x in
-    # Of each member: transposed, with everything that scales it folded in. None: it has none.
+    # B' of each member: transposed, with what scales it folded in. None: it has none.
     b: tuple[torch.Tensor | None, ...]  # r x out
+    # Of each member: what multiplies its output, where B' lacks it. None: no B' does.
+    scales: tuple[float, ...] | None = None
 
     @property
     def offsets(self) -> list[int]:
@@ -100,6 +102,9 @@ class LoraBackend(ABC):
     """Makes groups. Rows whose slot is not loaded in a group stay as they are, free of cost."""
 
     name: ClassVar[str]
+    # Whether groups take matrices of float32, bfloat16 and float16 as adapters have them, with
+    # ``scales`` beside them. Others get all in the model's dtype, and no ``scales``.
+    keeps_stored: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere

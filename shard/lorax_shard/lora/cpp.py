@@ -1,7 +1,8 @@
 """The ``cpp`` backend: one call of a kernel of our own for all adapters and all siblings.
 
 Decode rows of many adapters are thousands of tiny products, prompts are blocks of rows: the
-kernel takes all slots of a group in one call and reads each matrix where it lies.
+kernel takes all slots of a group in one call and reads each matrix where it lies, in the type
+in which it was stored; it widens numbers in registers and sums in float32.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class CppLora(LoraBackend):
     """Needs a CPU, float32 and a C++ compiler."""
 
     name = "cpp"
+    keeps_stored = True
 
     def __init__(self) -> None:
         self._ranks = WidestRanks()

@@ -84,12 +84,13 @@ class HostTable:
         while slot >= len(self._lines):
             self._lines = np.concatenate([self._lines, np.zeros_like(self._lines)])
         line = [weights.a.data_ptr(), weights.a.shape[0], _TYPES[weights.a.dtype]]
-        for start, b in zip(weights.offsets, weights.b, strict=True):
+        scales = weights.scales or (1.0,) * len(weights.b)
+        for start, b, scale in zip(weights.offsets, weights.b, scales, strict=True):
             if b is None:
                 line += [0] * _OF_MEMBER
             else:
                 numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], _TYPES[b.dtype])
-                line += [*numbers, _bits(1.0)]
+                line += [*numbers, _bits(scale)]
         self._lines[slot] = line
         self._ranks.add(weights.a.shape[0])
         self._width_in = weights.a.shape[1]

@@ -71,7 +71,9 @@ class LoraModel:
         self._model, self._device = model, device
         self._current = CurrentStep()
         members = list(find_groups(self.sites))
-        self._preparer = Preparer(self.sites, members, dtype, device, cut)
+        self._preparer = Preparer(
+            self.sites, members, dtype, device, cut, keeps_stored=backend.keeps_stored
+        )
         self._slots: dict[int, PreparedAdapter] = {}
         # Slots of adapters that have low-rank parts of linears before the head, and nothing else.
         self._low_rank_alone: set[int] = set()
@@ -93,6 +95,11 @@ class LoraModel:
         # Slots whose rows have other logits than the base's.
         self._slots_to_mask: set[int] = set()
         self._mask_hook: Any = None
+
+    @property
+    def keeps_stored(self) -> bool:
+        """Whether low-rank matrices of linears keep the types in which adapters bring them."""
+        return self._backend.keeps_stored
 
     @property
     def slots(self) -> dict[int, str]:

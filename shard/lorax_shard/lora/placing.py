@@ -44,11 +44,18 @@ class Placement(ABC):
 
 
 class HostPlacement(Placement):
-    """Gathers the matrices of all groups; what is read rarely stays where it is."""
+    """Gathers the matrices of all groups; what is read rarely stays where it is.
+
+    With ``keeps_stored`` the matrices keep the types that they come with.
+    """
+
+    def __init__(self, dtype: torch.dtype, *, keeps_stored: bool = False) -> None:
+        super().__init__(dtype)
+        self._low_rank_dtype = None if keeps_stored else dtype
 
     def place(self, adapter: PreparedAdapter) -> PreparedAdapter:
         """Return the adapter with its low-rank matrices in one mapping."""
-        matrices = iter(gather(list(_tensors(adapter.groups)), self._dtype))
+        matrices = iter(gather(list(_tensors(adapter.groups)), self._low_rank_dtype))
         groups = _mapped(adapter.groups, lambda _: next(matrices))
         rest: PreparedAdapter = _mapped(replace(adapter, groups={}), self._cast)
         return replace(rest, groups=groups)
@@ -147,9 +154,13 @@ class DevicePlacement(Placement):
                 self._stream.synchronize()
 
 
-def make_placement(dtype: torch.dtype, device: torch.device) -> Placement:
-    """Return how adapters get to a device."""
-    return HostPlacement(dtype) if device.type == "cpu" else DevicePlacement(dtype, device)
+def make_placement(
+    dtype: torch.dtype, device: torch.device, *, keeps_stored: bool = False
+) -> Placement:
+    """Return how adapters get to a device; on a CPU their matrices may keep their types."""
+    if device.type == "cpu":
+        return HostPlacement(dtype, keeps_stored=keeps_stored)
+    return DevicePlacement(dtype, device)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -7,7 +7,7 @@ computed here, once, and become a factor of the base's output and of B.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -31,6 +31,14 @@ class Cut(Protocol):
         """Return what concerns this part of an adapter that fits the whole; any thread."""
 
 
+class _LowRank(NamedTuple):
+    """A linear's low-rank part: scale * (x a^T) b."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+
 class Preparer:
     """Knows the model's places, its dtype and its device; safe to use from any thread."""
 
@@ -41,10 +49,12 @@ class Preparer:
         dtype: torch.dtype,
         device: torch.device,
         cut: Cut | None = None,
+        *,
+        keeps_stored: bool = False,
     ) -> None:
         self._sites, self._groups = sites, groups
-        self._dtype = dtype
-        self._placement = make_placement(dtype, device)
+        self._dtype, self._keeps_stored = dtype, keeps_stored
+        self._placement = make_placement(dtype, device, keeps_stored=keeps_stored)
         self._cut = cut
 
     @torch.inference_mode()
@@ -95,10 +105,8 @@ class Preparer:
         }
         checks[site.kind](site, delta)
 
-    def _linears(
-        self, adapter: HostAdapter
-    ) -> tuple[dict[str, LinearChange], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """Return the changes by name, and A and B' of those that have a low-rank part."""
+    def _linears(self, adapter: HostAdapter) -> tuple[dict[str, LinearChange], dict[str, _LowRank]]:
+        """Return the changes by name, and the low-rank parts of those that have one."""
         changes, low_rank = {}, {}
         for name, delta in adapter.modules.items():
             site = self._sites[name]
@@ -109,11 +117,20 @@ class Preparer:
             if not change.is_empty:
                 changes[name] = change
             if delta.a is not None and delta.b is not None:
-                b = delta.b.float() * delta.scaling
-                if factor is not None:
-                    b *= factor.cpu()[:, None]
-                low_rank[name] = (delta.a, b.to(self._dtype).T)
+                low_rank[name] = self._low_rank(delta, delta.a, delta.b, factor)
         return changes, low_rank
+
+    def _low_rank(
+        self, delta: ModuleDelta, a: torch.Tensor, b: torch.Tensor, factor: torch.Tensor | None
+    ) -> _LowRank:
+        """Fold into B what scales it; not the scaling where B may be of 16 bits, which would round."""
+        if self._keeps_stored:
+            b = b if factor is None else b.float() * factor.cpu()[:, None]
+            return _LowRank(a, b.T, delta.scaling)
+        b = b.float() * delta.scaling
+        if factor is not None:
+            b *= factor.cpu()[:, None]
+        return _LowRank(a, b.to(self._dtype).T, 1.0)
 
     def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
         bias = _sum(site.bias if delta.bias is None else delta.bias, _constant(delta))
@@ -175,9 +192,7 @@ class Preparer:
             parameters={name: part for name, part in parts.items() if part is not None}
         )
 
-    def _stack(
-        self, low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    ) -> dict[int, GroupWeights]:
+    def _stack(self, low_rank: Mapping[str, _LowRank]) -> dict[int, GroupWeights]:
         """Return the matrices by group, in the order in which a step reads them."""
         members = {
             number: [low_rank.get(site.name) for site in group]
@@ -186,8 +201,11 @@ class Preparer:
         }
         return {
             number: GroupWeights(
-                torch.cat([member[0] for member in each if member is not None]),
-                tuple(None if member is None else member[1] for member in each),
+                torch.cat([member.a for member in each if member is not None]),
+                tuple(None if member is None else member.b for member in each),
+                tuple(1.0 if member is None else member.scale for member in each)
+                if self._keeps_stored
+                else None,
             )
             for number, each in members.items()
         }

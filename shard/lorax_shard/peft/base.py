@@ -61,6 +61,8 @@ class BaseDescription:
     output_head: str = ""
     # Name of the dtype that the model computes in.
     dtype: str = "float32"
+    # Whether low-rank matrices of linears keep the types in which adapters bring them.
+    keeps_stored: bool = False
     # Digests of the weights of embeddings and heads, in that dtype. PEFT saves copies of those
     # beside LoRA on them; what is equal to the base's need not be kept for each adapter.
     weight_digests: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +93,7 @@ class BaseDescription:
             "input_embedding": self.input_embedding,
             "output_head": self.output_head,
             "dtype": self.dtype,
+            "keeps_stored": self.keeps_stored,
             "weight_digests": dict(self.weight_digests),
         }
         return json.dumps(document)
@@ -106,6 +109,7 @@ class BaseDescription:
             input_embedding=document["input_embedding"],
             output_head=document["output_head"],
             dtype=document["dtype"],
+            keeps_stored=document["keeps_stored"],
             weight_digests=document["weight_digests"],
         )
 

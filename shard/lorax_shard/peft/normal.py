@@ -145,15 +145,17 @@ def _delta(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Mod
 
 
 def cast(
-    adapter: HostAdapter, *, dtype: torch.dtype, low_rank_dtype: torch.dtype = torch.float32
+    adapter: HostAdapter, *, dtype: torch.dtype, low_rank_dtype: torch.dtype | None = torch.float32
 ) -> HostAdapter:
     """Return the adapter with the types in which PEFT holds it beside a model of ``dtype``.
 
     PEFT computes the low-rank part in float32 whatever the model computes in; give
-    ``low_rank_dtype`` to trade that for memory. Tensors that have their type already are the
-    same objects as before.
+    ``low_rank_dtype`` to trade that for memory, None to leave it as it was stored. Tensors that
+    have their type already are the same objects as before.
     """
-    wanted = dict.fromkeys(_LOW_RANK_PARTS, low_rank_dtype) | dict.fromkeys(_MODEL_PARTS, dtype)
+    wanted = dict.fromkeys(_MODEL_PARTS, dtype)
+    if low_rank_dtype is not None:
+        wanted |= dict.fromkeys(_LOW_RANK_PARTS, low_rank_dtype)
     done: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def converted(delta: ModuleDelta) -> ModuleDelta:

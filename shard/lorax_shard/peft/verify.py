@@ -46,17 +46,36 @@ def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:
     return list({part.data_ptr(): part for part in parts if part is not None}.values())
 
 
+def _device_bytes(adapter: HostAdapter, base: BaseDescription) -> int:
+    """Return what an adapter takes where steps compute; tensors that modules share count once.
+
+    All is in the model's type, but for low-rank matrices of linears where they keep theirs.
+    """
+    itemsize = getattr(torch, base.dtype).itemsize
+    linears = {name for name, info in base.modules.items() if info.kind == "linear"}
+    kept = {
+        part.data_ptr()
+        for name, delta in adapter.modules.items()
+        if base.keeps_stored and name in linears
+        # B takes DoRA's factors.
+        for part in ((delta.a, delta.b) if delta.magnitude is None else (delta.a,))
+        if part is not None
+    }
+    return sum(
+        tensor.nbytes if tensor.data_ptr() in kept else tensor.numel() * itemsize
+        for tensor in _tensors(adapter)
+    )
+
+
 def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
     """Return what the router and the shard want to know of an adapter before they load it."""
     adapter, text = examined.adapter, examined.text
-    itemsize = getattr(torch, base.dtype).itemsize
     return {
         "content_digest": adapter.digest,
         # The name of its normal form in its folder.
         "derived": adapter.digest,
         "nbytes": adapter.nbytes,
-        # In the model's type; tensors that modules share are counted once.
-        "device_bytes": sum(tensor.numel() for tensor in _tensors(adapter)) * itemsize,
+        "device_bytes": _device_bytes(adapter, base),
         "num_modules": len(adapter.modules),
         "max_rank": max((delta.rank for delta in adapter.modules.values()), default=0),
         # Rows of its vocabulary where it adds tokens; 0: the base's.

@@ -46,9 +46,12 @@ class Loaded:
         self.group: CppGroup = self.backend.make_group(len(outs))
         self.width, self.outs = width, outs
         self.columns = tuple(np.cumsum([0, *outs[:-1]]).tolist())
-        for slot, ranks in enumerate(RANKS):
+        self.weights: list[GroupWeights] = []
+        for ranks in RANKS:
             b = tuple(self.draw(r, out) if r else None for r, out in zip(ranks, outs))
-            self.group.load(slot, GroupWeights(self.draw(sum(ranks[: len(outs)]), width), b))
+            self.weights.append(GroupWeights(self.draw(sum(ranks[: len(outs)]), width), b))
+        for slot, weights in enumerate(self.weights):
+            self.group.load(slot, weights)
 
     def draw(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator)
@@ -103,6 +106,40 @@ def test_siblings_that_lie_apart_get_the_bits_that_they_get_together() -> None:
     for member, part in enumerate(parts):
         loaded.group.expand(shrunk, member, part, rows)
     assert torch.equal(torch.cat(parts, dim=1), loaded.apply(x, y, slots))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_matrices_of_16_bits_count_as_if_they_were_widened_before(dtype: torch.dtype) -> None:
+    loaded, widened = Loaded(), Loaded()
+    slots = MIXES["a prompt beside decodes"]
+    x, y = loaded.draw(len(slots), WIDTH), loaded.draw(len(slots), sum(OUTS))
+    for slot, weights in enumerate(loaded.weights):
+        # Subnormal numbers of float16 too.
+        a, b = (weights.a * 1e-6).to(dtype), [None if b is None else b.to(dtype) for b in weights.b]
+        scales = (0.3, 2.0, 1e5)
+        for each, to in ((loaded, dtype), (widened, torch.float32)):
+            each.group.unload(slot)
+            parts = tuple(None if part is None else part.to(to) for part in b)
+            each.group.load(slot, GroupWeights(a.to(to), parts, scales))
+    assert torch.equal(loaded.apply(x, y, slots), widened.apply(x, y, slots))
+
+
+def test_each_matrix_has_a_type_of_its_own() -> None:
+    loaded = Loaded()
+    x, y = loaded.draw(1, WIDTH), loaded.draw(1, sum(OUTS))
+    a = loaded.draw(9, WIDTH).half()
+    b = (
+        loaded.draw(4, OUTS[0]).bfloat16(),
+        loaded.draw(2, OUTS[1]),
+        loaded.draw(3, OUTS[2]).half(),
+    )
+    loaded.group.unload(1)
+    loaded.group.load(1, GroupWeights(a, b, (0.5, -3.0, 7.0)))
+    h = x.double() @ a.double().T
+    parts = zip((h[:, :4], h[:, 4:6], h[:, 6:]), b, (0.5, -3.0, 7.0))
+    added = torch.cat([part @ each.double() * scale for part, each, scale in parts], dim=1)
+    actual = loaded.apply(x, y, [1]).double()
+    torch.testing.assert_close(actual, y.double() + added, rtol=1e-5, atol=1e-4)
 
 
 @pytest.fixture
@@ -167,6 +204,28 @@ def test_a_kept_call_sees_adapters_that_came_and_went(calls: list[Callable[[], N
     assert weights.b[0] is not None
     expected[: OUTS[0]] += weights.b[0].double().T @ (weights.a.double() @ x[0].double())
     torch.testing.assert_close(y[0].double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_adapter_takes_the_bytes_that_it_was_stored_with(dtype: torch.dtype) -> None:
+    model = nn.Sequential()
+    model.q_proj = nn.Linear(600, 500)
+    lora = install(model, "cpp", CPU, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((64, 600), (500, 64)))
+    # What no 16 bits hold: rounded into B it would show.
+    delta = ModuleDelta(a=a, b=b, scaling=1 / 3)
+    prepared = lora.prepare(HostAdapter(digest="d", modules={"q_proj": delta}))
+    assert prepared.nbytes == 64 * 1100 * dtype.itemsize
+    lora.load(0, prepared)
+    x = torch.randn(5, 600, generator=generator)
+    with lora.step([5], [0]):
+        y = model(x)
+    added = x.double() @ a.double().T @ b.double().T / 3
+    expected = (
+        torch.nn.functional.linear(x, model.q_proj.weight, model.q_proj.bias).double() + added
+    )
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_a_fixed_step_of_a_model_computes_as_an_ordinary_one() -> None:

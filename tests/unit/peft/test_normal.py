@@ -234,6 +234,22 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
         verify(folder, target, make_context(make_base(), AdapterLimits(max_rank=1)))
 
 
+@pytest.mark.parametrize(("keeps_stored", "dora", "expected"), [
+    (False, False, 96), (True, False, 48), (True, True, 24 + 48 + 24),
+])  # fmt: skip
+def test_what_it_takes_is_counted_in_the_types_that_it_keeps(
+    keeps_stored: bool, dora: bool, expected: int, tmp_path: Path
+) -> None:
+    values = {name: each.bfloat16() for name, each in tensors().items()}
+    if dora:
+        values[f"base_model.model.{QUERY}.lora_magnitude_vector"] = torch.ones(6).bfloat16()
+    write(tmp_path / "adapter", config(use_dora=dora), values)
+    (tmp_path / "target").mkdir()
+    base = dataclasses.replace(make_base(), keeps_stored=keeps_stored)
+    facts = verify(tmp_path / "adapter", tmp_path / "target", make_context(base, AdapterLimits()))
+    assert facts["device_bytes"] == expected
+
+
 def test_a_digest_does_not_depend_on_the_order_of_modules() -> None:
     adapter = full_adapter()
     turned = dict(reversed(adapter.modules.items()))
