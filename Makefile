@@ -16,8 +16,8 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 # Arguments for pytest, such as TESTS="tests/unit -k console".
 TESTS ?=
-# Which benchmark of bench/.
-BENCH ?= w1
+# A script of bench/ that measures one part; without it lorax-bench measures a whole server.
+BENCH ?=
 # What has torch and sees the GPU: this project's environment if it is there.
 GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 # Which list of acceptance points to run.
@@ -106,8 +106,12 @@ docs: $(BASE) ## write the generated pages of docs/
 	$(BIN)/python -m lorax_router.service.metrics.doc > docs/metrics.md
 	$(BIN)/python -m lorax_shard.peft.docs docs/adapters.md
 
-bench: $(DEV) ## measure BENCH side by side; ARGS go to it
+bench: $(DEV) ## measure this server (ARGS="sweep fixed ..."), or a part of it (BENCH=step)
+ifeq ($(BENCH),)
+	@exec $(BIN)/lorax-bench $(or $(ARGS),run w1 --adapters 8 --retention)
+else
 	@exec $(BIN)/python -m bench.$(BENCH) $(ARGS)
+endif
 
 # With the packages of the machine, which may have no network: nothing is installed for it.
 gpu-check: ## check and measure on a GPU; ARGS=--small tries the command on a CPU

@@ -104,7 +104,13 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["lorax_router.cli", "lorax_router.simulator.cli", "lorax_shard.cli", "lorax_launcher.cli"],
+    [
+        "lorax_bench.cli",
+        "lorax_launcher.cli",
+        "lorax_router.cli",
+        "lorax_router.simulator.cli",
+        "lorax_shard.cli",
+    ],
 )
 def test_a_command_line_loads_nothing_heavy(module: str) -> None:
     code = (
