@@ -16,6 +16,7 @@ from lorax_contract.keys import (
 )
 from lorax_launcher.environment import LOG_LEVELS, log_level
 from lorax_launcher.options import LauncherOptions
+from lorax_launcher.quantize import CHOICES as QUANTIZE_CHOICES
 from lorax_launcher.refused import REFUSED_OPTIONS, Refused
 
 
@@ -87,6 +88,11 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
                 help="Type of weights and KV cache; `auto`: float32 on CPU, the model's own on a "
                 "GPU."),
+        _option("--quantize", type=click.Choice(QUANTIZE_CHOICES, case_sensitive=False),
+                help="Store the weights of linears in fewer bits: `int8`, with a scale for each "
+                "output; rows, sums and adapters stay float32. LoRAX's names are known: "
+                "`bitsandbytes` and `eetq` are int8, others are refused with what to use instead. "
+                "On CPUs."),
         _option("--trust-remote-code", type=SWITCH,
                 help="Run model code that comes with the model."),
         _option("--tokenizer-config-path", type=click.Path(dir_okay=False),

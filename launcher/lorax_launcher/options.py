@@ -31,6 +31,7 @@ class LauncherOptions:
 
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     kv_cache_dtype: KVCacheDtype = "auto"
     attention_backend: str = "auto"
     linear_backend: str = "auto"

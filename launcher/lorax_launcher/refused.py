@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 from lorax_launcher.options import UsageError
 
-_QUANTIZED = (
-    "quantized weights are not in this version; use --dtype, or a smaller model, and for the K and "
-    "V of fp8-kv --kv-cache-dtype fp8_e4m3"
-)
 _NGROK = "the server opens no tunnel; run one of your own to --port"
 _GRAPHS = "a GPU replays decode steps as CUDA graphs without it; leave it out, or switch them off by --eager"
 
@@ -62,7 +58,6 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         "with the source local",
         secret=True,
     ),
-    Refused("--quantize", _QUANTIZED, comes_later=True),
     Refused("--compile", _GRAPHS, is_switch=True, granted=("true",)),
     Refused(
         "--compile-batch-size",

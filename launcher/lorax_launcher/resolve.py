@@ -27,6 +27,7 @@ from lorax_launcher.front import (
 )
 from lorax_launcher.modules import NamedModule, named_modules
 from lorax_launcher.options import LauncherOptions, UsageError
+from lorax_launcher.quantize import resolve_quantize
 from lorax_launcher.ranks import Ranks, choose_ranks
 
 # A unix socket's path must fit in the kernel's address, its final zero byte included.
@@ -111,9 +112,13 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     device = _device(options, facts)
     ranks = choose_ranks(options, facts, device, run_dir)
     uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(ranks.count)]
+    quantization = resolve_quantize(options, device, ranks.count)
     try:
         shards = tuple(
-            _shard(options, facts, device, uris, ranks, rank) for rank in range(ranks.count)
+            dataclasses.replace(
+                _shard(options, facts, device, uris, ranks, rank), quantize=quantization.name
+            )
+            for rank in range(ranks.count)
         )
         router = _router(options, uris[0], run_dir)
     except ConfigError as error:
@@ -129,7 +134,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
             *(() if _has_own_hub_adapters(options) else TOKEN_VARIABLES),
         ),
         withheld_from_shards=(*KEY_VARIABLES, SSL_PASSWORD_VARIABLE),
-        notes=(*_notes(device, facts), *ranks.notes),
+        notes=(*_notes(device, facts), *ranks.notes, *quantization.notes),
         warnings=(
             *useless_waiting(options),
             *_unequal_pools(options),

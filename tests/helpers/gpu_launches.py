@@ -140,7 +140,7 @@ def plugged_model(shape: models.LlamaShape) -> HFPagedModel:
         attn_implementation=attention_hook.ATTENTION_NAME,
     ).eval().requires_grad_(False)  # fmt: skip
     paged = HFPagedModel(model, survey_attention(model), TritonAttention())
-    for group in list(linears._groups(list(linears._targets(model)), linears.SIBLINGS)):
+    for group in list(linears.find_groups(list(linears.find_targets(model)), linears.SIBLINGS)):
         plain = linears.TorchBackend()
         if len(group) > 1:
             linears._replace_siblings(group, plain)

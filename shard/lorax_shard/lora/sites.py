@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lorax_shard.linear.packed import PackedLinear
-from lorax_shard.linear.replace import SIBLINGS
+from lorax_shard.linear.targets import SIBLINGS
 
 
 class Kind(enum.Enum):

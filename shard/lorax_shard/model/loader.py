@@ -18,16 +18,17 @@ from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.start_clock import StartClock
-from lorax_shard import linear
 from lorax_shard.attention import registry
 from lorax_shard.lora import model as lora
 from lorax_shard.model import elementwise
+from lorax_shard.model.checkpoints import refuse_quantized
 from lorax_shard.model.describe import describe
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
 from lorax_shard.model.probe import ModelProbe, one_thread, survey_attention
+from lorax_shard.model.quantized import install_linears, quantize_model
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
 from lorax_shard.model.weights import refuse_corrupt
@@ -80,6 +81,7 @@ def _load_whole(
         merge_adapter(model, Path(config.merge_adapter_dir))
     # Of the stock model: packed linears have no weights to describe.
     base = describe(model) if config.adapters else None
+    quantized = quantize_model(model, config)
     clock.ended("weights")
     with one_thread():
         survey = survey_attention(model)
@@ -89,8 +91,7 @@ def _load_whole(
         probe.record_stock()
     clock.ended("probe: transformers' own")
     paged = HFPagedModel(model, survey, backend)
-    paged.linear_backend, copied_bytes = linear.install(model, config.linear_backend, device)
-    paged.weight_bytes += copied_bytes
+    install_linears(paged, model, config, quantized)
     clock.ended("linears packed")
     with one_thread():
         exchanged = elementwise.install(model, config.elementwise_backend, device, dtype)
@@ -124,8 +125,8 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     architectures = document.get("architectures") or []
     if architectures and not any(name in arch for arch in architectures for name in _CAUSAL_NAMES):
         raise _unsupported(folder, f"{architectures[0]} is not a causal language model")
-    if method := (document.get("quantization_config") or {}).get("quant_method"):
-        raise _unsupported(folder, f"it is quantized with {method}; use an unquantized copy")
+    if quantized := refuse_quantized(folder, document):
+        raise _unsupported(folder, quantized)
     try:
         hf_config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.device_memory import free_bytes
+from lorax_shard.model.checkpoints import refuse_codes
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -53,6 +54,10 @@ def check_weights(
     many of them share this device's memory, and read at the same time.
     """
     elements = sum(_count_elements(path) for path in files) * parts_here // num_parts
+    if quantized := refuse_codes(files):
+        raise StartupError(
+            f"{files[0].parent} cannot be served: {quantized}", ExitCode.MODEL_UNSUPPORTED
+        )
     needed = elements * dtype.itemsize
     free = free_bytes(device)
     if needed > free:

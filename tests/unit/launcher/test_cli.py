@@ -154,7 +154,7 @@ def test_help_shows_what_is_served_with_its_variable() -> None:
         for option in options:
             assert option.opts[-1] in text
     assert "MODEL_ID" in text
-    assert "--quantize" not in text
+    assert "--weights-cache-override" not in text
 
 
 def test_a_taken_port_is_noticed_before_anything_starts() -> None:

@@ -39,6 +39,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "master_port": {"master_addr": "10.0.0.1"},
     "memory_wiggle_room": {"kv_memory_fraction": None},
     "adapter_local_root": {"adapter_source": "local"},
+    "quantize": {"device": "cpu"},
     "ssl_keyfile": {"ssl_certfile": "chain.pem"},
 }
 # Made by the launcher from the machine and the prepared model, or for tests only.

@@ -130,13 +130,42 @@ def test_config_that_is_no_json(folder: Path) -> None:
         ({"model_type": "quokka", "auto_map": {"AutoConfig": "x.Y"}}, "--trust-remote-code"),
         ({"model_type": "t5"}, "'t5' has no causal language model"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is not a causal language model"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (GPTQ); serve the model"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantized (MXFP4)"),
+        ({"quantization_config": {"quant_method": "quokka"}}, "quantized (quokka)"),
+        ({"quantization_config": {"bits": 4}}, "quantized (an unnamed method)"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "(compressed-tensors)"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "quantized (MLX)"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "quantized (FP8)"),
         ({"hidden_size": "wide"}, "transformers cannot read its config.json"),
     ],
 )
 def test_unsupported_configs(folder: Path, values: dict[str, Any], text: str) -> None:
     edit_json(folder / "config.json", **values)
     assert text in refusal(folder, ExitCode.MODEL_UNSUPPORTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ")]
+)
+def test_a_quantized_checkpoint_that_a_file_beside_it_tells_of(
+    folder: Path, name: str, method: str
+) -> None:
+    (folder / name).write_text('{"bits": 4}')
+    assert f"quantized ({method})" in refusal(folder, ExitCode.MODEL_UNSUPPORTED)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_codes_that_nothing_tells_of_are_never_taken_for_weights(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    text = refusal(folder, ExitCode.MODEL_UNSUPPORTED)
+    assert f"{name} is stored as" in text
+    assert "quantized" in text
 
 
 def test_architecture_without_the_attention_interface(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Linears whose weight is stored in fewer bits than it is computed with."""

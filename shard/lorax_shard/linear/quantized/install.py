@@ -1,0 +1,92 @@
+"""Quantizes a model's linears and puts them into the model, from outside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_shard.linear.quantized.formats import QuantizedWeight, stack
+from lorax_shard.linear.quantized.kernel import QuantizedPacker, load_quantized
+from lorax_shard.linear.targets import (
+    SIBLINGS,
+    Target,
+    find_groups,
+    find_targets,
+    put_kernel,
+    put_stacked,
+    stacked_bias,
+)
+
+logger = logging.getLogger(__name__)
+
+# By a linear's place in the model.
+QuantizedWeights = Mapping[str, QuantizedWeight]
+
+
+@torch.no_grad()
+def quantize(
+    model: nn.Module, make: Callable[[torch.Tensor], QuantizedWeight]
+) -> dict[str, QuantizedWeight]:
+    """Quantize every linear and leave in the model, as plain weights, the numbers that came out.
+
+    An embedding that shares its weight with the head has them too: the model is then what
+    transformers computes with the dequantized weights.
+    """
+    weights = {}
+    for target in find_targets(model):
+        weights[target.path] = made = make(target.weight)
+        target.weight.copy_(made.dense())
+    return weights
+
+
+@torch.no_grad()
+def install_quantized(model: nn.Module, weights: QuantizedWeights) -> int:
+    """Replace the linears that have a quantized weight, and return how many bytes more it takes.
+
+    The plain weights are given up, but for one that an embedding uses too. Raises StartupError
+    (BACKEND_UNAVAILABLE) where the kernel cannot run.
+    """
+    library, reason = load_quantized()
+    if library is None:
+        raise StartupError(
+            f"quantized weights need a kernel that cannot be made here: {reason}. Install g++, or "
+            "leave --quantize out.",
+            ExitCode.BACKEND_UNAVAILABLE,
+        )
+    packer = QuantizedPacker(library)
+    targets = [target for target in find_targets(model) if target.path in weights]
+    num_linears, added = len(targets), 0
+    for group in find_groups(targets, SIBLINGS):
+        added += _pack(group, weights, packer)
+        added -= sum(target.weight.nbytes for target in group if not target.is_tied)
+        group.clear()
+    formats = sorted({weight.format.name for weight in weights.values()})
+    logger.info(
+        "%d linears are quantized (%s); their weights take %.0f MB less",
+        num_linears,
+        ", ".join(formats),
+        -added / 1e6,
+        extra={"fields": {"event": "quantized", "formats": formats, "bytes": added}},
+    )
+    return added
+
+
+def _pack(group: list[Target], weights: QuantizedWeights, packer: QuantizedPacker) -> int:
+    """Put the linears of one group in, together if one format holds them; return their bytes."""
+    own = [weights[target.path] for target in group]
+    together = stack(own) if len(own) > 1 else None
+    if together is not None:
+        kernel = packer.pack(together, stacked_bias(group))
+        put_stacked(group, kernel)
+        return kernel.nbytes
+    nbytes = 0
+    for target, weight in zip(group, own, strict=True):
+        kernel = packer.pack(weight, target.bias)
+        put_kernel(target, kernel)
+        nbytes += kernel.nbytes
+    return nbytes

@@ -1,0 +1,63 @@
+"""What becomes of each name that --quantize takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from lorax_launcher.facts import DeviceFacts, GpuFacts
+from lorax_launcher.options import LauncherOptions, UsageError
+from lorax_launcher.quantize import CHOICES
+from lorax_launcher.resolve import LaunchPlan, resolve
+
+CPU = DeviceFacts(num_cores=8, memory_bytes=16 * 2**30)
+GPU = dataclasses.replace(CPU, gpus=(GpuFacts("H200", 140 * 2**30),), torch_has_cuda=True)
+# LoRAX 0.12's names.
+LORAX = (
+    "awq", "bitsandbytes", "bitsandbytes-fp4", "bitsandbytes-nf4", "eetq", "exl2", "fp8", "fp8-kv",
+    "gptq", "hqq-2bit", "hqq-3bit", "hqq-4bit",
+)  # fmt: skip
+
+
+def plan_of(facts: DeviceFacts = CPU, **options: object) -> LaunchPlan:
+    return resolve(LauncherOptions(**options), facts, "/run/lorax")  # type: ignore[arg-type]
+
+
+def test_every_name_of_lorax_is_served_or_refused_by_name_with_what_to_do() -> None:
+    assert set(LORAX) < set(CHOICES)
+    for name in LORAX:
+        for facts in (CPU, GPU):
+            try:
+                plan = plan_of(facts, quantize=name)
+            except UsageError as error:
+                text = str(error)
+                assert f"--quantize {name} " in text
+                assert any(
+                    word in text for word in ("use ", "serve ", "leave ", "--kv-cache-dtype")
+                )
+            else:
+                assert plan.shards[0].quantize == "int8"
+                assert any(f"--quantize {name} is served as int8" in note for note in plan.notes)
+
+
+def test_int8_is_served_on_a_cpu() -> None:
+    assert plan_of(quantize="int8").shards[0].quantize == "int8"
+    assert plan_of().shards[0].quantize == "none"
+    with pytest.raises(UsageError, match="CPUs only"):
+        plan_of(GPU, quantize="int8")
+    assert plan_of(GPU, quantize="int8", device="cpu").shards[0].quantize == "int8"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dtype": "bfloat16"}, "leave --dtype bfloat16 out"),
+        ({"linear_backend": "onednn"}, "leave --linear-backend out"),
+        ({"disable_custom_kernels": True}, "leave --disable-custom-kernels out"),
+        ({"num_shard": 2}, "use --num-shard 1"),
+    ],
+)
+def test_what_contradicts_it_is_named(options: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        plan_of(quantize="int8", **options)

@@ -1,0 +1,163 @@
+"""The kernel of quantized weights, as compiled for each instruction set that this processor has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tests.helpers.quantized_weights import FORMATS, random_weight
+from torch import nn
+from torch.nn import functional
+
+from lorax_shard.linear.packed import PackedLinear, SiblingKernel
+from lorax_shard.linear.quantized import packing
+from lorax_shard.linear.quantized.formats import Format, QuantizedWeight, to_int8
+from lorax_shard.linear.quantized.install import install_quantized, quantize
+from lorax_shard.linear.quantized.kernel import (
+    QuantizedKernel,
+    QuantizedLibrary,
+    load_quantized,
+)
+
+NARROWER = {"own": (), "without AVX-512": ("-mno-avx512f",), "without AVX": ("-mno-avx",)}
+# Neither whole panels nor whole blocks.
+SHAPES = ((1, 32), (31, 160), (130, 576))
+MOST_ROWS = 200
+
+
+@pytest.fixture(scope="module", params=NARROWER)
+def library(request: pytest.FixtureRequest) -> QuantizedLibrary:
+    found, reason = load_quantized(*NARROWER[request.param])
+    if found is None:
+        pytest.skip(f"{request.param}: {reason}")
+    return found
+
+
+@pytest.fixture(params=FORMATS, ids=lambda format_: format_.name)
+def format_(request: pytest.FixtureRequest) -> Format:
+    chosen: Format = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def packed(
+    library: QuantizedLibrary, weight: QuantizedWeight, bias: torch.Tensor | None = None
+) -> QuantizedKernel:
+    size = packing.packed_bytes(weight.format, weight.codes.shape, library.columns)
+    return QuantizedKernel(library, weight, bias, torch.empty(size, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_computes_the_product_of_its_own_dequantized_weight(
+    library: QuantizedLibrary, format_: Format, shape: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    weight, bias = random_weight(format_, *shape), torch.randn(shape[0])
+    kernel = packed(library, weight, bias)
+    dense = weight.dense()
+    assert torch.equal(kernel.dense(), dense)
+    for rows in (0, 1, 2, 5, 12, 13, 96, 97, MOST_ROWS):
+        x = torch.randn(rows, shape[1])
+        scale = dense.abs().max().item() * shape[1] ** 0.5
+        torch.testing.assert_close(
+            kernel(x), functional.linear(x, dense, bias), rtol=1e-5, atol=2e-6 * scale
+        )
+
+
+def test_a_row_is_the_same_to_the_bit_in_any_company_on_any_threads(
+    library: QuantizedLibrary, format_: Format
+) -> None:
+    torch.manual_seed(1)
+    kernel = packed(library, random_weight(format_, 130, 576), torch.randn(130))
+    x = torch.randn(MOST_ROWS, 576)
+    torch.set_num_threads(1)
+    together = kernel(x)
+    for first, last in ((0, 1), (3, 8), (7, 19), (20, 33), (100, 197)):
+        assert torch.equal(kernel(x[first:last]), together[first:last])
+    torch.set_num_threads(3)
+    assert torch.equal(kernel(x), together)
+
+
+def test_inputs_may_lie_anyhow(library: QuantizedLibrary, format_: Format) -> None:
+    weight = random_weight(format_, 24, 64)
+    kernel, dense = packed(library, weight), weight.dense()
+    wide = torch.randn(6, 128)
+    scale = dense.abs().max().item()
+    for x in (torch.randn(2, 3, 64), torch.randn(1, 0, 64), wide[:, ::2], wide[:, 64:]):
+        torch.testing.assert_close(
+            kernel(x), functional.linear(x, dense), rtol=1e-5, atol=2e-5 * scale
+        )
+
+
+def test_what_it_does_not_compute_is_refused(library: QuantizedLibrary, format_: Format) -> None:
+    kernel = packed(library, random_weight(format_, 24, 64))
+    with pytest.raises(ValueError, match="float32"):
+        kernel(torch.randn(1, 64, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="a weight of 64"):
+        kernel(torch.randn(1, 32))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (49, 130), (33, 1)])
+def test_int8_takes_weights_of_any_size(library: QuantizedLibrary, shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape)
+    weight[2] = 0
+    made = to_int8(weight)
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert ((made.dense() - weight).abs() <= 0.51 * step).all()
+    kernel = packed(library, made)
+    assert torch.equal(kernel.dense(), made.dense())
+    x = torch.randn(3, shape[1])
+    torch.testing.assert_close(kernel(x), functional.linear(x, made.dense()), rtol=1e-5, atol=1e-5)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(32, 32), nn.Linear(32, 16, bias=False)
+        self.o_proj = nn.Linear(48, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = self.q_proj(x), self.k_proj(x)
+        return torch.tanh(self.o_proj(torch.cat((q, k), dim=-1)))
+
+
+class Model(nn.Module):
+    """A head tied to the embedding over a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.block = nn.Embedding(40, 32), Block()
+        self.lm_head = nn.Linear(32, 40, bias=False)
+        self.lm_head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.block(self.embedding(ids)))
+
+
+@torch.inference_mode()
+def test_a_quantized_model_computes_what_its_dequantized_weights_do() -> None:
+    torch.manual_seed(2)
+    model = Model().eval()
+    original = copy.deepcopy(model)
+    weights = quantize(model, to_int8)
+    ids = torch.randint(0, 40, (7,))
+    expected = model(ids)
+    assert not torch.allclose(original(ids), expected, rtol=1e-5, atol=1e-5)
+    plain = sum(each.nbytes for each in model.parameters())
+    assert model.lm_head.weight is model.embedding.weight
+    added = install_quantized(model, weights)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
+    kinds = {name: type(each) for name, each in model.named_modules()}
+    assert nn.Linear not in kinds.values()
+    assert isinstance(model.block.q_proj, PackedLinear)
+    assert isinstance(model.block.q_proj.kernel, SiblingKernel)
+    # The embedding keeps its plain weight; all others shrink to a quarter and their scales.
+    assert added < -0.5 * (plain - 2 * model.embedding.weight.nbytes)
