@@ -12,6 +12,8 @@ from lorax_shard.system_memory import available_bytes
 
 # Linears that are packed into memory of their own.
 _PACKED = ("auto", "panel")
+# A float32 takes at least so many times the bytes of its code.
+_QUANTIZED = 4
 # Mappings are not used to their ends.
 _MARGIN = 16
 # Nothing has been checked yet: what is filled must not be what is lacking later.
@@ -41,6 +43,8 @@ def packed_bytes(config: ShardConfig) -> int:
         return 0  # whoever reads the model says what is wrong with it
     if stored in ("float16", "bfloat16"):
         num_bytes *= 2
+    if config.quantize != "none":
+        num_bytes //= _QUANTIZED
     num_bytes //= config.world_size
     return num_bytes + num_bytes // _MARGIN
 

@@ -18,7 +18,7 @@ from lorax_shard.linear.measure import choose, is_disturbed, least_of, log_table
 from lorax_shard.linear.registry import BACKENDS
 from lorax_shard.linear.targets import (
     SIBLINGS,
-    Target,
+    LinearTarget,
     find_groups,
     find_targets,
     put_kernel,
@@ -74,7 +74,7 @@ def install(
 
 
 def _resolve_auto(
-    targets: Sequence[Target], device: torch.device, dtype: torch.dtype
+    targets: Sequence[LinearTarget], device: torch.device, dtype: torch.dtype
 ) -> LinearBackend:
     candidates = BACKENDS.runnable(device, dtype)
     if len(candidates) == 1:
@@ -101,7 +101,7 @@ def _fits(nbytes: int) -> bool:
 
 
 def _replace(
-    targets: list[Target], chosen: LinearBackend, siblings: Sequence[tuple[str, ...]]
+    targets: list[LinearTarget], chosen: LinearBackend, siblings: Sequence[tuple[str, ...]]
 ) -> int:
     """Replace all targets and return the bytes of second copies.
 
@@ -124,13 +124,13 @@ def _replace(
     return extra
 
 
-def _replace_one(target: Target, backend: LinearBackend) -> int:
+def _replace_one(target: LinearTarget, backend: LinearBackend) -> int:
     kernel = backend.pack(target.weight, target.bias)
     put_kernel(target, kernel)
     return kernel.nbytes
 
 
-def _replace_siblings(group: list[Target], backend: LinearBackend) -> int:
+def _replace_siblings(group: list[LinearTarget], backend: LinearBackend) -> int:
     kernel = backend.pack(torch.cat([target.weight for target in group]), stacked_bias(group))
     put_stacked(group, kernel)
     return kernel.nbytes

@@ -21,7 +21,7 @@ SIBLINGS = (
 )
 
 
-class Target(NamedTuple):
+class LinearTarget(NamedTuple):
     """A linear of the model: where it hangs and what it computes with."""
 
     # Its place in the model, such as model.layers.0.mlp.up_proj.
@@ -36,7 +36,7 @@ class Target(NamedTuple):
     is_transposed: bool
 
 
-def find_targets(model: nn.Module) -> Iterator[Target]:
+def find_targets(model: nn.Module) -> Iterator[LinearTarget]:
     """Yield the model's linears in its own order."""
     uses = Counter(id(parameter) for _, parameter in _all_parameters(model))
     for place, parent in list(model.named_modules()):
@@ -52,7 +52,7 @@ def find_targets(model: nn.Module) -> Iterator[Target]:
             bias = parameters["bias"].detach() if "bias" in parameters else None
             is_tied = uses[id(parameters["weight"])] > 1
             path = f"{place}.{name}" if place else name
-            yield Target(path, parent, name, weight, bias, is_tied, _is_conv1d(child))
+            yield LinearTarget(path, parent, name, weight, bias, is_tied, _is_conv1d(child))
 
 
 def _all_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -66,8 +66,8 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def find_groups(
-    targets: list[Target], siblings: Sequence[tuple[str, ...]]
-) -> Iterator[list[Target]]:
+    targets: list[LinearTarget], siblings: Sequence[tuple[str, ...]]
+) -> Iterator[list[LinearTarget]]:
     """Yield siblings together and all other targets alone; empties ``targets``."""
     targets.reverse()
     while targets:
@@ -80,7 +80,7 @@ def find_groups(
         yield group
 
 
-def _are_siblings(first: Target, other: Target, names: Sequence[str]) -> bool:
+def _are_siblings(first: LinearTarget, other: LinearTarget, names: Sequence[str]) -> bool:
     return (
         other.parent is first.parent
         and other.name in names
@@ -89,7 +89,7 @@ def _are_siblings(first: Target, other: Target, names: Sequence[str]) -> bool:
     )
 
 
-def put_kernel(target: Target, kernel: LinearKernel) -> None:
+def put_kernel(target: LinearTarget, kernel: LinearKernel) -> None:
     """Put a linear that computes with ``kernel`` into the place of the model's own."""
     out_features, in_features = target.weight.shape
     module = PackedLinear(kernel, in_features, out_features, target.bias)
@@ -97,7 +97,7 @@ def put_kernel(target: Target, kernel: LinearKernel) -> None:
     setattr(target.parent, target.name, module)
 
 
-def put_stacked(group: Sequence[Target], kernel: LinearKernel) -> None:
+def put_stacked(group: Sequence[LinearTarget], kernel: LinearKernel) -> None:
     """Put siblings into their places that share ``kernel``, made of their stacked weights."""
     sizes = [target.weight.shape[0] for target in group]
     siblings = SiblingGroup(kernel, sizes)
@@ -107,7 +107,7 @@ def put_stacked(group: Sequence[Target], kernel: LinearKernel) -> None:
         )
 
 
-def stacked_bias(group: Sequence[Target]) -> torch.Tensor | None:
+def stacked_bias(group: Sequence[LinearTarget]) -> torch.Tensor | None:
     """Return the biases of siblings one behind the other; None where there is none."""
     if all(target.bias is None for target in group):
         return None

@@ -14,7 +14,7 @@ from lorax_shard.linear.quantized.formats import QuantizedWeight, stack
 from lorax_shard.linear.quantized.kernel import QuantizedPacker, load_quantized
 from lorax_shard.linear.targets import (
     SIBLINGS,
-    Target,
+    LinearTarget,
     find_groups,
     find_targets,
     put_kernel,
@@ -76,7 +76,7 @@ def install_quantized(model: nn.Module, weights: QuantizedWeights) -> int:
     return added
 
 
-def _pack(group: list[Target], weights: QuantizedWeights, packer: QuantizedPacker) -> int:
+def _pack(group: list[LinearTarget], weights: QuantizedWeights, packer: QuantizedPacker) -> int:
     """Put the linears of one group in, together if one format holds them; return their bytes."""
     own = [weights[target.path] for target in group]
     together = stack(own) if len(own) > 1 else None
