@@ -53,11 +53,18 @@ def groups(runs: Sequence[MeasuredRun]) -> list[RunGroup]:
     found: dict[tuple[object, ...], list[MeasuredRun]] = {}
     for run in runs:
         found.setdefault((run.workload, run.label, run.concurrency, run.rate), []).append(run)
+    alone = len({run.system for run in runs}) == 1
     many = len({run.workload for run in runs}) > 1
     return [
-        RunGroup(label=f"{each[0].workload}: {each[0].label}" if many else each[0].label, runs=each)
+        RunGroup(label=_label(each[0], alone=alone, many=many), runs=each)
         for each in found.values()
     ]
+
+
+def _label(run: MeasuredRun, *, alone: bool, many: bool) -> str:
+    """Name a run by what tells it from the others."""
+    name = run.variant if alone and run.variant else run.label
+    return f"{run.workload}: {name}" if many else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,11 @@ def _times(name: str, scale: float) -> Callable[[RunGroup], str]:
     return text
 
 
+def _rate(group: RunGroup) -> str:
+    rate = group.runs[0].rate
+    return "-" if rate is None else number(rate)
+
+
 def number(value: float) -> str:
     """Return three digits that mean something, and no exponent."""
     if abs(value) >= 100:
@@ -104,17 +116,17 @@ def columns(runs: Sequence[RunGroup]) -> list[Column]:
     if any(run.load is not None for run in runs):
         found.append(Column("at once", lambda group: str(group.runs[0].concurrency or "-")))
     if any(run.runs[0].rate is not None for run in runs):
-        found.append(Column("sent/s", lambda group: number(group.runs[0].rate or 0.0)))
+        found.append(Column("sent/s", _rate))
     found += [
-        Column("output tokens/s", _with_rounds("output_tokens_per_s")),
-        Column("requests/s", _with_rounds("requests_per_s")),
-        Column("first token, s", _times("ttft", 1.0)),
-        Column("between tokens, ms", _times("inter_token", 1e3)),
-        Column("end to end, s", _times("end_to_end", 1.0)),
+        Column("output tok/s", _with_rounds("output_tokens_per_s")),
+        Column("req/s", _with_rounds("requests_per_s")),
+        Column("TTFT, s", _times("ttft", 1.0)),
+        Column("inter-token, ms", _times("inter_token", 1e3)),
+        Column("end-to-end, s", _times("end_to_end", 1.0)),
     ]
     if any(run.peak_memory_bytes for run in runs):
         found.append(
-            Column("memory, GiB", lambda group: number((group.peak_memory_bytes or 0) / 2**30))
+            Column("peak GiB", lambda group: number((group.peak_memory_bytes or 0) / 2**30))
         )
     found.append(Column("failed", lambda group: str(int(sum(group.values("failed"))))))
     return found

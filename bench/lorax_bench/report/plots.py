@@ -50,15 +50,20 @@ def _figure(found: Results) -> Figure:
     first, second, third = figure.subplots(1, 3)
     if is_sweep:
         _sweep(first, lines, {"output tokens/s": "output_tokens_per_s"}, "output tokens per second")
-        _sweep(second, lines, {"p50": "ttft_p50_s", "p99": "ttft_p99_s"}, "time to first token, s")
+        _sweep(
+            second,
+            lines,
+            {"p50": "ttft_p50_s", "p99": "ttft_p99_s"},
+            "time to first token (TTFT), s",
+        )
         _sweep(
             third, lines, {"p50": "inter_token_p50_s", "p99": "inter_token_p99_s"},
-            "time between tokens, s",
+            "inter-token time, s",
         )  # fmt: skip
     else:
         _bars(first, lines)
-        _shares(second, lines, "ttft", "time to first token, s")
-        _shares(third, lines, "inter_token", "time between tokens, s")
+        _shares(second, lines, "ttft", "time to first token (TTFT), s")
+        _shares(third, lines, "inter_token", "inter-token time, s")
     figure.suptitle(f"{found.title} ({found.date[:10]}, {found.machine.get('cpu', '')})")
     return figure
 
@@ -91,22 +96,23 @@ def _shares(axes: Axes, lines: Sequence[RunGroup], name: str, title: str) -> Non
 
 def _sweep(axes: Axes, lines: Sequence[RunGroup], named: dict[str, str], title: str) -> None:
     """Draw figures along the load, a curve for each system and figure."""
-    by_label: dict[str, list[RunGroup]] = {}
+    is_rate = any(line.runs[0].rate is not None for line in lines)
+    by_label: dict[str, list[tuple[float, RunGroup]]] = {}
     for line in lines:
-        if line.load is not None:
-            by_label.setdefault(line.label, []).append(line)
+        load = line.load
+        if is_rate and line.runs[0].rate is None:
+            # An end of the sweep: nobody said how often to send, so it stands where it came to.
+            load = line.median("requests_per_s")
+        if load is not None:
+            by_label.setdefault(line.label, []).append((load, line))
     for label, points in by_label.items():
         for mark, name in named.items():
-            known = sorted(
-                (point.load, value)
-                for point in points
-                if point.load is not None and (value := point.median(name)) is not None
-            )
+            known = sorted((load, value) for load, point in points if (value := point.median(name)))
             if known:
                 name_of_curve = f"{label} {mark}" if len(named) > 1 else label
                 axes.plot(*zip(*known), "o-", label=name_of_curve)
-    is_rate = any(line.runs[0].rate is not None for line in lines)
     axes.set_xlabel("requests sent per second" if is_rate else "requests at once")
     axes.set_ylabel(title)
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     axes.legend(fontsize="small")

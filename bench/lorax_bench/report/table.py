@@ -40,8 +40,8 @@ def show(found: Results, console: Console, *, by_adapter: bool = False) -> None:
 def _adapters(run: MeasuredRun) -> Table:
     table = Table(title=f"{run.label}, round {run.round}, by adapter")
     for title in (
-        "adapter", "requests", "failed", "output tokens/s", "first token p50, s", "p99, s",
-        "between tokens p50, ms",
+        "adapter", "requests", "failed", "output tok/s", "TTFT p50, s", "TTFT p99, s",
+        "inter-token p50, ms",
     ):  # fmt: skip
         table.add_column(title, justify="right")
     for name, line in list(run.adapters.items())[:_MOST_ADAPTERS]:

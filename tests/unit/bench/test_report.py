@@ -101,7 +101,7 @@ def test_a_curve_is_one_line_of_the_file(tmp_path: Path) -> None:
 
 def test_rounds_of_a_kind_are_one_line_with_their_median() -> None:
     base, others = groups(both().runs)
-    assert (base.label, others.label) == ("ours, base", "ours, 2 adapters")
+    assert (base.label, others.label) == ("base", "2 adapters")
     assert base.median("output_tokens_per_s") == pytest.approx(90.0)
     assert others.values("output_tokens_per_s") == pytest.approx([90.0, 60.0])
 
@@ -112,9 +112,14 @@ def test_levels_of_a_sweep_are_lines_of_their_own() -> None:
     assert [group.load for group in groups([replace(make_run(), rate=0.5)])] == [0.5]
 
 
+def test_systems_of_several_names_are_told_apart() -> None:
+    runs = [make_run(), replace(make_run(), system="theirs")]
+    assert [group.label for group in groups(runs)] == ["ours, base", "theirs, base"]
+
+
 def test_workloads_of_several_names_are_told_apart() -> None:
     runs = [make_run(), replace(make_run(), workload="other")]
-    assert [group.label for group in groups(runs)] == ["test: ours, base", "other: ours, base"]
+    assert [group.label for group in groups(runs)] == ["test: base", "other: base"]
 
 
 def test_the_table_has_rates_times_ratios_and_errors() -> None:
@@ -122,7 +127,7 @@ def test_the_table_has_rates_times_ratios_and_errors() -> None:
     assert "90.0 (80.0-100)" in text
     assert "45.0 / 45.0 / 45.0" in text  # ms: medians of rounds of 40 and 50
     assert "retention: 0.83 (rounds 0.75 to 0.90)" in text
-    assert f"ours, 2 adapters: 2 x {ERROR}" in text
+    assert f"2 adapters: 2 x {ERROR}" in text
     assert "3.00" in text  # GiB
 
 
