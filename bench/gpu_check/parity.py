@@ -30,12 +30,12 @@ from lorax_contract.config import Device, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention import registry as attention
-from lorax_shard.engine.forward import launched
 from lorax_shard.lora import registry as lora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.lora.sites import Kind
 from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
 
 FAMILIES = ("llama", "gemma2", "gpt_oss", "mixtral")

@@ -13,6 +13,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +39,44 @@ class NativeFunction:
     is called by all threads of a team, and has ended when it returns in any of them.
     """
 
-    __slots__ = ("_alone", "name", "team_address")
+    __slots__ = ("_alone", "is_light", "name", "team_address")
 
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+    def __init__(self, library: ctypes.CDLL, name: str, *, is_light: bool = False) -> None:
+        """``is_light``: it does little with each number that it reads."""
         alone: Any = getattr(library, name)
         alone.argtypes, alone.restype = (ctypes.c_char_p,), None
-        self.name, self._alone = name, alone
+        self.name, self._alone, self.is_light = name, alone, is_light
         self.team_address: int = (
             ctypes.cast(getattr(library, f"{name}_team"), ctypes.c_void_p).value or 0
         )
 
     def __call__(self, fields: bytes) -> None:
         """Compute; ``fields`` are those of the struct."""
+        if _noted is not None:
+            _noted(self, fields)
         self._alone(fields)
+
+
+# Is told of each call of a kernel before it is computed.
+_noted: Callable[[NativeFunction, bytes], None] | None = None
+
+
+@contextmanager
+def noting_calls(note: Callable[[NativeFunction, bytes], None]) -> Iterator[None]:
+    """Within, ``note`` is told what this thread asks of kernels; such contexts do not nest."""
+    global _noted
+    own = threading.get_ident()
+
+    def note_own(function: NativeFunction, fields: bytes) -> None:
+        if threading.get_ident() == own:
+            note(function, fields)
+
+    assert _noted is None, "calls are noted already"
+    _noted = note_own
+    try:
+        yield
+    finally:
+        _noted = None
 
 
 def load_library(source: Path, *flags: str) -> tuple[ctypes.CDLL | None, str | None]:

@@ -9,12 +9,12 @@ import torch
 from tests.helpers.tiny_models import make_tiny_model
 
 from lorax_contract.config import ShardConfig
-from lorax_shard.engine.forward import launched
 from lorax_shard.lora.dummy import loaded_samples
 from lorax_shard.model.graphs.decode import row_counts
 from lorax_shard.model.graphs.recorder import CudaRecorder
 from lorax_shard.model.graphs.trial import GraphTrial
 from lorax_shard.model.interface import GraphSettings
+from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
 
 pytestmark = [

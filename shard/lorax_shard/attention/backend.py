@@ -123,6 +123,23 @@ class FixedDecodes(ABC):
         """Return what a step of so many rows keeps in its metadata, over these tensors."""
 
 
+class ReusableRows(ABC):
+    """What kernels are told of a step's rows, where it can be told again of another step.
+
+    What was asked of kernels for one step they then compute for the other.
+    """
+
+    @abstractmethod
+    def fill(
+        self, query_lens: Sequence[int], context_lens: Sequence[int], block_tables: torch.Tensor
+    ) -> None:
+        """Tell of a step; the tables (R x width int64) are read where they lie."""
+
+    @abstractmethod
+    def scratch(self) -> dict[str, Any]:
+        """Return what the metadata of a step over these rows keeps."""
+
+
 class AttentionBackend(ABC):
     """Stores a step's K and V and attends over the paged cache; stateless between steps."""
 
@@ -178,6 +195,10 @@ class AttentionBackend(ABC):
         device: torch.device,
     ) -> FixedDecodes | None:
         """Return how decode steps of up to ``max_rows`` are captured in graphs; None: they cannot be."""
+        return None
+
+    def reusable_rows(self) -> ReusableRows | None:
+        """Return rows for steps that are noted once and computed again; None: they cannot be."""
         return None
 
     def store(

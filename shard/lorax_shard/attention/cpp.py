@@ -10,11 +10,17 @@ import functools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
+from lorax_shard.attention.backend import (
+    AttentionBackend,
+    AttentionSpec,
+    ReusableRows,
+    StepMetadata,
+)
 from lorax_shard.attention.kv_cache import NO_SLOT
 from lorax_shard.native import NativeFunction, load_library
 
@@ -23,10 +29,11 @@ _STORE_SOURCE = Path(__file__).with_name("store.cpp")
 # The fields of StoreCall, in one argument: a call from Python costs by their number.
 _PACK_STORE = struct.Struct("=14q").pack
 # Those of AttendCall.
+_ROWS = "cpp.rows"
 _PACK_ATTEND = struct.Struct("=12qd2qd3q").pack
 
 
-class StepRows:
+class StepRows(ReusableRows):
     """What the kernel is told of a step's rows, at an address that stays the same.
 
     Calls that were packed for one step so serve another one, of other rows.
@@ -65,6 +72,10 @@ class StepRows:
         addresses = (each.ctypes.data for each in (lens, firsts, contexts))
         self._fields[:] = (num_rows, *addresses, block_tables.data_ptr(), block_tables.stride(0))
 
+    def scratch(self) -> dict[str, Any]:
+        """Return itself, where the first layer would put its own."""
+        return {_ROWS: self}
+
 
 class CppAttention(AttentionBackend):
     """Reads K and V where they lie in the cache, once for all query heads that share them.
@@ -88,6 +99,10 @@ class CppAttention(AttentionBackend):
     def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - whichever it is
         """Return that its kernel reads numbers of one kind."""
         return "its kernel reads float32"
+
+    def reusable_rows(self) -> StepRows:
+        """Return rows at an address that stays the same."""
+        return StepRows()
 
     def store(
         self,
@@ -154,11 +169,11 @@ class CppAttention(AttentionBackend):
 
 def _rows_of(metadata: StepMetadata) -> StepRows:
     """Return what the kernel is told of the rows; made in the first layer of a step."""
-    if "cpp.rows" not in metadata.scratch:
+    if _ROWS not in metadata.scratch:
         rows = StepRows()
         rows.fill(metadata.query_lens, metadata.context_lens, metadata.block_tables)
-        metadata.scratch["cpp.rows"] = rows
-    found: StepRows = metadata.scratch["cpp.rows"]
+        metadata.scratch[_ROWS] = rows
+    found: StepRows = metadata.scratch[_ROWS]
     return found
 
 
@@ -184,7 +199,7 @@ def _store() -> tuple[NativeFunction | None, str | None]:
     library, reason = load_library(_STORE_SOURCE)
     if library is None:
         return None, reason
-    return NativeFunction(library, "lorax_store"), None
+    return NativeFunction(library, "lorax_store", is_light=True), None
 
 
 @functools.cache

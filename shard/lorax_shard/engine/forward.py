@@ -9,8 +9,8 @@ import torch
 
 from lorax_shard.engine.inputs import PassInputs, RowWork, build_inputs
 from lorax_shard.engine.rows import ResidentBatch
-from lorax_shard.model.interface import PagedModel, PassNumbers
-from lorax_shard.transfer import all_to_device
+from lorax_shard.model.interface import PagedModel
+from lorax_shard.model.launch import launched
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
 # vocabulary: those of a whole prompt could take more memory than all else in a step.
@@ -33,24 +33,6 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
         if logits is None:
             logits = launched(model, inputs.numbers)
     return PassResult(inputs, logits)
-
-
-def launched(model: PagedModel, numbers: PassNumbers) -> torch.Tensor:
-    """Compute a pass kernel by kernel."""
-    arrays = [numbers.input_ids, numbers.positions, numbers.kv_slots, numbers.tables]
-    if numbers.unread is not None:
-        arrays += [numbers.unread.at, numbers.unread.of]
-    input_ids, positions, kv_slots, tables, *places = all_to_device(arrays, model.device)
-    if numbers.unread is not None:
-        at, of = places
-        input_ids[at] = numbers.unread.drawn[of].clamp_(min=0)
-    metadata = model.make_metadata(
-        numbers.query_lens, numbers.context_lens, kv_slots, tables, numbers.num_decode_rows
-    )
-    return model.forward(
-        input_ids, positions, metadata, torch.from_numpy(numbers.logit_rows),
-        numbers.slots, numbers.slot_lens,
-    )  # fmt: skip
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

@@ -27,7 +27,7 @@ class GraphLimits:
 
         ``max_adapter_rank`` is the largest of adapters that are served; 0: none are.
         """
-        if config.device == "cpu" or config.eager:
+        if config.eager:
             return None
         if config.world_size > 1:
             logger.info("steps of several ranks are launched kernel by kernel, without graphs")

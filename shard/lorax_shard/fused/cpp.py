@@ -149,4 +149,4 @@ def _kernels() -> tuple[_Kernels | None, str | None]:
     if library is None:
         return None, reason
     names = ("lorax_rms_norm", "lorax_gated", "lorax_rotate")
-    return _Kernels(*(NativeFunction(library, name) for name in names)), None
+    return _Kernels(*(NativeFunction(library, name, is_light=True) for name in names)), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.graphs.decode import DecodeGraphs
 from lorax_shard.model.graphs.recorder import CudaRecorder, GraphRecorder
-from lorax_shard.model.interface import GraphSettings
+from lorax_shard.model.interface import GraphSettings, PassGraphs
+from lorax_shard.model.launch import launched
 from lorax_shard.model.limits import position_limit
+from lorax_shard.model.programs.passes import PassPrograms
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.transfer import to_device
 
@@ -61,7 +64,7 @@ class HFPagedModel:
         self.linear_backend = "torch"
         self.elementwise_backend = "torch"
         self.lora_backend = ""
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: PassGraphs | None = None
         self._capturing: torch.cuda.Stream | None = None
         # Whoever installs adapters afterwards sets both.
         self.lora: LoraModel | None = None
@@ -114,12 +117,27 @@ class HFPagedModel:
 
         ``counts``: of so many rows each; None: of any number.
         """
+        if self.device.type == "cpu" and recorder is None:
+            self._record_programs(settings)
+            return
         graphs = self.graphs = self._new_graphs(settings)
         if graphs is not None:
             graphs.capture(recorder or self._recorder(), counts)
 
+    def _record_programs(self, settings: GraphSettings) -> None:
+        rows = self._backend.reusable_rows()
+        if rows is None:
+            return
+        programs = PassPrograms(
+            self._forward_some, self._backend, rows, self._pool, self.lora, settings
+        )
+        programs.record(self.vocab_size, partial(launched, self))
+        self.graphs = programs
+
     def graph_bytes(self, settings: GraphSettings) -> int:
         """Return about how many bytes graphs will take; over a pool that need not be the last."""
+        if self.device.type == "cpu":
+            return 0
         before = device_memory.free_bytes(self.device)
         graphs = self._new_graphs(settings)
         if graphs is None:
@@ -164,6 +182,24 @@ class HFPagedModel:
         )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def _forward_some(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: StepMetadata,
+        logit_rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the logits of some tokens."""
+        output = self._model(
+            input_ids=input_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=logit_rows,
+            **{STEP_KEYWORD: metadata},
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         """Make the KV pool; a second call replaces it."""

@@ -18,12 +18,12 @@ from tests.helpers.traced_graph import TracingRecorder
 from lorax_contract.config import ShardConfig
 from lorax_shard.attention.triton import backend as triton_backend
 from lorax_shard.attention.triton import fixed
-from lorax_shard.engine.forward import launched
 from lorax_shard.lora.dummy import loaded_samples
 from lorax_shard.lora.prepared import LinearChange
 from lorax_shard.model.graphs.trial import GraphTrial
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings, PassNumbers, UnreadIds
+from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
 
 Captured = tuple[HFPagedModel, TracingRecorder]

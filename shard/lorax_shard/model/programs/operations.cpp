@@ -1,0 +1,88 @@
+// A list of kernels, computed by one team of threads; and what a model does between kernels that
+// have rooms of their own. float32, on a CPU. Loaded by operations.py.
+//
+//   add     out = a + b
+//   scale   out = a * factor
+//   gather  out[i] = x[rows[i]]
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+typedef void Kernel(const int64_t* fields);
+
+struct AddCall {
+    const float *a, *b;
+    float* out;
+    int64_t size, num_threads;
+};
+
+struct ScaleCall {
+    const float* a;
+    float* out;
+    double factor;
+    int64_t size, num_threads;
+};
+
+struct GatherCall {
+    const float* x;
+    int64_t stride;
+    const int64_t* rows;
+    float* out;
+    int64_t num_rows, width, num_threads;
+};
+
+// Numbers that a thread takes at once.
+constexpr int64_t chunk = 4096;
+
+}  // namespace
+
+// Calls kernel i with the fields from starts[i] on; each has ended when the next begins. Those that
+// are too small for several threads are computed by one, and wake nobody.
+extern "C" void lorax_run(Kernel* const* kernels, const int64_t* starts, const int8_t* are_small,
+                          int64_t num_kernels, const int64_t* fields, int64_t num_threads) {
+    for (int64_t i = 0; i < num_kernels;) {
+        if (are_small[i] || num_threads == 1) {
+            kernels[i](fields + starts[i]);
+            ++i;
+            continue;
+        }
+        const int64_t first = i;
+        while (i < num_kernels && !are_small[i]) ++i;
+#pragma omp parallel num_threads(num_threads)
+        for (int64_t k = first; k < i; ++k) kernels[k](fields + starts[k]);
+    }
+}
+
+extern "C" void lorax_add_team(const AddCall* packed) {
+    const AddCall c = *packed;
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < c.size; first += chunk) {
+        const int64_t last = first + chunk < c.size ? first + chunk : c.size;
+        for (int64_t i = first; i < last; ++i) c.out[i] = c.a[i] + c.b[i];
+    }
+}
+
+extern "C" void lorax_add(const AddCall* packed) { lorax_add_team(packed); }
+
+extern "C" void lorax_scale_team(const ScaleCall* packed) {
+    const ScaleCall c = *packed;
+    const float factor = static_cast<float>(c.factor);
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < c.size; first += chunk) {
+        const int64_t last = first + chunk < c.size ? first + chunk : c.size;
+        for (int64_t i = first; i < last; ++i) c.out[i] = c.a[i] * factor;
+    }
+}
+
+extern "C" void lorax_scale(const ScaleCall* packed) { lorax_scale_team(packed); }
+
+extern "C" void lorax_gather_team(const GatherCall* packed) {
+    const GatherCall c = *packed;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < c.num_rows; ++i)
+        std::memcpy(c.out + i * c.width, c.x + c.rows[i] * c.stride, c.width * sizeof(float));
+}
+
+extern "C" void lorax_gather(const GatherCall* packed) { lorax_gather_team(packed); }

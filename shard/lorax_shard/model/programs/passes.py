@@ -1,0 +1,189 @@
+"""The passes of a model on a CPU, as programs; what no program computes the model's code does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from lorax_shard.attention.backend import AttentionBackend, ReusableRows, StepMetadata
+from lorax_shard.attention.kv_cache import PagedCache
+from lorax_shard.lora.assignment import BASE
+from lorax_shard.lora.dummy import loaded_samples
+from lorax_shard.lora.model import LoraModel
+from lorax_shard.model.interface import GraphSettings, IdArray, PassNumbers
+from lorax_shard.model.programs.program import Arena, Program
+from lorax_shard.model.programs.recorder import NotAProgramError, record
+from lorax_shard.model.programs.scaled import Size, Sizes
+from lorax_shard.model.programs.trial import ProgramTrial
+
+logger = logging.getLogger(__name__)
+
+# Of the recordings. No two numbers of a model are as far apart at each by chance.
+_FIRST, _MORE_TOKENS, _MORE_LOGITS = Size(11, 3), Size(18, 3), Size(11, 8)
+
+# Slots of the samples that a program is tried with, beside those of adapters.
+_SAMPLES = 2
+
+_Made = TypeVar("_Made")
+# What is done with a pass, and with its inputs.
+_How = Callable[[Callable[[], torch.Tensor], Mapping[str, torch.Tensor]], _Made]
+# Computes ids at positions (T int64 each); of S tokens, by their numbers, the logits: S x V float32.
+Forward = Callable[[torch.Tensor, torch.Tensor, StepMetadata, torch.Tensor], torch.Tensor]
+
+
+class PassPrograms:
+    """Owns the programs of one model over one KV pool; implements ``PassGraphs``."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        backend: AttentionBackend,
+        rows: ReusableRows,
+        cache: PagedCache,
+        lora: LoraModel | None,
+        settings: GraphSettings,
+    ) -> None:
+        self._forward, self._backend, self._rows, self._cache = forward, backend, rows, cache
+        self._lora, self._settings = lora, settings
+        self._num_slots = cache.num_blocks * cache.block_size
+        self._arena = Arena()
+        # Without adapters, and with those that change no more than low-rank parts add.
+        self._programs: dict[bool, Program] = {}
+
+    def run(self, numbers: PassNumbers) -> torch.Tensor | None:
+        """Return the logits of a pass (S x V float32); None: no program computes it.
+
+        They are overwritten by the next run.
+        """
+        program = self._program_of(numbers)
+        if program is None:
+            return None
+        if numbers.kv_slots.max(initial=-1) >= self._num_slots:
+            raise IndexError(f"the cache has no slot {numbers.kv_slots.max()}")
+        self._rows.fill(numbers.query_lens, numbers.context_lens, torch.from_numpy(numbers.tables))
+        size = Size(len(numbers.input_ids), len(numbers.logit_rows))
+        return program.run(size, _inputs(numbers))
+
+    def _program_of(self, numbers: PassNumbers) -> Program | None:
+        """Return what computes a pass, told of its adapters; None: the model's code does."""
+        slots = {slot for slot in numbers.slots if slot is not None}
+        program = self._programs.get(bool(slots))
+        if program is None or not slots:
+            return program
+        assert self._lora is not None
+        if not all(map(self._lora.is_fixed, slots)):
+            return None
+        self._lora.write_fixed_slots(_slot_of_token(numbers))
+        return program
+
+    @torch.inference_mode()
+    def record(self, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]) -> None:
+        """Make the programs and try them; what is none is left to ``launch``, in words."""
+        for with_adapters in (False, True):
+            if with_adapters and (self._lora is None or not self._settings.max_rank):
+                continue
+            started = time.perf_counter()
+            what = f"passes {'with' if with_adapters else 'without'} adapters"
+            try:
+                self._make(with_adapters, vocab_size, launch)
+            except Exception as error:  # noqa: BLE001 - whatever a model's code does, steps can do without
+                self._programs.pop(with_adapters, None)
+                words = str(error) if isinstance(error, NotAProgramError) else repr(error)
+                logger.info("%s are computed kernel by kernel: %s", what, words)
+                continue
+            logger.info(
+                "%s are a program of %d kernels, recorded in %.1f s", what,
+                self._programs[with_adapters].num_calls, time.perf_counter() - started,
+            )  # fmt: skip
+
+    def _make(
+        self, with_adapters: bool, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]
+    ) -> None:
+        trial = ProgramTrial(self._cache, vocab_size, self._settings.max_context)
+        with trial.filled_cache(), self._fixed(with_adapters) as slots:
+            # What is made once is there when it is recorded.
+            self._compute(trial.numbers(_FIRST, slots), lambda compute, _: compute())
+            sizes = _FIRST, _MORE_TOKENS, _MORE_LOGITS
+            first, *more = (self._compute(trial.numbers(each, slots), record) for each in sizes)
+            self._programs[with_adapters] = Program(
+                Sizes(*sizes), (first, more[0], more[1]), self._arena
+            )
+            trial.compare(self.run, launch, slots)
+
+    @contextmanager
+    def _fixed(self, with_adapters: bool) -> Iterator[list[int]]:
+        """Within, adapters are read when a program runs, and the slots returned hold samples."""
+        if not with_adapters:
+            yield []
+            return
+        lora, settings = self._lora, self._settings
+        assert lora is not None
+        with (
+            lora.fixed(settings.max_slots + _SAMPLES, settings.max_rank),
+            loaded_samples(lora, settings.max_rank) as slots,
+        ):
+            yield slots
+
+    def _compute(
+        self,
+        numbers: PassNumbers,
+        how: Callable[[Callable[[], torch.Tensor], Mapping[str, torch.Tensor]], _Made],
+    ) -> _Made:
+        """Compute a pass by the model's code, as it is recorded."""
+        inputs, tables = _inputs(numbers), torch.from_numpy(numbers.tables)
+        self._rows.fill(numbers.query_lens, numbers.context_lens, tables)
+        metadata = StepMetadata(
+            query_lens=_Unknown(),
+            context_lens=_Unknown(),
+            slots=inputs["kv_slots"],
+            block_tables=tables,
+            num_decode_rows=0,
+            cache=self._cache,
+            backend=self._backend,
+            scratch=self._rows.scratch(),
+        )
+        ids, positions, logit_rows = (
+            inputs[name] for name in ("input_ids", "positions", "logit_rows")
+        )
+        with self._adapters(numbers):
+            return how(lambda: self._forward(ids, positions, metadata, logit_rows), inputs)
+
+    def _adapters(self, numbers: PassNumbers) -> AbstractContextManager[None]:
+        if all(slot is None for slot in numbers.slots):
+            return nullcontext()
+        assert self._lora is not None
+        return self._lora.fixed_step(torch.from_numpy(_slot_of_token(numbers)))
+
+
+class _Unknown(list[int]):
+    """Stands for lengths of rows: a program has those of each pass."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise NotAProgramError("the model's code looks at the lengths of rows")
+
+    __iter__ = __getitem__ = __len__ = _refuse
+
+
+def _slot_of_token(numbers: PassNumbers) -> IdArray:
+    slots = [BASE if slot is None else slot for slot in numbers.slots]
+    return np.repeat(np.array(slots, dtype=np.int64), numbers.slot_lens)
+
+
+def _inputs(numbers: PassNumbers) -> dict[str, torch.Tensor]:
+    input_ids = torch.from_numpy(numbers.input_ids)
+    if numbers.unread is not None:
+        unread = numbers.unread
+        ids = unread.drawn[torch.from_numpy(unread.of)].clamp_(min=0)
+        input_ids = input_ids.index_copy(0, torch.from_numpy(unread.at), ids)
+    return {
+        "input_ids": input_ids,
+        "positions": torch.from_numpy(numbers.positions),
+        "kv_slots": torch.from_numpy(numbers.kv_slots),
+        "logit_rows": torch.from_numpy(numbers.logit_rows),
+    }

@@ -1,0 +1,209 @@
+"""Programs of passes compute, bit for bit, what the model's own code computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers.tiny_models import make_tiny_model
+from torch import nn
+
+from lorax_contract.config import ShardConfig
+from lorax_shard.fused.backend import RmsNorm
+from lorax_shard.fused.cpp import CppElementwise
+from lorax_shard.lora.dummy import loaded_samples
+from lorax_shard.lora.prepared import LinearChange
+from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.interface import GraphSettings, PassNumbers, UnreadIds
+from lorax_shard.model.launch import launched
+from lorax_shard.model.loader import load_paged_model
+from lorax_shard.model.programs.recorder import NotAProgramError, record
+from lorax_shard.model.programs.scaled import Size
+from lorax_shard.model.programs.trial import ProgramTrial
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 24
+SETTINGS = GraphSettings(max_rows=8, max_context=64, max_rank=8, max_slots=4)
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "olmo2",
+    "glm4",
+)
+SIZES = (Size(1, 1), Size(1, 0), Size(3, 3), Size(9, 2), Size(50, 1), Size(23, 23))
+
+
+def loaded(path: Path, family: str) -> HFPagedModel:
+    make_tiny_model(family, path)
+    config = ShardConfig(
+        model_id="tiny", model_dir=str(path), shard_uris=["unix:///unused"], linear_backend="panel"
+    )
+    model = load_paged_model(config)
+    model.allocate_cache(NUM_BLOCKS, BLOCK_SIZE)
+    model.capture_graphs(SETTINGS)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> HFPagedModel:
+    return loaded(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture
+def trial(model: HFPagedModel) -> Iterator[ProgramTrial]:
+    trial = trial_of(model)
+    with torch.inference_mode(), trial.filled_cache():
+        yield trial
+
+
+def trial_of(model: HFPagedModel) -> ProgramTrial:
+    return ProgramTrial(model._pool, model.vocab_size, SETTINGS.max_context)
+
+
+def check(model: HFPagedModel, trial: ProgramTrial, numbers: PassNumbers) -> torch.Tensor:
+    """Compare a pass and what it leaves in the cache with the launched one; return its logits."""
+    assert model.graphs is not None
+    found = trial._results(model.graphs.run, numbers)
+    expected = trial._results(lambda each: launched(model, each), numbers)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    return found[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_of_any_size_are_those_that_are_launched(family: str, tmp_path: Path) -> None:
+    model = loaded(tmp_path, family)
+    trial = trial_of(model)
+    assert model.lora is not None
+    with (
+        torch.inference_mode(),
+        trial.filled_cache(),
+        loaded_samples(model.lora, 6) as slots,
+    ):
+        for of_rows in ([], slots):
+            for size in SIZES:
+                check(model, trial, trial.numbers(size, of_rows))
+
+
+def test_ids_that_were_just_drawn_are_taken(model: HFPagedModel, trial: ProgramTrial) -> None:
+    numbers = trial.numbers(Size(5, 5), [])
+    drawn = torch.tensor([7, -1, 9])
+    numbers = numbers._replace(unread=UnreadIds(drawn, np.array([0, 2, 4]), np.array([2, 0, 1])))
+    check(model, trial, numbers)
+
+
+def test_adapters_come_and_go_between_passes(model: HFPagedModel, trial: ProgramTrial) -> None:
+    lora = model.lora
+    assert lora is not None
+    for _ in range(3):
+        # Other matrices at other addresses each time.
+        with loaded_samples(lora, 5) as slots:
+            numbers = trial.numbers(Size(12, 3), [])
+            numbers = numbers._replace(
+                slots=slots[: len(numbers.slots)] + [None] * (len(numbers.slots) - 2)
+            )
+            changed = check(model, trial, numbers).clone()
+            plain = check(model, trial, numbers._replace(slots=[None] * len(numbers.slots)))
+            assert not torch.equal(changed, plain)
+
+
+def test_what_changes_more_than_low_rank_parts_is_launched(
+    model: HFPagedModel, trial: ProgramTrial
+) -> None:
+    lora, programs = model.lora, model.graphs
+    assert lora is not None
+    assert programs is not None
+    name, site = next((n, s) for n, s in lora.sites.items() if n.endswith("down_proj"))
+    with loaded_samples(lora, 4) as slots:
+        numbers = trial.numbers(Size(4, 4), slots)
+        assert programs.run(numbers._replace(slots=[slots[0]] * 4)) is not None
+        adapter = lora._slots[slots[0]]
+        lora.unload(slots[0])
+        scale = LinearChange(scale=torch.full((site.widths[1],), 0.5))
+        lora.load(slots[0], replace(adapter, linears={name: scale}))
+        assert programs.run(numbers._replace(slots=[slots[0]] * 4)) is None
+        assert programs.run(numbers._replace(slots=[slots[1]] * 4)) is not None
+
+
+def test_slots_beyond_the_cache_are_refused(model: HFPagedModel, trial: ProgramTrial) -> None:
+    numbers = trial.numbers(Size(3, 1), [])
+    assert model.graphs is not None
+    missing = NUM_BLOCKS * BLOCK_SIZE
+    with pytest.raises(IndexError, match=f"no slot {missing}"):
+        model.graphs.run(numbers._replace(kv_slots=np.array([0, missing, 1])))
+
+
+def test_results_do_not_depend_on_passes_before(model: HFPagedModel, trial: ProgramTrial) -> None:
+    """Memory is used again: neither larger passes nor smaller ones leave anything behind."""
+    small, large = trial.numbers(Size(2, 2), []), trial.numbers(Size(60, 9), [])
+    first = check(model, trial, small).clone()
+    check(model, trial, large)
+    assert torch.equal(check(model, trial, small), first)
+
+
+def test_a_family_with_other_operations_is_launched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        model = loaded(tmp_path, "gpt2")
+    assert (
+        "computed kernel by kernel: aten.layer_norm.default stands between kernels" in caplog.text
+    )
+    trial = trial_of(model)
+    with torch.inference_mode(), trial.filled_cache():
+        assert model.graphs is not None
+        assert model.graphs.run(trial.numbers(Size(3, 1), [])) is None
+
+
+def recorded(*calls: Callable[[torch.Tensor], Any]) -> None:
+    """Record what calls do to something that a kernel computed from the input, one after the other."""
+    backend, weight = CppElementwise(), torch.ones(8)
+
+    def compute() -> torch.Tensor:
+        x = torch.ones(3, 8)
+        for call in calls:
+            y = backend.rms_norm(x, weight, RmsNorm(1e-5, 0.0))
+            x = call(y)
+        return backend.rms_norm(x, weight, RmsNorm(1e-5, 0.0)) if calls[1:] else x
+
+    with torch.inference_mode():
+        record(compute, {})
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [
+        ([lambda y: y.sigmoid(), lambda y: y], "sigmoid.default stands between kernels"),
+        ([lambda y: y * float(y[0, 0])], "looks at a number of the pass"),
+        ([lambda y: y[y.nonzero()[:, 0]]], "looks at a number of the pass"),
+        ([lambda y: y if torch.equal(y, y + 1) else -y], "looks at a number of the pass"),
+        ([lambda y: y.add_(1)], "add_.Tensor changes what a kernel computed"),
+        ([lambda y: y if y.sum() > 0 else -y], "looks at a number of the pass"),
+    ],
+)
+def test_what_no_program_repeats_is_named(calls: Sequence[Any], words: str) -> None:
+    with pytest.raises(NotAProgramError, match=words):
+        recorded(*calls)
+
+
+def test_operations_behind_the_last_kernel_are_torchs(model: HFPagedModel) -> None:
+    recorded(lambda y: (y / 30).tanh() * 30)
+
+
+def test_a_model_that_changes_its_weights_is_launched() -> None:
+    weight = nn.Parameter(torch.ones(3), requires_grad=False)
+    with (
+        pytest.raises(NotAProgramError, match="changes a tensor of the model"),
+        torch.inference_mode(),
+    ):
+        record(lambda: weight.mul_(2), {})
