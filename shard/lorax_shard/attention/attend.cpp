@@ -54,8 +54,9 @@ constexpr int64_t span_tokens = 512;
 // Query rows (tokens x heads) of a tile: the most, and what it may shrink to so that all threads
 // have tiles.
 constexpr int64_t most_queries = 192, fewest_queries = 48;
-// Query rows up to which values are read where they lie; beyond, copying them pays.
-constexpr int64_t few_queries = 12;
+// Query rows of a KV head up to which tokens are taken in pieces, for several KV heads, and how
+// many numbers of a token these have at most.
+constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 512;
 // Tiles that each thread has at least, if there are so many.
 constexpr int64_t tiles_a_thread = 4;
 // Numbers that a call keeps of spans at most.
@@ -76,22 +77,21 @@ struct Tokens {
     int64_t first, last;
 };
 
-// Queries of a row with the heads of a KV head, over some of their context.
+// Queries of a row with the heads of some KV heads, over some of their context.
 struct Tile {
-    int64_t row, first_query, num_queries, kv_head;
+    int64_t row, first_query, num_queries, first_kv_head, last_kv_head;
     Tokens context;
     int64_t partial;  // where what it computes is kept until all spans are; -1: it is all
+
+    int64_t num_rows(int64_t group) const {
+        return num_queries * group * (last_kv_head - first_kv_head);
+    }
 };
 
 Tokens seen_by(const AttendCall& c, int64_t position) {
     int64_t first = c.window > 0 ? std::max<int64_t>(0, position - c.window + 1) : 0;
     if (c.chunk > 0) first = std::max(first, position - position % c.chunk);
     return {first, position + 1};
-}
-
-inline const float* token_of(const float* pool, const AttendCall& c, const int64_t* table,
-                             int64_t at, int64_t token_size) {
-    return pool + (table[at / c.block_size] * c.block_size + at % c.block_size) * token_size;
 }
 
 // Turns the scores of the vectors [first, last) into weights; of the tokens [seen.first,
@@ -153,43 +153,44 @@ class Buffer {
 // Computes tiles, one after the other, in memory of its own.
 class Worker {
    public:
-    explicit Worker(const AttendCall& call)
+    Worker(const AttendCall& call, int64_t most_rows)
         : c(call), group(call.num_heads / call.num_kv_heads),
           value_stride(round_up(call.value_dim, num_lanes)) {
         static thread_local Buffer buffer;
-        const int64_t most_rows = std::max(most_queries, group);
-        const int64_t per_row = c.key_dim + 2 * value_stride + 4;
-        float* at = buffer.numbers(round_up(most_rows * per_row, 16) +
-                                   step_tokens * (c.key_dim + value_stride) +
-                                   tile_rows * step_tokens);
-        const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+        const int64_t per_row = c.key_dim + 2 * value_stride + 5;
+        float* at = buffer.numbers(
+            round_up(most_rows, 16) * (per_row + step_tokens) +
+            step_tokens * (c.key_dim + value_stride) + 16);
+        const auto take = [&](int64_t count) {
+            return std::exchange(at, at + round_up(count, 16));
+        };
         packed_keys = take(step_tokens * c.key_dim);
         packed_values = take(step_tokens * value_stride);
-        scores = take(tile_rows * step_tokens);
+        scores = take(most_rows * step_tokens);
         total = take(most_rows * value_stride);
         span_total = take(most_rows * value_stride);
         queries = take(most_rows * c.key_dim);
         states = reinterpret_cast<Softmax*>(take(2 * most_rows));
         span_states = reinterpret_cast<Softmax*>(take(2 * most_rows));
+        scales = take(most_rows);
     }
 
     void compute(const Tile& tile, float* partials, int64_t partial_size) {
         begin(tile);
         for (int64_t at = tile.context.first; at < tile.context.last;) {
-            const int64_t end =
-                std::min(tile.context.last, at - at % span_tokens + span_tokens);
+            const int64_t end = std::min(tile.context.last, at - at % span_tokens + span_tokens);
             compute_span({at, end});
             if (at == tile.context.first) {
                 std::swap(total, span_total);
                 std::swap(states, span_states);
             } else {
-                for (int64_t row = 0; row < num_rows; ++row)
+                for (int64_t row = 0; row < num_rows * num_kv_heads; ++row)
                     add_span(states[row], total + row * value_stride, span_states[row],
                              span_total + row * value_stride, value_stride);
             }
             at = end;
         }
-        for (int64_t row = 0; row < num_rows; ++row) {
+        for (int64_t row = 0; row < num_rows * num_kv_heads; ++row) {
             if (tile.partial < 0)
                 finish(tile, row, states[row], total + row * value_stride);
             else
@@ -201,7 +202,7 @@ class Worker {
     // Adds the spans of one row of a tile, which lie `stride` apart.
     void add_partials(const Tile& tile, int64_t row, int64_t num_spans, float* partials,
                       int64_t partial_size) {
-        const int64_t stride = tile.num_queries * group * partial_size;
+        const int64_t stride = tile.num_rows(group) * partial_size;
         float* first = partials + (tile.partial + row) * partial_size;
         Softmax state = {first[0], first[1]};
         for (int64_t span = 1; span < num_spans; ++span) {
@@ -212,103 +213,186 @@ class Worker {
     }
 
    private:
-    int64_t position_of(const Tile& tile, int64_t query) const {
-        const StepRows& rows = *c.rows;
-        return rows.context_lens[tile.row] - rows.query_lens[tile.row] + tile.first_query + query;
-    }
-
     void begin(const Tile& tile) {
         const StepRows& rows = *c.rows;
         table = rows.tables + tile.row * rows.table_stride;
-        kv_head = tile.kv_head;
+        first_kv_head = tile.first_kv_head;
+        num_kv_heads = tile.last_kv_head - tile.first_kv_head;
         num_rows = tile.num_queries * group;
-        first_position = position_of(tile, 0);
+        first_position =
+            rows.context_lens[tile.row] - rows.query_lens[tile.row] + tile.first_query;
+        last_token = tile.context.last;
         const int64_t token = rows.first_tokens[tile.row] + tile.first_query;
+        for (int64_t kv = 0; kv < num_kv_heads; ++kv)
+            for (int64_t row = 0; row < num_rows; row += tile_rows)
+                take_queries(token, kv, row, std::min<int64_t>(tile_rows, num_rows - row));
+    }
+
+    // Numbers of the rows that are computed together lie beside each other: q[i][row].
+    void take_queries(int64_t token, int64_t kv, int64_t first_row, int64_t count) {
         const auto scaling = static_cast<float>(c.scaling);
-        const float* first = c.query + token * c.query_token_stride +
-                             kv_head * group * c.query_head_stride;
-        // Numbers of the rows of a tile lie beside each other: q[i][row].
-        for (int64_t begin = 0; begin < num_rows; begin += tile_rows) {
-            const int64_t count = std::min<int64_t>(tile_rows, num_rows - begin);
-            for (int64_t row = 0; row < count; ++row) {
-                const int64_t query = (begin + row) / group, head = (begin + row) % group;
-                const float* from =
-                    first + query * c.query_token_stride + head * c.query_head_stride;
-                float* to = queries + begin * c.key_dim + row;
-                for (int64_t i = 0; i < c.key_dim; ++i) to[i * count] = from[i] * scaling;
-            }
+        for (int64_t row = 0; row < count; ++row) {
+            const int64_t query = (first_row + row) / group, head = (first_row + row) % group;
+            const float* from = c.query + (token + query) * c.query_token_stride +
+                                ((first_kv_head + kv) * group + head) * c.query_head_stride;
+            float* to = queries_of(kv, first_row) + row;
+            for (int64_t i = 0; i < c.key_dim; ++i) to[i * count] = from[i] * scaling;
         }
     }
 
     void compute_span(Tokens span) {
-        std::fill_n(span_states, num_rows, Softmax{nothing, 0.0f});
-        std::fill_n(span_total, num_rows * value_stride, 0.0f);
+        std::fill_n(span_states, num_rows * num_kv_heads, Softmax{nothing, 0.0f});
+        std::fill_n(span_total, num_rows * num_kv_heads * value_stride, 0.0f);
         for (int64_t at = span.first; at < span.last;) {
-            const int64_t begin = at - at % step_tokens;
-            const int64_t end = std::min(span.last, begin + step_tokens);
-            compute_step(begin, {at - begin, end - begin});
+            step = at - at % step_tokens;
+            const int64_t end = std::min(span.last, step + step_tokens);
+            find_tokens({at - step, end - step});
+            if (num_rows > few_rows)
+                compute_many({at - step, end - step});
+            else
+                compute_few({at - step, end - step});
             at = end;
         }
     }
 
-    // Takes the tokens [in.first, in.last) of the step that begins at position `begin`.
-    void compute_step(int64_t begin, Tokens in) {
-        find_tokens(begin, in);
-        transpose_keys(key_tokens, in.first, in.last, c.key_dim, packed_keys);
-        if (num_rows > few_queries || c.value_dim % num_lanes) pack_values(in);
-        for (int64_t row = 0; row < num_rows; row += tile_rows)
-            compute_rows(row, std::min<int64_t>(tile_rows, num_rows - row), begin, in);
+    // Takes tokens of a step for one KV head and many rows: a few rows after the others, so that
+    // K and V stay in the first cache.
+    void compute_many(Tokens in) {
+        transpose_keys(key_tokens, value_tokens, 0, in.first, in.last, c.key_dim, packed_keys);
+        pack_values(0, in);
+        for (int64_t row = 0; row < num_rows; row += tile_rows) {
+            const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
+            const Tokens some = seen_by_rows(row, count, in);
+            if (some.first >= some.last) continue;
+            compute_scores(0, row, some);
+            soften_rows(0, row, count, some, in);
+            add_values(0, row, some, packed_tokens, row == 0 ? next_keys : nullptr);
+        }
     }
 
-    void compute_rows(int64_t first_row, int64_t count, int64_t begin, Tokens in) {
-        const auto seen_in_step = [&](int64_t row) {
-            const Tokens seen = seen_by(c, first_position + row / group);
-            return Tokens{std::clamp(seen.first - begin, in.first, in.last),
-                          std::clamp(seen.last - begin, in.first, in.last)};
-        };
-        const Tokens some{seen_in_step(first_row).first, seen_in_step(first_row + count - 1).last};
-        if (some.first >= some.last) return;
-        const int64_t first = some.first / num_lanes;
-        const int64_t last = (some.last + num_lanes - 1) / num_lanes;
-        products[count]->score(queries + first_row * c.key_dim, packed_keys, c.key_dim, first, last,
-                               scores);
-        float scales[tile_rows];
-        for (int64_t row = 0; row < count; ++row)
-            scales[row] =
-                soften(scores + row * step_tokens, first, last, seen_in_step(first_row + row),
-                       static_cast<float>(c.softcap), span_states[first_row + row]);
-        products[count]->weigh(scores, value_tokens, value_stride / num_lanes, some.first,
-                               some.last, scales, span_total + first_row * value_stride,
-                               value_stride);
+    // Takes tokens of a step for few rows of several KV heads: piece by piece, K and then V are
+    // read as they come in memory, and the piece that follows is asked for.
+    void compute_few(Tokens in) {
+        for (int64_t at = in.first; at < in.last;) {
+            const int64_t begin = at - at % piece_tokens;
+            const Tokens piece{at, std::min(in.last, begin + piece_tokens)};
+            const float* const* ahead =
+                piece.last < in.last ? key_tokens + piece_tokens
+                                     : value_tokens + in.first - in.first % piece_tokens - begin;
+            for (int64_t kv = 0; kv < num_kv_heads; ++kv) {
+                transpose_keys(key_tokens, ahead, kv * c.key_dim, piece.first, piece.last,
+                               c.key_dim, packed_keys);
+                for (int64_t row = 0; row < num_rows; row += tile_rows)
+                    compute_scores(kv, row, piece);
+            }
+            at = piece.last;
+        }
+        for (int64_t kv = 0; kv < num_kv_heads; ++kv)
+            for (int64_t row = 0; row < num_rows; row += tile_rows)
+                soften_rows(kv, row, std::min<int64_t>(tile_rows, num_rows - row), in, in);
+        for (int64_t at = in.first; at < in.last;) {
+            const int64_t begin = at - at % piece_tokens;
+            const Tokens piece{at, std::min(in.last, begin + piece_tokens)};
+            const float* const* ahead =
+                piece.last < in.last ? value_tokens + piece_tokens : next_keys - begin;
+            for (int64_t kv = 0; kv < num_kv_heads; ++kv) {
+                const bool is_packed = c.value_dim % num_lanes != 0;
+                if (is_packed) pack_values(kv * c.value_dim, piece);
+                for (int64_t row = 0; row < num_rows; row += tile_rows)
+                    add_values(kv, row, piece, is_packed ? packed_tokens : value_tokens,
+                               row == 0 ? ahead : nullptr, is_packed ? 0 : kv * c.value_dim);
+            }
+            for (int64_t row = 0; row < num_rows * num_kv_heads; ++row) scales[row] = 1.0f;
+            at = piece.last;
+        }
     }
 
-    void find_tokens(int64_t begin, Tokens in) {
+    Tokens seen_in_step(int64_t row, Tokens in) const {
+        const Tokens seen = seen_by(c, first_position + row / group);
+        return {std::clamp(seen.first - step, in.first, in.last),
+                std::clamp(seen.last - step, in.first, in.last)};
+    }
+
+    Tokens seen_by_rows(int64_t row, int64_t count, Tokens in) const {
+        return {seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
+    }
+
+    float* queries_of(int64_t kv, int64_t row) { return queries + (kv * num_rows + row) * c.key_dim; }
+
+    float* scores_of(int64_t kv, int64_t row) { return scores + (kv * num_rows + row) * step_tokens; }
+
+    void compute_scores(int64_t kv, int64_t row, Tokens some) {
+        products[std::min<int64_t>(tile_rows, num_rows - row)]->score(
+            queries_of(kv, row), packed_keys, c.key_dim, some.first / num_lanes,
+            (some.last + num_lanes - 1) / num_lanes, scores_of(kv, row));
+    }
+
+    void soften_rows(int64_t kv, int64_t first_row, int64_t count, Tokens some, Tokens in) {
+        for (int64_t row = first_row; row < first_row + count; ++row)
+            scales[kv * num_rows + row] =
+                soften(scores_of(kv, row), some.first / num_lanes,
+                       (some.last + num_lanes - 1) / num_lanes, seen_in_step(row, in),
+                       static_cast<float>(c.softcap), span_states[kv * num_rows + row]);
+    }
+
+    void add_values(int64_t kv, int64_t row, Tokens some, const float* const* tokens,
+                    const float* const* ahead, int64_t offset = 0) {
+        const Products& found = *products[std::min<int64_t>(tile_rows, num_rows - row)];
+        const int64_t at = kv * num_rows + row;
+        (ahead ? found.weigh_first : found.weigh)(
+            scores_of(kv, row), tokens, ahead, offset, value_stride / num_lanes, some.first,
+            some.last, scales + at, span_total + at * value_stride, value_stride);
+    }
+
+    // Calls with K and V of each of some tokens, block by block.
+    template <class Take>
+    void each_token(Tokens at, const Take& take) const {
         const int64_t key_size = c.num_kv_heads * c.key_dim;
         const int64_t value_size = c.num_kv_heads * c.value_dim;
-        for (int64_t t = in.first; t < in.last; ++t) {
-            key_tokens[t] =
-                token_of(c.keys, c, table, begin + t, key_size) + kv_head * c.key_dim;
-            value_tokens[t] =
-                token_of(c.values, c, table, begin + t, value_size) + kv_head * c.value_dim;
+        for (int64_t t = at.first; t < at.last;) {
+            const int64_t block = t / c.block_size;
+            const int64_t end = std::min(at.last, (block + 1) * c.block_size);
+            const int64_t slot = table[block] * c.block_size + t - block * c.block_size;
+            const float* key = c.keys + slot * key_size + first_kv_head * c.key_dim;
+            const float* value = c.values + slot * value_size + first_kv_head * c.value_dim;
+            for (; t < end; ++t, key += key_size, value += value_size) take(t, key, value);
         }
-        // Lanes beside them are computed with any token, and not used.
-        const int64_t first = in.first - in.first % num_lanes;
-        std::fill(key_tokens + first, key_tokens + in.first, key_tokens[in.first]);
-        const int64_t last = round_up(in.last, num_lanes);
-        std::fill(key_tokens + in.last, key_tokens + last, key_tokens[in.last - 1]);
     }
 
-    void pack_values(Tokens in) {
+    // Finds where K and V of the tokens of a step lie, and K of the step that follows.
+    void find_tokens(Tokens in) {
+        each_token({step + in.first, step + in.last},
+                   [&](int64_t t, const float* key, const float* value) {
+                       key_tokens[t - step] = key;
+                       value_tokens[t - step] = value;
+                   });
+        // Lanes beside them are computed with any token, and not used.
+        for (auto tokens : {key_tokens, value_tokens}) {
+            std::fill(tokens, tokens + in.first, tokens[in.first]);
+            std::fill(tokens + in.last, tokens + step_tokens, tokens[in.last - 1]);
+        }
+        const int64_t next = step + step_tokens;
+        const int64_t end = std::min(next + piece_tokens, last_token);
+        std::fill_n(next_keys, step_tokens, key_tokens[in.last - 1]);
+        if (next < end)
+            each_token({next, end}, [&](int64_t t, const float* key, const float*) {
+                next_keys[t - next] = key;
+            });
+    }
+
+    void pack_values(int64_t offset, Tokens in) {
         for (int64_t t = in.first; t < in.last; ++t) {
             float* to = packed_values + t * value_stride;
-            std::memcpy(to, value_tokens[t], c.value_dim * sizeof(float));
+            std::memcpy(to, value_tokens[t] + offset, c.value_dim * sizeof(float));
             std::fill(to + c.value_dim, to + value_stride, 0.0f);
-            value_tokens[t] = to;
+            packed_tokens[t] = to;
         }
     }
 
     void finish(const Tile& tile, int64_t row, Softmax state, float* sums) {
-        const int64_t head = tile.kv_head * group + row % group;
+        const int64_t rows_a_head = tile.num_queries * group;
+        const int64_t query = row % rows_a_head / group;
+        const int64_t head = (tile.first_kv_head + row / rows_a_head) * group + row % group;
         if (c.sinks) {
             const float sink = c.sinks[head], most = std::max(state.most, sink);
             const float scale = exp_negative(state.most - most);
@@ -316,7 +400,7 @@ class Worker {
             for (int64_t i = 0; i < value_stride; i += num_lanes) lanes_at(sums + i) *= scale;
         }
         const float norm = 1.0f / state.sum;
-        const int64_t token = c.rows->first_tokens[tile.row] + tile.first_query + row / group;
+        const int64_t token = c.rows->first_tokens[tile.row] + tile.first_query + query;
         float* to = c.output + token * c.output_token_stride + head * c.value_dim;
         for (int64_t i = 0; i < c.value_dim; ++i) to[i] = sums[i] * norm;
     }
@@ -329,12 +413,15 @@ class Worker {
 
     const AttendCall& c;
     const int64_t group, value_stride;
-    float *packed_keys, *packed_values, *scores, *total, *span_total, *queries;
+    float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;
     Softmax *states, *span_states;
-    const float *key_tokens[step_tokens], *value_tokens[step_tokens];
     // Of the tile.
     const int64_t* table = nullptr;
-    int64_t kv_head = 0, num_rows = 0, first_position = 0;
+    int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, first_position = 0, last_token = 0;
+    // Of the step: its first position, and where its tokens lie.
+    int64_t step = 0;
+    const float *key_tokens[step_tokens], *value_tokens[step_tokens];
+    const float *packed_tokens[step_tokens], *next_keys[step_tokens];
 };
 
 // How a step is taken apart. Every thread makes the same one.
@@ -342,22 +429,25 @@ struct Plan {
     std::vector<Tile> tiles;
     // Of tiles that are split: the first of each, and into how many spans.
     struct Split {
-        int64_t first_tile, num_spans, first_row;
+        int64_t first_tile, num_spans;
     };
     std::vector<Split> splits;
-    int64_t num_partials = 0;    // rows of which spans are kept
-    int64_t num_split_rows = 0;  // rows that are put together of spans
+    int64_t num_partials;  // rows of which spans are kept
+    int64_t most_rows;     // of a tile
 
     void make(const AttendCall& c, int64_t num_threads) {
         tiles.clear();
         splits.clear();
-        num_partials = num_split_rows = 0;
+        num_partials = most_rows = 0;
         const int64_t group = c.num_heads / c.num_kv_heads;
         const int64_t enough = num_threads == 1 ? 0 : tiles_a_thread * num_threads;
         int64_t queries = std::max<int64_t>(1, most_queries / group);
         const int64_t fewest = std::max<int64_t>(1, fewest_queries / group);
-        while (queries > fewest && count(c, queries) < enough) queries = (queries + 1) / 2;
-        const bool is_split = count(c, queries) < enough;
+        while (queries > fewest && count(c, queries) * c.num_kv_heads < enough)
+            queries = (queries + 1) / 2;
+        const bool is_split = count(c, queries) * c.num_kv_heads < enough;
+        const int64_t together = std::clamp<int64_t>(near_numbers / c.key_dim, 1, c.num_kv_heads);
+        const bool is_together = count(c, queries) * c.num_kv_heads / together >= enough;
         for (int64_t row = 0; row < c.rows->num_rows; ++row) {
             const int64_t length = c.rows->query_lens[row];
             const int64_t position = c.rows->context_lens[row] - length;
@@ -366,8 +456,10 @@ struct Plan {
             for (int64_t tile = num_tiles; tile-- > 0;) {
                 const int64_t first = tile * queries, num = std::min(queries, length - first);
                 const Tokens context{seen_by(c, position + first).first, position + first + num};
-                for (int64_t kv_head = 0; kv_head < c.num_kv_heads; ++kv_head)
-                    add(c, {row, first, num, kv_head, context, -1}, is_split, num * group);
+                const int64_t heads = is_together && num * group <= few_rows ? together : 1;
+                for (int64_t kv = 0; kv < c.num_kv_heads; kv += heads)
+                    add(c, {row, first, num, kv, std::min(c.num_kv_heads, kv + heads), context, -1},
+                        is_split);
             }
         }
     }
@@ -377,19 +469,20 @@ struct Plan {
         int64_t found = 0;
         for (int64_t row = 0; row < c.rows->num_rows; ++row)
             found += (c.rows->query_lens[row] + queries - 1) / queries;
-        return found * c.num_kv_heads;
+        return found;
     }
 
-    void add(const AttendCall& c, Tile tile, bool is_split, int64_t num_rows) {
+    void add(const AttendCall& c, Tile tile, bool is_split) {
         const Tokens all = tile.context;
+        const int64_t num_rows = tile.num_rows(c.num_heads / c.num_kv_heads);
         const int64_t num_spans = (all.last - 1) / span_tokens - all.first / span_tokens + 1;
         const int64_t kept = (num_partials + num_rows * num_spans) * (c.value_dim + num_lanes + 2);
+        most_rows = std::max(most_rows, num_rows);
         if (!is_split || num_spans == 1 || kept > most_partial_numbers) {
             tiles.push_back(tile);
             return;
         }
-        splits.push_back({static_cast<int64_t>(tiles.size()), num_spans, num_split_rows});
-        num_split_rows += num_rows;
+        splits.push_back({static_cast<int64_t>(tiles.size()), num_spans});
         for (int64_t at = all.first; at < all.last;) {
             const int64_t end = std::min(all.last, at - at % span_tokens + span_tokens);
             tile.context = {at, end};
@@ -421,7 +514,7 @@ extern "C" void lorax_attend_team(const AttendCall* call) {
 #pragma omp single copyprivate(partials)
         partials = buffer.numbers(plan.num_partials * partial_size);
     }
-    Worker worker(c);
+    Worker worker(c, plan.most_rows);
     const auto num_tiles = static_cast<int64_t>(plan.tiles.size());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t tile = 0; tile < num_tiles; ++tile)
@@ -432,7 +525,7 @@ extern "C" void lorax_attend_team(const AttendCall* call) {
     for (int64_t split = 0; split < num_splits; ++split) {
         const Plan::Split& found = plan.splits[split];
         const Tile& tile = plan.tiles[found.first_tile];
-        const int64_t num_rows = tile.num_queries * (c.num_heads / c.num_kv_heads);
+        const int64_t num_rows = tile.num_rows(c.num_heads / c.num_kv_heads);
         for (int64_t row = 0; row < num_rows; ++row)
             worker.add_partials(tile, row, found.num_spans, partials, partial_size);
     }

@@ -17,6 +17,8 @@ constexpr int tile_rows = 6, tile_vectors = 4;
 constexpr int tile_rows = 6, tile_vectors = 2;
 #endif
 
+constexpr int line_vectors = 16 / num_lanes;  // of a cache line
+
 template <int ROWS, int VECTORS>
 using Sums = Lanes[ROWS][VECTORS];
 
@@ -36,9 +38,9 @@ inline void score_vectors(const float* q, const float* keys, int64_t dim, float*
 }
 
 // total[row] = scale[row] * total[row] + sum_t weights[row][t] * values[t]; t from first to last.
-template <int ROWS, int VECTORS>
-inline void weigh_vectors(const float* weights, const float* const* values, int64_t offset,
-                          int64_t first, int64_t last, const float* scale, float* total,
+template <int ROWS, int VECTORS, bool ASKS>
+inline void weigh_vectors(const float* weights, const float* const* values,
+                          const float* const* ahead, int64_t offset, int64_t first, int64_t last, const float* scale, float* total,
                           int64_t stride) {
     Sums<ROWS, VECTORS> sums;
     for (int row = 0; row < ROWS; ++row)
@@ -47,6 +49,9 @@ inline void weigh_vectors(const float* weights, const float* const* values, int6
     for (int64_t t = first; t < last; ++t) {
         Lanes x[VECTORS];
         for (int v = 0; v < VECTORS; ++v) x[v] = lanes_at(values[t] + offset + v * num_lanes);
+        if constexpr (ASKS)
+            for (int v = 0; v < VECTORS; v += line_vectors)
+                __builtin_prefetch(ahead[t] + offset + v * num_lanes);
         for (int row = 0; row < ROWS; ++row) {
             const float weight = weights[row * step_tokens + t];
             for (int v = 0; v < VECTORS; ++v) sums[row][v] += x[v] * weight;
@@ -74,8 +79,10 @@ inline void by_vectors(int64_t first, int64_t last, const Compute& compute) {
 struct Products {
     void (*score)(const float* q, const float* keys, int64_t dim, int64_t first, int64_t last,
                   float* scores);
-    void (*weigh)(const float* weights, const float* const* values, int64_t num_vectors,
-                  int64_t first, int64_t last, const float* scale, float* total, int64_t stride);
+    void (*weigh)(const float* weights, const float* const* values, const float* const* ahead,
+                  int64_t offset, int64_t num_vectors, int64_t first, int64_t last, const float* scale,
+                  float* total, int64_t stride);
+    decltype(weigh) weigh_first;
 };
 
 template <int ROWS>
@@ -86,17 +93,18 @@ void score(const float* q, const float* keys, int64_t dim, int64_t first, int64_
     });
 }
 
-template <int ROWS>
-void weigh(const float* weights, const float* const* values, int64_t num_vectors, int64_t first,
-           int64_t last, const float* scale, float* total, int64_t stride) {
+template <int ROWS, bool ASKS>
+void weigh(const float* weights, const float* const* values, const float* const* ahead,
+           int64_t offset, int64_t num_vectors, int64_t first, int64_t last, const float* scale, float* total,
+           int64_t stride) {
     by_vectors(0, num_vectors, [&](int64_t v, auto count) {
-        weigh_vectors<ROWS, count()>(weights, values, v * num_lanes, first, last, scale,
-                                     total + v * num_lanes, stride);
+        weigh_vectors<ROWS, count(), ASKS>(weights, values, ahead, offset + v * num_lanes, first, last,
+                                           scale, total + v * num_lanes, stride);
     });
 }
 
 template <int ROWS>
-constexpr Products products_of = {score<ROWS>, weigh<ROWS>};
+constexpr Products products_of = {score<ROWS>, weigh<ROWS, false>, weigh<ROWS, true>};
 
 constexpr const Products* products[] = {
     nullptr,         &products_of<1>, &products_of<2>, &products_of<3>,
@@ -104,19 +112,23 @@ constexpr const Products* products[] = {
 };
 
 // Writes K of up to one step so that tokens lie beside each other: keys[i][t] = tokens[t][i].
-inline void transpose_keys(const float* const* tokens, int64_t first, int64_t last, int64_t dim,
-                           float* keys) {
+// Asks for what is read next, line by line: of each token `offset` numbers further, as of K.
+inline void transpose_keys(const float* const* tokens, const float* const* ahead, int64_t offset,
+                           int64_t first, int64_t last, int64_t dim, float* keys) {
     for (int64_t t = first - first % num_lanes; t < last; t += num_lanes) {
         int64_t i = 0;
         for (; i + num_lanes <= dim; i += num_lanes) {
             Lanes rows[num_lanes];
-            for (int lane = 0; lane < num_lanes; ++lane) rows[lane] = lanes_at(tokens[t + lane] + i);
+            for (int lane = 0; lane < num_lanes; ++lane) {
+                rows[lane] = lanes_at(tokens[t + lane] + offset + i);
+                if (i % 16 == 0) __builtin_prefetch(ahead[t + lane] + offset + i);
+            }
             transpose(rows);
             for (int lane = 0; lane < num_lanes; ++lane)
                 lanes_at(keys + (i + lane) * step_tokens + t) = rows[lane];
         }
         for (; i < dim; ++i)
             for (int lane = 0; lane < num_lanes; ++lane)
-                keys[i * step_tokens + t + lane] = tokens[t + lane][i];
+                keys[i * step_tokens + t + lane] = tokens[t + lane][offset + i];
     }
 }
