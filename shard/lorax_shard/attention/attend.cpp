@@ -58,7 +58,7 @@ constexpr int64_t most_queries = 192, fewest_queries = 48;
 // many numbers of a token these have at most.
 constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 512;
 // Tiles that each thread has at least, if there are so many.
-constexpr int64_t tiles_a_thread = 4;
+constexpr int64_t tiles_a_thread = 4, chunks_a_thread = 8;
 // Numbers that a call keeps of spans at most.
 constexpr int64_t most_partial_numbers = 1 << 22;
 // Multiplications that are not worth waking threads for.
@@ -175,8 +175,10 @@ class Worker {
         scales = take(most_rows);
     }
 
-    void compute(const Tile& tile, float* partials, int64_t partial_size) {
+    // What `next` reads first is asked for, unless it is null.
+    void compute(const Tile& tile, const Tile* next, float* partials, int64_t partial_size) {
         begin(tile);
+        next_tile = next;
         for (int64_t at = tile.context.first; at < tile.context.last;) {
             const int64_t end = std::min(tile.context.last, at - at % span_tokens + span_tokens);
             compute_span({at, end});
@@ -346,22 +348,22 @@ class Worker {
 
     // Calls with K and V of each of some tokens, block by block.
     template <class Take>
-    void each_token(Tokens at, const Take& take) const {
+    void each_token(const int64_t* table, int64_t kv_head, Tokens at, const Take& take) const {
         const int64_t key_size = c.num_kv_heads * c.key_dim;
         const int64_t value_size = c.num_kv_heads * c.value_dim;
         for (int64_t t = at.first; t < at.last;) {
             const int64_t block = t / c.block_size;
             const int64_t end = std::min(at.last, (block + 1) * c.block_size);
             const int64_t slot = table[block] * c.block_size + t - block * c.block_size;
-            const float* key = c.keys + slot * key_size + first_kv_head * c.key_dim;
-            const float* value = c.values + slot * value_size + first_kv_head * c.value_dim;
+            const float* key = c.keys + slot * key_size + kv_head * c.key_dim;
+            const float* value = c.values + slot * value_size + kv_head * c.value_dim;
             for (; t < end; ++t, key += key_size, value += value_size) take(t, key, value);
         }
     }
 
     // Finds where K and V of the tokens of a step lie, and K of the step that follows.
     void find_tokens(Tokens in) {
-        each_token({step + in.first, step + in.last},
+        each_token(table, first_kv_head, {step + in.first, step + in.last},
                    [&](int64_t t, const float* key, const float* value) {
                        key_tokens[t - step] = key;
                        value_tokens[t - step] = value;
@@ -371,13 +373,22 @@ class Worker {
             std::fill(tokens, tokens + in.first, tokens[in.first]);
             std::fill(tokens + in.last, tokens + step_tokens, tokens[in.last - 1]);
         }
-        const int64_t next = step + step_tokens;
-        const int64_t end = std::min(next + piece_tokens, last_token);
         std::fill_n(next_keys, step_tokens, key_tokens[in.last - 1]);
-        if (next < end)
-            each_token({next, end}, [&](int64_t t, const float* key, const float*) {
-                next_keys[t - next] = key;
-            });
+        const int64_t next = step + step_tokens;
+        if (next < last_token) {
+            find_keys(table, first_kv_head, {next, last_token});
+        } else if (next_tile) {
+            const int64_t* next_table = c.rows->tables + next_tile->row * c.rows->table_stride;
+            find_keys(next_table, next_tile->first_kv_head, next_tile->context);
+        }
+    }
+
+    void find_keys(const int64_t* table, int64_t kv_head, Tokens at) {
+        const int64_t begin = at.first - at.first % step_tokens;
+        at.last = std::min(at.last, begin + step_tokens);
+        each_token(table, kv_head, at, [&](int64_t t, const float* key, const float*) {
+            next_keys[t - begin] = key;
+        });
     }
 
     void pack_values(int64_t offset, Tokens in) {
@@ -417,6 +428,7 @@ class Worker {
     Softmax *states, *span_states;
     // Of the tile.
     const int64_t* table = nullptr;
+    const Tile* next_tile = nullptr;
     int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, first_position = 0, last_token = 0;
     // Of the step: its first position, and where its tokens lie.
     int64_t step = 0;
@@ -516,9 +528,12 @@ extern "C" void lorax_attend_team(const AttendCall* call) {
     }
     Worker worker(c, plan.most_rows);
     const auto num_tiles = static_cast<int64_t>(plan.tiles.size());
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t tile = 0; tile < num_tiles; ++tile)
-        worker.compute(plan.tiles[tile], partials, partial_size);
+    const int64_t chunk = std::max<int64_t>(1, num_tiles / (omp_get_num_threads() * chunks_a_thread));
+#pragma omp for schedule(dynamic, chunk)
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+        const Tile* at = &plan.tiles[tile];
+        worker.compute(*at, tile + 1 < num_tiles && (tile + 1) % chunk ? at + 1 : nullptr, partials, partial_size);
+    }
     if (plan.num_partials == 0) return;
     const auto num_splits = static_cast<int64_t>(plan.splits.size());
 #pragma omp for schedule(static)
