@@ -94,34 +94,67 @@ Tokens seen_by(const AttendCall& c, int64_t position) {
     return {first, position + 1};
 }
 
-// Turns the scores of the vectors [first, last) into weights; of the tokens [seen.first,
-// seen.last) only, the others weigh 0. Returns by what earlier sums have to be multiplied.
-__attribute__((noinline)) float soften(float* scores, int64_t first, int64_t last, Tokens seen,
-                                       float softcap, Softmax& state) {
-    Lanes* x = reinterpret_cast<Lanes*>(scores);
-    if (softcap > 0.0f)
-        for (int64_t v = first; v < last; ++v) x[v] = cap(x[v], softcap);
-    if (seen.first > first * num_lanes || seen.last < last * num_lanes) {
-        IntLanes at;
-        for (int lane = 0; lane < num_lanes; ++lane) at[lane] = lane;
-        for (int64_t v = first; v < last; ++v) {
-            const IntLanes token = at + static_cast<int32_t>(v * num_lanes);
-            const IntLanes is_seen = (token >= static_cast<int32_t>(seen.first)) &
-                                     (token < static_cast<int32_t>(seen.last));
-            x[v] = is_seen ? x[v] : Lanes{} - __builtin_inff();
-        }
+// What of a row's tokens are computed, in vectors from `first` to before `last`.
+struct Vectors {
+    int64_t first, last;
+
+    explicit Vectors(Tokens some)
+        : first(some.first / num_lanes), last((some.last + num_lanes - 1) / num_lanes) {}
+};
+
+constexpr int64_t step_vectors = step_tokens / num_lanes;
+
+// Gives the tokens that a row does not see a score below all others.
+inline void hide(Lanes* x, Vectors some, Tokens seen) {
+    IntLanes at;
+    for (int lane = 0; lane < num_lanes; ++lane) at[lane] = lane;
+    for (int64_t v = some.first; v < some.last; ++v) {
+        const IntLanes token = at + static_cast<int32_t>(v * num_lanes);
+        const IntLanes is_seen = (token >= static_cast<int32_t>(seen.first)) &
+                                 (token < static_cast<int32_t>(seen.last));
+        x[v] = is_seen ? x[v] : Lanes{} - __builtin_inff();
     }
-    Lanes most = Lanes{} + state.most;
-    for (int64_t v = first; v < last; ++v) most = larger(x[v], most);
-    const float new_most = largest_lane(most);
-    Lanes sums = {};
-    for (int64_t v = first; v < last; ++v) {
-        x[v] = exp_negative(x[v] - new_most);
-        sums += x[v];
+}
+
+// Calls with each vector's number; where all are computed their count is known to the compiler.
+template <class Take>
+inline void each_vector(Vectors some, const Take& take) {
+    if (some.first == 0 && some.last == step_vectors) {
+#pragma GCC unroll 16
+        for (int64_t v = 0; v < step_vectors; ++v) take(v);
+    } else {
+        for (int64_t v = some.first; v < some.last; ++v) take(v);
     }
-    const float scale = exp_negative(state.most - new_most);
-    state = {new_most, state.sum * scale + sum_lanes(sums)};
-    return scale;
+}
+
+// Turns the scores of up to tile_rows rows into weights, of the tokens that each sees; the others
+// weigh 0. Finds by what earlier sums have to be multiplied.
+__attribute__((noinline)) void soften(float* scores, int64_t count, Vectors some, const Tokens* seen,
+                                      float softcap, Softmax* states, float* scales) {
+    constexpr int64_t padded_rows = (tile_rows + num_lanes - 1) / num_lanes * num_lanes;
+    float most[padded_rows], change[padded_rows] = {};
+    for (int64_t row = 0; row < count; ++row) {
+        Lanes* x = reinterpret_cast<Lanes*>(scores + row * step_tokens);
+        if (softcap > 0.0f) each_vector(some, [&](int64_t v) { x[v] = cap(x[v], softcap); });
+        if (seen[row].first > some.first * num_lanes || seen[row].last < some.last * num_lanes)
+            hide(x, some, seen[row]);
+        Lanes largest = Lanes{} + states[row].most;
+        each_vector(some, [&](int64_t v) { largest = larger(x[v], largest); });
+        most[row] = largest_lane(largest);
+        change[row] = states[row].most - most[row];
+    }
+    for (int64_t row = 0; row < padded_rows; row += num_lanes)
+        lanes_at(change + row) = exp_negative(lanes_at(change + row));
+    for (int64_t row = 0; row < count; ++row) {
+        Lanes* x = reinterpret_cast<Lanes*>(scores + row * step_tokens);
+        Lanes sums = {};
+        each_vector(some, [&](int64_t v) {
+            x[v] = exp_negative(x[v] - most[row]);
+            sums += x[v];
+        });
+        scales[row] = change[row];
+        states[row] = {most[row], states[row].sum * change[row] + sum_lanes(sums)};
+    }
 }
 
 // Adds what a later span has to what earlier ones have.
@@ -157,7 +190,7 @@ class Worker {
         : c(call), group(call.num_heads / call.num_kv_heads),
           value_stride(round_up(call.value_dim, num_lanes)) {
         static thread_local Buffer buffer;
-        const int64_t per_row = c.key_dim + 2 * value_stride + 5;
+        const int64_t per_row = c.key_dim + 2 * value_stride + 9;
         float* at = buffer.numbers(
             round_up(most_rows, 16) * (per_row + step_tokens) +
             step_tokens * (c.key_dim + value_stride) + 16);
@@ -173,6 +206,7 @@ class Worker {
         states = reinterpret_cast<Softmax*>(take(2 * most_rows));
         span_states = reinterpret_cast<Softmax*>(take(2 * most_rows));
         scales = take(most_rows);
+        seen = reinterpret_cast<Tokens*>(take(4 * most_rows));
     }
 
     // What `next` reads first is asked for, unless it is null.
@@ -221,8 +255,10 @@ class Worker {
         first_kv_head = tile.first_kv_head;
         num_kv_heads = tile.last_kv_head - tile.first_kv_head;
         num_rows = tile.num_queries * group;
-        first_position =
+        const int64_t position =
             rows.context_lens[tile.row] - rows.query_lens[tile.row] + tile.first_query;
+        for (int64_t query = 0; query < tile.num_queries; ++query)
+            std::fill_n(seen + query * group, group, seen_by(c, position + query));
         last_token = tile.context.last;
         const int64_t token = rows.first_tokens[tile.row] + tile.first_query;
         for (int64_t kv = 0; kv < num_kv_heads; ++kv)
@@ -264,10 +300,10 @@ class Worker {
         pack_values(0, in);
         for (int64_t row = 0; row < num_rows; row += tile_rows) {
             const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
-            const Tokens some = seen_by_rows(row, count, in);
+            const Tokens some{seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
             if (some.first >= some.last) continue;
             compute_scores(0, row, some);
-            soften_rows(0, row, count, some, in);
+            soften_rows(0, row, some, in);
             add_values(0, row, some, packed_tokens, row == 0 ? next_keys : nullptr);
         }
     }
@@ -291,7 +327,7 @@ class Worker {
         }
         for (int64_t kv = 0; kv < num_kv_heads; ++kv)
             for (int64_t row = 0; row < num_rows; row += tile_rows)
-                soften_rows(kv, row, std::min<int64_t>(tile_rows, num_rows - row), in, in);
+                soften_rows(kv, row, in, in);
         for (int64_t at = in.first; at < in.last;) {
             const int64_t begin = at - at % piece_tokens;
             const Tokens piece{at, std::min(in.last, begin + piece_tokens)};
@@ -310,13 +346,8 @@ class Worker {
     }
 
     Tokens seen_in_step(int64_t row, Tokens in) const {
-        const Tokens seen = seen_by(c, first_position + row / group);
-        return {std::clamp(seen.first - step, in.first, in.last),
-                std::clamp(seen.last - step, in.first, in.last)};
-    }
-
-    Tokens seen_by_rows(int64_t row, int64_t count, Tokens in) const {
-        return {seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
+        return {std::clamp(seen[row].first - step, in.first, in.last),
+                std::clamp(seen[row].last - step, in.first, in.last)};
     }
 
     float* queries_of(int64_t kv, int64_t row) { return queries + (kv * num_rows + row) * c.key_dim; }
@@ -324,17 +355,19 @@ class Worker {
     float* scores_of(int64_t kv, int64_t row) { return scores + (kv * num_rows + row) * step_tokens; }
 
     void compute_scores(int64_t kv, int64_t row, Tokens some) {
+        const Vectors vectors(some);
         products[std::min<int64_t>(tile_rows, num_rows - row)]->score(
-            queries_of(kv, row), packed_keys, c.key_dim, some.first / num_lanes,
-            (some.last + num_lanes - 1) / num_lanes, scores_of(kv, row));
+            queries_of(kv, row), packed_keys, c.key_dim, vectors.first, vectors.last,
+            scores_of(kv, row));
     }
 
-    void soften_rows(int64_t kv, int64_t first_row, int64_t count, Tokens some, Tokens in) {
-        for (int64_t row = first_row; row < first_row + count; ++row)
-            scales[kv * num_rows + row] =
-                soften(scores_of(kv, row), some.first / num_lanes,
-                       (some.last + num_lanes - 1) / num_lanes, seen_in_step(row, in),
-                       static_cast<float>(c.softcap), span_states[kv * num_rows + row]);
+    void soften_rows(int64_t kv, int64_t row, Tokens some, Tokens in) {
+        const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
+        Tokens each[tile_rows];
+        for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step(row + i, in);
+        const int64_t at = kv * num_rows + row;
+        soften(scores_of(kv, row), count, Vectors(some), each, static_cast<float>(c.softcap),
+               span_states + at, scales + at);
     }
 
     void add_values(int64_t kv, int64_t row, Tokens some, const float* const* tokens,
@@ -426,10 +459,11 @@ class Worker {
     const int64_t group, value_stride;
     float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;
     Softmax *states, *span_states;
+    Tokens* seen;  // by each row of a KV head
     // Of the tile.
     const int64_t* table = nullptr;
     const Tile* next_tile = nullptr;
-    int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, first_position = 0, last_token = 0;
+    int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, last_token = 0;
     // Of the step: its first position, and where its tokens lie.
     int64_t step = 0;
     const float *key_tokens[step_tokens], *value_tokens[step_tokens];
