@@ -261,21 +261,15 @@ class Worker {
             std::fill_n(seen + query * group, group, seen_by(c, position + query));
         last_token = tile.context.last;
         const int64_t token = rows.first_tokens[tile.row] + tile.first_query;
-        for (int64_t kv = 0; kv < num_kv_heads; ++kv)
-            for (int64_t row = 0; row < num_rows; row += tile_rows)
-                take_queries(token, kv, row, std::min<int64_t>(tile_rows, num_rows - row));
-    }
-
-    // Numbers of the rows that are computed together lie beside each other: q[i][row].
-    void take_queries(int64_t token, int64_t kv, int64_t first_row, int64_t count) {
         const auto scaling = static_cast<float>(c.scaling);
-        for (int64_t row = 0; row < count; ++row) {
-            const int64_t query = (first_row + row) / group, head = (first_row + row) % group;
-            const float* from = c.query + (token + query) * c.query_token_stride +
-                                ((first_kv_head + kv) * group + head) * c.query_head_stride;
-            float* to = queries_of(kv, first_row) + row;
-            for (int64_t i = 0; i < c.key_dim; ++i) to[i * count] = from[i] * scaling;
-        }
+        for (int64_t kv = 0; kv < num_kv_heads; ++kv)
+            for (int64_t row = 0; row < num_rows; ++row) {
+                const int64_t head = (first_kv_head + kv) * group + row % group;
+                const float* from = c.query + (token + row / group) * c.query_token_stride +
+                                    head * c.query_head_stride;
+                float* to = queries_of(kv, row);
+                for (int64_t i = 0; i < c.key_dim; ++i) to[i] = from[i] * scaling;
+            }
     }
 
     void compute_span(Tokens span) {

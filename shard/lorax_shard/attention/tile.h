@@ -22,15 +22,16 @@ constexpr int line_vectors = 16 / num_lanes;  // of a cache line
 template <int ROWS, int VECTORS>
 using Sums = Lanes[ROWS][VECTORS];
 
-// scores[row][t] = sum_i q[i][row] * keys[i][t], for `num` vectors of t; i runs from first to last.
+// scores[row][t] = sum_i q[row][i] * keys[i][t], for `num` vectors of t; i runs from first to last.
 template <int ROWS, int VECTORS>
 inline void score_vectors(const float* q, const float* keys, int64_t dim, float* scores) {
     Sums<ROWS, VECTORS> sums = {};
-    for (int64_t i = 0; i < dim; ++i, q += ROWS, keys += step_tokens) {
+    const int64_t stride = dim;
+    for (int64_t i = 0; i < dim; ++i, ++q, keys += step_tokens) {
         Lanes k[VECTORS];
         for (int v = 0; v < VECTORS; ++v) k[v] = lanes_at(keys + v * num_lanes);
         for (int row = 0; row < ROWS; ++row)
-            for (int v = 0; v < VECTORS; ++v) sums[row][v] += k[v] * q[row];
+            for (int v = 0; v < VECTORS; ++v) sums[row][v] += k[v] * q[row * stride];
     }
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v)
