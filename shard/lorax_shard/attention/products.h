@@ -22,7 +22,7 @@ constexpr int line_vectors = 16 / num_lanes;  // of a cache line
 template <int ROWS, int VECTORS>
 using Sums = Lanes[ROWS][VECTORS];
 
-// scores[row][t] = sum_i q[row][i] * keys[i][t], for `num` vectors of t; i runs from first to last.
+// scores[row][t] = sum_i q[row][i] * keys[i][t]; i runs from first to last.
 template <int ROWS, int VECTORS>
 inline void score_vectors(const float* q, const float* keys, int64_t dim, float* scores) {
     Sums<ROWS, VECTORS> sums = {};
@@ -39,10 +39,11 @@ inline void score_vectors(const float* q, const float* keys, int64_t dim, float*
 }
 
 // total[row] = scale[row] * total[row] + sum_t weights[row][t] * values[t]; t from first to last.
+// Values lie `offset` numbers behind what is told of a token. Asks for as much of `ahead`.
 template <int ROWS, int VECTORS, bool ASKS>
 inline void weigh_vectors(const float* weights, const float* const* values,
-                          const float* const* ahead, int64_t offset, int64_t first, int64_t last, const float* scale, float* total,
-                          int64_t stride) {
+                          const float* const* ahead, int64_t offset, int64_t first, int64_t last,
+                          const float* scale, float* total, int64_t stride) {
     Sums<ROWS, VECTORS> sums;
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v)
@@ -81,9 +82,9 @@ struct Products {
     void (*score)(const float* q, const float* keys, int64_t dim, int64_t first, int64_t last,
                   float* scores);
     void (*weigh)(const float* weights, const float* const* values, const float* const* ahead,
-                  int64_t offset, int64_t num_vectors, int64_t first, int64_t last, const float* scale,
-                  float* total, int64_t stride);
-    decltype(weigh) weigh_first;
+                  int64_t offset, int64_t num_vectors, int64_t first, int64_t last,
+                  const float* scale, float* total, int64_t stride);
+    decltype(weigh) weigh_and_ask;
 };
 
 template <int ROWS>
@@ -96,11 +97,11 @@ void score(const float* q, const float* keys, int64_t dim, int64_t first, int64_
 
 template <int ROWS, bool ASKS>
 void weigh(const float* weights, const float* const* values, const float* const* ahead,
-           int64_t offset, int64_t num_vectors, int64_t first, int64_t last, const float* scale, float* total,
-           int64_t stride) {
+           int64_t offset, int64_t num_vectors, int64_t first, int64_t last, const float* scale,
+           float* total, int64_t stride) {
     by_vectors(0, num_vectors, [&](int64_t v, auto count) {
-        weigh_vectors<ROWS, count(), ASKS>(weights, values, ahead, offset + v * num_lanes, first, last,
-                                           scale, total + v * num_lanes, stride);
+        weigh_vectors<ROWS, count(), ASKS>(weights, values, ahead, offset + v * num_lanes, first,
+                                           last, scale, total + v * num_lanes, stride);
     });
 }
 
@@ -113,7 +114,7 @@ constexpr const Products* products[] = {
 };
 
 // Writes K of up to one step so that tokens lie beside each other: keys[i][t] = tokens[t][i].
-// Asks for what is read next, line by line: of each token `offset` numbers further, as of K.
+// K lies `offset` numbers behind what is told of a token. Asks for as much of `ahead`.
 inline void transpose_keys(const float* const* tokens, const float* const* ahead, int64_t offset,
                            int64_t first, int64_t last, int64_t dim, float* keys) {
     for (int64_t t = first - first % num_lanes; t < last; t += num_lanes) {

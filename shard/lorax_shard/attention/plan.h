@@ -1,0 +1,145 @@
+// What a step of attention is told, and how it is taken apart.
+
+#pragma once
+
+#include <vector>
+
+#include "products.h"
+
+// The rows of a step, the same for all layers; Python writes it anew for each step.
+struct StepRows {
+    int64_t num_rows;
+    const int64_t* query_lens;    // tokens that are computed
+    const int64_t* first_tokens;  // the first of them, among all tokens of the step
+    const int64_t* context_lens;  // tokens with K and V, those of the step included
+    const int64_t* tables;        // numbers of blocks, with `table_stride` from row to row
+    int64_t table_stride;
+};
+
+// What Python hands over: all fields have eight bytes.
+struct AttendCall {
+    const float* query;  // tokens x H x D with the strides below; D is contiguous
+    int64_t query_token_stride, query_head_stride;
+    const float* keys;    // blocks x block_size x G x D
+    const float* values;  // blocks x block_size x G x E
+    float* output;        // tokens x H x E; H x E is contiguous
+    int64_t output_token_stride;
+    int64_t num_heads, num_kv_heads, key_dim, value_dim, block_size;
+    double scaling;
+    int64_t window, chunk;  // 0: none
+    double softcap;         // 0: none
+    const float* sinks;     // H, or null
+    int64_t num_threads;
+    const StepRows* rows;
+};
+
+// The tokens whose results are put together by themselves before they are added to others'.
+constexpr int64_t span_tokens = 512;
+// Query rows (tokens x heads) of a tile: the most, and what it may shrink to so that all threads
+// have tiles.
+constexpr int64_t most_queries = 192, fewest_queries = 48;
+// Query rows of a KV head up to which tokens are taken in pieces, for several KV heads, and how
+// many numbers of a token these have at most.
+constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 512;
+// Tiles that each thread has at least, if there are so many.
+constexpr int64_t tiles_a_thread = 4;
+// Numbers that a call keeps of spans at most.
+constexpr int64_t most_partial_numbers = 1 << 22;
+
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Tokens of a row's context, from `first` to before `last`.
+struct Tokens {
+    int64_t first, last;
+};
+
+inline Tokens seen_by(const AttendCall& c, int64_t position) {
+    int64_t first = c.window > 0 ? std::max<int64_t>(0, position - c.window + 1) : 0;
+    if (c.chunk > 0) first = std::max(first, position - position % c.chunk);
+    return {first, position + 1};
+}
+
+// Queries of a row with the heads of some KV heads, over some of their context.
+struct Tile {
+    int64_t row, first_query, num_queries, first_kv_head, last_kv_head;
+    Tokens context;
+    int64_t partial;  // where what it computes is kept until all spans are; -1: it is all
+
+    int64_t num_rows(int64_t group) const {
+        return num_queries * group * (last_kv_head - first_kv_head);
+    }
+};
+
+// How a step is taken apart. Every thread makes the same one.
+struct Plan {
+    std::vector<Tile> tiles;
+    // Of tiles that are split: the first of each, and into how many spans.
+    struct Split {
+        int64_t first_tile, num_spans;
+    };
+    std::vector<Split> splits;
+    int64_t num_partials;  // rows of which spans are kept
+    int64_t most_rows;     // of a tile
+
+    void make(const AttendCall& c, int64_t num_threads) {
+        tiles.clear();
+        splits.clear();
+        num_partials = most_rows = 0;
+        const int64_t group = c.num_heads / c.num_kv_heads;
+        const int64_t enough = num_threads == 1 ? 0 : tiles_a_thread * num_threads;
+        int64_t queries = std::max<int64_t>(1, most_queries / group);
+        const int64_t fewest = std::max<int64_t>(1, fewest_queries / group);
+        while (queries > fewest && count(c, queries, false) * c.num_kv_heads < enough)
+            queries = (queries + 1) / 2;
+        const bool is_split = count(c, queries, false) * c.num_kv_heads < enough;
+        // KV heads of a tile of few rows: neighbours in memory are read together.
+        int64_t together = std::clamp<int64_t>(near_numbers / c.key_dim, 1, c.num_kv_heads);
+        if (count(c, queries, is_split) * c.num_kv_heads < enough * together) together = 1;
+        for (int64_t row = 0; row < c.rows->num_rows; ++row) {
+            const int64_t length = c.rows->query_lens[row];
+            const int64_t position = c.rows->context_lens[row] - length;
+            // The longest first: what comes last should be short.
+            const int64_t num_tiles = (length + queries - 1) / queries;
+            for (int64_t tile = num_tiles; tile-- > 0;) {
+                const int64_t first = tile * queries, num = std::min(queries, length - first);
+                const Tokens context{seen_by(c, position + first).first, position + first + num};
+                const int64_t heads = num * group <= few_rows ? together : 1;
+                for (int64_t kv = 0; kv < c.num_kv_heads; kv += heads)
+                    add(c, {row, first, num, kv, std::min(c.num_kv_heads, kv + heads), context, -1},
+                        is_split);
+            }
+        }
+    }
+
+   private:
+    // Tiles of so many queries each, of a KV head; or their spans.
+    static int64_t count(const AttendCall& c, int64_t queries, bool is_split) {
+        int64_t found = 0;
+        for (int64_t row = 0; row < c.rows->num_rows; ++row) {
+            const int64_t spans = (c.rows->context_lens[row] + span_tokens - 1) / span_tokens;
+            found += (c.rows->query_lens[row] + queries - 1) / queries * (is_split ? spans : 1);
+        }
+        return found;
+    }
+
+    void add(const AttendCall& c, Tile tile, bool is_split) {
+        const Tokens all = tile.context;
+        const int64_t num_rows = tile.num_rows(c.num_heads / c.num_kv_heads);
+        const int64_t num_spans = (all.last - 1) / span_tokens - all.first / span_tokens + 1;
+        const int64_t kept = (num_partials + num_rows * num_spans) * (c.value_dim + num_lanes + 2);
+        most_rows = std::max(most_rows, num_rows);
+        if (!is_split || num_spans == 1 || kept > most_partial_numbers) {
+            tiles.push_back(tile);
+            return;
+        }
+        splits.push_back({static_cast<int64_t>(tiles.size()), num_spans});
+        for (int64_t at = all.first; at < all.last;) {
+            const int64_t end = std::min(all.last, at - at % span_tokens + span_tokens);
+            tile.context = {at, end};
+            tile.partial = num_partials;
+            num_partials += num_rows;
+            tiles.push_back(tile);
+            at = end;
+        }
+    }
+};

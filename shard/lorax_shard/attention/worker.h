@@ -1,0 +1,307 @@
+// What a thread computes of a step of attention.
+
+#pragma once
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "softmax.h"
+
+// Memory that a thread keeps from call to call, aligned to cache lines.
+class Buffer {
+   public:
+    float* numbers(int64_t count) {
+        if (static_cast<int64_t>(held.size()) < count + 16) held.resize(count + 16);
+        const auto address = reinterpret_cast<uintptr_t>(held.data());
+        return held.data() + (round_up(address, 64) - address) / sizeof(float);
+    }
+
+   private:
+    std::vector<float> held;
+};
+
+// Computes tiles, one after the other, in memory of its own.
+class Worker {
+   public:
+    Worker(const AttendCall& call, int64_t most_rows)
+        : c(call), group(call.num_heads / call.num_kv_heads),
+          value_stride(round_up(call.value_dim, num_lanes)) {
+        static thread_local Buffer buffer;
+        const int64_t per_row = c.key_dim + 2 * value_stride + 9;
+        float* at = buffer.numbers(round_up(most_rows, 16) * (per_row + step_tokens) +
+                                   step_tokens * (c.key_dim + value_stride) + 16);
+        const auto take = [&](int64_t count) {
+            return std::exchange(at, at + round_up(count, 16));
+        };
+        packed_keys = take(step_tokens * c.key_dim);
+        packed_values = take(step_tokens * value_stride);
+        scores = take(most_rows * step_tokens);
+        total = take(most_rows * value_stride);
+        span_total = take(most_rows * value_stride);
+        queries = take(most_rows * c.key_dim);
+        states = reinterpret_cast<Softmax*>(take(2 * most_rows));
+        span_states = reinterpret_cast<Softmax*>(take(2 * most_rows));
+        scales = take(most_rows);
+        seen = reinterpret_cast<Tokens*>(take(4 * most_rows));
+    }
+
+    // What `next` reads first is asked for, unless it is null.
+    void compute(const Tile& tile, const Tile* next, float* partials, int64_t partial_size) {
+        begin(tile);
+        next_tile = next;
+        for (int64_t at = tile.context.first; at < tile.context.last;) {
+            const int64_t end = std::min(tile.context.last, at - at % span_tokens + span_tokens);
+            compute_span({at, end});
+            if (at == tile.context.first) {
+                std::swap(total, span_total);
+                std::swap(states, span_states);
+            } else {
+                for (int64_t row = 0; row < num_rows * num_kv_heads; ++row)
+                    add_span(states[row], total + row * value_stride, span_states[row],
+                             span_total + row * value_stride, value_stride);
+            }
+            at = end;
+        }
+        for (int64_t row = 0; row < num_rows * num_kv_heads; ++row) {
+            if (tile.partial < 0)
+                finish(tile, row, states[row], total + row * value_stride);
+            else
+                keep(partials + (tile.partial + row) * partial_size, states[row],
+                     total + row * value_stride);
+        }
+    }
+
+    // Adds the spans of one row of a tile, which lie `stride` apart.
+    void add_partials(const Tile& tile, int64_t row, int64_t num_spans, float* partials,
+                      int64_t partial_size) {
+        const int64_t stride = tile.num_rows(group) * partial_size;
+        float* first = partials + (tile.partial + row) * partial_size;
+        Softmax state = {first[0], first[1]};
+        for (int64_t span = 1; span < num_spans; ++span) {
+            const float* later = first + span * stride;
+            add_span(state, first + 2, {later[0], later[1]}, later + 2, value_stride);
+        }
+        finish(tile, row, state, first + 2);
+    }
+
+   private:
+    void begin(const Tile& tile) {
+        const StepRows& rows = *c.rows;
+        table = rows.tables + tile.row * rows.table_stride;
+        first_kv_head = tile.first_kv_head;
+        num_kv_heads = tile.last_kv_head - tile.first_kv_head;
+        num_rows = tile.num_queries * group;
+        const int64_t position =
+            rows.context_lens[tile.row] - rows.query_lens[tile.row] + tile.first_query;
+        for (int64_t query = 0; query < tile.num_queries; ++query)
+            std::fill_n(seen + query * group, group, seen_by(c, position + query));
+        last_token = tile.context.last;
+        const int64_t token = rows.first_tokens[tile.row] + tile.first_query;
+        const auto scaling = static_cast<float>(c.scaling);
+        for (int64_t kv = 0; kv < num_kv_heads; ++kv)
+            for (int64_t row = 0; row < num_rows; ++row) {
+                const int64_t head = (first_kv_head + kv) * group + row % group;
+                const float* from = c.query + (token + row / group) * c.query_token_stride +
+                                    head * c.query_head_stride;
+                float* to = queries_of(kv, row);
+                for (int64_t i = 0; i < c.key_dim; ++i) to[i] = from[i] * scaling;
+            }
+    }
+
+    void compute_span(Tokens span) {
+        std::fill_n(span_states, num_rows * num_kv_heads, Softmax{nothing, 0.0f});
+        std::fill_n(span_total, num_rows * num_kv_heads * value_stride, 0.0f);
+        for (int64_t at = span.first; at < span.last;) {
+            step = at - at % step_tokens;
+            const int64_t end = std::min(span.last, step + step_tokens);
+            find_tokens({at - step, end - step});
+            if (num_rows > few_rows)
+                compute_many({at - step, end - step});
+            else
+                compute_few({at - step, end - step});
+            at = end;
+        }
+    }
+
+    // Takes tokens of a step for one KV head and many rows: a few rows after the others, so that
+    // K and V stay in the first cache.
+    void compute_many(Tokens in) {
+        transpose_keys(key_tokens, value_tokens, 0, in.first, in.last, c.key_dim, packed_keys);
+        pack_values(0, in);
+        for (int64_t row = 0; row < num_rows; row += tile_rows) {
+            const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
+            const Tokens some{seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
+            if (some.first >= some.last) continue;
+            compute_scores(0, row, some);
+            soften_rows(0, row, some, in);
+            add_values(0, row, some, packed_tokens, row == 0 ? next_keys : nullptr);
+        }
+    }
+
+    // Takes tokens of a step for few rows of several KV heads: piece by piece, K and then V are
+    // read as they come in memory, and the piece that follows is asked for.
+    void compute_few(Tokens in) {
+        for (int64_t at = in.first; at < in.last;) {
+            const int64_t begin = at - at % piece_tokens;
+            const Tokens piece{at, std::min(in.last, begin + piece_tokens)};
+            const float* const* ahead =
+                piece.last < in.last ? key_tokens + piece_tokens
+                                     : value_tokens + in.first - in.first % piece_tokens - begin;
+            for (int64_t kv = 0; kv < num_kv_heads; ++kv) {
+                transpose_keys(key_tokens, ahead, kv * c.key_dim, piece.first, piece.last,
+                               c.key_dim, packed_keys);
+                for (int64_t row = 0; row < num_rows; row += tile_rows)
+                    compute_scores(kv, row, piece);
+            }
+            at = piece.last;
+        }
+        for (int64_t kv = 0; kv < num_kv_heads; ++kv)
+            for (int64_t row = 0; row < num_rows; row += tile_rows)
+                soften_rows(kv, row, in, in);
+        for (int64_t at = in.first; at < in.last;) {
+            const int64_t begin = at - at % piece_tokens;
+            const Tokens piece{at, std::min(in.last, begin + piece_tokens)};
+            const float* const* ahead =
+                piece.last < in.last ? value_tokens + piece_tokens : next_keys - begin;
+            for (int64_t kv = 0; kv < num_kv_heads; ++kv) {
+                const bool is_packed = c.value_dim % num_lanes != 0;
+                if (is_packed) pack_values(kv * c.value_dim, piece);
+                for (int64_t row = 0; row < num_rows; row += tile_rows)
+                    add_values(kv, row, piece, is_packed ? packed_tokens : value_tokens,
+                               row == 0 ? ahead : nullptr, is_packed ? 0 : kv * c.value_dim);
+            }
+            for (int64_t row = 0; row < num_rows * num_kv_heads; ++row) scales[row] = 1.0f;
+            at = piece.last;
+        }
+    }
+
+    Tokens seen_in_step(int64_t row, Tokens in) const {
+        return {std::clamp(seen[row].first - step, in.first, in.last),
+                std::clamp(seen[row].last - step, in.first, in.last)};
+    }
+
+    float* queries_of(int64_t kv, int64_t row) const {
+        return queries + (kv * num_rows + row) * c.key_dim;
+    }
+
+    float* scores_of(int64_t kv, int64_t row) const {
+        // Of many rows a few are done with before the next are computed.
+        return num_rows > few_rows ? scores : scores + (kv * num_rows + row) * step_tokens;
+    }
+
+    void compute_scores(int64_t kv, int64_t row, Tokens some) {
+        const Vectors vectors(some);
+        products[std::min<int64_t>(tile_rows, num_rows - row)]->score(
+            queries_of(kv, row), packed_keys, c.key_dim, vectors.first, vectors.last,
+            scores_of(kv, row));
+    }
+
+    void soften_rows(int64_t kv, int64_t row, Tokens some, Tokens in) {
+        const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
+        Tokens each[tile_rows];
+        for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step(row + i, in);
+        const int64_t at = kv * num_rows + row;
+        soften(scores_of(kv, row), count, Vectors(some), each, static_cast<float>(c.softcap),
+               span_states + at, scales + at);
+    }
+
+    void add_values(int64_t kv, int64_t row, Tokens some, const float* const* tokens,
+                    const float* const* ahead, int64_t offset = 0) {
+        const Products& found = *products[std::min<int64_t>(tile_rows, num_rows - row)];
+        const int64_t at = kv * num_rows + row;
+        (ahead ? found.weigh_and_ask : found.weigh)(
+            scores_of(kv, row), tokens, ahead, offset, value_stride / num_lanes, some.first,
+            some.last, scales + at, span_total + at * value_stride, value_stride);
+    }
+
+    // Calls with K and V of each of some tokens, block by block.
+    template <class Take>
+    void each_token(const int64_t* table, int64_t kv_head, Tokens at, const Take& take) const {
+        const int64_t key_size = c.num_kv_heads * c.key_dim;
+        const int64_t value_size = c.num_kv_heads * c.value_dim;
+        for (int64_t t = at.first; t < at.last;) {
+            const int64_t block = t / c.block_size;
+            const int64_t end = std::min(at.last, (block + 1) * c.block_size);
+            const int64_t slot = table[block] * c.block_size + t - block * c.block_size;
+            const float* key = c.keys + slot * key_size + kv_head * c.key_dim;
+            const float* value = c.values + slot * value_size + kv_head * c.value_dim;
+            for (; t < end; ++t, key += key_size, value += value_size) take(t, key, value);
+        }
+    }
+
+    // Finds where K and V of the tokens of a step lie, and K of the step that follows.
+    void find_tokens(Tokens in) {
+        each_token(table, first_kv_head, {step + in.first, step + in.last},
+                   [&](int64_t t, const float* key, const float* value) {
+                       key_tokens[t - step] = key;
+                       value_tokens[t - step] = value;
+                   });
+        // Lanes beside them are computed with any token, and not used.
+        for (auto tokens : {key_tokens, value_tokens}) {
+            std::fill(tokens, tokens + in.first, tokens[in.first]);
+            std::fill(tokens + in.last, tokens + step_tokens, tokens[in.last - 1]);
+        }
+        std::fill_n(next_keys, step_tokens, key_tokens[in.last - 1]);
+        const int64_t next = step + step_tokens;
+        if (next < last_token) {
+            find_keys(table, first_kv_head, {next, last_token});
+        } else if (next_tile) {
+            const int64_t* next_table = c.rows->tables + next_tile->row * c.rows->table_stride;
+            find_keys(next_table, next_tile->first_kv_head, next_tile->context);
+        }
+    }
+
+    void find_keys(const int64_t* table, int64_t kv_head, Tokens at) {
+        const int64_t begin = at.first - at.first % step_tokens;
+        at.last = std::min(at.last, begin + step_tokens);
+        each_token(table, kv_head, at, [&](int64_t t, const float* key, const float*) {
+            next_keys[t - begin] = key;
+        });
+    }
+
+    void pack_values(int64_t offset, Tokens in) {
+        for (int64_t t = in.first; t < in.last; ++t) {
+            float* to = packed_values + t * value_stride;
+            std::memcpy(to, value_tokens[t] + offset, c.value_dim * sizeof(float));
+            std::fill(to + c.value_dim, to + value_stride, 0.0f);
+            packed_tokens[t] = to;
+        }
+    }
+
+    void finish(const Tile& tile, int64_t row, Softmax state, float* sums) {
+        const int64_t rows_a_head = tile.num_queries * group;
+        const int64_t query = row % rows_a_head / group;
+        const int64_t head = (tile.first_kv_head + row / rows_a_head) * group + row % group;
+        if (c.sinks) {
+            const float sink = c.sinks[head], most = std::max(state.most, sink);
+            const float scale = exp_negative(state.most - most);
+            state.sum = state.sum * scale + exp_negative(sink - most);
+            for (int64_t i = 0; i < value_stride; i += num_lanes) lanes_at(sums + i) *= scale;
+        }
+        const float norm = 1.0f / state.sum;
+        const int64_t token = c.rows->first_tokens[tile.row] + tile.first_query + query;
+        float* to = c.output + token * c.output_token_stride + head * c.value_dim;
+        for (int64_t i = 0; i < c.value_dim; ++i) to[i] = sums[i] * norm;
+    }
+
+    void keep(float* at, const Softmax& state, const float* sums) const {
+        at[0] = state.most;
+        at[1] = state.sum;
+        std::memcpy(at + 2, sums, value_stride * sizeof(float));
+    }
+
+    const AttendCall& c;
+    const int64_t group, value_stride;
+    float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;
+    Softmax *states, *span_states;
+    Tokens* seen;  // by each row of a KV head
+    // Of the tile.
+    const int64_t* table = nullptr;
+    const Tile* next_tile = nullptr;
+    int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, last_token = 0;
+    // Of the step: its first position, and where its tokens lie.
+    int64_t step = 0;
+    const float *key_tokens[step_tokens], *value_tokens[step_tokens];
+    const float *packed_tokens[step_tokens], *next_keys[step_tokens];
+};
