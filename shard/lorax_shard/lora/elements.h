@@ -24,13 +24,36 @@ typedef uint16_t Halves __attribute__((vector_size(2 * num_lanes), aligned(2), m
 inline const Lanes& lanes_at(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
 inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
 
-inline float sum_lanes(const Lanes& lanes) {
-    float sums[num_lanes];
-    lanes_at(sums) = lanes;
-    for (int half = num_lanes / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-    return sums[0];
+typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Lane i plus lane i + n/2, and so on by halves, down to four.
+inline Quad fold(const Lanes& lanes) {
+    const Quad* quads = reinterpret_cast<const Quad*>(&lanes);
+    if constexpr (num_lanes == 16)
+        return (quads[0] + quads[2]) + (quads[1] + quads[3]);
+    else
+        return quads[0] + quads[1];
 }
+
+// The sums of all lanes, of COUNT registers: the same whatever their number.
+template <int COUNT>
+inline void sum_lanes(const Lanes* lanes, float* sums) {
+    for (int i = 0; i < COUNT; ++i) {
+        const Quad quad = fold(lanes[i]);
+        sums[i] = (quad[0] + quad[2]) + (quad[1] + quad[3]);
+    }
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+template <>
+inline void sum_lanes<4>(const Lanes* lanes, float* sums) {
+    const Quad a = fold(lanes[0]), b = fold(lanes[1]), c = fold(lanes[2]), d = fold(lanes[3]);
+    const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *reinterpret_cast<Quad*>(sums) =
+        __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+#endif
 
 // The types in which matrices are kept, as tables number them.
 enum Type : int64_t { is_float32 = 0, is_bfloat16 = 1, is_float16 = 2 };

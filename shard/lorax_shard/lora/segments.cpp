@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "elements.h"
 
@@ -67,69 +68,90 @@ constexpr int64_t no_line[2] = {0, 0};
 
 // Rows for which a matrix is read once: their inputs stay in the second cache.
 constexpr int64_t block_rows = 48;
-constexpr int64_t ranks_at_once = 4, vectors_at_once = 8;
-// A matrix that is wider than this is asked for so many bytes ahead; others by the whole block.
-constexpr int64_t most_ahead = 32768, ahead = 4096;
+// Up to here memory sets the pace, and matrices are read as one stream: the processor foresees it.
+constexpr int64_t few_rows = 4;
+// How far ahead of it memory is asked for, in bytes: matrices are too short for it to get going.
+constexpr int64_t ahead = 8192;
+constexpr int ranks_at_once = 4, vectors_at_once = 8;
 
-// RANKS x ROWS dot products of length n at a time; `next` is how far ahead A is asked for.
+// What a cache line holds, or a register if that is more.
+template <class E>
+constexpr int64_t line_size = std::max<int64_t>(num_lanes, 64 / sizeof(E));
+
+// Calls `use` with a number from 1 to few_rows that is known when this is compiled.
+template <class Use>
+inline void with_few(int64_t count, Use use) {
+    if (count == 1)
+        use(std::integral_constant<int, 1>());
+    else if (count == 2)
+        use(std::integral_constant<int, 2>());
+    else if (count == 3)
+        use(std::integral_constant<int, 3>());
+    else
+        use(std::integral_constant<int, 4>());
+}
+
+// RANKS x ROWS dot products of length n at a time; the first rows of a block ask for A.
 template <class E, int RANKS, int ROWS>
-inline void dots(const E* a, int64_t n, int64_t next, float scale, const float* const* x,
+inline void dots(const E* a, int64_t n, bool is_first, float scale, const float* const* x,
                  float* const* h) {
     Lanes sums[ROWS][RANKS] = {};
-    const auto add = [&](const Lanes (&inputs)[ROWS], const E* left) {
+    Lanes inputs[ROWS];
+    const auto add = [&](const auto& values_of) {
         for (int rank = 0; rank < RANKS; ++rank) {
-            const Lanes values = load(left + rank * n);
+            const Lanes values = values_of(a + rank * n);
             for (int row = 0; row < ROWS; ++row) sums[row][rank] += inputs[row] * values;
         }
     };
-    Lanes inputs[ROWS];
+    const auto add_at = [&](int64_t at) {
+        for (int row = 0; row < ROWS; ++row) inputs[row] = lanes_at(x[row] + at);
+        add([&](const E* values) { return load(values + at); });
+    };
     int64_t i = 0;
-    for (; i + num_lanes <= n; i += num_lanes) {
-        for (int rank = 0; rank < RANKS; ++rank) __builtin_prefetch(a + rank * n + i + next);
-        for (int row = 0; row < ROWS; ++row) inputs[row] = lanes_at(x[row] + i);
-        add(inputs, a + i);
+    for (; is_first && i + line_size<E> <= n; i += line_size<E>) {
+        for (int rank = 0; rank < RANKS; ++rank)
+            __builtin_prefetch(a + rank * n + i + ahead / sizeof(E));
+        for (int64_t at = i; at < i + line_size<E>; at += num_lanes) add_at(at);
     }
+    for (; i + num_lanes <= n; i += num_lanes) add_at(i);
     if (i < n) {
         for (int row = 0; row < ROWS; ++row) inputs[row] = load_some(x[row] + i, n - i);
-        for (int rank = 0; rank < RANKS; ++rank) {
-            const Lanes values = load_some(a + rank * n + i, n - i);
-            for (int row = 0; row < ROWS; ++row) sums[row][rank] += inputs[row] * values;
-        }
+        add([&](const E* values) { return load_some(values + i, n - i); });
     }
-    for (int row = 0; row < ROWS; ++row)
-        for (int rank = 0; rank < RANKS; ++rank) h[row][rank] = sum_lanes(sums[row][rank]) * scale;
+    for (int row = 0; row < ROWS; ++row) {
+        float totals[RANKS];
+        sum_lanes<RANKS>(sums[row], totals);
+        for (int rank = 0; rank < RANKS; ++rank) h[row][rank] = totals[rank] * scale;
+    }
 }
 
 template <class E, int RANKS>
 inline void shrink_ranks(const E* a, int64_t n, float scale, const float* const* x,
                          float* const* h, int64_t count) {
-    const int64_t size = sizeof(E) * RANKS * n;
-    const int64_t next = size <= most_ahead ? RANKS * n : ahead / int64_t{sizeof(E)};
     int64_t row = 0;
     for (; row + rows_at_once <= count; row += rows_at_once)
-        dots<E, RANKS, rows_at_once>(a, n, next, scale, x + row, h + row);
-    if (rows_at_once > 2 && row + 2 <= count) {
-        dots<E, RANKS, 2>(a, n, next, scale, x + row, h + row);
-        row += 2;
-    }
-    if (row < count) dots<E, RANKS, 1>(a, n, next, scale, x + row, h + row);
+        dots<E, RANKS, rows_at_once>(a, n, row == 0, scale, x + row, h + row);
+    for (; row < count; ++row) dots<E, RANKS, 1>(a, n, row == 0, scale, x + row, h + row);
 }
 
-// VECTORS * num_lanes columns of some output rows, kept in registers over all ranks. `next` is how
-// far ahead B is asked for.
+// VECTORS * num_lanes columns of some output rows, kept in registers over all ranks. The first
+// rows of a block ask for the next columns of B.
 template <class E, int VECTORS, int ROWS>
-inline void add_columns(const E* b, int64_t rank, int64_t width, int64_t next,
+inline void add_columns(const E* b, int64_t rank, int64_t width, bool is_first,
                         const float* const* h, float* const* y, int64_t column) {
+    constexpr int64_t size = VECTORS * num_lanes;
     Lanes sums[ROWS][VECTORS];
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v) sums[row][v] = lanes_at(y[row] + column + v * num_lanes);
     b += column;
-    for (int64_t j = 0; j < rank; ++j, b += width)
+    for (int64_t j = 0; j < rank; ++j, b += width) {
+        for (int64_t at = 0; is_first && at < size; at += line_size<E>)
+            __builtin_prefetch(b + size + at);
         for (int v = 0; v < VECTORS; ++v) {
             const Lanes values = load(b + v * num_lanes);
-            __builtin_prefetch(b + v * num_lanes + next);
             for (int row = 0; row < ROWS; ++row) sums[row][v] += values * h[row][j];
         }
+    }
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v) lanes_at(y[row] + column + v * num_lanes) = sums[row][v];
 }
@@ -137,22 +159,50 @@ inline void add_columns(const E* b, int64_t rank, int64_t width, int64_t next,
 template <class E, int VECTORS>
 inline void add_to_rows(const E* b, int64_t rank, int64_t width, const float* const* h,
                         float* const* y, int64_t count, int64_t column) {
-    constexpr int64_t next = VECTORS * num_lanes;
     int64_t row = 0;
     for (; row + 2 <= count; row += 2)
-        add_columns<E, VECTORS, 2>(b, rank, width, next, h + row, y + row, column);
-    if (row < count) add_columns<E, VECTORS, 1>(b, rank, width, next, h + row, y + row, column);
+        add_columns<E, VECTORS, 2>(b, rank, width, row == 0, h + row, y + row, column);
+    if (row < count)
+        add_columns<E, VECTORS, 1>(b, rank, width, row == 0, h + row, y + row, column);
+}
+
+// RANKS ranks' part of whole registers of columns, for few rows: B is read from its begin to its
+// end, and what lies in the cache, y, is what is read again and again.
+template <class E, int RANKS, int ROWS>
+inline void stream_ranks(const E* b, int64_t width, const float* const* h, int64_t j,
+                         float* const* y, int64_t first, int64_t last) {
+    Lanes factors[ROWS][RANKS];
+    for (int row = 0; row < ROWS; ++row)
+        for (int rank = 0; rank < RANKS; ++rank) factors[row][rank] = Lanes{} + h[row][j + rank];
+    b += j * width;
+    const auto add_at = [&](int64_t column) {
+        Lanes values[RANKS];
+        for (int rank = 0; rank < RANKS; ++rank) values[rank] = load(b + rank * width + column);
+        for (int row = 0; row < ROWS; ++row) {
+            Lanes sum = lanes_at(y[row] + column);
+            for (int rank = 0; rank < RANKS; ++rank) sum += values[rank] * factors[row][rank];
+            lanes_at(y[row] + column) = sum;
+        }
+    };
+    int64_t column = first;
+    for (; column + line_size<E> <= last; column += line_size<E>) {
+        for (int rank = 0; rank < RANKS; ++rank)
+            __builtin_prefetch(b + rank * width + column + ahead / sizeof(E));
+        for (int64_t at = column; at < column + line_size<E>; at += num_lanes) add_at(at);
+    }
+    for (; column + num_lanes <= last; column += num_lanes) add_at(column);
 }
 
 // The last columns, fewer than a register holds.
 template <class E>
 inline void add_rest(const E* b, int64_t rank, int64_t width, const float* const* h,
-                     float* const* y, int64_t count, int64_t column) {
+                     float* const* y, int64_t count, int64_t column, int64_t last) {
+    const int64_t size = last - column;
     for (int64_t row = 0; row < count; ++row) {
-        Lanes sum = load_some(y[row] + column, width - column);
+        Lanes sum = load_some(y[row] + column, size);
         for (int64_t j = 0; j < rank; ++j)
-            sum += load_some(b + j * width + column, width - column) * h[row][j];
-        std::memcpy(y[row] + column, &sum, (width - column) * sizeof(float));
+            sum += load_some(b + j * width + column, size) * h[row][j];
+        std::memcpy(y[row] + column, &sum, size * sizeof(float));
     }
 }
 
@@ -215,14 +265,25 @@ class Rows {
     template <class E>
     void shrink(const E* a, float scale, int64_t first, int64_t last) const {
         float* out[block_rows];
-        for (int64_t rank = first; rank < last;) {
+        for (int64_t rank = first, size; rank < last; rank += size) {
+            const E* from = a + rank * width_in;
             for (int64_t i = 0; i < count; ++i) out[i] = h[i] + rank;
-            if (rank + ranks_at_once <= last) {
-                shrink_ranks<E, ranks_at_once>(a + rank * width_in, width_in, scale, x, out, count);
-                rank += ranks_at_once;
+            size = 1;
+            if (count <= few_rows && (count <= 2 || rank + 2 > last)) {
+                with_few(count, [&](auto rows) {
+                    dots<E, 1, rows()>(from, width_in, true, scale, x, out);
+                });
+            } else if (count <= few_rows) {
+                // Inputs that are read for several ranks at once are read less often.
+                size = 2;
+                with_few(count, [&](auto rows) {
+                    dots<E, 2, rows()>(from, width_in, true, scale, x, out);
+                });
+            } else if (rank + ranks_at_once <= last) {
+                size = ranks_at_once;
+                shrink_ranks<E, ranks_at_once>(from, width_in, scale, x, out, count);
             } else {
-                shrink_ranks<E, 1>(a + rank * width_in, width_in, scale, x, out, count);
-                rank += 1;
+                shrink_ranks<E, 1>(from, width_in, scale, x, out, count);
             }
         }
     }
@@ -236,13 +297,32 @@ class Rows {
             left[i] = h[i] + line.offset(member);
             out[i] = y[i] + call.columns[member - call.first_member];
         }
-        constexpr int64_t step = vectors_at_once * num_lanes;
         int64_t column = first;
+        if (count <= few_rows) {
+            column += (last - first) / num_lanes * num_lanes;
+            expand_few(b, rank, width, left, out, first, column);
+        }
+        constexpr int64_t step = vectors_at_once * num_lanes;
         for (; column + step <= last; column += step)
             add_to_rows<E, vectors_at_once>(b, rank, width, left, out, count, column);
         for (; column + num_lanes <= last; column += num_lanes)
             add_to_rows<E, 1>(b, rank, width, left, out, count, column);
-        if (column < last) add_rest(b, rank, width, left, out, count, column);
+        if (column < last) add_rest(b, rank, width, left, out, count, column, last);
+    }
+
+    template <class E>
+    void expand_few(const E* b, int64_t rank, int64_t width, const float* const* left,
+                    float* const* out, int64_t first, int64_t last) const {
+        int64_t j = 0;
+        // Outputs of several rows are stored less often, at the price of several streams.
+        for (; count > 2 && j + ranks_at_once <= rank; j += ranks_at_once)
+            with_few(count, [&](auto rows) {
+                stream_ranks<E, ranks_at_once, rows()>(b, width, left, j, out, first, last);
+            });
+        for (; j < rank; ++j)
+            with_few(count, [&](auto rows) {
+                stream_ranks<E, 1, rows()>(b, width, left, j, out, first, last);
+            });
     }
 
     const LoraCall& call;
