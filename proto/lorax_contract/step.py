@@ -177,6 +177,21 @@ class TokenColumns:
     texts: list[str] = field(default_factory=list)
     special: list[bool] = field(default_factory=list)
 
+    def part(self, start: int, stop: int) -> TokenColumns:
+        """Return some of the tokens."""
+        if stop - start == 1:
+            # Nearly always; lists of one are made faster than slices.
+            return TokenColumns(
+                [self.ids[start]], [self.logprobs[start]], [self.texts[start]],
+                [self.special[start]],
+            )  # fmt: skip
+        return TokenColumns(
+            self.ids[start:stop],
+            self.logprobs[start:stop],
+            self.texts[start:stop],
+            self.special[start:stop],
+        )
+
 
 @dataclass(slots=True)
 class Alternatives:

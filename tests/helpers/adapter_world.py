@@ -21,7 +21,7 @@ from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelecti
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.engine.loop import EngineLoop
-from lorax_router.service.inference import GenerationStream
+from lorax_router.service.generation_stream import GenerationStream
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.language import Language
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt

@@ -17,7 +17,7 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.request import ANY_TERMS, RequestTerms
-from lorax_router.service.engine.port import EngineStats, TokenChunk
+from lorax_router.service.engine.port import ChunkSink, EngineStats, TokenChunk
 
 Script = Callable[[RequestSpec], Iterator[TokenChunk]]
 
@@ -96,6 +96,9 @@ class _Stream:
             raise StopAsyncIteration
         self._ended = chunk.finish is not FinishCode.RUNNING
         return chunk
+
+    def hand_to(self, sink: ChunkSink) -> None:
+        """All chunks are read."""
 
     async def aclose(self) -> None:
         if not self._ended:

@@ -11,14 +11,17 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 from tests.helpers.http_app import events, until, word_tokenizer
 
 from lorax_contract.config import RouterConfig
 from lorax_contract.errors import ShardUnavailableError
 from lorax_contract.step import RequestId, RequestSpec, SamplingParams, StoppingParams
+from lorax_router.http_api.connection import ConnectionLimits
 from lorax_router.http_api.listeners import bind, url_of
 from lorax_router.http_api.server import HttpServer
 from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.language import Language
 from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.startup import assemble, size
@@ -31,6 +34,7 @@ class Router:
     url: str
     shard: FakeShard
     engine: EngineLoop
+    app: ASGIApp
     client: httpx.AsyncClient
 
     async def generate(self, inputs: str, **params: object) -> httpx.Response:
@@ -39,21 +43,27 @@ class Router:
 
 
 @contextlib.asynccontextmanager
-async def router(shard: FakeShard, **options: object) -> AsyncIterator[Router]:
+async def router(
+    shard: FakeShard,
+    *,
+    template: ChatTemplate | None = None,
+    limits: ConnectionLimits | None = None,
+    **options: object,
+) -> AsyncIterator[Router]:
     """Assemble everything as the process does, and serve it."""
     values = {"model_id": "fake", "tokenizer_dir": "", "shard_uri": "", **options}
     config = RouterConfig(**values)
-    language = Language(word_tokenizer(), None)
+    language = Language(word_tokenizer(), template)
     info, budgets = await size(config, shard)
     parts = assemble(config, shard, language, info, budgets)
     with bind("127.0.0.1", 0) as listener:
-        server = HttpServer(parts.app, listener)
+        server = HttpServer(parts.app, listener, limits)
         running = [asyncio.create_task(parts.engine.run()), asyncio.create_task(server.run())]
         await server.wait_started()
         url = url_of(listener)
         try:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-                yield Router(url, shard, parts.engine, client)
+                yield Router(url, shard, parts.engine, parts.app, client)
         finally:
             server.stop()
             running[0].cancel()

@@ -24,7 +24,7 @@ from lorax_router.service.chat.deltas import (
     ToolCallStart,
 )
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.inference import GenerationStream, reported_seed
+from lorax_router.service.generation_stream import GenerationStream, reported_seed
 
 
 class ChunkMaker(ABC):

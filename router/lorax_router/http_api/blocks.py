@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lorax_contract.step import FinishCode, TokenColumns
+from lorax_contract.step import FinishCode
 from lorax_router.service.chat.deltas import (
     ChatDelta,
     ContentDelta,
@@ -90,13 +90,9 @@ def token_by_token(chunk: TokenChunk) -> Iterator[TokenChunk]:
         yield chunk
         return
     for place in range(last + 1):
-        one = slice(place, place + 1)
-        columns = TokenColumns(
-            tokens.ids[one], tokens.logprobs[one], tokens.texts[one], tokens.special[one]
-        )
         is_last = place == last
         yield TokenChunk(
-            columns,
+            tokens.part(place, place + 1),
             chunk.finish if is_last else FinishCode.RUNNING,
             generated_text=chunk.generated_text if is_last else None,
         )

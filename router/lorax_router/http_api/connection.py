@@ -18,12 +18,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from lorax_contract.errors import BadRequestError, LoraxError, SlowRequestError
+from lorax_router.http_api.body_parts import BODY_PARTS, BodyParts
 from lorax_router.http_api.json_text import dumps
 from lorax_router.http_api.responses import error_document
 
@@ -186,6 +187,7 @@ class HttpConnection(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() > self._limits.max_unread_bytes:
             self.cut("its client asks for more and reads nothing")
             return
+        cast("dict[str, object]", cycle.scope)[BODY_PARTS] = BodyParts(cycle)
         super()._start_asgi_task(cycle, app)
 
     def _enter(self, phase: Phase) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
@@ -30,6 +31,26 @@ def dumps(document: object) -> bytes:
 def event(document: object) -> bytes:
     """One server-sent event."""
     return b"data: " + dumps(document) + b"\n\n"
+
+
+# What nobody else can write.
+_PLACE = uuid.uuid4().hex
+
+
+class EventOfText:
+    """A server-sent event that is always the same but for one text: the rest is written once.
+
+    ``document`` makes the event's document of a text.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, document: Callable[[str], object]) -> None:
+        self._before, self._after = event(document(_PLACE)).split(dumps(_PLACE))
+
+    def of(self, text: str) -> bytes:
+        """Return the event of a text."""
+        return self._before + dumps(text) + self._after
 
 
 def finite(logprob: float) -> float:

@@ -1,6 +1,8 @@
 """Streams tokens as server-sent events, straight to the ASGI connection.
 
-One send per chunk and no model per token: this is the path that every streamed token takes. A
+One write per chunk and no model per token: this is the path that every streamed token takes. Once
+a stream has begun, its chunks are written as they come from the engine, without a task that wakes
+for each, and past the layers of the application, where the server offers that. A
 stream that cannot begin is answered with the status of its error; one that takes long to begin,
 because it waits for its turn or its adapter, is opened meanwhile, so that nobody on the way takes
 the connection for dead. What goes wrong after that comes as one event.
@@ -18,11 +20,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lorax_contract.errors import LoraxError
+from lorax_router.http_api.body_parts import BODY_PARTS, BodyParts
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.responses import public_error
 from lorax_router.service.batch import BatchStream
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.inference import GenerationStream
+from lorax_router.service.generation_stream import GenerationStream
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +74,14 @@ class TokenEvents(Response, Generic[Stream]):
         self._open_stream = open_stream
         self._writer = writer
         self._keep_alive_s = KEEP_ALIVE_S if keep_alive_s is None else keep_alive_s
+        self._parts: BodyParts | None = None
         self._has_begun = False
         self._beginning = asyncio.Lock()
         self._sent_at = monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the stream ends or the client leaves."""
+        self._parts = scope.get(BODY_PARTS)
         try:
             failure = await while_present(receive, self._send_all(send), self._keep_alive(send))
         except ClientGoneError:
@@ -114,7 +119,16 @@ class TokenEvents(Response, Generic[Stream]):
                 if events:
                     await self._send(send, events)
                     events = b""
+                    if self._parts is not None:
+                        stream.hand_to(self._write)
         return events + writer.end()
+
+    def _write(self, sequence: int, chunk: TokenChunk) -> None:
+        """Write what a chunk says that is not the last one, at once."""
+        if events := self._writer.chunk(sequence, chunk):
+            assert self._parts is not None
+            self._sent_at = monotonic()
+            self._parts.write(events)
 
     async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
         if not self._has_begun:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Self
 
 from lorax_contract.step import FinishCode
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.inference import GenerationStream, InferenceService
+from lorax_router.service.generation_stream import GenerationStream
+from lorax_router.service.inference import InferenceService
 from lorax_router.service.merge import Merge
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import GenerateResult
@@ -71,6 +72,11 @@ class BatchStream:
     def num_generated(self) -> int:
         """Tokens generated so far, of all sequences."""
         return sum(stream.num_generated for stream in self.streams)
+
+    def hand_to(self, sink: Callable[[int, TokenChunk], None]) -> None:
+        """Let the chunks of an only stream be handed over, as TokenStream says."""
+        if len(self.streams) == 1:
+            self.streams[0].hand_to(sink)
 
     def __aiter__(self) -> Self:
         return self

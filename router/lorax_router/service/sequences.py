@@ -7,7 +7,7 @@ from typing import Self
 
 from lorax_contract.errors import GenerationError, IncompleteGenerationError, ShardError
 from lorax_contract.step import FinishCode, OutputKind
-from lorax_router.service.engine.port import TokenChunk, TokenStream
+from lorax_router.service.engine.port import ChunkSink, TokenChunk, TokenStream
 from lorax_router.service.merge import Merge
 
 
@@ -30,6 +30,14 @@ class SequenceChunks:
     def is_done(self) -> bool:
         """Whether each sequence has had its last chunk."""
         return not self._num_running
+
+    def hand_to(self, sink: ChunkSink) -> None:
+        """Let the chunks of an only sequence be handed over, as TokenStream says.
+
+        Those of several come by the reader: it could have some of them in its hands.
+        """
+        if len(self._streams) == 1:
+            self._streams[0].hand_to(sink)
 
     def __aiter__(self) -> Self:
         return self

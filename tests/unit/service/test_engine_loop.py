@@ -299,3 +299,82 @@ def test_sequences_that_the_queue_has_no_place_for_are_refused_before_they_are_q
             loop.check_place(one, num_requests=2)
 
     play(scene())
+
+
+def test_chunks_are_handed_over_as_they_come_and_the_last_one_is_read():
+    async def scene() -> None:
+        loop = make_loop(FakeShard(num_blocks=100))
+        handed: list[int] = []
+        stream = loop.submit(spec_of(loop, num=9))
+        running = asyncio.create_task(loop.run())
+        first = await anext(stream)
+        stream.hand_to(lambda chunk: handed.extend(chunk.tokens.ids))
+        read = [chunk async for chunk in stream]
+        # What came before it was handed over, and the end, are the reader's.
+        assert read[-1].finish is FinishCode.LENGTH
+        tokens = [*first.tokens.ids, *handed, *read[-1].tokens.ids]
+        assert len(tokens) == 9
+        assert len(handed) >= 6
+        running.cancel()
+
+    play(scene())
+
+
+def test_chunks_that_wait_to_be_read_are_read_before_any_is_handed_over():
+    async def scene() -> None:
+        loop = make_loop(FakeShard(num_blocks=100))
+        order: list[str] = []
+        stream = loop.submit(spec_of(loop, num=12))
+        other = loop.submit(spec_of(loop, num=4))
+        running = asyncio.create_task(loop.run())
+        async for _ in other:
+            pass
+        stream.hand_to(lambda chunk: order.extend(["handed"] * len(chunk.tokens.ids)))
+        async for chunk in stream:
+            order.extend(["read"] * len(chunk.tokens.ids))
+        assert len(order) == 12
+        assert order[:3] == ["read"] * 3
+        assert "read" not in order[order.index("handed") : -1]
+        running.cancel()
+
+    play(scene())
+
+
+def test_what_takes_a_chunk_and_fails_fails_its_own_reader_and_nobody_else():
+    async def scene() -> None:
+        loop = make_loop(FakeShard(num_blocks=100))
+        running = asyncio.create_task(loop.run())
+        faulty, sound = loop.submit(spec_of(loop)), loop.submit(spec_of(loop))
+
+        def fail(_: object) -> None:
+            raise KeyError("a fault")
+
+        await anext(faulty)
+        faulty.hand_to(fail)
+        with pytest.raises(KeyError, match="a fault"):
+            await anext(faulty)
+        await faulty.aclose()
+        assert sum([len(chunk.tokens.ids) async for chunk in sound]) == 20
+        await until(lambda: not loop.stats().num_running)
+        assert not running.done()
+        running.cancel()
+
+    play(scene())
+
+
+def test_a_stream_that_is_closed_hands_nothing_over_any_more():
+    async def scene() -> None:
+        loop = make_loop(FakeShard(num_blocks=100))
+        running = asyncio.create_task(loop.run())
+        stream = loop.submit(spec_of(loop, num=50))
+        handed: list[object] = []
+        await anext(stream)
+        stream.hand_to(handed.append)
+        await until(lambda: handed)
+        await stream.aclose()
+        num = len(handed)
+        await until(lambda: not loop.stats().num_running)
+        assert len(handed) == num
+        running.cancel()
+
+    play(scene())

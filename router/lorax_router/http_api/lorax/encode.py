@@ -14,7 +14,7 @@ from lorax_contract.step import Alternatives, FinishCode, TokenColumns
 from lorax_router.http_api.json_text import Json, dumps, event, finite
 from lorax_router.http_api.responses import error_document, error_response
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.inference import GenerationStream
+from lorax_router.service.generation_stream import GenerationStream
 from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.service.results import FINISH_REASONS, GenerateResult, Sequence
 
@@ -35,6 +35,8 @@ class LoraxEvents:
         documents: list[Json] = [
             {"token": token, "generated_text": None, "details": None} for token in tokens
         ]
+        if len(documents) == 1 and chunk.finish is FinishCode.RUNNING:
+            return event(documents[0])
         if chunk.finish is not FinishCode.RUNNING:
             documents[-1] |= self._ending(chunk)
         return b"".join(map(event, documents))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
-from lorax_router.http_api.json_text import Json, event
+from lorax_router.http_api.json_text import EventOfText, Json, event
 from lorax_router.http_api.openai.answers import FINISH_REASONS, Heading, chat_logprobs, usage
 from lorax_router.http_api.openai.completions import DONE
 from lorax_router.http_api.openai.errors import CHAT_FIELDS, envelope, openai_error_response
@@ -69,6 +70,9 @@ class ChatEvents:
         self._heading = heading
         self._shape = shape
         self._answers: dict[int, ChatAnswer] = {}
+        # Whether nothing but what is said changes from chunk to chunk.
+        self._is_plain = shape.num_logprobs is None and not shape.usage_with_each
+        self._contents: dict[int, EventOfText] = {}
 
     def begin(self, stream: BatchStream) -> bytes:
         """Return for each answer the part that says who speaks."""
@@ -77,13 +81,19 @@ class ChatEvents:
         parts = []
         for index in range(len(request.samplings)):
             self._answers[index] = ChatAnswer.new(self._shape.style, request.new_parser)
+            self._contents[index] = EventOfText(partial(self._content, index))
             parts.append(self._part(index, {"role": "assistant", "content": ""}))
         return b"".join(parts)
 
     def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:
         """Return the parts of a chunk; none where it shows nothing yet."""
         answer = self._answers[sequence]
-        deltas = [_delta(each) for each in answer.deltas(chunk)]
+        said = answer.deltas(chunk)
+        if self._is_plain and len(said) == 1 and chunk.finish is FinishCode.RUNNING:
+            (only,) = said
+            if isinstance(only, ContentDelta):
+                return self._contents[sequence].of(only.text)
+        deltas = [_delta(each) for each in said]
         logprobs = _logprobs(self._shape, chunk)
         is_last = chunk.finish is not FinishCode.RUNNING
         if not deltas and (is_last or logprobs is not None):
@@ -117,11 +127,19 @@ class ChatEvents:
     def _part(
         self, index: int, delta: Json, logprobs: Json | None = None, ending: Json | None = None
     ) -> bytes:
-        choice: Json = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        document = self._heading.document([{**choice, **(ending or {})}])
+        document = self._document(index, delta, logprobs, ending)
         if self._shape.usage_with_each:
             document["usage"] = self._usage()
         return event(document)
+
+    def _content(self, index: int, text: str) -> Json:
+        return self._document(index, {"content": text})
+
+    def _document(
+        self, index: int, delta: Json, logprobs: Json | None = None, ending: Json | None = None
+    ) -> Json:
+        choice: Json = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return self._heading.document([{**choice, **(ending or {})}])
 
     def _usage(self) -> Json:
         stream = self._stream

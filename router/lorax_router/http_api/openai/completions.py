@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode, TokenColumns
-from lorax_router.http_api.json_text import Json, event
+from lorax_router.http_api.json_text import EventOfText, Json, event
 from lorax_router.http_api.openai.answers import (
     FINISH_REASONS,
     CompletionLogprobs,
@@ -72,13 +73,32 @@ class CompletionChoice:
         if self.num_logprobs is not None:
             logprobs = self.columns.document(tokens, alternatives, first_is_given=starts)
         is_last = chunk.finish is not FinishCode.RUNNING
-        return {
-            "index": self.index,
-            "text": text + self.assembler.feed(chunk),
-            "logprobs": logprobs,
-            "finish_reason": FINISH_REASONS[chunk.finish] if is_last else None,
-            "stop_reason": self.assembler.stopped_by,
-        }
+        text += self.assembler.feed(chunk)
+        return choice_document(
+            self.index,
+            text,
+            logprobs=logprobs,
+            finish_reason=FINISH_REASONS[chunk.finish] if is_last else None,
+            stop_reason=self.assembler.stopped_by,
+        )
+
+
+def choice_document(
+    index: int,
+    text: str,
+    *,
+    logprobs: Json | None = None,
+    finish_reason: str | None = None,
+    stop_reason: str | int | None = None,
+) -> Json:
+    """Return a choice, or what a chunk adds to one."""
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+        "stop_reason": stop_reason,
+    }
 
 
 def completion_document(
@@ -103,6 +123,9 @@ class CompletionEvents:
         self._heading = heading
         self._shape = shape
         self._choices: dict[int, CompletionChoice] = {}
+        # Whether nothing but texts changes from chunk to chunk.
+        self._is_plain = shape.num_logprobs is None and not shape.usage_with_each
+        self._texts: dict[int, EventOfText] = {}
 
     def begin(self, stream: BatchStream) -> bytes:
         """Take the stream; nothing comes before the first token."""
@@ -116,6 +139,10 @@ class CompletionEvents:
         if choice is None:
             choice = self._shape.choice(sequence, self._num_of_prompt)
             self._choices[sequence] = choice
+            self._texts[sequence] = EventOfText(partial(self._document_of, sequence))
+        if self._is_plain and not choice.echoes and chunk.finish is FinishCode.RUNNING:
+            text = choice.assembler.feed(chunk)
+            return self._texts[sequence].of(text) if text else b""
         part = choice.part(chunk)
         if not part["text"] and part["logprobs"] is None and part["finish_reason"] is None:
             return b""
@@ -123,6 +150,10 @@ class CompletionEvents:
         if self._shape.usage_with_each:
             document["usage"] = self._usage()
         return event(document)
+
+    def _document_of(self, sequence: int, text: str) -> Json:
+        """Return what a chunk says that only adds a text."""
+        return self._heading.document([choice_document(sequence, text)])
 
     def end(self) -> bytes:
         """Return the usage if it is wanted, and the end."""

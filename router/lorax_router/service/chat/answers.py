@@ -35,5 +35,7 @@ class ChatAnswer:
         deltas = self.parser.feed(self.assembler.feed(chunk))
         if chunk.finish is not FinishCode.RUNNING:
             deltas = [*deltas, *self.parser.finish()]
-        self.calls_tools = self.calls_tools or any(isinstance(d, ToolCallStart) for d in deltas)
+        for delta in deltas:
+            if isinstance(delta, ToolCallStart):
+                self.calls_tools = True
         return deltas

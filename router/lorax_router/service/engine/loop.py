@@ -40,7 +40,13 @@ from lorax_router.core.ports import ShardClient
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.orders import AdapterOrders, OrderExecutor
-from lorax_router.service.engine.port import EngineStats, StepObserver, TokenChunk, TokenStream
+from lorax_router.service.engine.port import (
+    ChunkSink,
+    EngineStats,
+    StepObserver,
+    TokenChunk,
+    TokenStream,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +64,8 @@ class _Stream:
     """The chunks of one request on their way to its client; implements TokenStream."""
 
     __slots__ = (
-        "_cancel", "_chunks", "_ended", "_wake", "first_sent", "handle", "num_cached", "scheduled_at",
-        "submitted_at",
+        "_cancel", "_chunks", "_ended", "_fault", "_sink", "_wake", "first_sent", "handle",
+        "num_cached", "scheduled_at", "submitted_at",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +75,9 @@ class _Stream:
         self.submitted_at = submitted_at
         self._chunks: deque[TokenChunk] = deque()
         self._wake: asyncio.Future[None] | None = None
+        self._sink: ChunkSink | None = None
+        # What it raised: the reader's to deal with.
+        self._fault: Exception | None = None
         self._cancel = cancel
         self._ended = False
         self.scheduled_at = 0.0
@@ -82,9 +91,21 @@ class _Stream:
 
     def put(self, chunk: TokenChunk) -> None:
         """Hand over a chunk; never waits."""
+        sink = self._sink
+        if sink is not None and not self._chunks and chunk.finish is FinishCode.RUNNING:
+            try:
+                sink(chunk)
+            except Exception as error:  # noqa: BLE001 - the reader raises it
+                self._sink, self._fault = None, error
+            else:
+                return
         self._chunks.append(chunk)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def hand_to(self, sink: ChunkSink) -> None:
+        """Let chunks that are not the last one be handed over as they come."""
+        self._sink = sink
 
     def __aiter__(self) -> Self:
         return self
@@ -95,12 +116,15 @@ class _Stream:
         while not self._chunks:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
+        if self._fault is not None:
+            raise self._fault
         chunk = self._chunks.popleft()
         self._ended = chunk.finish != FinishCode.RUNNING
         return chunk
 
     async def aclose(self) -> None:
         """Cancel the request unless it has ended."""
+        self._sink = None
         if not self._ended:
             self._ended = True
             self._cancel()
@@ -328,14 +352,8 @@ class EngineLoop:
             stop = start + num
             stream = self._streams.get(row_id) if counts else None
             if stream is not None:
-                columns = TokenColumns(
-                    tokens.ids[start:stop],
-                    tokens.logprobs[start:stop],
-                    tokens.texts[start:stop],
-                    tokens.special[start:stop],
-                )
                 chunk = TokenChunk(
-                    columns,
+                    tokens.part(start, stop),
                     received_at=received_at,
                     scheduled_at=stream.scheduled_at,
                     num_cached_tokens=stream.num_cached,

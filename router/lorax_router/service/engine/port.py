@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import (
@@ -20,6 +21,7 @@ from lorax_router.core.stats import SchedulerStats as EngineStats
 
 __all__ = [
     "AdapterEngine",
+    "ChunkSink",
     "EnginePort",
     "EngineStats",
     "StepObserver",
@@ -58,6 +60,10 @@ class TokenChunk:
     adapter_phases: dict[str, float] | None = None
 
 
+# Takes a chunk as it comes; must not wait.
+ChunkSink: TypeAlias = Callable[[TokenChunk], None]
+
+
 class TokenStream(Protocol):
     """The chunks of one request; one consumer, which closes it when it stops reading."""
 
@@ -66,6 +72,14 @@ class TokenStream(Protocol):
 
     async def __anext__(self) -> TokenChunk:
         """Return the next chunk; StopAsyncIteration after the last one."""
+
+    def hand_to(self, sink: ChunkSink) -> None:
+        """Let chunks that are not the last one be handed to ``sink`` as they come.
+
+        That spares waking the reader for each. It gets those that are not handed over, the last
+        one always, and what the sink raises. Those that it has not read yet come first: it is to
+        be done with one when it asks for the next.
+        """
 
     async def aclose(self) -> None:
         """Cancel the request unless it has finished, also when nothing was read yet."""
