@@ -90,7 +90,7 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "GPU."),
         _option("--quantize", type=click.Choice(QUANTIZE_CHOICES, case_sensitive=False),
                 help="Store the weights of linears in fewer bits: `int8`, with a scale for each "
-                "output; rows, sums and adapters stay float32. LoRAX's names are known: "
+                "output, or `gguf`, in the blocks of the GGUF file that the model comes from; rows, sums and adapters stay float32. LoRAX's names are known: "
                 "`bitsandbytes` and `eetq` are int8, others are refused with what to use instead. "
                 "On CPUs."),
         _option("--trust-remote-code", type=SWITCH,

@@ -8,7 +8,7 @@ from lorax_contract.config import Device, Quantize
 from lorax_launcher.options import LauncherOptions, UsageError
 
 # What to do instead, at the end of each refusal.
-_ON_CPU = "use --quantize int8"
+_ON_CPU = "use --quantize int8, or --quantize gguf with a GGUF file"
 _PACKAGES = "its kernels come with packages for CUDA that are not used here"
 _STATIC = (
     "it is how a checkpoint is stored, not something to do to one at load; serve the unquantized "
@@ -35,7 +35,7 @@ _REFUSED = {
     "fp8": f"a CPU computes no fp8; {_ON_CPU}",
     "fp8-kv": "K and V in fp8 are --kv-cache-dtype fp8_e4m3; leave --quantize out",
 }
-_OWN: tuple[Quantize, ...] = ("int8",)
+_OWN: tuple[Quantize, ...] = ("int8", "gguf")
 CHOICES = (*_OWN, *_MAPPED, *_REFUSED)
 
 

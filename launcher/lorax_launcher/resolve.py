@@ -437,6 +437,8 @@ def _prepare_args(
             args += [flag, value]
     if options.trust_remote_code:
         args.append("--trust-remote-code")
+    if shard.quantize == "gguf":
+        args.append("--with-blocks")
     if options.merge_adapter_weights:
         args += _merge_args(options, facts)
         if shard.world_size > 1:

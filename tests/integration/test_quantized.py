@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers.default_model import default_model_dir
 from tests.helpers.family_rows import FamilyRows
-from tests.helpers.paged_runner import RELATIVE_TOLERANCE, Fault, LogitsDifferError
+from tests.helpers.paged_runner import (
+    RELATIVE_TOLERANCE,
+    Fault,
+    LogitsDifferError,
+    PagedRunner,
+    check_logits,
+    stock_logits,
+)
 from tests.helpers.schedules import SCHEDULES, chunked
 from tests.helpers.tiny_models import make_tiny_model
 from transformers import AutoModelForCausalLM
@@ -64,3 +73,24 @@ def test_weights_in_int8_leave_more_memory(tmp_path: Path) -> None:
     packed = [m for m in quantized._model.modules() if isinstance(m, PackedLinear)]
     assert len(packed) == 15
     assert quantized.weight_bytes < 0.55 * plain.weight_bytes
+
+
+@torch.inference_mode()
+def test_the_default_model_from_its_own_blocks_is_the_one_in_float32() -> None:
+    folder = default_model_dir(with_blocks=True)
+    quantized, plain = load(folder, quantize="gguf"), load(folder, linear_backend="torch")
+    modules = dict(plain._model.named_modules())
+    linears = [
+        (name, module)
+        for name, module in quantized._model.named_modules()
+        if isinstance(module, PackedLinear)
+    ]
+    assert len(linears) == 30 * 7 + 1
+    assert all(torch.equal(module.weight, modules[name].weight) for name, module in linears)
+    assert quantized.weight_bytes < 0.42 * plain.weight_bytes
+    draw = random.Random(4)
+    rows = [[draw.randrange(49152) for _ in range(length)] for length in (40, 9)]
+    runner = PagedRunner(quantized, rows, num_blocks=64)
+    chunked(runner)
+    expected = stock_logits(folder, rows)
+    check_logits(runner, expected)

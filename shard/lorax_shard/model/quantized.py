@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from lorax_contract.config import ShardConfig
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
 from lorax_shard import linear
 from lorax_shard.linear.quantized.formats import QuantizedWeight, to_int8
+from lorax_shard.linear.quantized.gguf_blocks import decode
 from lorax_shard.linear.quantized.install import install_quantized, quantize
+from lorax_shard.linear.targets import LinearTarget, find_targets
 from lorax_shard.model.hf_model import HFPagedModel
-
-_MAKERS = {"int8": to_int8}
+from lorax_shard.prepare.gguf_blocks import BLOCKS_FILE, blocks_folder
 
 
 def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight]:
@@ -22,7 +27,36 @@ def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight
     """
     if config.quantize == "none":
         return {}
-    return quantize(model, _MAKERS[config.quantize])
+    if config.quantize == "gguf":
+        return read_blocks(model, Path(config.model_dir))
+    return quantize(model, to_int8)
+
+
+def read_blocks(model: Any, folder: Path) -> dict[str, QuantizedWeight]:
+    """Return the weights of the linears that the model's GGUF file holds as blocks."""
+    path = blocks_folder(folder) / BLOCKS_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            types = file.metadata()
+            linears = {target.path: _source_of(model, target) for target in find_targets(model)}
+            return {
+                place: decode(file.get_tensor(name), types[name])
+                for place, name in linears.items()
+                if name in types
+            }
+    except (SafetensorError, OSError) as error:
+        raise StartupError(
+            f"the blocks of the GGUF file cannot be read from {path} ({error}); start again",
+            ExitCode.MODEL_CORRUPT,
+        ) from error
+
+
+def _source_of(model: Any, target: LinearTarget) -> str:
+    """Return the name of the module whose weight a linear has: a tied head's is the embedding's."""
+    if not target.is_tied:
+        return target.path
+    embedding = model.get_input_embeddings()
+    return next((name for name, each in model.named_modules() if each is embedding), target.path)
 
 
 def install_linears(

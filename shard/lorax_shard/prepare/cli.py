@@ -46,6 +46,7 @@ _INTERVAL_S = 0.5
     help="Where converted models are kept; default $LORAX_CACHE or ~/.cache/lorax-py.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Allow the model's own Python code.")
+@click.option("--with-blocks", is_flag=True, help="Keep the blocks of a GGUF file too.")
 @click.option("--adapter-id", help="The adapter that becomes part of the weights.")
 @click.option("--adapter-source", default="hub", show_default=True, help="'hub', 'local' or 's3'.")
 @click.option("--adapter-local-root", multiple=True, help="Where local adapters may lie.")
@@ -68,6 +69,7 @@ def prepare_command(
     s3_endpoint: str | None,
     cache_dir: Path | None,
     trust_remote_code: bool,
+    with_blocks: bool,
     result_fd: int | None,
     log_level: str,
     lifeline: bool,
@@ -91,6 +93,7 @@ def prepare_command(
             trust_remote_code=trust_remote_code,
             progress=progress,
             s3_endpoint=s3_endpoint,
+            with_blocks=with_blocks,
         )
         if adapter["adapter_id"] is not None:
             folder = fetch_adapter(_merged_adapter(cache_dir, s3_endpoint, **adapter), progress)

