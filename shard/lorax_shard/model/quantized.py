@@ -12,12 +12,12 @@ from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard import linear
+from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
 from lorax_shard.linear.quantized.formats import QuantizedWeight, to_int8
 from lorax_shard.linear.quantized.gguf_blocks import decode
 from lorax_shard.linear.quantized.install import install_quantized, quantize
 from lorax_shard.linear.targets import LinearTarget, find_targets
 from lorax_shard.model.hf_model import HFPagedModel
-from lorax_shard.prepare.gguf_blocks import BLOCKS_FILE, blocks_folder
 
 
 def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.files import locked
+from lorax_shard.gguf_files import blocks_folder
 from lorax_shard.prepare.files import (
     Progress,
     ProgressEvent,
@@ -25,7 +26,7 @@ from lorax_shard.prepare.files import (
     require_space,
 )
 from lorax_shard.prepare.gguf import CONVERTER_VERSION, convert_gguf
-from lorax_shard.prepare.gguf_blocks import blocks_folder, keep_blocks
+from lorax_shard.prepare.gguf_blocks import keep_blocks
 
 logger = logging.getLogger(__name__)
 

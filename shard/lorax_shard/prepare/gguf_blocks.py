@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
 from lorax_shard.prepare.files import Progress, ProgressEvent, disk_errors, publish_folder
 
 if TYPE_CHECKING:
@@ -22,16 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BLOCKS_FILE = "blocks.safetensors"
-# Raise it when blocks are kept in another way: folders made by an older one are then made again.
-_VERSION = 1
 # Types that hold a number as it is: there is nothing to keep.
 _PLAIN = frozenset(("F32", "F16", "BF16", "F64"))
-
-
-def blocks_folder(folder: Path) -> Path:
-    """Return where the blocks of a converted model lie."""
-    return folder.with_name(f"{folder.name}-blocks{_VERSION}")
 
 
 def keep_blocks(source: Path, folder: Path, cache_dir: Path, progress: Progress) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.files import read_json
+from lorax_shard.gguf_files import blocks_folder
 from lorax_shard.prepare.default import DEFAULT_MODEL_ID, prepare_default
 from lorax_shard.prepare.files import (
     Progress,
@@ -23,7 +24,7 @@ from lorax_shard.prepare.files import (
     remembered_digest,
 )
 from lorax_shard.prepare.gguf import adopt_transformers_logs, convert_gguf
-from lorax_shard.prepare.gguf_blocks import blocks_folder, keep_blocks
+from lorax_shard.prepare.gguf_blocks import keep_blocks
 from lorax_shard.prepare.hub import fetch_snapshot, split_revision
 from lorax_shard.prepare.s3 import fetch_model
 

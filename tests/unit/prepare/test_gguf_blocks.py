@@ -13,11 +13,11 @@ from tests.helpers.tiny_models import make_tiny_model
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
 from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.linear.quantized.gguf_blocks import decode
 from lorax_shard.linear.quantized.kernel import load_quantized
 from lorax_shard.model.loader import load_paged_model
-from lorax_shard.prepare.gguf_blocks import BLOCKS_FILE, blocks_folder
 from lorax_shard.prepare.prepare import prepare
 
 # Queries and keys change the order of their rows on the way; the rest of the file is plain.
