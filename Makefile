@@ -100,11 +100,12 @@ protos: $(BASE) ## generate the gRPC stubs from the .proto files
 protos-check: $(BASE) ## fail if the committed stubs are stale
 	$(BIN)/python proto/generate.py --check
 
-docs: $(BASE) ## write the generated pages of docs/
+docs: $(DEV) ## write the generated pages of docs/, and tables of results
 	$(BIN)/python -m lorax_launcher.docs docs/cli.md
 	$(BIN)/python -m lorax_launcher.migration docs/migration.md
 	$(BIN)/python -m lorax_router.service.metrics.doc > docs/metrics.md
 	$(BIN)/python -m lorax_shard.peft.docs docs/adapters.md
+	$(BIN)/lorax-bench renew README.md bench/results/README.md
 
 bench: $(DEV) ## measure this server (ARGS="sweep fixed ..."), or a part of it (BENCH=step)
 ifeq ($(BENCH),)

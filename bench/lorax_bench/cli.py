@@ -177,6 +177,18 @@ def report(file: Path, **values: Any) -> None:
     _write(load(file), values)
 
 
+@main.command()
+@click.argument("pages", nargs=-1, required=True,
+                type=click.Path(path_type=Path, exists=True, dir_okay=False))  # fmt: skip
+@_in_words
+def renew(pages: tuple[Path, ...]) -> None:
+    """Make the tables of results in Markdown pages anew, from the files that they name."""
+    from lorax_bench.report import markdown
+
+    for page in pages:
+        page.write_text(markdown.renew(page))
+
+
 def _built(
     spec: str, options: Any, values: Mapping[str, Any], system: AskedSystem, number: int
 ) -> Workload:

@@ -15,10 +15,12 @@ _PACKAGES = (
 )  # fmt: skip
 # What decides how fast a CPU multiplies.
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "asimddp")
+# What else computed when this program began, before it computed itself.
+_LOAD_AT_START = os.getloadavg()[0]
 
 
 def machine() -> dict[str, str]:
-    """Return what this machine is."""
+    """Return what this machine is, and how busy it was before."""
     facts = _cpu_facts()
     found = {
         "cpu": facts.get("model name") or platform.processor() or platform.machine(),
@@ -26,6 +28,7 @@ def machine() -> dict[str, str]:
         "features": " ".join(each for each in _FEATURES if each in facts.get("flags", "").split()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "system": platform.platform(),
+        "load average before": f"{_LOAD_AT_START:.1f}",
     }
     if gpus := _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"):
         found["gpus"] = "; ".join(gpus.splitlines())

@@ -45,11 +45,12 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            self._look()
+            self.look()
             if self._end.wait(_INTERVAL_S):
                 return
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look now, whether or not it is time."""
         self.peak_bytes = max(self.peak_bytes, resident_bytes(self._pid))
 
     def __exit__(
@@ -60,4 +61,4 @@ class PeakMemory:
     ) -> None:
         self._end.set()
         self._thread.join()
-        self._look()
+        self.look()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lorax_bench.report import markdown
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_launcher import migration
 from lorax_launcher.docs import render_page
@@ -26,7 +27,9 @@ repetition_penalty frequency_penalty presence_penalty top_k top_p typical_p do_s
 ignore_eos_token return_full_text stop truncate watermark details decoder_input_details
 return_k_alternatives apply_chat_template seed response_format schema
 """
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md")]
+)
 
 
 def test_cli_page_is_up_to_date() -> None:
@@ -46,6 +49,11 @@ def test_migration_page_has_every_route_and_field_of_lorax() -> None:
         named = {each for row in rows.splitlines() for each in re.findall(r"`([^`]+)`", row)}
         named = {each.removeprefix("POST ").removeprefix("GET ") for each in named}
         assert set(name.split()) <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_of_results_are_those_of_their_files(page: Path) -> None:
+    assert page.read_text() == markdown.renew(page), "run `make docs`"
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)

@@ -22,6 +22,7 @@ from lorax_bench.document import (
 )
 from lorax_bench.records import Record
 from lorax_bench.report.lines import groups
+from lorax_bench.report.markdown import renew
 from lorax_bench.report.page import page
 from lorax_bench.report.plots import NoPlotsError, png
 from lorax_bench.report.table import show
@@ -167,6 +168,23 @@ def test_the_page_needs_nothing_beside_it() -> None:
     assert "url(" not in text
     assert "a &lt;title&gt;" in text
     assert "&lt;b&gt;too many&lt;/b&gt; &amp; more" in text
+
+
+def test_a_page_has_the_tables_of_the_files_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    save(both(), tmp_path / "results" / "r.json")
+    page_of_text = tmp_path / "README.md"
+    page_of_text.write_text(
+        "before\n<!-- results: results/r.json -->\nold\n<!-- end of results -->\nafter\n"
+    )
+    text = renew(page_of_text)
+    assert text.startswith("before\n<!-- results: results/r.json -->\n\na <title> (2026-11-27; ")
+    assert text.endswith("<!-- end of results -->\nafter\n")
+    assert "| 2 adapters | 75.0 (60.0-90.0) |" in text
+    assert "**0.83**" in text
+    assert "old" not in text
+    page_of_text.write_text(text)
+    assert renew(page_of_text) == text
 
 
 def test_plots_without_matplotlib_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
