@@ -73,6 +73,11 @@ class Admission:
         # Who may take what is kept for the growth of others.
         self._entitled: RequestState | None = None
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait to be admitted."""
+        return len(self._policy)
+
     def make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> RequestState | None:
         """Make rows give way to the first that waits, where the policy says so and it helps.
 
@@ -191,6 +196,8 @@ class Admission:
             return policy.max_bypasses > 0
         needed = self._blocks_needed(request) - running.pool.num_in_use(kept.blocks)
         num = builder.chunk(request, kept.num_tokens)
+        if is_long:
+            num = min(num, builder.long_chunk(request, len(this.long) + 1, kept.num_tokens))
         is_entitled = request is self._entitled or not len(running)
         if not num or needed > this.room + this.growth * is_entitled:
             policy.deferred(request)
@@ -199,6 +206,7 @@ class Admission:
         this.room -= needed + (not policy.reserves_all)
         this.num_overtaken = len(this.deferred)
         running.enter(request, kept, builder.now)
+        request.is_long = is_long
         self._backlog.leaves(request, builder.now, admitted=True)
         policy.admitted(request)
         self._activation.need(request.spec.adapter, builder.plan)

@@ -198,12 +198,17 @@ class StepComposer:
         limit = builder.prompt_limit()
         # Some may have given way in this very step.
         prompts = [each for each in prompts if each.status is Status.RUNNING]
+        paces = self._batching == "mixed" and builder.may_pace
         short: list[RequestState] = []
         long: list[RequestState] = []
         for request in prompts:
             if request.last_step != builder.plan.seq:
-                (long if request.num_to_schedule > limit else short).append(request)
-        builder.reserved = -(-limit // 2) if long else 0
+                # What is left of one is not computed all at once either.
+                is_long = request.num_to_schedule > limit or (paces and request.is_long)
+                (long if is_long else short).append(request)
+        if paces:
+            builder.pace_long(len(long) + self._admission.num_waiting)
+        builder.reserved = self._kept_for_long(builder, long, limit)
         for request in short:
             self._place_chunk(builder, request, builder.chunk(request))
         entering = None
@@ -212,6 +217,13 @@ class StepComposer:
         self._place_long(builder, long, entering)
         if builder.num_prompt_tokens:
             self.prompt_limit = limit
+
+    def _kept_for_long(self, builder: StepBuilder, long: list[RequestState], limit: int) -> int:
+        """Return what short prompts leave: half, or what long ones may have where that is less."""
+        if not long:
+            return 0
+        may_have = (builder.long_chunk(each, len(long), each.num_scheduled) for each in long)
+        return min(-(-limit // 2), sum(may_have))
 
     def _place_long(
         self, builder: StepBuilder, long: list[RequestState], entering: RequestState | None
@@ -225,6 +237,7 @@ class StepComposer:
             num_sharing = len(long) - index
             share = max(-(-builder.chunk(request) // num_sharing), -(-kept // num_sharing))
             num = min(share, builder.most(request), builder.readable(request.num_scheduled))
+            num = min(num, builder.long_chunk(request, len(long), request.num_scheduled))
             num = min(num, request.num_to_schedule)
             if request is entering:
                 builder.enter(request, num)

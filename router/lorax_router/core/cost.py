@@ -17,6 +17,9 @@ class StepWork(NamedTuple):
     adapter_bytes: int
     # Over all tokens: the rank of the token's adapter.
     token_ranks: int
+    # Over all tokens: how many tokens of its row it attends to. Of a row that decodes, as many as
+    # it reads; of a prompt each token attends to what the whole row reads once.
+    attended: int = 0
 
     def with_drafts(self, num_drafted: int) -> StepWork:
         """Return what it was with the drafts that were computed besides, with adapters as the others."""
@@ -28,7 +31,7 @@ class StepWork(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LinearCost:
-    """seconds = fixed + tokens, KV read, adapters' bytes and tokens x rank at a price each.
+    """seconds = fixed + tokens, KV read, adapters' bytes, tokens x rank and attended at a price each.
 
     The sum overstates a step in which reading the weights and computing overlap, by a factor
     of two at most: it is exact where one of them dominates.
@@ -39,6 +42,7 @@ class LinearCost:
     kv_token_s: float = 0.0
     adapter_byte_s: float = 0.0
     token_rank_s: float = 0.0
+    attended_s: float = 0.0
 
     @property
     def recomputed_token_s(self) -> float:
@@ -57,6 +61,7 @@ class LinearCost:
             + self.kv_token_s * work.kv_read
             + self.adapter_byte_s * work.adapter_bytes
             + self.token_rank_s * work.token_ranks
+            + self.attended_s * work.attended
         )
 
 

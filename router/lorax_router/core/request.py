@@ -66,6 +66,7 @@ class RequestState:
         "host_blocks",
         "incarnation",
         "is_drafted",
+        "is_long",
         "is_patient",
         "is_suspect",
         "is_unindexed",
@@ -145,6 +146,8 @@ class RequestState:
         self.num_cached = 0
         # Whether a step computed more of it than was planned: those in flight may be too many then.
         self.is_drafted = False
+        # Whether its prompt did not fit into the step in which it entered.
+        self.is_long = False
         # For how many tokens beyond the scheduled ones it may have blocks.
         self.num_ahead = 0
         # The last step that touches this request's row.

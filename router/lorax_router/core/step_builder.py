@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,12 @@ from lorax_router.core.request import RequestState
 
 # Prompts move on by so many tokens in a step, however late it makes those that wait for it.
 LEAST_CHUNK = 16
+# Where nobody set a target: long prompts have that part of the time that a step takes without
+# them, for each prompt that waits. So a step with one takes less than twice as long, and a prompt
+# has nearly half of the time, whatever else runs.
+LONG_PART = 0.9
+# And so many tokens at least, however little that leaves of a long context's reading.
+LEAST_LONG_CHUNK = 4
 # Patient prompts have that part of what a step may compute, so that it is soon over.
 PATIENT_PART = 4
 
@@ -46,7 +53,7 @@ class StepBuilder:
     """A plan, the rows in it, and what is left of the budget. Made by the Scheduler."""
 
     __slots__ = (
-        "_adapters", "_block_size", "_budget", "_known_adapters", "_pool", "_token_ranks", "budget", "has_round", "has_urgent_prompt",
+        "_adapters", "_attended", "_block_size", "_budget", "_known_adapters", "_long_s", "_pool", "_token_ranks", "budget", "has_round", "has_urgent_prompt",
         "is_paced", "is_stalled", "kv_read", "now", "num_prompt_tokens",
         "patient_budget", "patient_kept", "plan", "reserved", "rows",
     )  # fmt: skip
@@ -86,6 +93,9 @@ class StepBuilder:
         # In this step.
         self._adapters: dict[AdapterHandle, None] = {}
         self._token_ranks = 0
+        self._attended = 0
+        # Seconds that long prompts may add to it; None: as many as there are.
+        self._long_s: float | None = None
 
     @property
     def work(self) -> StepWork:
@@ -93,7 +103,7 @@ class StepBuilder:
         known = self._known_adapters
         nbytes = sum(known[handle].nbytes for handle in self._adapters)
         num_tokens = self._budget.num_tokens - self.budget
-        return StepWork(num_tokens, self.kv_read, nbytes, self._token_ranks)
+        return StepWork(num_tokens, self.kv_read, nbytes, self._token_ranks, self._attended)
 
     # --- what is left ---------------------------------------------------------------
 
@@ -116,6 +126,29 @@ class StepBuilder:
         num = min(self._chunk(request.spec.adapter, done), left)
         num = min(num, self.readable(done))
         return min(num, self.most(request)) if request.is_patient else num
+
+    def pace_long(self, num_waiting: int) -> None:
+        """Limit what long prompts add to a step, so that who decodes does not wait for all of it.
+
+        They have LONG_PART of the time of what is placed so far, for each prompt that waits: the
+        more wait for their first tokens, the longer others wait for their next ones.
+        """
+        cost = self._budget.cost
+        assert cost is not None
+        self._long_s = LONG_PART * num_waiting * cost.seconds(self.work)
+
+    @property
+    def may_pace(self) -> bool:
+        """Whether somebody waits for the next token, nobody set a target, and prices are known."""
+        budget = self._budget
+        return self.is_paced and budget.target_s is None and budget.cost is not None
+
+    def long_chunk(self, request: RequestState, num_sharing: int, num_done: int) -> int:
+        """Return the tokens of a long prompt whose time is its part of what long ones have."""
+        if self._long_s is None:
+            return self.budget
+        num = self._tokens_within(request.spec.adapter, num_done, self._long_s / num_sharing)
+        return min(max(num, LEAST_LONG_CHUNK), self.budget)
 
     def keep_for_patient(self, num: int) -> None:
         """Keep what patient prompts may have for a long one that is placed behind the others."""
@@ -157,8 +190,14 @@ class StepBuilder:
         cost, target_s = self._budget.cost, self._budget.target_s
         assert cost is not None
         assert target_s is not None
-        left_s = target_s - cost.seconds(self.work) - cost.kv_token_s * num_done
-        token_s = cost.token_s + cost.kv_token_s
+        return self._tokens_within(adapter, num_done, target_s - cost.seconds(self.work))
+
+    def _tokens_within(self, adapter: AdapterHandle, num_done: int, left_s: float) -> int:
+        """Return how many tokens of a prompt take so many seconds more, behind those in the cache."""
+        cost = self._budget.cost
+        assert cost is not None
+        left_s -= cost.kv_token_s * num_done
+        token_s = cost.token_s + cost.kv_token_s + cost.attended_s * num_done
         if adapter != BASE_ADAPTER:
             record = self._known_adapters[adapter]
             token_s += cost.token_rank_s * record.rank
@@ -166,7 +205,11 @@ class StepBuilder:
                 left_s -= cost.adapter_byte_s * record.nbytes
         if left_s <= 0:
             return 0
-        return self.budget if token_s * self.budget <= left_s else int(left_s / token_s)
+        # n tokens attend to n / 2 of themselves each, besides.
+        own_s = cost.attended_s / 2
+        if (token_s + own_s * self.budget) * self.budget <= left_s:
+            return self.budget
+        return int(2 * left_s / (token_s + math.sqrt(token_s * token_s + 4 * own_s * left_s)))
 
     # --- rows -------------------------------------------------------------------------
 
@@ -222,6 +265,7 @@ class StepBuilder:
         self.rows.append(PlannedRow(request, request.incarnation, num, reports))
         self.budget -= num
         self.kv_read += request.num_scheduled
+        self._attended += num * request.num_scheduled - num * (num - 1) // 2
         adapter = request.spec.adapter
         if adapter != BASE_ADAPTER:
             self._adapters[adapter] = None

@@ -44,9 +44,9 @@ def read_steps(path: Path) -> list[tuple[StepWork, float]]:
             continue
         try:
             row = json.loads(line)
-            steps.append(
-                (StepWork(*(int(row[f]) for f in StepWork._fields)), float(row["seconds"]))
-            )
+            known = {f: int(row[f]) for f in StepWork._fields if f != "attended"}
+            work = StepWork(**known, attended=int(row.get("attended", 0)))
+            steps.append((work, float(row["seconds"])))
         except (KeyError, TypeError, ValueError):
             names = ", ".join([*StepWork._fields, "seconds"])
             raise ValueError(f"{path}:{number}: a step is a JSON object with {names}") from None

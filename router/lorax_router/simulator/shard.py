@@ -114,7 +114,7 @@ class SimulatedShard:
         adapters = set()
         ids: list[RequestId] = []
         finish: list[int] = []
-        tokens = kv_read = token_ranks = 0
+        tokens = kv_read = token_ranks = attended = 0
         for request, num in zip(plan.row_ids, plan.num_tokens):
             row = rows.get(request)
             if row is None or row.has_left:
@@ -123,6 +123,7 @@ class SimulatedShard:
             row.context = context + num
             tokens += num
             kv_read += context + num
+            attended += num * context + num * (num + 1) // 2
             token_ranks += num * row.rank
             adapters.add(row.adapter)
             amount = self._prompt_service(row, context, num) if context < row.num_prompt else 0.0
@@ -144,7 +145,7 @@ class SimulatedShard:
         nbytes = sum(self._bytes[each] for each in adapters)
         count = len(ids)
         outcome = StepOutcome(plan.seq, ids, [1] * count, finish, TokenColumns(ids=[0] * count))
-        work = StepWork(tokens, kv_read, nbytes, token_ranks)
+        work = StepWork(tokens, kv_read, nbytes, token_ranks, attended)
         return ExecutedStep(outcome, work, amounts, reported)
 
     def _failed(self, plan: StepPlan) -> ExecutedStep:

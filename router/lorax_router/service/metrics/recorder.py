@@ -151,7 +151,8 @@ STEP_COST = MetricSpec(
     "lorax_step_cost_seconds",
     "gauge",
     "What a step takes, fitted to the latest: seconds for each `unit` of work, which is step (a "
-    "fixed time), token, kv_token (attended to), adapter_byte or token_rank (token x rank).",
+    "fixed time), token, kv_token (read from the cache), adapter_byte, token_rank (token x rank) or "
+    "attended_token (token x token that it attends to).",
     ("unit",),
 )
 BATCH_CURRENT_MAX_TOKENS = MetricSpec(
@@ -436,6 +437,7 @@ def _step_prices(cost: LinearCost | None) -> list[tuple[str, float]]:
     return [
         ("step", cost.fixed_s), ("token", cost.token_s), ("kv_token", cost.kv_token_s),
         ("adapter_byte", cost.adapter_byte_s), ("token_rank", cost.token_rank_s),
+        ("attended_token", cost.attended_s),
     ]  # fmt: skip
 
 
