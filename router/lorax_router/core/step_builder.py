@@ -18,9 +18,10 @@ LEAST_CHUNK = 16
 # Where nobody set a target: long prompts have that part of the time that a step takes without
 # them, for each prompt that waits. So a step with one takes less than twice as long, and a prompt
 # has nearly half of the time, whatever else runs.
-LONG_PART = 0.9
-# And so many tokens at least, however little that leaves of a long context's reading.
-LEAST_LONG_CHUNK = 4
+LONG_PART = 0.95
+# Of that, what computing has at least, however long it takes to read what is in the cache: a prompt
+# of any length moves on.
+LEAST_COMPUTED = 0.5
 # Patient prompts have that part of what a step may compute, so that it is soon over.
 PATIENT_PART = 4
 
@@ -147,8 +148,11 @@ class StepBuilder:
         """Return the tokens of a long prompt whose time is its part of what long ones have."""
         if self._long_s is None:
             return self.budget
-        num = self._tokens_within(request.spec.adapter, num_done, self._long_s / num_sharing)
-        return min(max(num, LEAST_LONG_CHUNK), self.budget)
+        cost = self._budget.cost
+        assert cost is not None
+        part_s = self._long_s / num_sharing
+        part_s = max(part_s, LEAST_COMPUTED * part_s + cost.kv_token_s * num_done)
+        return min(max(self._tokens_within(request.spec.adapter, num_done, part_s), 1), self.budget)
 
     def keep_for_patient(self, num: int) -> None:
         """Keep what patient prompts may have for a long one that is placed behind the others."""

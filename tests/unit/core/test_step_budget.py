@@ -45,7 +45,11 @@ class BudgetWorld(CoreWorld):
             adapter = new.spec.adapter
             self._ranks[new.spec.request_id] = self.adapters[adapter].rank if adapter else 0
         ranks = sum(num * self._ranks[row] for row, num in self.steps[-1].items())
-        work = StepWork(sum(plan.num_tokens), sum(self.reads[-1].values()), 0, ranks)
+        attended = sum(
+            num * self.reads[-1][row] - num * (num - 1) // 2 for row, num in self.steps[-1].items()
+        )
+        reads = sum(self.reads[-1].values())
+        work = StepWork(sum(plan.num_tokens), reads, 0, ranks, attended)
         self.seconds.append(self.cost.seconds(work))
         outcome.total_ns = int(1e9 * self.seconds[-1])
         for row in outcome.row_ids:
@@ -281,6 +285,88 @@ def test_a_prompt_that_keeps_nobody_waiting_is_computed_at_once() -> None:
     number = world.ask(900, 1)
     world.step()
     assert number in world.ended
+
+
+# A CPU: a step of few rows takes as long as reading the weights, a prompt what it computes. The
+# longest context here is read in a fifth of that time, and each token of a prompt attends to it.
+CPU = LinearCost(0.010, 1.2e-3, 1e-6, attended_s=8e-7)
+# A GPU: computing costs little beside reading.
+GPU = LinearCost(0.005, 5e-5, 5e-8, attended_s=5e-9)
+# What a step holds, and a prompt that is many times as long.
+STEP, LONG = 256, 2000
+
+
+def streaming(num_streams: int, cost: LinearCost = CPU, **limits: Any) -> BudgetWorld:
+    """Return a world whose streams decode, and which knows from a prompt of before what steps cost."""
+    world = BudgetWorld(cost, max_step_tokens=STEP, max_rows=48, num_blocks=5000, **limits)
+    world.ask(LONG, 1)
+    world.run_until_idle()
+    for _ in range(num_streams):
+        world.ask(15, 2000)
+    world.step(40)
+    return world
+
+
+def beside_streams(cost: LinearCost, num_streams: int, num_prompts: int) -> tuple[float, float]:
+    """Return by how much long prompts make a step of streams longer at most, and what they take.
+
+    Both as multiples: of that very step without them, of one of them alone.
+    """
+    world = streaming(num_streams, cost)
+    steps_alone = -(-LONG // STEP)
+    alone_s = sum(world.seconds[:steps_alone])
+    start = len(world.seconds)
+    waiting = {world.ask(LONG, 1) for _ in range(num_prompts)}
+    while not waiting <= world.ended.keys():
+        world.step()
+    assert len(world.ended) == 1 + num_prompts
+    longer = (
+        seconds / _without(world, at, waiting)
+        for at, seconds in enumerate(world.seconds[start:], start)
+    )
+    return max(longer), sum(world.seconds[start:]) / alone_s
+
+
+def _without(world: BudgetWorld, at: int, prompts: set[int]) -> float:
+    """Return what a step would have taken without some requests; the others decode."""
+    reads = [num for row, num in world.reads[at].items() if row not in prompts]
+    return world.cost.seconds(StepWork(len(reads), sum(reads), 0, 0, sum(reads)))
+
+
+@pytest.mark.parametrize(("cost", "num_streams"), [(CPU, 1), (CPU, 8), (CPU, 32), (GPU, 8)])
+def test_a_long_prompt_among_streams_disturbs_them_little_and_is_soon_done(
+    cost: LinearCost, num_streams: int
+) -> None:
+    step, first_token = beside_streams(cost, num_streams, 1)
+    assert step <= 2.0
+    assert first_token <= 2.5
+
+
+def test_many_long_prompts_are_not_kept_waiting_for_a_few_streams() -> None:
+    _, all_first_tokens = beside_streams(CPU, 2, 8)
+    assert all_first_tokens <= 8 * 1.5
+
+
+def test_a_prompt_moves_on_whose_reading_alone_takes_longer_than_a_step() -> None:
+    reading = LinearCost(0.001, 1e-4, 2e-6, attended_s=1e-9)
+    step, first_token = beside_streams(reading, 8, 1)
+    assert step > 2.0
+    assert first_token <= 10
+
+
+def test_a_short_prompt_is_computed_at_once_beside_streams() -> None:
+    world = streaming(8)
+    number = world.ask(200, 1)
+    world.step()
+    assert number in world.ended
+
+
+def test_a_target_says_how_long_steps_are_instead() -> None:
+    world = streaming(8, target_itl_s=0.2)
+    start = len(world.seconds)
+    world.ask(LONG, 1)
+    world.step(4)
+    assert max(world.seconds[start:]) > 0.15
 
 
 def test_an_adapters_price_is_part_of_the_chunk() -> None:
