@@ -315,7 +315,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--target-itl-ms", type=click.FloatRange(min=0.0, min_open=True),
                 help="Milliseconds that a step may take while requests wait for their next token: "
                 "prompts are computed in chunks of the size that meets it, by what steps have "
-                "taken so far (default: any; --max-batch-prefill-tokens alone limits them)."),
+                "taken so far (default: those that do not fit into a step take about as long as "
+                "the tokens beside them, others are computed at once)."),
         _option("--max-batch-kv-read", type=_COUNT,
                 help="Tokens in the KV cache that the requests of one step may attend to together; "
                 "where they have more, they take turns (default: any number)."),

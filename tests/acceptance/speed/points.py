@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.speed import router
+from tests.acceptance.speed import interactive, router, startup
 
 POINTS: list[Point] = [
+    *interactive.POINTS,
     *router.POINTS,
+    *startup.POINTS,
 ]
