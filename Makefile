@@ -34,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types check protos protos-check docs bench acceptance clean
-.PHONY: gpu-check newest constraints
+.PHONY: bench-peers gpu-check newest constraints
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
@@ -113,6 +113,10 @@ ifeq ($(BENCH),)
 else
 	@exec $(BIN)/python -m bench.$(BENCH) $(ARGS)
 endif
+
+# Each in an environment of its own, in $LORAX_BENCH_PEERS or the project's cache: several GB.
+bench-peers: $(DEV) ## set up the systems that `lorax-bench compare` runs beside this server
+	@exec $(BIN)/lorax-bench peers install $(ARGS)
 
 # With the packages of the machine, which may have no network: nothing is installed for it.
 gpu-check: ## check and measure on a GPU; ARGS=--small tries the command on a CPU

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorax_bench import peer_commands
 from lorax_bench.options import common_options, load_options, numbers, system_options
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Examples:
   lorax-bench run mixed,requests=80 --rate 4 --cv 2 --url http://127.0.0.1:8000
   lorax-bench sweep fixed,prompt=128 --concurrency 1,2,4,8 --json sweep.json
   lorax-bench run w1 --adapters 32 -- --max-batch-size 64
+  lorax-bench compare --workload w1 --adapters 0,8 --peers vllm,openvino
 """
 _PACKAGES = "lorax-bench needs {}: install lorax-py[bench]"
 
@@ -240,3 +242,7 @@ def _watch() -> Any:
     from lorax_bench.progress import watched
 
     return watched
+
+
+for each in (peer_commands.compare, peer_commands.demo, peer_commands.peers):
+    main.add_command(each)

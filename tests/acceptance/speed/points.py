@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.speed import interactive, router, startup
+from tests.acceptance.speed import interactive, peers, router, startup
 
 POINTS: list[Point] = [
     *interactive.POINTS,
+    *peers.POINTS,
     *router.POINTS,
     *startup.POINTS,
 ]
