@@ -84,25 +84,57 @@ inline Lanes cap(Lanes x, float softcap) {
     return x < 0.0f ? -capped : capped;
 }
 
-// Exchanges the lanes of a that have bit STEP in their number with those of b that have not.
-template <int STEP, int... I>
-inline void exchange(Lanes& a, Lanes& b, std::integer_sequence<int, I...>) {
-    const Lanes first =
-        pick(a, b, std::integer_sequence<int, (I & STEP ? num_lanes + I - STEP : I)...>{});
-    b = pick(a, b, std::integer_sequence<int, (I & STEP ? num_lanes + I : I + STEP)...>{});
-    a = first;
+// Of each four lanes: pairs of a and b, of one lane or of two, from the lower half or the upper.
+template <int SIZE, bool UPPER, int... I>
+inline Lanes zipped(Lanes a, Lanes b, std::integer_sequence<int, I...>) {
+    constexpr int half = UPPER ? 2 : 0;
+    if constexpr (SIZE == 1)
+        return pick(a, b, std::integer_sequence<int, (I / 4 * 4 + half + I % 4 / 2 +
+                                                      I % 2 * num_lanes)...>{});
+    else
+        return pick(a, b, std::integer_sequence<int, (I / 4 * 4 + half + I % 2 +
+                                                      I % 4 / 2 * num_lanes)...>{});
 }
 
-template <int STEP>
-inline void exchange_all(Lanes (&rows)[num_lanes]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < num_lanes; ++i)
-        if (!(i & STEP)) exchange<STEP>(rows[i], rows[i | STEP], Numbers{});
+// Quarters of four lanes: two of a and then two of b, from FIRST on, STEP apart.
+template <int FIRST, int STEP, int... I>
+inline Lanes joined(Lanes a, Lanes b, std::integer_sequence<int, I...>) {
+    constexpr int half = num_lanes / 2;
+    return pick(a, b, std::integer_sequence<int, ((FIRST + I % half / 4 * STEP) * 4 + I % 4 +
+                                                  I / half * num_lanes)...>{});
 }
 
+// Turns rows into columns: within each four lanes of four rows, and then the fours.
 inline void transpose(Lanes (&rows)[num_lanes]) {
-    exchange_all<1>(rows);
-    exchange_all<2>(rows);
-    if constexpr (num_lanes > 4) exchange_all<4>(rows);
-    if constexpr (num_lanes > 8) exchange_all<8>(rows);
+    constexpr Numbers all{};
+    Lanes fours[num_lanes];
+#pragma GCC unroll 4
+    for (int i = 0; i < num_lanes; i += 4) {
+        const Lanes low = zipped<1, false>(rows[i], rows[i + 1], all);
+        const Lanes high = zipped<1, true>(rows[i], rows[i + 1], all);
+        const Lanes next_low = zipped<1, false>(rows[i + 2], rows[i + 3], all);
+        const Lanes next_high = zipped<1, true>(rows[i + 2], rows[i + 3], all);
+        fours[i] = zipped<2, false>(low, next_low, all);
+        fours[i + 1] = zipped<2, true>(low, next_low, all);
+        fours[i + 2] = zipped<2, false>(high, next_high, all);
+        fours[i + 3] = zipped<2, true>(high, next_high, all);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        if constexpr (num_lanes == 4) {
+            rows[i] = fours[i];
+        } else if constexpr (num_lanes == 8) {
+            rows[i] = joined<0, 1>(fours[i], fours[i + 4], all);
+            rows[i + 4] = joined<1, 1>(fours[i], fours[i + 4], all);
+        } else {
+            const Lanes low = joined<0, 1>(fours[i], fours[i + 4], all);
+            const Lanes high = joined<2, 1>(fours[i], fours[i + 4], all);
+            const Lanes next_low = joined<0, 1>(fours[i + 8], fours[i + 12], all);
+            const Lanes next_high = joined<2, 1>(fours[i + 8], fours[i + 12], all);
+            rows[i] = joined<0, 2>(low, next_low, all);
+            rows[i + 4] = joined<1, 2>(low, next_low, all);
+            rows[i + 8] = joined<0, 2>(high, next_high, all);
+            rows[i + 12] = joined<1, 2>(high, next_high, all);
+        }
+    }
 }
