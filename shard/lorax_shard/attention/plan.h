@@ -40,7 +40,7 @@ constexpr int64_t span_tokens = 512;
 constexpr int64_t most_queries = 192, fewest_queries = 48;
 // Query rows of a KV head up to which tokens are taken in pieces, for several KV heads, and how
 // many numbers of a token these have at most.
-constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 512;
+constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 2048;
 // Tiles that each thread has at least, if there are so many.
 constexpr int64_t tiles_a_thread = 4;
 // Numbers that a call keeps of spans at most.

@@ -24,14 +24,15 @@ using Sums = Lanes[ROWS][VECTORS];
 
 // scores[row][t] = sum_i q[row][i] * keys[i][t]; i runs from first to last.
 template <int ROWS, int VECTORS>
-inline void score_vectors(const float* q, const float* keys, int64_t dim, float* scores) {
+inline void score_vectors(const float* q, const float* keys, int64_t stride, int64_t dim,
+                          float* scores) {
     Sums<ROWS, VECTORS> sums = {};
-    const int64_t stride = dim;
-    for (int64_t i = 0; i < dim; ++i, ++q, keys += step_tokens) {
+    const int64_t q_stride = dim;
+    for (int64_t i = 0; i < dim; ++i, ++q, keys += stride) {
         Lanes k[VECTORS];
         for (int v = 0; v < VECTORS; ++v) k[v] = lanes_at(keys + v * num_lanes);
         for (int row = 0; row < ROWS; ++row)
-            for (int v = 0; v < VECTORS; ++v) sums[row][v] += k[v] * q[row * stride];
+            for (int v = 0; v < VECTORS; ++v) sums[row][v] += k[v] * q[row * q_stride];
     }
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v)
@@ -79,8 +80,8 @@ inline void by_vectors(int64_t first, int64_t last, const Compute& compute) {
 // What is computed for ROWS rows: their scores of the vectors [first, last) of a step, and their
 // sums of the values of the tokens [first, last).
 struct Products {
-    void (*score)(const float* q, const float* keys, int64_t dim, int64_t first, int64_t last,
-                  float* scores);
+    void (*score)(const float* q, const float* keys, int64_t stride, int64_t dim, int64_t first,
+                  int64_t last, float* scores);
     void (*weigh)(const float* weights, const float* const* values, const float* const* ahead,
                   int64_t offset, int64_t num_vectors, int64_t first, int64_t last,
                   const float* scale, float* total, int64_t stride);
@@ -88,10 +89,10 @@ struct Products {
 };
 
 template <int ROWS>
-void score(const float* q, const float* keys, int64_t dim, int64_t first, int64_t last,
-           float* scores) {
+void score(const float* q, const float* keys, int64_t stride, int64_t dim, int64_t first,
+           int64_t last, float* scores) {
     by_vectors(first, last, [&](int64_t v, auto count) {
-        score_vectors<ROWS, count()>(q, keys + v * num_lanes, dim, scores + v * num_lanes);
+        score_vectors<ROWS, count()>(q, keys + v * num_lanes, stride, dim, scores + v * num_lanes);
     });
 }
 
@@ -116,7 +117,8 @@ constexpr const Products* products[] = {
 // Writes K of up to one step so that tokens lie beside each other: keys[i][t] = tokens[t][i].
 // K lies `offset` numbers behind what is told of a token. Asks for as much of `ahead`.
 inline void transpose_keys(const float* const* tokens, const float* const* ahead, int64_t offset,
-                           int64_t first, int64_t last, int64_t dim, float* keys) {
+                           int64_t first, int64_t last, int64_t dim, float* keys,
+                           int64_t stride) {
     for (int64_t t = first - first % num_lanes; t < last; t += num_lanes) {
         int64_t i = 0;
         for (; i + num_lanes <= dim; i += num_lanes) {
@@ -127,10 +129,10 @@ inline void transpose_keys(const float* const* tokens, const float* const* ahead
             }
             transpose(rows);
             for (int lane = 0; lane < num_lanes; ++lane)
-                lanes_at(keys + (i + lane) * step_tokens + t) = rows[lane];
+                lanes_at(keys + (i + lane) * stride + t) = rows[lane];
         }
         for (; i < dim; ++i)
             for (int lane = 0; lane < num_lanes; ++lane)
-                keys[i * step_tokens + t + lane] = tokens[t + lane][offset + i];
+                keys[i * stride + t + lane] = tokens[t + lane][offset + i];
     }
 }

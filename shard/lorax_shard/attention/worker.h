@@ -127,13 +127,14 @@ class Worker {
     // Takes tokens of a step for one KV head and many rows: a few rows after the others, so that
     // K and V stay in the first cache.
     void compute_many(Tokens in) {
-        transpose_keys(key_tokens, value_tokens, 0, in.first, in.last, c.key_dim, packed_keys);
+        transpose_keys(key_tokens, value_tokens, 0, in.first, in.last, c.key_dim, packed_keys,
+                       step_tokens);
         pack_values(0, in);
         for (int64_t row = 0; row < num_rows; row += tile_rows) {
             const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
             const Tokens some{seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
             if (some.first >= some.last) continue;
-            compute_scores(0, row, some);
+            compute_scores(0, row, some, packed_keys, step_tokens);
             soften_rows(0, row, some, in);
             add_values(0, row, some, packed_tokens, row == 0 ? next_keys : nullptr);
         }
@@ -149,10 +150,11 @@ class Worker {
                 piece.last < in.last ? key_tokens + piece_tokens
                                      : value_tokens + in.first - in.first % piece_tokens - begin;
             for (int64_t kv = 0; kv < num_kv_heads; ++kv) {
+                float* keys = packed_keys - begin;
                 transpose_keys(key_tokens, ahead, kv * c.key_dim, piece.first, piece.last,
-                               c.key_dim, packed_keys);
+                               c.key_dim, keys, piece_tokens);
                 for (int64_t row = 0; row < num_rows; row += tile_rows)
-                    compute_scores(kv, row, piece);
+                    compute_scores(kv, row, piece, keys, piece_tokens);
             }
             at = piece.last;
         }
@@ -190,10 +192,10 @@ class Worker {
         return num_rows > few_rows ? scores : scores + (kv * num_rows + row) * step_tokens;
     }
 
-    void compute_scores(int64_t kv, int64_t row, Tokens some) {
+    void compute_scores(int64_t kv, int64_t row, Tokens some, const float* keys, int64_t stride) {
         const Vectors vectors(some);
         products[std::min<int64_t>(tile_rows, num_rows - row)]->score(
-            queries_of(kv, row), packed_keys, c.key_dim, vectors.first, vectors.last,
+            queries_of(kv, row), keys, stride, c.key_dim, vectors.first, vectors.last,
             scores_of(kv, row));
     }
 
