@@ -155,6 +155,29 @@ def sweep(
 
 
 @main.command()
+@click.option("--model-dir", type=click.Path(path_type=Path, exists=True), help="A model's folder.")
+@click.option("--rows", callback=numbers(int), default="1,8,32,64", show_default=True)
+@click.option("--prompts", callback=numbers(int), default="128,512,2048", show_default=True)
+@click.option("--context", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="0: as many as torch takes.")
+def step(
+    model_dir: Path | None,
+    rows: list[int],
+    prompts: list[int],
+    context: int,
+    rounds: int,
+    threads: int,
+) -> None:
+    """Time steps of a shard on this machine, part by part, beside what they cannot beat."""
+    from lorax_bench.steps.run import measure_steps
+    from lorax_bench.steps.table import markdown
+
+    steps = measure_steps(model_dir, rows, prompts, context=context, rounds=rounds, threads=threads)
+    click.echo(markdown(steps))
+
+
+@main.command()
 def workloads() -> None:
     """List the workloads and what each takes."""
     from lorax_bench.workloads import KINDS, default_parameters

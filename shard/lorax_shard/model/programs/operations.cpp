@@ -5,6 +5,8 @@
 //   scale   out = a * factor
 //   gather  out[i] = x[rows[i]]
 
+#include <omp.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -39,19 +41,31 @@ constexpr int64_t chunk = 4096;
 }  // namespace
 
 // Calls kernel i with the fields from starts[i] on; each has ended when the next begins. Those that
-// are too small for several threads are computed by one, and wake nobody.
+// are too small for several threads are computed by one, and wake nobody. What each took is added
+// to seconds[i], unless that is null.
 extern "C" void lorax_run(Kernel* const* kernels, const int64_t* starts, const int8_t* are_small,
-                          int64_t num_kernels, const int64_t* fields, int64_t num_threads) {
+                          int64_t num_kernels, const int64_t* fields, int64_t num_threads,
+                          double* seconds) {
+    double last = seconds ? omp_get_wtime() : 0.0;
+    const auto note = [&](int64_t kernel) {
+        const double now = omp_get_wtime();
+        seconds[kernel] += now - last;
+        last = now;
+    };
     for (int64_t i = 0; i < num_kernels;) {
         if (are_small[i] || num_threads == 1) {
             kernels[i](fields + starts[i]);
+            if (seconds) note(i);
             ++i;
             continue;
         }
         const int64_t first = i;
         while (i < num_kernels && !are_small[i]) ++i;
 #pragma omp parallel num_threads(num_threads)
-        for (int64_t k = first; k < i; ++k) kernels[k](fields + starts[k]);
+        for (int64_t k = first; k < i; ++k) {
+            kernels[k](fields + starts[k]);
+            if (seconds && omp_get_thread_num() == 0) note(k);
+        }
     }
 }
 

@@ -50,7 +50,7 @@ def operations() -> tuple[Operations | None, str | None]:
         return None, reason
     run: Any = library.lorax_run
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    run.argtypes, run.restype = (pointer, pointer, pointer, number, pointer, number), None
+    run.argtypes, run.restype = (pointer, pointer, pointer, number, pointer, number, pointer), None
     names = ("lorax_add", "lorax_scale", "lorax_gather")
     return Operations(run, *(NativeFunction(library, name, is_light=True) for name in names)), None
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lorax_shard.attention.backend import AttentionBackend, ReusableRows, StepMetadata
 from lorax_shard.attention.kv_cache import PagedCache
@@ -69,6 +70,11 @@ class PassPrograms:
         self._rows.fill(numbers.query_lens, numbers.context_lens, torch.from_numpy(numbers.tables))
         size = Size(len(numbers.input_ids), len(numbers.logit_rows))
         return program.run(size, _inputs(numbers))
+
+    def time_kernels(self, *, with_adapters: bool) -> tuple[list[str], NDArray[np.float64]] | None:
+        """Time the kernels of passes from now on, see ``Program``; None: no program computes them."""
+        program = self._programs.get(with_adapters)
+        return None if program is None else program.time_kernels()
 
     def _program_of(self, numbers: PassNumbers) -> Program | None:
         """Return what computes a pass, told of its adapters; None: the model's code does."""

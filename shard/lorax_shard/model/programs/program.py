@@ -60,8 +60,14 @@ class Program:
 
     @property
     def num_calls(self) -> int:
-        """How many kernels a pass asks of one team of threads."""
-        return self._calls.number
+        """How many kernels a pass asks for."""
+        return len(self._calls.names)
+
+    def time_kernels(self) -> tuple[list[str], NDArray[np.float64]]:
+        """Time kernels from now on; return their names and the seconds of each, which go on growing."""
+        names = self._calls.names
+        self._calls.seconds = np.zeros(len(names))
+        return names, self._calls.seconds
 
     def run(self, size: Size, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Compute a pass."""
@@ -95,6 +101,8 @@ class _Calls:
         storages = [np.concatenate([call.storages for call in each.calls]) for each in recordings]
         if not all((each == storages[0]).all() for each in storages):
             raise NotAProgramError("kernels are told of other memory at other sizes")
+        # What each kernel took in all passes, where that is asked for.
+        self.seconds: NDArray[np.float64] | None = None
         self._memory = PassMemory(sizes, recordings, storages[0], np.array(lens), arena)
         light = np.array([each.is_light for each in self._functions])
         self._bytes = np.where(light, self._memory.bytes_of_calls, _MUCH)
@@ -104,8 +112,8 @@ class _Calls:
         )
 
     @property
-    def number(self) -> int:
-        return len(self._functions)
+    def names(self) -> list[str]:
+        return [each.name for each in self._functions]
 
     def reserve(self, size: Size) -> PassMemory:
         """Return memory for a pass of this size."""
@@ -123,6 +131,7 @@ class _Calls:
         self._run(
             self._kernels.ctypes.data, self._starts.ctypes.data, are_small.ctypes.data, len(self._kernels),
             fields.ctypes.data, torch.get_num_threads(),
+            None if self.seconds is None else self.seconds.ctypes.data,
         )  # fmt: skip
 
 

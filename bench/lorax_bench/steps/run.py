@@ -1,0 +1,54 @@
+"""Loads a model as a shard does and measures its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lorax_bench.steps.measure import StepBench, StepTimes
+from lorax_contract.cache import default_cache_dir
+from lorax_contract.config import ShardConfig
+from lorax_shard.model.loader import load_paged_model
+from lorax_shard.prepare.prepare import prepare
+
+
+def measure_steps(
+    model_dir: Path | None,
+    rows: Sequence[int],
+    prompts: Sequence[int],
+    *,
+    context: int = 128,
+    rounds: int = 5,
+    calls: int = 5,
+    threads: int = 0,
+) -> list[StepTimes]:
+    """Return decode steps of so many rows each, and steps of a prompt of so many tokens each.
+
+    ``model_dir`` None: of the embedded default model. ``threads`` 0: as many as torch takes.
+    """
+    model_dir = model_dir or _default_model_dir()
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_paged_model(
+        ShardConfig(model_dir=str(model_dir), model_id="bench", shard_uris=["unix:/unused"])
+    )
+    bench = StepBench(
+        model, context=context, max_rows=max(rows, default=1), max_tokens=max(prompts, default=1)
+    )
+    steps = [*map(bench.decode, rows), *map(bench.prompt, prompts)]
+    bench.run(steps, rounds, calls)
+    return [times for times, _ in steps]
+
+
+def _default_model_dir() -> Path:
+    prepared = prepare(
+        None,
+        revision=None,
+        source="hub",
+        cache_dir=default_cache_dir(),
+        trust_remote_code=False,
+        progress=lambda event: None,
+    )
+    return prepared.model_dir
