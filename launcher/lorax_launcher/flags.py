@@ -135,7 +135,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "first that can run. See docs/models.md."),
         _option("--eager", type=SWITCH,
                 help="Launch every step kernel by kernel. Without it a GPU replays decode steps as "
-                "CUDA graphs, which are captured and checked at the start. See docs/gpu.md."),
+                "CUDA graphs, which are captured and checked at the start (docs/gpu.md), and a CPU computes "
+                "passes as programs (docs/architecture.md)."),
         _option("--compile-max-batch-size", type=click.IntRange(1, 512),
                 help="Requests of the largest decode step that is a graph; larger steps are launched "
                 "kernel by kernel."),

@@ -18,7 +18,6 @@ from lorax_shard.model.interface import GraphSettings, PassNumbers
 from lorax_shard.model.launch import launched
 
 _PARTS = {
-    "lorax_panel_linear": "linears",
     "lorax_attend": "attention",
     "lorax_store": "keys and values stored",
     "lorax_rms_norm": "norms",
@@ -26,12 +25,12 @@ _PARTS = {
     "lorax_rotate": "rotations",
     "lorax_lora_apply": "adapters",
 }
-HEAD, SUMS, REST = "head", "sums and copies", "beside the kernels"
-PARTS = (*dict.fromkeys(_PARTS.values()), HEAD, SUMS, REST)
+LINEARS, HEAD, SUMS, REST = "linears", "head", "sums and copies", "beside the kernels"
+PARTS = (LINEARS, *_PARTS.values(), HEAD, SUMS, REST)
 
 
 @dataclass(slots=True)
-class StepTimes:
+class MeasuredStep:
     """One kind of step: its times in seconds, round by round."""
 
     name: str
@@ -92,22 +91,24 @@ class StepBench:
         ]
         self._read_s = read_seconds()
 
-    def decode(self, num_rows: int) -> tuple[StepTimes, PassNumbers]:
+    def decode(self, num_rows: int) -> tuple[MeasuredStep, PassNumbers]:
         """Return a step of so many rows, not timed yet."""
         vocab_size = self.model.vocab_size
         numbers = decode_pass(num_rows, self.context, self._block_size, vocab_size)
-        times = StepTimes(f"{num_rows} rows", num_rows)
+        times = MeasuredStep(f"{num_rows} rows", num_rows)
         times.kv_s = self._kv_seconds(num_rows * self.context)
         return times, numbers
 
-    def prompt(self, num_tokens: int) -> tuple[StepTimes, PassNumbers]:
+    def prompt(self, num_tokens: int) -> tuple[MeasuredStep, PassNumbers]:
         """Return a step of one prompt, not timed yet."""
         numbers = prompt_pass(num_tokens, self._block_size, self.model.vocab_size)
-        times = StepTimes(f"prompt of {num_tokens}", num_tokens)
+        times = MeasuredStep(f"prompt of {num_tokens}", num_tokens)
         times.kv_s = self._kv_seconds(num_tokens)
         return times, numbers
 
-    def run(self, steps: Sequence[tuple[StepTimes, PassNumbers]], rounds: int, calls: int) -> None:
+    def run(
+        self, steps: Sequence[tuple[MeasuredStep, PassNumbers]], rounds: int, calls: int
+    ) -> None:
         """Time all steps and their libraries' products, in turns; of each round the median of some calls."""
         products = {
             id(times): {
@@ -144,10 +145,10 @@ class StepBench:
             self._compute(numbers)
         whole = (time.perf_counter() - started) / calls
         parts = dict.fromkeys(PARTS, 0.0)
-        head = max(index for index, name in enumerate(names) if name == "lorax_panel_linear")
+        linears = [index for index, name in enumerate(names) if name.endswith("_linear")]
         for index, name in enumerate(names):
-            part = HEAD if index == head else _PARTS.get(name, SUMS)
-            parts[part] += float(seconds[index]) / calls
+            part = LINEARS if index in linears else _PARTS.get(name, SUMS)
+            parts[HEAD if index == linears[-1] else part] += float(seconds[index]) / calls
         parts[REST] = whole - sum(parts.values())
         return parts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lorax_bench.steps.measure import StepBench, StepTimes
+from lorax_bench.steps.measure import MeasuredStep, StepBench
 from lorax_contract.cache import default_cache_dir
 from lorax_contract.config import ShardConfig
 from lorax_shard.model.loader import load_paged_model
@@ -23,7 +23,8 @@ def measure_steps(
     rounds: int = 5,
     calls: int = 5,
     threads: int = 0,
-) -> list[StepTimes]:
+    linear: str = "auto",
+) -> list[MeasuredStep]:
     """Return decode steps of so many rows each, and steps of a prompt of so many tokens each.
 
     ``model_dir`` None: of the embedded default model. ``threads`` 0: as many as torch takes.
@@ -32,7 +33,12 @@ def measure_steps(
     if threads:
         torch.set_num_threads(threads)
     model = load_paged_model(
-        ShardConfig(model_dir=str(model_dir), model_id="bench", shard_uris=["unix:/unused"])
+        ShardConfig(
+            model_dir=str(model_dir),
+            model_id="bench",
+            shard_uris=["unix:/unused"],
+            linear_backend=linear,
+        )
     )
     bench = StepBench(
         model, context=context, max_rows=max(rows, default=1), max_tokens=max(prompts, default=1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from lorax_bench.steps.measure import PARTS, StepTimes
+from lorax_bench.steps.measure import PARTS, MeasuredStep
 
 
-def markdown(steps: Sequence[StepTimes]) -> str:
+def markdown(steps: Sequence[MeasuredStep]) -> str:
     """Return the table, in milliseconds."""
     return "\n".join(_lines(steps))
 
 
-def _lines(steps: Sequence[StepTimes]) -> Iterator[str]:
+def _lines(steps: Sequence[MeasuredStep]) -> Iterator[str]:
     yield "| ms | " + " | ".join(each.name for each in steps) + " |"
     yield "| --- |" + " --- |" * len(steps)
     for part in PARTS:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.speed import interactive, peers, router, startup
+from tests.acceptance.speed import interactive, peers, router, startup, steps
 
 POINTS: list[Point] = [
-    *interactive.POINTS,
     *peers.POINTS,
+    *steps.POINTS,
+    *interactive.POINTS,
     *router.POINTS,
     *startup.POINTS,
 ]

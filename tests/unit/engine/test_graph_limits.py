@@ -20,7 +20,6 @@ def limits(max_adapter_rank: int = 64, **options: Any) -> GraphLimits | None:
 @pytest.mark.parametrize(
     "options",
     [
-        
         {"eager": True},
         {"world_size": 2, "shard_uris": ["unix:///a", "unix:///b"], "rendezvous": "tcp://a:1"},
     ],
