@@ -19,6 +19,8 @@ class Question(NamedTuple):
 
     prompt_ids: tuple[int, ...]
     max_tokens: int
+    at_s: float = 0.0
+    """When it is asked, where no rate says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +125,17 @@ def fan_out(
         for ids in [source.prompt(prompt) for _ in range(prompts)]
         for _ in range(ways)
     ]
+
+
+def interruption(
+    source: PromptSource,
+    *,
+    running: int = 8,
+    prompt: int = 32,
+    output: int = 160,
+    long: int = 4000,
+    after: int = 3,
+) -> list[Question]:
+    """``running`` streams of short prompts, and ``after`` seconds later one long prompt."""
+    streams = [Question(source.prompt(prompt), output) for _ in range(running)]
+    return [*streams, Question(source.prompt(long), 8, float(after))]

@@ -86,6 +86,10 @@ KINDS: dict[str, WorkloadKind] = {
         summary="conversations of several turns over one system prompt",
         defaults=LoadOptions(concurrency=8),
     ),
+    "interruption": WorkloadKind(
+        make=shapes.interruption,
+        summary="8 running streams, and 3 s later one prompt of 4,000 tokens",
+    ),
     "fan-out": WorkloadKind(
         make=shapes.fan_out,
         summary="each prompt once for each of 8 adapters, answers of 4 tokens",
@@ -158,7 +162,9 @@ def build(
     adapters: list[int] | list[None] = [None] * num
     if num_adapters:
         adapters = choose(chosen.law or "", num_adapters, num, rng, chosen.alpha or 0.0)
-    times = gamma_arrivals(chosen.rate, chosen.cv or 0.0, num, rng) if chosen.rate else [0.0] * num
+    times = [question.at_s for question in questions]
+    if chosen.rate:
+        times = gamma_arrivals(chosen.rate, chosen.cv or 0.0, num, rng)
     requests = tuple(
         BenchRequest(
             prompt_ids=question.prompt_ids, max_tokens=question.max_tokens, adapter=adapter,

@@ -75,6 +75,14 @@ def test_turns_of_a_chat_begin_with_all_that_was_before() -> None:
     assert load.concurrency == 8
 
 
+def test_a_long_prompt_comes_among_streams_that_run() -> None:
+    *streams, last = build("interruption,long=900,after=5").requests
+    assert {(len(each.prompt_ids), each.max_tokens, each.at_s) for each in streams} == {
+        (32, 160, 0)
+    }
+    assert (len(streams), len(last.prompt_ids), last.at_s) == (8, 900, 5.0)
+
+
 def test_a_fan_out_asks_every_adapter_for_each_prompt() -> None:
     load = build("fan-out,prompts=2,ways=8,prompt=20,output=1")
     for each in (load.requests[:8], load.requests[8:]):
