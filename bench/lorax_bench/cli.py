@@ -229,6 +229,8 @@ def _retention(runs: Sequence[MeasuredRun]) -> list[NamedRatio]:
 
     base = [run for run in runs if not run.num_adapters]
     others = [run for run in runs if run.num_adapters]
+    if not all(run.figures.output_tokens_per_s for run in base):
+        return []  # nothing came; what failed is told in words
     return [compared("retention (with adapters ÷ without)", others, base)]
 
 

@@ -204,6 +204,17 @@ def test_a_failed_request_shows_in_the_exit_code_and_in_words() -> None:
     assert "2 x HTTP 404: no such model" in text
 
 
+def test_no_ratio_is_made_of_nothing() -> None:
+    with served(Answers(refused="base")) as url:
+        code, text = invoke(
+            "run", "fixed,requests=2,prompt=5,output=2", "--url", url, "--model", "base",
+            "--adapters", "1", "--adapter", "a", "--rounds", "1", "--retention",
+        )  # fmt: skip
+    assert code == 1
+    assert "base: 2 x HTTP 404: no such model" in text
+    assert "retention" not in text
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
