@@ -50,7 +50,8 @@ def _in_words() -> Iterator[None]:
     "--peers",
     default="vllm,openvino",
     show_default=True,
-    help="Those beside this server: vllm, openvino, llama-cpp, static, continuous, peft.",
+    help="Those beside this server: vllm, openvino, llama-cpp, static, continuous, peft, "
+    "and ranks, which is this server with two of them.",
 )
 @_ROUNDS
 @click.option("--seed", type=int, default=0, show_default=True)

