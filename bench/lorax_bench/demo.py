@@ -44,7 +44,7 @@ def _ledger(lines: int) -> str:
 
 QUESTIONS: tuple[tuple[str, int], ...] = (
     ("What is the capital of France?", 12),
-    (f"Summarise this ledger in one sentence.\n{_ledger(32)}", 24),
+    (f"Summarise this ledger in one sentence.\n{_ledger(48)}", 24),
     ("Write a story about a lighthouse keeper who learns to sail.", 160),
     ("Translate to French: the sea is calm tonight, and nobody is awake.", 16),
     (f"Which goods appear most often?\n{_ledger(6)}", 32),
