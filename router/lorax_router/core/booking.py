@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import or_
 
 from lorax_contract.step import RequestId, StepOutcome
 from lorax_router.core.cost import StepWork
@@ -60,6 +62,11 @@ def accepted_drafts(outcome: StepOutcome) -> dict[RequestId, int]:
         return {}
     columns = zip(outcome.row_ids, outcome.num_tokens, strict=True)
     return {row_id: num - 1 for row_id, num in columns if num > 1}
+
+
+def reported_rows(outcome: StepOutcome) -> Iterable[RequestId]:
+    """Return the rows of which an outcome has a token or an end."""
+    return compress(outcome.row_ids, map(or_, outcome.num_tokens, outcome.finish))
 
 
 def book_computed(

@@ -54,6 +54,7 @@ from lorax_router.core.booking import (
     StepInFlight,
     accepted_drafts,
     book_computed,
+    reported_rows,
     take_out_failed,
 )
 from lorax_router.core.composition import StepComposer
@@ -434,13 +435,12 @@ class Scheduler:
                     if request.spec.adapter != BASE_ADAPTER:
                         self.adapters.progresses(request.spec.adapter, now)
                     served(request, num)
-                    awaited.discard(row_id)
                 if finish:
-                    awaited.discard(row_id)
                     if finish != FinishCode.ERROR and request.status is Status.RUNNING:
                         self._running.pool.index.add(request)
                     self._end(request)
             start += num
+        awaited.difference_update(reported_rows(outcome))
         return accepted
 
     def _end(self, request: RequestState) -> None:

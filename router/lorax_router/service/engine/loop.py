@@ -296,7 +296,8 @@ class EngineLoop:
             for row in plan.new_rows:
                 if stream := self._streams.get(row.spec.request_id):
                     stream.enters(now, row.num_cached)
-            self._observe_sent(plan)
+            # Behind the task that hands it to the transport: nobody waits for what is counted.
+            asyncio.get_running_loop().call_soon(self._observe_sent, plan)
         self._end_late()
         if self._orders is not None:
             self._orders.carry_out()
