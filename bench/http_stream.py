@@ -10,7 +10,7 @@ what all wait for.
 chunks are taken and dropped: scheduler, messages to and from the shard, a chunk for each stream.
 ``front`` is what a router takes beyond that. ``turnaround``: in that process, one step in
 flight, from a step's reply until the next request is handed to the transport, reading the one
-and writing the other included.
+and writing the other included; as it passed, and as the processor counts it.
 
     python -m bench.http_stream --streams 256 --tokens 200 --step-ms 0 16
 """
@@ -187,7 +187,9 @@ def measure_dialect(
     return rounds
 
 
-def measure_core(folder: str, options: argparse.Namespace, depth: int) -> tuple[float, list[float]]:
+def measure_core(
+    folder: str, options: argparse.Namespace, depth: int
+) -> tuple[float, list[tuple[float, float]]]:
     """Return the core's microseconds for a token, and the seconds of each turn."""
     receiving, sending = SPAWN.Pipe(duplex=False)
     with started(serve_core, folder, options.streams, options.tokens, depth, sending):
@@ -199,17 +201,19 @@ def measure_core(folder: str, options: argparse.Namespace, depth: int) -> tuple[
 def measure(folder: str, step_ms: float, options: argparse.Namespace) -> dict[str, Any]:
     """Return all figures with one step time."""
     figures: dict[str, Any] = {}
-    cores, turns = [], []
+    cores, turns, thread_turns = [], [], []
     for depth in (2, 1) * options.rounds:
         with shard(folder, step_ms / 1e3):
             core_us, turns_s = measure_core(folder, options, depth)
         if depth == 1:
             # With two steps in flight a reply and a request cross: only lockstep shows the turn.
-            turns.append(statistics.median(turns_s) * 1e3)
+            turns.append(statistics.median(passed for passed, _ in turns_s) * 1e3)
+            thread_turns.append(statistics.median(thread for _, thread in turns_s) * 1e3)
         else:
             cores.append(core_us)
     core = figures["core_us"] = spread(cores)
     figures["turnaround_ms"] = spread(turns)
+    figures["turnaround_processor_ms"] = spread(thread_turns)
     with shard(folder, step_ms / 1e3), router(folder, options.streams) as (port, process):
         for name in options.dialects:
             rounds = measure_dialect(port, process, DIALECTS[name], options)
@@ -261,6 +265,7 @@ def print_table(step_ms: float, figures: dict[str, Any], options: argparse.Names
     print(f"{options.streams} streams x {options.tokens} tokens, steps of {step_ms:g} ms")
     print(shown("core, us a token", figures["core_us"]))
     print(shown("turnaround, ms", figures["turnaround_ms"]))
+    print(shown("  of the processor", figures["turnaround_processor_ms"]))
     for name in options.dialects:
         print(shown(f"{name}, us a token", figures[name]["together_us"]))
         print(shown("  of that, the front", figures[name]["front_us"]), flush=True)

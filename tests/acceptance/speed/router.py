@@ -50,9 +50,12 @@ def point_core() -> Result:
 
 
 def point_turn() -> Result:
-    """One step in flight."""
-    named = {f"steps of {steps}": each["turnaround_ms"] for steps, each in _figures().items()}
-    return _result(named, MOST_TURN_MS, "ms")
+    """One step in flight; of the processor's time, which other programs hardly change."""
+    figures = _figures().items()
+    named = {f"steps of {steps}": each["turnaround_processor_ms"] for steps, each in figures}
+    passed = [each["turnaround_ms"]["median"] for _, each in figures]
+    result = _result(named, MOST_TURN_MS, "ms of the processor")
+    return Result(result.ok, f"{result.figure}; passed: {passed} ms")
 
 
 POINTS = [
