@@ -62,6 +62,7 @@ class RequestState:
         "adapter_content",
         "block_keys",
         "blocks",
+        "decode_row",
         "has_turn",
         "host_blocks",
         "incarnation",
@@ -154,6 +155,9 @@ class RequestState:
         self.last_step = 0
         # Counts residences, so that a late outcome is not booked on a later one.
         self.incarnation = 0
+        # The builder's own: its row in a step that computes one token and is reported of. It is the
+        # same in each such step until the request begins anew.
+        self.decode_row: Any = None
         self.num_preemptions = 0
         # The policy's own: of how many of its tokens a tenant's share was charged.
         self.num_charged = 0
@@ -194,7 +198,7 @@ class RequestState:
         self.num_scheduled = 0
         self.num_cached = self.num_indexed = 0
         self.is_unindexed = self.is_suspect = False
-        self.incarnation += 1
+        self._begin_anew()
 
     def undo_scheduled(self) -> None:
         """Nothing of what steps in flight were to compute was: a row that enters anew will do it.
@@ -204,7 +208,18 @@ class RequestState:
         self.num_ahead += self.num_scheduled - self.num_computed
         self.num_scheduled = self.num_cached = self.num_computed
         self.is_suspect = True
+        self._begin_anew()
+
+    def finish(self) -> None:
+        """It has ended, and holds nothing any more."""
+        self.status = Status.FINISHED
+        self.blocks = []
+        # Which names the request itself: it would go with the next collection of garbage only.
+        self.decode_row = None
+
+    def _begin_anew(self) -> None:
         self.incarnation += 1
+        self.decode_row = None
 
     def begin(self, blocks: list[BlockId], num_indexed: int, num_tokens: int) -> None:
         """Begin with blocks that hold so many tokens; the first ones are in the index."""

@@ -454,8 +454,7 @@ class Scheduler:
             self._policy.remove(request)
             self._running.forget(request)
         self.adapters.leaves(request.spec.adapter, was_running=was_running)
-        request.status = Status.FINISHED
-        request.blocks = []
+        request.finish()
         del self._requests[request.request_id]
 
     # --- facts ------------------------------------------------------------------

@@ -281,12 +281,17 @@ class StepBuilder:
         seq, kv_read = plan.seq, 0
         for request in requests:
             num_scheduled = request.num_scheduled = request.num_scheduled + 1
-            reports = num_scheduled == request.num_tokens + request.num_pending
-            if reports:
+            row = request.decode_row
+            if num_scheduled != request.num_tokens + request.num_pending:
+                row = PlannedRow(request, request.incarnation, 1, reports=False)
+            else:
                 request.num_pending += 1
+                if row is None:
+                    row = PlannedRow(request, request.incarnation, 1, reports=True)
+                    request.decode_row = row
             request.last_step = seq
             row_ids.append(request.request_id)
-            rows.append(PlannedRow(request, request.incarnation, 1, reports))
+            rows.append(row)
             kv_read += num_scheduled
             adapter = request.spec.adapter
             if adapter != BASE_ADAPTER:

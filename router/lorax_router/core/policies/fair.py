@@ -222,8 +222,11 @@ class FairShare:
     # --- charges --------------------------------------------------------------------
 
     def served(self, request: RequestState, num_tokens: int) -> None:
-        """Charge output tokens."""
-        self._charge(request, OUTPUT_WEIGHT * num_tokens)
+        """Charge output tokens: as ``_charge`` does, without its call, since each row has some."""
+        terms, amount = request.terms, OUTPUT_WEIGHT * num_tokens
+        tenant = terms.tenant
+        self._shares.charge(tenant, amount / terms.weight)
+        self._tenants[tenant].shares.charge(request.spec.adapter, amount)
         request.num_charged += num_tokens
 
     def step_done(self, num_worth: float) -> None:
