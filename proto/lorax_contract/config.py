@@ -16,7 +16,7 @@ from typing import Any, Self
 
 Device = typing.Literal["cpu", "cuda"]
 KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
-Quantize = typing.Literal["none", "int8", "gguf"]
+Quantize = typing.Literal["none", "int8", "gguf", "bfloat16"]
 # The form of the content of messages that a chat template reads: one text, or parts as OpenAI has them.
 ContentFormatChoice = typing.Literal["auto", "string", "openai"]
 
@@ -90,7 +90,8 @@ class ShardConfig(ProcessConfig):
     device: Device = "cpu"
     # A torch dtype name, or "auto": float32 on CPU, the model's own on a GPU.
     dtype: str = "auto"
-    # How the weights of linears are stored: as the model has them, in int8, or as in its GGUF file.
+    # How the weights of linears are stored: as the model has them, in int8, as in its
+    # GGUF file, or rounded to bfloat16 and computed in float32.
     quantize: Quantize = "none"
     # How K and V are stored; "auto": in the dtype above.
     kv_cache_dtype: KVCacheDtype = "auto"

@@ -32,7 +32,7 @@ def packed_bytes(config: ShardConfig) -> int:
     """Return about how many bytes a rank's packed weights will take, 0 where none are packed."""
     if config.device != "cpu" or config.linear_backend not in _PACKED:
         return 0
-    if config.dtype not in ("auto", "float32"):
+    if config.dtype not in ("auto", "float32", "bfloat16"):
         return 0
     folder = Path(config.model_dir)
     try:
@@ -45,6 +45,8 @@ def packed_bytes(config: ShardConfig) -> int:
         num_bytes *= 2
     if config.quantize != "none":
         num_bytes //= _QUANTIZED
+    elif config.dtype == "bfloat16":
+        num_bytes //= 2
     num_bytes //= config.world_size
     return num_bytes + num_bytes // _MARGIN
 

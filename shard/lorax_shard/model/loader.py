@@ -28,7 +28,7 @@ from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
 from lorax_shard.model.probe import ModelProbe, one_thread, survey_attention
-from lorax_shard.model.quantized import install_linears, quantize_model
+from lorax_shard.model.quantized import install_linears, quantize_model, store_narrowly
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
 from lorax_shard.model.weights import refuse_corrupt
@@ -53,6 +53,7 @@ def load_paged_model(
     started = time.perf_counter()
     folder, device = Path(config.model_dir), torch.device(config.device)
     hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
+    config = store_narrowly(config)
     dtype = resolve_dtype(config.dtype, hf_config, device)
     if config.attention_backend != "auto":
         # A backend that cannot run at all is refused before anything is read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,31 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard import linear
 from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
-from lorax_shard.linear.quantized.formats import QuantizedWeight, to_int8
+from lorax_shard.linear.quantized.formats import QuantizedWeight, to_bfloat16, to_int8
 from lorax_shard.linear.quantized.gguf_blocks import decode
 from lorax_shard.linear.quantized.install import install_quantized, quantize
+from lorax_shard.linear.quantized.kernel import load_quantized
 from lorax_shard.linear.targets import LinearTarget, find_targets
 from lorax_shard.model.hf_model import HFPagedModel
+
+logger = logging.getLogger(__name__)
+
+
+def store_narrowly(config: ShardConfig) -> ShardConfig:
+    """Return what ``--dtype bfloat16`` is on a CPU: weights of linears in it, all else in float32.
+
+    Such weights take half the bytes and the kernels' time; whole layers in bfloat16 take longer
+    than in float32. Where the kernel cannot run, or another one is asked for, they are as they are.
+    """
+    if (
+        config.device != "cpu"
+        or config.dtype != "bfloat16"
+        or (config.quantize, config.linear_backend, config.world_size) != ("none", "auto", 1)
+        or load_quantized()[0] is None
+    ):
+        return config
+    logger.info("weights of linears are stored in bfloat16; the rest is computed in float32")
+    return dataclasses.replace(config, dtype="float32", quantize="bfloat16")
 
 
 def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight]:
@@ -29,7 +51,7 @@ def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight
         return {}
     if config.quantize == "gguf":
         return read_blocks(model, Path(config.model_dir))
-    return quantize(model, to_int8)
+    return quantize(model, to_bfloat16 if config.quantize == "bfloat16" else to_int8)
 
 
 def read_blocks(model: Any, folder: Path) -> dict[str, QuantizedWeight]:

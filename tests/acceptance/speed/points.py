@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.speed import interactive, peers, router, startup, steps
+from tests.acceptance.speed import interactive, peers, quantized, router, startup, steps
 
 POINTS: list[Point] = [
     *peers.POINTS,
@@ -11,4 +11,5 @@ POINTS: list[Point] = [
     *interactive.POINTS,
     *router.POINTS,
     *startup.POINTS,
+    *quantized.POINTS,
 ]

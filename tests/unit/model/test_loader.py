@@ -14,6 +14,7 @@ from tests.helpers.tiny_models import make_tiny_model
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.linear.quantized.kernel import load_quantized
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 from lorax_shard.model.probe import ModelProbe
@@ -239,6 +240,18 @@ def test_unknown_dtype(folder: Path) -> None:
 
 def test_bfloat16_on_a_cpu_when_asked_for(folder: Path) -> None:
     assert load(folder, dtype="bfloat16").dtype is torch.bfloat16
+
+
+def test_bfloat16_on_a_cpu_is_how_weights_are_stored(folder: Path) -> None:
+    if load_quantized()[0] is None:
+        pytest.skip(str(load_quantized()[1]))
+    narrow = load(folder, dtype="bfloat16", linear_backend="auto")
+    assert (narrow.dtype, narrow.linear_backend) == (torch.float32, "bfloat16")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    stored = narrow._model.get_submodule(name).weight
+    assert torch.equal(stored, weights[f"{name}.weight"].bfloat16().float())
+    assert narrow.weight_bytes < load(folder, linear_backend="panel").weight_bytes
 
 
 def test_unknown_attention_backend(folder: Path) -> None:
