@@ -80,10 +80,10 @@ def run(
     """Run one workload, several rounds. `lorax-bench workloads` lists them."""
     from lorax_bench.session import Variant, take_turns, warm_up
     from lorax_bench.systems import asked_system
-    from lorax_bench.workloads import build
+    from lorax_bench.workloads import effective
 
-    options = load_options(values, concurrency=concurrency, rate=rate)
-    num_adapters = build(spec, options=options).num_adapters
+    options = effective(spec, load_options(values, concurrency=concurrency, rate=rate))
+    num_adapters = options.adapters or 0
     if retention and not num_adapters:
         raise ValueError(
             "--retention compares with and without adapters: --adapters must give them"
@@ -93,7 +93,7 @@ def run(
         def variant(name: str, **more: Any) -> Variant:
             chosen = replace(options, **more)
             workload = partial(_built, spec, chosen, values, system)
-            return Variant(name=name, workload=workload, rate=rate or None)
+            return Variant(name=name, workload=workload, rate=options.rate or None)
 
         variants = [variant("" if not num_adapters else f"{num_adapters} adapters")]
         if retention:
@@ -126,12 +126,12 @@ def sweep(
     from lorax_bench import sweeps
     from lorax_bench.session import take_turns, warm_up
     from lorax_bench.systems import asked_system
-    from lorax_bench.workloads import build
+    from lorax_bench.workloads import effective
 
     if sum(each is not None for each in (chosen, rates, rate_steps)) > 1:
         raise ValueError("--concurrency, --rate and --rate-steps are three ways: take one")
-    options = load_options(values)
-    num_adapters = build(spec, options=options).num_adapters
+    options = effective(spec, load_options(values))
+    num_adapters = options.adapters or 0
     name = f"{num_adapters} adapters" if num_adapters else ""
     with asked_system(system_options(values), num_adapters) as system:
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class LoadOptions:
 
     def over(self, others: LoadOptions) -> LoadOptions:
         """Return these, and where they say nothing, the others."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
         known = {name: value for name, value in given.items() if value is not None}
         if known.get("concurrency"):
             known.setdefault("rate", 0.0)
@@ -56,6 +56,8 @@ class WorkloadKind:
     make: Callable[..., list[Question]]
     summary: str
     defaults: LoadOptions = LoadOptions()
+    by_shape: Mapping[str, str] = field(default_factory=dict)
+    """Further defaults, by what of the shape they are: ``{"adapters": "ways"}``."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -84,7 +86,7 @@ KINDS: dict[str, WorkloadKind] = {
     "chat": WorkloadKind(
         make=shapes.chat,
         summary="conversations of several turns over one system prompt",
-        defaults=LoadOptions(concurrency=8),
+        by_shape={"concurrency": "conversations"},
     ),
     "interruption": WorkloadKind(
         make=shapes.interruption,
@@ -93,7 +95,7 @@ KINDS: dict[str, WorkloadKind] = {
     "fan-out": WorkloadKind(
         make=shapes.fan_out,
         summary="each prompt once for each of 8 adapters, answers of 4 tokens",
-        defaults=LoadOptions(adapters=8),
+        by_shape={"adapters": "ways"},
     ),
     "slora": WorkloadKind(
         make=shapes.mixed,
@@ -144,6 +146,14 @@ def _value(name: str, text: str, like: Any) -> int | tuple[int, int]:
     return bounds[0]
 
 
+def effective(spec: str, options: LoadOptions) -> LoadOptions:
+    """Return what holds for a workload: what is asked for, else what it has of its own."""
+    name, values = parse_spec(spec)
+    kind = KINDS[name]
+    own = LoadOptions(**{option: values[size] for option, size in kind.by_shape.items()})
+    return options.over(own.over(kind.defaults.over(_PLAIN)))
+
+
 def build(
     spec: str, *, options: LoadOptions = LoadOptions(), seed: int = 0, number: int = 0,
     last_id: int = shapes.LAST_ID,
@@ -153,9 +163,8 @@ def build(
     ``last_id`` is the highest token id of a prompt.
     """
     name, values = parse_spec(spec)
-    kind = KINDS[name]
-    chosen = options.over(kind.defaults.over(_PLAIN))
-    questions = kind.make(PromptSource.of_round(seed, number, last_id), **values)
+    chosen = effective(spec, options)
+    questions = KINDS[name].make(PromptSource.of_round(seed, number, last_id), **values)
     rng = np.random.default_rng(seed)
     num = len(questions)
     num_adapters = chosen.adapters or 0

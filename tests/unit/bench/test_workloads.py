@@ -10,7 +10,7 @@ import pytest
 
 from lorax_bench.arrivals import gamma_arrivals, poisson_arrivals
 from lorax_bench.popularity import LAWS, choose, probabilities
-from lorax_bench.workloads import KINDS, LoadOptions, build, parse_spec
+from lorax_bench.workloads import KINDS, LoadOptions, build, effective, parse_spec
 
 
 def test_w1_has_the_published_lengths() -> None:
@@ -72,7 +72,8 @@ def test_turns_of_a_chat_begin_with_all_that_was_before() -> None:
         earlier = prompts[number - 3]
         assert prompt[: len(earlier)] == earlier
         assert len(prompt) > len(earlier) + load.requests[number - 3].max_tokens
-    assert load.concurrency == 8
+    # One at a time of each conversation.
+    assert load.concurrency == 3
 
 
 def test_a_long_prompt_comes_among_streams_that_run() -> None:
@@ -84,11 +85,11 @@ def test_a_long_prompt_comes_among_streams_that_run() -> None:
 
 
 def test_a_fan_out_asks_every_adapter_for_each_prompt() -> None:
-    load = build("fan-out,prompts=2,ways=8,prompt=20,output=1")
-    for each in (load.requests[:8], load.requests[8:]):
+    load = build("fan-out,prompts=2,ways=5,prompt=20,output=1")
+    for each in (load.requests[:5], load.requests[5:]):
         assert len({request.prompt_ids for request in each}) == 1
-        assert [request.adapter for request in each] == list(range(8))
-    assert load.requests[0].prompt_ids != load.requests[8].prompt_ids
+        assert [request.adapter for request in each] == list(range(5))
+    assert load.requests[0].prompt_ids != load.requests[5].prompt_ids
 
 
 def test_slora_has_gamma_arrivals_and_many_adapters() -> None:
@@ -97,6 +98,7 @@ def test_slora_has_gamma_arrivals_and_many_adapters() -> None:
     assert times == sorted(times)
     assert len(times) / times[-1] == pytest.approx(2.0, rel=0.1)
     assert load.num_adapters == 100
+    assert effective("slora", LoadOptions(cv=3.0)).rate == 2.0
 
 
 def test_sampled_requests_have_a_seed_each_and_greedy_ones_none() -> None:
