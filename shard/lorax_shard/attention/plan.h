@@ -37,7 +37,7 @@ struct AttendCall {
 constexpr int64_t span_tokens = 512;
 // Query rows (tokens x heads) of a tile: the most, and what it may shrink to so that all threads
 // have tiles.
-constexpr int64_t most_queries = 192, fewest_queries = 48;
+constexpr int64_t most_queries = 384, fewest_queries = 48;
 // Query rows of a KV head up to which tokens are taken in pieces, for several KV heads, and how
 // many numbers of a token these have at most.
 constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 2048;

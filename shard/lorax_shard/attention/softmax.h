@@ -45,10 +45,10 @@ inline void each_vector(Vectors some, const Take& take) {
 }
 
 // Turns the scores of up to tile_rows rows into weights, of the tokens that each sees; the others
-// weigh 0. Finds by what earlier sums have to be multiplied.
+// weigh 0. Adds them up by lanes, and finds by what earlier sums have to be multiplied.
 __attribute__((noinline)) void soften(float* scores, int64_t count, Vectors some,
-                                      const Tokens* seen, float softcap, Softmax* states,
-                                      float* scales) {
+                                      const Tokens* seen, float softcap, float* largest_so_far,
+                                      float* lane_sums, float* scales) {
     constexpr int64_t padded_rows = (tile_rows + num_lanes - 1) / num_lanes * num_lanes;
     float most[padded_rows], change[padded_rows] = {};
     for (int64_t row = 0; row < count; ++row) {
@@ -56,10 +56,10 @@ __attribute__((noinline)) void soften(float* scores, int64_t count, Vectors some
         if (softcap > 0.0f) each_vector(some, [&](int64_t v) { x[v] = cap(x[v], softcap); });
         if (seen[row].first > some.first * num_lanes || seen[row].last < some.last * num_lanes)
             hide(x, some, seen[row]);
-        Lanes largest = Lanes{} + states[row].most;
+        Lanes largest = Lanes{} + largest_so_far[row];
         each_vector(some, [&](int64_t v) { largest = larger(x[v], largest); });
         most[row] = largest_lane(largest);
-        change[row] = states[row].most - most[row];
+        change[row] = largest_so_far[row] - most[row];
     }
     for (int64_t row = 0; row < padded_rows; row += num_lanes)
         lanes_at(change + row) = exp_negative(lanes_at(change + row));
@@ -70,8 +70,10 @@ __attribute__((noinline)) void soften(float* scores, int64_t count, Vectors some
             x[v] = exp_negative(x[v] - most[row]);
             sums += x[v];
         });
+        Lanes& all = lanes_at(lane_sums + row * num_lanes);
+        all = all * change[row] + sums;
+        largest_so_far[row] = most[row];
         scales[row] = change[row];
-        states[row] = {most[row], states[row].sum * change[row] + sum_lanes(sums)};
     }
 }
 

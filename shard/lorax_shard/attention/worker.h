@@ -28,7 +28,7 @@ class Worker {
         : c(call), group(call.num_heads / call.num_kv_heads),
           value_stride(round_up(call.value_dim, num_lanes)) {
         static thread_local Buffer buffer;
-        const int64_t per_row = c.key_dim + 2 * value_stride + 9;
+        const int64_t per_row = c.key_dim + 2 * value_stride + num_lanes + 10;
         float* at = buffer.numbers(round_up(most_rows, 16) * (per_row + step_tokens) +
                                    step_tokens * (c.key_dim + value_stride) + 16);
         const auto take = [&](int64_t count) {
@@ -43,6 +43,8 @@ class Worker {
         states = reinterpret_cast<Softmax*>(take(2 * most_rows));
         span_states = reinterpret_cast<Softmax*>(take(2 * most_rows));
         scales = take(most_rows);
+        largest = take(most_rows);
+        lane_sums = take(most_rows * num_lanes);
         seen = reinterpret_cast<Tokens*>(take(4 * most_rows));
     }
 
@@ -110,8 +112,10 @@ class Worker {
     }
 
     void compute_span(Tokens span) {
-        std::fill_n(span_states, num_rows * num_kv_heads, Softmax{nothing, 0.0f});
-        std::fill_n(span_total, num_rows * num_kv_heads * value_stride, 0.0f);
+        const int64_t count = num_rows * num_kv_heads;
+        std::fill_n(largest, count, nothing);
+        std::fill_n(lane_sums, count * num_lanes, 0.0f);
+        std::fill_n(span_total, count * value_stride, 0.0f);
         for (int64_t at = span.first; at < span.last;) {
             step = at - at % step_tokens;
             const int64_t end = std::min(span.last, step + step_tokens);
@@ -122,6 +126,8 @@ class Worker {
                 compute_few({at - step, end - step});
             at = end;
         }
+        for (int64_t row = 0; row < count; ++row)
+            span_states[row] = {largest[row], sum_lanes(lanes_at(lane_sums + row * num_lanes))};
     }
 
     // Takes tokens of a step for one KV head and many rows: a few rows after the others, so that
@@ -205,7 +211,7 @@ class Worker {
         for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step(row + i, in);
         const int64_t at = kv * num_rows + row;
         soften(scores_of(kv, row), count, Vectors(some), each, static_cast<float>(c.softcap),
-               span_states + at, scales + at);
+               largest + at, lane_sums + at * num_lanes, scales + at);
     }
 
     void add_values(int64_t kv, int64_t row, Tokens some, const float* const* tokens,
@@ -296,6 +302,7 @@ class Worker {
     const AttendCall& c;
     const int64_t group, value_stride;
     float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;
+    float *largest, *lane_sums;  // of the span so far: scores, and weights by lanes
     Softmax *states, *span_states;
     Tokens* seen;  // by each row of a KV head
     // Of the tile.
