@@ -1,54 +1,56 @@
 """Milliseconds that adapters add to a decode step, next to the floor: their bytes over bandwidth.
 
-The default model, every linear of every block adapted. Steps with and without adapters and
-the reading of memory alternate, and the best of each count, so that what other programs do
-meanwhile hardly shows. On a machine that others keep busy, ``--one-thread`` counts the
-processor time of one thread instead of the wall's.
+The default model as a shard computes it, every linear of every block adapted. Steps with and
+without adapters and the reading of memory take turns; what is told is the median of the rounds,
+and the quarter of them below and above. On a machine that others keep busy, ``--one-thread``
+counts the processor time of one thread instead of the wall's, and ``--best`` tells the least.
+
+``--many`` fills so many slots, and draws the adapters of each step from all of them, beside steps
+that have the same few each time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tests.helpers.default_model import default_model_dir
 
 from lorax_contract.config import ShardConfig
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import LoraModel
+from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.sites import Kind
 from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.interface import GraphSettings, PassNumbers
+from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
 
-ROWS = (1, 8, 32)
-ADAPTERS = (1, 8, 32)
-RANKS = (8, 16)
+# Rows of a step, and distinct adapters among them.
+CASES = ((1, 1), (8, 1), (8, 8), (32, 8), (32, 32), (64, 64))
+RANK = 8
 CONTEXT = 100
 BLOCK_SIZE = 16
+# Adapters in memory at most where many slots are filled: more than any cache holds.
+MOST_IN_MEMORY = 128
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Case(NamedTuple):
-    """One line of the table, in milliseconds."""
-
-    rows: int
-    adapters: int
-    rank: int
-    base_ms: float
-    added_ms: float
-    floor_ms: float
-
-
-def make_adapter(lora: LoraModel, rank: int, seed: int) -> HostAdapter:
-    """Return a random adapter of all linears but the head."""
+def make_adapter(lora: LoraModel, rank: int, seed: int, dtype: torch.dtype) -> HostAdapter:
+    """Return a random adapter of all linears but the head, as a file of this type has it."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * 0.01
+        return (torch.randn(*shape, generator=generator) * 0.01).to(dtype)
 
     modules = {
         name: ModuleDelta(a=draw(rank, site.in_features), b=draw(site.out_features, rank))
@@ -58,104 +60,205 @@ def make_adapter(lora: LoraModel, rank: int, seed: int) -> HostAdapter:
     return HostAdapter(digest=f"random-{seed}", modules=modules)
 
 
+def load_model(max_rows: int, max_slots: int, linear: str, lora: str) -> HFPagedModel:
+    """Load the model as a shard does, with room for rows and slots."""
+    config = ShardConfig(
+        model_dir=str(default_model_dir()), model_id="bench", shard_uris=["unix:/unused"],
+        linear_backend=linear, lora_backend=lora,
+    )  # fmt: skip
+    model = load_paged_model(config)
+    model.allocate_cache(max_rows * -(-CONTEXT // BLOCK_SIZE) + 64, BLOCK_SIZE)
+    model.capture_graphs(
+        GraphSettings(max_rows=max_rows, max_context=512, max_rank=64, max_slots=max_slots)
+    )
+    return model
+
+
 class Decode:
-    """A decode step of N rows that can be repeated."""
+    """A decode step of some rows that can be repeated."""
 
-    def __init__(self, model: HFPagedModel, lora: LoraModel, num_rows: int) -> None:
+    def __init__(self, model: HFPagedModel, num_rows: int) -> None:
         blocks = -(-CONTEXT // BLOCK_SIZE)
-        tables = torch.arange(num_rows * blocks).view(num_rows, blocks)
-        self.model, self.lora, self.num_rows = model, lora, num_rows
-        self.ids = torch.arange(num_rows) * 31 + 100
-        self.positions = torch.full((num_rows,), CONTEXT - 1)
-        self.slots = tables[:, -1] * BLOCK_SIZE + (CONTEXT - 1) % BLOCK_SIZE
-        self.tables = tables
-
-    def run(self, num_adapters: int) -> None:
-        """Compute the step with ``num_adapters`` distinct adapters; 0: none."""
-        metadata = self.model.make_metadata(
-            [1] * self.num_rows, [CONTEXT] * self.num_rows, self.slots, self.tables, self.num_rows
+        tables = np.arange(num_rows * blocks, dtype=np.int64).reshape(num_rows, blocks)
+        self._model, self.num_rows = model, num_rows
+        rows = np.arange(num_rows, dtype=np.int64)
+        self._numbers = PassNumbers(
+            input_ids=rows * 31 + 100,
+            positions=np.full(num_rows, CONTEXT - 1, dtype=np.int64),
+            kv_slots=tables[:, -1] * BLOCK_SIZE + (CONTEXT - 1) % BLOCK_SIZE,
+            tables=tables,
+            query_lens=[1] * num_rows,
+            context_lens=[CONTEXT] * num_rows,
+            num_decode_rows=num_rows,
+            logit_rows=rows,
+            slots=[None] * num_rows,
+            slot_lens=[1] * num_rows,
         )
-        rows = torch.arange(self.num_rows)
-        adapters = [row % num_adapters if num_adapters else None for row in range(self.num_rows)]
-        with self.lora.step([1] * self.num_rows, adapters, rows):
-            self.model.forward(self.ids, self.positions, metadata, rows)
+
+    @torch.inference_mode()
+    def run(self, slots: list[int] | None = None) -> None:
+        """Compute the step; row i has the adapter of slot ``slots[i % len(slots)]``."""
+        numbers = self._numbers
+        if slots:
+            of_row = [slots[row % len(slots)] for row in range(self.num_rows)]
+            numbers = numbers._replace(slots=of_row)
+        graphs = self._model.graphs
+        if graphs is None or graphs.run(numbers) is None:
+            launched(self._model, numbers)
 
 
-class Bench:
+class Turns:
     """Takes measurements in turns, with one clock."""
 
     def __init__(self, clock: Callable[[], float], rounds: int) -> None:
-        self.clock, self.rounds = clock, rounds
+        self._clock, self._rounds = clock, rounds
         self.data = torch.ones(1 << 25)
 
-    def best(self, *calls: Callable[[], Any]) -> list[float]:
-        """Return the best seconds of each call, after one round to warm up."""
-        best = [float("inf")] * len(calls)
-        for number in range(self.rounds + 1):
-            for index, call in enumerate(calls):
-                start = self.clock()
+    def take(self, *calls: Callable[[], Any]) -> list[list[float]]:
+        """Return the milliseconds of each call in each round, after one to warm up."""
+        taken: list[list[float]] = [[] for _ in calls]
+        for number in range(self._rounds + 1):
+            for call, of_call in zip(calls, taken, strict=True):
+                start = self._clock()
                 call()
                 if number:
-                    best[index] = min(best[index], self.clock() - start)
-        return best
+                    of_call.append((self._clock() - start) * 1e3)
+        return taken
 
-    def measure(self, decode: Decode, num_adapters: int, rank: int, adapter_bytes: int) -> Case:
-        """Return one line of the table; the adapters are of one size."""
-        without, adapted, reading = self.best(
-            lambda: decode.run(0), lambda: decode.run(num_adapters), self.data.sum
-        )
-        return Case(
-            decode.num_rows,
-            num_adapters,
-            rank,
-            without * 1e3,
-            (adapted - without) * 1e3,
-            num_adapters * adapter_bytes * reading / self.data.nbytes * 1e3,
-        )
+    def floor(self, reading_ms: float, num_bytes: int) -> float:
+        """Return the milliseconds of reading so many bytes."""
+        return num_bytes * reading_ms / self.data.nbytes
+
+
+class Figures(NamedTuple):
+    """One line of the table: milliseconds, gigabytes a second, and what is left of the speed."""
+
+    dtype: str
+    rows: int
+    adapters: int
+    rank: int
+    step_ms: float
+    added_ms: float
+    added_low_ms: float
+    added_high_ms: float
+    floor_ms: float
+    bandwidth: float
+    ratio: float
+    retention: float
+    asked: float
+
+
+def figures(
+    turns: Turns, decode: Decode, slots: list[int], adapter: PreparedAdapter, *, best: bool
+) -> Figures:
+    """Measure one case; the adapters are of one size and type."""
+    without, adapted, reading = turns.take(
+        decode.run, lambda: decode.run(slots), lambda: turns.data.sum()
+    )
+    told: Callable[[list[float]], float] = min if best else statistics.median
+    differences = [one - other for one, other in zip(adapted, without, strict=True)]
+    low, _, high = statistics.quantiles(differences, n=4)
+    step, added = told(without), told(adapted) - told(without)
+    floor = turns.floor(told(reading), len(slots) * adapter.nbytes)
+    (weights, *_) = adapter.groups.values()
+    return Figures(
+        dtype=str(weights.a.dtype).removeprefix("torch."),
+        rows=decode.num_rows,
+        adapters=len(slots),
+        rank=adapter.max_rank,
+        step_ms=step,
+        added_ms=added,
+        added_low_ms=low,
+        added_high_ms=high,
+        floor_ms=floor,
+        bandwidth=turns.data.nbytes / told(reading) / 1e6,
+        ratio=added / floor,
+        retention=step / (step + added),
+        asked=0.95 * step / (step + 1.5 * floor),
+    )
+
+
+def many(turns: Turns, model: HFPagedModel, num_slots: int, rank: int, dtype: torch.dtype) -> float:
+    """Return the speed of steps of 8 adapters drawn from all slots, by that of the same 8 slots."""
+    lora = model.lora
+    assert lora is not None
+    prepared = [
+        lora.prepare(make_adapter(lora, rank, seed, dtype))
+        for seed in range(min(num_slots, MOST_IN_MEMORY))
+    ]
+    for slot in range(num_slots):
+        lora.load(slot, prepared[slot % len(prepared)])
+    decode, draw = Decode(model, 8), random.Random(0)
+    few, drawn = turns.take(
+        partial(decode.run, list(range(8))),
+        lambda: decode.run(draw.sample(range(num_slots), 8)),
+    )
+    for slot in range(num_slots):
+        lora.unload(slot)
+    return statistics.median(few) / statistics.median(drawn)
 
 
 def main() -> None:
     """Print the table."""
+    arguments = _arguments()
+    if arguments.one_thread:
+        torch.set_num_threads(1)
+    clock = time.thread_time if arguments.one_thread else time.perf_counter
+    turns = Turns(clock, arguments.rounds)
+    cases = [tuple(map(int, case.split("x"))) for case in arguments.cases]
+    num_slots = max(arguments.many, *(adapters for _, adapters in cases))
+    most_rows = max(8, *(rows for rows, _ in cases))
+    model = load_model(most_rows, num_slots, arguments.linear, arguments.backend)
+    lora = model.lora
+    assert lora is not None
+    print(f"LoRA backend {lora.backend}, linears {model.linear_backend}")
+    print(
+        "| type | rows | adapters | rank | step, ms | added, ms | low | high | floor, ms | GB/s "
+        "| added / floor | retention | asked |"
+    )
+    print("| --- " * len(Figures._fields) + "|")
+    found: list[Figures] = []
+    for name in arguments.stored_dtype:
+        for rank in arguments.ranks:
+            for slot in range(max(adapters for _, adapters in cases)):
+                prepared = lora.prepare(make_adapter(lora, rank, slot, DTYPES[name]))
+                lora.load(slot, prepared)
+            for rows, adapters in cases:
+                decode, slots = Decode(model, rows), list(range(adapters))
+                line = figures(turns, decode, slots, prepared, best=arguments.best)
+                found.append(line)
+                shown = (f"{each:.3g}" if isinstance(each, float) else str(each) for each in line)
+                print("| " + " | ".join(shown) + " |", flush=True)
+            for slot in list(lora.slots):
+                lora.unload(slot)
+    document: dict[str, Any] = {"cases": [each._asdict() for each in found]}
+    if arguments.many:
+        dtype = DTYPES[arguments.stored_dtype[-1]]
+        document["many"] = many(turns, model, arguments.many, arguments.ranks[0], dtype)
+        print(f"8 of {arguments.many} adapters, drawn for each step: {document['many']:.3f} of 8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="auto", help="a LoRA backend")
     parser.add_argument("--linear", default="auto", help="a linear backend")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--one-thread", action="store_true", help="count processor time")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--adapters", type=int, nargs="+", default=ADAPTERS)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.one_thread:
-        torch.set_num_threads(1)
-    clock = time.thread_time if arguments.one_thread else time.perf_counter
-    bench = Bench(clock, arguments.rounds)
-    config = ShardConfig(
-        model_dir=str(default_model_dir()), model_id="bench", shard_uris=["unix:/unused"],
-        linear_backend=arguments.linear, lora_backend=arguments.backend,
+    parser.add_argument("--best", action="store_true", help="tell the least, not the median")
+    parser.add_argument(
+        "--cases", nargs="+", default=[f"{rows}x{adapters}" for rows, adapters in CASES],
+        help="rows x distinct adapters",
     )  # fmt: skip
-    model = load_paged_model(config)
-    lora = model.lora
-    assert lora is not None
-    model.allocate_cache(max(arguments.rows) * -(-CONTEXT // BLOCK_SIZE), BLOCK_SIZE)
-    print(f"LoRA backend {lora.backend}, linears {model.linear_backend}")
-    print("| rows | adapters | rank | step without, ms | added, ms | floor, ms | added / floor |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    cases = []
-    for rank in RANKS:
-        for slot in range(max(arguments.adapters)):
-            prepared = lora.prepare(make_adapter(lora, rank, slot))
-            lora.load(slot, prepared)
-        for rows in arguments.rows:
-            decode = Decode(model, lora, rows)
-            for adapters in (each for each in arguments.adapters if each <= rows):
-                case = bench.measure(decode, adapters, rank, prepared.nbytes)
-                cases.append(case)
-                values = (*case, case.added_ms / case.floor_ms)
-                print("| " + " | ".join(f"{value:.3g}" for value in values) + " |", flush=True)
-        for slot in range(max(arguments.adapters)):
-            lora.unload(slot)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([case._asdict() for case in cases]) + "\n")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[RANK])
+    parser.add_argument(
+        "--stored-dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"],
+        help="the types of adapters' files",
+    )  # fmt: skip
+    parser.add_argument("--many", type=int, default=0, help="slots that steps are drawn from")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ in which it was stored; it widens numbers in registers and sums in float32.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lorax_shard.lora.assignment import Assignment, IdArray
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
-from lorax_shard.lora.host_rows import HostRows, HostTable, WidestRanks
+from lorax_shard.lora.host_rows import Extent, HostRows, HostTable
 from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("segments.cpp")
@@ -40,9 +42,9 @@ class CppGroup(LoraGroup):
 
     is_fused = True
 
-    def __init__(self, num_members: int, ranks: WidestRanks) -> None:
-        self._ranks = ranks
-        self._table = HostTable(num_members, ranks)
+    def __init__(self, num_members: int, extent: Extent) -> None:
+        self._extent = extent
+        self._table = HostTable(num_members, extent)
         # Keeps alive what the table has addresses of.
         self._weights: dict[int, GroupWeights] = {}
         # Where members begin, by the columns asked for.
@@ -60,7 +62,7 @@ class CppGroup(LoraGroup):
 
     def reserve(self, *, ranks: int, widths: list[int]) -> None:
         """Have room for slots of so many ranks; all else is read from the table at each call."""
-        self._ranks.add(ranks)
+        self._extent.add(0, ranks)
 
     def shrink(self, x: torch.Tensor, rows: Assignment) -> _Input | None:
         """Keep the input: the kernel shrinks it while it expands."""
@@ -68,7 +70,7 @@ class CppGroup(LoraGroup):
             return None
         layout = rows.scratch.get(_LAYOUT)
         if layout is None:
-            layout = rows.scratch[_LAYOUT] = HostRows(self._ranks)
+            layout = rows.scratch[_LAYOUT] = HostRows(self._extent, _library().lay_out)
             layout.write(rows.slot_of_row)
         return _Input(x if x.stride(1) == 1 else x.contiguous(), layout)
 
@@ -89,7 +91,7 @@ class CppGroup(LoraGroup):
             return
         assert y.stride(1) == 1, "the kernel writes contiguous columns"
         x, shrunk.x = shrunk.x, None
-        _kernel()(
+        _library().apply(
             _FIELDS(
                 self._table.address, shrunk.layout.address,
                 0 if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
@@ -112,8 +114,8 @@ class CppLora(LoraBackend):
     keeps_stored = True
 
     def __init__(self) -> None:
-        self._ranks = WidestRanks()
-        self._fixed = HostRows(self._ranks)
+        self._extent = Extent()
+        self._fixed = HostRows(self._extent, _library().lay_out)
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -123,7 +125,7 @@ class CppLora(LoraBackend):
         if dtype is not torch.float32:
             return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
         try:
-            _kernel()
+            _library()
         except OSError as error:
             return str(error)
         return None
@@ -142,13 +144,23 @@ class CppLora(LoraBackend):
 
     def make_group(self, num_members: int) -> CppGroup:
         """Return an empty group."""
-        return CppGroup(num_members, self._ranks)
+        return CppGroup(num_members, self._extent)
+
+
+class _Library(NamedTuple):
+    """The compiled kernel."""
+
+    apply: NativeFunction
+    # Writes the rows of a step, in this thread.
+    lay_out: Callable[[bytes], None]
 
 
 @functools.cache
-def _kernel() -> NativeFunction:
+def _library() -> _Library:
     """Return the kernel; OSError says why there is none."""
     library, reason = load_library(_SOURCE)
     if library is None:
         raise OSError(reason)
-    return NativeFunction(library, "lorax_lora_apply")
+    lay_out: Any = library.lorax_lora_lay_out
+    lay_out.argtypes, lay_out.restype = (ctypes.c_char_p,), None
+    return _Library(NativeFunction(library, "lorax_lora_apply"), lay_out)

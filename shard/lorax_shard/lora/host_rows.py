@@ -7,6 +7,7 @@ rows have changed, or the slots.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ import torch
 from lorax_shard.lora.assignment import IdArray
 from lorax_shard.lora.backend import GroupWeights
 
+# The fields of LayoutCall.
+_FIELDS = struct.Struct("=5q").pack
 # How the kernel numbers the types of matrices.
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FIRST_LINES = 8
@@ -23,43 +26,59 @@ _OF_A, _OF_MEMBER = 3, 6
 _UNIT = 16
 
 
-class WidestRanks:
-    """The most ranks that a slot of any group ever had: what a shrunk row has room for."""
+class Extent:
+    """How far slots and their ranks ever went in any group: what a step's rows have room for."""
 
     def __init__(self) -> None:
-        self.value = _UNIT
+        self.num_slots = 0
+        self.ranks = _UNIT
 
-    def add(self, ranks: int) -> None:
+    def add(self, num_slots: int, ranks: int) -> None:
         """Have room for so many."""
-        self.value = max(self.value, -(-ranks // _UNIT) * _UNIT)
+        self.num_slots = max(self.num_slots, num_slots)
+        self.ranks = max(self.ranks, -(-ranks // _UNIT) * _UNIT)
 
 
 class HostRows:
     """Which rows belong to which slot, and room for them shrunk; written again for each step."""
 
-    def __init__(self, ranks: WidestRanks) -> None:
-        self._ranks = ranks
+    def __init__(self, extent: Extent, lay_out: Callable[[bytes], None]) -> None:
+        self._extent, self._lay_out = extent, lay_out
         # Addresses of slots, starts and rows, how many slots, and the shrunk rows and their width.
         self._header: IdArray = np.zeros(6, dtype=np.int64)
         self.address: int = self._header.ctypes.data
-        self._numbers: tuple[IdArray, ...] = ()
+        self._num_rows = -1
+        self._numbers: IdArray = np.zeros(0, dtype=np.int64)
         self._shrunk = torch.empty(0)
+        self._group_of_slot = torch.empty(0, dtype=torch.int64)
 
     def write(self, slot_of_row: IdArray) -> None:
         """Take the rows of another step (T slots, negative: none)."""
-        order = np.argsort(slot_of_row, kind="stable")
-        of_row = slot_of_row[order]
-        first = int(np.searchsorted(of_row, 0))
-        rows, of_row = order[first:], of_row[first:]
-        begins = np.flatnonzero(np.diff(of_row, prepend=-1))
-        slots, starts = of_row[begins], np.append(begins, len(rows))
-        # Kept alive: the header has their addresses.
-        self._numbers = (slots, starts, rows)
-        width = self._ranks.value
-        if self._shrunk.numel() < len(rows) * width:
-            self._shrunk = torch.empty(len(rows) * width)
-        addresses = [each.ctypes.data for each in self._numbers]
-        self._header[:] = [*addresses, len(slots), self._shrunk.data_ptr(), width]
+        slot_of_row = np.ascontiguousarray(slot_of_row, dtype=np.int64)
+        self._have_room(len(slot_of_row))
+        slots = self._group_of_slot
+        self._lay_out(
+            _FIELDS(
+                self.address,
+                slot_of_row.ctypes.data,
+                len(slot_of_row),
+                slots.data_ptr(),
+                len(slots),
+            )
+        )
+
+    def _have_room(self, num_rows: int) -> None:
+        extent = self._extent
+        if extent.num_slots > len(self._group_of_slot):
+            self._group_of_slot = torch.full((2 * extent.num_slots,), -1, dtype=torch.int64)
+        if num_rows <= self._num_rows and extent.ranks == self._header[5]:
+            return
+        num_rows = self._num_rows = max(num_rows, self._num_rows)
+        self._numbers = np.zeros(3 * num_rows + 1, dtype=np.int64)
+        self._shrunk = torch.empty(num_rows * extent.ranks)
+        first, size = self._numbers.ctypes.data, self._numbers.itemsize
+        starts, rows = first + num_rows * size, first + (2 * num_rows + 1) * size
+        self._header[:] = [first, starts, rows, 0, self._shrunk.data_ptr(), extent.ranks]
 
 
 class HostTable:
@@ -69,8 +88,8 @@ class HostTable:
     begins in R, its width, type of B, and what its output is multiplied by.
     """
 
-    def __init__(self, num_members: int, ranks: WidestRanks) -> None:
-        self._num_members, self._ranks = num_members, ranks
+    def __init__(self, num_members: int, extent: Extent) -> None:
+        self._num_members, self._extent = num_members, extent
         size = _OF_A + _OF_MEMBER * num_members
         self._lines: IdArray = np.zeros((_FIRST_LINES, size), dtype=np.int64)
         # Bit s is set if slot s is loaded.
@@ -92,7 +111,7 @@ class HostTable:
                 numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], _TYPES[b.dtype])
                 line += [*numbers, _bits(scale)]
         self._lines[slot] = line
-        self._ranks.add(weights.a.shape[0])
+        self._extent.add(slot + 1, weights.a.shape[0])
         self._width_in = weights.a.shape[1]
         self.mask |= 1 << slot
         self._write_header()

@@ -55,9 +55,9 @@ struct Table {
 
 // Which rows of a step belong to which slot, and the shrunk rows.
 struct Layout {
-    const int64_t* slots;
-    const int64_t* starts;
-    const int64_t* rows;
+    int64_t* slots;
+    int64_t* starts;
+    int64_t* rows;
     int64_t num_groups;
     float* h;  // one row after the other, in the order of `rows`
     int64_t h_stride;
@@ -468,6 +468,45 @@ class Plan {
 };
 
 }  // namespace
+
+// What Python hands over with the rows of another step.
+struct LayoutCall {
+    Layout* layout;  // with room for num_rows
+    const int64_t* slot_of_row;
+    int64_t num_rows;
+    int64_t* group_of_slot;  // -1 of each slot, and so it is left
+    int64_t num_slots;       // none from here on is loaded in any group
+};
+
+// Groups rows by slot, in the order in which slots come first; rows of a group stay in their order.
+extern "C" void lorax_lora_lay_out(const LayoutCall* call) {
+    Layout& layout = *call->layout;
+    int64_t* group_of = call->group_of_slot;
+    const auto is_used = [&](int64_t slot) { return 0 <= slot && slot < call->num_slots; };
+    layout.num_groups = 0;
+    layout.starts[0] = 0;
+    for (int64_t row = 0; row < call->num_rows; ++row) {
+        const int64_t slot = call->slot_of_row[row];
+        if (!is_used(slot)) continue;
+        if (group_of[slot] < 0) {
+            layout.slots[layout.num_groups] = slot;
+            group_of[slot] = layout.num_groups++;
+            layout.starts[layout.num_groups] = 0;
+        }
+        ++layout.starts[group_of[slot] + 1];
+    }
+    for (int64_t group = 0; group < layout.num_groups; ++group)
+        layout.starts[group + 1] += layout.starts[group];
+    for (int64_t row = 0; row < call->num_rows; ++row) {
+        const int64_t slot = call->slot_of_row[row];
+        if (is_used(slot)) layout.rows[layout.starts[group_of[slot]]++] = row;
+    }
+    // Each start has become the next one's.
+    for (int64_t group = layout.num_groups; group > 0; --group)
+        layout.starts[group] = layout.starts[group - 1];
+    layout.starts[0] = 0;
+    for (int64_t group = 0; group < layout.num_groups; ++group) group_of[layout.slots[group]] = -1;
+}
 
 // Called by all threads of a team; outside of one it computes alone.
 extern "C" void lorax_lora_apply_team(const LoraCall* call) {
