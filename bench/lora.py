@@ -152,9 +152,7 @@ def figures(
     turns: Turns, decode: Decode, slots: list[int], adapter: PreparedAdapter, *, best: bool
 ) -> Figures:
     """Measure one case; the adapters are of one size and type."""
-    without, adapted, reading = turns.take(
-        decode.run, lambda: decode.run(slots), lambda: turns.data.sum()
-    )
+    without, adapted, reading = turns.take(decode.run, lambda: decode.run(slots), turns.data.sum)
     told: Callable[[list[float]], float] = min if best else statistics.median
     differences = [one - other for one, other in zip(adapted, without, strict=True)]
     low, _, high = statistics.quantiles(differences, n=4)

@@ -18,7 +18,7 @@ import torch
 
 from lorax_shard.lora.assignment import Assignment, IdArray
 from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
-from lorax_shard.lora.host_rows import Extent, HostRows, HostTable
+from lorax_shard.lora.host_rows import Extent, HostLines, HostRows, HostTable
 from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("segments.cpp")
@@ -38,13 +38,12 @@ class _Input:
 
 
 class CppGroup(LoraGroup):
-    """Keeps a table of addresses, one line a slot, that the kernel reads."""
+    """Keeps its part of a table of addresses, one line a slot, that the kernel reads."""
 
     is_fused = True
 
-    def __init__(self, num_members: int, extent: Extent) -> None:
-        self._extent = extent
-        self._table = HostTable(num_members, extent)
+    def __init__(self, lines: HostLines, extent: Extent) -> None:
+        self._lines, self._extent = lines, extent
         # Keeps alive what the table has addresses of.
         self._weights: dict[int, GroupWeights] = {}
         # Where members begin, by the columns asked for.
@@ -52,12 +51,12 @@ class CppGroup(LoraGroup):
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write the slot's line."""
-        self._table.load(slot, weights)
+        self._lines.load(slot, weights)
         self._weights[slot] = weights
 
     def unload(self, slot: int) -> None:
         """Clear the slot's line."""
-        self._table.unload(slot)
+        self._lines.unload(slot)
         del self._weights[slot]
 
     def reserve(self, *, ranks: int, widths: list[int]) -> None:
@@ -66,7 +65,7 @@ class CppGroup(LoraGroup):
 
     def shrink(self, x: torch.Tensor, rows: Assignment) -> _Input | None:
         """Keep the input: the kernel shrinks it while it expands."""
-        if not (rows.is_fixed or rows.mask & self._table.mask):
+        if not (rows.is_fixed or rows.mask & self._lines.mask):
             return None
         layout = rows.scratch.get(_LAYOUT)
         if layout is None:
@@ -93,7 +92,7 @@ class CppGroup(LoraGroup):
         x, shrunk.x = shrunk.x, None
         _library().apply(
             _FIELDS(
-                self._table.address, shrunk.layout.address,
+                self._lines.address, shrunk.layout.address,
                 0 if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
                 y.data_ptr(), y.stride(0), self._starts(columns), member, len(columns),
                 torch.get_num_threads(),
@@ -115,6 +114,7 @@ class CppLora(LoraBackend):
 
     def __init__(self) -> None:
         self._extent = Extent()
+        self._table = HostTable(self._extent)
         self._fixed = HostRows(self._extent, _library().lay_out)
 
     @classmethod
@@ -144,7 +144,7 @@ class CppLora(LoraBackend):
 
     def make_group(self, num_members: int) -> CppGroup:
         """Return an empty group."""
-        return CppGroup(num_members, self._extent)
+        return CppGroup(self._table.join(num_members), self._extent)
 
 
 class _Library(NamedTuple):

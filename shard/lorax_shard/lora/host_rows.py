@@ -82,16 +82,43 @@ class HostRows:
 
 
 class HostTable:
-    """What the slots of one group hold, a line each; what a slot does not hold is zero.
+    """What the slots of all groups hold, a line each; what a slot does not hold is zero.
 
-    A line: address of A, R, type of A, then for each member: address of B, r, where its part
-    begins in R, its width, type of B, and what its output is multiplied by.
+    A line has a part for each group, in the order in which a step computes them: what the next
+    group needs lies beside it. A part: address of A, R, type of A, then for each member: address
+    of B, r, where its part begins in R, its width, type of B, and what its output is multiplied by.
     """
 
-    def __init__(self, num_members: int, extent: Extent) -> None:
-        self._num_members, self._extent = num_members, extent
-        size = _OF_A + _OF_MEMBER * num_members
-        self._lines: IdArray = np.zeros((_FIRST_LINES, size), dtype=np.int64)
+    def __init__(self, extent: Extent) -> None:
+        self.extent = extent
+        self.lines: IdArray = np.zeros((_FIRST_LINES, 0), dtype=np.int64)
+        self._groups: list[HostLines] = []
+
+    def join(self, num_members: int) -> HostLines:
+        """Widen all lines by the part of one more group."""
+        first, size = self.lines.shape[1], _OF_A + _OF_MEMBER * num_members
+        part = np.zeros((len(self.lines), size), dtype=np.int64)
+        self._groups.append(HostLines(self, slice(first, first + size), num_members))
+        self._replace(np.concatenate([self.lines, part], axis=1))
+        return self._groups[-1]
+
+    def grow(self, num_lines: int) -> None:
+        """Have lines for so many slots at least, twice as many at a time."""
+        if num_lines > len(self.lines):
+            more = np.zeros((2 * num_lines - len(self.lines), self.lines.shape[1]), dtype=np.int64)
+            self._replace(np.concatenate([self.lines, more]))
+
+    def _replace(self, lines: IdArray) -> None:
+        self.lines = lines
+        for group in self._groups:
+            group.write_header()
+
+
+class HostLines:
+    """One group's part of each line, and its header at an address that stays."""
+
+    def __init__(self, table: HostTable, part: slice, num_members: int) -> None:
+        self._table, self._part, self._num_members = table, part, num_members
         # Bit s is set if slot s is loaded.
         self.mask = 0
         self._width_in = 0
@@ -100,8 +127,6 @@ class HostTable:
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write a slot's line; whoever calls keeps ``weights`` alive."""
-        while slot >= len(self._lines):
-            self._lines = np.concatenate([self._lines, np.zeros_like(self._lines)])
         line = [weights.a.data_ptr(), weights.a.shape[0], _TYPES[weights.a.dtype]]
         scales = weights.scales or (1.0,) * len(weights.b)
         for start, b, scale in zip(weights.offsets, weights.b, scales, strict=True):
@@ -110,22 +135,26 @@ class HostTable:
             else:
                 numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], _TYPES[b.dtype])
                 line += [*numbers, _bits(scale)]
-        self._lines[slot] = line
-        self._extent.add(slot + 1, weights.a.shape[0])
+        table = self._table
+        table.grow(slot + 1)
+        table.lines[slot, self._part] = line
+        table.extent.add(slot + 1, weights.a.shape[0])
         self._width_in = weights.a.shape[1]
         self.mask |= 1 << slot
-        self._write_header()
+        self.write_header()
 
     def unload(self, slot: int) -> None:
         """Clear a slot's line."""
-        self._lines[slot] = 0
+        self._table.lines[slot, self._part] = 0
         self.mask &= ~(1 << slot)
-        self._write_header()
+        self.write_header()
 
-    def _write_header(self) -> None:
-        lines = self._lines
+    def write_header(self) -> None:
+        """Say where the lines are, and how many of them are in use."""
+        lines = self._table.lines
+        first = lines.ctypes.data + self._part.start * lines.itemsize
         self._header[:] = [
-            lines.ctypes.data, lines.shape[1], len(lines), self.mask.bit_count(),
+            first, lines.shape[1], len(lines), self.mask.bit_count(),
             self._width_in, self._num_members,
         ]  # fmt: skip
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.speed import interactive, peers, quantized, router, startup, steps
+from tests.acceptance.speed import adapters, interactive, peers, quantized, router, startup, steps
 
 POINTS: list[Point] = [
     *peers.POINTS,
+    *adapters.POINTS,
     *steps.POINTS,
     *interactive.POINTS,
     *router.POINTS,

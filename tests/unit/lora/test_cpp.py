@@ -206,6 +206,24 @@ def test_a_kept_call_sees_adapters_that_came_and_went(calls: list[Callable[[], N
     torch.testing.assert_close(y[0].double(), expected, rtol=1e-5, atol=1e-3)
 
 
+def test_a_kept_call_sees_that_another_group_moved_the_table(
+    calls: list[Callable[[], None]],
+) -> None:
+    loaded = Loaded()
+    other = loaded.backend.make_group(1)
+    x, base = loaded.draw(3, WIDTH), loaded.draw(3, sum(OUTS))
+    y = base.clone()
+    rows = FixedAssignment(3, CPU)
+    loaded.backend.read_slots(rows, torch.tensor([2, -1, 0]))
+    loaded.group.expand_all(loaded.group.shrink(x, rows), COLUMNS, y, rows)
+    (again,) = calls
+    expected = y.clone()
+    other.load(500, GroupWeights(loaded.draw(700, WIDTH), (loaded.draw(700, 4),)))
+    y.copy_(base)
+    again()
+    assert torch.equal(y, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_an_adapter_takes_the_bytes_that_it_was_stored_with(dtype: torch.dtype) -> None:
     model = nn.Sequential()
