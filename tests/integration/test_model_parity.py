@@ -24,6 +24,7 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 from lorax_contract.config import ShardConfig
 from lorax_shard.attention import registry
 from lorax_shard.linear.backends import OneDnnBackend
+from lorax_shard.linear.registry import BACKENDS as LINEARS
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -139,3 +140,18 @@ def test_logits_stay_equal_with_stacked_linears(tiny: Tiny) -> None:
     model = tiny.load("auto", packed_linears())
     for schedule in SCHEDULES:
         run(model, tiny, schedule, Fault.NONE)
+
+
+def test_numbers_are_the_same_to_the_last_bit_in_any_schedule(tiny: Tiny) -> None:
+    """With kernels of our own, of which none adds up otherwise for other rows beside it."""
+    cpu = torch.device("cpu")
+    for backends, name in ((registry.BACKENDS, "cpp"), (LINEARS, "panel")):
+        if reason := backends.probe(name, cpu, torch.float32):
+            pytest.skip(f"{name}: {reason}")
+    model, found = tiny.load("cpp", "panel"), []
+    for schedule in SCHEDULES:
+        runner = PagedRunner(model, tiny.rows, num_blocks=64)
+        schedule(runner)
+        found.append([torch.stack([row[at] for at in sorted(row)]) for row in runner.logits])
+    for row, whole in enumerate(found[0]):
+        assert all(torch.equal(other[row], whole) for other in found[1:])
