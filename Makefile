@@ -107,7 +107,7 @@ docs: $(DEV) ## write the generated pages of docs/, and tables of results
 	$(BIN)/python -m lorax_shard.peft.docs docs/adapters.md
 	$(BIN)/lorax-bench renew README.md bench/results/README.md
 
-bench: $(DEV) ## measure this server (ARGS="sweep fixed ..."), or a part of it (BENCH=step)
+bench: $(DEV) ## measure this server (ARGS="sweep fixed ..."), or a part of it (BENCH=linears)
 ifeq ($(BENCH),)
 	@exec $(BIN)/lorax-bench $(or $(ARGS),run w1 --adapters 8 --retention)
 else

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.step import Batch, make_engine
 from tests.helpers.default_model import default_model_dir
 
+from lorax_bench.steps.engine import DecodingRows, make_engine
 from lorax_contract.step import SamplingParams
 from lorax_shard.engine.engine import Engine
 from lorax_shard.sampling.kernel import DrawKernel
@@ -36,6 +36,7 @@ from lorax_shard.sampling.watermark import Watermark
 ROOT = Path(__file__).parents[1]
 ROWS = (1, 32, 256)
 ROUNDS, SLOW_ROUNDS = 15, 3
+CONTEXT = 100
 _DRAWN = SamplingParams(do_sample=True, temperature=0.8)
 SETTINGS = {
     "greedy": SamplingParams(),
@@ -91,9 +92,9 @@ def measure(engine: Engine, num_rows: int, text: list[int]) -> dict[str, Any]:
     """Return milliseconds: of a step, and of each setting by each method."""
     last = LastDraw(best_method(torch.device("cpu")))
     engine.computation.sampler = Sampler(engine.model.vocab_size, method=last)
-    batch = Batch(engine, num_rows, text)
+    decode = DecodingRows(engine, num_rows, CONTEXT, text)
     # The first logits were those of prompts.
-    batch.decode()
+    decode()
     samplers = {
         name: Sampler(engine.model.vocab_size, method=method)
         for name, method in (("kernel", DrawKernel()), ("rows", sample_each))
@@ -102,7 +103,7 @@ def measure(engine: Engine, num_rows: int, text: list[int]) -> dict[str, Any]:
     draw_ms: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(ROUNDS + 1):
         started = process_time()
-        batch.decode()
+        decode()
         step_ms.append((process_time() - started) * 1e3)
         for setting, params in SETTINGS.items():
             rows = [Line(row, replace(params, seed=at)) for at, row in enumerate(last.rows)]
@@ -129,7 +130,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = default_model_dir()
-    engine, text = make_engine(folder, "auto", "auto"), real_text(folder)
+    engine, text = (
+        make_engine(folder, context=CONTEXT, max_rows=256, max_tokens=256),
+        real_text(folder),
+    )
     figures = {}
     print("| rows | greedy step, ms | drawing | kernel, ms | of a step | row by row, ms |")
     print("| --- | --- | --- | --- | --- | --- |")

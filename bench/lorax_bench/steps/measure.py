@@ -1,23 +1,26 @@
-"""Times steps and their parts, and a library's products beside them, in turns."""
+"""Times steps of a shard's engine and their parts, and libraries' products beside them, in turns."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from lorax_bench.steps.engine import DecodingRows, Prompts
 from lorax_bench.steps.floor import LIBRARIES, Library, read_seconds
-from lorax_bench.steps.passes import decode_pass, num_blocks, prompt_pass
+from lorax_bench.steps.wire import messages_seconds, scheduler_seconds
 from lorax_contract.errors import StartupError
-from lorax_shard.model.hf_model import HFPagedModel
-from lorax_shard.model.interface import GraphSettings, PassNumbers
-from lorax_shard.model.launch import launched
+from lorax_contract.step import StepOutcome
+from lorax_shard.engine import computation, forward
+from lorax_shard.engine.engine import Engine
 
-_PARTS = {
+_KERNELS = {
     "lorax_attend": "attention",
     "lorax_store": "keys and values stored",
     "lorax_rms_norm": "norms",
@@ -25,16 +28,18 @@ _PARTS = {
     "lorax_rotate": "rotations",
     "lorax_lora_apply": "adapters",
 }
-LINEARS, HEAD, SUMS, REST = "linears", "head", "sums and copies", "beside the kernels"
-PARTS = (LINEARS, *_PARTS.values(), HEAD, SUMS, REST)
+LINEARS, HEAD, SUMS, REST = "linears", "head", "sums and copies", "the rest of the pass"
+LAID_OUT, DRAWN, ENGINE = "the pass laid out", "tokens drawn", "the rest of the engine"
+PARTS = (LINEARS, *_KERNELS.values(), HEAD, SUMS, REST, LAID_OUT, DRAWN, ENGINE)
 
 
 @dataclass(slots=True)
 class MeasuredStep:
-    """One kind of step: its times in seconds, round by round."""
+    """One kind of step: its seconds, round by round, and those of its parts."""
 
     name: str
     tokens: int
+    logits: int
     step: list[float] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     # The products of a step by each library.
@@ -42,6 +47,8 @@ class MeasuredStep:
     # Weights, and keys and values, through memory.
     weights_s: float = 0.0
     kv_s: float = 0.0
+    # Beside the step: its messages, and the router's plan and booking.
+    beside: dict[str, float] = field(default_factory=dict)
 
     @property
     def step_s(self) -> float:
@@ -67,94 +74,100 @@ class MeasuredStep:
 
 
 class StepBench:
-    """A model with programs of its passes, and libraries' copies of its weights."""
+    """An engine that is ready, and libraries' copies of its model's weights."""
 
-    def __init__(
-        self, model: HFPagedModel, *, context: int, max_rows: int, max_tokens: int
-    ) -> None:
-        """Take a model that is loaded as a shard does; it gets a cache."""
-        self.model, self.context = model, context
-        self._block_size = 16
-        blocks = max(
-            num_blocks(max_rows, context, self._block_size), max_tokens // self._block_size + 1
-        )
-        model.allocate_cache(blocks, self._block_size)
-        max_rank, max_slots = (16, 8) if model.lora is not None else (0, 0)
-        model.capture_graphs(
-            GraphSettings(
-                max_rows=max_rows, max_context=max_tokens, max_rank=max_rank, max_slots=max_slots
-            )
-        )
-        inner: Any = model._model
-        self._libraries = [
-            library for name in LIBRARIES if (library := _library(name, inner)) is not None
-        ]
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        inner: Any = engine.model._model  # type: ignore[attr-defined]
+        libraries = (_library(name, inner) for name in LIBRARIES)
+        self._libraries = [each for each in libraries if each is not None]
         self._read_s = read_seconds()
 
-    def decode(self, num_rows: int) -> tuple[MeasuredStep, PassNumbers]:
-        """Return a step of so many rows, not timed yet."""
-        vocab_size = self.model.vocab_size
-        numbers = decode_pass(num_rows, self.context, self._block_size, vocab_size)
-        times = MeasuredStep(f"{num_rows} rows", num_rows)
-        times.kv_s = self._kv_seconds(num_rows * self.context)
-        return times, numbers
-
-    def prompt(self, num_tokens: int) -> tuple[MeasuredStep, PassNumbers]:
-        """Return a step of one prompt, not timed yet."""
-        numbers = prompt_pass(num_tokens, self._block_size, self.model.vocab_size)
-        times = MeasuredStep(f"prompt of {num_tokens}", num_tokens)
-        times.kv_s = self._kv_seconds(num_tokens)
-        return times, numbers
-
     def run(
-        self, steps: Sequence[tuple[MeasuredStep, PassNumbers]], rounds: int, calls: int
-    ) -> None:
-        """Time all steps and their libraries' products, in turns; of each round the median of some calls."""
-        products = {
-            id(times): {
-                library.name: library.call(times.tokens, len(numbers.logit_rows))
-                for library in self._libraries
-            }
-            for times, numbers in steps
-        }
-        for times, _ in steps:
-            times.weights_s = self.model.weight_bytes * self._read_s
+        self,
+        rows: Sequence[int],
+        prompts: Sequence[int],
+        *,
+        context: int,
+        rounds: int,
+        calls: int,
+    ) -> list[MeasuredStep]:
+        """Time steps of so many rows, and of prompts of so many tokens: of each round a median of calls."""
+        steps = [self._new(f"{each} rows", each, each, each * context) for each in rows]
+        steps += [self._new(f"prompt of {each}", each, 1, each) for each in prompts]
         with torch.inference_mode():
             for _ in range(rounds):
-                for times, numbers in steps:
-                    times.step.append(_timed(lambda n=numbers: self._compute(n), calls))  # type: ignore[misc]
-                    for name, call in products[id(times)].items():
-                        times.libraries.setdefault(name, []).append(_timed(call, calls))
-            for times, numbers in steps:
-                times.parts = self._parts(numbers, calls)
+                for step in steps:
+                    step.step.append(_timed(self._steps(step, context), calls))
+                    for library in self._libraries:
+                        seconds = step.libraries.setdefault(library.name, [])
+                        seconds.append(_timed(library.call(step.tokens, step.logits), calls))
+            for step in steps:
+                step.parts = self._parts(self._steps(step, context), calls)
+                step.beside = messages_seconds(step.logits) | scheduler_seconds(step.logits)
+        return steps
 
-    def _compute(self, numbers: PassNumbers) -> None:
-        graphs = self.model.graphs
-        if graphs is None or graphs.run(numbers) is None:
-            launched(self.model, numbers)
+    def _new(self, name: str, tokens: int, logits: int, cached: int) -> MeasuredStep:
+        model = self._engine.model
+        step = MeasuredStep(name, tokens, logits)
+        step.weights_s = model.weight_bytes * self._read_s
+        step.kv_s = cached * model.block_bytes(16) / 16 * self._read_s
+        return step
 
-    def _parts(self, numbers: PassNumbers, calls: int) -> dict[str, float]:
-        """Return the seconds of each part of a step; none where no program computes it."""
-        programs: Any = self.model.graphs
+    def _steps(self, step: MeasuredStep, context: int) -> Callable[[], StepOutcome]:
+        """Return what computes one such step after the other."""
+        if step.logits < step.tokens:
+            return Prompts(self._engine, step.tokens)
+        return DecodingRows(self._engine, step.tokens, context)
+
+    def _parts(self, compute: Callable[[], StepOutcome], calls: int) -> dict[str, float]:
+        """Return the seconds of each part; of kernels none, where no program computes the pass."""
+        programs: Any = self._engine.model.graphs
         timed = None if programs is None else programs.time_kernels(with_adapters=False)
-        if timed is None:
-            return {}
-        names, seconds = timed
-        started = time.perf_counter()
-        for _ in range(calls):
-            self._compute(numbers)
-        whole = (time.perf_counter() - started) / calls
+        with _clock() as seconds:
+            started = time.perf_counter()
+            for _ in range(calls):
+                compute()
+            whole = time.perf_counter() - started
         parts = dict.fromkeys(PARTS, 0.0)
-        linears = [index for index, name in enumerate(names) if name.endswith("_linear")]
-        for index, name in enumerate(names):
-            part = LINEARS if index in linears else _PARTS.get(name, SUMS)
-            parts[HEAD if index == linears[-1] else part] += float(seconds[index]) / calls
-        parts[REST] = whole - sum(parts.values())
-        return parts
+        if timed is not None:
+            names, of_kernels = timed
+            linears = [index for index, name in enumerate(names) if name.endswith("_linear")]
+            for index, name in enumerate(names):
+                part = LINEARS if index in linears else _KERNELS.get(name, SUMS)
+                parts[HEAD if index == linears[-1] else part] += float(of_kernels[index])
+        parts[LAID_OUT], parts[DRAWN] = seconds["build_inputs"], seconds["draw"]
+        parts[REST] = (
+            seconds["run_pass"] - parts[LAID_OUT] - sum(parts[each] for each in PARTS[:-4])
+        )
+        parts[ENGINE] = whole - seconds["run_pass"] - parts[DRAWN]
+        return {name: each / calls for name, each in parts.items()}
 
-    def _kv_seconds(self, num_tokens: int) -> float:
-        per_token = self.model.block_bytes(self._block_size) / self._block_size
-        return num_tokens * per_token * self._read_s
+
+@contextmanager
+def _clock() -> Iterator[dict[str, float]]:
+    """Within, the seconds that some functions of the engine take are added up by their names."""
+    seconds: dict[str, float] = defaultdict(float)
+    functions = ((forward, "build_inputs"), (computation, "run_pass"), (computation, "draw"))
+    own = [getattr(module, name) for module, name in functions]
+
+    def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[name] += time.perf_counter() - started
+
+        return run
+
+    for (module, name), function in zip(functions, own, strict=True):
+        setattr(module, name, timed(function, name))
+    try:
+        yield seconds
+    finally:
+        for (module, name), function in zip(functions, own, strict=True):
+            setattr(module, name, function)
 
 
 def _library(name: str, model: Any) -> Library | None:
@@ -164,7 +177,7 @@ def _library(name: str, model: Any) -> Library | None:
         return None
 
 
-def _timed(call: Callable[[], None], calls: int) -> float:
+def _timed(call: Callable[[], object], calls: int) -> float:
     call()
     seconds = []
     for _ in range(calls):

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
+from lorax_bench.steps.engine import make_engine
 from lorax_bench.steps.measure import MeasuredStep, StepBench
 from lorax_contract.cache import default_cache_dir
-from lorax_contract.config import ShardConfig
-from lorax_shard.model.loader import load_paged_model
 from lorax_shard.prepare.prepare import prepare
 
 
@@ -32,20 +31,11 @@ def measure_steps(
     model_dir = model_dir or _default_model_dir()
     if threads:
         torch.set_num_threads(threads)
-    model = load_paged_model(
-        ShardConfig(
-            model_dir=str(model_dir),
-            model_id="bench",
-            shard_uris=["unix:/unused"],
-            linear_backend=linear,
-        )
-    )
-    bench = StepBench(
-        model, context=context, max_rows=max(rows, default=1), max_tokens=max(prompts, default=1)
-    )
-    steps = [*map(bench.decode, rows), *map(bench.prompt, prompts)]
-    bench.run(steps, rounds, calls)
-    return [times for times, _ in steps]
+    engine = make_engine(
+        model_dir, context=context, max_rows=max(rows, default=1),
+        max_tokens=max(prompts, default=context), linear=linear,
+    )  # fmt: skip
+    return StepBench(engine).run(rows, prompts, context=context, rounds=rounds, calls=calls)
 
 
 def _default_model_dir() -> Path:

@@ -19,6 +19,8 @@ def _lines(steps: Sequence[MeasuredStep]) -> Iterator[str]:
     for part in PARTS:
         if any(each.parts.get(part) for each in steps):
             yield _line(part, [each.parts.get(part, 0.0) for each in steps])
+    for name in steps[0].beside:
+        yield _line(f"(beside it) {name}", [each.beside[name] for each in steps])
     yield _line("**a step**", [each.step_s for each in steps])
     for name in steps[0].libraries:
         yield _line(

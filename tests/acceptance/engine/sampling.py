@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from bench.sampling import LastDraw, real_text
-from bench.step import Batch, make_engine
+from bench.sampling import CONTEXT, LastDraw, real_text
 from tests.acceptance.harness import Point, Result, run_points
 from tests.acceptance.serve import run_bench
 from tests.acceptance.suites import run_suite
@@ -17,6 +16,7 @@ from tests.helpers.default_model import default_model_dir
 from tests.helpers.mixes import random_rows
 from tests.helpers.sampling_methods import method_of
 
+from lorax_bench.steps.engine import DecodingRows, make_engine
 from lorax_shard.sampling.sampler import Sampler
 
 NUM_ROWS, NUM_MIXES = 256, 12
@@ -33,18 +33,18 @@ def point_suites() -> Result:
 def point_real_logits() -> Result:
     """Random mixes on logits of the default model, whole batches, parts and single rows."""
     folder = default_model_dir()
-    engine = make_engine(folder, "auto", "auto")
+    engine = make_engine(folder, context=CONTEXT, max_rows=256, max_tokens=256)
     vocab_size = engine.model.vocab_size
     last = LastDraw(method_of("kernel"))
     engine.computation.sampler = Sampler(vocab_size, method=last)
-    batch = Batch(engine, NUM_ROWS, real_text(folder))
+    decode = DecodingRows(engine, NUM_ROWS, CONTEXT, real_text(folder))
     kernel, rows_alone = (
         Sampler(vocab_size, method=method_of(name)) for name in ("kernel", "rows")
     )
     tensors = Sampler(vocab_size, method=method_of("tensors"))
     num_drawn = wrong = 0
     for seed in range(NUM_MIXES):
-        batch.decode()
+        decode()
         logits, rows = last.logits[:, :vocab_size], random_rows(NUM_ROWS, vocab_size, seed)
         found = kernel.sample(logits, rows)
         expected = rows_alone.sample(logits, rows)
