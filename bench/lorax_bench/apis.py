@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from lorax_bench.requests import BenchRequest
 
+NAMES = ("openai", "lorax")
+
 
 class AnswerError(Exception):
     """The server said in its stream that something went wrong."""

@@ -34,7 +34,23 @@ Examples:
   lorax-bench run w1 --adapters 32 -- --max-batch-size 64
   lorax-bench compare --workload w1 --adapters 0,8 --peers vllm,openvino
 """
-_PACKAGES = "lorax-bench needs {}: install lorax-py[bench]"
+# What of the extra `bench` nothing goes without.
+_CLIENT = "aiohttp"
+
+
+class _Commands(click.Group):
+    """The commands, whose packages may be missing."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a missing client is told in a line."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if error.name != _CLIENT:
+                raise
+            raise click.ClickException(
+                f"lorax-bench needs {_CLIENT}: install lorax-py[bench]"
+            ) from None
 
 
 def _in_words(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,14 +58,12 @@ def _in_words(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*values: Any, **named: Any) -> None:
-        try:
-            from lorax_bench.document import DocumentError
-            from lorax_bench.report.plots import NoPlotsError
-            from lorax_bench.serve import StartError
-            from lorax_bench.session import NoAnswerError
-            from lorax_bench.systems import SystemOptionsError
-        except ModuleNotFoundError as error:
-            raise click.ClickException(_PACKAGES.format(error.name)) from None
+        from lorax_bench.document import DocumentError
+        from lorax_bench.report.plots import NoPlotsError
+        from lorax_bench.serve import StartError
+        from lorax_bench.session import NoAnswerError
+        from lorax_bench.systems import SystemOptionsError
+
         told = (DocumentError, NoPlotsError, StartError, NoAnswerError, SystemOptionsError)
         try:
             command(*values, **named)
@@ -59,7 +73,7 @@ def _in_words(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-@click.group(help=_HELP, context_settings={"max_content_width": 100})
+@click.group(cls=_Commands, help=_HELP, context_settings={"max_content_width": 100})
 @click.version_option(package_name="lorax-py")
 def main() -> None:
     """Parse and run."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lorax_bench import apis
 from lorax_bench.adapters import DTYPES, RANKS
 from lorax_bench.popularity import LAWS
-from lorax_bench.systems import APIS, SystemOptions
 from lorax_bench.workloads import LoadOptions
+
+if TYPE_CHECKING:
+    from lorax_bench.systems import SystemOptions
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _NONE = click.IntRange(min=0)
@@ -41,7 +44,7 @@ def numbers(kind: type[int | float]) -> Callable[..., tuple[int | float, ...] | 
 
 _SYSTEM = [
     click.option("--url", help="The server to ask; without it one of ours is started."),
-    click.option("--api", type=click.Choice(APIS), default="openai", show_default=True,
+    click.option("--api", type=click.Choice(apis.NAMES), default="openai", show_default=True,
                  help="/v1/completions with token ids, or LoRAX's /generate_stream."),
     click.option("--name", help="What the system is called in the results."),
     click.option("--model", help="The base model's name; default: the first that it lists."),
@@ -90,6 +93,8 @@ def common_options(command: Decorated) -> Decorated:
 
 def system_options(values: Mapping[str, Any]) -> SystemOptions:
     """Return how the system is found and asked."""
+    from lorax_bench.systems import SystemOptions
+
     names = (
         "url", "api", "name", "model", "adapter_source", "tokenizer", "extensions", "timeout_s",
         "last_id", "ranks", "adapter_dtype", "launcher_options",

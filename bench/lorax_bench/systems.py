@@ -16,8 +16,6 @@ from lorax_bench.drive import Target
 from lorax_bench.serve import started
 from lorax_bench.shapes import LAST_ID
 
-APIS = ("openai", "lorax")
-
 
 class SystemOptionsError(Exception):
     """The server cannot be asked like that; the text says why."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,6 +239,25 @@ def test_what_cannot_be_is_told_in_a_line(words: list[str], told: str) -> None:
     assert code != 0
     assert told in text
     assert "Traceback" not in text
+
+
+def without_the_client(*words: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.modules['aiohttp'] = None\nfrom lorax_bench.cli import main; main()"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_package_that_is_missing_is_told_in_a_line() -> None:
+    for command in (("run", "w1"), ("sweep", "w1"), ("compare",)):
+        done = without_the_client(*command)
+        assert done.returncode == 1
+        assert "lorax-bench needs aiohttp: install lorax-py[bench]" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_help_needs_no_client() -> None:
+    for command in ((), ("run",), ("report",), ("workloads",)):
+        assert without_the_client(*command, "--help").returncode == 0
 
 
 def test_workloads_are_listed_with_what_they_take() -> None:
