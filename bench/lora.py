@@ -130,7 +130,7 @@ class Turns:
         return num_bytes * reading_ms / self.data.nbytes
 
 
-class Figures(NamedTuple):
+class AddedByAdapters(NamedTuple):
     """One line of the table: milliseconds, gigabytes a second, and what is left of the speed."""
 
     dtype: str
@@ -150,7 +150,7 @@ class Figures(NamedTuple):
 
 def figures(
     turns: Turns, decode: Decode, slots: list[int], adapter: PreparedAdapter, *, best: bool
-) -> Figures:
+) -> AddedByAdapters:
     """Measure one case; the adapters are of one size and type."""
     without, adapted, reading = turns.take(decode.run, lambda: decode.run(slots), turns.data.sum)
     told: Callable[[list[float]], float] = min if best else statistics.median
@@ -159,7 +159,7 @@ def figures(
     step, added = told(without), told(adapted) - told(without)
     floor = turns.floor(told(reading), len(slots) * adapter.nbytes)
     (weights, *_) = adapter.groups.values()
-    return Figures(
+    return AddedByAdapters(
         dtype=str(weights.a.dtype).removeprefix("torch."),
         rows=decode.num_rows,
         adapters=len(slots),
@@ -214,8 +214,8 @@ def main() -> None:
         "| type | rows | adapters | rank | step, ms | added, ms | low | high | floor, ms | GB/s "
         "| added / floor | retention | asked |"
     )
-    print("| --- " * len(Figures._fields) + "|")
-    found: list[Figures] = []
+    print("| --- " * len(AddedByAdapters._fields) + "|")
+    found: list[AddedByAdapters] = []
     for name in arguments.stored_dtype:
         for rank in arguments.ranks:
             for slot in range(max(adapters for _, adapters in cases)):
