@@ -169,9 +169,13 @@ def _compare_group(
         for spec in plan.workloads
     }
     with contextlib.ExitStack() as stack:
-        answers = {name: stack.enter_context(kinds[name].start(setting)) for name in names}
+        answers = {}
+        for name in names:
+            told(f"{variant(num_adapters)}: starting {name}")
+            answers[name] = stack.enter_context(kinds[name].start(setting))
         for spec in plan.workloads:
             for name in names:
+                told(f"{spec}, {variant(num_adapters)}: warming {name} up")
                 _warm(answers[name], kinds[name], plan.workload(spec, num_adapters, _WARM_ROUND))
         for number in range(plan.rounds):
             # Nobody is always the first after the pause.

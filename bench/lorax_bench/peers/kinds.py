@@ -201,6 +201,7 @@ PEERS: dict[str, PeerKind] = {
             "llama-cpp",
         ),
         environment="llama-cpp",
+        is_fast=False,
     ),
     "static": PeerKind(
         title=f"transformers, static batches of {STATIC_BATCH}",
