@@ -437,6 +437,8 @@ def _prepare_args(
             args += [flag, value]
     if options.trust_remote_code:
         args.append("--trust-remote-code")
+    if shard.device == "cpu":
+        args.append("--compile-kernels")
     if shard.quantize == "gguf":
         args.append("--with-blocks")
     if options.merge_adapter_weights:

@@ -22,7 +22,9 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import end_process_group, watch_lifeline
 from lorax_shard.fetching.sources.environment import source_settings
+from lorax_shard.prepare import kernels
 from lorax_shard.prepare.adapter import MergedAdapter, fetch_adapter
+from lorax_shard.prepare.kernels import WorkBeside
 from lorax_shard.prepare.merged import merged_folder
 from lorax_shard.prepare.prepare import (
     PreparedModel,
@@ -46,6 +48,7 @@ _INTERVAL_S = 0.5
     help="Where converted models are kept; default $LORAX_CACHE or ~/.cache/lorax-py.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Allow the model's own Python code.")
+@click.option("--compile-kernels", is_flag=True, help="Compile kernels of a CPU meanwhile.")
 @click.option("--with-blocks", is_flag=True, help="Keep the blocks of a GGUF file too.")
 @click.option("--adapter-id", help="The adapter that becomes part of the weights.")
 @click.option("--adapter-source", default="hub", show_default=True, help="'hub', 'local' or 's3'.")
@@ -69,6 +72,7 @@ def prepare_command(
     s3_endpoint: str | None,
     cache_dir: Path | None,
     trust_remote_code: bool,
+    compile_kernels: bool,
     with_blocks: bool,
     result_fd: int | None,
     log_level: str,
@@ -83,7 +87,15 @@ def prepare_command(
         watch_lifeline(end_process_group)
     _quiet_libraries()
     cache_dir = cache_dir or default_cache_dir()
-    progress = rate_limited(_log_progress, time.monotonic)
+    beside = WorkBeside(kernels.compile_kernels)
+    report = rate_limited(_log_progress, time.monotonic)
+
+    def progress(event: ProgressEvent) -> None:
+        # There is something to be made: a model that is there already would wait for a compiler.
+        if compile_kernels:
+            beside.begin()
+        report(event)
+
     try:
         prepared = prepare(
             model_id,
@@ -96,7 +108,7 @@ def prepare_command(
             with_blocks=with_blocks,
         )
         if adapter["adapter_id"] is not None:
-            folder = fetch_adapter(_merged_adapter(cache_dir, s3_endpoint, **adapter), progress)
+            folder = fetch_adapter(_merged_adapter(cache_dir, s3_endpoint, **adapter), report)
             prepared = dataclasses.replace(prepared, adapter_dir=folder)
             if merge_dtype is not None:
                 merged = merged_folder(
@@ -106,7 +118,7 @@ def prepare_command(
                     device=merge_device,
                     trust_remote_code=trust_remote_code,
                     cache_dir=cache_dir,
-                    progress=progress,
+                    progress=report,
                 )
                 prepared = dataclasses.replace(prepared, model_dir=merged, adapter_dir=None)
     except StartupError as error:
@@ -118,6 +130,7 @@ def prepare_command(
     except Exception:
         logger.exception("preparing the model failed")
         sys.exit(int(ExitCode.INTERNAL))
+    beside.wait()
     _deliver(prepared, result_fd)
 
 

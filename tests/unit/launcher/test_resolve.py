@@ -155,6 +155,11 @@ def test_prepare_gets_what_names_the_model() -> None:
     assert "--model-id" not in plan_of().prepare_args
 
 
+def test_kernels_of_a_cpu_are_compiled_beside_the_model_only_where_it_computes() -> None:
+    assert "--compile-kernels" in plan_of().prepare_args
+    assert "--compile-kernels" not in plan_of(ONE_GPU).prepare_args
+
+
 def test_the_hub_cache_goes_to_the_children_as_a_variable() -> None:
     assert plan_of(huggingface_hub_cache="/h").environment == (("HF_HUB_CACHE", "/h"),)
 
