@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from lorax_launcher.front import (
 )
 from lorax_launcher.modules import NamedModule, named_modules
 from lorax_launcher.options import LauncherOptions, UsageError
+from lorax_launcher.prepare_args import prepare_args
 from lorax_launcher.quantize import resolve_quantize
 from lorax_launcher.ranks import Ranks, choose_ranks
 
@@ -124,7 +124,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     except ConfigError as error:
         raise UsageError(in_flags(f"{error}.")) from error
     return LaunchPlan(
-        prepare_args=_prepare_args(options, facts, shards[0]),
+        prepare_args=prepare_args(options, facts, shards[0]),
         shards=shards,
         router=router,
         environment=_environment(options),
@@ -420,47 +420,6 @@ def _store_dir(options: LauncherOptions, facts: DeviceFacts) -> str:
 
 def _store_bytes(options: LauncherOptions) -> int:
     return max(1, int(options.adapter_store_gb * 1e9))
-
-
-def _prepare_args(
-    options: LauncherOptions, facts: DeviceFacts, shard: ShardConfig
-) -> tuple[str, ...]:
-    args: list[str] = ["--lifeline", "--source", options.source, "--log-level", options.log_level]
-    valued: Sequence[tuple[str, str | None]] = (
-        ("--model-id", options.model_id),
-        ("--revision", options.revision),
-        ("--cache-dir", options.cache_dir),
-        ("--s3-endpoint", facts.s3_endpoint),
-    )
-    for flag, value in valued:
-        if value is not None:
-            args += [flag, value]
-    if options.trust_remote_code:
-        args.append("--trust-remote-code")
-    if shard.device == "cpu":
-        args.append("--compile-kernels")
-    if shard.quantize == "gguf":
-        args.append("--with-blocks")
-    if options.merge_adapter_weights:
-        args += _merge_args(options, facts)
-        if shard.world_size > 1:
-            # No rank has the whole matrices that are merged.
-            args += ["--merge-dtype", shard.dtype, "--merge-device", shard.device]
-    return tuple(args)
-
-
-def _merge_args(options: LauncherOptions, facts: DeviceFacts) -> list[str]:
-    """Return what names the adapter that becomes part of the weights."""
-    assert options.adapter_id is not None
-    args = ["--adapter-id", options.adapter_id, "--adapter-source", options.adapter_source]
-    args += ["--adapter-store-dir", _store_dir(options, facts)]
-    args += ["--adapter-store-bytes", str(_store_bytes(options))]
-    args += ["--adapter-timeout-s", str(options.adapter_timeout_s)]
-    for root in _local_roots(options):
-        args += ["--adapter-local-root", root]
-    for root in options.adapter_s3_root:
-        args += ["--adapter-s3-root", root]
-    return args
 
 
 def _environment(options: LauncherOptions) -> tuple[tuple[str, str], ...]:
