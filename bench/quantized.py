@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.step import Batch
 from tests.helpers.default_model import default_model_dir
 from tests.helpers.paged_runner import PagedRunner
 from tokenizers import Tokenizer
 from torch.nn import functional
 
+from lorax_bench.steps.engine import DecodingRows
 from lorax_contract.config import ShardConfig
 from lorax_contract.step import WarmupSpec
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.graph_limits import GraphLimits
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.model.loader import load_paged_model
 
 KINDS = ("none", "int8", "gguf")
+_CONTEXT = 100
 ROWS = (1, 8)
 WINDOW = 512
 TEXT = Path(__file__).parents[1] / "docs" / "adapters.md"
@@ -69,7 +71,8 @@ def make_engine(folder: Path, kind: str) -> Engine:
     )  # fmt: skip
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     pool = PoolSettings(block_size=16, memory_fraction=0.5, num_blocks=512)
-    engine = Engine(load_paged_model(config), tokenizer, pool)
+    graphs = GraphLimits.of(config, 0)
+    engine = Engine(load_paged_model(config), tokenizer, pool, graphs=graphs)
     engine.warm_up(
         WarmupSpec(max_input_length=256, max_total_tokens=512, max_step_tokens=256, max_rows=8)
     )
@@ -82,11 +85,11 @@ def speed(engines: dict[str, Engine], rows: int, arguments: Any) -> dict[str, di
     for turn in range(arguments.rounds):
         # Whoever comes first in a round comes last in the next.
         for kind in KINDS if turn % 2 else reversed(KINDS):
-            batch = Batch(engines[kind], rows)
-            batch.decode()
+            decode = DecodingRows(engines[kind], rows, _CONTEXT)
+            decode()
             started = time.perf_counter()
             for _ in range(arguments.steps):
-                batch.decode()
+                decode()
             seconds = time.perf_counter() - started
             per_second[kind].append(rows * arguments.steps / seconds)
     found = {}
