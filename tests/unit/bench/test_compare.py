@@ -31,6 +31,7 @@ class Bench:
 
     speeds: dict[str, float] = field(default_factory=dict)
     short: str = ""
+    at_once: str = ""
     seen: list[tuple[str, Workload]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
 
@@ -52,13 +53,14 @@ class Bench:
     def _answer(self, name: str, workload: Workload) -> list[Record]:
         self.seen.append((name, workload))
         step = 1 / self.speeds.get(name, 1.0)
+        whole = 0 if name == self.at_once else 1
         # Each run of a system takes a tenth longer than its last.
         step *= 1 + 0.1 * sum(other == name for other, _ in self.seen)
         return [
             Record(
                 request=number, adapter=each.adapter, sent_s=0.0,
                 token_times_s=[
-                    step * (place + 1) for place in range(each.max_tokens - (name == self.short))
+                    step * (place * whole + 1) for place in range(each.max_tokens - (name == self.short))
                 ],
             )
             for number, each in enumerate(workload.requests)
@@ -125,6 +127,17 @@ def test_ratios_are_of_rounds_side_by_side_without_the_warm_up(model_dir: Path) 
     assert found.ratio("vllm", "ttft_p50_s").of_medians == pytest.approx(1 / 3)
     named = {each.name: each.value for each in found.named_ratios()}
     assert named[f"{SMALL}, base: tokens/s, ours / vllm"] == pytest.approx(3.0)
+
+
+def test_what_a_peer_has_none_of_has_no_ratio(model_dir: Path) -> None:
+    """A static batch gives all tokens at once: there is no time between them."""
+    bench = Bench(at_once="static")
+    (found,) = compare(
+        plan(peers=("static",)), model_dir,
+        environments=Environments(model_dir), kinds=bench.kinds(),
+    )  # fmt: skip
+    words = [each.name.partition(": ")[2] for each in found.named_ratios()]
+    assert words == ["tokens/s, ours / static", "first token p50, ours / static"]
 
 
 def test_who_cannot_serve_adapters_has_no_turn_with_them(model_dir: Path) -> None:
