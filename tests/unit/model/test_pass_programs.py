@@ -14,7 +14,7 @@ import torch
 from tests.helpers.tiny_models import make_tiny_model
 from torch import nn
 
-from lorax_contract.config import ShardConfig
+from lorax_contract.config import Quantize, ShardConfig
 from lorax_shard.fused.backend import RmsNorm
 from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.lora.dummy import loaded_samples
@@ -43,11 +43,12 @@ FAMILIES = (
 SIZES = (Size(1, 1), Size(1, 0), Size(3, 3), Size(9, 2), Size(50, 1), Size(23, 23))
 
 
-def loaded(path: Path, family: str) -> HFPagedModel:
+def loaded(path: Path, family: str, quantize: Quantize = "none") -> HFPagedModel:
     make_tiny_model(family, path)
     config = ShardConfig(
-        model_id="tiny", model_dir=str(path), shard_uris=["unix:///unused"], linear_backend="panel"
-    )
+        model_id="tiny", model_dir=str(path), shard_uris=["unix:///unused"],
+        linear_backend="panel", quantize=quantize,
+    )  # fmt: skip
     model = load_paged_model(config)
     model.allocate_cache(NUM_BLOCKS, BLOCK_SIZE)
     model.capture_graphs(SETTINGS)
@@ -80,9 +81,13 @@ def check(model: HFPagedModel, trial: ProgramTrial, numbers: PassNumbers) -> tor
     return found[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_passes_of_any_size_are_those_that_are_launched(family: str, tmp_path: Path) -> None:
-    model = loaded(tmp_path, family)
+@pytest.mark.parametrize(
+    ("family", "quantize"), [*((each, "none") for each in FAMILIES), ("llama", "int8")]
+)
+def test_passes_of_any_size_are_those_that_are_launched(
+    family: str, quantize: Quantize, tmp_path: Path
+) -> None:
+    model = loaded(tmp_path, family, quantize)
     trial = trial_of(model)
     assert model.lora is not None
     with (
