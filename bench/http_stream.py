@@ -38,6 +38,7 @@ import uvloop
 from lorax_contract.config import RouterConfig
 
 NUM_BLOCKS, BLOCK_SIZE = 20_000, 16
+READY = "ready"
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -83,6 +84,8 @@ def serve_shard(folder: str, step_s: float) -> None:
         model = FakeModel(eos_token_ids=frozenset())
         shard = FakeShard(model, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, step_delay_s=step_s)
         async with serve([shard], Path(folder)):
+            # The socket is there a while before anybody listens to it.
+            Path(folder, READY).touch()
             await asyncio.Event().wait()
 
     asyncio.run(run())
@@ -117,10 +120,13 @@ def started(target: Any, *args: Any) -> Iterator[Any]:
 @contextmanager
 def shard(folder: str, step_s: float) -> Iterator[None]:
     """A shard on a socket in the folder."""
-    path = Path(folder, "rank-0")
-    path.unlink(missing_ok=True)
-    with started(serve_shard, folder, step_s):
-        while not path.exists():
+    ready = Path(folder, READY)
+    for path in (ready, Path(folder, "rank-0")):
+        path.unlink(missing_ok=True)
+    with started(serve_shard, folder, step_s) as process:
+        while not ready.exists():
+            if not process.is_alive():
+                raise SystemExit("the shard ended before it was ready")
             time.sleep(0.05)
         yield
 
