@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from lorax_contract.config import ConfigError, ShardConfig
 from lorax_launcher.facts import DeviceFacts, GpuFacts
 from lorax_launcher.options import LauncherOptions, UsageError
 from lorax_launcher.quantize import CHOICES
@@ -47,6 +48,15 @@ def test_int8_is_served_on_a_cpu() -> None:
     with pytest.raises(UsageError, match="CPUs only"):
         plan_of(GPU, quantize="int8")
     assert plan_of(GPU, quantize="int8", device="cpu").shards[0].quantize == "int8"
+
+
+@pytest.mark.parametrize(
+    "beside", [{"world_size": 2, "rendezvous": "tcp://a:1"}, {"device": "cuda"}]
+)
+def test_a_shard_that_would_not_quantize_takes_no_order_to(beside: dict[str, object]) -> None:
+    uris = ["unix:///a", "unix:///b"] if "world_size" in beside else ["unix:///a"]
+    with pytest.raises(ConfigError, match="one rank on a CPU"):
+        ShardConfig(model_dir="m", model_id="m", shard_uris=uris, quantize="int8", **beside)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
