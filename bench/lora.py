@@ -155,8 +155,9 @@ def figures(
     without, adapted, reading = turns.take(decode.run, lambda: decode.run(slots), turns.data.sum)
     told: Callable[[list[float]], float] = min if best else statistics.median
     differences = [one - other for one, other in zip(adapted, without, strict=True)]
-    low, _, high = statistics.quantiles(differences, n=4)
-    step, added = told(without), told(adapted) - told(without)
+    low, middle, high = statistics.quantiles(differences, n=4)
+    step = told(without)
+    added = told(adapted) - step if best else middle
     floor = turns.floor(told(reading), len(slots) * adapter.nbytes)
     (weights, *_) = adapter.groups.values()
     return AddedByAdapters(
