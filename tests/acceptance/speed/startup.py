@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from statistics import median
 
 from tests.acceptance.harness import Point, Result
@@ -9,6 +10,7 @@ from tests.helpers.server import Server
 
 STARTS = 3
 MOST_S = 8.0
+_TABLE_S = 10.0
 
 
 def point_warm_start() -> Result:
@@ -19,9 +21,18 @@ def point_warm_start() -> Result:
     for _ in range(STARTS):
         with Server() as server:
             seconds.append(server.ready_s)
-            print(f"    ready after {server.ready_s:.1f} s", *_table(server.lines), sep="\n      ")
+            table = _table_of(server)
+        print(f"    ready after {server.ready_s:.1f} s", *table, sep="\n      ")
     figure = f"median {median(seconds):.1f} s of {', '.join(f'{each:.1f}' for each in seconds)}"
     return Result(median(seconds) <= MOST_S, f"{figure}; at most {MOST_S:g}")
+
+
+def _table_of(server: Server) -> list[str]:
+    """Return the table of a start: the launcher tells it right behind the router's ready line."""
+    deadline = time.monotonic() + _TABLE_S
+    while len(table := _table(server.lines)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return table
 
 
 def _table(lines: list[str]) -> list[str]:
