@@ -74,6 +74,17 @@ constexpr int64_t few_rows = 4;
 constexpr int64_t ahead = 8192;
 constexpr int ranks_at_once = 4, vectors_at_once = 8;
 
+// Memory is asked for ahead of what is read, up to an address; from there on elsewhere, where the
+// thread reads next: matrices of one adapter follow each other, those of the next lie apart.
+struct Jump {
+    const char* from;
+    int64_t distance;
+    void ask_for(const void* at) const {
+        const char* there = static_cast<const char*>(at) + ahead;
+        __builtin_prefetch(there < from ? there : there + distance);
+    }
+};
+
 // What a cache line holds, or a register if that is more.
 template <class E>
 constexpr int64_t line_size = std::max<int64_t>(num_lanes, 64 / sizeof(E));
@@ -170,7 +181,7 @@ inline void add_to_rows(const E* b, int64_t rank, int64_t width, const float* co
 // end, and what lies in the cache, y, is what is read again and again.
 template <class E, int RANKS, int ROWS>
 inline void stream_ranks(const E* b, int64_t width, const float* const* h, int64_t j,
-                         float* const* y, int64_t first, int64_t last) {
+                         float* const* y, int64_t first, int64_t last, Jump jump) {
     Lanes factors[ROWS][RANKS];
     for (int row = 0; row < ROWS; ++row)
         for (int rank = 0; rank < RANKS; ++rank) factors[row][rank] = Lanes{} + h[row][j + rank];
@@ -186,8 +197,7 @@ inline void stream_ranks(const E* b, int64_t width, const float* const* h, int64
     };
     int64_t column = first;
     for (; column + line_size<E> <= last; column += line_size<E>) {
-        for (int rank = 0; rank < RANKS; ++rank)
-            __builtin_prefetch(b + rank * width + column + ahead / sizeof(E));
+        for (int rank = 0; rank < RANKS; ++rank) jump.ask_for(b + rank * width + column);
         for (int64_t at = column; at < column + line_size<E>; at += num_lanes) add_at(at);
     }
     for (; column + num_lanes <= last; column += num_lanes) add_at(column);
@@ -255,10 +265,11 @@ class Rows {
         }
     }
 
-    // Columns [first, last) of a member.
-    void expand(int64_t member, int64_t first, int64_t last) const {
+    // Columns [first, last) of a member. Its B is followed by the next member's, or by what lies at
+    // `next`, unless that is null.
+    void expand(int64_t member, int64_t first, int64_t last, const void* next = nullptr) const {
         with_type(line.b_type(member), line.b(member),
-                  [&](auto* b) { expand(b, member, first, last); });
+                  [&](auto* b) { expand(b, member, first, last, next); });
     }
 
    private:
@@ -289,7 +300,7 @@ class Rows {
     }
 
     template <class E>
-    void expand(const E* b, int64_t member, int64_t first, int64_t last) const {
+    void expand(const E* b, int64_t member, int64_t first, int64_t last, const void* next) const {
         const int64_t rank = line.rank(member), width = line.width(member);
         const float* left[block_rows];
         float* out[block_rows];
@@ -300,7 +311,9 @@ class Rows {
         int64_t column = first;
         if (count <= few_rows) {
             column += (last - first) / num_lanes * num_lanes;
-            expand_few(b, rank, width, left, out, first, column);
+            const char* end = reinterpret_cast<const char*>(b + rank * width);
+            const Jump jump{end, next ? static_cast<const char*>(next) - end : 0};
+            expand_few(b, rank, width, left, out, first, column, jump);
         }
         constexpr int64_t step = vectors_at_once * num_lanes;
         for (; column + step <= last; column += step)
@@ -312,16 +325,16 @@ class Rows {
 
     template <class E>
     void expand_few(const E* b, int64_t rank, int64_t width, const float* const* left,
-                    float* const* out, int64_t first, int64_t last) const {
+                    float* const* out, int64_t first, int64_t last, Jump jump) const {
         int64_t j = 0;
         // Outputs of several rows are stored less often, at the price of several streams.
         for (; count > 2 && j + ranks_at_once <= rank; j += ranks_at_once)
             with_few(count, [&](auto rows) {
-                stream_ranks<E, ranks_at_once, rows()>(b, width, left, j, out, first, last);
+                stream_ranks<E, ranks_at_once, rows()>(b, width, left, j, out, first, last, jump);
             });
         for (; j < rank; ++j)
             with_few(count, [&](auto rows) {
-                stream_ranks<E, 1, rows()>(b, width, left, j, out, first, last);
+                stream_ranks<E, 1, rows()>(b, width, left, j, out, first, last, jump);
             });
     }
 
@@ -394,9 +407,10 @@ class Plan {
 #pragma omp single
             run_blocks();
         } else if (is_even(num_threads)) {
-            Blocks blocks(call);
+            Blocks blocks(call), nexts(call);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t number = 0; number < num_blocks; ++number) run_block(blocks.at(number));
+            for (int64_t number = 0; number < num_blocks; ++number)
+                run_block(blocks.at(number), nexts.at(std::min(number + num_threads, num_blocks - 1)));
         } else {
             run_pieces();
         }
@@ -404,8 +418,9 @@ class Plan {
 
     // In one thread.
     void run_blocks() const {
-        Blocks blocks(call);
-        for (int64_t number = 0; number < num_blocks; ++number) run_block(blocks.at(number));
+        Blocks blocks(call), nexts(call);
+        for (int64_t number = 0; number < num_blocks; ++number)
+            run_block(blocks.at(number), nexts.at(std::min(number + 1, num_blocks - 1)));
     }
 
    private:
@@ -436,11 +451,15 @@ class Plan {
         return most_blocks * most_cost * num_threads * 8 <= cost * 9;
     }
 
-    void run_block(const Block& block) const {
+    // `next` is the one that this thread computes after it, as far as that is known.
+    void run_block(const Block& block, const Block& next) const {
         const Rows rows(call, block);
         if (call.x) rows.shrink(0, block.line.num_ranks());
-        for (int64_t member = call.first_member; member < end_member(); ++member)
-            if (block.line.rank(member)) rows.expand(member, 0, block.line.width(member));
+        for (int64_t member = call.first_member; member < end_member(); ++member) {
+            if (block.line.rank(member) == 0) continue;
+            const bool is_last = member + 1 == end_member() && next.line.at != block.line.at;
+            rows.expand(member, 0, block.line.width(member), is_last ? next.line.a() : nullptr);
+        }
     }
 
     // Few blocks, or some much larger than others: shared by ranks, then by columns.
