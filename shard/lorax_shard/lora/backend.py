@@ -105,6 +105,9 @@ class LoraBackend(ABC):
     # Whether groups take matrices of float32, bfloat16 and float16 as adapters have them, with
     # ``scales`` beside them. Others get all in the model's dtype, and no ``scales``.
     keeps_stored: ClassVar[bool] = False
+    # The names of the kernels that a CPU's kept steps call for adapters: without these they are
+    # those of the base model.
+    kernels: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere

@@ -25,6 +25,7 @@ _SOURCE = Path(__file__).with_name("segments.cpp")
 # The fields of LoraCall.
 _FIELDS = struct.Struct("=10q").pack
 _LAYOUT = "cpp.layout"
+_KERNEL = "lorax_lora_apply"
 
 
 class _Input:
@@ -110,6 +111,7 @@ class CppLora(LoraBackend):
     """Needs a CPU, float32 and a C++ compiler."""
 
     name = "cpp"
+    kernels = frozenset({_KERNEL})
     keeps_stored = True
 
     def __init__(self) -> None:
@@ -163,4 +165,4 @@ def _library() -> _Library:
         raise OSError(reason)
     lay_out: Any = library.lorax_lora_lay_out
     lay_out.argtypes, lay_out.restype = (ctypes.c_char_p,), None
-    return _Library(NativeFunction(library, "lorax_lora_apply"), lay_out)
+    return _Library(NativeFunction(library, _KERNEL), lay_out)

@@ -174,6 +174,11 @@ class LoraModel:
             self._current.step.end()
             self._current.step = None
 
+    @property
+    def kernels(self) -> frozenset[str]:
+        """The names of the kernels that add what adapters change, where a CPU's steps are kept."""
+        return self._backend.kernels
+
     def write_fixed_slots(self, slot_of_row: IdArray) -> None:
         """Have kernel calls that were kept of a fixed step compute with these slots next.
 

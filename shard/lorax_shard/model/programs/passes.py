@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -91,45 +91,55 @@ class PassPrograms:
     @torch.inference_mode()
     def record(self, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]) -> None:
         """Make the programs and try them; what is none is left to ``launch``, in words."""
-        for with_adapters in (False, True):
-            if with_adapters and (self._lora is None or not self._settings.max_rank):
-                continue
-            started = time.perf_counter()
-            what = f"passes {'with' if with_adapters else 'without'} adapters"
-            try:
-                self._make(with_adapters, vocab_size, launch)
-            except Exception as error:  # noqa: BLE001 - whatever a model's code does, steps can do without
-                self._programs.pop(with_adapters, None)
-                words = str(error) if isinstance(error, NotAProgramError) else repr(error)
-                logger.info("%s are computed kernel by kernel: %s", what, words)
-                continue
-            logger.info(
-                "%s are a program of %d kernels, recorded in %.1f s", what,
-                self._programs[with_adapters].num_calls, time.perf_counter() - started,
-            )  # fmt: skip
+        lora = self._lora
+        if lora is not None and self._settings.max_rank:
+            self._try("with adapters", lambda: self._make_both(lora, vocab_size, launch))
+        if not self._programs:
+            self._try("without adapters", lambda: self._make_base(vocab_size, launch))
 
-    def _make(
-        self, with_adapters: bool, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]
-    ) -> None:
+    def _try(self, which: str, make: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        try:
+            make()
+        except Exception as error:  # noqa: BLE001 - whatever a model's code does, steps can do without
+            self._programs.clear()
+            words = str(error) if isinstance(error, NotAProgramError) else repr(error)
+            logger.info("passes %s are computed kernel by kernel: %s", which, words)
+            return
+        numbers = ", ".join(str(each.num_calls) for each in self._programs.values())
+        logger.info(
+            "passes %s are programs (%s kernels), recorded in %.1f s",
+            which, numbers, time.perf_counter() - started,
+        )  # fmt: skip
+
+    def _make_base(self, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]) -> None:
         trial = ProgramTrial(self._cache, vocab_size, self._settings.max_context)
-        with trial.filled_cache(), self._fixed(with_adapters) as slots:
-            # What is made once is there when it is recorded.
-            self._compute(trial.numbers(_FIRST, slots), lambda compute, _: compute())
-            sizes = _FIRST, _MORE_TOKENS, _MORE_LOGITS
-            first, *more = (self._compute(trial.numbers(each, slots), record) for each in sizes)
-            self._programs[with_adapters] = Program(
-                Sizes(*sizes), (first, more[0], more[1]), self._arena
-            )
+        with trial.filled_cache():
+            self._programs[False] = self._recorded(trial, [])
+            trial.compare(self.run, launch, [])
+
+    def _make_both(
+        self, lora: LoraModel, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]
+    ) -> None:
+        """Make the program of passes with adapters; less their kernels it is that of all others."""
+        trial = ProgramTrial(self._cache, vocab_size, self._settings.max_context)
+        with trial.filled_cache(), self._fixed(lora) as slots:
+            self._programs[True] = self._recorded(trial, slots)
+            self._programs[False] = self._programs[True].without(lora.kernels)
             trial.compare(self.run, launch, slots)
+            trial.compare(self.run, launch, [])
+
+    def _recorded(self, trial: ProgramTrial, slots: Sequence[int]) -> Program:
+        # What is made once is there when it is recorded.
+        self._compute(trial.numbers(_FIRST, slots), lambda compute, _: compute())
+        sizes = _FIRST, _MORE_TOKENS, _MORE_LOGITS
+        first, *more = (self._compute(trial.numbers(each, slots), record) for each in sizes)
+        return Program(Sizes(*sizes), (first, more[0], more[1]), self._arena)
 
     @contextmanager
-    def _fixed(self, with_adapters: bool) -> Iterator[list[int]]:
+    def _fixed(self, lora: LoraModel) -> Iterator[list[int]]:
         """Within, adapters are read when a program runs, and the slots returned hold samples."""
-        if not with_adapters:
-            yield []
-            return
-        lora, settings = self._lora, self._settings
-        assert lora is not None
+        settings = self._settings
         with (
             lora.fixed(settings.max_slots + _SAMPLES, settings.max_rank),
             loaded_samples(lora, settings.max_rank) as slots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ class Program:
         """How many kernels a pass asks for."""
         return len(self._calls.names)
 
+    def without(self, names: frozenset[str]) -> Program:
+        """Return the program that leaves out kernels of these names, over the same memory."""
+        other = copy.copy(self)
+        other._calls = self._calls.without(names)
+        return other
+
     def time_kernels(self) -> tuple[list[str], NDArray[np.float64]]:
         """Time kernels from now on; return their names and the seconds of each, which go on growing."""
         names = self._calls.names
@@ -114,6 +121,15 @@ class _Calls:
     @property
     def names(self) -> list[str]:
         return [each.name for each in self._functions]
+
+    def without(self, names: frozenset[str]) -> _Calls:
+        """Return the calls of other kernels; fields stay where they are."""
+        other = copy.copy(self)
+        kept = np.array([each not in names for each in self.names])
+        other._functions = [each for each in self._functions if each.name not in names]
+        other._kernels, other._starts = self._kernels[kept], self._starts[kept]
+        other._bytes = self._bytes[kept]
+        return other
 
     def reserve(self, size: Size) -> PassMemory:
         """Return memory for a pass of this size."""
