@@ -27,12 +27,13 @@ from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
-from lorax_shard.model.probe import ModelProbe, one_thread, survey_attention
+from lorax_shard.model.probe import ModelProbe, survey_attention
 from lorax_shard.model.quantized import install_linears, quantize_model, store_narrowly
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
 from lorax_shard.model.weights import refuse_corrupt
 from lorax_shard.parallel.group import RankGroup
+from lorax_shard.threads import one_thread
 
 logger = logging.getLogger(__name__)
 

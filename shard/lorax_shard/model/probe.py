@@ -10,8 +10,6 @@ random weights and near thresholds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,21 +35,6 @@ _BEYOND = 9
 _COMPARED = 16
 # Largest difference that counts as rounding, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, for the many tiny steps of the probe.
-
-    On a busy machine threads that meet after each of them wait for the scheduler every
-    time: seconds become a minute.
-    """
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def survey_attention(model: Any) -> attention_hook.AttentionSurvey:

@@ -29,7 +29,6 @@ from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
     ModelProbe,
     miniature_dtype,
-    one_thread,
     survey_attention,
 )
 from lorax_shard.model.read_weights import reading, refuse_missing
@@ -41,6 +40,7 @@ from lorax_shard.parallel.local import connect
 from lorax_shard.parallel.partition import CannotSplitError
 from lorax_shard.parallel.slices import in_memory, open_files
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.threads import one_thread
 
 
 class RankPart(NamedTuple):

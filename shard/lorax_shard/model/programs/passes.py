@@ -21,7 +21,8 @@ from lorax_shard.model.interface import GraphSettings, IdArray, PassNumbers
 from lorax_shard.model.programs.program import Arena, Program
 from lorax_shard.model.programs.recorder import NotAProgramError, record
 from lorax_shard.model.programs.scaled import Size, Sizes
-from lorax_shard.model.programs.trial import ProgramTrial
+from lorax_shard.model.programs.trial import FEW_SIZES, ProgramTrial
+from lorax_shard.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ class PassPrograms:
     def _try(self, which: str, make: Callable[[], None]) -> None:
         started = time.perf_counter()
         try:
-            make()
+            with one_thread():
+                make()
         except Exception as error:  # noqa: BLE001 - whatever a model's code does, steps can do without
             self._programs.clear()
             words = str(error) if isinstance(error, NotAProgramError) else repr(error)
@@ -127,7 +129,8 @@ class PassPrograms:
             self._programs[True] = self._recorded(trial, slots)
             self._programs[False] = self._programs[True].without(lora.kernels)
             trial.compare(self.run, launch, slots)
-            trial.compare(self.run, launch, [])
+            # Its kernels are the same.
+            trial.compare(self.run, launch, [], FEW_SIZES)
 
     def _recorded(self, trial: ProgramTrial, slots: Sequence[int]) -> Program:
         # What is made once is there when it is recorded.
