@@ -236,7 +236,11 @@ def test_health_discovery_and_reflection(client, shard):
 
 def test_sigterm_stops_in_good_order(model_dir, tmp_path):
     with ShardProcess(tmp_path, model_dir, num_blocks=8) as shard:
-        assert shard.facts == {"uri": shard.uri, "pid": shard.process.pid, "rank": 0}
+        parts = shard.facts["parts"]
+        assert shard.facts == {
+            "uri": shard.uri, "pid": shard.process.pid, "rank": 0, "parts": parts,
+        }  # fmt: skip
+        assert all(seconds >= 0 for seconds in parts.values())
         shard.process.send_signal(signal.SIGTERM)
         assert shard.wait() == ExitCode.OK
         assert not Path(shard.uri.removeprefix("unix:")).exists()

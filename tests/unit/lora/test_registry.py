@@ -30,9 +30,9 @@ def test_cpp_without_a_compiler_says_so(
     monkeypatch.setenv("LORAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
-    cpp._kernel.cache_clear()
+    cpp._library.cache_clear()
     try:
         assert "no C++ compiler" in str(BACKENDS.probe("cpp", CPU, torch.float32))
         assert BACKENDS.create("auto", CPU, torch.float32).name == "cpu"
     finally:
-        cpp._kernel.cache_clear()
+        cpp._library.cache_clear()
