@@ -165,6 +165,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         from lorax_shard.model.loader import load_paged_model
         from lorax_shard.rpc import queue, server  # noqa: F401 - what serves is there when it is needed
         from lorax_shard.sampling.watermark import Watermark
+        from lorax_shard.threads import release_team
     clock.ended("imports")
 
     if config.num_threads is not None:
@@ -183,6 +184,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
     model.store_kv_as(config.kv_cache_dtype)
     model.warm_up(config.block_size)
     clock.ended("kernels")
+    release_team()
     pool = PoolSettings(
         block_size=config.block_size,
         memory_fraction=config.kv_memory_fraction,

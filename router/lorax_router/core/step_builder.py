@@ -16,9 +16,9 @@ from lorax_router.core.request import RequestState
 # Prompts move on by so many tokens in a step, however late it makes those that wait for it.
 LEAST_CHUNK = 16
 # Where nobody set a target: long prompts have that part of the time that a step takes without
-# them, for each prompt that waits. So a step with one takes less than twice as long, and a prompt
-# has nearly half of the time, whatever else runs.
-LONG_PART = 0.95
+# them, for each prompt that waits. So a step with one takes about twice as long, and a prompt has
+# half of the time, whatever else runs.
+LONG_PART = 1.05
 # Of that, what computing has at least, however long it takes to read what is in the cache: a prompt
 # of any length moves on.
 LEAST_COMPUTED = 0.5

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lorax_contract.adapters import (
     AdapterContent,
@@ -36,8 +37,10 @@ from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.fetching.client import AdapterFetcher, Fetched
 from lorax_shard.store.store import AdapterStore, Lease
+from lorax_shard.threads import release_team
 from lorax_shard.vocabulary import Vocabulary
 
+_Made = TypeVar("_Made")
 logger = logging.getLogger(__name__)
 
 # Reading and copying at the same time; more would only take the steps' cores.
@@ -130,7 +133,7 @@ class RankAdapters:
 
     async def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
         """Make a content ready under its handle."""
-        prepare = functools.partial(self.lane.prepare, handle, content)
+        prepare = functools.partial(_alone, self.lane.prepare, handle, content)
         try:
             report = await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
         except AdapterUnavailableError as error:
@@ -192,6 +195,14 @@ class RankAdapters:
             await self._fetcher.close()
         self._let_go(*list(self._held))
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone(call: Callable[..., _Made], *args: Any) -> _Made:
+    """Return what a call makes; threads that computed with it are not kept from steps."""
+    try:
+        return call(*args)
+    finally:
+        release_team()
 
 
 def give_way() -> None:

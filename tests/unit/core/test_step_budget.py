@@ -15,7 +15,7 @@ from lorax_router.core.policies.lorax import OldestHead
 from lorax_router.core.policies.priority import StrictPriority
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.request import RequestTerms
-from lorax_router.core.step_builder import LEAST_CHUNK
+from lorax_router.core.step_builder import LEAST_CHUNK, LONG_PART
 
 ANYBODY = RequestTerms()
 COST = LinearCost(0.010, 1e-4, 1e-6)
@@ -338,7 +338,8 @@ def test_a_long_prompt_among_streams_disturbs_them_little_and_is_soon_done(
     cost: LinearCost, num_streams: int
 ) -> None:
     step, first_token = beside_streams(cost, num_streams, 1)
-    assert step <= 2.0
+    # Of each step by itself: the slowest steps of a machine are further apart than these.
+    assert step <= 1 + LONG_PART + 0.05
     assert first_token <= 2.5
 
 
