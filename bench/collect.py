@@ -21,10 +21,10 @@ from time import perf_counter
 
 import numpy as np
 from bench.router import make_scheduler, make_spec
-from bench.wire import make_plan
 from tests.helpers.default_model import default_model_dir
 from tokenizers import Tokenizer
 
+from lorax_bench.steps.wire import make_plan
 from lorax_contract.step import (
     NewRow,
     RequestId,

@@ -18,7 +18,8 @@ from typing import Any
 
 import grpc.aio
 
-from lorax_contract.step import BlockId, RequestId, StepOutcome, StepPlan, TokenColumns
+from lorax_bench.steps.wire import make_outcome, make_plan
+from lorax_contract.step import StepOutcome
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.convert import (
@@ -30,35 +31,6 @@ from lorax_proto.convert import (
 from lorax_router.shards.grpc_client import GrpcShardClient
 
 REPEATS = 300
-
-
-def make_plan(num_rows: int) -> StepPlan:
-    """Return a decode step in which one row of sixteen gains a block."""
-    gains = [int(row % 16 == 0) for row in range(num_rows)]
-    return StepPlan(
-        seq=1000,
-        row_ids=[RequestId(50_000 + row) for row in range(num_rows)],
-        num_tokens=[1] * num_rows,
-        num_new_blocks=gains,
-        new_blocks=[BlockId(3000 + block) for block in range(sum(gains))],
-    )
-
-
-def make_outcome(plan: StepPlan) -> StepOutcome:
-    """Return the outcome of a plan: a token for each row."""
-    num_rows = len(plan.row_ids)
-    return StepOutcome(
-        plan.seq,
-        plan.row_ids,
-        plan.num_tokens,
-        [0] * num_rows,
-        TokenColumns(
-            [20_000 + row for row in range(num_rows)],
-            [-0.5] * num_rows,
-            [f" word{row}" for row in range(num_rows)],
-            [False] * num_rows,
-        ),
-    )
 
 
 def nested_to_proto(outcome: StepOutcome) -> pb.DecodeResponse:

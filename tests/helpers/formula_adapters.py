@@ -15,30 +15,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from lorax_bench.adapters import linears as of_config
+
 ALPHA = 16
 _SIZE = 0.3
 
 
 def linears(model_dir: Path) -> dict[str, tuple[int, int]]:
     """Return inputs and outputs of every linear of every block, by the module's name."""
-    config = json.loads((model_dir / "config.json").read_text())
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
-    block = {
-        "self_attn.q_proj": (width, queries),
-        "self_attn.k_proj": (width, keys),
-        "self_attn.v_proj": (width, keys),
-        "self_attn.o_proj": (queries, width),
-        "mlp.gate_proj": (width, inner),
-        "mlp.up_proj": (width, inner),
-        "mlp.down_proj": (inner, width),
-    }
-    return {
-        f"model.layers.{layer}.{name}": shape
-        for layer in range(config["num_hidden_layers"])
-        for name, shape in block.items()
-    }
+    return of_config(json.loads((model_dir / "config.json").read_text()))
 
 
 def write_formula_adapter(

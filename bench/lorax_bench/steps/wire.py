@@ -30,7 +30,8 @@ _CALLS, _BLOCK_SIZE, _NUM_BLOCKS = 50, 16, 20_000
 
 def messages_seconds(num_rows: int) -> dict[str, float]:
     """Return the median seconds that a plan and its outcome take on the way, without the wire."""
-    plan, outcome = _plan(num_rows), _outcome(num_rows)
+    plan = make_plan(num_rows)
+    outcome = make_outcome(plan)
 
     def there_and_back() -> None:
         request = step_to_proto(plan, 1)
@@ -76,7 +77,7 @@ def scheduler_seconds(num_rows: int) -> dict[str, float]:
     return {ROUTER: statistics.median(seconds)}
 
 
-def _plan(num_rows: int) -> StepPlan:
+def make_plan(num_rows: int) -> StepPlan:
     """Return a decode step in which one row of sixteen gains a block."""
     gains = [int(row % 16 == 0) for row in range(num_rows)]
     return StepPlan(
@@ -88,11 +89,13 @@ def _plan(num_rows: int) -> StepPlan:
     )
 
 
-def _outcome(num_rows: int) -> StepOutcome:
+def make_outcome(plan: StepPlan) -> StepOutcome:
+    """Return the outcome of a plan: a token for each row."""
+    num_rows = len(plan.row_ids)
     return StepOutcome(
-        1000,
-        [RequestId(50_000 + row) for row in range(num_rows)],
-        [1] * num_rows,
+        plan.seq,
+        plan.row_ids,
+        plan.num_tokens,
         [0] * num_rows,
         TokenColumns(
             [20_000 + row for row in range(num_rows)],
