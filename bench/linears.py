@@ -28,9 +28,9 @@ from lorax_shard.prepare.prepare import prepare
 
 ROWS = (1, 4, 8, 12, 16, 24, 32, 48, 64, 128, 512)
 # "onednn, apart" computes every linear by itself: it shows what stacking siblings is worth.
-BACKENDS = ("torch", "panel", "onednn", "onednn, apart", "mkl", "auto")
+BACKENDS = ("torch", "panel", "tiles", "onednn", "onednn, apart", "mkl", "auto")
 Clock = Callable[[], float]
-HEADS = ("torch", "panel", "onednn", "mkl")
+HEADS = ("torch", "panel", "tiles", "onednn", "mkl")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from lorax_shard import huge_pages
 from lorax_shard.system_memory import available_bytes
 
 # Linears that are packed into memory of their own.
-_PACKED = ("auto", "panel")
+_PACKED = ("auto", "panel", "tiles")
 # A float32 takes at least so many times the bytes of its code.
 _QUANTIZED = 4
 # Mappings are not used to their ends.

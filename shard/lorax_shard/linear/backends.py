@@ -34,6 +34,7 @@ class TorchBackend:
     """``torch.nn.functional.linear``: any device, any dtype, the reference."""
 
     name = "torch"
+    supersedes: tuple[str, ...] = ()
     keeps_plain = True
 
     @classmethod
@@ -70,6 +71,7 @@ class OneDnnBackend:
     """oneDNN with weights packed once; the plain weight is not needed any more."""
 
     name = "onednn"
+    supersedes: tuple[str, ...] = ()
     keeps_plain = False
 
     @classmethod
@@ -125,6 +127,7 @@ class MklBackend:
     """MKL with weights packed for one row count; holds every weight twice."""
 
     name = "mkl"
+    supersedes: tuple[str, ...] = ()
     keeps_plain = True
 
     @classmethod

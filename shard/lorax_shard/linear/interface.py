@@ -39,6 +39,9 @@ class LinearBackend(Protocol):
 class NamedLinearBackend(LinearBackend, Protocol):
     """One of the registry's."""
 
+    # Backends that it does the same as, or better: where it can run they need not be measured.
+    supersedes: tuple[str, ...]
+
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return in words why this backend cannot run here, or None when it can."""

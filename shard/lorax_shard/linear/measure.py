@@ -22,8 +22,9 @@ _ROUNDS = 6
 # Matrices of one shape that are measured in turn: more than a CPU's cache holds, if there are.
 _CACHE_BYTES = 48 << 20
 _MAX_SHAPES = 3
-# A second form of all weights must be worth its memory.
-_WORTH_A_COPY = 0.90
+# A second form of all weights must be worth its memory, and that passes with products of a
+# library's are no programs.
+_WORTH_A_COPY = 0.75
 # More rows that take so much less time than fewer were computed while the machine was quieter.
 _DISTURBED = 1.5
 

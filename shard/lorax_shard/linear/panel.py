@@ -1,4 +1,9 @@
-"""The ``panel`` backend: a kernel of our own for a CPU; see ``panel.cpp`` and ``native``."""
+"""The ``panel`` and ``tiles`` backends: kernels of our own for a CPU; see ``panel.cpp``.
+
+Both keep a weight in the same panels. ``panel`` gives a row the same bits whatever rows come
+beside it; ``tiles`` computes many rows on matrix tiles, for a processor that has them: as exactly,
+about 1.6 times as fast, and with other last bits than few rows get.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,9 @@ class PanelLibrary(NamedTuple):
     """The compiled kernel and its measures."""
 
     linear: NativeFunction
+    # The same with many rows on matrix tiles; where there are none, it is ``linear``.
+    tiles: NativeFunction
+    has_tiles: bool
     pack: NativeFunction
     # Columns of a panel.
     columns: int
@@ -41,10 +49,10 @@ class PanelKernel:
     """A weight in panels, which serve every row count.
 
     What a row gets is the same to the last bit whatever rows come beside it, on any number of
-    threads.
+    threads; with ``on_tiles`` so among many rows, and among few.
     """
 
-    __slots__ = ("__weakref__", "_bias", "_library", "_packed", "_shape", "nbytes")
+    __slots__ = ("__weakref__", "_bias", "_compute", "_library", "_packed", "_shape", "nbytes")
 
     def __init__(
         self,
@@ -52,11 +60,14 @@ class PanelKernel:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         memory: torch.Tensor,
+        *,
+        on_tiles: bool = False,
     ) -> None:
         """Copy the weight into ``memory``: as many numbers as ``packed_size`` says."""
         num_out, num_in = weight.shape
         missing = -num_out % library.columns
         self._library, self._shape, self._packed = library, (num_out, num_in), memory
+        self._compute = library.tiles if on_tiles else library.linear
         self._bias = None if bias is None else functional.pad(bias, (0, missing)).contiguous()
         self.nbytes = memory.nbytes
         weight = weight.to(torch.float32)
@@ -89,7 +100,7 @@ class PanelKernel:
             rows = rows.contiguous()
         y = rows.new_empty(rows.shape[0], num_out)
         bias = self._bias
-        self._library.linear(
+        self._compute(
             _LINEAR_FIELDS(
                 rows.data_ptr(), rows.stride(0), self._packed.data_ptr(),
                 0 if bias is None else bias.data_ptr(), y.data_ptr(), num_out,
@@ -113,6 +124,8 @@ class PanelBackend:
 
     name = "panel"
     keeps_plain = False
+    supersedes: tuple[str, ...] = ()
+    _on_tiles = False
 
     def __init__(self) -> None:
         self._mapping = torch.empty(0, dtype=torch.uint8)
@@ -134,7 +147,7 @@ class PanelBackend:
         library, reason = load_panels()
         assert library is not None, reason  # the registry makes no backend that cannot run
         memory = self._take(packed_size(library, weight)).view(torch.float32)
-        kernel = PanelKernel(library, weight, bias, memory)
+        kernel = PanelKernel(library, weight, bias, memory, on_tiles=self._on_tiles)
         self._kernels.add(kernel)
         return kernel
 
@@ -151,6 +164,24 @@ class PanelBackend:
         return taken
 
 
+class TileBackend(PanelBackend):
+    """The same panels; many rows are computed on matrix tiles (AMX)."""
+
+    name = "tiles"
+    supersedes = ("panel",)
+    _on_tiles = True
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """It needs what ``panel`` needs, and a processor with matrix tiles for bfloat16."""
+        if reason := super().probe(device, dtype):
+            return reason
+        library, _ = load_panels()
+        if library is None or not library.has_tiles:
+            return "this processor has no matrix tiles (AMX), or the system does not grant them"
+        return None
+
+
 def packed_size(library: PanelLibrary, weight: torch.Tensor) -> int:
     """Return how many numbers a weight has in panels."""
     num_out, num_in = weight.shape
@@ -164,9 +195,12 @@ def load_panels(*flags: str) -> tuple[PanelLibrary | None, str | None]:
     if loaded is None:
         return None, reason
     linear = NativeFunction(loaded, "lorax_panel_linear")
+    tiles = NativeFunction(loaded, "lorax_tiles_linear")
+    are_there: Any = loaded.lorax_tiles_are_there
+    are_there.argtypes, are_there.restype = (), ctypes.c_int64
     pack = NativeFunction(loaded, "lorax_panel_pack")
     columns: Any = loaded.lorax_panel_columns
     columns.argtypes, columns.restype = (), ctypes.c_int64
     depth: Any = loaded.lorax_panel_depth
     depth.argtypes, depth.restype = (ctypes.c_int64,), ctypes.c_int64
-    return PanelLibrary(linear, pack, columns(), depth), None
+    return PanelLibrary(linear, tiles, bool(are_there()), pack, columns(), depth), None

@@ -10,10 +10,11 @@ BACKENDS = BackendRegistry[NamedLinearBackend](
     {
         "torch": "lorax_shard.linear.backends:TorchBackend",
         "panel": "lorax_shard.linear.panel:PanelBackend",
+        "tiles": "lorax_shard.linear.panel:TileBackend",
         "onednn": "lorax_shard.linear.backends:OneDnnBackend",
         "mkl": "lorax_shard.linear.backends:MklBackend",
     },
     # MKL's packing is left out: it serves one row count and costs a copy.
     order={},
-    order_elsewhere=("panel", "onednn", "torch"),
+    order_elsewhere=("tiles", "panel", "onednn", "torch"),
 )

@@ -13,7 +13,7 @@ from torch import nn
 
 from lorax_shard.linear import remembered
 from lorax_shard.linear.backends import TorchBackend
-from lorax_shard.linear.interface import LinearBackend
+from lorax_shard.linear.interface import LinearBackend, NamedLinearBackend
 from lorax_shard.linear.measure import choose, is_disturbed, least_of, log_table, measure
 from lorax_shard.linear.registry import BACKENDS
 from lorax_shard.linear.targets import (
@@ -76,7 +76,7 @@ def install(
 def _resolve_auto(
     targets: Sequence[LinearTarget], device: torch.device, dtype: torch.dtype
 ) -> LinearBackend:
-    candidates = BACKENDS.runnable(device, dtype)
+    candidates = _unrivalled(BACKENDS.runnable(device, dtype))
     if len(candidates) == 1:
         return candidates[0]
     weights = [target.weight for target in targets if not target.is_tied]
@@ -93,6 +93,11 @@ def _resolve_auto(
     else:
         logger.info("linears were measured at an earlier start; delete %s to repeat that", path)
     return choose(table, candidates, may_copy=_fits(sum(weight.nbytes for weight in weights)))
+
+
+def _unrivalled(backends: Sequence[NamedLinearBackend]) -> list[NamedLinearBackend]:
+    superseded = {name for backend in backends for name in backend.supersedes}
+    return [backend for backend in backends if backend.name not in superseded]
 
 
 def _fits(nbytes: int) -> bool:
