@@ -217,7 +217,7 @@ def test_a_backend_that_does_not_exist(refusal: Callable[..., str], llama: Path)
 
 @pytest.mark.parametrize(
     "words",
-    [("--port", "99999"), ("--no-such-flag",), ("--num-shard", "0"), ("--quantize", "awq"),
+    [("--port", "99999"), ("--no-such-flag",), ("--num-shard", "0"), ("--quantize", "exl2"),
      ("--max-input-length", "10", "--max-total-tokens", "10"), ("--max-batch-size", "many")],
     ids=" ".join,
 )  # fmt: skip

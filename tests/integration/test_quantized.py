@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.helpers.default_model import default_model_dir
-from tests.helpers.family_rows import FamilyRows
 from tests.helpers.paged_runner import (
     RELATIVE_TOLERANCE,
     Fault,
@@ -20,44 +18,18 @@ from tests.helpers.paged_runner import (
     stock_logits,
 )
 from tests.helpers.peft_adapters import peft_logits, peft_model
+from tests.helpers.quantized_rows import QuantizedRows, dequantized_copy, load
 from tests.helpers.schedules import SCHEDULES, chunked
 from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
-from transformers import AutoModelForCausalLM
 
-from lorax_contract.config import ShardConfig
 from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.linear.quantized.formats import to_int8
 from lorax_shard.linear.quantized.install import quantize
 from lorax_shard.linear.quantized.kernel import load_quantized
-from lorax_shard.model.hf_model import HFPagedModel
-from lorax_shard.model.loader import load_paged_model
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.read import read_adapter
 
 pytestmark = pytest.mark.skipif(load_quantized()[0] is None, reason=str(load_quantized()[1]))
-
-
-def dequantized_copy(folder: Path) -> Path:
-    """Return a folder that holds the weights that int8 makes of a model's."""
-    target = Path(shutil.copytree(folder, folder.with_name("dequantized")))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    quantize(model, to_int8)
-    model.save_pretrained(target)
-    return target
-
-
-def load(folder: Path, **values: Any) -> HFPagedModel:
-    return load_paged_model(
-        ShardConfig(model_dir=str(folder), model_id="tiny", shard_uris=["unix:///none"], **values)
-    )
-
-
-class QuantizedRows(FamilyRows):
-    """Serves a model in int8; what it is compared with has the dequantized weights."""
-
-    def _load(self) -> HFPagedModel:
-        original, self.path = self.path, dequantized_copy(self.path)
-        return load(original, quantize="int8")
 
 
 # Plain, tied and fused linears, weights that lie the other way round, experts.

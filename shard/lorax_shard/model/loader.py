@@ -19,9 +19,10 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.start_clock import StartClock
 from lorax_shard.attention import registry
+from lorax_shard.codes.methods import refuse_quantized
 from lorax_shard.lora import model as lora
 from lorax_shard.model import elementwise
-from lorax_shard.model.checkpoints import refuse_quantized
+from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.describe import describe
 from lorax_shard.model.families import TESTED_FAMILIES, refusal
 from lorax_shard.model.hf_model import HFPagedModel
@@ -31,7 +32,6 @@ from lorax_shard.model.probe import ModelProbe, survey_attention
 from lorax_shard.model.quantized import install_linears, quantize_model, store_narrowly
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
-from lorax_shard.model.weights import refuse_corrupt
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.threads import one_thread
 
@@ -138,6 +138,9 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         raise _unsupported(folder, f"transformers cannot read its config.json: {reason}") from error
     if not remote and (unfit := refusal(hf_config)):
         raise _unsupported(folder, unfit)
+    for each in (hf_config, hf_config.get_text_config()):
+        # Codes are decoded here: transformers shall see weights like any others.
+        vars(each).pop("quantization_config", None)
     return hf_config
 
 

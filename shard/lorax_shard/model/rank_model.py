@@ -8,12 +8,12 @@ and then its own part of it together with the others.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
@@ -31,14 +31,15 @@ from lorax_shard.model.probe import (
     miniature_dtype,
     survey_attention,
 )
-from lorax_shard.model.read_weights import reading, refuse_missing
+from lorax_shard.model.read_weights import add_generation_config, reading, refuse_missing
+from lorax_shard.model.stored import find_codes, open_weights
 from lorax_shard.model.weights import check_weights, weight_files
 from lorax_shard.parallel.adapter_parts import AdapterCut
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.parallel.load import LoadedRank, load_rank
 from lorax_shard.parallel.local import connect
 from lorax_shard.parallel.partition import CannotSplitError
-from lorax_shard.parallel.slices import in_memory, open_files
+from lorax_shard.parallel.slices import in_memory
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.threads import one_thread
 
@@ -79,11 +80,16 @@ def read_part(
 ) -> RankPart:
     """Read the part of rank ``seat[0]`` of ``seat[1]`` and plug it; the ranks do not meet yet."""
     folder = Path(config.model_dir)
+    files, coded = weight_files(folder), find_codes(folder)
     check_weights(
-        weight_files(folder), dtype, device, num_parts=seat[1], parts_here=config.ranks_on_device
+        files, dtype, device, num_parts=seat[1], parts_here=config.ranks_on_device, coded=coded
     )
     attention_hook.register()
-    loaded = _read(folder, hf_config, dtype, device, seat)
+    with _reading_part(folder, device, seat):
+        loaded = _load(open_weights(folder, coded), hf_config, dtype, seat)
+        loaded.model.to(device)
+    refuse_missing(folder, loaded.report)
+    add_generation_config(loaded.model, folder)
     with one_thread():
         survey = survey_attention(loaded.model)
         layers = survey.layers(config.block_size)
@@ -113,13 +119,12 @@ def meet(part: RankPart, group: RankGroup) -> None:
         connect(part.loaded.model, part.loaded.plan, group, lora_model.extra_logits)
 
 
-def _read(
-    folder: Path, hf_config: Any, dtype: torch.dtype, device: torch.device, seat: tuple[int, int]
-) -> LoadedRank:
+@contextmanager
+def _reading_part(folder: Path, device: torch.device, seat: tuple[int, int]) -> Iterator[None]:
+    """As ``reading``; says of a model that cannot be spread that this is why."""
     try:
         with reading(folder, device):
-            part = _load(open_files(folder), hf_config, dtype, seat)
-            part.model.to(device)
+            yield
     except StartupError as error:
         if isinstance(error.__cause__, CannotSplitError):
             raise StartupError(
@@ -127,10 +132,6 @@ def _read(
                 ExitCode.MODEL_UNSUPPORTED,
             ) from error
         raise
-    refuse_missing(folder, part.report)
-    if (folder / "generation_config.json").is_file():
-        part.model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return part
 
 
 def _load(

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.model import attention_hook
-from lorax_shard.model.weights import check_weights, refuse_corrupt, weight_files
+from lorax_shard.model.damage import refuse_corrupt
+from lorax_shard.model.stored import CodedWeights, find_codes, open_weights
+from lorax_shard.model.weights import check_weights, weight_files
+from lorax_shard.parallel.slices import RankSlice
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +29,56 @@ def load_weights(
     folder: Path, hf_config: Any, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
 ) -> Any:
     """Return the transformers model, attention plugged, every weight of it read from the folder's safetensors."""
-    check_weights(weight_files(folder), dtype, device)
+    files = weight_files(folder)
+    coded = find_codes(folder)
+    check_weights(files, dtype, device, coded=coded)
     attention_hook.register()
     with reading(folder, device):
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=hf_config,
-            dtype=dtype,
-            attn_implementation=attention_hook.ATTENTION_NAME,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        options = {
+            "config": hf_config,
+            "dtype": dtype,
+            "attn_implementation": attention_hook.ATTENTION_NAME,
+            "output_loading_info": True,
             # Reported like missing ones, and refused with their names below.
-            ignore_mismatched_sizes=True,
-        )
+            "ignore_mismatched_sizes": True,
+        }
+        if coded.tensors:
+            model, report = _decode(folder, hf_config, coded, options)
+        else:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
         model = model.to(device).eval().requires_grad_(False)
     refuse_missing(folder, report)
     return model
+
+
+def _decode(
+    folder: Path, hf_config: Any, coded: CodedWeights, options: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """Let transformers load weights that are decoded when it asks for them."""
+    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise StartupError(
+            f"{folder} cannot be served: it is quantized and brings code of its own, and codes are "
+            "decoded for models of transformers' own code only; serve the model that it was made from",
+            ExitCode.MODEL_UNSUPPORTED,
+        )
+    files = open_weights(folder, coded)
+    state = {key: RankSlice(file, key) for key, file in files.items()}
+    stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    model, report = stock.from_pretrained(None, state_dict=state, **options)
+    add_generation_config(model, folder)
+    return model, report
+
+
+def add_generation_config(model: Any, folder: Path) -> None:
+    """Give a model that was not loaded from its folder by name the folder's generation config."""
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
 
 
 @contextmanager

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.codes.methods import refuse_codes
 from lorax_shard.device_memory import free_bytes
-from lorax_shard.model.checkpoints import refuse_codes
+from lorax_shard.model.damage import refuse_corrupt
+from lorax_shard.model.stored import NONE_CODED, CodedWeights
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -47,14 +48,17 @@ def check_weights(
     *,
     num_parts: int = 1,
     parts_here: int = 1,
+    coded: CodedWeights = NONE_CODED,
 ) -> None:
     """Read the header of every file; a damaged one, or too little memory, is a StartupError.
 
     ``num_parts``: over how many ranks the weights are spread, about evenly; ``parts_here``: how
-    many of them share this device's memory, and read at the same time.
+    many of them share this device's memory, and read at the same time; ``coded``: what of the
+    weights is decoded while it is read.
     """
-    elements = sum(_count_elements(path) for path in files) * parts_here // num_parts
-    if quantized := refuse_codes(files):
+    elements = sum(_count_elements(path, coded.keys) for path in files) + coded.num_elements
+    elements = elements * parts_here // num_parts
+    if quantized := refuse_codes(files, coded.keys):
         raise StartupError(
             f"{files[0].parent} cannot be served: {quantized}", ExitCode.MODEL_UNSUPPORTED
         )
@@ -87,12 +91,12 @@ def _indexed_files(folder: Path) -> list[Path]:
     return files
 
 
-def _count_elements(path: Path) -> int:
-    """Return how many numbers a file holds; opening it checks its header against its length."""
+def _count_elements(path: Path, apart: frozenset[str]) -> int:
+    """Return how many numbers a file holds, some tensors set ``apart``; opening it checks its header against its length."""
     total = 0
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in set(file.keys()) - apart:
                 size = 1
                 for extent in file.get_slice(name).get_shape():
                     size *= extent
@@ -100,14 +104,6 @@ def _count_elements(path: Path) -> int:
     except (SafetensorError, OSError, ValueError) as error:
         refuse_corrupt(path, error)
     return total
-
-
-def refuse_corrupt(path: Path, error: Exception) -> NoReturn:
-    """Raise the StartupError of a damaged file or folder."""
-    raise StartupError(
-        f"{path} is damaged or cut short ({error}); fetch the model again",
-        ExitCode.MODEL_CORRUPT,
-    ) from error
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -131,13 +131,36 @@ def test_config_that_is_no_json(folder: Path) -> None:
         ({"model_type": "quokka", "auto_map": {"AutoConfig": "x.Y"}}, "--trust-remote-code"),
         ({"model_type": "t5"}, "'t5' has no causal language model"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is not a causal language model"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (GPTQ); serve the model"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantized (MXFP4)"),
-        ({"quantization_config": {"quant_method": "quokka"}}, "quantized (quokka)"),
+        ({"quantization_config": {"quant_method": "exl2"}}, "quantized (EXL2): its codes lie"),
+        ({"quantization_config": {"quant_method": "eetq"}}, "quantized (EETQ): its codes lie"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantized (HQQ): its codes need"),
+        ({"quantization_config": {"quant_method": "quokka"}}, "(quokka): this method is not known"),
         ({"quantization_config": {"bits": 4}}, "quantized (an unnamed method)"),
-        ({"compression_config": {"quant_method": "compressed-tensors"}}, "(compressed-tensors)"),
-        ({"quantization": {"bits": 4, "group_size": 64}}, "quantized (MLX)"),
-        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "quantized (FP8)"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 3}},
+            "(GPTQ): its codes have 3 bits; 2, 4, 8 are read; serve the model that it was made from",
+        ),
+        (
+            {"quantization_config": {"quant_method": "gptq", "checkpoint_format": "marlin"}},
+            "the order of marlin",
+        ),
+        ({"quantization_config": {"quant_method": "awq", "version": "gemv"}}, "the order of gemv"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "(AWQ): its codes have 8"),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+            "(ModelOpt): its algorithm is NVFP4",
+        ),
+        (
+            {
+                "compression_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "nvfp4-pack-quantized",
+                }
+            },
+            "(compressed-tensors): its format is nvfp4-pack-quantized",
+        ),
+        ({"quantization": {"bits": 3, "group_size": 64}}, "(MLX): its codes have 3 bits"),
+        ({"text_config": {"quantization_config": {"quant_method": "hqq"}}}, "quantized (HQQ)"),
         ({"hidden_size": "wide"}, "transformers cannot read its config.json"),
     ],
 )
@@ -152,7 +175,7 @@ def test_unsupported_configs(folder: Path, values: dict[str, Any], text: str) ->
 def test_a_quantized_checkpoint_that_a_file_beside_it_tells_of(
     folder: Path, name: str, method: str
 ) -> None:
-    (folder / name).write_text('{"bits": 4}')
+    (folder / name).write_text('{"bits": 3}')
     assert f"quantized ({method})" in refusal(folder, ExitCode.MODEL_UNSUPPORTED)
 
 

@@ -75,7 +75,7 @@ def test_it_is_served_in_its_blocks_and_what_has_none_in_float32(
     write_gguf(path, tied=tied, types=TYPES)
     config = ShardConfig(
         model_dir=str(blocks_of(path, tmp_path / "cache")), model_id="tiny",
-        shard_uris=["unix:///none"], quantize="gguf",
+        shard_uris=["unix:///none"], quantize="gguf", linear_backend="torch",
     )  # fmt: skip
     model = load_paged_model(config)
     plain = load_paged_model(ShardConfig.from_json(config.to_json().replace('"gguf"', '"none"')))

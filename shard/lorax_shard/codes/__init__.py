@@ -1,0 +1,1 @@
+"""Checkpoints that hold codes: which numbers their tensors stand for."""
