@@ -112,7 +112,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
     device = _device(options, facts)
     ranks = choose_ranks(options, facts, device, run_dir)
     uris = [f"unix:{_socket_path(options, run_dir, rank)}" for rank in range(ranks.count)]
-    quantization = resolve_quantize(options, device, ranks.count)
+    quantization = resolve_quantize(options, device)
     try:
         shards = tuple(
             dataclasses.replace(

@@ -165,8 +165,8 @@ class ShardConfig(ProcessConfig):
             raise ConfigError("shard_uris: needs one address per rank")
         if self.world_size > 1 and not self.rendezvous:
             raise ConfigError("rendezvous: needs a place where the ranks meet")
-        if self.quantize != "none" and (self.world_size > 1 or self.device != "cpu"):
-            raise ConfigError("quantize: one rank on a CPU computes with quantized weights")
+        if self.quantize != "none" and self.device != "cpu":
+            raise ConfigError("quantize: ranks on CPUs compute with quantized weights")
         _at_least(self, "ranks_on_device", 1)
         _at_least(self, "swap_bytes", 0)
         _at_least(self, "speculative_tokens", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def store_narrowly(config: ShardConfig) -> ShardConfig:
     if (
         config.device != "cpu"
         or config.dtype != "bfloat16"
-        or (config.quantize, config.linear_backend, config.world_size) != ("none", "auto", 1)
+        or (config.quantize, config.linear_backend) != ("none", "auto")
         or load_quantized()[0] is None
     ):
         return config
@@ -54,15 +55,26 @@ def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight
     return quantize(model, to_bfloat16 if config.quantize == "bfloat16" else to_int8)
 
 
-def read_blocks(model: Any, folder: Path) -> dict[str, QuantizedWeight]:
-    """Return the weights of the linears that the model's GGUF file holds as blocks."""
+def _all_rows(view: Any, _place: str, _type_name: str) -> torch.Tensor:
+    whole: torch.Tensor = view[:]
+    return whole
+
+
+def read_blocks(
+    model: Any, folder: Path, read: Callable[[Any, str, str], torch.Tensor] = _all_rows
+) -> dict[str, QuantizedWeight]:
+    """Return the weights of the linears that the model's GGUF file holds as blocks.
+
+    ``read`` takes what the model has of a linear's rows of blocks (out x bytes): it is given them
+    unread, the linear's place and the type of the blocks.
+    """
     path = blocks_folder(folder) / BLOCKS_FILE
     try:
         with safe_open(path, framework="pt") as file:
             types = file.metadata()
-            linears = {target.path: _source_of(model, target) for target in find_targets(model)}
+            linears = {target.path: source_of(model, target) for target in find_targets(model)}
             return {
-                place: decode(file.get_tensor(name), types[name])
+                place: decode(read(file.get_slice(name), place, types[name]), types[name])
                 for place, name in linears.items()
                 if name in types
             }
@@ -73,7 +85,7 @@ def read_blocks(model: Any, folder: Path) -> dict[str, QuantizedWeight]:
         ) from error
 
 
-def _source_of(model: Any, target: LinearTarget) -> str:
+def source_of(model: Any, target: LinearTarget) -> str:
     """Return the name of the module whose weight a linear has: a tied head's is the embedding's."""
     if not target.is_tied:
         return target.path

@@ -18,7 +18,7 @@ import torch
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard import fused, linear
+from lorax_shard import fused
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.hashing import tensor_digest
@@ -31,7 +31,9 @@ from lorax_shard.model.probe import (
     miniature_dtype,
     survey_attention,
 )
+from lorax_shard.model.quantized import install_linears
 from lorax_shard.model.read_weights import add_generation_config, reading, refuse_missing
+from lorax_shard.model.split_quantized import quantize_part
 from lorax_shard.model.stored import find_codes, open_weights
 from lorax_shard.model.weights import check_weights, weight_files
 from lorax_shard.parallel.adapter_parts import AdapterCut
@@ -96,12 +98,12 @@ def read_part(
         backend = registry.create(config.attention_backend, device, dtype, layers)
     paged = HFPagedModel(loaded.model, survey, backend)
     base = _described(loaded, dtype) if config.adapters else None
-    paged.linear_backend, copied_bytes = linear.install(loaded.model, config.linear_backend, device)
-    paged.weight_bytes += copied_bytes
+    quantized, read_weight = quantize_part(loaded, config)
+    install_linears(paged, loaded.model, config, quantized)
     with one_thread():
         exchanged = elementwise.install(loaded.model, config.elementwise_backend, device, dtype)
     if base is not None:
-        cut = AdapterCut(loaded.plan, loaded.checkpoint.weight, dtype)
+        cut = AdapterCut(loaded.plan, read_weight, dtype)
         paged.base = base
         paged.lora = lora.install(
             loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut

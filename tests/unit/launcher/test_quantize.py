@@ -38,8 +38,10 @@ def test_every_name_of_lorax_is_served_or_refused_by_name_with_what_to_do() -> N
                     word in text for word in ("use ", "serve ", "leave ", "--kv-cache-dtype")
                 )
             else:
-                assert plan.shards[0].quantize == "int8"
-                assert any(f"--quantize {name} is served as int8" in note for note in plan.notes)
+                stored = name in ("gptq", "awq")
+                assert plan.shards[0].quantize == ("none" if stored else "int8")
+                text = "changes nothing" if stored else "is served as int8"
+                assert any(f"--quantize {name} {text}" in note for note in plan.notes)
 
 
 def test_int8_is_served_on_a_cpu() -> None:
@@ -50,13 +52,16 @@ def test_int8_is_served_on_a_cpu() -> None:
     assert plan_of(GPU, quantize="int8", device="cpu").shards[0].quantize == "int8"
 
 
-@pytest.mark.parametrize(
-    "beside", [{"world_size": 2, "rendezvous": "tcp://a:1"}, {"device": "cuda"}]
-)
-def test_a_shard_that_would_not_quantize_takes_no_order_to(beside: dict[str, object]) -> None:
-    uris = ["unix:///a", "unix:///b"] if "world_size" in beside else ["unix:///a"]
-    with pytest.raises(ConfigError, match="one rank on a CPU"):
-        ShardConfig(model_dir="m", model_id="m", shard_uris=uris, quantize="int8", **beside)  # type: ignore[arg-type]
+def test_several_shards_on_a_cpu_quantize_each_its_part() -> None:
+    plan = plan_of(quantize="int8", num_shard=2)
+    assert [shard.quantize for shard in plan.shards] == ["int8", "int8"]
+
+
+def test_a_shard_that_would_not_quantize_takes_no_order_to() -> None:
+    with pytest.raises(ConfigError, match="ranks on CPUs"):
+        ShardConfig(
+            model_dir="m", model_id="m", shard_uris=["unix:///a"], quantize="int8", device="cuda"
+        )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,6 @@ def test_a_shard_that_would_not_quantize_takes_no_order_to(beside: dict[str, obj
         ({"dtype": "bfloat16"}, "leave --dtype bfloat16 out"),
         ({"linear_backend": "onednn"}, "leave --linear-backend out"),
         ({"disable_custom_kernels": True}, "leave --disable-custom-kernels out"),
-        ({"num_shard": 2}, "use --num-shard 1"),
     ],
 )
 def test_what_contradicts_it_is_named(options: dict[str, object], text: str) -> None:

@@ -88,10 +88,16 @@ def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     return torch.cat(present) if present else None
 
 
-def to_int8(weight: torch.Tensor) -> QuantizedWeight:
-    """Round each row to whole numbers of up to 127 times its own scale."""
+def to_int8(weight: torch.Tensor, largest: torch.Tensor | None = None) -> QuantizedWeight:
+    """Round each row to whole numbers of up to 127 times its own scale.
+
+    ``largest``: what is largest in each row (out), signs left aside, where ``weight`` has some of
+    the inputs only: its codes are then those that the whole weight has.
+    """
     weight = weight.float()
-    scales = weight.abs().amax(dim=1, keepdim=True) / 127
+    if largest is None:
+        largest = weight.abs().amax(dim=1)
+    scales = largest.float().unsqueeze(1) / 127
     # A row of zeros.
     scales = torch.where(scales > 0, scales, 1.0)
     codes = (weight / scales).round_().clamp_(-127, 127).to(torch.int8)

@@ -142,3 +142,9 @@ _TYPES = {
 }
 # Types whose blocks a kernel computes with.
 BLOCK_TYPES = tuple(_TYPES)
+
+
+def block_size(type_name: str) -> tuple[int, int]:
+    """Return the inputs of a block and its bytes: a row can be cut between blocks only."""
+    kind = _TYPES[type_name]
+    return kind.inputs, kind.num_bytes

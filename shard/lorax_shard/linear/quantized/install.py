@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 QuantizedWeights = Mapping[str, QuantizedWeight]
 
 
-@torch.no_grad()
 def quantize(
     model: nn.Module, make: Callable[[torch.Tensor], QuantizedWeight]
 ) -> dict[str, QuantizedWeight]:
@@ -37,9 +36,17 @@ def quantize(
     An embedding that shares its weight with the head has them too: the model is then what
     transformers computes with the dequantized weights.
     """
+    return quantize_each(model, lambda target: make(target.weight))
+
+
+@torch.no_grad()
+def quantize_each(
+    model: nn.Module, make: Callable[[LinearTarget], QuantizedWeight]
+) -> dict[str, QuantizedWeight]:
+    """As ``quantize``, by where a linear hangs."""
     weights = {}
     for target in find_targets(model):
-        weights[target.path] = made = make(target.weight)
+        weights[target.path] = made = make(target)
         target.weight.copy_(made.dense())
     return weights
 
