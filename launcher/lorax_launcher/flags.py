@@ -89,10 +89,11 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Type of weights and KV cache; `auto`: float32 on CPU, the model's own on a "
                 "GPU."),
         _option("--quantize", type=click.Choice(QUANTIZE_CHOICES, case_sensitive=False),
-                help="Store the weights of linears in fewer bits: `int8`, with a scale for each "
-                "output, or `gguf`, in the blocks of the GGUF file that the model comes from; rows, sums and adapters stay float32. LoRAX's names are known: "
-                "`bitsandbytes` and `eetq` are int8, `gptq` and `awq` say what a checkpoint says itself, "
-                "others are refused with what to use instead. On CPUs."),
+                help="Store the weights of linears in fewer bits. On CPUs `int8`, with a scale for each "
+                "output, or `gguf`, in the blocks of the GGUF file that the model comes from; rows, sums and adapters stay float32. "
+                "On GPUs `fp8`, which rounds rows too, or `int4`, in groups. LoRAX's names are known: "
+                "each is served as one of these, says what a checkpoint says itself (`gptq`, `awq`), or is refused with "
+                "what to use instead."),
         _option("--trust-remote-code", type=SWITCH,
                 help="Run model code that comes with the model."),
         _option("--tokenizer-config-path", type=click.Path(dir_okay=False),

@@ -46,8 +46,9 @@ _DIFFERENCES = {
     "--preloaded-adapter-source": "`pbase` is refused.",
     "--preloaded-adapter-ids": "Other adapters are loaded on demand all the same.",
     "--dtype": "`float32` too; on a CPU that is the default.",
-    "--quantize": "`bitsandbytes` and `eetq` are served as `int8`, `gptq` and `awq` say what a "
-    "checkpoint says itself, the others are refused by name: "
+    "--quantize": "on CPUs `bitsandbytes` and `eetq` are served as `int8`, on GPUs `bitsandbytes-nf4`, "
+    "`bitsandbytes-fp4` and `hqq-4bit` as `int4`; `gptq` and `awq` say what a checkpoint says itself, the "
+    "others are refused by name: "
     "[Quantized weights](models.md#quantized-weights).",
     "--max-batch-prefill-tokens": "The tokens of one step, prompts and decodes together; longer "
     "prompts are computed in chunks.",

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 Device = typing.Literal["cpu", "cuda"]
 KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
-Quantize = typing.Literal["none", "int8", "gguf", "bfloat16"]
+Quantize = typing.Literal["none", "int8", "gguf", "bfloat16", "fp8", "int4"]
 # The form of the content of messages that a chat template reads: one text, or parts as OpenAI has them.
 ContentFormatChoice = typing.Literal["auto", "string", "openai"]
 
@@ -165,8 +165,8 @@ class ShardConfig(ProcessConfig):
             raise ConfigError("shard_uris: needs one address per rank")
         if self.world_size > 1 and not self.rendezvous:
             raise ConfigError("rendezvous: needs a place where the ranks meet")
-        if self.quantize != "none" and self.device != "cpu":
-            raise ConfigError("quantize: ranks on CPUs compute with quantized weights")
+        if self.quantize in ("int8", "gguf", "bfloat16") and self.device != "cpu":
+            raise ConfigError(f"quantize: ranks on CPUs compute in {self.quantize}")
         _at_least(self, "ranks_on_device", 1)
         _at_least(self, "swap_bytes", 0)
         _at_least(self, "speculative_tokens", 0)

@@ -12,7 +12,14 @@ from tests.helpers.family_rows import FamilyRows
 from transformers import AutoModelForCausalLM
 
 from lorax_contract.config import Quantize, ShardConfig
-from lorax_shard.linear.quantized.formats import QuantizedWeight, to_bfloat16, to_int8
+from lorax_shard.linear.quantized.device import group_of
+from lorax_shard.linear.quantized.formats import (
+    QuantizedWeight,
+    to_bfloat16,
+    to_fp8,
+    to_int4,
+    to_int8,
+)
 from lorax_shard.linear.quantized.install import quantize
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -20,6 +27,8 @@ from lorax_shard.model.loader import load_paged_model
 _MAKERS: dict[Quantize, Callable[[torch.Tensor], QuantizedWeight]] = {
     "int8": to_int8,
     "bfloat16": to_bfloat16,
+    "fp8": to_fp8,
+    "int4": lambda weight: to_int4(weight, group_of(weight.shape[1])),
 }
 
 

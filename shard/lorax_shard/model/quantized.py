@@ -11,19 +11,34 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lorax_contract.config import ShardConfig
+from lorax_contract.config import Quantize, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard import linear
 from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
-from lorax_shard.linear.quantized.formats import QuantizedWeight, to_bfloat16, to_int8
+from lorax_shard.linear.quantized.device import fits, group_of
+from lorax_shard.linear.quantized.formats import (
+    FP8,
+    INT4,
+    QuantizedWeight,
+    to_bfloat16,
+    to_fp8,
+    to_int4,
+    to_int8,
+)
 from lorax_shard.linear.quantized.gguf_blocks import decode
-from lorax_shard.linear.quantized.install import install_quantized, quantize
+from lorax_shard.linear.quantized.install import install_quantized, quantize, quantize_each
 from lorax_shard.linear.quantized.kernel import load_quantized
 from lorax_shard.linear.targets import LinearTarget, find_targets
 from lorax_shard.model.hf_model import HFPagedModel
 
 logger = logging.getLogger(__name__)
+
+# What rounds each row, or each number, for itself.
+MAKERS: dict[Quantize, Callable[[torch.Tensor], QuantizedWeight]] = {
+    "int8": to_int8,
+    "bfloat16": to_bfloat16,
+}
 
 
 def store_narrowly(config: ShardConfig) -> ShardConfig:
@@ -31,7 +46,10 @@ def store_narrowly(config: ShardConfig) -> ShardConfig:
 
     Such weights take half the bytes and the kernels' time; whole layers in bfloat16 take longer
     than in float32. Where the kernel cannot run, or another one is asked for, they are as they are.
+    Beside fp8 and int4 rows are bfloat16, whatever the model was saved in.
     """
+    if config.quantize in ("fp8", "int4") and config.dtype == "auto":
+        return dataclasses.replace(config, dtype="bfloat16")
     if (
         config.device != "cpu"
         or config.dtype != "bfloat16"
@@ -52,7 +70,27 @@ def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight
         return {}
     if config.quantize == "gguf":
         return read_blocks(model, Path(config.model_dir))
-    return quantize(model, to_bfloat16 if config.quantize == "bfloat16" else to_int8)
+    maker = MAKERS.get(config.quantize)
+    if maker is not None:
+        return quantize(model, maker)
+    return quantize_each(model, lambda target: for_device(target.weight, config.quantize))
+
+
+def for_device(
+    weight: torch.Tensor,
+    name: Quantize,
+    group: int | None = None,
+    largest: torch.Tensor | None = None,
+) -> QuantizedWeight | None:
+    """Return a weight (out x in) as GPUs compute with it; None where they take no such shape.
+
+    ``group`` and ``largest`` are the whole weight's where this is a part of its inputs.
+    """
+    if name == "int4":
+        if not fits(INT4, weight.shape):
+            return None
+        return to_int4(weight, group or group_of(weight.shape[1]))
+    return to_fp8(weight, largest) if fits(FP8, weight.shape) else None
 
 
 def _all_rows(view: Any, _place: str, _type_name: str) -> torch.Tensor:

@@ -12,14 +12,22 @@ from typing import Any
 
 import torch
 
-from lorax_contract.config import ShardConfig
+from lorax_contract.config import Quantize, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.linear.quantized.formats import QuantizedWeight, to_bfloat16, to_int8
+from lorax_shard.linear.quantized.device import fits, group_of
+from lorax_shard.linear.quantized.formats import (
+    FP8,
+    QuantizedWeight,
+    to_bfloat16,
+    to_fp8,
+    to_int4,
+    to_int8,
+)
 from lorax_shard.linear.quantized.gguf_blocks import block_size
 from lorax_shard.linear.quantized.install import quantize, quantize_each
 from lorax_shard.linear.targets import LinearTarget
-from lorax_shard.model.quantized import read_blocks
+from lorax_shard.model.quantized import for_device, read_blocks
 from lorax_shard.parallel.load import LoadedRank
 from lorax_shard.parallel.plan import RankPlan, Role
 
@@ -43,24 +51,54 @@ def quantize_part(
     if config.quantize == "bfloat16":
         weights = quantize(part.model, to_bfloat16)
         return weights, _rounded(part, set(weights), to_bfloat16)
-    weights = quantize_each(part.model, lambda target: _to_int8(target, part))
-    return weights, _rounded(part, set(weights), to_int8)
+    if config.quantize == "int8":
+        weights = quantize_each(
+            part.model,
+            lambda target: to_int8(target.weight, _largest(target, part, config.quantize)),
+        )
+        return weights, _rounded(part, set(weights), to_int8)
+    weights = quantize_each(part.model, lambda target: _for_device(target, part, config.quantize))
+
+    def whole(weight: torch.Tensor) -> QuantizedWeight:
+        if config.quantize == "int4":
+            return to_int4(weight, group_of(weight.shape[1]))
+        return to_fp8(weight)
+
+    return weights, _rounded(part, set(weights), whole)
 
 
-def _to_int8(target: LinearTarget, part: LoadedRank) -> QuantizedWeight:
+def _for_device(target: LinearTarget, part: LoadedRank, name: Quantize) -> QuantizedWeight | None:
+    group, split = None, part.plan.splits.get(target.path)
+    if name == "fp8":
+        largest = _largest(target, part, name) if fits(FP8, target.weight.shape) else None
+        return for_device(target.weight, name, largest=largest)
+    if split is not None and split.role is Role.ROW:
+        whole = part.whole.get_submodule(target.path).weight
+        group = group_of(whole.shape[split.weight_dim])
+        if any(span.start % group or span.stop % group for span in split.spans):
+            raise StartupError(
+                f"--quantize int4: {target.path} has groups of {group} inputs, which "
+                f"{part.plan.world_size} shards would cut in two; use another --num-shard, or fp8",
+                ExitCode.MODEL_UNSUPPORTED,
+            )
+    return for_device(target.weight, name, group=group)
+
+
+def _largest(target: LinearTarget, part: LoadedRank, name: Quantize) -> torch.Tensor | None:
+    """Return what is largest in each whole row; None where the rank has whole rows."""
     split = part.plan.splits.get(target.path)
     if split is None or split.role is not Role.ROW:
-        return to_int8(target.weight)
+        return None
     whole = part.checkpoint.weight(target.path)
     if whole is None:
         raise StartupError(
-            f"--quantize int8: {target.path} is spread over {part.plan.world_size} shards by its "
+            f"--quantize {name}: {target.path} is spread over {part.plan.world_size} shards by its "
             "inputs, and the model's files have no weight of that name to take the scales of whole "
             "rows from; use --num-shard 1, or leave --quantize out",
             ExitCode.MODEL_UNSUPPORTED,
         )
     dim = split.weight_dim
-    return to_int8(target.weight, torch.maximum(whole.amax(dim), -whole.amin(dim)))
+    return torch.maximum(whole.amax(dim), -whole.amin(dim)).to(target.weight.device)
 
 
 def _rounded(

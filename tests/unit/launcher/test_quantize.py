@@ -38,18 +38,31 @@ def test_every_name_of_lorax_is_served_or_refused_by_name_with_what_to_do() -> N
                     word in text for word in ("use ", "serve ", "leave ", "--kv-cache-dtype")
                 )
             else:
-                stored = name in ("gptq", "awq")
-                assert plan.shards[0].quantize == ("none" if stored else "int8")
-                text = "changes nothing" if stored else "is served as int8"
-                assert any(f"--quantize {name} {text}" in note for note in plan.notes)
+                served = plan.shards[0].quantize
+                assert served in (("none", "int8") if facts is CPU else ("none", "int4", "fp8"))
+                if served == "none":
+                    assert name in ("gptq", "awq")
+                    assert any(f"--quantize {name} changes nothing" in note for note in plan.notes)
+                elif served != name:
+                    text = f"--quantize {name} is served as {served}"
+                    assert any(text in note for note in plan.notes)
 
 
 def test_int8_is_served_on_a_cpu() -> None:
     assert plan_of(quantize="int8").shards[0].quantize == "int8"
     assert plan_of().shards[0].quantize == "none"
-    with pytest.raises(UsageError, match="CPUs only"):
+    with pytest.raises(UsageError, match="computed on CPUs; use --quantize int4"):
         plan_of(GPU, quantize="int8")
     assert plan_of(GPU, quantize="int8", device="cpu").shards[0].quantize == "int8"
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_a_gpu_has_formats_of_its_own(name: str) -> None:
+    assert plan_of(GPU, quantize=name).shards[0].quantize == name
+    with pytest.raises(UsageError, match="use --quantize int8"):
+        plan_of(quantize=name)
+    with pytest.raises(UsageError, match="rows are bfloat16 beside it; leave --dtype float16 out"):
+        plan_of(GPU, quantize=name, dtype="float16")
 
 
 def test_several_shards_on_a_cpu_quantize_each_its_part() -> None:
@@ -58,7 +71,7 @@ def test_several_shards_on_a_cpu_quantize_each_its_part() -> None:
 
 
 def test_a_shard_that_would_not_quantize_takes_no_order_to() -> None:
-    with pytest.raises(ConfigError, match="ranks on CPUs"):
+    with pytest.raises(ConfigError, match="ranks on CPUs compute in int8"):
         ShardConfig(
             model_dir="m", model_id="m", shard_uris=["unix:///a"], quantize="int8", device="cuda"
         )

@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to store numbers; ``index`` is its place in ``quantized.cpp``."""
+    """One way to store numbers; ``index`` is its place in ``quantized.cpp``, below 0 if it has none."""
 
     name: str
     index: int
@@ -44,6 +44,13 @@ Q8_0 = Format("Q8_0", 4, 32, 8, torch.float16, has_offset=False)
 # Superblocks whose scales have scales of their own: the products are kept.
 NIBBLES = Format("4 bits, groups of 32", 5, 32, 4, torch.float32, has_offset=True)
 BYTES = Format("8 bits, groups of 16", 6, 16, 8, torch.float32, has_offset=True)
+# What operations of torch compute on GPUs (``device.py``): E4M3 numbers with a scale for each row, and
+# codes of -8 to 7 in groups of up to ``GROUPS[0]`` inputs.
+FP8 = Format("fp8", -1, None, 8, torch.float32, has_offset=False)
+INT4 = Format("int4", -1, None, 4, torch.bfloat16, has_offset=True)
+GROUPS = (64, 32)
+# The largest number of E4M3.
+MOST_FP8 = 448.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class QuantizedWeight:
     """A weight (out x in) as codes; groups divide its inputs."""
 
     format: Format
-    # Signed bytes, or what bfloat16 numbers are.
+    # Signed bytes, or numbers of 8 or 16 bits.
     codes: torch.Tensor  # out x in
     # out x groups, or out x 1.
     scales: torch.Tensor | None = None
@@ -70,6 +77,10 @@ class QuantizedWeight:
         return numbers.view(num_out, num_in)
 
 
+# Whole numbers of so many bytes: torch joins them on any device.
+_WHOLE = {1: torch.uint8, 2: torch.int16}
+
+
 def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     """Return weights of one format one below the other; None for different ones."""
     first = weights[0]
@@ -77,7 +88,9 @@ def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
         return None
     return QuantizedWeight(
         first.format,
-        torch.cat([each.codes for each in weights]),
+        torch.cat([each.codes.view(_WHOLE[each.codes.itemsize]) for each in weights]).view(
+            first.codes.dtype
+        ),
         _joined([each.scales for each in weights]),
         _joined([each.offsets for each in weights]),
     )
@@ -95,11 +108,7 @@ def to_int8(weight: torch.Tensor, largest: torch.Tensor | None = None) -> Quanti
     the inputs only: its codes are then those that the whole weight has.
     """
     weight = weight.float()
-    if largest is None:
-        largest = weight.abs().amax(dim=1)
-    scales = largest.float().unsqueeze(1) / 127
-    # A row of zeros.
-    scales = torch.where(scales > 0, scales, 1.0)
+    scales = _row_scales(weight, largest, 127)
     codes = (weight / scales).round_().clamp_(-127, 127).to(torch.int8)
     return QuantizedWeight(INT8, codes, scales)
 
@@ -107,3 +116,34 @@ def to_int8(weight: torch.Tensor, largest: torch.Tensor | None = None) -> Quanti
 def to_bfloat16(weight: torch.Tensor) -> QuantizedWeight:
     """Round each number to bfloat16."""
     return QuantizedWeight(BFLOAT16, weight.to(torch.bfloat16))
+
+
+def to_fp8(weight: torch.Tensor, largest: torch.Tensor | None = None) -> QuantizedWeight:
+    """Round each row to E4M3 numbers times its own scale; ``largest`` as for ``to_int8``."""
+    weight = weight.float()
+    scales = _row_scales(weight, largest, MOST_FP8)
+    codes = (weight / scales).clamp_(-MOST_FP8, MOST_FP8).to(torch.float8_e4m3fn)
+    return QuantizedWeight(FP8, codes, scales)
+
+
+def to_int4(weight: torch.Tensor, group: int) -> QuantizedWeight:
+    """Round groups of inputs to 16 steps between the least and the largest of their numbers."""
+    groups = weight.float().reshape(weight.shape[0], -1, group)
+    least, most = groups.amin(dim=2), groups.amax(dim=2)
+    scales = ((most - least) / 15).to(INT4.numbers)
+    # All of a group are alike.
+    scales = torch.where(scales > 0, scales, 1.0)
+    # What the code 0 stands for.
+    offsets = (least + 8 * scales.float()).to(INT4.numbers)
+    codes = (groups - offsets.float().unsqueeze(2)) / scales.float().unsqueeze(2)
+    codes = codes.round_().clamp_(-8, 7).to(torch.int8)
+    return QuantizedWeight(INT4, codes.flatten(1), scales, offsets)
+
+
+def _row_scales(weight: torch.Tensor, largest: torch.Tensor | None, most: float) -> torch.Tensor:
+    """Return the scale (out x 1) that makes ``most`` of what is largest in each row."""
+    if largest is None:
+        largest = weight.abs().amax(dim=1)
+    scales = largest.float().unsqueeze(1) / most
+    # A row of zeros.
+    return torch.where(scales > 0, scales, 1.0)

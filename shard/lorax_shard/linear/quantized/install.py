@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.linear.quantized.formats import QuantizedWeight, stack
+from lorax_shard.linear.interface import LinearKernel
+from lorax_shard.linear.quantized.device import DevicePacker, refusal
+from lorax_shard.linear.quantized.formats import FP8, INT4, Format, QuantizedWeight, stack
 from lorax_shard.linear.quantized.kernel import QuantizedPacker, load_quantized
 from lorax_shard.linear.targets import (
     SIBLINGS,
@@ -28,6 +31,13 @@ logger = logging.getLogger(__name__)
 QuantizedWeights = Mapping[str, QuantizedWeight]
 
 
+class Packer(Protocol):
+    """Makes what a linear computes with."""
+
+    def pack(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> LinearKernel:
+        """Return the kernel of a weight."""
+
+
 def quantize(
     model: nn.Module, make: Callable[[torch.Tensor], QuantizedWeight]
 ) -> dict[str, QuantizedWeight]:
@@ -41,13 +51,15 @@ def quantize(
 
 @torch.no_grad()
 def quantize_each(
-    model: nn.Module, make: Callable[[LinearTarget], QuantizedWeight]
+    model: nn.Module, make: Callable[[LinearTarget], QuantizedWeight | None]
 ) -> dict[str, QuantizedWeight]:
-    """As ``quantize``, by where a linear hangs."""
+    """As ``quantize``, by where a linear hangs; those for which None is made stay as they are."""
     weights = {}
     for target in find_targets(model):
-        weights[target.path] = made = make(target)
-        target.weight.copy_(made.dense())
+        made = make(target)
+        if made is not None:
+            weights[target.path] = made
+            target.weight.copy_(made.dense())
     return weights
 
 
@@ -58,15 +70,8 @@ def install_quantized(model: nn.Module, weights: QuantizedWeights) -> int:
     The plain weights are given up, but for one that an embedding uses too. Raises StartupError
     (BACKEND_UNAVAILABLE) where the kernel cannot run.
     """
-    library, reason = load_quantized()
-    if library is None:
-        raise StartupError(
-            f"quantized weights need a kernel that cannot be made here: {reason}. Install g++, or "
-            "leave --quantize out.",
-            ExitCode.BACKEND_UNAVAILABLE,
-        )
-    packer = QuantizedPacker(library)
     targets = [target for target in find_targets(model) if target.path in weights]
+    packer = _packer(weights[targets[0].path].format, targets[0].weight)
     num_linears, added = len(targets), 0
     for group in find_groups(targets, SIBLINGS):
         added += _pack(group, weights, packer)
@@ -83,7 +88,24 @@ def install_quantized(model: nn.Module, weights: QuantizedWeights) -> int:
     return added
 
 
-def _pack(group: list[LinearTarget], weights: QuantizedWeights, packer: QuantizedPacker) -> int:
+def _packer(format_: Format, weight: torch.Tensor) -> Packer:
+    """Return what makes kernels of a format where, and for the rows that, a weight is for."""
+    if format_ in (FP8, INT4):
+        reason = refusal(format_, weight.device, weight.dtype)
+        if reason is None:
+            return DevicePacker(weight.dtype)
+        raise StartupError(f"{reason}; leave --quantize out", ExitCode.BACKEND_UNAVAILABLE)
+    library, reason = load_quantized()
+    if library is None:
+        raise StartupError(
+            f"quantized weights need a kernel that cannot be made here: {reason}. Install g++, or "
+            "leave --quantize out.",
+            ExitCode.BACKEND_UNAVAILABLE,
+        )
+    return QuantizedPacker(library)
+
+
+def _pack(group: list[LinearTarget], weights: QuantizedWeights, packer: Packer) -> int:
     """Put the linears of one group in, together if one format holds them; return their bytes."""
     own = [weights[target.path] for target in group]
     together = stack(own) if len(own) > 1 else None
