@@ -10,13 +10,12 @@ from lorax_contract.errors import LoraxError
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.json_body import Body, parse_body, read_body
 from lorax_router.http_api.model_body import ModelBody
-from lorax_router.service.inference import InferenceService
-from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.generation import GenerationService, RequestCounts
 
 
 async def read_admitted(
-    service: InferenceService,
-    metrics: Metrics,
+    service: GenerationService,
+    counts: RequestCounts,
     request: Request,
     model: type[Body],
     max_body_bytes: int,
@@ -25,15 +24,15 @@ async def read_admitted(
     tenant = caller_of(request).tenant
     try:
         # Known before there is a body: nobody sends 2 MB to hear that there is no place.
-        service.check_room(caller_of(request))
+        await service.ask_room(caller_of(request))
         body = parse_body(model, await read_body(request, max_body_bytes))
         if isinstance(body, ModelBody):
             body.check_refused()
     except LoraxError as error:
-        metrics.request_refused(error, tenant)
+        counts.request_refused(error, tenant)
         raise
     except ClientDisconnect:
-        metrics.request_refused(asyncio.CancelledError())
+        counts.request_refused(asyncio.CancelledError())
         raise
-    metrics.unknown_fields(body.num_unknown_fields())
+    counts.unknown_fields(body.num_unknown_fields())
     return body

@@ -19,8 +19,7 @@ from lorax_router.http_api.sse import EventWriter, TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
 from lorax_router.service.batch import BatchStream, generate_each
-from lorax_router.service.inference import InferenceService
-from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.models import Models
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
@@ -32,17 +31,22 @@ class Calls:
     """The way from a body to the inference service, for all routes of these dialects."""
 
     def __init__(
-        self, service: InferenceService, models: Models, metrics: Metrics, *, max_body_bytes: int
+        self,
+        service: GenerationService,
+        models: Models,
+        counts: RequestCounts,
+        *,
+        max_body_bytes: int,
     ) -> None:
         self._service = service
         self.models = models
-        self._metrics = metrics
+        self._counts = counts
         self._max_body_bytes = max_body_bytes
 
     async def read(self, request: Request, model: type[SomeBody]) -> SomeBody:
         """Read the body of a request that can be served; what fails here is counted here."""
         return await read_admitted(
-            self._service, self._metrics, request, model, self._max_body_bytes
+            self._service, self._counts, request, model, self._max_body_bytes
         )
 
     def named(

@@ -25,7 +25,7 @@ from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.responses import public_error
 from lorax_router.service.batch import BatchStream
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.generation_stream import GenerationStream
+from lorax_router.service.generation import AnswerStream
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"
 
 
-Stream = TypeVar("Stream", bound=GenerationStream | BatchStream)
-Written_contra = TypeVar("Written_contra", bound=GenerationStream | BatchStream, contravariant=True)
+Stream = TypeVar("Stream", bound=AnswerStream | BatchStream)
+Written_contra = TypeVar("Written_contra", bound=AnswerStream | BatchStream, contravariant=True)
 
 
 class EventWriter(Protocol[Written_contra]):

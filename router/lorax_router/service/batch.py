@@ -9,15 +9,14 @@ from typing import Self
 
 from lorax_contract.step import FinishCode
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.generation_stream import GenerationStream
-from lorax_router.service.inference import InferenceService
+from lorax_router.service.generation import AnswerStream, GenerationService
 from lorax_router.service.merge import Merge
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import GenerateResult
 
 
 async def generate_each(
-    service: InferenceService, requests: Sequence[GenerateRequest]
+    service: GenerationService, requests: Sequence[GenerateRequest]
 ) -> list[GenerateResult]:
     """Return the answers, in order; the first request that fails ends the others."""
     try:
@@ -34,17 +33,17 @@ class BatchStream:
     Sequence k of request i is number i * n + k, where each request has n sequences.
     """
 
-    def __init__(self, streams: Sequence[GenerationStream], stack: AsyncExitStack) -> None:
+    def __init__(self, streams: Sequence[AnswerStream], stack: AsyncExitStack) -> None:
         self.streams = streams
         self._stack = stack
-        self._num_sequences = len(streams[0].request.samplings)
+        self._num_sequences = streams[0].request.num_sequences
         # Whose last chunk was not handed out: streams are read ahead.
         self._num_running = self._num_sequences * len(streams)
         self._chunks = Merge(streams)
         stack.push_async_callback(self._chunks.aclose)
 
     @classmethod
-    async def open(cls, service: InferenceService, requests: Sequence[GenerateRequest]) -> Self:
+    async def open(cls, service: GenerationService, requests: Sequence[GenerateRequest]) -> Self:
         """Admit all requests; raises what one of them gets, and closes the others then."""
         async with AsyncExitStack() as stack:
             streams = [

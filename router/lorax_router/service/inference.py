@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 from lorax_contract.activation import activation_start
@@ -31,6 +30,7 @@ from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenStream
+from lorax_router.service.generation import ignore_adapter
 from lorax_router.service.generation_stream import GenerationStream, reported_seed
 from lorax_router.service.keys.meters import Meters, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics
@@ -55,10 +55,6 @@ from lorax_router.service.validation import CheckedRequest, Validator
 
 # A probe shares with nobody, goes first, and is let in whatever waits.
 _PROBE = RequestTerms(tenant="(probe)", priority=-(2**31), limits=TenantLimits(is_exempt=True))
-
-
-def _ignore(use: AdapterUse) -> None:
-    """Hear of an adapter and do nothing."""
 
 
 class InferenceService:
@@ -125,6 +121,10 @@ class InferenceService:
         terms = RequestTerms(caller.tenant, limits=caller.quotas.limits(self._tenant_limits))
         self._engine.check_place(terms)
 
+    async def ask_room(self, caller: Caller) -> None:
+        """The same for those who may have to ask another process."""
+        self.check_room(caller)
+
     def start_request(self, caller: Caller) -> None:
         """Count a request that does not generate; raises QuotaError."""
         self._meters.of(caller).start_request()
@@ -186,7 +186,7 @@ class InferenceService:
         return result
 
     async def generate_stream(
-        self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = _ignore
+        self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter
     ) -> GenerationStream:
         """Admit a request and return its chunks; the caller closes the stream.
 
@@ -299,7 +299,7 @@ class InferenceService:
         constraint = request.parameters.constraint
         if isinstance(prompt := request.prompt, ChatPrompt):
             parsers = self._outputs.of(text.chat_template)
-            valid = replace(valid, new_parser=partial(parsers.new, prompt, valid.prompt_text))
+            valid = replace(valid, new_parser=parsers.reading(prompt, valid.prompt_text))
             constraint = parsers.constraint(prompt, valid.prompt_text, constraint)
         if constraint is None:
             return valid

@@ -182,6 +182,11 @@ class ValidRequest:
         """Tokens of the prompt that are computed, after truncation."""
         return len(self.prompt_ids)
 
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences are generated."""
+        return len(self.samplings)
+
     def full_text(self, generated_text: str) -> str:
         """Return the text that the client gets: with the prompt when it asked for it."""
         return self.sent_text + generated_text if self.return_full_text else generated_text

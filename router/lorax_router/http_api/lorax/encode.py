@@ -14,7 +14,7 @@ from lorax_contract.step import Alternatives, FinishCode, TokenColumns
 from lorax_router.http_api.json_text import Json, dumps, event, finite
 from lorax_router.http_api.responses import error_document, error_response
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.generation_stream import GenerationStream
+from lorax_router.service.generation import AnswerStream
 from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.service.results import FINISH_REASONS, GenerateResult, Sequence
 
@@ -24,7 +24,7 @@ _SPANS_AT_ONCE = 1_000
 class LoraxEvents:
     """LoRAX's events, one for each token; an EventWriter for one sequence."""
 
-    def begin(self, stream: GenerationStream) -> bytes:
+    def begin(self, stream: AnswerStream) -> bytes:
         """Take the stream; nothing comes before the first token."""
         self._stream = stream
         return b""

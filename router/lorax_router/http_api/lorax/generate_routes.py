@@ -23,8 +23,7 @@ from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
-from lorax_router.service.inference import InferenceService
-from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
@@ -38,15 +37,15 @@ class GenerateRoutes:
 
     def __init__(
         self,
-        service: InferenceService,
-        metrics: Metrics,
+        service: GenerationService,
+        counts: RequestCounts,
         *,
         model_id: str,
         device_type: str,
         max_body_bytes: int,
     ) -> None:
         self._service = service
-        self._metrics = metrics
+        self._counts = counts
         self._max_body_bytes = max_body_bytes
         device = "gpu" if device_type == "cuda" else device_type
         self._headers = compact({"x-compute-type": f"{device}+optimized", "x-model-id": model_id})
@@ -105,7 +104,7 @@ class GenerateRoutes:
     async def _body(self, request: Request, model: type[Body]) -> Body:
         """Read the body of a request that can be served; what fails here is counted here."""
         return await read_admitted(
-            self._service, self._metrics, request, model, self._max_body_bytes
+            self._service, self._counts, request, model, self._max_body_bytes
         )
 
     def _events(self, domain: GenerateRequest) -> Response:

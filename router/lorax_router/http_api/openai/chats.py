@@ -79,7 +79,7 @@ class ChatEvents:
         self._stream = stream
         request = stream.streams[0].request
         parts = []
-        for index in range(len(request.samplings)):
+        for index in range(request.num_sequences):
             self._answers[index] = ChatAnswer.new(self._shape.style, request.new_parser)
             self._contents[index] = EventOfText(partial(self._content, index))
             parts.append(self._part(index, {"role": "assistant", "content": ""}))

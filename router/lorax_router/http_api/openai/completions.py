@@ -130,7 +130,7 @@ class CompletionEvents:
     def begin(self, stream: BatchStream) -> bytes:
         """Take the stream; nothing comes before the first token."""
         self._stream = stream
-        self._num_of_prompt = len(stream.streams[0].request.samplings)
+        self._num_of_prompt = stream.streams[0].request.num_sequences
         return b""
 
     def chunk(self, sequence: int, chunk: TokenChunk) -> bytes:

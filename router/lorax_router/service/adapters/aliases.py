@@ -8,7 +8,7 @@ the operator said so; and it stays until the operator takes it back.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lorax_contract.adapters import (
@@ -55,6 +55,8 @@ class AliasBook:
     def __init__(self, reserved: Iterable[str] = ()) -> None:
         self._reserved = frozenset(reserved)
         self._aliases: dict[str, Alias] = {}
+        # Told of each name that means something from now on, or nothing more.
+        self.watchers: set[Callable[[str, bool], None]] = set()
 
     def __iter__(self) -> Iterator[Alias]:
         return iter([*self._aliases.values()])
@@ -94,7 +96,14 @@ class AliasBook:
         if alias.name not in self._aliases and len(self._aliases) >= _MAX_ALIASES:
             raise ValidationError(f"there are {_MAX_ALIASES} names already, as many as may be")
         self._aliases[alias.name] = alias
+        self._tell(alias.name)
 
     def drop(self, name: str) -> Alias | None:
         """Take a name back; returns what it was."""
-        return self._aliases.pop(name, None)
+        dropped = self._aliases.pop(name, None)
+        self._tell(name)
+        return dropped
+
+    def _tell(self, name: str) -> None:
+        for each in self.watchers:
+            each(name, name in self._aliases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
@@ -19,6 +20,29 @@ from lorax_router.service.requests import ChatPrompt
 
 # Adapters' own templates whose parsers are known.
 _MAX_TEMPLATES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerReading:
+    """Which parsers read the answers to one chat; makes one for each answer.
+
+    ``is_inside``: the prompt ends within the reasoning.
+    """
+
+    prompt: ChatPrompt = field(repr=False)
+    tool_parser: type[ToolCallParser] | None
+    reasoning_parser: type[ReasoningParser] | None
+    is_inside: bool = False
+
+    def __call__(self) -> OutputParser:
+        """Return the parser of one answer."""
+        reasoning = tools = None
+        if self.reasoning_parser is not None:
+            reasoning = self.reasoning_parser(is_inside=self.is_inside)
+        choice = self.prompt.tool_choice
+        if self.tool_parser is not None and self.prompt.tools and choice.mode != "none":
+            tools = self.tool_parser(tools_of(self.prompt.tools))
+        return OutputParser(reasoning, tools, is_single_call=choice.is_single)
 
 
 class OutputParsers:
@@ -42,13 +66,17 @@ class OutputParsers:
 
     def new(self, prompt: ChatPrompt, prompt_text: str = "") -> OutputParser:
         """Return the parser of one answer; ``prompt_text`` is what it goes on with."""
-        reasoning = tools = None
-        if (reads := self.reasoning_parser) is not None:
-            reasoning = reads(is_inside=reads.is_left_open(prompt_text))
-        choice = prompt.tool_choice
-        if self.tool_parser is not None and prompt.tools and choice.mode != "none":
-            tools = self.tool_parser(tools_of(prompt.tools))
-        return OutputParser(reasoning, tools, is_single_call=choice.is_single)
+        return self.reading(prompt, prompt_text)()
+
+    def reading(self, prompt: ChatPrompt, prompt_text: str) -> AnswerReading:
+        """Return which parsers read the answers to a chat."""
+        reads = self.reasoning_parser
+        return AnswerReading(
+            prompt=prompt,
+            tool_parser=self.tool_parser,
+            reasoning_parser=reads,
+            is_inside=reads is not None and reads.is_left_open(prompt_text),
+        )
 
     def constraint(
         self, prompt: ChatPrompt, prompt_text: str = "", content: Constraint | None = None
