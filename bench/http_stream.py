@@ -8,11 +8,13 @@ what all wait for.
 
 ``core`` is the engine loop in a process alone, with the same shard and as many streams, whose
 chunks are taken and dropped: scheduler, messages to and from the shard, a chunk for each stream.
-``front`` is what a router takes beyond that. ``turnaround``: in that process, one step in
+``front`` is what a router takes beyond that. With ``--http-workers N`` fronts are processes of their
+own: then ``core`` is the router's process, what it tells the fronts included, and ``front`` all of
+theirs together, both measured. ``turnaround``: in that process, one step in
 flight, from a step's reply until the next request is handed to the transport, reading the one
 and writing the other included; as it passed, and as the processor counts it.
 
-    python -m bench.http_stream --streams 256 --tokens 200 --step-ms 0 16
+    python -m bench.http_stream --streams 256 --tokens 200 --step-ms 0 16 --http-workers 0 2
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from lorax_contract.config import RouterConfig
 
 NUM_BLOCKS, BLOCK_SIZE = 20_000, 16
 READY = "ready"
+FRONT = "lorax_router.fronts.main"
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -132,8 +135,10 @@ def shard(folder: str, step_s: float) -> Iterator[None]:
 
 
 @contextmanager
-def router(folder: str, num_streams: int) -> Iterator[tuple[int, psutil.Process]]:
-    """A router in front of the shard: its port and its process."""
+def router(
+    folder: str, num_streams: int, num_fronts: int
+) -> Iterator[tuple[int, psutil.Process, list[psutil.Process]]]:
+    """A router in front of the shard: its port, its process and those of its fronts."""
     port = free_port()
     config = RouterConfig(
         model_id="fake",
@@ -144,10 +149,15 @@ def router(folder: str, num_streams: int) -> Iterator[tuple[int, psutil.Process]
         max_batch_size=num_streams,
         max_concurrent_requests=2 * num_streams,
         log_level="warning",
+        http_workers=num_fronts,
     )
     with started(serve_router, config.to_json()) as process:
         wait_for(port)
-        yield port, psutil.Process(process.pid)
+        core = psutil.Process(process.pid)
+        fronts = [each for each in core.children() if FRONT in each.cmdline()]
+        if len(fronts) != num_fronts:
+            raise SystemExit(f"the router has {len(fronts)} fronts, not {num_fronts}")
+        yield port, core, fronts
 
 
 # --- the client -------------------------------------------------------------------
@@ -180,17 +190,26 @@ async def read_streams(port: int, dialect: Dialect, num_streams: int, num_tokens
 
 
 def measure_dialect(
-    port: int, process: psutil.Process, dialect: Dialect, options: argparse.Namespace
-) -> list[float]:
-    """Return the router's microseconds for a token, round by round."""
+    port: int,
+    core: psutil.Process,
+    fronts: list[psutil.Process],
+    dialect: Dialect,
+    options: argparse.Namespace,
+) -> list[tuple[float, float]]:
+    """Return microseconds for a token, round by round: of the router's process, of its fronts."""
     uvloop.run(read_streams(port, dialect, options.streams, 10))
-    rounds = []
+    num, rounds = options.streams * options.tokens, []
     for _ in range(options.rounds):
-        before = sum(process.cpu_times()[:2])
+        before = cpu_s([core]), cpu_s(fronts)
         uvloop.run(read_streams(port, dialect, options.streams, options.tokens))
-        seconds = sum(process.cpu_times()[:2]) - before
-        rounds.append(seconds / (options.streams * options.tokens) * 1e6)
+        taken = cpu_s([core]) - before[0], cpu_s(fronts) - before[1]
+        rounds.append((taken[0] / num * 1e6, taken[1] / num * 1e6))
     return rounds
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    """Return the processor seconds that processes have taken."""
+    return float(sum(sum(each.cpu_times()[:2]) for each in processes))
 
 
 def measure_core(
@@ -220,11 +239,30 @@ def measure(folder: str, step_ms: float, options: argparse.Namespace) -> dict[st
     core = figures["core_us"] = spread(cores)
     figures["turnaround_ms"] = spread(turns)
     figures["turnaround_processor_ms"] = spread(thread_turns)
-    with shard(folder, step_ms / 1e3), router(folder, options.streams) as (port, process):
+    for num_fronts in options.http_workers:
+        figures[f"{num_fronts} fronts"] = measure_router(
+            folder, step_ms, num_fronts, core["median"], options
+        )
+    return figures
+
+
+def measure_router(
+    folder: str, step_ms: float, num_fronts: int, core_us: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the figures of each dialect; without fronts the core's are those of it alone."""
+    figures: dict[str, Any] = {}
+    with (
+        shard(folder, step_ms / 1e3),
+        router(folder, options.streams, num_fronts) as (port, core, fronts),
+    ):
         for name in options.dialects:
-            rounds = measure_dialect(port, process, DIALECTS[name], options)
-            fronts = [each - core["median"] for each in rounds]
-            figures[name] = {"together_us": spread(rounds), "front_us": spread(fronts)}
+            rounds = measure_dialect(port, core, fronts, DIALECTS[name], options)
+            cores = [each if num_fronts else core_us for each, _ in rounds]
+            together = [sum(each) for each in rounds]
+            rest = [whole - of_core for whole, of_core in zip(together, cores, strict=True)]
+            figures[name] = {
+                "together_us": spread(together), "core_us": spread(cores), "front_us": spread(rest)
+            }  # fmt: skip
     return figures
 
 
@@ -247,6 +285,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, nargs="+", default=[0.0, 16.0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dialects", nargs="+", choices=list(DIALECTS), default=list(DIALECTS))
+    parser.add_argument("--http-workers", type=int, nargs="+", default=[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     figures = {}
@@ -272,9 +311,13 @@ def print_table(step_ms: float, figures: dict[str, Any], options: argparse.Names
     print(shown("core, us a token", figures["core_us"]))
     print(shown("turnaround, ms", figures["turnaround_ms"]))
     print(shown("  of the processor", figures["turnaround_processor_ms"]))
-    for name in options.dialects:
-        print(shown(f"{name}, us a token", figures[name]["together_us"]))
-        print(shown("  of that, the front", figures[name]["front_us"]), flush=True)
+    for num_fronts in options.http_workers:
+        print(f"--http-workers {num_fronts}")
+        for name in options.dialects:
+            found = figures[f"{num_fronts} fronts"][name]
+            print(shown(f"{name}, us a token", found["together_us"]))
+            print(shown("  of that, the core", found["core_us"]))
+            print(shown("  of that, the front", found["front_us"]), flush=True)
 
 
 def tokenizer_json() -> str:

@@ -351,6 +351,10 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Open HTTP connections. Where there are as many, the one that has waited "
                 "longest between requests makes room for a new one; if all are at work, the new "
                 "one is answered 429."),
+        _option("--http-workers", type=click.IntRange(0, 64),
+                help="Processes that speak HTTP with clients for the router's, which goes on to "
+                "decide and to count everything: requests, keys, dialects and events take other "
+                "cores then. 0: the router's process does that itself."),
         _option("--client-timeout-s", type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds that a client may take to send the head of a request, to go on with "
                 "its body, or to go on reading an answer."),

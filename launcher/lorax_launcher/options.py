@@ -126,6 +126,7 @@ class LauncherOptions:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     max_connections: int = 4096
+    http_workers: int = 0
     client_timeout_s: float = 30.0
     shard_uds_path: str | None = None
     master_addr: str | None = None

@@ -395,6 +395,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         waiting_served_ratio=options.waiting_served_ratio,
         max_waiting_tokens=options.max_waiting_tokens,
         max_connections=options.max_connections,
+        http_workers=options.http_workers,
         client_timeout_s=options.client_timeout_s,
         grace_period_s=options.grace_period_s,
         step_timeout_s=options.step_timeout_s,

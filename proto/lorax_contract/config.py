@@ -288,6 +288,8 @@ class RouterConfig(ProcessConfig):
     max_body_bytes: int = 2 * 1024 * 1024
     # Open HTTP connections, and seconds that their clients may take to go on.
     max_connections: int = 4096
+    # Processes that speak HTTP for the one that generates; 0: that one does.
+    http_workers: int = 0
     client_timeout_s: float = 30.0
     # Seconds that running requests get to finish after SIGTERM.
     grace_period_s: float = 90.0
@@ -338,7 +340,7 @@ class RouterConfig(ProcessConfig):
             raise ConfigError("target_itl_ms: must be above 0")
         if self.client_timeout_s <= 0:
             raise ConfigError("client_timeout_s: must be above 0")
-        for name in ("max_stop_sequences", "port"):
+        for name in ("max_stop_sequences", "port", "http_workers"):
             _at_least(self, name, 0)
         total, length = self.max_total_tokens, self.max_input_length
         if total is not None and length is not None and length >= total:

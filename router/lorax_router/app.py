@@ -35,6 +35,7 @@ from lorax_router.listening import (
     port_error,
 )
 from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.keys.configured import key_store
 from lorax_router.service.keys.store import KeyStore
 from lorax_router.service.prompts.language import load_language
 from lorax_router.shards.group import ShardGroup
@@ -43,7 +44,6 @@ from lorax_router.startup import (
     Parts,
     assemble,
     import_front_ends,
-    key_store,
     preload,
     size,
 )
@@ -245,6 +245,8 @@ async def _serve_parts(
         await stopper.unless_stopped(preload(parts))
         clock.ended("parts put together, adapters loaded")
         await _serve_clients(config, listeners, parts, stopper, engine, tls, clock)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     finally:
         engine.cancel()
         await asyncio.gather(engine, return_exceptions=True)

@@ -22,6 +22,7 @@ from lorax_router.http_api.server import HttpServer
 from lorax_router.tls import TlsIdentity
 
 if TYPE_CHECKING:
+    from lorax_router.fronts.supervisor import Fronts
     from lorax_router.startup import Parts
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,11 @@ class HttpServers:
         most = ConnectionLimits(max_connections=granted, client_timeout_s=timeout_s)
         few = ConnectionLimits(max_connections=_MAX_ADMINS, client_timeout_s=timeout_s)
         context = None if tls is None else tls.context
-        self._servers = [HttpServer(parts.app, listeners.clients, most, tls=context)]
+        self._servers: list[HttpServer | Fronts] = []
+        if config.http_workers:
+            self._servers.append(fronts_of(config, parts, listeners.clients, granted))
+        else:
+            self._servers.append(HttpServer(parts.app, listeners.clients, most, tls=context))
         for listener, on_unix in ((listeners.admin_unix, True), (listeners.admin_port, False)):
             if listener is not None:
                 app = AdminGuard(parts.admin_app, on_unix=on_unix)
@@ -137,6 +142,38 @@ class HttpServers:
         """Make ``run`` return."""
         for server in self._servers:
             server.stop()
+
+
+def fronts_of(
+    config: RouterConfig, parts: Parts, listener: socket.socket, num_connections: int
+) -> Fronts:
+    """Return the processes that serve clients in place of this one, with what it does for them."""
+    # Only where they are asked for: a router without them starts sooner.
+    from lorax_router.fronts.desk import CoreParts
+    from lorax_router.fronts.plan import FrontPlan, shortened
+    from lorax_router.fronts.supervisor import Fronts
+
+    number = config.http_workers
+    plans = [
+        FrontPlan(
+            config=shortened(config),
+            number=each,
+            max_connections=-(-num_connections // number),
+            model_device_type=parts.info.model_device_type,
+            adapter_refusal=parts.selections.refusal,
+            max_total_tokens=parts.info.max_total_tokens,
+        )
+        for each in range(1, number + 1)
+    ]
+    core = CoreParts(
+        service=parts.service,
+        counts=parts.metrics,
+        app=parts.app,
+        aliases=parts.selections.aliases,
+    )
+    fronts = Fronts(plans, core, listener)
+    parts.metrics.watch_fronts(fronts.usages, fronts.num_restarts)
+    return fronts
 
 
 def _bound(hostname: str, port: int) -> socket.socket:

@@ -38,6 +38,7 @@ from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import BackendsInfo, MemoryInfo, ServerInfo
+from lorax_router.service.keys.configured import key_store
 from lorax_router.service.keys.meters import Meters
 from lorax_router.service.keys.store import KeyStore
 from lorax_router.service.keys.tenant_defaults import tenant_limits
@@ -121,6 +122,9 @@ class Parts:
     preloads: tuple[AdapterSelection, ...]
     # The methods of the public gRPC service.
     servicer: PublicServicer
+    metrics: Metrics
+    selections: SelectionPolicy
+    info: ServerInfo
     # What records the scheduler's events; None: nothing does.
     events: EventLogWriter | None = None
 
@@ -321,13 +325,7 @@ def assemble(
         metrics=parts.metrics,
         info=facts,
         max_body_bytes=config.max_body_bytes,
-        cors=Cors(
-            origins=config.cors_allow_origin,
-            headers=config.cors_allow_header,
-            methods=config.cors_allow_method,
-            exposed_headers=config.cors_expose_header,
-            credentials=config.cors_allow_credentials,
-        ),
+        cors=Cors.of(config),
         adapters=adapters,
         loras=loras,
         dialects=dialect_routers(calls),
@@ -342,21 +340,8 @@ def assemble(
     )
     return Parts(
         app, admin_app, metrics_app, keys, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
-        _preloads(config, parts.selections), servicer, parts.events,
+        _preloads(config, parts.selections), servicer, parts.metrics, parts.selections, facts, parts.events,
     )  # fmt: skip
-
-
-def key_store(config: RouterConfig) -> KeyStore:
-    """Read the keys; raises StartupError, which names none."""
-    try:
-        return KeyStore(
-            api_keys=config.api_key_hashes,
-            admin_keys=config.admin_key_hashes,
-            metrics_keys=config.metrics_key_hashes,
-            path=config.api_keys_file,
-        )
-    except ConfigError as error:
-        raise StartupError(str(error), ExitCode.BAD_CONFIG) from error
 
 
 def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) -> SelectionPolicy:

@@ -17,10 +17,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lorax_contract.config import RouterConfig
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
 from lorax_router.http_api.anthropic.errors import routing_error_response
 from lorax_router.http_api.auth import METRICS_PATH, PROBES, KeyGate, MetricsGate, OneCaller
+from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.dialects import generating_routers
 from lorax_router.http_api.lorax.bodies import AdapterBody, CompatGenerateBody, GenerateBody
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
 from lorax_router.http_api.lorax.published import keywords_of
@@ -71,6 +74,25 @@ class Cors:
     exposed_headers: list[str] = field(default_factory=list)
     credentials: bool = False
 
+    @classmethod
+    def of(cls, config: RouterConfig) -> Cors:
+        """Return what a configuration allows."""
+        return cls(
+            origins=config.cors_allow_origin,
+            headers=config.cors_allow_header,
+            methods=config.cors_allow_method,
+            exposed_headers=config.cors_expose_header,
+            credentials=config.cors_allow_credentials,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratingApp:
+    """An application of the routes that generate, and the paths on which a POST does."""
+
+    app: FastAPI
+    paths: frozenset[str]
+
 
 def build_app(
     *,
@@ -120,6 +142,27 @@ def build_app(
     add_schemas(app, [*own, *bodies], answers=[StreamEvent, *events], limits=keywords_of(info))
     if keys.is_on:
         add_keys(app, open_paths=PROBES)
+    _allow_pages(app, cors)
+    return app
+
+
+def build_generating_app(
+    generate: GenerateRoutes, calls: Calls, keys: KeyStore, cors: Cors
+) -> GeneratingApp:
+    """Return the application of the routes that generate alone, as ``build_app`` has them."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    routers = [generate.router(), *generating_routers(calls)]
+    for router in routers:
+        app.include_router(router)
+    paths = {each.path for router in routers for each in router.routes if isinstance(each, Route)}
+    app.add_middleware(KeyGate, keys=keys)
+    _complete(app)
+    _allow_pages(app, cors)
+    return GeneratingApp(app, frozenset(paths))
+
+
+def _allow_pages(app: FastAPI, cors: Cors) -> None:
+    """Let pages of other origins call."""
     if cors.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -130,7 +173,6 @@ def build_app(
             expose_headers=cors.exposed_headers,
             allow_credentials=cors.credentials,
         )
-    return app
 
 
 def build_admin_app(

@@ -20,5 +20,10 @@ EVENTS: tuple[type[BaseModel], ...] = (*openai.EVENTS, *anthropic.EVENTS)
 def dialect_routers(calls: Calls) -> Iterator[APIRouter]:
     """Yield the routers of all dialects, and of the models that they name."""
     yield ModelRoutes(calls.models).router()
+    yield from generating_routers(calls)
+
+
+def generating_routers(calls: Calls) -> Iterator[APIRouter]:
+    """Yield the routers of all dialects whose every route generates, or counts tokens."""
     yield from openai.openai_routers(calls)
     yield from anthropic.anthropic_routers(calls)

@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,18 +25,24 @@ _NOTICE_S = 2.0
 
 
 class HttpServer:
-    """Serves one application until stopped; with ``tls`` to clients that speak it."""
+    """Serves one application until stopped; with ``tls`` to clients that speak it.
+
+    Without a ``listener`` it serves the connections that it is given by ``adopt``.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
-        listener: socket.socket,
+        listener: socket.socket | None = None,
         limits: ConnectionLimits | None = None,
         flush_s: float = FLUSH_S,
         tls: ssl.SSLContext | None = None,
+        connections: Connections | None = None,
     ) -> None:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        self.connections = connections = Connections(limits or ConnectionLimits())
+        if connections is None:
+            connections = Connections(limits or ConnectionLimits())
+        self.connections = connections
         config = uvicorn.Config(
             _ending_quietly(app),
             http=connections.new,  # type: ignore[arg-type]
@@ -46,16 +53,20 @@ class HttpServer:
             server_header=False,
             timeout_keep_alive=connections.limits.idle_s,  # type: ignore[arg-type]
         )
-        self._listener = listener
+        self._listeners = [] if listener is None else [listener]
         self._server = _UvicornServer(config, connections, flush_s, tls)
 
     async def run(self) -> None:
         """Accept connections until ``stop`` is called and the last response is written."""
-        await self._server.serve([self._listener])
+        await self._server.serve(self._listeners)
 
     async def wait_started(self) -> None:
         """Return once connections are accepted."""
         await self._server.accepting.wait()
+
+    async def adopt(self, connection: socket.socket) -> bool:
+        """Serve a connection that somebody else accepted; False: it ended before it began."""
+        return await self._server.adopt(connection)
 
     def stop(self) -> None:
         """Make ``run`` return: no new connections, and the open ones end with their response."""
@@ -78,35 +89,50 @@ class _UvicornServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
-        if self._tls is None:
+        if self._tls is None and sockets:
             await super().startup(sockets)
         else:
-            await self._start_tls(sockets or [])
+            await self._start(sockets or [])
         self.accepting.set()
 
-    async def _start_tls(self, sockets: list[socket.socket]) -> None:
+    async def _start(self, sockets: list[socket.socket]) -> None:
         """As the base class starts, with a bound on how long a client may take to shake hands."""
         await self.lifespan.startup()
-
-        def new_connection() -> asyncio.Protocol:
-            return self._connections.new(
-                config=self.config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
-            )
-
-        loop, timeout_s = asyncio.get_running_loop(), self._connections.limits.client_timeout_s
         self.servers = [
-            await loop.create_server(
-                new_connection,
-                sock=each,
-                ssl=self._tls,
-                ssl_handshake_timeout=timeout_s,
-                backlog=self.config.backlog,
+            await asyncio.get_running_loop().create_server(
+                self._new_connection, sock=each, backlog=self.config.backlog, **self._tls_options()
             )
             for each in sockets
         ]
         self.started = True
+
+    async def adopt(self, connection: socket.socket) -> bool:
+        """Serve a connection that somebody else accepted; False: it ended before it began."""
+        connection.setblocking(False)
+        try:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._new_connection, connection, **self._tls_options()
+            )
+        except (OSError, ssl.SSLError) as error:
+            logger.debug("a connection ended before it began: %s", error)
+            connection.close()
+            return False
+        return True
+
+    def _new_connection(self) -> asyncio.Protocol:
+        return self._connections.new(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        timeout_s = self._connections.limits.client_timeout_s
+        return {"ssl": self._tls, "ssl_handshake_timeout": timeout_s}
 
     async def main_loop(self) -> None:
         """Serve, and watch over the connections, until told to stop."""

@@ -22,6 +22,7 @@ from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.engine.port import EngineStats
 from lorax_router.service.metrics.doc import metrics_page
 from lorax_router.service.metrics.exposition import to_json, to_text
+from lorax_router.service.metrics.front_processes import FrontUsage
 from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
 from lorax_router.service.metrics.recorder import (
     ALL_METRICS,
@@ -42,6 +43,7 @@ def make_metrics() -> Metrics:
         EngineLoop(None, Scheduler(num_blocks=1, block_size=1, max_step_tokens=1, max_rows=1))
     )
     metrics.watch_adapters(catalog, lambda: AdapterCapacity(4, 0, None, 0))
+    metrics.watch_fronts(lambda: [FrontUsage(2, 5, 1.5, 4096)], lambda: 3)
     return metrics
 
 
@@ -152,6 +154,14 @@ def test_each_view_of_a_histogram_counts_like_prometheus():
             sample = f"{name}_{suffix}"
             labels = dict(view.labels)
             assert registry.get_sample_value(sample, labels) == own.get_sample_value(sample, labels)
+
+
+def test_what_fronts_take_is_told_of_each():
+    lines = text_of(make_metrics())
+    assert 'lorax_front_cpu_seconds{front="2"} 1.5' in lines
+    assert 'lorax_front_resident_bytes{front="2"} 4096.0' in lines
+    assert 'lorax_front_connections{front="2"} 5.0' in lines
+    assert "lorax_front_restarts 3.0" in lines
 
 
 def test_the_json_form_has_types_and_samples():

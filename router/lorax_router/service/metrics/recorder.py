@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -40,6 +40,7 @@ from lorax_router.service.adapters.metrics import (
     AdapterUsage,
 )
 from lorax_router.service.engine.port import EngineStats
+from lorax_router.service.metrics.front_processes import FRONT_METRICS, FrontSeries, FrontUsage
 from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
 from lorax_router.service.metrics.host_blocks import HOST_BLOCK_METRICS, host_block_series
 from lorax_router.service.metrics.spec import MetricSpec
@@ -188,6 +189,7 @@ ALL_METRICS = (
     *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
     *HOST_BLOCK_METRICS,
     *ADAPTER_METRICS,
+    *FRONT_METRICS,
     *TENANT_METRICS,
     *VLLM_METRICS,
 )
@@ -269,6 +271,12 @@ class Metrics:
         self.registry.register(self._usage)
         residency = AdapterResidency(catalog, self._usage, capacity, model_name=self._model_name)
         self.registry.register(residency)
+
+    def watch_fronts(
+        self, usages: Callable[[], Iterable[FrontUsage]], num_restarts: Callable[[], int]
+    ) -> None:
+        """Read at each scrape what the processes take that speak HTTP for this one."""
+        self.registry.register(FrontSeries(usages, num_restarts))
 
     # --- requests ---------------------------------------------------------------
 

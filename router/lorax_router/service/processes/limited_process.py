@@ -151,7 +151,7 @@ def _run(command: list[str], words: IO[bytes]) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=words,
-        env=_environment(),
+        env=sparse_environment(),
         # An interrupt of the terminal is the router's affair.
         start_new_session=True,
     )
@@ -170,7 +170,8 @@ async def _connected(
     return asyncio.StreamWriter(transport, protocol, None, loop), answers
 
 
-def _environment() -> dict[str, str]:
+def sparse_environment() -> dict[str, str]:
+    """What a helper process gets of the environment: no secret, one thread for each library."""
     passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
     passed |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
     return {**passed, **dict.fromkeys(_ONE_THREAD, "1")}

@@ -1,0 +1,246 @@
+"""Every message between a front and the core, and how they become bytes and messages again.
+
+``number`` is the front's own for one of its requests; all messages about it carry that. Messages
+arrive in the order in which they were sent, which is part of what they mean: what the core tells
+of a name's change reaches a front before the answer to any question that the front asks later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lorax_contract.step import Alternatives, TokenColumns
+from lorax_router.fronts.faults import Fault
+from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
+from lorax_router.service.callers import Caller
+from lorax_router.service.results import AdapterUse
+
+
+class FromFront(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A message from a front to the core."""
+
+
+class AskRoom(FromFront, frozen=True):
+    """Whether a caller's request has a place; answered by TellRoom or TellFault."""
+
+    number: int
+    caller: Caller
+
+
+class AskAnswer(FromFront, frozen=True):
+    """A whole answer; answered by TellAnswer or TellFault."""
+
+    number: int
+    request: PackedRequest
+
+
+class AskStream(FromFront, frozen=True):
+    """A stream; answered by TellOpening and TellChunks, or at any time TellFault."""
+
+    number: int
+    request: PackedRequest
+
+
+class AskCount(FromFront, frozen=True):
+    """How many tokens a prompt has; answered by TellCount or TellFault."""
+
+    number: int
+    request: PackedRequest
+
+
+class AskCall(FromFront, frozen=True):
+    """Any other call over HTTP; answered by TellCall or TellFault, perhaps after PullPart."""
+
+    number: int
+    method: str
+    scheme: str
+    http_version: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+
+
+class CallPart(FromFront, frozen=True):
+    """What a front received after PullPart: a part of the body, or that the client is gone."""
+
+    number: int
+    body: bytes
+    has_more: bool
+    is_gone: bool
+
+
+class Withdraw(FromFront, frozen=True):
+    """Nobody waits for a request any more."""
+
+    number: int
+
+
+class NoteRefused(FromFront, frozen=True):
+    """A request ended before it came to the core; None: its client left."""
+
+    fault: Fault | None
+    tenant: str
+
+
+class NoteUnknownFields(FromFront, frozen=True):
+    """A body had so many fields that nobody reads."""
+
+    count: int
+
+
+class NoteReady(FromFront, frozen=True):
+    """The front takes connections."""
+
+
+class NoteEnded(FromFront, frozen=True):
+    """So many of the connections that the front was given have ended since it began."""
+
+    count: int
+
+
+class FromCore(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A message from the core to a front."""
+
+
+class TellRoom(FromCore, frozen=True):
+    """There is room for the request."""
+
+    number: int
+
+
+class TellFault(FromCore, frozen=True):
+    """The request failed."""
+
+    number: int
+    fault: Fault
+
+
+class TellAnswer(FromCore, frozen=True):
+    """The whole answer."""
+
+    number: int
+    result: PackedResult
+
+
+class TellCount(FromCore, frozen=True):
+    """The number of a prompt's tokens."""
+
+    number: int
+    count: int
+
+
+class TellAdapter(FromCore, frozen=True):
+    """The adapter that a stream will use; comes before it is waited for."""
+
+    number: int
+    adapter: AdapterUse
+
+
+class TellOpening(FromCore, frozen=True):
+    """The stream is admitted."""
+
+    number: int
+    opening: PackedOpening
+
+
+class ChunkRest(msgspec.Struct, frozen=True, array_like=True):
+    """What only some chunks have beside their tokens, by TokenChunk's names."""
+
+    finish: int
+    alternatives: list[Alternatives]
+    generated_text: str | None
+    prompt_tokens: TokenColumns | None
+    prompt_alternatives: list[Alternatives]
+    num_cached_tokens: int
+
+
+class TellChunks(FromCore, frozen=True):
+    """The chunks of one step, of all streams of a front: chunk i has the next ``counts[i]`` tokens.
+
+    ``keys`` say of which sequence of which request each is (``key_of``). Without ``counts`` each
+    has one token. ``rests`` is by the chunk's place.
+    """
+
+    keys: list[int]
+    counts: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    texts: list[str]
+    special: list[bool]
+    rests: dict[int, ChunkRest]
+
+
+class PullPart(FromCore, frozen=True):
+    """The call waits for more of its body, or for its client to leave."""
+
+    number: int
+
+
+class TellCall(FromCore, frozen=True):
+    """The response to a call."""
+
+    number: int
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class TellAliases(FromCore, frozen=True):
+    """Names of the operator's choosing that mean an adapter from now on, and such as do no more."""
+
+    known: list[str]
+    dropped: list[str]
+
+
+class TellStop(FromCore, frozen=True):
+    """No more connections come: the front ends once those it has are answered."""
+
+
+Up = (
+    AskRoom | AskAnswer | AskStream | AskCount | AskCall | CallPart | Withdraw | NoteRefused
+    | NoteUnknownFields | NoteReady | NoteEnded
+)  # fmt: skip
+Down = (
+    TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
+    | PullPart | TellCall | TellAliases | TellStop
+)  # fmt: skip
+
+_SEQUENCE_BITS = 16
+_SEQUENCE_MASK = (1 << _SEQUENCE_BITS) - 1
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_up = msgspec.msgpack.Decoder(Up).decode
+decode_down = msgspec.msgpack.Decoder(Down).decode
+
+
+def encode(message: FromFront | FromCore) -> bytes:
+    """Return the bytes of a message; text that is not valid Unicode is repaired, as JSON's is."""
+    try:
+        return _encode(message)
+    except UnicodeEncodeError:
+        return _encode(_repaired(msgspec.to_builtins(message, builtin_types=(bytes,))))
+
+
+def _repaired(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_repaired(key): _repaired(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_repaired(each) for each in value]
+    return value
+
+
+def key_of(number: int, sequence: int) -> int:
+    """Return the one number of a sequence of a request."""
+    return number << _SEQUENCE_BITS | sequence
+
+
+def of_key(key: int) -> tuple[int, int]:
+    """Return the number of the request, and that of its sequence."""
+    return key >> _SEQUENCE_BITS, key & _SEQUENCE_MASK

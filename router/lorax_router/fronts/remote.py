@@ -1,0 +1,190 @@
+"""A front's side of the link: the service, the counts and the names of another process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lorax_contract.errors import LoraxError, ValidationError
+from lorax_router.fronts.chunks import chunks_of
+from lorax_router.fronts.faults import pack_fault, unpack_fault
+from lorax_router.fronts.messages import (
+    AskAnswer,
+    AskCount,
+    AskRoom,
+    AskStream,
+    FromFront,
+    NoteRefused,
+    NoteUnknownFields,
+    TellAdapter,
+    TellAnswer,
+    TellChunks,
+    TellCount,
+    TellFault,
+    TellOpening,
+    TellRoom,
+    Withdraw,
+    encode,
+    of_key,
+)
+from lorax_router.fronts.remote_stream import RemoteStream
+from lorax_router.fronts.values import pack_request, unpack_opening, unpack_result
+from lorax_router.service.callers import Caller
+from lorax_router.service.chat.parser_book import ParserBook
+from lorax_router.service.generation import ignore_adapter
+from lorax_router.service.requests import GenerateRequest
+from lorax_router.service.results import AdapterUse, GenerateResult
+
+Answer = TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """One who waits for a stream, or reads it."""
+
+    stream: RemoteStream
+    request: GenerateRequest
+    on_adapter: Callable[[AdapterUse], None]
+
+
+class RemoteService:
+    """Asks the core; a GenerationService.
+
+    Args:
+        send: takes messages to the core.
+        parsers: those that answers may need.
+    """
+
+    def __init__(self, send: Callable[[bytes], None], parsers: ParserBook) -> None:
+        self._send = send
+        self._parsers = parsers
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._streams: dict[int, _Opening] = {}
+
+    # --- a GenerationService ----------------------------------------------------------
+
+    async def ask_room(self, caller: Caller) -> None:
+        """Raise what a request of one sequence would get at once, whatever is in it."""
+        number = next(self._numbers)
+        await self._ask(number, AskRoom(number, caller), caller)
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Return the whole answer; cancelling the call cancels the request."""
+        number = next(self._numbers)
+        message = AskAnswer(number, pack_request(request))
+        answer: TellAnswer = await self._ask(number, message, request.caller)
+        return unpack_result(answer.result, request, self._parsers)
+
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens a prompt has for its model; nothing is generated."""
+        number = next(self._numbers)
+        message = AskCount(number, pack_request(request))
+        answer: TellCount = await self._ask(number, message, request.caller)
+        return answer.count
+
+    async def generate_stream(
+        self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter
+    ) -> RemoteStream:
+        """Admit a request and return its chunks; the caller closes the stream.
+
+        ``on_adapter`` hears of the adapter that it uses before it is waited for.
+        """
+        number = next(self._numbers)
+        message = self._encoded(AskStream(number, pack_request(request)), request.caller)
+        stream = RemoteStream(lambda: self._withdraw(number))
+        self._streams[number] = _Opening(stream, request, on_adapter)
+        self._send(message)
+        try:
+            await stream.opening
+        except asyncio.CancelledError:
+            self._withdraw(number)
+            raise
+        return stream
+
+    async def _ask(self, number: int, message: FromFront, caller: Caller) -> Any:
+        """Return the message that answers another; raises the error that does."""
+        encoded = self._encoded(message, caller)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._send(encoded)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._withdraw(number)
+            raise
+        finally:
+            del self._asked[number]
+
+    def _encoded(self, message: FromFront, caller: Caller) -> bytes:
+        """Return the bytes of a message; ValidationError, counted, for what no parameter takes."""
+        try:
+            return encode(message)
+        except OverflowError:
+            error = ValidationError("a number in the request has more than 64 bits")
+            self._send(encode(NoteRefused(pack_fault(error), caller.tenant)))
+            raise error from None
+
+    def _withdraw(self, number: int) -> None:
+        self._streams.pop(number, None)
+        self._send(encode(Withdraw(number)))
+
+    # --- what the core says -----------------------------------------------------------
+
+    def take(self, message: Answer) -> None:
+        """Take a message of the core's; one about what was withdrawn is of no use to anybody."""
+        match message:
+            case TellChunks():
+                self._take_chunks(message)
+            case TellFault(number, fault):
+                self._fail(number, unpack_fault(fault))
+            case TellOpening(number, opening):
+                if (asked := self._streams.get(number)) is not None:
+                    request = unpack_opening(opening, asked.request, self._parsers)
+                    asked.stream.open(request, opening.seed)
+            case TellAdapter(number, adapter):
+                if (asked := self._streams.get(number)) is not None:
+                    asked.on_adapter(adapter)
+            case TellRoom(number) | TellAnswer(number) | TellCount(number):
+                waiting = self._asked.get(number)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+
+    def _take_chunks(self, message: TellChunks) -> None:
+        streams = self._streams
+        for key, chunk in chunks_of(message):
+            number, sequence = of_key(key)
+            if (asked := streams.get(number)) is not None:
+                asked.stream.put(sequence, chunk)
+        # The last chunk of a sequence is one of few that have more than tokens.
+        for place in message.rests:
+            number, _ = of_key(message.keys[place])
+            asked = streams.get(number)
+            if asked is not None and asked.stream.has_ended:
+                del streams[number]
+
+    def _fail(self, number: int, error: LoraxError) -> None:
+        if (asked := self._streams.pop(number, None)) is not None:
+            asked.stream.fail(error)
+        waiting = self._asked.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+
+
+class RemoteCounts:
+    """Has the core count; a RequestCounts."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+
+    def request_refused(self, error: BaseException, tenant: str = "") -> None:
+        """A request ended before the service had it."""
+        fault = pack_fault(error) if isinstance(error, LoraxError) else None
+        self._send(encode(NoteRefused(fault, tenant)))
+
+    def unknown_fields(self, count: int) -> None:
+        """A body had so many fields that nobody reads."""
+        if count:
+            self._send(encode(NoteUnknownFields(count)))
