@@ -14,7 +14,6 @@ from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.linear.quantized.device import (
     DevicePacker,
     fits,
-    group_of,
     refusal,
     round_rows,
 )
@@ -44,7 +43,7 @@ def test_it_computes_the_product_of_its_numbers(format_: Format, shape: tuple[in
     torch.manual_seed(0)
     assert fits(format_, torch.Size(shape))
     weight = torch.randn(shape, device="cuda")
-    made = to_int4(weight, group_of(shape[1])) if format_ is INT4 else to_fp8(weight)
+    made = to_int4(weight) if format_ is INT4 else to_fp8(weight)
     bias = torch.randn(shape[0], device="cuda", dtype=DTYPE)
     kernel = DevicePacker(DTYPE).pack(made, bias)
     dense = made.dense()
@@ -63,7 +62,7 @@ def test_it_computes_the_product_of_its_numbers(format_: Format, shape: tuple[in
 def test_a_replayed_product_is_the_launched_one(format_: Format) -> None:
     torch.manual_seed(1)
     weight = torch.randn(64, 128, device="cuda")
-    made = to_int4(weight, 64) if format_ is INT4 else to_fp8(weight)
+    made = to_int4(weight) if format_ is INT4 else to_fp8(weight)
     kernel = DevicePacker(DTYPE).pack(made, None)
     x = torch.randn(5, 128, device="cuda", dtype=DTYPE)
     expected = kernel(x).clone()
@@ -87,5 +86,5 @@ def test_a_model_is_served_in_it(format_: Format, tmp_path: Path) -> None:
     assert model.dtype is DTYPE
     assert model.linear_backend == format_.name
     linears = [m for m in model._model.modules() if isinstance(m, PackedLinear)]
-    assert len(linears) == 15
+    assert len(linears) == 14
     assert all(each.weight.is_cuda for each in linears)

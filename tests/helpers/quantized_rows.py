@@ -12,7 +12,6 @@ from tests.helpers.family_rows import FamilyRows
 from transformers import AutoModelForCausalLM
 
 from lorax_contract.config import Quantize, ShardConfig
-from lorax_shard.linear.quantized.device import group_of
 from lorax_shard.linear.quantized.formats import (
     QuantizedWeight,
     to_bfloat16,
@@ -20,7 +19,7 @@ from lorax_shard.linear.quantized.formats import (
     to_int4,
     to_int8,
 )
-from lorax_shard.linear.quantized.install import quantize
+from lorax_shard.linear.quantized.install import quantize_each
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -28,7 +27,7 @@ _MAKERS: dict[Quantize, Callable[[torch.Tensor], QuantizedWeight]] = {
     "int8": to_int8,
     "bfloat16": to_bfloat16,
     "fp8": to_fp8,
-    "int4": lambda weight: to_int4(weight, group_of(weight.shape[1])),
+    "int4": to_int4,
 }
 
 
@@ -36,7 +35,12 @@ def dequantized_copy(folder: Path, name: Quantize = "int8") -> Path:
     """Return a folder that holds the weights that quantizing makes of a model's."""
     target = Path(shutil.copytree(folder, folder.with_name("dequantized")))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    quantize(model, _MAKERS[name])
+    make = _MAKERS[name]
+    keeps_head = name in ("fp8", "int4")
+    quantize_each(
+        model,
+        lambda target: None if keeps_head and target.path == "lm_head" else make(target.weight),
+    )
     model.save_pretrained(target)
     return target
 

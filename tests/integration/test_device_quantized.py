@@ -69,7 +69,7 @@ def test_int4_is_its_dequantized_weights_with_an_adapter_on_top(tied: bool, tmp_
     model = load(folder, quantize="int4", dtype="float32")
     assert model.linear_backend == "int4"
     linears = [m for m in model._model.modules() if isinstance(m, PackedLinear)]
-    assert len(linears) == 15
+    assert len(linears) == 15  # the head too, as it is
     assert sum(isinstance(each.kernel, SiblingKernel) for each in linears) == 10
     check_logits(run(model, None, chunked), stock_logits(copy, ROWS))
     check_logits(run(model, adapter_of(tmp_path, model), chunked), peft_logits(tuned, ROWS))
@@ -89,7 +89,7 @@ def test_int4_over_two_ranks(tmp_path: Path) -> None:
         return check_logits(run(parts[group.rank].paged, adapter, chunked), expected)
 
     assert max(run_ranks(2, work)) < RELATIVE_TOLERANCE
-    with pytest.raises(StartupError, match=r"o_proj has groups of 64 .*another --num-shard"):
+    with pytest.raises(StartupError, match=r"down_proj has groups of 32 .*another --num-shard"):
         read_parts(config_of(folder, "int4"), 3)
 
 
@@ -137,8 +137,9 @@ def test_they_take_less_memory_and_rows_are_bfloat16(quantize: Any, tmp_path: Pa
     )
     assert model.dtype is torch.bfloat16
     embedding = model._model.get_input_embeddings().weight.nbytes
-    share = {"fp8": 0.55, "int4": 0.35}[quantize]
-    assert model.weight_bytes - embedding < share * (plain.weight_bytes - embedding)
+    share = {"fp8": 0.55, "int4": 0.38}[quantize]
+    others = 2 * embedding
+    assert model.weight_bytes - others < share * (plain.weight_bytes - others)
 
 
 def test_a_device_that_cannot_is_refused_in_words(
@@ -166,11 +167,11 @@ def stock_model(folder: Path) -> Any:
 
 
 def _base_linears(model: Any) -> list[torch.nn.Module]:
-    """Return the model's own linears, those of an adapter left out."""
+    """Return the model's own linears, the head and those of an adapter left out."""
     return [
         each
         for name, each in model.named_modules()
-        if type(each) is torch.nn.Linear and "lora_" not in name
+        if type(each) is torch.nn.Linear and "lora_" not in name and "lm_head" not in name
     ]
 
 

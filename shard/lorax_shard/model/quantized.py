@@ -16,7 +16,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard import linear
 from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
-from lorax_shard.linear.quantized.device import fits, group_of
+from lorax_shard.linear.quantized.device import fits
 from lorax_shard.linear.quantized.formats import (
     FP8,
     INT4,
@@ -73,23 +73,28 @@ def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight
     maker = MAKERS.get(config.quantize)
     if maker is not None:
         return quantize(model, maker)
-    return quantize_each(model, lambda target: for_device(target.weight, config.quantize))
+    return quantize_each(
+        model,
+        lambda target: (
+            None if is_head(model, target) else for_device(target.weight, config.quantize)
+        ),
+    )
+
+
+def is_head(model: Any, target: LinearTarget) -> bool:
+    """Return whether a linear computes the logits: fp8 and int4 leave it, and with it the embedding."""
+    return getattr(target.parent, target.name) is model.get_output_embeddings()
 
 
 def for_device(
-    weight: torch.Tensor,
-    name: Quantize,
-    group: int | None = None,
-    largest: torch.Tensor | None = None,
+    weight: torch.Tensor, name: Quantize, largest: torch.Tensor | None = None
 ) -> QuantizedWeight | None:
     """Return a weight (out x in) as GPUs compute with it; None where they take no such shape.
 
-    ``group`` and ``largest`` are the whole weight's where this is a part of its inputs.
+    ``largest``: what is largest in each whole row, where this is a part of their inputs.
     """
     if name == "int4":
-        if not fits(INT4, weight.shape):
-            return None
-        return to_int4(weight, group or group_of(weight.shape[1]))
+        return to_int4(weight) if fits(INT4, weight.shape) else None
     return to_fp8(weight, largest) if fits(FP8, weight.shape) else None
 
 

@@ -15,9 +15,10 @@ import torch
 from lorax_contract.config import Quantize, ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.linear.quantized.device import fits, group_of
+from lorax_shard.linear.quantized.device import fits
 from lorax_shard.linear.quantized.formats import (
     FP8,
+    INT4,
     QuantizedWeight,
     to_bfloat16,
     to_fp8,
@@ -27,7 +28,7 @@ from lorax_shard.linear.quantized.formats import (
 from lorax_shard.linear.quantized.gguf_blocks import block_size
 from lorax_shard.linear.quantized.install import quantize, quantize_each
 from lorax_shard.linear.targets import LinearTarget
-from lorax_shard.model.quantized import for_device, read_blocks
+from lorax_shard.model.quantized import for_device, is_head, read_blocks
 from lorax_shard.parallel.load import LoadedRank
 from lorax_shard.parallel.plan import RankPlan, Role
 
@@ -59,29 +60,24 @@ def quantize_part(
         return weights, _rounded(part, set(weights), to_int8)
     weights = quantize_each(part.model, lambda target: _for_device(target, part, config.quantize))
 
-    def whole(weight: torch.Tensor) -> QuantizedWeight:
-        if config.quantize == "int4":
-            return to_int4(weight, group_of(weight.shape[1]))
-        return to_fp8(weight)
-
-    return weights, _rounded(part, set(weights), whole)
+    return weights, _rounded(part, set(weights), to_int4 if config.quantize == "int4" else to_fp8)
 
 
 def _for_device(target: LinearTarget, part: LoadedRank, name: Quantize) -> QuantizedWeight | None:
-    group, split = None, part.plan.splits.get(target.path)
+    if is_head(part.model, target):
+        return None
+    split, group = part.plan.splits.get(target.path), INT4.group_size
     if name == "fp8":
         largest = _largest(target, part, name) if fits(FP8, target.weight.shape) else None
-        return for_device(target.weight, name, largest=largest)
-    if split is not None and split.role is Role.ROW:
-        whole = part.whole.get_submodule(target.path).weight
-        group = group_of(whole.shape[split.weight_dim])
-        if any(span.start % group or span.stop % group for span in split.spans):
-            raise StartupError(
-                f"--quantize int4: {target.path} has groups of {group} inputs, which "
-                f"{part.plan.world_size} shards would cut in two; use another --num-shard, or fp8",
-                ExitCode.MODEL_UNSUPPORTED,
-            )
-    return for_device(target.weight, name, group=group)
+        return for_device(target.weight, name, largest)
+    spans = split.spans if split is not None and split.role is Role.ROW else ()
+    if any(span.start % group or span.stop % group for span in spans):
+        raise StartupError(
+            f"--quantize int4: {target.path} has groups of {group} inputs, which "
+            f"{part.plan.world_size} shards would cut in two; use another --num-shard, or fp8",
+            ExitCode.MODEL_UNSUPPORTED,
+        )
+    return for_device(target.weight, name)
 
 
 def _largest(target: LinearTarget, part: LoadedRank, name: Quantize) -> torch.Tensor | None:

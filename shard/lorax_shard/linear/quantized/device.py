@@ -31,7 +31,7 @@ _CHUNK = 256
 # So many pieces of 16 inputs lie together in packed codes.
 _INNER_TILES = 2
 # What outputs and inputs must be multiples of.
-_MULTIPLES = {formats.FP8: (16, 16), formats.INT4: (16, formats.GROUPS[-1])}
+_MULTIPLES = {formats.FP8: (16, 16), formats.INT4: (16, formats.INT4.group_size)}
 # The first GPUs with the operation: Ada and Ampere.
 _CAPABILITY = {formats.FP8: (8, 9), formats.INT4: (8, 0)}
 # Largest difference of the trial's products, as a share of the largest one.
@@ -41,11 +41,6 @@ _TOLERANCE = 2e-2
 def fits(format_: Format, shape: torch.Size) -> bool:
     """Return whether the operation takes a weight of this shape (out x in)."""
     return not any(size % unit for size, unit in zip(shape, _MULTIPLES[format_], strict=True))
-
-
-def group_of(num_in: int) -> int:
-    """Return how many inputs of a weight that fits share a scale in int4."""
-    return next(group for group in formats.GROUPS if num_in % group == 0)
 
 
 def round_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +78,7 @@ class Int4Kernel:
         assert weight.scales is not None
         assert weight.offsets is not None
         self._num_in = weight.codes.shape[1]
-        self._group = self._num_in // weight.scales.shape[1]
+        self._group = weight.format.group_size
         self._bias = bias
         # groups x out x 2, as the operation takes them.
         shared = torch.stack((weight.scales, weight.offsets), dim=-1).to(dtype)
@@ -170,7 +165,7 @@ def refusal(format_: Format, device: torch.device, dtype: torch.dtype) -> str | 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(32, 64, generator=generator).to(device)
     rows = torch.randn(5, 64, generator=generator).to(device, dtype)
-    made = to_int4(weight, 32) if format_ is formats.INT4 else to_fp8(weight)
+    made = to_int4(weight) if format_ is formats.INT4 else to_fp8(weight)
     try:
         got = DevicePacker(dtype).pack(made, None)(rows).float()
     except (RuntimeError, NotImplementedError, ValueError) as error:

@@ -45,12 +45,13 @@ Q8_0 = Format("Q8_0", 4, 32, 8, torch.float16, has_offset=False)
 NIBBLES = Format("4 bits, groups of 32", 5, 32, 4, torch.float32, has_offset=True)
 BYTES = Format("8 bits, groups of 16", 6, 16, 8, torch.float32, has_offset=True)
 # What operations of torch compute on GPUs (``device.py``): E4M3 numbers with a scale for each row, and
-# codes of -8 to 7 in groups of up to ``GROUPS[0]`` inputs.
+# codes of -8 to 7 in groups of inputs.
 FP8 = Format("fp8", -1, None, 8, torch.float32, has_offset=False)
-INT4 = Format("int4", -1, None, 4, torch.bfloat16, has_offset=True)
-GROUPS = (64, 32)
+INT4 = Format("int4", -1, 32, 4, torch.bfloat16, has_offset=True)
 # The largest number of E4M3.
 MOST_FP8 = 448.0
+# Shares of a group's range that its 16 steps may cover.
+_WIDTHS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +127,36 @@ def to_fp8(weight: torch.Tensor, largest: torch.Tensor | None = None) -> Quantiz
     return QuantizedWeight(FP8, codes, scales)
 
 
-def to_int4(weight: torch.Tensor, group: int) -> QuantizedWeight:
-    """Round groups of inputs to 16 steps between the least and the largest of their numbers."""
-    groups = weight.float().reshape(weight.shape[0], -1, group)
-    least, most = groups.amin(dim=2), groups.amax(dim=2)
+def to_int4(weight: torch.Tensor) -> QuantizedWeight:
+    """Round groups of inputs to 16 steps between about the least and the largest of their numbers.
+
+    Of several widths each group takes that which its numbers are nearest to.
+    """
+    groups = weight.float().reshape(weight.shape[0], -1, INT4.group_size)
+    best: tuple[torch.Tensor, ...] = ()
+    for width in _WIDTHS:
+        found = _sixteen_steps(groups, width)
+        if not best:
+            best = found
+        is_nearer = found[0] < best[0]
+        for kept, new in zip(best, found, strict=True):
+            kept[is_nearer] = new[is_nearer]
+    _, codes, scales, offsets = best
+    return QuantizedWeight(INT4, codes.flatten(1), scales, offsets)
+
+
+def _sixteen_steps(groups: torch.Tensor, width: float) -> tuple[torch.Tensor, ...]:
+    """Return the squares of what is off, codes, scales and offsets of groups (out x groups x inputs)."""
+    least, most = groups.amin(dim=2) * width, groups.amax(dim=2) * width
     scales = ((most - least) / 15).to(INT4.numbers)
     # All of a group are alike.
     scales = torch.where(scales > 0, scales, 1.0)
     # What the code 0 stands for.
     offsets = (least + 8 * scales.float()).to(INT4.numbers)
-    codes = (groups - offsets.float().unsqueeze(2)) / scales.float().unsqueeze(2)
-    codes = codes.round_().clamp_(-8, 7).to(torch.int8)
-    return QuantizedWeight(INT4, codes.flatten(1), scales, offsets)
+    step, zero = scales.float().unsqueeze(2), offsets.float().unsqueeze(2)
+    codes = ((groups - zero) / step).round_().clamp_(-8, 7)
+    off = (codes * step + zero - groups).square().sum(dim=2)
+    return off, codes.to(torch.int8), scales, offsets
 
 
 def _row_scales(weight: torch.Tensor, largest: torch.Tensor | None, most: float) -> torch.Tensor:
