@@ -146,6 +146,43 @@ def mlx(weight: torch.Tensor) -> Stored:
     return Stored(tensors, torch.from_numpy(dense.astype(np.float32)))
 
 
+_FP4 = np.array((0, 0.5, 1, 1.5, 2, 3, 4, 6), dtype=np.float32)
+_FP4_VALUES = np.concatenate((_FP4, -_FP4))
+
+
+def nvfp4(weight: torch.Tensor, *, compressed: bool) -> Stored:
+    groups = weight.numpy().reshape(weight.shape[0], -1, 16)
+    whole = np.float32(3.7 if compressed else 0.37)
+    factor = 1 / whole if compressed else whole
+    scales = torch.from_numpy(np.abs(groups).max(-1) / 6 / factor).to(_FP8)
+    exact = scales.float().numpy()
+    found = exact / whole if compressed else exact * whole
+    packed, dense = _four_bits(groups, found)
+    tensors = {"weight_scale": scales, "input_scale": torch.tensor(0.1)}
+    if compressed:
+        tensors |= {"weight_packed": packed, "weight_global_scale": torch.tensor([whole])}
+    else:
+        tensors |= {"weight": packed, "weight_scale_2": torch.tensor(whole)}
+    return Stored(tensors, dense.reshape(weight.shape))
+
+
+def mxfp4_linear(weight: torch.Tensor) -> Stored:
+    groups = weight.numpy().reshape(weight.shape[0], -1, 32)
+    powers = np.ceil(np.log2(np.abs(groups).max(-1) / 6)).astype(np.int64)
+    packed, dense = _four_bits(groups, (2.0**powers).astype(np.float32))
+    scales = torch.from_numpy((powers + 127).astype(np.uint8))
+    return Stored({"weight_packed": packed, "weight_scale": scales}, dense.reshape(weight.shape))
+
+
+def _four_bits(groups: np.ndarray, scales: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return floats of four bits, two in a byte, and what they stand for."""
+    codes = np.abs(groups[..., None] / scales[..., None, None] - _FP4_VALUES).argmin(-1)
+    dense = (_FP4_VALUES[codes] * scales[..., None]).astype(np.float32)
+    pairs = codes.reshape(codes.shape[0], -1, 2)
+    packed = (pairs[..., 0] + 16 * pairs[..., 1]).astype(np.uint8)
+    return torch.from_numpy(packed), torch.from_numpy(dense)
+
+
 def bitsandbytes_rows(weight: torch.Tensor) -> Stored:
     largest = weight.abs().amax(1)
     codes = (weight * 127 / largest[:, None]).round().to(torch.int8)
@@ -270,6 +307,17 @@ FORMATS: dict[str, CodedFormat] = {
     ),
     "pack-quantized, ordered": CodedFormat(
         _compressed("pack-quantized", num_bits=4, type="int", group_size=_GROUP), packed_with_zeros
+    ),
+    "nvfp4-pack-quantized": CodedFormat(
+        _compressed("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16),
+        lambda weight: nvfp4(weight, compressed=True),
+    ),
+    "mxfp4-pack-quantized": CodedFormat(
+        _compressed("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32), mxfp4_linear
+    ),
+    "nvfp4 of ModelOpt": CodedFormat(
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        lambda weight: nvfp4(weight, compressed=False),
     ),
     "gptq": CodedFormat({"quant_method": "gptq", "bits": 4, "group_size": _GROUP}, gptq),
     "gptq 8 bits": CodedFormat(

@@ -18,7 +18,7 @@ from lorax_shard.codes.formats.compressed import read_compressed, refuse_compres
 from lorax_shard.codes.formats.gptq import read_gptq, refuse_gptq
 from lorax_shard.codes.formats.mlx import read_mlx, refuse_mlx
 from lorax_shard.codes.formats.mxfp4 import read_mxfp4
-from lorax_shard.codes.formats.scaled import read_fp8, refuse_modelopt
+from lorax_shard.codes.formats.scaled import read_fp8, read_modelopt, refuse_modelopt
 from lorax_shard.codes.tensors import CodedTensor, Files
 from lorax_shard.files import read_json
 
@@ -77,7 +77,7 @@ METHODS: dict[str, Method] = {
     "fp8": _read("FP8", read_fp8),
     "gptq": _read("GPTQ", read_gptq, refuse_gptq),
     "mlx": _read("MLX", read_mlx, refuse_mlx),
-    "modelopt": _read("ModelOpt", read_fp8, refuse_modelopt),
+    "modelopt": _read("ModelOpt", read_modelopt, refuse_modelopt),
     "mxfp4": _read("MXFP4", read_mxfp4),
     "aqlm": _refused("AQLM", _OWN_CODES),
     "auto-round": _refused(

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # What quantized checkpoints have beside weights and codes: of activations, and of K and V.
 _NOT_NEEDED = (
     ".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale", ".kv_scale",
-    ".input_zero_point", ".input_scale_ub",
+    ".input_zero_point", ".input_scale_ub", ".input_global_scale",
 )  # fmt: skip
 
 

@@ -147,17 +147,17 @@ def test_config_that_is_no_json(folder: Path) -> None:
         ({"quantization_config": {"quant_method": "awq", "version": "gemv"}}, "the order of gemv"),
         ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "(AWQ): its codes have 8"),
         (
-            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
-            "(ModelOpt): its algorithm is NVFP4",
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}},
+            "(ModelOpt): its algorithm is W4A8_AWQ",
         ),
         (
             {
                 "compression_config": {
                     "quant_method": "compressed-tensors",
-                    "format": "nvfp4-pack-quantized",
+                    "format": "marlin-24",
                 }
             },
-            "(compressed-tensors): its format is nvfp4-pack-quantized",
+            "(compressed-tensors): its format is marlin-24",
         ),
         ({"quantization": {"bits": 3, "group_size": 64}}, "(MLX): its codes have 3 bits"),
         ({"text_config": {"quantization_config": {"quant_method": "hqq"}}}, "quantized (HQQ)"),

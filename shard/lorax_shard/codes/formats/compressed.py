@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 
+from lorax_shard.codes.formats.fp4 import four_bits
 from lorax_shard.codes.formats.scaled import FLOATS, scaled
 from lorax_shard.codes.grid import GridWeight, Groups, groups_of
 from lorax_shard.codes.matrices import Matrix, Numbers, Words
 from lorax_shard.codes.tensors import CodedTensor, CodesError, Files, dtype_of
 
-_READ = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "dense")
+_READ = (
+    "float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized", "dense",
+)  # fmt: skip
 _PACKED = ".weight_packed"
 
 
@@ -22,7 +26,7 @@ def refuse_compressed(options: Mapping[str, Any]) -> str | None:
     formats = {str(options.get("format")), *(form for form, _ in groups if form)}
     formats -= {"None", "mixed-precision"}
     if unknown := sorted(formats - set(_READ)):
-        return f"its format is {unknown[0]}; {', '.join(_READ[:4])} are read"
+        return f"its format is {unknown[0]}; {', '.join(_READ[:-1])} are read"
     if wrong := [each for _, each in groups if each.get("num_bits") not in (4, 8)]:
         return f"its weights have {wrong[0].get('num_bits')} bits; 4 and 8 are read"
     sparsity = options.get("sparsity_config")
@@ -40,7 +44,8 @@ def read_compressed(files: Files, options: Mapping[str, Any]) -> dict[str, Coded
     found: dict[str, CodedTensor] = {}
     for key in files:
         if key.endswith(_PACKED):
-            found[f"{key.removesuffix(_PACKED)}.weight"] = _packed(files, key)
+            read = four_bits if dtype_of(files, key) == "U8" else _packed
+            found[f"{key.removesuffix(_PACKED)}.weight"] = read(files, key)
         elif key.endswith(".weight") and dtype_of(files, key) in (*FLOATS, "I8"):
             found[key] = scaled(files, key, block)
     return found

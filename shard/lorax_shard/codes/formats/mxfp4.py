@@ -7,14 +7,11 @@ from typing import Any
 
 import torch
 
+from lorax_shard.codes.formats.fp4 import BIAS, unpacked
 from lorax_shard.codes.tensors import CodedTensor, CodesError, Files, shape_of
 
 _CODES, _SCALES = "_blocks", "_scales"
 _GROUP = 32
-_BIAS = 127
-# One bit for the sign, two for the exponent, one for the fraction.
-_HALF = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_VALUES = torch.tensor((*_HALF, *(-each for each in _HALF)))
 
 
 def read_mxfp4(files: Files, _options: Mapping[str, Any]) -> dict[str, CodedTensor]:
@@ -45,9 +42,7 @@ class ExpertsInFourBits:
         code_key, scale_key = self.keys
         packed = self._files[code_key].get_slice(code_key)[experts, outputs, groups]
         powers = self._files[scale_key].get_slice(scale_key)[experts, outputs, groups]
-        # The lower half of a byte comes first.
-        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-        exponents = (powers.to(torch.int32) - _BIAS).unsqueeze(-1)
-        numbers = torch.ldexp(_VALUES[codes.long()], exponents).flatten(2)
+        exponents = (powers.to(torch.int32) - BIAS).unsqueeze(-1)
+        numbers = torch.ldexp(unpacked(packed), exponents).flatten(2)
         start = inputs.start - groups.start * _GROUP
         return numbers.narrow(2, start, inputs.stop - inputs.start).transpose(1, 2).contiguous()

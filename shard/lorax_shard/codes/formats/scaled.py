@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorax_shard.codes.formats.fp4 import four_bits
 from lorax_shard.codes.grid import GridWeight, groups_of
 from lorax_shard.codes.matrices import Numbers
 from lorax_shard.codes.tensors import CodedTensor, CodesError, Files, dtype_of
@@ -44,10 +45,20 @@ def scaled(files: Files, key: str, block: Sequence[int] | None) -> GridWeight:
     return GridWeight(codes, scales, (groups[0], groups[1]), zeros=zeros)
 
 
+def read_modelopt(files: Files, options: Mapping[str, Any]) -> dict[str, CodedTensor]:
+    """Return the weights that are FP8 or NVFP4 numbers times scales."""
+    halves = {
+        key: four_bits(files, key)
+        for key in files
+        if key.endswith(".weight") and dtype_of(files, key) == "U8"
+    }
+    return {**read_fp8(files, options), **halves}
+
+
 def refuse_modelopt(options: Mapping[str, Any]) -> str | None:
-    """Return why weights of ModelOpt cannot be read, None for FP8."""
+    """Return why weights of ModelOpt cannot be read, None for FP8 and NVFP4."""
     nested = options.get("quantization")
     algorithm = str((nested if isinstance(nested, Mapping) else options).get("quant_algo")).upper()
-    if algorithm in ("FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN"):
+    if algorithm in ("FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4"):
         return None
-    return f"its algorithm is {algorithm}, and only FP8 is read"
+    return f"its algorithm is {algorithm}, and FP8 and NVFP4 are read"
