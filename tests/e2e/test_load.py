@@ -15,9 +15,9 @@ from tests.helpers.server import Server
 NUM_CLIENTS = 40
 
 
-@pytest.fixture(scope="module")
-def server(launch: Callable[..., Server]) -> Iterator[Server]:
-    with launch() as running:
+@pytest.fixture(scope="module", params=["0", "2"], ids=["one process", "two fronts"])
+def server(request: pytest.FixtureRequest, launch: Callable[..., Server]) -> Iterator[Server]:
+    with launch("--http-workers", request.param) as running:
         yield running
 
 

@@ -23,9 +23,12 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-@pytest.fixture(scope="module")
-def server(launch: Callable[..., Server], adapters: Path) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["0", "2"], ids=["one process", "two fronts"])
+def server(
+    request: pytest.FixtureRequest, launch: Callable[..., Server], adapters: Path
+) -> Iterator[Server]:
     options = (
+        "--http-workers", request.param,
         "--lora-modules", f"jack={adapters}/pirate", f'{{"name": "j2", "path": "{adapters}/pirate"}}',
         "--lora-adapters", f"mood={adapters}/sentiment", "--served-model-name", "smol", "gpt-4o",
         "--adapter-local-root", str(adapters), "--adapter-store-dir", f"{adapters}-store",

@@ -18,9 +18,9 @@ TOKEN_KEYS = {"id", "text", "logprob", "special", "skipped"}
 LIMIT = 2 * 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def server(launch: Callable[..., Server]) -> Iterator[Server]:
-    with launch() as running:
+@pytest.fixture(scope="module", params=["0", "2"], ids=["one process", "two fronts"])
+def server(request: pytest.FixtureRequest, launch: Callable[..., Server]) -> Iterator[Server]:
+    with launch("--http-workers", request.param) as running:
         yield running
 
 
