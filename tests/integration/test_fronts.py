@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -204,6 +205,27 @@ async def test_streams_are_divided_evenly(tmp_path):
                 return await metric(client, "lorax_front_connections") == 1
 
             await until(is_over)
+
+
+@in_loop
+async def test_a_crowd_that_comes_at_once_is_served_to_the_last(tmp_path):
+    async with routed(tmp_path) as router:
+        url = httpx.URL(await router.url())
+        clients = []
+        for _ in range(1200):
+            # More than may be on their way to fronts that look elsewhere.
+            client = socket.socket()
+            client.setblocking(False)
+            clients.append(client)
+            with contextlib.suppress(BlockingIOError):
+                client.connect((url.host, url.port))
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            await loop.sock_sendall(client, b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+        async with asyncio.timeout(100):
+            for client in clients:
+                assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200")
+                client.close()
 
 
 @in_loop

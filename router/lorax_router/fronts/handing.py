@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 # Of those that wait, at most so many are taken in a row: other work has its turn, too.
 _AT_ONCE = 128
-# Until another try where the system has no more files, in seconds.
-_RETRY_S = 0.5
+# Seconds until another try: where the system has no more files, and where nobody takes what there is.
+_POOR_S = 0.5
+_BUSY_S = 0.05
 _FILES_AT_ONCE = 16
 _SPARE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -40,14 +41,13 @@ class Acceptor:
         self._is_reading = False
 
     def start(self) -> None:
-        """Begin to accept, or go on with it; those who came meanwhile have waited."""
+        """Begin to accept; those who came before have waited."""
         if self._is_stopped or self._is_reading:
             return
-        if self._held is not None:
-            held, self._held = self._held, None
-            if not self._give(held):
-                self._held = held
-                return
+        if self._held is not None and not self._give(self._held):
+            self._try_again(_BUSY_S)
+            return
+        self._held = None
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
         self._is_reading = True
@@ -60,6 +60,9 @@ class Acceptor:
         if self._held is not None:
             self._held.close()
             self._held = None
+
+    def _try_again(self, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, self.start)
 
     def _pause(self) -> None:
         if self._is_reading:
@@ -77,11 +80,12 @@ class Acceptor:
                     raise
                 logger.error("no connection can be accepted: %s", error)
                 self._pause()
-                asyncio.get_running_loop().call_later(_RETRY_S, self.start)
+                self._try_again(_POOR_S)
                 return
             if not self._give(connection):
                 self._held = connection
                 self._pause()
+                self._try_again(_BUSY_S)
                 return
 
 

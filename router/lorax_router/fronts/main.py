@@ -101,7 +101,10 @@ def _leave(code: ExitCode) -> None:
 
 def main() -> None:
     """Run a front by the plan on standard input."""
-    plan = FrontPlan.from_line(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:
+        _leave(ExitCode.PARENT_GONE)
+    plan = FrontPlan.from_line(line)
     bound = {"process": "front", "front": plan.number}
     logs.configure(plan.config.log_level, bound=bound)
     # It ends with the router, which has its reasons and knows what still runs.

@@ -82,7 +82,12 @@ class Fronts:
         pause_s = 0.0
         while not self._stopping.is_set():
             began = monotonic()
-            await self._serve_one(plan)
+            try:
+                await self._serve_one(plan)
+            except OSError as error:
+                if not self._all_ready.is_set():
+                    raise _not_started(plan.number, str(error)) from error
+                logger.error("front %d cannot be started: %s", plan.number, error)
             if self._stopping.is_set():
                 return
             is_quick = monotonic() - began < _QUICK_S
@@ -127,11 +132,7 @@ class Fronts:
             if self._all_ready.is_set():
                 self._acceptor.start()
         elif not self._all_ready.is_set() and not self._stopping.is_set():
-            raise StartupError(
-                f"front {front.number} does not start; what it said stands above. "
-                "--http-workers 0 serves without it",
-                ExitCode.INTERNAL,
-            )
+            raise _not_started(front.number, "what it said stands above")
 
     def _give(self, connection: socket.socket) -> bool:
         """Give a connection to the front with the fewest that takes it."""
@@ -147,3 +148,10 @@ class Fronts:
         finally:
             for each in waiting:
                 each.cancel()
+
+
+def _not_started(number: int, why: str) -> StartupError:
+    return StartupError(
+        f"front {number} does not start: {why}; --http-workers 0 serves without it",
+        ExitCode.INTERNAL,
+    )

@@ -55,6 +55,13 @@ async def test_a_front_that_does_not_start_ends_the_start(monkeypatch):
 
 
 @in_loop
+async def test_the_start_ends_where_no_process_can_be_had(monkeypatch):
+    monkeypatch.setattr(front_process.sys, "executable", "/nowhere/python")
+    with bound() as listener, pytest.raises(StartupError, match="--http-workers 0"):
+        await fronts_of(1, listener).run()
+
+
+@in_loop
 async def test_fronts_that_keep_ending_are_started_ever_more_seldom(monkeypatch):
     pauses: list[float] = []
     real = asyncio.timeout
