@@ -58,7 +58,7 @@ class _Products(Numbers):
 
     def __init__(self, files: Files, key: str, shared: str) -> None:
         super().__init__(files, key)
-        self._shared = files[shared].get_tensor(shared).float().flatten()[0]
+        self._shared: torch.Tensor = files[shared].get_tensor(shared).float().flatten()[0]
         self._divides = shared.endswith("_global_scale")
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
