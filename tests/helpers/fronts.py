@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
 import httpx
-from tests.helpers.http_app import World
+from tests.helpers.http_app import World, until
 
 from lorax_contract.config import RouterConfig
 from lorax_router.fronts.desk import CoreParts, FrontDesk
@@ -112,8 +112,15 @@ def front_of(world: World) -> FrontPair:
 
 @contextlib.asynccontextmanager
 async def closing(pair: FrontPair) -> AsyncIterator[FrontPair]:
-    """End what a front asked for at the end, as when its process is gone."""
+    """End what a front asked for at the end, as when its process is gone.
+
+    What was asked for and is over by then has left nothing on either side.
+    """
     try:
         yield pair
+        await until(lambda: not pair.desk._work)
+        assert not pair.desk._calls
+        assert not pair.service._asked
+        assert not pair.service._streams
     finally:
         await pair.desk.close()

@@ -46,12 +46,15 @@ class FrontProcess:
         """Start a front by a plan, whose descriptors are set here."""
         front = cls(plan.number, parts)
         ours, theirs = socket.socketpair()
-        with theirs:
-            front._connections, given = socket.socketpair()
-            front._connections.setblocking(False)
-            with given:
-                fds = (theirs.fileno(), given.fileno())
-                front._process = _run(plan, *fds)
+        front._connections, given = socket.socketpair()
+        front._connections.setblocking(False)
+        try:
+            with theirs, given:
+                front._process = _run(plan, theirs.fileno(), given.fileno())
+        except OSError:
+            ours.close()
+            front._connections.close()
+            raise
         front._link = await Link.over(ours, front._desk.take, front.gone.set)
         front._desk.open()
         return front
