@@ -1,6 +1,7 @@
 """What the router takes for itself, without a model: FakeShard behind it, 256 streams over HTTP.
 
-``python -m tests.acceptance.speed.router`` runs these points alone, in about three minutes.
+In one process, and as a core with two fronts in processes of their own. ``python -m
+tests.acceptance.speed.router`` runs these points alone, in about four minutes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from tests.acceptance.serve import run_bench
 MOST_FRONT_US = 60.0
 MOST_CORE_US = 25.0
 MOST_TURN_MS = 0.5
+NUM_FRONTS = ("0", "2")
+DIALECTS = ("generate_stream", "completions", "chat")
 
 
 @cache
 def _figures() -> dict[str, Any]:
     """Steps as fast as they can, and steps of 16 ms."""
-    return run_bench("http_stream")
+    return run_bench("http_stream", "--http-workers", *NUM_FRONTS)
 
 
 def _result(named: dict[str, dict[str, float]], most: float, unit: str) -> Result:
@@ -36,16 +39,24 @@ def _result(named: dict[str, dict[str, float]], most: float, unit: str) -> Resul
 def point_front() -> Result:
     """All dialects that stream most."""
     named = {
-        f"{dialect}, steps of {steps}": of_steps[dialect]["front_us"]
+        f"{dialect}, steps of {steps}, {number} fronts": of_steps[f"{number} fronts"][dialect][
+            "front_us"
+        ]
         for steps, of_steps in _figures().items()
-        for dialect in ("generate_stream", "completions", "chat")
+        for number in NUM_FRONTS
+        for dialect in DIALECTS
     }
     return _result(named, MOST_FRONT_US, "us a token")
 
 
 def point_core() -> Result:
-    """The engine loop alone."""
-    named = {f"steps of {steps}": each["core_us"] for steps, each in _figures().items()}
+    """The engine loop alone, and the whole process in front of which there are fronts."""
+    named = {f"alone, steps of {steps}": each["core_us"] for steps, each in _figures().items()}
+    named |= {
+        f"{dialect}, steps of {steps}, 2 fronts": of_steps["2 fronts"][dialect]["core_us"]
+        for steps, of_steps in _figures().items()
+        for dialect in DIALECTS
+    }
     return _result(named, MOST_CORE_US, "us a token")
 
 
