@@ -25,6 +25,8 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.keys import hash_of
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
+# As ``metric`` looks for it.
+DROPPED = r'lorax_request_failure\{err="dropped"\}'
 LONG = {"inputs": "w1 w2", "parameters": {"max_new_tokens": 300, "ignore_eos_token": True}}
 
 
@@ -134,7 +136,7 @@ async def test_a_client_that_leaves_ends_its_request(tmp_path):
     ):
         async with client.stream("POST", "/generate_stream", json=LONG) as stream:
             await anext(stream.aiter_lines())
-        await until(lambda: counted(client, "lorax_request_failure", 1))
+        await until(lambda: counted(client, DROPPED, 1))
         assert await metric(client, "lorax_request_count") == 1
 
 
@@ -226,6 +228,28 @@ async def test_a_crowd_that_comes_at_once_is_served_to_the_last(tmp_path):
             for client in clients:
                 assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200")
                 client.close()
+
+
+@in_loop
+async def test_a_client_that_does_not_read_is_cut_and_its_request_ends(tmp_path):
+    parameters = {"max_new_tokens": 7000, "ignore_eos_token": True, "return_k_alternatives": 20}
+    body = json.dumps({"inputs": "w1", "parameters": parameters}).encode()
+    async with (
+        routed(tmp_path, max_total_tokens=7500, max_input_length=100) as router,
+        httpx.AsyncClient(base_url=await router.url(), timeout=30) as client,
+    ):
+        url = client.base_url
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect((url.host, url.port))
+            head = (
+                b"POST /generate_stream HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            )
+            deaf.sendall(head + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+            await until(lambda: counted(client, DROPPED, 1))
+        assert await metric(client, "lorax_request_success") == 0
+        await until(lambda: counted(client, "lorax_kv_blocks_free", 2000))
+        assert await metric(client, "lorax_front_restarts") == 0
 
 
 @in_loop
