@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ _FLAGS = (
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 _COMPILE_TIMEOUT_S = 120
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 class NativeFunction:
@@ -82,7 +84,8 @@ def noting_calls(note: Callable[[NativeFunction, bytes], None]) -> Iterator[None
 def load_library(source: Path, *flags: str) -> tuple[ctypes.CDLL | None, str | None]:
     """Return the library made from a C++ file, or None and the reason in words.
 
-    The file may include headers that lie beside it. ``flags`` come after the usual ones.
+    The file may include headers of the project, by paths from where it lies. ``flags`` come after
+    the usual ones.
     """
     compiler = next(filter(None, map(shutil.which, _compilers())), None)
     if compiler is None:
@@ -124,13 +127,23 @@ def _run(command: list[str]) -> None:
 
 def _build_key(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
     """Return a name for what the library depends on: sources, flags, compiler, instruction set."""
-    sources = (source, *sorted(source.parent.glob("*.h")))
-    texts = [path.read_text(encoding="utf-8") for path in sources]
-    parts = [*texts, *flags, compiler, *cpu_identity()]
+    parts = [*_texts(source).values(), *flags, compiler, *cpu_identity()]
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=10
     )
     return hashlib.sha256("\n".join([*parts, version.stdout]).encode()).hexdigest()[:16]
+
+
+def _texts(source: Path) -> dict[Path, str]:
+    """Return the texts of a source and of all that it includes from the project."""
+    texts: dict[Path, str] = {}
+    left = [source.resolve()]
+    while left:
+        path = left.pop()
+        if path not in texts:
+            texts[path] = path.read_text(encoding="utf-8")
+            left += [(path.parent / name).resolve() for name in _INCLUDE.findall(texts[path])]
+    return texts
 
 
 def _last_words(error: subprocess.SubprocessError) -> str:

@@ -43,15 +43,17 @@ inline bool are_granted() {
 // and behind the other.
 inline void settle(const void* at) { asm volatile("" : : "r"(at) : "memory"); }
 
-// While one lives, this thread computes with tiles of full size.
+// While one lives, this thread computes with tiles; those of inputs and of sums have so many rows.
 class Session {
    public:
-    Session() {
+    explicit Session(int64_t num_rows = rows) {
         struct alignas(64) {
             uint8_t palette = 1, start = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t num_rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
         } shape;
+        for (int tile = 0; tile < 6; ++tile)
+            shape.num_rows[tile] = static_cast<uint8_t>(num_rows < rows ? num_rows : rows);
         settle(&shape);
         _tile_loadconfig(&shape);
     }
@@ -60,14 +62,19 @@ class Session {
     Session& operator=(const Session&) = delete;
 };
 
+// Puts the first parts of 16 numbers and of the 16 that are paired with them side by side.
+inline __m512i pair_up(__m512i low, __m512i high) {
+    const __m512i first = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    // (low >> 16) | (high & first)
+    return _mm512_ternarylogic_epi32(_mm512_srli_epi32(low, 16), high, first, 0xf8);
+}
+
 // Cuts 16 numbers and the 16 that are paired with them; part p goes to at + p * size.
 inline void split(__m512 x, __m512 paired, uint16_t* at) {
     const __m512i first = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     for (int64_t part = 0; part < parts; ++part, at += size) {
         const __m512i low = _mm512_castps_si512(x), high = _mm512_castps_si512(paired);
-        // (low >> 16) | (high & first)
-        _mm512_store_si512(at, _mm512_ternarylogic_epi32(_mm512_srli_epi32(low, 16), high, first,
-                                                         0xf8));
+        _mm512_store_si512(at, pair_up(low, high));
         if (part + 1 == parts) return;
         x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(low, first)));
         paired = _mm512_sub_ps(paired, _mm512_castsi512_ps(_mm512_and_si512(high, first)));
@@ -112,8 +119,9 @@ inline void store_sums(float* at) {
 
 // Two row tiles by two column tiles: one step of 32 inputs. Rows' parts are at x and x + x_next,
 // columns' at w and w + w_next. Rows come from the second
-// cache and are loaded once, columns from the first; the largest products come last.
-template <bool HAS_SECOND_ROWS>
+// cache and are loaded once, columns from the first; the largest products come last. A weight of
+// one part is exact.
+template <bool HAS_SECOND_ROWS, int WEIGHT_PARTS = parts>
 inline void multiply(const uint16_t* x, int64_t x_next, const uint16_t* w, int64_t w_next) {
 #define LORAX_TILES_ROWS(part)                            \
     _tile_loadd(4, x + (part) * size, 64);                \
@@ -130,10 +138,14 @@ inline void multiply(const uint16_t* x, int64_t x_next, const uint16_t* w, int64
     }
     LORAX_TILES_ROWS(2) LORAX_TILES_COLUMNS(0) LORAX_TILES_ADD
     LORAX_TILES_ROWS(1) LORAX_TILES_ADD
-    LORAX_TILES_COLUMNS(1) LORAX_TILES_ADD
-    LORAX_TILES_ROWS(0) LORAX_TILES_ADD
-    LORAX_TILES_COLUMNS(2) LORAX_TILES_ADD
-    LORAX_TILES_COLUMNS(0) LORAX_TILES_ADD
+    if constexpr (WEIGHT_PARTS == 1) {
+        LORAX_TILES_ROWS(0) LORAX_TILES_ADD
+    } else {
+        LORAX_TILES_COLUMNS(1) LORAX_TILES_ADD
+        LORAX_TILES_ROWS(0) LORAX_TILES_ADD
+        LORAX_TILES_COLUMNS(2) LORAX_TILES_ADD
+        LORAX_TILES_COLUMNS(0) LORAX_TILES_ADD
+    }
 #undef LORAX_TILES_ROWS
 #undef LORAX_TILES_COLUMNS
 #undef LORAX_TILES_ADD

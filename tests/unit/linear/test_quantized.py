@@ -23,7 +23,7 @@ from lorax_shard.linear.quantized.kernel import (
 
 NARROWER = {"own": (), "without AVX-512": ("-mno-avx512f",), "without AVX": ("-mno-avx",)}
 # Neither whole panels nor whole blocks.
-SHAPES = ((1, 32), (31, 160), (130, 576))
+SHAPES = ((1, 32), (31, 160), (130, 576), (40, 1600))
 MOST_ROWS = 200
 
 
@@ -80,10 +80,43 @@ def test_a_row_is_the_same_to_the_bit_in_any_company_on_any_threads(
     x = torch.randn(MOST_ROWS, 576)
     torch.set_num_threads(1)
     together = kernel(x)
+    alone = torch.cat([kernel(row) for row in x.split(1)])
+    # Matrix tiles round otherwise than registers do: both are the same wherever they are used.
+    few = library.tiles_from(format_.index)
     for first, last in ((0, 1), (3, 8), (7, 19), (20, 33), (100, 197)):
-        assert torch.equal(kernel(x[first:last]), together[first:last])
+        expected = alone if last - first < few else together
+        assert torch.equal(kernel(x[first:last]), expected[first:last])
+    if few > MOST_ROWS:
+        assert torch.equal(alone, together)
     torch.set_num_threads(3)
     assert torch.equal(kernel(x), together)
+
+
+@pytest.mark.parametrize("num_in", [1, 15, 17, 31, 77, 141, 785])
+def test_formats_without_groups_take_any_number_of_inputs(
+    library: QuantizedLibrary, num_in: int
+) -> None:
+    torch.manual_seed(2)
+    for format_ in FORMATS:
+        if format_.group_size > 1:
+            continue
+        weight = random_weight(format_, 37, num_in)
+        kernel, dense, x = packed(library, weight), weight.dense(), torch.randn(20, num_in)
+        scale = dense.abs().max().item() * num_in**0.5
+        expected = functional.linear(x.double(), dense.double()).float()
+        torch.testing.assert_close(kernel(x), expected, rtol=1e-5, atol=2e-6 * scale)
+
+
+def test_many_rows_are_as_exact_as_the_plain_product(
+    library: QuantizedLibrary, format_: Format
+) -> None:
+    torch.manual_seed(3)
+    weight, x = random_weight(format_, 130, 1600), torch.randn(150, 1600)
+    dense = weight.dense()
+    exact = x.double() @ dense.double().t()
+    plain = (functional.linear(x, dense) - exact).norm()
+    # Codes of four bits are multiplied as 16 and more, which costs some of the last bits.
+    assert (packed(library, weight)(x) - exact).norm() <= 1.5 * plain
 
 
 def test_inputs_may_lie_anyhow(library: QuantizedLibrary, format_: Format) -> None:

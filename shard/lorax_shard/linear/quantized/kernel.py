@@ -26,17 +26,19 @@ _MAPPING_BYTES = 64 << 20
 
 
 class QuantizedLibrary(NamedTuple):
-    """The compiled kernel, and the columns of its panels."""
+    """The compiled kernel and its measures; ``columns`` are those of a panel."""
 
     linear: NativeFunction
     columns: int
+    # From how many rows on a format, by its index, is computed on matrix tiles.
+    tiles_from: Any
 
 
 class QuantizedKernel:
     """A quantized weight in panels, which serve every row count.
 
     What a row gets is the same to the last bit whatever rows come beside it, on any number of
-    threads.
+    threads; where the processor has matrix tiles so among many rows, and among few.
     """
 
     __slots__ = ("_bias", "_format", "_library", "_packed", "_scales", "_shape", "nbytes")
@@ -119,7 +121,10 @@ def load_quantized(*flags: str) -> tuple[QuantizedLibrary | None, str | None]:
         return None, reason
     columns: Any = loaded.lorax_quantized_columns
     columns.argtypes, columns.restype = (), ctypes.c_int64
-    return QuantizedLibrary(NativeFunction(loaded, "lorax_quantized_linear"), columns()), None
+    tiles_from: Any = loaded.lorax_quantized_tiles_from
+    tiles_from.argtypes, tiles_from.restype = (ctypes.c_int64,), ctypes.c_int64
+    linear = NativeFunction(loaded, "lorax_quantized_linear")
+    return QuantizedLibrary(linear, columns(), tiles_from), None
 
 
 def _padded(numbers: torch.Tensor, missing: int) -> torch.Tensor:

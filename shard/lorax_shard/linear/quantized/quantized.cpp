@@ -12,183 +12,24 @@
 // past. Where one tile takes all rows, codes become floats in its registers. More rows take turns
 // with floats that are made once, in the first cache: the same numbers in the same order, so that
 // what a row gets depends neither on the rows beside it nor on threads.
+//
+// Where there are matrix tiles they take more than a few rows (tiles.h): as exactly, with other last
+// bits; among those, too, what a row gets does not depend on the others.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
+#include "tiles.h"
 
 namespace {
 
-// One register; vectors may lie anywhere.
-#if defined(__AVX512F__)
-constexpr int num_lanes = 16, tile_rows = 12;
-#elif defined(__AVX__)
-constexpr int num_lanes = 8, tile_rows = 6;
-#elif defined(__aarch64__)
-constexpr int num_lanes = 4, tile_rows = 12;
-#else
-constexpr int num_lanes = 4, tile_rows = 6;
-#endif
-constexpr int columns = 2 * num_lanes;
-
-typedef float Lanes __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
-typedef int8_t Bytes __attribute__((vector_size(num_lanes), aligned(1), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(2 * num_lanes), aligned(2), may_alias));
-
-inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
-inline const Lanes& lanes_at(const void* at) { return *reinterpret_cast<const Lanes*>(at); }
-inline const Words& words_at(const void* at) { return *reinterpret_cast<const Words*>(at); }
-inline const Bytes& bytes_at(const void* at) { return *reinterpret_cast<const Bytes*>(at); }
-inline const Halves& halves_at(const void* at) { return *reinterpret_cast<const Halves*>(at); }
-
-// Rows that are computed while a block of the weight passes through once, and the most inputs of
-// a block: a panel's block in floats and a tile's inputs fit into the first cache.
-constexpr int64_t most_rows = 96, most_depth = 128;
+// Rows that are computed while a block of the weight passes through once.
+constexpr int64_t most_rows = 96;
 // From row to row of the inputs of a block; no multiple of 4 KiB.
 constexpr int64_t input_stride = most_depth + 16;
 // How far ahead a weight is asked for, in bytes.
 constexpr int64_t lead = 4096;
-
-// Four bytes hold eight codes of four bits.
-constexpr int codes_a_word = 8;
-
-// 16-bit floats as float32: exactly.
-inline Lanes widen_halves(const uint8_t* at) {
-#if defined(__AVX512F__)
-    return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)at));
-#elif defined(__F16C__) && defined(__AVX__)
-    return (Lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)at));
-#elif defined(__aarch64__)
-    typedef __fp16 Narrow __attribute__((vector_size(8), aligned(2), may_alias));
-    return __builtin_convertvector(*reinterpret_cast<const Narrow*>(at), Lanes);
-#else
-    const Words half = __builtin_convertvector(halves_at(at), Words);
-    // Exponents are put right by a product, which is exact and normalises what is not normal.
-    const Words magnitude = (half & 0x7fff) << 13;
-    const Words sign = (half & 0x8000) << 16;
-    return (Lanes)((Words)((Lanes)magnitude * 0x1p112f) | sign);
-#endif
-}
-
-struct Half {
-    static constexpr int bytes = 2;
-    static Lanes load(const uint8_t* at) { return widen_halves(at); }
-};
-
-struct Full {
-    static constexpr int bytes = 4;
-    static Lanes load(const uint8_t* at) { return lanes_at(at); }
-};
-
-// Floats, as a block lies that was made ready in the first cache.
-struct Plain {
-    static constexpr int group = 1, step = 1, bytes = 4 * columns;
-    const uint8_t* at;
-    explicit Plain(const uint8_t* at) : at(at) {}
-    void load(int) {}
-    Lanes read(int, int half) const { return lanes_at(at + 4 * num_lanes * half); }
-};
-
-// The upper half of each float32.
-struct Bfloat {
-    static constexpr int group = 1, step = 1, bytes = 2 * columns;
-    const uint8_t* at;
-    explicit Bfloat(const uint8_t* at) : at(at) {}
-    void load(int) {}
-    Lanes read(int, int half) const {
-        const Halves narrow = halves_at(at + 2 * num_lanes * half);
-        return (Lanes)(__builtin_convertvector(narrow, Words) << 16);
-    }
-};
-
-inline Lanes widen_bytes(const uint8_t* at) {
-    // Compilers take vectors of bytes apart for this, unless they are told the instruction.
-#if defined(__AVX512F__)
-    const Ints whole = (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at));
-#elif defined(__AVX2__)
-    const Ints whole = (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)at));
-#else
-    const Ints whole = __builtin_convertvector(bytes_at(at), Ints);
-#endif
-    return __builtin_convertvector(whole, Lanes);
-}
-
-// Whole numbers of eight bits; what they are multiplied by stands for all inputs, and comes last.
-struct ChannelBytes {
-    static constexpr int group = 1, step = 1, bytes = columns;
-    const uint8_t* at;
-    explicit ChannelBytes(const uint8_t* at) : at(at) {}
-    void load(int) {}
-    Lanes read(int, int half) const { return widen_bytes(at + num_lanes * half); }
-};
-
-// What the inputs of a group share: code x scale + offset.
-template <class Number, bool HAS_OFFSET>
-struct Shared {
-    static constexpr int bytes = (HAS_OFFSET ? 2 : 1) * Number::bytes * columns;
-    Lanes scales[2], offsets[2];
-    explicit Shared(const uint8_t* at) {
-        for (int half = 0; half < 2; ++half) {
-            scales[half] = Number::load(at + half * num_lanes * Number::bytes);
-            if (HAS_OFFSET)
-                offsets[half] = Number::load(at + (2 + half) * num_lanes * Number::bytes);
-        }
-    }
-    Lanes apply(Lanes code, int half) const {
-        return HAS_OFFSET ? code * scales[half] + offsets[half] : code * scales[half];
-    }
-};
-
-// Eight bits a code, with a sign.
-template <class Number, int GROUP, bool HAS_OFFSET>
-struct GroupedBytes {
-    typedef Shared<Number, HAS_OFFSET> Same;
-    static constexpr int group = GROUP, step = 1, bytes = Same::bytes + GROUP * columns;
-    const uint8_t *codes, *at;
-    Same same;
-    explicit GroupedBytes(const uint8_t* at) : codes(at + Same::bytes), same(at) {}
-    void load(int part) { at = codes + part * columns; }
-    Lanes read(int, int half) const {
-        return same.apply(widen_bytes(at + num_lanes * half), half);
-    }
-};
-
-// Four bits a code; without an offset they stand for -8 to 7, with one for 0 to 15.
-template <class Number, int GROUP, bool HAS_OFFSET>
-struct GroupedNibbles {
-    typedef Shared<Number, HAS_OFFSET> Same;
-    static constexpr int group = GROUP, step = codes_a_word,
-                         bytes = Same::bytes + GROUP * columns / 2;
-    const uint8_t* codes;
-    Words words[2];
-    Same same;
-    explicit GroupedNibbles(const uint8_t* at) : codes(at + Same::bytes), same(at) {}
-    void load(int part) {
-        for (int half = 0; half < 2; ++half)
-            words[half] = words_at(codes + (part * 2 + half) * 4 * num_lanes);
-    }
-    Lanes read(int index, int half) const {
-        constexpr int lowest = HAS_OFFSET ? 0 : -8;
-        const Words shifted = words[half] >> (4 * index);
-#if defined(__AVX512F__)
-        // Of an index into a table of sixteen only four bits count.
-        const __m512 table = _mm512_setr_ps(
-            lowest, lowest + 1, lowest + 2, lowest + 3, lowest + 4, lowest + 5, lowest + 6,
-            lowest + 7, lowest + 8, lowest + 9, lowest + 10, lowest + 11, lowest + 12,
-            lowest + 13, lowest + 14, lowest + 15);
-        return same.apply((Lanes)_mm512_permutexvar_ps((__m512i)shifted, table), half);
-#else
-        const Ints code = (Ints)(shifted & 15) + lowest;
-        return same.apply(__builtin_convertvector(code, Lanes), half);
-#endif
-    }
-};
 
 // Where the results of a tile go.
 struct Out {
@@ -249,7 +90,39 @@ struct Format {
     int64_t group, bytes;
     Tile* tiles[tile_rows + 1];
     void (*widen)(const uint8_t* w, int64_t depth, float* floats);
+    // Computes rows of neighbouring panels on matrix tiles, which is faster from `tiles_from` on;
+    // null where there are none.
+    void (*on_tiles)(const QuantizedCall& call, int64_t first_row, int64_t last_row,
+                     int64_t first_panel, int64_t last_panel);
+    int64_t tiles_from;
 };
+
+#ifdef LORAX_MATRIX_TILES
+constexpr int64_t most_tile_rows = CodeTiles<Bfloat>::most_rows;
+inline bool has_tiles() { return matrix_tiles::are_granted(); }
+
+template <class Codes>
+void compute_on_tiles(const QuantizedCall& call, int64_t first_row, int64_t last_row,
+                      int64_t first_panel, int64_t last_panel) {
+    CodeTiles<Codes>(call, first_row, last_row).compute(first_panel, last_panel);
+}
+
+// Half a step of a tile is no group.
+template <class Codes>
+constexpr decltype(Format::on_tiles) on_tiles() {
+    if constexpr (Codes::group == 16)
+        return nullptr;
+    else
+        return compute_on_tiles<Codes>;
+}
+#else
+constexpr int64_t most_tile_rows = most_rows;
+inline bool has_tiles() { return false; }
+template <class Codes>
+constexpr decltype(Format::on_tiles) on_tiles() {
+    return nullptr;
+}
+#endif
 
 template <class Codes>
 void widen(const uint8_t* w, int64_t depth, float* floats) {
@@ -276,7 +149,9 @@ constexpr Format format_of() {
              compute_tile<10, Codes>, compute_tile<11, Codes>, compute_tile<12, Codes>,
 #endif
             },
-            widen<Codes>};
+            widen<Codes>,
+            on_tiles<Codes>(),
+            Codes::step == codes_a_word ? 9 : 6};
 }
 
 // In the order of formats.py.
@@ -289,25 +164,16 @@ constexpr Format formats[] = {
     format_of<GroupedNibbles<Full, 32, true>>(),
     format_of<GroupedBytes<Full, 16, true>>(),
 };
-constexpr Format plain = format_of<Plain>();
+constexpr Tile* plain_tiles[] = {
+    nullptr, compute_tile<1, Plain>, compute_tile<2, Plain>, compute_tile<3, Plain>,
+    compute_tile<4, Plain>, compute_tile<5, Plain>, compute_tile<6, Plain>,
+#if defined(__AVX512F__) || defined(__aarch64__)
+    compute_tile<7, Plain>, compute_tile<8, Plain>, compute_tile<9, Plain>, compute_tile<10, Plain>,
+    compute_tile<11, Plain>, compute_tile<12, Plain>,
+#endif
+};
 
 }  // namespace
-
-// What Python hands over: all fields have eight bytes.
-struct QuantizedCall {
-    const float* x;
-    int64_t x_stride;
-    const uint8_t* weight;
-    const float* scale;  // of each column, padded to whole panels; null where groups have theirs
-    const float* bias;   // padded likewise; null without one
-    float* y;
-    int64_t y_stride;
-    int64_t num_rows;
-    int64_t num_in;
-    int64_t num_out;
-    int64_t format;
-    int64_t num_threads;
-};
 
 namespace {
 
@@ -356,7 +222,7 @@ class Part {
             // Rows are spread evenly: a tile of one row takes as long as one of four.
             const int64_t end = rows * (tile + 1) / num_tiles;
             out.at = y + row * stride;
-            plain.tiles[end - row](inputs + row * input_stride, (const uint8_t*)floats, size, out,
+            plain_tiles[end - row](inputs + row * input_stride, (const uint8_t*)floats, size, out,
                                    next + tile * rate * size, rate);
             row = end;
         }
@@ -395,6 +261,11 @@ bool needs_threads(const QuantizedCall& call) {
 
 extern "C" int64_t lorax_quantized_columns() { return columns; }
 
+// From how many rows on a format is computed on matrix tiles; none has so many where it is not.
+extern "C" int64_t lorax_quantized_tiles_from(int64_t format) {
+    return formats[format].on_tiles && has_tiles() ? formats[format].tiles_from : INT64_MAX;
+}
+
 // Called by all threads of a team; it has ended when it returns in any of them.
 extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
     const QuantizedCall& call = *given;
@@ -403,7 +274,10 @@ extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
     const int64_t parts = !needs_threads(call) ? 1
                           : work < much        ? call.num_threads
                                                : call.num_threads * parts_a_thread;
-    const int64_t row_parts = (call.num_rows + most_rows - 1) / most_rows;
+    const Format& format = formats[call.format];
+    const bool on_tiles = call.num_rows >= lorax_quantized_tiles_from(call.format);
+    const int64_t part_rows = on_tiles ? most_tile_rows : most_rows;
+    const int64_t row_parts = (call.num_rows + part_rows - 1) / part_rows;
     const int64_t part_columns = call.num_rows ? part_results * row_parts / call.num_rows : 1;
     const int64_t fitting = std::max<int64_t>(1, part_columns / columns);
     const int64_t panel_parts =
@@ -412,9 +286,14 @@ extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
         const int64_t row = part / panel_parts, panel = part % panel_parts;
-        Part(call, call.num_rows * row / row_parts, call.num_rows * (row + 1) / row_parts,
-             num_panels * panel / panel_parts, num_panels * (panel + 1) / panel_parts)
-            .compute();
+        const int64_t first_row = call.num_rows * row / row_parts,
+                      last_row = call.num_rows * (row + 1) / row_parts,
+                      first_panel = num_panels * panel / panel_parts,
+                      last_panel = num_panels * (panel + 1) / panel_parts;
+        if (on_tiles)
+            format.on_tiles(call, first_row, last_row, first_panel, last_panel);
+        else
+            Part(call, first_row, last_row, first_panel, last_panel).compute();
     }
 }
 
