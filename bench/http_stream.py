@@ -154,10 +154,19 @@ def router(
     with started(serve_router, config.to_json()) as process:
         wait_for(port)
         core = psutil.Process(process.pid)
+        yield port, core, wait_for_fronts(core, num_fronts)
+
+
+def wait_for_fronts(core: psutil.Process, num_fronts: int) -> list[psutil.Process]:
+    """Return a router's fronts when all have started: its port is open before."""
+    deadline = time.monotonic() + 30.0
+    while True:
         fronts = [each for each in core.children() if FRONT in each.cmdline()]
-        if len(fronts) != num_fronts:
+        if len(fronts) == num_fronts:
+            return fronts
+        if time.monotonic() > deadline:
             raise SystemExit(f"the router has {len(fronts)} fronts, not {num_fronts}")
-        yield port, core, fronts
+        time.sleep(0.05)
 
 
 # --- the client -------------------------------------------------------------------
