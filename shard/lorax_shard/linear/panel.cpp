@@ -12,7 +12,8 @@
 // once for up to most_rows rows; while one block is computed, the next one is asked for.
 //
 // What a row gets does not depend on the rows beside it nor on threads: each sum runs through a
-// block from its first input to its last, and the blocks' sums are added from first to last.
+// block from its first input to its last, and the blocks' sums are added from first to last. On
+// matrix tiles it does not depend on them either, but its last bits are others.
 
 #include <omp.h>
 
@@ -20,25 +21,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "lanes.h"
 #include "matrix_tiles.h"
 
 namespace {
-
-// One register; vectors may lie anywhere.
-#if defined(__AVX512F__)
-constexpr int num_lanes = 16, tile_rows = 12;
-#elif defined(__AVX__)
-constexpr int num_lanes = 8, tile_rows = 6;
-#elif defined(__aarch64__)
-constexpr int num_lanes = 4, tile_rows = 12;
-#else
-constexpr int num_lanes = 4, tile_rows = 6;
-#endif
-typedef float Lanes __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
-constexpr int columns = 2 * num_lanes;
-
-inline const Lanes& lanes_at(const float* at) { return *reinterpret_cast<const Lanes*>(at); }
-inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
 
 // The most inputs of a block: a panel's block and a tile's inputs fit into the first cache.
 constexpr int64_t most_depth = 128;

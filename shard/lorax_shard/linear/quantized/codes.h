@@ -10,27 +10,15 @@
 #include <immintrin.h>
 #endif
 
+#include "../lanes.h"
+
 namespace {
 
-// One register; vectors may lie anywhere.
-#if defined(__AVX512F__)
-constexpr int num_lanes = 16, tile_rows = 12;
-#elif defined(__AVX__)
-constexpr int num_lanes = 8, tile_rows = 6;
-#elif defined(__aarch64__)
-constexpr int num_lanes = 4, tile_rows = 12;
-#else
-constexpr int num_lanes = 4, tile_rows = 6;
-#endif
-constexpr int columns = 2 * num_lanes;
-
-typedef float Lanes __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * num_lanes), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(num_lanes), aligned(1), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(2 * num_lanes), aligned(2), may_alias));
 
-inline Lanes& lanes_at(float* at) { return *reinterpret_cast<Lanes*>(at); }
 inline const Lanes& lanes_at(const void* at) { return *reinterpret_cast<const Lanes*>(at); }
 inline const Words& words_at(const void* at) { return *reinterpret_cast<const Words*>(at); }
 inline const Bytes& bytes_at(const void* at) { return *reinterpret_cast<const Bytes*>(at); }
