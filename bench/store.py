@@ -70,14 +70,16 @@ class Measured:
 
     store: AdapterStore
     fetcher: AdapterFetcher
+    besides: frozenset[int]
+    """Processes of others below this one, which may end at any time."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     async def fetch(self, kind: str, number: int) -> None:
         """Fetch an adapter and note what it took."""
-        computed, began = cpu_s(), perf_counter()
+        computed, began = cpu_s(self.besides), perf_counter()
         (await self.fetcher.fetch(AdapterRef.of("local", f"adapter-{number}"))).release()
         self.note(f"{kind}_ms", perf_counter() - began)
-        self.note(f"{kind}_cpu_ms", cpu_s() - computed)
+        self.note(f"{kind}_cpu_ms", cpu_s(self.besides) - computed)
 
     async def page(self, wanted: list[str]) -> None:
         """Ask for the bytes of some entries, in a thread as the shard's server does."""
@@ -91,23 +93,31 @@ class Measured:
         self.seconds.setdefault(kind, []).append(seconds)
 
 
-def cpu_s() -> float:
-    """Return what the processes of fetches have computed: all descendants of this one."""
-    total, parents, ticks = 0.0, {}, os.sysconf("SC_CLK_TCK")
+def cpu_s(besides: frozenset[int]) -> float:
+    """Return what the processes of fetches have computed: descendants without ``besides``."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (
+        sum(seconds for number, seconds in descendants().items() if number not in besides) / ticks
+    )
+
+
+def descendants() -> dict[int, int]:
+    """Return the ticks that each process below this one has computed, with its ended children."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        # Its parent; its own time and that of its children that have ended.
-        parents[int(path.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
-    for number, (parent, computed) in parents.items():
+        found[int(path.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+    below = {}
+    for number, (parent, computed) in found.items():
         ancestor, seen = parent, 0
         while ancestor not in (0, 1, os.getpid()) and seen < 8:
-            ancestor, seen = parents.get(ancestor, (0, 0))[0], seen + 1
-        if ancestor == os.getpid() and number != os.getpid():
-            total += computed / ticks
-    return total
+            ancestor, seen = found.get(ancestor, (0, 0))[0], seen + 1
+        if ancestor == os.getpid():
+            below[number] = computed
+    return below
 
 
 @contextmanager
@@ -120,7 +130,8 @@ def measured(root: Path, folder: Path, number: int) -> Iterator[Measured]:
         store_max_bytes=number * ENTRY_BYTES,
         sources=SourceSettings(local_roots=(str(root),), hub_enabled=False),
     )
-    made = Measured(store, AdapterFetcher(FetchSettings(setup=setup)))
+    fetcher = AdapterFetcher(FetchSettings(setup=setup))
+    made = Measured(store, fetcher, frozenset(descendants()))
     store.open()
     began = perf_counter()
     store.sweep()
