@@ -17,7 +17,7 @@ from tests.acceptance.harness import Result
 ROOT = Path(__file__).parents[2]
 LEAST_FAMILIES = 20
 # The first parameter of a contract test is its backend; a file of one backend is named after it.
-BACKENDS = ("torch", "cpp", "cpu", "sdpa", "flash", "triton")
+BACKENDS = ("torch", "cpp", "tiles", "cpu", "sdpa", "flash", "triton")
 
 
 _VERSIONS = """

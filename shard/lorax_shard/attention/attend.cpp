@@ -33,21 +33,19 @@ int64_t work_of(const AttendCall& c) {
     return pairs * c.num_heads * (c.key_dim + c.value_dim);
 }
 
-}  // namespace
-
 // Called by all threads of a team.
-extern "C" void lorax_attend_team(const AttendCall* call) {
-    const AttendCall& c = *call;
+void attend(const AttendCall& c, bool on_tiles) {
     static thread_local Plan plan;
     static thread_local Buffer buffer;
-    plan.make(c, omp_get_num_threads());
+    on_tiles = on_tiles && TileProducts::fits(c.key_dim, c.value_dim);
+    plan.make(c, omp_get_num_threads(), on_tiles);
     const int64_t partial_size = round_up(c.value_dim, num_lanes) + 2;
     float* partials = nullptr;
     if (plan.num_partials > 0) {
 #pragma omp single copyprivate(partials)
         partials = buffer.numbers(plan.num_partials * partial_size);
     }
-    Worker worker(c, plan.most_rows);
+    Worker worker(c, plan.most_rows, on_tiles);
     const auto num_tiles = static_cast<int64_t>(plan.tiles.size());
     const int64_t num_chunks = omp_get_num_threads() * chunks_a_thread;
     const int64_t chunk = std::max<int64_t>(1, num_tiles / num_chunks);
@@ -69,8 +67,30 @@ extern "C" void lorax_attend_team(const AttendCall* call) {
     }
 }
 
+}  // namespace
+
+extern "C" void lorax_attend_team(const AttendCall* call) { attend(*call, false); }
+
 extern "C" void lorax_attend(const AttendCall* call) {
     const int64_t threads = work_of(*call) < too_little ? 1 : call->num_threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    lorax_attend_team(call);
+    attend(*call, false);
+}
+
+// Whether this processor has matrix tiles that this process may use.
+extern "C" int64_t lorax_attention_has_tiles() {
+#ifdef LORAX_MATRIX_TILES
+    return matrix_tiles::are_granted();
+#else
+    return 0;
+#endif
+}
+
+// The same with many rows on matrix tiles, where they are there.
+extern "C" void lorax_attend_on_tiles_team(const AttendCall* call) { attend(*call, true); }
+
+extern "C" void lorax_attend_on_tiles(const AttendCall* call) {
+    const int64_t threads = work_of(*call) < too_little ? 1 : call->num_threads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    attend(*call, true);
 }

@@ -1,4 +1,4 @@
-"""The ``cpp`` backend: attention of all rows of a step in one call of a kernel of our own.
+"""The ``cpp`` and ``tiles`` backends: attention of all rows of a step in one call of our own kernel.
 
 ``attend.cpp`` and ``store.cpp`` are compiled for this very CPU when they are first asked for;
 see ``native``.
@@ -6,6 +6,7 @@ see ``native``.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import struct
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ class CppAttention(AttentionBackend):
     """
 
     name = "cpp"
+    _function = "lorax_attend"
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -93,7 +95,7 @@ class CppAttention(AttentionBackend):
             return f"it computes on a CPU, not on {device.type}"
         if dtype is not torch.float32:
             return f"it computes float32, not {str(dtype).removeprefix('torch.')}"
-        return _kernel()[1] or _store()[1]
+        return _library()[1] or _store()[1]
 
     @classmethod
     def refuses_cache(cls, kv_dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG003 - whichever it is
@@ -146,8 +148,7 @@ class CppAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> torch.Tensor:
         """Return the attention of all rows, decodes and prompts alike."""
-        kernel, reason = _kernel()
-        assert kernel is not None, reason  # the registry makes no backend that cannot run
+        kernel = _kernel(self._function)
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
         query = _rows_together(query)
         num_tokens, num_heads, key_dim = query.shape
@@ -165,6 +166,28 @@ class CppAttention(AttentionBackend):
             )
         )  # fmt: skip
         return output
+
+
+class TileAttention(CppAttention):
+    """The same, with the rows of prompts on matrix tiles (AMX); see ``tile_products.h``.
+
+    Heads of other than multiples of 32 numbers are computed as ``cpp`` does. What a token gets is the same to the last bit among many rows that share their K and V, and
+    among few.
+    """
+
+    name = "tiles"
+    _function = "lorax_attend_on_tiles"
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """It needs what ``cpp`` needs, and a processor with matrix tiles for bfloat16."""
+        if reason := super().probe(device, dtype):
+            return reason
+        library, _ = _library()
+        has_tiles: Any = getattr(library, "lorax_attention_has_tiles", None)
+        if has_tiles is None or not has_tiles():
+            return "this processor has no matrix tiles (AMX), or the system does not grant them"
+        return None
 
 
 def _rows_of(metadata: StepMetadata) -> StepRows:
@@ -203,7 +226,14 @@ def _store() -> tuple[NativeFunction | None, str | None]:
 
 
 @functools.cache
-def _kernel() -> tuple[NativeFunction | None, str | None]:
-    """Return the kernel, or None and the reason in words."""
-    library, reason = load_library(_SOURCE)
-    return (None, reason) if library is None else (NativeFunction(library, "lorax_attend"), None)
+def _library() -> tuple[ctypes.CDLL | None, str | None]:
+    """Return what attends, or None and the reason in words."""
+    return load_library(_SOURCE)
+
+
+@functools.cache
+def _kernel(name: str) -> NativeFunction:
+    """Return one of its functions."""
+    library, reason = _library()
+    assert library is not None, reason  # the registry makes no backend that cannot run
+    return NativeFunction(library, name)

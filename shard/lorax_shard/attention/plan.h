@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "memory.h"
 #include "products.h"
 
 // The rows of a step, the same for all layers; Python writes it anew for each step.
@@ -46,8 +47,6 @@ constexpr int64_t tiles_a_thread = 4;
 // Numbers that a call keeps of spans at most.
 constexpr int64_t most_partial_numbers = 1 << 22;
 
-constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 // Tokens of a row's context, from `first` to before `last`.
 struct Tokens {
     int64_t first, last;
@@ -63,6 +62,7 @@ inline Tokens seen_by(const AttendCall& c, int64_t position) {
 struct Tile {
     int64_t row, first_query, num_queries, first_kv_head, last_kv_head;
     Tokens context;
+    bool on_tiles;    // on matrix tiles: each tile of a row that has many queries
     int64_t partial;  // where what it computes is kept until all spans are; -1: it is all
 
     int64_t num_rows(int64_t group) const {
@@ -81,7 +81,7 @@ struct Plan {
     int64_t num_partials;  // rows of which spans are kept
     int64_t most_rows;     // of a tile
 
-    void make(const AttendCall& c, int64_t num_threads) {
+    void make(const AttendCall& c, int64_t num_threads, bool has_tiles) {
         tiles.clear();
         splits.clear();
         num_partials = most_rows = 0;
@@ -98,15 +98,17 @@ struct Plan {
         for (int64_t row = 0; row < c.rows->num_rows; ++row) {
             const int64_t length = c.rows->query_lens[row];
             const int64_t position = c.rows->context_lens[row] - length;
+            const bool on_tiles = has_tiles && length * group > few_rows;
             // The longest first: what comes last should be short.
             const int64_t num_tiles = (length + queries - 1) / queries;
             for (int64_t tile = num_tiles; tile-- > 0;) {
                 const int64_t first = tile * queries, num = std::min(queries, length - first);
                 const Tokens context{seen_by(c, position + first).first, position + first + num};
-                const int64_t heads = num * group <= few_rows ? together : 1;
-                for (int64_t kv = 0; kv < c.num_kv_heads; kv += heads)
-                    add(c, {row, first, num, kv, std::min(c.num_kv_heads, kv + heads), context, -1},
-                        is_split);
+                const int64_t heads = num * group <= few_rows && !on_tiles ? together : 1;
+                for (int64_t kv = 0; kv < c.num_kv_heads; kv += heads) {
+                    const int64_t last_head = std::min(c.num_kv_heads, kv + heads);
+                    add(c, {row, first, num, kv, last_head, context, on_tiles, -1}, is_split);
+                }
             }
         }
     }

@@ -14,12 +14,13 @@ BACKENDS = BackendRegistry[AttentionBackend](
     {
         "flash": "lorax_shard.attention.flash.backend:FlashAttention",
         "triton": "lorax_shard.attention.triton.backend:TritonAttention",
+        "tiles": "lorax_shard.attention.cpp:TileAttention",
         "cpp": "lorax_shard.attention.cpp:CppAttention",
         "sdpa": "lorax_shard.attention.sdpa:SdpaAttention",
         "torch": "lorax_shard.attention.reference:TorchAttention",
     },
     # Triton's interpreter on a CPU is for tests, by name only.
-    order={"cpu": ("cpp", "sdpa", "torch")},
+    order={"cpu": ("tiles", "cpp", "sdpa", "torch")},
     order_elsewhere=("flash", "triton", "sdpa", "torch"),
 )
 

@@ -3,40 +3,28 @@
 #pragma once
 
 #include <cstring>
-#include <utility>
-#include <vector>
+#include <optional>
 
 #include "softmax.h"
-
-// Memory that a thread keeps from call to call, aligned to cache lines.
-class Buffer {
-   public:
-    float* numbers(int64_t count) {
-        if (static_cast<int64_t>(held.size()) < count + 16) held.resize(count + 16);
-        const auto address = reinterpret_cast<uintptr_t>(held.data());
-        return held.data() + (round_up(address, 64) - address) / sizeof(float);
-    }
-
-   private:
-    std::vector<float> held;
-};
+#include "tile_products.h"
 
 // Computes tiles, one after the other, in memory of its own.
 class Worker {
    public:
-    Worker(const AttendCall& call, int64_t most_rows)
+    // With `has_tiles` many rows are computed on matrix tiles, which this processor has.
+    Worker(const AttendCall& call, int64_t most_rows, bool has_tiles)
         : c(call), group(call.num_heads / call.num_kv_heads),
           value_stride(round_up(call.value_dim, num_lanes)) {
         static thread_local Buffer buffer;
+        most_rows = round_up(most_rows, 16);
         const int64_t per_row = c.key_dim + 2 * value_stride + num_lanes + 10;
-        float* at = buffer.numbers(round_up(most_rows, 16) * (per_row + step_tokens) +
-                                   step_tokens * (c.key_dim + value_stride) + 16);
-        const auto take = [&](int64_t count) {
-            return std::exchange(at, at + round_up(count, 16));
-        };
+        const int64_t scored_rows = std::max(most_rows, 2 * TileProducts::pair_rows);
+        Pieces memory{buffer.numbers(most_rows * per_row + scored_rows * step_tokens +
+                                     step_tokens * (c.key_dim + value_stride) + 16)};
+        const auto take = [&](int64_t count) { return memory.take(count); };
         packed_keys = take(step_tokens * c.key_dim);
         packed_values = take(step_tokens * value_stride);
-        scores = take(most_rows * step_tokens);
+        scores = take(scored_rows * step_tokens);
         total = take(most_rows * value_stride);
         span_total = take(most_rows * value_stride);
         queries = take(most_rows * c.key_dim);
@@ -46,6 +34,7 @@ class Worker {
         largest = take(most_rows);
         lane_sums = take(most_rows * num_lanes);
         seen = reinterpret_cast<Tokens*>(take(4 * most_rows));
+        if (has_tiles) tile_products.emplace(c.key_dim, c.value_dim, most_rows);
     }
 
     // What `next` reads first is asked for, unless it is null.
@@ -109,6 +98,8 @@ class Worker {
                 float* to = queries_of(kv, row);
                 for (int64_t i = 0; i < c.key_dim; ++i) to[i] = from[i] * scaling;
             }
+        on_tiles = tile.on_tiles;
+        if (on_tiles) tile_products->cut_queries(queries, num_rows);
     }
 
     void compute_span(Tokens span) {
@@ -120,7 +111,9 @@ class Worker {
             step = at - at % step_tokens;
             const int64_t end = std::min(span.last, step + step_tokens);
             find_tokens({at - step, end - step});
-            if (num_rows > few_rows)
+            if (on_tiles)
+                compute_on_tiles({at - step, end - step});
+            else if (num_rows > few_rows)
                 compute_many({at - step, end - step});
             else
                 compute_few({at - step, end - step});
@@ -141,9 +134,68 @@ class Worker {
             const Tokens some{seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
             if (some.first >= some.last) continue;
             compute_scores(0, row, some, packed_keys, step_tokens);
-            soften_rows(0, row, some, in);
+            soften_rows(row, count, scores, some, in);
             add_values(0, row, some, packed_tokens, row == 0 ? next_keys : nullptr);
         }
+    }
+
+    // The same on matrix tiles, by pairs of row tiles.
+    void compute_on_tiles(Tokens in) {
+        transpose_keys(key_tokens, value_tokens, 0, in.first, in.last, c.key_dim, packed_keys,
+                       step_tokens);
+        [[maybe_unused]] const TileProducts::Session session;
+        tile_products->cut_keys(packed_keys);
+        tile_products->cut_values(value_tokens, next_keys, in);
+        find_pairs(in);
+        // While tiles score the pair that follows and weigh the one before, vectors soften one.
+        for (int64_t pair = -1; pair <= static_cast<int64_t>(pairs.size()); ++pair) {
+            int64_t softened = 0;
+            const auto beside = [&] { softened = soften_some(pair, softened, in); };
+            if (is_pair(pair + 1))
+                tile_products->score(pairs[pair + 1], scores_of_pair(pair + 1), beside);
+            if (is_pair(pair - 1))
+                tile_products->weigh(pairs[pair - 1], (pair - 1) % 2,
+                                     span_total + pairs[pair - 1].row * value_stride, value_stride,
+                                     beside);
+            while (is_pair(pair) && softened < pairs[pair].count) beside();
+        }
+    }
+
+    // Finds the pairs of row tiles that see some tokens of a step.
+    void find_pairs(Tokens in) {
+        pairs.clear();
+        for (int64_t row = 0; row < num_rows; row += TileProducts::pair_rows) {
+            const int64_t count = std::min(TileProducts::pair_rows, num_rows - row);
+            const Tokens some{seen_in_step(row, in).first, seen_in_step(row + count - 1, in).last};
+            if (some.first < some.last) pairs.push_back({row, count, some});
+        }
+    }
+
+    bool is_pair(int64_t number) const {
+        return 0 <= number && number < static_cast<int64_t>(pairs.size());
+    }
+
+    float* scores_of_pair(int64_t number) const {
+        return scores + number % 2 * TileProducts::pair_rows * step_tokens;
+    }
+
+    // Softens a few rows of a pair behind those that are softened; returns how many are.
+    int64_t soften_some(int64_t number, int64_t softened, Tokens in) {
+        if (!is_pair(number) || softened == pairs[number].count) return softened;
+        const RowPair& pair = pairs[number];
+        const int64_t row = pair.row + softened;
+        const int64_t count = std::min<int64_t>(tile_rows, pair.count - softened);
+        float* at = scores_of_pair(number);
+        soften_rows(row, count, at + softened * step_tokens, pair.some, in);
+        rescale(span_total + row * value_stride, scales + row, count);
+        tile_products->cut_weights(pair, softened, softened + count, at, number % 2);
+        return softened + count;
+    }
+
+    void rescale(float* totals, const float* by, int64_t count) const {
+        for (int64_t row = 0; row < count; ++row)
+            for (int64_t i = 0; by[row] != 1.0f && i < value_stride; i += num_lanes)
+                lanes_at(totals + row * value_stride + i) *= by[row];
     }
 
     // Takes tokens of a step for few rows of several KV heads: piece by piece, K and then V are
@@ -166,7 +218,8 @@ class Worker {
         }
         for (int64_t kv = 0; kv < num_kv_heads; ++kv)
             for (int64_t row = 0; row < num_rows; row += tile_rows)
-                soften_rows(kv, row, in, in);
+                soften_rows(kv * num_rows + row, std::min<int64_t>(tile_rows, num_rows - row),
+                            scores_of(kv, row), in, in);
         for (int64_t at = in.first; at < in.last;) {
             const int64_t begin = at - at % piece_tokens;
             const Tokens piece{at, std::min(in.last, begin + piece_tokens)};
@@ -205,13 +258,12 @@ class Worker {
             scores_of(kv, row));
     }
 
-    void soften_rows(int64_t kv, int64_t row, Tokens some, Tokens in) {
-        const int64_t count = std::min<int64_t>(tile_rows, num_rows - row);
+    // Of up to tile_rows rows from `at` on, among those of all KV heads.
+    void soften_rows(int64_t at, int64_t count, float* scores, Tokens some, Tokens in) {
         Tokens each[tile_rows];
-        for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step(row + i, in);
-        const int64_t at = kv * num_rows + row;
-        soften(scores_of(kv, row), count, Vectors(some), each, static_cast<float>(c.softcap),
-               largest + at, lane_sums + at * num_lanes, scales + at);
+        for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step((at + i) % num_rows, in);
+        soften(scores, count, Vectors(some), each, static_cast<float>(c.softcap), largest + at,
+               lane_sums + at * num_lanes, scales + at);
     }
 
     void add_values(int64_t kv, int64_t row, Tokens some, const float* const* tokens,
@@ -301,11 +353,14 @@ class Worker {
 
     const AttendCall& c;
     const int64_t group, value_stride;
+    std::optional<TileProducts> tile_products;
+    std::vector<RowPair> pairs;
     float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;
     float *largest, *lane_sums;  // of the span so far: scores, and weights by lanes
     Softmax *states, *span_states;
     Tokens* seen;  // by each row of a KV head
     // Of the tile.
+    bool on_tiles = false;
     const int64_t* table = nullptr;
     const Tile* next_tile = nullptr;
     int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, last_token = 0;

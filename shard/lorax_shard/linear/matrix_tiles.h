@@ -88,7 +88,7 @@ inline __m512 some(const float* at, int64_t count) {
                       : _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), at);
 }
 
-// Sums are four tiles, one behind the other: two of columns for the first rows, two for the second.
+// Sums are four tiles: two of columns for the first rows, two for the second.
 inline void zero_sums() {
     _tile_zero(0);
     _tile_zero(1);
@@ -96,25 +96,39 @@ inline void zero_sums() {
     _tile_zero(3);
 }
 
+// The second columns are `next_columns` numbers behind the first, the second rows `next_rows`, and
+// row follows row after `stride`.
 template <bool HAS_SECOND_ROWS>
-inline void load_sums(const float* at) {
-    _tile_loadd(0, at, 64);
-    _tile_loadd(1, at + rows * columns, 64);
+inline void load_sums(const float* at, int64_t next_columns, int64_t next_rows, int64_t stride) {
+    settle(at);
+    _tile_loadd(0, at, 4 * stride);
+    _tile_loadd(1, at + next_columns, 4 * stride);
     if (HAS_SECOND_ROWS) {
-        _tile_loadd(2, at + 2 * rows * columns, 64);
-        _tile_loadd(3, at + 3 * rows * columns, 64);
+        _tile_loadd(2, at + next_rows, 4 * stride);
+        _tile_loadd(3, at + next_rows + next_columns, 4 * stride);
     }
 }
 
 template <bool HAS_SECOND_ROWS>
-inline void store_sums(float* at) {
-    _tile_stored(0, at, 64);
-    _tile_stored(1, at + rows * columns, 64);
+inline void store_sums(float* at, int64_t next_columns, int64_t next_rows, int64_t stride) {
+    _tile_stored(0, at, 4 * stride);
+    _tile_stored(1, at + next_columns, 4 * stride);
     if (HAS_SECOND_ROWS) {
-        _tile_stored(2, at + 2 * rows * columns, 64);
-        _tile_stored(3, at + 3 * rows * columns, 64);
+        _tile_stored(2, at + next_rows, 4 * stride);
+        _tile_stored(3, at + next_rows + next_columns, 4 * stride);
     }
     settle(at);
+}
+
+// Sums that lie tile by tile.
+template <bool HAS_SECOND_ROWS>
+inline void load_sums(const float* at) {
+    load_sums<HAS_SECOND_ROWS>(at, rows * columns, 2 * rows * columns, columns);
+}
+
+template <bool HAS_SECOND_ROWS>
+inline void store_sums(float* at) {
+    store_sums<HAS_SECOND_ROWS>(at, rows * columns, 2 * rows * columns, columns);
 }
 
 // Two row tiles by two column tiles: one step of 32 inputs. Rows' parts are at x and x + x_next,

@@ -90,6 +90,27 @@ def test_decode_rows_of_very_different_lengths(
     sequences.check(backend, spec, dict.fromkeys(range(len(lengths)), 1))
 
 
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (96, 32), (40, 64)])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(6, 2), (4, 4), (40, 1)])
+def test_prompts_of_several_tiles(
+    backend: AttentionBackend, num_heads: int, num_kv_heads: int, key_dim: int, value_dim: int
+) -> None:
+    if is_interpreted(backend.name):
+        pytest.skip("triton: its interpreter is slow")
+    sequences = Sequences(
+        [210, 70, 45],
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        block_size=16,
+    )
+    for spec in (AttentionSpec(0.12), AttentionSpec(0.1, window=37, chunk=100, softcap=5.0)):
+        sequences.done = [0, 0, 0]
+        sequences.check(backend, spec, {0: 17, 1: 70, 2: 1})
+        sequences.check(backend, spec, {0: 193, 2: 44})
+
+
 def test_long_chunk_after_context(backend: AttentionBackend, spec: AttentionSpec) -> None:
     length = 120 if is_interpreted(backend.name) else 600
     sequences = Sequences([length])

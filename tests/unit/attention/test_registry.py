@@ -23,7 +23,7 @@ def refusal(name: str, dtype: torch.dtype = torch.float32) -> StartupError:
 
 
 def test_unknown_backend_names_the_choices() -> None:
-    assert "auto or one of flash, triton, cpp, sdpa, torch" in str(refusal("flashy"))
+    assert "auto or one of flash, triton, tiles, cpp, sdpa, torch" in str(refusal("flashy"))
 
 
 def test_explicit_choice_that_cannot_run_says_why() -> None:
@@ -34,7 +34,8 @@ def test_auto_passes_over_what_cannot_run_and_logs_it(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO):
         backend = registry.create("auto", CPU, torch.bfloat16)
     assert backend.name == "sdpa"
-    assert "attention backend: sdpa (not cpp: it computes float32" in caplog.text
+    assert "attention backend: sdpa (not tiles: it computes float32" in caplog.text
+    assert "; not cpp: it computes float32" in caplog.text
 
 
 class Plain(AttentionBackend):
@@ -101,9 +102,9 @@ def test_triton_says_what_it_and_its_interpreter_cannot_compute(
 @pytest.fixture
 def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("LORAX_CACHE", str(tmp_path))
-    cpp._kernel.cache_clear()
+    cpp._library.cache_clear()
     yield
-    cpp._kernel.cache_clear()
+    cpp._library.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_kernel")
