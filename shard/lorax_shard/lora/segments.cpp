@@ -68,10 +68,17 @@ constexpr int64_t no_line[2] = {0, 0};
 
 // Rows for which a matrix is read once: their inputs stay in the second cache.
 constexpr int64_t block_rows = 48;
-// Up to here memory sets the pace, and matrices are read as one stream: the processor foresees it.
+// Up to here memory sets the pace.
 constexpr int64_t few_rows = 4;
-// How far ahead of it memory is asked for, in bytes: matrices are too short for it to get going.
-constexpr int64_t ahead = 8192;
+// Of so many rows a matrix is one stream whose results are stored with every rank; of more, up to
+// few_rows, it is several, and results are stored less often. How far ahead memory is asked for, in
+// bytes: matrices are too short for the processor to get going. Measured on Intel's cores with
+// matrix tiles, and on AMD's Zen 5.
+#if defined(__AMX_TILE__)
+constexpr int64_t one_stream_rows = 0, ahead = 4096;
+#else
+constexpr int64_t one_stream_rows = 2, ahead = 8192;
+#endif
 constexpr int ranks_at_once = 4, vectors_at_once = 8;
 
 // Memory is asked for ahead of what is read, up to an address; from there on elsewhere, where the
@@ -280,7 +287,7 @@ class Rows {
             const E* from = a + rank * width_in;
             for (int64_t i = 0; i < count; ++i) out[i] = h[i] + rank;
             size = 1;
-            if (count <= few_rows && (count <= 2 || rank + 2 > last)) {
+            if (count <= few_rows && (count <= one_stream_rows || rank + 2 > last)) {
                 with_few(count, [&](auto rows) {
                     dots<E, 1, rows()>(from, width_in, true, scale, x, out);
                 });
@@ -328,7 +335,7 @@ class Rows {
                     float* const* out, int64_t first, int64_t last, Jump jump) const {
         int64_t j = 0;
         // Outputs of several rows are stored less often, at the price of several streams.
-        for (; count > 2 && j + ranks_at_once <= rank; j += ranks_at_once)
+        for (; count > one_stream_rows && j + ranks_at_once <= rank; j += ranks_at_once)
             with_few(count, [&](auto rows) {
                 stream_ranks<E, ranks_at_once, rows()>(b, width, left, j, out, first, last, jump);
             });
