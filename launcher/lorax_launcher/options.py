@@ -135,6 +135,7 @@ class LauncherOptions:
     grace_period_s: float = 90.0
     step_timeout_s: float = 600.0
     start_timeout_s: float = 1800.0
+    shard_restarts: int = 3
     cors_allow_origin: tuple[str, ...] = ()
     cors_allow_header: tuple[str, ...] = ()
     cors_allow_method: tuple[str, ...] = ()

@@ -53,6 +53,9 @@ class PrepareReport:
     adapter_dir: str | None = None
 
 
+_FOR_EVER_S = 1e6
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """Everything that is started, in the order of the fields.
@@ -78,6 +81,8 @@ class LaunchPlan:
     warnings: tuple[str, ...]
     # Seconds that shards and router get to become ready.
     start_timeout_s: float
+    # How often shards that end are started again, within ten minutes.
+    shard_restarts: int = 0
 
     def with_model(self, model: PrepareReport) -> LaunchPlan:
         """Return the plan with the prepared model in every configuration."""
@@ -142,6 +147,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
             *_other_bases(options),
         ),
         start_timeout_s=options.start_timeout_s,
+        shard_restarts=options.shard_restarts,
     )
 
 
@@ -349,6 +355,8 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         reasoning_parser=options.reasoning_parser,
         shard_uri=shard_uri,
         shard_wait_s=options.start_timeout_s,
+        # For as long as the launcher tries: it ends the router when it gives up.
+        shard_return_s=_FOR_EVER_S if options.shard_restarts else 0.0,
         hostname=options.hostname,
         port=options.port,
         admin_uds=_admin_path(options, run_dir),

@@ -1,4 +1,8 @@
-"""Starts the children in order, watches them, and ends them: no orphan, whatever happens."""
+"""Starts the children in order, watches them, and ends them: no orphan, whatever happens.
+
+Shards that end are started again, all of them, under the next epoch: the router keeps its
+requests and goes on with those.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from lorax_launcher.children import Child
 from lorax_launcher.console import Console
 from lorax_launcher.ready import ready_lines
 from lorax_launcher.resolve import LaunchPlan, PrepareReport, in_flags
+from lorax_launcher.restarts import COUNTED_S, Restarts
 from lorax_launcher.start_times import StartTimes
 
 T = TypeVar("T")
@@ -28,6 +33,8 @@ STOP_S = 20.0
 GRACE_MARGIN_S = 5.0
 # Seconds to wait for the shard whose death made the router, or other shards, fail.
 _BLAME_S = 2.0
+# Seconds that what is left of a group of shards gets to end: other ranks may wait for the dead one.
+_GROUP_STOP_S = 1.0
 # Ends that follow from somebody else's.
 _CONSEQUENCES = (ExitCode.SHARD_UNREACHABLE, ExitCode.RANKS_APART)
 
@@ -49,11 +56,12 @@ class StopRequested(Exception):
 
 
 class ChildFailed(Exception):
-    """A child ended, or did not start, when it should run."""
+    """A child ended, or did not start, when it should run; ``child`` is its name, if it had one."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, child: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.child = child
 
 
 class Supervisor:
@@ -79,8 +87,11 @@ class Supervisor:
         self._router: Child | None = None
         self._preparing: Child | None = None
         self._is_ready = False
-        # Groups of shards started so far.
+        # Groups of shards started so far, and how many of them in a series of ends.
         self._epoch = 0
+        self._restarts = Restarts(plan.shard_restarts)
+        # Why the shards that end now were killed here.
+        self._reason_to_kill: str | None = None
         self._stop = asyncio.Event()
         self._urgent = asyncio.Event()
         self._last_errors: dict[str, str] = {}
@@ -124,7 +135,8 @@ class Supervisor:
         if self._download_only:
             self._console.info(f"{model.model_id} is prepared", folder=model.model_dir)
             return
-        facts = await self._serve(self._plan.with_model(model), model.model_id)
+        plan = self._plan.with_model(model)
+        facts = await self._serve(plan, model.model_id)
         self._is_ready = True
         router = self._plan.router
         url = str(facts.get("url") or f"http://{router.hostname}:{router.port}")
@@ -140,7 +152,52 @@ class Supervisor:
         start = self._times.report()
         self._console.info(f"started in {start['total_s']:.1f} s", event="start_times", start=start)
         self._console.say(lines, event="ready", url=url, admin=admin, start=start)
-        await self._or_stop(asyncio.Event().wait())
+        await self._keep_serving(plan)
+
+    async def _keep_serving(self, plan: LaunchPlan) -> None:
+        """Until a signal, or an end that is no shard's, or too many of those."""
+        pause_s: float | None = None
+        while True:
+            try:
+                if pause_s is not None:
+                    await self._restart_shards(plan, pause_s)
+                await self._or_stop(asyncio.Event().wait())
+            except ChildFailed as error:
+                failure = error
+            pause_s = self._pause_before_restart(plan, failure)
+
+    def _pause_before_restart(self, plan: LaunchPlan, failure: ChildFailed) -> float:
+        """Return the seconds to wait; raises the failure if it was not the shards', or one too many."""
+        names = {f"shard-{shard.rank}" for shard in plan.shards}
+        if failure.child not in names or self._router is None or not self._router.is_running:
+            raise failure
+        pause_s = self._restarts.next_pause_s()
+        if pause_s is None:
+            raise failure if not self._restarts.limit else self._one_too_many(failure)
+        number, limit = self._restarts.number, self._restarts.limit
+        self._console.error(
+            f"{failure} The shards start again ({number} of {limit}); requests wait for them.",
+            event="restart", epoch=self._epoch + 1,
+        )  # fmt: skip
+        return pause_s
+
+    async def _restart_shards(self, plan: LaunchPlan, pause_s: float) -> None:
+        """Start all shards anew, after a pause."""
+        shards, self._shards = self._shards, []
+        await self._end(shards, _GROUP_STOP_S)
+        await self._or_stop(asyncio.sleep(pause_s))
+        deadline = asyncio.get_running_loop().time() + plan.start_timeout_s
+        await self._start_group(plan.shards)
+        for shard in self._shards:
+            await self._until_ready(shard, deadline)
+        self._console.info("the shards are ready again", epoch=self._epoch)
+
+    def _one_too_many(self, failure: ChildFailed) -> ChildFailed:
+        return ChildFailed(
+            f"{failure} It is the end number {self._restarts.limit + 1} within {COUNTED_S:g} s: "
+            "the shards are not started again (see --shard-restarts).",
+            failure.code,
+        )
 
     async def _serve(self, plan: LaunchPlan, model_id: str) -> dict[str, Any]:
         """Start the shards and the router side by side; return what the ready router reports.
@@ -182,8 +239,12 @@ class Supervisor:
     async def _start_group(self, configs: Sequence[ShardConfig]) -> None:
         """Start the shards under an epoch of their own: no call for other ones reaches them."""
         self._epoch += 1
+        self._reason_to_kill = None
         for config in configs:
-            numbered = dataclasses.replace(config, epoch=self._epoch)
+            # In a file of the ranks before, these would find those.
+            is_file = config.rendezvous.startswith("file:")
+            meeting = f"{config.rendezvous}-{self._epoch}" if is_file else config.rendezvous
+            numbered = dataclasses.replace(config, epoch=self._epoch, rendezvous=meeting)
             self._shards.append(await self._start_shard(numbered))
 
     async def _start_shard(self, config: ShardConfig) -> Child:
@@ -230,8 +291,22 @@ class Supervisor:
         record = self._console.child_line(name, line)
         if record is None:
             self._last_words[name] = line.strip() or self._last_words.get(name, "")
-        elif record.get("level") in ("error", "critical"):
+            return
+        if name == "router" and record.get("event") == "shards_lost":
+            # If they ended, that is known in a moment.
+            asyncio.get_running_loop().call_later(
+                _BLAME_S, self._end_lost, record.get("epoch"), record.get("reason")
+            )
+        if record.get("level") in ("error", "critical"):
             self._last_errors[name] = record["message"]
+
+    def _end_lost(self, epoch: object, reason: object) -> None:
+        """Kill shards that run but do nothing for the router any more."""
+        if epoch != self._epoch or not all(shard.is_running for shard in self._shards):
+            return
+        self._reason_to_kill = str(reason)
+        for shard in self._shards:
+            shard.kill()
 
     async def _until_ready(self, child: Child, deadline: float | None = None) -> dict[str, Any]:
         """Wait for the child's report; raise if it, or another child, ends before, or too late."""
@@ -245,6 +320,7 @@ class Supervisor:
                 "only slow, give it more with --start-timeout; else its last log lines say where "
                 "it stopped.",
                 ExitCode.CHILD_NOT_READY,
+                child.name,
             ) from None
         if report is None:
             await self._raise_failure(child)
@@ -283,10 +359,11 @@ class Supervisor:
                 f"{child.name} reported nothing when it should have become ready. "
                 f"{hint(ExitCode.CHILD_NOT_READY)}",
                 ExitCode.CHILD_NOT_READY,
+                child.name,
             )
         status = child.exited.result()
         await child.close()
-        raise ChildFailed(*self._describe(child.name, status))
+        raise ChildFailed(*self._describe(child.name, status), child.name)
 
     async def _culprit(self, child: Child) -> Child:
         """Return the shard whose end made the router or other shards end, or the child itself."""
@@ -306,6 +383,9 @@ class Supervisor:
         if _is_unexplained(status) and says_out_of_memory(last_words):
             code = ExitCode.OUT_OF_MEMORY
             return f"{name} ended for lack of memory: {last_words}. {hint(code)}", code
+        if self._reason_to_kill is not None:
+            what, self._reason_to_kill = f"{name} was killed: {self._reason_to_kill}", None
+            return f"{what}.", ExitCode.CHILD_DIED
         if status < 0:
             signal_name = _signal_name(-status)
             what = f"{name} was killed by {signal_name}"

@@ -213,6 +213,8 @@ class RouterConfig(ProcessConfig):
     shard_uri: str
     # Seconds to wait for a shard that still loads its model; 0: it must answer at once.
     shard_wait_s: float = 0.0
+    # Seconds to wait for others when the shards are lost; 0: the router ends then.
+    shard_return_s: float = 0.0
     hostname: str = "127.0.0.1"
     port: int = 3000
     # Where adapters are managed: a unix socket, and a port of the loopback; None: not there.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
 
 from lorax_contract import logs
 from lorax_contract.config import ConfigError, RouterConfig
-from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StartupError
+from lorax_contract.errors import LoraxError, ShardError, StartupError
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_contract.process import (
     announce_ready,
@@ -25,6 +25,9 @@ from lorax_contract.process import (
     watch_lifeline,
 )
 from lorax_contract.start_clock import StartClock
+from lorax_contract.step import ShardInfo
+from lorax_router.core.ports import ShardClient, ShardSession
+from lorax_router.core_setup import Budgets
 from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.listening import (
@@ -38,8 +41,10 @@ from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.service.keys.configured import key_store
 from lorax_router.service.keys.store import KeyStore
 from lorax_router.service.prompts.language import load_language
+from lorax_router.shards.connecting import connect, next_session
 from lorax_router.shards.group import ShardGroup
-from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
+from lorax_router.shards.grpc_client import CallTimeouts
+from lorax_router.shards.sessions import ShardSessions
 from lorax_router.startup import (
     Parts,
     assemble,
@@ -56,8 +61,6 @@ Result = TypeVar("Result")
 # Seconds that open gRPC calls get when the router ends: their answers are written by then, and
 # watches of the health never end.
 _GRPC_GRACE_S = 1.0
-# Seconds between two tries to reach a shard that still loads its model.
-_SHARD_RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +184,17 @@ async def serve(
         # While the shards load, not behind them.
         import_front_ends()
     clock.ended("front ends")
-    shards = await stopper.unless_stopped(_connect(config))
+    group = await stopper.unless_stopped(_connect(config))
+    shards: ShardClient = group
     clock.ended("waiting for the shards")
     try:
         info, budgets = await stopper.unless_stopped(size(config, shards))
         clock.ended("warm-up of the shards")
-        parts = assemble(config, shards, language, info, budgets, front.keys)
+        sessions = _sessions(config, group, info, budgets)
+        if sessions is not None:
+            shards = sessions
+            sessions.watch()
+        parts = assemble(config, shards, language, info, budgets, front.keys, sessions=sessions)
         try:
             await _serve_parts(config, listeners, parts, stopper, front.tls, clock)
         except Stopped:
@@ -204,30 +212,32 @@ async def serve(
 
 
 async def _connect(config: RouterConfig) -> ShardGroup:
-    timeouts = CallTimeouts(step_s=config.step_timeout_s)
-    await _wait_for_shard(config.shard_uri, config.shard_wait_s)
     try:
-        return await ShardGroup.connect(config.shard_uri, timeouts=timeouts)
+        return await connect(config.shard_uri, _timeouts(config), wait_s=config.shard_wait_s)
     except LoraxError as error:
         raise StartupError(
             f"no shard answers at {config.shard_uri}: {error}", ExitCode.SHARD_UNREACHABLE
         ) from error
 
 
-async def _wait_for_shard(uri: str, seconds: float) -> None:
-    """Return once rank 0 answers, or when the time is over; what it answers is not looked at."""
-    timeouts = CallTimeouts(reconnect_s=0.0)
-    with contextlib.suppress(TimeoutError, LoraxError):
-        async with asyncio.timeout(seconds):
-            while True:
-                shard = GrpcShardClient(uri, timeouts=timeouts)
-                try:
-                    await shard.health()
-                    return
-                except ShardUnavailableError:
-                    await asyncio.sleep(_SHARD_RETRY_S)
-                finally:
-                    await shard.close()
+def _timeouts(config: RouterConfig) -> CallTimeouts:
+    return CallTimeouts(step_s=config.step_timeout_s)
+
+
+def _sessions(
+    config: RouterConfig, group: ShardGroup, info: ShardInfo, budgets: Budgets
+) -> ShardSessions | None:
+    """Return what goes on with other shards when those are lost, if others are waited for."""
+    if config.shard_return_s == 0:
+        return None
+    following = partial(
+        next_session,
+        config.shard_uri,
+        _timeouts(config),
+        budgets.warmup,
+        wait_s=config.shard_return_s,
+    )
+    return ShardSessions(ShardSession(group, info, budgets.num_blocks), following)
 
 
 async def _serve_parts(
@@ -336,6 +346,9 @@ def _say_ready(config: RouterConfig, listeners: Listeners, clock: StartClock) ->
 async def _drain(config: RouterConfig, parts: Parts) -> None:
     logger.info("stopping: finishing what runs, admitting nothing new")
     parts.service.stop_admitting()
+    if not parts.engine.has_shards:
+        logger.warning("there are no shards to finish it; ending all")
+        return
     try:
         async with asyncio.timeout(config.grace_period_s):
             await parts.service.wait_idle()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorax_contract.config import RouterConfig
-from lorax_contract.step import ShardInfo
+from lorax_contract.step import ShardInfo, WarmupSpec
 from lorax_router.core.settings import CoreSettings
 from lorax_router.service.limits import Lengths
 
@@ -24,6 +24,8 @@ class Budgets:
     max_step_tokens: int
     max_rows: int
     depth: int
+    # By what they were measured.
+    warmup: WarmupSpec
 
     @property
     def pool_tokens(self) -> int:

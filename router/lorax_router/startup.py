@@ -22,7 +22,7 @@ from lorax_contract.errors import (
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
-from lorax_router.core.ports import ShardClient
+from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.settings import make_scheduler
 from lorax_router.core_setup import Budgets, core_settings, event_log
 from lorax_router.event_log.recording import recorded_scheduler
@@ -138,7 +138,8 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
         )
         # A step has a token for each running row, so more rows than that never run.
         max_rows = min(config.max_batch_size, config.max_batch_prefill_tokens)
-        num_blocks = await _warm_up(config, shards, info, lengths, max_rows)
+        spec = _warmup_spec(config, info, lengths, max_rows)
+        num_blocks = await _warm_up(shards, spec)
         # What is left for adapters is known only now.
         info = await shards.info()
         lengths = lengths_in_pool(
@@ -154,7 +155,7 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
     _log_memory(info, num_blocks)
     depth = max(1, min(config.plan_depth, info.max_depth))
     budgets = Budgets(
-        lengths, num_blocks, info.block_size, config.max_batch_prefill_tokens, max_rows, depth
+        lengths, num_blocks, info.block_size, config.max_batch_prefill_tokens, max_rows, depth, spec
     )
     return info, budgets
 
@@ -173,11 +174,11 @@ def _log_memory(info: ShardInfo, num_blocks: int) -> None:
     )
 
 
-async def _warm_up(
-    config: RouterConfig, shards: ShardClient, info: ShardInfo, lengths: Lengths, max_rows: int
-) -> int:
+def _warmup_spec(
+    config: RouterConfig, info: ShardInfo, lengths: Lengths, max_rows: int
+) -> WarmupSpec:
     wanted = config.max_batch_total_tokens
-    spec = WarmupSpec(
+    return WarmupSpec(
         max_input_length=lengths.max_input_length,
         max_total_tokens=lengths.max_total_tokens,
         max_step_tokens=config.max_batch_prefill_tokens,
@@ -185,6 +186,9 @@ async def _warm_up(
         max_blocks=0 if wanted is None else max(1, wanted // info.block_size),
         required_tokens=required_length(config.max_input_length, config.max_total_tokens),
     )
+
+
+async def _warm_up(shards: ShardClient, spec: WarmupSpec) -> int:
     try:
         return await shards.warmup(spec)
     except ShardUnavailableError:
@@ -204,6 +208,8 @@ def assemble_service(
     language: Language,
     info: ShardInfo,
     budgets: Budgets,
+    *,
+    sessions: SessionSource | None = None,
 ) -> ServiceParts:
     """Put together all that serves requests, whichever front end brings them."""
     limits = RequestLimits(
@@ -237,7 +243,7 @@ def assemble_service(
     settings = core_settings(config, budgets, info)
     events = event_log(config, settings)
     scheduler = make_scheduler(settings) if events is None else recorded_scheduler(settings, events)
-    engine = EngineLoop(shards, scheduler, adapters=adapters, observer=metrics)
+    engine = EngineLoop(shards, scheduler, sessions=sessions, adapters=adapters, observer=metrics)
     adapters.attach(engine)
     metrics.watch_engine(engine.stats, budgets.block_size, info.block_bytes)
     selections = selection_policy(config, info, aliases)
@@ -291,8 +297,13 @@ def assemble(
     info: ShardInfo,
     budgets: Budgets,
     keys: KeyStore | None = None,
+    *,
+    sessions: SessionSource | None = None,
 ) -> Parts:
-    """Put all parts together, the front ends included."""
+    """Put all parts together, the front ends included.
+
+    ``sessions`` are those of the shards, where others are waited for when they are lost.
+    """
     keys = keys or key_store(config)
     # Here, so that the service can be used where no packages of a front end are installed.
     from lorax_router.grpc_api.servicer import PublicServicer
@@ -302,7 +313,7 @@ def assemble(
     from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
 
-    parts = assemble_service(config, shards, language, info, budgets)
+    parts = assemble_service(config, shards, language, info, budgets, sessions=sessions)
     adapters = AdapterRoutes(
         parts.service,
         parts.adapters,

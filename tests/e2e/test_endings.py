@@ -1,4 +1,7 @@
-"""How a server under load ends: by a signal, or because one of its processes is killed."""
+"""How a server under load ends: by a signal, or because one of its processes is killed.
+
+And how it does not: shards that are killed start again.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,9 @@ class Crowd:
         return [asyncio.create_task(self._read(place, streams[place])) for place in places]
 
     async def _open(self, place: int, stack: AsyncExitStack) -> Any:
-        params = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos_token": True}
+        params: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "ignore_eos_token": True}
+        if place % 2:
+            params |= {"do_sample": True, "seed": place, "top_n_tokens": 2, "details": True}
         body = {"inputs": "the quick brown fox", "parameters": params}
         stream = await stack.enter_async_context(
             self.http.stream("POST", "/generate_stream", json=body)
@@ -81,6 +86,10 @@ async def crowd_until(server: Server, act: Callable[[httpx.AsyncClient], Any]) -
         assert all(end is None or isinstance(end, httpx.HTTPError) for end in ends), ends
     # Of a connection that was cut, the last event may be there in part.
     return [events(text[: text.rfind("\n\n") + 2]) for text in crowd.texts]
+
+
+def tokens_of(streams: list[list[Any]]) -> list[list[tuple[int, str]]]:
+    return [[(each["token"]["id"], each["token"]["text"]) for each in stream] for stream in streams]
 
 
 async def refuses(http: httpx.AsyncClient) -> bool:
@@ -116,7 +125,7 @@ def test_sigterm_lets_running_streams_finish_and_turns_new_requests_away(launch)
 
 @pytest.mark.parametrize("name", ["lorax-shard", "lorax-router", "launcher"])
 def test_a_process_that_is_killed_under_load_takes_the_others_along(launch, name):
-    with launch() as server:
+    with launch("--shard-restarts", "0") as server:
         children = children_of(server)
         victim = children.get(name) or psutil.Process(server.process.pid)
 
@@ -152,3 +161,30 @@ def test_a_process_that_is_killed_under_load_takes_the_others_along(launch, name
         (line,) = lines
         assert "ERROR" in line
         assert ("shard-0" if name == "lorax-shard" else "router") in line
+
+
+def test_streams_go_on_when_the_shards_are_killed(launch):
+    """Each is what it is undisturbed: greedy, and drawn by its seed; so are later requests."""
+    with launch() as server:
+
+        async def leave_alone(_: httpx.AsyncClient) -> None:
+            pass
+
+        async def kill(_: httpx.AsyncClient) -> None:
+            children_of(server)["lorax-shard"].send_signal(signal.SIGKILL)
+
+        async def scene() -> None:
+            expected = tokens_of(await crowd_until(server, leave_alone))
+            for _ in range(2):
+                router = children_of(server)["lorax-router"].pid
+                streams = await crowd_until(server, kill)
+                assert tokens_of(streams) == expected
+                assert all(each[-1]["generated_text"] for each in streams)
+                assert children_of(server)["lorax-router"].pid == router
+                async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+                    assert not await refuses(http)
+                    assert (await http.get("/health")).status_code == 200
+
+        play(scene())
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(40) == 0

@@ -12,10 +12,18 @@ import httpx
 from starlette.types import ASGIApp
 from tests.helpers.http_app import until, word_tokenizer
 
-from lorax_contract.adapters import AdapterPart, AdapterQuery, AdapterRef, FetchedAdapter
+from lorax_contract.adapters import (
+    AdapterContent,
+    AdapterPart,
+    AdapterQuery,
+    AdapterRef,
+    FetchedAdapter,
+    LoadReport,
+)
 from lorax_contract.config import RouterConfig
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.ports import ShardClient
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
@@ -53,6 +61,20 @@ def ref(name: str, source: str = "local") -> AdapterRef:
 def selection(name: str, token: str | None = None) -> AdapterSelection:
     """A selection for one adapter."""
     return AdapterSelection(refs=(ref(name),), token=token)
+
+
+class DirectExecutor:
+    """Carries orders out by the shard's own calls."""
+
+    def __init__(self, shard: ShardClient) -> None:
+        self.shard = shard
+
+    async def prepare(self, handle: AdapterHandle) -> LoadReport:
+        content = AdapterContent(parts=(AdapterPart(f"content {handle}", "files"),))
+        return await self.shard.prepare_adapter(handle, content)
+
+    async def release(self, handle: AdapterHandle) -> None:
+        await self.shard.release_adapter(handle)
 
 
 class Sources:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from lorax_contract.adapters import (
@@ -14,6 +15,7 @@ from lorax_contract.adapters import (
     LoadReport,
 )
 from lorax_contract.constraint import Constraint
+from lorax_contract.errors import ShardError
 from lorax_contract.step import (
     AdapterHandle,
     ShardInfo,
@@ -22,7 +24,7 @@ from lorax_contract.step import (
     WarmupSpec,
 )
 
-__all__ = ["ShardClient"]
+__all__ = ["SessionSource", "ShardClient", "ShardSession"]
 
 
 class ShardClient(Protocol):
@@ -81,5 +83,33 @@ class ShardClient(Protocol):
     async def health(self) -> None:
         """Return if the shard answers and its engine thread is alive."""
 
+    async def lost(self) -> ShardError:
+        """Return once the shard is gone, or another incarnation of it answers, and how that shows."""
+
     async def close(self) -> None:
         """Close the connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSession:
+    """One incarnation of the shard group, warmed up."""
+
+    shards: ShardClient
+    info: ShardInfo
+    num_blocks: int
+
+
+class SessionSource(Protocol):
+    """Gives the session that comes after one whose shards are lost."""
+
+    # Is told of a loss that no step has shown.
+    on_lost: Callable[[ShardError], None]
+
+    async def next(self, loss: ShardError) -> ShardSession:
+        """Return what serves next, once it is there; raises ShardError when none comes."""
+
+    def use(self, session: ShardSession) -> None:
+        """Let it serve."""
+
+    def end(self, error: ShardError) -> None:
+        """Nothing serves any more."""

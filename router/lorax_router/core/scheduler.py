@@ -1,29 +1,28 @@
 """The scheduler: decides what each step computes, and books what it produced.
 
-A step is three verbs, ``plan -> run -> apply``. ``plan`` hands out a budget of
-tokens: one to each decoding row, the rest to prompts in chunks. There are no
-phases: a new prompt, a chunk, a resumed request and a decode are all "compute
-the next n tokens" of a request whose computed tokens chase its known ones.
+A step is three verbs, ``plan -> run -> apply``. ``plan`` hands out a budget of tokens: one to each
+decoding row, the rest to prompts in chunks. There are no phases: a new prompt, a chunk, a resumed
+request and a decode are all "compute the next n tokens" of a request whose computed tokens chase
+its known ones.
 
-``plan`` may run up to ``depth`` steps ahead of ``apply``. A row that decodes
-while its previous token is still on its way is planned blindly: the shard holds
-that token. If it turns out to be the last one, the shard skips the row.
+``plan`` may run up to ``depth`` steps ahead of ``apply``. A row that decodes while its previous
+token is still on its way is planned blindly: the shard holds that token. If it turns out to be the
+last one, the shard skips the row.
 
-Blocks are granted as tokens arrive. When the pool is dry, the policy's victim
-gives its blocks back and waits to be computed again. Rules that keep this live:
+Blocks are granted as tokens arrive. When the pool is dry, the policy's victim gives its blocks back
+and waits to be computed again. Rules that keep this live:
 
 1. a row planned in this step is never a victim of it;
 2. a row takes memory only from rows that it outranks, and else stands still;
 3. nobody is admitted in a step in which a running row stood still or gave way.
 
-The highest-ranking row can always take from the others, and a request that could
-not run alone in the empty pool is refused at submission: so some row always moves.
+The highest-ranking row can always take from the others, and a request that could not run alone in
+the empty pool is refused at submission: so some row always moves.
 
-Adapters are prepared and released beside the steps (``adapter_orders``,
-``adapter_event``); only requests whose adapter is resident are candidates, so that a
-cold or broken one delays nobody else. An adapter takes effect with the first row that
-needs it, ceases in a step of its own or another's, and its memory is released once
-that step is acknowledged.
+Adapters are prepared and released beside the steps (``adapter_orders``, ``adapter_event``); only
+requests whose adapter is resident are candidates, so that a cold or broken one delays nobody else.
+An adapter takes effect with the first row that needs it, ceases in a step of its own or another's,
+and its memory is released once that step is acknowledged.
 
 A pass that failed computed nothing: its rows are taken out of all steps in flight, and planned
 again in halves (``Suspects``).
@@ -194,10 +193,8 @@ class Scheduler:
             num_ahead=draft_tokens + depth - 1 if draft_tokens else 0, suspects=self._suspects,
         )  # fmt: skip
         self._composer = self._new_composer(self._new_admission(self._activation))
-        self._next_seq = 1
-        self._next_order = 0
-        self._num_steps = 0
-        self._num_drafted = self._num_accepted = 0
+        self._next_seq, self._next_order = 1, 0
+        self._num_steps = self._num_drafted = self._num_accepted = 0
         self._turns = LossAllowance(LOST_TO_TURNS)
 
     # --- requests ---------------------------------------------------------------
@@ -267,9 +264,8 @@ class Scheduler:
     ) -> ShardsLost:
         """Other shards took the place of those planned for: preempt everything, count anew.
 
-        Tokens of steps in flight are lost; they will be computed again. Adapters are
-        prepared again; orders on their way are void. The others may have less memory:
-        requests that can never fit into it end.
+        Tokens of steps in flight are lost; they will be computed again. Adapters are prepared again;
+        orders on their way are void. The others may have less memory: what can never fit ends.
         """
         if epoch == self.epoch:
             raise ValueError(f"epoch {epoch} is planned for already")
@@ -306,6 +302,12 @@ class Scheduler:
     def num_in_flight(self) -> int:
         """Plans that are not applied yet."""
         return len(self._in_flight)
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds that the oldest step in flight should take; None: that is not known yet."""
+        cost, work = self._cost.cost(), self._in_flight[0].work
+        return None if cost is None or work is None else cost.seconds(work)
 
     @property
     def is_idle(self) -> bool:
@@ -379,9 +381,8 @@ class Scheduler:
     def apply(self, outcome: StepOutcome, now: float) -> list[bool]:
         """Book the outcome of the oldest step in flight.
 
-        Appends tokens, ends requests, frees blocks: the only place that does, but for
-        ``cancel``. Returns for each row of the outcome whether it counts; rows of
-        requests that ended earlier do not.
+        Appends tokens, ends requests, frees blocks: the only place that does, but for ``cancel``.
+        Returns for each row of the outcome whether it counts; those of ended requests do not.
         """
         if not self._in_flight or self._in_flight[0].seq != outcome.seq:
             expected = self._in_flight[0].seq if self._in_flight else None

@@ -131,6 +131,23 @@ class ShardGroup:
         """Return if all ranks are healthy."""
         await self._all(lambda rank: rank.health())
 
+    async def lost(self) -> ShardError:
+        """Return once any rank is gone."""
+        watches = [
+            asyncio.ensure_future(self._named_loss(rank, client))
+            for rank, client in enumerate(self._ranks)
+        ]
+        try:
+            done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for watch in watches:
+                watch.cancel()
+
+    async def _named_loss(self, rank: int, client: ShardClient) -> ShardError:
+        error = await client.lost()
+        return type(error)(f"rank {rank} of {len(self._ranks)}: {error}")
+
     async def close(self) -> None:
         """Close all ranks, each whatever happens to the others."""
         results = await asyncio.gather(

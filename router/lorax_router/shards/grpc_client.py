@@ -20,7 +20,12 @@ from lorax_contract.adapters import (
     LoadReport,
 )
 from lorax_contract.constraint import Constraint
-from lorax_contract.errors import ShardError, ShardUnavailableError, ValidationError
+from lorax_contract.errors import (
+    ShardError,
+    ShardUnavailableError,
+    StaleEpochError,
+    ValidationError,
+)
 from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
@@ -204,6 +209,24 @@ class GrpcShardClient:
     async def health(self) -> None:
         """Return if the shard answers and its engine thread is alive."""
         await self._call(self._stub.Health, pb.HealthRequest(), self._timeouts.health_s)
+
+    async def lost(self) -> ShardError:
+        """Return once the connection broke for good, or to another incarnation of the shard."""
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            if state is not grpc.ChannelConnectivity.READY:
+                try:
+                    reply: pb.InfoResponse = await self._call(
+                        self._stub.Info, pb.InfoRequest(), self._timeouts.info_s
+                    )
+                except ShardUnavailableError as error:
+                    return error
+                if self._epoch is not None and reply.epoch != self._epoch:
+                    return StaleEpochError(
+                        f"{self._who}: epoch {self._epoch} is over, it is epoch {reply.epoch} now"
+                    )
+                state = self._channel.get_state()
+            await self._channel.wait_for_state_change(state)
 
     async def close(self) -> None:
         """Close the connection; calls in flight fail."""

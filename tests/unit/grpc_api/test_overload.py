@@ -73,7 +73,8 @@ def test_the_deadline_of_a_call_is_that_of_its_request(name: str) -> None:
                 async for _ in call:
                     pass
         (terms,) = world.engine.terms
-        assert before + 19 < terms.deadline < perf_counter() + 20
+        # On the wire a time is rounded up to one of few digits.
+        assert before + 19 < terms.deadline < perf_counter() + 21
 
     scene()
 

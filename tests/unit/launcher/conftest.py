@@ -1,8 +1,12 @@
-"""The command line without a launch behind it."""
+"""The command line without a launch behind it, and a supervisor over fake children."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from tests.helpers.launcher_stage import Stage, is_alive
 
 from lorax_launcher import cli
 from lorax_launcher.console import Console
@@ -28,3 +32,13 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> list[LauncherOptions]:
     for name in AMBIENT:
         monkeypatch.delenv(name, raising=False)
     return launched
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setenv("FAKE_DIR", str(tmp_path))
+    stage = Stage(tmp_path)
+    stage.plan_behaviour()
+    yield stage
+    for pid in stage.pids():
+        assert not is_alive(pid), "a child outlived its launcher"

@@ -31,7 +31,7 @@ VALUES: dict[str, Any] = {"num_shard": 3, "default_adapter_source": "s3",
                           "watermark_gamma": 0.25, "batching": "decode",
                           "api_key": ("a-long-key",),
                           "admin_api_key": ("an-admin-key",),
-                          "metrics_api_key": ("a-scrape-key",)}  # fmt: skip
+                          "metrics_api_key": ("a-scrape-key",), "shard_restarts": 0}  # fmt: skip
 BESIDE: dict[str, dict[str, Any]] = {
     "revision": {"model_id": "org/name"},
     "merge_adapter_weights": {"adapter_id": "org/poet"},
@@ -99,7 +99,9 @@ def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
     router = RouterConfig(model_id="", tokenizer_dir="", shard_uri=plan.router.shard_uri)
     # The launcher has a private folder for the socket; the router alone has none.
     assert plan.router.admin_uds == "/run/lorax/admin"
-    told = dataclasses.replace(plan.router, lifeline=False, shard_wait_s=0.0, admin_uds=None)
+    told = dataclasses.replace(
+        plan.router, lifeline=False, shard_wait_s=0.0, shard_return_s=0.0, admin_uds=None
+    )
     assert told == router
     (first,) = plan.shards
     shard = ShardConfig(

@@ -9,8 +9,8 @@ from time import perf_counter
 from typing import Any
 
 import pytest
+from tests.helpers.adapter_world import DirectExecutor
 
-from lorax_contract.adapters import AdapterContent, AdapterPart, LoadReport
 from lorax_contract.errors import (
     DeadlineError,
     GenerationError,
@@ -181,20 +181,6 @@ def test_a_reader_that_is_cancelled_while_it_waits_can_still_close_its_stream():
         running.cancel()
 
     play(scene())
-
-
-class DirectExecutor:
-    """Carries orders out by the shard's own calls."""
-
-    def __init__(self, shard: FakeShard) -> None:
-        self.shard = shard
-
-    async def prepare(self, handle: AdapterHandle) -> LoadReport:
-        content = AdapterContent(parts=(AdapterPart(f"content {handle}", "files"),))
-        return await self.shard.prepare_adapter(handle, content)
-
-    async def release(self, handle: AdapterHandle) -> None:
-        await self.shard.release_adapter(handle)
 
 
 def test_an_adapter_that_does_not_take_effect_fails_its_requests_until_it_does():

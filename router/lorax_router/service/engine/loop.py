@@ -3,6 +3,9 @@
 The only owner of the scheduler. Plans are sent as soon as they can be made; tokens
 of the step before are published to their streams after the next step is on its way,
 so that clients never delay the shards.
+
+When the shards are lost, scheduler and streams stay: what ran is computed again on the group
+that comes next, and each stream goes on with its next token.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from lorax_contract.errors import (
     DeadlineError,
     GenerationError,
     LoraxError,
+    ShardError,
+    ShardUnavailableError,
     ShuttingDownError,
     UnhealthyError,
 )
@@ -36,20 +41,22 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterCapacity, AdapterRecord
-from lorax_router.core.ports import ShardClient
+from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.orders import AdapterOrders, OrderExecutor
 from lorax_router.service.engine.port import (
-    ChunkSink,
     EngineStats,
     StepObserver,
     TokenChunk,
     TokenStream,
 )
+from lorax_router.service.engine.stream import EngineStream
 
 logger = logging.getLogger(__name__)
 
+# A step has hung that lasts so many times as long as it should, and so many seconds at least.
+_HANG_TIMES, _LEAST_HANG_S = 20.0, 30.0
 # How often turns of adapters are looked at while no step runs.
 _IDLE_TICK_S = 0.5
 
@@ -60,82 +67,14 @@ class _Sent(NamedTuple):
     answer: asyncio.Task[StepOutcome]
 
 
-class _Stream:
-    """The chunks of one request on their way to its client; implements TokenStream."""
-
-    __slots__ = (
-        "_cancel", "_chunks", "_ended", "_fault", "_sink", "_wake", "first_sent", "handle",
-        "num_cached", "scheduled_at", "submitted_at",
-    )  # fmt: skip
-
-    def __init__(
-        self, cancel: Callable[[], None], handle: AdapterHandle, submitted_at: float
-    ) -> None:
-        self.handle = handle
-        self.submitted_at = submitted_at
-        self._chunks: deque[TokenChunk] = deque()
-        self._wake: asyncio.Future[None] | None = None
-        self._sink: ChunkSink | None = None
-        # What it raised: the reader's to deal with.
-        self._fault: Exception | None = None
-        self._cancel = cancel
-        self._ended = False
-        self.scheduled_at = 0.0
-        self.num_cached = 0
-        self.first_sent = False
-
-    def enters(self, now: float, num_cached: int) -> None:
-        """Its row is in a step; what counts is the first time."""
-        if not self.scheduled_at:
-            self.scheduled_at, self.num_cached = now, num_cached
-
-    def put(self, chunk: TokenChunk) -> None:
-        """Hand over a chunk; never waits."""
-        sink = self._sink
-        if sink is not None and not self._chunks and chunk.finish is FinishCode.RUNNING:
-            try:
-                sink(chunk)
-            except Exception as error:  # noqa: BLE001 - the reader raises it
-                self._sink, self._fault = None, error
-            else:
-                return
-        self._chunks.append(chunk)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def hand_to(self, sink: ChunkSink) -> None:
-        """Let chunks that are not the last one be handed over as they come."""
-        self._sink = sink
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> TokenChunk:
-        if self._ended:
-            raise StopAsyncIteration
-        while not self._chunks:
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        if self._fault is not None:
-            raise self._fault
-        chunk = self._chunks.popleft()
-        self._ended = chunk.finish != FinishCode.RUNNING
-        return chunk
-
-    async def aclose(self) -> None:
-        """Cancel the request unless it has ended."""
-        self._sink = None
-        if not self._ended:
-            self._ended = True
-            self._cancel()
-
-
 class EngineLoop:
     """Runs steps while there is work; implements EnginePort.
 
     Args:
         shards: the shard group; its step calls are answered in order of ``seq``.
         scheduler: owned by this loop from here on.
+        sessions: of these shards, by which the loop goes on with the next group when one is lost;
+            None: it ends then.
         adapters: prepares and releases adapters; needed if the scheduler knows any.
         observer: told about each step, for metrics.
         clock: monotonic seconds, for the policy.
@@ -146,15 +85,21 @@ class EngineLoop:
         shards: ShardClient,
         scheduler: Scheduler,
         *,
+        sessions: SessionSource | None = None,
         adapters: OrderExecutor | None = None,
         observer: StepObserver | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._shards = shards
+        self._sessions = sessions
+        # Whether there are shards, and not only others to come.
+        self.has_shards = True
+        # That the shards are gone, as something else than a step has shown.
+        self._loss: ShardError | None = None
         self._scheduler = scheduler
         self._observer = observer
         self._clock = clock
-        self._streams: dict[RequestId, _Stream] = {}
+        self._streams: dict[RequestId, EngineStream] = {}
         self._ids = itertools.count(1)
         self._sent: deque[_Sent] = deque()
         self._work = asyncio.Event()
@@ -180,7 +125,7 @@ class EngineLoop:
             raise self._failure
         now = self._clock()
         self._scheduler.submit(spec, now, terms)
-        stream = _Stream(partial(self._cancel, spec.request_id), spec.adapter, now)
+        stream = EngineStream(partial(self._cancel, spec.request_id), spec.adapter, now)
         self._streams[spec.request_id] = stream
         self._work.set()
         return stream
@@ -266,14 +211,19 @@ class EngineLoop:
     # --- the loop ---------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until cancelled, or until the shards fail: then every request fails in words."""
+        """Run until cancelled, or until the shards fail for good: then every request fails in words."""
+        if self._sessions is not None:
+            self._sessions.on_lost = self._shards_lost
         try:
             while True:
-                self._send_plans()
-                if self._sent:
-                    await self._take_outcome()
-                else:
-                    await self._rest()
+                try:
+                    self._send_plans()
+                    if self._sent:
+                        await self._take_outcome()
+                    else:
+                        await self._rest()
+                except ShardError as error:
+                    await self._recover(error)
         except Exception as error:
             logger.error("the engine loop ends: %s", error)
             self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
@@ -282,10 +232,74 @@ class EngineLoop:
             self._fail_all(ShuttingDownError())
             if self._orders is not None:
                 self._orders.close(self._failure or ShuttingDownError())
-            for sent in self._sent:
-                # What became of steps behind the one that failed is no news for the log.
-                sent.answer.add_done_callback(lambda each: each.cancelled() or each.exception())
-                sent.answer.cancel()
+            if self._sessions is not None:
+                self._sessions.end(ShardUnavailableError("the engine loop has ended"))
+            self._forget_sent()
+
+    def _forget_sent(self) -> None:
+        for sent in self._sent:
+            # What became of steps behind the one that failed is no news for the log.
+            sent.answer.add_done_callback(lambda each: each.cancelled() or each.exception())
+            sent.answer.cancel()
+        self._sent.clear()
+
+    # --- lost shards ------------------------------------------------------------
+
+    def _shards_lost(self, error: ShardError) -> None:
+        """Something beside the steps has shown that the shards are gone."""
+        self._loss = self._loss or error
+        self._work.set()
+
+    def _watch_for_hang(self, sent: _Sent) -> asyncio.TimerHandle | None:
+        """Take the shards for lost if a step lasts far longer than it should."""
+        expected_s = None if self._sessions is None else self._scheduler.expected_s
+        if expected_s is None:
+            return None
+        limit_s = max(_LEAST_HANG_S, _HANG_TIMES * expected_s)
+
+        def lose() -> None:
+            self._loss = ShardUnavailableError(
+                f"a step that takes {expected_s:.2g} s had no answer after {limit_s:.3g} s"
+            )
+            sent.answer.cancel()
+
+        return asyncio.get_running_loop().call_later(limit_s, lose)
+
+    async def _recover(self, error: ShardError) -> None:
+        """Go on with the group of shards that comes next; raises what says that none comes."""
+        if self._sessions is None:
+            raise error
+        epoch, lost_at = self._scheduler.epoch, self._clock()
+        logger.error(
+            "the shards are lost: %s; %d requests wait for others", error, len(self._streams),
+            extra={"fields": {"event": "shards_lost", "epoch": epoch, "reason": str(error)}},
+        )  # fmt: skip
+        self._forget_sent()
+        self.has_shards = False
+        try:
+            session = await self._sessions.next(error)
+        except asyncio.CancelledError:
+            self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
+            raise
+        self.has_shards = True
+        lost = self._scheduler.shards_lost(
+            self._clock(),
+            epoch=session.info.epoch,
+            num_blocks=session.num_blocks,
+            adapter_bytes=session.info.adapter_bytes or None,
+        )
+        for request_id, text in lost.impossible.items():
+            if (stream := self._streams.pop(request_id, None)) is not None:
+                stream.put(
+                    TokenChunk(TokenColumns(), FinishCode.ERROR, error=GenerationError(text))
+                )
+        self._loss = None
+        self._sessions.use(session)
+        seconds = self._clock() - lost_at
+        logger.warning(
+            "the shards are back after %.1f s: %d requests go on", seconds, len(self._streams),
+            extra={"fields": {"event": "shards_back", "epoch": session.info.epoch, "seconds": seconds}},
+        )  # fmt: skip
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:
@@ -311,11 +325,20 @@ class EngineLoop:
 
     async def _take_outcome(self) -> None:
         sent = self._sent[0]
+        watch = self._watch_for_hang(sent)
         try:
             outcome = await sent.answer
+        except asyncio.CancelledError:
+            if self._loss is None or not sent.answer.cancelled():
+                raise
+            self._observe_done(sent, ok=False)
+            raise self._loss from None
         except Exception:
             self._observe_done(sent, ok=False)
             raise
+        finally:
+            if watch is not None:
+                watch.cancel()
         self._sent.popleft()
         for handle, text in outcome.inactive.items():
             logger.warning("adapter %d did not take effect: %s", handle, text)
@@ -343,6 +366,8 @@ class EngineLoop:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if is_idle else min(left, _IDLE_TICK_S)):
                 await self._work.wait()
+        if self._loss is not None:
+            raise self._loss
 
     def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:
         start = 0
@@ -366,7 +391,7 @@ class EngineLoop:
 
     def _finish_chunk(
         self, chunk: TokenChunk, row_id: RequestId, finish: int, detail: RowDetail | None,
-        stream: _Stream,
+        stream: EngineStream,
     ) -> None:  # fmt: skip
         """Add what only some chunks have, and let go of a stream that ended."""
         if not stream.first_sent and stream.handle != BASE_ADAPTER:
@@ -387,7 +412,7 @@ class EngineLoop:
             reason = (detail.error_text if detail else None) or "the shard gave no reason"
             chunk.error = GenerationError(reason)
 
-    def _adapter_phases(self, stream: _Stream) -> dict[str, float] | None:
+    def _adapter_phases(self, stream: EngineStream) -> dict[str, float] | None:
         """Return what an adapter's way to the shards cost this request; None: it was there."""
         load = self._orders.loads.get(stream.handle) if self._orders is not None else None
         if load is None or load.ready_at <= stream.submitted_at:

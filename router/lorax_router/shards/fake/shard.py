@@ -130,6 +130,7 @@ class FakeShard:
         )
         self._bound_epoch: int | None = None
         self._dead = False
+        self._end = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
         self._failing_steps: dict[int, LoraxError] = {}
@@ -197,12 +198,14 @@ class FakeShard:
             self._dies_at = at_seq
             return
         self._dead = True
+        self._end.set()
         self._lane.cancel()
 
     def restart(self, epoch: int | None = None) -> None:
         """Come back empty under another epoch (the next one if None)."""
         self.die()
         self._dead = False
+        self._end = asyncio.Event()
         self._dies_at = None
         self._info = replace(self._info, epoch=epoch or self._info.epoch + 1, num_blocks=0)
         self._reset()
@@ -338,6 +341,11 @@ class FakeShard:
     async def health(self) -> None:
         """Return unless dead."""
         self._check(self._info.epoch)
+
+    async def lost(self) -> ShardError:
+        """Return once this incarnation is gone."""
+        await self._end.wait()
+        return ShardUnavailableError("the fake shard is gone")
 
     async def close(self) -> None:
         """Stop everything that still runs."""

@@ -1,0 +1,81 @@
+"""The chunks of one request on their way from the engine loop to whoever reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from lorax_contract.step import AdapterHandle, FinishCode
+from lorax_router.service.engine.port import ChunkSink, TokenChunk
+
+
+class EngineStream:
+    """The chunks of one request on their way to its client; implements TokenStream."""
+
+    __slots__ = (
+        "_cancel", "_chunks", "_ended", "_fault", "_sink", "_wake", "first_sent", "handle",
+        "num_cached", "scheduled_at", "submitted_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, cancel: Callable[[], None], handle: AdapterHandle, submitted_at: float
+    ) -> None:
+        self.handle = handle
+        self.submitted_at = submitted_at
+        self._chunks: deque[TokenChunk] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._sink: ChunkSink | None = None
+        # What it raised: the reader's to deal with.
+        self._fault: Exception | None = None
+        self._cancel = cancel
+        self._ended = False
+        self.scheduled_at = 0.0
+        self.num_cached = 0
+        self.first_sent = False
+
+    def enters(self, now: float, num_cached: int) -> None:
+        """Its row is in a step; what counts is the first time."""
+        if not self.scheduled_at:
+            self.scheduled_at, self.num_cached = now, num_cached
+
+    def put(self, chunk: TokenChunk) -> None:
+        """Hand over a chunk; never waits."""
+        sink = self._sink
+        if sink is not None and not self._chunks and chunk.finish is FinishCode.RUNNING:
+            try:
+                sink(chunk)
+            except Exception as error:  # noqa: BLE001 - the reader raises it
+                self._sink, self._fault = None, error
+            else:
+                return
+        self._chunks.append(chunk)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def hand_to(self, sink: ChunkSink) -> None:
+        """Let chunks that are not the last one be handed over as they come."""
+        self._sink = sink
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        if self._ended:
+            raise StopAsyncIteration
+        while not self._chunks:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        if self._fault is not None:
+            raise self._fault
+        chunk = self._chunks.popleft()
+        self._ended = chunk.finish != FinishCode.RUNNING
+        return chunk
+
+    async def aclose(self) -> None:
+        """Cancel the request unless it has ended."""
+        self._sink = None
+        if not self._ended:
+            self._ended = True
+            self._cancel()

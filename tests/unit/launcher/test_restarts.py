@@ -1,0 +1,100 @@
+"""Shards that end start again, as often as that is allowed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests.helpers.launcher_stage import Stage, kill_children_of, stop
+
+from lorax_contract.exit_codes import ExitCode
+from lorax_launcher.restarts import COUNTED_S, Restarts
+from lorax_launcher.supervisor import Supervisor
+
+
+def test_shards_that_are_killed_start_again_under_the_next_epoch(stage: Stage) -> None:
+    killed: list[int] = []
+    epochs: list[int] = []
+
+    def kill_or_stop(supervisor: Supervisor) -> None:
+        argv = stage.seen("shard")["argv"]
+        config = json.loads(Path(argv[argv.index("--config") + 1]).read_text())
+        epochs.append(config["epoch"])
+        if len(killed) == 2:
+            supervisor.request_stop()
+            return
+        killed.append(stage.pid("shard"))
+        os.kill(killed[-1], signal.SIGKILL)
+
+    router = []
+
+    def first(supervisor: Supervisor) -> None:
+        router.append(stage.pid("router"))
+        kill_or_stop(supervisor)
+
+    code = stage.run(when_ready=first, on_again=kill_or_stop, shard_restarts=2)
+    assert code == ExitCode.OK
+    assert len({*killed, stage.pid("shard")}) == 3
+    assert stage.pid("router") == router[0]
+    assert epochs == [1, 2, 3]
+    text = stage.output.getvalue()
+    assert "shard-0 was killed by SIGKILL" in text
+    assert "start again (2 of 2)" in text
+
+
+def test_after_so_many_restarts_the_server_ends_and_says_so(stage: Stage) -> None:
+    code = stage.run(
+        when_ready=kill_children_of(stage, "shard"),
+        on_again=kill_children_of(stage, "shard"),
+        shard_restarts=1,
+    )
+    assert code == ExitCode.CHILD_DIED
+    assert "shard-0 was killed" in stage.last_line
+    assert "number 2 within 600 s" in stage.last_line
+
+
+def test_shards_that_cannot_start_again_are_tried_as_often_as_that(stage: Stage) -> None:
+    def break_and_kill(_: Supervisor) -> None:
+        stage.plan_behaviour(shard={"kind": "fail", "code": 99})
+        os.kill(stage.pid("shard"), signal.SIGKILL)
+
+    code = stage.run(when_ready=break_and_kill, shard_restarts=2)
+    assert code == ExitCode.CHILD_DIED
+    assert stage.output.getvalue().count("The shards start again") == 2
+    assert "exit code 99" in stage.last_line
+
+
+def test_shards_that_run_but_do_not_answer_the_router_start_again(stage: Stage) -> None:
+    said = {"ts": 0.0, "level": "error", "logger": "x", "message": "the shards are lost",
+            "event": "shards_lost", "epoch": 1, "reason": "a step hung"}  # fmt: skip
+    stage.plan_behaviour(router={"kind": "serve", "lines": [json.dumps(said)]})
+    assert stage.run(on_again=stop, shard_restarts=1) == ExitCode.OK
+    assert "shard-0 was killed: a step hung." in stage.output.getvalue()
+
+
+def test_a_router_that_ends_is_not_waited_for_by_other_shards(stage: Stage) -> None:
+    code = stage.run(when_ready=kill_children_of(stage, "router"), shard_restarts=5)
+    assert code == ExitCode.CHILD_DIED
+    assert "router was killed" in stage.last_line
+
+
+def test_a_signal_ends_a_restart_too(stage: Stage) -> None:
+    def hang_and_kill(_: Supervisor) -> None:
+        stage.plan_behaviour(shard={"kind": "unready"})
+        os.kill(stage.pid("shard"), signal.SIGKILL)
+
+    code = stage.run(
+        when_ready=hang_and_kill, on_again=stop, again="loading for ever", shard_restarts=5
+    )
+    assert code == ExitCode.OK
+
+
+def test_restarts_are_counted_within_a_time_and_come_after_longer_and_longer_pauses() -> None:
+    now = 0.0
+    restarts = Restarts(4, clock=lambda: now)
+    assert [restarts.next_pause_s() for _ in range(5)] == [0.0, 1.0, 2.0, 5.0, None]
+    now = COUNTED_S + 1
+    assert restarts.next_pause_s() == 0.0
+    assert Restarts(0).next_pause_s() is None

@@ -1,0 +1,281 @@
+"""Streams go on when the shards are lost: nothing is missing in them, and nothing is there twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from tests.helpers.adapter_world import DirectExecutor
+
+from lorax_contract.errors import (
+    GenerationError,
+    ShardError,
+    ShardUnavailableError,
+    UnhealthyError,
+)
+from lorax_contract.step import (
+    AdapterHandle,
+    FinishCode,
+    RequestSpec,
+    SamplingParams,
+    StoppingParams,
+    WarmupSpec,
+)
+from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.core.ports import ShardSession
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine import loop as loop_module
+from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
+from lorax_router.shards.sessions import ShardSessions
+
+BLOCKS, BLOCK_SIZE = 60, 4
+ADAPTERS = 3
+WARMUP = WarmupSpec(max_input_length=100, max_total_tokens=200, max_step_tokens=64, max_rows=8)
+
+
+class World:
+    """A loop over a FakeShard that is killed and comes back."""
+
+    def __init__(self, depth: int = 2, num_blocks: int = BLOCKS) -> None:
+        self.shard = FakeShard(
+            FakeModel(vocab_size=97), num_blocks=num_blocks, block_size=BLOCK_SIZE, max_depth=depth
+        )
+        self.is_back = asyncio.Event()
+        self.is_back.set()
+        self.failure: ShardError | None = None
+        self.depth = depth
+
+    async def start(self) -> None:
+        self.sessions = ShardSessions(await self._session(), self._connect)
+        adapters = AdapterTable(max_resident=2)
+        scheduler = Scheduler(
+            num_blocks=BLOCKS, block_size=BLOCK_SIZE, max_step_tokens=64, max_rows=8,
+            depth=self.depth, adapters=adapters,
+        )  # fmt: skip
+        self.loop = EngineLoop(
+            self.sessions, scheduler, sessions=self.sessions, adapters=DirectExecutor(self.sessions)
+        )
+        for handle in range(1, ADAPTERS + 1):
+            self.loop.add_adapter(AdapterHandle(handle), 1)
+        self.sessions.watch()
+        self.running = asyncio.create_task(self.loop.run())
+
+    async def _session(self) -> ShardSession:
+        self.shard.reconnect()
+        num_blocks = await self.shard.warmup(WARMUP)
+        return ShardSession(self.shard, await self.shard.info(), num_blocks)
+
+    async def _connect(self, epoch: int) -> ShardSession:
+        await self.is_back.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert self.shard.epoch > epoch
+        return await self._session()
+
+    def kill(self) -> None:
+        self.is_back.clear()
+        self.shard.die()
+
+    def bring_back(self) -> None:
+        self.shard.restart()
+        self.is_back.set()
+
+    def spec(self, num: int, adapter: int = 0, seed: int | None = None) -> RequestSpec:
+        sampling = SamplingParams() if seed is None else SamplingParams(do_sample=True, seed=seed)
+        return RequestSpec(
+            request_id=self.loop.new_request_id(),
+            prompt_ids=[1 + adapter, 2, 3 + num % 7],
+            sampling=sampling,
+            stopping=StoppingParams(max_new_tokens=num, ignore_eos=True),
+            adapter=AdapterHandle(adapter),
+        )
+
+    async def read(self, spec: RequestSpec) -> None:
+        """Read a stream to its end; it is what it would have been without any loss."""
+        stream = self.loop.submit(spec)
+        found = [token async for chunk in stream for token in chunk.tokens.ids]
+        assert found == self.shard.model.expected_tokens(spec)
+
+    async def stop(self) -> None:
+        assert not self.shard.violations
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.sessions.close()
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 60))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_streams_are_whole_whenever_the_shards_die(depth: int, seed: int) -> None:
+    async def scene() -> None:
+        world = World(depth)
+        await world.start()
+        draw = random.Random(seed)
+        reading = [
+            asyncio.create_task(
+                world.read(world.spec(draw.randint(1, 60), draw.randint(0, ADAPTERS), number))
+            )
+            for number in range(30)
+        ]
+        for _ in range(5):
+            for _ in range(draw.randint(0, 60)):
+                await asyncio.sleep(0)
+            world.kill()
+            for _ in range(draw.randint(0, 20)):
+                await asyncio.sleep(0)
+            world.bring_back()
+        await asyncio.gather(*reading)
+        assert world.loop.stats().num_free_blocks == BLOCKS
+        await world.stop()
+
+    play(scene())
+
+
+def test_a_loss_is_noticed_while_nothing_runs_and_requests_that_come_meanwhile_wait() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        await world.read(world.spec(3))
+        world.kill()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        with pytest.raises(UnhealthyError):
+            await world.loop.health()
+        reading = asyncio.create_task(world.read(world.spec(20, adapter=1)))
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        world.bring_back()
+        await reading
+        await world.loop.health()
+        await world.stop()
+
+    play(scene())
+
+
+def test_a_step_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_LEAST_HANG_S", 0.2)
+    # A fake step takes no time that could be fitted.
+    monkeypatch.setattr(Scheduler, "expected_s", property(lambda _: 0.005))
+
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        await world.read(world.spec(60))
+        world.is_back.clear()
+        world.shard.hold()
+        reading = [asyncio.create_task(world.read(world.spec(20 + n, n))) for n in range(3)]
+        while world.loop.has_shards:
+            await asyncio.sleep(0.01)
+        with pytest.raises(UnhealthyError, match="no answer after"):
+            await world.loop.health()
+        world.shard.let_go()
+        world.bring_back()
+        await asyncio.gather(*reading)
+        await world.stop()
+
+    play(scene())
+
+
+def test_a_request_that_is_cancelled_meanwhile_is_not_computed_again() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        stream = world.loop.submit(world.spec(200))
+        await anext(stream)
+        world.kill()
+        await asyncio.sleep(0)
+        await stream.aclose()
+        world.bring_back()
+        await world.read(world.spec(10))
+        assert not any(stream.handle for stream in world.loop._streams.values())
+        assert world.loop.stats().num_free_blocks == BLOCKS
+        await world.stop()
+
+    play(scene())
+
+
+def test_requests_that_fit_no_more_end_in_words_and_the_others_go_on() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        large, small = world.spec(200), world.spec(60)
+        stream = world.loop.submit(large)
+        await anext(stream)
+        reading = asyncio.create_task(world.read(small))
+        await asyncio.sleep(0)
+        world.kill()
+        world.shard._num_blocks = 20
+        world.bring_back()
+        *_, last = [chunk async for chunk in stream]
+        assert last.finish is FinishCode.ERROR
+        assert isinstance(last.error, GenerationError)
+        assert "20" in str(last.error)
+        await reading
+        assert world.loop.stats().num_free_blocks == 20
+        await world.stop()
+
+    play(scene())
+
+
+def test_where_no_shards_come_every_request_ends_in_words() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        streams = [world.loop.submit(world.spec(200, number % 2)) for number in range(5)]
+        await anext(streams[0])
+        world.failure = ShardUnavailableError("the shards ended 3 times in a row")
+        world.kill()
+        world.is_back.set()
+        for stream in streams:
+            *_, last = [chunk async for chunk in stream]
+            assert last.finish is FinishCode.ERROR
+            assert last.error is not None
+        with pytest.raises(ShardUnavailableError, match="3 times"):
+            await world.running
+        await world.sessions.close()
+
+    play(scene())
+
+
+def test_calls_beside_the_steps_wait_for_the_next_shards() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        world.kill()
+        asking = asyncio.create_task(world.sessions.adapter_tiers([]))
+        loading = asyncio.create_task(world.loop.load_adapter(AdapterHandle(1)))
+        await asyncio.sleep(0.02)
+        assert not asking.done()
+        assert not loading.done()
+        world.bring_back()
+        await asyncio.gather(asking, loading)
+        assert world.loop.is_adapter_resident(AdapterHandle(1))
+        await world.stop()
+
+    play(scene())
+
+
+def test_an_end_while_no_shards_are_there_ends_requests_in_words() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        stream = world.loop.submit(world.spec(200))
+        await anext(stream)
+        world.kill()
+        while world.loop.has_shards:
+            await asyncio.sleep(0)
+        world.running.cancel()
+        *_, last = [chunk async for chunk in stream]
+        assert last.error is not None
+        assert "the shards failed" in last.error.public
+        await asyncio.gather(world.running, return_exceptions=True)
+        await world.sessions.close()
+
+    play(scene())
