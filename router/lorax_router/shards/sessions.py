@@ -160,8 +160,9 @@ class ShardSessions:
     async def release_adapter(
         self, handle: AdapterHandle, forget: Sequence[AdapterPart] = ()
     ) -> None:
-        """Free an adapter of this epoch."""
-        await self._of_this_epoch(lambda shards: shards.release_adapter(handle, forget))
+        """Free an adapter of this epoch; parts are forgotten by whoever serves."""
+        call = self._made_again if forget else self._of_this_epoch
+        await call(lambda shards: shards.release_adapter(handle, forget))
 
     async def prepare_constraint(
         self, constraint: Constraint, content: AdapterContent | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.helpers.adapter_world import DirectExecutor
 
+from lorax_contract.adapters import AdapterPart
 from lorax_contract.errors import (
     GenerationError,
     ShardError,
@@ -257,6 +259,43 @@ def test_calls_beside_the_steps_wait_for_the_next_shards() -> None:
         world.bring_back()
         await asyncio.gather(asking, loading)
         assert world.loop.is_adapter_resident(AdapterHandle(1))
+        await world.stop()
+
+    play(scene())
+
+
+def test_an_adapter_that_was_to_leave_has_left_with_the_shards() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        await world.loop.load_adapter(AdapterHandle(1))
+        world.kill()
+        retiring = asyncio.create_task(world.loop.retire_adapter(AdapterHandle(1)))
+        forgetting = asyncio.create_task(
+            world.sessions.release_adapter(AdapterHandle(2), [AdapterPart("content", "files")])
+        )
+        await asyncio.sleep(0.02)
+        assert not retiring.done()
+        world.bring_back()
+        await asyncio.gather(retiring, forgetting)
+        assert world.loop.adapter_record(AdapterHandle(1)) is None
+        await world.stop()
+
+    play(scene())
+
+
+def test_whoever_loads_an_adapter_hears_that_it_has_no_room_any_more() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        world.loop.add_adapter(AdapterHandle(9), 1000)
+        world.kill()
+        loading = asyncio.create_task(world.loop.load_adapter(AdapterHandle(9)))
+        await asyncio.sleep(0.02)
+        world.shard._info = replace(world.shard._info, adapter_bytes=500)
+        world.bring_back()
+        with pytest.raises(GenerationError, match="no room"):
+            await loading
         await world.stop()
 
     play(scene())

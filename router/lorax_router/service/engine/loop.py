@@ -288,6 +288,8 @@ class EngineLoop:
             num_blocks=session.num_blocks,
             adapter_bytes=session.info.adapter_bytes or None,
         )
+        if self._orders is not None:
+            self._orders.started_anew()
         for request_id, text in lost.impossible.items():
             if (stream := self._streams.pop(request_id, None)) is not None:
                 stream.put(

@@ -89,14 +89,25 @@ class AdapterOrders:
         self._tell_departures()
         return future
 
+    def started_anew(self) -> None:
+        """Other shards took the place of those that all orders so far were for."""
+        self.loads.clear()
+        self._tell_departures()
+        for handle in list(self._arrivals):
+            record = self._scheduler.adapters.find(handle)
+            if record is None or record.wanted_at is None:
+                error = GenerationError(
+                    f"adapter {handle} has no room on the shards that are there now",
+                    public="the adapter could not be loaded",
+                )
+                _fail(self._arrivals.pop(handle), error)
+
     def close(self, error: LoraxError) -> None:
         """Give up; whoever waits gets the error."""
         for task in self._tasks:
             task.cancel()
         for future in (*self._arrivals.values(), *self._departures.values()):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # that nobody waits any more is no news
+            _fail(future, error)
 
     def _start(self, order: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(order)
@@ -137,10 +148,9 @@ class AdapterOrders:
         ended = self._scheduler.adapter_event(
             handle, AdapterEvent.FAILED, self._clock(), epoch=epoch
         )
-        if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
+        if (arrival := self._arrivals.pop(handle, None)) is not None:
             # Whoever loads it by hand may care whose fault it was.
-            arrival.set_exception(error if isinstance(error, LoraxError) else shown)
-            arrival.exception()
+            _fail(arrival, error if isinstance(error, LoraxError) else shown)
         self._tell_departures()
         self._on_event(ended, shown)
 
@@ -172,6 +182,12 @@ class AdapterOrders:
             future = self._departures.pop(handle)
             if not future.done():
                 future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: LoraxError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # that nobody waits any more is no news
 
 
 def _shared(
