@@ -377,8 +377,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Seconds that shards and router get to become ready once the model is "
                 "prepared."),
         _option("--shard-restarts", type=click.IntRange(min=0),
-                help="How often within ten minutes shards that end are started again, while requests "
-                "wait and go on where they stood; 0: the server ends with them."),
+                help="How often shards that end are started again, while requests wait and go on where "
+                "they stood, until they have served for ten minutes; 0: the server ends with them."),
         _option("--grace-period", "grace_period_s", type=click.FloatRange(min=0.0),
                 help="Seconds that running requests get to finish after SIGTERM."),
         _option("--cors-allow-origin", multiple=True, help="Origin whose pages in a browser may call; `*` is any (default: none)."),

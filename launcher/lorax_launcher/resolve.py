@@ -81,7 +81,7 @@ class LaunchPlan:
     warnings: tuple[str, ...]
     # Seconds that shards and router get to become ready.
     start_timeout_s: float
-    # How often shards that end are started again, within ten minutes.
+    # How often shards that end are started again in a series.
     shard_restarts: int = 0
 
     def with_model(self, model: PrepareReport) -> LaunchPlan:

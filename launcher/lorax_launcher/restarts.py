@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
-# Seconds after which a restart counts no more: what went well that long is no part of a series.
-COUNTED_S = 600.0
+# Seconds of service that end a series: what went well for so long was no part of it.
+SETTLED_S = 600.0
 # Pauses before restarts of one series; the last one repeats. Who dies once is back at once.
 _PAUSES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Restarts:
-    """The restarts of a series.
+    """The restarts of a series: of shards that ended again before they had served for SETTLED_S.
 
     Args:
-        limit: how many there may be within COUNTED_S; 0: none at all.
+        limit: how many a series may have; 0: none at all.
         clock: monotonic seconds.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
+        self.number = 0
         self._clock = clock
-        self._times: deque[float] = deque()
+        self._ready_at: float | None = None
 
-    @property
-    def number(self) -> int:
-        """How many there were in this series."""
-        return len(self._times)
+    def ready(self) -> None:
+        """The shards serve from now on."""
+        self._ready_at = self._clock()
 
     def next_pause_s(self) -> float | None:
         """Count a restart and return the seconds to wait before it; None: there were enough."""
-        now = self._clock()
-        while self._times and now - self._times[0] > COUNTED_S:
-            self._times.popleft()
-        if len(self._times) >= self.limit:
+        if self._ready_at is not None and self._clock() - self._ready_at > SETTLED_S:
+            self.number = 0
+        self._ready_at = None
+        if self.number >= self.limit:
             return None
-        self._times.append(now)
-        return _PAUSES_S[min(len(self._times), len(_PAUSES_S)) - 1]
+        self.number += 1
+        return _PAUSES_S[min(self.number, len(_PAUSES_S)) - 1]

@@ -22,7 +22,7 @@ from lorax_launcher.children import Child
 from lorax_launcher.console import Console
 from lorax_launcher.ready import ready_lines
 from lorax_launcher.resolve import LaunchPlan, PrepareReport, in_flags
-from lorax_launcher.restarts import COUNTED_S, Restarts
+from lorax_launcher.restarts import SETTLED_S, Restarts
 from lorax_launcher.start_times import StartTimes
 
 T = TypeVar("T")
@@ -190,12 +190,13 @@ class Supervisor:
         await self._start_group(plan.shards)
         for shard in self._shards:
             await self._until_ready(shard, deadline)
+        self._restarts.ready()
         self._console.info("the shards are ready again", epoch=self._epoch)
 
     def _one_too_many(self, failure: ChildFailed) -> ChildFailed:
         return ChildFailed(
-            f"{failure} It is the end number {self._restarts.limit + 1} within {COUNTED_S:g} s: "
-            "the shards are not started again (see --shard-restarts).",
+            f"{failure} The shards were started again {self._restarts.limit} times without serving for "
+            f"{SETTLED_S:g} s in between, which is as often as --shard-restarts allows.",
             failure.code,
         )
 
@@ -240,6 +241,10 @@ class Supervisor:
         """Start the shards under an epoch of their own: no call for other ones reaches them."""
         self._epoch += 1
         self._reason_to_kill = None
+        for config in configs:
+            # What an earlier one said is no reason for the end of this one.
+            self._last_errors.pop(f"shard-{config.rank}", None)
+            self._last_words.pop(f"shard-{config.rank}", None)
         for config in configs:
             # In a file of the ranks before, these would find those.
             is_file = config.rendezvous.startswith("file:")
@@ -302,7 +307,8 @@ class Supervisor:
 
     def _end_lost(self, epoch: object, reason: object) -> None:
         """Kill shards that run but do nothing for the router any more."""
-        if epoch != self._epoch or not all(shard.is_running for shard in self._shards):
+        are_running = self._shards and all(shard.is_running for shard in self._shards)
+        if epoch != self._epoch or not are_running:
             return
         self._reason_to_kill = str(reason)
         for shard in self._shards:

@@ -346,6 +346,7 @@ def _say_ready(config: RouterConfig, listeners: Listeners, clock: StartClock) ->
 async def _drain(config: RouterConfig, parts: Parts) -> None:
     logger.info("stopping: finishing what runs, admitting nothing new")
     parts.service.stop_admitting()
+    parts.engine.expect_no_shards()
     if not parts.engine.has_shards:
         logger.warning("there are no shards to finish it; ending all")
         return

@@ -71,6 +71,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Seconds that a step lasts at least before it is taken for one that hangs.
+_LEAST_HANG_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:

@@ -52,6 +52,8 @@ class ShardSessions:
         self._change: asyncio.Future[None] | None = None
         # Why the session that serves is gone; None: it is not known to be.
         self._loss: ShardError | None = None
+        # Why none serves any more.
+        self._end: ShardError | None = None
         # Is told of a loss that no step has shown.
         self.on_lost: Callable[[ShardError], None] = lambda _: None
         self._watch: asyncio.Task[None] | None = None
@@ -85,7 +87,7 @@ class ShardSessions:
 
     def end(self, error: ShardError) -> None:
         """Nothing serves any more: calls that wait fail."""
-        self._loss = error
+        self._loss = self._end = error
         if self._change is not None:
             self._change.set_exception(error)
             self._change.exception()  # whether anybody waits or not
@@ -97,14 +99,29 @@ class ShardSessions:
             self.on_lost(error)
 
     async def _after(self, session: ShardSession, error: ShardError) -> ShardSession:
-        """Return the session that comes after one that is lost."""
-        if session is self._session:
-            if self._loss is None:
+        """Return the session that comes after one whose call failed; raises the error if it lives."""
+        if session is self._session and self._loss is None:
+            if not await self._is_gone(session, error):
+                raise error
+            if session is self._session and self._loss is None:
                 self.on_lost(error)
+        if self._end is not None:
+            raise self._end
+        if session is self._session:
             if self._change is None:
                 self._change = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._change)
         return self._session
+
+    async def _is_gone(self, session: ShardSession, error: ShardError) -> bool:
+        """Whether all is lost and not only a call that took too long."""
+        if isinstance(error, StaleEpochError):
+            return True
+        try:
+            await session.shards.health()
+        except LOST:
+            return True
+        return False
 
     async def _made_again(self, call: Callable[[ShardClient], Awaitable[Result]]) -> Result:
         """Make a call that belongs to no epoch, in one session after the other until one answers."""

@@ -29,7 +29,6 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.ports import ShardSession
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.engine import loop as loop_module
 from lorax_router.service.engine.loop import EngineLoop
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 from lorax_router.shards.sessions import ShardSessions
@@ -59,8 +58,9 @@ class World:
             depth=self.depth, adapters=adapters,
         )  # fmt: skip
         self.loop = EngineLoop(
-            self.sessions, scheduler, sessions=self.sessions, adapters=DirectExecutor(self.sessions)
-        )
+            self.sessions, scheduler, sessions=self.sessions,
+            adapters=DirectExecutor(self.sessions), least_hang_s=0.2,
+        )  # fmt: skip
         for handle in range(1, ADAPTERS + 1):
             self.loop.add_adapter(AdapterHandle(handle), 1)
         self.sessions.watch()
@@ -162,7 +162,6 @@ def test_a_loss_is_noticed_while_nothing_runs_and_requests_that_come_meanwhile_w
 
 
 def test_a_step_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "_LEAST_HANG_S", 0.2)
     # A fake step takes no time that could be fitted.
     monkeypatch.setattr(Scheduler, "expected_s", property(lambda _: 0.005))
 
@@ -297,6 +296,61 @@ def test_whoever_loads_an_adapter_hears_that_it_has_no_room_any_more() -> None:
         with pytest.raises(GenerationError, match="no room"):
             await loading
         await world.stop()
+
+    play(scene())
+
+
+def test_a_call_that_takes_too_long_is_no_loss() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+
+        async def too_slow(*_: object) -> None:
+            raise ShardUnavailableError("no answer within 60 s (DEADLINE_EXCEEDED)")
+
+        world.shard.adapter_tiers = too_slow  # type: ignore[method-assign,assignment]
+        reading = asyncio.create_task(world.read(world.spec(60)))
+        with pytest.raises(ShardUnavailableError, match="within 60 s"):
+            await world.sessions.adapter_tiers([])
+        await reading
+        assert world.loop.has_shards
+        assert world.shard.epoch == 1
+        await world.stop()
+
+    play(scene())
+
+
+def test_a_loss_that_shows_beside_steps_is_noticed_at_once() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        reading = asyncio.create_task(world.read(world.spec(60)))
+        await asyncio.sleep(0)
+        world.loop._shards_lost(ShardUnavailableError("seen elsewhere"))
+        world.kill()
+        world.bring_back()
+        await reading
+        assert world.shard.epoch == 2
+        await world.stop()
+
+    play(scene())
+
+
+def test_shards_that_are_lost_during_the_end_are_not_waited_for() -> None:
+    async def scene() -> None:
+        world = World()
+        await world.start()
+        stream = world.loop.submit(world.spec(200))
+        await anext(stream)
+        world.loop.expect_no_shards()
+        world.kill()
+        *_, last = [chunk async for chunk in stream]
+        assert last.finish is FinishCode.ERROR
+        with pytest.raises(ShardUnavailableError):
+            await world.running
+        with pytest.raises(ShardUnavailableError):
+            await world.sessions.adapter_tiers([])
+        await world.sessions.close()
 
     play(scene())
 

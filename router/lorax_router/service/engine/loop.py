@@ -55,8 +55,8 @@ from lorax_router.service.engine.stream import EngineStream
 
 logger = logging.getLogger(__name__)
 
-# A step has hung that lasts so many times as long as it should, and so many seconds at least.
-_HANG_TIMES, _LEAST_HANG_S = 20.0, 30.0
+# A step has hung that lasts so many times as long as it should.
+_HANG_TIMES = 20.0
 # How often turns of adapters are looked at while no step runs.
 _IDLE_TICK_S = 0.5
 
@@ -78,6 +78,7 @@ class EngineLoop:
         adapters: prepares and releases adapters; needed if the scheduler knows any.
         observer: told about each step, for metrics.
         clock: monotonic seconds, for the policy.
+        least_hang_s: seconds that a step lasts at least before it is taken for one that hangs.
     """
 
     def __init__(
@@ -89,11 +90,14 @@ class EngineLoop:
         adapters: OrderExecutor | None = None,
         observer: StepObserver | None = None,
         clock: Callable[[], float] = perf_counter,
+        least_hang_s: float = 30.0,
     ) -> None:
         self._shards = shards
         self._sessions = sessions
         # Whether there are shards, and not only others to come.
         self.has_shards = True
+        self._least_hang_s = least_hang_s
+        self._is_ending = False
         # That the shards are gone, as something else than a step has shown.
         self._loss: ShardError | None = None
         self._scheduler = scheduler
@@ -217,6 +221,8 @@ class EngineLoop:
         try:
             while True:
                 try:
+                    if self._loss is not None:
+                        raise self._loss
                     self._send_plans()
                     if self._sent:
                         await self._take_outcome()
@@ -250,24 +256,28 @@ class EngineLoop:
         self._loss = self._loss or error
         self._work.set()
 
+    def expect_no_shards(self) -> None:
+        """Wait for no others from now on: shards that are lost end what runs."""
+        self._is_ending = True
+
     def _watch_for_hang(self, sent: _Sent) -> asyncio.TimerHandle | None:
         """Take the shards for lost if a step lasts far longer than it should."""
         expected_s = None if self._sessions is None else self._scheduler.expected_s
         if expected_s is None:
             return None
-        limit_s = max(_LEAST_HANG_S, _HANG_TIMES * expected_s)
+        limit_s = max(self._least_hang_s, _HANG_TIMES * expected_s)
 
         def lose() -> None:
-            self._loss = ShardUnavailableError(
-                f"a step that takes {expected_s:.2g} s had no answer after {limit_s:.3g} s"
-            )
-            sent.answer.cancel()
+            if sent.answer.cancel():
+                self._loss = ShardUnavailableError(
+                    f"a step that takes {expected_s:.2g} s had no answer after {limit_s:.3g} s"
+                )
 
         return asyncio.get_running_loop().call_later(limit_s, lose)
 
     async def _recover(self, error: ShardError) -> None:
         """Go on with the group of shards that comes next; raises what says that none comes."""
-        if self._sessions is None:
+        if self._sessions is None or self._is_ending:
             raise error
         epoch, lost_at = self._scheduler.epoch, self._clock()
         logger.error(
@@ -331,7 +341,9 @@ class EngineLoop:
         try:
             outcome = await sent.answer
         except asyncio.CancelledError:
-            if self._loss is None or not sent.answer.cancelled():
+            task = asyncio.current_task()
+            is_told_to_end = task is not None and task.cancelling() > 0
+            if self._loss is None or is_told_to_end or not sent.answer.cancelled():
                 raise
             self._observe_done(sent, ok=False)
             raise self._loss from None
@@ -363,13 +375,13 @@ class EngineLoop:
         if is_idle:
             self._scheduler.check(is_idle=True)
         self._work.clear()
+        if self._loss is not None:
+            return
         # Requests that wait for an adapter: turns and deadlines come with time, too.
         left = max(0.0, self._scheduler.deadlines.next_look - self._clock())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if is_idle else min(left, _IDLE_TICK_S)):
                 await self._work.wait()
-        if self._loss is not None:
-            raise self._loss
 
     def _publish(self, outcome: StepOutcome, accepted: list[bool], received_at: float) -> None:
         start = 0
