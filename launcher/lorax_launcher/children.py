@@ -100,6 +100,11 @@ class Child:
         """Whether the process has not ended yet."""
         return not self.exited.done()
 
+    @property
+    def serves(self) -> bool:
+        """Whether it runs and has reported that it is ready."""
+        return self.is_running and self._report.done() and self._report.result() is not None
+
     async def report(self) -> dict[str, Any] | None:
         """Wait for the child's one report; None when it ended without one."""
         await asyncio.wait({self._report, self.exited}, return_when=asyncio.FIRST_COMPLETED)

@@ -205,6 +205,10 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 help="Host memory for parsed adapters that are not on the shards now."),
         _option("--adapter-store-dir", type=click.Path(file_okay=False),
                 help="Where adapters' files are kept (default: `adapters` in --cache-dir)."),
+        _option("--adapter-registry", type=click.Path(dir_okay=False),
+                help="A file that keeps which adapters were named, pinned or loaded by hand, without any "
+                "token, so that the next server knows them; `none`: they are forgotten (default: a file "
+                "of this port's in --adapter-store-dir)."),
         _option("--adapter-store-gb", type=click.FloatRange(min=0.0, min_open=True),
                 help="Disk space for adapters' files."),
         _option("--adapter-concurrency", type=_COUNT,
@@ -376,9 +380,10 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--start-timeout", "start_timeout_s", type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds that shards and router get to become ready once the model is "
                 "prepared."),
-        _option("--shard-restarts", type=click.IntRange(min=0),
-                help="How often shards that end are started again, while requests wait and go on where "
-                "they stood, until they have served for ten minutes; 0: the server ends with them."),
+        _option("--restarts", type=click.IntRange(min=0),
+                help="How often in a row processes that end are started again, before they have served "
+                "for ten seconds: while shards are, requests wait and go on where they stood. 0: the "
+                "server ends with the first."),
         _option("--grace-period", "grace_period_s", type=click.FloatRange(min=0.0),
                 help="Seconds that running requests get to finish after SIGTERM."),
         _option("--cors-allow-origin", multiple=True, help="Origin whose pages in a browser may call; `*` is any (default: none)."),

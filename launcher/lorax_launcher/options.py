@@ -56,6 +56,7 @@ class LauncherOptions:
     adapter_local_root: tuple[str, ...] = ()
     adapter_s3_root: tuple[str, ...] = ()
     adapter_store_dir: str | None = None
+    adapter_registry: str | None = None
     adapter_store_gb: float = 50.0
     adapter_host_memory_gb: float = 2.0
     adapter_concurrency: int = 16
@@ -135,7 +136,7 @@ class LauncherOptions:
     grace_period_s: float = 90.0
     step_timeout_s: float = 600.0
     start_timeout_s: float = 1800.0
-    shard_restarts: int = 3
+    restarts: int = 10
     cors_allow_origin: tuple[str, ...] = ()
     cors_allow_header: tuple[str, ...] = ()
     cors_allow_method: tuple[str, ...] = ()

@@ -82,7 +82,7 @@ class LaunchPlan:
     # Seconds that shards and router get to become ready.
     start_timeout_s: float
     # How often shards that end are started again in a series.
-    shard_restarts: int = 0
+    restarts: int = 0
 
     def with_model(self, model: PrepareReport) -> LaunchPlan:
         """Return the plan with the prepared model in every configuration."""
@@ -125,7 +125,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
             )
             for rank in range(ranks.count)
         )
-        router = _router(options, uris[0], run_dir)
+        router = _router(options, facts, uris[0], run_dir)
     except ConfigError as error:
         raise UsageError(in_flags(f"{error}.")) from error
     return LaunchPlan(
@@ -147,7 +147,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
             *_other_bases(options),
         ),
         start_timeout_s=options.start_timeout_s,
-        shard_restarts=options.shard_restarts,
+        restarts=options.restarts,
     )
 
 
@@ -337,7 +337,9 @@ def _shard(
     )
 
 
-def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterConfig:
+def _router(
+    options: LauncherOptions, facts: DeviceFacts, shard_uri: str, run_dir: str
+) -> RouterConfig:
     most = options.max_batch_total_tokens
     if most is not None and options.max_total_tokens is not None:
         _at_most("--max-total-tokens", options.max_total_tokens, "--max-batch-total-tokens", most)
@@ -356,7 +358,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         shard_uri=shard_uri,
         shard_wait_s=options.start_timeout_s,
         # For as long as the launcher tries: it ends the router when it gives up.
-        shard_return_s=_FOR_EVER_S if options.shard_restarts else 0.0,
+        shard_return_s=_FOR_EVER_S if options.restarts else 0.0,
         hostname=options.hostname,
         port=options.port,
         admin_uds=_admin_path(options, run_dir),
@@ -395,6 +397,7 @@ def _router(options: LauncherOptions, shard_uri: str, run_dir: str) -> RouterCon
         preloaded_adapter_ids=list(options.preloaded_adapter_ids),
         preloaded_adapter_source=options.preloaded_adapter_source or options.adapter_source,
         adapter_aliases=[f"{each.name}={each.ref}" for each in _modules(options)],
+        adapter_registry=_registry(options, facts),
         max_active_adapters=options.max_active_adapters,
         adapter_cycle_time_s=options.adapter_cycle_time_s,
         max_adapter_labels=options.max_adapter_labels,
@@ -425,6 +428,14 @@ def in_flags(text: str) -> str:
 
 def _store_dir(options: LauncherOptions, facts: DeviceFacts) -> str:
     return options.adapter_store_dir or f"{options.cache_dir or facts.cache_dir}/adapters"
+
+
+def _registry(options: LauncherOptions, facts: DeviceFacts) -> str:
+    """Return the file of what the next server is to know; a port of its own names none."""
+    if options.adapter_registry is not None:
+        return "" if options.adapter_registry == "none" else str(absolute(options.adapter_registry))
+    is_kept = options.port and not options.merge_adapter_weights
+    return f"{_store_dir(options, facts)}/servers/{options.port}.sqlite3" if is_kept else ""
 
 
 def _store_bytes(options: LauncherOptions) -> int:

@@ -1,18 +1,18 @@
-"""How often shards that ended are started again, and after which pauses."""
+"""How often processes that ended are started again, and after which pauses."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# Seconds of service that end a series: what went well for so long was no part of it.
-SETTLED_S = 600.0
+# Seconds of service that end a series: requests get on by that, however often it happens.
+SETTLED_S = 10.0
 # Pauses before restarts of one series; the last one repeats. Who dies once is back at once.
-_PAUSES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Restarts:
-    """The restarts of a series: of shards that ended again before they had served for SETTLED_S.
+    """The restarts of a series: of processes that ended again before all had served for SETTLED_S.
 
     Args:
         limit: how many a series may have; 0: none at all.
@@ -26,7 +26,7 @@ class Restarts:
         self._ready_at: float | None = None
 
     def ready(self) -> None:
-        """The shards serve from now on."""
+        """All serve from now on."""
         self._ready_at = self._clock()
 
     def next_pause_s(self) -> float | None:

@@ -21,6 +21,7 @@ class StartTimes:
         self._zero = clock()
         self._began: dict[str, float] = {}
         self._processes: list[dict[str, Any]] = []
+        self._is_over = False
 
     def began(self, process: str) -> None:
         """A process is started now."""
@@ -29,6 +30,8 @@ class StartTimes:
     def reported(self, process: str, parts: object) -> None:
         """A process says now that it is ready, and how many seconds its parts took."""
         since, until = self._began.pop(process, 0.0), self._now()
+        if self._is_over:
+            return
         own = parts if isinstance(parts, Mapping) else {}
         told = {str(name): float(s) for name, s in own.items() if isinstance(s, int | float)}
         before = max(0.0, until - since - sum(told.values()))
@@ -36,7 +39,8 @@ class StartTimes:
         self._processes.append({**entry, "parts": {_BEFORE: before, **told} if told else {}})
 
     def report(self) -> dict[str, Any]:
-        """Return all that was counted; the start is over now."""
+        """Return all that was counted; the start is over now, and what starts later is not noted."""
+        self._is_over = True
         return {"total_s": self._now(), "processes": list(self._processes)}
 
     def _now(self) -> float:

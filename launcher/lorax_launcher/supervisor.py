@@ -1,7 +1,7 @@
 """Starts the children in order, watches them, and ends them: no orphan, whatever happens.
 
 Shards that end are started again, all of them, under the next epoch: the router keeps its
-requests and goes on with those.
+requests and goes on with those. A router that ends is started again, too, and takes the shards over.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NoReturn, TypeVar
 
 from lorax_contract.config import RouterConfig, ShardConfig
 from lorax_contract.exit_codes import ExitCode, hint
-from lorax_contract.process import says_out_of_memory
 from lorax_launcher.children import Child
 from lorax_launcher.console import Console
+from lorax_launcher.endings import Told, described
 from lorax_launcher.ready import ready_lines
-from lorax_launcher.resolve import LaunchPlan, PrepareReport, in_flags
+from lorax_launcher.resolve import LaunchPlan, PrepareReport
 from lorax_launcher.restarts import SETTLED_S, Restarts
 from lorax_launcher.start_times import StartTimes
 
@@ -87,9 +87,12 @@ class Supervisor:
         self._router: Child | None = None
         self._preparing: Child | None = None
         self._is_ready = False
-        # Groups of shards started so far, and how many of them in a series of ends.
+        # What the router reported, and the ports that it has.
+        self._facts: dict[str, Any] = {}
+        self._ports: dict[str, Any] = {}
+        # Starts of shards or router so far, and how many of them in a series of ends.
         self._epoch = 0
-        self._restarts = Restarts(plan.shard_restarts)
+        self._restarts = Restarts(plan.restarts)
         # Why the shards that end now were killed here.
         self._reason_to_kill: str | None = None
         self._stop = asyncio.Event()
@@ -136,9 +139,10 @@ class Supervisor:
             self._console.info(f"{model.model_id} is prepared", folder=model.model_dir)
             return
         plan = self._plan.with_model(model)
-        facts = await self._serve(plan, model.model_id)
+        self._console.phase(f"loading {model.model_id}")
+        await self._start_missing(plan)
         self._is_ready = True
-        router = self._plan.router
+        router, facts = self._plan.router, self._facts
         url = str(facts.get("url") or f"http://{router.hostname}:{router.port}")
         admin = [str(address) for address in facts.get("admin") or ()]
         lines = ready_lines(
@@ -155,64 +159,85 @@ class Supervisor:
         await self._keep_serving(plan)
 
     async def _keep_serving(self, plan: LaunchPlan) -> None:
-        """Until a signal, or an end that is no shard's, or too many of those."""
+        """Until a signal, or an end too many: what ends before is started again."""
         pause_s: float | None = None
         while True:
             try:
                 if pause_s is not None:
-                    await self._restart_shards(plan, pause_s)
+                    await self._restart(plan, pause_s)
                 await self._or_stop(asyncio.Event().wait())
             except ChildFailed as error:
                 failure = error
-            pause_s = self._pause_before_restart(plan, failure)
+            # Not within: what this raises is the end.
+            pause_s = self._pause_before_restart(failure)
 
-    def _pause_before_restart(self, plan: LaunchPlan, failure: ChildFailed) -> float:
-        """Return the seconds to wait; raises the failure if it was not the shards', or one too many."""
-        names = {f"shard-{shard.rank}" for shard in plan.shards}
-        if failure.child not in names or self._router is None or not self._router.is_running:
-            raise failure
+    def _pause_before_restart(self, failure: ChildFailed) -> float:
+        """Say what ended; return the seconds to wait, or raise the failure if it is one too many."""
         pause_s = self._restarts.next_pause_s()
         if pause_s is None:
             raise failure if not self._restarts.limit else self._one_too_many(failure)
+        who, meanwhile = self._to_restart()
         number, limit = self._restarts.number, self._restarts.limit
         self._console.error(
-            f"{failure} The shards start again ({number} of {limit}); requests wait for them.",
+            f"{failure} {who} again ({number} of {limit}); {meanwhile}.",
             event="restart", epoch=self._epoch + 1,
         )  # fmt: skip
         return pause_s
 
-    async def _restart_shards(self, plan: LaunchPlan, pause_s: float) -> None:
-        """Start all shards anew, after a pause."""
-        shards, self._shards = self._shards, []
-        await self._end(shards, _GROUP_STOP_S)
+    async def _restart(self, plan: LaunchPlan, pause_s: float) -> None:
+        """Start again what does not serve any more, after a pause."""
+        if self._router is not None and not self._router.serves:
+            router, self._router = self._router, None
+            await self._end([router], _GROUP_STOP_S)
+        if not self._shards_serve:
+            shards, self._shards = self._shards, []
+            await self._end(shards, _GROUP_STOP_S)
         await self._or_stop(asyncio.sleep(pause_s))
-        deadline = asyncio.get_running_loop().time() + plan.start_timeout_s
-        await self._start_group(plan.shards)
-        for shard in self._shards:
-            await self._until_ready(shard, deadline)
+        await self._start_missing(plan)
         self._restarts.ready()
-        self._console.info("the shards are ready again", epoch=self._epoch)
+        self._console.info("all processes are ready again", epoch=self._epoch)
+
+    @property
+    def _shards_serve(self) -> bool:
+        return bool(self._shards) and all(shard.serves for shard in self._shards)
+
+    def _to_restart(self) -> tuple[str, str]:
+        """Return who starts, and what that means for others, in words."""
+        if self._router is not None and self._router.serves:
+            return "The shards start", "requests wait for them"
+        if self._shards_serve:
+            return "The router starts", "the shards keep what they have loaded"
+        return "Router and shards start", "what ran has to be asked for again"
 
     def _one_too_many(self, failure: ChildFailed) -> ChildFailed:
         return ChildFailed(
-            f"{failure} The shards were started again {self._restarts.limit} times without serving for "
-            f"{SETTLED_S:g} s in between, which is as often as --shard-restarts allows.",
+            f"{failure} Processes were started again {self._restarts.limit} times without serving for "
+            f"{SETTLED_S:g} s in between, which is as often as --restarts allows.",
             failure.code,
         )
 
-    async def _serve(self, plan: LaunchPlan, model_id: str) -> dict[str, Any]:
-        """Start the shards and the router side by side; return what the ready router reports.
+    async def _start_missing(self, plan: LaunchPlan) -> None:
+        """Start the shards and the router, where they do not serve, side by side.
 
         The router loads its own files meanwhile, and waits for the shards.
         """
-        self._console.phase(f"loading {model_id}")
         deadline = asyncio.get_running_loop().time() + plan.start_timeout_s
-        await self._start_group(plan.shards)
-        self._router = await self._start_router(dataclasses.replace(plan.router, epoch=self._epoch))
-        for shard in self._shards:
-            await self._until_ready(shard, deadline)
-        self._console.phase("warming up")
-        return await self._until_ready(self._router, deadline)
+        self._epoch += 1
+        started: list[Child] = []
+        if not self._shards_serve:
+            started += await self._start_group(plan.shards)
+        if self._router is None:
+            # Where it was before, whatever port that was.
+            config = dataclasses.replace(plan.router, epoch=self._epoch, **self._ports)
+            self._router = await self._start_router(config)
+            started.append(self._router)
+        for child in started:
+            if child is self._router and not self._is_ready:
+                self._console.phase("warming up")
+            report = await self._until_ready(child, deadline)
+            if child is self._router:
+                self._ports = report.get("ports") or {}
+                self._facts = report
 
     async def _prepare(self) -> PrepareReport:
         def argv(descriptor: int) -> Sequence[str]:
@@ -237,9 +262,8 @@ class Supervisor:
         self._preparing = None
         return model
 
-    async def _start_group(self, configs: Sequence[ShardConfig]) -> None:
+    async def _start_group(self, configs: Sequence[ShardConfig]) -> list[Child]:
         """Start the shards under an epoch of their own: no call for other ones reaches them."""
-        self._epoch += 1
         self._reason_to_kill = None
         for config in configs:
             # What an earlier one said is no reason for the end of this one.
@@ -251,6 +275,7 @@ class Supervisor:
             meeting = f"{config.rendezvous}-{self._epoch}" if is_file else config.rendezvous
             numbered = dataclasses.replace(config, epoch=self._epoch, rendezvous=meeting)
             self._shards.append(await self._start_shard(numbered))
+        return self._shards
 
     async def _start_shard(self, config: ShardConfig) -> Child:
         def argv(descriptor: int) -> Sequence[str]:
@@ -384,34 +409,9 @@ class Supervisor:
 
     def _describe(self, name: str, status: int) -> tuple[str, int]:
         """Say what happened and what to do, and choose the launcher's exit code."""
-        cause = self._last_errors.get(name, "")
-        last_words = self._last_words.get(name, "")
-        if _is_unexplained(status) and says_out_of_memory(last_words):
-            code = ExitCode.OUT_OF_MEMORY
-            return f"{name} ended for lack of memory: {last_words}. {hint(code)}", code
-        if self._reason_to_kill is not None:
-            what, self._reason_to_kill = f"{name} was killed: {self._reason_to_kill}", None
-            return f"{what}.", ExitCode.CHILD_DIED
-        if status < 0:
-            signal_name = _signal_name(-status)
-            what = f"{name} was killed by {signal_name}"
-            if -status == signal.SIGKILL:
-                what += ", perhaps by the system for lack of memory"
-            elif last_words:
-                what += f", its last words: {last_words}"
-            return f"{what}. {hint(ExitCode.CHILD_DIED)}", ExitCode.CHILD_DIED
-        if self._is_ready:
-            what = f"{name} ended by itself with exit code {status}"
-            return _sentence(what, cause, ExitCode.CHILD_DIED), ExitCode.CHILD_DIED
-        known = status in {code.value for code in ExitCode}
-        if status == 0:
-            code = ExitCode.CHILD_NOT_READY
-        else:
-            code = ExitCode(status) if known else ExitCode.CHILD_DIED
-        what = f"{name} could not start (exit code {status})"
-        if code is ExitCode.BAD_CONFIG:
-            cause = in_flags(cause)
-        return _sentence(what, cause, code), code
+        reason, self._reason_to_kill = self._reason_to_kill, None
+        told = Told(self._last_errors.get(name, ""), self._last_words.get(name, ""), reason)
+        return described(name, status, told, was_ready=self._is_ready)
 
     def _children(self) -> list[Child]:
         """Return the children that were started and not yet let go."""
@@ -441,22 +441,3 @@ class Supervisor:
             child.kill()
         await asyncio.gather(*(child.exited for child in children))
         await asyncio.gather(*(child.close() for child in children))
-
-
-def _is_unexplained(status: int) -> bool:
-    """Whether a child ended otherwise than by an exit code that it chose."""
-    return status == ExitCode.INTERNAL or status not in {code.value for code in ExitCode}
-
-
-def _sentence(what: str, cause: str, code: ExitCode) -> str:
-    told = f"{what}: {cause.rstrip('.')}." if cause else f"{what}."
-    # The message of a StartupError says what to do; others, and silence, need the hint.
-    explained = cause and code not in (ExitCode.INTERNAL, ExitCode.CHILD_DIED)
-    return told if explained else f"{told} {hint(code)}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -275,6 +275,8 @@ class RouterConfig(ProcessConfig):
     preloaded_adapter_source: str = "hub"
     # Names of the operator's own choosing, like name=local:/folder; there from the start, too.
     adapter_aliases: list[str] = dataclasses.field(default_factory=list)
+    # A file that keeps what is named, pinned and loaded by hand for the next server; "": nothing does.
+    adapter_registry: str = ""
     # Adapters on the shards at once.
     max_active_adapters: int = 1024
     # How long an adapter waits, stays and drains before it is made to move.

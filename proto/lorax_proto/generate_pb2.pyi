@@ -226,14 +226,16 @@ class ServiceDiscoveryResponse(_message.Message):
     def __init__(self, urls: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ClearCacheRequest(_message.Message):
-    __slots__ = ("id", "epoch", "seq")
+    __slots__ = ("id", "epoch", "seq", "next_epoch")
     ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
+    NEXT_EPOCH_FIELD_NUMBER: _ClassVar[int]
     id: int
     epoch: int
     seq: int
-    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
+    next_epoch: int
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., next_epoch: _Optional[int] = ...) -> None: ...
 
 class ClearCacheResponse(_message.Message):
     __slots__ = ()

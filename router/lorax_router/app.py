@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from lorax_contract.process import (
 )
 from lorax_contract.start_clock import StartClock
 from lorax_contract.step import ShardInfo
+from lorax_router.adapter_setup import bring_back, preload, restore_names
 from lorax_router.core.ports import ShardClient, ShardSession
 from lorax_router.core_setup import Budgets
 from lorax_router.grpc_api.limits import CallLimits
@@ -49,7 +50,6 @@ from lorax_router.startup import (
     Parts,
     assemble,
     import_front_ends,
-    preload,
     size,
 )
 from lorax_router.tls import TlsIdentity
@@ -204,6 +204,7 @@ async def serve(
             raise
         finally:
             await parts.prompts.close()
+            parts.adapters.registry.close()
             if parts.events is not None:
                 parts.events.close()
     finally:
@@ -213,7 +214,13 @@ async def serve(
 
 async def _connect(config: RouterConfig) -> ShardGroup:
     try:
-        return await connect(config.shard_uri, _timeouts(config), wait_s=config.shard_wait_s)
+        group = await connect(config.shard_uri, _timeouts(config), wait_s=config.shard_wait_s)
+        info = await group.info()
+        if info.num_blocks or info.epoch < config.epoch:
+            epoch = max(config.epoch, info.epoch + 1)
+            logger.warning("the shards served another router; this one takes them over")
+            await group.take_over(epoch)
+        return group
     except LoraxError as error:
         raise StartupError(
             f"no shard answers at {config.shard_uri}: {error}", ExitCode.SHARD_UNREACHABLE
@@ -252,7 +259,8 @@ async def _serve_parts(
     parts.prompts.renderers.start()
     try:
         # Nobody can ask before all that was to be there is there.
-        await stopper.unless_stopped(preload(parts))
+        restore_names(parts.adapters.registry, parts.selections.aliases)
+        await stopper.unless_stopped(preload(parts.adapters, parts.preloads))
         clock.ended("parts put together, adapters loaded")
         await _serve_clients(config, listeners, parts, stopper, engine, tls, clock)
     except BaseExceptionGroup as errors:
@@ -275,7 +283,7 @@ async def _serve_clients(
     http = HttpServers(config, parts, listeners, tls)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(http.run())
-        followers = [parts.keys.follow()]
+        followers = [parts.keys.follow(), bring_back(parts.adapters)]
         if tls is not None:
             followers.append(tls.follow())
         if grpc_server is not None:
@@ -284,7 +292,10 @@ async def _serve_clients(
         await http.wait_started()
         spare_garbage_collector()
         clock.ended("listening")
-        _say_ready(config, listeners, clock)
+        ports = listeners.ports()
+        if grpc_server is not None:
+            ports["grpc_port"] = grpc_server.port
+        _say_ready(config, listeners, ports, clock)
         await stopper.wait()
         if grpc_server is not None:
             grpc_server.stop_admitting()
@@ -333,14 +344,16 @@ async def _start_grpc(
     return server
 
 
-def _say_ready(config: RouterConfig, listeners: Listeners, clock: StartClock) -> None:
+def _say_ready(
+    config: RouterConfig, listeners: Listeners, ports: Mapping[str, int], clock: StartClock
+) -> None:
     url, admin = listeners.url, listeners.admin_addresses()
     fields = {"event": "ready", "url": url, "admin": admin, "model_id": config.model_id}
     if listeners.metrics_url is not None:
         fields["metrics"] = listeners.metrics_url
     logger.info("ready on %s", url, extra={"fields": fields})
     told = {"url": url, "admin": admin, "metrics": listeners.metrics_url, "pid": os.getpid()}
-    announce_ready(config.ready_fd, {**told, "parts": clock.parts})
+    announce_ready(config.ready_fd, {**told, "ports": ports, "parts": clock.parts})
 
 
 async def _drain(config: RouterConfig, parts: Parts) -> None:

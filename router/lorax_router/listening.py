@@ -59,6 +59,15 @@ class Listeners:
     def _url_of(self, listener: socket.socket) -> str:
         return url_of(listener, "https" if self.has_tls else "http")
 
+    def ports(self) -> dict[str, int]:
+        """The ports that are bound, by their names in a RouterConfig."""
+        named = {
+            "port": self.clients,
+            "admin_port": self.admin_port,
+            "metrics_port": self.metrics,
+        }
+        return {name: each.getsockname()[1] for name, each in named.items() if each is not None}
+
     def admin_addresses(self) -> list[str]:
         """Where the server is managed: ``unix:`` and a path, or a URL."""
         found = []

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorax_contract.adapters import TOKEN_SOURCES, AdapterRef, AdapterUnavailableError
 from lorax_contract.config import ConfigError, RouterConfig
 from lorax_contract.errors import (
     LoraxError,
-    ShardError,
     ShardUnavailableError,
     StartupError,
-    UnhealthyError,
-    ValidationError,
 )
 from lorax_contract.exit_codes import ExitCode
-from lorax_contract.hub import hub_token
 from lorax_contract.step import ShardInfo, WarmupSpec
+from lorax_router.adapter_setup import adapters_to_preload, alias_book, own_selection
 from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.settings import make_scheduler
 from lorax_router.core_setup import Budgets, core_settings, event_log
@@ -30,6 +25,7 @@ from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.management import AdapterManager
+from lorax_router.service.adapters.registry import AdapterRegistry
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterTexts
 from lorax_router.service.adapters.tokens import TenantTokens
@@ -241,7 +237,7 @@ def assemble_service(
         AdapterTexts(shards.adapter_text, special_tokens=language.special_tokens),
         Constraints(shards.prepare_constraint, str(Path(config.tokenizer_dir, "tokenizer.json"))),
     )
-    aliases = _aliases(config)
+    aliases = alias_book(config)
     adapters = AdapterDirectory(shards, prompts.adapter_texts, aliases=aliases)
     settings = core_settings(config, budgets, info)
     events = event_log(config, settings)
@@ -268,7 +264,8 @@ def assemble_service(
         tokens=tokens,
         tenant_limits=tenant_limits(config),
     )
-    manager = AdapterManager(adapters, shards, meters, tokens)
+    registry = AdapterRegistry(config.adapter_registry)
+    manager = AdapterManager(adapters, shards, meters, tokens, registry)
     models = Models(
         config.model_id, config.served_model_names, limits.max_total_tokens, selections, manager
     )
@@ -354,7 +351,7 @@ def assemble(
     )
     return Parts(
         app, admin_app, metrics_app, keys, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
-        _preloads(config, parts.selections), servicer, parts.metrics, parts.selections, facts, parts.events,
+        adapters_to_preload(config, parts.selections), servicer, parts.metrics, parts.selections, facts, parts.events,
     )  # fmt: skip
 
 
@@ -372,7 +369,7 @@ def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) 
         own = (
             alias.selection
             if alias is not None
-            else _own_selection(config.adapter_source, config.adapter_id)
+            else own_selection(config.adapter_source, config.adapter_id)
         )
         static = replace(own, is_default=True)
     return SelectionPolicy(
@@ -381,58 +378,6 @@ def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) 
         static=static,
         aliases=aliases,
     )
-
-
-def _aliases(config: RouterConfig) -> AliasBook:
-    """Return the names of the operator's choosing; raises StartupError for what can be none."""
-    bases = (*config.served_model_names, config.model_id, BASE_MODEL_ADAPTER_ID)
-    aliases = AliasBook(reserved=bases)
-    for text in config.adapter_aliases:
-        name, _, target = text.partition("=")
-        try:
-            ref = AdapterRef.parse(target, config.default_adapter_source)
-            token = hub_token() if ref.source in TOKEN_SOURCES else None
-            aliases.put(aliases.make(name, AdapterSelection(refs=(ref,), token=token)))
-        except (AdapterUnavailableError, ValidationError) as error:
-            raise StartupError(f"adapter {name}: {error}", ExitCode.USAGE) from error
-    return aliases
-
-
-def _preloads(config: RouterConfig, selections: SelectionPolicy) -> tuple[AdapterSelection, ...]:
-    source = config.preloaded_adapter_source
-    wanted = [_own_selection(source, name) for name in config.preloaded_adapter_ids]
-    wanted += [alias.selection for alias in selections.aliases]
-    return tuple(wanted if selections.static is None else [selections.static, *wanted])
-
-
-def _own_selection(source: str, name: str) -> AdapterSelection:
-    """An adapter that the server itself wants, with the server's own token."""
-    try:
-        return AdapterSelection(refs=(AdapterRef.of(source, name),), token=hub_token())
-    except AdapterUnavailableError as error:
-        raise StartupError(error.text, ExitCode.USAGE) from error
-
-
-async def preload(parts: Parts) -> None:
-    """Load the adapters that are to be there before the first request; raises StartupError."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for selection in dict.fromkeys(parts.preloads):
-                group.create_task(_preload(parts.adapters, selection))
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def _preload(adapters: AdapterManager, selection: AdapterSelection) -> None:
-    try:
-        await adapters.load(selection, pin=True)
-    except (ShardError, UnhealthyError) as error:
-        raise StartupError(f"a shard is gone: {error}", ExitCode.SHARD_UNREACHABLE) from error
-    except LoraxError as error:
-        raise StartupError(
-            f"adapter {selection.label} cannot be loaded: {error}", ExitCode.ADAPTER_UNUSABLE
-        ) from error
-    logger.info("adapter %s is loaded and stays", selection.label)
 
 
 def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> ServerInfo:

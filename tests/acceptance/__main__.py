@@ -7,13 +7,15 @@ import sys
 
 from tests.acceptance.harness import run_points
 
-NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed")
+NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed",
+         "faults")  # fmt: skip
 # Where a list is not the module of its name.
 MODULES = {
     "clients": "clients.points",
     "scheduling": "scheduling.points",
     "engine": "engine.points",
     "speed": "speed.points",
+    "faults": "faults.points",
 }
 
 

@@ -6,8 +6,8 @@ import subprocess
 from collections import Counter
 
 from tests.acceptance import attacks, connections
-from tests.acceptance.faults import FAULTS
 from tests.acceptance.harness import Point, Result
+from tests.acceptance.regressions import REGRESSIONS
 from tests.acceptance.serve import run_bench, run_tests
 from tests.acceptance.suites import ROOT, point_gpu, run_suite
 
@@ -18,8 +18,8 @@ def point_faults() -> Result:
     """Run the tests of each fault; print them by fault."""
     missing: list[str] = []
     short: list[str] = []
-    run = run_suite(*sorted({test for tests in FAULTS.values() for test in tests}))
-    for fault, tests in FAULTS.items():
+    run = run_suite(*sorted({test for tests in REGRESSIONS.values() for test in tests}))
+    for fault, tests in REGRESSIONS.items():
         ends = [end for name, end in run.ends if any(_is_of(name, test) for test in tests)]
         passed = ends.count("passed")
         print(f"    {fault}: {passed} of {len(ends)} passed: {', '.join(tests)}", flush=True)
@@ -28,7 +28,7 @@ def point_faults() -> Result:
         elif "failed" in ends:
             short.append(fault)
     ok = run.is_clean and not missing and not short
-    figure = f"{len(FAULTS)} faults, {run.counts['passed']} tests passed"
+    figure = f"{len(REGRESSIONS)} faults, {run.counts['passed']} tests passed"
     return Result(ok, figure + f"; without a test: {missing}; failed: {short}" * (not ok))
 
 

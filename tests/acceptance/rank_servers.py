@@ -131,7 +131,7 @@ def point_endings() -> Result:
 def one_ending(how: signal.Signals, words: tuple[str, ...], *options: str) -> Result:
     """Serve, send rank 1 a signal in the middle of a stream, and watch what becomes of the rest."""
     run = MarkedProcesses()
-    with make_serve(run, "--shard-restarts", "0", *options) as server:
+    with make_serve(run, "--restarts", "0", *options) as server:
         assert server.process is not None
         answers = {name: ask(server, name) for name in SIGNS}
         for name, answer in answers.items():

@@ -125,7 +125,7 @@ def test_sigterm_lets_running_streams_finish_and_turns_new_requests_away(launch)
 
 @pytest.mark.parametrize("name", ["lorax-shard", "lorax-router", "launcher"])
 def test_a_process_that_is_killed_under_load_takes_the_others_along(launch, name):
-    with launch("--shard-restarts", "0") as server:
+    with launch("--restarts", "0") as server:
         children = children_of(server)
         victim = children.get(name) or psutil.Process(server.process.pid)
 

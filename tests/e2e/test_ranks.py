@@ -34,7 +34,7 @@ def test_ranks_answer_as_one_and_end_with_the_one_that_is_killed(
     run = MarkedProcesses()
     options = (
         "--num-shard", "2", "--adapter-local-root", str(tmp_path),
-        "--adapter-store-dir", str(tmp_path / "store"), "--shard-restarts", "0",
+        "--adapter-store-dir", str(tmp_path / "store"), "--restarts", "0",
     )  # fmt: skip
     with Server(
         "--model-id", str(tiny_model), *OPTIONS, *options, env=run.environment(OMP_NUM_THREADS="1")

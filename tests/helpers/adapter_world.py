@@ -198,6 +198,7 @@ async def adapter_world(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await parts.prompts.close()
+        parts.adapters.registry.close()
     assert not shard.violations
 
 

@@ -93,7 +93,10 @@ class FakeServicer(pb_grpc.LoraxServiceServicer):
 
     @_mapped
     async def ClearCache(self, request, context):
-        await self.shard.clear(request.seq, request.epoch)
+        if request.HasField("next_epoch"):
+            await self.shard.take_over(request.next_epoch)
+        else:
+            await self.shard.clear(request.seq, request.epoch)
         return pb.ClearCacheResponse()
 
     @_mapped

@@ -71,7 +71,7 @@ class Stage:
 
         async def main(run_dir: Path) -> int:
             nonlocal supervisor
-            selections = LauncherOptions(**{"shard_restarts": 0, **options})
+            selections = LauncherOptions(**{"restarts": 0, **options})
             plan = resolve(selections, FACTS, str(run_dir))
             console = Console(Watching(), json_output=selections.json_output)
             supervisor = Supervisor(

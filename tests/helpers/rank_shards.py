@@ -125,6 +125,9 @@ class LocalRank:
         await self._arrive()
         await self.commands.run(self.engine.clear, epoch=1, seq=seq)
 
+    async def take_over(self, epoch: int) -> None:
+        raise AssertionError("nobody else was here")
+
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         raise AssertionError("nothing is fetched here")
 

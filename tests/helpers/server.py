@@ -46,7 +46,9 @@ class Server:
         bind += ["--admin-port", str(self.admin_port)]
         launcher = [str(Path(sys.executable).parent / "lorax-launcher"), *bind, *options]
         self._command = command(self.port) if command else launcher
-        self._cwd, self._env = cwd, env
+        # What was named at a port before must not be known at it.
+        self._env = {"ADAPTER_REGISTRY": "none"} | (dict(os.environ) if env is None else env)
+        self._cwd = cwd
         self._ready_timeout_s = ready_timeout_s
         self.lines: list[str] = []
         self.ready_s = 0.0

@@ -175,13 +175,18 @@ class SwapWorld:
                 assert finish == FinishCode.ERROR or self.received[row] == wanted
                 del self.specs[row]
 
-    def lose_shards(self) -> None:
-        """Others, empty, take the place of the shards."""
+    def lose_shards(self, num_blocks: int | None = None) -> dict[RequestId, str]:
+        """Others, empty, take the place of the shards; return who ends by it, and why."""
         self.plans.clear()
+        self.sizes = num_blocks or self.sizes[0], self.sizes[1]
         self.shard = FakeBatch(self.model, FakeMemory(*self.sizes))
-        self.scheduler.shards_lost(
+        ended = self.scheduler.shards_lost(
             0.0, epoch=self.scheduler.epoch + 1, num_blocks=self.sizes[0], adapter_bytes=None
         )
+        for request_id in ended:
+            del self.specs[request_id]
+        self.scheduler.check()
+        return ended
 
     def run_until(self, num_swaps: int) -> None:
         """Go on until so many requests were swapped out."""

@@ -236,6 +236,34 @@ def test_an_epoch_is_bound_to_its_shard(tmp_path):
     asyncio.run(main())
 
 
+def test_another_router_takes_a_shard_over(tmp_path):
+    """What the first one left is gone, its late calls are refused, and the pool is the same."""
+
+    async def main():
+        async with serving(tmp_path) as (uris, engines, _):
+            old, new = GrpcShardClient(uris[0]), GrpcShardClient(uris[0])
+            plans = plans_of_two_rows(3)
+            first = [(await old.step(plan)).tokens.ids for plan in plans[:2]]
+            passes, pool = len(engines[0].model.passes), engines[0].num_blocks
+            await new.info()
+            await new.take_over(EPOCH + 1)
+            assert not len(engines[0].batch)
+            spec = WarmupSpec(
+                max_input_length=32, max_total_tokens=48, max_step_tokens=16, max_rows=4
+            )
+            assert await new.warmup(spec) == pool
+            # Asked for the same as before, it keeps what is there.
+            assert len(engines[0].model.passes) == passes
+            assert (await new.info()).epoch == EPOCH + 1
+            with pytest.raises(StaleEpochError):
+                await old.step(plans[2])
+            assert [(await new.step(plan)).tokens.ids for plan in plans[:2]] == first
+            await old.close()
+            await new.close()
+
+    asyncio.run(main())
+
+
 def test_a_free_port_may_be_asked_for(tmp_path):
     async def main():
         queue = CommandQueue(EPOCH)

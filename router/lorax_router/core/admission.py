@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lorax_router.core.adapters.activation import Activation
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.backlog import Backlog
+from lorax_router.core.host_tier import KeptTokens
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.request import RequestState
 from lorax_router.core.running import RunningRows
@@ -205,11 +206,8 @@ class Admission:
             return request.num_bypassed < policy.max_bypasses
         this.room -= needed + (not policy.reserves_all)
         this.num_overtaken = len(this.deferred)
-        running.enter(request, kept, builder.now)
+        self._let_in(request, kept, builder)
         request.is_long = is_long
-        self._backlog.leaves(request, builder.now, admitted=True)
-        policy.admitted(request)
-        self._activation.need(request.spec.adapter, builder.plan)
         if not is_long:
             builder.enter(request, num)
             return True
@@ -219,6 +217,26 @@ class Admission:
         builder.reserved = max(builder.reserved, min(-(-this.limit // 2), num))
         # Those behind it would take what it reads.
         return not builder.limits_reads
+
+    def _let_in(self, request: RequestState, kept: KeptTokens, builder: StepBuilder) -> None:
+        self._running.enter(request, kept, builder.now)
+        self._backlog.leaves(request, builder.now, admitted=True)
+        self._policy.admitted(request)
+        self._activation.need(request.spec.adapter, builder.plan)
+
+    def has_room_alone(self, request: RequestState, num_tokens: int) -> bool:
+        """Whether a waiting request may be computed so far without taking anything from others."""
+        needed = max(self._blocks_needed(request), -(-num_tokens // self._block_size))
+        num_free = self._running.num_free_without()
+        return len(self._running) < self._max_rows and needed <= num_free
+
+    def enter_alone(self, request: RequestState, builder: StepBuilder) -> None:
+        """Let a waiting request into a step in which nobody else is, whoever is before it."""
+        kept = self._running.kept(request)
+        num = max(builder.chunk(request, kept.num_tokens), 1)
+        self._let_in(request, kept, builder)
+        request.is_long = False
+        builder.enter(request, num)
 
     def _has_room(self, builder: StepBuilder) -> bool:
         """Whether a step has tokens left for those who wait, and a row."""

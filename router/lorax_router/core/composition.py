@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from lorax_router.core.admission import Admission
+from lorax_router.core.isolation import Isolation
 from lorax_router.core.request import RequestState, Status
 from lorax_router.core.running import RunningRows
 from lorax_router.core.step_builder import StepBuilder
@@ -52,9 +53,11 @@ class StepComposer:
         limits_reads: bool,
         num_ahead: int,
         suspects: Suspects,
+        isolation: Isolation,
     ) -> None:
         self._running = running
         self._suspects = suspects
+        self._isolation = isolation
         # Whether the latest step was one of suspects.
         self._was_of_suspects = False
         self._admission = admission
@@ -73,8 +76,13 @@ class StepComposer:
         # What prompts could have had of the latest step that had any.
         self.prompt_limit = 0
 
-    def compose(self, builder: StepBuilder) -> None:
-        """Put rows into a step: suspects, or others; in turns, so that these wait for one such step."""
+    def compose(self, builder: StepBuilder, *, is_clear: bool) -> None:
+        """Put rows into a step: suspects, or others; in turns, so that these wait for one such step.
+
+        ``is_clear``: no step is in flight. Before all others come those that must be alone.
+        """
+        if self._isolation.compose(builder, self._admission, is_clear=is_clear):
+            return
         self._was_of_suspects = not self._was_of_suspects and self._suspects.place(builder)
         if not self._was_of_suspects:
             self._compose(builder)

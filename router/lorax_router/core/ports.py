@@ -49,6 +49,12 @@ class ShardClient(Protocol):
     async def clear(self, seq: int) -> None:
         """Drop all rows, in the order of the commit lane."""
 
+    async def take_over(self, epoch: int) -> None:
+        """Begin a later epoch: what another router has left goes, model and host copies stay.
+
+        Calls of earlier epochs are refused from then on. ``info`` and ``warmup`` come next.
+        """
+
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter fetched and verified; raises AdapterUnavailableError."""
 

@@ -25,14 +25,14 @@ An adapter takes effect with the first row that needs it, ceases in a step of it
 and its memory is released once that step is acknowledged.
 
 A pass that failed computed nothing: its rows are taken out of all steps in flight, and planned
-again in halves (``Suspects``).
+again in halves (``Suspects``). Who was in flight each time that the shards were lost is computed
+alone (``Isolation``).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import NamedTuple
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
@@ -60,6 +60,7 @@ from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit
 from lorax_router.core.deadlines import Deadlines
 from lorax_router.core.host_tier import HostTier
+from lorax_router.core.isolation import Isolation
 from lorax_router.core.policies.displacement import LossAllowance
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
@@ -81,15 +82,6 @@ from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, Recompute
 LOST_TO_TURNS = 0.015
 # Cycles that an adapter's rows have at most from when it makes room for another.
 LONGEST_DRAIN = 4
-
-
-class ShardsLost(NamedTuple):
-    """What became of the requests when the shards were lost."""
-
-    # Those of steps that nobody acknowledged: one of them may be to blame.
-    suspects: list[RequestId]
-    # Those that ended since they can never fit into the new shards, and why.
-    impossible: dict[RequestId, str]
 
 
 class Scheduler:
@@ -183,6 +175,7 @@ class Scheduler:
         self._activation = Activation(epoch)
         self._max_kv_read, self._target_s = max_kv_read, target_itl_s
         self._suspects = Suspects(self._running)
+        self._isolation = Isolation(self.adapters, self._suspects)
         self._new_admission = partial(
             Admission, self._policy, self._running, self.adapters, backlog=self.backlog,
             block_size=block_size, max_rows=max_rows, max_partial_prompts=max_partial_prompts,
@@ -191,6 +184,7 @@ class Scheduler:
             StepComposer, self._running, block_size=block_size, batching=batching,
             max_waiting_tokens=max_waiting_tokens, limits_reads=max_kv_read is not None,
             num_ahead=draft_tokens + depth - 1 if draft_tokens else 0, suspects=self._suspects,
+            isolation=self._isolation,
         )  # fmt: skip
         self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq, self._next_order = 1, 0
@@ -209,9 +203,7 @@ class Scheduler:
             raise ValueError(f"request id {spec.request_id} is in use")
         if spec.adapter != BASE_ADAPTER and spec.adapter not in self.adapters:
             raise ValueError(f"adapter handle {spec.adapter} is not known")
-        if spec.adapter != BASE_ADAPTER:
-            self.adapters.check_possible(spec.adapter)
-        refuse_impossible(spec, self._running.pool.num_blocks, self.block_size)
+        self._check_possible(spec)
         self.backlog.check(terms, 1, tokens_of(spec), now)
         record = self.adapters.find(spec.adapter)
         content = record.content if record is not None else ""
@@ -227,11 +219,14 @@ class Scheduler:
 
     def cancel(self, request_id: RequestId) -> bool:
         """End a request without output; False if it is not known (any more)."""
-        request = self._requests.get(request_id)
-        if request is None:
-            return False
-        self._end(request)
-        return True
+        if (request := self._requests.get(request_id)) is not None:
+            self._end(request)
+        return request is not None
+
+    def take_late(self, now: float) -> dict[RequestId, str]:
+        """End the requests that are too late, and return those that ended so since it was asked last."""
+        self.deadlines.look(now, self._end)
+        return self.deadlines.take_late()
 
     def adapter_orders(self) -> Orders:
         """Return what is to be prepared and released beside the steps; each order once."""
@@ -250,26 +245,23 @@ class Scheduler:
         if nbytes:
             self.adapters.measured(handle, nbytes)
         self.adapters.event(handle, event, now)
-        return self._end_all_waiting(handle) if event is AdapterEvent.FAILED else []
-
-    def _end_all_waiting(self, handle: AdapterHandle) -> list[RequestId]:
-        """End all requests that wait with an adapter."""
-        waiting = self._policy.waiting_for(handle)
+        waiting = self._policy.waiting_for(handle) if event is AdapterEvent.FAILED else []
         for request in waiting:
             self._end(request)
-        return [request.request_id for request in waiting]
+        return [each.request_id for each in waiting]
 
     def shards_lost(
         self, now: float, *, epoch: int, num_blocks: int, adapter_bytes: int | None
-    ) -> ShardsLost:
+    ) -> dict[RequestId, str]:
         """Other shards took the place of those planned for: preempt everything, count anew.
 
         Tokens of steps in flight are lost; they will be computed again. Adapters are prepared again;
-        orders on their way are void. The others may have less memory: what can never fit ends.
+        orders on their way are void. Returns the requests that end, and why: the others may have
+        less memory, and what can never fit ends; so does what is to blame for the loss.
         """
         if epoch == self.epoch:
             raise ValueError(f"epoch {epoch} is planned for already")
-        suspects = [row.request for step in self._in_flight for row in step.rows]
+        ended = self._isolation.lost(self._in_flight)
         self._in_flight.clear()
         for request in self._requests.values():
             request.num_pending = 0
@@ -281,20 +273,24 @@ class Scheduler:
         self._activation = Activation(epoch)
         self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq = 1
-        impossible = self._end_impossible()
-        left = {r.request_id for r in suspects if r.status is not Status.FINISHED}
-        return ShardsLost(sorted(left), impossible)
+        for request_id in ended:
+            self._end(self._requests[request_id])
+        return ended | self._end_impossible()
+
+    def _check_possible(self, spec: RequestSpec) -> None:
+        """Raise ValidationError for a request that can never run here."""
+        if spec.adapter != BASE_ADAPTER:
+            self.adapters.check_possible(spec.adapter)
+        refuse_impossible(spec, self._running.pool.num_blocks, self.block_size)
 
     def _end_impossible(self) -> dict[RequestId, str]:
         """End the requests that can never fit any more; return why each cannot."""
         impossible: dict[RequestId, str] = {}
-        for request in list(self._requests.values()):
+        for request_id, request in list(self._requests.items()):
             try:
-                if request.spec.adapter != BASE_ADAPTER:
-                    self.adapters.check_possible(request.spec.adapter)
-                refuse_impossible(request.spec, self._running.pool.num_blocks, self.block_size)
+                self._check_possible(request.spec)
             except ValidationError as error:
-                impossible[request.request_id] = str(error)
+                impossible[request_id] = str(error)
                 self._end(request)
         return impossible
 
@@ -330,7 +326,7 @@ class Scheduler:
             self._next_seq, budget, self._running.pool, self.block_size, self.adapters, now
         )
         self._plan_adapters(now)
-        self._composer.compose(builder)
+        self._composer.compose(builder, is_clear=not self._in_flight)
         return self._finish_plan(builder)
 
     def _finish_plan(self, builder: StepBuilder) -> StepPlan | None:
@@ -412,6 +408,7 @@ class Scheduler:
             raise ProtocolError(
                 f"step {step.seq} has neither a token nor an end for requests {sorted(awaited)}"
             )
+        self._isolation.acquit(step)
         self._activation.acknowledge(step.seq, outcome.inactive)
         self._running.pool.acknowledge(step.seq)
         return accepted
@@ -456,6 +453,7 @@ class Scheduler:
             self._running.forget(request)
         self.adapters.leaves(request.spec.adapter, was_running=was_running)
         request.finish()
+        self._isolation.forget(request.request_id)
         del self._requests[request.request_id]
 
     # --- facts ------------------------------------------------------------------
@@ -495,6 +493,8 @@ class Scheduler:
         awaited = [row.request for step in self._in_flight for row in step.rows if row.reports]
         for request in self._requests.values():
             request.check(awaited.count(request), self.block_size)
-        self._suspects.check(row.request for step in self._in_flight for row in step.rows)
+        rows = [row.request for step in self._in_flight for row in step.rows]
+        self._suspects.check(rows)
+        self._isolation.check(rows)
         self.backlog.check_sums(sum(not each.was_admitted for each in self._requests.values()))
         self.adapters.check(in_play_only=is_idle)

@@ -59,6 +59,8 @@ class GrpcServer:
             counted=GENERATING,
             cut=cut,
         )
+        # What is bound; 0: nothing is yet.
+        self.port = 0
         self._server = grpc.aio.server(
             options=limits.server_options(),
             interceptors=[KeyInterceptor(keys, SERVICE), self.boundary],
@@ -71,13 +73,15 @@ class GrpcServer:
 
     def bind(self, hostname: str, port: int) -> int:
         """Bind and return the port; raises OSError when it is taken."""
-        host = f"[{hostname}]" if ":" in hostname else hostname
+        address = f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
         try:
             if self._tls is None:
-                return self._server.add_insecure_port(f"{host}:{port}")
-            return self._server.add_secure_port(f"{host}:{port}", credentials_of(self._tls))
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials_of(self._tls))
         except RuntimeError as error:
             raise OSError(str(error)) from error
+        return self.port
 
     async def start(self) -> None:
         """Accept calls, with the health of this moment."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from time import monotonic
 
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError
@@ -11,6 +12,8 @@ from lorax_contract.step import WarmupSpec
 from lorax_router.core.ports import ShardSession
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two tries to reach a shard that still loads its model.
 _RETRY_S = 0.1
@@ -42,7 +45,7 @@ async def next_session(
 ) -> ShardSession:
     """Return the session of the group that comes after ``epoch``, warmed up for ``spec``.
 
-    One that is lost while it warms up is waited for as the one before. Raises ShardError when
+    Of one that is lost while it warms up the next one is waited for. Raises ShardError when
     none has come in ``wait_s`` seconds, or one that has no room.
     """
     deadline = monotonic() + wait_s
@@ -50,9 +53,10 @@ async def next_session(
         group = None
         try:
             group = await connect(uri, timeouts, wait_s=max(deadline - monotonic(), 0.0))
-            if (await group.info()).epoch > epoch:
-                num_blocks = await group.warmup(spec)
-                return ShardSession(group, await group.info(), num_blocks)
+            found = (await group.info()).epoch
+            if found > epoch:
+                epoch = found
+                return await _warmed_up(group, spec, epoch)
             error: ShardError = ShardUnavailableError(f"the shards at {uri} are those that failed")
         except ShardUnavailableError as gone:
             error = gone
@@ -63,6 +67,19 @@ async def next_session(
         if monotonic() >= deadline:
             raise error
         await asyncio.sleep(_RETRY_S)
+
+
+async def _warmed_up(group: ShardGroup, spec: WarmupSpec, epoch: int) -> ShardSession:
+    """Warm a group up; of one that is lost by that whoever started it is told, by the log."""
+    try:
+        num_blocks = await group.warmup(spec)
+        return ShardSession(group, await group.info(), num_blocks)
+    except ShardUnavailableError as error:
+        logger.error(
+            "the shards are lost as they warm up: %s", error,
+            extra={"fields": {"event": "shards_lost", "epoch": epoch, "reason": str(error)}},
+        )  # fmt: skip
+        raise
 
 
 async def _close(group: ShardGroup | None) -> None:

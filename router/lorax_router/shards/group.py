@@ -78,6 +78,10 @@ class ShardGroup:
         """Drop all rows on all ranks, in the order of the commit lane."""
         await self._all(lambda rank: rank.clear(seq))
 
+    async def take_over(self, epoch: int) -> None:
+        """Begin an epoch with all ranks, which served another router."""
+        await self._all(lambda rank: rank.take_over(epoch))
+
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have rank 0 fetch: the ranks of a host share one store."""
         return await self._named(0, self._ranks[0].fetch_adapter(query))

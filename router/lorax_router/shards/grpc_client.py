@@ -138,6 +138,12 @@ class GrpcShardClient:
         request = pb.ClearCacheRequest(epoch=await self._bound_epoch(), seq=seq)
         await self._call(self._stub.ClearCache, request, self._timeouts.step_s)
 
+    async def take_over(self, epoch: int) -> None:
+        """Begin an epoch with shards that served another router, and bind this client to it."""
+        request = pb.ClearCacheRequest(epoch=await self._bound_epoch(), next_epoch=epoch)
+        await self._call(self._stub.ClearCache, request, self._timeouts.step_s, repeat=False)
+        self._epoch = epoch
+
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter fetched and verified; raises AdapterUnavailableError."""
         reply: pb.DownloadAdapterResponse = await self._call(

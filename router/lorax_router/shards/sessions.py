@@ -162,6 +162,10 @@ class ShardSessions:
         """Drop all rows."""
         await self._session.shards.clear(seq)
 
+    async def take_over(self, epoch: int) -> None:
+        """Begin a later epoch."""
+        await self._session.shards.take_over(epoch)
+
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter fetched."""
         return await self._made_again(lambda shards: shards.fetch_adapter(query))

@@ -155,6 +155,11 @@ class PrepareLane:
         with self._lock:
             return self._prepared.pop(handle, None) is not None
 
+    def forget_all(self) -> None:
+        """Let all prepared adapters go, those that are being made included."""
+        with self._lock:
+            self._prepared.clear()
+
     # --- facts ------------------------------------------------------------------------
 
     def ready(self, handle: AdapterHandle) -> ReadyAdapter | None:

@@ -144,6 +144,11 @@ class ActiveAdapters:
             self._slots.unload(active.slot)
             del self._active[handle]
 
+    def clear(self) -> None:
+        """Let all cease; no row uses one."""
+        for handle in list(self._active):
+            self.deactivate(handle)
+
 
 def _words(error: Exception) -> str:
     if isinstance(error, LoraxError):

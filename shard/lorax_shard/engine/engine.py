@@ -119,6 +119,8 @@ class Engine:
                 eos_token_ids=model.eos_token_ids,
                 read_tokens=detokenizer.with_tokens if detokenizer is not None else None,
             )
+        # What the pool that is there was made for.
+        self._warm_for: WarmupSpec | None = None
         # When the step that was collected last was computed.
         self._last_computed_ns = 0
         # Blocks in host memory, and the seconds that one takes there or back.
@@ -139,9 +141,13 @@ class Engine:
         """Run the largest step once, make the KV pool, and return its number of blocks.
 
         What that step takes may be known of an earlier start; then a small one of the same kind is
-        run. All rows are dropped. StartupError says that the memory does not suffice.
+        run. All rows are dropped. Asked for the same again, it keeps the pool that is there.
+        StartupError says that the memory does not suffice.
         """
         self.clear()
+        if spec == self._warm_for:
+            return self.num_blocks
+        self._warm_for = None
         self.batch.start_anew(0)
         block_size = self._pool.block_size
         graphs = None if self._graphs is None else self._graphs.settings(spec)
@@ -168,6 +174,7 @@ class Engine:
                     self.model, sampler, self._group, num_blocks=num_blocks, block_size=block_size
                 ),
             )
+        self._warm_for = spec
         return num_blocks
 
     def _run_largest(self, spec: WarmupSpec) -> int:

@@ -153,6 +153,11 @@ class AdapterCalls:
         was_here = await self._rank_adapters.release(handle, forget)
         return pb.OffloadAdapterResponse(offloaded=was_here)
 
+    def forget_prepared(self) -> None:
+        """Let all handles go, none of which is in effect; host copies and files stay."""
+        if self._given is not None:
+            self._given.lane.forget_all()
+
     async def _fetch_all(
         self, parameters: pb.AdapterParameters, source: pb.AdapterSource, token: str
     ) -> list[FetchedAdapter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
@@ -79,6 +80,26 @@ class CommandQueue:
         self._finisher = threading.Thread(target=self._finish, name="outcomes", daemon=True)
         self._worker.start()
         self._finisher.start()
+
+    @property
+    def epoch(self) -> int:
+        """Whose calls are served now."""
+        return self._epoch
+
+    def begin(self, epoch: int) -> None:
+        """Serve the calls of another epoch; those of the one before that are in the queue run first.
+
+        Raises StaleEpochError unless it is a later one.
+        """
+        if epoch <= self._epoch:
+            raise StaleEpochError(
+                f"epoch {epoch} cannot begin: this shard serves epoch {self._epoch}"
+            )
+        self._epoch, self._next_seq = epoch, 1
+        self._replies.clear()
+        for turn in itertools.chain(*self._early.values()):
+            if not turn.done():
+                turn.set_exception(StaleEpochError(f"the call was for an epoch before {epoch}"))
 
     def check_alive(self) -> None:
         """Raise UnhealthyError when the worker thread has ended, or is about to."""

@@ -64,7 +64,8 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         """Say what the model is and what the shard can do."""
-        reply = info_to_proto(shard_info(self._engine, self._config), rank=self._config.rank)
+        info = shard_info(self._engine, self._config, self._commands.epoch)
+        reply = info_to_proto(info, rank=self._config.rank)
         if request.with_adapters:
             reply.adapters.CopyFrom(await self._adapters.tiers(request))
         return reply
@@ -133,7 +134,12 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
     async def ClearCache(
         self, request: pb.ClearCacheRequest, context: Context
     ) -> pb.ClearCacheResponse:
-        """Drop one cached batch, or all rows."""
+        """Drop one cached batch, or all rows, or all that another router has left."""
+        if request.HasField("next_epoch"):
+            self._commands.begin(request.next_epoch)
+            await self._commands.run(self._let_all_go)
+            self._adapters.forget_prepared()
+            return pb.ClearCacheResponse()
         batch_id = request.id if request.HasField("id") else None
         await self._run(request, lambda: self._batches.clear(batch_id))
         return pb.ClearCacheResponse()
@@ -223,6 +229,11 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
             )
         return outcome, queue_ns
 
+    def _let_all_go(self) -> None:
+        self._batches.clear(None)
+        if self._engine.adapters is not None:
+            self._engine.adapters.clear()
+
     def _warm_up(self, spec: WarmupSpec) -> int:
         self._batches.clear(None)
         num_blocks = self._engine.warm_up(spec)
@@ -230,11 +241,11 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         return num_blocks
 
 
-def shard_info(engine: Engine, config: ShardConfig) -> ShardInfo:
-    """Return what a rank says of itself."""
+def shard_info(engine: Engine, config: ShardConfig, epoch: int) -> ShardInfo:
+    """Return what a rank says of itself, which serves the calls of an epoch."""
     model = engine.model
     return ShardInfo(
-        epoch=config.epoch,
+        epoch=epoch,
         world_size=config.world_size,
         model_type=model.model_type,
         dtype=str(model.dtype).removeprefix("torch."),

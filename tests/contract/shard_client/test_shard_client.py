@@ -28,7 +28,6 @@ from lorax_contract.errors import (
     LoraxError,
     ShardError,
     ShardUnavailableError,
-    StaleEpochError,
     ValidationError,
 )
 from lorax_contract.step import AdapterHandle, FinishCode, NewRow, StepPlan, WarmupSpec
@@ -151,27 +150,6 @@ async def test_a_caller_who_gave_up_can_ask_again(kind):
             shard.let_go()
         assert (await client.step(plan)).tokens.ids == expected_tokens(spec)[:1]
         assert all(len(shard.steps) == 1 for shard in shards)
-
-
-@in_loop
-async def test_a_shard_that_restarted_refuses_calls_for_its_past(kind):
-    async with kind.open(epoch=3) as (client, shards):
-        for shard in shards:
-            shard.restart()
-        calls = [
-            lambda: client.warmup(WARMUP),
-            lambda: client.step(make_plan(1)),
-            lambda: client.clear(1),
-            lambda: client.prepare_adapter(AdapterHandle(1), content("abc")),
-            lambda: client.release_adapter(AdapterHandle(1)),
-        ]
-        for call in calls:
-            with pytest.raises(StaleEpochError, match="epoch 3"):
-                await call()
-        assert (await client.info()).epoch == 4
-        with pytest.raises(StaleEpochError):
-            await client.step(make_plan(1))
-        assert all(shard.steps == [] for shard in shards)
 
 
 @in_loop

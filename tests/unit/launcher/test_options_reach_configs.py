@@ -31,7 +31,7 @@ VALUES: dict[str, Any] = {"num_shard": 3, "default_adapter_source": "s3",
                           "watermark_gamma": 0.25, "batching": "decode",
                           "api_key": ("a-long-key",),
                           "admin_api_key": ("an-admin-key",),
-                          "metrics_api_key": ("a-scrape-key",), "shard_restarts": 0}  # fmt: skip
+                          "metrics_api_key": ("a-scrape-key",), "restarts": 0}  # fmt: skip
 BESIDE: dict[str, dict[str, Any]] = {
     "revision": {"model_id": "org/name"},
     "merge_adapter_weights": {"adapter_id": "org/poet"},
@@ -97,10 +97,12 @@ def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
     facts = DeviceFacts(num_cores=8, memory_bytes=2**34, threads_preset=True, cache_dir="/c")
     plan = resolve(DEFAULTS, facts, "/run/lorax")
     router = RouterConfig(model_id="", tokenizer_dir="", shard_uri=plan.router.shard_uri)
-    # The launcher has a private folder for the socket; the router alone has none.
+    # The launcher has a private folder for the socket, and one beside the store; the router has none.
     assert plan.router.admin_uds == "/run/lorax/admin"
+    assert plan.router.adapter_registry == "/c/adapters/servers/3000.sqlite3"
+    own = {"admin_uds": None, "adapter_registry": ""}
     told = dataclasses.replace(
-        plan.router, lifeline=False, shard_wait_s=0.0, shard_return_s=0.0, admin_uds=None
+        plan.router, lifeline=False, shard_wait_s=0.0, shard_return_s=0.0, **own
     )
     assert told == router
     (first,) = plan.shards

@@ -155,6 +155,34 @@ def test_foreign_epochs_and_half_given_numbers_are_refused():
     with_queue(test)
 
 
+def test_another_epoch_begins_with_seq_1_and_ends_what_waits_for_the_one_before():
+    async def test(queue):
+        assert await queue.run(lambda: "old", epoch=3, seq=1) == "old"
+        early = asyncio.create_task(queue.run(lambda: "never", epoch=3, seq=4))
+        await asyncio.sleep(0)
+        started, go_on = threading.Event(), threading.Event()
+        slow = asyncio.create_task(
+            queue.run(lambda: started.set() or go_on.wait(9), epoch=3, seq=2)
+        )
+        await asyncio.to_thread(started.wait, 9)
+        queue.begin(7)
+        assert queue.epoch == 7
+        with pytest.raises(StaleEpochError, match="before 7"):
+            await early
+        with pytest.raises(StaleEpochError, match="serves epoch 7"):
+            await queue.run(lambda: "late", epoch=3, seq=3)
+        new = asyncio.create_task(queue.run(lambda: "new", epoch=7, seq=1))
+        await asyncio.sleep(0)
+        assert not new.done()
+        go_on.set()
+        assert (await slow, await new) == (True, "new")
+        for epoch in (3, 7):
+            with pytest.raises(StaleEpochError, match="cannot begin"):
+                queue.begin(epoch)
+
+    with_queue(test)
+
+
 def test_calls_without_a_number_run_as_they_come():
     ran = []
 

@@ -4,121 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from tests.helpers.adapter_world import DirectExecutor
+from tests.helpers.mortal_shards import ADAPTERS, BLOCKS, MortalShards, play
 
 from lorax_contract.adapters import AdapterPart
 from lorax_contract.errors import (
     GenerationError,
-    ShardError,
     ShardUnavailableError,
     UnhealthyError,
 )
 from lorax_contract.step import (
     AdapterHandle,
     FinishCode,
-    RequestSpec,
-    SamplingParams,
-    StoppingParams,
-    WarmupSpec,
 )
-from lorax_router.core.adapters.table import AdapterTable
-from lorax_router.core.ports import ShardSession
 from lorax_router.core.scheduler import Scheduler
-from lorax_router.service.engine.loop import EngineLoop
-from lorax_router.shards.fake.shard import FakeModel, FakeShard
-from lorax_router.shards.sessions import ShardSessions
-
-BLOCKS, BLOCK_SIZE = 60, 4
-ADAPTERS = 3
-WARMUP = WarmupSpec(max_input_length=100, max_total_tokens=200, max_step_tokens=64, max_rows=8)
-
-
-class World:
-    """A loop over a FakeShard that is killed and comes back."""
-
-    def __init__(self, depth: int = 2, num_blocks: int = BLOCKS) -> None:
-        self.shard = FakeShard(
-            FakeModel(vocab_size=97), num_blocks=num_blocks, block_size=BLOCK_SIZE, max_depth=depth
-        )
-        self.is_back = asyncio.Event()
-        self.is_back.set()
-        self.failure: ShardError | None = None
-        self.depth = depth
-
-    async def start(self) -> None:
-        self.sessions = ShardSessions(await self._session(), self._connect)
-        adapters = AdapterTable(max_resident=2)
-        scheduler = Scheduler(
-            num_blocks=BLOCKS, block_size=BLOCK_SIZE, max_step_tokens=64, max_rows=8,
-            depth=self.depth, adapters=adapters,
-        )  # fmt: skip
-        self.loop = EngineLoop(
-            self.sessions, scheduler, sessions=self.sessions,
-            adapters=DirectExecutor(self.sessions), least_hang_s=0.2,
-        )  # fmt: skip
-        for handle in range(1, ADAPTERS + 1):
-            self.loop.add_adapter(AdapterHandle(handle), 1)
-        self.sessions.watch()
-        self.running = asyncio.create_task(self.loop.run())
-
-    async def _session(self) -> ShardSession:
-        self.shard.reconnect()
-        num_blocks = await self.shard.warmup(WARMUP)
-        return ShardSession(self.shard, await self.shard.info(), num_blocks)
-
-    async def _connect(self, epoch: int) -> ShardSession:
-        await self.is_back.wait()
-        if self.failure is not None:
-            raise self.failure
-        assert self.shard.epoch > epoch
-        return await self._session()
-
-    def kill(self) -> None:
-        self.is_back.clear()
-        self.shard.die()
-
-    def bring_back(self) -> None:
-        self.shard.restart()
-        self.is_back.set()
-
-    def spec(self, num: int, adapter: int = 0, seed: int | None = None) -> RequestSpec:
-        sampling = SamplingParams() if seed is None else SamplingParams(do_sample=True, seed=seed)
-        return RequestSpec(
-            request_id=self.loop.new_request_id(),
-            prompt_ids=[1 + adapter, 2, 3 + num % 7],
-            sampling=sampling,
-            stopping=StoppingParams(max_new_tokens=num, ignore_eos=True),
-            adapter=AdapterHandle(adapter),
-        )
-
-    async def read(self, spec: RequestSpec) -> None:
-        """Read a stream to its end; it is what it would have been without any loss."""
-        stream = self.loop.submit(spec)
-        found = [token async for chunk in stream for token in chunk.tokens.ids]
-        assert found == self.shard.model.expected_tokens(spec)
-
-    async def stop(self) -> None:
-        assert not self.shard.violations
-        self.running.cancel()
-        await asyncio.gather(self.running, return_exceptions=True)
-        await self.sessions.close()
-
-
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 60))
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("seed", range(6))
 def test_streams_are_whole_whenever_the_shards_die(depth: int, seed: int) -> None:
-    async def scene() -> None:
-        world = World(depth)
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         draw = random.Random(seed)
         reading = [
             asyncio.create_task(
@@ -135,15 +42,12 @@ def test_streams_are_whole_whenever_the_shards_die(depth: int, seed: int) -> Non
             world.bring_back()
         await asyncio.gather(*reading)
         assert world.loop.stats().num_free_blocks == BLOCKS
-        await world.stop()
 
-    play(scene())
+    play(scene, depth)
 
 
 def test_a_loss_is_noticed_while_nothing_runs_and_requests_that_come_meanwhile_wait() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         await world.read(world.spec(3))
         world.kill()
         for _ in range(10):
@@ -156,18 +60,15 @@ def test_a_loss_is_noticed_while_nothing_runs_and_requests_that_come_meanwhile_w
         world.bring_back()
         await reading
         await world.loop.health()
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_a_step_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     # A fake step takes no time that could be fitted.
     monkeypatch.setattr(Scheduler, "expected_s", property(lambda _: 0.005))
 
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         await world.read(world.spec(60))
         world.is_back.clear()
         world.shard.hold()
@@ -179,15 +80,12 @@ def test_a_step_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         world.shard.let_go()
         world.bring_back()
         await asyncio.gather(*reading)
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_a_request_that_is_cancelled_meanwhile_is_not_computed_again() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         stream = world.loop.submit(world.spec(200))
         await anext(stream)
         world.kill()
@@ -197,15 +95,12 @@ def test_a_request_that_is_cancelled_meanwhile_is_not_computed_again() -> None:
         await world.read(world.spec(10))
         assert not any(stream.handle for stream in world.loop._streams.values())
         assert world.loop.stats().num_free_blocks == BLOCKS
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_requests_that_fit_no_more_end_in_words_and_the_others_go_on() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         large, small = world.spec(200), world.spec(60)
         stream = world.loop.submit(large)
         await anext(stream)
@@ -220,15 +115,12 @@ def test_requests_that_fit_no_more_end_in_words_and_the_others_go_on() -> None:
         assert "20" in str(last.error)
         await reading
         assert world.loop.stats().num_free_blocks == 20
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_where_no_shards_come_every_request_ends_in_words() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         streams = [world.loop.submit(world.spec(200, number % 2)) for number in range(5)]
         await anext(streams[0])
         world.failure = ShardUnavailableError("the shards ended 3 times in a row")
@@ -240,15 +132,12 @@ def test_where_no_shards_come_every_request_ends_in_words() -> None:
             assert last.error is not None
         with pytest.raises(ShardUnavailableError, match="3 times"):
             await world.running
-        await world.sessions.close()
 
-    play(scene())
+    play(scene)
 
 
 def test_calls_beside_the_steps_wait_for_the_next_shards() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         world.kill()
         asking = asyncio.create_task(world.sessions.adapter_tiers([]))
         loading = asyncio.create_task(world.loop.load_adapter(AdapterHandle(1)))
@@ -258,15 +147,12 @@ def test_calls_beside_the_steps_wait_for_the_next_shards() -> None:
         world.bring_back()
         await asyncio.gather(asking, loading)
         assert world.loop.is_adapter_resident(AdapterHandle(1))
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_an_adapter_that_was_to_leave_has_left_with_the_shards() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         await world.loop.load_adapter(AdapterHandle(1))
         world.kill()
         retiring = asyncio.create_task(world.loop.retire_adapter(AdapterHandle(1)))
@@ -278,15 +164,12 @@ def test_an_adapter_that_was_to_leave_has_left_with_the_shards() -> None:
         world.bring_back()
         await asyncio.gather(retiring, forgetting)
         assert world.loop.adapter_record(AdapterHandle(1)) is None
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_whoever_loads_an_adapter_hears_that_it_has_no_room_any_more() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         world.loop.add_adapter(AdapterHandle(9), 1000)
         world.kill()
         loading = asyncio.create_task(world.loop.load_adapter(AdapterHandle(9)))
@@ -295,15 +178,12 @@ def test_whoever_loads_an_adapter_hears_that_it_has_no_room_any_more() -> None:
         world.bring_back()
         with pytest.raises(GenerationError, match="no room"):
             await loading
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_a_call_that_takes_too_long_is_no_loss() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
 
         async def too_slow(*_: object) -> None:
             raise ShardUnavailableError("no answer within 60 s (DEADLINE_EXCEEDED)")
@@ -315,31 +195,25 @@ def test_a_call_that_takes_too_long_is_no_loss() -> None:
         await reading
         assert world.loop.has_shards
         assert world.shard.epoch == 1
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_a_loss_that_shows_beside_steps_is_noticed_at_once() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         reading = asyncio.create_task(world.read(world.spec(60)))
         await asyncio.sleep(0)
-        world.loop._shards_lost(ShardUnavailableError("seen elsewhere"))
+        world.loop._losses.notice(ShardUnavailableError("seen elsewhere"))
         world.kill()
         world.bring_back()
         await reading
         assert world.shard.epoch == 2
-        await world.stop()
 
-    play(scene())
+    play(scene)
 
 
 def test_shards_that_are_lost_during_the_end_are_not_waited_for() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         stream = world.loop.submit(world.spec(200))
         await anext(stream)
         world.loop.expect_no_shards()
@@ -350,15 +224,12 @@ def test_shards_that_are_lost_during_the_end_are_not_waited_for() -> None:
             await world.running
         with pytest.raises(ShardUnavailableError):
             await world.sessions.adapter_tiers([])
-        await world.sessions.close()
 
-    play(scene())
+    play(scene)
 
 
 def test_an_end_while_no_shards_are_there_ends_requests_in_words() -> None:
-    async def scene() -> None:
-        world = World()
-        await world.start()
+    async def scene(world: MortalShards) -> None:
         stream = world.loop.submit(world.spec(200))
         await anext(stream)
         world.kill()
@@ -369,6 +240,5 @@ def test_an_end_while_no_shards_are_there_ends_requests_in_words() -> None:
         assert last.error is not None
         assert "the shards failed" in last.error.public
         await asyncio.gather(world.running, return_exceptions=True)
-        await world.sessions.close()
 
-    play(scene())
+    play(scene)

@@ -37,6 +37,7 @@ from lorax_router.service.adapters.listing import (
     document_of,
 )
 from lorax_router.service.adapters.names import KnownName
+from lorax_router.service.adapters.registry import AdapterRegistry
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import OPERATOR, Caller
 from lorax_router.service.keys.meters import Meters
@@ -58,7 +59,10 @@ class AdapterManager:
         shards: ShardClient,
         meters: Meters | None = None,
         tokens: TenantTokens | None = None,
+        registry: AdapterRegistry | None = None,
     ) -> None:
+        # What the next server is to know.
+        self.registry = registry or AdapterRegistry()
         self._meters = meters or Meters()
         self._tokens = tokens or TenantTokens()
         self._directory = directory
@@ -67,11 +71,17 @@ class AdapterManager:
         self._shards = shards
 
     async def load(
-        self, selection: AdapterSelection, caller: Caller = OPERATOR, *, pin: bool = False
+        self,
+        selection: AdapterSelection,
+        caller: Caller = OPERATOR,
+        *,
+        pin: bool = False,
+        remember: bool = True,
     ) -> Document:
         """Have an adapter on the shards before a request asks for it, and keep it if pinned.
 
-        Its source is asked whatever was remembered of it.
+        Its source is asked whatever was remembered of it. With ``remember`` the next server has it
+        loaded, too.
         """
         caller.check_sees(selection.refs)
         meter = self._meters.of(caller)
@@ -84,7 +94,20 @@ class AdapterManager:
             await self._bring(entry, selection, caller if pin else None)
         finally:
             lease.release()
+        if remember:
+            await self._remember(selection, caller if pin else None, is_private=lease.is_private)
         return await self._document(selection)
+
+    async def _remember(
+        self, selection: AdapterSelection, pinned_by: Caller | None, *, is_private: bool
+    ) -> None:
+        ref = selection.refs[0]
+        if selection.merge is not None:
+            return  # no name leads to it
+        if pinned_by is not None:
+            await self.registry.pinned(ref, pinned_by.tenant, is_private=is_private)
+        elif not is_private:
+            await self.registry.loaded(ref)
 
     async def name(
         self,
@@ -114,6 +137,8 @@ class AdapterManager:
             self._catalog.place(alias.selection, [fetched])
             if pin:
                 await self._bring(entry, alias.selection, caller)
+        await self.registry.named(alias)
+        await self._remember(alias.selection, caller if pin else None, is_private=False)
         return await self._document(alias.selection)
 
     def _check_free(self, alias: Alias, *, in_place: bool) -> None:
@@ -130,6 +155,7 @@ class AdapterManager:
         self._check_pins(name, caller)
         with self._held(entry):
             await self._bring(entry, selection, caller)
+        await self._remember(selection, caller, is_private=not name.is_public)
         return await self._document(selection)
 
     async def unpin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
@@ -142,6 +168,8 @@ class AdapterManager:
         name.pinned_by -= set(name.pinned_by) if caller.is_admin else {caller.tenant}
         if not self._catalog.is_pinned(entry):
             self._catalog.engine.unpin_adapter(entry.handle)
+        tenant = None if caller.is_admin else caller.tenant
+        await self.registry.unpinned(selection.refs[0], tenant)
         return await self._document(selection)
 
     async def reload(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
@@ -188,6 +216,7 @@ class AdapterManager:
         else:
             others = await self._unload(name, entry, selection, alias, freed)
             shared_with = [str(other) for other in others if caller.sees(other)]
+        await self.registry.unloaded(ref, alias)
         return {
             "adapter_id": ref.id,
             "adapter_source": ref.source,

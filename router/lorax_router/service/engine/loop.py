@@ -44,6 +44,7 @@ from lorax_router.core.adapters.table import AdapterCapacity, AdapterRecord
 from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine.losses import Losses
 from lorax_router.service.engine.orders import AdapterOrders, OrderExecutor
 from lorax_router.service.engine.port import (
     EngineStats,
@@ -55,8 +56,6 @@ from lorax_router.service.engine.stream import EngineStream
 
 logger = logging.getLogger(__name__)
 
-# A step has hung that lasts so many times as long as it should.
-_HANG_TIMES = 20.0
 # How often turns of adapters are looked at while no step runs.
 _IDLE_TICK_S = 0.5
 
@@ -94,12 +93,6 @@ class EngineLoop:
     ) -> None:
         self._shards = shards
         self._sessions = sessions
-        # Whether there are shards, and not only others to come.
-        self.has_shards = True
-        self._least_hang_s = least_hang_s
-        self._is_ending = False
-        # That the shards are gone, as something else than a step has shown.
-        self._loss: ShardError | None = None
         self._scheduler = scheduler
         self._observer = observer
         self._clock = clock
@@ -111,6 +104,9 @@ class EngineLoop:
         self._orders: AdapterOrders | None = None
         if adapters is not None:
             self._orders = AdapterOrders(scheduler, adapters, clock, self._adapter_changed)
+        self._losses = Losses(
+            scheduler, sessions, self._orders, clock, least_hang_s, on_loss=self._work.set
+        )
 
     # --- requests ---------------------------------------------------------------
 
@@ -208,21 +204,18 @@ class EngineLoop:
 
     def _adapter_changed(self, ended: list[RequestId], error: LoraxError | None) -> None:
         for request_id in ended:
-            if (stream := self._streams.pop(request_id, None)) is not None:
-                stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=error))
+            self._end_stream(request_id, error)
         self._work.set()
 
     # --- the loop ---------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until cancelled, or until the shards fail for good: then every request fails in words."""
-        if self._sessions is not None:
-            self._sessions.on_lost = self._shards_lost
         try:
             while True:
                 try:
-                    if self._loss is not None:
-                        raise self._loss
+                    if self._losses.known is not None:
+                        raise self._losses.known
                     self._send_plans()
                     if self._sent:
                         await self._take_outcome()
@@ -251,67 +244,25 @@ class EngineLoop:
 
     # --- lost shards ------------------------------------------------------------
 
-    def _shards_lost(self, error: ShardError) -> None:
-        """Something beside the steps has shown that the shards are gone."""
-        self._loss = self._loss or error
-        self._work.set()
+    @property
+    def has_shards(self) -> bool:
+        """Whether there are shards, and not only others to come."""
+        return self._losses.has_shards
 
     def expect_no_shards(self) -> None:
         """Wait for no others from now on: shards that are lost end what runs."""
-        self._is_ending = True
-
-    def _watch_for_hang(self, sent: _Sent) -> asyncio.TimerHandle | None:
-        """Take the shards for lost if a step lasts far longer than it should."""
-        expected_s = None if self._sessions is None else self._scheduler.expected_s
-        if expected_s is None:
-            return None
-        limit_s = max(self._least_hang_s, _HANG_TIMES * expected_s)
-
-        def lose() -> None:
-            if sent.answer.cancel():
-                self._loss = ShardUnavailableError(
-                    f"a step that takes {expected_s:.2g} s had no answer after {limit_s:.3g} s"
-                )
-
-        return asyncio.get_running_loop().call_later(limit_s, lose)
+        self._losses.expect_none()
 
     async def _recover(self, error: ShardError) -> None:
         """Go on with the group of shards that comes next; raises what says that none comes."""
-        if self._sessions is None or self._is_ending:
-            raise error
-        epoch, lost_at = self._scheduler.epoch, self._clock()
-        logger.error(
-            "the shards are lost: %s; %d requests wait for others", error, len(self._streams),
-            extra={"fields": {"event": "shards_lost", "epoch": epoch, "reason": str(error)}},
-        )  # fmt: skip
         self._forget_sent()
-        self.has_shards = False
         try:
-            session = await self._sessions.next(error)
+            ended = await self._losses.outlast(error, len(self._streams), self._end_late)
         except asyncio.CancelledError:
             self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
             raise
-        self.has_shards = True
-        lost = self._scheduler.shards_lost(
-            self._clock(),
-            epoch=session.info.epoch,
-            num_blocks=session.num_blocks,
-            adapter_bytes=session.info.adapter_bytes or None,
-        )
-        if self._orders is not None:
-            self._orders.started_anew()
-        for request_id, text in lost.impossible.items():
-            if (stream := self._streams.pop(request_id, None)) is not None:
-                stream.put(
-                    TokenChunk(TokenColumns(), FinishCode.ERROR, error=GenerationError(text))
-                )
-        self._loss = None
-        self._sessions.use(session)
-        seconds = self._clock() - lost_at
-        logger.warning(
-            "the shards are back after %.1f s: %d requests go on", seconds, len(self._streams),
-            extra={"fields": {"event": "shards_back", "epoch": session.info.epoch, "seconds": seconds}},
-        )  # fmt: skip
+        for request_id, text in ended.items():
+            self._end_stream(request_id, GenerationError(text))
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:
@@ -329,30 +280,21 @@ class EngineLoop:
             self._orders.carry_out()
 
     def _end_late(self) -> None:
-        """Tell clients whose requests plans have ended, and why."""
-        for request_id, text in self._scheduler.deadlines.take_late().items():
-            if (stream := self._streams.pop(request_id, None)) is not None:
-                error = DeadlineError(text)
-                stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=error))
+        """End the requests that are too late, and tell their clients why."""
+        for request_id, text in self._scheduler.take_late(self._clock()).items():
+            self._end_stream(request_id, DeadlineError(text))
+
+    def _end_stream(self, request_id: RequestId, error: LoraxError | None) -> None:
+        if (stream := self._streams.pop(request_id, None)) is not None:
+            stream.put(TokenChunk(TokenColumns(), FinishCode.ERROR, error=error))
 
     async def _take_outcome(self) -> None:
         sent = self._sent[0]
-        watch = self._watch_for_hang(sent)
         try:
-            outcome = await sent.answer
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            is_told_to_end = task is not None and task.cancelling() > 0
-            if self._loss is None or is_told_to_end or not sent.answer.cancelled():
-                raise
-            self._observe_done(sent, ok=False)
-            raise self._loss from None
+            outcome = await self._losses.watched(sent.answer)
         except Exception:
             self._observe_done(sent, ok=False)
             raise
-        finally:
-            if watch is not None:
-                watch.cancel()
         self._sent.popleft()
         for handle, text in outcome.inactive.items():
             logger.warning("adapter %d did not take effect: %s", handle, text)
@@ -375,7 +317,7 @@ class EngineLoop:
         if is_idle:
             self._scheduler.check(is_idle=True)
         self._work.clear()
-        if self._loss is not None:
+        if self._losses.known is not None:
             return
         # Requests that wait for an adapter: turns and deadlines come with time, too.
         left = max(0.0, self._scheduler.deadlines.next_look - self._clock())

@@ -90,7 +90,9 @@ class AdapterOrders:
         return future
 
     def started_anew(self) -> None:
-        """Other shards took the place of those that all orders so far were for."""
+        """Other shards took the place of those that all orders so far were for: these are void."""
+        for task in self._tasks:
+            task.cancel()
         self.loads.clear()
         self._tell_departures()
         for handle in list(self._arrivals):
@@ -119,10 +121,7 @@ class AdapterOrders:
         try:
             report = await self._carrier.prepare(handle)
         except Exception as error:  # noqa: BLE001 - it fails this adapter's requests alone
-            if not self._is_void(epoch):
-                self._failed(handle, error, epoch)
-            return
-        if self._is_void(epoch):
+            self._failed(handle, error, epoch)
             return
         now = self._clock()
         self.loads[handle] = AdapterLoad(ordered_at=ordered_at, ready_at=now, report=report)
@@ -132,10 +131,6 @@ class AdapterOrders:
         if (arrival := self._arrivals.pop(handle, None)) is not None and not arrival.done():
             arrival.set_result(None)
         self._on_event([], None)
-
-    def _is_void(self, epoch: int) -> bool:
-        """Whether an order was for shards that are gone: nothing that comes of it counts."""
-        return epoch != self._scheduler.epoch
 
     def _failed(self, handle: AdapterHandle, error: Exception, epoch: int) -> None:
         if isinstance(error, LoraxError):
@@ -157,7 +152,7 @@ class AdapterOrders:
     async def _release(self, handle: AdapterHandle, epoch: int) -> None:
         """Have an adapter freed; until the shards say that it is, its slot and bytes are held."""
         pauses = itertools.chain(_RELEASE_PAUSES_S, itertools.repeat(_RELEASE_PAUSES_S[-1]))
-        while not self._is_void(epoch):
+        while True:
             try:
                 await self._carrier.release(handle)
                 break
@@ -169,8 +164,6 @@ class AdapterOrders:
                     handle, pause_s, error,
                 )  # fmt: skip
                 await asyncio.sleep(pause_s)
-        if self._is_void(epoch):
-            return
         self.loads.pop(handle, None)
         self._scheduler.adapter_event(handle, AdapterEvent.RELEASED, self._clock(), epoch=epoch)
         self._tell_departures()

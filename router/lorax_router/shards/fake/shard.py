@@ -261,6 +261,18 @@ class FakeShard:
         self._check(epoch)
         await self._lane.run(seq, partial(self._run_clear, seq))
 
+    async def take_over(self, epoch: int) -> None:
+        """Begin a later epoch, as empty as after a start; what was fetched stays."""
+        self._check(self._info.epoch)
+        if epoch <= self._info.epoch:
+            raise StaleEpochError(f"epoch {epoch} cannot begin: this is epoch {self._info.epoch}")
+        self._lane.cancel()
+        host, disk = self._host, self._disk
+        self._reset()
+        self._host, self._disk = host, disk
+        self._info = replace(self._info, epoch=epoch)
+        self._bound_epoch = epoch
+
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Answer for any name; what ``on_fetch`` returns or raises, if it is set."""
         self._check(None)

@@ -13,9 +13,9 @@ from tests.helpers.in_loop import in_loop
 from lorax_contract.adapters import AdapterQuery, AdapterUnavailableError, Reason, refused
 from lorax_contract.errors import StartupError, ValidationError
 from lorax_contract.step import AdapterHandle
+from lorax_router.adapter_setup import preload
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.requests import MergedAdapters
-from lorax_router.startup import preload
 
 POET = ["poet=local:a"]
 
@@ -256,7 +256,7 @@ async def test_reload_asks_for_what_the_name_stands_for():
 async def test_names_of_the_start_are_loaded_and_stay():
     aliases = ["poet=local:a", "bard=local:b"]
     async with adapter_world(adapter_aliases=aliases, adapter_id="poet") as world:
-        await preload(world.parts)
+        await preload(world.parts.adapters, world.parts.preloads)
         listed = await world.list()
         assert {name: each["pinned"] for name, each in listed.items()} == {
             "poet": True,
@@ -272,7 +272,7 @@ async def test_one_that_cannot_be_loaded_ends_the_start_by_its_name():
     async with adapter_world(adapter_aliases=POET) as world:
         world.sources.contents["a"] = refused("its peft_type is not served")
         with pytest.raises(StartupError, match="adapter poet cannot be loaded: its peft_type"):
-            await preload(world.parts)
+            await preload(world.parts.adapters, world.parts.preloads)
 
 
 @pytest.mark.parametrize(

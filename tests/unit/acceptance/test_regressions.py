@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.acceptance.faults import FAULTS
+from tests.acceptance.regressions import REGRESSIONS
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("name", sorted({name for names in FAULTS.values() for name in names}))
+@pytest.mark.parametrize("name", sorted({name for names in REGRESSIONS.values() for name in names}))
 def test_the_test_is_there(name: str) -> None:
     path, _, function = name.partition("::")
     text = (ROOT / path).read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FAULTS: dict[str, tuple[str, ...]] = {
+REGRESSIONS: dict[str, tuple[str, ...]] = {
     "a style of tomorrow's transformers refuses a model": (
         "tests/unit/parallel/test_styles.py",
         "tests/integration/test_families.py::test_a_style_that_is_not_known_costs_a_copy_of_its_block_and_no_answer",

@@ -1,0 +1,152 @@
+"""What the engine loop does when the shards are lost: notice it, wait for others, plan for those."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from lorax_contract.errors import ShardError, ShardUnavailableError
+from lorax_contract.step import RequestId
+from lorax_router.core.ports import SessionSource, ShardSession
+from lorax_router.core.scheduler import Scheduler
+from lorax_router.service.engine.orders import AdapterOrders
+
+logger = logging.getLogger(__name__)
+
+# A step has hung that lasts so many times as long as it should.
+_HANG_TIMES = 20.0
+# How often requests are looked at, while there are no shards, for those that are too late.
+_LOOK_S = 0.5
+
+Result = TypeVar("Result")
+
+
+class Losses:
+    """Owned by the engine loop, whose scheduler it moves from one group of shards to the next.
+
+    Args:
+        scheduler: plans for the shards.
+        sessions: gives those that come next; None: a loss is the end.
+        orders: of adapters, which are void with the shards that they were for.
+        clock: the engine's.
+        least_hang_s: seconds that a step lasts at least before it is taken for one that hangs.
+        on_loss: called when something else than a step has shown one.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        sessions: SessionSource | None,
+        orders: AdapterOrders | None,
+        clock: Callable[[], float],
+        least_hang_s: float,
+        on_loss: Callable[[], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._sessions = sessions
+        self._orders = orders
+        self._clock = clock
+        self._least_hang_s = least_hang_s
+        self._on_loss = on_loss
+        # Whether there are shards, and not only others to come.
+        self.has_shards = True
+        # Whether others are waited for when they are lost.
+        self._goes_on = sessions is not None
+        # That the shards are gone, as something else than a step's error has shown.
+        self.known: ShardError | None = None
+        if sessions is not None:
+            sessions.on_lost = self.notice
+
+    def notice(self, error: ShardError) -> None:
+        """Something beside the steps has shown that the shards are gone."""
+        self.known = self.known or error
+        self._on_loss()
+
+    def expect_none(self) -> None:
+        """Wait for no others from now on."""
+        self._goes_on = False
+
+    async def watched(self, answer: asyncio.Task[Result]) -> Result:
+        """Return a step's answer; if it lasts far longer than it should, the shards are lost."""
+        watch = self._watch_for_hang(answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            is_told_to_end = task is not None and task.cancelling() > 0
+            if self.known is None or is_told_to_end or not answer.cancelled():
+                raise
+            raise self.known from None
+        finally:
+            if watch is not None:
+                watch.cancel()
+
+    def _watch_for_hang(self, answer: asyncio.Task[Result]) -> asyncio.TimerHandle | None:
+        expected_s = None if self._sessions is None else self._scheduler.expected_s
+        if expected_s is None:
+            return None
+        limit_s = max(self._least_hang_s, _HANG_TIMES * expected_s)
+
+        def lose() -> None:
+            if answer.cancel():
+                self.known = ShardUnavailableError(
+                    f"a step that takes {expected_s:.2g} s had no answer after {limit_s:.3g} s"
+                )
+
+        return asyncio.get_running_loop().call_later(limit_s, lose)
+
+    async def outlast(
+        self, error: ShardError, num_open: int, end_late: Callable[[], None]
+    ) -> dict[RequestId, str]:
+        """Wait for the next group and plan for it; return the requests that end by that, and why.
+
+        ``num_open`` streams wait meanwhile; ``end_late`` is called now and then to end those of
+        them that are too late. Raises what says that no other group comes.
+        """
+        if self._sessions is None or not self._goes_on:
+            raise error
+        epoch, lost_at = self._scheduler.epoch, self._clock()
+        logger.error(
+            "the shards are lost: %s; %d requests wait for others", error, num_open,
+            extra={"fields": {"event": "shards_lost", "epoch": epoch, "reason": str(error)}},
+        )  # fmt: skip
+        self.has_shards = False
+        session = await self._next(self._sessions, error, end_late)
+        self.has_shards = True
+        ended = self._move_to(session)
+        self.known = None
+        self._sessions.use(session)
+        seconds = self._clock() - lost_at
+        logger.warning(
+            "the shards are back after %.1f s: %d requests go on, %d ended", seconds,
+            num_open - len(ended), len(ended),
+            extra={"fields": {"event": "shards_back", "epoch": session.info.epoch, "seconds": seconds}},
+        )  # fmt: skip
+        return ended
+
+    async def _next(
+        self, sessions: SessionSource, error: ShardError, end_late: Callable[[], None]
+    ) -> ShardSession:
+        coming = asyncio.ensure_future(sessions.next(error))
+        try:
+            while not coming.done():
+                await asyncio.wait({coming}, timeout=_LOOK_S)
+                end_late()
+            return coming.result()
+        finally:
+            coming.cancel()
+
+    def _move_to(self, session: ShardSession) -> dict[RequestId, str]:
+        ended = self._scheduler.shards_lost(
+            self._clock(),
+            epoch=session.info.epoch,
+            num_blocks=session.num_blocks,
+            adapter_bytes=session.info.adapter_bytes or None,
+        )
+        for request_id, text in ended.items():
+            logger.error("request %d ends with the shards that were lost: %s", request_id, text)
+        if self._orders is not None:
+            self._orders.started_anew()
+        return ended

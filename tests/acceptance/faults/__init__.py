@@ -1,0 +1,1 @@
+"""Faults, overload and attackers: what a server goes through without harm."""

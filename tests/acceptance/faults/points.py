@@ -1,0 +1,19 @@
+"""The points of the list."""
+
+from __future__ import annotations
+
+from tests.acceptance.faults import kills, restarts
+from tests.acceptance.harness import Point
+
+POINTS = [
+    Point("1", "kill -9 of a shard under 100 streams, 20 rounds (10 min)", kills.point_kills),
+    Point("1l", "the same with longer outputs, 4 rounds (5 min)", kills.point_long_kills),
+    Point("1h", "SIGSTOP of a shard under 100 streams, 3 rounds", kills.point_hangs),
+    Point("1p", "kill -9 of one of two ranks, 5 rounds", kills.point_ranks),
+    Point(
+        "2", "kill -9 of the router: served again within 2x its own start", restarts.point_router
+    ),
+    Point(
+        "2l", "kill -9 of the launcher: no orphans, the next start works", restarts.point_launcher
+    ),
+]

@@ -1,0 +1,195 @@
+"""What was named, pinned and loaded by hand is there again after the server's end, however it came."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.helpers.adapter_world import AdapterWorld, adapter_world, ref, selection
+
+from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_router.adapter_setup import bring_back, preload, restore_names
+from lorax_router.service.adapters.aliases import Alias
+from lorax_router.service.adapters.registry import AdapterRegistry
+from lorax_router.service.callers import Caller, Quotas
+
+TENANT = Caller(tenant="acme", quotas=Quotas(pins=2))
+
+
+@contextlib.asynccontextmanager
+async def server(
+    path: Path, *, brings_back: bool = True, **config: object
+) -> AsyncIterator[AdapterWorld]:
+    """A server that knows what is in a file, and has brought it back if that is wanted."""
+    async with adapter_world(adapter_registry=str(path), **config) as world:
+        restore_names(world.parts.adapters.registry, world.parts.selections.aliases)
+        await preload(world.parts.adapters, world.parts.preloads)
+        if brings_back:
+            await bring_back(world.parts.adapters)
+        yield world
+
+
+async def name(world: AdapterWorld, said: str, target: str, token: str | None = None) -> None:
+    manager, aliases = world.parts.adapters, world.parts.selections.aliases
+    await manager.name(aliases.make(said, selection(target, token)))
+
+
+async def num_tokens(world: AdapterWorld, name: str) -> int:
+    """How many tokens an answer by a name has."""
+    (sequence,) = (await world.generate(name, adapter_source=None)).sequences
+    return len(sequence.tokens.ids)
+
+
+def test_names_pins_and_loads_are_there_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        path = tmp_path / "servers" / "80.sqlite3"
+        async with server(path) as world:
+            manager = world.parts.adapters
+            await name(world, "poet", "org/poet")
+            await manager.load(selection("kept"), pin=True)
+            await manager.load(selection("theirs"))
+            await manager.pin(selection("theirs"), TENANT)
+            await manager.load(selection("loaded"))
+        async with server(path) as world:
+            listed = await world.list()
+            assert listed.keys() == {"poet", "kept", "theirs", "loaded"}
+            assert {each["state"] for each in listed.values()} == {"resident"}
+            assert {key for key, each in listed.items() if each["pinned"]} == {"kept", "theirs"}
+            assert world.catalog.names.find(ref("theirs")).pinned_by == {"acme"}
+            assert await num_tokens(world, "poet") == 3
+
+    asyncio.run(scene())
+
+
+def test_a_name_answers_before_anything_is_brought_back(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with server(tmp_path / "file") as world:
+            await name(world, "poet", "org/poet")
+        async with server(tmp_path / "file", brings_back=False) as world:
+            assert await num_tokens(world, "poet") == 3
+
+    asyncio.run(scene())
+
+
+def test_what_was_taken_back_stays_away(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with server(tmp_path / "file") as world:
+            manager = world.parts.adapters
+            await name(world, "poet", "org/poet")
+            for each in ("one", "two"):
+                await manager.load(selection(each), pin=True)
+            await manager.unpin(selection("one"))
+            await manager.unload(selection("two"))
+            await manager.unload(world.parts.selections.aliases.find("poet").selection)
+        registry = AdapterRegistry(str(tmp_path / "file"))
+        remembered = registry.read()
+        assert (remembered.names, remembered.pins, remembered.loads) == ((), (), ())
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_no_token_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The name is, and the log says what it lacks."""
+
+    async def scene() -> None:
+        async with server(tmp_path / "file") as world:
+            await name(world, "secret", "org/private", token="hf_private_token")
+        assert b"hf_private_token" not in (tmp_path / "file").read_bytes()
+        async with server(tmp_path / "file", brings_back=False) as world:
+            assert world.parts.selections.aliases.find("secret").target.token is None
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scene())
+    assert "whose token is not kept" in caplog.text
+
+
+def test_the_configuration_goes_before_what_is_remembered(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with server(tmp_path / "file") as world:
+            await name(world, "poet", "org/old")
+        async with server(tmp_path / "file", adapter_aliases=["poet=local:org/new"]) as world:
+            assert world.parts.selections.aliases.find("poet").target.refs == (ref("org/new"),)
+        # What the configuration wants is no matter of what is remembered.
+        registry = AdapterRegistry(str(tmp_path / "file"))
+        assert [each.name for each in registry.read().names] == ["poet"]
+        assert not registry.read().pins
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_an_adapter_that_is_gone_is_told_of_and_keeps_no_other_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        async with server(tmp_path / "file") as world:
+            for each in ("gone", "there"):
+                await world.parts.adapters.load(selection(each), pin=True)
+        async with server(tmp_path / "file", brings_back=False) as world:
+            world.sources.contents["gone"] = AdapterUnavailableError(
+                Reason.NOT_FOUND, "no such folder"
+            )
+            await bring_back(world.parts.adapters)
+            assert (await world.list()).keys() >= {"there"}
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scene())
+    assert "local:gone, which was loaded before, is not there: no such folder" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 100, None])
+def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, damage: bytes | None) -> None:
+    """Garbage, or a file of a version that is not known."""
+
+    async def scene() -> None:
+        path = tmp_path / "file"
+        if damage is not None:
+            path.write_bytes(damage)
+        else:
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.executescript("CREATE TABLE x (y); PRAGMA user_version = 99;")
+        before = path.read_bytes()
+        async with server(path) as world:
+            await name(world, "poet", "org/poet")
+        assert Path(f"{path}.damaged").read_bytes() == before
+        async with server(path) as world:
+            assert world.parts.selections.aliases.find("poet") is not None
+
+    asyncio.run(scene())
+
+
+def test_a_file_that_cannot_be_written_costs_no_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        (tmp_path / "file").write_text("")
+        async with server(tmp_path / "file" / "below a file") as world:
+            await name(world, "poet", "org/poet")
+            assert await num_tokens(world, "poet") == 3
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scene())
+    assert "is forgotten when" in caplog.text
+
+
+def test_the_latest_loads_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorax_router.service.adapters.registry._MAX_LOADS", 3)
+
+    async def scene() -> None:
+        registry = AdapterRegistry(str(tmp_path / "file"))
+        for number in range(5):
+            await registry.loaded(ref(f"a{number}"))
+        await registry.loaded(ref("a2"))
+        assert [each.id for each in registry.read().loads] == ["a3", "a4", "a2"]
+        await registry.named(Alias(name="n", target=selection("x")))
+        await registry.named(Alias(name="n", target=selection("y")))
+        assert [each.target.refs[0].id for each in registry.read().names] == ["y"]
+        registry.close()
+
+    asyncio.run(scene())
