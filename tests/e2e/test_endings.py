@@ -104,6 +104,13 @@ async def refuses(http: httpx.AsyncClient) -> bool:
     return answer.status_code == 503
 
 
+async def is_away(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/health")).status_code != 200
+    except httpx.ConnectError:
+        return True
+
+
 def test_sigterm_lets_running_streams_finish_and_turns_new_requests_away(launch):
     with launch() as server:
         children = list(children_of(server).values())
@@ -186,5 +193,30 @@ def test_streams_go_on_when_the_shards_are_killed(launch):
                     assert (await http.get("/health")).status_code == 200
 
         play(scene())
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(40) == 0
+
+
+def test_a_router_that_is_killed_starts_again_and_takes_the_shards_over(launch):
+    """At the same ports, from the same shard, with the same answers; streams of the first one end."""
+    body = {"inputs": "w1 w2 w3", "parameters": {"max_new_tokens": 20, "ignore_eos_token": True}}
+    with launch() as server:
+        answer, shard = server.post("/generate", body), children_of(server)["lorax-shard"].pid
+        for _ in range(2):
+
+            async def kill(_: httpx.AsyncClient) -> None:
+                children_of(server)["lorax-router"].send_signal(signal.SIGKILL)
+
+            async def scene() -> None:
+                streams = await crowd_until(server, kill)
+                assert any(len(stream) < MAX_NEW_TOKENS for stream in streams)
+                async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+                    async with asyncio.timeout(60):
+                        while await is_away(http):
+                            await asyncio.sleep(0.05)
+
+            play(scene())
+            assert server.post("/generate", body) == answer
+            assert children_of(server)["lorax-shard"].pid == shard
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(40) == 0
