@@ -1,0 +1,47 @@
+"""Tests as pages and lists name them: ``tests/some/test_file.py``, at most with ``::test_name``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_NAME = re.compile(r"`(tests/[\w/]+\.py(?:::\w+)?)`")
+
+
+def named_in(page: str) -> list[str]:
+    """Return the tests that a page of ``docs`` names, each once, in its order."""
+    return list(dict.fromkeys(_NAME.findall((ROOT / "docs" / page).read_text())))
+
+
+def rows_without_tests(page: str, heading: str) -> list[str]:
+    """Return the first cells of those rows of tables below a heading that name no test.
+
+    The first two lines of a table are no rows; ValueError: there is no such heading, or no row.
+    """
+    text = (ROOT / "docs" / page).read_text()
+    section = re.split(rf"^## {re.escape(heading)}\n", text, flags=re.MULTILINE)
+    if len(section) != 2:
+        raise ValueError(f"{page} has no heading {heading!r}")
+    lines = re.split(r"^## ", section[1], flags=re.MULTILINE)[0].splitlines()
+    rows = [line for line in lines if line.startswith("|")][2:]
+    if not rows:
+        raise ValueError(f"{page} has no table below {heading!r}")
+    return [row.split("|")[1].strip() for row in rows if not _NAME.search(row)]
+
+
+def is_there(name: str) -> bool:
+    """Whether a file is there, and the function in it if one is named."""
+    path, _, function = name.partition("::")
+    if not (ROOT / path).is_file():
+        return False
+    return not function or function.rpartition("::")[2].partition("[")[0] in _functions(path)
+
+
+@cache
+def _functions(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / path).read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))
