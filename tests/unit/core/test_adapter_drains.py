@@ -55,6 +55,24 @@ def test_whoever_is_named_before_the_cycle_is_over_gives_its_slot_at_once() -> N
     assert table.overdue(now) == [1]
 
 
+def test_room_that_an_idle_adapter_makes_is_kept_for_whoever_it_is_made_for() -> None:
+    """Who comes behind takes what is free and not needed, while the idle one is being freed."""
+    table = AdapterTable(max_resident=3, max_bytes=10, cycle_time_s=CYCLE_S)
+    for each, nbytes in ((1, 6), (2, 8), (3, 2), (4, 1)):
+        table.add(AdapterHandle(each), nbytes)
+    table.want(AdapterHandle(1), 0.0)
+    assert table.orders(0.0).prepare == [1]
+    table.event(AdapterHandle(1), AdapterEvent.PREPARED, 0.0)
+    for each in (2, 3, 4):
+        table.waits(AdapterHandle(each), 1.0)
+    # 4 bytes are free. The second will need 8 of 10, so that two are left, and none after that.
+    orders = table.orders(1.0)
+    assert (orders.release, orders.prepare) == ([1], [3])
+    table.event(AdapterHandle(1), AdapterEvent.RELEASED, 1.5)
+    assert table.orders(1.5).prepare == [2]
+    table.check()
+
+
 def test_rows_of_a_turn_that_is_over_stay_longer_where_much_was_lost_to_turns() -> None:
     """A drained adapter's rows go after a cycle while that costs little, else after four."""
     world = CoreWorld(

@@ -121,16 +121,21 @@ def test_the_least_worthy_idle_adapter_is_evicted() -> None:
 
 
 def test_w9_one_that_does_not_fit_does_not_block_those_behind_it() -> None:
-    """While a big adapter waits for room, a small one uses a slot that it does not need."""
-    table = make_table(3, slots=4, sizes={1: 6, 2: 8, 3: 1})
+    """While a big adapter waits for room, a small one uses what it does not need."""
+    table = make_table(4, slots=4, sizes={1: 6, 2: 8, 3: 1, 4: 2})
     request(table, 1, 0.0)
-    table.waits(handle(2), 0.1)
-    table.waits(handle(3), 0.2)
-    # 6 bytes are in use, 8 are reserved for the second: nothing younger may take them.
+    table.waits(handle(2), 0.0)
+    table.waits(handle(3), 0.1)
+    table.waits(handle(4), 0.2)
+    # 6 bytes are in use, the second needs 8, and it is not known yet who makes room for it.
     assert table.orders(0.3) == Orders()
+    # The first makes room: beside the 8 there is room for the third, and none for the fourth.
+    assert table.orders(CYCLE_S) == Orders(prepare=[handle(3)])
+    assert handle(1) not in table.admitting()
+    table.event(handle(3), AdapterEvent.PREPARED, CYCLE_S)
     table.leaves(handle(1), was_running=True)
-    done = carry_out(table, 0.4)
-    assert (done.release, done.prepare) == ([1], [2, 3])
+    done = carry_out(table, CYCLE_S + 0.1)
+    assert (done.release, done.prepare) == ([1], [2])
 
 
 def test_w17_an_adapter_waits_at_most_three_cycles_while_all_others_stay_busy() -> None:

@@ -122,15 +122,21 @@ class RoomInTable:
 
     @property
     def _has_slot(self) -> bool:
-        return len(self._index.held) + self._slots_reserved < self._table.max_resident
+        """Whether a slot is free, and one more than those before need once others have left."""
+        index, most = self._index, self._table.max_resident
+        num_staying = len(index.held) - len(index.releasing) - len(index.drained)
+        return len(index.held) < most and num_staying + self._slots_reserved < most
 
     def fits(self, record: AdapterRecord) -> bool:
-        """Whether a record may be prepared now."""
-        return self._has_slot and self._has_bytes(record, self._index.bytes_held)
-
-    def _has_bytes(self, record: AdapterRecord, held: int) -> bool:
-        most = self._table.max_bytes
-        return most is None or held + self._bytes_reserved + record.nbytes <= most
+        """Whether a record may be prepared now, and those before it wait no longer for it."""
+        index, most = self._index, self._table.max_bytes
+        if not self._has_slot:
+            return False
+        if most is None:
+            return True
+        leaving = index.bytes_releasing + sum(each.nbytes for each in index.drained.values())
+        held = index.bytes_held + record.nbytes
+        return held <= most and held - leaving + self._bytes_reserved <= most
 
     def reserve(self, record: AdapterRecord) -> None:
         """Evict idle adapters until a record will fit, drain one if there is none; keep its room."""
@@ -160,9 +166,12 @@ class RoomInTable:
 
     def _will_fit(self, record: AdapterRecord) -> bool:
         """Whether the record fits once all that is being released is gone."""
-        num_held = len(self._index.held) - len(self._index.releasing) + self._slots_reserved
-        held = self._index.bytes_held - self._index.bytes_releasing
-        return num_held < self._table.max_resident and self._has_bytes(record, held)
+        index, most = self._index, self._table.max_bytes
+        num_held = len(index.held) - len(index.releasing) + self._slots_reserved
+        held = index.bytes_held - index.bytes_releasing + self._bytes_reserved
+        return num_held < self._table.max_resident and (
+            most is None or held + record.nbytes <= most
+        )
 
     def _next_victim(self, *, only_above: bool) -> AdapterRecord | None:
         """Return the idle adapter of least worth of those that go first.

@@ -328,9 +328,9 @@ class AdapterTable:
     ) -> Orders:
         """Decide what to prepare and what to evict.
 
-        ``line`` orders those that wait; it is given them with the longest waiting first.
-        ``drain`` says who is drained where all that hold slots are in use. One that does not fit reserves what is being freed: younger ones may only take
-        memory that it does not need, so that it never waits behind them.
+        ``line`` orders those that wait, who come with the longest waiting first; ``drain`` says who
+        is drained where all that hold slots are in use. One that does not fit reserves what is being
+        freed: those behind it get what is free and what it does not need once others have left.
         """
         orders = Orders()
         orders.release, self._failed = self._failed, []
