@@ -11,6 +11,11 @@ from pathlib import Path
 from lorax_contract.cache import default_cache_dir
 
 _CGROUP = Path("/sys/fs/cgroup")
+# What opens buckets, as boto3 reads it.
+S3_SECRET_VARIABLES = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

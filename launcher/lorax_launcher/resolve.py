@@ -16,7 +16,7 @@ from lorax_launcher.backends import (
     lora_backend,
 )
 from lorax_launcher.batching import batching_of, useless_waiting
-from lorax_launcher.facts import DeviceFacts
+from lorax_launcher.facts import S3_SECRET_VARIABLES, DeviceFacts
 from lorax_launcher.front import (
     KEY_VARIABLES,
     absolute,
@@ -136,6 +136,7 @@ def resolve(options: LauncherOptions, facts: DeviceFacts, run_dir: str) -> Launc
         shard_environments=ranks.environments,
         withheld_from_router=(
             *KEY_VARIABLES,
+            *S3_SECRET_VARIABLES,
             *(() if _has_own_hub_adapters(options) else TOKEN_VARIABLES),
         ),
         withheld_from_shards=(*KEY_VARIABLES, SSL_PASSWORD_VARIABLE),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import stat
 import threading
 
 import grpc
@@ -262,6 +264,22 @@ def test_another_router_takes_a_shard_over(tmp_path):
             await new.close()
 
     asyncio.run(main())
+
+
+def test_a_socket_is_for_this_user_alone_whatever_folder_it_is_in(tmp_path):
+    async def main():
+        async with serving(tmp_path) as (uris, _, _):
+            path = tmp_path / uris[0].rpartition("/")[2]
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        # Files that are written later are like those of any process.
+        (tmp_path / "file").touch()
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+    mask = os.umask(0o022)
+    try:
+        asyncio.run(main())
+    finally:
+        os.umask(mask)
 
 
 def test_a_free_port_may_be_asked_for(tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lorax_contract.errors import StartupError
@@ -12,6 +15,8 @@ from lorax_contract.exit_codes import ExitCode
 # What sockaddr_un holds on Linux, less the closing zero.
 _MAX_SOCKET_PATH = 107
 _CONNECT_TIMEOUT_S = 1.0
+# Nobody but the user who runs the shard.
+_PRIVATE = 0o177
 
 
 def socket_path(uri: str) -> Path | None:
@@ -43,6 +48,16 @@ def clear_stale(uri: str) -> None:
     if _is_listening(path):
         raise refused(uri, "another process listens there")
     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def private_sockets() -> Iterator[None]:
+    """Within, sockets get names that this user alone can connect to, whatever folder they are in."""
+    mask = os.umask(_PRIVATE)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 def refused(uri: str, why: str) -> StartupError:

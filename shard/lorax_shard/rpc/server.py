@@ -10,7 +10,7 @@ from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.transport import SERVER_OPTIONS
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
-from lorax_shard.rpc.address import clear_stale, refused, socket_path
+from lorax_shard.rpc.address import clear_stale, private_sockets, refused, socket_path
 from lorax_shard.rpc.errors import ErrorInterceptor
 from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.servicer import LoraxServicer
@@ -43,7 +43,8 @@ class ShardServer:
         """Listen; StartupError (SOCKET_FAILED) says why that is not possible."""
         clear_stale(self.uri)
         try:
-            port = self._server.add_insecure_port(self.uri)
+            with private_sockets():
+                port = self._server.add_insecure_port(self.uri)
         except RuntimeError as error:
             raise refused(self.uri, "it cannot be bound; is it in use, or not writable?") from error
         if socket_path(self.uri) is None:

@@ -113,6 +113,9 @@ def test_secrets_and_signatures_leave_texts() -> None:
     text = "GET https://me:pw@cdn.test/file?sig=abc with hf_secret failed, hf_secret again"
     clean = without_secrets(text, ["hf_secret", None, ""])
     assert clean == "GET https://cdn.test/file with *** failed, *** again"
+    text = "the hub at https://me:pw@hub.test:8443 could not be reached; see http://a@b.test/c"
+    clean = without_secrets(text, [])
+    assert clean == "the hub at https://hub.test:8443 could not be reached; see http://b.test/c"
 
 
 def test_settings_do_not_show_their_token() -> None:

@@ -350,6 +350,13 @@ def test_the_router_gets_the_hub_token_only_for_adapters_that_it_loads_itself(
     assert (set(TOKEN_VARIABLES) <= set(withheld)) == (not needs_token)
 
 
+def test_what_opens_buckets_is_for_the_shards_alone() -> None:
+    plan = plan_of()
+    opening = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+    assert opening <= set(plan.withheld_from_router)
+    assert not opening & set(plan.withheld_from_shards)
+
+
 @pytest.mark.parametrize("flag", ["api_key", "admin_api_key", "metrics_api_key"])
 def test_a_key_goes_no_further_than_the_launcher(flag: str) -> None:
     key = "sk-the-secret-itself"

@@ -9,7 +9,9 @@ what it would have kept, never a request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -175,7 +177,7 @@ class AdapterRegistry:
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             if self._path:
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _make_private(Path(self._path))
             db = sqlite3.connect(self._path or ":memory:", check_same_thread=False)
             try:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -198,6 +200,18 @@ class AdapterRegistry:
             Path(self._path).replace(aside)
         except OSError as failed:
             logger.warning("%s cannot be put aside: %s", self._path, failed)
+
+
+def _make_private(path: Path) -> None:
+    """Let this user alone read the file: private adapters are named in it.
+
+    What SQLite writes beside it gets the same mode. Raises OSError if it has no folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Another user's, or on a disk that cannot be written: SQLite says what there is to say.
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
 
 
 def _key(ref: AdapterRef) -> tuple[str, str, str]:

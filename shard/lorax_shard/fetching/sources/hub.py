@@ -71,7 +71,7 @@ class HubSource:
     @property
     def realm(self) -> str:
         """Which of these places it is."""
-        return self._endpoint
+        return without_secrets(self._endpoint, ())
 
     def resolve(self, ref: AdapterRef, token: str | None, context: FetchContext) -> Resolved:
         """Return the commit that ``ref`` names now, and which token opened it."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -107,6 +108,24 @@ def test_no_token_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         asyncio.run(scene())
     assert "whose token is not kept" in caplog.text
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_others_on_this_machine_cannot_read_it(tmp_path: Path, is_there: bool) -> None:
+    """Names of private adapters are in it, wherever the operator puts it."""
+    path = tmp_path / "file"
+    tmp_path.chmod(0o755)
+    if is_there:
+        path.touch(0o644)
+
+    async def scene() -> None:
+        async with server(path) as world:
+            await name(world, "secret", "org/private", token="hf_private_token")
+
+    asyncio.run(scene())
+    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.glob("file*")}
+    assert modes["file"] == 0o600
+    assert set(modes.values()) == {0o600}
 
 
 def test_the_configuration_goes_before_what_is_remembered(tmp_path: Path) -> None:
