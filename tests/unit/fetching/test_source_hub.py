@@ -210,7 +210,9 @@ def test_ids_that_lead_nowhere(hub: StubHub, context: FetchContext, id: str) -> 
     "id",
     [
         "../../etc", "org/..", "a/b/c", "org/poet?x=1", "http://127.0.0.1/x", "org/poet@../../x",
-        "gpt 4",
+        "gpt 4", "127.0.0.1:8000/x", "[::1]/x", "org/poet#x", "org%2fpoet", "org\\poet",
+        "me:pw@127.0.0.1/x", "//127.0.0.1/x", "org/poet@main?x=1", "org/poet@main#x", "org/.git",
+        "file:///etc/passwd", "org/poet@..", "org/poet/resolve/main/x", "-org/poet",
     ],
 )  # fmt: skip
 def test_what_can_be_no_id_is_not_there_and_asks_nobody(

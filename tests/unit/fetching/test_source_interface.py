@@ -44,6 +44,11 @@ def test_only_an_adapters_files_are_chosen() -> None:
     assert set(select_files(REF, adapter_files())) == WANTED
 
 
+def test_code_that_lies_beside_an_adapter_is_never_chosen() -> None:
+    code = ("modeling_x.py", "configuration_x.py", "tokenization_x.py", "handler.py", "x.so")
+    assert set(select_files(REF, [*adapter_files(), *code, "adapter_model.bin"])) == WANTED
+
+
 def test_the_weights_of_mlx_are_chosen_where_there_are_no_others() -> None:
     mlx = ["adapters.safetensors", "0000100_adapters.safetensors", CONFIG, "README.md"]
     assert select_files(REF, mlx) == (CONFIG, "adapters.safetensors")

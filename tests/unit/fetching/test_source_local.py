@@ -60,7 +60,10 @@ def test_a_root_may_be_an_adapter_itself(root: Path, tmp_path: Path, context: Fe
 @pytest.mark.parametrize(
     "id",
     ["../outside", "team/../../outside", "team/../poet", "..", ".", "/etc", "/", "~/x", "//etc",
-     "{outside}", "{root}/../outside", "{root}", "{root}x"],
+     "{outside}", "{root}/../outside", "{root}", "{root}x", "team/./../../outside",
+     "team//..//..//outside", "%2e%2e/outside", "..%2foutside", "..\\outside", "/proc/self/cwd",
+     "/proc/self/root{outside}", "file://{outside}", "\uff0e\uff0e/outside", "loop", "loop/poet",
+     "$HOME", "{root}/./team/../../outside"],
 )  # fmt: skip
 def test_nothing_outside_the_roots_is_reached(
     root: Path, tmp_path: Path, context: FetchContext, id: str
@@ -69,6 +72,7 @@ def test_nothing_outside_the_roots_is_reached(
     write_adapter(tmp_path / "rootx")
     write_adapter(root / "poet")
     (root / "team").mkdir()
+    (root / "loop").symlink_to("loop")
     named = id.format(outside=outside, root=root)
     with pytest.raises(AdapterUnavailableError) as caught:
         source(root).resolve(ref(named), None, context)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from tests.helpers.small_adapters import make_base, tensors, write
 
@@ -35,11 +36,15 @@ def refusal(folder: Path, limits: AdapterLimits | None = None) -> str:
         ({"max_tensors": 1}, "adapter_model.safetensors has 2 tensors; the limit is 1"),
         ({"max_rank": 1}, "has the rank 2; the limit is 1"),
         ({"max_text_bytes": 5}, "chat_template.jinja has 6 bytes; the limit is 5"),
+        ({"max_template_bytes": 5}, "chat_template.jinja has 6 bytes; the limit is 5"),
+        ({"max_tokenizer_bytes": 9}, "tokenizer.json has 10 bytes; the limit is 9"),
     ],
 )
 def test_each_limit_is_kept(limits: dict[str, int], text: str, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ a }}"[:6])
+    # No tokenizer: it is refused for its size before it is read.
+    (tmp_path / "tokenizer.json").write_text("[" * 10)
     assert re.search(text, refusal(tmp_path, AdapterLimits(**limits)))
 
 
@@ -62,6 +67,20 @@ def test_pickles_are_refused_and_never_opened(name: str, tmp_path: Path) -> None
 def test_a_pickle_beside_safetensors_is_left_alone(tmp_path: Path) -> None:
     (write(tmp_path) / "adapter_model.bin").write_bytes(b"cos\nsystem\n")
     assert read_adapter(tmp_path, make_base(), AdapterLimits()).modules
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_by_the_name_of_safetensors_is_refused_and_not_run(
+    protocol: int, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    torch.save({"x": torch.ones(2)}, tmp_path / "adapter_model.safetensors", pickle_protocol=2)
+    assert "adapter_model.safetensors is damaged" in refusal(tmp_path)
+    trap = b"cos\nsystem\n(S'touch " + bytes(tmp_path / "ran") + b"'\ntR."
+    head = b"" if protocol < 2 else bytes((0x80, protocol))
+    (tmp_path / "adapter_model.safetensors").write_bytes(head + trap)
+    assert "adapter_model.safetensors is damaged" in refusal(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -117,6 +136,12 @@ def test_what_safetensors_writes_is_accepted(tmp_path: Path) -> None:
         ({"x": entry([1], 0, 4)}, "do not end where the file ends"),
         ({"x": entry([4], 0, 16)}, "do not end where the file ends"),
         ({"x" * 600: entry([2], 0, 8)}, "is too long"),
+        ({"x": entry([2], -8, 0)}, "in no known way"),
+        ({"x": entry([2], 0, 1 << 63)}, "in no known way"),
+        ({"x": entry([1 << 31, 1 << 31, 4], 0, 0)}, "does not fit its shape"),
+        ({"x": entry([1 << 31, 1 << 31, 4, 1 << 31], 0, 8)}, "does not fit its shape"),
+        (b'{"x": {"shape": [' + b"9" * 6000 + b"]}}", "its header is not valid JSON"),
+        ({"x": entry([2], 0, 8), "y": entry([2], 0, 8)}, "overlap or leave gaps"),
     ],
 )
 def test_headers_that_lie(header: Any, text: str, tmp_path: Path) -> None:

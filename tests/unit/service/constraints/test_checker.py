@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import re
+import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -256,6 +257,17 @@ async def test_no_more_wait_than_are_served_in_time():
         await first
     finally:
         await checker.close()
+
+
+@pytest.mark.parametrize("key", ["$ref", "$schema", "$id", "$dynamicRef"])
+def test_no_schema_has_anything_fetched(key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.0)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/schema.json"
+        asked(schema({"type": "object", "properties": {"a": {key: address}}}))
+        asked(schema({key: address, "type": "object"}))
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 @in_loop
