@@ -53,6 +53,8 @@ class Reason(enum.Enum):
     STORE_FULL = "store_full"
     # The process that fetched it ended by itself or was ended for passing its limits.
     CRASHED = "crashed"
+    # It made rows fail again and again; loading it by hand gives it another try.
+    QUARANTINED = "quarantined"
     # Its files left the store since it was fetched; fetching it again helps.
     EVICTED = "evicted"
 
@@ -63,7 +65,14 @@ class Reason(enum.Enum):
 
 
 _PERMANENT = frozenset(
-    (Reason.NOT_FOUND, Reason.NO_ACCESS, Reason.TOO_LARGE, Reason.CORRUPT, Reason.REFUSED)
+    (
+        Reason.NOT_FOUND,
+        Reason.NO_ACCESS,
+        Reason.TOO_LARGE,
+        Reason.CORRUPT,
+        Reason.REFUSED,
+        Reason.QUARANTINED,
+    )
 )
 # LoRAX answers 424 when an adapter cannot be had. What another name, another token or a change
 # to the adapter would mend is 422, and whether a name is unknown or hidden makes no difference.

@@ -17,6 +17,7 @@
     │   └── ShuttingDownError       draining after SIGTERM
     ├── DeadlineError           the client's time is over, or will be too soon
     ├── GenerationError         a row or a step failed in a shard
+    │   └── NoNumbersError          its logits were no finite numbers
     ├── IncompleteGenerationError   the stream ended without a last token
     ├── UnhealthyError          a health probe found the shards down
     ├── ShardError              router <-> shard protocol; never shown as it is
@@ -188,6 +189,10 @@ class GenerationError(LoraxError):
     """A row or a step failed in a shard."""
 
     kind = ErrorKind(424, "ABORTED", "generation", "Request failed during generation")
+
+
+class NoNumbersError(GenerationError):
+    """The logits of a row were no finite numbers."""
 
 
 class IncompleteGenerationError(LoraxError):

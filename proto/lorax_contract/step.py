@@ -202,6 +202,10 @@ class Alternatives:
     texts: list[str]
 
 
+# The error_code of rows whose logits were no finite numbers.
+NO_NUMBERS_CODE = "no_numbers"
+
+
 @dataclass(slots=True)
 class RowDetail:
     """What only some rows have: the text at the end, alternatives, prompt logprobs, an error."""
@@ -211,6 +215,7 @@ class RowDetail:
     prompt_tokens: TokenColumns | None = None
     # One entry per prompt token, when alternatives to them were asked for; the first is empty.
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
+    # NO_NUMBERS_CODE, or the error_type of an ErrorKind.
     error_code: str | None = None
     error_text: str | None = None
 

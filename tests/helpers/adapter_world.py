@@ -76,6 +76,12 @@ class DirectExecutor:
     async def release(self, handle: AdapterHandle) -> None:
         await self.shard.release_adapter(handle)
 
+    def no_numbers(self, handle: AdapterHandle) -> None:
+        pass
+
+    def numbers(self, handle: AdapterHandle) -> None:
+        pass
+
 
 class Sources:
     """What names lead to: themselves, unless ``contents`` says otherwise."""

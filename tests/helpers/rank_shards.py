@@ -170,3 +170,9 @@ class Carrier:
 
     async def release(self, handle: AdapterHandle) -> None:
         await self._group.release_adapter(handle)
+
+    def no_numbers(self, handle: AdapterHandle) -> None:
+        pass
+
+    def numbers(self, handle: AdapterHandle) -> None:
+        pass

@@ -158,7 +158,7 @@ class InferenceService:
         request = GenerateRequest(prompt=TextPrompt("Who?"), parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
         valid = replace(valid, terms=_PROBE)
-        async with aclosing(await self._submit(valid, BASE_ADAPTER)) as chunks:
+        async with aclosing(await self._submit(valid, None)) as chunks:
             async for _ in chunks:
                 pass
 
@@ -173,7 +173,7 @@ class InferenceService:
                 lease = await self._resolve(checked, record)
                 valid = await self._complete(checked, lease)
             valid = self._on_terms(checked, valid, record)
-            result = await self._run(valid, _handle(lease), record)
+            result = await self._run(valid, lease, record)
         except BaseException as error:
             record.close(error)
             raise
@@ -203,7 +203,7 @@ class InferenceService:
                 lease = await self._resolve(checked, record)
                 valid = await self._complete(checked, lease)
             valid = self._on_terms(checked, valid, record)
-            chunks = await self._submit(valid, _handle(lease))
+            chunks = await self._submit(valid, lease)
         except BaseException as error:
             if lease is not None:
                 lease.release()
@@ -326,16 +326,16 @@ class InferenceService:
         record.validated(valid)
         return replace(valid, terms=terms)
 
-    async def _submit(self, valid: ValidRequest, adapter: AdapterHandle) -> SequenceChunks:
+    async def _submit(self, valid: ValidRequest, lease: AdapterLease | None) -> SequenceChunks:
         """Submit all sequences, or none."""
         streams: list[TokenStream] = []
         async with AsyncExitStack() as stack:
             for sampling in valid.samplings:
-                stream = self._submit_one(valid, sampling, adapter)
+                stream = self._submit_one(valid, sampling, _handle(lease))
                 stack.push_async_callback(stream.aclose)
                 streams.append(stream)
             stack.pop_all()
-        return SequenceChunks(streams, valid.output)
+        return SequenceChunks(streams, valid.output, adapter=lease.label if lease else "")
 
     def _submit_one(
         self, valid: ValidRequest, sampling: SamplingParams, adapter: AdapterHandle
@@ -355,11 +355,11 @@ class InferenceService:
         )
 
     async def _run(
-        self, valid: ValidRequest, adapter: AdapterHandle, record: RequestRecord
+        self, valid: ValidRequest, lease: AdapterLease | None, record: RequestRecord
     ) -> GenerateResult:
         """Generate all sequences at once; the first that fails ends the others."""
         sequences = [Sequence(reported_seed(sampling)) for sampling in valid.samplings]
-        async with aclosing(await self._submit(valid, adapter)) as chunks:
+        async with aclosing(await self._submit(valid, lease)) as chunks:
             async for number, chunk in chunks:
                 record.sequences[number].take(chunk)
                 sequences[number].take(chunk)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from lorax_contract.errors import GenerationError, IncompleteGenerationError, ShardError
+from lorax_contract.errors import (
+    GenerationError,
+    IncompleteGenerationError,
+    NoNumbersError,
+    ShardError,
+)
 from lorax_contract.step import FinishCode, OutputKind
 from lorax_router.service.engine.port import ChunkSink, TokenChunk, TokenStream
 from lorax_router.service.merge import Merge
@@ -15,12 +20,17 @@ class SequenceChunks:
     """Yields (sequence, chunk) until the last chunk of the last sequence; one reader.
 
     A sequence that fails ends all: its error is raised. The reader closes it (``aclosing``),
-    which cancels what still runs.
+    which cancels what still runs. ``adapter`` is what they run with, for errors.
     """
 
     def __init__(
-        self, streams: Sequence[TokenStream], output: OutputKind = OutputKind.TOKENS
+        self,
+        streams: Sequence[TokenStream],
+        output: OutputKind = OutputKind.TOKENS,
+        *,
+        adapter: str = "",
     ) -> None:
+        self._adapter = adapter
         self._streams = streams
         self._output = output
         self._chunks = Merge(streams)
@@ -51,7 +61,7 @@ class SequenceChunks:
         except StopAsyncIteration:
             raise IncompleteGenerationError from None
         if chunk.finish is not FinishCode.RUNNING:
-            _check_last(chunk, self._output)
+            _check_last(chunk, self._output, self._adapter)
             self._num_running -= 1
         return sequence, chunk
 
@@ -63,7 +73,7 @@ class SequenceChunks:
             await stream.aclose()
 
 
-def _check_last(chunk: TokenChunk, output: OutputKind) -> None:
+def _check_last(chunk: TokenChunk, output: OutputKind, adapter: str) -> None:
     """Raise the error of a last chunk that has one, or that lacks what a last chunk has."""
     if chunk.finish is FinishCode.ERROR:
         error = chunk.error
@@ -71,6 +81,8 @@ def _check_last(chunk: TokenChunk, output: OutputKind) -> None:
             raise GenerationError("the engine gave no reason", public="")
         if isinstance(error, ShardError):
             raise GenerationError(str(error), public="a shard failed") from error
+        if isinstance(error, NoNumbersError) and adapter:
+            raise NoNumbersError(f"{error} (adapter {adapter})") from error
         raise error
     lacks_token = output is OutputKind.TOKENS and not chunk.tokens.ids
     if chunk.generated_text is None or lacks_token:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lorax_contract.errors import GenerationError
+from lorax_contract.errors import GenerationError, NoNumbersError
 from lorax_contract.step import FinishCode, RequestId
 from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.drafts import NO_DRAFT
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import Row
-from lorax_shard.sampling.sampled import SampledTokens
+from lorax_shard.sampling.sampled import NO_NUMBERS, SampledTokens
 
 
 class Emitter:
@@ -70,7 +70,7 @@ class Emitter:
         self, index: int, row: Row, sampled: SampledTokens, out: OutcomeBuilder
     ) -> FinishCode:
         if (reason := sampled.errors.get(index)) is not None:
-            raise GenerationError(reason)
+            raise (NoNumbersError if reason == NO_NUMBERS else GenerationError)(reason)
         token_id = sampled.ids[index]
         emitted = row.take_output().push(token_id)
         if emitted.finish != FinishCode.RUNNING:

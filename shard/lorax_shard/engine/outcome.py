@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorax_contract.errors import GenerationError, LoraxError
+from lorax_contract.errors import GenerationError, LoraxError, NoNumbersError
 from lorax_contract.step import (
+    NO_NUMBERS_CODE,
     Alternatives,
     FinishCode,
     RequestId,
@@ -101,7 +102,8 @@ class OutcomeBuilder:
         text = _words(error)
         kind = error.kind if isinstance(error, LoraxError) else GenerationError.kind
         detail = self.detail(request_id)
-        detail.error_code = kind.error_type
+        is_of_numbers = isinstance(error, NoNumbersError)
+        detail.error_code = NO_NUMBERS_CODE if is_of_numbers else kind.error_type
         detail.error_text = f"{doing}: {text}"
         self._count(request_id, 0, FinishCode.ERROR)
 

@@ -15,6 +15,7 @@ from lorax_contract.adapters import (
     AdapterContent,
     AdapterPart,
     AdapterRef,
+    AdapterUnavailableError,
     FetchedAdapter,
     MergeSpec,
 )
@@ -72,6 +73,9 @@ class CatalogEntry:
     # Unix time.
     last_used_at: float | None = None
     is_retired: bool = False
+    # Rows one after the other that had no numbers, and why no more are taken in.
+    num_faults: int = 0
+    quarantine: AdapterUnavailableError | None = None
     # Set while nobody holds it.
     unheld: asyncio.Event = field(default_factory=asyncio.Event)
 

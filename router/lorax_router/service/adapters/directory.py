@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 _MAX_NAMES = 16_384
 # Adapters without a slot and without a request that keep their handle.
 _MAX_IDLE = 4_096
+# Rows without finite logits, one after the other, after which an adapter is quarantined.
+_MAX_FAULTS = 3
 # How often a content that left the shards' disk is fetched again before giving up.
 _REFETCHES = 2
 
@@ -143,6 +145,11 @@ class AdapterDirectory:
             fetched[0], text = await self._text(selection, fetched[0], meter)
         # From here on nothing waits: a content found is a content held.
         entry = self.catalog.place(selection, fetched)
+        if refresh:
+            # Whoever loads it by hand gives it another try.
+            entry.num_faults, entry.quarantine = 0, None
+        if entry.quarantine is not None:
+            raise entry.quarantine
         self.catalog.hold(entry)
         self.catalog.used(selection, entry)
         return AdapterLease(
@@ -303,6 +310,26 @@ class AdapterDirectory:
     async def release(self, handle: AdapterHandle) -> None:
         """Free an adapter on all ranks; its host copy and its files stay."""
         await self._shards.release_adapter(handle)
+
+    def no_numbers(self, handle: AdapterHandle) -> None:
+        """A row had no finite logits: after some one after the other its adapter is let in no more."""
+        entry = self.catalog.by_handle[handle]
+        entry.num_faults += 1
+        if entry.num_faults >= _MAX_FAULTS and entry.quarantine is None:
+            entry.quarantine = AdapterUnavailableError(
+                Reason.QUARANTINED,
+                f"the last {entry.num_faults} requests with this adapter had logits that are no finite "
+                "numbers; check its weights, then load it again",
+            )
+            logger.error(
+                "adapter %s is quarantined: %s", entry.label, entry.quarantine.text,
+                extra={"fields": {"event": "adapter_quarantined", "adapter": entry.label}},
+            )  # fmt: skip
+
+    def numbers(self, handle: AdapterHandle) -> None:
+        """A row ended well."""
+        if (entry := self.catalog.by_handle.get(handle)) is not None:
+            entry.num_faults = 0
 
     # --- leaving ------------------------------------------------------------------
 

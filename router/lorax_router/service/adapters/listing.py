@@ -252,6 +252,8 @@ def document_of(row: ListedAdapter, tiers: AdapterTiers) -> Document:
     is_pinned, num_uses, last_used_at = False, 0, None
     if row.view is not None:
         failure = row.view.failure
+    if entry is not None and entry.quarantine is not None:
+        failure = entry.quarantine
     if name is not None and entry is not None:
         fetched, num_uses, last_used_at = name.fetched, name.num_uses, name.last_used_at
         is_pinned = name.is_pinned and record is not None and record.is_pinned

@@ -24,6 +24,7 @@ from lorax_contract.errors import (
     DeadlineError,
     GenerationError,
     LoraxError,
+    NoNumbersError,
     ShardError,
     ShardUnavailableError,
     ShuttingDownError,
@@ -31,6 +32,7 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import (
     BASE_ADAPTER,
+    NO_NUMBERS_CODE,
     AdapterHandle,
     FinishCode,
     RequestId,
@@ -101,6 +103,7 @@ class EngineLoop:
         self._sent: deque[_Sent] = deque()
         self._work = asyncio.Event()
         self._failure: LoraxError | None = None
+        self._adapters = adapters
         self._orders: AdapterOrders | None = None
         if adapters is not None:
             self._orders = AdapterOrders(scheduler, adapters, clock, self._adapter_changed)
@@ -365,8 +368,18 @@ class EngineLoop:
         chunk.finish = FinishCode(finish)
         del self._streams[row_id]
         if chunk.finish is FinishCode.ERROR:
-            reason = (detail.error_text if detail else None) or "the shard gave no reason"
-            chunk.error = GenerationError(reason)
+            chunk.error = self._error_of(stream.handle, detail)
+        elif self._adapters is not None and stream.handle != BASE_ADAPTER:
+            self._adapters.numbers(stream.handle)
+
+    def _error_of(self, handle: AdapterHandle, detail: RowDetail | None) -> GenerationError:
+        """Return why a row failed; if by its numbers, whoever knows the adapter hears of it."""
+        reason = (detail.error_text if detail else None) or "the shard gave no reason"
+        if detail is None or detail.error_code != NO_NUMBERS_CODE:
+            return GenerationError(reason)
+        if self._adapters is not None and handle != BASE_ADAPTER:
+            self._adapters.no_numbers(handle)
+        return NoNumbersError(reason)
 
     def _adapter_phases(self, stream: EngineStream) -> dict[str, float] | None:
         """Return what an adapter's way to the shards cost this request; None: it was there."""

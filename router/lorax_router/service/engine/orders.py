@@ -30,6 +30,12 @@ class OrderExecutor(Protocol):
     async def release(self, handle: AdapterHandle) -> None:
         """Free it on all ranks; raises LoraxError."""
 
+    def no_numbers(self, handle: AdapterHandle) -> None:
+        """A row with this adapter had logits that are no finite numbers."""
+
+    def numbers(self, handle: AdapterHandle) -> None:
+        """A row with this adapter ended well."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterLoad:

@@ -135,6 +135,7 @@ class FakeShard:
         self._open.set()
         self._failing_steps: dict[int, LoraxError] = {}
         self._failing_rows: dict[RequestId, tuple[int, str]] = {}
+        self._error_codes: dict[RequestId, str] = {}
         self._harmful_rows: set[RequestId] = set()
         self._failing_adapters: dict[AdapterHandle, LoraxError] = {}
         self._failing_activations: dict[AdapterHandle, str] = {}
@@ -173,9 +174,12 @@ class FakeShard:
         """Make a step end in ``error`` before it does anything."""
         self._failing_steps[seq] = error
 
-    def fail_row(self, request_id: RequestId, text: str, *, from_seq: int = 0) -> None:
+    def fail_row(
+        self, request_id: RequestId, text: str, *, from_seq: int = 0, code: str = "generation"
+    ) -> None:
         """Make a row end in an error in the first step from ``from_seq`` on that computes it."""
         self._failing_rows[request_id] = (from_seq, text)
+        self._error_codes[request_id] = code
 
     def fail_passes(self, request_id: RequestId) -> None:
         """Make each forward pass fail that a row is in."""
@@ -384,9 +388,13 @@ class FakeShard:
             for request_id, (from_seq, text) in self._failing_rows.items()
             if plan.seq >= from_seq
         }
-        return self.batch.execute(
+        outcome = self.batch.execute(
             plan, self._prepared, failing, self._failing_activations, self._harmful_rows
         )
+        for request_id, code in self._error_codes.items():
+            if (detail := outcome.details.get(request_id)) is not None and detail.error_text:
+                detail.error_code = code
+        return outcome
 
     async def _run_clear(self, seq: int) -> Reply:
         await self._begin(seq, 0.0)
