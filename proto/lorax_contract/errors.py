@@ -17,7 +17,8 @@
     │   └── ShuttingDownError       draining after SIGTERM
     ├── DeadlineError           the client's time is over, or will be too soon
     ├── GenerationError         a row or a step failed in a shard
-    │   └── NoNumbersError          its logits were no finite numbers
+    │   └── RowFailedError          by its own fault: it would fail again
+    │       └── NoNumbersError          its logits were no finite numbers
     ├── IncompleteGenerationError   the stream ended without a last token
     ├── UnhealthyError          a health probe found the shards down
     ├── ShardError              router <-> shard protocol; never shown as it is
@@ -191,7 +192,11 @@ class GenerationError(LoraxError):
     kind = ErrorKind(424, "ABORTED", "generation", "Request failed during generation")
 
 
-class NoNumbersError(GenerationError):
+class RowFailedError(GenerationError):
+    """A row failed, and would again."""
+
+
+class NoNumbersError(RowFailedError):
     """The logits of a row were no finite numbers."""
 
 

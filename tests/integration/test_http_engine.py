@@ -175,6 +175,8 @@ def test_w4_w5_a_bad_row_fails_alone():
             assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 424]
             (bad,) = [answer for answer in answers if answer.status_code == 424]
             assert "made of nothing" in bad.json()["error"]
+            # Clients that send again what failed are told that it would fail again.
+            assert bad.headers["x-should-retry"] == "false"
 
     play(scene())
 

@@ -15,6 +15,7 @@ from lorax_contract.errors import (
     DeadlineError,
     GenerationError,
     LoraxError,
+    RowFailedError,
     ShardError,
     UnauthenticatedError,
 )
@@ -56,8 +57,8 @@ def error_headers(error: LoraxError) -> dict[str, str]:
     """The headers of an error's response, whatever the dialect: when to try again, and how."""
     if isinstance(error, UnauthenticatedError):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, DeadlineError):
-        # SDKs send again what got a 5xx; whoever waits has no more time for that.
+    if isinstance(error, DeadlineError | RowFailedError):
+        # SDKs send again what got a 5xx: there is no more time for that, or it would fail again.
         return {"x-should-retry": "false"}
     seconds = error.kind.retry_after_s
     return {} if seconds is None else {"retry-after": str(seconds)}

@@ -82,7 +82,7 @@ async def listen(http: httpx.AsyncClient, body: dict[str, Any]) -> Heard:
     try:
         async with http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
-                heard.error = f"{response.status_code} {(await response.aread())[:200]!r}"
+                heard.error = f"{response.status_code} {(await response.aread())[:600]!r}"
                 return heard
             async for line in response.aiter_lines():
                 if not line.startswith("data:") or line == "data: [DONE]":

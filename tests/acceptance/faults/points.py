@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.faults import kills, restarts
+from tests.acceptance.faults import kills, poison, restarts
 from tests.acceptance.harness import Point
 
 POINTS = [
@@ -16,4 +16,7 @@ POINTS = [
     Point(
         "2l", "kill -9 of the launcher: no orphans, the next start works", restarts.point_launcher
     ),
+    Point("3", "32 rows, of which one makes its pass fail", poison.point_failing_pass),
+    Point("3k", "32 rows, of which one kills the process", poison.point_deadly),
+    Point("3n", "32 rows, of which one has no numbers", poison.point_no_numbers),
 ]

@@ -21,9 +21,9 @@ ADAPTERS = (
 )  # fmt: skip
 
 
-def faulty_server(*options: str) -> Server:
+def faulty_server(*options: str, env: dict[str, str] | None = None) -> Server:
     """Return a server of the default model with its demo adapters, not started yet."""
-    return Server("--device", "cpu", *ADAPTERS, *ALONE, "--json-output", *options)
+    return Server("--device", "cpu", *ADAPTERS, *ALONE, "--json-output", *options, env=env)
 
 
 def processes(server: Server, program: str) -> list[psutil.Process]:

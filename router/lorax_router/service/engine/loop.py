@@ -25,6 +25,7 @@ from lorax_contract.errors import (
     GenerationError,
     LoraxError,
     NoNumbersError,
+    RowFailedError,
     ShardError,
     ShardUnavailableError,
     ShuttingDownError,
@@ -265,7 +266,7 @@ class EngineLoop:
             self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
             raise
         for request_id, text in ended.items():
-            self._end_stream(request_id, GenerationError(text))
+            self._end_stream(request_id, RowFailedError(text))
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:
@@ -372,11 +373,11 @@ class EngineLoop:
         elif self._adapters is not None and stream.handle != BASE_ADAPTER:
             self._adapters.numbers(stream.handle)
 
-    def _error_of(self, handle: AdapterHandle, detail: RowDetail | None) -> GenerationError:
+    def _error_of(self, handle: AdapterHandle, detail: RowDetail | None) -> RowFailedError:
         """Return why a row failed; if by its numbers, whoever knows the adapter hears of it."""
         reason = (detail.error_text if detail else None) or "the shard gave no reason"
         if detail is None or detail.error_code != NO_NUMBERS_CODE:
-            return GenerationError(reason)
+            return RowFailedError(reason)
         if self._adapters is not None and handle != BASE_ADAPTER:
             self._adapters.no_numbers(handle)
         return NoNumbersError(reason)
