@@ -19,6 +19,7 @@ from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.ports import ShardSession
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.loop import EngineLoop
+from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 from lorax_router.shards.sessions import ShardSessions
 
@@ -38,6 +39,7 @@ class MortalShards:
         self.is_back.set()
         self.failure: ShardError | None = None
         self.depth = depth
+        self.metrics = Metrics(model_name="fake", max_input_length=100, max_total_tokens=200)
 
     async def start(self) -> None:
         self.sessions = ShardSessions(await self._session(), self._connect)
@@ -48,7 +50,7 @@ class MortalShards:
         )  # fmt: skip
         self.loop = EngineLoop(
             self.sessions, scheduler, sessions=self.sessions,
-            adapters=DirectExecutor(self.sessions), least_hang_s=0.2,
+            adapters=DirectExecutor(self.sessions), least_hang_s=0.2, observer=self.metrics,
         )  # fmt: skip
         for handle in range(1, ADAPTERS + 1):
             self.loop.add_adapter(AdapterHandle(handle), 1)
@@ -90,6 +92,12 @@ class MortalShards:
         stream = self.loop.submit(spec)
         found = [token async for chunk in stream for token in chunk.tokens.ids]
         assert found == self.shard.model.expected_tokens(spec)
+
+    def sample(self, name: str) -> float:
+        """Return a metric that has no labels."""
+        value = self.metrics.registry.get_sample_value(name)
+        assert value is not None
+        return value
 
     async def stop(self) -> None:
         assert not self.shard.violations

@@ -42,6 +42,8 @@ def test_streams_are_whole_whenever_the_shards_die(depth: int, seed: int) -> Non
             world.bring_back()
         await asyncio.gather(*reading)
         assert world.loop.stats().num_free_blocks == BLOCKS
+        num_lost = world.sample("lorax_shards_lost_total")
+        assert 1 <= num_lost == world.sample("lorax_shards_lost_duration_count") <= 5
 
     play(scene, depth)
 

@@ -109,8 +109,9 @@ class EngineLoop:
         if adapters is not None:
             self._orders = AdapterOrders(scheduler, adapters, clock, self._adapter_changed)
         self._losses = Losses(
-            scheduler, sessions, self._orders, clock, least_hang_s, on_loss=self._work.set
-        )
+            scheduler, sessions, self._orders, clock, least_hang_s,
+            on_loss=self._work.set, observer=observer,
+        )  # fmt: skip
 
     # --- requests ---------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from lorax_contract.step import RequestId
 from lorax_router.core.ports import SessionSource, ShardSession
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.orders import AdapterOrders
+from lorax_router.service.engine.port import StepObserver
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Losses:
         clock: the engine's.
         least_hang_s: seconds that a step lasts at least before it is taken for one that hangs.
         on_loss: called when something else than a step has shown one.
+        observer: told of losses, for metrics.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Losses:
         clock: Callable[[], float],
         least_hang_s: float,
         on_loss: Callable[[], None],
+        observer: StepObserver | None = None,
     ) -> None:
+        self._observer = observer
         self._scheduler = scheduler
         self._sessions = sessions
         self._orders = orders
@@ -112,6 +116,8 @@ class Losses:
             "the shards are lost: %s; %d requests wait for others", error, num_open,
             extra={"fields": {"event": "shards_lost", "epoch": epoch, "reason": str(error)}},
         )  # fmt: skip
+        if self._observer is not None:
+            self._observer.shards_lost()
         self.has_shards = False
         session = await self._next(self._sessions, error, end_late)
         self.has_shards = True
@@ -119,6 +125,8 @@ class Losses:
         self.known = None
         self._sessions.use(session)
         seconds = self._clock() - lost_at
+        if self._observer is not None:
+            self._observer.shards_back(seconds)
         logger.warning(
             "the shards are back after %.1f s: %d requests go on, %d ended", seconds,
             num_open - len(ended), len(ended),

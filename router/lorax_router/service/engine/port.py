@@ -94,6 +94,12 @@ class StepObserver(Protocol):
     def step_done(self, *, method: str, duration_s: float, ok: bool, stats: EngineStats) -> None:
         """A step was answered; ``method`` is ``prefill`` (new rows) or ``decode``."""
 
+    def shards_lost(self) -> None:
+        """The shards are gone."""
+
+    def shards_back(self, seconds: float) -> None:
+        """Others have taken their place, so many seconds later."""
+
 
 class AdapterEngine(Protocol):
     """What the directory of adapters sees of the engine loop."""

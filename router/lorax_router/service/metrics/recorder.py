@@ -126,6 +126,14 @@ BATCH_DURATION = MetricSpec(
     "Seconds from sending a step to its answer.",
     ("method",),
 )
+SHARDS_LOST = MetricSpec(
+    "lorax_shards_lost", "counter", "Times that the shards were lost: they died, or hung."
+)
+SHARDS_LOST_DURATION = MetricSpec(
+    "lorax_shards_lost_duration",
+    "histogram",
+    "Seconds from the loss of shards until others took their place.",
+)
 BATCH_CONCAT = MetricSpec(
     "lorax_batch_concat",
     "counter",
@@ -251,6 +259,8 @@ class Metrics:
         self._batch_success = self._counter(BATCH_SUCCESS)
         self._batch_failure = self._counter(BATCH_FAILURE)
         self._batch_duration = self._histogram(BATCH_DURATION, DURATION_BUCKETS)
+        self._shards_lost = self._counter(SHARDS_LOST)
+        self._lost_duration = self._histogram(SHARDS_LOST_DURATION, DURATION_BUCKETS)
         self._batch_concat = self._counter(BATCH_CONCAT)
         self._next_size = self._histogram(BATCH_NEXT_SIZE, BATCH_SIZE_BUCKETS)
         self._current_size = self._gauge(BATCH_CURRENT_SIZE)
@@ -381,6 +391,14 @@ class Metrics:
         outcome = self._batch_success if ok else self._batch_failure
         outcome.labels(method).inc()
         self._batch_duration.labels(method).observe(duration_s)
+
+    def shards_lost(self) -> None:
+        """The shards are gone."""
+        self._shards_lost.inc()
+
+    def shards_back(self, seconds: float) -> None:
+        """Others have taken their place."""
+        self._lost_duration.observe(seconds)
 
     def _counter(self, spec: MetricSpec) -> Counter:
         return Counter(spec.name, spec.text, spec.labels, registry=self.registry)
