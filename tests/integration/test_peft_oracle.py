@@ -37,6 +37,7 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tiny_model
 from lorax_shard.lora.cpp import CppLora
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.lora.model import install
+from lorax_shard.lora.registry import BACKENDS
 from lorax_shard.model.describe import describe
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.context import make_context
@@ -288,3 +289,27 @@ def test_what_is_kept_in_16_bits_computes_what_peft_computes_of_it(
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
     base = logits_of(load_model(model), IDS)
     assert (expected - base).abs().max() > 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("rank", [4, 8, 12])
+def test_w25_every_layer_has_the_scale_of_its_rank_however_often_it_is_loaded(
+    rank: int, models: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    """LoRAX pads ranks, and scales by the padded one all layers but the first, or all of them."""
+    cpu = torch.device("cpu")
+    model = models("llama", False)
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    save_adapter(model, tmp_path, r=rank, lora_alpha=5, target_modules=linears)
+    expected = logits_of(load_adapter(model, tmp_path), IDS)
+    adapter = through_normal_form(tmp_path, model)
+    for backend in ("torch", "cpu", "cpp"):
+        if BACKENDS.probe(backend, cpu, torch.float32):
+            continue
+        served = load_model(model)
+        lora = install(served, backend, cpu, torch.float32)
+        for slot in (0, 3, 0):
+            lora.load(slot, adapter)
+            with lora.step([len(IDS)], [slot]):
+                got = logits_of(served, IDS)
+            lora.unload(slot)
+            assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()

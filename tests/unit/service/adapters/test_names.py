@@ -39,6 +39,19 @@ async def test_two_names_with_equal_content_share_a_handle_and_its_memory():
 
 
 @in_loop
+async def test_w10_one_id_in_two_sources_is_two_adapters():
+    """LoRAX serves the first source's to all."""
+    async with adapter_world() as world:
+        world.shard.on_fetch = lambda query: fetched(f"{query.ref.id} of {query.ref.source}")
+        answers = [await world.generate("a", adapter_source=each) for each in ("local", "hub")]
+        assert world.handle("a", "local") != world.handle("a", "hub")
+        assert answers[0].sequences[0].tokens.ids != answers[1].sequences[0].tokens.ids
+        assert sorted(world.shard.prepared.values()) == [
+            "content of a of hub", "content of a of local",
+        ]  # fmt: skip
+
+
+@in_loop
 async def test_a_name_replaced_in_use_keeps_the_old_for_those_who_run_and_then_frees_it():
     async with adapter_world() as world:
         world.sources.contents["a"] = fetched("old", valid_s=0)
