@@ -10,33 +10,18 @@ from tests.acceptance.harness import Point, Result
 from tests.acceptance.regressions import REGRESSIONS
 from tests.acceptance.serve import run_bench, run_tests
 from tests.acceptance.suites import ROOT, point_gpu, run_suite
+from tests.acceptance.tables import run_table
 
 MAX_STORE_RATIO = 1.5
 
 
 def point_faults() -> Result:
     """Run the tests of each fault; print them by fault."""
-    missing: list[str] = []
-    short: list[str] = []
-    run = run_suite(*sorted({test for tests in REGRESSIONS.values() for test in tests}))
-    for fault, tests in REGRESSIONS.items():
-        ends = [end for name, end in run.ends if any(_is_of(name, test) for test in tests)]
-        passed = ends.count("passed")
-        print(f"    {fault}: {passed} of {len(ends)} passed: {', '.join(tests)}", flush=True)
-        if not passed:
-            missing.append(fault)
-        elif "failed" in ends:
-            short.append(fault)
-    ok = run.is_clean and not missing and not short
-    figure = f"{len(REGRESSIONS)} faults, {run.counts['passed']} tests passed"
-    return Result(ok, figure + f"; without a test: {missing}; failed: {short}" * (not ok))
-
-
-def _is_of(name: str, test: str) -> bool:
-    """Return whether a test that ran, as JUnit names it, is one of ``path`` or ``path::name``."""
-    path, _, wanted = test.partition("::")
-    module, _, own = name.partition("::")
-    return path.removesuffix(".py").replace("/", ".") in module and own.startswith(wanted)
+    run = run_table(REGRESSIONS)
+    missing = [fault for fault in REGRESSIONS if fault not in run.shown]
+    ok = run.suite.is_clean and not missing
+    figure = f"{len(REGRESSIONS)} faults, {run.suite.counts['passed']} tests passed"
+    return Result(ok, figure + f"; not shown: {missing}" * (not ok))
 
 
 def point_newest() -> Result:

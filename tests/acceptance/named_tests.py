@@ -11,9 +11,14 @@ ROOT = Path(__file__).parents[2]
 _NAME = re.compile(r"`(tests/[\w/]+\.py(?:::\w+)?)`")
 
 
+def tests_in(text: str) -> list[str]:
+    """Return the tests that a text names, each once, in its order."""
+    return list(dict.fromkeys(_NAME.findall(text)))
+
+
 def named_in(page: str) -> list[str]:
     """Return the tests that a page of ``docs`` names, each once, in its order."""
-    return list(dict.fromkeys(_NAME.findall((ROOT / "docs" / page).read_text())))
+    return tests_in((ROOT / "docs" / page).read_text())
 
 
 def rows_without_tests(page: str, heading: str) -> list[str]:
