@@ -34,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types check protos protos-check docs bench acceptance clean
-.PHONY: bench-peers gpu-check newest constraints
+.PHONY: bench-peers gpu-check newest constraints soak fuzz
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
@@ -124,6 +124,9 @@ gpu-check: ## check and measure on a GPU; ARGS=--small tries the command on a CP
 
 acceptance: $(DEV) ## run the acceptance points of NAME
 	@exec $(BIN)/python -m tests.acceptance $(NAME)
+
+soak: $(DEV) ## mixed traffic and faults for some minutes (ARGS="--minutes 10 --seed 1")
+	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) .venv-newest .venv-proto build dist *.egg-info

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+PATH = "/v1/chat/completions"
 ADAPTERS = ("", "pirate", "sentiment", "json-only")
 _SCHEMA = {
     "type": "object",
@@ -75,12 +76,14 @@ def _request(number: int, most: int) -> dict[str, Any]:
     return body
 
 
-async def listen(http: httpx.AsyncClient, body: dict[str, Any]) -> Heard:
+async def listen(
+    http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> Heard:
     """Send a request and read its stream to the end."""
     heard, begun = Heard(), time.perf_counter()
     last = begun
     try:
-        async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        async with http.stream("POST", PATH, json=body, headers=headers) as response:
             if response.status_code != 200:
                 heard.error = f"{response.status_code} {(await response.aread())[:600]!r}"
                 return heard
@@ -103,7 +106,10 @@ def _take(heard: Heard, event: dict[str, Any]) -> None:
         heard.error = str(event["error"])
     for choice in event.get("choices", ()):
         index = choice["index"]
-        text = choice["delta"].get("content") or ""
+        delta = choice["delta"]
+        text = delta.get("content") or ""
+        for call in delta.get("tool_calls") or ():
+            text += f"{call['function'].get('name') or ''}{call['function'].get('arguments') or ''}"
         heard.texts[index] = heard.texts.get(index, "") + text
         if choice.get("logprobs"):
             values = [each["logprob"] for each in choice["logprobs"]["content"]]
@@ -116,13 +122,14 @@ def converse(
     url: str,
     bodies: Sequence[dict[str, Any]],
     meanwhile: Callable[[], Awaitable[None]] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> list[Heard]:
     """Send all requests at once, do something meanwhile, and return what each one heard."""
 
     async def scene() -> list[Heard]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
-            tasks = [asyncio.create_task(listen(http, body)) for body in bodies]
+            tasks = [asyncio.create_task(listen(http, body, headers)) for body in bodies]
             if meanwhile is not None:
                 await meanwhile()
             return list(await asyncio.gather(*tasks))

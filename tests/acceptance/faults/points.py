@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.faults import kills, poison, restarts, weaknesses
+from tests.acceptance.faults import kills, poison, restarts, soaking, weaknesses
 from tests.acceptance.harness import Point
 
 POINTS = [
@@ -19,5 +19,6 @@ POINTS = [
     Point("3", "32 rows, of which one makes its pass fail", poison.point_failing_pass),
     Point("3k", "32 rows, of which one kills the process", poison.point_deadly),
     Point("3n", "32 rows, of which one has no numbers", poison.point_no_numbers),
+    Point("4s", "make soak, 10 minutes: nothing lost, wrong or left behind", soaking.point_soak),
     Point("5", "W1 to W36 of LoRAX: tests show that none is here", weaknesses.point_weaknesses),
 ]

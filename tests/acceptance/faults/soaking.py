@@ -1,0 +1,29 @@
+"""Long runs, each a command of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.acceptance.harness import Result
+
+ROOT = Path(__file__).parents[3]
+
+
+def _run(module: str, *arguments: str) -> Result:
+    run = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = run.stdout.strip().splitlines()
+    print("\n".join(f"    {line}" for line in lines), run.stderr[-2000:], flush=True)
+    return Result(run.returncode == 0, "; ".join(lines[-6:]))
+
+
+def point_soak() -> Result:
+    """Ten minutes."""
+    return _run("tests.soak", "--minutes", "10")

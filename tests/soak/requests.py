@@ -1,0 +1,59 @@
+"""What clients ask for: a fixed set of requests, each of which has one right answer."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from tests.acceptance.faults.crowd import requests as crowd_requests
+
+KEYS = ("sk-soak-tenant-one", "sk-soak-tenant-two", "sk-soak-tenant-three")
+ADMIN_KEY = "sk-soak-operator"
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 8}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+_WORDS = "the sea was calm and the old clock struck nine while rain fell on the roof ".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request."""
+
+    body: dict[str, Any]
+    # Of whose answer nothing is known beforehand: its adapter changes meanwhile, or is broken.
+    is_free: bool = False
+
+
+def fixed_requests() -> list[Ask]:
+    """Return those whose answers never change: short, long, bound, with tools, drawn by seeds."""
+    asks = [Ask(body) for body in crowd_requests(40)]
+    for number in range(8):
+        text = " ".join(
+            _WORDS[(number * 7 + each) % len(_WORDS)] for each in range(300 + 40 * number)
+        )
+        asks.append(Ask(_chat(text, max_tokens=12)))
+    for number in range(4):
+        choice = {"tools": [_TOOL], "tool_choice": "required"}
+        asks.append(Ask(_chat(f"{number} What is the weather in Rome?", max_tokens=40, **choice)))
+    return asks
+
+
+def _chat(text: str, **values: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": "base", "messages": messages, "temperature": 0.0, "stream": True, **values}
+
+
+def churned(name: str, draw: random.Random) -> Ask:
+    """Return a request for an adapter that comes and goes."""
+    body = _chat(f"{draw.randrange(100)} Hello", max_tokens=draw.randint(1, 12))
+    return Ask(body | {"model": name}, is_free=True)
