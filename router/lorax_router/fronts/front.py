@@ -71,6 +71,8 @@ class Front:
             Calls(self._service, models, counts, max_body_bytes=bound),
             keys,
             Cors.of(config),
+            self._service,
+            counts,
         )
         return FrontApplication(own.app, self._others, own.paths)
 

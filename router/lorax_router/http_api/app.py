@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from lorax_contract.config import RouterConfig
 from lorax_contract.errors import LoraxError
 from lorax_router.http_api.adapter_routes import AdapterRoutes
+from lorax_router.http_api.admission import RoomGate, generating_paths
 from lorax_router.http_api.anthropic.errors import routing_error_response
 from lorax_router.http_api.auth import METRICS_PATH, PROBES, KeyGate, MetricsGate, OneCaller
 from lorax_router.http_api.calls import Calls
@@ -47,6 +48,7 @@ from lorax_router.http_api.responses import (
 from lorax_router.http_api.tokenizer_bodies import DetokenizeBody, TokenizeBody
 from lorax_router.http_api.tokenizer_routes import TokenizerRoutes
 from lorax_router.service.callers import KEYED_OPERATOR, OPERATOR
+from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.keys.store import KeyStore
@@ -132,8 +134,11 @@ def build_app(
         app.include_router(adapters.client_router(has_keys=keys.is_on))
     if loras is not None:
         app.include_router(loras.router(has_keys=keys.is_on))
+    dialects = list(dialects)
     for router in dialects:
         app.include_router(router)
+    paths = generating_paths([generate.router(), *dialects])
+    app.add_middleware(RoomGate, service=service, counts=metrics, paths=paths)
     app.add_middleware(KeyGate, keys=keys)
     _complete(app)
     own: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]
@@ -147,18 +152,24 @@ def build_app(
 
 
 def build_generating_app(
-    generate: GenerateRoutes, calls: Calls, keys: KeyStore, cors: Cors
+    generate: GenerateRoutes,
+    calls: Calls,
+    keys: KeyStore,
+    cors: Cors,
+    service: GenerationService,
+    counts: RequestCounts,
 ) -> GeneratingApp:
     """Return the application of the routes that generate alone, as ``build_app`` has them."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     routers = [generate.router(), *generating_routers(calls)]
     for router in routers:
         app.include_router(router)
-    paths = {each.path for router in routers for each in router.routes if isinstance(each, Route)}
+    paths = generating_paths(routers)
+    app.add_middleware(RoomGate, service=service, counts=counts, paths=paths)
     app.add_middleware(KeyGate, keys=keys)
     _complete(app)
     _allow_pages(app, cors)
-    return GeneratingApp(app, frozenset(paths))
+    return GeneratingApp(app, paths)
 
 
 def _allow_pages(app: FastAPI, cors: Cors) -> None:

@@ -74,7 +74,12 @@ class MetricsGate:
 
 def caller_of(request: Request) -> Caller:
     """Return who makes a request."""
-    caller = request.scope.get(_CALLER, ANYBODY)
+    return caller_in(request.scope)
+
+
+def caller_in(scope: Scope) -> Caller:
+    """Return who makes the call that a scope is of."""
+    caller = scope.get(_CALLER, ANYBODY)
     assert isinstance(caller, Caller)
     return caller
 

@@ -45,9 +45,7 @@ class Calls:
 
     async def read(self, request: Request, model: type[SomeBody]) -> SomeBody:
         """Read the body of a request that can be served; what fails here is counted here."""
-        return await read_admitted(
-            self._service, self._counts, request, model, self._max_body_bytes
-        )
+        return await read_admitted(self._counts, request, model, self._max_body_bytes)
 
     def named(
         self, request: Request, body: ModelBody, parameters: GenerateParameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.faults import kills, poison, restarts, soaking, weaknesses
+from tests.acceptance.faults import kills, overload, poison, restarts, soaking, weaknesses
 from tests.acceptance.harness import Point
 
 POINTS = [
@@ -21,4 +21,9 @@ POINTS = [
     Point("3n", "32 rows, of which one has no numbers", poison.point_no_numbers),
     Point("4s", "make soak, 10 minutes: nothing lost, wrong or left behind", soaking.point_soak),
     Point("5", "W1 to W36 of LoRAX: tests show that none is here", weaknesses.point_weaknesses),
+    Point(
+        "6",
+        "5x overload for two minutes: goodput, refusals, memory, recovery",
+        overload.point_overload,
+    ),
 ]

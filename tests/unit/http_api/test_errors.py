@@ -15,6 +15,10 @@ from tests.helpers.scripted_engine import ScriptedEngine, failure, words
 from lorax_contract.errors import GenerationError, ShardUnavailableError
 
 JSON = {"content-type": "application/json"}
+GENERATING = (
+    "/", "/invocations", "/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions",
+    "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+)  # fmt: skip
 POSTS = ("/", "/invocations", "/generate", "/generate_stream", "/tokenize")
 
 
@@ -243,7 +247,7 @@ def test_overload_is_429_and_says_when_to_come_again(path):
     assert response.headers["retry-after"] == "1"
 
 
-@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+@pytest.mark.parametrize("path", GENERATING)
 @pytest.mark.parametrize("drains", [False, True])
 def test_what_no_body_could_change_is_said_before_the_body_is_read(path, drains):
     """Reading and parsing bodies of others is what an overloaded server has no time for."""
@@ -263,7 +267,12 @@ def test_what_no_body_could_change_is_said_before_the_body_is_read(path, drains)
         assert world.metric("lorax_request_count_total") == 1
         return response
 
-    assert asyncio.run(run()).status_code == (503 if drains else 429)
+    response = asyncio.run(run())
+    # Anthropic's SDKs know it by a number of their own.
+    is_529 = path.startswith("/v1/messages")
+    assert response.status_code == (529 if is_529 else 503 if drains else 429)
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.json()["error"]
 
 
 def test_a_missing_chat_template_is_422():

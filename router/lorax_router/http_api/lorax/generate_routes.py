@@ -103,9 +103,7 @@ class GenerateRoutes:
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
         """Read the body of a request that can be served; what fails here is counted here."""
-        return await read_admitted(
-            self._service, self._counts, request, model, self._max_body_bytes
-        )
+        return await read_admitted(self._counts, request, model, self._max_body_bytes)
 
     def _events(self, domain: GenerateRequest) -> Response:
         def use(adapter: AdapterUse) -> None:
