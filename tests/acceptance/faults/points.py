@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.acceptance.faults import kills, overload, poison, restarts, soaking, weaknesses
+from tests.acceptance.faults import (
+    attackers,
+    kills,
+    overload,
+    poison,
+    restarts,
+    soaking,
+    weaknesses,
+)
 from tests.acceptance.harness import Point
 
 POINTS = [
@@ -26,4 +34,6 @@ POINTS = [
         "5x overload for two minutes: goodput, refusals, memory, recovery",
         overload.point_overload,
     ),
+    Point("7", "the attack suite: every test that docs/security.md names", attackers.point_suite),
+    Point("7l", "others' p95 beside a minute of attacks (3 min)", attackers.point_beside),
 ]
