@@ -21,20 +21,22 @@ def named_in(page: str) -> list[str]:
     return tests_in((ROOT / "docs" / page).read_text())
 
 
-def rows_without_tests(page: str, heading: str) -> list[str]:
-    """Return the first cells of those rows of tables below a heading that name no test.
+def rows_of(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the tests that the rows of a table name, by their first cells.
 
-    The first two lines of a table are no rows; ValueError: there is no such heading, or no row.
+    The first two lines are no rows. Raises ValueError where there is no such heading in the page of
+    ``docs``, or no row below it.
     """
-    text = (ROOT / "docs" / page).read_text()
-    section = re.split(rf"^## {re.escape(heading)}\n", text, flags=re.MULTILINE)
+    section = re.split(
+        rf"^## {re.escape(heading)}\n", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE
+    )
     if len(section) != 2:
         raise ValueError(f"{page} has no heading {heading!r}")
     lines = re.split(r"^## ", section[1], flags=re.MULTILINE)[0].splitlines()
     rows = [line for line in lines if line.startswith("|")][2:]
     if not rows:
         raise ValueError(f"{page} has no table below {heading!r}")
-    return [row.split("|")[1].strip() for row in rows if not _NAME.search(row)]
+    return {row.split("|")[1].strip(): tests_in(row) for row in rows}
 
 
 def is_there(name: str) -> bool:
