@@ -111,38 +111,49 @@ HALF_OPEN: dict[str, bytes] = {
 }
 
 
-def point_idle() -> Result:
-    """2,000 idle and 200 half-open connections beside chats."""
-    with Server() as server:
-        for _ in range(5):
-            _chat(server)
-        quiet = statistics.median(_chat(server).seconds for _ in range(10))
-        with ExitStack() as stack, MemoryWatch(server) as memory:
-            kinds = [b""] * 2000 + [each for each in HALF_OPEN.values() for _ in range(50)]
-            refused = 0
-            for start in kinds:
-                try:
-                    sock = stack.enter_context(contextlib.closing(_connect(server)))
-                    sock.sendall(start)
-                except OSError:
-                    refused += 1
-            beside = [_chat(server) for _ in range(10)]
-            # Whoever says nothing is let go by the server, sooner or later.
-            left = len(kinds) - refused
-            deadline = time.perf_counter() + 180.0
-            while left and time.perf_counter() < deadline:
-                time.sleep(1.0)
-                left = _num_connections(server)
+def idle(number: int, *options: str) -> Callable[[], Result]:
+    """Return the measure of so many idle connections and 200 half-open ones beside chats."""
+
+    def measure() -> Result:
+        with Server(*options) as server:
+            for _ in range(5):
+                _chat(server)
+            quiet = statistics.median(_chat(server).seconds for _ in range(10))
+            with ExitStack() as stack, MemoryWatch(server) as memory:
+                num, refused = _open(server, stack, number)
+                num_open = _num_connections(server)
+                beside = [_chat(server) for _ in range(10)]
+                # Whoever says nothing is let go by the server, sooner or later.
+                left = num - refused
+                deadline = time.perf_counter() + 180.0
+                while left and time.perf_counter() < deadline:
+                    time.sleep(1.0)
+                    left = _num_connections(server)
         slowest = max(answer.seconds for answer in beside)
         ok = (
             all(answer.status == 200 for answer in beside)
             and slowest <= quiet + MAX_WAIT_S and memory.grown <= MAX_GROWN_MIB and not left
         )  # fmt: skip
         figure = (
-            f"chat {quiet * 1e3:.0f} ms quiet, beside them {statuses(beside)}; {refused} refused; "
-            f"{left} open after the time-outs; +{memory.grown} MiB"
+            f"{num_open} open at once; chat {quiet * 1e3:.0f} ms quiet, beside them {statuses(beside)}; "
+            f"{refused} refused; {left} open after the time-outs; +{memory.grown} MiB"
         )
         return Result(ok, figure)
+
+    return measure
+
+
+def _open(server: Server, stack: ExitStack, number: int) -> tuple[int, int]:
+    """Open idle and half-open connections; return how many were tried, and how many refused."""
+    kinds = [b""] * number + [each for each in HALF_OPEN.values() for _ in range(50)]
+    refused = 0
+    for start in kinds:
+        try:
+            sock = stack.enter_context(contextlib.closing(_connect(server)))
+            sock.sendall(start)
+        except OSError:
+            refused += 1
+    return len(kinds), refused
 
 
 def _num_connections(server: Server) -> int:
@@ -198,5 +209,5 @@ def points() -> Iterator[Point]:
     yield Point("T10", "four streams that nobody reads, and room for four", four)
     yield Point("T10c", "200 streams that nobody reads", never_read(200))
     yield Point("T11", "trailers without end", point_trailers)
-    yield Point("T12", "2,000 idle and 200 half-open connections", point_idle)
+    yield Point("T12", "2,000 idle and 200 half-open connections", idle(2000))
     yield Point("T13", "texts far beyond the limit", point_long_texts)

@@ -368,7 +368,7 @@ async def test_clients_speak_tls_with_the_fronts(tmp_path):
     async with routed(tmp_path, **files) as router:
         url = await router.url()
         assert url.startswith("https://")
-        async with httpx.AsyncClient(base_url=url, verify=False) as client:
+        async with httpx.AsyncClient(base_url=url, verify=False, timeout=30) as client:
             answer = await client.post("/generate", json={"inputs": "w1"})
             assert answer.status_code == 200
             assert (await client.get("/health")).status_code == 200

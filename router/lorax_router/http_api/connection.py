@@ -288,6 +288,9 @@ class _CountingTransport:
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._write: Callable[[bytes], None] = transport.write  # type: ignore[attr-defined]
+        # Asked of each connection every second.
+        self.get_write_buffer_size = transport.get_write_buffer_size  # type: ignore[attr-defined]
+        self.is_closing = transport.is_closing
         self.written = 0
 
     def write(self, data: bytes) -> None:

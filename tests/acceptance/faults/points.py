@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.acceptance import connections
 from tests.acceptance.faults import (
     attackers,
     kills,
@@ -33,6 +34,16 @@ POINTS = [
         "6",
         "5x overload for two minutes: goodput, refusals, memory, recovery",
         overload.point_overload,
+    ),
+    Point(
+        "6i",
+        "10,000 idle and 200 half-open connections beside chats",
+        connections.idle(10_000, "--max-connections", "12000"),
+    ),
+    Point(
+        "6j",
+        "the same where 4,096 may be open",
+        connections.idle(10_000),
     ),
     Point("7", "the attack suite: every test that docs/security.md names", attackers.point_suite),
     Point("7l", "others' p95 beside a minute of attacks (3 min)", attackers.point_beside),
