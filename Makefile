@@ -128,6 +128,9 @@ acceptance: $(DEV) ## run the acceptance points of NAME
 soak: $(DEV) ## mixed traffic and faults for some minutes (ARGS="--minutes 10 --seed 1")
 	@exec $(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: $(DEV) ## traces of mutated requests for some minutes (ARGS="--minutes 10 --seed 1")
+	@exec $(BIN)/python -m tests.fuzz $(ARGS)
+
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) .venv-newest .venv-proto build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

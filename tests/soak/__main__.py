@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -47,6 +48,8 @@ def _server(folder: Path, root: Path) -> Server:
         "--adapter-store-dir", str(folder / "store"), "--adapter-store-gb", "0.05",
         "--adapter-registry", str(folder / "registry"), "--adapter-refresh-s", "2",
         "--restarts", "20", "--num-blocks", "1024",
+        # Clients have cores to themselves.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import httpx
 
 PATH = "/v1/chat/completions"
 ADAPTERS = ("", "pirate", "sentiment", "json-only")
-_SCHEMA = {
+SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
     "required": ["name", "age"],
@@ -65,7 +65,7 @@ def _request(number: int, most: int) -> dict[str, Any]:
         "stream": True,
     }
     if number % 4 == 1:
-        schema = {"name": "person", "schema": _SCHEMA}
+        schema = {"name": "person", "schema": SCHEMA}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if number % 4 == 2:
         body |= {"seed": number, "temperature": 0.8, "logprobs": True}

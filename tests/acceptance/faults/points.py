@@ -29,6 +29,8 @@ POINTS = [
     Point("3k", "32 rows, of which one kills the process", poison.point_deadly),
     Point("3n", "32 rows, of which one has no numbers", poison.point_no_numbers),
     Point("4s", "make soak, 10 minutes: nothing lost, wrong or left behind", soaking.point_soak),
+    Point("4f", "make fuzz, 10 minutes: nothing found", soaking.point_fuzz),
+    Point("4p", "five planted faults, each found within 10 minutes", soaking.point_planted),
     Point("5", "W1 to W36 of LoRAX: tests show that none is here", weaknesses.point_weaknesses),
     Point(
         "6",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.acceptance.harness import Result
+from tests.fuzz.__main__ import KINDS
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,3 +28,15 @@ def _run(module: str, *arguments: str) -> Result:
 def point_soak() -> Result:
     """Ten minutes."""
     return _run("tests.soak", "--minutes", "10")
+
+
+def point_fuzz() -> Result:
+    """Ten minutes."""
+    return _run("tests.fuzz", "--minutes", "10")
+
+
+def point_planted() -> Result:
+    """Each of five faults is found within ten minutes."""
+    results = {kind: _run("tests.fuzz", "--minutes", "10", "--planted", kind) for kind in KINDS}
+    figure = "; ".join(f"{kind}: {each.figure[-160:]}" for kind, each in results.items())
+    return Result(all(each.ok for each in results.values()), figure)
