@@ -74,13 +74,14 @@ class Oracles:
         async with httpx.AsyncClient(
             base_url=self._server.url, timeout=HANG_S, limits=limits
         ) as http:
-            beside = asyncio.create_task(listen(http, _BESIDE))
+            seen = Heard()
+            beside = asyncio.create_task(listen(http, _BESIDE, heard=seen))
             heard = await asyncio.gather(*(self._shoot(http, shot) for shot in trace.shots))
             # Whether it goes on is seen; how it ends is not.
             if not beside.done():
                 beside.cancel()
-            (seen,) = await asyncio.gather(beside, return_exceptions=True)
-        return heard, seen if isinstance(seen, Heard) else Heard()
+            await asyncio.gather(beside, return_exceptions=True)
+        return heard, seen
 
     async def _shoot(self, http: httpx.AsyncClient, shot: Shot) -> Heard | None:
         """Send a request at its moment; None: its client left."""

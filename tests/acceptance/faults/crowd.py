@@ -77,10 +77,13 @@ def _request(number: int, most: int) -> dict[str, Any]:
 
 
 async def listen(
-    http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str] | None = None
+    http: httpx.AsyncClient,
+    body: dict[str, Any],
+    headers: dict[str, str] | None = None,
+    heard: Heard | None = None,
 ) -> Heard:
-    """Send a request and read its stream to the end."""
-    heard, begun = Heard(), time.perf_counter()
+    """Send a request and read its stream to the end; what comes is in ``heard`` at once, if it is given."""
+    heard, begun = heard or Heard(), time.perf_counter()
     last = begun
     try:
         async with http.stream("POST", PATH, json=body, headers=headers) as response:
