@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,14 +17,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
     """Return a TCP port of the loopback interface that nobody listens on."""
-    import socket
+    return free_ports(1)[0]
 
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+
+def free_ports(num: int) -> list[int]:
+    """Return so many of them; none twice in one process, though nobody listens on it yet."""
+    found: list[int] = []
+    while len(found) < num:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            found.append(port)
+    return found
 
 
 class Server:
@@ -40,8 +52,7 @@ class Server:
         env: dict[str, str] | None = None,
         ready_timeout_s: float = 300.0,
     ) -> None:
-        self.port = free_port()
-        self.admin_port = free_port()
+        self.port, self.admin_port = free_ports(2)
         bind = ["--hostname", "127.0.0.1", "--port", str(self.port)]
         bind += ["--admin-port", str(self.admin_port)]
         launcher = [str(Path(sys.executable).parent / "lorax-launcher"), *bind, *options]
