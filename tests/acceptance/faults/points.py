@@ -10,6 +10,7 @@ from tests.acceptance.faults import (
     poison,
     restarts,
     soaking,
+    standing,
     weaknesses,
 )
 from tests.acceptance.harness import Point
@@ -18,6 +19,7 @@ POINTS = [
     Point("1", "kill -9 of a shard under 100 streams, 20 rounds (10 min)", kills.point_kills),
     Point("1l", "the same with longer outputs, 4 rounds (5 min)", kills.point_long_kills),
     Point("1h", "SIGSTOP of a shard under 100 streams, 3 rounds", kills.point_hangs),
+    Point("1c", "standing cost of outlasting losses, of a step", standing.point_standing),
     Point("1p", "kill -9 of one of two ranks, 5 rounds", kills.point_ranks),
     Point(
         "2", "kill -9 of the router: served again within 2x its own start", restarts.point_router
