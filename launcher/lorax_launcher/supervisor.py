@@ -90,6 +90,8 @@ class Supervisor:
         # What the router reported, and the ports that it has.
         self._facts: dict[str, Any] = {}
         self._ports: dict[str, Any] = {}
+        # What shards that were ready once need not find out again.
+        self._probed: dict[str, dict[str, Any]] = {}
         # Starts of shards or router so far, and how many of them in a series of ends.
         self._epoch = 0
         self._restarts = Restarts(plan.restarts)
@@ -238,6 +240,9 @@ class Supervisor:
             if child is self._router:
                 self._ports = report.get("ports") or {}
                 self._facts = report
+            elif isinstance(used := report.get("elementwise"), str):
+                # Which computes what transformers does: not to be found out again.
+                self._probed[child.name] = {"was_probed": True, "elementwise_backend": used}
 
     async def _prepare(self) -> PrepareReport:
         def argv(descriptor: int) -> Sequence[str]:
@@ -273,7 +278,10 @@ class Supervisor:
             # In a file of the ranks before, these would find those.
             is_file = config.rendezvous.startswith("file:")
             meeting = f"{config.rendezvous}-{self._epoch}" if is_file else config.rendezvous
-            numbered = dataclasses.replace(config, epoch=self._epoch, rendezvous=meeting)
+            numbered = dataclasses.replace(
+                config, epoch=self._epoch, rendezvous=meeting,
+                **self._probed.get(f"shard-{config.rank}", {}),
+            )  # fmt: skip
             self._shards.append(await self._start_shard(numbered))
         return self._shards
 

@@ -100,6 +100,8 @@ class ShardConfig(ProcessConfig):
     # What norms, gates and rotations compute with.
     elementwise_backend: str = "auto"
     trust_remote_code: bool = False
+    # The same files were compared with transformers at an earlier start of the same server.
+    was_probed: bool = False
     block_size: int = 16
     # Share of the whole device that the ranks on it may take together, weights included.
     cuda_memory_fraction: float = 1.0

@@ -48,7 +48,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lorax_shard")
 
 # What of a configuration is another at each start, and changes nothing that is computed.
-_OF_ONE_START = ("epoch", "ready_fd", "lifeline", "log_level", "shard_uris", "rendezvous")
+_OF_ONE_START = (
+    "epoch", "ready_fd", "lifeline", "log_level", "shard_uris", "rendezvous", "was_probed",
+    # What was chosen is told beside the options.
+    "elementwise_backend",
+)  # fmt: skip
 # Seconds that calls under way get to finish, and that the engine's thread gets after them.
 _GRACE_S = 10.0
 _WORKER_GRACE_S = 5.0
@@ -320,6 +324,8 @@ async def serve(
     await server.start()
     logger.info("ready on %s", server.uri, extra={"fields": {"event": "ready", "uri": server.uri}})
     told: dict[str, Any] = {"uri": server.uri, "pid": os.getpid(), "rank": config.rank}
+    # As the probe left it.
+    told["elementwise"] = parts.engine.model.elementwise_backend
     if clock is not None:
         clock.ended("engine, listening")
         told["parts"] = clock.parts

@@ -41,7 +41,7 @@ def facts(role: str) -> dict[str, object]:
         folder = str(FOLDER)
         model = {"model_id": "tiny", "model_dir": folder, "tokenizer_dir": folder}
         return {**model, "revision": None, "adapter_dir": None}
-    own: dict[str, object] = {"rank": 0}
+    own: dict[str, object] = {"rank": 0, "elementwise": "torch"}
     if role == "router":
         own = {"url": "http://0.0.0.0:3000", "ports": {"port": 4567, "metrics_port": 4568}}
     return {**own, "parts": {"imports": 0.0, "listening": 0.25}}

@@ -68,7 +68,8 @@ def load_part(
     group.wait_for_all("loaded", config.start_timeout_s)
     meet(part, group)
     with one_thread():
-        _probe(part, config, device, group)
+        if not config.was_probed:
+            _probe(part, config, device, group)
     part.paged.elementwise_backend = part.exchanged.backend
     return part.paged
 

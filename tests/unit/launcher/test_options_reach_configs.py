@@ -46,7 +46,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 DECIDED = {
     ShardConfig: {
         "ready_fd", "lifeline", "model_dir", "tokenizer_dir", "model_id", "rank", "s3_endpoint",
-        "merge_adapter_dir", "batch_invariant", "epoch", "ranks_on_device",
+        "merge_adapter_dir", "batch_invariant", "epoch", "ranks_on_device", "was_probed",
     },
     RouterConfig: {"ready_fd", "lifeline", "model_id", "tokenizer_dir", "epoch"},
 }  # fmt: skip

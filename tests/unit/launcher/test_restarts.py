@@ -102,6 +102,22 @@ def test_a_router_that_ends_starts_again_where_it_was_and_the_shards_stay(stage:
     assert "The router starts again (1 of 5)" in text
 
 
+def test_shards_that_were_ready_once_are_not_probed_again(stage: Stage) -> None:
+    """They compute by what the probe left them."""
+    told = []
+
+    def look(supervisor: Supervisor) -> None:
+        config = config_of(stage, "shard")
+        told.append((config["was_probed"], config["elementwise_backend"]))
+        if len(told) == 2:
+            supervisor.request_stop()
+        else:
+            os.kill(stage.pid("shard"), signal.SIGKILL)
+
+    assert stage.run(when_ready=look, on_again=look, restarts=5) == ExitCode.OK
+    assert told == [(False, "auto"), (True, "torch")]
+
+
 def test_router_and_shards_that_end_together_both_start_again(stage: Stage) -> None:
     before, after = [], []
 
