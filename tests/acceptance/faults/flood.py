@@ -20,17 +20,14 @@ class Booked:
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     num_offered: int = 0
+    # Of the answers that were whole.
+    num_tokens: int = 0
     num_without_retry: int = 0
     wall_s: float = 0.0
     # Processor time of the client's own.
     cpu_s: float = 0.0
     # How much later than planned requests were sent.
     lags_s: list[float] = field(default_factory=list)
-
-    @property
-    def num_answered(self) -> int:
-        """How many were served."""
-        return len(self.seconds.get(200, ()))
 
     @property
     def refused_s(self) -> list[float]:
@@ -110,10 +107,10 @@ class Flood:
 
     Args:
         port: of the loopback interface.
-        requests: as they go over the wire, taken in turns.
+        requests: as they go over the wire, and the tokens that each asks for, taken in turns.
     """
 
-    def __init__(self, port: int, requests: Sequence[bytes]) -> None:
+    def __init__(self, port: int, requests: Sequence[tuple[bytes, int]]) -> None:
         self._port, self._requests = port, requests
         self._free: list[_Wire] = []
         self._num_sent = 0
@@ -161,7 +158,7 @@ class Flood:
         await asyncio.gather(*self._tasks)
 
     async def _send(self, booked: Booked, period: tuple[float, float]) -> None:
-        data = self._requests[self._num_sent % len(self._requests)]
+        data, num_tokens = self._requests[self._num_sent % len(self._requests)]
         self._num_sent += 1
         booked.num_offered += 1
         start = time.perf_counter()
@@ -171,7 +168,7 @@ class Flood:
             self._free.append(wire)
         now = time.perf_counter()
         if period[0] <= now <= period[1]:
-            _book(booked, answer, now - start)
+            _book(booked, answer, now - start, num_tokens)
 
     async def _wire(self) -> _Wire | None:
         while self._free:
@@ -191,8 +188,9 @@ class Flood:
             wire.close()
 
 
-def _book(booked: Booked, answer: bytes, seconds: float) -> None:
+def _book(booked: Booked, answer: bytes, seconds: float, num_tokens: int) -> None:
     status = int(answer[9:12]) if answer else 0
+    booked.num_tokens += num_tokens if status == 200 else 0
     booked.seconds.setdefault(status, []).append(seconds)
     if status in (429, 503) and b"\r\nretry-after:" not in answer.lower():
         booked.num_without_retry += 1

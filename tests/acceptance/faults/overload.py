@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 
 from tests.acceptance.faults.flood import Booked, Flood, share
@@ -18,7 +18,8 @@ from tests.acceptance.harness import Result
 from tests.acceptance.memory import MemoryWatch, held
 from tests.helpers.server import Server
 
-NUM_TOKENS = 16
+# New tokens, 16 on average: requests of one length would all end in the same steps.
+_LENGTHS = range(12, 21)
 OVERLOAD = 5.0
 NUM_ROUNDS, SATURATED_S, OVERLOADED_S = 6, 10.0, 20.0
 # Before these, so that a batch that fills counts for neither.
@@ -31,20 +32,21 @@ _MODELS = ("base", "pirate", "sentiment", "json-only")
 _CROWDS = (32, 48, 60)
 
 
-def _requests(num: int = 64) -> list[bytes]:
-    """Return short requests of the base model and the demo adapters in turns."""
+def _requests(num: int = 180) -> list[tuple[bytes, int]]:
+    """Return short requests of the base model and the demo adapters in turns, with their lengths."""
     found = []
     for number in range(num):
+        length = _LENGTHS[number % len(_LENGTHS)]
         body = {
             "model": _MODELS[number % len(_MODELS)], "prompt": f"{number}: The sea is",
-            "max_tokens": NUM_TOKENS, "temperature": 0.0, "ignore_eos": True,
+            "max_tokens": length, "temperature": 0.0, "ignore_eos": True,
         }  # fmt: skip
         data = json.dumps(body).encode()
         head = (
             "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\n\r\n"
         )
-        found.append(head.encode() + data)
+        found.append((head.encode() + data, length))
     return found
 
 
@@ -57,8 +59,8 @@ class Phase:
 
     @property
     def rate(self) -> float:
-        """Requests a second that were served."""
-        return self.booked.num_answered / self.booked.wall_s
+        """Tokens a second of requests that were served."""
+        return self.booked.num_tokens / self.booked.wall_s
 
     @property
     def per_core(self) -> float:
@@ -82,13 +84,18 @@ class Round:
         """Of the saturated rate, so much was served."""
         return 2 * self.flood.rate / (self.before.rate + self.after.rate)
 
+    @property
+    def per_core(self) -> float:
+        """The same for each core that the shard had: what its neighbours took is not counted."""
+        return 2 * self.flood.per_core / (self.before.per_core + self.after.per_core)
+
     def __str__(self) -> str:
         flood, phases = self.flood.booked, (self.before, self.flood, self.after)
         refused, late = flood.refused_s, sorted(flood.lags_s)
         seconds = flood.wall_s + RAMP_S
         return (
-            f"{' | '.join(f'{each.rate * NUM_TOKENS:.0f}' for each in phases)} tokens/s before, in and after "
-            f"({' | '.join(f'{each.per_core * NUM_TOKENS:.0f}' for each in phases)} for each core that the shard "
+            f"{' | '.join(f'{each.rate:.0f}' for each in phases)} tokens/s before, in and after "
+            f"({' | '.join(f'{each.per_core:.0f}' for each in phases)} for each core that the shard "
             f"had): {self.goodput:.3f}x; offered {flood.num_offered / seconds:.0f} requests/s, "
             f"{dict(flood.statuses())}; refused in {share(refused, 0.5) * 1e3:.1f} ms p50, "
             f"{share(refused, 0.99) * 1e3:.0f} p99, sent {share(late, 0.99) * 1e3:.0f} ms late p99; cores: "
@@ -122,8 +129,8 @@ async def _best_crowd(flood: Flood) -> int:
     """Return how many clients at once are served fastest."""
     rates = {}
     for num in _CROWDS:
-        rates[num] = (await flood.closed(num, 5.0, RAMP_S)).num_answered / 5.0
-    print(f"    requests/s by clients at once: {rates}", flush=True)
+        rates[num] = (await flood.closed(num, 5.0, RAMP_S)).num_tokens / 5.0
+    print(f"    tokens/s by clients at once: {rates}", flush=True)
     if not any(rates.values()):
         raise AssertionError("nothing is served within 8 s: this machine is too busy to measure")
     return max(rates, key=rates.__getitem__)
@@ -163,7 +170,7 @@ async def _rounds(server: Server) -> list[Round]:
     before = await _saturated(server, flood, crowd)
     for number in range(NUM_ROUNDS):
         quick_s = await _quick_s(flood)
-        flooded = await _flooded(server, flood, OVERLOAD * before.rate, number)
+        flooded = await _flooded(server, flood, OVERLOAD * before.rate / mean(_LENGTHS), number)
         recovery_s = await _recovery_s(flood, quick_s)
         await flood.rest()
         mib, after = held(server), await _saturated(server, flood, crowd)
@@ -190,7 +197,8 @@ def _verdict(rounds: list[Round], grown_mib: int) -> Result:
     )  # fmt: skip
     least, most = min(each.goodput for each in rounds), max(each.goodput for each in rounds)
     figure = (
-        f"goodput {goodput:.2f}x ({least:.2f} to {most:.2f}) of the saturated rate; {len(refused)} refused, "
+        f"goodput {goodput:.2f}x ({least:.2f} to {most:.2f}) of the saturated rate, "
+        f"{median(each.per_core for each in rounds):.2f}x for each core that the shard had; {len(refused)} refused, "
         f"p99 {p99_s * 1e3:.0f} ms, {unsaid} without Retry-After, statuses {sorted(statuses)}; "
         f"recovery {recovery_s:.2f} s; router +{grown_mib} MiB at most, {gained:+d} from the first round to the last"
     )
