@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -435,8 +436,10 @@ def _registry(options: LauncherOptions, facts: DeviceFacts) -> str:
     """Return the file of what the next server is to know; a port of its own names none."""
     if options.adapter_registry is not None:
         return "" if options.adapter_registry == "none" else str(absolute(options.adapter_registry))
-    is_kept = options.port and not options.merge_adapter_weights
-    return f"{_store_dir(options, facts)}/servers/{options.port}.sqlite3" if is_kept else ""
+    if not options.port or options.merge_adapter_weights:
+        return ""
+    model = re.sub(r"[^A-Za-z0-9.-]+", "_", options.model_id or "default").strip("_")[-80:]
+    return f"{_store_dir(options, facts)}/servers/{options.port}-{model}.sqlite3"
 
 
 def _store_bytes(options: LauncherOptions) -> int:

@@ -188,7 +188,8 @@ class Supervisor:
 
     async def _restart(self, plan: LaunchPlan, pause_s: float) -> None:
         """Start again what does not serve any more, after a pause."""
-        if self._router is not None and not self._router.serves:
+        router_stays = self._router is not None and self._router.serves
+        if self._router is not None and not router_stays:
             router, self._router = self._router, None
             await self._end([router], _GROUP_STOP_S)
         if not self._shards_serve:
@@ -196,7 +197,9 @@ class Supervisor:
             await self._end(shards, _GROUP_STOP_S)
         await self._or_stop(asyncio.sleep(pause_s))
         await self._start_missing(plan)
-        self._restarts.ready()
+        if not router_stays:
+            self._restarts.ready()
+        # Else they serve once the router says so: they are not warm yet.
         self._console.info("all processes are ready again", epoch=self._epoch)
 
     @property
@@ -335,6 +338,8 @@ class Supervisor:
             asyncio.get_running_loop().call_later(
                 _BLAME_S, self._end_lost, record.get("epoch"), record.get("reason")
             )
+        if name == "router" and record.get("event") == "shards_back":
+            self._restarts.ready()
         if record.get("level") in ("error", "critical"):
             self._last_errors[name] = record["message"]
 

@@ -21,7 +21,7 @@ from lorax_contract.hub import hub_token
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.management import AdapterManager
-from lorax_router.service.adapters.registry import AdapterRegistry
+from lorax_router.service.adapters.registry import AdapterRegistry, Pin
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.callers import OPERATOR, Caller
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
@@ -105,21 +105,33 @@ def restore_names(registry: AdapterRegistry, aliases: AliasBook) -> None:
 
 async def bring_back(adapters: AdapterManager) -> None:
     """Load what was pinned or loaded by hand, one after the other; what cannot be had is told."""
-    remembered = adapters.registry.read()
+    read = adapters.registry.read
+    remembered = await asyncio.to_thread(read)
     for pin in remembered.pins:
-        caller = Caller(tenant=pin.tenant, is_admin=True)
-        await _bring_back(adapters, pin.ref, caller, pin=True)
+        # Who keeps it may have let it go meanwhile.
+        if pin in (await asyncio.to_thread(read)).pins:
+            await _bring_back_pin(adapters, pin)
     pinned = {pin.ref for pin in remembered.pins}
     for ref in remembered.loads:
-        if ref not in pinned:
+        if ref not in pinned and ref in (await asyncio.to_thread(read)).loads:
             await _bring_back(adapters, ref, OPERATOR, pin=False)
+
+
+async def _bring_back_pin(adapters: AdapterManager, pin: Pin) -> None:
+    """Pin an adapter for whoever had it pinned; a tenant's with no token, since its own is not kept."""
+    if pin.tenant and pin.is_private:
+        logger.warning("private adapter %s is not pinned again: its token is not kept", pin.ref)
+        return
+    caller = Caller(tenant=pin.tenant, is_admin=True)
+    await _bring_back(adapters, pin.ref, caller, pin=True)
 
 
 async def _bring_back(
     adapters: AdapterManager, ref: AdapterRef, caller: Caller, *, pin: bool
 ) -> None:
-    token = hub_token() if ref.source in TOKEN_SOURCES else None
-    selection = AdapterSelection(refs=(ref,), token=token)
+    # The server's own is for the operator alone.
+    is_own = not caller.tenant and ref.source in TOKEN_SOURCES
+    selection = AdapterSelection(refs=(ref,), token=hub_token() if is_own else None)
     try:
         await adapters.load(selection, caller, pin=pin, remember=False)
     except Exception as error:  # noqa: BLE001 - whatever it is, the server serves without it

@@ -79,6 +79,9 @@ class DirectExecutor:
     def no_numbers(self, handle: AdapterHandle) -> None:
         pass
 
+    def shards_lost(self) -> None:
+        pass
+
     def numbers(self, handle: AdapterHandle) -> None:
         pass
 

@@ -174,5 +174,8 @@ class Carrier:
     def no_numbers(self, handle: AdapterHandle) -> None:
         pass
 
+    def shards_lost(self) -> None:
+        pass
+
     def numbers(self, handle: AdapterHandle) -> None:
         pass

@@ -182,7 +182,7 @@ class SwapWorld:
         self.shard = FakeBatch(self.model, FakeMemory(*self.sizes))
         ended = self.scheduler.shards_lost(
             0.0, epoch=self.scheduler.epoch + 1, num_blocks=self.sizes[0], adapter_bytes=None
-        )
+        ).ended
         for request_id in ended:
             del self.specs[request_id]
         self.scheduler.check()

@@ -13,20 +13,39 @@ shares steps with, and nobody else ends by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from lorax_contract.step import RequestId
+from lorax_contract.step import AdapterHandle, RequestId
+from lorax_router.core.adapters.losses import blame_preparations, is_preparing
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.admission import Admission
 from lorax_router.core.booking import StepInFlight
 from lorax_router.core.request import RequestState, Status
+from lorax_router.core.running import RunningRows
 from lorax_router.core.step_builder import StepBuilder
 from lorax_router.core.suspects import Suspects
 
 # Losses after which a request is computed alone, and those of it alone after which it ends.
 LOSSES_TOGETHER = 2
 LOSSES_ALONE = 2
+# One after the other while an adapter was prepared, after which nobody has it prepared any more.
+LOSSES_PREPARING = 3
+
+
+class ShardsLost(NamedTuple):
+    """Which requests end since the shards were lost, and why."""
+
+    # Those that are to blame for it, and would be again.
+    blamed: dict[RequestId, str]
+    # Those that the shards which come next can never hold.
+    impossible: dict[RequestId, str]
+
+    @property
+    def ended(self) -> dict[RequestId, str]:
+        """All of them."""
+        return self.blamed | self.impossible
 
 
 @dataclass(slots=True)
@@ -43,13 +62,42 @@ class _Struck:
 class Isolation:
     """Knows who was in flight at losses, and whose turn it is to be alone. Owned by the Scheduler."""
 
-    def __init__(self, adapters: AdapterTable, suspects: Suspects) -> None:
+    def __init__(
+        self,
+        running: RunningRows,
+        adapters: AdapterTable,
+        suspects: Suspects,
+        depth: int,
+        waiting_for: Callable[[AdapterHandle], list[RequestState]],
+    ) -> None:
+        self._waiting_for = waiting_for
+        self._running = running
         self._adapters = adapters
         self._suspects = suspects
+        # Steps that may be planned before what they compute is known.
+        self._depth = depth
         self._struck: dict[RequestId, _Struck] = {}
 
-    def lost(self, steps: Iterable[StepInFlight]) -> dict[RequestId, str]:
-        """The shards are lost with these steps; return who is to blame, and why, in words."""
+    def lost(self, steps: Iterable[StepInFlight], *, is_quiet: bool) -> dict[RequestId, str]:
+        """The shards are lost with these steps; return who ends by that, and why, in words.
+
+        ``is_quiet``: nothing that the scheduler does not know was done beside them.
+
+        An adapter that was being prepared may be to blame as well: after LOSSES_PREPARING those end
+        that wait for it.
+        """
+        records = self._adapters.in_play()
+        preparing, blamed = blame_preparations(records, LOSSES_PREPARING)
+        ended = {
+            request.request_id: "the shards were lost each time that they prepared its adapter; it is not "
+            "tried again"
+            for handle in blamed
+            for request in self._waiting_for(handle)
+        }
+        return ended | self._strike(steps, is_quiet=is_quiet and not preparing)
+
+    def _strike(self, steps: Iterable[StepInFlight], *, is_quiet: bool) -> dict[RequestId, str]:
+        """Note who was in flight; ``is_quiet``: nothing else could have ended the shards."""
         rows = {row.request.request_id: row.request for step in steps for row in step.rows}
         for request_id, request in rows.items():
             if request.status is not Status.FINISHED:
@@ -57,7 +105,7 @@ class Isolation:
                 scheduled = min(request.num_scheduled, request.num_kv_tokens)
                 struck.reach = max(struck.reach, request.num_tokens, scheduled)
                 struck.num_losses += 1
-                struck.num_alone += len(rows) == 1
+                struck.num_alone += len(rows) == 1 and is_quiet
         return {
             request_id: f"the shards were lost {each.num_losses} times while they computed this request, "
             f"{each.num_alone} times of them with no other beside it; it is not tried again"
@@ -88,18 +136,43 @@ class Isolation:
         if struck is None:
             return False
         request = struck.request
-        if request.status is Status.WAITING:
-            if not admission.has_room_alone(request, struck.reach):
-                builder.is_stalled = True
-                return False
-            if is_clear:
-                admission.enter_alone(request, builder)
-        elif request.is_suspect:
+        if request.status is Status.RUNNING:
+            return self._go_on(request, builder, is_clear=is_clear)
+        # The last steps are planned before it is known that it is beyond.
+        reach = min(struck.reach + self._depth, request.num_kv_tokens)
+        is_quiet = not any(map(is_preparing, self._adapters.in_play()))
+        if not (is_quiet and admission.has_room_alone(request, reach)):
+            builder.is_stalled = True
+            return False
+        if is_clear:
+            admission.enter_alone(request, builder)
+        return True
+
+    def _go_on(self, request: RequestState, builder: StepBuilder, *, is_clear: bool) -> bool:
+        """Place more of who runs alone; False: it has given way, since there are no blocks for it."""
+        if request.is_suspect:
             if is_clear:
                 self._suspects.place(builder)
-        elif request.num_to_schedule:
-            builder.place_prompt(request, max(builder.chunk(request), 1))
+            return True
+        num = min(max(builder.chunk(request), 1), request.num_to_schedule)
+        if num and not (builder.has_blocks(request, 1) or is_clear):
+            return True
+        if num and not builder.has_blocks(request, 1):
+            self._running.preempt(request, builder.now)
+            return False
+        if num:
+            builder.place_prompt(request, num if builder.has_blocks(request, num) else 1)
         return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody runs alone, or may: nothing else is to be begun then that could end the shards."""
+        return self._next() is not None
+
+    def is_alone(self, request: RequestState) -> bool:
+        """Whether a request is to be alone."""
+        struck = self._struck.get(request.request_id)
+        return struck is not None and struck.num_losses >= LOSSES_TOGETHER
 
     def _next(self) -> _Struck | None:
         """Return who runs alone, or else who may enter."""
@@ -107,7 +180,7 @@ class Isolation:
             return None
         alone = [each for each in self._struck.values() if each.num_losses >= LOSSES_TOGETHER]
         for each in alone:
-            if each.request.status is Status.RUNNING:
+            if _runs_alone(each):
                 return each
         admitting = self._adapters.admitting()
         return next((each for each in alone if each.request.spec.adapter in admitting), None)
@@ -118,3 +191,7 @@ class Isolation:
         alone = {key for key, each in self._struck.items() if each.num_losses >= LOSSES_TOGETHER}
         if known & alone and len(known) > 1:
             raise AssertionError("a request that is to be alone has company")
+
+
+def _runs_alone(struck: _Struck) -> bool:
+    return struck.num_losses >= LOSSES_TOGETHER and struck.request.status is Status.RUNNING

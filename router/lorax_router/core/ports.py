@@ -111,6 +111,10 @@ class SessionSource(Protocol):
     # Is told of a loss that no step has shown.
     on_lost: Callable[[ShardError], None]
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is done beside the steps that could end the shards."""
+
     async def next(self, loss: ShardError) -> ShardSession:
         """Return what serves next, once it is there; raises ShardError when none comes."""
 

@@ -60,8 +60,7 @@ from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit
 from lorax_router.core.deadlines import Deadlines
 from lorax_router.core.host_tier import HostTier
-from lorax_router.core.isolation import Isolation
-from lorax_router.core.policies.displacement import LossAllowance
+from lorax_router.core.isolation import Isolation, ShardsLost
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.policies.ranked import FirstComeFirstServed
 from lorax_router.core.prefix import BlockNames, PrefixIndex
@@ -77,11 +76,7 @@ from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
 from lorax_router.core.step_builder import StepBudget, StepBuilder
 from lorax_router.core.suspects import Suspects
 from lorax_router.core.swapping import FittedRecompute, MoveOrCompute, RecomputeCost
-
-# So much of the time may be lost to adapters that take turns, before they wait for rows to end.
-LOST_TO_TURNS = 0.015
-# Cycles that an adapter's rows have at most from when it makes room for another.
-LONGEST_DRAIN = 4
+from lorax_router.core.turns import AdapterTurns
 
 
 class Scheduler:
@@ -175,7 +170,9 @@ class Scheduler:
         self._activation = Activation(epoch)
         self._max_kv_read, self._target_s = max_kv_read, target_itl_s
         self._suspects = Suspects(self._running)
-        self._isolation = Isolation(self.adapters, self._suspects)
+        self._isolation = Isolation(
+            self._running, self.adapters, self._suspects, depth, self._policy.waiting_for
+        )
         self._new_admission = partial(
             Admission, self._policy, self._running, self.adapters, backlog=self.backlog,
             block_size=block_size, max_rows=max_rows, max_partial_prompts=max_partial_prompts,
@@ -189,7 +186,7 @@ class Scheduler:
         self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq, self._next_order = 1, 0
         self._num_steps = self._num_drafted = self._num_accepted = 0
-        self._turns = LossAllowance(LOST_TO_TURNS)
+        self._turns = AdapterTurns(self._policy, self._running, self.adapters, self._isolation)
 
     # --- requests ---------------------------------------------------------------
 
@@ -251,17 +248,24 @@ class Scheduler:
         return [each.request_id for each in waiting]
 
     def shards_lost(
-        self, now: float, *, epoch: int, num_blocks: int, adapter_bytes: int | None
-    ) -> dict[RequestId, str]:
+        self,
+        now: float,
+        *,
+        epoch: int,
+        num_blocks: int,
+        adapter_bytes: int | None,
+        is_quiet: bool = True,
+    ) -> ShardsLost:
         """Other shards took the place of those planned for: preempt everything, count anew.
 
         Tokens of steps in flight are lost; they will be computed again. Adapters are prepared again;
         orders on their way are void. Returns the requests that end, and why: the others may have
         less memory, and what can never fit ends; so does what is to blame for the loss.
+        ``is_quiet``: nothing else that could be to blame was done beside the steps.
         """
         if epoch == self.epoch:
             raise ValueError(f"epoch {epoch} is planned for already")
-        ended = self._isolation.lost(self._in_flight)
+        blamed = self._isolation.lost(self._in_flight, is_quiet=is_quiet)
         self._in_flight.clear()
         for request in self._requests.values():
             request.num_pending = 0
@@ -273,9 +277,9 @@ class Scheduler:
         self._activation = Activation(epoch)
         self._composer = self._new_composer(self._new_admission(self._activation))
         self._next_seq = 1
-        for request_id in ended:
+        for request_id in blamed:
             self._end(self._requests[request_id])
-        return ended | self._end_impossible()
+        return ShardsLost(blamed, self._end_impossible())
 
     def _check_possible(self, spec: RequestSpec) -> None:
         """Raise ValidationError for a request that can never run here."""
@@ -325,7 +329,8 @@ class Scheduler:
         builder = StepBuilder(
             self._next_seq, budget, self._running.pool, self.block_size, self.adapters, now
         )
-        self._plan_adapters(now)
+        if (orders := self._turns.plan(now)) is not None:
+            self._activation.decided(orders)
         self._composer.compose(builder, is_clear=not self._in_flight)
         return self._finish_plan(builder)
 
@@ -344,33 +349,6 @@ class Scheduler:
         work = builder.work if builder.rows and not plan.copies else None
         self._in_flight.append(StepInFlight(plan.seq, builder.rows, work, builder.now))
         return plan
-
-    def _end_turn(self, handle: AdapterHandle, now: float) -> None:
-        """Make an overdue adapter's rows give way, unless too much was lost to that of late.
-
-        Then they may end by themselves, but not for ever.
-        """
-        running = self._running.requests()
-        self._turns.look(running)
-        is_last = handle in self.adapters.overdue(now, LONGEST_DRAIN)
-        if self._turns.is_left() or is_last:
-            for request in running:
-                if request.spec.adapter == handle and not request.is_suspect:
-                    self._turns.spend(request.num_computed)
-                    self._running.preempt(request, now)
-
-    def _plan_adapters(self, now: float) -> None:
-        """Make rows of overdue adapters give way, and decide who comes and goes."""
-        for handle in self.adapters.overdue(now):
-            self._end_turn(handle, now)
-        orders = self.adapters.orders(
-            now,
-            self._policy.adapter_line,
-            partial(self._policy.drained, running=self._running.requests()),
-        )
-        for handle in orders.prepare:
-            self._policy.prepares(handle)
-        self._activation.decided(orders)
 
     # --- apply ------------------------------------------------------------------
 

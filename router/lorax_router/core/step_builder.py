@@ -221,6 +221,10 @@ class StepBuilder:
         """Blocks that ``num`` more tokens need beyond those the request owns (may be < 0)."""
         return -(-(request.num_scheduled + num) // self._block_size) - len(request.blocks)
 
+    def has_blocks(self, request: RequestState, num: int) -> bool:
+        """Whether there are blocks for ``num`` more tokens without taking any from others."""
+        return self.blocks_missing(request, num) <= self._pool.num_free
+
     def enter(self, request: RequestState, num: int) -> None:
         """Let a request that was admitted compute its first tokens that are not in the cache."""
         self.plan.new_rows.append(request.as_new_row())

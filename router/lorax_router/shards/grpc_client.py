@@ -262,6 +262,12 @@ class GrpcShardClient:
                 raise first from error
         except grpc.aio.UsageError as error:
             raise ShardUnavailableError(f"{self._who}: the connection is closed") from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not whoever waits was cancelled, but the call, since the connection is being closed.
+            raise ShardUnavailableError(f"{self._who}: the connection was closed") from None
         logger.warning("%s was unavailable and is back: the call is repeated", self._who)
         try:
             return await self._call(method, request, timeout_s, repeat=False)

@@ -22,7 +22,13 @@ from lorax_contract.adapters import (
     LoadReport,
 )
 from lorax_contract.constraint import Constraint
-from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError, StaleEpochError
+from lorax_contract.errors import (
+    GenerationError,
+    LoraxError,
+    ShardError,
+    ShardUnavailableError,
+    StaleEpochError,
+)
 from lorax_contract.step import AdapterHandle, ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_router.core.ports import ShardClient, ShardSession
 
@@ -30,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# A call that belongs to no epoch is made in so many sessions, if each is lost meanwhile.
+_MOST_LOSSES = 3
 # What says that a whole group is gone, and not that one call of it failed.
 LOST = (ShardUnavailableError, StaleEpochError)
 
@@ -57,6 +65,7 @@ class ShardSessions:
         # Is told of a loss that no step has shown.
         self.on_lost: Callable[[ShardError], None] = lambda _: None
         self._watch: asyncio.Task[None] | None = None
+        self._num_compiling = 0
 
     # --- sessions ---------------------------------------------------------------
 
@@ -126,11 +135,19 @@ class ShardSessions:
     async def _made_again(self, call: Callable[[ShardClient], Awaitable[Result]]) -> Result:
         """Make a call that belongs to no epoch, in one session after the other until one answers."""
         session = self._session
-        while True:
+        for _ in range(_MOST_LOSSES - 1):
             try:
                 return await call(session.shards)
             except LOST as error:
                 session = await self._after(session, error)
+        try:
+            return await call(session.shards)
+        except LOST as error:
+            # It may be what ends them.
+            raise GenerationError(
+                f"the shards were lost {_MOST_LOSSES} times during one call: {error}",
+                public="the shards failed each time that this was tried",
+            ) from error
 
     async def _of_this_epoch(self, call: Callable[[ShardClient], Awaitable[Result]]) -> Result:
         """Make a call of the present epoch; if its group is lost, fail once the next one serves.
@@ -189,7 +206,16 @@ class ShardSessions:
         self, constraint: Constraint, content: AdapterContent | None = None
     ) -> None:
         """Make a constraint ready."""
-        await self._made_again(lambda shards: shards.prepare_constraint(constraint, content))
+        self._num_compiling += 1
+        try:
+            await self._made_again(lambda shards: shards.prepare_constraint(constraint, content))
+        finally:
+            self._num_compiling -= 1
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no constraint is being compiled: adapters are the scheduler's own affair."""
+        return not self._num_compiling
 
     async def adapter_tiers(self, parts: Sequence[AdapterPart]) -> AdapterTiers:
         """Return where adapters lie."""

@@ -145,7 +145,10 @@ class Engine:
         StartupError says that the memory does not suffice.
         """
         self.clear()
-        if spec == self._warm_for:
+        is_warm = spec == self._warm_for
+        if self._group is not None:
+            is_warm = bool(least_of(self._group, int(is_warm)))
+        if is_warm:
             return self.num_blocks
         self._warm_for = None
         self.batch.start_anew(0)

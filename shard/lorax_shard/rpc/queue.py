@@ -125,6 +125,8 @@ class CommandQueue:
             return await asyncio.shield(stored)
         if seq > self._next_seq:
             await self._wait_for_turn(seq)
+            # Another epoch may have begun since it was woken.
+            self.check_epoch(epoch)
             # Another copy of the call may have been woken first.
             if (stored := self._stored(seq)) is not None:
                 return await asyncio.shield(stored)

@@ -12,13 +12,21 @@ from tests.helpers.swap_world import SwapWorld
 
 from lorax_contract.step import (
     AdapterHandle,
+    FinishCode,
     RequestId,
     RequestSpec,
     SamplingParams,
+    StepOutcome,
     StoppingParams,
+    TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
-from lorax_router.core.isolation import LOSSES_ALONE, LOSSES_TOGETHER
+from lorax_router.core.isolation import (
+    LOSSES_ALONE,
+    LOSSES_PREPARING,
+    LOSSES_TOGETHER,
+    ShardsLost,
+)
 from lorax_router.core.scheduler import Scheduler
 
 MOST_LOSSES = LOSSES_TOGETHER + LOSSES_ALONE
@@ -136,40 +144,147 @@ def test_who_is_to_be_alone_waits_for_blocks_and_nobody_enters_before_it() -> No
     assert entered.index(late) == 3
 
 
-def test_who_waits_for_its_adapter_keeps_nobody_from_running() -> None:
-    """It is alone when its adapter is there, and what is in flight is done."""
-    table = AdapterTable(max_resident=1)
-    table.add(AdapterHandle(1), 1)
-    scheduler = Scheduler(
-        num_blocks=20, block_size=4, max_step_tokens=16, max_rows=4, adapters=table
-    )
+class Core:
+    """A scheduler with one adapter, whose rows all get tokens, or are lost."""
 
-    def submit(number: int, adapter: int = 0) -> None:
+    def __init__(self, num_blocks: int, **options: Any) -> None:
+        self.num_blocks = num_blocks
+        self.table = AdapterTable(max_resident=1, **options)
+        self.table.add(AdapterHandle(1), 1)
+        self.scheduler = Scheduler(
+            num_blocks=num_blocks, block_size=4, max_step_tokens=64, max_rows=4, adapters=self.table
+        )
+        self.now = 0.0
+
+    def submit(self, number: int, num_prompt: int = 2, max_new: int = 4, adapter: int = 0) -> None:
         spec = RequestSpec(
-            request_id=RequestId(number), prompt_ids=[number, 2], sampling=SamplingParams(),
-            stopping=StoppingParams(max_new_tokens=4), adapter=AdapterHandle(adapter),
+            request_id=RequestId(number), prompt_ids=[number * 100 + n for n in range(num_prompt)],
+            sampling=SamplingParams(), stopping=StoppingParams(max_new_tokens=max_new),
+            adapter=AdapterHandle(adapter),
         )  # fmt: skip
-        scheduler.submit(spec, 0.0)
+        self.scheduler.submit(spec, self.now)
 
-    def planned() -> list[int]:
-        plan = scheduler.plan(0.0)
+    def planned(self) -> list[int]:
+        plan = self.scheduler.plan(self.now)
+        self.scheduler.check()
         return [] if plan is None else list(plan.row_ids)
 
-    def let_adapter_come() -> None:
-        orders = scheduler.adapter_orders()
+    def let_adapter_come(self) -> None:
+        orders = self.scheduler.adapter_orders()
         assert orders.prepare == [1]
-        event = AdapterEvent.PREPARED
-        scheduler.adapter_event(AdapterHandle(1), event, 0.0, epoch=orders.epoch)
+        self.scheduler.adapter_event(
+            AdapterHandle(1), AdapterEvent.PREPARED, self.now, epoch=orders.epoch
+        )
 
-    submit(1, adapter=1)
-    submit(2)
-    for epoch in range(2, 2 + LOSSES_TOGETHER):
-        assert planned() == [2]
-        let_adapter_come()
-        assert sorted(planned()) == [1, 2]
-        assert not scheduler.shards_lost(0.0, epoch=epoch, num_blocks=20, adapter_bytes=None)
-    scheduler.cancel(RequestId(2))
-    submit(3)
-    assert planned() == [3]
-    let_adapter_come()
-    assert planned() == []
+    def answer(self) -> None:
+        """Let the oldest step be computed."""
+        step = self.scheduler._in_flight[0]
+        rows = [row.request for row in step.rows if row.reports]
+        is_last = [len(r.output_ids) + 1 == r.spec.stopping.max_new_tokens for r in rows]
+        finish = [FinishCode.LENGTH if each else FinishCode.RUNNING for each in is_last]
+        outcome = StepOutcome(
+            step.seq, row_ids=[each.request_id for each in rows], num_tokens=[1] * len(rows),
+            finish=finish, tokens=TokenColumns(ids=[5] * len(rows)),
+        )  # fmt: skip
+        self.scheduler.apply(outcome, self.now)
+        self.scheduler.check()
+
+    def lose(self) -> ShardsLost:
+        return self.scheduler.shards_lost(
+            self.now, epoch=self.scheduler.epoch + 1, num_blocks=self.num_blocks, adapter_bytes=None
+        )
+
+
+def test_who_waits_for_its_adapter_keeps_nobody_from_running() -> None:
+    """It is alone when its adapter is there, and what is in flight is done."""
+    core = Core(20)
+    core.submit(1, adapter=1)
+    core.submit(2)
+    for _ in range(LOSSES_TOGETHER):
+        assert core.planned() == [2]
+        core.let_adapter_come()
+        assert sorted(core.planned()) == [1, 2]
+        assert not core.lose().ended
+    core.scheduler.cancel(RequestId(2))
+    core.submit(3)
+    assert core.planned() == [3]
+    core.let_adapter_come()
+    assert core.planned() == []
+
+
+def test_where_blocks_just_suffice_the_last_steps_need_no_more() -> None:
+    """They are planned before it is known that the request is beyond where it was."""
+    core = Core(10)
+    core.submit(1, 8, 16, adapter=1)
+    core.submit(9, 2, 20)
+    for _ in range(LOSSES_TOGETHER):
+        core.planned()
+        core.let_adapter_come()
+        core.planned()
+        assert not core.lose().ended
+    core.scheduler.cancel(RequestId(9))
+    core.submit(3, 30, 2)
+    assert core.planned() == [3]
+    core.let_adapter_come()
+    while 1 not in core.planned():
+        core.answer()
+    for _ in range(4):
+        core.planned()
+
+
+def test_an_adapter_whose_preparation_ends_the_shards_is_found_and_no_row_is_blamed() -> None:
+    """Rows that are alone at such losses are not to blame for them."""
+    core = Core(100)
+    for number in (1, 2, 3):
+        core.submit(number, 8, 40)
+    core.submit(7, adapter=1)
+    for number in range(LOSSES_PREPARING):
+        core.planned()
+        # Not before all rows are beyond where they were: nothing else is done beside them until then.
+        while not (orders := core.scheduler.adapter_orders()).prepare:
+            core.answer()
+            core.planned()
+        assert orders.prepare == [1]
+        lost = core.lose()
+        assert lost.ended.keys() == ({7} if number == LOSSES_PREPARING - 1 else set())
+    assert "prepared its adapter" in lost.blamed[RequestId(7)]
+    core.planned()
+    assert core.scheduler.adapter_orders().prepare == []
+
+
+def test_an_adapter_that_came_meanwhile_begins_anew() -> None:
+    core = Core(100)
+    core.submit(1, 8, 40, adapter=1)
+    for _ in range(2 * LOSSES_PREPARING):
+        core.planned()
+        if core.scheduler.adapter_orders().prepare:
+            assert not core.lose().ended
+        core.planned()
+        core.let_adapter_come()
+        core.planned()
+        core.answer()
+        assert not core.lose().ended
+
+
+def test_the_turn_of_its_adapter_does_not_end_while_a_request_is_alone() -> None:
+    """Otherwise others would be computed beside the step that it has in flight."""
+    core = Core(40, cycle_time_s=1.0)
+    core.table.add(AdapterHandle(2), 1)
+    core.submit(1, 30, 8, adapter=1)
+    core.submit(9)
+    for _ in range(LOSSES_TOGETHER):
+        core.planned()
+        core.let_adapter_come()
+        while 1 not in core.planned():
+            core.answer()
+        assert not core.lose().ended
+    core.scheduler.cancel(RequestId(9))
+    core.planned()
+    core.let_adapter_come()
+    assert core.planned() == [1]
+    core.submit(2, adapter=2)
+    core.submit(3)
+    for _ in range(4):
+        core.now += 10.0
+        assert set(core.planned()) <= {1}
+    core.answer()

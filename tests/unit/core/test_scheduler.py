@@ -313,7 +313,7 @@ def test_losing_the_shards_is_preempting_everything() -> None:
     step(scheduler, {1: 9, 2: 8})
     scheduler.plan(0.0)
     lost = scheduler.shards_lost(0.0, epoch=2, num_blocks=8, adapter_bytes=None)
-    assert lost == {}
+    assert not lost.ended
     scheduler.check()
     plan = scheduler.plan(0.0)
     assert plan is not None
@@ -340,11 +340,11 @@ def test_requests_that_shards_with_less_memory_can_never_hold_end_in_words() -> 
     scheduler.plan(0.0)
     lost = scheduler.shards_lost(1.0, epoch=5, num_blocks=4, adapter_bytes=2)
     scheduler.check()
-    assert lost.keys() == {2, 3, 4, 6}
-    assert "more than the 16 tokens" in lost[RequestId(2)]
-    assert "takes 4 bytes" in lost[RequestId(3)]
+    assert lost.impossible.keys() == {2, 3, 4, 6}
+    assert "more than the 16 tokens" in lost.impossible[RequestId(2)]
+    assert "takes 4 bytes" in lost.impossible[RequestId(3)]
     # Of the pins the first one fits, and keeps its place; no other may take that.
-    assert "pinned adapters leave 1 of 2" in lost[RequestId(6)]
+    assert "pinned adapters leave 1 of 2" in lost.impossible[RequestId(6)]
     assert [record.handle for record in table.snapshot() if record.is_pinned] == [3]
     assert scheduler.stats().num_waiting == 2
     assert before.epoch == 1
@@ -432,7 +432,7 @@ def test_an_end_that_was_on_its_way_when_the_shards_were_lost_is_awaited_anew() 
     while scheduler.num_in_flight < 2:
         assert scheduler.plan(0.0) is not None
     lost = scheduler.shards_lost(0.0, epoch=2, num_blocks=4, adapter_bytes=None)
-    assert lost == {}
+    assert not lost.ended
     scheduler.check()
     again = scheduler.plan(0.0)
     assert again is not None and [row.spec.request_id for row in again.new_rows] == [1, 2]

@@ -382,13 +382,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         ended = self.scheduler.shards_lost(
             self.now, epoch=self.epoch, num_blocks=num_blocks, adapter_bytes=max_bytes
         )
-        for request_id, text in ended.items():
+        preparing = {handle for handle, event, _ in self.orders if event is AdapterEvent.PREPARED}
+        for request_id, text in ended.ended.items():
             spec = self.specs.pop(request_id)
             num_kv = len(spec.prompt_ids) + max(spec.stopping.max_new_tokens - 1, 0)
-            is_impossible = num_kv > num_blocks * self.sizes[1] or not self._may_fit(spec.adapter)
-            is_blamed = "with no other beside it" in text
-            assert is_impossible or (is_blamed and in_flight == {request_id})
-            name = "blamed" if is_blamed else "impossible"
+            if request_id in ended.impossible:
+                assert num_kv > num_blocks * self.sizes[1] or not self._may_fit(spec.adapter)
+            elif "prepared its adapter" in text:
+                assert spec.adapter in preparing
+            else:
+                assert in_flight == {request_id} and not preparing
+            name = "impossible" if request_id in ended.impossible else "blamed"
             self.counts[name] = self.counts.get(name, 0) + 1
         self.prepared.clear()
         self.plans.clear()

@@ -99,7 +99,7 @@ def test_options_left_alone_are_the_defaults_of_the_contract() -> None:
     router = RouterConfig(model_id="", tokenizer_dir="", shard_uri=plan.router.shard_uri)
     # The launcher has a private folder for the socket, and one beside the store; the router has none.
     assert plan.router.admin_uds == "/run/lorax/admin"
-    assert plan.router.adapter_registry == "/c/adapters/servers/3000.sqlite3"
+    assert plan.router.adapter_registry == "/c/adapters/servers/3000-default.sqlite3"
     own = {"admin_uds": None, "adapter_registry": ""}
     told = dataclasses.replace(
         plan.router, lifeline=False, shard_wait_s=0.0, shard_return_s=0.0, **own

@@ -6,9 +6,15 @@ import asyncio
 import time
 
 import pytest
+from tests.helpers.constraints import regex
 from tests.helpers.mortal_shards import BLOCKS, MortalShards, play
 
-from lorax_contract.errors import DeadlineError, GenerationError
+from lorax_contract.errors import (
+    DeadlineError,
+    GenerationError,
+    RowFailedError,
+    ShardUnavailableError,
+)
 from lorax_contract.step import FinishCode, RequestSpec, StepOutcome, StepPlan
 from lorax_router.core.request import RequestTerms
 
@@ -47,13 +53,54 @@ def test_a_request_that_ends_the_shards_ends_and_all_others_go_on(depth: int) ->
 
 def test_several_that_come_one_after_the_other_each_end() -> None:
     async def scene(world: MortalShards) -> None:
-        specs = [world.spec(30, number % 2) for number in range(3)]
+        specs = [world.spec(30 + number, number % 2) for number in range(3)]
         make_deadly(world, *specs)
         for spec in specs:
             reading = asyncio.create_task(world.read(world.spec(60)))
             *_, last = [chunk async for chunk in world.loop.submit(spec)]
             assert last.finish is FinishCode.ERROR
             await reading
+
+    play(scene)
+
+
+def test_copies_of_one_that_ends_the_shards_end_with_it_and_are_not_computed_again() -> None:
+    async def scene(world: MortalShards) -> None:
+        specs = [world.spec(30, adapter=1) for _ in range(6)]
+        make_deadly(world, *specs)
+        streams = [world.loop.submit(spec) for spec in specs]
+        reading = asyncio.create_task(world.read(world.spec(40)))
+        for stream in streams:
+            *_, last = [chunk async for chunk in stream]
+            assert isinstance(last.error, RowFailedError)
+        await reading
+        assert world.shard.epoch == 5
+        with pytest.raises(RowFailedError, match="not tried again"):
+            world.loop.submit(world.spec(30, adapter=1))
+        # The same words with another adapter are another matter.
+        await world.read(world.spec(30, adapter=2))
+
+    play(scene)
+
+
+def test_a_call_that_ends_the_shards_each_time_is_given_up() -> None:
+    async def scene(world: MortalShards) -> None:
+        calls = 0
+
+        async def deadly(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+            world.kill()
+            asyncio.get_running_loop().call_later(0.005, world.bring_back)
+            raise ShardUnavailableError("the connection broke")
+
+        world.shard.prepare_constraint = deadly  # type: ignore[method-assign,assignment]
+        # It is alone at each loss, and not to blame.
+        reading = asyncio.create_task(world.read(world.spec(60)))
+        with pytest.raises(GenerationError, match="lost 3 times during one call"):
+            await world.sessions.prepare_constraint(regex("a"))
+        assert calls == 3
+        await reading
 
     play(scene)
 

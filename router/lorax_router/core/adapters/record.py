@@ -61,6 +61,8 @@ class AdapterRecord:
     num_waiting: int = 0
     num_running: int = 0
     num_uses: int = 0
+    # Losses of the shards while it was being prepared, since it last was.
+    num_losses: int = 0
     worth: float = 0.0
     prepare_s: float = 1.0
     # When it began to wait for a slot, to be prepared, to be resident, to be drained.

@@ -233,11 +233,11 @@ class AdapterTable:
         return self._records.get(handle)
 
     def in_play(self) -> list[AdapterRecord]:
-        """Return those that hold a slot or should; they are not to be changed."""
+        """Return those that hold a slot or should; the core alone changes them."""
         return [*self._index.held.values(), *self._index.wanted.values()]
 
     def snapshot(self) -> list[AdapterRecord]:
-        """Return all records, for lists; they are not to be changed."""
+        """Return all records; they are not to be changed."""
         return list(self._records.values())
 
     # --- who needs what -----------------------------------------------------------
@@ -475,6 +475,7 @@ class AdapterTable:
             record.is_called = False
             record.progressed_at = None
             self._assess(record)
+            record.num_losses = 0
         elif event is AdapterEvent.FAILED:
             # It would be prepared again at once, for ever.
             record.is_pinned = record.is_called = False

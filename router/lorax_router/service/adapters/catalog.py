@@ -76,6 +76,8 @@ class CatalogEntry:
     # Rows one after the other that had no numbers, and why no more are taken in.
     num_faults: int = 0
     quarantine: AdapterUnavailableError | None = None
+    # By the directory's clock.
+    quarantined_until: float = 0.0
     # Set while nobody holds it.
     unheld: asyncio.Event = field(default_factory=asyncio.Event)
 

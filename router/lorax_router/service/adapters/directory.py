@@ -50,6 +50,8 @@ _MAX_NAMES = 16_384
 _MAX_IDLE = 4_096
 # Rows without finite logits, one after the other, after which an adapter is quarantined.
 _MAX_FAULTS = 3
+# Seconds after which it is let in again.
+_QUARANTINE_S = 600.0
 # How often a content that left the shards' disk is fetched again before giving up.
 _REFETCHES = 2
 
@@ -145,11 +147,11 @@ class AdapterDirectory:
             fetched[0], text = await self._text(selection, fetched[0], meter)
         # From here on nothing waits: a content found is a content held.
         entry = self.catalog.place(selection, fetched)
-        if refresh:
-            # Whoever loads it by hand gives it another try.
-            entry.num_faults, entry.quarantine = 0, None
-        if entry.quarantine is not None:
-            raise entry.quarantine
+        if refresh or self._clock() > entry.quarantined_until:
+            # Whoever loads it by hand gives it another try, and so does time.
+            entry.quarantine = None
+        if (why := entry.quarantine) is not None:
+            raise AdapterUnavailableError(why.reason, why.text)
         self.catalog.hold(entry)
         self.catalog.used(selection, entry)
         return AdapterLease(
@@ -313,18 +315,26 @@ class AdapterDirectory:
 
     def no_numbers(self, handle: AdapterHandle) -> None:
         """A row had no finite logits: after some one after the other its adapter is let in no more."""
-        entry = self.catalog.by_handle[handle]
+        if (entry := self.catalog.by_handle.get(handle)) is None:
+            return
         entry.num_faults += 1
         if entry.num_faults >= _MAX_FAULTS and entry.quarantine is None:
+            num, entry.num_faults = entry.num_faults, 0
+            entry.quarantined_until = self._clock() + _QUARANTINE_S
             entry.quarantine = AdapterUnavailableError(
                 Reason.QUARANTINED,
-                f"the last {entry.num_faults} requests with this adapter had logits that are no finite "
+                f"the last {num} requests with this adapter had logits that are no finite "
                 "numbers; check its weights, then load it again",
             )
             logger.error(
                 "adapter %s is quarantined: %s", entry.label, entry.quarantine.text,
                 extra={"fields": {"event": "adapter_quarantined", "adapter": entry.label}},
             )  # fmt: skip
+
+    def shards_lost(self) -> None:
+        """What computed without numbers may have been the shards that are gone."""
+        for entry in self.catalog.by_handle.values():
+            entry.num_faults, entry.quarantine = 0, None
 
     def numbers(self, handle: AdapterHandle) -> None:
         """A row ended well."""

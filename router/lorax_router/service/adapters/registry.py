@@ -40,6 +40,14 @@ PRAGMA user_version = {_VERSION};
 """
 
 
+# What makes a file one that cannot be used any more.
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class _UnknownVersionError(Exception):
+    """Another release has written the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """An adapter that a tenant keeps on the shards; the empty one is the operator."""
@@ -134,8 +142,16 @@ class AdapterRegistry:
             return Remembered()
         try:
             return self._read()
-        except sqlite3.DatabaseError as error:
+        except _UnknownVersionError as error:
             self._put_aside(error)
+        except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+                self._put_aside(error)
+            else:
+                # Locked, perhaps, or not readable now: it is left as it is.
+                logger.error(
+                    "%s cannot be read now, and nothing of it is known: %s", self._path, error
+                )
         return Remembered()
 
     def _read(self) -> Remembered:
@@ -168,7 +184,7 @@ class AdapterRegistry:
         try:
             with self._lock, self._opened() as db:
                 work(db)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, _UnknownVersionError) as error:
             logger.warning(
                 "%s cannot be written (%s): what was named, pinned or loaded now is forgotten when "
                 "the server ends", self._path, error,
@@ -182,15 +198,17 @@ class AdapterRegistry:
             try:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version not in (0, _VERSION):
-                    raise sqlite3.DatabaseError(f"it is of version {version}, not {_VERSION}")
-                db.executescript(_SCHEMA)
+                    raise _UnknownVersionError(f"it is of version {version}, not {_VERSION}")
+                if not version:
+                    db.executescript(_SCHEMA)
             except BaseException:
                 db.close()
                 raise
             self._connection = db
         return self._connection
 
-    def _put_aside(self, error: sqlite3.DatabaseError) -> None:
+    def _put_aside(self, error: Exception) -> None:
+        self.close()
         aside = f"{self._path}.damaged"
         logger.error(
             "%s cannot be read (%s): names, pins and adapters that were loaded by hand are not known "
@@ -198,6 +216,8 @@ class AdapterRegistry:
         )  # fmt: skip
         try:
             Path(self._path).replace(aside)
+            # Of the file that is aside now.
+            Path(f"{self._path}-journal").unlink(missing_ok=True)
         except OSError as failed:
             logger.warning("%s cannot be put aside: %s", self._path, failed)
 

@@ -129,8 +129,9 @@ class EngineLoop:
         if self._failure is not None:
             raise self._failure
         now = self._clock()
+        self._losses.refuse_deadly(spec, now)
         self._scheduler.submit(spec, now, terms)
-        stream = EngineStream(partial(self._cancel, spec.request_id), spec.adapter, now)
+        stream = EngineStream(partial(self._cancel, spec.request_id), spec, now)
         self._streams[spec.request_id] = stream
         self._work.set()
         return stream
@@ -262,12 +263,21 @@ class EngineLoop:
         """Go on with the group of shards that comes next; raises what says that none comes."""
         self._forget_sent()
         try:
-            ended = await self._losses.outlast(error, len(self._streams), self._end_late)
+            lost = await self._losses.outlast(error, len(self._streams), self._end_late)
         except asyncio.CancelledError:
             self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
             raise
-        for request_id, text in ended.items():
+        for request_id, text in lost.impossible.items():
+            self._end_stream(request_id, GenerationError(text))
+        for request_id, text in lost.blamed.items():
+            if (stream := self._streams.get(request_id)) is not None:
+                self._losses.remember_deadly(stream.spec, text, self._clock())
             self._end_stream(request_id, RowFailedError(text))
+        for request_id, stream in list(self._streams.items()) if lost.blamed else ():
+            # What is the same in all that matters would do the same.
+            if (known := self._losses.deadly(stream.spec, self._clock())) is not None:
+                self._scheduler.cancel(request_id)
+                self._end_stream(request_id, RowFailedError(known))
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:

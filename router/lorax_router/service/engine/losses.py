@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from lorax_contract.errors import ShardError, ShardUnavailableError
-from lorax_contract.step import RequestId
+from lorax_contract.errors import RowFailedError, ShardError, ShardUnavailableError
+from lorax_contract.step import RequestSpec
+from lorax_router.core.isolation import ShardsLost
 from lorax_router.core.ports import SessionSource, ShardSession
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.service.engine.orders import AdapterOrders
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # A step has hung that lasts so many times as long as it should.
 _HANG_TIMES = 20.0
+# Requests that have ended the shards, and for how long others like them are refused.
+_MAX_DEADLY, _DEADLY_S = 64, 600.0
 # How often requests are looked at, while there are no shards, for those that are too late.
 _LOOK_S = 0.5
 
@@ -60,6 +63,8 @@ class Losses:
         self._goes_on = sessions is not None
         # That the shards are gone, as something else than a step's error has shown.
         self.known: ShardError | None = None
+        # What is not computed any more, why and until when; the latest last.
+        self._deadly: dict[Hashable, tuple[str, float]] = {}
         if sessions is not None:
             sessions.on_lost = self.notice
 
@@ -103,7 +108,7 @@ class Losses:
 
     async def outlast(
         self, error: ShardError, num_open: int, end_late: Callable[[], None]
-    ) -> dict[RequestId, str]:
+    ) -> ShardsLost:
         """Wait for the next group and plan for it; return the requests that end by that, and why.
 
         ``num_open`` streams wait meanwhile; ``end_late`` is called now and then to end those of
@@ -119,9 +124,10 @@ class Losses:
         if self._observer is not None:
             self._observer.shards_lost()
         self.has_shards = False
+        is_quiet = self._sessions.is_quiet
         session = await self._next(self._sessions, error, end_late)
         self.has_shards = True
-        ended = self._move_to(session)
+        lost = self._move_to(session, is_quiet=is_quiet)
         self.known = None
         self._sessions.use(session)
         seconds = self._clock() - lost_at
@@ -129,10 +135,10 @@ class Losses:
             self._observer.shards_back(seconds)
         logger.warning(
             "the shards are back after %.1f s: %d requests go on, %d ended", seconds,
-            num_open - len(ended), len(ended),
+            num_open - len(lost.ended), len(lost.ended),
             extra={"fields": {"event": "shards_back", "epoch": session.info.epoch, "seconds": seconds}},
         )  # fmt: skip
-        return ended
+        return lost
 
     async def _next(
         self, sessions: SessionSource, error: ShardError, end_late: Callable[[], None]
@@ -146,15 +152,41 @@ class Losses:
         finally:
             coming.cancel()
 
-    def _move_to(self, session: ShardSession) -> dict[RequestId, str]:
-        ended = self._scheduler.shards_lost(
+    def _move_to(self, session: ShardSession, *, is_quiet: bool) -> ShardsLost:
+        lost = self._scheduler.shards_lost(
             self._clock(),
             epoch=session.info.epoch,
             num_blocks=session.num_blocks,
             adapter_bytes=session.info.adapter_bytes or None,
+            is_quiet=is_quiet,
         )
-        for request_id, text in ended.items():
+        for request_id, text in lost.ended.items():
             logger.error("request %d ends with the shards that were lost: %s", request_id, text)
         if self._orders is not None:
             self._orders.started_anew()
-        return ended
+        return lost
+
+    # --- requests that end the shards -----------------------------------------------
+
+    def remember_deadly(self, spec: RequestSpec, text: str, now: float) -> None:
+        """A request has ended the shards: none like it is computed for a while."""
+        self._deadly[_key(spec)] = text, now + _DEADLY_S
+        while len(self._deadly) > _MAX_DEADLY:
+            del self._deadly[next(iter(self._deadly))]
+
+    def deadly(self, spec: RequestSpec, now: float) -> str | None:
+        """Return why a request is not computed, None: it is."""
+        if not self._deadly:
+            return None
+        text, until = self._deadly.get(_key(spec), ("", now))
+        return text if until > now else None
+
+    def refuse_deadly(self, spec: RequestSpec, now: float) -> None:
+        """Raise RowFailedError for a request like one that has ended the shards."""
+        if (text := self.deadly(spec, now)) is not None:
+            raise RowFailedError(text)
+
+
+def _key(spec: RequestSpec) -> Hashable:
+    """Return what is the same when a client sends a request once more: a seed may not be."""
+    return spec.adapter, tuple(spec.prompt_ids), spec.stopping, spec.constraint

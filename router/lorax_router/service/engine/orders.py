@@ -33,6 +33,9 @@ class OrderExecutor(Protocol):
     def no_numbers(self, handle: AdapterHandle) -> None:
         """A row with this adapter had logits that are no finite numbers."""
 
+    def shards_lost(self) -> None:
+        """Others took the place of the shards."""
+
     def numbers(self, handle: AdapterHandle) -> None:
         """A row with this adapter ended well."""
 
@@ -99,13 +102,15 @@ class AdapterOrders:
         """Other shards took the place of those that all orders so far were for: these are void."""
         for task in self._tasks:
             task.cancel()
+        self._carrier.shards_lost()
         self.loads.clear()
         self._tell_departures()
         for handle in list(self._arrivals):
             record = self._scheduler.adapters.find(handle)
             if record is None or record.wanted_at is None:
                 error = GenerationError(
-                    f"adapter {handle} has no room on the shards that are there now",
+                    f"adapter {handle} is not prepared by the shards that are there now: they have no room for it, or "
+                    "others were lost over it",
                     public="the adapter could not be loaded",
                 )
                 _fail(self._arrivals.pop(handle), error)

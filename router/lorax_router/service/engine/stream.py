@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
-from lorax_contract.step import AdapterHandle, FinishCode
+from lorax_contract.step import FinishCode, RequestSpec
 from lorax_router.service.engine.port import ChunkSink, TokenChunk
 
 
@@ -16,13 +16,12 @@ class EngineStream:
 
     __slots__ = (
         "_cancel", "_chunks", "_ended", "_fault", "_sink", "_wake", "first_sent", "handle",
-        "num_cached", "scheduled_at", "submitted_at",
+        "num_cached", "scheduled_at", "spec", "submitted_at",
     )  # fmt: skip
 
-    def __init__(
-        self, cancel: Callable[[], None], handle: AdapterHandle, submitted_at: float
-    ) -> None:
-        self.handle = handle
+    def __init__(self, cancel: Callable[[], None], spec: RequestSpec, submitted_at: float) -> None:
+        self.spec = spec
+        self.handle = spec.adapter
         self.submitted_at = submitted_at
         self._chunks: deque[TokenChunk] = deque()
         self._wake: asyncio.Future[None] | None = None

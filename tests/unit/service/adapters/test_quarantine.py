@@ -66,6 +66,32 @@ def test_three_one_after_the_other_are_too_many_and_a_load_by_hand_tries_again()
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("by", ["time", "other shards"])
+def test_it_does_not_last(by: str) -> None:
+    """Of what was wrong the shards may have been the cause, or whoever asked."""
+
+    async def scene() -> None:
+        async with adapter_world() as world:
+            rows = Rows(world)
+            directory = world.parts.adapters._directory
+            for _ in range(3):
+                await rows.fails("poet")
+            with pytest.raises(AdapterUnavailableError) as first:
+                await world.generate("poet")
+            with pytest.raises(AdapterUnavailableError) as second:
+                await world.generate("poet")
+            # One that is raised again and again holds on to all that it has passed.
+            assert first.value is not second.value
+            if by == "time":
+                later = directory._clock() + 601
+                directory._clock = lambda: later
+            else:
+                directory.shards_lost()
+            await rows.succeeds("poet")
+
+    asyncio.run(scene())
+
+
 def test_a_row_that_ends_well_in_between_takes_the_blame_away() -> None:
     """So do other faults not count: they are no matter of its weights."""
 

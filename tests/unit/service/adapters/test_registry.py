@@ -9,13 +9,15 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.helpers.adapter_world import AdapterWorld, adapter_world, ref, selection
 
-from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_router.adapter_setup import bring_back, preload, restore_names
 from lorax_router.service.adapters.aliases import Alias
+from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.registry import AdapterRegistry
 from lorax_router.service.callers import Caller, Quotas
 
@@ -179,6 +181,94 @@ def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, damage: bytes |
         assert Path(f"{path}.damaged").read_bytes() == before
         async with server(path) as world:
             assert world.parts.selections.aliases.find("poet") is not None
+
+    asyncio.run(scene())
+
+
+def test_a_file_that_is_locked_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may be writing it."""
+    path = tmp_path / "file"
+
+    async def fill() -> None:
+        registry = AdapterRegistry(str(path))
+        await registry.loaded(ref("poet"))
+        registry.close()
+
+    asyncio.run(fill())
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.01}))
+    with contextlib.closing(connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        registry = AdapterRegistry(str(path))
+        assert registry.read().loads == ()
+        registry.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    registry = AdapterRegistry(str(path))
+    assert [each.id for each in registry.read().loads] == ["poet"]
+    registry.close()
+
+
+def test_a_file_that_was_put_aside_is_replaced_by_one_that_is_kept(tmp_path: Path) -> None:
+    """By whoever found it damaged, at once."""
+    path = tmp_path / "file"
+
+    async def scene() -> None:
+        registry = AdapterRegistry(str(path))
+        await registry.loaded(ref("poet"))
+        registry.close()
+        data = bytearray(path.read_bytes())
+        data[1024:] = b"\xff" * (len(data) - 1024)
+        path.write_bytes(data)
+        registry = AdapterRegistry(str(path))
+        assert registry.read().loads == ()
+        await registry.loaded(ref("other"))
+        registry.close()
+        registry = AdapterRegistry(str(path))
+        assert [each.id for each in registry.read().loads] == ["other"]
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_a_tenant_gets_no_adapter_by_the_server_s_own_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its private ones are not pinned again, and of others no token goes along."""
+    monkeypatch.setenv("HF_TOKEN", "the-server-s-own")
+
+    async def scene() -> None:
+        registry = AdapterRegistry(str(tmp_path / "file"))
+        hub = AdapterRef.of("hub", "org/private")
+        await registry.pinned(hub, "acme", is_private=True)
+        await registry.pinned(AdapterRef.of("hub", "org/open"), "acme", is_private=False)
+        registry.close()
+        async with server(tmp_path / "file") as world:
+            assert [query.ref.id for query in world.shard.queries] == ["org/open"]
+            assert [query.token for query in world.shard.queries] == [None]
+
+    asyncio.run(scene())
+
+
+def test_what_is_let_go_before_its_turn_does_not_come_back(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with server(tmp_path / "file") as world:
+            for each in ("one", "two"):
+                await world.parts.adapters.load(selection(each), pin=True)
+        async with server(tmp_path / "file", brings_back=False) as world:
+            manager = world.parts.adapters
+            load = manager.load
+
+            async def load_and_take_back(
+                wanted: AdapterSelection, *args: Any, **kwargs: Any
+            ) -> Any:
+                await manager.registry.unloaded(ref("two" if wanted == selection("one") else "one"))
+                return await load(wanted, *args, **kwargs)
+
+            manager.load = load_and_take_back  # type: ignore[method-assign]
+            await bring_back(manager)
+            assert len(await world.list()) == 1
 
     asyncio.run(scene())
 
