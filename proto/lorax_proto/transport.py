@@ -31,6 +31,8 @@ CLIENT_OPTIONS: list[tuple[str, int]] = [
     *_UNLIMITED,
     ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # A shard may stand still while nothing is asked of it.
+    ("grpc.keepalive_permit_without_calls", 1),
     # A step may run for minutes without a byte: pings must not run out meanwhile.
     ("grpc.http2.max_pings_without_data", 0),
     # Quick reconnects: a shard is on this host or beside it.
@@ -47,6 +49,7 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     *_UNLIMITED,
     # Accept the pings of CLIENT_OPTIONS; the default takes one in five minutes.
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 3),
+    ("grpc.keepalive_permit_without_calls", 1),
     # Two servers on one port is a mistake to report, not a load balancer.
     ("grpc.so_reuseport", 0),
 ]

@@ -53,7 +53,7 @@ def start_times(server: Server) -> dict[str, dict[str, Any]]:
     raise AssertionError("the server did not tell how long its start took")
 
 
-def until_healthy(server: Server, timeout_s: float = 60.0) -> float:
+def until_healthy(server: Server, timeout_s: float = 180.0) -> float:
     """Wait until the server says that it is healthy; return the seconds that took."""
     begun = time.perf_counter()
     while time.perf_counter() - begun < timeout_s:

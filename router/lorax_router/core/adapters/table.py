@@ -472,10 +472,9 @@ class AdapterTable:
             record.resident_at = now
             record.prepare_s = max(now - record.ordered_at, 1e-3)
             record.wanted_at = None
-            record.is_called = False
+            record.is_called, record.num_losses = False, 0
             record.progressed_at = None
             self._assess(record)
-            record.num_losses = 0
         elif event is AdapterEvent.FAILED:
             # It would be prepared again at once, for ever.
             record.is_pinned = record.is_called = False
