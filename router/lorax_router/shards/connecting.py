@@ -45,7 +45,8 @@ async def next_session(
 ) -> ShardSession:
     """Return the session of the group that comes after ``epoch``, warmed up for ``spec``.
 
-    Of one that is lost while it warms up the next one is waited for. Raises ShardError when
+    Of one that is lost while it warms up the next one is waited for; one that another router has
+    warmed up is that one's. Raises ShardError when
     none has come in ``wait_s`` seconds, or one that has no room.
     """
     deadline = monotonic() + wait_s
@@ -53,9 +54,11 @@ async def next_session(
         group = None
         try:
             group = await connect(uri, timeouts, wait_s=max(deadline - monotonic(), 0.0))
-            found = (await group.info()).epoch
-            if found > epoch:
-                epoch = found
+            info = await group.info()
+            if info.epoch > epoch:
+                if info.num_blocks:
+                    raise ShardError(f"another router serves with the shards at {uri} now")
+                epoch = info.epoch
                 return await _warmed_up(group, spec, epoch)
             error: ShardError = ShardUnavailableError(f"the shards at {uri} are those that failed")
         except ShardUnavailableError as gone:

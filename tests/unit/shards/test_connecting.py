@@ -68,6 +68,15 @@ def test_a_group_that_hangs_as_it_warms_up_is_told_of_and_not_tried_again(
     }  # fmt: skip
 
 
+def test_a_group_that_serves_another_router_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has there would go."""
+    shard = FakeShard(epoch=2)
+    asyncio.run(shard.warmup(SPEC, 2))
+    come(monkeypatch, shard)
+    with pytest.raises(ShardError, match="another router"):
+        following(1)
+
+
 def test_where_none_comes_in_time_the_last_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     come(monkeypatch, FakeShard(epoch=4))
     with pytest.raises(ShardUnavailableError, match="those that failed"):
