@@ -238,7 +238,7 @@ def test_sigterm_stops_in_good_order(model_dir, tmp_path):
     with ShardProcess(tmp_path, model_dir, num_blocks=8) as shard:
         parts = shard.facts["parts"]
         assert shard.facts == {
-            "uri": shard.uri, "pid": shard.process.pid, "rank": 0, "parts": parts,
+            "uri": shard.uri, "pid": shard.process.pid, "rank": 0, "elementwise": "cpp", "parts": parts,
         }  # fmt: skip
         assert all(seconds >= 0 for seconds in parts.values())
         shard.process.send_signal(signal.SIGTERM)
