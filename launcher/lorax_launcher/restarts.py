@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 # Seconds of service that end a series: requests get on by that, however often it happens.
 SETTLED_S = 10.0
-# Pauses before restarts of one series; the last one repeats. Who dies once is back at once.
-_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# Pauses before restarts of one series; the last one repeats. Who dies now and then is back at once.
+_PAUSES_S = (0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Restarts:
