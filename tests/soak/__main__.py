@@ -48,7 +48,9 @@ def _server(folder: Path, root: Path) -> Server:
         "--api-keys-file", _write_keys(folder), "--adapter-local-root", str(root),
         "--adapter-store-dir", str(folder / "store"), "--adapter-store-gb", "0.05",
         "--adapter-registry", str(folder / "registry"), "--adapter-refresh-s", "2",
-        "--restarts", "20", "--num-blocks", "1024",
+        "--restarts", "20",
+        # Caches that are full soon: what grows after that is none.
+        "--num-blocks", "256", "--adapter-host-memory-gb", "0.05",
         # Clients have cores to themselves.
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
