@@ -8,7 +8,7 @@
 
 A loss that comes from outside hits nobody twice as a rule, so that one of them costs nothing but to
 compute again, all rows together. A request that kills the shards does so four times at most, whoever it
-shares steps with, and nobody else ends by it.
+shares steps with, and no other is blamed for it.
 """
 
 from __future__ import annotations
