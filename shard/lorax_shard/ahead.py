@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from lorax_contract.config import ShardConfig
@@ -16,6 +17,9 @@ _PACKED = ("auto", "panel", "tiles")
 _QUANTIZED = 4
 # Mappings are not used to their ends.
 _MARGIN = 16
+# Turns, of some fifty nanoseconds, that a thread looks whether the others have done their part before
+# it sleeps. Of a pass's kernels the next one comes sooner than that.
+_TURNS = 2000
 # Nothing has been checked yet: what is filled must not be what is lacking later.
 _SHARE = 0.25
 
@@ -26,6 +30,17 @@ def begin(config: ShardConfig) -> None:
         needed = packed_bytes(config)
         if needed * config.ranks_on_device <= _SHARE * available_bytes():
             huge_pages.fill_ahead(needed)
+
+
+def let_waiting_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Say, before OpenMP is loaded, that a thread looks for others for a tenth of a millisecond only.
+
+    Else it does so for ten and more: longer than a processor is lent to somebody else, so that
+    threads of which some processor is wanted elsewhere too do nothing but look for each other.
+    What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", str(_TURNS))
 
 
 def packed_bytes(config: ShardConfig) -> int:

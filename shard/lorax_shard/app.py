@@ -118,6 +118,7 @@ def run(config_text: str | bytes) -> ExitCode:
         return _explained(StartupError(str(error), ExitCode.BAD_CONFIG))
     logs.configure(config.log_level, bound={"process": "shard", "rank": config.rank})
     clock = StartClock()
+    ahead.let_waiting_threads_sleep()
     use_one_arena()
     bound_kernel_caches()
     stopper = Stopper()

@@ -1,9 +1,13 @@
-"""Threads that computed with a thread are given back: kept ones would slow down whoever computes."""
+"""Threads that compute together: they are given back, and do not look for each other for long."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 _SCRIPT = """
 import time
@@ -37,3 +41,49 @@ def test_a_team_is_given_back_and_made_again() -> None:
     assert together > alone >= left
     assert num_threads == 4
     assert again == "True"
+
+
+# What OpenMP says of itself when it is loaded, after what a shard does before it loads anything.
+_AT_START = "from lorax_shard.ahead import let_waiting_threads_sleep as let; let(); import torch"
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "expected"),
+    [
+        ({}, "GOMP_SPINCOUNT = '2000'"),
+        ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "GOMP_SPINCOUNT = '0'"),
+    ],
+)
+def test_a_thread_looks_for_others_only_briefly(set_by_user: dict[str, str], expected: str) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    found = subprocess.run(
+        [sys.executable, "-c", _AT_START], capture_output=True, text=True, check=True, timeout=120,
+        env=inherited | set_by_user | {"OMP_DISPLAY_ENV": "VERBOSE"},
+    )  # fmt: skip
+    assert expected in found.stderr
+
+
+# A shard that has no weights: it ends while it loads, behind what OpenMP says of itself.
+_SHARD = """
+import os, sys
+from lorax_contract.config import ShardConfig
+from lorax_shard import app
+
+def load(*_):
+    print(os.environ["GOMP_SPINCOUNT"], "torch" in sys.modules)
+    app.leave(0)
+
+app.load_parts = load
+app.run(ShardConfig(model_dir="x", model_id="x", shard_uris=["unix:" + sys.argv[1]]).to_json())
+"""
+
+
+def test_a_shard_says_so_before_it_loads_torch(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
+    found = subprocess.run(
+        [sys.executable, "-c", _SHARD, f"{tmp_path}/s"], capture_output=True, text=True,
+        timeout=120, env=environment,
+    )  # fmt: skip
+    assert found.stdout == "2000 False\n", found.stderr
