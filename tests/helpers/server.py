@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,13 +41,15 @@ def free_ports(num: int) -> list[int]:
 class Server:
     """A launcher with its children; a context manager that always ends them.
 
-    ``command`` makes another command line from the port, e.g. one that calls make.
+    ``command`` makes another command line from the port, e.g. one that calls make; ``prefix`` are
+    words before it, of a program that becomes it.
     """
 
     def __init__(
         self,
         *options: str,
         command: Callable[[int], list[str]] | None = None,
+        prefix: Sequence[str] = (),
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         ready_timeout_s: float = 300.0,
@@ -56,7 +58,7 @@ class Server:
         bind = ["--hostname", "127.0.0.1", "--port", str(self.port)]
         bind += ["--admin-port", str(self.admin_port)]
         launcher = [str(Path(sys.executable).parent / "lorax-launcher"), *bind, *options]
-        self._command = command(self.port) if command else launcher
+        self._command = [*prefix, *(command(self.port) if command else launcher)]
         # What was named at a port before must not be known at it.
         self._env = {"ADAPTER_REGISTRY": "none"} | (dict(os.environ) if env is None else env)
         self._cwd = cwd

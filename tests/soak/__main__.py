@@ -16,6 +16,7 @@ from tests.acceptance.faults.crowd import converse
 from tests.acceptance.faults.server import events, faulty_server, until_healthy
 from tests.helpers.server import Server
 from tests.soak.clients import Clients
+from tests.soak.disk import SmallDisk
 from tests.soak.harm import Harm
 from tests.soak.requests import ADMIN_KEY, KEYS, fixed_requests
 from tests.soak.watch import PROGRAMS, Series, left_behind, sampled, watch
@@ -23,6 +24,8 @@ from tests.soak.watch import PROGRAMS, Series, left_behind, sampled, watch
 NUM_CLIENTS = 12
 # Of the time, with processes that are killed.
 _STORM = 0.6
+# Of the store, which may hold 50 of them.
+_DISK_MIB = 80
 # Until what a start leaves is there, and caches are full.
 _SETTLE = 0.25
 _ADAPTER_PAUSE_S, _PROCESS_PAUSE_S = 4.0, 25.0
@@ -42,7 +45,7 @@ def _write_keys(folder: Path) -> str:
     return str(path)
 
 
-def _server(folder: Path, root: Path) -> Server:
+def _server(folder: Path, disk: SmallDisk | None, root: Path) -> Server:
     """Return a server whose store of adapters holds a few of them."""
     return faulty_server(
         "--api-keys-file", _write_keys(folder), "--adapter-local-root", str(root),
@@ -52,7 +55,7 @@ def _server(folder: Path, root: Path) -> Server:
         # Caches that are full soon: what grows after that is none.
         "--num-blocks", "256", "--adapter-host-memory-gb", "0.05",
         # Clients have cores to themselves.
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, prefix=disk.prefix if disk else (),
     )  # fmt: skip
 
 
@@ -88,14 +91,18 @@ def soak(minutes: float, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         folder, root = Path(name), Path(name) / "adapters"
         root.mkdir()
-        with _server(folder, root) as server:
+        disk: SmallDisk | None = SmallDisk(folder / "store", _DISK_MIB)
+        if disk is not None and not disk.can_be_made:
+            print("the store's disk is not filled: nobody may mount a file system here")
+            disk = None
+        with _server(folder, disk, root) as server:
             asks = fixed_requests()
             heads = {"authorization": f"Bearer {KEYS[0]}"}
             right = converse(server.url, [ask.body for ask in asks], headers=heads)
             if errors := [each.error for each in right if each.error]:
                 return [f"undisturbed, a request fails: {errors[0]}"]
             names: list[str] = []
-            harm = Harm(server, root, names, random.Random(seed))
+            harm = Harm(server, disk, root, names, random.Random(seed))
             clients = Clients(server.url, list(zip(asks, right)), names, {"cut", "503"})
             asyncio.run(_storm(clients, harm, _STORM * seconds, seed))
             until_healthy(server)

@@ -16,6 +16,7 @@ from tests.acceptance.faults.server import processes
 from tests.helpers.default_model import default_model_dir
 from tests.helpers.formula_adapters import write_formula_adapter
 from tests.helpers.server import Server
+from tests.soak.disk import SmallDisk
 from tests.soak.requests import ADMIN_KEY
 
 _NUM_NAMES = 6
@@ -28,12 +29,21 @@ class Harm:
 
     Args:
         server: suffers it.
+        disk: of the server's store of adapters; None: it cannot be filled.
         root: a folder of adapters that the server may read.
         names: the adapters in it, for clients; changed as they come and go.
     """
 
-    def __init__(self, server: Server, root: Path, names: list[str], draw: random.Random) -> None:
+    def __init__(
+        self,
+        server: Server,
+        disk: SmallDisk | None,
+        root: Path,
+        names: list[str],
+        draw: random.Random,
+    ) -> None:
         self._server, self._root, self._names, self._draw = server, root, names, draw
+        self._disk = disk
         self.done: Counter[str] = Counter()
         self._stalled: list[socket.socket] = []
         self._num_written = 0
@@ -41,6 +51,8 @@ class Harm:
             self.bring_adapter, self.bring_adapter, self.replace_adapter, self.break_adapter,
             self.unload_adapter, self.remove_adapter, self.stall_sockets,
         ]  # fmt: skip
+        if disk is not None:
+            self.adapters.append(self.fill_disk)
         self.processes: list[Callable[[], Awaitable[None]]] = [
             self.kill_shard, self.kill_shard, self.kill_router, self.stop_shard, self.stop_router,
         ]  # fmt: skip
@@ -114,6 +126,13 @@ class Harm:
         if self._names:
             body = {"adapter_id": self._draw.choice(self._names), "adapter_source": "local"}
             await self._manage("unload", body)
+
+    async def fill_disk(self) -> None:
+        """Leave no room in the store, while somebody wants an adapter that is not there yet."""
+        assert self._disk is not None
+        with self._disk.filled(self._server):
+            await self.bring_adapter()
+            await asyncio.sleep(self._draw.uniform(1.0, 4.0))
 
     async def remove_adapter(self) -> None:
         if len(self._names) > 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -14,6 +15,8 @@ from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard.files import locked
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # A change takes well under a millisecond; whoever waits this long waits for a stopped process.
 _BUSY_S = 10.0
@@ -56,6 +59,18 @@ class Database:
     def change(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what ``work`` returns; others see all that it changes or nothing of it."""
         return self._done(lambda connection: _in_transaction(connection, work))
+
+    def note(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Change what may be missing: nothing is, where the disk has no room or is read only.
+
+        What is on a full disk already is served all the same.
+        """
+        try:
+            self.change(work)
+        except AdapterUnavailableError as error:
+            if error.reason is not Reason.STORE_FULL:
+                raise
+            logger.warning("%s: who uses which adapter is not noted", error.public)
 
     def ask(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what ``work`` returns, which changes nothing."""

@@ -154,8 +154,8 @@ class StoreIndex:
         self._db.change(lambda db: db.execute("DELETE FROM entries WHERE digest = ?", (digest,)))
 
     def count_use(self, digest: str, now: float) -> None:
-        """Note that an entry is wanted now."""
-        self._db.change(lambda db: _count_use(db, digest, now))
+        """Note that an entry is wanted now, where the disk has room for that."""
+        self._db.note(lambda db: _count_use(db, digest, now))
 
     def sizes(self, digests: Iterable[str]) -> dict[str, int]:
         """Return the bytes of those of ``digests`` that are there."""
@@ -264,7 +264,7 @@ class StoreIndex:
             name: what its source says.
             version: the version's key, if later looks at it may trust its bytes.
 
-        An entry that was evicted meanwhile gets no records.
+        An entry that was evicted meanwhile gets no records, nor does any on a disk that is full.
         """
         record = json.dumps(asdict(name))
 
@@ -275,7 +275,7 @@ class StoreIndex:
                 db.execute("REPLACE INTO versions VALUES (?, ?)", (version, name.digest))
             db.execute("REPLACE INTO names VALUES (?, ?, ?)", (name.key, record, name.digest))
 
-        self._db.change(work)
+        self._db.note(work)
 
     def verdict(self, digest: str, verifier: str) -> dict[str, Any] | None:
         """Return what a verifier found out about an entry, if it was asked before."""

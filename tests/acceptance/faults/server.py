@@ -6,6 +6,7 @@ import json
 import re
 import time
 import urllib.error
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ ADAPTERS = (
 )  # fmt: skip
 
 
-def faulty_server(*options: str, env: dict[str, str] | None = None) -> Server:
+def faulty_server(
+    *options: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+) -> Server:
     """Return a server of the default model with its demo adapters, not started yet."""
-    return Server("--device", "cpu", *ADAPTERS, *ALONE, "--json-output", *options, env=env)
+    return Server(
+        "--device", "cpu", *ADAPTERS, *ALONE, "--json-output", *options, env=env, prefix=prefix
+    )
 
 
 def processes(server: Server, program: str) -> list[psutil.Process]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.adapter_files import StoredFile
+from lorax_shard.store.index import BEFORE_ALL, NameRecord
 from lorax_shard.store.store import AdapterStore, StoredAdapter
 
 SIZE = 100
@@ -208,3 +209,25 @@ def test_an_eviction_looks_at_what_it_evicts_only(tmp_path: Path) -> None:
         assert store.used_bytes() == number - 3
         assert store.index.sizes(f"{each:064}" for each in range(4)) == {f"{3:064}": 1}
     assert costs[1] <= costs[0] + 5
+
+
+def test_what_is_on_a_full_disk_is_served(store: AdapterStore) -> None:
+    """SQLite refuses to write as it does where no byte fits."""
+    entry = put(store, "a")
+    name = NameRecord(
+        realm="here", ref=AdapterRef.of("hub", "org/a"), version="1", digest=entry.digest,
+        access="public", checked_at=9.0,
+    )  # fmt: skip
+    before = store.index.least_worth(BEFORE_ALL)
+    connection = store.index._db._open()
+    connection.execute("PRAGMA query_only = 1")
+    store.count_use(entry.digest)
+    store.index.wanted(name, "v1")
+    with pytest.raises(AdapterUnavailableError) as caught:
+        put(store, "b")
+    assert caught.value.reason is Reason.STORE_FULL
+    assert store.lease(entry.digest) is not None
+    connection.execute("PRAGMA query_only = 0")
+    assert store.index.least_worth(BEFORE_ALL) == before
+    store.index.wanted(name, "v1")
+    assert store.index.digest_of_version("v1") == entry.digest
