@@ -42,6 +42,8 @@ class ProcessConfig:
     ready_fd: int | None = None
     # End when standard input reaches its end, which is when the launcher is gone.
     lifeline: bool = False
+    # A folder with ca.pem, cert.pem and key.pem, for TCP between router and shards; None: plain.
+    shard_tls_dir: str | None = None
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -165,6 +167,7 @@ class ShardConfig(ProcessConfig):
             raise ConfigError(f"rank: {self.rank} is not within 0..{self.world_size - 1}")
         if len(self.shard_uris) != self.world_size:
             raise ConfigError("shard_uris: needs one address per rank")
+        _private(self, "shard_uris", self.shard_uris[self.rank])
         if self.world_size > 1 and not self.rendezvous:
             raise ConfigError("rendezvous: needs a place where the ranks meet")
         if self.quantize in ("int8", "gguf", "bfloat16") and self.device != "cpu":
@@ -328,6 +331,7 @@ class RouterConfig(ProcessConfig):
             "max_active_adapters", "max_adapter_labels", "max_partial_prompts",
         ):  # fmt: skip
             _at_least(self, name, 1)
+        _private(self, "shard_uri", self.shard_uri)
         for name in (
             "max_queued_requests", "max_queued_tokens", "tenant_queued_requests",
             "tenant_queued_tokens", "tenant_concurrent_fetches",
@@ -354,6 +358,17 @@ class RouterConfig(ProcessConfig):
                 f"max_input_length: {length} leaves no room for output within "
                 f"max_total_tokens {total}; it must be smaller"
             )
+
+
+def _private(config: ProcessConfig, name: str, uri: str) -> None:
+    """Refuse an address between router and shards that others can reach and nothing protects."""
+    host = uri.rpartition(":")[0].strip("[]")
+    is_here = uri.startswith("unix:") or host in ("", "localhost", "::1") or host.startswith("127.")
+    if not is_here and config.shard_tls_dir is None:
+        raise ConfigError(
+            f"{name}: other machines can reach {uri}: set shard_tls_dir to a folder with ca.pem, "
+            "cert.pem and key.pem, or use a unix socket or an address of the loopback"
+        )
 
 
 def _at_least(config: object, name: str, least: int) -> None:

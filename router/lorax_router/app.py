@@ -26,6 +26,7 @@ from lorax_contract.process import (
 )
 from lorax_contract.start_clock import StartClock
 from lorax_contract.step import ShardInfo
+from lorax_proto.mutual_tls import MutualTls
 from lorax_router.adapter_setup import bring_back, preload, restore_names
 from lorax_router.core.ports import ShardClient, ShardSession
 from lorax_router.core_setup import Budgets
@@ -214,7 +215,8 @@ async def serve(
 
 async def _connect(config: RouterConfig) -> ShardGroup:
     try:
-        group = await connect(config.shard_uri, _timeouts(config), wait_s=config.shard_wait_s)
+        tls = MutualTls.read(config.shard_tls_dir)
+        group = await connect(config.shard_uri, _timeouts(config), tls, wait_s=config.shard_wait_s)
         info = await group.info()
         if info.num_blocks or info.epoch < config.epoch:
             epoch = max(config.epoch, info.epoch + 1)
@@ -241,6 +243,7 @@ def _sessions(
         next_session,
         config.shard_uri,
         _timeouts(config),
+        MutualTls.read(config.shard_tls_dir),
         budgets.warmup,
         wait_s=config.shard_return_s,
     )

@@ -128,6 +128,11 @@ def run(config_text: str | bytes) -> ExitCode:
         watch_lifeline(stopper.on_launcher_gone)
     try:
         clear_stale(config.shard_uris[config.rank])
+        if config.shard_tls_dir is not None:
+            from lorax_proto.mutual_tls import MutualTls
+
+            # What is wrong with it is said before the model is loaded.
+            MutualTls.read(config.shard_tls_dir)
         return asyncio.run(serve(config, load_parts(config, clock), stopper, clock))
     except StartupError as error:
         return _explained(error)

@@ -9,6 +9,7 @@ from time import monotonic
 
 from lorax_contract.errors import LoraxError, ShardError, ShardUnavailableError
 from lorax_contract.step import WarmupSpec
+from lorax_proto.mutual_tls import MutualTls
 from lorax_router.core.ports import ShardSession
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
@@ -19,18 +20,20 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 0.1
 
 
-async def connect(uri: str, timeouts: CallTimeouts, *, wait_s: float = 0.0) -> ShardGroup:
+async def connect(
+    uri: str, timeouts: CallTimeouts, tls: MutualTls | None = None, *, wait_s: float = 0.0
+) -> ShardGroup:
     """Return the group whose rank 0 answers at ``uri`` within so many seconds, or raise why none."""
     with contextlib.suppress(TimeoutError, LoraxError):
         async with asyncio.timeout(wait_s):
-            while not await _answers(uri):  # noqa: ASYNC110 - another process sets no event
+            while not await _answers(uri, tls):  # noqa: ASYNC110 - another process sets no event
                 await asyncio.sleep(_RETRY_S)
-    return await ShardGroup.connect(uri, timeouts=timeouts)
+    return await ShardGroup.connect(uri, timeouts=timeouts, tls=tls)
 
 
-async def _answers(uri: str) -> bool:
+async def _answers(uri: str, tls: MutualTls | None) -> bool:
     """Whether somebody does; what it answers is not looked at."""
-    shard = GrpcShardClient(uri, timeouts=CallTimeouts(reconnect_s=0.0))
+    shard = GrpcShardClient(uri, timeouts=CallTimeouts(reconnect_s=0.0), tls=tls)
     try:
         await shard.health()
     except ShardUnavailableError:
@@ -41,7 +44,13 @@ async def _answers(uri: str) -> bool:
 
 
 async def next_session(
-    uri: str, timeouts: CallTimeouts, spec: WarmupSpec, epoch: int, *, wait_s: float
+    uri: str,
+    timeouts: CallTimeouts,
+    tls: MutualTls | None,
+    spec: WarmupSpec,
+    epoch: int,
+    *,
+    wait_s: float,
 ) -> ShardSession:
     """Return the session of the group that comes after ``epoch``, warmed up for ``spec``.
 
@@ -53,7 +62,7 @@ async def next_session(
     while True:
         group = None
         try:
-            group = await connect(uri, timeouts, wait_s=max(deadline - monotonic(), 0.0))
+            group = await connect(uri, timeouts, tls, wait_s=max(deadline - monotonic(), 0.0))
             info = await group.info()
             if info.epoch > epoch:
                 if info.num_blocks:

@@ -25,6 +25,7 @@ from lorax_contract.step import (
     StepPlan,
     WarmupSpec,
 )
+from lorax_proto.mutual_tls import MutualTls
 from lorax_router.core.ports import ShardClient
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
 
@@ -47,14 +48,16 @@ class ShardGroup:
         self._ranks = tuple(ranks)
 
     @classmethod
-    async def connect(cls, uri: str, *, timeouts: CallTimeouts | None = None) -> Self:
+    async def connect(
+        cls, uri: str, *, timeouts: CallTimeouts | None = None, tls: MutualTls | None = None
+    ) -> Self:
         """Ask rank 0 at ``uri`` for all addresses and connect to every rank of one epoch."""
-        first = GrpcShardClient(uri, timeouts=timeouts)
+        first = GrpcShardClient(uri, timeouts=timeouts, tls=tls)
         try:
             uris = await first.discover()
         finally:
             await first.close()
-        group = cls([GrpcShardClient(each, timeouts=timeouts) for each in uris or (uri,)])
+        group = cls([GrpcShardClient(each, timeouts=timeouts, tls=tls) for each in uris or (uri,)])
         try:
             await group.info()
         except BaseException:

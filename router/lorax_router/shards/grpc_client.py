@@ -45,7 +45,8 @@ from lorax_proto.convert_adapters import (
     query_to_proto,
     tiers_from_proto,
 )
-from lorax_proto.transport import CLIENT_OPTIONS, error_of
+from lorax_proto.mutual_tls import MutualTls, channel_to
+from lorax_proto.transport import error_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +84,16 @@ class GrpcShardClient:
     Args:
         uri: ``unix:/path``, ``unix:///path`` or ``host:port``.
         timeouts: deadlines of the calls.
+        tls: what is shown to a shard that is reached by TCP; None: plain text.
     """
 
-    def __init__(self, uri: str, *, timeouts: CallTimeouts | None = None) -> None:
+    def __init__(
+        self, uri: str, *, timeouts: CallTimeouts | None = None, tls: MutualTls | None = None
+    ) -> None:
         self.uri = uri
         self._who = f"shard at {uri}"
         self._timeouts = timeouts or CallTimeouts()
-        self._channel = grpc.aio.insecure_channel(uri, options=CLIENT_OPTIONS)
+        self._channel = channel_to(uri, tls)
         # The generated stub has no types.
         self._stub = pb_grpc.LoraxServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._epoch: int | None = None

@@ -7,6 +7,7 @@ import grpc.aio
 from lorax_contract.config import ShardConfig
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
+from lorax_proto.mutual_tls import MutualTls, listen_at
 from lorax_proto.transport import SERVER_OPTIONS
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
@@ -31,6 +32,7 @@ class ShardServer:
     ) -> None:
         # The address in use; a port of 0 is replaced by the real one at the start.
         self.uri = config.shard_uris[config.rank]
+        self._tls = MutualTls.read(config.shard_tls_dir)
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor(_SERVICE)], options=SERVER_OPTIONS
         )
@@ -44,7 +46,7 @@ class ShardServer:
         clear_stale(self.uri)
         try:
             with private_sockets():
-                port = self._server.add_insecure_port(self.uri)
+                port = listen_at(self.uri, self._server, self._tls)
         except RuntimeError as error:
             raise refused(self.uri, "it cannot be bound; is it in use, or not writable?") from error
         if socket_path(self.uri) is None:

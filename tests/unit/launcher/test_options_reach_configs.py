@@ -47,8 +47,9 @@ DECIDED = {
     ShardConfig: {
         "ready_fd", "lifeline", "model_dir", "tokenizer_dir", "model_id", "rank", "s3_endpoint",
         "merge_adapter_dir", "batch_invariant", "epoch", "ranks_on_device", "was_probed",
+        "shard_tls_dir",
     },
-    RouterConfig: {"ready_fd", "lifeline", "model_id", "tokenizer_dir", "epoch"},
+    RouterConfig: {"ready_fd", "lifeline", "model_id", "tokenizer_dir", "epoch", "shard_tls_dir"},
 }  # fmt: skip
 
 

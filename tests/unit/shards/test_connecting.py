@@ -36,7 +36,9 @@ def come(monkeypatch: pytest.MonkeyPatch, *shards: FakeShard) -> None:
     """Let these answer, one after the other; the last one goes on to."""
     coming = list(shards)
 
-    async def connect(uri: str, timeouts: CallTimeouts, *, wait_s: float = 0.0) -> ShardGroup:
+    async def connect(
+        uri: str, timeouts: CallTimeouts, tls: None = None, *, wait_s: float = 0.0
+    ) -> ShardGroup:
         return ShardGroup([coming.pop(0) if len(coming) > 1 else coming[0]])
 
     monkeypatch.setattr(connecting, "connect", connect)
@@ -45,7 +47,7 @@ def come(monkeypatch: pytest.MonkeyPatch, *shards: FakeShard) -> None:
 
 def following(epoch: int, wait_s: float = 5.0) -> Any:
     """Return the session that comes after an epoch."""
-    wanted = connecting.next_session("unix:x", CallTimeouts(), SPEC, epoch, wait_s=wait_s)
+    wanted = connecting.next_session("unix:x", CallTimeouts(), None, SPEC, epoch, wait_s=wait_s)
     return asyncio.run(asyncio.wait_for(wanted, 10))
 
 

@@ -1,0 +1,76 @@
+"""TCP between router and shards: each end shows a certificate of one authority, or is refused.
+
+Unix sockets need none: they are the user's alone.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_proto.transport import CLIENT_OPTIONS
+
+AUTHORITY, CHAIN, KEY = "ca.pem", "cert.pem", "key.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class MutualTls:
+    """What one end shows, and whom it believes."""
+
+    authority: bytes
+    chain: bytes
+    key: bytes
+
+    @classmethod
+    def read(cls, folder: str | None) -> MutualTls | None:
+        """Read ca.pem, cert.pem and key.pem of a folder; None of none.
+
+        Raises StartupError (BAD_CONFIG) when they cannot be used, in words.
+        """
+        if folder is None:
+            return None
+        paths = [Path(folder, name) for name in (AUTHORITY, CHAIN, KEY)]
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(paths[0])
+            # No password is asked for at a terminal: a key that needs one cannot be used.
+            context.load_cert_chain(paths[1], paths[2], password=lambda: b"")
+            return cls(*(path.read_bytes() for path in paths))
+        except (OSError, ValueError) as error:
+            raise StartupError(
+                f"shard_tls_dir: {folder} must hold {AUTHORITY}, {CHAIN} and {KEY} in PEM form, the "
+                f"key without a password: {error}",
+                ExitCode.BAD_CONFIG,
+            ) from error
+
+    @property
+    def of_server(self) -> grpc.ServerCredentials:
+        """Credentials of the shard's end; who shows no certificate gets no connection."""
+        return grpc.ssl_server_credentials(
+            [(self.key, self.chain)], root_certificates=self.authority, require_client_auth=True
+        )
+
+    @property
+    def of_client(self) -> grpc.ChannelCredentials:
+        """Credentials of the router's end; the shard's certificate must name its address."""
+        return grpc.ssl_channel_credentials(self.authority, self.key, self.chain)
+
+
+def channel_to(uri: str, tls: MutualTls | None) -> grpc.aio.Channel:
+    """Open a channel to a shard."""
+    if tls is None or uri.startswith("unix:"):
+        return grpc.aio.insecure_channel(uri, options=CLIENT_OPTIONS)
+    return grpc.aio.secure_channel(uri, tls.of_client, options=CLIENT_OPTIONS)
+
+
+def listen_at(uri: str, server: grpc.aio.Server, tls: MutualTls | None) -> int:
+    """Bind a shard's address and return its port; RuntimeError: it cannot be had."""
+    if tls is None or uri.startswith("unix:"):
+        return server.add_insecure_port(uri)
+    return server.add_secure_port(uri, tls.of_server)
