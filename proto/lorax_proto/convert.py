@@ -105,7 +105,10 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
 
 
 def new_row_from_proto(request: pb.Request) -> NewRow:
-    """Return the row of a request with token ids; without ``num_prompt_tokens`` all are prompt."""
+    """Return the row of a request with token ids; without ``num_prompt_tokens`` all are prompt.
+
+    Raises ValidationError for a kind of output that is unknown.
+    """
     ids = request.tokenized_inputs.ids[:]
     has_past = request.HasField("num_prompt_tokens")
     num_prompt = request.num_prompt_tokens if has_past else len(ids)
@@ -116,12 +119,19 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         stopping=_stopping_from_proto(request.stopping_parameters),
         adapter=AdapterHandle(request.adapter_index),
         adapter_start=request.adapter_start if request.HasField("adapter_start") else None,
-        output=OutputKind(request.output),
+        output=_output_from_proto(request.output),
         constraint=constraint_from_proto(request.constraint)
         if request.HasField("constraint")
         else None,
     )
     return NewRow(spec, ids[num_prompt:], request.cache_len)
+
+
+def _output_from_proto(number: int) -> OutputKind:
+    try:
+        return OutputKind(number)
+    except ValueError:
+        raise ValidationError(f"an output of the kind {number} is not known") from None
 
 
 def constraint_to_proto(constraint: Constraint) -> pb.Constraint:

@@ -59,8 +59,14 @@ def source_to_proto(source: str) -> pb.AdapterSource:
 
 
 def source_from_proto(number: pb.AdapterSource) -> str:
-    """Return the word for a source; 'pbase', which no server here has, included."""
-    return pb.AdapterSource.Name(number).lower()
+    """Return the word for a source; 'pbase', which no server here has, included.
+
+    Raises AdapterUnavailableError for a number that is none.
+    """
+    try:
+        return pb.AdapterSource.Name(number).lower()
+    except ValueError:
+        raise refused(f"an adapter source of the number {number} is not known") from None
 
 
 def fetched_to_proto(fetched: FetchedAdapter) -> pb.FetchedAdapter:

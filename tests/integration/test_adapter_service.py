@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import grpc
 import pytest
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_spec
+from tests.helpers.ready_adapters import LARGE, PART, QUICK, SPENT, ReadyAdapters
 from tests.helpers.shard_rows import ShardRows
-from tests.helpers.toy_adapters import ToyAdapter, ToyPrepared, make_engine
+from tests.helpers.toy_adapters import make_engine
 from tests.helpers.toy_paged_model import BLOCK_SIZE, expected_tokens
 
 from lorax_contract.adapters import (
     AdapterContent,
-    AdapterPart,
     AdapterTiers,
     AdapterUnavailableError,
     LoadReport,
@@ -36,39 +35,17 @@ from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.server import ShardServer
 from lorax_shard.store.store import AdapterStore
 
-QUICK, LARGE, SPENT = AdapterHandle(101), AdapterHandle(102), AdapterHandle(103)
 PROMPT = [40, 41, 42]
-PART = AdapterPart("content", "store")
-
-
-class ReadyAdapters(ToyPrepared):
-    """Prepares an adapter that favours its handle; the LARGE one while the gate is open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside, self.gate = threading.Event(), threading.Event()
-
-    def prepare(self, handle: AdapterHandle, content: AdapterContent) -> LoadReport:
-        if handle == SPENT:
-            raise AdapterUnavailableError(Reason.EVICTED, "gone", retry_after_s=3.0)
-        if handle == LARGE:
-            self.inside.set()
-            assert self.gate.wait(30)
-        self[handle] = ToyAdapter(int(handle))
-        return LoadReport(device_bytes=7, parse_s=0.5, copy_s=0.25)
-
-    def release(self, handle: AdapterHandle) -> None:
-        self.pop(handle, None)
-
-    def device_tier(self) -> dict[AdapterHandle, tuple[str, int]]:
-        return dict.fromkeys(self, ("content", 7))
 
 
 class Parts:
     """A shard in this process, and a client of it."""
 
-    def __init__(self, lane: ReadyAdapters, client: GrpcShardClient, stub: Any) -> None:
-        self.lane, self.client, self.stub = lane, client, stub
+    def __init__(
+        self, lane: ReadyAdapters, client: GrpcShardClient, channel: grpc.aio.Channel
+    ) -> None:
+        self.lane, self.client, self.channel = lane, client, channel
+        self.stub: Any = pb_grpc.LoraxServiceStub(channel)
         self.rows = ShardRows(client, iter(range(1, 999)), num_blocks=64, block_size=BLOCK_SIZE)
 
     async def prepare(self, handle: AdapterHandle) -> LoadReport:
@@ -97,7 +74,7 @@ async def serving(folder: Path) -> AsyncIterator[Parts]:
         stack.push_async_callback(client.close)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(uri))
         await client.info()
-        yield Parts(lane, client, pb_grpc.LoraxServiceStub(channel))
+        yield Parts(lane, client, channel)
 
 
 @in_loop
@@ -168,3 +145,35 @@ async def test_calls_that_make_no_sense_are_refused_in_words(tmp_path: Path) -> 
             assert words in (caught.value.details() or "")
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert not parts.lane
+
+
+@in_loop
+async def test_bytes_that_are_no_message_are_refused_in_words(tmp_path: Path) -> None:
+    async with serving(tmp_path) as parts:
+        for name in ("Prefill", "Info", "LoadAdapter"):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await parts.channel.unary_unary(f"/generate.v1.LoraxService/{name}")(b"\x0a\x7f")
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "not the message that this method takes" in (caught.value.details() or "")
+
+
+@in_loop
+async def test_numbers_that_name_nothing_are_refused_in_words(tmp_path: Path) -> None:
+    row = pb.Request(id=1, tokenized_inputs=pb.TokenizedInputs(ids=PROMPT), output=99)
+    step = pb.PrefillRequest(batch=pb.Batch(requests=[row]), epoch=3, seq=1, step=pb.Step())
+    names = pb.AdapterParameters(adapter_ids=["a"])
+    download = pb.DownloadAdapterRequest(adapter_parameters=names, adapter_source=99)
+    prepare = pb.PrepareConstraintRequest(
+        constraint=pb.Constraint(kind="CONSTRAINT_KIND_REGEX", text="a"),
+        content=pb.AdapterContent(),
+    )
+    async with serving(tmp_path) as parts:
+        for call, request, words in (
+            (parts.stub.Prefill, step, "an output of the kind 99"),
+            (parts.stub.DownloadAdapter, download, "source of the number 99"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request)
+            assert words in (caught.value.details() or "")
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "the content is none" in (await parts.stub.PrepareConstraint(prepare)).refusal

@@ -112,7 +112,7 @@ class AdapterCalls:
             report = await self._load_named(handle, request)
         else:
             try:
-                report = await rank_adapters.prepare(handle, _given_content(request.content))
+                report = await rank_adapters.prepare(handle, given_content(request.content))
             except AdapterUnavailableError as error:
                 return pb.LoadAdapterResponse(failure=failure_to_proto(error))
         return pb.LoadAdapterResponse(
@@ -170,7 +170,8 @@ class AdapterCalls:
         ]
 
 
-def _given_content(message: pb.AdapterContent) -> AdapterContent:
+def given_content(message: pb.AdapterContent) -> AdapterContent:
+    """Return the content of a call; raises ValidationError for what is none."""
     try:
         return content_from_proto(message)
     except ValueError as error:
@@ -182,17 +183,23 @@ def _content(parameters: pb.AdapterParameters, found: list[FetchedAdapter]) -> A
     parts: tuple[AdapterPart, ...] = tuple(each.part for each in found)
     if len(parts) == 1:
         return AdapterContent(parts=parts)
-    merge = MergeSpec(
-        weights=tuple(parameters.weights),
-        combination=Combination(pb.MergeStrategy.Name(parameters.merge_strategy).lower()),
-        density=parameters.density or None,
-        majority_sign=MajoritySign(
-            pb.MajoritySignMethod.Name(parameters.majority_sign_method).lower()
-        ),
-    )
-    if len(merge.weights) != len(parts):
+    if len(parameters.weights) != len(parts):
         raise refused(f"a merge of {len(parts)} adapters needs as many weights")
-    return AdapterContent(parts=parts, merge=merge)
+    return AdapterContent(parts=parts, merge=_merge(parameters))
+
+
+def _merge(parameters: pb.AdapterParameters) -> MergeSpec:
+    try:
+        return MergeSpec(
+            weights=tuple(parameters.weights),
+            combination=Combination(pb.MergeStrategy.Name(parameters.merge_strategy).lower()),
+            density=parameters.density or None,
+            majority_sign=MajoritySign(
+                pb.MajoritySignMethod.Name(parameters.majority_sign_method).lower()
+            ),
+        )
+    except ValueError as error:
+        raise refused(f"such a merge is not known: {error}") from error
 
 
 def _names_base(parameters: pb.AdapterParameters) -> bool:

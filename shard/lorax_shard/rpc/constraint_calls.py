@@ -11,11 +11,12 @@ from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
 from lorax_proto import generate_pb2 as pb
 from lorax_proto.convert import constraint_from_proto
-from lorax_proto.convert_adapters import content_from_proto, failure_to_proto
+from lorax_proto.convert_adapters import failure_to_proto
 from lorax_shard.adapters.rank_adapters import RankAdapters, give_way
 from lorax_shard.constraints.tokens import OwnTokens
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.row_entry import UNBOUND
+from lorax_shard.rpc.adapter_calls import given_content
 
 # Grammars that are compiled at the same time; more would only take the steps' cores.
 _NUM_THREADS = 2
@@ -56,9 +57,8 @@ class ConstraintCalls:
     async def _own_tokens(self, request: pb.PrepareConstraintRequest) -> OwnTokens | None:
         if self._rank_adapters is None:
             return None
-        vocabulary, vocab_size = await self._rank_adapters.tokens(
-            content_from_proto(request.content)
-        )
+        content = given_content(request.content)
+        vocabulary, vocab_size = await self._rank_adapters.tokens(content)
         if vocabulary is None:
             return None
         model = self._engine.model

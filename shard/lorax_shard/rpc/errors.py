@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from lorax_contract.errors import ErrorKind, LoraxError, StartupError
+from lorax_contract.errors import BadRequestError, ErrorKind, LoraxError, StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_proto import transport
 
@@ -47,7 +48,7 @@ class ErrorInterceptor(_ServerInterceptor):
             return handler
         return grpc.unary_unary_rpc_method_handler(
             _mapped(handler.unary_unary, method),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_readable(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -61,9 +62,23 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, _INTERNAL_TEXT
 
 
+def _readable(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return what reads a request; None for bytes that are none, which grpc would call UNKNOWN."""
+
+    def request_of(raw: bytes) -> Any:
+        try:
+            return read(raw)
+        except DecodeError:
+            return None
+
+    return request_of
+
+
 def _mapped(handler: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            if request is None:
+                raise BadRequestError("the request is not the message that this method takes")
             return await handler(request, context)
         except grpc.aio.AbortError:
             raise
