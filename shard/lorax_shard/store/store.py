@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import stat
 import time
@@ -38,6 +39,8 @@ from lorax_shard.store.staging import Staging, StagingArea
 
 _FOLDERS = ("entries", "staging", "locks", "trash")
 _ENTRY_FILE = "entry.json"
+# Of an entry: a digest, or what lies among them by mistake.
+_NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 # Folders of records that the index has taken the place of.
 _FORMER_FOLDERS = ("names", "versions", "verdicts", "uses", "pins")
 
@@ -87,6 +90,11 @@ class Lease:
         self.release()
 
 
+def _is_name(digest: str) -> bool:
+    """Return whether an entry can have this name; another one may lead elsewhere as a path."""
+    return _NAME.fullmatch(digest) is not None
+
+
 def _ignore(_step: str) -> None:
     """Do nothing at a named step."""
 
@@ -128,6 +136,8 @@ class AdapterStore:
 
     def entry(self, digest: str) -> StoredAdapter | None:
         """Return a whole entry; None if there is none. One with a damaged file counts as none."""
+        if not _is_name(digest):
+            return None
         entry = self._read(self._folder(digest))
         return entry if entry is not None and _is_whole(entry) else None
 
@@ -138,6 +148,8 @@ class AdapterStore:
 
     def lease(self, digest: str) -> Lease | None:
         """Keep an entry from being evicted; None: it is not there."""
+        if not _is_name(digest):
+            return None
         lock = files.acquire(self._entry_lock(digest), shared=True)
         assert lock is not None
         entry = self.entry(digest)
@@ -152,6 +164,8 @@ class AdapterStore:
 
     def remove(self, digest: str) -> bool:
         """Remove an entry now; False if somebody reads it."""
+        if not _is_name(digest):
+            return True
         lock = files.acquire(self._entry_lock(digest), wait=False)
         if lock is None:
             return False

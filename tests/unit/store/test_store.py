@@ -91,6 +91,19 @@ def test_an_entry_in_use_stays(store: AdapterStore) -> None:
     assert tree(store.root / "entries") == tree(store.root / "trash") == set()
 
 
+@pytest.mark.parametrize("digest", ["", ".", "..", "../staging", "/tmp", "a" * 65, "é" * 300, "\0"])
+def test_what_can_be_no_name_of_an_entry_names_nothing_else(
+    store: AdapterStore, digest: str
+) -> None:
+    entry = put(store, "a")
+    before = tree(store.root / "entries")
+    assert store.entry(digest) is None
+    assert store.lease(digest) is None
+    assert store.remove(digest)
+    assert tree(store.root / "entries") == before
+    assert store.entries() == [entry]
+
+
 def test_a_damaged_entry_is_none_and_is_replaced(store: AdapterStore) -> None:
     entry = put(store, "a")
     (entry.folder / "file").unlink()
