@@ -183,7 +183,7 @@ def _read_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[in
     dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (_are_sizes(shape) and _are_sizes(span) and len(span) == 2):
         raise _damaged(path, f"the header describes {shorten(name)} in no known way")
-    if dtype not in _DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
         raise AdapterRefusedError(
             f"tensor {shorten(name)} has the type {shorten(dtype)}; "
             "adapters are read in float32, float16 and bfloat16"
@@ -252,6 +252,8 @@ def _count_tokens(folder: Path) -> int:
         # Most kinds map tokens to ids; unigram models list tokens in the order of their ids.
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
         ids += [token["id"] for token in _list(document.get("added_tokens"))]
+        if not all(type(each) is int for each in ids):
+            raise ValueError("an id is no whole number")
         return int(max(ids, default=-1)) + 1
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AdapterRefusedError("tokenizer.json is damaged: it is no tokenizer") from error

@@ -79,9 +79,9 @@ def read_tokenizer(folder: Path, base: Path | None, num_rows: int = 0) -> Adapte
         if not is_base:
             require_bounded(own, num_rows)
         vocabulary = vocabulary_of(_tokenizer(raw), _end_token(folder))
-    except AdapterRefusedError:
+    except (AdapterRefusedError, MemoryError):
         raise
-    except Exception as error:  # the library raises plain Exception for all that can go wrong
+    except BaseException as error:
         words = plain(str(error))
         raise AdapterRefusedError(f"its {TOKENIZER_FILE} cannot be read: {words}") from error
     return AdapterTokenizer(vocabulary, is_base)

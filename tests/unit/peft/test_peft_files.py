@@ -152,6 +152,13 @@ def test_headers_that_lie(header: Any, text: str, tmp_path: Path) -> None:
     assert text in caught.value.public
 
 
+@pytest.mark.parametrize("dtype", ["I8", "", None, 5, ["F32"], {"F32": 1}])
+def test_types_that_are_none_are_refused(dtype: Any, tmp_path: Path) -> None:
+    path = header_file(tmp_path, {"x": entry([2], 0, 8) | {"dtype": dtype}}, b"\0" * 8)
+    with pytest.raises(AdapterRefusedError, match="tensor 'x' has the type"):
+        read_header(path, AdapterLimits())
+
+
 @pytest.mark.parametrize("length", [3, 1 << 20, (1 << 64) - 1])
 def test_header_lengths_that_lie(length: int, tmp_path: Path) -> None:
     path = header_file(tmp_path, b"{}", length=length)
@@ -195,3 +202,14 @@ def test_text_files_are_listed_with_their_content(tmp_path: Path) -> None:
     assert text.has_chat_template
     assert [(file.name, file.bytes) for file in text.files] == [("chat_template.jinja", 5)]
     assert text.files[0].sha256.startswith("2cf24dba5fb0")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1.0", "true", '"1"', "null", "[1]"])
+def test_ids_that_are_no_whole_numbers_are_refused(tmp_path: Path, number: str) -> None:
+    write(tmp_path)
+    for text in (
+        f'{{"model": {{"vocab": {{"a": {number}}}}}}}',
+        f'{{"model": {{"vocab": {{}}}}, "added_tokens": [{{"id": {number}}}]}}',
+    ):
+        (tmp_path / "tokenizer.json").write_text(text)
+        assert refusal(tmp_path) == "tokenizer.json is damaged: it is no tokenizer"

@@ -298,3 +298,16 @@ def test_what_is_verified_brings_its_tokens_along(tmp_path: Path, base: Path) ->
     change(folder, "normalizer", BOMB)
     with pytest.raises(AdapterRefusedError, match="another normalizer"):
         verify(folder, target, context)
+
+
+def test_what_makes_the_library_panic_is_refused(tmp_path: Path) -> None:
+    kind = tiny_tokenizers.end_of_word()
+    folder = folder_with(tmp_path / "own", kind)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    # Merges cut a prefix from their second half: one that is longer than it cannot be cut.
+    document["model"]["continuing_subword_prefix"] = "a prefix that is long"
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(
+        AdapterRefusedError, match="its tokenizer.json cannot be read: .*out of range"
+    ):
+        read_tokenizer(folder, None)
