@@ -56,6 +56,8 @@ def answer(question: dict[str, Any], _blobs: list[bytes]) -> dict[str, Any]:
         return {"failed": str(error)}
     except MemoryError:
         return {"memory": ""}
+    except Exception as error:  # noqa: BLE001 - a message that nobody thought of, too, costs no process
+        return {"failed": type(error).__name__}
 
 
 if __name__ == "__main__":

@@ -66,6 +66,9 @@ def render(template: Template, values: Mapping[str, Any], max_chars: int) -> str
     values = {"tools": None, "documents": None, **values}
     try:
         for piece in template.generate(values):
+            if not isinstance(piece, str):
+                # As of a block that a filter makes a list of.
+                raise RenderError(f"it wrote a {type(piece).__name__} where a text has to be")
             num_chars += len(piece)
             if num_chars > max_chars:
                 raise TextTooLongError(f"it wrote more than {max_chars} characters")

@@ -15,6 +15,7 @@ from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.errors import OverloadedError, TemplateError
+from lorax_router.service.prompts import render_process
 from lorax_router.service.prompts.chat_renderers import ChatRenderers
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.overruns import Overruns
@@ -105,6 +106,7 @@ async def test_a_greedy_template_ends_at_its_memory_limit(text: str) -> None:
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "adapter a is not valid: it nests too"),
         ("{% if 1 %}" * 400 + "{% endif %}" * 400, "adapter a is not valid: "),
         ("{{ raise_exception('roles') }}", "adapter a failed: roles"),
+        ("{% filter sort %}{% endfilter %}", "adapter a failed: it wrote a list where a text"),
         ("a" * (1 << 18) + "{{ 1 }}", "has 262151 characters; the limit is 262144"),
     ],
 )
@@ -288,3 +290,12 @@ async def test_what_a_template_says_of_messages_is_for_the_client_and_for_no_log
             await renderers.render(template, {"x": "zzcanaryzz"})
     assert "cannot take zzcanaryzz" in caught.value.public
     assert "zzcanaryzz" not in str(caught.value)
+
+
+def test_an_error_that_nobody_thought_of_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise KeyError("inside")
+
+    monkeypatch.setattr(render_process, "rendered", fail)
+    question = {"text": "", "values": {}, "rules": {}, "max_chars": 1}
+    assert render_process.answer(question, []) == {"failed": "KeyError"}

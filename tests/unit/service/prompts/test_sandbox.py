@@ -126,6 +126,12 @@ def test_a_template_that_fails_says_why_in_a_line(template: str, reason: str) ->
     assert len(str(caught.value)) <= 300
 
 
+def test_a_template_that_writes_no_text_says_so() -> None:
+    template = compile_template("{% filter sort %}{% endfilter %}")
+    with pytest.raises(RenderError, match="it wrote a list where a text has to be"):
+        render(template, {}, 100)
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
