@@ -6,15 +6,17 @@ at each place. Imports of torch and transformers wait until something must be co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.prepare.file_head import check_head
 from lorax_shard.prepare.files import (
     Progress,
     ProgressEvent,
@@ -33,6 +35,14 @@ logger = logging.getLogger(__name__)
 # Raise it when the conversion changes: folders made by an older one are then made again.
 CONVERTER_VERSION = 1
 _STEPS = 3
+# What a model is made by; each is a size of some of its weights.
+_SIZES = (
+    "block_count", "embedding_length", "feed_forward_length", "vocab_size", "expert_count",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "rope.dimension_count",
+)  # fmt: skip
+# Of an error that a library raised.
+_MAX_WORDS = 500
 # Vocabularies whose merges were learned on single digits and GPT-2's word split.
 _SINGLE_DIGIT_SPLITS = frozenset(
     ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -68,7 +78,7 @@ def convert_gguf(source: Path, digest: str, cache_dir: Path, progress: Progress)
     def on_wait() -> None:
         logger.info("another process converts %s; waiting for it", source.name)
 
-    with disk_errors(cache_dir):
+    with disk_errors(cache_dir), understood(source):
         return publish_folder(
             folder, lambda target: _convert(source, target, progress), facts, on_wait
         )
@@ -79,30 +89,71 @@ def read_facts(source: Path) -> GgufFacts:
     from gguf import GGUFReader
 
     try:
+        check_head(source)
         reader = GGUFReader(source)
-        value = _metadata_getter(reader)
-        architecture = str(value("general.architecture", ""))
-        tokens = value("tokenizer.ggml.tokens", [])
-        names = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        ids = {
-            f"{ours}_token": value(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names
-        }
-        ends = (value("tokenizer.ggml.eos_token_id"), value("tokenizer.ggml.eot_token_id"))
-        return GgufFacts(
-            architecture=architecture,
-            num_weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
-            context_length=value(f"{architecture}.context_length"),
-            tokenizer_model=str(value("tokenizer.ggml.model", "")),
-            pre_tokenizer=str(value("tokenizer.ggml.pre", "")),
-            chat_template=value("tokenizer.chat_template"),
-            special_tokens={name: tokens[it] for name, it in ids.items() if it is not None},
-            eos_token_ids=list(dict.fromkeys(int(end) for end in ends if end is not None)),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        _check_shape(reader)
+        return _facts_of(reader)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # what the library raises for a damaged file is not declared
         raise StartupError(
-            f"{source} is not a whole GGUF file: {error}. Fetch the file again.",
+            f"{source} is not a whole GGUF file: {_words_of(error)}. Fetch the file again.",
             ExitCode.MODEL_CORRUPT,
         ) from error
+
+
+def _facts_of(reader: Any) -> GgufFacts:
+    value = _metadata_getter(reader)
+    architecture = str(value("general.architecture", ""))
+    tokens = value("tokenizer.ggml.tokens", [])
+    names = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+    ids = {f"{ours}_token": value(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names}
+    ends = (value("tokenizer.ggml.eos_token_id"), value("tokenizer.ggml.eot_token_id"))
+    return GgufFacts(
+        architecture=architecture,
+        num_weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        context_length=value(f"{architecture}.context_length"),
+        tokenizer_model=str(value("tokenizer.ggml.model", "")),
+        pre_tokenizer=str(value("tokenizer.ggml.pre", "")),
+        chat_template=value("tokenizer.chat_template"),
+        special_tokens={name: tokens[it] for name, it in ids.items() if it is not None},
+        eos_token_ids=list(dict.fromkeys(int(end) for end in ends if end is not None)),
+    )
+
+
+def _check_shape(reader: Any) -> None:
+    """Raise ValueError for a model that is larger by its own words than its weights are.
+
+    transformers makes what the words say before it looks for the weights.
+    """
+    value = _metadata_getter(reader)
+    architecture = value("general.architecture", "")
+    most = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    for name in _SIZES:
+        said = value(f"{architecture}.{name}", 0)
+        bound = len(reader.tensors) if name == "block_count" else most
+        if any(each > bound for each in (said if isinstance(said, list) else [said])):
+            raise ValueError(f"{name} is {said}, and it has {most} weights")
+
+
+@contextlib.contextmanager
+def understood(source: Path) -> Iterator[None]:
+    """Turn what libraries raise over a file that they do not understand into a StartupError."""
+    try:
+        yield
+    except (StartupError, OSError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of libraries are no Exception
+        raise StartupError(
+            f"{source.name} cannot be converted: {_words_of(error)}. Fetch it again, or serve the "
+            "model from its safetensors folder instead.",
+            ExitCode.MODEL_UNSUPPORTED,
+        ) from error
+
+
+def _words_of(error: BaseException) -> str:
+    words = " ".join(str(error).split())[:_MAX_WORDS]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _metadata_getter(reader: Any) -> Callable[..., Any]:
@@ -154,9 +205,11 @@ def _require_room(source: Path, target: Path, facts: GgufFacts) -> None:
 def _load(what: str, source: Path, load: Callable[..., Any], **options: Any) -> Any:
     try:
         return load(str(source.parent), gguf_file=source.name, local_files_only=True, **options)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # for all that can be wrong with a file
         raise StartupError(
-            f"transformers cannot read the {what} of {source.name}: {error}. Serve the model "
+            f"transformers cannot read the {what} of {source.name}: {_words_of(error)}. Serve the model "
             "from its safetensors folder instead.",
             ExitCode.MODEL_UNSUPPORTED,
         ) from error

@@ -16,6 +16,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.gguf_files import BLOCKS_FILE, blocks_folder
 from lorax_shard.prepare.files import Progress, ProgressEvent, disk_errors, publish_folder
+from lorax_shard.prepare.gguf import understood
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ def keep_blocks(source: Path, folder: Path, cache_dir: Path, progress: Progress)
     def on_wait() -> None:
         logger.info("another process reads the blocks of %s; waiting for it", source.name)
 
-    with disk_errors(cache_dir):
+    with disk_errors(cache_dir), understood(source):
         publish_folder(
             target,
             lambda temporary: _write(source, folder, temporary / BLOCKS_FILE, progress),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFEndian, GGUFWriter
 from safetensors.torch import load_file
 from tests.helpers.tiny_gguf import write_gguf
 from tokenizers import Tokenizer
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.prepare.file_head import check_head
+from lorax_shard.prepare.gguf import read_facts
 from lorax_shard.prepare.prepare import PreparedModel, ProgressEvent, prepare
 
 
@@ -115,5 +118,71 @@ def test_a_gguf_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(StartupError, match=r"odd\.gguf") as error:
+        _prepare(path, tmp_path / "cache", [])
+    assert error.value.exit_code is ExitCode.MODEL_UNSUPPORTED
+
+
+def _patched(path: Path, name: bytes, offset: int, piece: bytes) -> Path:
+    """Write a small model with other bytes behind a name in it."""
+    write_gguf(path)
+    raw = bytearray(path.read_bytes())
+    place = raw.index(name) + len(name) + offset
+    raw[place : place + len(piece)] = piece
+    path.write_bytes(raw)
+    return path
+
+
+# Behind a name lies the type of its value; of a list the type of its items and their number.
+@pytest.mark.parametrize(
+    ("name", "offset", "piece", "words"),
+    [
+        (b"tokenizer.ggml.token_type", 8, struct.pack("<Q", 1 << 60), "a length in it is wrong"),
+        (b"tokenizer.ggml.tokens", 8, struct.pack("<Q", 1 << 60), "a length in it is wrong"),
+        (b"general.architecture", 4, struct.pack("<Q", 1 << 63), "a length in it is wrong"),
+        (b"llama.block_count", 0, struct.pack("<I", 99), "of the type 99"),
+        (b"llama.block_count", 4, struct.pack("<I", 2**32 - 1), "block_count is 4294967295"),
+        (b"llama.embedding_length", 4, struct.pack("<I", 2**31), "embedding_length is 2147483648"),
+        (b"blk.0.attn_q.weight", 0, struct.pack("<I", 2**31), "2147483648 dimensions"),
+        (b"tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2**31), "IndexError"),
+    ],
+)
+def test_a_head_that_lies_is_refused_at_once(
+    name: bytes, offset: int, piece: bytes, words: str, tmp_path: Path
+) -> None:
+    path = _patched(tmp_path / "tiny.gguf", name, offset, piece)
+    with pytest.raises(StartupError, match=words) as error:
+        _prepare(path, tmp_path / "cache", [])
+    assert error.value.exit_code is ExitCode.MODEL_CORRUPT
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"GG", b"PK\x03\x04" * 9, b"GGUF" + b"\x09\0\0\0" + b"\0" * 16]
+)
+def test_what_is_no_gguf_is_refused(raw: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(raw)
+    with pytest.raises(StartupError, match="is not a whole GGUF file") as error:
+        read_facts(path)
+    assert error.value.exit_code is ExitCode.MODEL_CORRUPT
+
+
+def test_the_other_order_of_bytes_is_walked_too(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    writer = GGUFWriter(str(path), "llama", endianess=GGUFEndian.BIG)
+    writer.add_token_list(["a", "b"])
+    writer.add_token_scores([1.0, 2.0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    check_head(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="cut off"):
+        check_head(path)
+
+
+def test_a_shape_that_transformers_does_not_take_is_refused_in_words(tmp_path: Path) -> None:
+    name = b"llama.attention.head_count"
+    path = _patched(tmp_path / "tiny.gguf", name, 4, struct.pack("<I", 1000))
+    with pytest.raises(StartupError, match="transformers cannot read the tokenizer of") as error:
         _prepare(path, tmp_path / "cache", [])
     assert error.value.exit_code is ExitCode.MODEL_UNSUPPORTED
