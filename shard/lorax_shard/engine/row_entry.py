@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lorax_contract.activation import activation_start
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import NewRow, OutputKind, RequestSpec
+from lorax_contract.step import NewRow, OutputKind, RequestSpec, SamplingParams
 from lorax_shard.constraints.row import RowConstraint
 from lorax_shard.constraints.tokens import OwnTokens
 from lorax_shard.engine.active_adapters import ActiveAdapter
@@ -53,6 +53,7 @@ class RowEntry:
         vocab_size = model.vocab_size if adapter is None else adapter.vocab_size
         eos_token_ids = model.eos_token_ids if adapter is None else adapter.eos_token_ids
         self._check_positions(new)
+        _check_alternatives(new.spec.sampling, vocab_size)
         constraint = self._constraint(new, adapter)
         if new.spec.constraint is not None:
             new = _ended_by_grammar(new)
@@ -97,6 +98,13 @@ class RowEntry:
                 f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new ones "
                 f"are more than the model's {most} positions"
             )
+
+
+def _check_alternatives(sampling: SamplingParams, vocab_size: int) -> None:
+    """Refuse more alternatives than there are tokens: room is made for as many as are asked for."""
+    most = max(sampling.num_alternatives, sampling.num_prompt_alternatives)
+    if most > vocab_size:
+        raise ValidationError(f"{most} alternatives are more than the vocabulary's {vocab_size}")
 
 
 def _adapter_start(spec: RequestSpec, adapter: ActiveAdapter | None) -> int:

@@ -143,6 +143,21 @@ def test_texts_that_cannot_be_made_end_a_prompt_only_row_alone(monkeypatch):
     assert tokens_of(outcome, 2)[0] == expected_tokens(OTHER, 1)
 
 
+@pytest.mark.parametrize("name", ["num_alternatives", "num_prompt_alternatives"])
+def test_more_alternatives_than_there_are_tokens_end_their_row_only(name):
+    engine = make_engine()
+    for number, finish in ((2**31 - 1, FinishCode.ERROR), (384, FinishCode.LENGTH)):
+        options = {name: number, "max_new_tokens": 1, "prompt_logprobs": True}
+        rows = [new_row(1, PROMPT, **options), new_row(2, OTHER)]
+        plan = make_plan(1, [(1, 7, [1, 2]), (2, 3, [3])], new=rows, drop=[2])
+        outcome = engine.step(plan)
+        assert tokens_of(outcome, 1)[1] == finish
+        assert tokens_of(outcome, 2)[0] == expected_tokens(OTHER, 1)
+        if finish == FinishCode.ERROR:
+            words = "2147483647 alternatives are more than the vocabulary's 384"
+            assert words in outcome.details[1].error_text
+
+
 def test_a_prompt_may_fill_the_positions_when_no_token_is_asked():
     engine = make_engine()
     engine.model.max_positions = len(PROMPT)
