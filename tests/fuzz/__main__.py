@@ -3,55 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import random
 import signal
 import sys
-import time
-from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
 
-from tests.acceptance.faults.server import faulty_server
-from tests.fuzz.oracles import Oracles
-from tests.fuzz.traces import MUTATORS, make_trace
-from tests.helpers.server import Server
+from tests.fuzz.playing import KINDS, play
+from tests.fuzz.targets import NAMES, target_of
+from tests.fuzz.targets.watched import hunt_apart
 
-PLANTED = Path(__file__).with_name("planted")
-KINDS = ("crash", "hang", "slow-down", "corruption", "leak")
-# Two servers share the machine's cores.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-# So few blocks that rows give way.
-_FEW_BLOCKS = ("--num-blocks", "160", "--max-batch-prefill-tokens", "256", "--restarts", "0")
+TRACES = "traces"
+# Of all the time, with a part for each: traces have a server to start.
+_TRACES_SHARE = 0.5
 
 
-def _server(planted: str) -> Server:
-    environment = {"PYTHONPATH": str(PLANTED), "PLANTED_KIND": planted} if planted else {}
-    return faulty_server(*_FEW_BLOCKS, env=os.environ | _ONE_THREAD | environment)
+def fuzz(minutes: float, seed: int) -> str:
+    """Play traces for half of the time, and each target for an equal share of the rest.
+
+    Returns all findings; one does not keep the others from being looked for.
+    """
+    findings = [play(_TRACES_SHARE * minutes, seed)]
+    share = (1 - _TRACES_SHARE) * minutes / len(NAMES)
+    findings += [_target(name, share, seed) for name in NAMES]
+    return "\n".join(each for each in findings if each)
 
 
-def _other() -> Server:
-    return faulty_server("--prefix-caching", "off", env=os.environ | _ONE_THREAD)
-
-
-def fuzz(minutes: float, seed: int, planted: str = "") -> str:
-    """Play traces until one is found fault with, or the time is over; return the finding."""
-    draw, counts = random.Random(seed), Counter[str]()
-    with _server(planted) as server, _other() as other:
-        oracles = Oracles(server, other)
-        begun, num = time.perf_counter(), 0
-        while time.perf_counter() - begun < 60 * minutes:
-            trace = make_trace(draw)
-            num += 1
-            counts.update(trace.mutators)
-            if finding := oracles.judge(trace, draw):
-                shots = json.dumps([asdict(shot) for shot in trace.shots])
-                print(f"trace {num} of seed {seed}, by {trace.mutators}: {shots}")
-                return finding
-        print(f"{num} traces in {time.perf_counter() - begun:.0f} s")
-        print("by mutator:", ", ".join(f"{name} {counts[name]}" for name in MUTATORS))
-    return ""
+def _target(name: str, minutes: float, seed: int, number: int | None = None) -> str:
+    """Play a target's cases, or one of them after those that share what it is given to."""
+    numbers = None
+    if number is not None:
+        together = target_of(name).num_per_opening
+        numbers = range(number - number % together, number + 1)
+    hunted = hunt_apart(name, seed, 60 * minutes, numbers)
+    print(hunted, flush=True)
+    return hunted.finding
 
 
 def main() -> int:
@@ -59,11 +42,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--target", choices=(TRACES, *NAMES), help="this alone")
+    parser.add_argument("--case", type=int, help="of a target: this one again")
     parser.add_argument("--planted", choices=KINDS, default="")
     given = parser.parse_args()
     # Its servers end with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    finding = fuzz(given.minutes, given.seed, given.planted)
+    if given.planted or given.target == TRACES:
+        finding = play(given.minutes, given.seed, given.planted)
+    elif given.target:
+        finding = _target(given.target, given.minutes, given.seed, given.case)
+    else:
+        finding = fuzz(given.minutes, given.seed)
     print(finding or "nothing found")
     return (
         int(not finding.startswith(given.planted) or not finding)

@@ -56,6 +56,18 @@ async def asking(template: str = TEMPLATE) -> AsyncIterator[Asking]:
             assert answer.status_code == 200, answer.text
 
 
+async def fields_of_all(world: AdapterWorld) -> dict[str, tuple[str, ...]]:
+    """The fields of all routes that read a body, as the server documents them."""
+    found = {}
+    for client in (world.client, world.admin):
+        document = (await client.get("/api-doc/openapi.json")).json()
+        for path, verbs in document["paths"].items():
+            if told := verbs.get("post", {}).get("requestBody"):
+                name = told["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                found[path] = tuple(document["components"]["schemas"][name]["properties"])
+    return found
+
+
 def play(scene: Callable[[Asking], Awaitable[None]]) -> None:
     """Run a scene in a world of its own."""
 

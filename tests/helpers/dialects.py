@@ -124,3 +124,16 @@ MESSAGES = Dialect(
 DIALECTS = (LORAX, TGI, COMPLETIONS, CHAT, RESPONSES, MESSAGES)
 
 LORAX_FIELDS = tuple(field.alias or name for name, field in ParametersBody.model_fields.items())
+# A body that works for every route that reads one.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    **{dialect.path: dict(dialect.body) for dialect in DIALECTS},
+    "/generate_stream": dict(LORAX.body),
+    "/invocations": dict(LORAX.body),
+    "/tokenize": {"inputs": "w1"},
+    "/detokenize": {"tokens": [1]},
+    "/v1/messages/count_tokens": {"model": "fake", "messages": [{"role": "user", "content": "w1"}]},
+    "/v1/load_lora_adapter": {"lora_name": "mine", "lora_path": "x"},
+    "/v1/unload_lora_adapter": {"lora_name": "mine"},
+    **{f"/v1/adapters/{verb}": {"adapter_id": "x", "adapter_source": "local"}
+       for verb in ("load", "unload", "pin", "unpin", "reload")},
+}  # fmt: skip

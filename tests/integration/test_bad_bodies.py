@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.helpers.asking import Asking, play
-from tests.helpers.dialects import DIALECTS, LORAX, LORAX_FIELDS, RESPONSES, TGI, Dialect
+from tests.helpers.asking import Asking, fields_of_all, play
+from tests.helpers.dialects import DIALECTS, EXAMPLES, LORAX, LORAX_FIELDS, RESPONSES, TGI, Dialect
 
 # What a field is sent that wants another type, or a value within bounds.
 ODD: tuple[Any, ...] = (
@@ -19,39 +19,15 @@ ODD: tuple[Any, ...] = (
 OF_ONE_MODE = {"best_of", "decoder_input_details", "stream", "stream_options"}
 # Whose fields are all sent by the test of streams, whole ones too.
 BOTH_MODES = {dialect.path for dialect in DIALECTS} - {LORAX.path, TGI.path}
-EXAMPLES: dict[str, dict[str, Any]] = {
-    **{dialect.path: dict(dialect.body) for dialect in DIALECTS},
-    "/generate_stream": dict(LORAX.body),
-    "/invocations": dict(LORAX.body),
-    "/tokenize": {"inputs": "w1"},
-    "/detokenize": {"tokens": [1]},
-    "/v1/messages/count_tokens": {"model": "fake", "messages": [{"role": "user", "content": "w1"}]},
-    "/v1/load_lora_adapter": {"lora_name": "mine", "lora_path": "x"},
-    "/v1/unload_lora_adapter": {"lora_name": "mine"},
-    **{f"/v1/adapters/{verb}": {"adapter_id": "x", "adapter_source": "local"}
-       for verb in ("load", "unload", "pin", "unpin", "reload")},
-}  # fmt: skip
 
 
 # --- whatever a field is sent -----------------------------------------------------
 
 
-async def fields_of_all(ask: Asking) -> dict[str, tuple[str, ...]]:
-    """The fields of all routes that read a body, as the server documents them."""
-    found = {}
-    for client in (ask.world.client, ask.world.admin):
-        document = (await client.get("/api-doc/openapi.json")).json()
-        for path, verbs in document["paths"].items():
-            if told := verbs.get("post", {}).get("requestBody"):
-                name = told["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-                found[path] = tuple(document["components"]["schemas"][name]["properties"])
-    return found
-
-
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if path != "/generate_stream"])
 def test_whatever_a_field_is_sent_it_is_answered_or_refused_in_words(path: str) -> None:
     async def scene(ask: Asking) -> None:
-        fields = await fields_of_all(ask)
+        fields = await fields_of_all(ask.world)
         assert set(fields) == set(EXAMPLES)
         for field in fields[path]:
             if path in BOTH_MODES and field not in OF_ONE_MODE:
@@ -67,7 +43,7 @@ def test_whatever_a_field_is_sent_a_stream_says_what_a_whole_answer_says(dialect
     is_lorax = dialect in (LORAX, TGI)
 
     async def scene(ask: Asking) -> None:
-        fields = LORAX_FIELDS if is_lorax else (await fields_of_all(ask))[dialect.path]
+        fields = LORAX_FIELDS if is_lorax else (await fields_of_all(ask.world))[dialect.path]
         for field in sorted({*fields} - OF_ONE_MODE):
             for odd in ODD:
                 sent: dict[str, Any] = {field: odd}

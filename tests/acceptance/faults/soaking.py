@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.acceptance.harness import Result
-from tests.fuzz.__main__ import KINDS
+from tests.fuzz.playing import KINDS
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +22,7 @@ def _run(module: str, *arguments: str) -> Result:
     )
     lines = run.stdout.strip().splitlines()
     print("\n".join(f"    {line}" for line in lines), run.stderr[-2000:], flush=True)
-    return Result(run.returncode == 0, "; ".join(lines[-6:]))
+    return Result(run.returncode == 0, "; ".join(lines[-12:]))
 
 
 def point_soak() -> Result:
