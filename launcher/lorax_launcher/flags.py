@@ -415,6 +415,9 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 f"{SSL_PASSWORD_VARIABLE}."),
     ],
     "Output": [
+        _option("--otlp-endpoint",
+                help="Address of an OpenTelemetry collector, such as http://localhost:4317: requests "
+                "are traced, by what pip installs as lorax-py[otel] (docs/tracing.md)."),
         _option("--log-level", type=LogLevel(), env=None, default=None,
                 show_default=_DEFAULTS.log_level,
                 help="Least level that is logged; LoRAX's `trace`, `warn` and `off` are known, in "

@@ -143,6 +143,7 @@ class LauncherOptions:
     cors_expose_header: tuple[str, ...] = ()
     cors_allow_credentials: bool = False
 
+    otlp_endpoint: str | None = None
     log_level: str = "info"
     json_output: bool = False
     download_only: bool = False

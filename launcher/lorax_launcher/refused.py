@@ -85,11 +85,6 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
         "--weights-cache-override",
         "weights, configuration and tokenizer lie in one folder; pass it to --model-id",
     ),
-    Refused(
-        "--otlp-endpoint",
-        "tracing is not in this version; use the router's /metrics",
-        comes_later=True,
-    ),
     Refused("--ngrok", _NGROK, is_switch=True),
     Refused("--ngrok-authtoken", _NGROK, secret=True),
     Refused("--ngrok-edge", _NGROK),

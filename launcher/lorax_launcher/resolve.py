@@ -290,6 +290,7 @@ def _shard(
     limits_threads = device == "cpu" and not facts.threads_preset
     return ShardConfig(
         log_level=options.log_level,
+        otlp_endpoint=options.otlp_endpoint or None,
         lifeline=True,
         model_dir="",
         model_id="",
@@ -347,6 +348,7 @@ def _router(
         _at_most("--max-total-tokens", options.max_total_tokens, "--max-batch-total-tokens", most)
     return RouterConfig(
         log_level=options.log_level,
+        otlp_endpoint=options.otlp_endpoint or None,
         lifeline=True,
         model_id="",
         served_model_names=list(options.served_model_name),

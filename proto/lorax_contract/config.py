@@ -14,6 +14,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Self
 
+from lorax_contract.otlp import endpoint_problem
+
 Device = typing.Literal["cpu", "cuda"]
 KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
 Quantize = typing.Literal["none", "int8", "gguf", "bfloat16", "fp8", "int4"]
@@ -40,6 +42,8 @@ class ProcessConfig:
     log_level: str = "info"
     # File descriptor that gets one JSON line when the process is ready; None: a log line only.
     ready_fd: int | None = None
+    # Where spans of traced requests are sent, by OTLP; None: nothing is traced.
+    otlp_endpoint: str | None = None
     # End when standard input reaches its end, which is when the launcher is gone.
     lifeline: bool = False
     # A folder with ca.pem, cert.pem and key.pem, for TCP between router and shards; None: plain.
@@ -50,6 +54,8 @@ class ProcessConfig:
         _at_least(self, "epoch", 1)
         if self.log_level.lower() not in ("debug", "info", "warning", "error", "critical"):
             raise ConfigError(f"log_level: {self.log_level!r} is not a log level")
+        if self.otlp_endpoint is not None and (problem := endpoint_problem(self.otlp_endpoint)):
+            raise ConfigError(f"otlp_endpoint: {problem}")
 
     def to_json(self) -> str:
         """Return the JSON document of this configuration."""

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import NewType
 
 from lorax_contract.constraint import Constraint
+from lorax_contract.tracing import TraceContext
 
 RequestId = NewType("RequestId", int)
 BlockId = NewType("BlockId", int)
@@ -114,6 +115,8 @@ class RequestSpec:
 
     # What its output is bound to.
     constraint: Constraint | None = None
+    # Whose children the shards' spans of it are; None: it is not traced.
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,8 @@ class StepOutcome:
     inactive: dict[AdapterHandle, str] = field(default_factory=dict)
     # Tokens that were drafted, whether they were kept or not.
     num_drafted: int = 0
+    # The same by row, of those that were drafted for.
+    drafted: dict[RequestId, int] = field(default_factory=dict)
     failed: list[RequestId] = field(default_factory=list)
     # Why, in words.
     failure: str = ""

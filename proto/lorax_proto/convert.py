@@ -32,6 +32,7 @@ from lorax_contract.step import (
     TokenColumns,
     WarmupSpec,
 )
+from lorax_contract.tracing import read_context
 from lorax_proto import generate_pb2 as pb
 
 StepReply = TypeVar("StepReply", pb.PrefillResponse, pb.DecodeResponse)
@@ -101,6 +102,8 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
     ids.extend(row.output_ids)
     if spec.constraint is not None:
         request.constraint.CopyFrom(constraint_to_proto(spec.constraint))
+    if spec.trace is not None:
+        request.traceparent, request.tracestate = spec.trace.traceparent, spec.trace.state
     return request
 
 
@@ -122,6 +125,9 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         output=_output_from_proto(request.output),
         constraint=constraint_from_proto(request.constraint)
         if request.HasField("constraint")
+        else None,
+        trace=read_context(request.traceparent, request.tracestate)
+        if request.traceparent
         else None,
     )
     return NewRow(spec, ids[num_prompt:], request.cache_len)
@@ -245,6 +251,9 @@ def outcome_to_proto(outcome: StepOutcome, reply_type: type[StepReply]) -> StepR
     columns.texts.extend(tokens.texts)
     columns.special.extend(tokens.special)
     columns.num_drafted = outcome.num_drafted
+    if outcome.drafted:
+        columns.drafted_ids.extend(outcome.drafted)
+        columns.drafted.extend(outcome.drafted.values())
     if outcome.details:
         columns.details.extend(_details_to_proto(outcome.details))
     for handle, text in outcome.inactive.items():
@@ -274,6 +283,7 @@ def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int
         forward_ns=timing.forward_ns,
         total_ns=timing.total_ns,
         num_drafted=columns.num_drafted,
+        drafted=dict(zip(cast(list[RequestId], columns.drafted_ids[:]), columns.drafted[:])),
         failed=cast(list[RequestId], columns.failed[:]),
         failure=columns.failure,
     )

@@ -318,7 +318,7 @@ class TokenizedInputs(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., input_chunks: _Optional[_Iterable[_Union[InputChunk, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "constraint")
+    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "constraint", "traceparent", "tracestate")
     ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZED_INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +336,8 @@ class Request(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_START_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     id: int
     inputs: str
     tokenized_inputs: TokenizedInputs
@@ -353,7 +355,9 @@ class Request(_message.Message):
     output: OutputKind
     adapter_start: int
     constraint: Constraint
-    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    tracestate: str
+    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("kind", "text")
@@ -494,7 +498,7 @@ class BlockCopy(_message.Message):
     def __init__(self, source_space: _Optional[_Union[BlockSpace, str]] = ..., source_block: _Optional[int] = ..., destination_space: _Optional[_Union[BlockSpace, str]] = ..., destination_block: _Optional[int] = ...) -> None: ...
 
 class Columns(_message.Message):
-    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive", "num_drafted", "failed", "failure")
+    __slots__ = ("request_ids", "num_tokens", "finish", "token_ids", "logprobs", "texts", "special", "details", "inactive", "num_drafted", "failed", "failure", "drafted_ids", "drafted")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -507,6 +511,8 @@ class Columns(_message.Message):
     NUM_DRAFTED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_IDS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[int]
     num_tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: _containers.RepeatedScalarFieldContainer[int]
@@ -519,7 +525,9 @@ class Columns(_message.Message):
     num_drafted: int
     failed: _containers.RepeatedScalarFieldContainer[int]
     failure: str
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ..., num_drafted: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ...) -> None: ...
+    drafted_ids: _containers.RepeatedScalarFieldContainer[int]
+    drafted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., texts: _Optional[_Iterable[str]] = ..., special: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[RowDetail, _Mapping]]] = ..., inactive: _Optional[_Iterable[_Union[InactiveAdapter, _Mapping]]] = ..., num_drafted: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., drafted_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InactiveAdapter(_message.Message):
     __slots__ = ("adapter_index", "text")

@@ -204,6 +204,7 @@ async def serve(
                 return stopper.exit_code
             raise
         finally:
+            await asyncio.to_thread(parts.service.ledger.close)
             await parts.prompts.close()
             parts.adapters.registry.close()
             if parts.events is not None:

@@ -176,7 +176,7 @@ def fronts_of(
     ]
     core = CoreParts(
         service=parts.service,
-        counts=parts.metrics,
+        counts=parts.service.ledger,
         app=parts.app,
         aliases=parts.selections.aliases,
     )

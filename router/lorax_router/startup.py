@@ -16,11 +16,13 @@ from lorax_contract.errors import (
 )
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.step import ShardInfo, WarmupSpec
+from lorax_contract.tracing import SpanSink
 from lorax_router.adapter_setup import adapters_to_preload, alias_book, own_selection
 from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.settings import make_scheduler
 from lorax_router.core_setup import Budgets, core_settings, event_log
 from lorax_router.event_log.recording import recorded_scheduler
+from lorax_router.service.accounts.ledger import RequestLedger
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory
@@ -221,12 +223,7 @@ def assemble_service(
         max_n=min(LARGEST_N, max(config.max_concurrent_requests // 2, 1)),
         max_stop_sequences=config.max_stop_sequences,
     )
-    metrics = Metrics(
-        model_name=next(iter(config.served_model_names), config.model_id),
-        max_input_length=limits.max_input_length,
-        max_total_tokens=limits.max_total_tokens,
-        max_adapter_labels=config.max_adapter_labels,
-    )
+    metrics = _metrics(config, limits)
     prompts = PromptParts(
         TokenizerPool(language.tokenizer, config.validation_workers),
         ChatRenderers(
@@ -263,6 +260,7 @@ def assemble_service(
         meters=meters,
         tokens=tokens,
         tenant_limits=tenant_limits(config),
+        ledger=RequestLedger(metrics, _spans(config), _model_name(config)),
     )
     registry = AdapterRegistry(config.adapter_registry)
     manager = AdapterManager(adapters, shards, meters, tokens, registry)
@@ -281,6 +279,28 @@ def assemble_service(
         tokenization,
         events,
     )
+
+
+def _model_name(config: RouterConfig) -> str:
+    return next(iter(config.served_model_names), config.model_id)
+
+
+def _metrics(config: RouterConfig, limits: RequestLimits) -> Metrics:
+    return Metrics(
+        model_name=_model_name(config),
+        max_input_length=limits.max_input_length,
+        max_total_tokens=limits.max_total_tokens,
+        max_adapter_labels=config.max_adapter_labels,
+    )
+
+
+def _spans(config: RouterConfig) -> SpanSink | None:
+    """Return what takes the spans of traced requests, where some are."""
+    if config.otlp_endpoint is None:
+        return None
+    from lorax_telemetry.exporting import open_export
+
+    return open_export(config.otlp_endpoint, "router")
 
 
 def import_front_ends() -> None:
@@ -329,7 +349,9 @@ def assemble(
         max_body_bytes=config.max_body_bytes,
     )
     facts = server_info(config, info, budgets)
-    calls = Calls(parts.service, parts.models, parts.metrics, max_body_bytes=config.max_body_bytes)
+    calls = Calls(
+        parts.service, parts.models, parts.service.ledger, max_body_bytes=config.max_body_bytes
+    )
     app = build_app(
         service=parts.service,
         tokenization=parts.tokenization,

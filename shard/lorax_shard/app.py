@@ -28,6 +28,7 @@ from lorax_contract.process import (
     watch_lifeline,
 )
 from lorax_contract.start_clock import StartClock
+from lorax_contract.tracing import SpanSink
 from lorax_shard import ahead
 from lorax_shard.adapters.host_memory import use_one_arena
 from lorax_shard.cache import cpu_identity
@@ -49,7 +50,7 @@ logger = logging.getLogger("lorax_shard")
 
 # What of a configuration is another at each start, and changes nothing that is computed.
 _OF_ONE_START = (
-    "epoch", "ready_fd", "lifeline", "log_level", "shard_uris", "rendezvous", "was_probed",
+    "epoch", "ready_fd", "lifeline", "log_level", "otlp_endpoint", "shard_uris", "rendezvous", "was_probed",
     # What was chosen is told beside the options.
     "elementwise_backend",
 )  # fmt: skip
@@ -323,7 +324,8 @@ async def serve(
     stopper.attach(asyncio.get_running_loop(), stop)
     commands = CommandQueue(config.epoch, on_broken=stopper.on_broken)
     rank_adapters = parts.make_rank_adapters() if parts.make_rank_adapters is not None else None
-    server = ShardServer(config, parts.engine, commands, rank_adapters)
+    spans = _spans(config)
+    server = ShardServer(config, parts.engine, commands, rank_adapters, spans)
     if parts.engine.constraints is not None:
         parts.engine.constraints.warm_up()
     spare_garbage_collector()
@@ -344,6 +346,8 @@ async def serve(
     await server.stop(_BROKEN_GRACE_S if is_broken else _GRACE_S)
     if rank_adapters is not None:
         await rank_adapters.close()
+    if spans is not None:
+        await asyncio.to_thread(spans.close)
     if not await commands.close(_WORKER_GRACE_S):
         logger.warning("a step is still running; it is left behind")
         leave(stopper.exit_code)
@@ -351,6 +355,15 @@ async def serve(
         # Threads of the collectives may wait for the others for ever, or for the device.
         leave(stopper.exit_code)
     return stopper.exit_code
+
+
+def _spans(config: ShardConfig) -> SpanSink | None:
+    """Return what takes the spans of traced requests, where some are."""
+    if config.otlp_endpoint is None:
+        return None
+    from lorax_telemetry.exporting import open_export
+
+    return open_export(config.otlp_endpoint, "shard", rank=config.rank)
 
 
 def _explained(error: StartupError) -> ExitCode:

@@ -88,7 +88,7 @@ class FrontPair:
 def front_of(world: World) -> FrontPair:
     """A front of a world."""
     parts = CoreParts(
-        service=world.service, counts=world.metrics, app=world.app, aliases=AliasBook()
+        service=world.service, counts=world.service.ledger, app=world.app, aliases=AliasBook()
     )
     cors = world.cors
     config = RouterConfig(

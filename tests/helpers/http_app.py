@@ -120,7 +120,9 @@ class World:
         models = Models(
             self.model_id, [], bounds.max_total_tokens, SelectionPolicy(refusal="none are served")
         )
-        self.calls = Calls(self.service, models, self.metrics, max_body_bytes=self.max_body_bytes)
+        self.calls = Calls(
+            self.service, models, self.service.ledger, max_body_bytes=self.max_body_bytes
+        )
         self.app = build_app(
             service=self.service,
             tokenization=Tokenization(bounds, self.tokenizer, templates),

@@ -18,6 +18,7 @@ from lorax_contract.step import (
 )
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.engine.port import ChunkSink, EngineStats, TokenChunk
+from lorax_router.service.engine.row_cost import RowCost
 
 Script = Callable[[RequestSpec], Iterator[TokenChunk]]
 
@@ -82,6 +83,7 @@ class _Stream:
         self._chunks = engine.script(spec)
         self._request_id = spec.request_id
         self._ended = False
+        self.cost = RowCost()
 
     def __aiter__(self) -> _Stream:
         return self

@@ -64,8 +64,9 @@ def test_it_serves_then_drains_on_sigterm(tmp_path):
             assert found[-1]["generated_text"]
             code, log = await router.ended()
             assert code == ExitCode.OK
-            (line,) = [each for each in log if each["logger"] == "lorax_router.request"]
+            refused, line = [each for each in log if each["logger"] == "lorax_router.request"]
             assert line["generated_tokens"] == 40
+            assert (refused["outcome"], refused["status"]) == ("shutting_down", "UNAVAILABLE")
 
     play(scene())
 

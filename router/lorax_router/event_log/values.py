@@ -48,9 +48,11 @@ def _tokens(number: int) -> range:
 # The core asks for none of them: what a client wants said, or not said, is its own affair.
 LEFT_OUT = {
     (RequestSpec, "constraint"),
+    (RequestSpec, "trace"),
     (SamplingParams, "logit_bias"),
     (StoppingParams, "stop_sequences"),
     (StepOutcome, "details"),
+    (StepOutcome, "drafted"),
     (StepOutcome, "failure"),
 }
 # The core counts these, and compares their blocks by names: docs/simulator.md.

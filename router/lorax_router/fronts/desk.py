@@ -122,9 +122,9 @@ class FrontDesk:
 
     def _note(self, message: object) -> None:
         match message:
-            case NoteRefused(fault, tenant):
+            case NoteRefused(fault, caller, origin):
                 error = asyncio.CancelledError() if fault is None else unpack_fault(fault)
-                self._parts.counts.request_refused(error, tenant)
+                self._parts.counts.request_refused(error, caller, origin)
             case NoteUnknownFields(count):
                 self._parts.counts.unknown_fields(count)
             case NoteEnded(count):

@@ -15,6 +15,7 @@ from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
 from lorax_router.service.callers import Caller
+from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse
 
 
@@ -84,7 +85,8 @@ class NoteRefused(FromFront, frozen=True):
     """A request ended before it came to the core; None: its client left."""
 
     fault: Fault | None
-    tenant: str
+    caller: Caller
+    origin: Origin
 
 
 class NoteUnknownFields(FromFront, frozen=True):

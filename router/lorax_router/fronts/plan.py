@@ -44,5 +44,10 @@ class FrontPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def shortened(config: RouterConfig) -> RouterConfig:
     """Return a configuration without what may be long and no front asks for."""
     return replace(
-        config, chat_template=None, adapter_aliases=[], preloaded_adapter_ids=[], ready_fd=None
+        config,
+        chat_template=None,
+        adapter_aliases=[],
+        preloaded_adapter_ids=[],
+        ready_fd=None,
+        otlp_endpoint=None,
     )

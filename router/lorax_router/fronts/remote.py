@@ -32,9 +32,10 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.remote_stream import RemoteStream
 from lorax_router.fronts.values import pack_request, unpack_opening, unpack_result
-from lorax_router.service.callers import Caller
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.generation import ignore_adapter
+from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
@@ -76,14 +77,14 @@ class RemoteService:
         """Return the whole answer; cancelling the call cancels the request."""
         number = next(self._numbers)
         message = AskAnswer(number, pack_request(request))
-        answer: TellAnswer = await self._ask(number, message, request.caller)
+        answer: TellAnswer = await self._ask(number, message, request.caller, request.origin)
         return unpack_result(answer.result, request, self._parsers)
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""
         number = next(self._numbers)
         message = AskCount(number, pack_request(request))
-        answer: TellCount = await self._ask(number, message, request.caller)
+        answer: TellCount = await self._ask(number, message, request.caller, request.origin)
         return answer.count
 
     async def generate_stream(
@@ -94,7 +95,9 @@ class RemoteService:
         ``on_adapter`` hears of the adapter that it uses before it is waited for.
         """
         number = next(self._numbers)
-        message = self._encoded(AskStream(number, pack_request(request)), request.caller)
+        message = self._encoded(
+            AskStream(number, pack_request(request)), request.caller, request.origin
+        )
         stream = RemoteStream(lambda: self._withdraw(number))
         self._streams[number] = _Opening(stream, request, on_adapter)
         self._send(message)
@@ -105,9 +108,11 @@ class RemoteService:
             raise
         return stream
 
-    async def _ask(self, number: int, message: FromFront, caller: Caller) -> Any:
+    async def _ask(
+        self, number: int, message: FromFront, caller: Caller, origin: Origin = NOWHERE
+    ) -> Any:
         """Return the message that answers another; raises the error that does."""
-        encoded = self._encoded(message, caller)
+        encoded = self._encoded(message, caller, origin)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self._send(encoded)
         try:
@@ -118,13 +123,13 @@ class RemoteService:
         finally:
             del self._asked[number]
 
-    def _encoded(self, message: FromFront, caller: Caller) -> bytes:
+    def _encoded(self, message: FromFront, caller: Caller, origin: Origin = NOWHERE) -> bytes:
         """Return the bytes of a message; ValidationError, counted, for what no parameter takes."""
         try:
             return encode(message)
         except OverflowError:
             error = ValidationError("a number in the request has more than 64 bits")
-            self._send(encode(NoteRefused(pack_fault(error), caller.tenant)))
+            self._send(encode(NoteRefused(pack_fault(error), caller, origin)))
             raise error from None
 
     def _withdraw(self, number: int) -> None:
@@ -179,10 +184,12 @@ class RemoteCounts:
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
 
-    def request_refused(self, error: BaseException, tenant: str = "") -> None:
+    def request_refused(
+        self, error: BaseException, caller: Caller = ANYBODY, origin: Origin = NOWHERE
+    ) -> None:
         """A request ended before the service had it."""
         fault = pack_fault(error) if isinstance(error, LoraxError) else None
-        self._send(encode(NoteRefused(fault, tenant)))
+        self._send(encode(NoteRefused(fault, caller, origin)))
 
     def unknown_fields(self, count: int) -> None:
         """A body had so many fields that nobody reads."""

@@ -20,6 +20,7 @@ from lorax_router.service.chat.outputs import AnswerReading
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.chat.tools import ToolChoice
 from lorax_router.service.generation import AnswerStream
+from lorax_router.service.origin import Origin
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -53,6 +54,7 @@ class PackedRequest(msgspec.Struct, frozen=True, array_like=True):
     parameters: GenerateParameters
     streams_prompt: bool
     caller: Caller
+    origin: Origin
 
 
 class PackedReading(msgspec.Struct, frozen=True, array_like=True):
@@ -116,6 +118,7 @@ def pack_request(request: GenerateRequest) -> PackedRequest:
         request.parameters,
         request.streams_prompt,
         request.caller,
+        request.origin,
     )
 
 
@@ -127,6 +130,7 @@ def unpack_request(packed: PackedRequest) -> GenerateRequest:
         parameters=packed.parameters,
         streams_prompt=packed.streams_prompt,
         caller=packed.caller,
+        origin=packed.origin,
     )
 
 

@@ -37,6 +37,7 @@ from lorax_router.grpc_api.limits import CallLimits
 from lorax_router.grpc_api.reply import ClientLeftError, ReplyQueue, UnreadBytes
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.keys.store import KeyStore
+from lorax_router.service.origin import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,11 @@ Method = Callable[[Any, "PublicCall"], Coroutine[Any, Any, Message | None]]
 class PublicCall:
     """One call, as the methods of the service see it."""
 
-    def __init__(self, context: Context, unread: UnreadBytes, limits: CallLimits) -> None:
+    def __init__(
+        self, context: Context, unread: UnreadBytes, limits: CallLimits, method: str = ""
+    ) -> None:
+        # Its name, without the service's.
+        self.method = method
         self._metadata = {
             name: value
             for name, value in context.invocation_metadata() or ()
@@ -88,6 +93,17 @@ class PublicCall:
         """Seconds until the call's deadline; None: it has none."""
         return self._time_remaining()
 
+    @property
+    def origin(self) -> Origin:
+        """How it came."""
+        return Origin(
+            protocol="grpc",
+            call=self.method,
+            request_id=self.request_id,
+            traceparent=self._metadata.get("traceparent", ""),
+            tracestate=self._metadata.get("tracestate", ""),
+        )
+
     def send(self, message: Message) -> None:
         """Send a message of a stream; never waits. Raises SlowReaderError."""
         self.reply.put(message.SerializeToString())
@@ -100,7 +116,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service: its full name; other services pass untouched.
         keys: says who calls.
         check_room: raises what any request of a caller would get, before it is read.
-        refused: told of errors that come before there is a request, and of whose tenant.
+        refused: told of errors that come before there is a request, of whose, and how it came.
         counted: names of the methods whose requests are counted.
         cut: ends a connection.
     """
@@ -112,7 +128,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         *,
         keys: KeyStore,
         check_room: Callable[[Caller], None],
-        refused: Callable[[BaseException, str], None],
+        refused: Callable[[BaseException, Caller, Origin], None],
         counted: frozenset[str],
         cut: Callable[[str], object],
     ) -> None:
@@ -146,7 +162,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         # Reading and writing by hand, which the wire does not show, gives both a time limit.
         async def serve(requests: AsyncIterator[Any], context: Context) -> None:
-            await self._serve(method, requests, context, is_counted=is_counted)
+            call = PublicCall(context, self.unread, self._limits, name)
+            await self._serve(method, requests, context, call, is_counted=is_counted)
 
         return grpc.stream_stream_rpc_method_handler(serve, handler.request_deserializer, None)
 
@@ -155,15 +172,15 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method: Method,
         requests: AsyncIterator[Any],
         context: Context,
+        call: PublicCall,
         *,
         is_counted: bool,
     ) -> None:
-        call = PublicCall(context, self.unread, self._limits)
         self.num_open += 1
         try:
             async with asyncio.timeout(context.time_remaining()):
                 call.identify(self._keys)
-                request = await self._read(requests, call.caller, is_counted=is_counted)
+                request = await self._read(requests, call, is_counted=is_counted)
                 await _answer(method(request, call), call)
         except TimeoutError:
             error = DeadlineError("the time that the client gave it is over")
@@ -201,17 +218,17 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         raise OverloadedError("too many calls", public="")
 
     async def _read(
-        self, requests: AsyncIterator[Any], caller: Caller, *, is_counted: bool
+        self, requests: AsyncIterator[Any], call: PublicCall, *, is_counted: bool
     ) -> Message:
         """Return the request of a call that there is place for; what fails here is counted here."""
         try:
             self._check_place()
             if is_counted:
-                self._check_room(caller)
+                self._check_room(call.caller)
             return await self._first(requests)
         except (LoraxError, asyncio.CancelledError) as error:
             if is_counted:
-                self._refused(error, caller.tenant)
+                self._refused(error, call.caller, call.origin)
             raise
 
     async def _first(self, requests: AsyncIterator[Any]) -> Message:

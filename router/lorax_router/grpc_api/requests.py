@@ -18,6 +18,7 @@ from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.offers import OfferedTools, checked_tools, offered
 from lorax_router.service.chat.tools import ToolChoice
 from lorax_router.service.constraints.formats import of_vllm
+from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -44,7 +45,10 @@ _DRAWING = ("temperature", "top_k", "top_p", "typical_p", "min_p")
 
 
 def generate_request(
-    request: pb.GenerateRequest, bearer_token: str | None, caller: Caller = ANYBODY
+    request: pb.GenerateRequest,
+    bearer_token: str | None,
+    caller: Caller = ANYBODY,
+    origin: Origin = NOWHERE,
 ) -> GenerateRequest:
     """Return what a Generate call asks for; raises ValidationError."""
     prompt: Prompt
@@ -56,18 +60,25 @@ def generate_request(
         case _:
             raise ValidationError("`prompt` is missing: set `text` or `token_ids`")
     return GenerateRequest(
-        prompt=prompt, parameters=_parameters(request, bearer_token), caller=caller
+        prompt=prompt,
+        parameters=_parameters(request, bearer_token),
+        caller=caller,
+        origin=origin,
     )
 
 
 def chat_request(
-    request: pb.ChatRequest, bearer_token: str | None, caller: Caller = ANYBODY
+    request: pb.ChatRequest,
+    bearer_token: str | None,
+    caller: Caller = ANYBODY,
+    origin: Origin = NOWHERE,
 ) -> GenerateRequest:
     """Return what a Chat call asks for; raises ValidationError."""
     return GenerateRequest(
         prompt=chat_prompt(request),
         parameters=_parameters(request, bearer_token),
         caller=caller,
+        origin=origin,
     )
 
 

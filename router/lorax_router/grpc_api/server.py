@@ -55,7 +55,7 @@ class GrpcServer:
             limits,
             keys=keys,
             check_room=servicer.service.check_room,
-            refused=servicer.metrics.request_refused,
+            refused=servicer.service.ledger.request_refused,
             counted=GENERATING,
             cut=cut,
         )

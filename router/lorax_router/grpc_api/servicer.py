@@ -70,7 +70,7 @@ class PublicServicer(LoraxServicer):
     async def Generate(self, request: pb.GenerateRequest, call: PublicCall) -> pb.GenerateResponse:
         """Answer with whole texts."""
         with self._counted(call):
-            domain = generate_request(request, call.bearer_token, call.caller)
+            domain = generate_request(request, call.bearer_token, call.caller, call.origin)
         style = AnswerStyle(request.parameters, domain)
         result = await self.service.generate(_timed(domain, call))
         return generate_response(result, style, call.request_id)
@@ -78,7 +78,7 @@ class PublicServicer(LoraxServicer):
     async def GenerateStream(self, request: pb.GenerateRequest, call: PublicCall) -> None:
         """Send chunks."""
         with self._counted(call):
-            domain = generate_request(request, call.bearer_token, call.caller)
+            domain = generate_request(request, call.bearer_token, call.caller, call.origin)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, TextChunks, call)
 
@@ -86,7 +86,7 @@ class PublicServicer(LoraxServicer):
         """Answer with whole messages."""
         call.names = CHAT_FIELDS
         with self._counted(call):
-            domain = chat_request(request, call.bearer_token, call.caller)
+            domain = chat_request(request, call.bearer_token, call.caller, call.origin)
         style = AnswerStyle(request.parameters, domain)
         result = await self.service.generate(_timed(domain, call))
         return chat_response(result, style, call.request_id)
@@ -95,7 +95,7 @@ class PublicServicer(LoraxServicer):
         """Send parts of messages."""
         call.names = CHAT_FIELDS
         with self._counted(call):
-            domain = chat_request(request, call.bearer_token, call.caller)
+            domain = chat_request(request, call.bearer_token, call.caller, call.origin)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, ChatChunks, call)
 
@@ -118,7 +118,7 @@ class PublicServicer(LoraxServicer):
         try:
             yield
         except LoraxError as error:
-            self.metrics.request_refused(error, call.caller.tenant)
+            self.service.ledger.request_refused(error, call.caller, call.origin)
             raise
 
     # --- texts and tokens ---------------------------------------------------------

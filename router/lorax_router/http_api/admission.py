@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +15,7 @@ from lorax_contract.errors import LoraxError
 from lorax_router.http_api.auth import caller_in, caller_of
 from lorax_router.http_api.json_body import Body, parse_body, read_body
 from lorax_router.http_api.model_body import ModelBody
+from lorax_router.http_api.origins import origin_in, origin_of
 from lorax_router.http_api.refusals import refusal
 from lorax_router.service.generation import GenerationService, RequestCounts
 
@@ -50,7 +52,7 @@ class RoomGate:
             try:
                 await self._service.ask_room(caller)
             except LoraxError as error:
-                self._counts.request_refused(error, caller.tenant)
+                self._counts.request_refused(error, caller, origin_in(scope))
                 await refusal(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -73,10 +75,23 @@ async def read_admitted(
         if isinstance(body, ModelBody):
             body.check_refused()
     except LoraxError as error:
-        counts.request_refused(error, caller_of(request).tenant)
+        counts.request_refused(error, caller_of(request), origin_of(request))
         raise
     except ClientDisconnect:
-        counts.request_refused(asyncio.CancelledError())
+        counts.request_refused(asyncio.CancelledError(), caller_of(request), origin_of(request))
         raise
     counts.unknown_fields(body.num_unknown_fields())
     return body
+
+
+@contextmanager
+def becoming_one(counts: RequestCounts, request: Request) -> Iterator[None]:
+    """Within, a body becomes a request of the service's; one that does not is counted here."""
+    try:
+        yield
+    except LoraxError as error:
+        counts.request_refused(error, caller_of(request), origin_of(request))
+        raise
+    except Exception:
+        counts.request_refused(LoraxError(public=""), caller_of(request), origin_of(request))
+        raise

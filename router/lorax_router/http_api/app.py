@@ -119,9 +119,10 @@ def build_app(
     """
     keys = keys or KeyStore()
     app = _new_app("Text generation with many LoRA adapters on one base model.", info.version)
+    counts = service.ledger
     generate = GenerateRoutes(
         service,
-        metrics,
+        counts,
         model_id=info.model_id,
         device_type=info.model_device_type,
         max_body_bytes=max_body_bytes,
@@ -138,7 +139,7 @@ def build_app(
     for router in dialects:
         app.include_router(router)
     paths = generating_paths([generate.router(), *dialects])
-    app.add_middleware(RoomGate, service=service, counts=metrics, paths=paths)
+    app.add_middleware(RoomGate, service=service, counts=counts, paths=paths)
     app.add_middleware(KeyGate, keys=keys)
     _complete(app)
     own: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.errors import ValidationError
-from lorax_router.http_api.admission import read_admitted
+from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.disconnect import while_present
 from lorax_router.http_api.json_body import bearer_token
 from lorax_router.http_api.model_body import ModelBody
@@ -46,6 +47,10 @@ class Calls:
     async def read(self, request: Request, model: type[SomeBody]) -> SomeBody:
         """Read the body of a request that can be served; what fails here is counted here."""
         return await read_admitted(self._counts, request, model, self._max_body_bytes)
+
+    def becoming_one(self, request: Request) -> AbstractContextManager[None]:
+        """Within, a body becomes requests of the service's; one that does not is counted here."""
+        return becoming_one(self._counts, request)
 
     def named(
         self, request: Request, body: ModelBody, parameters: GenerateParameters

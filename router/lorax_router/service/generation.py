@@ -10,9 +10,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from lorax_router.service.callers import Caller
+from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser
 from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
@@ -121,9 +122,11 @@ class GenerationService(Protocol):
 
 
 class RequestCounts(Protocol):
-    """Counts what is known of requests before the service has them; metrics implement it."""
+    """Counts what is known of requests before the service has them; ``RequestLedger`` does it."""
 
-    def request_refused(self, error: BaseException, tenant: str = "") -> None:
+    def request_refused(
+        self, error: BaseException, caller: Caller = ANYBODY, origin: Origin = NOWHERE
+    ) -> None:
         """A request ended before the service had it."""
 
     def unknown_fields(self, count: int) -> None:

@@ -20,8 +20,10 @@ from lorax_contract.errors import (
     ValidationError,
 )
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
+from lorax_contract.tracing import TraceContext
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.tenant_limits import NO_LIMITS, TenantLimits
+from lorax_router.service.accounts.ledger import RequestLedger
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
 from lorax_router.service.adapters.text import AdapterText
@@ -72,6 +74,7 @@ class InferenceService:
         max_concurrent_requests: sequences that may be in the house at once; see Permits.
         tenant_limits: what a tenant may have waiting and may hold of whom the keys say nothing else.
         health_timeout_s: seconds after which a silent engine counts as unhealthy.
+        ledger: keeps the accounts of requests; None: one of its own, without spans.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class InferenceService:
         tokens: TenantTokens | None = None,
         tenant_limits: TenantLimits = NO_LIMITS,
         health_timeout_s: float = 10.0,
+        ledger: RequestLedger | None = None,
     ) -> None:
+        self.ledger = ledger or RequestLedger(metrics)
         self._meters = meters or Meters()
         self._tokens = tokens or TenantTokens()
         self._adapters = adapters
@@ -171,7 +176,7 @@ class InferenceService:
             permit = self._admit(checked)
             async with within(deadline_of(checked, record)):
                 lease = await self._resolve(checked, record)
-                valid = await self._complete(checked, lease)
+                valid = await self._complete(checked, lease, record)
             valid = self._on_terms(checked, valid, record)
             result = await self._run(valid, lease, record)
         except BaseException as error:
@@ -201,9 +206,10 @@ class InferenceService:
                 on_adapter(_use(checked.selection))
             async with within(deadline_of(checked, record)):
                 lease = await self._resolve(checked, record)
-                valid = await self._complete(checked, lease)
+                valid = await self._complete(checked, lease, record)
             valid = self._on_terms(checked, valid, record)
-            chunks = await self._submit(valid, lease)
+            chunks = await self._submit(valid, lease, record.trace)
+            record.follow(chunks.costs)
         except BaseException as error:
             if lease is not None:
                 lease.release()
@@ -233,7 +239,11 @@ class InferenceService:
     def _new_record(self, request: GenerateRequest, *, is_stream: bool) -> RequestRecord:
         caller = request.caller
         return RequestRecord(
-            self._metrics, is_stream=is_stream, caller=caller, meter=self._meters.of(caller)
+            self.ledger,
+            is_stream=is_stream,
+            caller=caller,
+            meter=self._meters.of(caller),
+            origin=request.origin,
         )
 
     def _check(
@@ -269,7 +279,7 @@ class InferenceService:
         record.selections(_use(checked.selection))
         started = perf_counter()
         lease = await self._acquire(checked, record.meter)
-        record.resolved(lease, perf_counter() - started)
+        record.resolved(lease, started)
         return lease
 
     async def _acquire(self, checked: CheckedRequest, meter: TenantMeter) -> AdapterLease:
@@ -290,9 +300,13 @@ class InferenceService:
             self._tokens.opened(checked.request.caller, checked.selection.token)
         return lease
 
-    async def _complete(self, checked: CheckedRequest, lease: AdapterLease | None) -> ValidRequest:
+    async def _complete(
+        self, checked: CheckedRequest, lease: AdapterLease | None, record: RequestRecord
+    ) -> ValidRequest:
         text, request = _text(lease), checked.request
+        started = perf_counter()
         valid = await self._validator.complete(checked, text)
+        record.tokenized(started)
         if lease is not None and lease.invocation_ids:
             start = activation_start(valid.prompt_ids, lease.invocation_ids)
             valid = replace(valid, adapter_start=start)
@@ -326,19 +340,25 @@ class InferenceService:
         record.validated(valid)
         return replace(valid, terms=terms)
 
-    async def _submit(self, valid: ValidRequest, lease: AdapterLease | None) -> SequenceChunks:
+    async def _submit(
+        self, valid: ValidRequest, lease: AdapterLease | None, trace: TraceContext | None = None
+    ) -> SequenceChunks:
         """Submit all sequences, or none."""
         streams: list[TokenStream] = []
         async with AsyncExitStack() as stack:
             for sampling in valid.samplings:
-                stream = self._submit_one(valid, sampling, _handle(lease))
+                stream = self._submit_one(valid, sampling, _handle(lease), trace)
                 stack.push_async_callback(stream.aclose)
                 streams.append(stream)
             stack.pop_all()
         return SequenceChunks(streams, valid.output, adapter=lease.label if lease else "")
 
     def _submit_one(
-        self, valid: ValidRequest, sampling: SamplingParams, adapter: AdapterHandle
+        self,
+        valid: ValidRequest,
+        sampling: SamplingParams,
+        adapter: AdapterHandle,
+        trace: TraceContext | None,
     ) -> TokenStream:
         return self._engine.submit(
             RequestSpec(
@@ -350,6 +370,7 @@ class InferenceService:
                 adapter_start=valid.adapter_start,
                 output=valid.output,
                 constraint=valid.constraint,
+                trace=trace,
             ),
             valid.terms,
         )
@@ -359,7 +380,8 @@ class InferenceService:
     ) -> GenerateResult:
         """Generate all sequences at once; the first that fails ends the others."""
         sequences = [Sequence(reported_seed(sampling)) for sampling in valid.samplings]
-        async with aclosing(await self._submit(valid, lease)) as chunks:
+        async with aclosing(await self._submit(valid, lease, record.trace)) as chunks:
+            record.follow(chunks.costs)
             async for number, chunk in chunks:
                 record.sequences[number].take(chunk)
                 sequences[number].take(chunk)

@@ -2,91 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+from collections.abc import Iterable
 from time import perf_counter
-from typing import Any
 
 from lorax_contract.activation import NEVER
-from lorax_contract.errors import DeadlineError, LoraxError, QuotaError, RequestError
-from lorax_contract.step import FinishCode
+from lorax_router.service.accounts.ledger import RequestLedger
+from lorax_router.service.accounts.progress import SequenceProgress
+from lorax_router.service.accounts.summary import RequestSummary
 from lorax_router.service.adapters.directory import AdapterLease
 from lorax_router.service.callers import ANYBODY, Caller
-from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.engine.row_cost import RowCost
 from lorax_router.service.keys.meters import UNMETERED, TenantMeter
-from lorax_router.service.metrics.recorder import Metrics, failure_label
+from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import ValidRequest
 from lorax_router.service.results import FINISH_REASONS, NOT_INVOKED, AdapterUse, Timings
-
-logger = logging.getLogger("lorax_router.request")
-
-
-# What is no fault of the server's, and may come often.
-_EXPECTED = (RequestError, QuotaError, DeadlineError, asyncio.CancelledError)
-
-
-class SequenceProgress:
-    """How far one sequence is; counts its tokens into the metrics, if there are any."""
-
-    __slots__ = (
-        "_meter",
-        "_metrics",
-        "_num_prompt",
-        "adapter",
-        "finish",
-        "num_cached",
-        "num_generated",
-        "num_skipped",
-        "timings",
-    )
-
-    def __init__(
-        self,
-        timings: Timings,
-        metrics: Metrics | None,
-        adapter: AdapterUse | None = None,
-        *,
-        num_prompt: int = 0,
-        meter: TenantMeter = UNMETERED,
-    ) -> None:
-        self._meter = meter
-        self.timings = timings
-        # Shared by the sequences of one request.
-        self.adapter = adapter
-        self.num_generated = 0
-        # Tokens that came in a step with an earlier one.
-        self.num_skipped = 0
-        # Tokens of the prompt that were in the cache.
-        self.num_cached = 0
-        self.finish = FinishCode.RUNNING
-        self._metrics = metrics
-        self._num_prompt = num_prompt
-
-    def take(self, chunk: TokenChunk) -> None:
-        """Count a chunk. Called for each token of each stream: keep it cheap."""
-        num = len(chunk.tokens.ids)
-        if not num and chunk.finish in (FinishCode.RUNNING, FinishCode.ERROR):
-            return
-        timings, metrics = self.timings, self._metrics
-        if chunk.adapter_phases is not None and self.adapter is not None:
-            self.adapter.phases.update(chunk.adapter_phases)
-        if not self.num_generated:
-            timings.scheduled_at = chunk.scheduled_at
-            self.num_cached = chunk.num_cached_tokens
-            timings.first_token_at = chunk.received_at
-            if metrics is not None:
-                metrics.prompt_computed(
-                    timings.first_token_s, num_prompt=self._num_prompt, num_tokens=num
-                )
-        elif num and metrics is not None:
-            gap = chunk.received_at - timings.last_token_at
-            metrics.observe_inter_token(gap / num, num)
-        timings.last_token_at = chunk.received_at
-        self.num_generated += num
-        if num > 1:
-            self.num_skipped += num - 1
-        self._meter.generated(num)
-        self.finish = chunk.finish
 
 
 class RequestRecord:
@@ -94,20 +23,27 @@ class RequestRecord:
 
     def __init__(
         self,
-        metrics: Metrics,
+        ledger: RequestLedger,
         *,
         is_stream: bool,
         caller: Caller = ANYBODY,
         meter: TenantMeter = UNMETERED,
+        origin: Origin = NOWHERE,
     ) -> None:
-        self._metrics = metrics
+        self._ledger = ledger
+        self._metrics = metrics = ledger.metrics
         self._is_stream = is_stream
+        self._origin = origin
+        # None: it is not traced.
+        self.trace, self._trace_parent = ledger.begin_trace(origin)
         self._caller = caller
         # What the caller's tenant takes is counted here.
         self.meter = meter
         self.received_at = perf_counter()
         self._validated_at = 0.0
-        self._resolving_s = 0.0
+        # From when to when its adapter was looked for, and its prompt became tokens.
+        self._resolving: tuple[float, float] | None = None
+        self._tokenizing: tuple[float, float] | None = None
         self._valid: ValidRequest | None = None
         self.adapter: AdapterUse | None = None
         # One each; those that the client gets come first once that is known.
@@ -134,13 +70,19 @@ class RequestRecord:
         """Tokens generated so far, of all sequences."""
         return sum(each.num_generated for each in self.sequences)
 
+    def follow(self, costs: Iterable[RowCost]) -> None:
+        """The sequences are in the engine, which counts what they take."""
+        for sequence, cost in zip(self.sequences, costs, strict=True):
+            sequence.cost = cost
+
     def show(self, numbers: list[int]) -> None:
         """The client gets these sequences, in this order."""
         others = [n for n in range(len(self.sequences)) if n not in numbers]
         self.sequences = [self.sequences[number] for number in numbers + others]
 
     def _new_progress(self) -> SequenceProgress:
-        timings = Timings(self.received_at, self._resolving_s, self._validated_at)
+        started_at, found_at = self._resolving or (0.0, 0.0)
+        timings = Timings(self.received_at, found_at - started_at, self._validated_at)
         num_prompt = 0 if self._valid is None else self._valid.num_prompt_tokens
         return SequenceProgress(
             timings, self._metrics, self.adapter, num_prompt=num_prompt, meter=self.meter
@@ -150,14 +92,18 @@ class RequestRecord:
         """The request wants an adapter, which may not exist."""
         self.adapter = use
 
-    def resolved(self, lease: AdapterLease, seconds: float) -> None:
-        """The request's adapter is known; to find and fetch it took so long."""
-        self._resolving_s = seconds
+    def resolved(self, lease: AdapterLease, started_at: float) -> None:
+        """The request's adapter is known; it was looked for since then."""
+        self._resolving = started_at, perf_counter()
         assert self.adapter is not None
         self.adapter.was_found = True
         self.adapter.is_private = lease.is_private
         self.adapter.label = lease.label
         self.adapter.phases.update(lease.phases)
+
+    def tokenized(self, started_at: float) -> None:
+        """The request's prompt is tokens; it was waited for since then."""
+        self._tokenizing = started_at, perf_counter()
 
     def validated(self, valid: ValidRequest) -> None:
         """The request is valid and has tokens; raises QuotaError when its tenant may not run it."""
@@ -185,49 +131,46 @@ class RequestRecord:
         if self.adapter is not None:
             self._metrics.adapter_used(self.adapter, self.num_generated, failed=error is not None)
         if error is None:
-            assert self._valid is not None
-            first = self.sequences[0]
-            self._metrics.request_succeeded(
-                self._valid,
-                timings=first.timings,
-                finish=first.finish,
-                num_generated=self.num_generated,
-                num_of_first=first.num_generated,
-                num_skipped=self.num_skipped,
-            )
+            self._count_success()
         else:
             self._metrics.request_failed(
                 error, was_valid=self._valid is not None, tenant=self._caller.tenant
             )
-        self._log(error)
+        self._ledger.settle(self._summary(error))
 
-    def _log(self, error: BaseException | None) -> None:
-        outcome = "ok" if error is None else failure_label(error)
-        is_fault = not (error is None or isinstance(error, _EXPECTED))
-        level = logging.WARNING if is_fault else logging.INFO
-        if logger.isEnabledFor(level):
-            fields = self._fields(outcome, error)
-            logger.log(level, "request ended: %s", outcome, extra={"fields": fields})
+    def _count_success(self) -> None:
+        assert self._valid is not None
+        first = self.sequences[0]
+        self._metrics.request_succeeded(
+            self._valid,
+            timings=first.timings,
+            finish=first.finish,
+            num_generated=self.num_generated,
+            num_of_first=first.num_generated,
+            num_skipped=self.num_skipped,
+        )
 
-    def _fields(self, outcome: str, error: BaseException | None) -> dict[str, Any]:
-        """Lengths and times, never a prompt or a token."""
-        fields: dict[str, Any] = {"outcome": outcome, "stream": self._is_stream}
-        if self._caller.has_key:
-            fields |= {"tenant": self._caller.tenant, "priority": self._caller.priority}
-        if self._valid is not None:
-            fields["prompt_tokens"] = self._valid.num_prompt_tokens
-            fields["max_new_tokens"] = self._valid.stopping.max_new_tokens
-            fields["sequences"] = len(self._valid.samplings)
-        if self.adapter is not None:
-            fields["adapter"] = self.adapter.label
-            for phase, seconds in self.adapter.phases.items():
-                fields[f"adapter_{phase}_ms"] = round(seconds * 1e3, 3)
-        timings = self.timings
-        fields["generated_tokens"] = self.num_generated
-        if error is None:
-            fields["finish_reason"] = FINISH_REASONS.get(self.sequences[0].finish)
-        for name in ("validation", "queue", "first_token", "inference", "total"):
-            fields[f"{name}_ms"] = round(getattr(timings, f"{name}_s") * 1e3, 3)
-        if isinstance(error, LoraxError):
-            fields["error"] = str(error)
-        return fields
+    def _summary(self, error: BaseException | None) -> RequestSummary:
+        first = self.sequences[0]
+        # Of an answer that is whole the last token is the end, whenever its client has read it.
+        is_whole = error is None and first.timings.last_token_at
+        return RequestSummary(
+            received_at=self.received_at,
+            ended_at=first.timings.last_token_at if is_whole else perf_counter(),
+            origin=self._origin,
+            caller=self._caller,
+            is_stream=self._is_stream,
+            valid=self._valid,
+            adapter=self.adapter,
+            timings=first.timings,
+            finish_reason=FINISH_REASONS.get(first.finish),
+            costs=tuple(each.cost for each in self.sequences),
+            resolving=self._resolving,
+            tokenizing=self._tokenizing,
+            num_generated=self.num_generated,
+            num_cached=self.num_cached,
+            num_accepted=self.num_skipped,
+            error=error,
+            trace=self.trace,
+            trace_parent=self._trace_parent,
+        )

@@ -17,6 +17,7 @@ from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser
 from lorax_router.service.chat.tools import ToolChoice
+from lorax_router.service.origin import NOWHERE, Origin
 
 # The name by which LoRAX's clients ask for no adapter.
 BASE_MODEL_ADAPTER_ID = "__base_model__"
@@ -146,6 +147,8 @@ class GenerateRequest:
     streams_prompt: bool = False
     # Who asks.
     caller: Caller = ANYBODY
+    # By which call.
+    origin: Origin = NOWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

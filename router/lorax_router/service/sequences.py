@@ -13,6 +13,7 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import FinishCode, OutputKind
 from lorax_router.service.engine.port import ChunkSink, TokenChunk, TokenStream
+from lorax_router.service.engine.row_cost import RowCost
 from lorax_router.service.merge import Merge
 
 
@@ -35,6 +36,11 @@ class SequenceChunks:
         self._output = output
         self._chunks = Merge(streams)
         self._num_running = len(streams)
+
+    @property
+    def costs(self) -> list[RowCost]:
+        """What each sequence takes; counted on while they run."""
+        return [each.cost for each in self._streams]
 
     @property
     def is_done(self) -> bool:

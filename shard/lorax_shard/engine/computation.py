@@ -260,3 +260,4 @@ def _note_draft(item: RowWork, num_kept: int, out: OutcomeBuilder) -> None:
     if item.row.pace is not None and len(item.draft):
         item.row.pace.checked(len(item.draft), num_kept)
         out.outcome.num_drafted += len(item.draft)
+        out.outcome.drafted[item.row.request_id] = len(item.draft)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc.aio
 
 from lorax_contract.config import ShardConfig
+from lorax_contract.tracing import SpanSink
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.mutual_tls import MutualTls, listen_at
@@ -29,6 +30,7 @@ class ShardServer:
         engine: Engine,
         commands: CommandQueue,
         rank_adapters: RankAdapters | None = None,
+        spans: SpanSink | None = None,
     ) -> None:
         # The address in use; a port of 0 is replaced by the real one at the start.
         self.uri = config.shard_uris[config.rank]
@@ -37,7 +39,7 @@ class ShardServer:
             interceptors=[ErrorInterceptor(_SERVICE)], options=SERVER_OPTIONS
         )
         pb_grpc.add_LoraxServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            LoraxServicer(engine, commands, config, rank_adapters), self._server
+            LoraxServicer(engine, commands, config, rank_adapters, spans), self._server
         )
         self._standard = StandardServices(self._server, _SERVICE)
 

@@ -18,6 +18,7 @@ import grpc.aio
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import ShardInfo, StepOutcome, StepPlan, WarmupSpec
+from lorax_contract.tracing import SpanSink
 from lorax_proto import generate_pb2 as pb
 from lorax_proto import generate_pb2_grpc as pb_grpc
 from lorax_proto.convert import (
@@ -35,6 +36,7 @@ from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
 from lorax_shard.rpc.lorax_requests import LoraxRequest, is_untokenized
 from lorax_shard.rpc.queue import CommandQueue
+from lorax_shard.rpc.row_spans import RowSpans
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Reply = TypeVar("Reply", pb.PrefillResponse, pb.DecodeResponse)
@@ -50,7 +52,10 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         commands: CommandQueue,
         config: ShardConfig,
         rank_adapters: RankAdapters | None = None,
+        spans: SpanSink | None = None,
     ) -> None:
+        # Rank 0 answers for all, and only it knows what became of rows.
+        self._rows = None if spans is None or config.rank else RowSpans(spans, config.rank)
         self._adapters = AdapterCalls(engine, commands, rank_adapters)
         self._constraints = ConstraintCalls(engine, rank_adapters, rank=config.rank)
         self._engine = engine
@@ -218,11 +223,15 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
 
     def _launch(self, plan: StepPlan, arrived_ns: int) -> tuple[LaunchedStep, int]:
         queue_ns = time.perf_counter_ns() - arrived_ns
+        if self._rows is not None:
+            self._rows.launched(plan)
         return self._engine.launch(plan), queue_ns
 
     def _collect(self, launched: tuple[LaunchedStep, int]) -> tuple[StepOutcome, int]:
         step, queue_ns = launched
         outcome = self._engine.collect(step)
+        if self._rows is not None:
+            self._rows.collected(outcome)
         if self._config.rank:  # rank 0 answers for all
             outcome = StepOutcome(
                 outcome.seq, forward_ns=outcome.forward_ns, total_ns=outcome.total_ns
@@ -230,6 +239,8 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         return outcome, queue_ns
 
     def _let_all_go(self) -> None:
+        if self._rows is not None:
+            self._rows.forget()
         self._batches.clear(None)
         if self._engine.adapters is not None:
             self._engine.adapters.clear()

@@ -45,7 +45,7 @@ class Asked:
 
 
 def of_core(world: World) -> Any:
-    return contextlib.nullcontext(Asked(world, world.service, world.metrics))
+    return contextlib.nullcontext(Asked(world, world.service, world.service.ledger))
 
 
 @contextlib.asynccontextmanager
@@ -276,7 +276,7 @@ async def test_a_stream_that_is_closed_early_gives_its_place_back(asked):
 async def test_refusals_and_strange_fields_are_counted_where_the_metrics_are(asked):
     world = World()
     async with asked(world) as here:
-        here.counts.request_refused(OverloadedError("no place", public=""), "ant")
+        here.counts.request_refused(OverloadedError("no place", public=""), Caller(tenant="ant"))
         here.counts.request_refused(asyncio.CancelledError())
         here.counts.unknown_fields(0)
         here.counts.unknown_fields(4)

@@ -23,7 +23,7 @@ from lorax_router.service.adapters.aliases import AliasBook
 def fronts_of(number: int, listener: socket.socket) -> Fronts:
     world = World()
     parts = CoreParts(
-        service=world.service, counts=world.metrics, app=world.app, aliases=AliasBook()
+        service=world.service, counts=world.service.ledger, app=world.app, aliases=AliasBook()
     )
     plans = [
         FrontPlan(

@@ -31,7 +31,8 @@ VALUES: dict[str, Any] = {"num_shard": 3, "default_adapter_source": "s3",
                           "watermark_gamma": 0.25, "batching": "decode",
                           "api_key": ("a-long-key",),
                           "admin_api_key": ("an-admin-key",),
-                          "metrics_api_key": ("a-scrape-key",), "restarts": 0}  # fmt: skip
+                          "metrics_api_key": ("a-scrape-key",), "restarts": 0,
+                          "otlp_endpoint": "http://collector:4317"}  # fmt: skip
 BESIDE: dict[str, dict[str, Any]] = {
     "revision": {"model_id": "org/name"},
     "merge_adapter_weights": {"adapter_id": "org/poet"},

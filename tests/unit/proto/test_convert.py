@@ -27,6 +27,7 @@ from lorax_contract.step import (
     TokenColumns,
     WarmupSpec,
 )
+from lorax_contract.tracing import TraceContext
 from lorax_proto import generate_pb2 as pb
 from lorax_proto.convert import (
     info_from_proto,
@@ -107,7 +108,12 @@ class Values:
             adapter_start=self.maybe(self.id32),
             output=self.rng.choice(list(OutputKind)),
             constraint=self.maybe(self.constraint),
+            trace=self.maybe(self.trace),
         )
+
+    def trace(self) -> TraceContext:
+        ids = f"{self.id64():032x}", f"{self.id64():016x}"
+        return TraceContext(*ids, is_sampled=self.flag(), state=self.rng.choice(["", "a=1,b=2"]))
 
     def constraint(self) -> Constraint:
         return Constraint(kind=self.rng.choice(list(ConstraintKind)), text=self.text())
@@ -167,6 +173,7 @@ class Values:
             details={row: self.detail() for row in row_ids if self.flag()},
             inactive={self.id32(): self.text() for _ in range(self.rng.randint(0, 2))},
             num_drafted=self.id32(),
+            drafted={row: self.id32() for row in row_ids if self.flag()},
             failed=self.some(self.id64),
             failure=self.text(),
             forward_ns=self.id64(),

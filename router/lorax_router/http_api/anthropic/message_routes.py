@@ -25,6 +25,7 @@ from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.openapi import event_stream, json_body
+from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.responses import json_response, new_request_id
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.text import TextStyle
@@ -63,11 +64,8 @@ class MessageRoutes:
     async def create(self, request: Request) -> Response:
         """Answer with a message, or stream it."""
         body = await self._calls.read(request, MessagesBody)
-        wanted = GenerateRequest(
-            prompt=chat_prompt(body, tools_of_body(body)),
-            parameters=self._calls.named(request, body, body.parameters()),
-            caller=caller_of(request),
-        )
+        with self._calls.becoming_one(request):
+            wanted = _wanted(request, body, self._calls.named(request, body, body.parameters()))
         style = TextStyle(stops=body.stops)
         heading = MessageHeading(self._calls.models.shown(body.model))
         headers = {"request-id": heading.request_id}
@@ -82,13 +80,20 @@ class MessageRoutes:
     async def count_tokens(self, request: Request) -> Response:
         """Answer with the number of tokens of a prompt."""
         body = await self._calls.read(request, CountTokensBody)
-        wanted = GenerateRequest(
-            prompt=chat_prompt(body, tools_of_body(body)),
-            parameters=self._calls.named(request, body, GenerateParameters()),
-            caller=caller_of(request),
-        )
+        wanted = _wanted(request, body, self._calls.named(request, body, GenerateParameters()))
         try:
             number = await self._calls.count_tokens(request, body, wanted)
         except ClientGoneError:
             return Response()
         return json_response({"input_tokens": number}, headers={"request-id": new_request_id()})
+
+
+def _wanted(
+    request: Request, body: MessagesBody | CountTokensBody, parameters: GenerateParameters
+) -> GenerateRequest:
+    return GenerateRequest(
+        prompt=chat_prompt(body, tools_of_body(body)),
+        parameters=parameters,
+        caller=caller_of(request),
+        origin=origin_of(request),
+    )

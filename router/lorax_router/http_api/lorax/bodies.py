@@ -14,6 +14,7 @@ from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody, said
 from lorax_router.http_api.lorax.constraints import constraint_of
 from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -145,7 +146,9 @@ class GenerateBody(StrictBody):
     """The prompt; not empty."""
     parameters: ParametersBody | None = None
 
-    def to_domain(self, bearer_token: str | None, caller: Caller = ANYBODY) -> GenerateRequest:
+    def to_domain(
+        self, bearer_token: str | None, caller: Caller = ANYBODY, origin: Origin = NOWHERE
+    ) -> GenerateRequest:
         """Return the service's value."""
         parameters = self.parameters or ParametersBody()
         prompt: Prompt = TextPrompt(self.inputs)
@@ -156,6 +159,7 @@ class GenerateBody(StrictBody):
             sent_text=self.inputs,
             parameters=parameters.to_domain(bearer_token),
             caller=caller,
+            origin=origin,
         )
 
 

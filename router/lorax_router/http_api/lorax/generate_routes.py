@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_router.http_api.admission import read_admitted
+from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
 from lorax_router.http_api.json_body import Body, bearer_token
@@ -19,6 +19,7 @@ from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
 from lorax_router.http_api.lorax.published import HEADERS
 from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, event_stream, json_body
+from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
@@ -85,7 +86,7 @@ class GenerateRoutes:
     async def compat(self, request: Request) -> Response:
         """Answer with an array of one text, or with events if ``stream`` is set."""
         body = await self._body(request, CompatGenerateBody)
-        domain = _domain(body, request)
+        domain = self._domain(body, request)
         if body.stream:
             return self._events(domain)
         return await self._answer(request, domain, as_array=True)
@@ -93,17 +94,24 @@ class GenerateRoutes:
     async def generate(self, request: Request) -> Response:
         """Answer with one text."""
         body = await self._body(request, GenerateBody)
-        domain = _domain(body, request)
+        domain = self._domain(body, request)
         return await self._answer(request, domain, as_array=False)
 
     async def generate_stream(self, request: Request) -> Response:
         """Answer with one event per token."""
         body = await self._body(request, GenerateBody)
-        return self._events(_domain(body, request))
+        return self._events(self._domain(body, request))
 
     async def _body(self, request: Request, model: type[Body]) -> Body:
         """Read the body of a request that can be served; what fails here is counted here."""
         return await read_admitted(self._counts, request, model, self._max_body_bytes)
+
+    def _domain(self, body: GenerateBody, request: Request) -> GenerateRequest:
+        """Return a request as the service takes it; what fails here is counted here."""
+        with becoming_one(self._counts, request):
+            domain = body.to_domain(bearer_token(request), caller_of(request), origin_of(request))
+            terms = with_terms(request, domain.parameters)
+            return replace(domain, parameters=replace(terms, timeout_s=timeout_of(request)))
 
     def _events(self, domain: GenerateRequest) -> Response:
         def use(adapter: AdapterUse) -> None:
@@ -129,13 +137,6 @@ class GenerateRoutes:
             named["x-adapter-warning"] = used.warning
         headers = {**self._headers, **named, **timing_headers(result)}
         return json_response([document] if as_array else document, headers=headers)
-
-
-def _domain(body: GenerateBody, request: Request) -> GenerateRequest:
-    """Return a request as the service takes it."""
-    domain = body.to_domain(bearer_token(request), caller_of(request))
-    parameters = replace(with_terms(request, domain.parameters), timeout_s=timeout_of(request))
-    return replace(domain, parameters=parameters)
 
 
 def timing_headers(result: GenerateResult) -> dict[str, str]:

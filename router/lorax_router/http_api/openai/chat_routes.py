@@ -28,6 +28,7 @@ from lorax_router.http_api.openai.schemas import (
 )
 from lorax_router.http_api.openai.tool_choice import offered_tools
 from lorax_router.http_api.openapi import event_stream, json_body
+from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.chat.offers import OfferedTools
 from lorax_router.service.requests import ChatPrompt, GenerateRequest
@@ -71,12 +72,13 @@ class ChatRoutes:
         body = await self._calls.read(request, ChatBody)
         names = CHAT_FIELDS if body.max_completion_tokens is None else NEWER_CHAT_FIELDS
         setattr(request.state, _NAMES, names)
-        tools = offered_tools(
-            [each.model_dump(exclude_none=True) for each in body.tools or []],
-            body.tool_choice,
-            is_single=body.parallel_tool_calls is False,
-        )
-        shape, wanted = _shape(body), self._wanted(request, body, tools)
+        with self._calls.becoming_one(request):
+            tools = offered_tools(
+                [each.model_dump(exclude_none=True) for each in body.tools or []],
+                body.tool_choice,
+                is_single=body.parallel_tool_calls is False,
+            )
+            shape, wanted = _shape(body), self._wanted(request, body, tools)
         model = self._calls.models.shown(body.model)
         if body.stream:
             heading = Heading.new("chatcmpl", "chat.completion.chunk", model)
@@ -98,6 +100,7 @@ class ChatRoutes:
             prompt=_prompt(body, tools),
             parameters=self._calls.named(request, body, own),
             caller=caller_of(request),
+            origin=origin_of(request),
         )
 
 

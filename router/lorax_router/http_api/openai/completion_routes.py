@@ -21,6 +21,7 @@ from lorax_router.http_api.openai.completions import (
 from lorax_router.http_api.openai.errors import OpenAIRoute
 from lorax_router.http_api.openai.schemas import ERRORS, Completion, OpenAIErrorResponse
 from lorax_router.http_api.openapi import event_stream, json_body
+from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.requests import GenerateRequest, Prompt, TextPrompt, TokenPrompt
 
@@ -55,8 +56,8 @@ class CompletionRoutes:
     async def create(self, request: Request) -> Response:
         """Answer with all completions, or stream them."""
         body = await self._calls.read(request, CompletionBody)
-        shape = _shape(body)
-        requests = self._requests(request, body)
+        with self._calls.becoming_one(request):
+            shape, requests = _shape(body), self._requests(request, body)
         heading = Heading.new("cmpl", "text_completion", self._calls.models.shown(body.model))
         if body.stream:
             return self._calls.stream(body, requests, CompletionEvents(heading, shape))
@@ -92,6 +93,7 @@ class CompletionRoutes:
                 parameters=parameters,
                 streams_prompt=True,
                 caller=caller_of(request),
+                origin=origin_of(request),
             )
             for each in prompts
         ]

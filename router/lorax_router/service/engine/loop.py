@@ -262,11 +262,14 @@ class EngineLoop:
     async def _recover(self, error: ShardError) -> None:
         """Go on with the group of shards that comes next; raises what says that none comes."""
         self._forget_sent()
+        lost_at = perf_counter()
         try:
             lost = await self._losses.outlast(error, len(self._streams), self._end_late)
         except asyncio.CancelledError:
             self._fail_all(UnhealthyError(f"the shards failed: {error}", public=""))
             raise
+        for waited in self._streams.values():
+            waited.cost.outlived(lost_at, perf_counter())
         for request_id, text in lost.impossible.items():
             self._end_stream(request_id, GenerationError(text))
         for request_id, text in lost.blamed.items():
@@ -287,7 +290,7 @@ class EngineLoop:
             self._sent.append(_Sent(method, now, answer))
             for row in plan.new_rows:
                 if stream := self._streams.get(row.spec.request_id):
-                    stream.enters(now, row.num_cached)
+                    stream.cost.enters(now, row.num_cached)
             # Behind the task that hands it to the transport: nobody waits for what is counted.
             asyncio.get_running_loop().call_soon(self._observe_sent, plan)
         self._end_late()
@@ -323,6 +326,9 @@ class EngineLoop:
         self._send_plans()
         # The step above is handed to the transport before clients get their tokens.
         await asyncio.sleep(0)
+        for row_id, num in outcome.drafted.items():
+            if (stream := self._streams.get(row_id)) is not None:
+                stream.cost.num_drafted += num
         self._publish(outcome, accepted, received_at)
         self._observe_done(sent, ok=True)
 
@@ -352,8 +358,8 @@ class EngineLoop:
                 chunk = TokenChunk(
                     tokens.part(start, stop),
                     received_at=received_at,
-                    scheduled_at=stream.scheduled_at,
-                    num_cached_tokens=stream.num_cached,
+                    scheduled_at=stream.cost.scheduled_at,
+                    num_cached_tokens=stream.cost.num_cached,
                 )
                 if finish or not stream.first_sent or row_id in details:
                     self._finish_chunk(chunk, row_id, finish, details.get(row_id), stream)

@@ -18,6 +18,7 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.table import AdapterRecord
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.stats import SchedulerStats as EngineStats
+from lorax_router.service.engine.row_cost import RowCost
 
 __all__ = [
     "AdapterEngine",
@@ -66,6 +67,10 @@ ChunkSink: TypeAlias = Callable[[TokenChunk], None]
 
 class TokenStream(Protocol):
     """The chunks of one request; one consumer, which closes it when it stops reading."""
+
+    @property
+    def cost(self) -> RowCost:
+        """What it took so far; the same object at any time."""
 
     def __aiter__(self) -> Self:
         """Return itself."""

@@ -9,14 +9,15 @@ from typing import Self
 
 from lorax_contract.step import FinishCode, RequestSpec
 from lorax_router.service.engine.port import ChunkSink, TokenChunk
+from lorax_router.service.engine.row_cost import RowCost
 
 
 class EngineStream:
     """The chunks of one request on their way to its client; implements TokenStream."""
 
     __slots__ = (
-        "_cancel", "_chunks", "_ended", "_fault", "_sink", "_wake", "first_sent", "handle",
-        "num_cached", "scheduled_at", "spec", "submitted_at",
+        "_cancel", "_chunks", "_ended", "_fault", "_sink", "_wake", "cost", "first_sent", "handle",
+        "spec", "submitted_at",
     )  # fmt: skip
 
     def __init__(self, cancel: Callable[[], None], spec: RequestSpec, submitted_at: float) -> None:
@@ -30,14 +31,8 @@ class EngineStream:
         self._fault: Exception | None = None
         self._cancel = cancel
         self._ended = False
-        self.scheduled_at = 0.0
-        self.num_cached = 0
+        self.cost = RowCost()
         self.first_sent = False
-
-    def enters(self, now: float, num_cached: int) -> None:
-        """Its row is in a step; what counts is the first time."""
-        if not self.scheduled_at:
-            self.scheduled_at, self.num_cached = now, num_cached
 
     def put(self, chunk: TokenChunk) -> None:
         """Hand over a chunk; never waits."""

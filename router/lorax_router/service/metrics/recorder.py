@@ -24,6 +24,7 @@ from lorax_contract.errors import (
     OverloadedError,
     QueueFullError,
     QuotaError,
+    RequestError,
     ShuttingDownError,
     TemplateError,
     UnhealthyError,
@@ -481,6 +482,8 @@ _FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
     (IncompleteGenerationError, "incomplete"),
     (UnhealthyError, "unhealthy"),
     (CancelledError, "dropped"),
+    # The model is none, or the request is at fault in some other way.
+    (RequestError, "validation"),
 )
 
 

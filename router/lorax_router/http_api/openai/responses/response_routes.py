@@ -24,6 +24,7 @@ from lorax_router.http_api.openai.responses.items import function_tools, input_p
 from lorax_router.http_api.openai.responses.schemas import ResponseObject, ResponseStreamEvent
 from lorax_router.http_api.openai.schemas import ERRORS, OpenAIErrorResponse
 from lorax_router.http_api.openapi import event_stream, json_body
+from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.requests import GenerateRequest
 
@@ -58,11 +59,13 @@ class ResponseRoutes:
     async def create(self, request: Request) -> Response:
         """Answer with a response, or stream it."""
         body = await self._calls.read(request, ResponsesBody)
-        wanted = GenerateRequest(
-            prompt=input_prompt(body, function_tools(body)),
-            parameters=self._calls.named(request, body, body.parameters()),
-            caller=caller_of(request),
-        )
+        with self._calls.becoming_one(request):
+            wanted = GenerateRequest(
+                prompt=input_prompt(body, function_tools(body)),
+                parameters=self._calls.named(request, body, body.parameters()),
+                caller=caller_of(request),
+                origin=origin_of(request),
+            )
         heading = ResponseHeading(body, self._calls.models.shown(body.model))
         if body.stream:
             return self._calls.stream(body, [wanted], ResponseEvents(heading))
