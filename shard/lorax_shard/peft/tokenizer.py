@@ -114,17 +114,18 @@ def require_bounded(document: _Document, num_rows: int) -> None:
             f"its {TOKENIZER_FILE} adds {len(added)} tokens; the limit is {_MAX_ADDED}, "
             f"of {_MAX_ADDED_CHARS} characters together"
         )
-    ids = dict(_ids_of(document["model"]["vocab"]))
-    ids.update((each["content"], each["id"]) for each in added)
-    longest = max(ids, key=len, default="")
+    ids = [*_ids_of(document["model"]["vocab"])]
+    ids += [(each["content"], each["id"]) for each in added]
+    longest = max((token for token, _ in ids), key=len, default="")
     if len(longest) > _MAX_TOKEN_CHARS:
         raise AdapterRefusedError(
             f"its {TOKENIZER_FILE} has a token of {len(longest)} characters, {shorten(longest)}; "
             f"the limit is {_MAX_TOKEN_CHARS}"
         )
     # Some more than the model computes are common: a padding token that nobody trained.
-    most = max(num_rows, len(ids)) + _MAX_ADDED
-    highest = max(ids.values(), default=0)
+    most = max(num_rows, len(dict(ids))) + _MAX_ADDED
+    # Of a token that is there twice the library may take either.
+    highest = max((token_id for _, token_id in ids), default=0)
     if highest >= most:
         raise AdapterRefusedError(
             f"its {TOKENIZER_FILE} has a token with the id {highest}, far beyond the tokens that "

@@ -300,6 +300,19 @@ def test_what_is_verified_brings_its_tokens_along(tmp_path: Path, base: Path) ->
         verify(folder, target, context)
 
 
+@pytest.mark.parametrize("token_id", [2**31, 2**32 - 1])
+def test_an_id_that_is_far_beyond_is_refused_where_an_added_token_hides_it(
+    tmp_path: Path, base: Path, token_id: int
+) -> None:
+    folder = folder_with(tmp_path / "own", tiny_tokenizers.byte_level())
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["model"]["vocab"][tiny_tokenizers.EOS] = token_id
+    assert tiny_tokenizers.EOS in [each["content"] for each in document["added_tokens"]]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(AdapterRefusedError, match=f"a token with the id {token_id}, far beyond"):
+        read_tokenizer(folder, base)
+
+
 def test_what_makes_the_library_panic_is_refused(tmp_path: Path) -> None:
     kind = tiny_tokenizers.end_of_word()
     folder = folder_with(tmp_path / "own", kind)
