@@ -68,7 +68,7 @@ class CommandQueue:
         self._next_seq = 1
         # Calls that came before their turn, by seq; copies of one call share an entry.
         self._early: dict[int, list[asyncio.Future[None]]] = {}
-        self._replies: OrderedDict[int, asyncio.Future[Any]] = OrderedDict()
+        self._replies: OrderedDict[int, tuple[str, asyncio.Future[Any]]] = OrderedDict()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._current: _Job | None = None
         self._closed = False
@@ -113,25 +113,27 @@ class CommandQueue:
         finish: Callable[[Half], Result] | None = None,
         epoch: int | None = None,
         seq: int | None = None,
+        kind: str = "",
     ) -> Result:
         """Run a command in its turn and return its result, or what ``finish`` makes of it.
 
-        A caller that goes away does not stop its command.
+        A caller that goes away does not stop its command. ``kind`` says what is asked: only a
+        call of the same kind gets the reply that is stored for its seq.
         """
         self._check_epoch(epoch, seq)
         if seq is None:
             return await asyncio.shield(self._enqueue(command, finish))
-        if (stored := self._stored(seq)) is not None:
+        if (stored := self._stored(seq, kind)) is not None:
             return await asyncio.shield(stored)
         if seq > self._next_seq:
             await self._wait_for_turn(seq)
             # Another epoch may have begun since it was woken.
             self.check_epoch(epoch)
             # Another copy of the call may have been woken first.
-            if (stored := self._stored(seq)) is not None:
+            if (stored := self._stored(seq, kind)) is not None:
                 return await asyncio.shield(stored)
         done = self._enqueue(command, finish)
-        self._replies[seq] = done
+        self._replies[seq] = kind, done
         while len(self._replies) > self._num_kept_replies:
             self._replies.popitem(last=False)
         self._next_seq = seq + 1
@@ -159,7 +161,7 @@ class CommandQueue:
         if seq is not None and seq < 1:
             raise ValidationError("the first seq of an epoch is 1")
 
-    def _stored(self, seq: int) -> asyncio.Future[Any] | None:
+    def _stored(self, seq: int, kind: str) -> asyncio.Future[Any] | None:
         """Return the reply of a call that came before; ShardError when it is kept no more."""
         if seq >= self._next_seq:
             return None
@@ -168,7 +170,10 @@ class CommandQueue:
                 f"seq {seq} was executed before and its reply is not kept any more; "
                 f"the last {self._num_kept_replies} are"
             )
-        return self._replies[seq]
+        stored_kind, done = self._replies[seq]
+        if stored_kind != kind:
+            raise ValidationError(f"seq {seq} was executed before as another kind of call")
+        return done
 
     async def _wait_for_turn(self, seq: int) -> None:
         turn: asyncio.Future[None] = self._loop.create_future()

@@ -202,7 +202,8 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         """Run a command in the place of the queue that the request asks for."""
         epoch = request.epoch if request.HasField("epoch") else None
         seq = request.seq if request.HasField("seq") else None
-        return await self._commands.run(command, epoch=epoch, seq=seq)
+        kind = type(request).__name__
+        return await self._commands.run(command, epoch=epoch, seq=seq, kind=kind)
 
     async def _step(
         self, request: pb.PrefillRequest | pb.DecodeRequest, reply_type: type[Reply]
@@ -216,6 +217,7 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
             finish=self._collect,
             epoch=request.epoch if request.HasField("epoch") else None,
             seq=request.seq,
+            kind="step",
         )
         reply = outcome_to_proto(outcome, reply_type)
         reply.timing.queue_ns = queue_ns

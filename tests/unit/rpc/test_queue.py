@@ -71,6 +71,16 @@ def test_a_repeated_seq_gets_the_stored_reply():
     assert ran == [1]
 
 
+def test_another_kind_of_call_does_not_get_the_stored_reply():
+    async def test(queue):
+        assert await queue.run(lambda: "a step", epoch=3, seq=1, kind="step") == "a step"
+        with pytest.raises(ValidationError, match="seq 1 was executed before as another kind"):
+            await queue.run(lambda: "a batch", epoch=3, seq=1, kind="batch")
+        assert await queue.run(lambda: "never", epoch=3, seq=1, kind="step") == "a step"
+
+    with_queue(test)
+
+
 def test_a_repeated_failure_fails_again_without_running():
     ran = []
 
