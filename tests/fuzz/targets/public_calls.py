@@ -54,26 +54,26 @@ _PLAIN: dict[str, Callable[[], Message]] = {
 
 
 class PublicCalls(LoopTarget):
-    """A content is the name of a method and its request, or the bytes of one."""
+    """A content is the name of a method, its request or the bytes of one, and metadata."""
 
     name = "grpc"
     num_per_opening = 400
 
     def __init__(self) -> None:
         self.mutators = {name: _of_request(each) for name, each in MESSAGE_MUTATORS.items()}
-        self.mutators["method"] = _method
+        self.mutators |= {"method": _method, "head": _head}
         self.raw_mutators = {name: _of_request(each) for name, each in BYTE_MUTATORS.items()}
 
     def plain(self, draw: random.Random) -> Any:
         """Return what a method takes of anybody."""
         name = draw.choice([each for each in sorted(_PLAIN) if not each.endswith("loadAdapter")])
         name = "Generate" if name == "LoadAdapter" else name
-        return name, _PLAIN[name]()
+        return name, _PLAIN[name](), ()
 
     def written(self, content: Any) -> Any:
         """Return the same with the request as bytes."""
-        name, request = content
-        return name, request.SerializeToString()
+        name, request, head = content
+        return name, request.SerializeToString(), head
 
     async def opened(self, stack: contextlib.AsyncExitStack) -> None:
         """Start a router."""
@@ -84,12 +84,12 @@ class PublicCalls(LoopTarget):
 
     async def judged(self, case: Case) -> str:
         """A call ends with messages that can be read, or with a status in words."""
-        name, raw = case.content
+        name, raw, head = case.content
         answer_type = _SERVICE.methods_by_name[name].output_type._concrete_class
         call = self._served.channel.unary_stream(f"/{_SERVICE.full_name}/{name}")
         outcome = "taken"
         try:
-            async for each in call(raw, timeout=_PATIENCE_S):
+            async for each in call(raw, timeout=_PATIENCE_S, metadata=head):
                 answer_type.FromString(each)
         except grpc.aio.AioRpcError as error:
             outcome = _refused(error)
@@ -114,8 +114,8 @@ def _refused(error: grpc.aio.AioRpcError) -> str:
 
 def _of_request(mutator: Mutator) -> Mutator:
     def change(draw: random.Random, content: Any) -> Any:
-        name, request = content
-        return name, mutator(draw, request)
+        name, request, head = content
+        return name, mutator(draw, request), head
 
     return change
 
@@ -123,4 +123,32 @@ def _of_request(mutator: Mutator) -> Mutator:
 def _method(draw: random.Random, content: Any) -> Any:
     """What another method takes."""
     name = draw.choice(sorted(_PLAIN))
-    return name, _PLAIN[name]()
+    return name, _PLAIN[name](), content[2]
+
+
+def _head(draw: random.Random, content: Any) -> Any:
+    """Metadata that calls have, or that nobody knows."""
+    name, request, head = content
+    key = draw.choice(
+        [
+            "authorization",
+            "x-request-id",
+            "x-api-key",
+            "traceparent",
+            "accept",
+            "nobody-knows",
+            "x-bin",
+        ]
+    )
+    values = [
+        "",
+        "Bearer",
+        "Bearer x",
+        "Basic x",
+        "x" * 3_000,
+        "a b",
+        "00-" + "0" * 32 + "-" + "0" * 16 + "-00",
+        "~",
+    ]
+    value = draw.randbytes(9) if key.endswith("-bin") else draw.choice(values)
+    return name, request, (*head, (key, value))
