@@ -362,6 +362,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--client-timeout-s", type=click.FloatRange(min=0.0, min_open=True),
                 help="Seconds that a client may take to send the head of a request, to go on with "
                 "its body, or to go on reading an answer."),
+        _option("--playground", type=SWITCH,
+                help="Serve a page to try the server with, at /playground: docs/playground.md."),
         _option("--shard-uds-path", type=click.Path(),
                 help="Sockets of the shards are this path, `-` and the rank (default: in a "
                 "private folder of the run)."),

@@ -21,7 +21,7 @@ KEY_VARIABLES = (*API_KEY_VARIABLES, *ADMIN_KEY_VARIABLES, *METRICS_KEY_VARIABLE
 
 
 def front_settings(options: LauncherOptions) -> dict[str, Any]:
-    """Return the router's settings of keys, TLS and CORS."""
+    """Return the router's settings of keys, TLS, the playground and CORS."""
     return {
         "api_key_hashes": _key_hashes("--api-key", options.api_key),
         "admin_key_hashes": _key_hashes("--admin-api-key", options.admin_api_key),
@@ -30,6 +30,7 @@ def front_settings(options: LauncherOptions) -> dict[str, Any]:
         "metrics_port": options.metrics_port,
         "ssl_certfile": absolute(options.ssl_certfile),
         "ssl_keyfile": absolute(options.ssl_keyfile),
+        "playground": options.playground,
         "cors_allow_origin": list(options.cors_allow_origin),
         "cors_allow_header": list(options.cors_allow_header),
         "cors_allow_method": list(options.cors_allow_method),

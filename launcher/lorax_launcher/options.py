@@ -129,6 +129,7 @@ class LauncherOptions:
     max_connections: int = 4096
     http_workers: int = 0
     client_timeout_s: float = 30.0
+    playground: bool = False
     shard_uds_path: str | None = None
     master_addr: str | None = None
     master_port: int | None = None

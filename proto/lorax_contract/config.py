@@ -321,6 +321,8 @@ class RouterConfig(ProcessConfig):
     # TLS for HTTP and gRPC; the files are read again when they change. None: plain text.
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    # A page to try the server with, at /playground.
+    playground: bool = False
     cors_allow_origin: list[str] = dataclasses.field(default_factory=list)
     cors_allow_header: list[str] = dataclasses.field(default_factory=list)
     cors_allow_method: list[str] = dataclasses.field(default_factory=list)

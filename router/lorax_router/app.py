@@ -356,6 +356,8 @@ def _say_ready(
     if listeners.metrics_url is not None:
         fields["metrics"] = listeners.metrics_url
     logger.info("ready on %s", url, extra={"fields": fields})
+    if config.playground:
+        logger.info("the playground is at %s/playground", url)
     told = {"url": url, "admin": admin, "metrics": listeners.metrics_url, "pid": os.getpid()}
     announce_ready(config.ready_fd, {**told, "ports": ports, "parts": clock.parts})
 

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
     from lorax_router.event_log.writer import EventLogWriter
     from lorax_router.grpc_api.servicer import PublicServicer
+    from lorax_router.http_api.playground.routes import PlaygroundRoutes
 
 logger = logging.getLogger(__name__)
 
@@ -361,6 +362,7 @@ def assemble(
         cors=Cors.of(config),
         adapters=adapters,
         loras=loras,
+        playground=_playground(config, parts, budgets),
         dialects=dialect_routers(calls),
         bodies=BODIES,
         events=EVENTS,
@@ -375,6 +377,28 @@ def assemble(
         app, admin_app, metrics_app, keys, parts.engine, parts.service, parts.prompts, parts.adapters, parts.models,
         adapters_to_preload(config, parts.selections), servicer, parts.metrics, parts.selections, facts, parts.events,
     )  # fmt: skip
+
+
+def _playground(
+    config: RouterConfig, parts: ServiceParts, budgets: Budgets
+) -> PlaygroundRoutes | None:
+    """Return the routes of the playground, where it is wanted."""
+    if not config.playground:
+        return None
+    from lorax_router.http_api.playground.routes import PlaygroundRoutes
+    from lorax_router.service.live import LiveView, ServedFacts
+
+    facts = ServedFacts(
+        model=parts.models.base,
+        max_rows=budgets.max_rows,
+        block_size=budgets.block_size,
+        default_source=config.default_adapter_source,
+        adapter_refusal=parts.selections.refusal,
+    )
+    live = LiveView(
+        parts.engine, facts, parts.adapters.name_of, lambda: parts.metrics.num_generated
+    )
+    return PlaygroundRoutes(live)
 
 
 def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) -> SelectionPolicy:

@@ -24,7 +24,9 @@ def test_every_file_of_a_package_is_shipped() -> None:
     patterns = [*SETUPTOOLS["package-data"]["*"], "*.py"]
     files = installed_files()
     names = {path.name for path in files}
-    assert {"attend.cpp", "generate.proto", "py.typed"} <= names
+    assert {"attend.cpp", "generate.proto", "index.html", "py.typed"} <= names
+    # Patterns are those of packages: a folder without code would be left out.
+    assert [path for path in files if not (path.parent / "__init__.py").is_file()] == []
     unmatched = [
         path.relative_to(ROOT)
         for path in files

@@ -384,3 +384,19 @@ async def test_a_body_that_is_too_large_is_refused_in_either_process(tmp_path, s
         for path in ("/generate", "/tokenize"):
             answer = await client.post(path, json={"inputs": "w" * size})
             assert (answer.status_code == 413) == (size > 2_000_000)
+
+
+@in_loop
+async def test_the_playground_is_served_through_fronts(tmp_path: Any) -> None:
+    keys = {"api_keys_file": str(keys_file(tmp_path / "keys.json", ant={}))}
+    async with (
+        routed(tmp_path, playground=True, **keys) as router,
+        httpx.AsyncClient(base_url=(await router.ready())["url"]) as client,
+    ):
+        page = await client.get("/playground")
+        assert page.status_code == 200
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert (await client.get("/playground/app.js")).status_code == 200
+        assert (await client.get("/playground/live")).status_code == 401
+        live = await client.get("/playground/live", headers=bearer(key_of("ant")))
+        assert live.json()["caller"]["tenant"] == "ant"

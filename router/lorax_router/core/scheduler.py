@@ -59,6 +59,7 @@ from lorax_router.core.booking import (
 from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit
 from lorax_router.core.deadlines import Deadlines
+from lorax_router.core.groups import RequestGroup, groups_of
 from lorax_router.core.host_tier import HostTier
 from lorax_router.core.isolation import Isolation, ShardsLost
 from lorax_router.core.policies.policy import SchedulingPolicy
@@ -456,6 +457,10 @@ class Scheduler:
             prompt_limit=self._composer.prompt_limit,
             queue_depths=dict(self.backlog.depths()),
         )
+
+    def groups(self) -> list[RequestGroup]:
+        """Return who runs and who waits, by adapter and tenant: O(requests)."""
+        return groups_of(self._requests.values())
 
     def check(self, *, is_idle: bool = False) -> None:
         """Raise AssertionError if an invariant broke, for tests: O(requests + blocks + adapters).

@@ -37,6 +37,7 @@ from lorax_router.http_api.openai.lora_routes import (
 )
 from lorax_router.http_api.openapi import add_keys, add_schemas
 from lorax_router.http_api.ops_routes import OpsRoutes, answer_metrics
+from lorax_router.http_api.playground.routes import PlaygroundRoutes
 from lorax_router.http_api.refusals import speaks_anthropic, speaks_openai
 from lorax_router.http_api.responses import (
     ErrorBoundary,
@@ -106,6 +107,7 @@ def build_app(
     cors: Cors,
     adapters: AdapterRoutes | None = None,
     loras: LoraRoutes | None = None,
+    playground: PlaygroundRoutes | None = None,
     dialects: Iterable[APIRouter] = (),
     bodies: Iterable[type[BaseModel]] = (),
     events: Iterable[type[BaseModel]] = (),
@@ -113,7 +115,8 @@ def build_app(
 ) -> FastAPI:
     """Return the application for clients; it owns nothing of what it is given.
 
-    With ``adapters`` it tells of them, with ``loras`` where they are named. ``dialects`` are
+    With ``adapters`` it tells of them, with ``loras`` where they are named; ``playground`` is a page
+    to try it with. ``dialects`` are
     routes of other dialects than LoRAX's, ``bodies`` what they parse, and ``events`` what they
     stream. With ``keys`` it asks for one of them.
     """
@@ -135,12 +138,16 @@ def build_app(
         app.include_router(adapters.client_router(has_keys=keys.is_on))
     if loras is not None:
         app.include_router(loras.router(has_keys=keys.is_on))
+    open_paths: frozenset[str] = frozenset()
+    if playground is not None:
+        app.include_router(playground.router())
+        open_paths = playground.open_paths
     dialects = list(dialects)
     for router in dialects:
         app.include_router(router)
     paths = generating_paths([generate.router(), *dialects])
     app.add_middleware(RoomGate, service=service, counts=counts, paths=paths)
-    app.add_middleware(KeyGate, keys=keys)
+    app.add_middleware(KeyGate, keys=keys, open_paths=open_paths)
     _complete(app)
     own: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]
     if keys.is_on:

@@ -23,11 +23,17 @@ _CALLER = "lorax.caller"
 
 
 class KeyGate:
-    """Lets calls through that may be made, with who makes them; answers the others itself."""
+    """Lets calls through that may be made, with who makes them; answers the others itself.
 
-    def __init__(self, app: ASGIApp, keys: KeyStore) -> None:
+    ``open_paths`` can be read without a key, beside the probes.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: KeyStore, open_paths: frozenset[str] = frozenset()
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._open = PROBES | open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for a caller, or answer 401 or 403."""
@@ -43,7 +49,7 @@ class KeyGate:
 
     def _caller(self, scope: Scope) -> Caller:
         path = scope["path"]
-        if scope["method"] == "GET" and path in PROBES:
+        if scope["method"] == "GET" and path in self._open:
             return ANYBODY
         presented = keys_in(Headers(scope=scope).get)
         if path == METRICS_PATH:

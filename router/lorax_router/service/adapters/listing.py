@@ -171,6 +171,20 @@ class AdapterListing:
         alias = self._aliases.find(name.ref.id) if name.ref.source == ALIAS_SOURCE else None
         return ListedAdapter(name.ref, name, view, entry, self._catalog.record_of(entry), alias)
 
+    def name_of(self, handle: AdapterHandle, viewer: Viewer) -> str | None:
+        """Return what a caller may call an adapter that is in use; None if nothing is for them."""
+        entry = self._catalog.by_handle.get(handle)
+        if entry is None:
+            return None
+        rows = (self.row(name, viewer) for name in entry.names.values())
+        seen = [each.ref for each in rows if each is not None and each.entry is entry]
+        # An alias is what the operator chose to call it.
+        seen.sort(key=lambda ref: (ref.source != ALIAS_SOURCE, str(ref)))
+        if seen:
+            return seen[0].spoken if seen[0].source == ALIAS_SOURCE else str(seen[0])
+        nameless = None if entry.names else self._nameless(entry, viewer)
+        return None if nameless is None else nameless.ref.id
+
     def _from(self, query: ListQuery, viewer: Viewer) -> Iterator[tuple[str, ListedAdapter | None]]:
         """All lines behind a cursor, each with the cursor of what is behind it."""
         kind, place = _read_cursor(query.cursor)

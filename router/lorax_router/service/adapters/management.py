@@ -20,6 +20,7 @@ from lorax_contract.adapters import (
     AdapterUnavailableError,
 )
 from lorax_contract.errors import AdapterNotLoadedError, QuotaError, ValidationError
+from lorax_contract.step import AdapterHandle
 from lorax_contract.words import counted
 from lorax_router.core.ports import ShardClient
 from lorax_router.service.adapters.aliases import Alias
@@ -346,6 +347,10 @@ class AdapterManager:
         return not self._catalog.names.holds(row.view)
 
     # --- facts --------------------------------------------------------------------
+
+    def name_of(self, handle: AdapterHandle, caller: Caller) -> str | None:
+        """Return what a caller may call an adapter that is in use; None: private, or not theirs."""
+        return self._list.name_of(handle, Viewer(caller))
 
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""

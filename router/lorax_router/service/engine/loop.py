@@ -44,6 +44,7 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterCapacity, AdapterRecord
+from lorax_router.core.groups import RequestGroup
 from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import Scheduler
@@ -427,6 +428,10 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         """Return a snapshot."""
         return self._scheduler.stats()
+
+    def groups(self) -> list[RequestGroup]:
+        """Return who runs and who waits, by adapter and tenant."""
+        return self._scheduler.groups()
 
     async def health(self) -> None:
         """Raise UnhealthyError when the shards do not answer or the loop has ended."""

@@ -289,6 +289,11 @@ class Metrics:
         """Read at each scrape what the processes take that speak HTTP for this one."""
         self.registry.register(FrontSeries(usages, num_restarts))
 
+    @property
+    def num_generated(self) -> int:
+        """Tokens that were generated so far."""
+        return self._vllm.num_generated
+
     # --- requests ---------------------------------------------------------------
 
     def request_received(self) -> None:

@@ -176,6 +176,11 @@ class VllmSeries(Collector):
         """Read at each scrape how many tokens came after the first of their sequence."""
         self._num_later_tokens = count
 
+    @property
+    def num_generated(self) -> int:
+        """Tokens that were generated so far."""
+        return self._num_first_tokens + self._num_later_tokens()
+
     def prompt_computed(self, *, num_prompt: int, num_tokens: int) -> None:
         """A prompt is computed, and the first tokens after it, if any, are there."""
         self._num_prompt_tokens += num_prompt
@@ -206,9 +211,8 @@ class VllmSeries(Collector):
         """Return all but the views."""
         for histogram in self._histograms:
             yield from histogram.collect()
-        num_generated = self._num_first_tokens + self._num_later_tokens()
         yield self._series(PROMPT_TOKENS, self._num_prompt_tokens)
-        yield self._series(GENERATION_TOKENS, num_generated)
+        yield self._series(GENERATION_TOKENS, self.num_generated)
         ended = Metric(REQUEST_SUCCESS.name, REQUEST_SUCCESS.text, REQUEST_SUCCESS.kind)
         for reason, count in self._ended.items():
             self._add(ended, count, finished_reason=reason)
