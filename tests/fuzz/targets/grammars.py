@@ -36,7 +36,8 @@ _PATTERNS = ("[a-f]{3,9}(, [0-9]{1,4}){1,3}", "a|b|c+", r"\d{4}-\d{2}-\d{2}", "(
              "é+", r"[\u0041-\u005a]", ".*", "(a(b(c)))", "^a$")  # fmt: skip
 _PIECES = ("(", ")", "[", "]", "{", "}", "{1,1000}", "{99999999}", "*", "+", "?", "|", "\\", "\\d", "\\b", "(?=a)", "(?<a>b)", "(?P<x>", "[^]",
            "[a-", "$", "^", "\\1", "\\p{L}", "\\x{110000}", "(a+)+", "(?:", ".", "\n", "/", "\u2028", "😀", "&", "~", "\\uD800", "(?i)")  # fmt: skip
-_LARKS = ('start: "a" b\nb: /[0-9]+/ | "c" start', 'start: WORD ("," WORD)*\nWORD: /[a-z]+/', 'start: %json {"type": "object"}',
+_LARKS = (
+    "start[max_tokens=5]: /a+/",'start: "a" b\nb: /[0-9]+/ | "c" start', 'start: WORD ("," WORD)*\nWORD: /[a-z]+/', 'start: %json {"type": "object"}',
           'start: x\nx: "a" | x "b"', 'root ::= "yes" | "no" more\nmore ::= [0-9]+', ('start: obj\nobj: "{" pair ("," pair)* "}"\npair: NAME ":" value\n'
           'value: NAME | obj\nNAME: /[a-z]{1,5}/'), 'start: "a"{2,4} /x+/')  # fmt: skip
 _LARK_PIECES = ("start", ":", "|", '"x"', "/a+/", "\n", "(", ")", "*", "%ignore / /", "%import common.WORD", "[capture]", "{1,5}", "%json {}",

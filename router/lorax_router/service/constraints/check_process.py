@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import sys
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from lorax_contract.constraint import PARSER_LIMITS, Constraint, ConstraintKind
 from lorax_router.service.constraints import schemas
 from lorax_router.service.processes.serving import Bounds, serve
 
 _MAX_WORDS = 300
+# The first rule of Lark with its options, or a word of llguidance's; GBNF has ``::=``.
+_LARK = re.compile(r"(?m)^\s*(%llguidance\b|start\s*(\[[^\]]*\])?\s*:(?!:=))")
 # How many outputs are tried, drawn at random, and how many tokens of each.
 _NUM_OUTPUTS, _NUM_TOKENS = 3, 16
 
@@ -46,11 +49,16 @@ def compiled(constraint: Constraint, tokens: LLTokenizer) -> str:
         case ConstraintKind.JSON_SCHEMA:
             grammar = replace(constraint, text=_closed(constraint.text)).grammar
         case ConstraintKind.LARK:
-            grammar = replace(constraint, text=any_to_lark(constraint.text)).grammar
+            grammar = replace(constraint, text=_as_lark(constraint.text)).grammar
         case _:
             grammar = constraint.grammar
     _try(grammar, tokens)
     return grammar
+
+
+def _as_lark(text: str) -> str:
+    """Return a grammar that may be llama.cpp's (GBNF), where a rule may be called start, too."""
+    return text if _LARK.search(text) else str(gbnf_to_lark(text))
 
 
 def _closed(text: str) -> str:

@@ -64,6 +64,17 @@ def test_what_binds_a_part_is_made_ready_as_what_binds_the_whole(constraint: Con
     assert part.key != constraint.key
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "start: /a+/", "  start : /a+/", 'start[max_tokens=5]: "a"', "%llguidance {}\nstart: /a+/",
+        GBNF,
+    ],
+)  # fmt: skip
+def test_a_grammar_is_read_in_its_own_language(text: str) -> None:
+    assert "grammar" in asked(lark(text))
+
+
 def test_what_cannot_be_used_is_refused_as_a_part_too() -> None:
     frame = 'start: "<" content ">"'
     for constraint in (schema({"$ref": "#"}), schema({"uniqueItems": True}), regex("(")):
