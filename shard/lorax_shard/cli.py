@@ -1,4 +1,4 @@
-"""``lorax-shard``: serve one rank, or prepare a model. Imports nothing heavy for ``--help``."""
+"""``lorax-shard``: serve one rank, prepare a model, or check an adapter. Imports nothing heavy for ``--help``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,18 @@ def prepare(arguments: tuple[str, ...]) -> None:
     from lorax_shard.prepare.cli import prepare_command
 
     prepare_command.main(args=list(arguments), prog_name="lorax-shard prepare")
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def check(arguments: tuple[str, ...]) -> None:
+    """Say whether an adapter's folder would be served; see ``lorax-shard check --help``."""
+    from lorax_shard.check import check_command
+
+    check_command.main(args=list(arguments), prog_name="lorax-shard check")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def prepare(
     if source == "s3":
         _refuse_revision(model_id, revision)
         folder = fetch_model(model_id, s3_endpoint, cache_dir, trust_remote_code, progress)
-    elif path.exists() or source == "local" or _looks_like_path(model_id):
+    elif source == "local" or is_path(model_id):
         _refuse_revision(model_id, revision)
         folder = _local_folder(path.absolute(), cache_dir, progress, with_blocks=with_blocks)
     else:
@@ -141,10 +141,11 @@ def _refuse_revision(what: str, revision: str | None) -> None:
         )
 
 
-def _looks_like_path(model_id: str) -> bool:
-    """Tell a mistyped path from a hub id, which is ``name`` or ``org/name``."""
+def is_path(model_id: str) -> bool:
+    """Tell a path, mistyped ones too, from a hub id, which is ``name`` or ``org/name``."""
     return (
-        model_id.startswith(("/", ".", "~"))
+        Path(model_id).expanduser().exists()
+        or model_id.startswith(("/", ".", "~"))
         or model_id.lower().endswith(".gguf")
         or model_id.count("/") > 1
     )
