@@ -105,6 +105,7 @@ docs: $(DEV) ## write the generated pages of docs/, and tables of results
 	$(BIN)/python -m lorax_launcher.migration docs/migration.md
 	$(BIN)/python -m lorax_router.service.metrics.doc > docs/metrics.md
 	$(BIN)/python -m lorax_shard.peft.docs docs/adapters.md
+	$(BIN)/python -m deploy.dashboard
 	$(BIN)/lorax-bench renew README.md bench/results/README.md
 
 bench: $(DEV) ## measure this server (ARGS="sweep fixed ..."), or a part of it (BENCH=linears)
