@@ -8,7 +8,7 @@ import sys
 from tests.acceptance.harness import run_points
 
 NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed",
-         "faults")  # fmt: skip
+         "faults", "look")  # fmt: skip
 # Where a list is not the module of its name.
 MODULES = {
     "clients": "clients.points",
@@ -16,6 +16,7 @@ MODULES = {
     "engine": "engine.points",
     "speed": "speed.points",
     "faults": "faults.points",
+    "look": "look.points",
 }
 
 

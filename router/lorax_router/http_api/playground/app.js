@@ -13,6 +13,7 @@ const LIVE_PER_LIST = 3;
 
 let view = 'compare';
 let isKnown = false;
+let needsKey = false;
 let num = 0;
 
 function open(name, isByKey = false) {
@@ -61,7 +62,7 @@ async function refresh() {
 function meet(live) {
   const { caller } = live;
   byId('server').textContent = live.model;
-  const who = caller.tenant && `${caller.tenant}${caller.may_manage ? ', an admin' : ''}`;
+  const who = caller.tenant && `${caller.tenant}${caller.may_manage ? ' (may manage)' : ''}`;
   byId('key-state').textContent = who || '';
   byId('key').removeAttribute('aria-invalid');
   byId('key-field').hidden = !caller.has_key;
@@ -73,6 +74,7 @@ function meet(live) {
 
 function askForKey(error) {
   const isFirst = byId('key-field').hidden;
+  needsKey = true;
   byId('key-field').hidden = false;
   byId('server').textContent = 'asks for a key';
   say(byId('trouble'), hasKey() ? error.message : 'This server asks for a key: type it above. It is kept until this page is left.');
@@ -83,7 +85,7 @@ function askForKey(error) {
 
 function useKey() {
   setKey(byId('key').value);
-  isKnown = false;
+  isKnown = needsKey = false;
   num = 0;
   refresh();
 }
@@ -91,7 +93,7 @@ function useKey() {
 async function watch() {
   num += 1;
   // Who does not look is not told; who must type a key first is not asked about.
-  if (!document.hidden && (isKnown || byId('key-field').hidden)) await refresh();
+  if (!document.hidden && !needsKey) await refresh();
   setTimeout(watch, LIVE_MS);
 }
 

@@ -8,14 +8,14 @@ const colourOf = colours();
 const boxes = new Map();
 
 const BATCH =
-  'Each square is a request. A step computes one token for every one of them, whatever its adapter, and a part of ' +
+  'Each square is a request. A step computes a token for each of them, whatever its adapter, and a part of ' +
   'the prompts of those who just came. Whoever is done leaves at once, and who waits takes the place in the next step.';
 const QUEUE =
   'Requests that wait for their first step, or gave way when memory ran out and will go on where they stood. ' +
   'With a batch of fixed size all of them would wait for the slowest one that runs.';
 const SPEED =
-  'How often the server decides who is computed next. One step takes hardly longer with many rows than with one: ' +
-  'the weights are read once for all of them, which is why batches pay.';
+  'How often the server decides who is computed next. A step with many rows takes far less time than ' +
+  'as many steps with one: the weights are read once for all of them, which is why batches pay.';
 const BLOCKS =
   'What was computed of prompts and answers is kept in blocks of a few tokens. They are granted as tokens come, not ' +
   'reserved, so more requests fit. Cached blocks are free to be taken, and until then save work for prompts that begin alike.';

@@ -108,8 +108,8 @@ export class Panel {
       ['Speed', speed],
     ];
     if (run.usage) {
-      const cached = run.usage.prompt_tokens_details.cached_tokens;
-      facts.push(['Prompt', `${counted(run.usage.prompt_tokens, 'token')}, ${cached} from the cache`]);
+      facts.push(['Prompt', counted(run.usage.prompt_tokens, 'token')]);
+      facts.push(['From the cache', counted(run.usage.prompt_tokens_details.cached_tokens, 'token')]);
     }
     facts.push(['Answer', counted(count, 'token')]);
     if (run.end) facts.push(['Ended', ENDS[run.end] || run.end]);

@@ -1,0 +1,1 @@
+"""For people who look: pages in a browser, in an environment of its own."""
