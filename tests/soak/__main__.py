@@ -53,7 +53,7 @@ def _server(folder: Path, disk: SmallDisk | None, root: Path) -> Server:
         "--adapter-registry", str(folder / "registry"), "--adapter-refresh-s", "2",
         "--restarts", "20",
         # Caches that are full soon: what grows after that is none.
-        "--num-blocks", "256", "--adapter-host-memory-gb", "0.05",
+        "--num-blocks", "256", "--adapter-host-memory-gb", "0.05", "--max-active-adapters", "12",
         # Clients have cores to themselves.
         env=os.environ | {"OMP_NUM_THREADS": "1"}, prefix=disk.prefix if disk else (),
     )  # fmt: skip
