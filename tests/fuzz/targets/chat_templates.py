@@ -236,9 +236,7 @@ def _config(draw: random.Random, content: Any) -> Any:
 
 def _many(draw: random.Random, content: Any) -> Any:
     """Very many messages, or long ones."""
-    messages = [{"role": "user", "content": "x" * draw.choice([1, 10_000])}] * draw.choice(
-        [50, 500]
-    )
+    messages = [{"role": "user", "content": "x" * draw.choice([1, 2_000])}] * draw.choice([50, 500])
     return {**content, "chat": {"messages": messages, "tools": None}}
 
 

@@ -30,7 +30,7 @@ from lorax_router.service.constraints.checker import CheckLimits, ConstraintChec
 from lorax_router.service.constraints.formats import of_response_format, of_vllm
 from lorax_shard.constraints.row import RowConstraint
 
-_LIMITS = CheckLimits(quick_s=0.5, deadline_s=2.0)
+_LIMITS = CheckLimits(quick_s=0.5)
 _NUM_TOKENS = 24
 _PATTERNS = ("[a-f]{3,9}(, [0-9]{1,4}){1,3}", "a|b|c+", r"\d{4}-\d{2}-\d{2}", "(foo|bar)*", "[^\\s\"']+", "x{2,5}y?", "(?i)abc", r"\w+@\w+\.com",
              "é+", r"[\u0041-\u005a]", ".*", "(a(b(c)))", "^a$")  # fmt: skip

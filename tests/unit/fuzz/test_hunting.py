@@ -50,7 +50,7 @@ def test_what_no_reader_may_do_is_found_and_can_be_seen_again(
 
 @pytest.mark.parametrize(("kind", "words"), [("Ending", "code 7"), ("Hanging", "code 1")])
 def test_a_process_that_ends_or_hangs_is_a_finding_of_its_case(kind: str, words: str) -> None:
-    hunted = hunt_apart(f"{HERE}:{kind}", 1, 60, hang_s=1.0)
+    hunted = hunt_apart(f"{HERE}:{kind}", 1, 60, hang_s=3.0)
     assert f"ended with {words}" in hunted.finding
     number = int(hunted.finding.rsplit("--case ", 1)[1])
     assert broken.Faithful().make(1, number).content % 2

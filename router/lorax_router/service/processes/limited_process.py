@@ -117,11 +117,10 @@ class LimitedProcess:
         await self._exit_code()
 
     async def _send(self, question: frames.Document, blobs: Sequence[bytes]) -> None:
-        try:
+        # One that ends while it is asked may have said why: that is read next.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._questions.writelines(frames.pack(question, blobs))
             await self._questions.drain()
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise await self._obituary() from error
 
     async def _receive(self) -> dict[str, Any]:
         try:

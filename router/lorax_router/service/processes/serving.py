@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from lorax_contract import confine
 from lorax_router.service.processes import frames
@@ -35,7 +35,10 @@ class Bounds:
 
 
 def serve(answer: Answer, bounds: Bounds) -> None:
-    """Answer questions until standard input ends."""
+    """Answer questions until standard input ends.
+
+    A question that there is no memory for is answered ``memory``, and is the last.
+    """
     out = os.fdopen(os.dup(1), "wb")
     confine.end_with_parent()
     confine.leave_no_core()
@@ -45,12 +48,22 @@ def serve(answer: Answer, bounds: Bounds) -> None:
     os.nice(bounds.nice)
     _print_nowhere()
     _say(out, {"ready": os.getpid()})
-    while (question := frames.read(sys.stdin.buffer)) is not None:
+    while (question := _question(out)) is not None:
         confine.limit_cpu(int(bounds.deadline_s + _SPARE_S) + 1)
         confine.limit_time(bounds.deadline_s + _SPARE_S)
         said = answer(*question)
         confine.limit_time(0)
         _say(out, said)
+
+
+def _question(out: BinaryIO) -> tuple[dict[str, Any], list[bytes]] | None:
+    """Wait for a question; None at the end."""
+    try:
+        return frames.read(sys.stdin.buffer)
+    except MemoryError:
+        # Where the next one begins is not known.
+        _say(out, {"memory": ""})
+        return None
 
 
 def _print_nowhere() -> None:
@@ -61,7 +74,6 @@ def _print_nowhere() -> None:
     os.close(nowhere)
 
 
-def _say(out: Any, document: dict[str, Any]) -> None:
-    for piece in frames.pack(document):
-        out.write(piece)
+def _say(out: BinaryIO, document: dict[str, Any]) -> None:
+    out.writelines(frames.pack(document))
     out.flush()

@@ -98,7 +98,11 @@ class TokenizerProcess:
     async def _asked(self, question: Mapping[str, Any], blobs: Sequence[bytes]) -> dict[str, Any]:
         if self._process is None or not self._process.is_alive:
             self._process = await LimitedProcess.start(_MODULE, self._bounds)
-        return await self._process.ask(question, blobs, deadline_s=self._limits.deadline_s)
+        answer = await self._process.ask(question, blobs, deadline_s=self._limits.deadline_s)
+        if "memory" in answer:
+            await self._process.end()
+            raise ProcessLostError("for want of memory")
+        return answer
 
 
 class OwnTokenizers:

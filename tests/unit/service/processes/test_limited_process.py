@@ -33,6 +33,17 @@ async def test_questions_and_bytes_go_in_and_answers_come_out() -> None:
 
 
 @in_loop
+async def test_a_question_that_there_is_no_memory_for_is_answered_so_and_is_the_last() -> None:
+    process = await start()
+    assert await process.ask({"echo": "x" * (90 << 20)}, deadline_s=60) == {
+        "memory": "", "blobs": []
+    }  # fmt: skip
+    with pytest.raises(ProcessLostError):
+        await process.ask({"echo": 1}, deadline_s=60)
+    await process.end()
+
+
+@in_loop
 async def test_what_libraries_print_is_no_answer_and_fills_no_pipe() -> None:
     process = await start()
     assert await process.ask({"print": 1 << 20}, deadline_s=20) == {"blobs": []}
