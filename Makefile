@@ -129,7 +129,7 @@ acceptance: $(DEV) ## run the acceptance points of NAME
 soak: $(DEV) ## mixed traffic and faults for some minutes (ARGS="--minutes 10 --seed 1")
 	@exec $(BIN)/python -m tests.soak $(ARGS)
 
-fuzz: $(DEV) ## traces of mutated requests for some minutes (ARGS="--minutes 10 --seed 1")
+fuzz: $(DEV) ## odd traces, bodies, messages and files for some minutes (ARGS="--minutes 10 --seed 1")
 	@exec $(BIN)/python -m tests.fuzz $(ARGS)
 
 clean: ## remove the environment and what tools left behind
