@@ -42,7 +42,9 @@ def point_playground() -> Result:
         with Server(*SERVER) as server:
             first = run_scenes(programs, "open_scenes", {**setting, "url": server.url})
         keys = {"admin_key": ADMIN_KEY, "tenant_keys": TENANT_KEYS}
-        with Server(*SERVER, *key_options(folder), "--http-workers", "2") as server:
+        # A name that is an id, too.
+        named = ("--lora-modules", "sentiment=local:sentiment", "--http-workers", "2")
+        with Server(*SERVER, *key_options(folder), *named) as server:
             second = run_scenes(programs, "keyed_scenes", {**setting, **keys, "url": server.url})
     ok = bool(first and second)
     return Result(ok, f"{len(first)} checks without keys, {len(second)} with; {releases}")

@@ -11,6 +11,8 @@ const NUM_ALTERNATIVES = 5;
 const models = new Map();
 // Where adapters come from that name no source: with it in front they are the same.
 let defaultSource = '';
+// Names of the operator's choosing, which stand for themselves.
+let aliases = new Set();
 
 /** Prepare the view. */
 export function start() {
@@ -46,11 +48,18 @@ export function meet(live) {
 
 /** Ask which models there are; those that were there stay. */
 export async function refresh() {
-  const cards = (await get('v1/models')).data;
-  for (const card of cards) {
-    const isNamedShort = card.parent !== null && card.id === card.root;
-    offer(isNamedShort ? `${defaultSource}:${card.id}` : card.id, card.parent === null, models.size === 0);
-  }
+  const [{ data: cards }, { adapters: named }] = await Promise.all([
+    get('v1/models'),
+    get('v1/adapters?adapter_source=alias&limit=500'),
+  ]);
+  aliases = new Set(named.map((each) => each.adapter_id));
+  for (const card of cards) offer(nameOf(card), card.parent === null, models.size === 0);
+}
+
+/** Return what to call a model: an adapter with its source, so that it is here once. */
+function nameOf(card) {
+  const isShort = card.parent !== null && card.id === card.root && !card.id.includes('://');
+  return isShort && !aliases.has(card.id) ? `${defaultSource}:${card.id}` : card.id;
 }
 
 /** Offer a model, chosen or not. */
@@ -85,7 +94,8 @@ function show(model) {
 function addOther() {
   const id = byId('other').value.trim();
   if (!id) return;
-  offer(models.has(`${defaultSource}:${id}`) ? `${defaultSource}:${id}` : id, false, true);
+  const whole = `${defaultSource}:${id}`;
+  offer(models.has(whole) && !aliases.has(id) ? whole : id, false, true);
   byId('other').value = '';
 }
 
