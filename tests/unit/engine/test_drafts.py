@@ -249,6 +249,6 @@ def test_an_outcome_has_all_tokens_that_are_kept() -> None:
     # There is memory for the logits of four rows.
     assert tokens_of(second, 1)[0] == [9] * 4
     assert second.num_tokens == [4]
-    assert second.num_drafted == 3
+    assert (second.num_drafted, second.drafted) == (3, {1: 3})
     (kept,) = engine.batch
     assert (kept.num_tokens, kept.num_computed) == (9, 8)

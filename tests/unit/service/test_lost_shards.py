@@ -244,3 +244,41 @@ def test_an_end_while_no_shards_are_there_ends_requests_in_words() -> None:
         await asyncio.gather(world.running, return_exceptions=True)
 
     play(scene)
+
+
+def test_it_is_counted_for_whom_the_shards_were_lost_and_how_often_each_came_back() -> None:
+    async def scene(world: MortalShards) -> None:
+        streams = [world.loop.submit(world.spec(40, seed=number)) for number in range(3)]
+        for stream in streams:
+            await anext(stream)
+        world.kill()
+        while world.loop.has_shards:
+            await asyncio.sleep(0)
+        late = world.loop.submit(world.spec(5))
+        await asyncio.sleep(0.05)
+        world.bring_back()
+        for stream in (*streams, late):
+            async for _ in stream:
+                pass
+        costs = [each.cost for each in (*streams, late)]
+        for cost in costs:
+            ((lost_at, back_at),) = cost.recoveries
+            assert cost.recovery_s == back_at - lost_at >= 0.05
+            assert cost.num_returns == 0
+        assert all(each.scheduled_at < each.recoveries[0][0] for each in costs[:3])
+        assert costs[3].scheduled_at > costs[3].recoveries[0][1]
+
+    play(scene)
+
+
+def test_each_time_that_a_request_gave_way_is_counted() -> None:
+    async def scene(world: MortalShards) -> None:
+        streams = [world.loop.submit(world.spec(60, seed=number)) for number in range(8)]
+        for stream in streams:
+            async for _ in stream:
+                pass
+        num_returns = [each.cost.num_returns for each in streams]
+        assert sum(num_returns) == world.loop.stats().num_preemptions > 0
+        assert not any(each.cost.recoveries for each in streams)
+
+    play(scene)
