@@ -182,7 +182,8 @@ class Supervisor:
         number, limit = self._restarts.number, self._restarts.limit
         self._console.error(
             f"{failure} {who} again ({number} of {limit}); {meanwhile}.",
-            event="restart", epoch=self._epoch + 1,
+            event="restart", epoch=self._epoch + 1, child=failure.child, code=failure.code,
+            number=number, limit=limit, pause_s=pause_s,
         )  # fmt: skip
         return pause_s
 
@@ -200,7 +201,7 @@ class Supervisor:
         if not router_stays:
             self._restarts.ready()
         # Else they serve once the router says so: they are not warm yet.
-        self._console.info("all processes are ready again", epoch=self._epoch)
+        self._console.info("all processes are ready again", event="restarted", epoch=self._epoch)
 
     @property
     def _shards_serve(self) -> bool:

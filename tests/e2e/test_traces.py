@@ -153,3 +153,34 @@ def test_without_a_collector_requests_are_answered_and_it_is_said_once(tiny_mode
     # By the router and by the shard.
     assert len(said) == 2
     assert not [line for line in server.lines if "Traceback" in line]
+
+
+# Runs in each process of the server before anything else: notes what is looked for.
+WATCH = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter", "lorax_telemetry")):
+            with open(os.environ["WATCH_FILE"], "a") as file:
+                file.write(f"{sys.argv}: {name}\\n")
+        with open(os.environ["WATCH_FILE"] + ".begun", "a") as file:
+            file.write("")
+        return None
+
+sys.meta_path.insert(0, Watch())
+"""
+
+
+def test_without_the_option_nothing_of_it_is_imported(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    noted = tmp_path / "noted"
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), "WATCH_FILE": str(noted),
+        "OTEL_TRACES_SAMPLER": "always_on",
+    }  # fmt: skip
+    with Server("--model-id", str(tiny_model), *OPTIONS, env=environment) as server:
+        server.post("/generate", BODY)
+        assert server.stop(signal.SIGTERM) == 0
+    assert (tmp_path / "noted.begun").exists()
+    assert not noted.exists(), noted.read_text()

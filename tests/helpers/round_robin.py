@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 from tests.helpers.http_app import events
+from tests.helpers.server import Server
 
 # How often health is asked for, and how long one waits who finds nobody ready.
 _LOOK_S = 0.1
@@ -92,3 +94,57 @@ class RoundRobin:
                     return None
                 assert response.status_code == 200, await response.aread()
                 return (await response.aread()).decode()
+
+
+class RollingRestart:
+    """Two servers that are restarted one after the other, and clients who ask all the while.
+
+    Args:
+        make: makes a server that is not started.
+        bodies: what each client asks for again and again, as a stream.
+    """
+
+    def __init__(self, make: Callable[[], Server], bodies: list[dict[str, Any]]) -> None:
+        self._make = make
+        self._bodies = bodies
+        self._stop = asyncio.Event()
+        self.balancer = RoundRobin()
+        # By client: the events of each stream.
+        self.answers: list[list[list[Any]]] = [[] for _ in bodies]
+        self.exit_codes: list[int] = []
+
+    async def run(self) -> None:
+        """Start, restart and stop; each stream that was begun is read to its end."""
+        servers = [*await asyncio.gather(self._start(), self._start())]
+        try:
+            async with self.balancer.watching(), asyncio.TaskGroup() as group:
+                for number in range(len(self._bodies)):
+                    group.create_task(self._ask(number))
+                for place in range(2):
+                    await self._answered_by(servers)
+                    servers[place] = await self._restart(servers[place])
+                await self._answered_by(servers)
+                self._stop.set()
+        finally:
+            for server in servers:
+                await asyncio.to_thread(server.stop)
+
+    async def _start(self) -> Server:
+        server = await asyncio.to_thread(self._make().__enter__)
+        self.balancer.add(server.url)
+        return server
+
+    async def _restart(self, old: Server) -> Server:
+        self.exit_codes.append(await asyncio.to_thread(old.stop, signal.SIGTERM))
+        self.balancer.remove(old.url)
+        return await self._start()
+
+    async def _answered_by(self, servers: list[Server]) -> None:
+        """Return once each of them has answered, and so has work."""
+        while not {each.url for each in servers} <= set(self.balancer.num_answers):
+            await asyncio.sleep(_WAIT_S)
+
+    async def _ask(self, number: int) -> None:
+        while not self._stop.is_set():
+            found = await self.balancer.stream("/generate_stream", self._bodies[number])
+            self.answers[number].append(found)

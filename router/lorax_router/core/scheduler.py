@@ -456,6 +456,7 @@ class Scheduler:
             step_cost=self._cost.cost(),
             prompt_limit=self._composer.prompt_limit,
             queue_depths=dict(self.backlog.depths()),
+            epoch=self.epoch,
         )
 
     def groups(self) -> list[RequestGroup]:

@@ -51,3 +51,5 @@ class SchedulerStats:
     prompt_limit: int = 0
     # What each tenant has waiting that was never admitted yet; tenants without are left out.
     queue_depths: Mapping[str, QueueDepth] = field(default_factory=dict)
+    # Which incarnation of the shards is planned for.
+    epoch: int = 1

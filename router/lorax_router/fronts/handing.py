@@ -13,6 +13,8 @@ import logging
 import socket
 from collections.abc import Callable
 
+from lorax_router.http_api.listeners import refuse_new
+
 logger = logging.getLogger(__name__)
 
 # Of those that wait, at most so many are taken in a row: other work has its turn, too.
@@ -53,8 +55,11 @@ class Acceptor:
         self._is_reading = True
 
     def stop(self) -> None:
-        """Accept no more, for good."""
+        """Accept those who are connected already, and no more, for good."""
         self._is_stopped = True
+        if self._is_reading:
+            refuse_new(self._listener)
+            self._accept()
         self._pause()
         self._listener.close()
         if self._held is not None:

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # Most bytes outside of bodies that are taken in a row, give or take one read.
 MAX_HEAD_BYTES = 65_536
+# Seconds that a connection on which nothing is asked stays open when the server ends: a request may
+# be on its way, whose client would never hear whether it was computed.
+_LAST_HEAD_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,8 @@ class HttpConnection(HttpToolsProtocol):
         self._phase = Phase.HEAD
         self._phase_since = self.loop.time()
         self._body_bytes = 0
+        # Whether the server ends, and the connection with the next answer.
+        self._is_last = False
         # How much the client had read, and when that was last seen to grow.
         self._read_bytes, self._read_at = 0, self._phase_since
 
@@ -158,6 +163,8 @@ class HttpConnection(HttpToolsProtocol):
         self._body_bytes = 0
         self._enter(Phase.BODY)
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
@@ -231,6 +238,18 @@ class HttpConnection(HttpToolsProtocol):
                 self._phase_since = now
             elif waited > self._limits.client_timeout_s + self._body_s():
                 self._time_out()
+
+    def shutdown(self) -> None:
+        """The server ends: answer what is asked, or just being asked, and close."""
+        if self._phase in (Phase.IDLE, Phase.HEAD):
+            self._is_last = True
+            self.loop.call_later(_LAST_HEAD_S, self._close_unasked)
+        else:
+            super().shutdown()
+
+    def _close_unasked(self) -> None:
+        if self._phase in (Phase.IDLE, Phase.HEAD) and not self.transport.is_closing():
+            self.transport.close()
 
     def cut(self, why: str) -> None:
         """End the connection at once, and with it the request that is being answered."""

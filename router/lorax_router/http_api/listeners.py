@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Iterator
 
 # What the system keeps for a client that does not read, in bytes.
 _SEND_BYTES = 256 << 10
 # Nobody but the user who runs the server.
 _PRIVATE = 0o177
+# Linux's number, which Python has no name for, and the one instruction of a filter that takes nothing.
+_SO_ATTACH_FILTER = 26
+_DROP_ALL = (0x06, 0, 0, 0)
 
 
 def bind(hostname: str, port: int) -> socket.socket:
@@ -44,6 +50,21 @@ def _prepare(listener: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if (option := getattr(socket, name, None)) is not None:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def refuse_new(listener: socket.socket) -> None:
+    """Let nobody connect from now on; who has is still to be accepted.
+
+    A listener that closes resets those whom nobody has accepted, and they cannot know whether what
+    they asked was done. So it hears no packet any more: who comes now tries again, and finds the port
+    closed. Elsewhere than on Linux it does nothing.
+    """
+    if sys.platform != "linux" or listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    program = ctypes.create_string_buffer(struct.pack("HBBI", *_DROP_ALL))
+    filter_ = struct.pack("HP", 1, ctypes.addressof(program))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
 
 
 def url_of(listener: socket.socket, scheme: str = "http") -> str:

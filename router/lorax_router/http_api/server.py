@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorax_router.http_api.connection import ConnectionLimits
 from lorax_router.http_api.connections import Connections
+from lorax_router.http_api.listeners import refuse_new
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 # that the application gets to notice that they are gone.
 FLUSH_S = 5.0
 _NOTICE_S = 2.0
+# And that those get to be accepted who are connected already.
+_LAST_ACCEPT_S = 0.05
 
 
 class HttpServer:
@@ -144,6 +147,10 @@ class _UvicornServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let responses be read for a while; then end connections, and what still answers them."""
+        for each in sockets or ():
+            refuse_new(each)
+        # Whoever is connected by now is accepted, and so is answered.
+        await asyncio.sleep(_LAST_ACCEPT_S)
         loop = asyncio.get_running_loop()
         endings = [
             loop.call_later(self._flush_s, self._connections.cut_all),

@@ -30,6 +30,9 @@ POINTS = [
     Point("3", "32 rows, of which one makes its pass fail", poison.point_failing_pass),
     Point("3k", "32 rows, of which one kills the process", poison.point_deadly),
     Point("3n", "32 rows, of which one has no numbers", poison.point_no_numbers),
+    Point(
+        "4r", "two servers restarted in turn under 24 streams: none is lost", restarts.point_rolling
+    ),
     Point("4s", "make soak, 10 minutes: nothing lost, wrong or left behind", soaking.point_soak),
     Point("4f", "make fuzz, 10 minutes: nothing found", soaking.point_fuzz),
     Point("4p", "five planted faults, each found within 10 minutes", soaking.point_planted),

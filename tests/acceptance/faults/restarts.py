@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import tempfile
 import time
@@ -17,6 +18,7 @@ from tests.acceptance.faults.server import (
     until_healthy,
 )
 from tests.acceptance.harness import Result
+from tests.helpers.round_robin import RollingRestart
 from tests.helpers.server import Server
 
 # New requests are served again within so many times what the router took to start by itself.
@@ -90,3 +92,28 @@ def point_launcher() -> Result:
         code = again.stop()
     figure = f"{len(children)} processes, {len(alive)} left; the next server answers {answer!r}"
     return Result(bool(children) and not alive and bool(answer) and code == 0, figure)
+
+
+def point_rolling() -> Result:
+    """Each is told to stop while it streams; who asks follows what the servers say of their health."""
+    questions = ("What is the capital of France?", "Name three colours.", "Count to ten.")
+    parameters = {"max_new_tokens": 48, "ignore_eos_token": True, "seed": 7}
+    bodies = [{"inputs": each, "parameters": parameters} for each in questions * 8]
+
+    async def scene() -> RollingRestart:
+        rolling = RollingRestart(lambda: faulty_server("--max-batch-size", "16"), bodies)
+        await asyncio.wait_for(rolling.run(), 600)
+        return rolling
+
+    rolling = asyncio.run(scene())
+    whole = [each for client in rolling.answers for each in client]
+    num_short = sum(len(each) != 48 or not each[-1].get("generated_text") for each in whole)
+    texts = {
+        (body["inputs"], answer[-1].get("generated_text"))
+        for body, client in zip(bodies, rolling.answers, strict=True)
+        for answer in client
+    }
+    figure = f"{len(whole)} streams, {num_short} not whole, {len(texts)} texts to {len(questions)} questions; "
+    figure += f"sent on: {rolling.balancer.sent_on}"
+    is_good = not num_short and len(texts) == len(questions) and rolling.exit_codes == [0, 0]
+    return Result(is_good, figure)

@@ -46,6 +46,30 @@ def test_shards_that_are_killed_start_again_under_the_next_epoch(stage: Stage) -
     assert "start again (2 of 2)" in text
 
 
+def test_a_restart_is_an_event_with_what_ended_and_the_next_epoch(stage: Stage) -> None:
+    told: list[dict[str, Any]] = []
+
+    def first(supervisor: Supervisor) -> None:
+        error, info = supervisor._console.error, supervisor._console.info
+        supervisor._console.error = lambda text, **fields: (
+            told.append(fields),
+            error(text, **fields),
+        )
+        supervisor._console.info = lambda text, **fields: (
+            told.append(fields),
+            info(text, **fields),
+        )
+        os.kill(stage.pid("shard"), signal.SIGKILL)
+
+    assert stage.run(when_ready=first, on_again=stop, restarts=3) == ExitCode.OK
+    restart, again = [each for each in told if each.get("event", "").startswith("restart")]
+    assert restart == {
+        "event": "restart", "epoch": 2, "child": "shard-0", "code": restart["code"],
+        "number": 1, "limit": 3, "pause_s": 0.0,
+    }  # fmt: skip
+    assert again == {"event": "restarted", "epoch": 2}
+
+
 def test_after_so_many_restarts_the_server_ends_and_says_so(stage: Stage) -> None:
     code = stage.run(
         when_ready=kill_children_of(stage, "shard"),

@@ -44,6 +44,7 @@ def test_streams_are_whole_whenever_the_shards_die(depth: int, seed: int) -> Non
         assert world.loop.stats().num_free_blocks == BLOCKS
         num_lost = world.sample("lorax_shards_lost_total")
         assert 1 <= num_lost == world.sample("lorax_shards_lost_duration_count") <= 5
+        assert world.loop.stats().epoch == world.shard.epoch > 1
 
     play(scene, depth)
 

@@ -22,6 +22,7 @@ from lorax_contract.adapters import (
 from lorax_contract.errors import AdapterNotLoadedError, ValidationError
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord, AdapterState
+from lorax_router.service.adapters.events import AdapterEvents
 from lorax_router.service.adapters.names import KnownName, NameBook, NameView
 from lorax_router.service.engine.port import AdapterEngine
 
@@ -123,6 +124,8 @@ class AdapterCatalog:
         self._engine: AdapterEngine | None = None
         self._handles = itertools.count(1)
         self.names = NameBook(max_names, clock, self._is_held, self._leave)
+        # What became of adapters, for log and metrics.
+        self.events = AdapterEvents()
         # By content.
         self._entries: dict[str, CatalogEntry] = {}
         # Also those that are detached and not gone yet.

@@ -121,6 +121,8 @@ class AdapterDirectory:
         self._spellings: LRUCache[AdapterRef, tuple[AdapterRef, float]] = LRUCache(max_names)
         self._texts = texts or AdapterTexts(shards.adapter_text)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Those that came to the shards and were not released since.
+        self._prepared: set[AdapterHandle] = set()
 
     def attach(self, engine: AdapterEngine) -> None:
         """Say which engine knows the handles; before the first request."""
@@ -290,7 +292,9 @@ class AdapterDirectory:
         entry = self.catalog.by_handle[handle]
         for left in reversed(range(_REFETCHES + 1)):
             try:
-                return await self._shards.prepare_adapter(handle, entry.content)
+                report = await self._shards.prepare_adapter(handle, entry.content)
+                self._prepared.add(handle)
+                return report
             except AdapterUnavailableError as error:
                 if error.reason is not Reason.EVICTED or not left:
                     raise
@@ -312,6 +316,14 @@ class AdapterDirectory:
     async def release(self, handle: AdapterHandle) -> None:
         """Free an adapter on all ranks; its host copy and its files stay."""
         await self._shards.release_adapter(handle)
+        if handle in self._prepared:
+            self._prepared.discard(handle)
+            entry = self.catalog.by_handle.get(handle)
+            record = self.catalog.engine.adapter_record(handle)
+            self.catalog.events.evicted(
+                f"{handle}" if entry is None else entry.label,
+                is_retired=record is None or record.is_retired,
+            )
 
     def no_numbers(self, handle: AdapterHandle) -> None:
         """A row had no finite logits: after some one after the other its adapter is let in no more."""
@@ -326,13 +338,11 @@ class AdapterDirectory:
                 f"the last {num} requests with this adapter had logits that are no finite "
                 "numbers; check its weights, then load it again",
             )
-            logger.error(
-                "adapter %s is quarantined: %s", entry.label, entry.quarantine.text,
-                extra={"fields": {"event": "adapter_quarantined", "adapter": entry.label}},
-            )  # fmt: skip
+            self.catalog.events.quarantined(entry.label, entry.quarantine.text, _QUARANTINE_S)
 
     def shards_lost(self) -> None:
         """What computed without numbers may have been the shards that are gone."""
+        self._prepared.clear()
         for entry in self.catalog.by_handle.values():
             entry.num_faults, entry.quarantine = 0, None
 

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from lorax_router.core.adapters.record import AdapterCapacity, AdapterRecord
 from lorax_router.service.adapters.catalog import AdapterCatalog, CatalogEntry
+from lorax_router.service.adapters.events import EVENT_METRICS
 from lorax_router.service.adapters.listing import STATES, shard_state_of
 from lorax_router.service.adapters.names import EVERYBODY, stand_of
 from lorax_router.service.metrics.spec import MetricSpec
@@ -95,8 +96,9 @@ MAX_GPU_ADAPTERS = MetricSpec(
     "vllm:max_gpu_lora_adapters", "gauge", "`lorax_adapter_slots`.", ("model_name",)
 )
 
-ADAPTER_METRICS = tuple(
-    value for value in list(globals().values()) if isinstance(value, MetricSpec)
+ADAPTER_METRICS = (
+    *(value for value in list(globals().values()) if isinstance(value, MetricSpec)),
+    *EVENT_METRICS,
 )
 
 OTHER = "other"
@@ -218,6 +220,7 @@ class AdapterResidency(Collector):
             family.add_metric([state], now.states[state])
         yield family
         yield self._resident(now)
+        yield from self._catalog.events.collect()
         capacity = self._capacity()
         for spec, value in (
             (ADAPTER_SLOTS, capacity.max_resident),

@@ -44,6 +44,7 @@ from lorax_router.service.engine.port import EngineStats
 from lorax_router.service.metrics.front_processes import FRONT_METRICS, FrontSeries, FrontUsage
 from lorax_router.service.metrics.histogram import HistogramView, SharedHistogram
 from lorax_router.service.metrics.host_blocks import HOST_BLOCK_METRICS, host_block_series
+from lorax_router.service.metrics.shard_losses import EPOCH, SHARDS_LOST, SHARDS_LOST_DURATION
 from lorax_router.service.metrics.spec import MetricSpec
 from lorax_router.service.metrics.tenants import TENANT_METRICS, TenantUsage
 from lorax_router.service.metrics.vllm import VLLM_METRICS, VllmSeries
@@ -126,14 +127,6 @@ BATCH_DURATION = MetricSpec(
     "histogram",
     "Seconds from sending a step to its answer.",
     ("method",),
-)
-SHARDS_LOST = MetricSpec(
-    "lorax_shards_lost", "counter", "Times that the shards were lost: they died, or hung."
-)
-SHARDS_LOST_DURATION = MetricSpec(
-    "lorax_shards_lost_duration",
-    "histogram",
-    "Seconds from the loss of shards until others took their place.",
 )
 BATCH_CONCAT = MetricSpec(
     "lorax_batch_concat",
@@ -450,6 +443,7 @@ class _EngineCollector(Collector):
             (KV_USAGE, used / max(stats.num_blocks, 1)),
             (BATCH_CURRENT_MAX_TOKENS, used * self._block_size),
             (BATCH_PROMPT_LIMIT, stats.prompt_limit),
+            (EPOCH, stats.epoch),
         )
         for spec, value in gauges:
             yield GaugeMetricFamily(spec.name, spec.text, value=value)

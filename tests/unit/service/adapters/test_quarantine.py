@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from tests.helpers.adapter_world import AdapterWorld, adapter_world, selection
+from tests.helpers.log_events import events_in
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_contract.errors import GenerationError, NoNumbersError
@@ -44,7 +45,9 @@ def test_the_error_of_a_row_without_numbers_names_its_adapter() -> None:
     asyncio.run(scene())
 
 
-def test_three_one_after_the_other_are_too_many_and_a_load_by_hand_tries_again() -> None:
+def test_three_one_after_the_other_are_too_many_and_a_load_by_hand_tries_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scene() -> None:
         async with adapter_world() as world:
             rows = Rows(world)
@@ -56,6 +59,10 @@ def test_three_one_after_the_other_are_too_many_and_a_load_by_hand_tries_again()
             listed = (await world.list())["poet"]
             assert listed["failure"]["reason"] == "quarantined"
             assert "last 3 requests" in listed["failure"]["text"]
+            assert (await world.metrics())["lorax_adapter_quarantines"] == 1
+            (event,) = events_in(caplog, "adapter_quarantined")
+            assert (event["adapter"], event["seconds"]) == ("poet", 600)
+            assert "last 3 requests" in event["reason"]
             # Nobody else is.
             await rows.succeeds("other")
             await rows.succeeds(None)
