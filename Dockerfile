@@ -27,12 +27,12 @@ COPY bench bench
 FROM source AS build-cpu
 RUN python -m venv /opt/lorax \
     && pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
-    && pip install --constraint constraints.txt ".[s3]"
+    && pip install --constraint constraints.txt ".[otel,s3]"
 
 FROM source AS build-cuda
 RUN python -m venv /opt/lorax \
     && pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130 \
-    && pip install --constraint constraints.txt ".[s3]"
+    && pip install --constraint constraints.txt ".[otel,s3]"
 
 FROM base AS runtime
 RUN useradd --create-home --uid 10001 lorax \
