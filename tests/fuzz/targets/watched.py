@@ -26,7 +26,7 @@ def hunt_apart(
 ) -> Hunted:
     """Play a target's cases in a process of its own; one that ends is a finding, too."""
     spawn = multiprocessing.get_context("spawn")
-    number = spawn.Value("q", -1)
+    number = spawn.RawValue("q", -1)
     here, there = spawn.Pipe(duplex=False)
     process = spawn.Process(
         target=_hunt_here, args=(name, seed, seconds, numbers, hang_s, number, there)
