@@ -36,6 +36,7 @@ def hunt_apart(
     try:
         if here.poll(seconds + hang_s + _GRACE_S):
             hunted: Hunted = here.recv()
+            process.join(_GRACE_S)
             return hunted
         how = "does not end"
     except EOFError:
