@@ -37,7 +37,7 @@ def _environment(kind: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _overflowing(folder: Path) -> Path:
+def overflowing(folder: Path) -> Path:
     """Write an adapter whose weights are numbers, and what it computes is none."""
     adapter = write_formula_adapter(default_model_dir(), folder / "overflowing", rank=4, seed=1)
     path = adapter / "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def point_deadly() -> Result:
 def point_no_numbers() -> Result:
     """Its adapter's numbers overflow: the row ends, and the third one has the adapter quarantined."""
     with tempfile.TemporaryDirectory() as name:
-        adapter = _overflowing(Path(name))
+        adapter = overflowing(Path(name))
         poison = _marked() | {"model": str(adapter)}
         with faulty_server("--adapter-local-root", name) as server:
             right, ended = _beside(server.url, poison)
