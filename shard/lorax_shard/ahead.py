@@ -19,7 +19,7 @@ _QUANTIZED = 4
 _MARGIN = 16
 # Turns, of some fifty nanoseconds, that a thread looks whether the others have done their part before
 # it sleeps. Of a pass's kernels the next one comes sooner than that.
-_TURNS = 2000
+_TURNS = 4000
 # Nothing has been checked yet: what is filled must not be what is lacking later.
 _SHARE = 0.25
 
@@ -33,7 +33,7 @@ def begin(config: ShardConfig) -> None:
 
 
 def let_waiting_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Say, before OpenMP is loaded, that a thread looks for others for a tenth of a millisecond only.
+    """Say, before OpenMP is loaded, that a thread looks for others for a fifth of a millisecond only.
 
     Else it does so for ten and more: longer than a processor is lent to somebody else, so that
     threads of which some processor is wanted elsewhere too do nothing but look for each other.

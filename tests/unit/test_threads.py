@@ -50,7 +50,7 @@ _AT_START = "from lorax_shard.ahead import let_waiting_threads_sleep as let; let
 @pytest.mark.parametrize(
     ("set_by_user", "expected"),
     [
-        ({}, "GOMP_SPINCOUNT = '2000'"),
+        ({}, "GOMP_SPINCOUNT = '4000'"),
         ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'"),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "GOMP_SPINCOUNT = '0'"),
     ],
@@ -86,4 +86,4 @@ def test_a_shard_says_so_before_it_loads_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", _SHARD, f"{tmp_path}/s"], capture_output=True, text=True,
         timeout=120, env=environment,
     )  # fmt: skip
-    assert found.stdout == "2000 False\n", found.stderr
+    assert found.stdout == "4000 False\n", found.stderr
