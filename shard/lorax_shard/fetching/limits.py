@@ -24,7 +24,7 @@ class ProcessLimits:
     # How much it gives way to the model's process. Where every core is busy with steps, this
     # leaves it a sixth: their tokens take at most 1.2 times as long, and a flood of adapters
     # that are not here yet still flows. At 10 it is a tenth, in the idle class nothing.
-    nice: int = 10
+    nice: int = 7
 
 
 def apply(limits: ProcessLimits, max_file_bytes: int) -> None:

@@ -25,7 +25,7 @@ from lorax_router.service.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 _MODULE = "lorax_router.service.constraints.check_process"
-# As a fetch does.
+# Little is computed for long: what is too much is ended by its deadline.
 _NICE = 5
 # What an answer takes beside its text.
 _BYTES_BESIDE = 500
