@@ -243,7 +243,7 @@ def test_what_cannot_be_had_is_said_in_words(client: PublishedClient) -> None:
     assert "is no folder below" in load(**nobody)
     assert "names no adapter" in load()
     assert "pbase" in load(**{**nobody, "adapter_source": PBASE})
-    assert "needs one finite weight" in load(**named(client, "poet", "judge"))
+    assert "needs as many weights" in load(**named(client, "poet", "judge"))
     assert "as many weights" in load(**named(client, "poet", "judge", weights=[1.0]))
     needs_density = named(client, "poet", "judge", weights=[1.0, 1.0], merge_strategy=1)
     assert "density" in load(**needs_density)

@@ -22,8 +22,8 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
+from lorax_proto import mutual_tls
 from lorax_proto.transport import CLIENT_OPTIONS, SERVER_OPTIONS
-from lorax_router.shards import grpc_client
 from lorax_router.shards.fake.shard import FakeModel, FakeShard, expected_tokens
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import CallTimeouts, GrpcShardClient
@@ -277,7 +277,7 @@ async def silent_call(seconds: float, uri: str, server_options: Sequence[tuple[s
 @in_loop
 async def test_a_silent_call_outlasts_the_pings_meanwhile(tmp_path, monkeypatch):
     """One ping a second: a server that did not expect them would end the connection at the fifth."""
-    monkeypatch.setattr(grpc_client, "CLIENT_OPTIONS", quicker(CLIENT_OPTIONS, 30))
+    monkeypatch.setattr(mutual_tls, "CLIENT_OPTIONS", quicker(CLIENT_OPTIONS, 30))
     assert await silent_call(7.0, f"unix:{tmp_path}/shard", quicker(SERVER_OPTIONS, 30)) == 1
 
 
