@@ -1,6 +1,6 @@
 """A group whose ranks live on two hosts, as far as one machine can show it: two network namespaces.
 
-Calls go over TCP, and the ranks meet over the only link that there is between the two.
+Calls go over TCP with certificates on both ends, and the ranks meet over the only link that there is between the two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.helpers.certificates import Authority
 from tests.helpers.namespaces import Namespace, NoNamespacesError, two_namespaces
 from tests.helpers.peft_folders import greedy_tokens, load_model
 from tests.helpers.shard_process import ShardProcess
@@ -45,17 +46,20 @@ def hosts() -> Iterator[tuple[Namespace, Namespace]]:
 
 
 @contextlib.contextmanager
-def ranks(hosts: tuple[Namespace, ...], model_dir: Path, folder: Path) -> Iterator[str]:
+def ranks(
+    hosts: tuple[Namespace, ...], model_dir: Path, folder: Path, authority: Authority
+) -> Iterator[str]:
     """Run a rank in each namespace; yields the address of rank 0."""
     uris = [f"{host.address}:{SHARD_PORT}" for host in hosts]
 
     def start(rank: int) -> ShardProcess:
         own = folder / f"rank-{rank}"
         own.mkdir()
+        tls = authority.write(own / "tls", f"rank {rank}", hosts[rank].address)
         return ShardProcess(
             own, model_dir, prefix=hosts[rank].inside(),
             variables={"GLOO_SOCKET_IFNAME": hosts[rank].interface}, num_blocks=64,
-            rank=rank, world_size=len(hosts), shard_uris=uris,
+            rank=rank, world_size=len(hosts), shard_uris=uris, shard_tls_dir=str(tls),
             rendezvous=f"tcp://{hosts[0].address}:{MEETING_PORT}",
         )  # fmt: skip
 
@@ -71,12 +75,15 @@ def ranks(hosts: tuple[Namespace, ...], model_dir: Path, folder: Path) -> Iterat
 
 
 @contextlib.contextmanager
-def router(host: Namespace, model_dir: Path, shard_uri: str, folder: Path) -> Iterator[str]:
+def router(
+    host: Namespace, model_dir: Path, shard_uri: str, folder: Path, authority: Authority
+) -> Iterator[str]:
     """Run a router in a namespace; yields its URL there."""
     ready, ready_fd = os.pipe()
+    tls = authority.write(folder / "tls", "router", host.address)
     config = RouterConfig(
         model_id="tiny", tokenizer_dir=str(model_dir), shard_uri=shard_uri, ready_fd=ready_fd,
-        hostname=host.address, port=HTTP_PORT, lifeline=True,
+        hostname=host.address, port=HTTP_PORT, lifeline=True, shard_tls_dir=str(tls),
     )  # fmt: skip
     path = folder / "router.json"
     path.write_text(config.to_json())
@@ -100,11 +107,12 @@ def test_ranks_in_two_network_namespaces_serve(
     hosts: tuple[Namespace, Namespace], tiny_model: Path, tmp_path: Path
 ) -> None:
     here, _ = hosts
+    authority = Authority("ours")
     parameters = {"max_new_tokens": NUM_TOKENS, "ignore_eos_token": True, "details": True}
     body = json.dumps({"inputs": PROMPT, "parameters": parameters})
     with (
-        ranks(hosts, tiny_model, tmp_path) as shard_uri,
-        router(here, tiny_model, shard_uri, tmp_path) as url,
+        ranks(hosts, tiny_model, tmp_path, authority) as shard_uri,
+        router(here, tiny_model, shard_uri, tmp_path, authority) as url,
     ):
         answer = json.loads(here.run(sys.executable, "-c", _ASK, f"{url}/generate", body))
     ids = Tokenizer.from_file(str(tiny_model / "tokenizer.json")).encode(PROMPT).ids

@@ -42,31 +42,36 @@ def write_pair(folder: Path, name: str, password: str | None = None) -> tuple[Pa
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1; what it writes is what ``shard_tls_dir`` names."""
+    """Signs certificates for addresses; what it writes is what ``shard_tls_dir`` names."""
 
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._own = self._signed(self._name, self._key, is_authority=True)
+        self._own = self._signed(self._name, self._key, "127.0.0.1", is_authority=True)
 
-    def write(self, folder: Path, name: str) -> Path:
+    def write(self, folder: Path, name: str, address: str = "127.0.0.1") -> Path:
         """Write ca.pem, cert.pem and key.pem into a new folder and return it."""
         folder.mkdir()
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         pem = serialization.Encoding.PEM
         (folder / "ca.pem").write_bytes(self._own.public_bytes(pem))
-        certificate = self._signed(subject, key, is_authority=False)
+        certificate = self._signed(subject, key, address, is_authority=False)
         (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
         form = serialization.PrivateFormat.PKCS8
         (folder / "key.pem").write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
         return folder
 
     def _signed(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        address: str,
+        *,
+        is_authority: bool,
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        named = x509.IPAddress(ipaddress.ip_address(address))
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -75,7 +80,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(minutes=5))
             .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([named]), critical=False)
             .add_extension(x509.BasicConstraints(is_authority, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
         )
