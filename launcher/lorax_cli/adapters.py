@@ -72,7 +72,10 @@ def _why(row: dict[str, Any]) -> str:
 def _managing(verb: str, summary: str) -> click.Command:
     @click.argument("adapter_id")
     @click.option("--source", help="hub, local or s3; without it the server's own default.")
-    @click.option("--token", envvar="HF_TOKEN", help="Opens a private one (HF_TOKEN).")
+    @click.option(
+        "--token", envvar="LORAX_ADAPTER_TOKEN",
+        help="Opens a private one; it is sent to the server (LORAX_ADAPTER_TOKEN).",
+    )  # fmt: skip
     @click.pass_obj
     def manage(server: Server, adapter_id: str, source: str | None, token: str | None) -> None:
         body = {"adapter_id": adapter_id, "adapter_source": source, "api_token": token}

@@ -51,6 +51,7 @@ logger = logging.getLogger("lorax_shard")
 # What of a configuration is another at each start, and changes nothing that is computed.
 _OF_ONE_START = (
     "epoch", "ready_fd", "lifeline", "log_level", "otlp_endpoint", "shard_uris", "rendezvous", "was_probed",
+    "shard_tls_dir",
     # What was chosen is told beside the options.
     "elementwise_backend",
 )  # fmt: skip

@@ -26,7 +26,7 @@ REFUSED = {
 
 
 def run(url: str, *words: str, said: str = "", **environment: str) -> Result:
-    names = ("LORAX_URL", "LORAX_API_KEY", "LORAX_ADMIN", "HF_TOKEN")
+    names = ("LORAX_URL", "LORAX_API_KEY", "LORAX_ADMIN", "LORAX_ADAPTER_TOKEN", "HF_TOKEN")
     cleared = {name: environment.get(name) for name in names}
     return CliRunner().invoke(main, ["--url", url, *words], input=said, env=cleared)
 
@@ -139,11 +139,20 @@ def test_adapters_are_managed_with_a_key_where_clients_ask(verb: str) -> None:
 
 def test_adapters_are_managed_at_an_address_that_is_named() -> None:
     with serving({"/v1/adapters/load": [{}]}) as (admin, asked):
-        done = run("127.0.0.1:1", "--admin", admin, "adapters", "load", "a", HF_TOKEN="hf_x")
+        done = run(
+            "127.0.0.1:1", "--admin", admin, "adapters", "load", "a", LORAX_ADAPTER_TOKEN="hf_x"
+        )
     assert done.exit_code == 0, done.output
     assert asked.bodies == [{"adapter_id": "a", "api_token": "hf_x"}]
     # A key is for the server, not for whoever else is named.
     assert asked.keys == [None]
+
+
+def test_a_token_of_the_environment_s_own_stays_there() -> None:
+    """It opens all that its owner may see, and was not given for this server."""
+    with serving({"/v1/adapters/load": [{}]}) as (admin, asked):
+        done = run("127.0.0.1:1", "--admin", admin, "adapters", "load", "a", HF_TOKEN="hf_x")
+    assert (done.exit_code, asked.bodies) == (0, [{"adapter_id": "a"}])
 
 
 @pytest.mark.parametrize(

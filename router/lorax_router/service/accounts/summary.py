@@ -19,7 +19,7 @@ from lorax_router.service.results import AdapterUse, Timings
 _LOADING = ("wait", "parse", "copy")
 
 
-class Phase(NamedTuple):
+class Interval(NamedTuple):
     """A part of a request's time, in perf_counter seconds."""
 
     name: str
@@ -81,7 +81,7 @@ class RequestSummary:
         """What the sequence took that is shown first."""
         return self.costs[0] if self.costs else RowCost()
 
-    def phases(self) -> Iterator[Phase]:
+    def phases(self) -> Iterator[Interval]:
         """Yield what its time went into, of the sequence that is shown first, as far as it came.
 
         ``validation``, ``queue``, ``prefill`` and ``decode`` follow each other; the others are
@@ -96,17 +96,17 @@ class RequestSummary:
         ):
             if not start:
                 break
-            yield Phase(name, start, end or self.ended_at)
+            yield Interval(name, start, end or self.ended_at)
             if not end:
                 break
         if self.resolving is not None:
-            yield Phase("adapter_fetch", *self.resolving)
+            yield Interval("adapter_fetch", *self.resolving)
         if self.tokenizing is not None:
-            yield Phase("tokenization", *self.tokenizing)
+            yield Interval("tokenization", *self.tokenizing)
         if loading_s := self._loading_s():
-            yield Phase("adapter_load", timings.validated_at, timings.validated_at + loading_s)
+            yield Interval("adapter_load", timings.validated_at, timings.validated_at + loading_s)
         for lost_at, back_at in self.cost.recoveries:
-            yield Phase("recovery", lost_at, back_at)
+            yield Interval("recovery", lost_at, back_at)
 
     def _loading_s(self) -> float:
         """Return the seconds of the adapter's way from the disk to the shards."""
