@@ -19,6 +19,8 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_router.event_log.replay import replay
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
+# Steps that the longest of the requests takes alone, whatever runs beside it.
+NUM_STEPS = 40
 # Words that no length, time or id reads like.
 SECRET_WORDS = [f"w{number}" for number in range(100, 900)]
 
@@ -35,7 +37,7 @@ async def ask(client: httpx.AsyncClient, number: int) -> None:
     shared = SECRET_WORDS[: draw.choice([0, 8, 16])]
     prompt = shared + draw.sample(SECRET_WORDS, draw.randint(1, 12))
     parameters: dict[str, Any] = {
-        "max_new_tokens": draw.choice([1, 5, 40]), "ignore_eos_token": True, "priority": draw.randrange(3),
+        "max_new_tokens": draw.choice([1, 5, NUM_STEPS]), "ignore_eos_token": True, "priority": draw.randrange(3),
     }  # fmt: skip
     if adapter := draw.choice(["", "", "a", "b", "c", "d"]):
         parameters |= {"adapter_id": adapter, "adapter_source": "local"}
@@ -76,7 +78,7 @@ def test_what_was_recorded_live_gives_the_same_plans(tmp_path: Path, policy: str
     replayed = replay(path)
     assert replayed.difference == ""
     assert replayed.end == "closed"
-    assert replayed.num_plans > 100
+    assert replayed.num_plans >= NUM_STEPS
     text = gzip.decompress(path.read_bytes()).decode()
     for call in ("submit", "cancel", "apply", "adapter_event", "adapters.add"):
         assert f'"call":"{call}"' in text
@@ -86,11 +88,11 @@ def test_what_was_recorded_live_gives_the_same_plans(tmp_path: Path, policy: str
 
 
 def test_what_a_killed_router_recorded_is_replayed(tmp_path: Path) -> None:
-    """As far as it was written."""
+    """As far as it was written: what the last moment brought may be lost."""
     path = record(tmp_path, "fair", end=signal.SIGKILL)
     replayed = replay(path)
     assert (replayed.difference, replayed.end) == ("", None)
-    assert replayed.num_plans > 100
+    assert replayed.num_plans >= NUM_STEPS // 2
 
 
 def test_a_file_that_cannot_be_written_is_told_at_the_start(tmp_path: Path) -> None:
