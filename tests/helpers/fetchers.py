@@ -72,7 +72,8 @@ async def fetcher(
         known = {field.name for field in dataclasses.fields(part)} & changes.keys()
         parts[name] = dataclasses.replace(part, **{key: changes.pop(key) for key in known})
     folder.mkdir(exist_ok=True)
-    setup = Setup(store_dir=str(folder / "store"), store_max_bytes=1 << 30, **parts)
+    store_bytes = changes.pop("store_bytes", 1 << 30)
+    setup = Setup(store_dir=str(folder / "store"), store_max_bytes=store_bytes, **parts)
     settings = FetchSettings(setup=setup, **changes)
     made = AdapterFetcher(settings, now=clock) if clock else AdapterFetcher(settings)
     try:

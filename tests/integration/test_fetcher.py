@@ -26,6 +26,7 @@ from tests.helpers.fetchers import (
 )
 from tests.helpers.hub_stub import COMMIT, StubHub
 from tests.helpers.in_loop import in_loop
+from tests.helpers.log_events import events_in
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_shard.fetching.client import AdapterFetcher, Fetched
@@ -65,6 +66,22 @@ async def test_a_new_version_leaves_the_old_one_to_who_began_with_it(
                 assert after.digest != before.digest
                 assert (before.folder / WEIGHTS).read_bytes() == adapter_files(0)[WEIGHTS]
                 assert (after.folder / WEIGHTS).read_bytes() == adapter_files(1)[WEIGHTS]
+
+
+@in_loop
+async def test_what_leaves_the_disk_for_others_is_an_event(
+    hub: StubHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    size = sum(len(adapter_files()[name]) for name in WANTED)
+    hub.repositories["org/pirate"] = adapter_files(seed=1)
+    async with fetcher(hub, tmp_path, store_bytes=2 * size - 1) as made:
+        with await made.fetch(POET) as poet:
+            assert not events_in(caplog, "adapter_evicted")
+        (await made.fetch(AdapterRef.of("hub", "org/pirate"))).release()
+        (told,) = events_in(caplog, "adapter_evicted")
+        assert (told["level"], told["digest"]) == ("disk", poet.digest)
+        assert told["bytes"] >= poet.bytes
 
 
 @in_loop

@@ -14,6 +14,7 @@ from lorax_contract.errors import LoraxError
 from lorax_contract.eviction import worth
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.normal import read_normal
+from lorax_shard.store.evictions import log_eviction
 from lorax_shard.store.store import AdapterStore
 from lorax_shard.vocabulary import Vocabulary, read_vocabulary
 
@@ -52,6 +53,7 @@ class _ByWorth(Cache[str, HostCopy]):
         digest = min(self, key=lambda each: self[each].worth)
         copy = self.pop(digest)
         self._floor = max(self._floor, copy.worth)
+        log_eviction("host", digest, copy.nbytes)
         return digest, copy
 
 

@@ -34,6 +34,7 @@ from lorax_shard.fetching.negative import NegativeCache, NegativeSettings
 from lorax_shard.fetching.process import Setup
 from lorax_shard.fetching.redact import without_secrets
 from lorax_shard.fetching.tokens import TokenHash, checked
+from lorax_shard.store.evictions import log_eviction
 from lorax_shard.store.store import AdapterStore, Lease
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,8 @@ class AdapterFetcher:
         def tell(message: Mapping[str, Any]) -> None:
             nonlocal phase
             phase = message.get("phase", phase)
+            if "evicted" in message:
+                log_eviction("disk", message["evicted"], message["bytes"])
 
         def leave() -> None:
             # What is verified computes, and that is what places are few for.

@@ -73,9 +73,9 @@ class Setup:
             verify=VerifySettings(**document["verify"]),
         )
 
-    def open_store(self) -> AdapterStore:
-        """Open the store."""
-        return AdapterStore(Path(self.store_dir), max_bytes=self.store_max_bytes)
+    def open_store(self, **options: Any) -> AdapterStore:
+        """Open the store; ``options`` are AdapterStore's."""
+        return AdapterStore(Path(self.store_dir), max_bytes=self.store_max_bytes, **options)
 
 
 @dataclass(slots=True)
@@ -249,7 +249,9 @@ def answer(
             deadline=time.monotonic() + setup.process.deadline_s,
         )
         source = make_source(ref.source, setup.sources)
-        store = setup.open_store()
+        store = setup.open_store(
+            on_evict=lambda digest, nbytes: tell({"evicted": digest, "bytes": nbytes})
+        )
         job = FetchJob(
             store, source, context, verifier, on_phase=lambda phase: tell({"phase": phase})
         )

@@ -95,12 +95,15 @@ def _is_name(digest: str) -> bool:
     return _NAME.fullmatch(digest) is not None
 
 
-def _ignore(_step: str) -> None:
-    """Do nothing at a named step."""
+def _ignore(*_: object) -> None:
+    """Nobody wants to hear of it."""
 
 
 class AdapterStore:
-    """One folder of adapters, bounded in bytes. Safe for any number of processes."""
+    """One folder of adapters, bounded in bytes. Safe for any number of processes.
+
+    ``on_evict`` hears of each entry that made room for others: its digest and its bytes.
+    """
 
     def __init__(
         self,
@@ -109,12 +112,14 @@ class AdapterStore:
         max_bytes: int,
         clock: Callable[[], float] = time.time,
         on_step: Callable[[str], None] = _ignore,
+        on_evict: Callable[[str, int], None] = _ignore,
     ) -> None:
         self.root = root
         self.max_bytes = max_bytes
         self._clock = clock
         # Called before each change of the disk; tests end the process here.
         self._on_step = on_step
+        self._on_evict = on_evict
         _make_private(root)
         for name in _FOLDERS:
             (root / name).mkdir(exist_ok=True)
@@ -201,9 +206,10 @@ class AdapterStore:
             if (version := next(broken_off, None)) is not None:
                 self._staging.drop(version)
             elif (found := self.index.least_worth(place)) is not None:
-                place, _ = found
+                place, nbytes = found
                 if self.remove(place[2]):
                     self.index.raise_floor(place[0])
+                    self._on_evict(place[2], nbytes)
             else:
                 raise self._no_room(size)
 

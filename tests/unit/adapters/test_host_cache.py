@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.lane_world import LaneWorld, failure
+from tests.helpers.log_events import events_in
 
 from lorax_contract.adapters import Reason
 from lorax_contract.step import AdapterHandle
@@ -22,7 +23,11 @@ def world(tmp_path: Path) -> LaneWorld:
     return LaneWorld(tmp_path)
 
 
-def test_host_copies_stay_within_their_budget(tmp_path: Path) -> None:
+def test_host_copies_stay_within_their_budget(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each that gives way is an event."""
+    caplog.set_level("INFO")
     world = LaneWorld(tmp_path)
     size = world.host.get(world.add(9.0)).nbytes
     world = LaneWorld(tmp_path, host_bytes=2 * size)
@@ -30,6 +35,9 @@ def test_host_copies_stay_within_their_budget(tmp_path: Path) -> None:
     for handle, part in enumerate(parts, start=1):
         world.prepare(AdapterHandle(handle), part)
     assert set(world.host.sizes()) == {part.content_digest for part in parts[1:]}
+    (told,) = events_in(caplog, "adapter_evicted")
+    assert (told["level"], told["bytes"]) == ("host", size)
+    assert told["digest"] == parts[0].content_digest
     # Those on the device are none of it.
     assert set(world.lane.device_tier()) == {ONE, TWO, THREE}
 

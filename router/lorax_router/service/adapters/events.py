@@ -39,10 +39,10 @@ class AdapterEvents:
         """An adapter that was on the shards is there no more."""
         reason = "unloaded" if is_retired else "room"
         self._evictions[reason] += 1
+        fields = {"event": "adapter_evicted", "level": "device", "adapter": adapter}
         logger.info(
-            "adapter %s left the shards", adapter,
-            extra={"fields": {"event": "adapter_evicted", "adapter": adapter, "reason": reason}},
-        )  # fmt: skip
+            "adapter %s left the shards", adapter, extra={"fields": {**fields, "reason": reason}}
+        )
 
     def quarantined(self, adapter: str, reason: str, seconds: float) -> None:
         """An adapter is let in no more for a while."""
