@@ -8,7 +8,7 @@ import sys
 from tests.acceptance.harness import run_points
 
 NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed",
-         "faults", "look")  # fmt: skip
+         "faults", "look", "scale")  # fmt: skip
 # Where a list is not the module of its name.
 MODULES = {
     "clients": "clients.points",
@@ -17,6 +17,7 @@ MODULES = {
     "speed": "speed.points",
     "faults": "faults.points",
     "look": "look.points",
+    "scale": "scale.points",
 }
 
 

@@ -1,0 +1,1 @@
+"""Many machines: replicas, manifests, ranks."""

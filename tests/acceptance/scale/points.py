@@ -1,0 +1,14 @@
+"""The points of the list."""
+
+from __future__ import annotations
+
+from tests.acceptance.harness import Point
+from tests.acceptance.scale import kubernetes
+
+POINTS = [
+    Point(
+        "3",
+        "Kubernetes: every overlay rendered, valid on three versions, as the code is; images linted",
+        kubernetes.point_manifests,
+    ),
+]
