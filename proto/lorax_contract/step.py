@@ -117,6 +117,8 @@ class RequestSpec:
     constraint: Constraint | None = None
     # Whose children the shards' spans of it are; None: it is not traced.
     trace: TraceContext | None = None
+    # Output that it had where it ran before, of which somebody was told: fewer than it may have.
+    resumed_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,8 +124,8 @@ class RequestState:
         self.is_suspect = False
         self.submitted_at = now
         self.status = Status.WAITING
-        self.output_ids: list[int] = []
-        self.num_tokens = len(spec.prompt_ids)
+        self.output_ids: list[int] = [*spec.resumed_ids]
+        self.num_tokens = len(spec.prompt_ids) + len(spec.resumed_ids)
         self.num_computed = 0
         self.num_scheduled = 0
         self.num_pending = 0
@@ -263,6 +263,11 @@ def refuse_impossible(spec: RequestSpec, num_blocks: int, block_size: int) -> No
         raise ValidationError("`max_new_tokens` must be at least 1")
     if spec.output is not OutputKind.TOKENS and spec.stopping.max_new_tokens:
         raise ValidationError("`max_new_tokens` must be 0 where no tokens are asked for")
+    if spec.resumed_ids and len(spec.resumed_ids) >= spec.stopping.max_new_tokens:
+        raise ValidationError(
+            f"an output that goes on has {len(spec.resumed_ids)} tokens already; `max_new_tokens` "
+            f"is {spec.stopping.max_new_tokens}"
+        )
     if -(-spec.num_kv_tokens // block_size) > num_blocks:
         raise ValidationError(
             f"{len(spec.prompt_ids)} prompt tokens and {spec.stopping.max_new_tokens} new "

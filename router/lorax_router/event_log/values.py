@@ -58,6 +58,7 @@ LEFT_OUT = {
 # The core counts these, and compares their blocks by names: docs/simulator.md.
 WAYS = {
     (RequestSpec, "prompt_ids"): _Way(len, _tokens),
+    (RequestSpec, "resumed_ids"): _Way(len, _tokens),
     (NewRow, "spec"): _Way(lambda spec: spec.request_id, lambda number: number),
     (NewRow, "output_ids"): _Way(len, _tokens),
     (StepOutcome, "tokens"): _Way(

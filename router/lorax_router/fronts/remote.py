@@ -148,7 +148,7 @@ class RemoteService:
             case TellOpening(number, opening):
                 if (asked := self._streams.get(number)) is not None:
                     request = unpack_opening(opening, asked.request, self._parsers)
-                    asked.stream.open(request, opening.seed)
+                    asked.stream.open(request, opening.seed, opening.adapter_content)
             case TellAdapter(number, adapter):
                 if (asked := self._streams.get(number)) is not None:
                     asked.on_adapter(adapter)

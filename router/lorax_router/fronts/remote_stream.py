@@ -29,6 +29,7 @@ class RemoteStream:
         self.opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.request: OpenedRequest
         self.seed: int | None = None
+        self.adapter_content = ""
         self.num_generated = 0
         self.num_skipped = 0
         # Of each sequence.
@@ -45,9 +46,9 @@ class RemoteStream:
 
     # --- what arrives -------------------------------------------------------------
 
-    def open(self, request: OpenedRequest, seed: int | None) -> None:
+    def open(self, request: OpenedRequest, seed: int | None, adapter_content: str) -> None:
         """The request is admitted; chunks follow."""
-        self.request, self.seed = request, seed
+        self.request, self.seed, self.adapter_content = request, seed, adapter_content
         self._num_running = self._num_coming = request.num_sequences
         self._cached = [0] * request.num_sequences
         if not self.opening.done():

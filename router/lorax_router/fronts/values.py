@@ -26,6 +26,7 @@ from lorax_router.service.requests import (
     GenerateParameters,
     GenerateRequest,
     Prompt,
+    Resumption,
     TextPrompt,
     TokenPrompt,
 )
@@ -55,6 +56,7 @@ class PackedRequest(msgspec.Struct, frozen=True, array_like=True):
     streams_prompt: bool
     caller: Caller
     origin: Origin
+    resumption: Resumption | None
 
 
 class PackedReading(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +91,7 @@ class PackedOpening(msgspec.Struct, frozen=True, array_like=True):
     return_full_text: bool
     reading: PackedReading | None
     seed: int | None
+    adapter_content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,7 @@ def pack_request(request: GenerateRequest) -> PackedRequest:
         request.streams_prompt,
         request.caller,
         request.origin,
+        request.resumption,
     )
 
 
@@ -131,6 +135,7 @@ def unpack_request(packed: PackedRequest) -> GenerateRequest:
         streams_prompt=packed.streams_prompt,
         caller=packed.caller,
         origin=packed.origin,
+        resumption=packed.resumption,
     )
 
 
@@ -178,6 +183,7 @@ def pack_opening(stream: AnswerStream) -> PackedOpening:
         request.return_full_text,
         _pack_reading(request.new_parser),
         stream.seed,
+        stream.adapter_content,
     )
 
 

@@ -61,6 +61,10 @@ class AnswerStream(Protocol):
         """The seed to report; None: none was used."""
 
     @property
+    def adapter_content(self) -> str:
+        """What the adapter is that it uses; "": none. See Resumption."""
+
+    @property
     def num_generated(self) -> int:
         """Tokens generated so far, of all sequences."""
 

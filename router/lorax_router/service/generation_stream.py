@@ -44,6 +44,11 @@ class GenerationStream:
         self._is_open = True
 
     @property
+    def adapter_content(self) -> str:
+        """What the adapter is that it uses; "": none. See Resumption."""
+        return adapter_content(self._lease)
+
+    @property
     def num_generated(self) -> int:
         """Tokens generated so far, of all sequences."""
         return self._record.num_generated
@@ -131,3 +136,8 @@ class GenerationStream:
 def reported_seed(sampling: SamplingParams) -> int | None:
     """The seed that made the output what it is; None when nothing was drawn."""
     return sampling.seed if sampling.do_sample else None
+
+
+def adapter_content(lease: AdapterLease | None) -> str:
+    """What an adapter is, whatever server has it; "": there is none."""
+    return "" if lease is None else lease.content.key

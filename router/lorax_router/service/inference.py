@@ -15,6 +15,7 @@ from time import perf_counter
 
 from lorax_contract.activation import activation_start
 from lorax_contract.errors import (
+    GenerationError,
     ShuttingDownError,
     UnhealthyError,
     ValidationError,
@@ -33,7 +34,11 @@ from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenStream
 from lorax_router.service.generation import ignore_adapter
-from lorax_router.service.generation_stream import GenerationStream, reported_seed
+from lorax_router.service.generation_stream import (
+    GenerationStream,
+    adapter_content,
+    reported_seed,
+)
 from lorax_router.service.keys.meters import Meters, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.permits import Permit, Permits
@@ -305,6 +310,7 @@ class InferenceService:
     ) -> ValidRequest:
         text, request = _text(lease), checked.request
         started = perf_counter()
+        _check_resumed(request, lease)
         valid = await self._validator.complete(checked, text)
         record.tokenized(started)
         if lease is not None and lease.invocation_ids:
@@ -371,6 +377,7 @@ class InferenceService:
                 output=valid.output,
                 constraint=valid.constraint,
                 trace=trace,
+                resumed_ids=valid.resumed_ids,
             ),
             valid.terms,
         )
@@ -408,6 +415,14 @@ def _use(selection: AdapterSelection) -> AdapterUse:
 def _text(lease: AdapterLease | None) -> AdapterText:
     """Return what a request's adapter brings for texts."""
     return AdapterText() if lease is None else lease.text
+
+
+def _check_resumed(request: GenerateRequest, lease: AdapterLease | None) -> None:
+    """Raise GenerationError if another adapter would go on with an output than began it."""
+    resumed = request.resumption
+    if resumed is not None and resumed.adapter_content != adapter_content(lease):
+        text = "the adapter was replaced while its answer was written; ask again"
+        raise GenerationError(text, public=text)
 
 
 def _handle(lease: AdapterLease | None) -> AdapterHandle:

@@ -136,6 +136,18 @@ class GenerateParameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """The output of one sequence that began elsewhere and goes on here, after its last token.
+
+    Taken at its word: no client can say so, only a front end that had the answer's first part.
+    """
+
+    output_ids: Sequence[int] = field(repr=False)
+    # What the adapter was that it began with, as openings tell it; "": none.
+    adapter_content: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
     """One request in the client's words."""
 
@@ -149,6 +161,8 @@ class GenerateRequest:
     caller: Caller = ANYBODY
     # By which call.
     origin: Origin = NOWHERE
+    # What it has already; with the seed of the sequence that it is, and of that one alone.
+    resumption: Resumption | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +184,8 @@ class ValidRequest:
     adapter_start: int | None = None
     # On what terms the sequences ask for their turn.
     terms: RequestTerms = ANY_TERMS
+    # Output that the sequence began with elsewhere.
+    resumed_ids: Sequence[int] = field(default=(), repr=False)
     # How many of them the client gets, the likeliest if these are not all; None: all, the
     # likeliest first.
     num_returned: int | None = None

@@ -104,10 +104,12 @@ def test_a_stream_begins_there_as_it_did_here(number, num_prompt, details, is_fu
     class Stream:
         request: Any
         seed: int | None
+        adapter_content: str
 
     request = GenerateRequest(prompt=CHAT, sent_text=sent)
-    packed = PackedOpening(number, num_prompt, details, is_full, None, 2**64 - 1)
+    packed = PackedOpening(number, num_prompt, details, is_full, None, 2**64 - 1, "a digest")
     there = unpack_opening(packed, request, BOOK)
-    again = crossed(pack_opening(Stream(there, packed.seed)), PackedOpening)  # type: ignore[arg-type]
+    stream: Any = Stream(there, packed.seed, packed.adapter_content)
+    again = crossed(pack_opening(stream), PackedOpening)
     assert again == packed
     assert there.full_text("x") == (sent + "x" if is_full else "x")
