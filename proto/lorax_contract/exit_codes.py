@@ -60,7 +60,7 @@ _HINTS = {
     ExitCode.DISK_FULL: "Free space in the cache folder, or point LORAX_CACHE elsewhere.",
     ExitCode.FOLDER_UNUSABLE: "Let this user write to the folder that is named, or name another one.",
     ExitCode.RANKS_APART: "The ranks of a group lost each other, or never met: look at the log of the "
-    "rank that is named; --shard-timeout-s is how long they wait, --master-addr and --master-port "
+    "rank that is named; --shard-timeout is how long they wait, --master-addr and --master-port "
     "are where they meet.",
     ExitCode.DEVICE_BROKEN: "The device computes nothing any more, not even for a request of one token; "
     "start again. If that does not help, look at the device: dmesg, nvidia-smi.",
