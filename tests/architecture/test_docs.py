@@ -64,20 +64,6 @@ def test_each_exit_code_has_a_hint_whose_pages_exist(code: ExitCode) -> None:
         assert (ROOT / page).is_file(), f"{code.name} points at {page}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-def test_make_targets_that_texts_name_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in PAGES:
-        named = set(re.findall(r"`make ([a-z-]+)", page.read_text()))
-        assert named <= targets, page.name
-
-
 def test_every_lint_exception_has_a_reason() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     block = text.split("\nignore = [\n")[1].split("\n]\n")[0].splitlines()

@@ -15,10 +15,10 @@ from tests.acceptance import (
 )
 from tests.acceptance.clients import bound_speed, lm_eval_harness, structured_output
 from tests.acceptance.clients.calls import point_calls
-from tests.acceptance.clients.readme import point_readme
 from tests.acceptance.clients.runs import PROGRAMS, run_client
 from tests.acceptance.clients.texts import point_texts
 from tests.acceptance.harness import Point, Result
+from tests.acceptance.look.documented import point_readme
 from tests.acceptance.suites import ROOT, run_suite
 from tests.helpers.server import Server
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.look import alerts, playground, terminal
+from tests.acceptance.look import alerts, documented, playground, terminal
 
 POINTS = [
     Point(
@@ -21,4 +21,5 @@ POINTS = [
         "every alert fires by its cause and none before; dashboards name what is there (10 min)",
         alerts.point_alerts,
     ),
+    Point("4", "all commands of README and docs run (10 min)", documented.point_documented),
 ]
