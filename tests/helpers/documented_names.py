@@ -24,6 +24,10 @@ _SPAN = re.compile(r"`([^`\n]+)`")
 _ROUTE = re.compile(r"(?:(?:GET|POST|DELETE) )?(/[a-z0-9_{}/.-]*)")
 _URL = re.compile(r"https?://(?:127\.0\.0\.1|localhost)(?::\d+)?(/[a-z0-9_/.-]*)")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+# Packages are called alike.
+_METRIC = re.compile(
+    r"(?:vllm:|lorax_(?!router|shard\b|launcher|contract|proto|cli\b|bench|telemetry))[a-z_]+$"
+)
 # What make hands on to pip.
 _FOR_PIP = re.compile(r'TORCH="[^"]*"')
 _ARGUMENT = re.compile(r"add_argument\(\s*\"(--[a-z-]+)\"")
@@ -106,6 +110,11 @@ def routes(text: str) -> set[str]:
     spans = [_ROUTE.fullmatch(span) for span in _SPAN.findall(prose(text))]
     named = {found[1] for found in spans if found}
     return named | set(_URL.findall(text))
+
+
+def metrics(text: str) -> set[str]:
+    """Return the series that a page names, without labels."""
+    return {found[0] for span in _SPAN.findall(text) if (found := _METRIC.match(span))}
 
 
 def make_targets(text: str, page: Path) -> set[str]:

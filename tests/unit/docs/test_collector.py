@@ -118,6 +118,11 @@ def test_routes_are_found_in_code_and_in_addresses() -> None:
     assert documented_names.routes(text) == {"/v1/x", "/y", "/w"}
 
 
+def test_metrics_are_told_from_packages() -> None:
+    text = "`lorax_epoch`, `lorax_shards_lost`, `vllm:x`, `lorax_router.service`, `lorax_shard`, `lorax_cli`"
+    assert documented_names.metrics(text) == {"lorax_epoch", "lorax_shards_lost", "vllm:x"}
+
+
 def test_make_targets_are_found_behind_variables_too() -> None:
     text = '`make one`\n\n```sh\nA=1 make two ARGS="x"   # three\nmake\n```\n'
     assert documented_names.make_targets(text, PAGE) == {"one", "two"}

@@ -88,6 +88,13 @@ def _without_names(route: str) -> str:
 
 
 @every_page
+def test_every_metric_is_one_of_the_server(page: Path) -> None:
+    table = (ROOT / "docs/metrics.md").read_text()
+    told = set(re.findall(r"^\| `([a-z_:]+)`", table, re.MULTILINE))
+    assert documented_names.metrics(page.read_text()) <= told
+
+
+@every_page
 def test_every_make_target_is_there(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
