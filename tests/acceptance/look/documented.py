@@ -31,6 +31,8 @@ from tests.helpers.default_model import default_model_dir
 from tests.helpers.documented_blocks import Block, blocks, pages
 from tests.helpers.hub_stub import StubHub, running_hub
 
+from lorax_contract.cache import default_cache_dir
+
 # Small enough to run beside others.
 _SIZES = {"NUM_BLOCKS": "800", "ADAPTER_REGISTRY": "none", "OMP_NUM_THREADS": "2"}
 _EXTRAS = ".[bench]"
@@ -134,9 +136,9 @@ def _clone(folder: Path) -> tuple[Path, dict[str, str]]:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     home = folder / "home"
     home.mkdir()
-    environ = clean_environment(home)
-    if "LOOK_CLONE" in os.environ:
-        environ["LORAX_CACHE"] = str(clone.parent / "cache")
+    # What a first start prepares is another test's; adapters of the hub's stand-in are nobody else's.
+    stores = {"LORAX_CACHE": str(default_cache_dir()), "ADAPTER_STORE_DIR": str(folder / "store")}
+    environ = clean_environment(home) | stores
     begun = time.perf_counter()
     subprocess.run(
         ["make", ".venv/.lorax-base"], cwd=clone, env=environ, check=True, capture_output=True
