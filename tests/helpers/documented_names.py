@@ -22,6 +22,8 @@ _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _ROUTE = re.compile(r"(?:(?:GET|POST|DELETE) )?(/[a-z0-9_{}/.-]*)")
+# What begins so is a folder of a machine.
+_FOLDERS = ("/data", "/dev", "/etc", "/home", "/opt", "/proc", "/srv", "/tmp", "/usr", "/var")
 _URL = re.compile(r"https?://(?:127\.0\.0\.1|localhost)(?::\d+)?(/[a-z0-9_/.-]*)")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 # Packages are called alike.
@@ -108,7 +110,7 @@ def _flags_of(command: click.Command) -> set[str]:
 def routes(text: str) -> set[str]:
     """Return what looks like a route in a page: in code, by itself, and in the addresses of commands."""
     spans = [_ROUTE.fullmatch(span) for span in _SPAN.findall(prose(text))]
-    named = {found[1] for found in spans if found}
+    named = {found[1] for found in spans if found and not found[1].startswith(_FOLDERS)}
     return named | set(_URL.findall(text))
 
 

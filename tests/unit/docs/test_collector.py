@@ -114,7 +114,9 @@ def test_flags_are_this_projects_where_no_other_program_has_them() -> None:
 
 
 def test_routes_are_found_in_code_and_in_addresses() -> None:
-    text = "`POST /v1/x`, `/y`, a/b, `no /z`\n\n```sh\ncurl http://127.0.0.1:3000/w\n```\n"
+    text = (
+        "`POST /v1/x`, `/y`, a/b, `no /z`, `/tmp/z`\n\n```sh\ncurl http://127.0.0.1:3000/w\n```\n"
+    )
     assert documented_names.routes(text) == {"/v1/x", "/y", "/w"}
 
 
