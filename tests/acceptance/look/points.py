@@ -21,5 +21,5 @@ POINTS = [
         "every alert fires by its cause and none before; dashboards name what is there (10 min)",
         alerts.point_alerts,
     ),
-    Point("4", "all commands of README and docs run (10 min)", documented.point_documented),
+    Point("4", "all commands of README and docs run (10 to 16 min)", documented.point_documented),
 ]
