@@ -120,7 +120,7 @@ bench-peers: $(DEV) ## set up the systems that `lorax-bench compare` runs beside
 	@exec $(BIN)/lorax-bench peers install $(ARGS)
 
 # With the packages of the machine, which may have no network: nothing is installed for it.
-gpu-check: ## check and measure on a GPU; ARGS=--small tries the command on a CPU
+gpu-check: ## check and measure on a GPU (ARGS=--small: try it on a CPU; "--ranks 2": two GPUs)
 	@exec $(GPU_PYTHON) -m bench.gpu_check $(ARGS)
 
 acceptance: $(DEV) ## run the acceptance points of NAME

@@ -29,5 +29,12 @@ STAGES = (
     CheckStage("serving", "bench.gpu_check.serving", "End to end", 85, 2),
     CheckStage("peer", "bench.gpu_check.peer", "The same requests by transformers", 50, 2),
 )  # fmt: skip
-BY_NAME = {stage.name: stage for stage in STAGES}
 PARTS = sorted({stage.part for stage in STAGES})
+
+# With --ranks, and nothing else then: they need as many GPUs. Below ten minutes.
+RANK_STAGES = (
+    CheckStage("ranks-parity", "bench.gpu_check.ranks.parity", "Parity of several ranks with one",
+               150, 1),
+    CheckStage("ranks-speed", "bench.gpu_check.ranks.speed", "Speed-up by several ranks", 150, 1),
+    CheckStage("ranks-failures", "bench.gpu_check.ranks.failures", "A rank that is lost", 290, 1),
+)  # fmt: skip

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.scale import kubernetes
+from tests.acceptance.scale import kubernetes, ranks
 
 POINTS = [
     Point(
         "3",
         "Kubernetes: every overlay rendered, valid on three versions, as the code is; images linted",
         kubernetes.point_manifests,
+    ),
+    Point(
+        "5",
+        "make gpu-check --ranks 2: parity, speed-up, a killed and a stalled rank; over gloo without GPUs",
+        ranks.point_ranks,
     ),
 ]
