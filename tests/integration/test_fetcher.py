@@ -492,7 +492,6 @@ def test_a_fetched_adapter_can_be_released_more_than_once(hub: StubHub, tmp_path
 
     fetched, store = asyncio.run(fetch_one())
     again = store.lease(fetched.digest)
-    assert again is not None
     fetched.release()
     fetched.release()
     # The second call took nothing from others who hold it.
