@@ -32,6 +32,7 @@ alone (``Isolation``).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 
 from lorax_contract.errors import ValidationError
@@ -225,6 +226,14 @@ class Scheduler:
         """End the requests that are too late, and return those that ended so since it was asked last."""
         self.deadlines.look(now, self._end)
         return self.deadlines.take_late()
+
+    def served_elsewhere(self, amounts: Mapping[str, float]) -> None:
+        """Count what other replicas gave tenants since the last call, as ``service_here`` has it."""
+        self._policy.served_elsewhere(amounts)
+
+    def service_here(self) -> Mapping[str, float]:
+        """Return what each tenant got of this replica so far, in tokens by its weight."""
+        return self._policy.service_here()
 
     def adapter_orders(self) -> Orders:
         """Return what is to be prepared and released beside the steps; each order once."""

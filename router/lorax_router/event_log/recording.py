@@ -15,7 +15,7 @@ from lorax_router.core.settings import CoreSettings, make_scheduler
 # What is only asked, by the part of the core that answers: everything else is recorded, what
 # comes to the core later included.
 QUERIES = {
-    "Scheduler": {"check", "groups", "stats"},
+    "Scheduler": {"check", "groups", "service_here", "stats"},
     "AdapterTable": {
         "admitting", "capacity", "check", "check_possible", "find", "in_play", "is_resident",
         "overdue", "snapshot",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -21,12 +20,11 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.policies import SchedulingPolicy, make_policy
 from lorax_router.core.request import RequestTerms
-from lorax_router.core.scheduler import Scheduler
 from lorax_router.core.swapping import RecomputeCost
-from lorax_router.simulator.loads import LoadLane
+from lorax_router.simulator.replica import SimulatedReplica
 from lorax_router.simulator.server import SimulatedServer
 from lorax_router.simulator.service import MAX_WINDOWS, ServiceMeter, most_asking
-from lorax_router.simulator.shard import ExecutedStep, SimulatedShard
+from lorax_router.simulator.shard import SimulatedShard
 from lorax_router.simulator.trace import Floats, Trace
 
 # How often turns of adapters are looked at while no step runs, as the engine loop does.
@@ -85,7 +83,6 @@ class Simulation:
         fails: Callable[[StepPlan], bool] | None = None,
     ) -> None:
         self._trace, self._server, self._policy = trace, server, policy
-        self._check_every = check_every
         table = AdapterTable(
             max_resident=server.max_adapters,
             max_bytes=server.adapter_pool_bytes,
@@ -94,46 +91,27 @@ class Simulation:
         for handle, rank in enumerate(trace.adapter_ranks):
             if handle:
                 table.add(AdapterHandle(handle), rank * server.bytes_per_rank, rank=rank)
-        self.scheduler = Scheduler(
-            num_blocks=server.num_blocks,
-            block_size=server.block_size,
-            max_step_tokens=server.max_step_tokens,
-            max_rows=server.max_rows,
-            depth=server.depth,
-            policy=make(policy, table),
-            adapters=table,
-            # A trace does not say which prompts begin alike.
-            prefix_caching=False,
-            batching=server.batching,
-            max_waiting_tokens=server.max_waiting_tokens,
-            max_kv_read=server.max_kv_read,
-            max_partial_prompts=server.max_partial_prompts,
-            target_itl_s=None if server.target_itl_ms is None else server.target_itl_ms / 1e3,
-            num_host_blocks=server.num_host_blocks,
-            block_move_s=server.block_move_s,
-            recompute=recompute,
-        )
-        self._shard = SimulatedShard(trace, server, fails)
-        self._loads = LoadLane(server, table)
         work = trace.prompts + 2.0 * trace.outputs
         compared = most_asking(trace.clients, work, len(trace.client_names))
         window = max(float(trace.times[-1]), 1.0) / MAX_WINDOWS
         self._meter = ServiceMeter(trace.client_weights, compared, window)
+        self._shard = SimulatedShard(trace, server, fails)
+        self._replica = SimulatedReplica(
+            server, policy, table, self._shard, self._meter,
+            make=make, check_every=check_every, recompute=recompute,
+        )  # fmt: skip
+        self.scheduler = self._replica.scheduler
         self._clients = [int(each) for each in trace.clients]
         self._times = [float(each) for each in trace.times]
-        self._terms = _Terms(trace)
+        self._terms = TermsOfTrace(trace)
         self._next_arrival = 0
-        # When each step in flight ends; when the device is free.
-        self._in_flight: deque[tuple[float, ExecutedStep]] = deque()
-        self._device_free_at = 0.0
-        self._step_seconds: list[float] = []
         self._now = 0.0
 
     def run(self) -> SimulatedRun:
         """Serve all requests."""
         idle_ticks = 0
         while True:
-            self._plan()
+            self._replica.plan(self._now)
             upcoming = self._next_event()
             if upcoming == inf:
                 if self.scheduler.is_idle:
@@ -153,74 +131,25 @@ class Simulation:
 
     def _next_event(self) -> float:
         """Return when something happens next; inf if nothing will by itself."""
-        upcoming = self._in_flight[0][0] if self._in_flight else inf
-        load = self._loads.next_end()
-        if load is not None and load < upcoming:
-            upcoming = load
+        own = upcoming = self._replica.next_event()
         if self._next_arrival < len(self._times):
             upcoming = min(upcoming, self._times[self._next_arrival])
-            if not self._in_flight and load is None and not self.scheduler.is_idle:
+            if own == inf and not self.scheduler.is_idle:
                 upcoming = min(upcoming, self._now + _IDLE_TICK_S)
         return upcoming
 
     def _advance(self) -> None:
         """Book all that happens now: outcomes, adapters, arrivals."""
         now = self._now
-        while self._in_flight and self._in_flight[0][0] <= now:
-            self._apply()
-        while (load := self._loads.next_end()) is not None and load <= now:
-            handle, event = self._loads.pop(now)
-            self.scheduler.adapter_event(handle, event, now, epoch=1)
+        self._replica.advance(now)
         while self._next_arrival < len(self._times) and self._times[self._next_arrival] <= now:
             self._submit(self._next_arrival)
             self._next_arrival += 1
 
     def _submit(self, index: int) -> None:
-        trace = self._trace
-        start = index * _ID_SPACING
-        spec = RequestSpec(
-            request_id=RequestId(index + 1),
-            prompt_ids=range(start, start + int(trace.prompts[index])),
-            sampling=_SAMPLING,
-            stopping=StoppingParams(max_new_tokens=int(trace.limits[index])),
-            adapter=AdapterHandle(int(trace.adapters[index])),
-        )
-        self.scheduler.submit(spec, self._now, self._terms.of(index))
-        self._meter.waits(self._clients[index])
-
-    def _plan(self) -> None:
-        """Plan as far ahead as the scheduler may, and put the steps on the device."""
-        scheduler, server = self.scheduler, self._server
-        while scheduler.num_in_flight < server.depth:
-            plan = scheduler.plan(self._now)
-            self._loads.take(scheduler.adapter_orders(), self._now)
-            if plan is None:
-                return
-            gave_way, entered = self._shard.enter(plan)
-            for client in gave_way:
-                self._meter.waits(client)
-            for client in entered:
-                self._meter.leaves(client)
-            step = self._shard.execute(plan)
-            begin = max(self._now + server.host_s, self._device_free_at)
-            self._device_free_at = begin
-            if plan.row_ids:
-                seconds = server.cost.seconds(step.work)
-                if plan.copies:
-                    seconds += len(plan.copies) * server.block_move_s
-                step.outcome.total_ns = round(1e9 * seconds)
-                self._device_free_at += seconds
-                self._step_seconds.append(seconds)
-            self._in_flight.append((self._device_free_at, step))
-
-    def _apply(self) -> None:
-        end, step = self._in_flight.popleft()
-        self._shard.publish(step, end)
-        self._meter.serve(step.amounts, end)
-        self.scheduler.apply(step.outcome, end)
-        self._loads.take(self.scheduler.adapter_orders(), end)
-        if self._check_every and len(self._step_seconds) % self._check_every == 0:
-            self.scheduler.check()
+        spec = request_of(self._trace, index)
+        terms, client = self._terms.of(index), self._clients[index]
+        self._replica.submit(spec, self._now, terms, client)
 
     # --- results ------------------------------------------------------------------
 
@@ -241,11 +170,11 @@ class Simulation:
             first_token_at=self._shard.first_token_at,
             ended_at=self._shard.ended_at,
             token_gaps=np.frombuffer(self._shard.token_gaps, dtype=np.float32),
-            step_seconds=np.array(self._step_seconds),
+            step_seconds=np.array(self._replica.step_seconds),
             num_computed=self._shard.num_tokens,
             num_preemptions=stats.num_preemptions,
             num_swaps=stats.host.num_swaps,
-            num_loads=self._loads.num_loads,
+            num_loads=self._replica.loads.num_loads,
             end=self._now,
         )
 
@@ -253,7 +182,19 @@ class Simulation:
 _SAMPLING = SamplingParams()
 
 
-class _Terms:
+def request_of(trace: Trace, index: int) -> RequestSpec:
+    """Return a request of a trace; its id is the index and one."""
+    start = index * _ID_SPACING
+    return RequestSpec(
+        request_id=RequestId(index + 1),
+        prompt_ids=range(start, start + int(trace.prompts[index])),
+        sampling=_SAMPLING,
+        stopping=StoppingParams(max_new_tokens=int(trace.limits[index])),
+        adapter=AdapterHandle(int(trace.adapters[index])),
+    )
+
+
+class TermsOfTrace:
     """One RequestTerms for each tenant and priority."""
 
     def __init__(self, trace: Trace) -> None:

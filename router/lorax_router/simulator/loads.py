@@ -50,8 +50,11 @@ class LoadLane:
             handle = self._line.popleft()
             self._num_loading += 1
             self.num_loads += 1
-            seconds = self._server.load_seconds(self._table[handle].nbytes)
-            self._begin(handle, AdapterEvent.PREPARED, now + seconds)
+            self._begin(handle, AdapterEvent.PREPARED, now + self.seconds(handle))
+
+    def seconds(self, handle: AdapterHandle) -> float:
+        """Return how long it takes to bring an adapter, now that this begins."""
+        return self._server.load_seconds(self._table[handle].nbytes)
 
     def _begin(self, handle: AdapterHandle, event: AdapterEvent, end: float) -> None:
         self._num_begun += 1

@@ -156,6 +156,18 @@ class FairShare:
         """Return what a tenant got, in tokens by its weight."""
         return self._shares[tenant]
 
+    def served_elsewhere(self, amounts: Mapping[str, float]) -> None:
+        """Charge tenants what other servers gave them, so that shares hold over all of them.
+
+        Which of a tenant's adapters got it makes no difference: those share what it gets here.
+        """
+        for tenant, amount in amounts.items():
+            self._shares.grant(tenant, amount)
+
+    def service_here(self) -> Mapping[str, float]:
+        """Return what each tenant got of this server, in tokens by its weight."""
+        return self._shares.earned()
+
     # --- the queue ----------------------------------------------------------------
 
     def push(self, request: RequestState) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from lorax_contract.step import AdapterHandle
@@ -54,6 +54,12 @@ class SchedulingPolicy(Protocol):
 
     def served(self, request: RequestState, num_tokens: int) -> None:
         """A request got output tokens."""
+
+    def served_elsewhere(self, amounts: Mapping[str, float]) -> None:
+        """Tenants got something of other servers that share one measure of fairness with this one."""
+
+    def service_here(self) -> Mapping[str, float]:
+        """Return what each tenant got here, by its weight; nothing where nobody counts it."""
 
     def step_done(self, num_worth: float) -> None:
         """A step took as long as computing so many tokens of prompts does."""

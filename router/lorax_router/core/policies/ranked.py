@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.draining import longest_resident
@@ -58,6 +58,13 @@ class FirstComeFirstServed:
 
     def served(self, request: RequestState, num_tokens: int) -> None:
         """Nobody counts."""
+
+    def served_elsewhere(self, amounts: Mapping[str, float]) -> None:
+        """What tenants got makes no difference."""
+
+    def service_here(self) -> Mapping[str, float]:
+        """Nobody counts it."""
+        return {}
 
     def step_done(self, num_worth: float) -> None:
         """Nobody counts."""

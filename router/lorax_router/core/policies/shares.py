@@ -21,6 +21,8 @@ class Shares(Generic[Member]):
 
     def __init__(self) -> None:
         self._service: dict[Member, float] = {}
+        # What is in a counter and was not got here: what it was lifted by, what others gave.
+        self._granted: dict[Member, float] = {}
         self._waiting: set[Member] = set()
         self._last: Member | None = None
 
@@ -37,7 +39,10 @@ class Shares(Generic[Member]):
             least = min(self._service[each] for each in self._waiting)
         elif self._last is not None:
             least = self[self._last]
-        self._service[member] = max(self[member], least - credit)
+        lifted = max(self[member], least - credit)
+        if lifted > self[member]:
+            self._granted[member] = self._granted.get(member, 0.0) + lifted - self[member]
+        self._service[member] = lifted
         self._waiting.add(member)
 
     def leaves(self, member: Member) -> None:
@@ -52,6 +57,16 @@ class Shares(Generic[Member]):
         service = self._service
         service[member] = service.get(member, 0.0) + amount
 
+    def grant(self, member: Member, amount: float) -> None:
+        """A member got something of others, which counts here, too."""
+        self._granted[member] = self._granted.get(member, 0.0) + amount
+        self.charge(member, amount)
+
+    def earned(self) -> dict[Member, float]:
+        """Return what each member got here; idle ones that were forgotten begin anew."""
+        granted = self._granted
+        return {each: service - granted.get(each, 0.0) for each, service in self._service.items()}
+
     def _forget(self) -> None:
         """Let go of idle members that would be lifted anyway; debts are kept."""
         least = min((self._service[each] for each in self._waiting), default=self[self._last])  # type: ignore[index]
@@ -59,4 +74,7 @@ class Shares(Generic[Member]):
             each: service
             for each, service in self._service.items()
             if service > least or each in self._waiting or each == self._last
+        }
+        self._granted = {
+            each: amount for each, amount in self._granted.items() if each in self._service
         }

@@ -1,0 +1,1 @@
+"""Where requests go, decided as data: no clock, randomness, threads, log, socket or file."""

@@ -1,0 +1,106 @@
+"""What the router is told of replicas and requests, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """What a replica said of itself; it is old when it comes.
+
+    Adapters are named by keys that are equal for equal content on all replicas.
+    """
+
+    name: str
+    # When it was true, on the router's clock: when the replica was asked, not when it answered.
+    taken_at: float
+    # Whether it takes new requests: false while it starts, drains or stands still.
+    is_accepting: bool = True
+    # How much it can do beside others; what is compared is work by capacity.
+    capacity: float = 1.0
+    # Adapters that fit on the device at once; those that are there, those in host memory.
+    num_slots: int = 1
+    resident: frozenset[str] = frozenset()
+    hosted: frozenset[str] = frozenset()
+    num_running: int = 0
+    num_queued: int = 0
+    # Tokens of the prompts of those that are queued; 0 where that is not known.
+    num_queued_tokens: int = 0
+    # Share of its KV blocks that requests hold, from 0 to 1.
+    kv_in_use: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """What matters of a request for where it goes."""
+
+    # None: the base model.
+    adapter: str | None = None
+    tenant: str = ""
+    num_prompt_tokens: int = 0
+    # A hash of all tokens up to the end of each of its first full blocks, in their order.
+    prefix: tuple[bytes, ...] = ()
+
+
+class RouteReason(Enum):
+    """Why a request goes where it goes: a label of metrics."""
+
+    # Its first blocks are in the cache there.
+    PREFIX = "prefix"
+    # Its adapter is on the device there.
+    RESIDENT = "resident"
+    # Its adapter is nowhere, or in host memory there: this is a home of it.
+    HOME = "home"
+    HOST = "host"
+    # Its adapter has more traffic than its homes should take: this is a new one.
+    SPREAD = "spread"
+    # No home takes it: all have far more work than others.
+    OVERFLOW = "overflow"
+    # It needs no adapter: of two the one with less work.
+    LOAD = "load"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """Where a request goes, and why."""
+
+    replica: str
+    reason: RouteReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSettings:
+    """The constants of the policy; the defaults are those that docs/scaling.md is measured with."""
+
+    # A replica takes what is sent to it while its work is at most (1 + tolerance) times the mean,
+    # plus the slack, in requests of a short prompt.
+    tolerance: float = 0.3
+    slack: float = 3.0
+    # Tokens of a prompt that are as much work as a request besides.
+    prompt_unit: int = 256
+    # So many times both are allowed before an adapter is brought to one replica more at the price
+    # of one that is asked for now and then: that many requests of late, of those that fade.
+    far: float = 2.0
+    cheap: float = 1.0
+    # So many times as much traffic has one that has a copy at the price of another.
+    copy_gain: float = 64.0
+    far_gain: float = 8.0
+    # So many requests is an adapter worth that a request has to wait for, until its first token.
+    load_work: float = 3.0
+    # An adapter may fill this part of a home: with more traffic it has more homes.
+    home_share: float = 0.3
+    # It loses one only when its traffic is below this part of what would need it.
+    shrink_at: float = 0.7
+    # Seconds after which past traffic counts half.
+    half_life_s: float = 20.0
+    # Homes that an adapter which is nowhere may go to: the one with less work takes it.
+    num_choices: int = 3
+    # Blocks of a prefix from which on it decides, and those that are looked at.
+    min_prefix_blocks: int = 4
+    max_prefix_blocks: int = 64
+    # What is remembered: blocks of prefixes; adapters with traffic; adapters with ranked homes.
+    max_prefixes: int = 100_000
+    max_rates: int = 100_000
+    max_ranked: int = 20_000
