@@ -112,6 +112,11 @@ class FleetBooks:
         """Work for each unit of capacity, of those that take requests."""
         return self._work / self._capacity if self._capacity > 0 else 0.0
 
+    @property
+    def num_slots(self) -> int:
+        """Slots for adapters of those that take requests: O(replicas)."""
+        return sum(book.view.num_slots for book in self.open.values())
+
     def mean_with(self, work: float) -> float:
         """Return the same once so much more work is sent."""
         return (self._work + work) / self._capacity if self._capacity > 0 else 0.0

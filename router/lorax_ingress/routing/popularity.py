@@ -28,6 +28,11 @@ class Popularity:
         # Of those that have more than one.
         self._homes: dict[str, int] = {}
 
+    @property
+    def num_known(self) -> int:
+        """Adapters that were asked for, as far as they are remembered."""
+        return len(self._rates)
+
     def note(self, key: str | None, work: float, now: float) -> None:
         """Book a request; None is the base model, which is part of all traffic and needs no home."""
         if self._began_at is None:

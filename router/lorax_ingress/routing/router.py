@@ -21,7 +21,7 @@ from lorax_ingress.routing.values import (
 # Parts of what traffic leaves behind for ever. Before the first free slots are filled before all
 # else; before the other they are kept for adapters that are still to come, as if one held them
 # that so many requests of late asked for.
-_LITTLE, _MUCH = 0.25, 0.75
+_LITTLE, _MUCH = 0.5, 0.75
 _FREE_SLOT = 2.0
 _DEFAULTS = RoutingSettings()
 
@@ -156,11 +156,16 @@ class AffineRouter:
         # has too much. At the price of another adapter, only where it has far too much.
         if self.fleet.load(chosen) <= mean or (not grows and self._fits(chosen, mean)):
             return RouteDecision(chosen, RouteReason.RESIDENT)
-        is_far = not self._fits(chosen, mean, self.settings.far)
+        settings = self.settings
         own = self._rates.recent(adapter, now) / len(holders)
-        price = max(self.settings.cheap * self._rates.seen(now), own / self.settings.copy_gain)
-        if is_far:
-            price = max(price, own / self.settings.far_gain)
+        price = max(settings.cheap * self._rates.seen(now), own / settings.copy_gain)
+        if self._rates.num_known <= self.fleet.num_slots:
+            # All that are known have a slot: whatever goes is brought again, and again.
+            price = 0.0
+        if not self._fits(chosen, mean, settings.urgent):
+            price = max(price, own / settings.urgent_gain)
+        is_far = not self._fits(chosen, mean, settings.far)
+        is_far = is_far and self.fleet.open[chosen].users.get(adapter, 0) >= settings.many
         new = self._new_home(adapter, holders, mean, price, now, is_far=is_far)
         if new is None or (self._fits(chosen, mean) and self.fleet.load(new) >= mean):
             return RouteDecision(chosen, RouteReason.RESIDENT)

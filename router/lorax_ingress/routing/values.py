@@ -76,17 +76,22 @@ class RoutingSettings:
 
     # A replica takes what is sent to it while its work is at most (1 + tolerance) times the mean,
     # plus the slack, in requests of a short prompt.
-    tolerance: float = 0.3
-    slack: float = 3.0
+    tolerance: float = 0.25
+    slack: float = 2.0
     # Tokens of a prompt that are as much work as a request besides.
     prompt_unit: int = 256
-    # So many times both are allowed before an adapter is brought to one replica more at the price
-    # of one that is asked for now and then: that many requests of late, of those that fade.
-    far: float = 2.0
+    # An adapter that nobody has any more goes to a replica that gives up no more than one that so
+    # many requests of late asked for, old ones in part; so many times the bound is allowed for it.
     cheap: float = 1.0
-    # So many times as much traffic has one that has a copy at the price of another.
-    copy_gain: float = 64.0
-    far_gain: float = 8.0
+    far: float = 1.5
+    # One that others have, too, is worth what is asked for so many times less than it; beyond so
+    # many times the bound, what is asked for so many times less.
+    copy_gain: float = 128.0
+    urgent: float = 3.0
+    urgent_gain: float = 8.0
+    # Requests of one adapter on a replica that is far beyond the bound, from which on free slots are
+    # for it, even while others may still come that need them.
+    many: int = 6
     # So many requests is an adapter worth that a request has to wait for, until its first token.
     load_work: float = 3.0
     # An adapter may fill this part of a home: with more traffic it has more homes.
