@@ -29,8 +29,7 @@ _DEFAULTS = RoutingSettings()
 class AffineRouter:
     """Decides where requests go; the same calls give the same answers.
 
-    ``route`` asks and changes nothing but the draws; ``sent``, ``begins`` and ``ended`` tell what was
-    done. Times are those of one clock that never goes back.
+    ``route`` asks and books nothing; ``sent``, ``begins`` and ``ended`` tell what was done. Times are those of one clock that never goes back.
 
     Args:
         draw: draw(n) gives a whole number from 0 to n - 1; seeded by whoever hands it in.
@@ -115,7 +114,7 @@ class AffineRouter:
         places = self._prefixes.find(request, self.settings.min_prefix_blocks)
         known = [name for name in places if name in self.fleet.open]
         if request.adapter is None:
-            return self._by_prefix(known, mean) or self._by_load()
+            return self._by_prefix(known, mean) or self._by_load(mean)
         holders = self.fleet.holders(request.adapter)
         known = [name for name in known if name in holders]
         return self._by_prefix(known, mean) or self._by_adapter(request.adapter, holders, mean, now)
@@ -141,8 +140,13 @@ class AffineRouter:
         fitting = [name for name in known if self._fits(name, mean)]
         return RouteDecision(self._lighter(fitting), RouteReason.PREFIX) if fitting else None
 
-    def _by_load(self) -> RouteDecision:
-        return RouteDecision(self._lighter(list(self.fleet.open)), RouteReason.LOAD)
+    def _by_load(self, mean: float) -> RouteDecision:
+        names = list(self.fleet.open)
+        chosen = self._lighter(names)
+        if not self._fits(chosen, mean):
+            fitting = [name for name in names if self._fits(name, mean)]
+            chosen = self._lighter(fitting) if fitting else chosen
+        return RouteDecision(chosen, RouteReason.LOAD)
 
     def _by_adapter(
         self, adapter: str, holders: Sequence[str], mean: float, now: float
@@ -156,20 +160,27 @@ class AffineRouter:
         # has too much. At the price of another adapter, only where it has far too much.
         if self.fleet.load(chosen) <= mean or (not grows and self._fits(chosen, mean)):
             return RouteDecision(chosen, RouteReason.RESIDENT)
+        price = self._copy_price(adapter, chosen, len(holders), mean, now)
+        is_far = not self._fits(chosen, mean, self.settings.far)
+        is_far = is_far and self.fleet.open[chosen].users.get(adapter, 0) >= self.settings.many
+        new = self._new_home(adapter, holders, mean, price, now, is_far=is_far)
+        if new is None or (self._fits(chosen, mean) and self.fleet.load(new) >= mean):
+            return RouteDecision(chosen, RouteReason.RESIDENT)
+        return RouteDecision(new, RouteReason.SPREAD if grows else RouteReason.OVERFLOW)
+
+    def _copy_price(
+        self, adapter: str, chosen: str, num_holders: int, mean: float, now: float
+    ) -> float:
+        """Return the most that may go for a copy, in requests of late, if it is not a free slot."""
         settings = self.settings
-        own = self._rates.recent(adapter, now) / len(holders)
+        own = self._rates.recent(adapter, now) / num_holders
         price = max(settings.cheap * self._rates.seen(now), own / settings.copy_gain)
         if self._rates.num_known <= self.fleet.num_slots:
             # All that are known have a slot: whatever goes is brought again, and again.
             price = 0.0
         if not self._fits(chosen, mean, settings.urgent):
             price = max(price, own / settings.urgent_gain)
-        is_far = not self._fits(chosen, mean, settings.far)
-        is_far = is_far and self.fleet.open[chosen].users.get(adapter, 0) >= settings.many
-        new = self._new_home(adapter, holders, mean, price, now, is_far=is_far)
-        if new is None or (self._fits(chosen, mean) and self.fleet.load(new) >= mean):
-            return RouteDecision(chosen, RouteReason.RESIDENT)
-        return RouteDecision(new, RouteReason.SPREAD if grows else RouteReason.OVERFLOW)
+        return price
 
     def _holder(self, adapter: str, holders: Sequence[str], num_homes: int, mean: float) -> str:
         """Choose among those that have it; of more than it needs some are left to forget it."""

@@ -13,7 +13,7 @@ from lorax_contract.step import AdapterHandle
 from lorax_ingress.routing.shares import ServiceExchange
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
 from lorax_ingress.simulator.routings import Routing
-from lorax_ingress.simulator.tiers import AdapterStore, TieredLane
+from lorax_ingress.simulator.tiers import FleetStore, TieredLane
 from lorax_router.core.adapters.record import AdapterState
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.simulator.driver import StandstillError, TermsOfTrace, request_of
@@ -71,14 +71,14 @@ class FleetSimulation:
         names: list[str],
         *,
         gossip_s: float = 1.0,
-        store: AdapterStore | None = None,
+        store: FleetStore | None = None,
         policy: str = "fair",
         meter: ServiceMeter | None = None,
         is_fair: bool = True,
     ) -> None:
         self._trace, self._server, self._routing = trace, server, routing
         self._names, self._gossip_s = names, gossip_s
-        store = store if store is not None else AdapterStore()
+        store = store if store is not None else FleetStore()
         window = max(float(trace.times[-1]), 1.0) / MAX_WINDOWS
         self._meter = meter or ServiceMeter(trace.client_weights, [], window)
         self._shard = SimulatedShard(trace, server)
@@ -102,7 +102,7 @@ class FleetSimulation:
         self._num_idle = 0
         self.now = 0.0
 
-    def _new_replica(self, policy: str, store: AdapterStore) -> SimulatedReplica:
+    def _new_replica(self, policy: str, store: FleetStore) -> SimulatedReplica:
         server = self._server
         table = AdapterTable(
             max_resident=server.max_adapters,

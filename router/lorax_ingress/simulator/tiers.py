@@ -12,7 +12,7 @@ from lorax_router.simulator.server import SimulatedServer
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterStore:
+class FleetStore:
     """Where adapters come from that a replica does not have in host memory."""
 
     # A request to the store, and its bytes.
@@ -25,7 +25,7 @@ class AdapterStore:
 class TieredLane(LoadLane):
     """Loads that take longer where the adapter is not in host memory yet."""
 
-    def __init__(self, server: SimulatedServer, table: AdapterTable, store: AdapterStore) -> None:
+    def __init__(self, server: SimulatedServer, table: AdapterTable, store: FleetStore) -> None:
         super().__init__(server, table)
         self._table_of_sizes, self._store = table, store
         self.hosted: OrderedDict[AdapterHandle, None] = OrderedDict()

@@ -19,7 +19,7 @@ from lorax_ingress.simulator.comparison import (
 )
 from lorax_ingress.simulator.fleet import FleetRun, FleetSimulation
 from lorax_ingress.simulator.routings import make_routing
-from lorax_ingress.simulator.tiers import AdapterStore
+from lorax_ingress.simulator.tiers import FleetStore
 from lorax_ingress.simulator.workloads import FleetTraffic, make_fleet_trace
 from lorax_router.simulator.service import ServiceMeter, vtc_bound
 from lorax_router.simulator.trace import Trace, trace_of_clients
@@ -111,7 +111,7 @@ def test_the_store_is_farther_than_host_memory() -> None:
     waits = []
     for fixed_s in (0.0, 1.0):
         routing = make_routing("affine", setting.names, 1)
-        store = AdapterStore(fixed_s=fixed_s)
+        store = FleetStore(fixed_s=fixed_s)
         done = FleetSimulation(trace, setting.server, routing, setting.names, store=store).run()
         waits.append(np.mean(done.first_token_at - trace.times))
     assert waits[1] > waits[0] + 0.1

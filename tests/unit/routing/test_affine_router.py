@@ -80,7 +80,7 @@ def test_the_base_model_goes_by_load() -> None:
 
 
 def test_a_prefix_goes_where_it_is_cached() -> None:
-    traffic = Traffic(router(*[view(name) for name in "abcdef"]))
+    traffic = Traffic(router(*[view(name) for name in "abcdef"], slack=10.0))
     blocks = tuple(bytes([number]) for number in range(8))
     first = traffic.send(None, prefix=blocks)
     longer = (*blocks, b"more")
