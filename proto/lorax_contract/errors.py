@@ -212,6 +212,12 @@ class UnhealthyError(LoraxError):
     kind = ErrorKind(503, "UNAVAILABLE", "healthcheck", "unhealthy", 5)
 
 
+class ReplicaLostError(LoraxError):
+    """The server that had the request is gone, and with it what it did not tell."""
+
+    kind = ErrorKind(503, "UNAVAILABLE", "replica_lost", "The replica is gone", 1)
+
+
 class ShardError(LoraxError):
     """A call to a shard failed; the front ends show it as a generation error."""
 

@@ -37,10 +37,7 @@ class MutualTls:
             return None
         paths = [Path(folder, name) for name in (AUTHORITY, CHAIN, KEY)]
         try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(paths[0])
-            # No password is asked for at a terminal: a key that needs one cannot be used.
-            context.load_cert_chain(paths[1], paths[2], password=lambda: b"")
+            context_of_client(Path(folder))
             return cls(*(path.read_bytes() for path in paths))
         except (OSError, ValueError) as error:
             raise StartupError(
@@ -60,6 +57,26 @@ class MutualTls:
     def of_client(self) -> grpc.ChannelCredentials:
         """Credentials of the router's end; the shard's certificate must name its address."""
         return grpc.ssl_channel_credentials(self.authority, self.key, self.chain)
+
+
+def context_of_server(folder: Path) -> ssl.SSLContext:
+    """Return TLS for other streams than gRPC's: who shows no certificate gets no connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return _loaded(context, folder)
+
+
+def context_of_client(folder: Path) -> ssl.SSLContext:
+    """Return the other end; the server's certificate must name its address."""
+    return _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), folder)
+
+
+def _loaded(context: ssl.SSLContext, folder: Path) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(folder / AUTHORITY)
+    # No password is asked for at a terminal: a key that needs one cannot be used.
+    context.load_cert_chain(folder / CHAIN, folder / KEY, password=lambda: b"")
+    return context
 
 
 def channel_to(uri: str, tls: MutualTls | None) -> grpc.aio.Channel:

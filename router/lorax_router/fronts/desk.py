@@ -22,6 +22,7 @@ from lorax_router.fronts.messages import (
     AskStream,
     CallPart,
     FromCore,
+    FromFront,
     NoteEnded,
     NoteReady,
     NoteRefused,
@@ -97,8 +98,11 @@ class FrontDesk:
         await asyncio.gather(*work, return_exceptions=True)
 
     def take(self, data: memoryview) -> None:
-        """Take a message of the front's."""
-        message = decode_up(data)
+        """Take the bytes of a message of the front's."""
+        self.do(decode_up(data))
+
+    def do(self, message: FromFront) -> None:
+        """Do what a message says."""
         match message:
             case AskRoom(number, caller):
                 self._begin(number, partial(self._room, number, caller))

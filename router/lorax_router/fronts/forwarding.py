@@ -9,7 +9,8 @@ from collections.abc import Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lorax_router.fronts.faults import unpack_fault
+from lorax_contract.errors import ReplicaLostError
+from lorax_router.fronts.faults import pack_fault, unpack_fault
 from lorax_router.fronts.messages import (
     AskCall,
     CallPart,
@@ -67,6 +68,12 @@ class ForwardedCalls:
             call.pull()
         elif not call.answer.done():
             call.answer.set_result(message)
+
+    def lose(self) -> None:
+        """The core is gone: what it did not answer fails."""
+        fault = pack_fault(ReplicaLostError(public=""))
+        for number in [*self._open]:
+            self.take(TellFault(number, fault))
 
     def _send(self, message: FromFront) -> None:
         self._send_bytes(encode(message))

@@ -12,11 +12,15 @@ from typing import Any
 import msgspec
 
 from lorax_contract.step import Alternatives, TokenColumns
+from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
 from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse
+
+# Raised when a message changes so that another version would misread it.
+PROTOCOL = 1
 
 
 class FromFront(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -103,6 +107,20 @@ class NoteEnded(FromFront, frozen=True):
     """So many of the connections that the front was given have ended since it began."""
 
     count: int
+
+
+class AskFacts(FromFront, frozen=True):
+    """The first message of a front that another machine may have; answered by TellFacts."""
+
+    # Which messages it knows; its name is for logs.
+    protocol: int
+    name: str
+
+
+class AskLoad(FromFront, frozen=True):
+    """How much the core has to do; answered by TellLoad."""
+
+    number: int
 
 
 class FromCore(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -199,17 +217,31 @@ class TellAliases(FromCore, frozen=True):
     dropped: list[str]
 
 
+class TellFacts(FromCore, frozen=True):
+    """What does not change of a core while it serves."""
+
+    protocol: int
+    facts: CoreFacts
+
+
+class TellLoad(FromCore, frozen=True):
+    """How much the core has to do."""
+
+    number: int
+    load: CoreLoad
+
+
 class TellStop(FromCore, frozen=True):
     """No more connections come: the front ends once those it has are answered."""
 
 
 Up = (
     AskRoom | AskAnswer | AskStream | AskCount | AskCall | CallPart | Withdraw | NoteRefused
-    | NoteUnknownFields | NoteReady | NoteEnded
+    | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad
 )  # fmt: skip
 Down = (
     TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
-    | PullPart | TellCall | TellAliases | TellStop
+    | PullPart | TellCall | TellAliases | TellStop | TellFacts | TellLoad
 )  # fmt: skip
 
 _SEQUENCE_BITS = 16

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lorax_contract.errors import LoraxError, ValidationError
+from lorax_contract.errors import LoraxError, ReplicaLostError, ValidationError
 from lorax_router.fronts.chunks import chunks_of
 from lorax_router.fronts.faults import pack_fault, unpack_fault
 from lorax_router.fronts.messages import (
@@ -156,6 +156,11 @@ class RemoteService:
                 waiting = self._asked.get(number)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
+
+    def lose(self) -> None:
+        """The core is gone: nothing more comes for what was asked."""
+        for number in [*self._asked, *self._streams]:
+            self._fail(number, ReplicaLostError(public=""))
 
     def _take_chunks(self, message: TellChunks) -> None:
         streams = self._streams

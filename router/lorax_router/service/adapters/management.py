@@ -8,7 +8,7 @@ both are unknown to all others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -351,6 +351,14 @@ class AdapterManager:
     def name_of(self, handle: AdapterHandle, caller: Caller) -> str | None:
         """Return what a caller may call an adapter that is in use; None: private, or not theirs."""
         return self._list.name_of(handle, Viewer(caller))
+
+    def labels(self, handles: Iterable[AdapterHandle]) -> list[str]:
+        """Return all that requests may call some adapters, private ones included."""
+        entries = [self._catalog.by_handle.get(handle) for handle in handles]
+        return [
+            name.ref.spoken for entry in entries if entry is not None
+            for name in entry.names.values()
+        ]  # fmt: skip
 
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""

@@ -1,0 +1,196 @@
+"""The replicas that are attached, and which of them a request goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from time import monotonic
+from typing import Protocol
+
+from lorax_contract.adapters import ALIAS_SOURCE, AdapterRef
+from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
+from lorax_ingress.routing.router import AffineRouter
+from lorax_ingress.routing.values import ReplicaView, RouteRequest
+from lorax_router.http_api.json_text import dumps
+from lorax_router.service.adapters.aliases import Alias
+from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.generation import GenerationService
+from lorax_router.service.requests import ChatPrompt, GenerateRequest, TextPrompt
+
+logger = logging.getLogger(__name__)
+
+# Characters of a prompt that are taken for a block of its prefix, and for a token.
+_BLOCK_CHARS = 64
+_CHARS_PER_TOKEN = 4
+_MAX_BLOCKS = 64
+
+
+class Replica(Protocol):
+    """One server that is attached."""
+
+    name: str
+
+    @property
+    def service(self) -> GenerationService:
+        """What generates there."""
+
+
+class Fleet:
+    """All replicas that are attached, and the requests that they were sent.
+
+    Args:
+        router: decides.
+        selections: which adapter a request names.
+        wait_s: seconds that a request waits for a replica to take it, where none does.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        router: AffineRouter,
+        selections: SelectionPolicy,
+        *,
+        wait_s: float = 60.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._router = router
+        self._selections = selections
+        self._aliases = selections.aliases
+        self._wait_s = wait_s
+        self._clock = clock
+        self.replicas: dict[str, Replica] = {}
+        self._views: dict[str, ReplicaView] = {}
+        # Names of operators' choosing that mean an adapter, by replica.
+        self._names: dict[str, set[str]] = {}
+        self._numbers = itertools.count(1)
+        self._change = asyncio.Event()
+
+    # --- what happens to replicas -----------------------------------------------------
+
+    def attached(self, replica: Replica) -> None:
+        """A replica is there; it takes requests once it was seen."""
+        self.replicas[replica.name] = replica
+
+    def seen(self, view: ReplicaView) -> None:
+        """A replica said how much it has to do."""
+        if view.name not in self.replicas:
+            return
+        self._views[view.name] = view
+        self._router.see(view)
+        if view.is_accepting:
+            self._change.set()
+
+    def lost(self, name: str) -> None:
+        """A replica is gone; all that it was asked has failed, or fails next."""
+        if self.replicas.pop(name, None) is not None:
+            self._views.pop(name, None)
+            self._router.forget(name)
+            self.tell_aliases(name, [], [*self._names.pop(name, ())])
+
+    def tell_aliases(self, name: str, known: list[str], dropped: list[str]) -> None:
+        """Names mean an adapter at a replica from now on, or do no more."""
+        own = self._names.setdefault(name, set())
+        own.update(known)
+        own.difference_update(dropped)
+        for each in known:
+            ref = AdapterRef(source=ALIAS_SOURCE, id=each)
+            self._aliases.put(Alias(name=each, target=AdapterSelection(refs=(ref,))))
+        for each in dropped:
+            if not any(each in names for names in self._names.values()):
+                self._aliases.drop(each)
+
+    def stop_sending(self, name: str) -> None:
+        """A replica takes nothing more until it says otherwise."""
+        if (view := self._views.get(name)) is not None and view.is_accepting:
+            self.seen(replace(view, is_accepting=False, taken_at=self._clock()))
+
+    # --- where requests go ------------------------------------------------------------
+
+    async def choose(self, request: GenerateRequest) -> Chosen:
+        """Choose a replica and count the request there; UnhealthyError: none takes it in time."""
+        asked = self._route_request(request)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while (decision := self._router.route(asked, self._clock())) is None:
+                    self._change.clear()
+                    await self._change.wait()
+        except TimeoutError:
+            text = f"no replica took the request for {self._wait_s:g} s"
+            raise UnhealthyError(text, public=text) from None
+        number = str(next(self._numbers))
+        self._router.sent(number, asked, decision.replica, self._clock())
+        return Chosen(self, self.replicas[decision.replica], number)
+
+    def begins(self, number: str) -> None:
+        """A request has its first token."""
+        self._router.begins(number)
+
+    def ends(self, number: str) -> None:
+        """A request is over, whichever way."""
+        self._router.ended(number, self._clock())
+
+    def _route_request(self, request: GenerateRequest) -> RouteRequest:
+        prompt, salt = request.prompt, request.parameters.cache_salt or ""
+        if isinstance(prompt, TextPrompt):
+            data = prompt.text.encode("utf-8", "replace")
+        elif isinstance(prompt, ChatPrompt):
+            data = dumps([prompt.tools, prompt.messages])
+        else:
+            data = dumps([*prompt.ids])
+        return RouteRequest(
+            adapter=self._adapter(request),
+            tenant=request.caller.tenant,
+            num_prompt_tokens=len(data) // _CHARS_PER_TOKEN,
+            prefix=tuple(_blocks(data, salt)),
+        )
+
+    def _adapter(self, request: GenerateRequest) -> str | None:
+        """Return what an adapter is called everywhere; what is wrong with a name, the replica says."""
+        try:
+            selection = self._selections.selection_of(request.parameters)
+        except ValidationError:
+            return None
+        return None if selection is None else selection.label
+
+
+@dataclass(slots=True)
+class Chosen:
+    """A replica that was chosen for a request; a Ticket."""
+
+    fleet: Fleet
+    replica: Replica
+    number: str
+
+    @property
+    def service(self) -> GenerationService:
+        """What generates there."""
+        return self.replica.service
+
+    def begins(self) -> None:
+        """The request has its first token."""
+        self.fleet.begins(self.number)
+
+    def ends(self) -> None:
+        """The request is over; more than once does nothing."""
+        self.fleet.ends(self.number)
+
+    def fails(self, error: LoraxError) -> None:
+        """The replica does not do it; unless it is gone, it is asked for nothing more for now."""
+        self.ends()
+        if not isinstance(error, ReplicaLostError):
+            self.fleet.stop_sending(self.replica.name)
+
+
+def _blocks(data: bytes, salt: str) -> Iterator[bytes]:
+    """Yield a hash of all up to the end of each of the first full blocks."""
+    digest = blake2b(salt.encode(), digest_size=8)
+    for start in range(0, min(len(data), _MAX_BLOCKS * _BLOCK_CHARS), _BLOCK_CHARS):
+        block = data[start : start + _BLOCK_CHARS]
+        if len(block) == _BLOCK_CHARS:
+            digest.update(block)
+            yield digest.digest()

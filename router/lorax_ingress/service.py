@@ -1,0 +1,143 @@
+"""Generates by many replicas: chooses one for each request, and another one when that is lost."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from time import monotonic
+from typing import TypeVar
+
+from lorax_contract.errors import DeadlineError, LoraxError
+from lorax_ingress.fleet import Chosen, Fleet
+from lorax_ingress.resuming import LOST, OpenedStream, ResumingStream
+from lorax_router.service.callers import Caller
+from lorax_router.service.generation import ignore_adapter
+from lorax_router.service.requests import GenerateRequest, TextPrompt
+from lorax_router.service.results import AdapterUse, GenerateResult
+
+# Replicas with which one request may be lost: what ends one after the other may be its doing.
+MOST_LOST = 3
+_NOTHING = TextPrompt("")
+# As a router draws one: it passes through every signed integer.
+_SEED_BITS = 63
+
+Answer = TypeVar("Answer")
+
+
+class ReplicatedService:
+    """A GenerationService over a fleet.
+
+    A stream goes on elsewhere after its last token; a whole answer, of which nobody saw anything,
+    begins anew from the same seed.
+
+    Args:
+        fleet: the replicas, and where requests go.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, fleet: Fleet, clock: Callable[[], float] = monotonic) -> None:
+        self._fleet = fleet
+        self._clock = clock
+
+    async def ask_room(self, caller: Caller) -> None:
+        """Raise what a request of one sequence would get at once, whatever is in it."""
+        request = GenerateRequest(prompt=_NOTHING, caller=caller)
+        await self._whole(request, lambda chosen, _: chosen.service.ask_room(caller))
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Return the whole answer; cancelling the call cancels the request."""
+        return await self._whole(request, lambda chosen, asked: chosen.service.generate(asked))
+
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        """Return how many tokens a prompt has for its model; nothing is generated."""
+        return await self._whole(request, lambda chosen, asked: chosen.service.count_tokens(asked))
+
+    async def generate_stream(
+        self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter
+    ) -> ResumingStream:
+        """Admit a request and return its chunks; the caller closes the stream.
+
+        ``on_adapter`` hears of the adapter that it uses before it is waited for.
+        """
+        asked, journey = _with_seed(request), Journey(self._fleet, self._clock)
+
+        async def first(chosen: Chosen, rest: GenerateRequest) -> OpenedStream:
+            return OpenedStream(await chosen.service.generate_stream(rest, on_adapter), chosen)
+
+        async def later(chosen: Chosen, rest: GenerateRequest) -> OpenedStream:
+            return OpenedStream(await chosen.service.generate_stream(rest), chosen)
+
+        async def reopen(rest: GenerateRequest, error: LoraxError) -> OpenedStream:
+            journey.note_lost(error)
+            return await journey.over(rest, later)
+
+        return ResumingStream(asked, await journey.over(asked, first), reopen)
+
+    async def _whole(
+        self,
+        request: GenerateRequest,
+        work: Callable[[Chosen, GenerateRequest], Awaitable[Answer]],
+    ) -> Answer:
+        async def done(chosen: Chosen, rest: GenerateRequest) -> Answer:
+            answer = await work(chosen, rest)
+            chosen.ends()
+            return answer
+
+        return await Journey(self._fleet, self._clock).over(_with_seed(request), done)
+
+
+class Journey:
+    """The way of one request from replica to replica, until one does what is asked."""
+
+    def __init__(self, fleet: Fleet, clock: Callable[[], float]) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._begun_at = clock()
+        self._num_lost = 0
+
+    async def over(
+        self,
+        request: GenerateRequest,
+        work: Callable[[Chosen, GenerateRequest], Awaitable[Answer]],
+    ) -> Answer:
+        """Do something at a replica, and at another one when that is lost meanwhile.
+
+        What is chosen ends with an error; else ``work`` has it end. Raises what a replica says of
+        the request, and the loss itself once there were too many.
+        """
+        while True:
+            chosen = await self._fleet.choose(request)
+            try:
+                return await work(chosen, self._in_time(request))
+            except LOST as error:
+                chosen.fails(error)
+                self.note_lost(error)
+            except BaseException:
+                chosen.ends()
+                raise
+
+    def note_lost(self, error: LoraxError) -> None:
+        """One replica more is lost to the request; raises that once there were too many."""
+        self._num_lost += 1
+        if self._num_lost > MOST_LOST:
+            raise error
+
+    def _in_time(self, request: GenerateRequest) -> GenerateRequest:
+        """Return a request whose time is what is left of it."""
+        timeout_s = request.parameters.timeout_s
+        if timeout_s is None:
+            return request
+        left = timeout_s - (self._clock() - self._begun_at)
+        if left <= 0.0:
+            raise DeadlineError("the time that the client gave it is over")
+        return replace(request, parameters=replace(request.parameters, timeout_s=left))
+
+
+def _with_seed(request: GenerateRequest) -> GenerateRequest:
+    """Return a request that draws the same wherever it is computed."""
+    parameters = request.parameters
+    several = parameters.n is None and (parameters.best_of or 1) > 1
+    if parameters.seed is not None or several:
+        return request
+    return replace(request, parameters=replace(parameters, seed=secrets.randbits(_SEED_BITS)))
