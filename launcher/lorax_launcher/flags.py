@@ -351,6 +351,12 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
         _option("--grpc-port", type=_PORT,
                 help="Port of the gRPC service lorax.v1, its health and reflection (default: not "
                 "served)."),
+        _option("--ingress-uri", metavar="unix:PATH|HOST:PORT",
+                help="Where a `lorax-ingress` over several servers attaches to this one; whoever "
+                "can is believed what it says of its callers (default: nowhere; docs/scaling.md)."),
+        _option("--ingress-tls-dir", type=click.Path(file_okay=False),
+                help="Folder with ca.pem, cert.pem and key.pem for that: each end shows a "
+                "certificate of the authority. Needed beyond this machine."),
         _option("--max-connections", type=_COUNT,
                 help="Open HTTP connections. Where there are as many, the one that has waited "
                 "longest between requests makes room for a new one; if all are at work, the new "

@@ -83,6 +83,8 @@ class LauncherOptions:
     target_itl_ms: float | None = None
     prefix_caching: bool = True
     share_prefixes: bool = False
+    ingress_uri: str | None = None
+    ingress_tls_dir: str | None = None
     record_events: str | None = None
     record_events_bytes: int = 1 << 30
     max_queued_requests: int | None = None

@@ -384,6 +384,8 @@ def _router(
         scheduling_policy=options.scheduling_policy,
         prefix_caching=options.prefix_caching,
         share_prefixes=options.share_prefixes,
+        ingress_uri=options.ingress_uri,
+        ingress_tls_dir=absolute(options.ingress_tls_dir),
         record_events=absolute(options.record_events),
         record_events_bytes=options.record_events_bytes,
         max_queued_requests=options.max_queued_requests,

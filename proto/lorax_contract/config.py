@@ -173,7 +173,7 @@ class ShardConfig(ProcessConfig):
             raise ConfigError(f"rank: {self.rank} is not within 0..{self.world_size - 1}")
         if len(self.shard_uris) != self.world_size:
             raise ConfigError("shard_uris: needs one address per rank")
-        _private(self, "shard_uris", self.shard_uris[self.rank])
+        _private("shard_uris", self.shard_uris[self.rank], "shard_tls_dir", self.shard_tls_dir)
         if self.world_size > 1 and not self.rendezvous:
             raise ConfigError("rendezvous: needs a place where the ranks meet")
         if self.quantize in ("int8", "gguf", "bfloat16") and self.device != "cpu":
@@ -231,6 +231,10 @@ class RouterConfig(ProcessConfig):
     # Where adapters are managed: a unix socket, and a port of the loopback; None: not there.
     admin_uds: str | None = None
     admin_port: int | None = None
+    # Where ingresses over several servers attach: ``unix:PATH`` or ``HOST:PORT``; None: nowhere.
+    # A folder with ca.pem, cert.pem and key.pem, for TCP; None: plain.
+    ingress_uri: str | None = None
+    ingress_tls_dir: str | None = None
     # gRPC health and reflection; None: no gRPC listener. 0: any free port.
     grpc_port: int | None = None
     max_concurrent_requests: int = 1024
@@ -339,7 +343,8 @@ class RouterConfig(ProcessConfig):
             "max_active_adapters", "max_adapter_labels", "max_partial_prompts",
         ):  # fmt: skip
             _at_least(self, name, 1)
-        _private(self, "shard_uri", self.shard_uri)
+        _private("shard_uri", self.shard_uri, "shard_tls_dir", self.shard_tls_dir)
+        _private("ingress_uri", self.ingress_uri, "ingress_tls_dir", self.ingress_tls_dir)
         for name in (
             "max_queued_requests", "max_queued_tokens", "tenant_queued_requests",
             "tenant_queued_tokens", "tenant_concurrent_fetches",
@@ -368,13 +373,15 @@ class RouterConfig(ProcessConfig):
             )
 
 
-def _private(config: ProcessConfig, name: str, uri: str) -> None:
-    """Refuse an address between router and shards that others can reach and nothing protects."""
+def _private(name: str, uri: str | None, tls_name: str, tls_dir: str | None) -> None:
+    """Refuse an address between our processes that others can reach and nothing protects."""
+    if uri is None:
+        return
     host = uri.rpartition(":")[0].strip("[]")
     is_here = uri.startswith("unix:") or host in ("", "localhost", "::1") or host.startswith("127.")
-    if not is_here and config.shard_tls_dir is None:
+    if not is_here and tls_dir is None:
         raise ConfigError(
-            f"{name}: other machines can reach {uri}: set shard_tls_dir to a folder with ca.pem, "
+            f"{name}: other machines can reach {uri}: set {tls_name} to a folder with ca.pem, "
             "cert.pem and key.pem, or use a unix socket or an address of the loopback"
         )
 

@@ -6,6 +6,7 @@ Unix sockets need none: they are the user's alone.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +36,8 @@ class MutualTls:
         """
         if folder is None:
             return None
-        paths = [Path(folder, name) for name in (AUTHORITY, CHAIN, KEY)]
-        try:
-            context_of_client(Path(folder))
-            return cls(*(path.read_bytes() for path in paths))
-        except (OSError, ValueError) as error:
-            raise StartupError(
-                f"shard_tls_dir: {folder} must hold {AUTHORITY}, {CHAIN} and {KEY} in PEM form, the "
-                f"key without a password: {error}",
-                ExitCode.BAD_CONFIG,
-            ) from error
+        context_in(folder, "shard_tls_dir", context_of_client)
+        return cls(*(Path(folder, name).read_bytes() for name in (AUTHORITY, CHAIN, KEY)))
 
     @property
     def of_server(self) -> grpc.ServerCredentials:
@@ -69,6 +62,25 @@ def context_of_server(folder: Path) -> ssl.SSLContext:
 def context_of_client(folder: Path) -> ssl.SSLContext:
     """Return the other end; the server's certificate must name its address."""
     return _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), folder)
+
+
+def context_in(
+    folder: str | None, name: str, make: Callable[[Path], ssl.SSLContext]
+) -> ssl.SSLContext | None:
+    """Return the TLS of a folder that a setting names; None of none.
+
+    Raises StartupError (BAD_CONFIG) when it cannot be used, in words.
+    """
+    if folder is None:
+        return None
+    try:
+        return make(Path(folder))
+    except (OSError, ValueError) as error:
+        raise StartupError(
+            f"{name}: {folder} must hold {AUTHORITY}, {CHAIN} and {KEY} in PEM form, the key "
+            f"without a password: {error}",
+            ExitCode.BAD_CONFIG,
+        ) from error
 
 
 def _loaded(context: ssl.SSLContext, folder: Path) -> ssl.SSLContext:

@@ -36,6 +36,7 @@ from lorax_router.listening import (
     HttpServers,
     Listeners,
     granted_connections,
+    listen_for_ingresses,
     open_listeners,
     port_error,
 )
@@ -294,6 +295,7 @@ async def _serve_clients(
             followers.append(grpc_server.follow_health())
         following = [group.create_task(each) for each in followers]
         await http.wait_started()
+        ingresses = await listen_for_ingresses(config, parts)
         spare_garbage_collector()
         clock.ended("listening")
         ports = listeners.ports()
@@ -308,6 +310,8 @@ async def _serve_clients(
         engine.cancel()
         parts.service.end_resolving()
         http.stop()
+        if ingresses is not None:
+            await ingresses.close()
         await serving
         for task in following:
             task.cancel()

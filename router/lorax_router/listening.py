@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lorax_contract.config import RouterConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_proto.mutual_tls import context_in, context_of_server
 from lorax_router.http_api.admin import AdminGuard
 from lorax_router.http_api.connection import ConnectionLimits
 from lorax_router.http_api.listeners import bind, bind_unix, url_of
@@ -22,6 +23,7 @@ from lorax_router.http_api.server import HttpServer
 from lorax_router.tls import TlsIdentity
 
 if TYPE_CHECKING:
+    from lorax_router.fronts.attached import AttachedFronts
     from lorax_router.fronts.supervisor import Fronts
     from lorax_router.startup import Parts
 
@@ -174,15 +176,35 @@ def fronts_of(
         )
         for each in range(1, number + 1)
     ]
-    core = CoreParts(
-        service=parts.service,
-        counts=parts.service.ledger,
-        app=parts.app,
-        aliases=parts.selections.aliases,
-    )
-    fronts = Fronts(plans, core, listener)
+    fronts = Fronts(plans, CoreParts.of(parts), listener)
     parts.metrics.watch_fronts(fronts.usages, fronts.num_restarts)
     return fronts
+
+
+async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFronts | None:
+    """Let ingresses attach, where the configuration says so; StartupError if that cannot be."""
+    if config.ingress_uri is None:
+        return None
+    from lorax_router.fronts.attached import AttachedFronts
+    from lorax_router.fronts.core_facts import facts_of, load_of
+    from lorax_router.fronts.desk import CoreParts
+
+    slots = parts.engine.adapter_capacity().max_resident
+    attached = AttachedFronts(
+        CoreParts.of(parts),
+        facts_of(config, parts.info, parts.selections),
+        lambda: load_of(
+            parts.engine, parts.adapters, is_open=parts.service.is_open, num_slots=slots
+        ),
+    )
+    try:
+        tls = context_in(config.ingress_tls_dir, "ingress_tls_dir", context_of_server)
+        port = await attached.listen(config.ingress_uri, tls)
+    except OSError as error:
+        raise _cannot_listen(config.ingress_uri, error) from error
+    fields = {"uri": config.ingress_uri, "port": port}
+    logger.info("ingresses attach at %s", config.ingress_uri, extra={"fields": fields})
+    return attached
 
 
 def _bound(hostname: str, port: int) -> socket.socket:

@@ -7,10 +7,13 @@ from typing import Protocol
 
 import msgspec
 
+from lorax_contract.config import RouterConfig
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.record import AdapterState
 from lorax_router.core.adapters.table import AdapterRecord
+from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.engine.port import EngineStats
+from lorax_router.service.info import ServerInfo
 
 
 class CoreFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +42,19 @@ class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
     num_queued_tokens: int
     # Share of the KV blocks that requests hold.
     kv_in_use: float
+
+
+def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy) -> CoreFacts:
+    """Return what does not change of a router while it serves."""
+    return CoreFacts(
+        model_id=config.model_id,
+        served_model_names=[*config.served_model_names],
+        model_device_type=info.model_device_type,
+        max_total_tokens=info.max_total_tokens,
+        max_body_bytes=config.max_body_bytes,
+        default_adapter_source=config.default_adapter_source,
+        adapter_refusal=selections.refusal,
+    )
 
 
 class LoadedEngine(Protocol):

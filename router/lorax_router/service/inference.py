@@ -118,6 +118,11 @@ class InferenceService:
         """Refuse new requests from now on; those inside go on."""
         self._is_draining = True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether new requests are let in."""
+        return not self._is_draining
+
     def check_open(self) -> None:
         """Raise ShuttingDownError once the server drains."""
         if self._is_draining:
