@@ -11,12 +11,16 @@ from hashlib import blake2b
 from time import monotonic
 from typing import Protocol
 
+from starlette.types import ASGIApp
+
 from lorax_contract.adapters import ALIAS_SOURCE, AdapterRef
 from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
+from lorax_ingress.watching import IngressMetrics
+from lorax_router.fronts.core_facts import CoreFacts
 from lorax_router.http_api.json_text import dumps
-from lorax_router.service.adapters.aliases import Alias
+from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.generation import GenerationService
@@ -39,13 +43,21 @@ class Replica(Protocol):
     def service(self) -> GenerationService:
         """What generates there."""
 
+    @property
+    def calls(self) -> ASGIApp:
+        """What answers there all that does not generate."""
+
+    @property
+    def facts(self) -> CoreFacts | None:
+        """What it serves; None: it is gone."""
+
 
 class Fleet:
     """All replicas that are attached, and the requests that they were sent.
 
     Args:
         router: decides.
-        selections: which adapter a request names.
+        metrics: counts what is decided.
         wait_s: seconds that a request waits for a replica to take it, where none does.
         clock: monotonic seconds.
     """
@@ -53,20 +65,25 @@ class Fleet:
     def __init__(
         self,
         router: AffineRouter,
-        selections: SelectionPolicy,
+        metrics: IngressMetrics | None = None,
         *,
         wait_s: float = 60.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._router = router
-        self._selections = selections
-        self._aliases = selections.aliases
+        self._metrics = metrics or IngressMetrics()
+        # Those of the first replica that came; others serve the same, or nothing.
+        self.facts: CoreFacts | None = None
+        # Once one of them takes requests.
+        self.is_known = asyncio.Event()
+        self.selections = SelectionPolicy()
         self._wait_s = wait_s
         self._clock = clock
         self.replicas: dict[str, Replica] = {}
-        self._views: dict[str, ReplicaView] = {}
+        self._views = self._metrics.views
         # Names of operators' choosing that mean an adapter, by replica.
         self._names: dict[str, set[str]] = {}
+        self._aliases = AliasBook()
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
 
@@ -74,6 +91,19 @@ class Fleet:
 
     def attached(self, replica: Replica) -> None:
         """A replica is there; it takes requests once it was seen."""
+        facts = replica.facts
+        assert facts is not None
+        if self.facts is None:
+            self.facts = facts
+            self.selections = SelectionPolicy(
+                refusal=facts.adapter_refusal,
+                default_source=facts.default_adapter_source,
+                aliases=self._aliases,
+            )
+        if facts.model_id != self.facts.model_id:
+            text = "replica %s serves %s, the others %s: it gets no requests"
+            logger.error(text, replica.name, facts.model_id, self.facts.model_id)
+            return
         self.replicas[replica.name] = replica
 
     def seen(self, view: ReplicaView) -> None:
@@ -83,6 +113,7 @@ class Fleet:
         self._views[view.name] = view
         self._router.see(view)
         if view.is_accepting:
+            self.is_known.set()
             self._change.set()
 
     def lost(self, name: str) -> None:
@@ -90,6 +121,7 @@ class Fleet:
         if self.replicas.pop(name, None) is not None:
             self._views.pop(name, None)
             self._router.forget(name)
+            self._metrics.lost()
             self.tell_aliases(name, [], [*self._names.pop(name, ())])
 
     def tell_aliases(self, name: str, known: list[str], dropped: list[str]) -> None:
@@ -111,6 +143,19 @@ class Fleet:
 
     # --- where requests go ------------------------------------------------------------
 
+    @property
+    def is_open(self) -> bool:
+        """Whether some replica takes requests."""
+        return any(view.is_accepting for view in self._views.values())
+
+    def lightest(self) -> Replica:
+        """Return the replica with the fewest requests, of those that take some if there are any."""
+        return min(self.replicas.values(), key=self._load)
+
+    def _load(self, replica: Replica) -> tuple[bool, int]:
+        view = self._views.get(replica.name)
+        return (True, 0) if view is None else (not view.is_accepting, view.num_running)
+
     async def choose(self, request: GenerateRequest) -> Chosen:
         """Choose a replica and count the request there; UnhealthyError: none takes it in time."""
         asked = self._route_request(request)
@@ -122,6 +167,7 @@ class Fleet:
         except TimeoutError:
             text = f"no replica took the request for {self._wait_s:g} s"
             raise UnhealthyError(text, public=text) from None
+        self._metrics.routed(decision)
         number = str(next(self._numbers))
         self._router.sent(number, asked, decision.replica, self._clock())
         return Chosen(self, self.replicas[decision.replica], number)
@@ -129,6 +175,10 @@ class Fleet:
     def begins(self, number: str) -> None:
         """A request has its first token."""
         self._router.begins(number)
+
+    def resumed(self) -> None:
+        """A request that was lost with a replica is asked of another one."""
+        self._metrics.resumed()
 
     def ends(self, number: str) -> None:
         """A request is over, whichever way."""
@@ -152,7 +202,7 @@ class Fleet:
     def _adapter(self, request: GenerateRequest) -> str | None:
         """Return what an adapter is called everywhere; what is wrong with a name, the replica says."""
         try:
-            selection = self._selections.selection_of(request.parameters)
+            selection = self.selections.selection_of(request.parameters)
         except ValidationError:
             return None
         return None if selection is None else selection.label

@@ -122,6 +122,7 @@ class Journey:
         self._num_lost += 1
         if self._num_lost > MOST_LOST:
             raise error
+        self._fleet.resumed()
 
     def _in_time(self, request: GenerateRequest) -> GenerateRequest:
         """Return a request whose time is what is left of it."""

@@ -24,6 +24,7 @@ from lorax_router.tls import TlsIdentity
 
 if TYPE_CHECKING:
     from lorax_router.fronts.attached import AttachedFronts
+    from lorax_router.fronts.desk import CoreParts
     from lorax_router.fronts.supervisor import Fronts
     from lorax_router.startup import Parts
 
@@ -160,7 +161,6 @@ def fronts_of(
 ) -> Fronts:
     """Return the processes that serve clients in place of this one, with what it does for them."""
     # Only where they are asked for: a router without them starts sooner.
-    from lorax_router.fronts.desk import CoreParts
     from lorax_router.fronts.plan import FrontPlan, shortened
     from lorax_router.fronts.supervisor import Fronts
 
@@ -176,9 +176,20 @@ def fronts_of(
         )
         for each in range(1, number + 1)
     ]
-    fronts = Fronts(plans, CoreParts.of(parts), listener)
+    fronts = Fronts(plans, _core_of(parts), listener)
     parts.metrics.watch_fronts(fronts.usages, fronts.num_restarts)
     return fronts
+
+
+def _core_of(parts: Parts) -> CoreParts:
+    from lorax_router.fronts.desk import CoreParts
+
+    return CoreParts(
+        service=parts.service,
+        counts=parts.service.ledger,
+        app=parts.app,
+        aliases=parts.selections.aliases,
+    )
 
 
 async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFronts | None:
@@ -187,11 +198,10 @@ async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFr
         return None
     from lorax_router.fronts.attached import AttachedFronts
     from lorax_router.fronts.core_facts import facts_of, load_of
-    from lorax_router.fronts.desk import CoreParts
 
     slots = parts.engine.adapter_capacity().max_resident
     attached = AttachedFronts(
-        CoreParts.of(parts),
+        _core_of(parts),
         facts_of(config, parts.info, parts.selections),
         lambda: load_of(
             parts.engine, parts.adapters, is_open=parts.service.is_open, num_slots=slots

@@ -82,13 +82,14 @@ def known_flags() -> set[str]:
     """Return all flags of this project's programs."""
     from lorax_bench.cli import main as bench
     from lorax_cli.cli import main as cli
+    from lorax_ingress.cli import main as ingress
     from lorax_launcher.cli import main as launcher
     from lorax_router.cli import main as router
     from lorax_router.simulator.cli import main as simulate
     from lorax_shard.cli import main as shard
 
     found = {"--help", "--version"}
-    for command in (bench, cli, launcher, router, simulate, shard):
+    for command in (bench, cli, ingress, launcher, router, simulate, shard):
         found |= _flags_of(command)
     scripts = [*(ROOT / "tests/soak").glob("*.py"), *(ROOT / "tests/fuzz").glob("*.py")]
     scripts += [*(ROOT / "bench").rglob("*.py"), *(ROOT / "examples").glob("*.py")]

@@ -15,12 +15,17 @@ from lorax_ingress.fleet import Fleet
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.routing.values import ReplicaView
 from lorax_ingress.service import ReplicatedService
+from lorax_router.fronts.core_facts import CoreFacts
 from lorax_router.fronts.desk import CoreParts, FrontDesk
+from lorax_router.fronts.forwarding import ForwardedCalls
 from lorax_router.fronts.messages import decode_down
 from lorax_router.fronts.remote import RemoteService
-from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.chat.parser_book import ParserBook
 
+FACTS = CoreFacts(
+    model_id="fake", served_model_names=[], model_device_type="cpu", max_total_tokens=200,
+    max_body_bytes=1 << 20, default_adapter_source="local", adapter_refusal=None,
+)  # fmt: skip
 ADAPTERS = ("poet", "pirate")
 
 
@@ -40,6 +45,8 @@ class LocalReplica:
         self.desk = FrontDesk(parts, self._down.send, lambda: None, lambda count: None)
         self._up = MemoryLink(self._take)
         self.service = RemoteService(self._up.send, ParserBook())
+        self.calls = ForwardedCalls(self._up.send)
+        self.facts = FACTS
 
     def _take(self, data: memoryview) -> None:
         if self.is_alive:
@@ -68,8 +75,7 @@ class Replicas:
         draw = random.Random(seed)
         clock = asyncio.get_running_loop().time
         self.fleet = Fleet(
-            AffineRouter(draw.randrange), SelectionPolicy(default_source="local"),
-            wait_s=wait_s, clock=clock,
+            AffineRouter(draw.randrange), wait_s=wait_s, clock=clock,
         )  # fmt: skip
         self.service = ReplicatedService(self.fleet, clock)
         self.by_name: dict[str, LocalReplica] = {}

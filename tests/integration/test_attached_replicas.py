@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.adapter_world import AdapterWorld, adapter_world
 from tests.helpers.certificates import Authority
 from tests.helpers.in_loop import in_loop
+from tests.helpers.replicas import FACTS
 from tests.helpers.server import free_ports
 
 from lorax_ingress.attaching import AttachedReplica, AttachSettings
@@ -23,18 +24,12 @@ from lorax_ingress.service import ReplicatedService
 from lorax_proto.mutual_tls import context_of_client, context_of_server
 from lorax_router.fronts import attached
 from lorax_router.fronts.attached import AttachedFronts
-from lorax_router.fronts.core_facts import CoreFacts, load_of
+from lorax_router.fronts.core_facts import load_of
 from lorax_router.fronts.desk import CoreParts
-from lorax_router.service.adapters.aliases import AliasBook
-from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
-FACTS = CoreFacts(
-    model_id="fake", served_model_names=[], model_device_type="cpu", max_total_tokens=200,
-    max_body_bytes=1 << 20, default_adapter_source="local", adapter_refusal=None,
-)  # fmt: skip
 QUICK = AttachSettings(gossip_s=0.02, silence_s=0.5, first_pause_s=0.02, longest_pause_s=0.05)
 
 
@@ -54,8 +49,7 @@ class Ingress:
 
     def __init__(self) -> None:
         clock = asyncio.get_running_loop().time
-        policy = SelectionPolicy(default_source="local", aliases=AliasBook())
-        self.fleet = Fleet(AffineRouter(random.Random(1).randrange), policy, clock=clock)
+        self.fleet = Fleet(AffineRouter(random.Random(1).randrange), clock=clock)
         self.service = ReplicatedService(self.fleet, clock)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lorax_router.fronts.forwarding import ForwardedCalls
-
 
 class FrontApplication:
     """Answers calls that generate itself, and has the core answer all others.
@@ -16,7 +14,7 @@ class FrontApplication:
         paths: those on which a POST generates.
     """
 
-    def __init__(self, own: ASGIApp, others: ForwardedCalls, paths: frozenset[str]) -> None:
+    def __init__(self, own: ASGIApp, others: ASGIApp, paths: frozenset[str]) -> None:
         self._own = own
         self._others = others
         self._paths = paths

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
 
 from starlette.types import ASGIApp
 
@@ -46,9 +45,6 @@ from lorax_router.service.callers import Caller
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import GenerationService, RequestCounts
 
-if TYPE_CHECKING:
-    from lorax_router.startup import Parts
-
 logger = logging.getLogger(__name__)
 
 
@@ -61,14 +57,6 @@ class CoreParts:
     # Answers all calls that do not generate.
     app: ASGIApp
     aliases: AliasBook
-
-    @classmethod
-    def of(cls, parts: Parts) -> Self:
-        """Return those of a router that is ready to serve."""
-        service = parts.service
-        return cls(
-            service=service, counts=service.ledger, app=parts.app, aliases=parts.selections.aliases
-        )
 
 
 class FrontDesk:

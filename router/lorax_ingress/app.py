@@ -1,0 +1,211 @@
+"""The ingress' process: HTTP for clients, many routers behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lorax_contract.config import ConfigError
+from lorax_contract.errors import StartupError
+from lorax_contract.exit_codes import ExitCode
+from lorax_ingress.attaching import AttachedReplica, AttachSettings
+from lorax_ingress.calls import IngressCalls
+from lorax_ingress.finding import Located, ReplicaPlaces
+from lorax_ingress.fleet import Fleet
+from lorax_ingress.routing.router import AffineRouter
+from lorax_ingress.service import ReplicatedService
+from lorax_ingress.watching import IngressMetrics
+from lorax_proto.mutual_tls import context_in, context_of_client
+from lorax_router.fronts.application import FrontApplication
+from lorax_router.fronts.core_facts import CoreFacts
+from lorax_router.http_api.app import Cors, build_generating_app
+from lorax_router.http_api.auth import METRICS_PATH, MetricsGate
+from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.connection import ConnectionLimits
+from lorax_router.http_api.listeners import bind, url_of
+from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
+from lorax_router.http_api.server import HttpServer
+from lorax_router.service.callers import ANYBODY, Caller
+from lorax_router.service.chat.parser_book import ParserBook
+from lorax_router.service.keys.store import KeyStore
+from lorax_router.service.models import Models
+from lorax_router.service.origin import NOWHERE, Origin
+from lorax_router.tls import TlsIdentity
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngressSettings:
+    """What an ingress is told."""
+
+    # Where replicas are: NAME=URI, a URI, or dns:HOST:PORT for all addresses of a name.
+    replicas: tuple[str, ...]
+    hostname: str = "127.0.0.1"
+    port: int = 3000
+    # For the links to replicas over TCP; None: plain.
+    tls_dir: str | None = None
+    api_keys_file: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    max_connections: int = 10_000
+    client_timeout_s: float = 60.0
+    # Seconds that a request waits for a replica to take it, where none does.
+    wait_s: float = 60.0
+    # Seconds after which a replica that says nothing is taken for lost.
+    silence_s: float = 10.0
+    # What it is called in replicas' logs.
+    name: str = "ingress"
+
+
+class IngressCounts:
+    """Counts requests that no replica had; a RequestCounts."""
+
+    def __init__(self, metrics: IngressMetrics) -> None:
+        self._metrics = metrics
+
+    def request_refused(
+        self, error: BaseException, caller: Caller = ANYBODY, origin: Origin = NOWHERE
+    ) -> None:
+        """A request ended before any replica had it."""
+        self._metrics.refused()
+
+    def unknown_fields(self, count: int) -> None:
+        """Nobody counts fields that nobody reads here."""
+
+
+class Ingress:
+    """All parts of an ingress; made inside a running loop."""
+
+    def __init__(self, settings: IngressSettings) -> None:
+        self.settings = settings
+        self.metrics = IngressMetrics()
+        router = AffineRouter(random.Random().randrange)
+        self.fleet = Fleet(router, self.metrics, wait_s=settings.wait_s)
+        self._registry = CollectorRegistry()
+        self._registry.register(self.metrics)
+        self._tls = context_in(settings.tls_dir, "--tls-dir", context_of_client)
+        self._places = ReplicaPlaces(settings.replicas)
+
+    async def attach(self) -> None:
+        """Keep all replicas attached that there are, until the task is cancelled."""
+        running: dict[Located, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            async for found in self._places.follow():
+                for gone in running.keys() - found:
+                    running.pop(gone).cancel()
+                for each in found - running.keys():
+                    running[each] = group.create_task(self._replica(each).run())
+
+    def _replica(self, found: Located) -> AttachedReplica:
+        return AttachedReplica(
+            found.name, found.uri, self.fleet, ParserBook(), ingress=self.settings.name,
+            tls=self._tls, settings=AttachSettings(silence_s=self.settings.silence_s),
+        )  # fmt: skip
+
+    def application(self, facts: CoreFacts, keys: KeyStore) -> ASGIApp:
+        """Return what answers clients, once a replica said what it serves."""
+        service, counts = ReplicatedService(self.fleet), IngressCounts(self.metrics)
+        models = Models(
+            facts.model_id, facts.served_model_names, facts.max_total_tokens, self.fleet.selections
+        )
+        bound = facts.max_body_bytes
+        routes = GenerateRoutes(
+            service, counts, model_id=facts.model_id, device_type=facts.model_device_type,
+            max_body_bytes=bound,
+        )  # fmt: skip
+        calls = Calls(service, models, counts, max_body_bytes=bound)
+        own = build_generating_app(routes, calls, keys, Cors(), service, counts)
+        metrics: ASGIApp = MetricsGate(self._answer_metrics, keys)
+        others = IngressCalls(self.fleet, {METRICS_PATH: metrics}, bound)
+        others.own.update(dict.fromkeys(("/health", "/ping"), others.health))
+        return FrontApplication(own.app, others, own.paths)
+
+    async def _answer_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = generate_latest(self._registry)
+        await Response(body, media_type="text/plain")(scope, receive, send)
+
+
+async def serve(settings: IngressSettings) -> None:
+    """Serve until a signal comes, then finish what runs."""
+    keys, tls = _keys(settings), _tls(settings)
+    ingress, stopping = Ingress(settings), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    with _listener(settings) as listener:
+        async with asyncio.TaskGroup() as group:
+            helping = [group.create_task(ingress.attach()), group.create_task(keys.follow())]
+            if tls is not None:
+                helping.append(group.create_task(tls.follow()))
+            if await _either(ingress.fleet.is_known, stopping):
+                await _serve(ingress, keys, tls, listener, stopping)
+            for each in helping:
+                each.cancel()
+
+
+async def _serve(
+    ingress: Ingress,
+    keys: KeyStore,
+    tls: TlsIdentity | None,
+    listener: socket.socket,
+    stopping: asyncio.Event,
+) -> None:
+    settings, facts = ingress.settings, ingress.fleet.facts
+    assert facts is not None
+    limits = ConnectionLimits(
+        max_connections=settings.max_connections, client_timeout_s=settings.client_timeout_s
+    )
+    listener.listen(_BACKLOG)
+    server = HttpServer(
+        ingress.application(facts, keys), listener, limits, tls=None if tls is None else tls.context
+    )
+    running = asyncio.ensure_future(server.run())
+    await server.wait_started()
+    url = url_of(listener, "http" if tls is None else "https")
+    logger.info("ready on %s", url, extra={"fields": {"event": "ready", "url": url}})
+    await stopping.wait()
+    server.stop()
+    await running
+
+
+async def _either(event: asyncio.Event, stopping: asyncio.Event) -> bool:
+    """Wait for one of two events; whether it is the first one."""
+    waiting = [asyncio.ensure_future(each.wait()) for each in (event, stopping)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
+    return not stopping.is_set()
+
+
+def _listener(settings: IngressSettings) -> socket.socket:
+    try:
+        return bind(settings.hostname, settings.port)
+    except OSError as error:
+        text = f"cannot listen on {settings.hostname}:{settings.port}: {error.strerror}"
+        raise StartupError(text, ExitCode.BAD_CONFIG) from error
+
+
+def _keys(settings: IngressSettings) -> KeyStore:
+    try:
+        return KeyStore(path=settings.api_keys_file)
+    except ConfigError as error:
+        raise StartupError(str(error), ExitCode.BAD_CONFIG) from error
+
+
+def _tls(settings: IngressSettings) -> TlsIdentity | None:
+    if settings.ssl_certfile is None:
+        return None
+    try:
+        return TlsIdentity(settings.ssl_certfile, settings.ssl_keyfile)
+    except ConfigError as error:
+        raise StartupError(str(error), ExitCode.BAD_CONFIG) from error

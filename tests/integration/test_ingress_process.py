@@ -1,0 +1,268 @@
+"""The ingress as a process over routers as processes: killed, stopped, stalled, started anew."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.helpers.fake_shard_server import serve
+from tests.helpers.http_app import events
+from tests.helpers.router_process import RouterProcess, config_of, started
+from tests.helpers.tenants import ADMIN_KEY, bearer, key_of, keys_file
+
+from lorax_contract.exit_codes import ExitCode
+from lorax_contract.keys import hash_of
+from lorax_router.shards.fake.shard import FakeModel, FakeShard
+
+LONG = {
+    "inputs": "w1 w2",
+    "parameters": {"max_new_tokens": 300, "ignore_eos_token": True, "details": True},
+}
+CHAT = {"messages": [{"role": "user", "content": "w1 w2"}], "temperature": 0, "max_tokens": 30}
+
+
+@contextlib.asynccontextmanager
+async def router(folder: Path, name: str, **config: Any) -> AsyncIterator[RouterProcess]:
+    """A router of a name, over a FakeShard of its own, that ingresses attach to."""
+    own = folder / name
+    own.mkdir(exist_ok=True)
+    (own / "chat_template.jinja").write_text(
+        "{% for each in messages %}{{ each['content'] }} {% endfor %}"
+    )
+    model = FakeModel(vocab_size=900, eos_token_ids=frozenset())
+    shard = FakeShard(model, num_blocks=2000, block_size=4, step_delay_s=0.003)
+    values = {"ingress_uri": uri_of(folder, name), **config}
+    async with serve([shard], own), started(config_of(own, **values), own) as process:
+        process.address = (await process.ready())["url"]  # type: ignore[attr-defined]
+        yield process
+
+
+def uri_of(folder: Path, name: str) -> str:
+    return f"unix:{folder}/{name}.ingress"
+
+
+class IngressProcess:
+    """One ``lorax-ingress``."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read())
+        self.log: list[dict[str, Any]] = []
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.log.append(json.loads(line))
+            if self.log[-1].get("event") == "ready":
+                self._url.set_result(self.log[-1]["url"])
+
+    def client(self, url: str, key: str = "") -> httpx.AsyncClient:
+        headers = bearer(key) if key else {}
+        return httpx.AsyncClient(base_url=url, timeout=30, headers=headers)
+
+    async def url(self) -> str:
+        return await self._url
+
+    async def end(self) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        code = await self.process.wait()
+        await self._reading
+        return code
+
+
+@contextlib.asynccontextmanager
+async def ingress(folder: Path, *names: str, **options: str) -> AsyncIterator[IngressProcess]:
+    words = [f"--replica={name}={uri_of(folder, name)}" for name in names]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    made = IngressProcess(
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "lorax_ingress.cli", "--port=0", *words,
+            stdout=asyncio.subprocess.PIPE,
+        )
+    )  # fmt: skip
+    try:
+        yield made
+    finally:
+        await made.end()
+
+
+@contextlib.asynccontextmanager
+async def pair(
+    folder: Path, silence_s: str = "10", **config: Any
+) -> AsyncIterator[tuple[IngressProcess, dict[str, RouterProcess]]]:
+    """An ingress over two routers."""
+    async with (
+        router(folder, "a", **config) as one, router(folder, "b", **config) as two,
+        ingress(folder, "a", "b", silence_s=silence_s) as made,
+    ):  # fmt: skip
+        await made.url()
+        yield made, {"a": one, "b": two}
+
+
+def in_time(scene: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    def test(tmp_path: Path) -> None:
+        asyncio.run(asyncio.wait_for(scene(tmp_path), 120))
+
+    test.__name__, test.__doc__ = scene.__name__, scene.__doc__
+    return test
+
+
+async def text_of(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def streamed(client: httpx.AsyncClient, begun: asyncio.Event | None = None) -> list[int]:
+    """The ids of a stream to its end, which says that it is one."""
+    ids: list[int] = []
+    async with client.stream("POST", "/generate_stream", json=LONG) as stream:
+        async for line in stream.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            event = json.loads(line[5:])
+            assert "error" not in event, event
+            ids.append(event["token"]["id"])
+            if begun is not None and len(ids) == 5:
+                begun.set()
+    assert event["details"]["finish_reason"] == "length"
+    return ids
+
+
+async def sample(client: httpx.AsyncClient, name: str) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return sum(float(each.rsplit(" ", 1)[1]) for each in lines if each.startswith(name))
+
+
+@in_time
+async def test_all_dialects_pass_through_and_calls_are_answered(folder: Path) -> None:
+    async with router(folder, "a"), router(folder, "b"), ingress(folder, "a", "b") as made:
+        url = await made.url()
+        async with made.client(url) as client:
+            assert (await client.get("/health")).status_code == 200
+            assert (await client.get("/info")).json()["model_id"] == "fake/model"
+            assert (await client.get("/v1/models")).json()["data"][0]["id"] == "fake/model"
+            tokens = await text_of(client, "/tokenize", {"inputs": "w1 w2"})
+            assert len(tokens["tokens"] if isinstance(tokens, dict) else tokens) >= 2
+            said = await text_of(client, "/v1/chat/completions", CHAT)
+            again = await text_of(client, "/v1/chat/completions", CHAT)
+            assert said["choices"] == again["choices"]
+            answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+            parts = events(answer.text.replace("data: [DONE]", ""))
+            whole = "".join(
+                part["choices"][0]["delta"].get("content") or "" for part in parts
+                if part["choices"]
+            )  # fmt: skip
+            assert whole == said["choices"][0]["message"]["content"]
+            refused = await client.post("/generate", json={"inputs": ""})
+            assert refused.status_code == 422
+            assert await sample(client, "lorax_ingress_routed_total") >= 3
+
+
+@in_time
+async def test_streams_outlive_the_router_that_writes_them(folder: Path) -> None:
+    async with pair(folder) as (made, routers), made.client(await made.url()) as client:
+        expected = await streamed(client)
+        begun = [asyncio.Event() for _ in range(8)]
+        reading = [asyncio.create_task(streamed(client, each)) for each in begun]
+        await asyncio.gather(*(each.wait() for each in begun))
+        routers["a"].process.kill()
+        assert await asyncio.gather(*reading) == [expected] * 8
+        assert 1 <= await sample(client, "lorax_ingress_resumed_total") < 8
+        assert await sample(client, "lorax_ingress_replicas_lost_total") == 1
+
+
+async def one_stream(
+    client: httpx.AsyncClient,
+) -> tuple[asyncio.Task[list[int]], str]:
+    """A stream that has begun, and which router writes it."""
+    before, begun = await routed(client), asyncio.Event()
+    reading = asyncio.create_task(streamed(client, begun))
+    await begun.wait()
+    after = await routed(client)
+    return reading, next(name for name in "ab" if after[name] > before[name])
+
+
+async def routed(client: httpx.AsyncClient) -> dict[str, float]:
+    """Requests that each router had."""
+    text, found = (await client.get("/metrics")).text, dict.fromkeys("ab", 0.0)
+    for name, value in re.findall(
+        r'^lorax_ingress_routed_total.*replica="(.)".* (\S+)$', text, re.MULTILINE
+    ):
+        found[name] += float(value)
+    return found
+
+
+@in_time
+async def test_a_router_that_is_told_to_end_fails_nobody(folder: Path) -> None:
+    """New requests go elsewhere at once, and so do streams that outlast its patience."""
+    async with (
+        pair(folder, grace_period_s=0.2) as (made, routers),
+        made.client(await made.url()) as client,
+    ):
+        expected = await streamed(client)
+        reading, name = await one_stream(client)
+        routers[name].process.send_signal(signal.SIGTERM)
+        assert [await streamed(client), await reading] == [expected] * 2
+        assert (await routers[name].ended())[0] == 0
+        assert await sample(client, "lorax_ingress_resumed_total") >= 1
+
+
+@in_time
+async def test_a_router_that_stands_still_is_left(folder: Path) -> None:
+    async with (
+        pair(folder, silence_s="1") as (made, routers),
+        made.client(await made.url()) as client,
+    ):
+        expected = await streamed(client)
+        reading, name = await one_stream(client)
+        routers[name].process.send_signal(signal.SIGSTOP)
+        assert await reading == expected
+        assert await sample(client, "lorax_ingress_resumed_total") == 1
+
+
+@in_time
+async def test_keys_are_asked_for_and_what_manages_reaches_all(folder: Path) -> None:
+    keys = str(keys_file(folder / "keys.json", acme={}))
+    config = {"api_keys_file": keys, "admin_key_hashes": [hash_of(ADMIN_KEY)]}
+    async with (
+        router(folder, "a", **config) as one, router(folder, "b", **config) as two,
+        ingress(folder, "a", "b", api_keys_file=keys) as made,
+    ):  # fmt: skip
+        url = await made.url()
+        async with made.client(url) as client, made.client(url, ADMIN_KEY) as admin:
+            assert (await client.post("/generate", json=LONG)).status_code == 401
+            body = {"lora_name": "poet", "lora_path": "org/poet"}
+            assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 401
+            answer = await admin.post("/v1/load_lora_adapter", json=body)
+            assert answer.status_code == 200, answer.text
+        for each in (one, two):
+            async with made.client(each.address, key_of("acme")) as client:
+                models = (await client.get("/v1/models")).json()["data"]
+                assert "poet" in [model["id"] for model in models]
+        async with made.client(url, key_of("acme")) as client:
+            said = await text_of(client, "/v1/chat/completions", {**CHAT, "model": "poet"})
+            assert said["model"] == "poet"
+
+
+def test_what_is_no_place_is_said(tmp_path: Path) -> None:
+    async def scene() -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "lorax_ingress.cli", "--port=0", "--replica=nowhere",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        assert "'nowhere' is no address" in output.decode()
+        assert process.returncode == ExitCode.BAD_CONFIG
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
