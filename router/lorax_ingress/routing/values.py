@@ -76,7 +76,7 @@ class RoutingSettings:
 
     # A replica takes what is sent to it while its work is at most (1 + tolerance) times the mean,
     # plus the slack, in requests of a short prompt.
-    tolerance: float = 0.25
+    tolerance: float = 0.15
     slack: float = 2.0
     # Tokens of a prompt that are as much work as a request besides.
     prompt_unit: int = 256
@@ -86,7 +86,7 @@ class RoutingSettings:
     far: float = 1.5
     # One that others have, too, is worth what is asked for so many times less than it; beyond so
     # many times the bound, what is asked for so many times less.
-    copy_gain: float = 128.0
+    copy_gain: float = 64.0
     urgent: float = 3.0
     urgent_gain: float = 8.0
     # Requests of one adapter on a replica that is far beyond the bound, from which on free slots are

@@ -39,12 +39,12 @@ def figures(
 
 def test_adapters_that_fit_are_brought_once() -> None:
     """24 adapters in 24 slots, skewed: 1.3 loads each at most."""
-    runs = [figures(SMALL, "affine", seed) for seed in range(1, 5)]
-    assert all(each.adapters == 24 for each in runs)
-    assert np.mean([each.loads_per_adapter for each in runs]) <= 1.3
-    assert max(each.loads for each in runs) < min(
-        figures(SMALL, "random", seed).loads for seed in (1, 2)
-    )
+    light = replace(SMALL, load=0.2)
+    for seed in range(1, 5):
+        ours = figures(light, "affine", seed)
+        assert ours.adapters == 24
+        assert ours.loads_per_adapter <= 1.3
+    assert figures(light, "random", 1).loads_per_adapter > 2.6
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6])
