@@ -224,6 +224,12 @@ class Metrics:
         self._request_count = self._counter(REQUEST_COUNT)
         self._request_success = self._counter(REQUEST_SUCCESS)
         self._request_failure = self._counter(REQUEST_FAILURE)
+        self._batch_failure = self._counter(BATCH_FAILURE)
+        # From the beginning: of a series that comes with its first failure, rate() sees no rise.
+        for label in FAILURE_LABELS:
+            self._request_failure.labels(label)
+        for method in ("prefill", "decode"):
+            self._batch_failure.labels(method)
         self._unknown_fields = self._counter(REQUEST_UNKNOWN_FIELDS)
         self._duration = self._shared(REQUEST_DURATION, DURATION_BUCKETS, vllm.e2e_latency)
         self._validation = self._histogram(REQUEST_VALIDATION, DURATION_BUCKETS)
@@ -251,7 +257,6 @@ class Metrics:
         self._adapter_phase = self._histogram(ADAPTER_PHASE, DURATION_BUCKETS)
         self._batch_count = self._counter(BATCH_COUNT)
         self._batch_success = self._counter(BATCH_SUCCESS)
-        self._batch_failure = self._counter(BATCH_FAILURE)
         self._batch_duration = self._histogram(BATCH_DURATION, DURATION_BUCKETS)
         self._shards_lost = self._counter(SHARDS_LOST)
         self._lost_duration = self._histogram(SHARDS_LOST_DURATION, DURATION_BUCKETS)
@@ -484,6 +489,8 @@ _FAILURE_LABELS: tuple[tuple[type[BaseException], str], ...] = (
     # The model is none, or the request is at fault in some other way.
     (RequestError, "validation"),
 )
+# Each once, as they come.
+FAILURE_LABELS = tuple(dict.fromkeys([label for _, label in _FAILURE_LABELS] + ["internal"]))
 
 
 def failure_label(error: BaseException) -> str:
