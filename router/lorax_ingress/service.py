@@ -13,12 +13,11 @@ from lorax_ingress.fleet import Chosen, Fleet
 from lorax_ingress.resuming import LOST, OpenedStream, ResumingStream
 from lorax_router.service.callers import Caller
 from lorax_router.service.generation import ignore_adapter
-from lorax_router.service.requests import GenerateRequest, TextPrompt
+from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
 # Replicas with which one request may be lost: what ends one after the other may be its doing.
 MOST_LOST = 3
-_NOTHING = TextPrompt("")
 # As a router draws one: it passes through every signed integer.
 _SEED_BITS = 63
 
@@ -41,9 +40,7 @@ class ReplicatedService:
         self._clock = clock
 
     async def ask_room(self, caller: Caller) -> None:
-        """Raise what a request of one sequence would get at once, whatever is in it."""
-        request = GenerateRequest(prompt=_NOTHING, caller=caller)
-        await self._whole(request, lambda chosen, _: chosen.service.ask_room(caller))
+        """Let everybody in: whether there is room, the replica says that the request goes to."""
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""

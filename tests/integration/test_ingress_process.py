@@ -38,7 +38,7 @@ async def router(folder: Path, name: str, **config: Any) -> AsyncIterator[Router
         "{% for each in messages %}{{ each['content'] }} {% endfor %}"
     )
     model = FakeModel(vocab_size=900, eos_token_ids=frozenset())
-    shard = FakeShard(model, num_blocks=2000, block_size=4, step_delay_s=0.003)
+    shard = FakeShard(model, num_blocks=2000, block_size=4, step_delay_s=0.01)
     values = {"ingress_uri": uri_of(folder, name), **config}
     async with serve([shard], own), started(config_of(own, **values), own) as process:
         process.address = (await process.ready())["url"]  # type: ignore[attr-defined]
