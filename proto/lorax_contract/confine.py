@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+# What gives way to all that computes at all.
+LEAST_NICE = 19
+# Beside others who tell the system about their sessions.
+_TRIES, _PAUSE_S = 10, 0.1
 
 
 def limit_memory(num_bytes: int) -> None:
@@ -57,6 +63,37 @@ def be_first_to_go() -> None:
     except OSError:
         # Not allowed in some containers: the limits still hold.
         return
+
+
+def compute_less(nice: int) -> None:
+    """Let this process, which leads a session, and those that it starts in it give way to others."""
+    os.nice(nice)
+    if sys.platform == "linux" and nice:
+        # Others are not interrupted when this one has something to do again; to those that wake up
+        # a core is free on which only the idle class computes.
+        policy = os.SCHED_IDLE if nice >= LEAST_NICE else os.SCHED_BATCH
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    for _ in range(_TRIES if nice else 0):
+        if session_computes_less("self", nice):
+            return
+        time.sleep(_PAUSE_S)
+
+
+def session_computes_less(process: int | str, nice: int) -> bool:
+    """Let the session of a process give way; False: the system takes this later, not now.
+
+    Linux shares processors between sessions first, where they are not in groups of their own
+    (``sched_autogroup``, see sched(7)): a process' own ``nice`` counts among those of its session only.
+    """
+    try:
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
+    except BlockingIOError:
+        # Who is not root may say so ten times a second, all processes together.
+        return False
+    except OSError:
+        # Other systems, and processes that have ended: there is nothing to say.
+        return True
+    return True
 
 
 def mapped_bytes() -> int:

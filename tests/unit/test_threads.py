@@ -87,3 +87,44 @@ def test_a_shard_says_so_before_it_loads_torch(tmp_path: Path) -> None:
         timeout=120, env=environment,
     )  # fmt: skip
     assert found.stdout == "4000 False\n", found.stderr
+
+
+_CORES = """
+import ctypes, os, struct
+import numpy as np
+from lorax_shard.model.programs import operations as place
+
+known, reason = place.operations()
+if known is None:
+    print("no compiler:", reason)
+    raise SystemExit
+library, _ = place.load_library(place._SOURCE, *place._FLAGS)
+before, num = os.sched_getaffinity(0), {num_threads}
+a, b, out = (np.full(1 << 20, each, np.float32) for each in (1, 2, 0))
+fields = np.frombuffer(struct.pack("=5q", a.ctypes.data, b.ctypes.data, out.ctypes.data, a.size, num), np.int64)
+kernels = np.array([ctypes.cast(library.lorax_add_team, ctypes.c_void_p).value], np.int64)
+known.run(
+    kernels.ctypes.data, np.zeros(1, np.int64).ctypes.data, np.zeros(1, np.int8).ctypes.data, 1,
+    fields.ctypes.data, num, None,
+)
+others = [os.sched_getaffinity(int(each)) for each in os.listdir("/proc/self/task")]
+alone = [min(each) for each in others if len(each) == 1]
+print(bool((out == 3).all()), os.sched_getaffinity(0) == before, len(alone), len(set(alone)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has what this is about")
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_team_of_all_cores_has_each_on_its_own(more: int) -> None:
+    """Its first thread is the caller's, which may run anywhere again; a larger team goes anywhere."""
+    num = len(os.sched_getaffinity(0))
+    if num == 1:
+        pytest.skip("there is one core")
+    found = subprocess.run(
+        [sys.executable, "-c", _CORES.format(num_threads=num + more)],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": str(num)},
+    ).stdout  # fmt: skip
+    if found.startswith("no compiler"):
+        pytest.skip(found)
+    num_pinned = 0 if more else num - 1
+    assert found.split() == ["True", "True", str(num_pinned), str(num_pinned)]

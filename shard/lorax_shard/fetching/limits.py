@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from lorax_contract import confine
@@ -36,5 +35,4 @@ def apply(limits: ProcessLimits, max_file_bytes: int) -> None:
     confine.leave_no_core()
     # Nobody may be left who would end an orphan: it ends itself.
     confine.limit_time(limits.deadline_s + _SPARE_S)
-    os.nice(limits.nice)
     confine.be_first_to_go()

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lorax_contract import confine
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.process import spare_garbage_collector
 from lorax_shard.fetching import limits as process_limits
@@ -294,6 +295,7 @@ def main() -> int:
     if setup.sources.hub_enabled:
         # Before the first fork, so that no fetch pays for it.
         from lorax_shard.fetching.sources import hub  # noqa: F401
+    confine.compute_less(setup.process.nice)
     FetchWatcher(setup, 0, answers).serve()
     return 0
 

@@ -25,8 +25,10 @@ from lorax_router.service.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 _MODULE = "lorax_router.service.constraints.check_process"
-# Little is computed for long: what is too much is ended by its deadline.
-_NICE = 5
+# Little is computed for long. What is gives way to all others: each of a model's threads waits for
+# the slowest one, so that whoever has a part of one core holds all of them up.
+_NICE, _LEAST_NICE = 10, 19
+_SOON_S = 0.2
 # What an answer takes beside its text.
 _BYTES_BESIDE = 500
 _NAMES = {
@@ -55,9 +57,12 @@ class CheckLimits:
 class _Lane:
     """One process, started when it is needed; questions wait for each other."""
 
-    def __init__(self, tokenizer_file: str, limits: CheckLimits, deadline_s: float) -> None:
+    def __init__(
+        self, tokenizer_file: str, limits: CheckLimits, deadline_s: float, nice: int
+    ) -> None:
         self._tokenizer_file = tokenizer_file
-        bounds = Bounds(memory_bytes=limits.memory_bytes, deadline_s=deadline_s, nice=_NICE)
+        self._nice = nice
+        bounds = Bounds(memory_bytes=limits.memory_bytes, deadline_s=deadline_s, nice=nice)
         self._bounds = json.dumps(asdict(bounds))
         self._deadline_s = deadline_s
         self._lock = asyncio.Lock()
@@ -82,7 +87,14 @@ class _Lane:
     async def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or not self._process.is_alive:
             self._process = await LimitedProcess.start(_MODULE, self._bounds, self._tokenizer_file)
-        answer = await self._process.ask(question, deadline_s=self._deadline_s)
+        process, loop = self._process, asyncio.get_running_loop()
+        late = loop.call_later(_SOON_S, process.compute_less, _LEAST_NICE)
+        try:
+            answer = await process.ask(question, deadline_s=self._deadline_s)
+        finally:
+            late.cancel()
+        # The next one may be quick again.
+        process.compute_less(self._nice)
         if "memory" in answer:
             # It gives none back.
             await self._process.end()
@@ -105,8 +117,8 @@ class ConstraintChecker:
 
     def __init__(self, tokenizer_file: str, limits: CheckLimits | None = None) -> None:
         self._limits = limits = limits or CheckLimits()
-        self._quick = _Lane(tokenizer_file, limits, limits.quick_s)
-        self._slow = _Lane(tokenizer_file, limits, limits.deadline_s)
+        self._quick = _Lane(tokenizer_file, limits, limits.quick_s, _NICE)
+        self._slow = _Lane(tokenizer_file, limits, limits.deadline_s, _LEAST_NICE)
         # A grammar, or why there is none.
         self._answers: LRUCache[str, tuple[str | None, str]] = LRUCache(
             self._limits.cache_bytes,

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO, Any
 
+from lorax_contract import confine
 from lorax_contract.errors import LoraxError
 from lorax_router.service.processes import frames
 
@@ -21,6 +22,9 @@ _PASSED = ("PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTH
 _ONE_THREAD = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 _MAX_ANSWER_BYTES = 64 << 20
 _LAST_WORDS = 2000
+_LEAST_NICE = 19
+# Until the system may take what it did not take at once.
+_AGAIN_S = 0.15
 
 
 class ProcessLostError(Exception):
@@ -50,6 +54,9 @@ class LimitedProcess:
         self.is_lost = False
         # Whether it computes only where nobody else does; for good.
         self.gave_way = False
+        # By how much its session gives way: as it is to be, and as the system was told last.
+        self._nice = 0
+        self._told_nice: int | None = None
 
     @classmethod
     async def start(cls, module: str, *arguments: str) -> LimitedProcess:
@@ -107,7 +114,21 @@ class LimitedProcess:
             if sys.platform == "linux":
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
             else:
-                os.setpriority(os.PRIO_PROCESS, self.pid, 19)
+                os.setpriority(os.PRIO_PROCESS, self.pid, _LEAST_NICE)
+        self.compute_less(_LEAST_NICE)
+
+    def compute_less(self, nice: int) -> None:
+        """Let its session, which is its own, give way by so much from now on, or by less again."""
+        self._nice = nice
+        self._tell_nice()
+
+    def _tell_nice(self) -> None:
+        if self._nice == self._told_nice or not self.is_alive:
+            return
+        if confine.session_computes_less(self.pid, self._nice):
+            self._told_nice = self._nice
+        else:
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._tell_nice)
 
     async def end(self) -> None:
         """End it at once and return when it is gone; more than once does nothing."""

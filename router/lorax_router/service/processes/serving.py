@@ -45,7 +45,7 @@ def serve(answer: Answer, bounds: Bounds) -> None:
     confine.be_first_to_go()
     confine.limit_files(_OPEN_FILES, 0)
     confine.limit_memory(bounds.memory_bytes)
-    os.nice(bounds.nice)
+    confine.compute_less(bounds.nice)
     _print_nowhere()
     _say(out, {"ready": os.getpid()})
     while (question := _question(out)) is not None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _MODULE = "lorax_router.service.prompts.render_process"
 _MAX_TEMPLATE_CHARS = 1 << 18
 _MAX_BEHIND_SLOW = 8
+_NICE = 10
 _NO_RULES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -100,9 +101,10 @@ class RendererPool:
         self._num_per_template = num_per_template
         self._overruns = overruns
         self._max_waiting = max_waiting
-        self._bounds = json.dumps(
-            asdict(Bounds(memory_bytes=limits.memory_bytes, deadline_s=limits.deadline_s))
-        )
+        # Those that give way later begin so: starting one again and again is work, too.
+        nice = 0 if limits.gives_way_after_s is None else _NICE
+        bounds = Bounds(memory_bytes=limits.memory_bytes, deadline_s=limits.deadline_s, nice=nice)
+        self._bounds = json.dumps(asdict(bounds))
         self._room = asyncio.Semaphore(num_processes)
         # All that may be alive, and of them those that nobody asks.
         self._processes: set[LimitedProcess] = set()

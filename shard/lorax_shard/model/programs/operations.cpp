@@ -7,6 +7,10 @@
 
 #include <omp.h>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -38,6 +42,53 @@ struct GatherCall {
 // Numbers that a thread takes at once.
 constexpr int64_t chunk = 4096;
 
+#ifdef __linux__
+// Gives each thread of a team a core of its own where the team has as many threads as the caller
+// may use cores. The threads wait for each other hundreds of times in a pass; where a core is
+// wanted by others as well, the system wakes one thread behind another, and both wait for each
+// other's turns. The caller's thread is its own again afterwards; the others do nothing else.
+class Cores {
+  public:
+    explicit Cores(int64_t num_threads)
+        : is_spread(num_threads > 1 && sched_getaffinity(0, sizeof all, &all) == 0 &&
+                    CPU_COUNT(&all) == num_threads) {
+        if (is_spread) set(core_of(0));
+    }
+    ~Cores() {
+        if (is_spread) sched_setaffinity(0, sizeof all, &all);
+    }
+    // Called by each thread of the team.
+    void take(int thread) const {
+        if (!is_spread || thread == 0) return;
+        static thread_local int own = -1;
+        const int core = core_of(thread);
+        if (own != core) set(own = core);
+    }
+
+  private:
+    cpu_set_t all;
+    const bool is_spread;
+
+    int core_of(int thread) const {
+        int core = -1;
+        while (thread >= 0) thread -= CPU_ISSET(++core, &all) ? 1 : 0;
+        return core;
+    }
+    static void set(int core) {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(core, &one);
+        sched_setaffinity(0, sizeof one, &one);
+    }
+};
+#else
+class Cores {
+  public:
+    explicit Cores(int64_t) {}
+    void take(int) const {}
+};
+#endif
+
 }  // namespace
 
 // Calls kernel i with the fields from starts[i] on; each has ended when the next begins. Those that
@@ -46,6 +97,7 @@ constexpr int64_t chunk = 4096;
 extern "C" void lorax_run(Kernel* const* kernels, const int64_t* starts, const int8_t* are_small,
                           int64_t num_kernels, const int64_t* fields, int64_t num_threads,
                           double* seconds) {
+    const Cores cores(num_threads);
     double last = seconds ? omp_get_wtime() : 0.0;
     const auto note = [&](int64_t kernel) {
         const double now = omp_get_wtime();
@@ -62,9 +114,12 @@ extern "C" void lorax_run(Kernel* const* kernels, const int64_t* starts, const i
         const int64_t first = i;
         while (i < num_kernels && !are_small[i]) ++i;
 #pragma omp parallel num_threads(num_threads)
-        for (int64_t k = first; k < i; ++k) {
-            kernels[k](fields + starts[k]);
-            if (seconds && omp_get_thread_num() == 0) note(k);
+        {
+            cores.take(omp_get_thread_num());
+            for (int64_t k = first; k < i; ++k) {
+                kernels[k](fields + starts[k]);
+                if (seconds && omp_get_thread_num() == 0) note(k);
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -106,6 +107,21 @@ async def test_a_process_nobody_ends_ends_itself() -> None:
     process = await start(deadline_s=0.0)
     with pytest.raises(ProcessLostError, match="by SIGALRM|by SIGXCPU"):
         await process.ask({"power": 9}, deadline_s=60)
+
+
+@in_loop
+async def test_its_session_gives_way_and_comes_back() -> None:
+    process = await start()
+    session = Path(f"/proc/{process.pid}/autogroup")
+    if not session.exists():
+        pytest.skip("sessions share nothing here")
+    for nice in (19, 5):
+        process.compute_less(nice)
+        async with asyncio.timeout(10):
+            while not session.read_text().endswith(f" {nice}\n"):
+                await asyncio.sleep(0.01)
+    await process.end()
+    process.compute_less(7)
 
 
 @in_loop
