@@ -105,9 +105,9 @@ class AttachedReplica:
         self._facts: CoreFacts | None = None
         self._gone = asyncio.Event()
         self._numbers = itertools.count(1)
-        # When each question that has no answer was asked; when the last answer came.
+        # When each question that has no answer was asked; how often it was looked since anything came.
         self._asked: dict[int, float] = {}
-        self._heard_at = 0.0
+        self._num_silent = 0
 
     @property
     def facts(self) -> CoreFacts | None:
@@ -134,7 +134,7 @@ class AttachedReplica:
         self._asked.clear()
         async with asyncio.timeout(self._settings.connect_s):
             self._link = await self._connect()
-        self._heard_at = self._clock()
+        self._num_silent = 0
         self._link.send(encode(AskFacts(PROTOCOL, self._ingress)))
         try:
             await self._watch()
@@ -159,9 +159,14 @@ class AttachedReplica:
         return Link(self._take, self._gone.set)
 
     async def _watch(self) -> None:
-        """Ask now and then how it is; returns when it is gone or says nothing."""
+        """Ask now and then how it is; returns when it is gone or says nothing.
+
+        Looks are counted, not seconds: while this process stands still, nobody is silent.
+        """
+        most = self._settings.silence_s / self._settings.gossip_s
         while not self._gone.is_set():
-            if self._clock() - self._heard_at > self._settings.silence_s:
+            self._num_silent += 1
+            if self._num_silent > most + 1:
                 logger.warning("replica %s says nothing; it is taken for lost", self.name)
                 return
             # One that is behind with its answers is not asked for more of them.
@@ -187,7 +192,7 @@ class AttachedReplica:
     # --- what it says -----------------------------------------------------------------
 
     def _take(self, data: memoryview) -> None:
-        self._heard_at = self._clock()
+        self._num_silent = 0
         match message := decode_down(data):
             case TellFacts(_, facts):
                 self._facts = facts

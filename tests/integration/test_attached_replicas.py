@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ async def until(condition: Callable[[], Any]) -> None:
 async def test_what_a_replica_says_of_itself_is_known(tmp_path: Path) -> None:
     uri = f"unix:{tmp_path}/r"
     async with served(uri) as world, ingress() as made:
+        # Who attaches is believed what it says of its callers.
+        assert (tmp_path / "r").stat().st_mode & 0o077 == 0
         replica = made.attach("r", uri)
         expected = (await world.generate(None, 5)).sequences[0].tokens.ids
         assert await made.ask() == expected
@@ -172,6 +175,20 @@ async def test_one_that_says_nothing_is_lost_and_the_others_serve(tmp_path: Path
         assert num == 150
         assert other.facts
         assert world.parts.engine.stats().num_running == 0
+
+
+@in_loop
+async def test_nobody_is_silent_while_the_ingress_itself_stands_still(tmp_path: Path) -> None:
+    uri = f"unix:{tmp_path}/r"
+    async with served(uri), ingress() as made:
+        replica = made.attach("r", uri)
+        await made.ask()
+        link = replica._link
+        for _ in range(3):
+            time.sleep(2 * QUICK.silence_s)  # noqa: ASYNC251 - the loop itself stands still
+            await asyncio.sleep(2 * QUICK.gossip_s)
+        await made.ask()
+        assert replica._link is link
 
 
 @in_loop

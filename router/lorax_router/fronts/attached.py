@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from ssl import SSLContext
 
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
@@ -19,6 +20,7 @@ from lorax_router.fronts.messages import (
     decode_up,
     encode,
 )
+from lorax_router.http_api.listeners import bind_unix
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +41,18 @@ class AttachedFronts:
         self._open: set[_Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._bound = ExitStack()
 
     async def listen(self, uri: str, tls: SSLContext | None = None) -> int:
-        """Listen at ``unix:PATH`` or ``HOST:PORT``; returns the port, 0 of a path. Raises OSError."""
+        """Listen at ``unix:PATH`` or ``HOST:PORT``; returns the port, 0 of a path. Raises OSError.
+
+        A path is this user's alone.
+        """
         loop = asyncio.get_running_loop()
         kind, _, path = uri.partition(":")
         if kind == "unix":
-            self._server = await loop.create_unix_server(self._accept, path)
+            listener = self._bound.enter_context(bind_unix(path))
+            self._server = await loop.create_unix_server(self._accept, sock=listener)
             return 0
         host, _, port = uri.rpartition(":")
         self._server = await loop.create_server(
@@ -57,6 +64,7 @@ class AttachedFronts:
         """Accept nothing more and end all links; what they asked for is cancelled."""
         if self._server is not None:
             self._server.close()
+        self._bound.close()
         for each in [*self._open]:
             each.link.close()
         await asyncio.sleep(0)
