@@ -16,7 +16,7 @@ from lorax_router.service.generation import ignore_adapter
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
-# Replicas with which one request may be lost: what ends one after the other may be its doing.
+# Replicas that a request may lose and go on: what ends one after the other may be its doing.
 MOST_LOST = 3
 # As a router draws one: it passes through every signed integer.
 _SEED_BITS = 63
