@@ -14,6 +14,7 @@ const LIVE_PER_LIST = 3;
 let view = 'compare';
 let isKnown = false;
 let needsKey = false;
+let keysUsed = 0;
 let num = 0;
 
 function open(name, isByKey = false) {
@@ -42,16 +43,20 @@ function moveBetweenTabs(event) {
 
 /** Ask for what the open view shows. */
 async function refresh() {
+  const asked = keysUsed;
   try {
     if (!isKnown || view === 'engine') {
       const live = await get('playground/live');
+      // What was answered to the key before says nothing of this one.
+      if (asked !== keysUsed) return;
       meet(live);
       if (view === 'engine') engine.show(live);
     }
     if (view === 'compare' && num === 0) await compare.refresh();
     if (view === 'adapters' && num % LIVE_PER_LIST === 0) await adapters.refresh();
-    say(byId('trouble'), '');
+    if (asked === keysUsed) say(byId('trouble'), '');
   } catch (error) {
+    if (asked !== keysUsed) return;
     isKnown = false;
     if (error.status === 401 || error.status === 403) askForKey(error);
     else say(byId('trouble'), error.message);
@@ -86,6 +91,9 @@ function askForKey(error) {
 function useKey() {
   setKey(byId('key').value);
   isKnown = needsKey = false;
+  keysUsed += 1;
+  // A second key that is wrong is said anew, too.
+  say(byId('trouble'), '');
   num = 0;
   refresh();
 }
