@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ssl import SSLContext
@@ -58,6 +58,12 @@ class Attachments(Protocol):
 
     def seen(self, view: ReplicaView) -> None:
         """A replica said how much it has to do."""
+
+    def gave(self, name: str, served: Mapping[str, float]) -> None:
+        """A replica said what each tenant got of it so far."""
+
+    def given_elsewhere(self, name: str) -> Mapping[str, float]:
+        """Return what the others gave tenants, as far as that grew since it was asked last."""
 
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
@@ -173,7 +179,8 @@ class AttachedReplica:
             if self._facts is not None and not self._asked:
                 number = next(self._numbers)
                 self._asked[number] = self._clock()
-                self._send(encode(AskLoad(number)))
+                elsewhere = self._hears.given_elsewhere(self.name)
+                self._send(encode(AskLoad(number, {**elsewhere})))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.gossip_s):
                     await self._gone.wait()
@@ -212,6 +219,7 @@ class AttachedReplica:
                 self.service.take(message)
 
     def _see(self, asked_at: float, load: CoreLoad) -> None:
+        self._hears.gave(self.name, load.served)
         self._hears.seen(
             ReplicaView(
                 name=self.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from time import monotonic
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from lorax_contract.adapters import ALIAS_SOURCE, AdapterRef
 from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
 from lorax_ingress.routing.router import AffineRouter
+from lorax_ingress.routing.shares import ServiceExchange
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
 from lorax_ingress.watching import IngressMetrics
 from lorax_router.fronts.core_facts import CoreFacts
@@ -86,6 +87,7 @@ class Fleet:
         self._aliases = AliasBook()
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
+        self._shares = ServiceExchange()
 
     # --- what happens to replicas -----------------------------------------------------
 
@@ -105,6 +107,7 @@ class Fleet:
             logger.error(text, replica.name, facts.model_id, self.facts.model_id)
             return
         self.replicas[replica.name] = replica
+        self._shares.join(replica.name)
 
     def seen(self, view: ReplicaView) -> None:
         """A replica said how much it has to do."""
@@ -116,9 +119,19 @@ class Fleet:
             self.is_known.set()
             self._change.set()
 
+    def gave(self, name: str, served: Mapping[str, float]) -> None:
+        """A replica said what each tenant got of it so far."""
+        if name in self.replicas:
+            self._shares.report(name, served)
+
+    def given_elsewhere(self, name: str) -> Mapping[str, float]:
+        """Return what the others gave tenants, as far as that grew since it was asked last."""
+        return self._shares.elsewhere(name)
+
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
         if self.replicas.pop(name, None) is not None:
+            self._shares.leave(name)
             self._views.pop(name, None)
             self._router.forget(name)
             self._metrics.lost()

@@ -206,6 +206,7 @@ async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFr
         lambda: load_of(
             parts.engine, parts.adapters, is_open=parts.service.is_open, num_slots=slots
         ),
+        parts.engine.served_elsewhere,
     )
     try:
         tls = context_in(config.ingress_tls_dir, "ingress_tls_dir", context_of_server)

@@ -41,7 +41,10 @@ def fronts_of(world: AdapterWorld) -> AttachedFronts:
         aliases=parts.selections.aliases,
     )  # fmt: skip
     return AttachedFronts(
-        core, FACTS, lambda: load_of(parts.engine, parts.adapters, is_open=True, num_slots=4)
+        core,
+        FACTS,
+        lambda: load_of(parts.engine, parts.adapters, is_open=True, num_slots=4),
+        parts.engine.served_elsewhere,
     )
 
 

@@ -15,32 +15,38 @@ from dataclasses import dataclass, field
 class _Account:
     """What one replica has said and was told, by tenant."""
 
-    incarnation: str
-    # The largest sum that it reported: of what is paid back, what comes next is less.
-    reported: dict[str, float] = field(default_factory=dict)
-    # What it gave, of all incarnations; of what the others gave, what it knows.
+    # The largest sum that it reported: of what is paid back, what comes next is less. None: it has
+    # reported nothing.
+    reported: dict[str, float] | None = None
+    # What it gave since it joined; of what the others gave, what it knows.
     given: dict[str, float] = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
 
 
 class ServiceExchange:
-    """Sums what replicas gave each tenant, and tells each of them what the others gave.
+    """Sums what replicas gave each tenant, and says to each of them what the others gave.
 
-    A replica that joins is told nothing of the past: its scheduler lifts whoever begins to wait.
+    What a replica gave before it joined is nobody's affair, and what others gave before is none of
+    its: its scheduler lifts whoever begins to wait.
     """
 
     def __init__(self) -> None:
         self._total: dict[str, float] = {}
         self._accounts: dict[str, _Account] = {}
 
-    def report(self, replica: str, incarnation: str, served: Mapping[str, float]) -> None:
-        """Take a replica's sums since it started; ``incarnation`` differs after each start.
+    def join(self, replica: str) -> None:
+        """A replica is attached, perhaps again: its account begins."""
+        self._accounts[replica] = _Account()
+
+    def report(self, replica: str, served: Mapping[str, float]) -> None:
+        """Take a replica's sums; the first ones are where counting begins.
 
         O(tenants). A tenant that is not in it begins anew.
         """
-        account = self._accounts.get(replica)
-        if account is None or account.incarnation != incarnation:
-            account = self._accounts[replica] = _Account(incarnation, told=dict(self._total))
+        account = self._accounts[replica]
+        if account.reported is None:
+            account.reported = dict(served)
+            return
         for tenant, amount in served.items():
             more = amount - account.reported.get(tenant, 0.0)
             if more > 0:
@@ -50,19 +56,21 @@ class ServiceExchange:
         for tenant in account.reported.keys() - served.keys():
             del account.reported[tenant]
 
-    def take(self, replica: str) -> dict[str, float]:
-        """Return what the others gave since this was asked for a replica; each part once."""
+    def elsewhere(self, replica: str) -> dict[str, float]:
+        """Return sums of what the others gave, those that grew since it was asked last.
+
+        They never fall. The first time all of them are returned.
+        """
         account = self._accounts.get(replica)
         if account is None:
             return {}
         news: dict[str, float] = {}
         for tenant, total in self._total.items():
-            elsewhere = total - account.given.get(tenant, 0.0)
-            if (more := elsewhere - account.told.get(tenant, 0.0)) > 0:
-                news[tenant] = more
-                account.told[tenant] = elsewhere
+            amount = total - account.given.get(tenant, 0.0)
+            if amount > account.told.get(tenant, 0.0):
+                news[tenant] = account.told[tenant] = amount
         return news
 
-    def forget(self, replica: str) -> None:
+    def leave(self, replica: str) -> None:
         """A replica is gone; what it gave stays given."""
         self._accounts.pop(replica, None)

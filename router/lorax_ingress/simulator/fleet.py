@@ -16,6 +16,7 @@ from lorax_ingress.simulator.routings import Routing
 from lorax_ingress.simulator.tiers import FleetStore, TieredLane
 from lorax_router.core.adapters.record import AdapterState
 from lorax_router.core.adapters.table import AdapterTable
+from lorax_router.fronts.elsewhere import ServiceElsewhere
 from lorax_router.simulator.driver import StandstillError, TermsOfTrace, request_of
 from lorax_router.simulator.replica import SimulatedReplica
 from lorax_router.simulator.server import SimulatedServer
@@ -99,6 +100,9 @@ class FleetSimulation:
         self._exchange = ServiceExchange() if is_fair else None
         # What each replica had given when its latest view was taken.
         self._given: list[Mapping[str, float]] = [{} for _ in names]
+        self._tellers = [
+            ServiceElsewhere(each.scheduler.served_elsewhere).teller() for each in self.replicas
+        ]
         self._num_idle = 0
         self.now = 0.0
 
@@ -115,7 +119,9 @@ class FleetSimulation:
 
     def run(self) -> FleetRun:
         """Serve all requests."""
-        for place in range(len(self._names)):
+        for place, name in enumerate(self._names):
+            if self._exchange is not None:
+                self._exchange.join(name)
             self._routing.see(self._view(place))
             if self._routing.has_views:
                 offset = self._gossip_s * (place + 1) / len(self._names)
@@ -154,10 +160,10 @@ class FleetSimulation:
         """Tell what this replica has given, and it what others have; no younger than a view."""
         if self._exchange is None:
             return
-        name, scheduler = self._names[place], self.replicas[place].scheduler
-        self._exchange.report(name, "", self._given[place])
-        self._given[place] = scheduler.service_here()
-        scheduler.served_elsewhere(self._exchange.take(name))
+        name = self._names[place]
+        self._exchange.report(name, self._given[place])
+        self._given[place] = self.replicas[place].scheduler.service_here()
+        self._tellers[place].tell(self._exchange.elsewhere(name))
 
     def _plan_view(self, time: float, place: int, view: ReplicaView | None) -> None:
         self._num_told += 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from ssl import SSLContext
 
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.desk import CoreParts, FrontDesk
+from lorax_router.fronts.elsewhere import ServiceElsewhere
 from lorax_router.fronts.link import Link
 from lorax_router.fronts.messages import (
     PROTOCOL,
@@ -32,12 +33,20 @@ class AttachedFronts:
         parts: what the core does for them.
         facts: what does not change of it.
         load: tells how much it has to do.
+        charge: charges tenants what other cores gave them.
     """
 
-    def __init__(self, parts: CoreParts, facts: CoreFacts, load: Callable[[], CoreLoad]) -> None:
+    def __init__(
+        self,
+        parts: CoreParts,
+        facts: CoreFacts,
+        load: Callable[[], CoreLoad],
+        charge: Callable[[Mapping[str, float]], None],
+    ) -> None:
         self.parts = parts
         self.facts = facts
         self.load = load
+        self.elsewhere = ServiceElsewhere(charge)
         self._open: set[_Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -91,6 +100,7 @@ class _Attached:
         self._is_known = False
         self.link = Link(self._take, lambda: on_end(self))
         self.desk = FrontDesk(fronts.parts, self.link.send, _nothing, _nothing)
+        self._sums = fronts.elsewhere.teller()
 
     def _take(self, data: memoryview) -> None:
         if not self._is_known:
@@ -98,6 +108,7 @@ class _Attached:
             return
         message = decode_up(data)
         if isinstance(message, AskLoad):
+            self._sums.tell(message.elsewhere)
             self.link.send(encode(TellLoad(message.number, self._fronts.load())))
         else:
             self.desk.do(message)

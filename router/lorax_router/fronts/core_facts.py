@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -42,6 +42,8 @@ class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
     num_queued_tokens: int
     # Share of the KV blocks that requests hold.
     kv_in_use: float
+    # What each tenant got of it so far, as Scheduler.service_here has it.
+    served: dict[str, float] = {}
 
 
 def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy) -> CoreFacts:
@@ -70,6 +72,9 @@ class LoadedEngine(Protocol):
     def adapters_in_play(self) -> list[AdapterRecord]:
         """Return the adapters that are on the shards, come, go or are waited for."""
 
+    def service_here(self) -> Mapping[str, float]:
+        """Return what each tenant got so far."""
+
 
 class NamedAdapters(Protocol):
     """What knows adapters by their names."""
@@ -97,4 +102,5 @@ def load_of(
         num_queued=stats.num_waiting,
         num_queued_tokens=sum(each.num_tokens for each in depths),
         kv_in_use=1.0 - stats.num_free_blocks / max(stats.num_blocks, 1),
+        served={**engine.service_here()},
     )

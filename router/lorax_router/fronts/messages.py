@@ -19,7 +19,8 @@ from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse
 
-# Raised when a message changes so that another version would misread it.
+# Raised when a message changes so that another version would misread it. A field that comes to its
+# end with a default is none of that: who does not know it passes it over, or has the default.
 PROTOCOL = 1
 
 
@@ -121,6 +122,9 @@ class AskLoad(FromFront, frozen=True):
     """How much the core has to do; answered by TellLoad."""
 
     number: int
+    # What other cores gave tenants, as far as it is more than in the message before this one; see
+    # ServiceElsewhere.
+    elsewhere: dict[str, float] = {}
 
 
 class FromCore(msgspec.Struct, frozen=True, array_like=True, tag=True):

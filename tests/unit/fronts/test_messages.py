@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from lorax_contract.step import Alternatives, FinishCode
 from lorax_router.fronts.messages import (
     AskCall,
+    AskLoad,
     ChunkRest,
     Down,
     TellCall,
     TellChunks,
+    TellLoad,
     Up,
     decode_down,
     decode_up,
@@ -55,6 +57,25 @@ def test_text_that_is_no_unicode_is_repaired_and_the_rest_is_as_it_was() -> None
     assert (found.texts, found.logprobs, found.keys) == (["x?"], [-0.5], [65536])
     assert (found.rests[0].generated_text, found.rests[0].num_cached_tokens) == ("a?b", 3)
     assert found.rests[0].alternatives == [Alternatives([1], [float("-inf")], ["?"])]
+
+
+def test_what_an_earlier_version_of_the_protocol_says_and_hears_of_loads() -> None:
+    """Fields that came to the end later: one that does not know them says the same as before."""
+    asked = msgspec.msgpack.encode(["AskLoad", 7])
+    assert decode_up(asked) == AskLoad(7, {})
+    load = {
+        "is_accepting": True, "num_slots": 4, "resident": ["poet"], "num_running": 1,
+        "num_queued": 2, "num_queued_tokens": 3, "kv_in_use": 0.5,
+    }  # fmt: skip
+    told = decode_down(msgspec.msgpack.encode(["TellLoad", 7, load]))
+    assert isinstance(told, TellLoad)
+    assert told.load.served == {}
+
+    class FormerAskLoad(msgspec.Struct, array_like=True, tag="AskLoad"):
+        number: int
+
+    former = msgspec.msgpack.decode(encode(AskLoad(7, {"t": 1.0})), type=FormerAskLoad)
+    assert former.number == 7
 
 
 @given(st.integers(0, 2**47), st.integers(0, 65535))

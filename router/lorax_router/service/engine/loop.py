@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -428,6 +428,14 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         """Return a snapshot."""
         return self._scheduler.stats()
+
+    def service_here(self) -> Mapping[str, float]:
+        """Return what each tenant got of this server so far, in tokens by its weight."""
+        return self._scheduler.service_here()
+
+    def served_elsewhere(self, amounts: Mapping[str, float]) -> None:
+        """Charge tenants what other servers gave them since the last call."""
+        self._scheduler.served_elsewhere(amounts)
 
     def groups(self) -> list[RequestGroup]:
         """Return who runs and who waits, by adapter and tenant."""
