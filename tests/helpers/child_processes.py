@@ -17,3 +17,9 @@ def running_children(words: str, parent: psutil.Process | None = None) -> list[p
     """Return who runs below a process, this one if none is named, by words of the command line."""
     found = (parent or psutil.Process()).children(recursive=True)
     return [each for each in found if words in " ".join(command_line(each))]
+
+
+def running_forks(words: str) -> list[psutil.Process]:
+    """Return of the same those that one of them forked."""
+    found = running_children(words)
+    return [each for each in found if each.ppid() in {other.pid for other in found}]

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from lorax_router.service.processes.limited_process import LimitedProcess
-from lorax_router.service.processes.serving import Bounds, serve
+from lorax_router.service.processes.nursery import Nursery
+from lorax_router.service.processes.serving import Bounds, nurse
 
 MODULE = "tests.helpers.limited_process"
 
 
-async def start(deadline_s: float = 60.0) -> LimitedProcess:
-    """Start one."""
-    bounds = Bounds(memory_bytes=64 << 20, deadline_s=deadline_s)
-    return await LimitedProcess.start(MODULE, json.dumps(asdict(bounds)))
+BOUNDS = Bounds(memory_bytes=64 << 20, deadline_s=60.0)
+
+
+@asynccontextmanager
+async def nursery() -> AsyncIterator[Nursery]:
+    """What starts them."""
+    made = Nursery(MODULE)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def limited(deadline_s: float = 60.0) -> AsyncIterator[LimitedProcess]:
+    """One that is ready."""
+    async with nursery() as made:
+        process = await made.start(replace(BOUNDS, deadline_s=deadline_s))
+        yield process
+        await process.end()
+
+
+def _open_files() -> list[int]:
+    # But for the one that lists them.
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [fd for fd in sorted(listed) if os.path.exists(f"/proc/self/fd/{fd}")]
 
 
 def play(question: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
@@ -28,7 +52,7 @@ def play(question: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
         case {"environment": _}:
             return {"value": sorted(os.environ)}
         case {"files": _}:
-            return {"value": [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)]}
+            return {"value": [os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files()]}
         case {"print": number}:
             print("x" * number)
             print("x" * number, file=sys.stderr)
@@ -42,4 +66,4 @@ def play(question: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve(play, Bounds(**json.loads(sys.argv[1])))
+    nurse(play)

@@ -20,7 +20,7 @@ from lorax_router.fronts.link import Link
 from lorax_router.fronts.messages import TellStop, encode
 from lorax_router.fronts.plan import FrontPlan
 from lorax_router.service.metrics.front_processes import FrontUsage
-from lorax_router.service.processes.limited_process import sparse_environment
+from lorax_router.service.processes.nursery import sparse_environment
 
 logger = logging.getLogger(__name__)
 

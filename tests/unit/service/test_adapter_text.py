@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.helpers.adapter_world import adapter_world, fetched
-from tests.helpers.child_processes import running_children
+from tests.helpers.child_processes import running_children, running_forks
 from tests.helpers.http_app import until, word_tokenizer
 from tests.helpers.in_loop import in_loop
 from tokenizers import Tokenizer
@@ -66,7 +66,7 @@ class Store:
 
 
 def processes() -> list[psutil.Process]:
-    return running_children("encode_process")
+    return running_forks("encode_process")
 
 
 class TextWorld:
@@ -93,7 +93,7 @@ async def text_world(limits: TokenizerLimits | None = None) -> AsyncIterator[Tex
         yield world
     finally:
         await world.texts.close()
-        assert processes() == []
+        assert running_children("encode_process") == []
 
 
 def encoded(raw: bytes, text: str) -> list[int]:

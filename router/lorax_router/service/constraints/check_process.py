@@ -1,4 +1,4 @@
-"""The process that compiles what outputs are to be bound to: ``python -m`` it with its bounds.
+"""The process that compiles what outputs are to be bound to: ``python -m`` it with the tokenizer.
 
 A grammar is a program: compiling it, and following it with an output, may take any time and any
 memory. Here it gets both within bounds, and with the model's own tokens
@@ -21,7 +21,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from lorax_contract.constraint import PARSER_LIMITS, Constraint, ConstraintKind
 from lorax_router.service.constraints import schemas
-from lorax_router.service.processes.serving import Bounds, serve
+from lorax_router.service.processes.serving import nurse
 
 _MAX_WORDS = 300
 # The first rule of Lark with its options, or a word of llguidance's; GBNF has ``::=``.
@@ -122,4 +122,4 @@ def _in_a_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    serve(partial(answer, tokens_of(sys.argv[2])), Bounds(**json.loads(sys.argv[1])))
+    nurse(partial(answer, tokens_of(sys.argv[1])))

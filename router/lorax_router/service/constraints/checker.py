@@ -7,9 +7,8 @@ another process, where only its like are: so those wait for each other and for n
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cachetools import LRUCache
@@ -18,6 +17,7 @@ from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import OverloadedError, ValidationError
 from lorax_contract.words import counted
 from lorax_router.service.processes.limited_process import LimitedProcess, ProcessLostError
+from lorax_router.service.processes.nursery import Nursery
 from lorax_router.service.processes.serving import Bounds
 from lorax_router.service.prompts.overruns import Overruns
 from lorax_router.service.single_flight import SingleFlight
@@ -57,14 +57,9 @@ class CheckLimits:
 class _Lane:
     """One process, started when it is needed; questions wait for each other."""
 
-    def __init__(
-        self, tokenizer_file: str, limits: CheckLimits, deadline_s: float, nice: int
-    ) -> None:
-        self._tokenizer_file = tokenizer_file
-        self._nice = nice
-        bounds = Bounds(memory_bytes=limits.memory_bytes, deadline_s=deadline_s, nice=nice)
-        self._bounds = json.dumps(asdict(bounds))
-        self._deadline_s = deadline_s
+    def __init__(self, nursery: Nursery, limits: CheckLimits, deadline_s: float, nice: int) -> None:
+        self._nursery = nursery
+        self._bounds = Bounds(memory_bytes=limits.memory_bytes, deadline_s=deadline_s, nice=nice)
         self._lock = asyncio.Lock()
         self._process: LimitedProcess | None = None
 
@@ -86,15 +81,15 @@ class _Lane:
 
     async def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or not self._process.is_alive:
-            self._process = await LimitedProcess.start(_MODULE, self._bounds, self._tokenizer_file)
+            self._process = await self._nursery.start(self._bounds)
         process, loop = self._process, asyncio.get_running_loop()
         late = loop.call_later(_SOON_S, process.compute_less, _LEAST_NICE)
         try:
-            answer = await process.ask(question, deadline_s=self._deadline_s)
+            answer = await process.ask(question, deadline_s=self._bounds.deadline_s)
         finally:
             late.cancel()
         # The next one may be quick again.
-        process.compute_less(self._nice)
+        process.compute_less(self._bounds.nice)
         if "memory" in answer:
             # It gives none back.
             await self._process.end()
@@ -117,8 +112,9 @@ class ConstraintChecker:
 
     def __init__(self, tokenizer_file: str, limits: CheckLimits | None = None) -> None:
         self._limits = limits = limits or CheckLimits()
-        self._quick = _Lane(tokenizer_file, limits, limits.quick_s, _NICE)
-        self._slow = _Lane(tokenizer_file, limits, limits.deadline_s, _LEAST_NICE)
+        self._nursery = Nursery(_MODULE, tokenizer_file)
+        self._quick = _Lane(self._nursery, limits, limits.quick_s, _NICE)
+        self._slow = _Lane(self._nursery, limits, limits.deadline_s, _LEAST_NICE)
         # A grammar, or why there is none.
         self._answers: LRUCache[str, tuple[str | None, str]] = LRUCache(
             self._limits.cache_bytes,
@@ -158,6 +154,7 @@ class ConstraintChecker:
         await self._checking.close()
         await self._quick.close()
         await self._slow.close()
+        await self._nursery.close()
 
     async def _checked(self, key: str, constraint: Constraint) -> tuple[str | None, str]:
         if seconds := self._overruns.refused_s(key):

@@ -1,4 +1,4 @@
-"""The router's end of a limited process: start it, ask it, end it."""
+"""The router's end of a limited process: ask it, end it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from lorax_contract import confine
-from lorax_contract.errors import LoraxError
 from lorax_router.service.processes import frames
 
-_START_S = 60.0
-# What it gets of the environment: how to find the program, languages, the time zone.
-_PASSED = ("PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
-_ONE_THREAD = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 _MAX_ANSWER_BYTES = 64 << 20
-_LAST_WORDS = 2000
 _LEAST_NICE = 19
 # Until the system may take what it did not take at once.
 _AGAIN_S = 0.15
@@ -40,47 +32,36 @@ class ProcessLostError(Exception):
 
 
 class LimitedProcess:
-    """One running process; asked one question at a time."""
+    """One running process; asked one question at a time.
+
+    Args:
+        questions: what it reads.
+        answers: what it writes.
+        reap: ends the process if it runs, waits until it is gone and returns its exit code.
+    """
 
     def __init__(
         self,
-        process: subprocess.Popen[bytes],
         questions: asyncio.StreamWriter,
         answers: asyncio.StreamReader,
+        reap: Callable[[], Awaitable[int]],
     ) -> None:
-        self._process = process
+        self._reap = reap
+        self._gone: asyncio.Future[int] | None = None
         self._questions = questions
         self._answers = answers
         self.is_lost = False
+        # The process' id, once it is ready.
+        self.pid = 0
         # Whether it computes only where nobody else does; for good.
         self.gave_way = False
         # By how much its session gives way: as it is to be, and as the system was told last.
         self._nice = 0
         self._told_nice: int | None = None
 
-    @classmethod
-    async def start(cls, module: str, *arguments: str) -> LimitedProcess:
-        """Run a module and wait until it is ready; raises LoraxError when it does not get so far."""
-        with tempfile.TemporaryFile() as words:
-            process = _run([sys.executable, "-P", "-m", module, *arguments], words)
-            started = cls(process, *await _connected(process))
-            try:
-                async with asyncio.timeout(_START_S):
-                    await started._receive()
-            except (ProcessLostError, TimeoutError) as error:
-                await started.end()
-                words.seek(0)
-                said = words.read().decode(errors="replace")[-_LAST_WORDS:]
-                raise LoraxError(f"{module} does not start: {error} {said}", public="") from error
-            except BaseException:
-                await started.end()
-                raise
-        return started
-
-    @property
-    def pid(self) -> int:
-        """The process' id."""
-        return self._process.pid
+    async def be_ready(self) -> None:
+        """Wait for its first words; raises ProcessLostError."""
+        self.pid = int((await self._receive())["ready"])
 
     async def ask(
         self, question: frames.Document, blobs: Sequence[bytes] = (), *, deadline_s: float
@@ -103,7 +84,7 @@ class LimitedProcess:
     @property
     def is_alive(self) -> bool:
         """Whether it can be asked; others may have ended it, as when memory ran out."""
-        return not self.is_lost and self._process.poll() is None
+        return not (self.is_lost or self._answers.at_eof())
 
     def give_way(self) -> None:
         """Let it compute only where nobody else wants to, from now on."""
@@ -132,9 +113,6 @@ class LimitedProcess:
 
     async def end(self) -> None:
         """End it at once and return when it is gone; more than once does nothing."""
-        self.is_lost = True
-        self._process.kill()
-        self._questions.close()
         await self._exit_code()
 
     async def _send(self, question: frames.Document, blobs: Sequence[bytes]) -> None:
@@ -157,41 +135,9 @@ class LimitedProcess:
         return ProcessLostError(how, killed=code == -signal.SIGKILL)
 
     async def _exit_code(self) -> int:
-        return await asyncio.to_thread(self._process.wait)
-
-
-def _run(command: list[str], words: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a process in the thread of the event loop, with which it ends; takes a millisecond.
-
-    Not asyncio's way, which under uvloop forks: gRPC's handlers of a fork would run in the
-    midst of its threads. This one copies nothing of the router.
-    """
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=words,
-        env=sparse_environment(),
-        # An interrupt of the terminal is the router's affair.
-        start_new_session=True,
-    )
-
-
-async def _connected(
-    process: subprocess.Popen[bytes],
-) -> tuple[asyncio.StreamWriter, asyncio.StreamReader]:
-    """Return the ends of a process' pipes in the event loop."""
-    loop = asyncio.get_running_loop()
-    answers = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)
-    transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.streams.FlowControlMixin(loop), process.stdin
-    )
-    return asyncio.StreamWriter(transport, protocol, None, loop), answers
-
-
-def sparse_environment() -> dict[str, str]:
-    """What a helper process gets of the environment: no secret, one thread for each library."""
-    passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    passed |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
-    return {**passed, **dict.fromkeys(_ONE_THREAD, "1")}
+        """End it unless it has ended, and say how."""
+        self.is_lost = True
+        self._questions.close()
+        if self._gone is None:
+            self._gone = asyncio.ensure_future(self._reap())
+        return await asyncio.shield(self._gone)

@@ -6,7 +6,6 @@ ten times its file; in the router all streams would wait for that.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from cachetools import LRUCache
 from tokenizers import Encoding, Tokenizer
 
-from lorax_router.service.processes.serving import Bounds, serve
+from lorax_router.service.processes.serving import nurse
 
 # A tokenizer takes 3 to 4.5 times its file (measured: 50,000 and 250,000 tokens, the file
 # with and without line breaks), and remembers the words it has split.
@@ -80,10 +79,8 @@ def _guarded(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until standard input ends."""
-    bounds = json.loads(sys.argv[1])
-    cache = TokenizerCache(bounds.pop("cache_bytes"))
-    serve(cache.answer, Bounds(**bounds))
+    """Serve until the router leaves."""
+    nurse(TokenizerCache(int(sys.argv[1])).answer)
 
 
 if __name__ == "__main__":

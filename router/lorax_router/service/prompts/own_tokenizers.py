@@ -8,11 +8,10 @@ memory ends its process, and the next question starts another.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from lorax_contract.adapters import AdapterUnavailableError, Reason, refused
 from lorax_contract.errors import OverloadedError, ValidationError
 from lorax_contract.words import counted
 from lorax_router.service.processes.limited_process import LimitedProcess, ProcessLostError
+from lorax_router.service.processes.nursery import Nursery
 from lorax_router.service.processes.serving import Bounds
 from lorax_router.service.prompts.overruns import Overruns
 from lorax_router.service.single_flight import SingleFlight
@@ -48,14 +48,14 @@ class TokenizerLimits:
 class TokenizerProcess:
     """One process, started when it is needed; questions wait for each other."""
 
-    def __init__(self, limits: TokenizerLimits) -> None:
+    def __init__(self, nursery: Nursery, limits: TokenizerLimits) -> None:
+        self._nursery = nursery
         self._limits = limits
-        bounds = Bounds(
+        self._bounds = Bounds(
             memory_bytes=limits.cache_bytes + limits.reading_bytes,
             deadline_s=limits.deadline_s,
             nice=_NICE,
         )
-        self._bounds = json.dumps({**asdict(bounds), "cache_bytes": limits.cache_bytes})
         self._process: LimitedProcess | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[dict[str, Any]]] = set()
@@ -97,7 +97,7 @@ class TokenizerProcess:
 
     async def _asked(self, question: Mapping[str, Any], blobs: Sequence[bytes]) -> dict[str, Any]:
         if self._process is None or not self._process.is_alive:
-            self._process = await LimitedProcess.start(_MODULE, self._bounds)
+            self._process = await self._nursery.start(self._bounds)
         answer = await self._process.ask(question, blobs, deadline_s=self._limits.deadline_s)
         if "memory" in answer:
             await self._process.end()
@@ -117,7 +117,10 @@ class OwnTokenizers:
     ) -> None:
         limits = limits or TokenizerLimits()
         self._read = read
-        self._processes = [TokenizerProcess(limits) for _ in range(limits.num_processes)]
+        self._nursery = Nursery(_MODULE, str(limits.cache_bytes))
+        self._processes = [
+            TokenizerProcess(self._nursery, limits) for _ in range(limits.num_processes)
+        ]
         self._overruns = Overruns()
         self._room = asyncio.Semaphore(_NUM_READING)
         self._reading: SingleFlight[None] = SingleFlight()
@@ -151,6 +154,7 @@ class OwnTokenizers:
         await self._reading.close()
         for process in self._processes:
             await process.close()
+        await self._nursery.close()
 
     async def _take(self, tokenizer: OwnTokenizer) -> None:
         await self._asked_with_file(tokenizer, {"key": tokenizer.key})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Template
 
-from lorax_router.service.processes.serving import Bounds, serve
+from lorax_router.service.processes.serving import nurse
 from lorax_router.service.prompts import sandbox
 from lorax_router.service.prompts.content_format import content_format_of
 from lorax_router.service.prompts.message_values import (
@@ -61,4 +59,4 @@ def answer(question: dict[str, Any], _blobs: list[bytes]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve(answer, Bounds(**json.loads(sys.argv[1])))
+    nurse(answer)

@@ -8,16 +8,16 @@ question starts another.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from lorax_contract.errors import LoraxError, OverloadedError, TemplateError
 from lorax_contract.words import counted
 from lorax_router.service.processes.limited_process import LimitedProcess, ProcessLostError
+from lorax_router.service.processes.nursery import Nursery
 from lorax_router.service.processes.serving import Bounds
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.overruns import Overruns
@@ -104,7 +104,8 @@ class RendererPool:
         # Those that give way later begin so: starting one again and again is work, too.
         nice = 0 if limits.gives_way_after_s is None else _NICE
         bounds = Bounds(memory_bytes=limits.memory_bytes, deadline_s=limits.deadline_s, nice=nice)
-        self._bounds = json.dumps(asdict(bounds))
+        self._bounds = bounds
+        self._nursery = Nursery(_MODULE)
         self._room = asyncio.Semaphore(num_processes)
         # All that may be alive, and of them those that nobody asks.
         self._processes: set[LimitedProcess] = set()
@@ -158,6 +159,7 @@ class RendererPool:
         self._idle.clear()
         for process in self._processes:
             await process.end()
+        await self._nursery.close()
 
     def _ended(self, task: asyncio.Task[str]) -> None:
         self._tasks.discard(task)
@@ -245,7 +247,7 @@ class RendererPool:
         return await self._new_process()
 
     async def _new_process(self) -> LimitedProcess:
-        process = await LimitedProcess.start(_MODULE, self._bounds)
+        process = await self._nursery.start(self._bounds)
         self._processes = {each for each in self._processes if each.is_alive} | {process}
         return process
 

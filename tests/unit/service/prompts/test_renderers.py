@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from tests.helpers.child_processes import running_children
+from tests.helpers.child_processes import running_children, running_forks
 from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
@@ -39,7 +39,7 @@ def own(text: str, owner: str = "adapter a") -> ChatTemplate:
 
 def processes() -> list[psutil.Process]:
     """Processes of renderers that this test started."""
-    return running_children("render_process")
+    return running_forks("render_process")
 
 
 @contextlib.asynccontextmanager
@@ -51,7 +51,7 @@ async def pool(
         yield made
     finally:
         await made.close()
-        assert processes() == []
+        assert running_children("render_process") == []
 
 
 @in_loop
@@ -269,7 +269,7 @@ async def test_the_models_template_is_rendered_apart_from_adapters() -> None:
         assert await renderers.render(hello, own("own {{ messages[0].content }}")) == "own hello"
     finally:
         await renderers.close()
-    assert processes() == []
+    assert running_children("render_process") == []
 
 
 @in_loop
