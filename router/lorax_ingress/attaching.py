@@ -68,7 +68,9 @@ class Attachments(Protocol):
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
 
-    def tell_aliases(self, name: str, known: list[str], dropped: list[str]) -> None:
+    def tell_aliases(
+        self, name: str, known: list[str], dropped: list[str], targets: list[str]
+    ) -> None:
         """Names mean an adapter at a replica from now on, or do no more."""
 
 
@@ -207,8 +209,8 @@ class AttachedReplica:
                 self._hears.attached(self)
             case TellLoad(number, load):
                 self._see(self._asked.pop(number), load)
-            case TellAliases(known, dropped):
-                self._hears.tell_aliases(self.name, known, dropped)
+            case TellAliases(known, dropped, targets):
+                self._hears.tell_aliases(self.name, known, dropped, targets)
             case PullPart() | TellCall():
                 self.calls.take(message)
             case TellFault(number) if number >= FIRST_NUMBER:
@@ -227,6 +229,7 @@ class AttachedReplica:
                 is_accepting=load.is_accepting,
                 num_slots=load.num_slots,
                 resident=frozenset(load.resident),
+                hosted=frozenset(load.hosted),
                 num_running=load.num_running,
                 num_queued=load.num_queued,
                 num_queued_tokens=load.num_queued_tokens,

@@ -13,17 +13,15 @@ from typing import Protocol
 
 from starlette.types import ASGIApp
 
-from lorax_contract.adapters import ALIAS_SOURCE, AdapterRef
 from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
+from lorax_ingress.aliases import ReplicaAliases
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.routing.shares import ServiceExchange
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
 from lorax_ingress.watching import IngressMetrics
 from lorax_router.fronts.core_facts import CoreFacts
 from lorax_router.http_api.json_text import dumps
-from lorax_router.service.adapters.aliases import Alias, AliasBook
-from lorax_router.service.adapters.catalog import AdapterSelection
-from lorax_router.service.adapters.selection import SelectionPolicy
+from lorax_router.service.adapters.selection import SelectionPolicy, place_key
 from lorax_router.service.generation import GenerationService
 from lorax_router.service.requests import ChatPrompt, GenerateRequest, TextPrompt
 
@@ -82,9 +80,7 @@ class Fleet:
         self._clock = clock
         self.replicas: dict[str, Replica] = {}
         self._views = self._metrics.views
-        # Names of operators' choosing that mean an adapter, by replica.
-        self._names: dict[str, set[str]] = {}
-        self._aliases = AliasBook()
+        self.aliases = ReplicaAliases()
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
         self._shares = ServiceExchange()
@@ -100,13 +96,14 @@ class Fleet:
             self.selections = SelectionPolicy(
                 refusal=facts.adapter_refusal,
                 default_source=facts.default_adapter_source,
-                aliases=self._aliases,
+                aliases=self.aliases.book,
             )
         if facts.model_id != self.facts.model_id:
             text = "replica %s serves %s, the others %s: it gets no requests"
             logger.error(text, replica.name, facts.model_id, self.facts.model_id)
             return
         self.replicas[replica.name] = replica
+        self._metrics.attached(replica.name)
         self._shares.join(replica.name)
 
     def seen(self, view: ReplicaView) -> None:
@@ -134,20 +131,15 @@ class Fleet:
             self._shares.leave(name)
             self._views.pop(name, None)
             self._router.forget(name)
-            self._metrics.lost()
-            self.tell_aliases(name, [], [*self._names.pop(name, ())])
+            self._metrics.lost(name)
+            self.aliases.forget(name)
 
-    def tell_aliases(self, name: str, known: list[str], dropped: list[str]) -> None:
+    def tell_aliases(
+        self, name: str, known: list[str], dropped: list[str], targets: list[str]
+    ) -> None:
         """Names mean an adapter at a replica from now on, or do no more."""
-        own = self._names.setdefault(name, set())
-        own.update(known)
-        own.difference_update(dropped)
-        for each in known:
-            ref = AdapterRef(source=ALIAS_SOURCE, id=each)
-            self._aliases.put(Alias(name=each, target=AdapterSelection(refs=(ref,))))
-        for each in dropped:
-            if not any(each in names for names in self._names.values()):
-                self._aliases.drop(each)
+        if name in self.replicas:
+            self.aliases.tell(name, known, dropped, targets)
 
     def stop_sending(self, name: str) -> None:
         """A replica takes nothing more until it says otherwise."""
@@ -218,7 +210,7 @@ class Fleet:
             selection = self.selections.selection_of(request.parameters)
         except ValidationError:
             return None
-        return None if selection is None else selection.label
+        return None if selection is None else place_key(selection, self.aliases.stands_for)
 
 
 @dataclass(slots=True)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lorax_ingress.routing.values import ReplicaView, RouteDecision, RouteReason
 
+# So long the counters of a replica that is gone are kept: what reads them has read them by then, and
+# one that only starts anew goes on where it was.
+_KEPT_S = 600.0
+
 
 class IngressMetrics(Collector):
-    """Counts where requests went and why, and what was lost."""
+    """Counts where requests went and why, and what was lost.
 
-    def __init__(self) -> None:
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._routed: Counter[tuple[str, RouteReason]] = Counter()
+        # Since when replicas are gone that had requests.
+        self._gone: dict[str, float] = {}
         self._num_lost = self._num_resumed = self._num_refused = 0
         self.views: dict[str, ReplicaView] = {}
 
@@ -23,9 +35,24 @@ class IngressMetrics(Collector):
         """A request was sent to a replica."""
         self._routed[decision.replica, decision.reason] += 1
 
-    def lost(self) -> None:
+    def attached(self, name: str) -> None:
+        """A replica is there, perhaps again."""
+        self._gone.pop(name, None)
+
+    def lost(self, name: str) -> None:
         """A replica was lost."""
         self._num_lost += 1
+        self._gone[name] = self._clock()
+        self._drop_series()
+
+    def _drop_series(self) -> None:
+        """Forget replicas that are gone for long: pods have new names each time."""
+        since = self._clock() - _KEPT_S
+        old = {name for name, gone_at in self._gone.items() if gone_at <= since}
+        for key in [each for each in self._routed if each[0] in old]:
+            del self._routed[key]
+        for name in old:
+            del self._gone[name]
 
     def resumed(self) -> None:
         """A request goes on, or begins anew, at another replica."""
@@ -37,6 +64,7 @@ class IngressMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return all series."""
+        self._drop_series()
         routed = CounterMetricFamily(
             "lorax_ingress_routed",
             "Requests that were sent to a replica, by why it was that one.",

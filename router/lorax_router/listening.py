@@ -197,16 +197,16 @@ async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFr
     if config.ingress_uri is None:
         return None
     from lorax_router.fronts.attached import AttachedFronts
-    from lorax_router.fronts.core_facts import facts_of, load_of
+    from lorax_router.fronts.core_facts import facts_of
+    from lorax_router.fronts.core_load import LoadReport
 
     slots = parts.engine.adapter_capacity().max_resident
     attached = AttachedFronts(
         _core_of(parts),
         facts_of(config, parts.info, parts.selections),
-        lambda: load_of(
-            parts.engine, parts.adapters, is_open=parts.service.is_open, num_slots=slots
+        LoadReport(
+            parts.engine, parts.adapters, is_open=lambda: parts.service.is_open, num_slots=slots
         ),
-        parts.engine.served_elsewhere,
     )
     try:
         tls = context_in(config.ingress_tls_dir, "ingress_tls_dir", context_of_server)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from ssl import SSLContext
 
-from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
+from lorax_router.fronts.core_facts import CoreFacts
+from lorax_router.fronts.core_load import LoadReport
 from lorax_router.fronts.desk import CoreParts, FrontDesk
 from lorax_router.fronts.elsewhere import ServiceElsewhere
 from lorax_router.fronts.link import Link
@@ -32,21 +33,14 @@ class AttachedFronts:
     Args:
         parts: what the core does for them.
         facts: what does not change of it.
-        load: tells how much it has to do.
-        charge: charges tenants what other cores gave them.
+        load: says how much it has to do.
     """
 
-    def __init__(
-        self,
-        parts: CoreParts,
-        facts: CoreFacts,
-        load: Callable[[], CoreLoad],
-        charge: Callable[[Mapping[str, float]], None],
-    ) -> None:
+    def __init__(self, parts: CoreParts, facts: CoreFacts, load: LoadReport) -> None:
         self.parts = parts
         self.facts = facts
         self.load = load
-        self.elsewhere = ServiceElsewhere(charge)
+        self.elsewhere = ServiceElsewhere(load.engine.served_elsewhere)
         self._open: set[_Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -78,6 +72,7 @@ class AttachedFronts:
             each.link.close()
         await asyncio.sleep(0)
         await asyncio.gather(*self._closing)
+        await self.load.close()
 
     def _accept(self) -> Link:
         attached = _Attached(self, self._forget)
@@ -109,7 +104,7 @@ class _Attached:
         message = decode_up(data)
         if isinstance(message, AskLoad):
             self._sums.tell(message.elsewhere)
-            self.link.send(encode(TellLoad(message.number, self._fronts.load())))
+            self.link.send(encode(TellLoad(message.number, self._fronts.load.now())))
         else:
             self.desk.do(message)
 

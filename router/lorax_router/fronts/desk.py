@@ -86,7 +86,8 @@ class FrontDesk:
 
     def open(self) -> None:
         """Tell the front what it has to know before anything else, and of changes from now on."""
-        self._send(TellAliases([each.name for each in self._parts.aliases], []))
+        names = [each.name for each in self._parts.aliases]
+        self._send(TellAliases(names, [], [*map(self._target, names)]))
         self._parts.aliases.watchers.add(self._tell_alias)
 
     async def close(self) -> None:
@@ -195,7 +196,11 @@ class FrontDesk:
                 stream.hand_to(hand_over)
 
     def _tell_alias(self, name: str, is_known: bool) -> None:
-        self._send(TellAliases([name], []) if is_known else TellAliases([], [name]))
+        known = TellAliases([name], [], [self._target(name)])
+        self._send(known if is_known else TellAliases([], [name]))
+
+    def _target(self, name: str) -> str:
+        return self._parts.aliases.stands_for(name) or name
 
     def _send(self, message: FromCore) -> None:
         self._send_bytes(encode(message))

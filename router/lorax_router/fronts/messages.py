@@ -219,6 +219,8 @@ class TellAliases(FromCore, frozen=True):
 
     known: list[str]
     dropped: list[str]
+    # What each that is known stands for, as ``place_key`` has it; a front does not ask for it.
+    targets: list[str] = []
 
 
 class TellFacts(FromCore, frozen=True):

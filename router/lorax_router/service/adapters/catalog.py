@@ -344,6 +344,14 @@ class AdapterCatalog:
 
     # --- facts --------------------------------------------------------------------
 
+    def recently_held(self, most: int) -> list[CatalogEntry]:
+        """Return adapters that nobody holds now and are not on the shards, latest held first.
+
+        O(most): so many are looked at.
+        """
+        latest = itertools.islice(reversed(self._unheld.values()), most)
+        return [each for each in latest if not self.engine.is_adapter_resident(each.handle)]
+
     @property
     def num_merges(self) -> int:
         """Merges that requests can name."""

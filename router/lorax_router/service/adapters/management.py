@@ -39,6 +39,7 @@ from lorax_router.service.adapters.listing import (
 )
 from lorax_router.service.adapters.names import KnownName
 from lorax_router.service.adapters.registry import AdapterRegistry
+from lorax_router.service.adapters.selection import place_key
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import OPERATOR, Caller
 from lorax_router.service.keys.meters import Meters
@@ -352,13 +353,32 @@ class AdapterManager:
         """Return what a caller may call an adapter that is in use; None: private, or not theirs."""
         return self._list.name_of(handle, Viewer(caller))
 
-    def labels(self, handles: Iterable[AdapterHandle]) -> list[str]:
-        """Return all that requests may call some adapters, private ones included."""
+    def place_keys(self, handles: Iterable[AdapterHandle]) -> list[str]:
+        """Return what ``place_key`` may call some adapters, private ones included; each once."""
         entries = [self._catalog.by_handle.get(handle) for handle in handles]
-        return [
-            name.ref.spoken for entry in entries if entry is not None
-            for name in entry.names.values()
-        ]  # fmt: skip
+        return self._keys(entry for entry in entries if entry is not None)
+
+    async def hosted_keys(self, most: int) -> list[str]:
+        """Return the same of adapters in the shards' host memory that are not on the device.
+
+        Of those that were used latest; so many are looked at.
+        """
+        entries = self._catalog.recently_held(most)
+        parts = dict.fromkeys(part for entry in entries for part in entry.content.parts)
+        host = (await self._shards.adapter_tiers([*parts])).host
+        return self._keys(
+            entry for entry in entries
+            if all(part.content_digest in host for part in entry.content.parts)
+        )  # fmt: skip
+
+    def _keys(self, entries: Iterable[CatalogEntry]) -> list[str]:
+        stands_for = self._directory.aliases.stands_for
+        keys: dict[str, None] = {}
+        for entry in entries:
+            own = [AdapterSelection(refs=(name.ref,)) for name in entry.names.values()]
+            for selection in [entry.selection] if entry.is_merge else own:
+                keys[place_key(selection, stands_for)] = None
+        return [*keys]
 
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from lorax_contract.adapters import (
     Combination,
     MajoritySign,
     MergeSpec,
+    key_of,
 )
 from lorax_contract.errors import ValidationError
 from lorax_router.service.adapters.aliases import AliasBook
@@ -85,6 +87,24 @@ class SelectionPolicy:
             return AdapterRef.of(source, name, revision)
         except AdapterUnavailableError as error:
             raise ValidationError(error.text) from error
+
+
+def place_key(selection: AdapterSelection, stands_for: Callable[[str], str | None]) -> str:
+    """Return what an adapter is called where requests are sent to places by it.
+
+    Names that stand for one adapter have one key; a merge's tells its weights and way, too.
+
+    Args:
+        selection: the adapter, by whichever names.
+        stands_for: returns the key of what a name of the operator's stands for, None if not known.
+    """
+    keys = [
+        (stands_for(ref.id) if ref.source == ALIAS_SOURCE else None) or ref.plain.spoken
+        for ref in selection.refs
+    ]
+    if selection.merge is None:
+        return keys[0]
+    return f"merged:{key_of(*keys, *selection.merge.words)}"
 
 
 def _checked(merged: MergedAdapters) -> list[str]:
