@@ -198,13 +198,13 @@ async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFr
         return None
     from lorax_router.fronts.attached import AttachedFronts
     from lorax_router.fronts.core_facts import facts_of
-    from lorax_router.fronts.core_load import LoadReport
+    from lorax_router.fronts.load import LoadTeller
 
     slots = parts.engine.adapter_capacity().max_resident
     attached = AttachedFronts(
         _core_of(parts),
         facts_of(config, parts.info, parts.selections),
-        LoadReport(
+        LoadTeller(
             parts.engine, parts.adapters, is_open=lambda: parts.service.is_open, num_slots=slots
         ),
     )

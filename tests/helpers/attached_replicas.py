@@ -17,8 +17,8 @@ from lorax_ingress.fleet import Fleet
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.service import ReplicatedService
 from lorax_router.fronts.attached import AttachedFronts
-from lorax_router.fronts.core_load import LoadReport
 from lorax_router.fronts.desk import CoreParts
+from lorax_router.fronts.load import LoadTeller
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
@@ -32,7 +32,7 @@ def fronts_of(world: AdapterWorld) -> AttachedFronts:
         service=parts.service, counts=parts.service.ledger, app=parts.app,
         aliases=parts.selections.aliases,
     )  # fmt: skip
-    load = LoadReport(parts.engine, parts.adapters, is_open=lambda: True, num_slots=4)
+    load = LoadTeller(parts.engine, parts.adapters, is_open=lambda: True, num_slots=4)
     return AttachedFronts(core, FACTS, load)
 
 

@@ -10,7 +10,7 @@ from tests.helpers.attached_replicas import AttachingFleet, ingress, request, se
 from tests.helpers.in_loop import in_loop
 
 from lorax_ingress.routing.values import ReplicaView
-from lorax_router.fronts.core_load import LoadReport
+from lorax_router.fronts.load import LoadTeller
 from lorax_router.service.adapters.selection import SelectionPolicy, place_key
 from lorax_router.service.requests import MergedAdapters
 
@@ -111,7 +111,7 @@ async def test_adapters_in_host_memory_are_told(tmp_path: Path) -> None:
 async def test_host_memory_is_asked_for_now_and_then(tmp_path: Path) -> None:
     async with served(f"unix:{tmp_path}/r", max_active_adapters=1) as world:
         now, parts = 0.0, world.parts
-        report = LoadReport(
+        report = LoadTeller(
             parts.engine, parts.adapters, is_open=lambda: True, num_slots=1, clock=lambda: now
         )
         await world.generate("adapter0")

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from ssl import SSLContext
 
 from lorax_router.fronts.core_facts import CoreFacts
-from lorax_router.fronts.core_load import LoadReport
 from lorax_router.fronts.desk import CoreParts, FrontDesk
 from lorax_router.fronts.elsewhere import ServiceElsewhere
 from lorax_router.fronts.link import Link
+from lorax_router.fronts.load import LoadTeller
 from lorax_router.fronts.messages import (
     PROTOCOL,
     AskFacts,
@@ -36,7 +36,7 @@ class AttachedFronts:
         load: says how much it has to do.
     """
 
-    def __init__(self, parts: CoreParts, facts: CoreFacts, load: LoadReport) -> None:
+    def __init__(self, parts: CoreParts, facts: CoreFacts, load: LoadTeller) -> None:
         self.parts = parts
         self.facts = facts
         self.load = load

@@ -52,7 +52,7 @@ class KnownAdapters(Protocol):
         """Return the same of adapters that are in host memory and not on the device."""
 
 
-class LoadReport:
+class LoadTeller:
     """Says how much a core has to do now.
 
     Args:
