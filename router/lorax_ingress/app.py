@@ -20,12 +20,16 @@ from lorax_ingress.attaching import AttachedReplica, AttachSettings
 from lorax_ingress.calls import IngressCalls
 from lorax_ingress.finding import Located, ReplicaPlaces
 from lorax_ingress.fleet import Fleet
+from lorax_ingress.listening import GrpcCalls, cannot_listen
+from lorax_ingress.messages import FleetServicer
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.service import ReplicatedService
 from lorax_ingress.watching import IngressMetrics
 from lorax_proto.mutual_tls import context_in, context_of_client
 from lorax_router.fronts.application import FrontApplication
 from lorax_router.fronts.core_facts import CoreFacts
+from lorax_router.grpc_api.limits import CallLimits
+from lorax_router.grpc_api.server import GrpcServer
 from lorax_router.http_api.app import Cors, build_generating_app
 from lorax_router.http_api.auth import METRICS_PATH, MetricsGate
 from lorax_router.http_api.calls import Calls
@@ -53,6 +57,8 @@ class IngressSettings:
     replicas: tuple[str, ...]
     hostname: str = "127.0.0.1"
     port: int = 3000
+    # Of the gRPC service; None: it is not served.
+    grpc_port: int | None = None
     # For the links to replicas over TCP; None: plain.
     tls_dir: str | None = None
     api_keys_file: str | None = None
@@ -92,6 +98,7 @@ class Ingress:
         self.metrics = IngressMetrics()
         router = AffineRouter(random.Random().randrange)
         self.fleet = Fleet(router, self.metrics, wait_s=settings.wait_s)
+        self._service, self._counts = ReplicatedService(self.fleet), IngressCounts(self.metrics)
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
         self._tls = context_in(settings.tls_dir, "--tls-dir", context_of_client)
@@ -113,9 +120,19 @@ class Ingress:
             tls=self._tls, settings=AttachSettings(silence_s=self.settings.silence_s),
         )  # fmt: skip
 
+    def grpc_server(self, facts: CoreFacts, keys: KeyStore, tls: TlsIdentity | None) -> GrpcServer:
+        """Return what answers clients over gRPC."""
+        settings = self.settings
+        limits = CallLimits(
+            max_connections=settings.max_connections, max_calls=settings.max_connections,
+            max_message_bytes=facts.max_body_bytes, client_timeout_s=settings.client_timeout_s,
+        )  # fmt: skip
+        servicer = FleetServicer(self._service, self._counts, self.fleet)
+        return GrpcServer(servicer, limits, keys=keys, tls=tls)
+
     def application(self, facts: CoreFacts, keys: KeyStore) -> ASGIApp:
         """Return what answers clients, once a replica said what it serves."""
-        service, counts = ReplicatedService(self.fleet), IngressCounts(self.metrics)
+        service, counts = self._service, self._counts
         models = Models(
             facts.model_id, facts.served_model_names, facts.max_total_tokens, self.fleet.selections
         )
@@ -171,11 +188,14 @@ async def _serve(
     )
     running = asyncio.ensure_future(server.run())
     await server.wait_started()
+    grpc_calls = await GrpcCalls.start(
+        ingress.grpc_server(facts, keys, tls), settings.hostname, settings.grpc_port
+    )
     url = url_of(listener, "http" if tls is None else "https")
     logger.info("ready on %s", url, extra={"fields": {"event": "ready", "url": url}})
     await stopping.wait()
     server.stop()
-    await running
+    await asyncio.gather(running, grpc_calls.end())
 
 
 async def _either(event: asyncio.Event, stopping: asyncio.Event) -> bool:
@@ -191,8 +211,7 @@ def _listener(settings: IngressSettings) -> socket.socket:
     try:
         return bind(settings.hostname, settings.port)
     except OSError as error:
-        text = f"cannot listen on {settings.hostname}:{settings.port}: {error.strerror}"
-        raise StartupError(text, ExitCode.BAD_CONFIG) from error
+        raise cannot_listen(settings.hostname, settings.port, error.strerror) from error
 
 
 def _keys(settings: IngressSettings) -> KeyStore:

@@ -41,7 +41,7 @@ class IngressCalls:
         elif scope["method"] == "POST" and scope["path"].startswith(_MANAGING):
             await self._all(scope, receive, send)
         else:
-            replica = self._fleet.lightest()
+            replica = self._fleet.lightest(self._fleet.replicas.values())
             await replica.calls(scope, receive, send)
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,6 +29,11 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @click.option("--hostname", default="127.0.0.1", help="Address to listen at.")
 @click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen at.")
 @click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Port of the gRPC service lorax.v1, its health and reflection (default: not served).",
+)
+@click.option(
     "--tls-dir",
     type=click.Path(exists=True, file_okay=False),
     help="Folder with ca.pem, cert.pem and key.pem for the links to servers over TCP.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from time import monotonic
@@ -20,6 +20,7 @@ from lorax_ingress.routing.shares import ServiceExchange
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
 from lorax_ingress.watching import IngressMetrics
 from lorax_router.fronts.core_facts import CoreFacts
+from lorax_router.fronts.desk import MessageCalls
 from lorax_router.http_api.json_text import dumps
 from lorax_router.service.adapters.selection import SelectionPolicy, place_key
 from lorax_router.service.generation import GenerationService
@@ -45,6 +46,10 @@ class Replica(Protocol):
     @property
     def calls(self) -> ASGIApp:
         """What answers there all that does not generate."""
+
+    @property
+    def messages(self) -> MessageCalls:
+        """What answers there calls over gRPC that do not generate."""
 
     @property
     def facts(self) -> CoreFacts | None:
@@ -153,9 +158,9 @@ class Fleet:
         """Whether some replica takes requests."""
         return any(view.is_accepting for view in self._views.values())
 
-    def lightest(self) -> Replica:
-        """Return the replica with the fewest requests, of those that take some if there are any."""
-        return min(self.replicas.values(), key=self._load)
+    def lightest(self, replicas: Iterable[Replica]) -> Replica:
+        """Return that of some with the fewest requests, of those that take some if there are any."""
+        return min(replicas, key=self._load)
 
     def _load(self, replica: Replica) -> tuple[bool, int]:
         view = self._views.get(replica.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from time import perf_counter
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,6 +19,7 @@ from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import AnswerStream, AskedRequest
 from lorax_router.service.merge import Merge
 from lorax_router.service.requests import GenerateRequest, Resumption
+from lorax_router.service.results import AdapterUse, Timings
 
 # What a replica says, or is silent with, that another one would not.
 LOST = (ReplicaLostError, ShuttingDownError, UnhealthyError)
@@ -74,6 +76,10 @@ class ResumingStream:
         self.seed = self._stream.seed
         self.adapter_content = self._stream.adapter_content
         num = self.request.num_sequences
+        self._seeds = [self._stream.seed_of(each) for each in range(num)]
+        # When it began here, and the seconds until its first token and its latest replica.
+        self._begun_at = perf_counter()
+        self._first_s = self._lost_s = 0.0
         self._ids: list[list[int]] = [[] for _ in range(num)]
         self._running = set(range(num))
         # Once several sequences go on apart: what is left of them, by their numbers.
@@ -103,6 +109,30 @@ class ResumingStream:
     def num_cached(self) -> int:
         """Tokens of the prompt that were in the cache, where the answer began."""
         return self._cached or self._stream.num_cached
+
+    def seed_of(self, sequence: int) -> int | None:
+        """Return the seed of a sequence to report; None: none was used."""
+        return self._seeds[sequence]
+
+    @property
+    def timings(self) -> Timings:
+        """What it took, as the latest replica says; what was before that counts with the whole."""
+        said = self._latest.timings
+        if not self._lost_s:
+            return said
+        received_at = said.received_at - self._lost_s
+        first_at = received_at + self._first_s if self._first_s else said.first_token_at
+        # What is between is the validation and the queue of the latest one, and what was lost.
+        return replace(said, received_at=received_at, first_token_at=first_at)
+
+    @property
+    def adapter(self) -> AdapterUse | None:
+        """The adapter that it uses, as the latest replica says."""
+        return self._latest.adapter
+
+    @property
+    def _latest(self) -> AnswerStream:
+        return self._apart[min(self._apart)] if self._apart else self._stream
 
     @property
     def is_done(self) -> bool:
@@ -136,6 +166,7 @@ class ResumingStream:
                 await self._go_on(error)
         if not self._has_begun:
             self._has_begun = True
+            self._first_s = self._first_s or perf_counter() - self._begun_at
             self._ticket.begins()
         self._ids[sequence] += chunk.tokens.ids
         if chunk.finish is not FinishCode.RUNNING:
@@ -178,6 +209,7 @@ class ResumingStream:
             raise error
         await self._stream.aclose()
         self._ticket.ends()
+        self._lost_s = perf_counter() - self._begun_at
         if len(self._ids) > 1:
             await self._part(error)
             return

@@ -183,12 +183,14 @@ def fronts_of(
 
 def _core_of(parts: Parts) -> CoreParts:
     from lorax_router.fronts.desk import CoreParts
+    from lorax_router.grpc_api.unary import UnaryCalls
 
     return CoreParts(
         service=parts.service,
         counts=parts.service.ledger,
         app=parts.app,
         aliases=parts.selections.aliases,
+        messages=UnaryCalls(parts.servicer, parts.keys),
     )
 
 

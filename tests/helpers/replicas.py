@@ -20,11 +20,13 @@ from lorax_router.fronts.desk import CoreParts, FrontDesk
 from lorax_router.fronts.forwarding import ForwardedCalls
 from lorax_router.fronts.messages import decode_down
 from lorax_router.fronts.remote import RemoteService
+from lorax_router.grpc_api.unary import UnaryCalls
 from lorax_router.service.chat.parser_book import ParserBook
 
 FACTS = CoreFacts(
     model_id="fake", served_model_names=[], model_device_type="cpu", max_total_tokens=200,
     max_body_bytes=1 << 20, default_adapter_source="local", adapter_refusal=None,
+    takes_messages=True,
 )  # fmt: skip
 ADAPTERS = ("poet", "pirate")
 
@@ -40,11 +42,12 @@ class LocalReplica:
             service=world.parts.service, counts=world.parts.service.ledger,
             app=world.client._transport.app,  # type: ignore[attr-defined]
             aliases=world.parts.selections.aliases,
+            messages=UnaryCalls(world.parts.servicer, world.parts.keys),
         )  # fmt: skip
         self._down = MemoryLink(self._hear)
         self.desk = FrontDesk(parts, self._down.send, lambda: None, lambda count: None)
         self._up = MemoryLink(self._take)
-        self.service = RemoteService(self._up.send, ParserBook())
+        self.service = self.messages = RemoteService(self._up.send, ParserBook())
         self.calls = ForwardedCalls(self._up.send)
         self.facts = FACTS
 

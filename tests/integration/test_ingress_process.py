@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
+import pytest
 from tests.helpers.fake_shard_server import serve
 from tests.helpers.http_app import events
 from tests.helpers.router_process import RouterProcess, config_of, started
@@ -20,6 +22,8 @@ from tests.helpers.tenants import ADMIN_KEY, bearer, key_of, keys_file
 
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.keys import hash_of
+from lorax_proto import lorax_pb2 as pb
+from lorax_proto.lorax_pb2_grpc import LoraxStub
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
 LONG = {
@@ -55,6 +59,7 @@ class IngressProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.grpc_port = 0
         self._reading = asyncio.create_task(self._read())
         self.log: list[dict[str, Any]] = []
 
@@ -62,6 +67,8 @@ class IngressProcess:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             self.log.append(json.loads(line))
+            if self.log[-1].get("event") == "grpc":
+                self.grpc_port = self.log[-1]["port"]
             if self.log[-1].get("event") == "ready":
                 self._url.set_result(self.log[-1]["url"])
 
@@ -253,6 +260,63 @@ async def test_keys_are_asked_for_and_what_manages_reaches_all(folder: Path) -> 
         async with made.client(url, key_of("acme")) as client:
             said = await text_of(client, "/v1/chat/completions", {**CHAT, "model": "poet"})
             assert said["model"] == "poet"
+
+
+@in_time
+async def test_the_grpc_service_is_served_too(folder: Path) -> None:
+    """With keys: those that generate are the ingress' own; who manages, the servers know."""
+    keys = str(keys_file(folder / "keys.json", acme={}))
+    config = {"api_keys_file": keys, "admin_key_hashes": [hash_of(ADMIN_KEY)]}
+    long = pb.GenerateRequest(
+        text="w1 w2",
+        parameters=pb.Parameters(max_new_tokens=200, ignore_eos_token=True, return_tokens=True),
+    )
+    async with (
+        router(folder, "a", **config) as one, router(folder, "b", **config) as two,
+        ingress(folder, "a", "b", api_keys_file=keys, grpc_port="0") as made,
+    ):  # fmt: skip
+        await made.url()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{made.grpc_port}") as channel:
+            stub = LoraxStub(channel)
+            nobody, acme, admin = (
+                tuple(bearer(each).items()) for each in ("unknown", key_of("acme"), ADMIN_KEY)
+            )
+            load = pb.LoadAdapterRequest(
+                adapter=pb.Adapter(id="org/poet", source="hub"), alias="poet"
+            )
+            for metadata, code in ((nobody, "UNAUTHENTICATED"), (acme, "PERMISSION_DENIED")):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.LoadAdapter(load, metadata=metadata)
+                assert caught.value.code().name == code
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
+                await stub.Generate(long, metadata=nobody)
+            await stub.LoadAdapter(load, metadata=admin)
+            for each in (one, two):
+                async with made.client(each.address, key_of("acme")) as client:
+                    models = (await client.get("/v1/models")).json()["data"]
+                    assert "poet" in [model["id"] for model in models]
+            expected = await stub.Generate(long, metadata=acme)
+            begun, streams = asyncio.Event(), []
+
+            async def read() -> list[int]:
+                ids = []
+                async for chunk in stub.GenerateStream(long, metadata=acme):
+                    ids += [token.id for token in chunk.tokens]
+                    begun.set()
+                return ids
+
+            streams = [asyncio.create_task(read()) for _ in range(6)]
+            await begun.wait()
+            one.process.kill()
+            wanted = [token.id for token in expected.sequences[0].tokens]
+            assert await asyncio.gather(*streams) == [wanted] * 6
+            # Calls that are open when it ends are answered.
+            last = asyncio.create_task(read())
+            begun.clear()
+            await begun.wait()
+            made.process.send_signal(signal.SIGTERM)
+            assert await last == wanted
+        assert await made.end() == 0
 
 
 def test_what_is_no_place_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from lorax_contract.step import FinishCode, TokenColumns
-from lorax_router.fronts.messages import ChunkRest, TellChunks
+from lorax_router.fronts.messages import ChunkRest, StreamEnding, TellChunks
 from lorax_router.service.engine.port import TokenChunk
 
 
@@ -22,14 +22,21 @@ class ChunkColumns:
         self._loop = asyncio.get_running_loop()
         self._clear()
 
-    def add(self, key: int, chunk: TokenChunk, *, is_first: bool = False) -> None:
+    def add(
+        self,
+        key: int,
+        chunk: TokenChunk,
+        *,
+        is_first: bool = False,
+        ending: StreamEnding | None = None,
+    ) -> None:
         """Take a chunk of a sequence. Called for each token of each stream: keep it cheap."""
         if not self._keys:
             # The engine hands over the chunks of a step without a pause.
             self._loop.call_soon(self.flush)
         tokens = chunk.tokens
         if is_first or chunk.alternatives or chunk.finish is not FinishCode.RUNNING:
-            self._rests[len(self._keys)] = _rest(chunk)
+            self._rests[len(self._keys)] = _rest(chunk, ending)
         self._keys.append(key)
         self._counts.append(len(tokens.ids))
         self._ids += tokens.ids
@@ -73,7 +80,7 @@ def chunks_of(message: TellChunks) -> Iterator[tuple[int, TokenChunk]]:
         yield key, chunk
 
 
-def _rest(chunk: TokenChunk) -> ChunkRest:
+def _rest(chunk: TokenChunk, ending: StreamEnding | None) -> ChunkRest:
     return ChunkRest(
         chunk.finish,
         chunk.alternatives,
@@ -81,6 +88,7 @@ def _rest(chunk: TokenChunk) -> ChunkRest:
         chunk.prompt_tokens,
         chunk.prompt_alternatives,
         chunk.num_cached_tokens,
+        ending,
     )
 
 

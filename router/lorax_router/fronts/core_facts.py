@@ -20,6 +20,8 @@ class CoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     default_adapter_source: str
     # Why no adapters are served; None: they are.
     adapter_refusal: str | None
+    # Whether AskMessage is answered.
+    takes_messages: bool = False
 
 
 class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,4 +53,5 @@ def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy
         max_body_bytes=config.max_body_bytes,
         default_adapter_source=config.default_adapter_source,
         adapter_refusal=selections.refusal,
+        takes_messages=True,
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from starlette.types import ASGIApp
 
@@ -18,6 +19,7 @@ from lorax_router.fronts.messages import (
     AskAnswer,
     AskCall,
     AskCount,
+    AskMessage,
     AskRoom,
     AskStream,
     CallPart,
@@ -27,11 +29,13 @@ from lorax_router.fronts.messages import (
     NoteReady,
     NoteRefused,
     NoteUnknownFields,
+    StreamEnding,
     TellAdapter,
     TellAliases,
     TellAnswer,
     TellCount,
     TellFault,
+    TellMessage,
     TellOpening,
     TellRoom,
     Withdraw,
@@ -48,6 +52,15 @@ from lorax_router.service.generation import GenerationService, RequestCounts
 logger = logging.getLogger(__name__)
 
 
+class MessageCalls(Protocol):
+    """Answers calls over gRPC that do not generate."""
+
+    async def answer(
+        self, method: str, request: bytes, metadata: Sequence[tuple[str, str]]
+    ) -> bytes:
+        """Return the bytes of the answer; raises what is wrong with the call."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreParts:
     """What a core has for its fronts."""
@@ -57,6 +70,8 @@ class CoreParts:
     # Answers all calls that do not generate.
     app: ASGIApp
     aliases: AliasBook
+    # None: fronts have none.
+    messages: MessageCalls | None = None
 
 
 class FrontDesk:
@@ -113,6 +128,8 @@ class FrontDesk:
                 self._begin(number, partial(self._stream, message))
             case AskCount(number):
                 self._begin(number, partial(self._count, message))
+            case AskMessage(number):
+                self._begin(number, partial(self._message, message))
             case AskCall(number):
                 call = self._calls[number] = CoreCall(message, self._send)
                 self._begin(number, partial(call.run, self._parts.app))
@@ -174,6 +191,11 @@ class FrontDesk:
         count = await self._parts.service.count_tokens(unpack_request(asked.request))
         self._send(TellCount(asked.number, count))
 
+    async def _message(self, asked: AskMessage) -> None:
+        assert self._parts.messages is not None
+        answer = await self._parts.messages.answer(asked.method, asked.request, asked.metadata)
+        self._send(TellMessage(asked.number, answer))
+
     async def _stream(self, asked: AskStream) -> None:
         number, columns = asked.number, self._columns
         opened = await self._parts.service.generate_stream(
@@ -190,8 +212,10 @@ class FrontDesk:
             async for sequence, chunk in stream:
                 is_first = sequence not in begun
                 begun.add(sequence)
-                columns.add(key_of(number, sequence), chunk, is_first=is_first)
-                if stream.is_done:
+                key, is_done = key_of(number, sequence), stream.is_done
+                ending = StreamEnding(stream.timings, stream.adapter) if is_done else None
+                columns.add(key, chunk, is_first=is_first, ending=ending)
+                if is_done:
                     break
                 stream.hand_to(hand_over)
 

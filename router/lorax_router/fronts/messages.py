@@ -17,10 +17,11 @@ from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
 from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
-from lorax_router.service.results import AdapterUse
+from lorax_router.service.results import AdapterUse, Timings
 
 # Raised when a message changes so that another version would misread it. A field that comes to its
-# end with a default is none of that: who does not know it passes it over, or has the default.
+# end with a default is none of that: who does not know it passes it over, or has the default. A
+# message that is new is asked only of those that say that they take it (CoreFacts).
 PROTOCOL = 1
 
 
@@ -127,6 +128,18 @@ class AskLoad(FromFront, frozen=True):
     elsewhere: dict[str, float] = {}
 
 
+class AskMessage(FromFront, frozen=True):
+    """A call over gRPC that does not generate; answered by TellMessage or TellFault.
+
+    Who calls is told by its metadata, of which those come whose names matter.
+    """
+
+    number: int
+    method: str
+    request: bytes
+    metadata: list[tuple[str, str]]
+
+
 class FromCore(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A message from the core to a front."""
 
@@ -172,6 +185,13 @@ class TellOpening(FromCore, frozen=True):
     opening: PackedOpening
 
 
+class StreamEnding(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of a stream when all its sequences have ended."""
+
+    timings: Timings
+    adapter: AdapterUse | None
+
+
 class ChunkRest(msgspec.Struct, frozen=True, array_like=True):
     """What only some chunks have beside their tokens, by TokenChunk's names."""
 
@@ -181,6 +201,8 @@ class ChunkRest(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: TokenColumns | None
     prompt_alternatives: list[Alternatives]
     num_cached_tokens: int
+    # In the last chunk of all sequences of a stream.
+    ending: StreamEnding | None = None
 
 
 class TellChunks(FromCore, frozen=True):
@@ -214,6 +236,13 @@ class TellCall(FromCore, frozen=True):
     body: bytes
 
 
+class TellMessage(FromCore, frozen=True):
+    """The answer to a call over gRPC."""
+
+    number: int
+    answer: bytes
+
+
 class TellAliases(FromCore, frozen=True):
     """Names of the operator's choosing that mean an adapter from now on, and such as do no more."""
 
@@ -243,11 +272,11 @@ class TellStop(FromCore, frozen=True):
 
 Up = (
     AskRoom | AskAnswer | AskStream | AskCount | AskCall | CallPart | Withdraw | NoteRefused
-    | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad
+    | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad | AskMessage
 )  # fmt: skip
 Down = (
     TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
-    | PullPart | TellCall | TellAliases | TellStop | TellFacts | TellLoad
+    | PullPart | TellCall | TellAliases | TellStop | TellFacts | TellLoad | TellMessage
 )  # fmt: skip
 
 _SEQUENCE_BITS = 16

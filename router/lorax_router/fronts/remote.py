@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from lorax_router.fronts.faults import pack_fault, unpack_fault
 from lorax_router.fronts.messages import (
     AskAnswer,
     AskCount,
+    AskMessage,
     AskRoom,
     AskStream,
     FromFront,
@@ -24,6 +25,7 @@ from lorax_router.fronts.messages import (
     TellChunks,
     TellCount,
     TellFault,
+    TellMessage,
     TellOpening,
     TellRoom,
     Withdraw,
@@ -39,7 +41,10 @@ from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
-Answer = TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
+Answer = (
+    TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
+    | TellMessage
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,15 @@ class RemoteService:
         message = AskCount(number, pack_request(request))
         answer: TellCount = await self._ask(number, message, request.caller, request.origin)
         return answer.count
+
+    async def answer(
+        self, method: str, request: bytes, metadata: Sequence[tuple[str, str]]
+    ) -> bytes:
+        """Have the core answer a call over gRPC that does not generate; see MessageCalls."""
+        number = next(self._numbers)
+        message = AskMessage(number, method, request, [*metadata])
+        told: TellMessage = await self._ask(number, message, ANYBODY)
+        return told.answer
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter
@@ -148,11 +162,11 @@ class RemoteService:
             case TellOpening(number, opening):
                 if (asked := self._streams.get(number)) is not None:
                     request = unpack_opening(opening, asked.request, self._parsers)
-                    asked.stream.open(request, opening.seed, opening.adapter_content)
+                    asked.stream.open(request, opening)
             case TellAdapter(number, adapter):
                 if (asked := self._streams.get(number)) is not None:
                     asked.on_adapter(adapter)
-            case TellRoom(number) | TellAnswer(number) | TellCount(number):
+            case TellRoom(number) | TellAnswer(number) | TellCount(number) | TellMessage(number):
                 waiting = self._asked.get(number)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
@@ -169,11 +183,18 @@ class RemoteService:
             if (asked := streams.get(number)) is not None:
                 asked.stream.put(sequence, chunk)
         # The last chunk of a sequence is one of few that have more than tokens.
-        for place in message.rests:
+        ended: set[int] = set()
+        for place, rest in message.rests.items():
             number, _ = of_key(message.keys[place])
             asked = streams.get(number)
-            if asked is not None and asked.stream.has_ended:
-                del streams[number]
+            if asked is None:
+                continue
+            if rest.ending is not None:
+                asked.stream.end(rest.ending)
+            if asked.stream.has_ended:
+                ended.add(number)
+        for number in ended:
+            del streams[number]
 
     def _fail(self, number: int, error: LoraxError) -> None:
         if (asked := self._streams.pop(number, None)) is not None:

@@ -10,8 +10,10 @@ from typing import Self
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
-from lorax_router.fronts.values import OpenedRequest
+from lorax_router.fronts.messages import StreamEnding
+from lorax_router.fronts.values import OpenedRequest, PackedOpening
 from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.results import AdapterUse, Timings
 
 Sink = Callable[[int, TokenChunk], None]
 
@@ -30,9 +32,13 @@ class RemoteStream:
         self.request: OpenedRequest
         self.seed: int | None = None
         self.adapter_content = ""
+        # Known at the end.
+        self.timings = Timings(received_at=0.0)
+        self.adapter: AdapterUse | None = None
         self.num_generated = 0
         self.num_skipped = 0
         # Of each sequence.
+        self._seeds: list[int | None] = []
         self._cached: list[int] = []
         # Sequences whose last chunk was not read, and whose did not arrive.
         self._num_running = self._num_coming = 0
@@ -46,9 +52,10 @@ class RemoteStream:
 
     # --- what arrives -------------------------------------------------------------
 
-    def open(self, request: OpenedRequest, seed: int | None, adapter_content: str) -> None:
+    def open(self, request: OpenedRequest, opening: PackedOpening) -> None:
         """The request is admitted; chunks follow."""
-        self.request, self.seed, self.adapter_content = request, seed, adapter_content
+        self.request, self.seed = request, opening.seed
+        self.adapter_content, self._seeds = opening.adapter_content, opening.seeds
         self._num_running = self._num_coming = request.num_sequences
         self._cached = [0] * request.num_sequences
         if not self.opening.done():
@@ -77,6 +84,10 @@ class RemoteStream:
         self._chunks.append((sequence, chunk))
         self._wake_reader()
 
+    def end(self, ending: StreamEnding) -> None:
+        """All has arrived."""
+        self.timings, self.adapter = ending.timings, ending.adapter
+
     @property
     def has_ended(self) -> bool:
         """Whether nothing more arrives."""
@@ -95,6 +106,10 @@ class RemoteStream:
             self._cached[sequence] = chunk.num_cached_tokens
 
     # --- the reader's side ----------------------------------------------------------
+
+    def seed_of(self, sequence: int) -> int | None:
+        """Return the seed of a sequence to report; None: none was used."""
+        return self._seeds[sequence] if self._seeds else self.seed
 
     @property
     def num_cached(self) -> int:

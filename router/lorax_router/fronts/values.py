@@ -92,6 +92,8 @@ class PackedOpening(msgspec.Struct, frozen=True, array_like=True):
     reading: PackedReading | None
     seed: int | None
     adapter_content: str
+    # Of each sequence.
+    seeds: list[int | None] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +186,7 @@ def pack_opening(stream: AnswerStream) -> PackedOpening:
         _pack_reading(request.new_parser),
         stream.seed,
         stream.adapter_content,
+        [stream.seed_of(each) for each in range(request.num_sequences)],
     )
 
 

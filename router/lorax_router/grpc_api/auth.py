@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # What tells orchestrators and balancers whether the server lives; asks for no key.
 _PROBES = "/grpc.health.v1.Health/"
+# Metadata that have to do with who calls.
+KEY_NAMES = ("authorization", "x-api-key")
 
 
 class CertificateSource(Protocol):
@@ -29,6 +31,18 @@ class CertificateSource(Protocol):
     @property
     def pem(self) -> tuple[bytes, bytes]:
         """Key and chain; raises OSError."""
+
+
+class Asker(Protocol):
+    """Who makes a call."""
+
+    @property
+    def caller(self) -> Caller:
+        """Whom the keys know."""
+
+    @property
+    def bearer_token(self) -> str | None:
+        """The token for the hub that stands for the caller, a secret; None without one."""
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -77,6 +91,18 @@ def caller_of(get: Callable[[str], str | None], keys: KeyStore) -> Caller:
     if caller.only_metrics:
         raise ForbiddenError("this key is for the metrics only")
     return caller
+
+
+def bearer_of(get: Callable[[str], str | None], caller: Caller) -> str | None:
+    """Return the token for the hub that stands for a caller, a secret; None without one.
+
+    It is that of the metadata's ``authorization``, unless the server has keys: then that is
+    one of them, no source is told it, and the caller's tenant may have a token of its own.
+    """
+    if caller.has_key:
+        return caller.api_token
+    scheme, _, token = (get("authorization") or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def _refusing(

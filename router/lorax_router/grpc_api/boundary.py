@@ -25,7 +25,7 @@ from lorax_contract.errors import (
     OverloadedError,
     SlowRequestError,
 )
-from lorax_router.grpc_api.auth import caller_of
+from lorax_router.grpc_api.auth import KEY_NAMES, bearer_of, caller_of
 from lorax_router.grpc_api.errors import (
     FIELDS,
     REQUEST_ID,
@@ -78,15 +78,13 @@ class PublicCall:
 
     @property
     def bearer_token(self) -> str | None:
-        """The token for the hub that stands for the caller, a secret; None without one.
+        """The token for the hub that stands for the caller, a secret; None without one."""
+        return bearer_of(self._metadata.get, self.caller)
 
-        It is that of the metadata's ``authorization``, unless the server has keys: then that is
-        one of them, no source is told it, and the caller's tenant may have a token of its own.
-        """
-        if self.caller.has_key:
-            return self.caller.api_token
-        scheme, _, token = (self._metadata.get("authorization") or "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What came with it that tells who calls."""
+        return [(name, value) for name, value in self._metadata.items() if name in KEY_NAMES]
 
     @property
     def timeout_s(self) -> float | None:
@@ -118,6 +116,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         check_room: raises what any request of a caller would get, before it is read.
         refused: told of errors that come before there is a request, of whose, and how it came.
         counted: names of the methods whose requests are counted.
+        passed_on: names of those that somebody else answers, who finds out who calls.
         cut: ends a connection.
     """
 
@@ -131,7 +130,9 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         refused: Callable[[BaseException, Caller, Origin], None],
         counted: frozenset[str],
         cut: Callable[[str], object],
+        passed_on: frozenset[str] = frozenset(),
     ) -> None:
+        self._passed_on = passed_on
         self._prefix = f"/{service}/"
         self._limits = limits
         self._keys = keys
@@ -179,7 +180,8 @@ class CallBoundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self.num_open += 1
         try:
             async with asyncio.timeout(context.time_remaining()):
-                call.identify(self._keys)
+                if call.method not in self._passed_on:
+                    call.identify(self._keys)
                 request = await self._read(requests, call, is_counted=is_counted)
                 await _answer(method(request, call), call)
         except TimeoutError:

@@ -24,7 +24,7 @@ from lorax_router.service.chat.deltas import (
     ToolCallStart,
 )
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.generation_stream import GenerationStream, reported_seed
+from lorax_router.service.generation import AnswerStream
 
 
 class ChunkMaker(ABC):
@@ -38,7 +38,7 @@ class ChunkMaker(ABC):
     message: Any
     place: str
 
-    def __init__(self, stream: GenerationStream, style: AnswerStyle, request_id: str) -> None:
+    def __init__(self, stream: AnswerStream, style: AnswerStyle, request_id: str) -> None:
         self._stream = stream
         self._style = style
         self._request_id = request_id
@@ -74,7 +74,7 @@ class ChunkMaker(ABC):
         if (cause := stopped_by(self._cause(sequence))) is not None:
             made.stopped_by.CopyFrom(cause)
         stream = self._stream
-        if (seed := reported_seed(stream.request.samplings[sequence])) is not None:
+        if (seed := stream.seed_of(sequence)) is not None:
             made.seed = seed
         if stream.is_done:
             made.usage.prompt_tokens = stream.request.num_prompt_tokens
@@ -88,9 +88,10 @@ class TextChunks(ChunkMaker):
 
     message, place = pb.GenerateChunk, "sequence"
 
-    def __init__(self, stream: GenerationStream, style: AnswerStyle, request_id: str) -> None:
+    def __init__(self, stream: AnswerStream, style: AnswerStyle, request_id: str) -> None:
         super().__init__(stream, style, request_id)
-        self._assemblers = [style.text.assembler() for _ in stream.request.samplings]
+        num = stream.request.num_sequences
+        self._assemblers = [style.text.assembler() for _ in range(num)]
 
     def _said(self, sequence: int, chunk: TokenChunk) -> dict[str, Any]:
         text = self._assemblers[sequence].feed(chunk)
@@ -105,10 +106,12 @@ class ChatChunks(ChunkMaker):
 
     message, place = pb.ChatChunk, "choice"
 
-    def __init__(self, stream: GenerationStream, style: AnswerStyle, request_id: str) -> None:
+    def __init__(self, stream: AnswerStream, style: AnswerStyle, request_id: str) -> None:
         super().__init__(stream, style, request_id)
         request = stream.request
-        self._answers = [ChatAnswer.new(style.text, request.new_parser) for _ in request.samplings]
+        self._answers = [
+            ChatAnswer.new(style.text, request.new_parser) for _ in range(request.num_sequences)
+        ]
 
     def _said(self, sequence: int, chunk: TokenChunk) -> dict[str, Any]:
         return _fields_of(self._answers[sequence].deltas(chunk))

@@ -15,9 +15,9 @@ from lorax_proto.lorax_pb2_grpc import add_LoraxServicer_to_server
 from lorax_router.grpc_api import connections
 from lorax_router.grpc_api.auth import CertificateSource, KeyInterceptor, credentials_of
 from lorax_router.grpc_api.boundary import CallBoundary
+from lorax_router.grpc_api.generating import GENERATING, SERVICE, GeneratingServicer
 from lorax_router.grpc_api.health import NOT_SERVING, SERVING, HealthService
 from lorax_router.grpc_api.limits import CallLimits
-from lorax_router.grpc_api.servicer import GENERATING, SERVICE, PublicServicer
 from lorax_router.service.keys.store import KeyStore
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        servicer: PublicServicer,
+        servicer: GeneratingServicer,
         limits: CallLimits | None = None,
         interval_s: float = _INTERVAL_S,
         cut: Callable[[str], object] = connections.cut,
@@ -48,15 +48,16 @@ class GrpcServer:
     ) -> None:
         limits, keys = limits or CallLimits(), keys or KeyStore()
         self._tls = tls
-        self._service = servicer.service
+        self._door = servicer.door
         self._interval_s = interval_s
         self.boundary = CallBoundary(
             SERVICE,
             limits,
             keys=keys,
-            check_room=servicer.service.check_room,
-            refused=servicer.service.ledger.request_refused,
+            check_room=servicer.door.check_room,
+            refused=servicer.counts.request_refused,
             counted=GENERATING,
+            passed_on=servicer.passed_on,
             cut=cut,
         )
         # What is bound; 0: nothing is yet.
@@ -105,7 +106,7 @@ class GrpcServer:
 
     async def _update(self) -> None:
         try:
-            await self._service.health()
+            await self._door.health()
         except LoraxError as error:
             logger.warning("not healthy: %s", error)
             self._health.set(NOT_SERVING)

@@ -3,30 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-
-from lorax_contract.errors import LoraxError, ValidationError
+from lorax_contract.errors import ValidationError
 from lorax_proto import lorax_pb2 as pb
-from lorax_proto.lorax_pb2_grpc import LoraxServicer
-from lorax_router.grpc_api.boundary import PublicCall
-from lorax_router.grpc_api.chunks import ChatChunks, ChunkMaker, TextChunks
-from lorax_router.grpc_api.errors import CHAT_FIELDS
+from lorax_router.grpc_api.auth import Asker
+from lorax_router.grpc_api.generating import GeneratingServicer
 from lorax_router.grpc_api.requests import (
     adapter_parameters,
     chat_prompt,
-    chat_request,
-    generate_request,
     given,
     list_query,
 )
 from lorax_router.grpc_api.responses import (
-    AnswerStyle,
     adapter_info,
-    chat_response,
     chat_tokens_response,
-    generate_response,
     info_response,
     tokenize_response,
 )
@@ -37,7 +26,7 @@ from lorax_router.service.inference import InferenceService
 from lorax_router.service.info import ServerInfo
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.prompts.tokenization import Tokenization
-from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID, GenerateRequest
+from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Lorax"].full_name
 # Those that take a place, and whose requests are counted.
@@ -46,8 +35,8 @@ GENERATING = frozenset({"Generate", "GenerateStream", "Chat", "ChatStream"})
 _LEAST_TIMEOUT_S = 1e-3
 
 
-class PublicServicer(LoraxServicer):
-    """The methods of the service; ``CallBoundary`` goes around them."""
+class PublicServicer(GeneratingServicer):
+    """The methods of the service; ``CallBoundary`` goes around them, and a link around some."""
 
     def __init__(
         self,
@@ -58,75 +47,20 @@ class PublicServicer(LoraxServicer):
         tokenization: Tokenization,
         info: ServerInfo,
     ) -> None:
-        self.service = service
+        super().__init__(service, service.ledger, service)
+        self._inference = service
         self._manager = manager
         self._selections = selections
         self.metrics = metrics
         self._tokenization = tokenization
         self._info = info_response(info)
 
-    # --- generation ---------------------------------------------------------------
-
-    async def Generate(self, request: pb.GenerateRequest, call: PublicCall) -> pb.GenerateResponse:
-        """Answer with whole texts."""
-        with self._counted(call):
-            domain = generate_request(request, call.bearer_token, call.caller, call.origin)
-        style = AnswerStyle(request.parameters, domain)
-        result = await self.service.generate(_timed(domain, call))
-        return generate_response(result, style, call.request_id)
-
-    async def GenerateStream(self, request: pb.GenerateRequest, call: PublicCall) -> None:
-        """Send chunks."""
-        with self._counted(call):
-            domain = generate_request(request, call.bearer_token, call.caller, call.origin)
-        style = AnswerStyle(request.parameters, domain)
-        await self._stream(domain, style, TextChunks, call)
-
-    async def Chat(self, request: pb.ChatRequest, call: PublicCall) -> pb.ChatResponse:
-        """Answer with whole messages."""
-        call.names = CHAT_FIELDS
-        with self._counted(call):
-            domain = chat_request(request, call.bearer_token, call.caller, call.origin)
-        style = AnswerStyle(request.parameters, domain)
-        result = await self.service.generate(_timed(domain, call))
-        return chat_response(result, style, call.request_id)
-
-    async def ChatStream(self, request: pb.ChatRequest, call: PublicCall) -> None:
-        """Send parts of messages."""
-        call.names = CHAT_FIELDS
-        with self._counted(call):
-            domain = chat_request(request, call.bearer_token, call.caller, call.origin)
-        style = AnswerStyle(request.parameters, domain)
-        await self._stream(domain, style, ChatChunks, call)
-
-    async def _stream(
-        self,
-        domain: GenerateRequest,
-        style: AnswerStyle,
-        make: type[ChunkMaker],
-        call: PublicCall,
-    ) -> None:
-        async with await self.service.generate_stream(_timed(domain, call)) as stream:
-            chunks = make(stream, style, call.request_id)
-            async for sequence, chunk in stream:
-                if (message := chunks.chunk(sequence, chunk)) is not None:
-                    call.send(message)
-
-    @contextmanager
-    def _counted(self, call: PublicCall) -> Iterator[None]:
-        """Within, a request becomes one of the service's; one that does not is counted here."""
-        try:
-            yield
-        except LoraxError as error:
-            self.service.ledger.request_refused(error, call.caller, call.origin)
-            raise
-
     # --- texts and tokens ---------------------------------------------------------
 
-    async def Tokenize(self, request: pb.TokenizeRequest, call: PublicCall) -> pb.TokenizeResponse:
+    async def Tokenize(self, request: pb.TokenizeRequest, call: Asker) -> pb.TokenizeResponse:
         """Answer with the tokens of a text, or of a chat as it is rendered."""
-        self.service.check_open()
-        self.service.start_request(call.caller)
+        self._inference.check_open()
+        self._inference.start_request(call.caller)
         tokens = self._tokenization
         match request.WhichOneof("prompt"):
             case "text":
@@ -140,22 +74,20 @@ class PublicServicer(LoraxServicer):
                 return await tokens.pool.run(chat_tokens_response, ids, strings)
         raise ValidationError("`prompt` is missing: set `text` or `chat`")
 
-    async def Detokenize(
-        self, request: pb.DetokenizeRequest, call: PublicCall
-    ) -> pb.DetokenizeResponse:
+    async def Detokenize(self, request: pb.DetokenizeRequest, call: Asker) -> pb.DetokenizeResponse:
         """Answer with the text of token ids."""
-        self.service.check_open()
-        self.service.start_request(call.caller)
+        self._inference.check_open()
+        self._inference.start_request(call.caller)
         return pb.DetokenizeResponse(text=await self._tokenization.text(request.ids))
 
     # --- the server ---------------------------------------------------------------
 
-    async def Info(self, request: pb.InfoRequest, call: PublicCall) -> pb.InfoResponse:
+    async def Info(self, request: pb.InfoRequest, call: Asker) -> pb.InfoResponse:
         """Answer with the model and its limits."""
         return self._info
 
     async def ListAdapters(
-        self, request: pb.ListAdaptersRequest, call: PublicCall
+        self, request: pb.ListAdaptersRequest, call: Asker
     ) -> pb.ListAdaptersResponse:
         """Answer with a page of the known adapters."""
         page = await self._manager.listing(list_query(request), call.bearer_token, call.caller)
@@ -163,7 +95,7 @@ class PublicServicer(LoraxServicer):
         return pb.ListAdaptersResponse(adapters=adapters, next_page_token=page["next_cursor"])
 
     async def LoadAdapter(
-        self, request: pb.LoadAdapterRequest, call: PublicCall
+        self, request: pb.LoadAdapterRequest, call: Asker
     ) -> pb.LoadAdapterResponse:
         """Answer when the adapter is there."""
         selection = self._managed(request.adapter, call)
@@ -175,7 +107,7 @@ class PublicServicer(LoraxServicer):
         return pb.LoadAdapterResponse(adapter=adapter_info(document))
 
     async def UnloadAdapter(
-        self, request: pb.UnloadAdapterRequest, call: PublicCall
+        self, request: pb.UnloadAdapterRequest, call: Asker
     ) -> pb.UnloadAdapterResponse:
         """Answer when its memory is free."""
         document = await self._manager.unload(self._managed(request.adapter, call), call.caller)
@@ -183,23 +115,14 @@ class PublicServicer(LoraxServicer):
             freed=pb.TierBytes(**document["freed"]), shared_with=document["shared_with"]
         )
 
-    def _managed(self, adapter: pb.Adapter, call: PublicCall) -> AdapterSelection:
+    def _managed(self, adapter: pb.Adapter, call: Asker) -> AdapterSelection:
         """Return the adapter that somebody manages who may; ForbiddenError, ValidationError."""
         # Without keys nobody is an operator here, wherever the listener is: HTTP's port for them is
         # on the loopback, too, but what lets clients in has no reason to lead there.
         call.caller.check_admin()
-        self.service.check_open()
+        self._inference.check_open()
         if adapter.id in ("", BASE_MODEL_ADAPTER_ID):
             raise ValidationError("`adapter_id` must name an adapter")
         selection = self._selections.selection_of(adapter_parameters(adapter, call.bearer_token))
         assert selection is not None
         return selection
-
-
-def _timed(domain: GenerateRequest, call: PublicCall) -> GenerateRequest:
-    """Return a request that is to be answered before the deadline of its call."""
-    seconds = call.timeout_s
-    if seconds is None:
-        return domain
-    timeout_s = max(seconds, _LEAST_TIMEOUT_S)
-    return replace(domain, parameters=replace(domain.parameters, timeout_s=timeout_s))

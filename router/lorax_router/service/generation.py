@@ -15,7 +15,7 @@ from lorax_router.service.chat.output_parser import NewParser
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.origin import NOWHERE, Origin
 from lorax_router.service.requests import GenerateRequest
-from lorax_router.service.results import AdapterUse, GenerateResult
+from lorax_router.service.results import AdapterUse, GenerateResult, Timings
 
 
 def ignore_adapter(use: AdapterUse) -> None:
@@ -59,6 +59,17 @@ class AnswerStream(Protocol):
     @property
     def seed(self) -> int | None:
         """The seed to report; None: none was used."""
+
+    def seed_of(self, sequence: int) -> int | None:
+        """Return the seed of a sequence to report; None: none was used."""
+
+    @property
+    def timings(self) -> Timings:
+        """What the first sequence took so far; from another process once all is done."""
+
+    @property
+    def adapter(self) -> AdapterUse | None:
+        """The adapter that it uses, and what that one's way took; known when timings are."""
 
     @property
     def adapter_content(self) -> str:

@@ -43,6 +43,10 @@ class GenerationStream:
         self._lease = lease
         self._is_open = True
 
+    def seed_of(self, sequence: int) -> int | None:
+        """Return the seed of a sequence to report; None: none was used."""
+        return reported_seed(self.request.samplings[sequence])
+
     @property
     def adapter_content(self) -> str:
         """What the adapter is that it uses; "": none. See Resumption."""

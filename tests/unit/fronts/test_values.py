@@ -106,8 +106,12 @@ def test_a_stream_begins_there_as_it_did_here(number, num_prompt, details, is_fu
         seed: int | None
         adapter_content: str
 
+        def seed_of(self, sequence: int) -> int | None:
+            return self.seed and self.seed - sequence
+
     request = GenerateRequest(prompt=CHAT, sent_text=sent)
-    packed = PackedOpening(number, num_prompt, details, is_full, None, 2**64 - 1, "a digest")
+    seeds = [2**64 - 1 - each for each in range(number)]
+    packed = PackedOpening(number, num_prompt, details, is_full, None, 2**64 - 1, "a digest", seeds)
     there = unpack_opening(packed, request, BOOK)
     stream: Any = Stream(there, packed.seed, packed.adapter_content)
     again = crossed(pack_opening(stream), PackedOpening)
