@@ -23,8 +23,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
     multiple=True,
     required=True,
     metavar="NAME=URI",
-    help="A server, at its --ingress-uri: NAME=HOST:PORT, NAME=unix:PATH, or "
-    "dns:HOST:PORT for all addresses of a name. Several times for several.",
+    help="A server, at its --ingress-uri: NAME=HOST:PORT, NAME=unix:PATH, "
+    "dns:HOST:PORT for all addresses of a name, or file:PATH for the NAME=URI on each "
+    "line of a file, which may change. Several times for several.",
 )
 @click.option("--hostname", default="127.0.0.1", help="Address to listen at.")
 @click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen at.")

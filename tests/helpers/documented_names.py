@@ -15,7 +15,7 @@ OTHERS = ("vLLM", "LoRAX", "TGI", "PEFT", "there", "of LoRAX")
 # Programs with flags of their own: a text that begins with one is not about this project's.
 FOREIGN = (
     "vllm", "curl", "docker", "pip", "grpcurl", "openssl", "lm_eval", "python", "kubectl", "grep",
-    "sed", "mkdir", "git", "export", "printf", "echo", "cat", "chmod",
+    "sed", "mkdir", "git", "export", "printf", "echo", "cat", "chmod", "ray",
 )  # fmt: skip
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -84,12 +84,13 @@ def known_flags() -> set[str]:
     from lorax_cli.cli import main as cli
     from lorax_ingress.cli import main as ingress
     from lorax_launcher.cli import main as launcher
+    from lorax_launcher.placing.cli import main as ray
     from lorax_router.cli import main as router
     from lorax_router.simulator.cli import main as simulate
     from lorax_shard.cli import main as shard
 
     found = {"--help", "--version"}
-    for command in (bench, cli, ingress, launcher, router, simulate, shard):
+    for command in (bench, cli, ingress, launcher, ray, router, simulate, shard):
         found |= _flags_of(command)
     scripts = [*(ROOT / "tests/soak").glob("*.py"), *(ROOT / "tests/fuzz").glob("*.py")]
     scripts += [*(ROOT / "bench").rglob("*.py"), *(ROOT / "examples").glob("*.py")]

@@ -1,0 +1,1 @@
+"""Server groups on the machines of a Ray cluster: placed, watched, scaled, upgraded."""
