@@ -117,7 +117,7 @@ class Ingress:
     def _replica(self, found: Located) -> AttachedReplica:
         return AttachedReplica(
             found.name, found.uri, self.fleet, ParserBook(), ingress=self.settings.name,
-            tls=self._tls, settings=AttachSettings(silence_s=self.settings.silence_s),
+            tls=self._tls, host=found.host, settings=AttachSettings(silence_s=self.settings.silence_s),
         )  # fmt: skip
 
     def grpc_server(self, facts: CoreFacts, keys: KeyStore, tls: TlsIdentity | None) -> GrpcServer:

@@ -84,6 +84,7 @@ class AttachedReplica:
         parsers: those that answers may need.
         ingress: what this ingress is called, in its logs.
         tls: for TCP; None: plain.
+        host: the name in the server's certificate; "": that of the URI.
         clock: monotonic seconds, those of views.
     """
 
@@ -96,6 +97,7 @@ class AttachedReplica:
         *,
         ingress: str = "ingress",
         tls: SSLContext | None = None,
+        host: str = "",
         settings: AttachSettings | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -104,6 +106,7 @@ class AttachedReplica:
         self._hears = hears
         self._ingress = ingress
         self._tls = tls
+        self._host = host
         self._settings = settings or AttachSettings()
         self._clock = clock
         self._link = Link(_ignore, _ignore)
@@ -157,9 +160,11 @@ class AttachedReplica:
         if kind == "unix":
             _, link = await loop.create_unix_connection(self._new_link, path)
             return link
-        host, _, port = self.uri.rpartition(":")
+        address, _, port = self.uri.rpartition(":")
+        address = address.strip("[]")
+        host = None if self._tls is None else self._host or address
         _, link = await loop.create_connection(
-            self._new_link, host.strip("[]"), int(port), ssl=self._tls
+            self._new_link, address, int(port), ssl=self._tls, server_hostname=host
         )
         return link
 

@@ -25,6 +25,8 @@ class Located(NamedTuple):
 
     name: str
     uri: str
+    # The name that its address was found by, which its certificate bears; "": the address itself.
+    host: str = ""
 
 
 class ReplicaPlaces:
@@ -82,7 +84,7 @@ class ReplicaPlaces:
             except OSError as error:
                 logger.warning("%s cannot be looked up: %s", host, error)
                 return known
-            found |= {_at(address[4]) for address in answers}
+            found |= {_at(address[4])._replace(host=host) for address in answers}
         return found
 
 

@@ -45,10 +45,12 @@ class AttachingFleet:
         self.service = ReplicatedService(self.fleet, clock)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def attach(self, name: str, uri: str, tls: ssl.SSLContext | None = None) -> AttachedReplica:
+    def attach(
+        self, name: str, uri: str, tls: ssl.SSLContext | None = None, host: str = ""
+    ) -> AttachedReplica:
         clock = asyncio.get_running_loop().time
         replica = AttachedReplica(
-            name, uri, self.fleet, ParserBook(), tls=tls, settings=QUICK, clock=clock
+            name, uri, self.fleet, ParserBook(), tls=tls, host=host, settings=QUICK, clock=clock
         )
         self._tasks.append(asyncio.create_task(replica.run()))
         return replica

@@ -71,7 +71,7 @@ class Authority:
         is_authority: bool,
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
-        named = x509.IPAddress(ipaddress.ip_address(address))
+        named = _named(address)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -84,3 +84,11 @@ class Authority:
             .add_extension(x509.BasicConstraints(is_authority, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
         )
+
+
+def _named(address: str) -> x509.GeneralName:
+    """Return an address, or a name of the network, as certificates have it."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        return x509.DNSName(address)

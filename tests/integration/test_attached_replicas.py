@@ -14,6 +14,7 @@ from tests.helpers.in_loop import in_loop
 from tests.helpers.replicas import FACTS
 from tests.helpers.server import free_ports
 
+from lorax_ingress.finding import Located, ReplicaPlaces
 from lorax_proto.mutual_tls import context_of_client, context_of_server
 from lorax_router.fronts import attached
 
@@ -128,3 +129,29 @@ async def test_over_tcp_only_who_shows_a_certificate_attaches(who: str, tmp_path
         else:
             await asyncio.sleep(0.3)
             assert replica.facts is None
+
+
+@in_loop
+async def test_a_certificate_bears_the_name_that_addresses_were_found_by(tmp_path: Path) -> None:
+    """As pods have one certificate, and addresses that nobody knows before."""
+    authority = Authority("ours")
+    of_core = authority.write(tmp_path / "core", "core", "lorax-links")
+    tls = context_of_client(authority.write(tmp_path / "ingress", "ingress"))
+    port = free_ports(1)[0]
+    uri = f"127.0.0.1:{port}"
+    async with served(uri, context_of_server(of_core)), ingress() as made:
+        named = made.attach("named", uri, tls, "lorax-links")
+        others = [made.attach("address", uri, tls), made.attach("other", uri, tls, "others")]
+        assert len(await made.ask()) == 5
+        assert named.facts
+        await asyncio.sleep(0.3)
+        assert [each.facts for each in others] == [None, None]
+
+
+@in_loop
+async def test_addresses_of_a_name_bear_it() -> None:
+    places = ReplicaPlaces(["dns:localhost:3100", "b=10.0.0.1:3100"])
+    async for found in places.follow():
+        assert {each.host for each in found if each.uri.startswith("127.")} == {"localhost"}
+        assert Located("b", "10.0.0.1:3100", "") in found
+        break

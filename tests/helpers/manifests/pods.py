@@ -89,6 +89,8 @@ def argument_problems(arguments: list[str]) -> Iterator[str]:
 def port_problems(container: Manifest, values: dict[str, Any]) -> Iterator[str]:
     """Yield ports that the server does not listen on, and those that are not told."""
     listens = {"http": values["port"], "metrics": values["metrics_port"]}
+    if values["ingress_uri"]:
+        listens["links"] = int(values["ingress_uri"].rpartition(":")[2])
     told = {port["name"]: port["containerPort"] for port in container["ports"]}
     if told != listens:
         yield f"it tells of ports {told} and listens on {listens}"
@@ -181,10 +183,25 @@ def volume_problems(
         mount = _mount_of(path, mounts)
         if mount is None or not mount.get("readOnly"):
             yield f"{path} is mounted nowhere, or can be written"
+    yield from keys_problems(spec, container, values)
+
+
+def keys_problems(spec: Manifest, container: Manifest, values: dict[str, Any]) -> Iterator[str]:
+    """Yield a file of keys that is not from a secret."""
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
     if values["api_keys_file"]:
         mount = _mount_of(values["api_keys_file"], mounts)
         if mount is None or "secret" not in volumes[mount["name"]] or "subPath" in mount:
             yield "the file of keys is no secret, or is not renewed"
+
+
+def secret_at(spec: Manifest, container: Manifest, path: str | None) -> str | None:
+    """Return the name of the secret whose files are at a path."""
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    mount = _mount_of(path or "", {each["mountPath"]: each for each in container["volumeMounts"]})
+    found = {} if mount is None else volumes.get(mount["name"], {}).get("secret", {})
+    return found.get("secretName")  # type: ignore[no-any-return]
 
 
 def _mount_of(path: str, mounts: dict[str, Manifest]) -> Manifest | None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 Manifest = dict[str, Any]
+_OPTIONAL = {("Deployment", "lorax-ingress")}
 _KNOWN = {"apiVersion", "kind", "resources", "components", "patches", "images"}
 
 
@@ -46,7 +47,8 @@ def _of_folder(folder: Path, manifests: list[Manifest]) -> list[Manifest]:
 def _targets(manifests: Sequence[Manifest], target: dict[str, str]) -> list[Manifest]:
     kind, name = target["kind"], target["name"]
     found = [m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name)]
-    if not found:
+    # Kustomize passes over all that is not there; here that is right of what only some have.
+    if not found and (kind, name) not in _OPTIONAL:
         raise ValueError(f"there is no {kind} {name} to patch")
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
+from tests.helpers.manifests.door import door_problems
 from tests.helpers.manifests.pods import metrics_path_problems, server_problems
 from tests.helpers.manifests.rendering import Manifest
 
@@ -75,6 +76,9 @@ def problems(
     for each in found.of("StatefulSet"):
         if found.find("Service", each["spec"]["serviceName"]) is None:
             yield f"there is no Service {each['spec']['serviceName']}"
+    if (door := found.find("Deployment", "lorax-ingress")) is not None:
+        services = {each["metadata"]["name"]: each["spec"] for each in found.of("Service")}
+        yield from (f"lorax-ingress: {w}" for w in door_problems(door, server, services))
     for each in found.of("HTTPRoute"):
         yield from route_problems(found, each, routes)
     for each in found.of("HorizontalPodAutoscaler"):

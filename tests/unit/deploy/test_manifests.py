@@ -57,7 +57,7 @@ def scraped() -> dict[str, set[str]]:
 
 def test_overlays_and_components_are_all_there() -> None:
     names = {path.name for path in OVERLAYS}
-    assert names == {"cpu", "gpu", "tensor-parallel", "gateway"}
+    assert names == {"cpu", "gpu", "tensor-parallel", "gateway", "ingress"}
     assert {path.name for path in COMPONENTS} == {
         "keys", "local-store", "shared-adapters", "autoscaling", "monitoring",
     }  # fmt: skip
@@ -198,5 +198,44 @@ def test_a_fault_behind_the_gateway_is_found(
         config["data"]["picker.yaml"] = config["data"]["picker.yaml"].replace(before, after)
     else:
         manifests = _change(manifests, kind, before, after)
+    found = list(problems(manifests, routes, known()))
+    assert any(words in each for each in found), found
+
+
+def test_the_ingress_asks_for_the_keys_of_the_servers() -> None:
+    manifests = render(FOLDER / "overlays/ingress", FOLDER / "components/keys")
+    pods = [m for m in manifests if m["kind"] in ("StatefulSet", "Deployment")]
+    assert len(pods) == 2
+    for each in pods:
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        assert "--api-keys-file=/etc/lorax/keys/keys.toml" in container["args"]
+    assert list(problems(manifests, {"/health", "/startup"}, known())) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "words"),
+    [
+        ("Deployment", "--grpc-port=3002", "--grpc-door=3002", "No such option"),
+        ("Deployment", "--port=3000", "--port=8080", "listens elsewhere"),
+        ("Deployment", "--hostname=0.0.0.0", "--hostname=127.0.0.1", "inside the pod only"),
+        ("Deployment", "dns:lorax-links:3100", "dns:lorax:3100", "no name that has the address"),
+        ("Deployment", "dns:lorax-links:3100", "dns:lorax-links:3000", "nobody attach at port 3000"),
+        ("Deployment", "secretName: lorax-links", "secretName: others", "from one secret"),
+        ("Deployment", "- lorax-ingress", "- lorax-door", "no lorax-door that is the ingress"),
+        ("Deployment", "image: lorax-py:cpu", "image: lorax-py:door", "makes no lorax-py:door"),
+        ("Deployment", "tcpSocket:\n            port: http", "httpGet:\n            path: /health", "for want of replicas"),
+        ("Deployment", "readOnlyRootFilesystem: true", "privileged: false", "can write the image"),
+        ("StatefulSet", "--ingress-uri=0.0.0.0:3100", "--ingress-uri=0.0.0.0:3200", "listens on"),
+        ("StatefulSet", "--ingress-tls-dir=/etc/lorax/links", "--ingress-tls-dir=/etc/tls", "from one secret"),
+        ("Service", "publishNotReadyAddresses: true", "publishNotReadyAddresses: false", "is left before its streams end"),
+        ("Service", "targetPort: grpc", "targetPort: web", "its pods have no port web"),
+        ("PodDisruptionBudget", "name: lorax-ingress", "name: door", "selects no pods"),
+        ("NetworkPolicy", "port: links", "port: link", "its pods have no port link"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_ingress_is_found(
+    kind: str, before: str, after: str, words: str, routes: set[str]
+) -> None:
+    manifests = _change(render(FOLDER / "overlays/ingress"), kind, before, after)
     found = list(problems(manifests, routes, known()))
     assert any(words in each for each in found), found
