@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.scale import kubernetes, ranks, simulated
+from tests.acceptance.scale import doorway, kubernetes, ranks, simulated
 
 POINTS = [
+    Point(
+        "1i",
+        "two servers of the default model behind lorax-ingress: throughput, one killed under streams (3 min)",
+        doorway.point_doorway,
+    ),
     Point(
         "3",
         "Kubernetes: every overlay rendered, valid on three versions, as the code is; images linted",
