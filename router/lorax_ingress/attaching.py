@@ -59,11 +59,11 @@ class Attachments(Protocol):
     def seen(self, view: ReplicaView) -> None:
         """A replica said how much it has to do."""
 
-    def gave(self, name: str, served: Mapping[str, float]) -> None:
-        """A replica said what each tenant got of it so far."""
+    def gave(self, name: str, served: Mapping[str, float], taken: Mapping[str, float]) -> None:
+        """A replica said what each tenant got of it so far, and what of that has quotas."""
 
-    def given_elsewhere(self, name: str) -> Mapping[str, float]:
-        """Return what the others gave tenants, as far as that grew since it was asked last."""
+    def given_elsewhere(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the same of the others, as far as that grew since it was asked last."""
 
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
@@ -186,8 +186,8 @@ class AttachedReplica:
             if self._facts is not None and not self._asked:
                 number = next(self._numbers)
                 self._asked[number] = self._clock()
-                elsewhere = self._hears.given_elsewhere(self.name)
-                self._send(encode(AskLoad(number, {**elsewhere})))
+                served, taken = self._hears.given_elsewhere(self.name)
+                self._send(encode(AskLoad(number, served, taken)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.gossip_s):
                     await self._gone.wait()
@@ -226,7 +226,7 @@ class AttachedReplica:
                 self.service.take(message)
 
     def _see(self, asked_at: float, load: CoreLoad) -> None:
-        self._hears.gave(self.name, load.served)
+        self._hears.gave(self.name, load.served, load.taken)
         self._hears.seen(
             ReplicaView(
                 name=self.name,

@@ -88,7 +88,7 @@ class Fleet:
         self.aliases = ReplicaAliases()
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
-        self._shares = ServiceExchange()
+        self._shares, self._quotas = ServiceExchange(), ServiceExchange()
 
     # --- what happens to replicas -----------------------------------------------------
 
@@ -110,6 +110,7 @@ class Fleet:
         self.replicas[replica.name] = replica
         self._metrics.attached(replica.name)
         self._shares.join(replica.name)
+        self._quotas.join(replica.name)
 
     def seen(self, view: ReplicaView) -> None:
         """A replica said how much it has to do."""
@@ -121,19 +122,21 @@ class Fleet:
             self.is_known.set()
             self._change.set()
 
-    def gave(self, name: str, served: Mapping[str, float]) -> None:
-        """A replica said what each tenant got of it so far."""
+    def gave(self, name: str, served: Mapping[str, float], taken: Mapping[str, float]) -> None:
+        """A replica said what each tenant got of it so far, and what of that has quotas."""
         if name in self.replicas:
             self._shares.report(name, served)
+            self._quotas.report(name, taken)
 
-    def given_elsewhere(self, name: str) -> Mapping[str, float]:
-        """Return what the others gave tenants, as far as that grew since it was asked last."""
-        return self._shares.elsewhere(name)
+    def given_elsewhere(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the same of the others, as far as that grew since it was asked last."""
+        return self._shares.elsewhere(name), self._quotas.elsewhere(name)
 
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
         if self.replicas.pop(name, None) is not None:
             self._shares.leave(name)
+            self._quotas.leave(name)
             self._views.pop(name, None)
             self._router.forget(name)
             self._metrics.lost(name)

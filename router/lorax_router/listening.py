@@ -207,7 +207,11 @@ async def listen_for_ingresses(config: RouterConfig, parts: Parts) -> AttachedFr
         _core_of(parts),
         facts_of(config, parts.info, parts.selections),
         LoadTeller(
-            parts.engine, parts.adapters, is_open=lambda: parts.service.is_open, num_slots=slots
+            parts.engine,
+            parts.adapters,
+            parts.service.meters,
+            is_open=lambda: parts.service.is_open,
+            num_slots=slots,
         ),
     )
     try:

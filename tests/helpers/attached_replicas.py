@@ -32,7 +32,9 @@ def fronts_of(world: AdapterWorld) -> AttachedFronts:
         service=parts.service, counts=parts.service.ledger, app=parts.app,
         aliases=parts.selections.aliases,
     )  # fmt: skip
-    load = LoadTeller(parts.engine, parts.adapters, is_open=lambda: True, num_slots=4)
+    load = LoadTeller(
+        parts.engine, parts.adapters, parts.service.meters, is_open=lambda: True, num_slots=4
+    )
     return AttachedFronts(core, FACTS, load)
 
 

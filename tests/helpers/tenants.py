@@ -80,7 +80,7 @@ async def tenant_world(
     }
     async with adapter_world(**values) as world:
         # No quota fills up again while a test runs, however long that takes.
-        world.parts.service._meters._clock = lambda: 0.0
+        world.parts.service.meters._clock = lambda: 0.0
         keys = {name: key_of(name) for name in tenants}
         keys |= {"admin": ADMIN_KEY, "metrics": METRICS_KEY}
         yield world, {name: Tenant(world, key) for name, key in keys.items()}

@@ -74,7 +74,7 @@ async def served(uri: str) -> AsyncIterator[AdapterWorld]:
 async def ingress(uris: dict[str, str], *, tells: bool) -> AsyncIterator[ReplicatedService]:
     fleet = Fleet(InTurns())  # type: ignore[arg-type]
     if not tells:
-        fleet.given_elsewhere = lambda name: {}  # type: ignore[method-assign]
+        fleet.given_elsewhere = lambda name: ({}, {})  # type: ignore[method-assign]
     settings = AttachSettings(gossip_s=0.01, first_pause_s=0.02)
     running = [
         asyncio.create_task(

@@ -112,7 +112,12 @@ async def test_host_memory_is_asked_for_now_and_then(tmp_path: Path) -> None:
     async with served(f"unix:{tmp_path}/r", max_active_adapters=1) as world:
         now, parts = 0.0, world.parts
         report = LoadTeller(
-            parts.engine, parts.adapters, is_open=lambda: True, num_slots=1, clock=lambda: now
+            parts.engine,
+            parts.adapters,
+            parts.service.meters,
+            is_open=lambda: True,
+            num_slots=1,
+            clock=lambda: now,
         )
         await world.generate("adapter0")
         assert report.now().hosted == []

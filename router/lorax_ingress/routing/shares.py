@@ -1,4 +1,4 @@
-"""Fairness of tenants over replicas: each replica is told what the others gave to whom.
+"""Fairness and quotas of tenants over replicas: each is told what the others gave to whom.
 
 Replicas count for themselves, as one server does, and need nobody for it; what is exchanged are
 sums, which may come late, twice or not at all. So a request waits for no answer of a center, and

@@ -41,6 +41,7 @@ class AttachedFronts:
         self.facts = facts
         self.load = load
         self.elsewhere = ServiceElsewhere(load.engine.served_elsewhere)
+        self.taken = ServiceElsewhere(load.meters.take_elsewhere)
         self._open: set[_Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -95,7 +96,7 @@ class _Attached:
         self._is_known = False
         self.link = Link(self._take, lambda: on_end(self))
         self.desk = FrontDesk(fronts.parts, self.link.send, _nothing, _nothing)
-        self._sums = fronts.elsewhere.teller()
+        self._served, self._taken = fronts.elsewhere.teller(), fronts.taken.teller()
 
     def _take(self, data: memoryview) -> None:
         if not self._is_known:
@@ -103,7 +104,8 @@ class _Attached:
             return
         message = decode_up(data)
         if isinstance(message, AskLoad):
-            self._sums.tell(message.elsewhere)
+            self._served.tell(message.elsewhere)
+            self._taken.tell(message.taken_elsewhere)
             self.link.send(encode(TellLoad(message.number, self._fronts.load.now())))
         else:
             self.desk.do(message)

@@ -39,6 +39,8 @@ class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
     kv_in_use: float
     # What each tenant got of it so far, as Scheduler.service_here has it.
     served: dict[str, float] = {}
+    # What was taken of quotas so far, by ``kind:tenant`` as Meters has it.
+    taken: dict[str, float] = {}
     # In the shards' host memory and not on the device, some seconds ago.
     hosted: list[str] = []
 

@@ -14,6 +14,7 @@ from lorax_router.core.adapters.record import AdapterState
 from lorax_router.core.adapters.table import AdapterRecord
 from lorax_router.fronts.core_facts import CoreLoad
 from lorax_router.service.engine.port import EngineStats
+from lorax_router.service.keys.meters import Meters
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class LoadTeller:
     Args:
         engine: what does it.
         adapters: what knows its adapters.
+        meters: what tenants have taken of their quotas.
         is_open: whether new requests are taken.
         num_slots: adapters that fit on the device.
         clock: monotonic seconds.
@@ -67,12 +69,14 @@ class LoadTeller:
         self,
         engine: LoadedEngine,
         adapters: KnownAdapters,
+        meters: Meters,
         *,
         is_open: Callable[[], bool],
         num_slots: int,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.engine = engine
+        self.meters = meters
         self._adapters = adapters
         self._is_open = is_open
         self._num_slots = num_slots
@@ -101,6 +105,7 @@ class LoadTeller:
             num_queued_tokens=sum(each.num_tokens for each in depths),
             kv_in_use=1.0 - stats.num_free_blocks / max(stats.num_blocks, 1),
             served={**engine.service_here()},
+            taken=self.meters.taken(),
             hosted=self._hosted,
         )
 

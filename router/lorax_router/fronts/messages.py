@@ -126,6 +126,8 @@ class AskLoad(FromFront, frozen=True):
     # What other cores gave tenants, as far as it is more than in the message before this one; see
     # ServiceElsewhere.
     elsewhere: dict[str, float] = {}
+    # What was taken of tenants' quotas there, in the same way.
+    taken_elsewhere: dict[str, float] = {}
 
 
 class AskMessage(FromFront, frozen=True):

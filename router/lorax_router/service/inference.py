@@ -99,7 +99,7 @@ class InferenceService:
         ledger: RequestLedger | None = None,
     ) -> None:
         self.ledger = ledger or RequestLedger(metrics)
-        self._meters = meters or Meters()
+        self.meters = meters or Meters()
         self._tokens = tokens or TenantTokens()
         self._adapters = adapters
         self._constraints = constraints
@@ -131,7 +131,7 @@ class InferenceService:
     def check_room(self, caller: Caller = ANYBODY) -> None:
         """Raise what a request of one sequence would get at once, whatever is in it."""
         self.check_open()
-        self._meters.of(caller).check()
+        self.meters.of(caller).check()
         self._permits.check()
         terms = RequestTerms(caller.tenant, limits=caller.quotas.limits(self._tenant_limits))
         self._engine.check_place(terms)
@@ -142,7 +142,7 @@ class InferenceService:
 
     def start_request(self, caller: Caller) -> None:
         """Count a request that does not generate; raises QuotaError."""
-        self._meters.of(caller).start_request()
+        self.meters.of(caller).start_request()
 
     async def wait_idle(self) -> None:
         """Return once no request is inside."""
@@ -231,7 +231,7 @@ class InferenceService:
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""
-        meter = self._meters.of(request.caller)
+        meter = self.meters.of(request.caller)
         self.check_open()
         meter.start_request()
         checked = self._validator.check(request, stream=False)
@@ -252,7 +252,7 @@ class InferenceService:
             self.ledger,
             is_stream=is_stream,
             caller=caller,
-            meter=self._meters.of(caller),
+            meter=self.meters.of(caller),
             origin=request.origin,
         )
 

@@ -25,8 +25,9 @@ from tests.helpers.formula_adapters import write_formula_adapter
 from tests.helpers.server import Server
 
 NUM_ADAPTERS, NUM_STREAMS = 6, 24
-# Of what the servers do when they are asked directly, by the median of so many pairs of rounds.
-LEAST_OF_DIRECT, ROUNDS = 0.9, 4
+# Of what the servers do when they are asked directly, by the median of so many pairs of rounds. The
+# routing lets one have 15 % and two requests more than the mean, which is much of so few requests.
+LEAST_OF_DIRECT, ROUNDS = 0.75, 5
 ROUND_TOKENS, STREAM_TOKENS = 24, 40
 _TOPICS = ("the sea", "a train", "seven cats", "rain in May", "an old clock", "two brothers")
 

@@ -62,7 +62,7 @@ def test_text_that_is_no_unicode_is_repaired_and_the_rest_is_as_it_was() -> None
 def test_what_an_earlier_version_of_the_protocol_says_and_hears_of_loads() -> None:
     """Fields that came to the end later: one that does not know them says the same as before."""
     asked = msgspec.msgpack.encode(["AskLoad", 7])
-    assert decode_up(asked) == AskLoad(7, {})
+    assert decode_up(asked) == AskLoad(7, {}, {})
     load = {
         "is_accepting": True, "num_slots": 4, "resident": ["poet"], "num_running": 1,
         "num_queued": 2, "num_queued_tokens": 3, "kv_in_use": 0.5,

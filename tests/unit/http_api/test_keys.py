@@ -411,7 +411,7 @@ async def test_a_stream_that_is_left_has_cost_what_was_generated(tmp_path: Path)
         for _ in range(10):
             await anext(stream)
         await stream.aclose()
-        bucket = world.parts.service._meters.of(ant)._tokens
+        bucket = world.parts.service.meters.of(ant)._buckets["tokens"]
         assert bucket is not None
         # The prompt has a start token, too.
         assert bucket._level == 60 - 3 - 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class TokenBucket:
@@ -15,13 +15,25 @@ class TokenBucket:
     Args:
         per_minute: what comes in each minute.
         clock: monotonic seconds.
+        before: what was taken of it elsewhere before it was made: when, and how much.
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        per_minute: int,
+        clock: Callable[[], float],
+        before: Iterable[tuple[float, float]] = (),
+    ) -> None:
         self._clock = clock
         self._per_minute = per_minute
         self._level = float(per_minute)
-        self._filled_at = clock()
+        self._filled_at = float("-inf")
+        # What was taken here.
+        self.taken = 0.0
+        for at, number in before:
+            self._fill(at)
+            self._level -= number
+        self._fill()
 
     @property
     def per_minute(self) -> int:
@@ -42,11 +54,16 @@ class TokenBucket:
 
     def take(self, number: float) -> None:
         """Take so much, whatever is there."""
+        self.taken += number
+        self.take_elsewhere(number)
+
+    def take_elsewhere(self, number: float) -> None:
+        """So much was taken where somebody else counts."""
         self._fill()
         self._level -= number
 
-    def _fill(self) -> None:
-        now = self._clock()
+    def _fill(self, at: float | None = None) -> None:
+        now = self._clock() if at is None else at
         came = (now - self._filled_at) * self._per_minute / 60.0
         self._level = min(self._level + came, float(self._per_minute))
         self._filled_at = now

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorax_contract.adapters import AdapterPart, AdapterRef, AdapterTiers, FetchedAdapter
@@ -23,6 +23,14 @@ from lorax_router.service.keys.bucket import TokenBucket
 
 # When it makes sense to ask again for place in the store, which nobody can know.
 _STORE_RETRY_S = 60
+
+# What there are quotas of, a minute: Quotas has their names.
+KINDS = ("requests", "tokens", "fetches")
+# What was taken when, elsewhere.
+Before = deque[tuple[float, float]]
+_NOTHING: Mapping[str, Before] = {}
+# Tenants that are remembered that asked elsewhere and never here.
+_MAX_BEFORE = 10_000
 
 Tiers = Callable[[Sequence[AdapterPart]], Awaitable[AdapterTiers]]
 
@@ -43,57 +51,72 @@ class TenantMeter:
         quotas: Quotas,
         clock: Callable[[], float],
         concurrent_fetches: int | None = None,
+        before: Mapping[str, Before] = _NOTHING,
     ) -> None:
         self._clock = clock
         # Of those whom the keys say nothing else of.
         self._usual_fetches = concurrent_fetches
         self._fetch_ended = asyncio.Event()
-        self._requests: TokenBucket | None = None
-        self._tokens: TokenBucket | None = None
-        self._fetches: TokenBucket | None = None
+        self._buckets: dict[str, TokenBucket] = {}
         # By name: how often it is asked for now, and what it put in the store.
         self._asking: Counter[str] = Counter()
         self._stored: dict[str, _StoredAdapter] = {}
         self.quotas = Quotas()
-        self.adopt(quotas)
+        self.adopt(quotas, before)
 
-    def adopt(self, quotas: Quotas) -> None:
-        """Count by other quotas from now on; what was taken stays taken."""
+    def adopt(self, quotas: Quotas, before: Mapping[str, Before] = _NOTHING) -> None:
+        """Count by other quotas from now on; what was taken stays taken.
+
+        ``before`` is what was taken elsewhere, by kind, of what had no quota here until now.
+        """
         self.quotas = quotas
-        self._requests = self._bucket(self._requests, quotas.requests_per_minute)
-        self._tokens = self._bucket(self._tokens, quotas.tokens_per_minute)
-        self._fetches = self._bucket(self._fetches, quotas.fetches_per_minute)
+        for kind in KINDS:
+            per_minute: int | None = getattr(quotas, f"{kind}_per_minute")
+            if per_minute is None:
+                self._buckets.pop(kind, None)
+            elif (bucket := self._buckets.get(kind)) is not None:
+                bucket.set_rate(per_minute)
+            else:
+                self._buckets[kind] = TokenBucket(per_minute, self._clock, before.get(kind, ()))
 
-    def _bucket(self, now: TokenBucket | None, per_minute: int | None) -> TokenBucket | None:
-        if per_minute is None:
-            return None
-        if now is None:
-            return TokenBucket(per_minute, self._clock)
-        now.set_rate(per_minute)
-        return now
+    # --- over several servers -------------------------------------------------------
+
+    def taken(self) -> dict[str, float]:
+        """Return what was taken here so far of what has a quota, by kind."""
+        return {kind: bucket.taken for kind, bucket in self._buckets.items()}
+
+    def take_elsewhere(self, kind: str, number: float) -> None:
+        """Count what another server gave the tenant."""
+        if (bucket := self._buckets.get(kind)) is not None:
+            bucket.take_elsewhere(number)
 
     # --- requests -----------------------------------------------------------------
 
     def check(self) -> None:
         """Raise QuotaError if a request that comes now is refused."""
-        _check(self._requests, "request", "requests")
-        _check(self._tokens, "token", "tokens")
+        self._check("requests", "request", "requests")
+        self._check("tokens", "token", "tokens")
 
     def start_request(self) -> None:
         """Count a request; raises QuotaError, and counts nothing then."""
         self.check()
-        if self._requests is not None:
-            self._requests.take(1)
+        self._take("requests", 1)
 
     def start_prompt(self, num_tokens: int) -> None:
         """Count a prompt before it runs; raises QuotaError if others took all meanwhile."""
-        _check(self._tokens, "token", "tokens")
+        self._check("tokens", "token", "tokens")
         self.generated(num_tokens)
 
     def generated(self, num_tokens: int) -> None:
         """Count tokens that are there."""
-        if self._tokens is not None:
-            self._tokens.take(num_tokens)
+        self._take("tokens", num_tokens)
+
+    def _take(self, kind: str, number: int) -> None:
+        if (bucket := self._buckets.get(kind)) is not None:
+            bucket.take(number)
+
+    def _check(self, kind: str, one: str, many: str) -> None:
+        _check(self._buckets.get(kind), one, many)
 
     # --- adapters -----------------------------------------------------------------
 
@@ -112,9 +135,8 @@ class TenantMeter:
             self._fetch_ended.clear()
             await self._fetch_ended.wait()
         if not self._asking[name]:
-            _check(self._fetches, "adapter fetch", "adapter fetches")
-            if self._fetches is not None:
-                self._fetches.take(1)
+            self._check("fetches", "adapter fetch", "adapter fetches")
+            self._take("fetches", 1)
         self._asking[name] += 1
         try:
             yield
@@ -170,16 +192,49 @@ class Meters:
         self._clock = clock
         self._concurrent_fetches = concurrent_fetches
         self._meters: dict[str, TenantMeter] = {}
+        # What tenants took elsewhere that never asked here, by tenant and kind.
+        self._before: dict[str, dict[str, Before]] = {}
 
     def of(self, caller: Caller) -> TenantMeter:
         """Return the meter of a caller's tenant, by the quotas that the caller came with."""
         meter = self._meters.get(caller.tenant)
         if meter is None:
-            meter = TenantMeter(caller.quotas, self._clock, self._concurrent_fetches)
+            before = self._before.pop(caller.tenant, _NOTHING)
+            meter = TenantMeter(caller.quotas, self._clock, self._concurrent_fetches, before)
             self._meters[caller.tenant] = meter
         elif meter.quotas != caller.quotas:
             meter.adopt(caller.quotas)
         return meter
+
+    # --- over several servers -------------------------------------------------------
+
+    def taken(self) -> dict[str, float]:
+        """Return what was taken here so far of what has a quota, by ``kind:tenant``."""
+        return {
+            f"{kind}:{tenant}": number
+            for tenant, meter in self._meters.items()
+            for kind, number in meter.taken().items()
+        }
+
+    def take_elsewhere(self, amounts: Mapping[str, float]) -> None:
+        """Count what other servers gave tenants since the last call, by ``kind:tenant``."""
+        for key, number in amounts.items():
+            kind, _, tenant = key.partition(":")
+            if (meter := self._meters.get(tenant)) is not None:
+                meter.take_elsewhere(kind, number)
+            else:
+                self._note(tenant, kind, number)
+
+    def _note(self, tenant: str, kind: str, number: float) -> None:
+        """Keep what a tenant took that has no meter here: of the last minute, by the second."""
+        now = self._clock()
+        if tenant not in self._before and len(self._before) >= _MAX_BEFORE:
+            self._before.pop(next(iter(self._before)))
+        events = self._before.setdefault(tenant, {}).setdefault(kind, deque(maxlen=60))
+        if events and now - events[-1][0] < 1.0:
+            now, earlier = events.pop()
+            number += earlier
+        events.append((now, number))
 
 
 UNMETERED = TenantMeter(Quotas(), time.monotonic)

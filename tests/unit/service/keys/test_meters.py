@@ -223,3 +223,50 @@ async def test_of_tenants_of_whom_nothing_is_said_the_servers_word_counts() -> N
     assert len(source.asking) == 2
     source.go.set()
     await asyncio.gather(*fetching)
+
+
+def test_what_was_taken_elsewhere_is_taken_here_and_not_told_again() -> None:
+    clock = Clock()
+    meters = Meters(clock)
+    caller = Caller(tenant="a", quotas=Quotas(requests_per_minute=6, tokens_per_minute=60))
+    meter = meters.of(caller)
+    meter.start_request()
+    meter.start_prompt(10)
+    meters.take_elsewhere({"requests:a": 5.0, "tokens:a": 20.0, "fetches:a": 9.0})
+    assert meters.taken() == {"requests:a": 1.0, "tokens:a": 10.0}
+    with pytest.raises(QuotaError, match="6 requests a minute"):
+        meter.start_request()
+    clock.now += 10.0
+    meter.start_request()
+
+
+@pytest.mark.parametrize("late_s", [0.0, 5.0, 30.0])
+def test_a_tenant_has_what_is_left_where_it_comes_later(late_s: float) -> None:
+    """As if it had been there all the time."""
+    clock = Clock()
+    caller = Caller(tenant="a:b", quotas=Quotas(requests_per_minute=60))
+    early, late = Meters(clock), Meters(clock)
+    early.of(caller)
+    for amount in (20.0, 3.0, 60.0):
+        for each in (early, late):
+            each.take_elsewhere({"requests:a:b": amount})
+        clock.now += 0.4 if amount == 3.0 else 2.5
+    clock.now += late_s
+    waits = [each.of(caller)._buckets["requests"].wait_s() for each in (early, late)]
+    # Within a second all is taken for one moment's.
+    assert waits[0] == pytest.approx(waits[1], abs=1.0)
+
+
+def test_tenants_that_never_come_here_take_little_room() -> None:
+    clock = Clock()
+    meters = Meters(clock)
+    for number in range(20_000):
+        meters.take_elsewhere({f"tokens:{number}": 1.0})
+    for _ in range(500):
+        clock.now += 0.25
+        meters.take_elsewhere({"tokens:busy": 1.0})
+    assert len(meters._before) <= 10_000
+    # Of the last minute, and no older: four a second.
+    busy = meters._before["busy"]["tokens"]
+    assert len(busy) == 60
+    assert sum(number for _, number in busy) <= 4 * 61
