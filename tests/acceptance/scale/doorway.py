@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -61,8 +62,10 @@ def point_doorway() -> Result:
     """Compare with the servers alone, then kill one of them under streams."""
     with _doorway() as door:
         ratios = _compared(door)
+        split = [_sample(door, f'routed_total.*replica="{name}"') for name in "ab"]
         found = (
-            f"{median(ratios):.2f} of the servers alone ({', '.join(f'{r:.2f}' for r in ratios)})"
+            f"{median(ratios):.2f} of the servers alone ({', '.join(f'{r:.2f}' for r in ratios)}; "
+            f"it sent them {split[0]:.0f} and {split[1]:.0f} requests)"
         )
         print(f"    {found}", flush=True)
         num_same, num_moved = _killed(door)
@@ -174,10 +177,15 @@ def _killed(door: Doorway) -> tuple[int, float]:
     for number, (found, wanted) in enumerate(zip(heard, alone, strict=True)):
         if found != wanted:
             print(f"    {number}: {found}\n      undisturbed {wanted}", flush=True)
-    lines = door.ingress.get("/metrics").splitlines()
-    moved = [line for line in lines if line.startswith("lorax_ingress_resumed_total ")]
     same = sum(found == wanted for found, wanted in zip(heard, alone, strict=True))
-    return same, float(moved[0].rsplit(" ", 1)[1])
+    return same, _sample(door, "resumed_total")
+
+
+def _sample(door: Doorway, pattern: str) -> float:
+    """Return the sum of the ingress' samples that fit."""
+    text = door.ingress.get("/metrics")
+    lines = re.findall(rf"^lorax_ingress_{pattern}\S* (\S+)$", text, re.MULTILINE)
+    return sum(map(float, lines))
 
 
 def _kill(server: Server) -> None:

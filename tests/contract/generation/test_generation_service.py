@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -142,12 +143,29 @@ async def test_a_stream_has_all_chunks_in_order(asked, is_handed):
 async def test_the_sequences_of_a_stream_are_told_apart(asked):
     async with asked(World()) as here:
         ends: dict[int, str | None] = {}
-        async with await here.service.generate_stream(request_of(n=3, temperature=0.5)) as stream:
-            assert stream.seed is not None
+        wanted = request_of(n=3, temperature=0.5, seed=2**64 - 2)
+        async with await here.service.generate_stream(wanted) as stream:
+            assert stream.seed == 2**64 - 2
+            assert [stream.seed_of(each) for each in range(3)] == [2**64 - 2, 2**64 - 1, 0]
             async for sequence, chunk in stream:
                 ends[sequence] = chunk.generated_text
         assert ends == dict.fromkeys(range(3), " w0 w1 w2")
         assert stream.num_generated == 9
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@in_loop
+async def test_what_a_stream_took_is_known_at_its_end(asked, num):
+    async with asked(World()) as here:
+        begun = perf_counter()
+        async with await here.service.generate_stream(request_of(n=num, temperature=0.5)) as stream:
+            async for _ in stream:
+                pass
+            took = stream.timings
+        assert begun <= took.received_at <= took.validated_at <= took.scheduled_at
+        assert took.scheduled_at <= took.first_token_at <= took.last_token_at <= perf_counter()
+        assert took.total_s > 0
+        assert stream.adapter is None
 
 
 @in_loop
