@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -57,6 +58,8 @@ def play(question: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
             print("x" * number)
             print("x" * number, file=sys.stderr)
             return {}
+        case {"sleep": seconds}:
+            time.sleep(seconds)
         case {"leave": code}:
             os._exit(code)
         case {"power": number}:

@@ -25,10 +25,9 @@ from lorax_router.service.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 _MODULE = "lorax_router.service.constraints.check_process"
-# Little is computed for long. What is gives way to all others: each of a model's threads waits for
-# the slowest one, so that whoever has a part of one core holds all of them up.
-_NICE, _LEAST_NICE = 10, 19
-_SOON_S = 0.2
+# Each of a model's threads waits for the slowest one, so that whoever has a part of one core holds all
+# of them up. Slow ones get a twentieth of one that is full: enough to be done within PATIENCE_S.
+_NICE, _SLOW_NICE = 10, 13
 # What an answer takes beside its text.
 _BYTES_BESIDE = 500
 _NAMES = {
@@ -45,8 +44,8 @@ class CheckLimits:
     """What checking one constraint may take."""
 
     max_chars: int = 256 << 10
-    # After the first it is tried again where slow ones are, with the second.
-    quick_s: float = 1.0
+    # Seconds of computing. After the first it is tried again where slow ones are, with the second.
+    quick_s: float = 0.25
     deadline_s: float = 5.0
     memory_bytes: int = 256 << 20
     # Of answers that are remembered.
@@ -82,14 +81,7 @@ class _Lane:
     async def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or not self._process.is_alive:
             self._process = await self._nursery.start(self._bounds)
-        process, loop = self._process, asyncio.get_running_loop()
-        late = loop.call_later(_SOON_S, process.compute_less, _LEAST_NICE)
-        try:
-            answer = await process.ask(question, deadline_s=self._bounds.deadline_s)
-        finally:
-            late.cancel()
-        # The next one may be quick again.
-        process.compute_less(self._bounds.nice)
+        answer = await self._process.ask(question, deadline_s=self._bounds.deadline_s)
         if "memory" in answer:
             # It gives none back.
             await self._process.end()
@@ -114,7 +106,7 @@ class ConstraintChecker:
         self._limits = limits = limits or CheckLimits()
         self._nursery = Nursery(_MODULE, tokenizer_file)
         self._quick = _Lane(self._nursery, limits, limits.quick_s, _NICE)
-        self._slow = _Lane(self._nursery, limits, limits.deadline_s, _LEAST_NICE)
+        self._slow = _Lane(self._nursery, limits, limits.deadline_s, _SLOW_NICE)
         # A grammar, or why there is none.
         self._answers: LRUCache[str, tuple[str | None, str]] = LRUCache(
             self._limits.cache_bytes,

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from lorax_contract import confine
 from lorax_router.service.processes import frames
+from lorax_router.service.processes.serving import PATIENCE_S
 
 _MAX_ANSWER_BYTES = 64 << 20
 _LEAST_NICE = 19
 # Until the system may take what it did not take at once.
 _AGAIN_S = 0.15
+# Between two looks at what a process has computed.
+_LEAST_LOOK_S = 0.01
 
 
 class ProcessLostError(Exception):
@@ -68,18 +73,41 @@ class LimitedProcess:
     ) -> dict[str, Any]:
         """Return the answer; raises ProcessLostError, then the process is gone.
 
-        One that has not answered after ``deadline_s``, or whose caller is cancelled, is ended.
+        One that has computed for ``deadline_s`` and has not answered, or whose caller is cancelled,
+        is ended.
         """
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._send(question, blobs)
-                return await self._receive()
+            async with asyncio.timeout(None) as waiting:
+                end = self.after_computing(
+                    deadline_s, lambda: waiting.reschedule(0.0), patience_s=PATIENCE_S
+                )
+                with contextlib.closing(end):
+                    await self._send(question, blobs)
+                    return await self._receive()
         except TimeoutError as error:
             await self.end()
             raise ProcessLostError(f"no answer after {deadline_s:g} s", overdue=True) from error
         except BaseException:
             await self.end()
             raise
+
+    def after_computing(
+        self, seconds: float, call: Callable[[], None], *, patience_s: float = math.inf
+    ) -> ComputingTimer:
+        """Call back once it has computed for so long from now, or after ``patience_s`` by the clock."""
+        return ComputingTimer(self.computed_s, seconds, call, patience_s)
+
+    def computed_s(self) -> float:
+        """Return for how long it has computed; by the clock where the system does not tell.
+
+        0 for one that has ended.
+        """
+        if sys.platform != "linux":
+            return time.monotonic()
+        try:
+            return time.clock_gettime(_clock_of(self.pid))
+        except OSError:
+            return 0.0
 
     @property
     def is_alive(self) -> bool:
@@ -141,3 +169,49 @@ class LimitedProcess:
         if self._gone is None:
             self._gone = asyncio.ensure_future(self._reap())
         return await asyncio.shield(self._gone)
+
+
+class ComputingTimer:
+    """Calls back once a process has computed for a while; on full cores the clock says little of that.
+
+    It looks when that could be so at the earliest, and again as long as it is not.
+
+    Args:
+        computed_s: tells for how long the process has computed.
+        seconds: after how much more.
+        call: called once, unless the timer is closed before.
+        patience_s: after so long by the clock it is called in any case.
+    """
+
+    def __init__(
+        self,
+        computed_s: Callable[[], float],
+        seconds: float,
+        call: Callable[[], None],
+        patience_s: float,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._computed_s, self._call = computed_s, call
+        self._until_s = computed_s() + seconds
+        self._end = self._loop.time() + patience_s
+        self._arm(seconds)
+
+    def close(self) -> None:
+        """Do not call any more."""
+        self._handle.cancel()
+
+    def _look(self) -> None:
+        left_s = self._until_s - self._computed_s()
+        if left_s <= 0 or self._loop.time() >= self._end:
+            self._call()
+        else:
+            self._arm(max(left_s, _LEAST_LOOK_S))
+
+    def _arm(self, seconds: float) -> None:
+        at = min(self._loop.time() + seconds, self._end)
+        self._handle = self._loop.call_at(at, self._look)
+
+
+def _clock_of(pid: int) -> int:
+    """Return the clock of what a process computes, as Linux numbers those (clock_getcpuclockid(3))."""
+    return (~pid << 3) | 2

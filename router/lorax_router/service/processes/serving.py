@@ -23,6 +23,8 @@ Answer = Callable[[dict[str, Any], list[bytes]], dict[str, Any]]
 
 # By which its own end comes after the one that the router gives it.
 _SPARE_S = 2.0
+# By the clock, whatever it has computed: on cores that are full, who gives way gets little of them.
+PATIENCE_S = 60.0
 _OPEN_FILES = 32
 _READ_BYTES = 1 << 16
 # Of orders that are read at once; the system passes on no more than 253.
@@ -37,7 +39,7 @@ class Bounds:
 
     # On top of what it has mapped before the first question.
     memory_bytes: int
-    # For one answer.
+    # Of computing, for one answer.
     deadline_s: float
     # How much it gives way to others from the beginning.
     nice: int = 0
@@ -148,7 +150,7 @@ def _serve(answer: Answer, bounds: Bounds, out: BinaryIO) -> None:
     _say(out, {"ready": os.getpid()})
     while (question := _question(out)) is not None:
         confine.limit_cpu(int(bounds.deadline_s + _SPARE_S) + 1)
-        confine.limit_time(bounds.deadline_s + _SPARE_S)
+        confine.limit_time(PATIENCE_S + bounds.deadline_s + _SPARE_S)
         said = answer(*question)
         confine.limit_time(0)
         _say(out, said)

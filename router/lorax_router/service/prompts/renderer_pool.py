@@ -33,7 +33,7 @@ _NO_RULES: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderLimits:
-    """What one render may take."""
+    """What one render may take; seconds are those of computing."""
 
     deadline_s: float = 3.0
     # After that it computes where nobody else does: templates of people take milliseconds.
@@ -252,7 +252,7 @@ class RendererPool:
         return process
 
     async def _ask(self, process: LimitedProcess, job: _Render, turn: _Turn) -> dict[str, Any]:
-        loop, limits = asyncio.get_running_loop(), self._limits
+        limits = self._limits
         question = {
             "text": job.template.text,
             # As transformers has it: a value of the request's wins over a special token.
@@ -260,15 +260,15 @@ class RendererPool:
             "rules": dict(job.rules),
             "max_chars": limits.max_chars,
         }
-        timers = [loop.call_later(limits.refuses_after_s, turn.note_slow)]
+        timers = [process.after_computing(limits.refuses_after_s, turn.note_slow)]
         if limits.gives_way_after_s is not None:
-            timers.append(loop.call_later(limits.gives_way_after_s, process.give_way))
+            timers.append(process.after_computing(limits.gives_way_after_s, process.give_way))
         try:
             return await process.ask(question, deadline_s=limits.deadline_s)
         finally:
             turn.is_slow = False
             for timer in timers:
-                timer.cancel()
+                timer.close()
 
     def _over(self, template: ChatTemplate, why: str) -> TemplateError:
         if self._overruns is not None:

@@ -17,6 +17,7 @@ from tests.helpers.in_loop import in_loop
 from tests.helpers.limited_process import BOUNDS, MODULE, limited, nursery
 
 from lorax_contract.errors import LoraxError
+from lorax_router.service.processes import limited_process
 from lorax_router.service.processes.limited_process import ProcessLostError
 from lorax_router.service.processes.nursery import Nursery
 
@@ -76,6 +77,31 @@ async def test_a_late_answer_ends_the_process() -> None:
             await process.ask({"power": 9}, deadline_s=0.2)
         assert caught.value.overdue
         assert not psutil.pid_exists(process.pid)
+
+
+@in_loop
+async def test_what_a_process_does_not_get_of_a_core_is_not_counted_against_it() -> None:
+    async with limited() as process:
+        # An answer by the clock five times too late, of next to no computing.
+        assert await process.ask({"sleep": 1.0}, deadline_s=0.2) == {"blobs": []}
+        late: list[float] = []
+        timer = process.after_computing(0.1, lambda: late.append(process.computed_s()))
+        before = process.computed_s()
+        await process.ask({"sleep": 0.5}, deadline_s=20)
+        assert not late
+        with pytest.raises(ProcessLostError):
+            await process.ask({"power": 9}, deadline_s=0.5)
+        assert late[0] - before >= 0.1
+        timer.close()
+
+
+@in_loop
+async def test_patience_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited_process, "PATIENCE_S", 0.3)
+    async with limited() as process:
+        with pytest.raises(ProcessLostError) as caught:
+            await process.ask({"sleep": 60}, deadline_s=20)
+        assert caught.value.overdue
 
 
 @in_loop
