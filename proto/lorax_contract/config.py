@@ -163,6 +163,11 @@ class ShardConfig(ProcessConfig):
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
 
+    @property
+    def fetches(self) -> bool:
+        """Whether this rank brings adapters: rank 0, and who is reached by TCP, which may be on a host of its own."""
+        return self.rank == 0 or not self.shard_uris[self.rank].startswith("unix:")
+
     def __post_init__(self) -> None:
         """Check bounds."""
         ProcessConfig.__post_init__(self)

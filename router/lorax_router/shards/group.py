@@ -13,8 +13,10 @@ from lorax_contract.adapters import (
     AdapterPart,
     AdapterQuery,
     AdapterTiers,
+    AdapterUnavailableError,
     FetchedAdapter,
     LoadReport,
+    Reason,
 )
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ShardError
@@ -40,12 +42,17 @@ class ShardGroup:
     A call is sent to all ranks without waiting for earlier ones: the sequence
     numbers order it within each rank. If one rank fails, the call fails at once,
     and its error names the rank.
+
+    Args:
+        ranks: the clients, by rank.
+        has_one_store: whether all ranks find in rank 0's store what it fetched, as on one host.
     """
 
-    def __init__(self, ranks: Sequence[ShardClient]) -> None:
+    def __init__(self, ranks: Sequence[ShardClient], *, has_one_store: bool = True) -> None:
         if not ranks:
             raise ValueError("a shard group needs at least one rank")
         self._ranks = tuple(ranks)
+        self._has_one_store = has_one_store
 
     @classmethod
     async def connect(
@@ -57,7 +64,10 @@ class ShardGroup:
             uris = await first.discover()
         finally:
             await first.close()
-        group = cls([GrpcShardClient(each, timeouts=timeouts, tls=tls) for each in uris or (uri,)])
+        uris = uris or (uri,)
+        ranks = [GrpcShardClient(each, timeouts=timeouts, tls=tls) for each in uris]
+        # Who is reached by TCP may have a host of its own; one that has not finds it there.
+        group = cls(ranks, has_one_store=all(each.startswith("unix:") for each in uris))
         try:
             await group.info()
         except BaseException:
@@ -86,8 +96,25 @@ class ShardGroup:
         await self._all(lambda rank: rank.take_over(epoch))
 
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
-        """Have rank 0 fetch: the ranks of a host share one store."""
-        return await self._named(0, self._ranks[0].fetch_adapter(query))
+        """Have rank 0 fetch, and then those that have stores of their own: the same content.
+
+        Raises what a rank says; AdapterUnavailableError where the source has given them different ones.
+        """
+        first = await self._named(0, self._ranks[0].fetch_adapter(query))
+        if self._has_one_store:
+            return first
+        others = await asyncio.gather(
+            *(
+                self._named(rank, client.fetch_adapter(query))
+                for rank, client in enumerate(self._ranks[1:], 1)
+            )
+        )
+        if any(each.part != first.part for each in others):
+            text = (
+                f"adapter {query.ref} is not the same for all ranks: it was replaced at its source"
+            )
+            raise AdapterUnavailableError(Reason.TRANSIENT, text)
+        return first
 
     async def adapter_text(self, store_digest: str, names: Sequence[str]) -> Mapping[str, bytes]:
         """Return what rank 0 has."""

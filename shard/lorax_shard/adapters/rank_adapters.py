@@ -97,7 +97,7 @@ class RankAdapters:
     async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter on this host's disk, verified; raises AdapterUnavailableError."""
         if self._fetcher is None:
-            raise AdapterUnavailableError(Reason.OFFLINE, "only rank 0 fetches adapters")
+            raise AdapterUnavailableError(Reason.OFFLINE, "rank 0 fetches adapters for this one")
         fetched = await self._fetcher.fetch(query.ref, query.token, refresh=query.refresh)
         self._hold(fetched)
         return described(fetched)

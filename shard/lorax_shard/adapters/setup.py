@@ -72,9 +72,9 @@ def make_rank_adapters(
     lane: PrepareLane,
     base: BaseDescription,
 ) -> RankAdapters:
-    """Return the rank's own; rank 0 fetches for all. Called in the server's event loop."""
+    """Return the rank's own; rank 0 fetches for all of its host. Called in the server's event loop."""
     fetcher = None
-    if config.rank == 0:
+    if config.fetches:
         tokenizer = Path(config.tokenizer_dir or config.model_dir, "tokenizer.json")
         known = tokenizer if tokenizer.is_file() else None
         context = make_context(base, limits_of(config), config.model_id, known)

@@ -78,14 +78,16 @@ def test_host_copies_have_the_budget_that_the_shard_is_told(tmp_path: Path) -> N
 
 
 @in_loop
-async def test_rank_0_fetches_for_all(tmp_path: Path) -> None:
-    for rank in (0, 1):
-        told = config(tmp_path, rank=rank)
+async def test_rank_0_fetches_for_its_host(tmp_path: Path) -> None:
+    """Who is reached by TCP may have a host of its own."""
+    uris = ["127.0.0.1:1", "127.0.0.1:2"]
+    for rank, has_host in ((0, False), (1, False), (1, True)):
+        told = config(tmp_path, rank=rank, **({"shard_uris": uris} if has_host else {}))
         store = setup.make_store(told)
         host = setup.make_host_cache(told, store)
         lane = setup.make_prepare_lane(told, host, NotingPreparer(), torch.float32)
         rank_adapters = setup.make_rank_adapters(told, store, host, lane, make_base())
-        words = "takes no local adapters" if rank == 0 else "only rank 0"
+        words = "takes no local adapters" if rank == 0 or has_host else "rank 0 fetches"
         with pytest.raises(AdapterUnavailableError, match=words):
             await rank_adapters.fetch(AdapterQuery(ref=AdapterRef.of("local", "x")))
         await rank_adapters.close()

@@ -8,9 +8,10 @@ import pytest
 from tests.helpers.in_loop import in_loop
 from tests.helpers.plans import make_plan, make_spec
 
+from lorax_contract.adapters import AdapterQuery, AdapterRef, AdapterUnavailableError, Reason
 from lorax_contract.errors import ShardError
 from lorax_contract.step import ShardInfo
-from lorax_router.shards.fake.shard import FakeShard, expected_tokens
+from lorax_router.shards.fake.shard import FakeShard, expected_tokens, fake_fetched
 from lorax_router.shards.group import ShardGroup, merge_infos
 
 INFO = ShardInfo(
@@ -36,6 +37,30 @@ async def test_rank_0_answers_for_all():
     outcome = await group.step(make_plan(1, [(2, 3, [0])], [spec]))
     assert (outcome.row_ids, outcome.tokens.ids) == ([2], expected_tokens(spec))
     assert [len(shard.steps) for shard in shards] == [1, 1, 1]
+    await group.close()
+
+
+@in_loop
+async def test_ranks_with_stores_of_their_own_fetch_for_themselves():
+    query = AdapterQuery(ref=AdapterRef(source="hub", id="org/poet"))
+    for has_one_store, asked in ((True, [1, 0, 0]), (False, [1, 1, 1])):
+        shards = [FakeShard(rank=rank, world_size=3) for rank in range(3)]
+        group = ShardGroup(shards, has_one_store=has_one_store)
+        assert await group.fetch_adapter(query) == fake_fetched(query)
+        assert [len(shard.queries) for shard in shards] == asked
+        await group.close()
+
+
+@in_loop
+async def test_ranks_that_fetched_something_else_do_not_compute_together():
+    query = AdapterQuery(ref=AdapterRef(source="hub", id="org/poet"))
+    other = fake_fetched(AdapterQuery(ref=AdapterRef(source="hub", id="org/pirate")))
+    shards = [FakeShard(rank=rank, world_size=2) for rank in range(2)]
+    shards[1].on_fetch = lambda query: other
+    group = ShardGroup(shards, has_one_store=False)
+    with pytest.raises(AdapterUnavailableError, match="not the same for all ranks") as raised:
+        await group.fetch_adapter(query)
+    assert raised.value.reason is Reason.TRANSIENT
     await group.close()
 
 
