@@ -18,6 +18,7 @@ import click
 
 from lorax_contract.exit_codes import ExitCode, hint
 from lorax_launcher.console import Console
+from lorax_launcher.elsewhere import RANKS_VARIABLE, RanksElsewhere
 from lorax_launcher.environment import read_environment
 from lorax_launcher.facts import gather_facts
 from lorax_launcher.flags import OPTION_GROUPS, GroupedCommand, refused_options
@@ -88,8 +89,12 @@ def launch(options: LauncherOptions, console: Console, times: StartTimes | None 
     """Run until the end; return the exit code. ``times`` has counted since the start."""
     with run_directory() as run_dir:
         plan = resolve(options, gather_facts(), str(run_dir))
+        elsewhere: Mapping[int, tuple[str, ...]] = {}
+        if (ranks := os.environ.get(RANKS_VARIABLE)) and not options.download_only:
+            placed = RanksElsewhere.read(Path(ranks))
+            plan, elsewhere = placed.spread(plan), placed.programs
         programs = Programs(shard=(find_program("lorax-shard"),),
-                            router=(find_program("lorax-router"),))  # fmt: skip
+                            router=(find_program("lorax-router"),), elsewhere=elsewhere)  # fmt: skip
         for note in plan.notes:
             console.info(note)
         for warning in plan.warnings:

@@ -10,8 +10,8 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -45,6 +45,8 @@ class Programs:
 
     shard: tuple[str, ...]
     router: tuple[str, ...]
+    # What stands for ranks that run on other machines, by rank.
+    elsewhere: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _has_keys(router: RouterConfig) -> bool:
@@ -292,7 +294,8 @@ class Supervisor:
     async def _start_shard(self, config: ShardConfig) -> Child:
         def argv(descriptor: int) -> Sequence[str]:
             path = self._write_config(name, dataclasses.replace(config, ready_fd=descriptor))
-            return (*self._programs.shard, "serve", "--config", path)
+            program = self._programs.elsewhere.get(config.rank, self._programs.shard)
+            return (*program, "serve", "--config", path)
 
         name = f"shard-{config.rank}"
         variables = self._plan.shard_environments[config.rank]

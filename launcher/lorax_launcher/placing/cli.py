@@ -58,6 +58,8 @@ def check_answers(address: str) -> None:
 @click.option("--cpus", default=1.0, type=click.FloatRange(0), help="CPUs that Ray keeps for each.")
 @click.option("--gpus", default=0.0, type=click.FloatRange(0), help="GPUs that Ray keeps for each.")
 @click.option("--resources", default="{}", help="More that Ray keeps for each, as JSON.")
+@click.option("--nodes", "num_nodes", default=1, type=click.IntRange(1),
+              help="Machines that share a model, with a rank on each (tensor parallelism).")  # fmt: skip
 @click.option("--store-dir", default=_STORE, help="Where each machine keeps adapters.")
 @click.option("--tls-dir", help="Folder with certificates on each machine, for links between them.")
 @click.option("--ingress-option", multiple=True, help="More of lorax-ingress: NAME=VALUE.")

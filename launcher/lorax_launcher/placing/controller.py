@@ -85,8 +85,8 @@ class KnownGroup:
         about: dict[str, Any] = {"name": f"group-{self.number}", "state": self.state.value}
         about |= {"generation": self.generation}
         if self.report is not None:
-            load = self.report.load
-            about |= {"node": self.report.node, "host": self.report.host, "uri": self.report.uri}
+            load, names = self.report.load, ("node", "host", "uri", "url", "metrics")
+            about |= {name: getattr(self.report, name) for name in names}
             about |= {"running": load.num_running, "queued": load.num_queued, "kv": load.kv_in_use}
         return about
 

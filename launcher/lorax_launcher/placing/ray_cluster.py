@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
@@ -20,7 +20,7 @@ from lorax_launcher.placing.controller import GroupHandle, GroupLostError
 from lorax_launcher.placing.values import GroupReport, GroupSpec
 
 INGRESS = "ingress"
-_GROUP = "group-"
+_GROUP, _RANK = "group-", "rank-"
 # An actor that has no machine yet answers nothing.
 _PATIENCE_S = 2.0
 
@@ -48,12 +48,16 @@ class RayGroup:
 
     actor: Any
     room: Any
+    # Its ranks on other machines.
+    ranks: tuple[Any, ...] = ()
 
     async def report(self) -> GroupReport | None:
         """Return what it says of itself; None: nothing in time. Raises GroupLostError."""
         try:
-            asked = self.actor.report.remote()
-            return await asyncio.wait_for(asyncio.wrap_future(asked.future()), _PATIENCE_S)
+            asked = [self.actor.report.remote(), *(each.ping.remote() for each in self.ranks)]
+            answers = asyncio.gather(*(asyncio.wrap_future(each.future()) for each in asked))
+            report, *_ = await asyncio.wait_for(answers, _PATIENCE_S)
+            return cast("GroupReport", report)
         except (TimeoutError, ActorUnavailableError):
             return None
         except RayActorError as error:
@@ -65,7 +69,8 @@ class RayGroup:
 
     def remove(self) -> None:
         """End it at once if it runs, and free what is kept for it."""
-        ray.kill(self.actor)
+        for each in (self.actor, *self.ranks):
+            ray.kill(each)
         remove_placement_group(self.room)
 
 
@@ -74,35 +79,51 @@ class RayCluster:
 
     Args:
         name: of the service.
-        actor: the class of a group's actor, made of its specification.
+        actor: the class of a group's actor, made of its specification and the actors of its ranks.
+        rank_actor: the class of a rank's on another machine, made of the same specification.
     """
 
-    def __init__(self, name: str, actor: type) -> None:
+    def __init__(self, name: str, actor: type, rank_actor: type) -> None:
         self._namespace = namespace_of(name)
         self._actor = actor
+        self._rank_actor = rank_actor
 
     def place(self, number: int, spec: GroupSpec) -> GroupHandle:
-        """Start a group as soon as there is room."""
-        name = f"{_GROUP}{number}"
-        room = placement_group([spec.bundle], name=f"{self._namespace}-{name}", lifetime="detached")
-        made = ray.remote(self._actor).options(
-            name=name, namespace=self._namespace, lifetime="detached", max_restarts=0,
-            num_cpus=spec.cpus, num_gpus=spec.gpus, resources=dict(spec.resources),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(room, 0),
-        )  # fmt: skip
-        return RayGroup(made.remote(spec), room)
+        """Start a group as soon as there is room; ranks have a machine each."""
+        bundles = [spec.bundle] * spec.num_nodes
+        strategy = "STRICT_SPREAD" if spec.num_nodes > 1 else "PACK"
+        room = placement_group(bundles, strategy, self._room_of(number), lifetime="detached")
+
+        def start(actor: type, name: str, bundle: int, *arguments: object) -> Any:
+            return ray.remote(actor).options(
+                name=name, namespace=self._namespace, lifetime="detached", max_restarts=0,
+                num_cpus=spec.cpus, num_gpus=spec.gpus, resources=dict(spec.resources),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(room, bundle),
+            ).remote(*arguments)  # fmt: skip
+
+        names = [f"{_RANK}{number}-{rank}" for rank in range(1, spec.num_nodes)]
+        ranks = [start(self._rank_actor, name, rank, spec) for rank, name in enumerate(names, 1)]
+        group = start(self._actor, f"{_GROUP}{number}", 0, spec, names)
+        return RayGroup(group, room, tuple(ranks))
 
     def find(self) -> dict[int, GroupHandle]:
         """Return the groups that there are, by number."""
         names = [
             each["name"] for each in ray.util.list_named_actors(all_namespaces=True)
-            if each["namespace"] == self._namespace and each["name"].startswith(_GROUP)
+            if each["namespace"] == self._namespace
         ]  # fmt: skip
-        return {int(name.removeprefix(_GROUP)): self._group(name) for name in names}
+        numbers = [int(name.removeprefix(_GROUP)) for name in names if name.startswith(_GROUP)]
+        return {number: self._group(number, names) for number in numbers}
 
-    def _group(self, name: str) -> RayGroup:
-        room = get_placement_group(f"{self._namespace}-{name}")
-        return RayGroup(ray.get_actor(name, namespace=self._namespace), room)
+    def _group(self, number: int, names: Sequence[str]) -> RayGroup:
+        ranks = [name for name in names if name.startswith(f"{_RANK}{number}-")]
+        actor, *others = (
+            ray.get_actor(name, namespace=self._namespace) for name in (f"{_GROUP}{number}", *ranks)
+        )
+        return RayGroup(actor, get_placement_group(self._room_of(number)), tuple(others))
+
+    def _room_of(self, number: int) -> str:
+        return f"{self._namespace}-{_GROUP}{number}"
 
     async def tell_ingress(self, places: Mapping[str, str]) -> None:
         """Say where replicas are; an ingress that starts again is told at the next look."""

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lorax_launcher.placing.actors import ControllerActor, GroupActor, IngressActor
+from lorax_launcher.placing.actors import ControllerActor, GroupActor, IngressActor, RankActor
 from lorax_launcher.placing.ray_cluster import INGRESS, RayCluster, namespace_of
 from lorax_launcher.placing.values import IngressSpec, ServiceSpec
 
@@ -51,7 +51,7 @@ def _ask(name: str, actor: str, method: str, *arguments: Any, timeout_s: float) 
 
 def end_service(name: str) -> None:
     """End the controller and the ingress, and what is left of groups."""
-    for each in RayCluster(name, GroupActor).find().values():
+    for each in RayCluster(name, GroupActor, RankActor).find().values():
         each.remove()
     for actor in (_CONTROLLER, INGRESS):
         ray.kill(ray.get_actor(actor, namespace=namespace_of(name)))

@@ -30,6 +30,8 @@ class GroupSpec:
     cpus: float = 1.0
     gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
+    # Machines that share its model, a rank on each; what it takes is taken of each.
+    num_nodes: int = 1
     # Where adapters are kept on each machine.
     store_dir: str
     # A folder of that name on each machine, with certificates for links between machines.
@@ -41,7 +43,7 @@ class GroupSpec:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What Ray keeps for a group, by the names of its resources."""
+        """What Ray keeps for a group on each machine, by the names of its resources."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
@@ -87,8 +89,10 @@ class GroupReport:
     # The machine that it is on, as Ray calls it, and its address.
     node: str = ""
     host: str = ""
-    # Where an ingress attaches; empty until it is ready.
+    # Where an ingress attaches; empty until it is ready. On its machine alone: its HTTP, its metrics.
     uri: str = ""
+    url: str = ""
+    metrics: str = ""
     load: GroupLoad = GroupLoad()
     # What its server said last that was wrong.
     error: str = ""

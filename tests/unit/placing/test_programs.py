@@ -116,6 +116,7 @@ def test_a_server_says_where_it_is() -> None:
     server._take({"event": "ready", "url": "http://127.0.0.1:1", "metrics": "http://127.0.0.1:2"})
     assert server.report.state is GroupState.READY
     assert server.report.uri == "127.0.0.1:4321"
+    assert server.report.metrics == "http://127.0.0.1:2"
     server.drain()
     assert server.report.state is GroupState.DRAINING
 

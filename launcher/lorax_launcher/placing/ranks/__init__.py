@@ -1,0 +1,1 @@
+"""Ranks of a group on machines of their own."""
