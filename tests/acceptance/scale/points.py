@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.scale import doorway, kubernetes, ranks, simulated
+from tests.acceptance.scale import clustered, doorway, kubernetes, ranks, simulated, spread
 
 POINTS = [
+    Point(
+        "1",
+        "three nodes of Ray, 24 and 40 adapters, throughput, a node killed, 1 to 3 to 1 replicas (10 min)",
+        clustered.point_ray,
+    ),
     Point(
         "1i",
         "two servers of the default model behind lorax-ingress: throughput, one killed under streams (3 min)",
         doorway.point_doorway,
+    ),
+    Point(
+        "2",
+        "one model over two nodes of Ray: answers with adapters, each node's from its own store",
+        spread.point_spread,
     ),
     Point(
         "3",
