@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -317,6 +318,16 @@ async def test_the_grpc_service_is_served_too(folder: Path) -> None:
             made.process.send_signal(signal.SIGTERM)
             assert await last == wanted
         assert await made.end() == 0
+
+
+@in_time
+async def test_a_port_for_grpc_that_is_taken_is_said(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with router(folder, "a"), ingress(folder, "a", grpc_port=str(port)) as made:
+            assert await made.process.wait() == ExitCode.BAD_CONFIG
+            await made._reading
+            assert any(f"cannot listen on 127.0.0.1:{port}" in str(each) for each in made.log)
 
 
 def test_what_is_no_place_is_said(tmp_path: Path) -> None:
