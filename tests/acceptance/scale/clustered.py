@@ -211,7 +211,7 @@ def killed(scene: Scene) -> Part:
     resumed = _sample(scene.url, "lorax_ingress_resumed_total")
     begun = time.perf_counter()
     scene.nodes.add()
-    found = scene.nodes.until_ready(NUM_REPLICAS)
+    found = scene.nodes.until_ready(NUM_REPLICAS, group["name"])
     back = f"a new node has {found['groups'][-1]['name']} after {time.perf_counter() - begun:.0f} s"
     failed = [each for each in heard if each.error]
     return Part(

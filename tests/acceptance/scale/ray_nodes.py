@@ -123,12 +123,13 @@ class LocalNodes:
         found: dict[str, Any] = json.loads(self.ask("status", "--json", timeout_s=60.0))
         return found
 
-    def until_ready(self, num: int, timeout_s: float = 200.0) -> dict[str, Any]:
-        """Wait until so many groups serve, and no others are there."""
+    def until_ready(self, num: int, without: str, timeout_s: float = 200.0) -> dict[str, Any]:
+        """Wait until so many groups serve, and no others are there; one that was lost is none of them."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             found = self.status()
-            if [each["state"] for each in found["groups"]] == ["ready"] * num:
+            states = {each["name"]: each["state"] for each in found["groups"]}
+            if [*states.values()] == ["ready"] * num and without not in states:
                 return found
             time.sleep(1.0)
         raise RuntimeError(f"after {timeout_s:g} s there are not {num} groups: {found}")
