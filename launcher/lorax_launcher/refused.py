@@ -78,8 +78,7 @@ REFUSED_OPTIONS: tuple[Refused, ...] = (
     ),
     Refused(
         "--embedding-dim",
-        "embeddings are not in this version; it generates text only",
-        comes_later=True,
+        "each request says how many numbers of a vector it wants (`dimensions`)",
     ),
     Refused(
         "--weights-cache-override",

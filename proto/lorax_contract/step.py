@@ -39,6 +39,17 @@ class OutputKind(IntEnum):
     TOKENS = 0
     # Nothing beyond the prompt: its row ends, without a token, once the prompt is computed.
     PROMPT = 1
+    # A vector of what the last layer gives for the prompt, with which its row ends, too.
+    VECTOR = 2
+
+
+class Pooling(IntEnum):
+    """What a vector is made of (the numbers are those of the wire)."""
+
+    # What the last layer gives for the last token, which has seen all others.
+    LAST = 0
+    # The mean over all tokens of the prompt.
+    MEAN = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,17 @@ class RequestSpec:
     # None: of the whole request, or where the shards find that it is invoked.
     adapter_start: int | None = None
     output: OutputKind = OutputKind.TOKENS
+    # Of which its vector is made, if it asks for one.
+    pooling: Pooling = Pooling.LAST
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether each token of the prompt has to be computed, cached or not.
+
+        What caches hold are keys and values: no logits, and nothing that a mean is taken of.
+        """
+        is_mean = self.output is OutputKind.VECTOR and self.pooling is Pooling.MEAN
+        return self.sampling.prompt_logprobs or is_mean
 
     @property
     def num_kv_tokens(self) -> int:
@@ -220,6 +242,8 @@ class RowDetail:
     prompt_tokens: TokenColumns | None = None
     # One entry per prompt token, when alternatives to them were asked for; the first is empty.
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
+    # As many float32 as the model's last layer gives for a token, little-endian.
+    vector: bytes | None = None
     # NO_NUMBERS_CODE, or the error_type of an ErrorKind.
     error_code: str | None = None
     error_text: str | None = None

@@ -21,6 +21,7 @@ from lorax_contract.step import (
     LogitBias,
     NewRow,
     OutputKind,
+    Pooling,
     RequestId,
     RequestSpec,
     RowDetail,
@@ -36,6 +37,7 @@ from lorax_contract.tracing import read_context
 from lorax_proto import generate_pb2 as pb
 
 StepReply = TypeVar("StepReply", pb.PrefillResponse, pb.DecodeResponse)
+SomeKind = TypeVar("SomeKind", OutputKind, Pooling)
 
 
 def step_to_proto(plan: StepPlan, epoch: int) -> pb.PrefillRequest | pb.DecodeRequest:
@@ -94,6 +96,7 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
         num_prompt_tokens=len(spec.prompt_ids),
         prefill_alternatives=spec.sampling.num_prompt_alternatives,
         output=pb.OutputKind.Name(spec.output),
+        pooling=pb.Pooling.Name(spec.pooling),
         cache_len=row.num_cached,
         adapter_start=spec.adapter_start,
     )
@@ -110,7 +113,7 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
 def new_row_from_proto(request: pb.Request) -> NewRow:
     """Return the row of a request with token ids; without ``num_prompt_tokens`` all are prompt.
 
-    Raises ValidationError for a kind of output that is unknown.
+    Raises ValidationError for a kind of output, or of pooling, that is unknown.
     """
     ids = request.tokenized_inputs.ids[:]
     has_past = request.HasField("num_prompt_tokens")
@@ -122,7 +125,8 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         stopping=_stopping_from_proto(request.stopping_parameters),
         adapter=AdapterHandle(request.adapter_index),
         adapter_start=request.adapter_start if request.HasField("adapter_start") else None,
-        output=_output_from_proto(request.output),
+        output=_known(OutputKind, request.output, "an output"),
+        pooling=_known(Pooling, request.pooling, "a pooling"),
         constraint=constraint_from_proto(request.constraint)
         if request.HasField("constraint")
         else None,
@@ -133,11 +137,11 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
     return NewRow(spec, ids[num_prompt:], request.cache_len)
 
 
-def _output_from_proto(number: int) -> OutputKind:
+def _known(kinds: type[SomeKind], number: int, what: str) -> SomeKind:
     try:
-        return OutputKind(number)
+        return kinds(number)
     except ValueError:
-        raise ValidationError(f"an output of the kind {number} is not known") from None
+        raise ValidationError(f"{what} of the kind {number} is not known") from None
 
 
 def constraint_to_proto(constraint: Constraint) -> pb.Constraint:
@@ -297,6 +301,7 @@ def _details_to_proto(details: Mapping[RequestId, RowDetail]) -> Iterable[pb.Row
             alternative_tokens=_alternatives_to_proto(detail.alternatives),
             error_code=detail.error_code,
             error_text=detail.error_text,
+            vector=detail.vector,
         )
         if (prompt := detail.prompt_tokens) is not None:
             message.prefill_tokens.CopyFrom(prompt_to_proto(prompt, detail.prompt_alternatives))
@@ -312,6 +317,7 @@ def _detail_from_proto(message: pb.RowDetail) -> RowDetail:
         prompt_alternatives=_alternatives_from_proto(message.prefill_tokens.alternative_tokens),
         error_code=message.error_code if has("error_code") else None,
         error_text=message.error_text if has("error_text") else None,
+        vector=message.vector if has("vector") else None,
     )
 
 

@@ -13,6 +13,12 @@ class OutputKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTPUT_KIND_TOKENS: _ClassVar[OutputKind]
     OUTPUT_KIND_PROMPT: _ClassVar[OutputKind]
+    OUTPUT_KIND_VECTOR: _ClassVar[OutputKind]
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_LAST: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
 
 class ConstraintKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -62,6 +68,9 @@ class MajoritySignMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FREQUENCY: _ClassVar[MajoritySignMethod]
 OUTPUT_KIND_TOKENS: OutputKind
 OUTPUT_KIND_PROMPT: OutputKind
+OUTPUT_KIND_VECTOR: OutputKind
+POOLING_LAST: Pooling
+POOLING_MEAN: Pooling
 CONSTRAINT_KIND_NONE: ConstraintKind
 CONSTRAINT_KIND_JSON_SCHEMA: ConstraintKind
 CONSTRAINT_KIND_REGEX: ConstraintKind
@@ -318,7 +327,7 @@ class TokenizedInputs(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., input_chunks: _Optional[_Iterable[_Union[InputChunk, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "constraint", "traceparent", "tracestate")
+    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "pooling", "constraint", "traceparent", "tracestate")
     ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZED_INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +344,7 @@ class Request(_message.Message):
     PREFILL_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_START_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
@@ -354,10 +364,11 @@ class Request(_message.Message):
     prefill_alternatives: int
     output: OutputKind
     adapter_start: int
+    pooling: Pooling
     constraint: Constraint
     traceparent: str
     tracestate: str
-    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("kind", "text")
@@ -538,20 +549,22 @@ class InactiveAdapter(_message.Message):
     def __init__(self, adapter_index: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class RowDetail(_message.Message):
-    __slots__ = ("request_id", "generated_text", "alternative_tokens", "prefill_tokens", "error_code", "error_text")
+    __slots__ = ("request_id", "generated_text", "alternative_tokens", "prefill_tokens", "error_code", "error_text", "vector")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TEXT_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_TEXT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     generated_text: str
     alternative_tokens: _containers.RepeatedCompositeFieldContainer[AlternativeTokens]
     prefill_tokens: NextTokens
     error_code: str
     error_text: str
-    def __init__(self, request_id: _Optional[int] = ..., generated_text: _Optional[str] = ..., alternative_tokens: _Optional[_Iterable[_Union[AlternativeTokens, _Mapping]]] = ..., prefill_tokens: _Optional[_Union[NextTokens, _Mapping]] = ..., error_code: _Optional[str] = ..., error_text: _Optional[str] = ...) -> None: ...
+    vector: bytes
+    def __init__(self, request_id: _Optional[int] = ..., generated_text: _Optional[str] = ..., alternative_tokens: _Optional[_Iterable[_Union[AlternativeTokens, _Mapping]]] = ..., prefill_tokens: _Optional[_Union[NextTokens, _Mapping]] = ..., error_code: _Optional[str] = ..., error_text: _Optional[str] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class StepTiming(_message.Message):
     __slots__ = ("queue_ns", "forward_ns", "total_ns")

@@ -23,6 +23,7 @@ _ATOMS: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False),
     str: st.text(max_size=12),
     bool: st.booleans(),
+    bytes: st.binary(max_size=12),
     types.NoneType: st.none(),
     Any: JSON,
 }

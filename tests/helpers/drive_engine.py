@@ -29,6 +29,7 @@ class Answer:
     prompt_tokens: TokenColumns | None = None
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
     text: str | None = None
+    vector: bytes | None = None
     finish: FinishCode = FinishCode.RUNNING
     error: str | None = None
 
@@ -100,4 +101,5 @@ def _book(outcome: StepOutcome, accepted: list[bool], answers: dict[RequestId, A
                     answer.prompt_tokens = detail.prompt_tokens
                     answer.prompt_alternatives = detail.prompt_alternatives
                 answer.text, answer.error = detail.generated_text, detail.error_text
+                answer.vector = detail.vector
         start = end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
@@ -52,6 +53,12 @@ def failure(error: LoraxError) -> Iterator[TokenChunk]:
     yield TokenChunk(TokenColumns(), FinishCode.ERROR, error=error)
 
 
+def vector_of(spec: RequestSpec) -> bytes:
+    """Four numbers of a prompt: its first id, its last, how many there are, its pooling."""
+    ids = spec.prompt_ids
+    return struct.pack("<4f", ids[0], ids[-1], len(ids), spec.pooling)
+
+
 def as_many_as_asked(spec: RequestSpec) -> Iterator[TokenChunk]:
     """As many tokens as the request allows, at most 1000; what it asks for besides, too."""
     num = min(spec.stopping.max_new_tokens, 1000)
@@ -64,7 +71,7 @@ def as_many_as_asked(spec: RequestSpec) -> Iterator[TokenChunk]:
         chunks = [
             TokenChunk(
                 TokenColumns(), FinishCode.LENGTH, generated_text="", received_at=now,
-                scheduled_at=now,
+                scheduled_at=now, vector=vector_of(spec) if spec.output is OutputKind.VECTOR else None,
             )
         ]  # fmt: skip
     for place, chunk in enumerate(chunks):

@@ -8,7 +8,8 @@ its own position: a lost, shared or stale block or a wrong position changes them
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from lorax_contract.step import (
     FinishCode,
     NewRow,
     OutputKind,
+    Pooling,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -35,11 +37,13 @@ from lorax_shard.constraints.setup import constraints_maker
 from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.model.interface import HiddenStates
 from lorax_shard.parallel.group import RankGroup
 
 BLOCK_SIZE = 4
 # The forward pass raises when it meets the first, and gives NaN logits after the second.
 POISON_ID, NAN_ID = 380, 381
+HIDDEN_SIZE = 8
 
 
 class ToyModel:
@@ -65,6 +69,7 @@ class ToyModel:
         self.passes: list[list[int]] = []
         self._block_size = BLOCK_SIZE
         self._cache: torch.Tensor | None = None
+        self._kept: HiddenStates | None = None
 
     def block_bytes(self, block_size: int) -> int:
         return 16 * block_size
@@ -103,14 +108,26 @@ class ToyModel:
             raise RuntimeError("poison")
         self._pool[metadata.slots] = torch.stack([input_ids, positions], dim=1)
         rows = torch.repeat_interleave(torch.tensor(metadata.query_lens))
-        logits = []
-        for token in logit_rows.tolist():
+
+        def after(token: int) -> torch.Tensor:
             table = metadata.block_tables[rows[token]]
             seen = torch.arange(int(positions[token]) + 1)
             slots = table[seen // self._block_size] * self._block_size + seen % self._block_size
-            pairs = self._pool[slots].tolist()
-            logits.append(logits_after(tuple(map(tuple, pairs))))
+            return logits_after(tuple(map(tuple, self._pool[slots].tolist())))
+
+        if self._kept is not None:
+            states = [hidden_of(after(token)) for token in range(len(input_ids))]
+            self._kept.states = torch.stack(states)
+        logits = [after(token) for token in logit_rows.tolist()]
         return torch.stack(logits) if logits else torch.empty(0, self.vocab_size)
+
+    @contextmanager
+    def keeping_hidden(self) -> Iterator[HiddenStates]:
+        self._kept = HiddenStates()
+        try:
+            yield self._kept
+        finally:
+            self._kept = None
 
     @property
     def _pool(self) -> torch.Tensor:
@@ -130,6 +147,18 @@ def logits_after(pairs: tuple[tuple[int, int], ...]) -> torch.Tensor:
     logits = torch.randn(VOCAB_SIZE, generator=generator) * 3
     logits[[POISON_ID, NAN_ID]] = -30.0  # never the choice of a test that goes well
     return logits
+
+
+def hidden_of(logits: torch.Tensor) -> torch.Tensor:
+    """Return what the toy's last layer gives where it gives these logits."""
+    return logits[:HIDDEN_SIZE]
+
+
+def expected_vector(prompt: Sequence[int], pooling: Pooling) -> torch.Tensor:
+    """Return the vector of a prompt."""
+    pairs = tuple((token_id, position) for position, token_id in enumerate(prompt))
+    states = [hidden_of(logits_after(pairs[: end + 1])) for end in range(len(pairs))]
+    return states[-1] if pooling is Pooling.LAST else torch.stack(states).mean(dim=0)
 
 
 def expected_tokens(prompt: Sequence[int], count: int) -> list[int]:
@@ -193,21 +222,27 @@ def new_row(
     stop_token_ids: tuple[int, ...] = (),
     min_new_tokens: int = 0,
     constraint: Constraint | None = None,
+    pooling: Pooling | None = None,
     **sampling: object,
 ) -> NewRow:
-    """Return a row that enters; with ``max_new_tokens`` 0 one that asks for no tokens."""
+    """Return a row that enters.
+
+    With ``max_new_tokens`` 0 it asks for no tokens, with ``pooling`` for a vector.
+    """
+    kind = OutputKind.TOKENS if max_new_tokens else OutputKind.PROMPT
     spec = RequestSpec(
         request_id=RequestId(request_id),
         prompt_ids=list(prompt),
         sampling=SamplingParams(**sampling),
         stopping=StoppingParams(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=0 if pooling is not None else max_new_tokens,
             min_new_tokens=min_new_tokens,
             ignore_eos=ignore_eos,
             stop_sequences=stop_sequences,
             stop_token_ids=stop_token_ids,
         ),
-        output=OutputKind.TOKENS if max_new_tokens else OutputKind.PROMPT,
+        output=kind if pooling is None else OutputKind.VECTOR,
+        pooling=pooling or Pooling.LAST,
         constraint=constraint,
     )
     return NewRow(spec, list(output))

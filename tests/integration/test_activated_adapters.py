@@ -151,12 +151,20 @@ class World:
         where that was found, and the output is computed with the prompt.
         """
         ids = [*asked.ids, *output]
-        named = {}
+        logits = self._forward(asked, ids).logits[0]
+        return logits.float().log_softmax(dim=-1)
+
+    @torch.no_grad()
+    def hidden(self, asked: Asked) -> torch.Tensor:
+        """Return what the last layer of PEFT's model gives for each token of a prompt."""
+        states = self._forward(asked, asked.ids, output_hidden_states=True).hidden_states[-1]
+        return states[0].float()
+
+    def _forward(self, asked: Asked, ids: Sequence[int], **named: Any) -> Any:
         if asked.handle and ADAPTERS[asked.handle - 1][0]:
             offset = None if asked.start == NEVER else len(ids) - asked.start
-            named = {"alora_offsets": [offset]}
-        logits = self.peft[asked.handle](input_ids=torch.tensor([ids]), **named).logits[0]
-        return logits.float().log_softmax(dim=-1)
+            named["alora_offsets"] = [offset]
+        return self.peft[asked.handle](input_ids=torch.tensor([ids]), **named)
 
 
 @pytest.fixture(scope="module")

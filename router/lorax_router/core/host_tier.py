@@ -180,6 +180,6 @@ class HostTier:
 
 
 def _tells_prompt(request: RequestState) -> bool:
-    """Whether logprobs of its prompt, which come of computing it, are not on their way yet."""
+    """Whether what comes of computing its prompt is not on its way yet."""
     is_told = request.output_ids or request.num_pending
-    return request.spec.sampling.prompt_logprobs and not is_told
+    return request.spec.computes_all and not is_told

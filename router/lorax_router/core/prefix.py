@@ -141,8 +141,8 @@ class PrefixIndex:
         return copies
 
     def _seeks(self, request: RequestState) -> bool:
-        """Whether a request may begin behind cached blocks; a prompt's logprobs are computed."""
-        return self._is_on and not request.spec.sampling.prompt_logprobs
+        """Whether a request may begin behind cached blocks; some need all computed."""
+        return self._is_on and not request.spec.computes_all
 
     def _behind(self, tail: _Node | Hashable, request: RequestState, number: int) -> _Node | None:
         """Return what is kept of a request's block of that number behind what leads to it."""

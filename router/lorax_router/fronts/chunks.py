@@ -89,6 +89,7 @@ def _rest(chunk: TokenChunk, ending: StreamEnding | None) -> ChunkRest:
         chunk.prompt_alternatives,
         chunk.num_cached_tokens,
         ending,
+        chunk.vector,
     )
 
 
@@ -99,3 +100,4 @@ def _complete(chunk: TokenChunk, rest: ChunkRest) -> None:
     chunk.prompt_tokens = rest.prompt_tokens
     chunk.prompt_alternatives = rest.prompt_alternatives
     chunk.num_cached_tokens = rest.num_cached_tokens
+    chunk.vector = rest.vector

@@ -205,6 +205,8 @@ class ChunkRest(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int
     # In the last chunk of all sequences of a stream.
     ending: StreamEnding | None = None
+    # Instead of tokens, where a vector was asked for.
+    vector: bytes | None = None
 
 
 class TellChunks(FromCore, frozen=True):

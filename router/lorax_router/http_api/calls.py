@@ -14,7 +14,7 @@ from starlette.responses import Response
 from lorax_contract.errors import ValidationError
 from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.disconnect import while_present
-from lorax_router.http_api.json_body import bearer_token
+from lorax_router.http_api.json_body import StrictBody, bearer_token
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.sse import EventWriter, TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
@@ -25,7 +25,7 @@ from lorax_router.service.models import Models
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
 
-SomeBody = TypeVar("SomeBody", bound=ModelBody)
+SomeBody = TypeVar("SomeBody", bound=StrictBody)
 
 
 class Calls:
@@ -72,11 +72,22 @@ class Calls:
         )
 
     async def generate(
-        self, request: Request, body: ModelBody, requests: Sequence[GenerateRequest]
+        self,
+        request: Request,
+        body: ModelBody,
+        requests: Sequence[GenerateRequest],
+        at_once: int | None = None,
     ) -> list[GenerateResult]:
-        """Return all answers; raises ClientGoneError."""
+        """Return all answers; raises ClientGoneError. ``at_once`` is generate_each's."""
         with self.models.asked_for(body.model):
-            return await while_present(request.receive, generate_each(self._service, requests))
+            return await self.answer(request, requests, at_once)
+
+    async def answer(
+        self, request: Request, requests: Sequence[GenerateRequest], at_once: int | None = None
+    ) -> list[GenerateResult]:
+        """The same where no field of the body is called ``model``."""
+        answers = generate_each(self._service, requests, at_once)
+        return await while_present(request.receive, answers)
 
     def stream(
         self,

@@ -1,4 +1,4 @@
-"""The routes of all dialects but LoRAX's."""
+"""The routes of all dialects but those by which LoRAX generates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pydantic import BaseModel
 
 from lorax_router.http_api.anthropic import api as anthropic
 from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.lorax.bodies import EmbedBody
+from lorax_router.http_api.lorax.embed_routes import EmbedRoutes
 from lorax_router.http_api.model_routes import ModelRoutes
 from lorax_router.http_api.openai import api as openai
 
 # What they parse and stream, for the OpenAPI document.
-BODIES: tuple[type[BaseModel], ...] = (*openai.BODIES, *anthropic.BODIES)
+BODIES: tuple[type[BaseModel], ...] = (EmbedBody, *openai.BODIES, *anthropic.BODIES)
 EVENTS: tuple[type[BaseModel], ...] = (*openai.EVENTS, *anthropic.EVENTS)
 
 
@@ -25,5 +27,6 @@ def dialect_routers(calls: Calls) -> Iterator[APIRouter]:
 
 def generating_routers(calls: Calls) -> Iterator[APIRouter]:
     """Yield the routers of all dialects whose every route generates, or counts tokens."""
+    yield EmbedRoutes(calls).router()
     yield from openai.openai_routers(calls)
     yield from anthropic.anthropic_routers(calls)

@@ -16,12 +16,21 @@ from lorax_router.service.results import GenerateResult
 
 
 async def generate_each(
-    service: GenerationService, requests: Sequence[GenerateRequest]
+    service: GenerationService, requests: Sequence[GenerateRequest], at_once: int | None = None
 ) -> list[GenerateResult]:
-    """Return the answers, in order; the first request that fails ends the others."""
+    """Return the answers, in order; the first request that fails ends the others.
+
+    ``at_once``: so many are in the house at a time, for calls of more requests than fit; None: all.
+    """
+    room = asyncio.Semaphore(at_once or len(requests))
+
+    async def generate(request: GenerateRequest) -> GenerateResult:
+        async with room:
+            return await service.generate(request)
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(service.generate(each)) for each in requests]
+            tasks = [group.create_task(generate(each)) for each in requests]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -380,6 +380,7 @@ class InferenceService:
                 adapter=adapter,
                 adapter_start=valid.adapter_start,
                 output=valid.output,
+                pooling=valid.pooling,
                 constraint=valid.constraint,
                 trace=trace,
                 resumed_ids=valid.resumed_ids,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorax_contract.constraint import Constraint
-from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
+from lorax_contract.step import OutputKind, Pooling, SamplingParams, StoppingParams
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser
@@ -108,6 +108,8 @@ class GenerateParameters:
     do_sample: bool = False
     # What is generated; no LoRAX field.
     output: OutputKind = OutputKind.TOKENS
+    # Of which a vector is made, if one is asked for.
+    pooling: Pooling = Pooling.LAST
     max_new_tokens: int | None = None
     # Neither tokens nor stop strings end an output before it has more than so many tokens.
     min_new_tokens: int | None = None
@@ -178,6 +180,7 @@ class ValidRequest:
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams
     output: OutputKind = OutputKind.TOKENS
+    pooling: Pooling = Pooling.LAST
     # What each output is bound to.
     constraint: Constraint | None = None
     # From which token of the prompt on its adapter acts; None: from the first.

@@ -29,6 +29,8 @@ class Sequence:
     prompt_tokens: TokenColumns | None = None
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
     generated_text: str = ""
+    # float32, little-endian; None: none was asked for.
+    vector: bytes | None = None
     finish: FinishCode = FinishCode.RUNNING
 
     @property
@@ -41,6 +43,7 @@ class Sequence:
             self.generated_text,
             self.prompt_tokens,
             self.prompt_alternatives,
+            self.vector,
         )
 
     def take(self, chunk: TokenChunk) -> None:
@@ -56,6 +59,7 @@ class Sequence:
             self.prompt_alternatives = chunk.prompt_alternatives
         self.finish = chunk.finish
         self.generated_text = chunk.generated_text or ""
+        self.vector = chunk.vector
 
     @property
     def num_generated(self) -> int:

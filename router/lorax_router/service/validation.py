@@ -122,6 +122,7 @@ class Validator:
             sent_text=request.sent_text,
             stopping=_stopping(params, max_new_tokens(params, len(prompt_ids), self.limits)),
             output=params.output,
+            pooling=params.pooling,
             resumed_ids=() if request.resumption is None else request.resumption.output_ids,
             terms=_terms(request),
             details=params.details or params.decoder_input_details,

@@ -62,7 +62,7 @@ class Computation:
         self._reads_at_once = reads_at_once or batch_invariant
         # Passes whose ids are still on a device, or on their way from rank 0.
         self._unread: list[LaunchedPass] = []
-        # Rows that left with a failed pass while their prompt was scored, until they come back.
+        # Rows that left with a failed pass and have something of their prompt, until they come back.
         self.interrupted: dict[RequestId, Row] = {}
 
     def compute(self, work: list[RowWork], step: LaunchedStep) -> None:
@@ -139,7 +139,7 @@ class Computation:
             logger.warning("a forward pass of %d rows failed (%s)", len(work), name)
             out.fail_together(ids, error)
         for item in work:
-            if len(work) > 1 and item.row.scores_prompt:
+            if len(work) > 1 and item.row.gathers:
                 self.interrupted[item.row.request_id] = item.row
             self._batch.end(item.row.request_id)
 
@@ -150,6 +150,8 @@ class Computation:
         inputs = result.inputs
         for item in work:
             item.row.num_computed += item.num_tokens
+        for span, hidden in zip(inputs.vector_spans, result.hidden, strict=True):
+            span.vector.take(hidden)
         tokens, scores = draws if draws is not None else (None, [])
         launched = LaunchedPass(inputs.drawing, inputs.ended, inputs.prompt_spans, tokens, scores)
         step.passes.append(launched)

@@ -86,6 +86,8 @@ class Emitter:
         """Write the end of a row of which no token is asked."""
         try:
             self._add_prompt(row, out)
+            if row.vector is not None:
+                out.detail(row.request_id).vector = row.vector.read(row.num_prompt_tokens)
         except Exception as error:  # noqa: BLE001 - it is this row's
             out.outcome.details.pop(row.request_id, None)
             out.fail(row.request_id, error, doing="the prompt could not be shown")

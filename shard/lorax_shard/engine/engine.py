@@ -227,7 +227,7 @@ class Engine:
         row = self._entry.row_of(new, self._adapter(new.spec.adapter), num_computed)
         interrupted = self.computation.interrupted.pop(request_id, None)
         if interrupted is not None and num_computed:
-            row.go_on_scoring(interrupted)
+            row.go_on_gathering(interrupted)
         self.batch.add(row)
         return row
 

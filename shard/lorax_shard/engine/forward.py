@@ -23,16 +23,22 @@ class PassResult(NamedTuple):
     inputs: PassInputs
     # Those of the rows that sample, then those of the prompt spans.
     logits: torch.Tensor  # S x V float32
+    # Of each of the vector spans what the last layer gives.
+    hidden: list[torch.Tensor]  # each n x hidden
 
 
 def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> PassResult:
     """Compute rows in one forward pass; rows of one token must come first."""
     inputs = build_inputs(batch, work)
     with torch.inference_mode():
-        logits = None if model.graphs is None else model.graphs.run(inputs.numbers)
-        if logits is None:
-            logits = launched(model, inputs.numbers)
-    return PassResult(inputs, logits)
+        if inputs.vector_spans:
+            with model.keeping_hidden() as kept:
+                logits = launched(model, inputs.numbers)
+            hidden = [kept.states[start:stop] for _, start, stop in inputs.vector_spans]
+            return PassResult(inputs, logits, hidden)
+        captured = None if model.graphs is None else model.graphs.run(inputs.numbers)
+        logits = launched(model, inputs.numbers) if captured is None else captured
+    return PassResult(inputs, logits, [])
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

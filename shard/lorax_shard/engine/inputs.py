@@ -12,6 +12,7 @@ import numpy as np
 
 from lorax_shard.engine.drafts import NO_DRAFT
 from lorax_shard.engine.rows import DraftedRow, IdArray, ResidentBatch, Row
+from lorax_shard.engine.vectors import VectorSpan, span_of
 from lorax_shard.model.interface import PassNumbers, UnreadIds
 
 
@@ -60,6 +61,8 @@ class PassInputs:
     # Rows of which nothing is asked beyond the prompt, which is computed then.
     ended: list[Row]
     prompt_spans: list[PromptSpan]
+    # Tokens of which vectors are made.
+    vector_spans: list[VectorSpan]
 
 
 def build_inputs(batch: ResidentBatch, work: list[RowWork]) -> PassInputs:
@@ -99,7 +102,19 @@ def build_inputs(batch: ResidentBatch, work: list[RowWork]) -> PassInputs:
         _unread(rows[:num_single]),
     )
     ended = [item.row for item in completing if not item.row.draws]
-    return PassInputs(numbers, drawing, _positions(drawing), ended, spans)
+    vectors = _vector_spans(work, offsets)
+    return PassInputs(numbers, drawing, _positions(drawing), ended, spans, vectors)
+
+
+def _vector_spans(work: list[RowWork], offsets: IdArray) -> list[VectorSpan]:
+    if not any(row.vector is not None for row, _, _ in work):
+        return []
+    spans = [
+        span_of(row.vector, offset, row.num_computed, num_tokens, row.num_prompt_tokens)
+        for (row, num_tokens, _), offset in zip(work, offsets.tolist(), strict=True)
+        if row.vector is not None
+    ]
+    return [span for span in spans if span is not None]
 
 
 def _unread(singles: list[Row]) -> UnreadIds | None:

@@ -80,7 +80,11 @@ class RowEntry:
     def _constraint(self, new: NewRow, adapter: ActiveAdapter | None) -> RowConstraint | None:
         """Return what a row is bound to; None: nothing, or another rank draws."""
         spec = new.spec
-        if spec.constraint is None or self._detokenizer is None or spec.output is OutputKind.PROMPT:
+        if (
+            spec.constraint is None
+            or self._detokenizer is None
+            or spec.output is not OutputKind.TOKENS
+        ):
             return None
         if self._constraints is None:
             raise ValidationError(UNBOUND)

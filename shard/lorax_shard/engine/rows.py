@@ -24,6 +24,7 @@ from lorax_shard.engine.active_adapters import ActiveAdapter
 from lorax_shard.engine.drafts import DraftSource
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.prompt_scores import PromptScores
+from lorax_shard.engine.vectors import PromptVector
 from lorax_shard.sampling.scores import LogitEdits, edits_of, has_penalty
 
 IdArray = NDArray[np.int64]
@@ -78,6 +79,7 @@ class Row:
         "request_id",
         "scores_prompt",
         "unread",
+        "vector",
     )
 
     def __init__(
@@ -101,6 +103,8 @@ class Row:
         self.reads_ids = has_penalty(self.params) or self.params.watermark
         # Whether tokens are drawn; else the row ends with its prompt.
         self.draws = spec.output is OutputKind.TOKENS
+        # What is made of its prompt; None: no vector.
+        self.vector = PromptVector.of(spec)
         # What is added to the logits, at first and later: what would end the output is banned
         # as long as it may not.
         self._min_new_tokens = spec.stopping.min_new_tokens
@@ -182,12 +186,22 @@ class Row:
             self._output, self.make_output = self.make_output(), None
         return self._output
 
-    def go_on_scoring(self, before: Row) -> None:
-        """Take over the scores of what an earlier row of the same request computed of its prompt."""
+    def _go_on_scoring(self, before: Row) -> None:
         scores, num = before.prompt_scores, self.num_computed + 1
         if self.prompt_scores is not None and scores is not None:
             # Of a step that failed some passes may have succeeded.
             self.prompt_scores = PromptScores(scores.logprobs[:num], scores.alternatives[:num])
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it keeps something of each prompt token that is computed."""
+        return self.scores_prompt or self.vector is not None
+
+    def go_on_gathering(self, before: Row) -> None:
+        """Take over what an earlier row of the same request has of what it computed."""
+        self._go_on_scoring(before)
+        if self.vector is not None and before.vector is not None:
+            self.vector.go_on_from(before.vector)
 
     def append(self, token_id: int) -> None:
         """Add one sampled id."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.graphs.decode import DecodeGraphs
 from lorax_shard.model.graphs.recorder import CudaRecorder, GraphRecorder
-from lorax_shard.model.interface import GraphSettings, PassGraphs
+from lorax_shard.model.interface import GraphSettings, HiddenStates, PassGraphs
 from lorax_shard.model.launch import launched
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.programs.passes import PassPrograms
@@ -239,6 +239,20 @@ class HFPagedModel:
         """Copy host blocks to KV blocks of the pool, over all layers."""
         assert self._swap_space is not None
         self._swap_space.copy_in(host_blocks, blocks)
+
+    @contextmanager
+    def keeping_hidden(self) -> Iterator[HiddenStates]:
+        """Within, what the last layer gives in ``forward`` is kept, for all tokens."""
+        kept = HiddenStates()
+
+        def keep(_module: object, _arguments: object, output: Any) -> None:
+            kept.states = output.last_hidden_state[0]
+
+        hook = self._model.base_model.register_forward_hook(keep)
+        try:
+            yield kept
+        finally:
+            hook.remove()
 
     def make_metadata(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,6 +57,13 @@ class GraphSettings:
     max_rank: int = 0
     # Adapters in effect at once.
     max_slots: int = 0
+
+
+@dataclass(slots=True)
+class HiddenStates:
+    """What the last layer gave in a forward pass, before the head."""
+
+    states: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # T x hidden
 
 
 class PassGraphs(Protocol):
@@ -142,6 +150,9 @@ class PagedModel(Protocol):
 
     def swap_in(self, host_blocks: list[int], blocks: list[int]) -> None:
         """Copy host blocks to KV blocks of the pool, over all layers."""
+
+    def keeping_hidden(self) -> AbstractContextManager[HiddenStates]:
+        """Within, what the last layer gives in ``forward`` is kept, for all tokens."""
 
     def make_metadata(
         self,

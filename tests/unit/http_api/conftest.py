@@ -9,10 +9,14 @@ import pytest
 from tests.helpers.fronts import FrontPair, front_of
 from tests.helpers.http_app import World
 
-TWICE = {"test_generate", "test_chats", "test_completions", "test_responses", "test_messages"}
+TWICE = {
+    "test_generate", "test_chats", "test_completions", "test_responses", "test_messages",
+    "test_embed", "test_embeddings",
+}  # fmt: skip
 GENERATING = (
     "/", "/invocations", "/generate", "/generate_stream", "/v1/completions",
     "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+    "/v1/embeddings", "/embed",
 )  # fmt: skip
 
 

@@ -139,6 +139,35 @@ class ParametersBody(StrictBody):
         return self.merged_adapters or self.adapter_parameters
 
 
+class EmbedParametersBody(StrictBody):
+    """With which adapter a vector is made; all are optional."""
+
+    adapter_id: str | None = None
+    """Adapter to use; the base model, or the server's own adapter, if absent."""
+    adapter_source: str | None = None
+    """Where the adapter lies: hub, local or s3."""
+    merged_adapters: MergedAdaptersBody | None = None
+    """Adapters to merge for this request; not together with `adapter_id`."""
+    api_token: str | None = None
+    """Token for private adapters; the Bearer token of the request if absent."""
+
+
+class EmbedBody(StrictBody):
+    """A text to make a vector of."""
+
+    inputs: str
+    """The text; not empty."""
+    parameters: EmbedParametersBody | None = None
+    stream: bool | None = None
+    """Clients say that it is false."""
+
+    def to_parameters(self, bearer_token: str | None) -> GenerateParameters:
+        """Return the service's value."""
+        given = said(self.parameters or EmbedParametersBody())
+        body = ParametersBody.model_validate(given)
+        return body.to_domain(bearer_token)
+
+
 class GenerateBody(StrictBody):
     """A prompt and how to continue it."""
 

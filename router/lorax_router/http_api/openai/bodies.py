@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Literal
 
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
+from lorax_contract.step import Pooling
 from lorax_router.http_api.json_body import Integer, Items, StrictBody
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.service.constraints.formats import of_response_format, of_vllm
 from lorax_router.service.requests import GenerateParameters
 from lorax_router.service.text import TextStyle
+from lorax_router.service.vectors import VectorShape
 
 _MAX_TOP_LOGPROBS = 20
 _TOKEN_ID = re.compile(r"[0-9]{1,20}")
@@ -189,18 +191,61 @@ class CompletionBody(SamplingBody):
     @property
     def prompts(self) -> list[str | list[int]]:
         """All prompts; at least one."""
-        given = self.prompt
-        if isinstance(given, str):
-            return [given]
-        if not given:
-            raise ValidationError("`prompt` must not be empty")
-        if isinstance(given[0], int):
-            return [given]
-        return given  # type: ignore[return-value]
+        return _one_or_several("prompt", self.prompt)
 
     def num_logprobs(self) -> int | None:
         """How many alternatives each token has; None: no logprobs are wanted."""
         return _num_logprobs("logprobs", self.logprobs)
+
+
+class EmbeddingBody(ModelBody):
+    """A text, or several, to make vectors of."""
+
+    input: str | Items[str] | Items[Integer] | Items[Items[Integer]]
+    """A text, token ids, or a list of either."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """Vectors as numbers, which is the default, or as base64 of float32 (little-endian)."""
+    dimensions: Integer | None = None
+    """Return only the first so many numbers of each."""
+    user: str | None = None
+    """Taken, and not used."""
+    pooling: Literal["last", "mean"] | None = None
+    """What a vector is made of: what the model has of the last token, or the mean of all; `last` if
+    absent."""
+    normalize: bool | None = None
+    """Let each vector have length one; true if absent."""
+    truncate_prompt_tokens: Integer | None = None
+    """Keep only the last so many tokens of each text."""
+    priority: Integer | None = None
+    """A smaller one goes first, where the server schedules by priority."""
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """All texts; at least one."""
+        return _one_or_several("input", self.input)
+
+    @property
+    def pooled_by(self) -> Pooling:
+        """What vectors are made of."""
+        return Pooling.MEAN if self.pooling == "mean" else Pooling.LAST
+
+    def shape(self) -> VectorShape:
+        """How the vectors look; raises ValidationError."""
+        shape = VectorShape(dimensions=self.dimensions, normalize=self.normalize is not False)
+        shape.check()
+        return shape
+
+
+def _one_or_several(
+    name: str, given: str | list[str] | list[int] | list[list[int]]
+) -> list[str | list[int]]:
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise ValidationError(f"`{name}` must not be empty")
+    if isinstance(given[0], int):
+        return [given]
+    return given  # type: ignore[return-value]
 
 
 class Tool(StrictBody):

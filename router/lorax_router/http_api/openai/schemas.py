@@ -116,6 +116,31 @@ class Completion(BaseModel):
     usage: Usage | None = None
 
 
+class Embedding(BaseModel):
+    """The vector of one text."""
+
+    object: Literal["embedding"]
+    index: int
+    # Numbers, or base64 of float32.
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """What vectors took, in tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class CreateEmbeddingResponse(BaseModel):
+    """The vectors of all texts, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class TopLogprob(BaseModel):
     """A token that could have come."""
 

@@ -377,6 +377,7 @@ class EngineLoop:
         if detail is not None:
             chunk.alternatives = detail.alternatives
             chunk.generated_text = detail.generated_text
+            chunk.vector = detail.vector
             # A row that was preempted before its first token reports its prompt again.
             if not stream.first_sent:
                 chunk.prompt_tokens = detail.prompt_tokens

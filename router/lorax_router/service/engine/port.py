@@ -48,6 +48,8 @@ class TokenChunk:
     prompt_tokens: TokenColumns | None = None
     # One entry per prompt token, the first one empty, when asked for; in the first chunk only.
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
+    # What was asked for instead of tokens, as RowDetail has it; in the last chunk only.
+    vector: bytes | None = None
     # Why the request failed; set when finish is ERROR.
     error: LoraxError | None = None
     # perf_counter time at which the tokens arrived from the shards.

@@ -220,12 +220,15 @@ class FakeBatch:
                 self._end_prompt(outcome, request_id, row)
 
     def _end_prompt(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
+        vector = self._model.vector(row.spec, self.memory.digest(row.table))
         self._end(row)
         if self._rank == 0:
             outcome.row_ids.append(request_id)
             outcome.num_tokens.append(0)
             outcome.finish.append(int(FinishCode.LENGTH))
-            outcome.details[request_id] = self._detail(row, FinishCode.LENGTH)
+            detail = outcome.details[request_id] = self._detail(row, FinishCode.LENGTH)
+            if row.spec.output is OutputKind.VECTOR:
+                detail.vector = vector
 
     def _sample(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
         model = self._model

@@ -8,6 +8,7 @@ every token and every position.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,11 @@ class FakeModel:
     def logprob(self, token_id: int, digest: int) -> float:
         """Return a negative number that single precision holds exactly."""
         return -(1 + mix(digest ^ token_id) % 1024) / 256
+
+    def vector(self, spec: RequestSpec, digest: int) -> bytes:
+        """Return four numbers for a prompt; they depend on what its row asks for, too."""
+        seed = mix(digest + mix(spec.adapter + (spec.pooling << 32)))
+        return struct.pack("<4f", *(1 + (seed >> 16 * place) % (1 << 16) for place in range(4)))
 
     def is_special(self, token_id: int) -> bool:
         """Whether the generated text leaves this token out."""
