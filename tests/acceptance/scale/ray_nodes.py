@@ -120,7 +120,9 @@ class LocalNodes:
 
     def status(self) -> dict[str, Any]:
         """Return what ``lorax-ray status`` tells."""
-        found: dict[str, Any] = json.loads(self.ask("status", "--json", timeout_s=60.0))
+        lines = self.ask("status", "--json", timeout_s=60.0).splitlines()
+        # Ray may tell of nodes that died beside it.
+        found: dict[str, Any] = json.loads(next(line for line in lines if line.startswith('{"')))
         return found
 
     def until_ready(self, num: int, without: str, timeout_s: float = 200.0) -> dict[str, Any]:
