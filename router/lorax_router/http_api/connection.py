@@ -35,6 +35,8 @@ MAX_HEAD_BYTES = 65_536
 # Seconds that a connection on which nothing is asked stays open when the server ends: a request may
 # be on its way, whose client would never hear whether it was computed.
 _LAST_HEAD_S = 0.25
+# The same where it is the first one, as of who is on a machine whose cores are full.
+_FIRST_HEAD_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +245,8 @@ class HttpConnection(HttpToolsProtocol):
         """The server ends: answer what is asked, or just being asked, and close."""
         if self._phase in (Phase.IDLE, Phase.HEAD):
             self._is_last = True
-            self.loop.call_later(_LAST_HEAD_S, self._close_unasked)
+            is_new = self._phase is Phase.HEAD
+            self.loop.call_later(_FIRST_HEAD_S if is_new else _LAST_HEAD_S, self._close_unasked)
         else:
             super().shutdown()
 

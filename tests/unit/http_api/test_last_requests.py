@@ -26,6 +26,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a busy machine takes to send a request is no matter here."""
     monkeypatch.setattr(connection, "_LAST_HEAD_S", 20.0)
+    monkeypatch.setattr(connection, "_FIRST_HEAD_S", 20.0)
 
 
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -62,6 +63,7 @@ async def test_who_is_about_to_ask_is_told_to_ask_elsewhere(sent: bytes, before:
 @in_loop
 async def test_who_asks_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_LAST_HEAD_S", 0.01)
+    monkeypatch.setattr(connection, "_FIRST_HEAD_S", 0.01)
     async with serving(World().app) as (url, server):
         reader, writer = await connect(url)
         await until(lambda: len(server.connections) == 1)
