@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -178,6 +178,10 @@ class AdapterDirectory:
         """Return a selection by the one spelling of each name that was last heard of."""
         refs = tuple(self._plain(ref, at_least=-math.inf) for ref in selection.refs)
         return selection if refs == selection.refs else replace(selection, refs=refs)
+
+    def other_spellings(self, refs: Collection[AdapterRef]) -> list[AdapterRef]:
+        """Return what some adapters were called otherwise that only their source could read."""
+        return [other for other, (said, _) in self._spellings.items() if said in refs]
 
     def _plain(self, ref: AdapterRef, at_least: float | None = None) -> AdapterRef:
         """Return the one spelling of a name, if what is known of it holds until then, or now."""

@@ -373,12 +373,17 @@ class AdapterManager:
 
     def _keys(self, entries: Iterable[CatalogEntry]) -> list[str]:
         stands_for = self._directory.aliases.stands_for
-        keys: dict[str, None] = {}
+        selections: list[AdapterSelection] = []
+        refs: dict[AdapterRef, None] = {}
         for entry in entries:
-            own = [AdapterSelection(refs=(name.ref,)) for name in entry.names.values()]
-            for selection in [entry.selection] if entry.is_merge else own:
-                keys[place_key(selection, stands_for)] = None
-        return [*keys]
+            if entry.is_merge:
+                selections.append(entry.selection)
+            else:
+                refs |= dict.fromkeys(name.ref for name in entry.names.values())
+        # Who sends requests here knows no roots: to it a path below one is another name.
+        refs |= dict.fromkeys(self._directory.other_spellings(refs))
+        selections += [AdapterSelection(refs=(ref,)) for ref in refs]
+        return [*dict.fromkeys(place_key(each, stands_for) for each in selections)]
 
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""

@@ -15,6 +15,7 @@ from lorax_contract.adapters import (
     FetchedAdapter,
     Reason,
 )
+from lorax_router.service.adapters.selection import place_key
 from lorax_router.service.requests import MergedAdapters
 
 SPELLINGS = ["pirate", "./pirate", "pirate/", "/roots/pirate", "//roots//pirate/", "././pirate/."]
@@ -103,6 +104,18 @@ def test_an_adapter_is_managed_and_found_by_any_of_its_spellings(spelling):
             assert await world.list() == {}
 
     scene()
+
+
+@in_loop
+async def test_places_know_an_adapter_by_all_that_it_is_called():
+    async with adapter_world() as world:
+        rooted(world)
+        adapters = world.parts.adapters
+        for spelling in SPELLINGS:
+            await adapters.load(selection(spelling))
+        (entry,) = adapters._catalog.by_handle.values()
+        known = set(adapters.place_keys([entry.handle]))
+        assert known == {place_key(selection(each), lambda name: None) for each in SPELLINGS}
 
 
 @in_loop
