@@ -129,6 +129,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     **{dialect.path: dict(dialect.body) for dialect in DIALECTS},
     "/generate_stream": dict(LORAX.body),
     "/invocations": dict(LORAX.body),
+    "/embed": {"inputs": "w1", "parameters": {}},
+    "/v1/embeddings": {"model": MODEL, "input": "w1"},
     "/tokenize": {"inputs": "w1"},
     "/detokenize": {"tokens": [1]},
     "/v1/messages/count_tokens": {"model": "fake", "messages": [{"role": "user", "content": "w1"}]},

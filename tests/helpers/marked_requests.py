@@ -85,6 +85,15 @@ def _whole(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
         {"tool_choice": {"type": MARK}}, {"metadata": {"user_id": MARK}},
     ):  # fmt: skip
         yield "/v1/messages", {**message, **fields}
+    for fields in (
+        {},
+        {"input": [MARK, ""]},
+        {"encoding_format": MARK},
+        {"user": MARK},
+        {MARK: MARK},
+    ):
+        yield "/v1/embeddings", {"model": model, "input": MARK, **fields}
+    yield "/embed", {"inputs": MARK}
     yield "/v1/messages/count_tokens", {"model": model, "messages": [_USER]}
 
 
