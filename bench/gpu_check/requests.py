@@ -40,8 +40,8 @@ _PROGRAMS = {"lorax-shard": "lorax_shard.cli", "lorax-router": "lorax_router.cli
 class TimedShards(ShardGroup):
     """Notes what the steps of a load took in the shard."""
 
-    def __init__(self, ranks: Sequence[ShardClient]) -> None:
-        super().__init__(ranks)
+    def __init__(self, ranks: Sequence[ShardClient], *, has_one_store: bool = True) -> None:
+        super().__init__(ranks, has_one_store=has_one_store)
         self.forward_s: list[float] = []
         self.step_s: list[float] = []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lorax_launcher.children import Child
 from lorax_launcher.placing.ingress import IngressKeeper, ingress_options
 from lorax_launcher.placing.programs import ChildProgram
 from lorax_launcher.placing.server import GroupServer, link_host, load_in, server_options
@@ -55,6 +56,23 @@ def test_one_is_told_to_end(tmp_path: Path) -> None:
         return await program.run()
 
     assert asyncio.run(asyncio.wait_for(scene(), 30)) == -signal.SIGTERM
+
+
+def test_how_children_ended_that_a_signal_ends_at_once_is_known() -> None:
+    async def one() -> int:
+        words = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(60)"]
+        said = asyncio.Event()
+        child = await Child.start("one", lambda _: words, on_line=lambda *_: said.set())
+        await said.wait()
+        child.terminate()
+        code = await child.exited
+        await child.close()
+        return code
+
+    async def scene() -> list[int]:
+        return await asyncio.gather(*(one() for _ in range(20)))
+
+    assert asyncio.run(asyncio.wait_for(scene(), 60)) == [-signal.SIGTERM] * 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends it")
