@@ -8,11 +8,13 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +26,12 @@ PROGRAM = str(Path(sys.executable).with_name("lorax-cli"))
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 
 
+def _take_terminal(theirs: int) -> None:
+    """What is typed reaches the program as signals, too, even if these tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A program in a terminal of its own."""
 
@@ -31,8 +39,7 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         self._process = subprocess.Popen(
             [PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            # What is typed reaches the program as signals, too.
-            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+            preexec_fn=partial(_take_terminal, theirs),
             env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
         )  # fmt: skip
         os.close(theirs)
