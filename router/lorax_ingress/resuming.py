@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
@@ -45,8 +45,14 @@ class OpenedStream:
     ticket: Ticket
 
 
-# Opens a stream at a replica of the service's choice; told why the last one did not do.
-Reopen = Callable[[GenerateRequest, LoraxError], Awaitable[OpenedStream]]
+class Way(Protocol):
+    """The way of one stream from replica to replica."""
+
+    async def go_on(self, request: GenerateRequest, error: LoraxError) -> OpenedStream:
+        """Open it at the next replica, told why the last one did not do; raises if none does."""
+
+    def fork(self) -> Self:
+        """Return the way of one sequence that goes on apart: what is behind it, all share."""
 
 
 class ResumingStream:
@@ -64,13 +70,13 @@ class ResumingStream:
     Args:
         request: what was asked, with a seed where tokens are drawn.
         opened: its stream at the first replica.
-        reopen: opens it at another one.
+        way: has it go on at another one.
     """
 
-    def __init__(self, request: GenerateRequest, opened: OpenedStream, reopen: Reopen) -> None:
+    def __init__(self, request: GenerateRequest, opened: OpenedStream, way: Way) -> None:
         self._asked = request
         self._stream, self._ticket = opened.stream, opened.ticket
-        self._reopen = reopen
+        self._way = way
         # Of the first stream: what the client was told stays true.
         self.request: AskedRequest = self._stream.request
         self.seed = self._stream.seed
@@ -213,7 +219,7 @@ class ResumingStream:
         if len(self._ids) > 1:
             await self._part(error)
             return
-        opened = await self._reopen(self._rest_of(0), error)
+        opened = await self._way.go_on(self._rest_of(0), error)
         self._count_lost()
         self._stream, self._ticket = opened.stream, opened.ticket
         self._has_begun = False
@@ -229,10 +235,8 @@ class ResumingStream:
     async def _part(self, error: LoraxError) -> None:
         """Have each sequence go on as a request of its own."""
         for sequence in sorted(self._running):
-            rest = self._rest_of(sequence)
-            self._apart[sequence] = ResumingStream(
-                rest, await self._reopen(rest, error), self._reopen
-            )
+            rest, way = self._rest_of(sequence), self._way.fork()
+            self._apart[sequence] = ResumingStream(rest, await way.go_on(rest, error), way)
         self._numbers = [*self._apart]
         self._merge = Merge([*self._apart.values()])
 

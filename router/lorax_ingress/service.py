@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import replace
 from time import monotonic
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from lorax_contract.errors import DeadlineError, LoraxError
 from lorax_ingress.fleet import Chosen, Fleet
@@ -62,14 +63,7 @@ class ReplicatedService:
         async def first(chosen: Chosen, rest: GenerateRequest) -> OpenedStream:
             return OpenedStream(await chosen.service.generate_stream(rest, on_adapter), chosen)
 
-        async def later(chosen: Chosen, rest: GenerateRequest) -> OpenedStream:
-            return OpenedStream(await chosen.service.generate_stream(rest), chosen)
-
-        async def reopen(rest: GenerateRequest, error: LoraxError) -> OpenedStream:
-            journey.note_lost(error)
-            return await journey.over(rest, later)
-
-        return ResumingStream(asked, await journey.over(asked, first), reopen)
+        return ResumingStream(asked, await journey.over(asked, first), journey)
 
     async def _whole(
         self,
@@ -109,12 +103,24 @@ class Journey:
                 return await work(chosen, self._in_time(request))
             except LOST as error:
                 chosen.fails(error)
-                self.note_lost(error)
+                self._note_lost(error)
             except BaseException:
                 chosen.ends()
                 raise
 
-    def note_lost(self, error: LoraxError) -> None:
+    async def go_on(self, request: GenerateRequest, error: LoraxError) -> OpenedStream:
+        """Open the rest of a stream elsewhere, once the replica that wrote it is lost."""
+        self._note_lost(error)
+        return await self.over(request, _open)
+
+    def fork(self) -> Self:
+        """Return the way of one sequence that goes on apart, with what is lost so far behind it.
+
+        Each loses replicas by itself: what all of them lose at once is one for each.
+        """
+        return copy(self)
+
+    def _note_lost(self, error: LoraxError) -> None:
         """One replica more is lost to the request; raises that once there were too many."""
         self._num_lost += 1
         if self._num_lost > MOST_LOST:
@@ -130,6 +136,10 @@ class Journey:
         if left <= 0.0:
             raise DeadlineError("the time that the client gave it is over")
         return replace(request, parameters=replace(request.parameters, timeout_s=left))
+
+
+async def _open(chosen: Chosen, request: GenerateRequest) -> OpenedStream:
+    return OpenedStream(await chosen.service.generate_stream(request), chosen)
 
 
 def _with_seed(request: GenerateRequest) -> GenerateRequest:

@@ -20,7 +20,7 @@ from lorax_contract.errors import (
 )
 from lorax_contract.step import FinishCode
 from lorax_ingress.fleet import Chosen
-from lorax_ingress.service import Journey
+from lorax_ingress.service import MOST_LOST, Journey
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 
 NUM = 40
@@ -96,6 +96,22 @@ async def test_whoever_dies_nothing_is_missing_and_nothing_there_twice(seed: int
                 await asyncio.sleep(0)
             await made.kill(name)
         assert await asyncio.gather(*reading) == whole
+
+
+@in_loop
+async def test_a_loss_counts_once_for_each_of_several_sequences() -> None:
+    async with replicas(4) as made:
+        asked = request(**sampled(seed=7, n=8))
+        whole = await read(made, asked)
+        stream = await made.service.generate_stream(asked)
+        found = Read(8)
+        for _ in range(MOST_LOST):
+            for _ in range(16):
+                found.take(*await anext(stream))
+            await made.kill(made.places()[0])
+        async for sequence, chunk in stream:
+            found.take(sequence, chunk)
+        assert found == whole
 
 
 @in_loop
