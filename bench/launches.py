@@ -59,6 +59,7 @@ class NoModel:
     device = torch.device("cpu")
     weight_bytes = 1
     attention_backend = linear_backend = elementwise_backend = lora_backend = ""
+    is_encoder = False
     graphs = None
     slots = None
     vocab_size = VOCAB_SIZE

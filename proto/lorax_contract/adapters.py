@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from lorax_contract.errors import ErrorKind, LoraxError, ValidationError
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import AdapterHandle
 
 # Who may use an adapter: everybody; whoever the source lets in; whoever asks this server.
@@ -317,6 +318,8 @@ class FetchedAdapter:
     # The tokens that invoke it (aLoRA): it acts from the last of them in a prompt on. Empty: on
     # every token.
     invocation_ids: tuple[int, ...] = ()
+    # Its classification head; None: it has none.
+    head: HeadFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import NewType
 
 from lorax_contract.constraint import Constraint
+from lorax_contract.pooling import HeadFacts, Pooling, VectorFacts
 from lorax_contract.tracing import TraceContext
 
 RequestId = NewType("RequestId", int)
@@ -41,15 +42,13 @@ class OutputKind(IntEnum):
     PROMPT = 1
     # A vector of what the last layer gives for the prompt, with which its row ends, too.
     VECTOR = 2
+    # What the classification head of its adapter, or else of the model, makes of such vectors.
+    SCORES = 3
 
-
-class Pooling(IntEnum):
-    """What a vector is made of (the numbers are those of the wire)."""
-
-    # What the last layer gives for the last token, which has seen all others.
-    LAST = 0
-    # The mean over all tokens of the prompt.
-    MEAN = 1
+    @property
+    def pools(self) -> bool:
+        """Whether its row ends with numbers that are made of what the last layer gives."""
+        return self in (OutputKind.VECTOR, OutputKind.SCORES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +119,18 @@ class RequestSpec:
     output: OutputKind = OutputKind.TOKENS
     # Of which its vector is made, if it asks for one.
     pooling: Pooling = Pooling.LAST
+    # The token that the second of two texts begins with, for models that tell them apart; 0: there
+    # is one text.
+    second_start: int = 0
 
     @property
     def computes_all(self) -> bool:
         """Whether each token of the prompt has to be computed, cached or not.
 
-        What caches hold are keys and values: no logits, and nothing that a mean is taken of.
+        What caches hold are keys and values: no logits, and nothing that vectors are made of.
         """
-        is_mean = self.output is OutputKind.VECTOR and self.pooling is Pooling.MEAN
-        return self.sampling.prompt_logprobs or is_mean
+        pools = self.output.pools and self.pooling is not Pooling.LAST
+        return self.sampling.prompt_logprobs or pools
 
     @property
     def num_kv_tokens(self) -> int:
@@ -311,6 +313,13 @@ class ShardInfo:
     block_move_s: float = 0.0
     # What the memory of a rank goes to, as (name, bytes); of several that of the fullest.
     memory: tuple[tuple[str, int], ...] = ()
+    # Whether it is an encoder: each token sees all others, so that prompts are computed whole and
+    # nothing of them is kept. It makes vectors, and no tokens.
+    is_encoder: bool = False
+    # How vectors are made of prompts, where a request does not say.
+    vectors: VectorFacts = field(default_factory=VectorFacts)
+    # None: the model has no classification head.
+    head: HeadFacts | None = None
     # The same of each rank of a group, by rank.
     rank_memory: tuple[tuple[tuple[str, int], ...], ...] = ()
     shard_uris: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import Pooling
 from lorax_contract.step import (
     AdapterHandle,
     Alternatives,
@@ -21,7 +22,6 @@ from lorax_contract.step import (
     LogitBias,
     NewRow,
     OutputKind,
-    Pooling,
     RequestId,
     RequestSpec,
     RowDetail,
@@ -35,9 +35,15 @@ from lorax_contract.step import (
 )
 from lorax_contract.tracing import read_context
 from lorax_proto import generate_pb2 as pb
+from lorax_proto.pooled import (
+    head_from_proto,
+    head_to_proto,
+    known,
+    vector_facts_from_proto,
+    vector_facts_to_proto,
+)
 
 StepReply = TypeVar("StepReply", pb.PrefillResponse, pb.DecodeResponse)
-SomeKind = TypeVar("SomeKind", OutputKind, Pooling)
 
 
 def step_to_proto(plan: StepPlan, epoch: int) -> pb.PrefillRequest | pb.DecodeRequest:
@@ -97,6 +103,7 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
         prefill_alternatives=spec.sampling.num_prompt_alternatives,
         output=pb.OutputKind.Name(spec.output),
         pooling=pb.Pooling.Name(spec.pooling),
+        second_start=spec.second_start,
         cache_len=row.num_cached,
         adapter_start=spec.adapter_start,
     )
@@ -125,8 +132,9 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         stopping=_stopping_from_proto(request.stopping_parameters),
         adapter=AdapterHandle(request.adapter_index),
         adapter_start=request.adapter_start if request.HasField("adapter_start") else None,
-        output=_known(OutputKind, request.output, "an output"),
-        pooling=_known(Pooling, request.pooling, "a pooling"),
+        output=known(OutputKind, request.output, "an output"),
+        pooling=known(Pooling, request.pooling, "a pooling"),
+        second_start=request.second_start,
         constraint=constraint_from_proto(request.constraint)
         if request.HasField("constraint")
         else None,
@@ -135,13 +143,6 @@ def new_row_from_proto(request: pb.Request) -> NewRow:
         else None,
     )
     return NewRow(spec, ids[num_prompt:], request.cache_len)
-
-
-def _known(kinds: type[SomeKind], number: int, what: str) -> SomeKind:
-    try:
-        return kinds(number)
-    except ValueError:
-        raise ValidationError(f"{what} of the kind {number} is not known") from None
 
 
 def constraint_to_proto(constraint: Constraint) -> pb.Constraint:
@@ -362,8 +363,9 @@ def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
         device_type=info.device_type,
         window_size=info.window_size,
         block_size=info.block_size,
-        supports_generation=True,
-        chunked_prefill=True,
+        supports_generation=not info.is_encoder,
+        supports_embeddings=True,
+        chunked_prefill=not info.is_encoder,
         requires_block_allocator=True,
         epoch=info.epoch,
         rank=rank,
@@ -384,6 +386,8 @@ def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
         adapter_bytes=info.adapter_bytes,
         num_host_blocks=info.num_host_blocks,
         block_move_s=info.block_move_s,
+        vectors=vector_facts_to_proto(info.vectors),
+        head=None if info.head is None else head_to_proto(info.head),
     )
 
 
@@ -410,6 +414,9 @@ def info_from_proto(message: pb.InfoResponse, shard_uris: Sequence[str] = ()) ->
         num_host_blocks=message.num_host_blocks,
         block_move_s=message.block_move_s,
         memory=tuple((item.name, item.bytes) for item in message.memory),
+        is_encoder=not message.supports_generation,
+        vectors=vector_facts_from_proto(message.vectors),
+        head=head_from_proto(message.head) if message.HasField("head") else None,
         shard_uris=tuple(shard_uris),
     )
 

@@ -23,6 +23,7 @@ from lorax_contract.adapters import (
 )
 from lorax_contract.step import AdapterHandle
 from lorax_proto import generate_pb2 as pb
+from lorax_proto.pooled import head_from_proto, head_to_proto
 
 
 def query_to_proto(query: AdapterQuery) -> pb.DownloadAdapterRequest:
@@ -87,6 +88,7 @@ def fetched_to_proto(fetched: FetchedAdapter) -> pb.FetchedAdapter:
         warnings=fetched.warnings,
         id=fetched.id,
         invocation_ids=fetched.invocation_ids,
+        head=None if fetched.head is None else head_to_proto(fetched.head),
     )
 
 
@@ -108,6 +110,7 @@ def fetched_from_proto(message: pb.FetchedAdapter) -> FetchedAdapter:
         warnings=tuple(message.warnings),
         id=message.id if message.HasField("id") else None,
         invocation_ids=tuple(message.invocation_ids),
+        head=head_from_proto(message.head) if message.HasField("head") else None,
     )
 
 

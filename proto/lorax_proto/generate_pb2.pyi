@@ -9,16 +9,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ScoreKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_KIND_ONE_OF: _ClassVar[ScoreKind]
+    SCORE_KIND_ANY_OF: _ClassVar[ScoreKind]
+    SCORE_KIND_NUMBERS: _ClassVar[ScoreKind]
+
 class OutputKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTPUT_KIND_TOKENS: _ClassVar[OutputKind]
     OUTPUT_KIND_PROMPT: _ClassVar[OutputKind]
     OUTPUT_KIND_VECTOR: _ClassVar[OutputKind]
+    OUTPUT_KIND_SCORES: _ClassVar[OutputKind]
 
 class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     POOLING_LAST: _ClassVar[Pooling]
     POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_FIRST: _ClassVar[Pooling]
+    POOLING_MAX: _ClassVar[Pooling]
+    POOLING_MEAN_SQRT: _ClassVar[Pooling]
+    POOLING_WEIGHTED_MEAN: _ClassVar[Pooling]
+    POOLING_EACH: _ClassVar[Pooling]
 
 class ConstraintKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -66,11 +78,20 @@ class MajoritySignMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TOTAL: _ClassVar[MajoritySignMethod]
     FREQUENCY: _ClassVar[MajoritySignMethod]
+SCORE_KIND_ONE_OF: ScoreKind
+SCORE_KIND_ANY_OF: ScoreKind
+SCORE_KIND_NUMBERS: ScoreKind
 OUTPUT_KIND_TOKENS: OutputKind
 OUTPUT_KIND_PROMPT: OutputKind
 OUTPUT_KIND_VECTOR: OutputKind
+OUTPUT_KIND_SCORES: OutputKind
 POOLING_LAST: Pooling
 POOLING_MEAN: Pooling
+POOLING_FIRST: Pooling
+POOLING_MAX: Pooling
+POOLING_MEAN_SQRT: Pooling
+POOLING_WEIGHTED_MEAN: Pooling
+POOLING_EACH: Pooling
 CONSTRAINT_KIND_NONE: ConstraintKind
 CONSTRAINT_KIND_JSON_SCHEMA: ConstraintKind
 CONSTRAINT_KIND_REGEX: ConstraintKind
@@ -125,7 +146,7 @@ class InfoRequest(_message.Message):
     def __init__(self, with_adapters: bool = ..., adapter_parts: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ...) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend", "lora_backend", "adapter_bytes", "num_host_blocks", "block_move_s", "elementwise_backend")
+    __slots__ = ("requires_padding", "dtype", "device_type", "window_size", "block_size", "speculate", "preloaded_adapters", "supports_generation", "supports_embeddings", "supports_classification", "chunked_prefill", "requires_block_allocator", "epoch", "rank", "world_size", "model_type", "vocab_size", "max_positions", "num_blocks", "memory", "capabilities", "adapters", "attention_backend", "linear_backend", "lora_backend", "adapter_bytes", "num_host_blocks", "block_move_s", "elementwise_backend", "vectors", "head")
     REQUIRES_PADDING_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +176,8 @@ class InfoResponse(_message.Message):
     NUM_HOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_MOVE_S_FIELD_NUMBER: _ClassVar[int]
     ELEMENTWISE_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     requires_padding: bool
     dtype: str
     device_type: str
@@ -184,7 +207,40 @@ class InfoResponse(_message.Message):
     num_host_blocks: int
     block_move_s: float
     elementwise_backend: str
-    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Union[AdapterTiers, _Mapping]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ..., lora_backend: _Optional[str] = ..., adapter_bytes: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., block_move_s: _Optional[float] = ..., elementwise_backend: _Optional[str] = ...) -> None: ...
+    vectors: VectorFacts
+    head: HeadFacts
+    def __init__(self, requires_padding: bool = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., window_size: _Optional[int] = ..., block_size: _Optional[int] = ..., speculate: _Optional[int] = ..., preloaded_adapters: _Optional[_Iterable[_Union[PreloadedAdapter, _Mapping]]] = ..., supports_generation: bool = ..., supports_embeddings: bool = ..., supports_classification: bool = ..., chunked_prefill: bool = ..., requires_block_allocator: bool = ..., epoch: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_positions: _Optional[int] = ..., num_blocks: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., adapters: _Optional[_Union[AdapterTiers, _Mapping]] = ..., attention_backend: _Optional[str] = ..., linear_backend: _Optional[str] = ..., lora_backend: _Optional[str] = ..., adapter_bytes: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., block_move_s: _Optional[float] = ..., elementwise_backend: _Optional[str] = ..., vectors: _Optional[_Union[VectorFacts, _Mapping]] = ..., head: _Optional[_Union[HeadFacts, _Mapping]] = ...) -> None: ...
+
+class HeadFacts(_message.Message):
+    __slots__ = ("pooling", "labels", "scores")
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    pooling: Pooling
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    scores: ScoreKind
+    def __init__(self, pooling: _Optional[_Union[Pooling, str]] = ..., labels: _Optional[_Iterable[str]] = ..., scores: _Optional[_Union[ScoreKind, str]] = ...) -> None: ...
+
+class VectorFacts(_message.Message):
+    __slots__ = ("pooling", "normalize", "prompts", "default_prompt", "size")
+    class PromptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    pooling: Pooling
+    normalize: bool
+    prompts: _containers.ScalarMap[str, str]
+    default_prompt: str
+    size: int
+    def __init__(self, pooling: _Optional[_Union[Pooling, str]] = ..., normalize: bool = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class MemoryItem(_message.Message):
     __slots__ = ("name", "bytes")
@@ -327,7 +383,7 @@ class TokenizedInputs(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., input_chunks: _Optional[_Iterable[_Union[InputChunk, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "pooling", "constraint", "traceparent", "tracestate")
+    __slots__ = ("id", "inputs", "tokenized_inputs", "truncate", "parameters", "stopping_parameters", "prefill_logprobs", "adapter_index", "blocks", "slots", "cache_len", "chunk_len", "num_prompt_tokens", "prefill_alternatives", "output", "adapter_start", "pooling", "second_start", "constraint", "traceparent", "tracestate")
     ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZED_INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +401,7 @@ class Request(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_START_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
+    SECOND_START_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
@@ -365,10 +422,11 @@ class Request(_message.Message):
     output: OutputKind
     adapter_start: int
     pooling: Pooling
+    second_start: int
     constraint: Constraint
     traceparent: str
     tracestate: str
-    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., inputs: _Optional[str] = ..., tokenized_inputs: _Optional[_Union[TokenizedInputs, _Mapping]] = ..., truncate: _Optional[int] = ..., parameters: _Optional[_Union[NextTokenChooserParameters, _Mapping]] = ..., stopping_parameters: _Optional[_Union[StoppingCriteriaParameters, _Mapping]] = ..., prefill_logprobs: bool = ..., adapter_index: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., cache_len: _Optional[int] = ..., chunk_len: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., prefill_alternatives: _Optional[int] = ..., output: _Optional[_Union[OutputKind, str]] = ..., adapter_start: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., second_start: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("kind", "text")
@@ -771,7 +829,7 @@ class DownloadAdapterResponse(_message.Message):
     def __init__(self, downloaded: bool = ..., memory_fraction: _Optional[float] = ..., fetched: _Optional[_Union[FetchedAdapter, _Mapping]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
 
 class FetchedAdapter(_message.Message):
-    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files", "warnings", "id", "invocation_ids")
+    __slots__ = ("version", "part", "disk_bytes", "device_bytes", "max_rank", "vocab_size", "access", "valid_s", "downloaded", "stale", "timings", "text_files", "warnings", "id", "invocation_ids", "head")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -787,6 +845,7 @@ class FetchedAdapter(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     INVOCATION_IDS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     version: str
     part: AdapterPart
     disk_bytes: int
@@ -802,7 +861,8 @@ class FetchedAdapter(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     id: str
     invocation_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., id: _Optional[str] = ..., invocation_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    head: HeadFacts
+    def __init__(self, version: _Optional[str] = ..., part: _Optional[_Union[AdapterPart, _Mapping]] = ..., disk_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., vocab_size: _Optional[int] = ..., access: _Optional[str] = ..., valid_s: _Optional[float] = ..., downloaded: bool = ..., stale: bool = ..., timings: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., text_files: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., id: _Optional[str] = ..., invocation_ids: _Optional[_Iterable[int]] = ..., head: _Optional[_Union[HeadFacts, _Mapping]] = ...) -> None: ...
 
 class PhaseTime(_message.Message):
     __slots__ = ("phase", "seconds")

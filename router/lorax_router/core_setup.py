@@ -42,6 +42,7 @@ def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Co
         batching=config.batching,
         max_kv_read=config.max_batch_kv_read,
         max_partial_prompts=config.max_partial_prompts,
+        whole_prompts=info.is_encoder,
         target_itl_s=None if config.target_itl_ms is None else config.target_itl_ms / 1e3,
         draft_tokens=info.speculative_tokens,
         num_blocks=budgets.num_blocks,
@@ -50,7 +51,8 @@ def core_settings(config: RouterConfig, budgets: Budgets, info: ShardInfo) -> Co
         max_rows=budgets.max_rows,
         depth=budgets.depth,
         epoch=info.epoch,
-        prefix_caching=config.prefix_caching,
+        # Of an encoder's prompts nothing is kept.
+        prefix_caching=config.prefix_caching and not info.is_encoder,
         share_prefixes=config.share_prefixes,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,

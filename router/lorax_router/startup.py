@@ -135,12 +135,17 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
     """Warm the shards up and return what fits; raises StartupError."""
     try:
         info = await shards.info()
+        # A token of output is always counted, which an encoder has no position for, and needs none.
+        no_output = int(info.is_encoder and info.max_positions > 0)
         lengths = lengths_of_model(
-            config.max_input_length, config.max_total_tokens, info.max_positions
+            config.max_input_length, config.max_total_tokens, info.max_positions + no_output
         )
+        max_step_tokens = config.max_batch_prefill_tokens
+        if info.is_encoder:
+            max_step_tokens = max(max_step_tokens, lengths.max_input_length)
         # A step has a token for each running row, so more rows than that never run.
-        max_rows = min(config.max_batch_size, config.max_batch_prefill_tokens)
-        spec = _warmup_spec(config, info, lengths, max_rows)
+        max_rows = min(config.max_batch_size, max_step_tokens)
+        spec = _warmup_spec(config, info, lengths, max_step_tokens, max_rows)
         num_blocks = await _warm_up(shards, spec)
         # What is left for adapters is known only now.
         info = await shards.info()
@@ -156,9 +161,7 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
         raise StartupError(f"a shard is gone: {error}", ExitCode.SHARD_UNREACHABLE) from error
     _log_memory(info, num_blocks)
     depth = max(1, min(config.plan_depth, info.max_depth))
-    budgets = Budgets(
-        lengths, num_blocks, info.block_size, config.max_batch_prefill_tokens, max_rows, depth, spec
-    )
+    budgets = Budgets(lengths, num_blocks, info.block_size, max_step_tokens, max_rows, depth, spec)
     return info, budgets
 
 
@@ -177,13 +180,13 @@ def _log_memory(info: ShardInfo, num_blocks: int) -> None:
 
 
 def _warmup_spec(
-    config: RouterConfig, info: ShardInfo, lengths: Lengths, max_rows: int
+    config: RouterConfig, info: ShardInfo, lengths: Lengths, max_step_tokens: int, max_rows: int
 ) -> WarmupSpec:
     wanted = config.max_batch_total_tokens
     return WarmupSpec(
         max_input_length=lengths.max_input_length,
         max_total_tokens=lengths.max_total_tokens,
-        max_step_tokens=config.max_batch_prefill_tokens,
+        max_step_tokens=max_step_tokens,
         max_rows=max_rows,
         max_blocks=0 if wanted is None else max(1, wanted // info.block_size),
         required_tokens=required_length(config.max_input_length, config.max_total_tokens),

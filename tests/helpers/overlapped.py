@@ -86,7 +86,9 @@ class FailingToy(SlottedToy):
         self.share = 0.0
         self.num_failed = 0
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+    def forward(
+        self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None, segments=None
+    ):
         fate = self._random.random() if len(metadata.query_lens) > 1 else 1.0
         self.num_failed += fate < self.share
         if fate < self.share / 2:

@@ -51,7 +51,9 @@ class DawdlingModel(SlottedToy):
         self.fails: Callable[[int], bool] = lambda number: False
         self.num_together = 0
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+    def forward(
+        self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None, segments=None
+    ):
         time.sleep(self._random.random() * _DELAY_S)
         if len(metadata.query_lens) > 1:
             self.num_together += 1

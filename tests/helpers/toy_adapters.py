@@ -73,7 +73,9 @@ class SlottedToy(ToyModel):
         # How many tokens each of them is for.
         self.slot_lens: list[list[int]] = []
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+    def forward(
+        self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None, segments=None
+    ):
         self.row_slots.append(list(slots))
         self.slot_lens.append(list(slot_lens or metadata.query_lens))
         logits = super().forward(input_ids, positions, metadata, logit_rows)

@@ -8,7 +8,7 @@ its own position: a lost, shared or stale block or a wrong position changes them
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +18,12 @@ from tests.helpers.tiny_models import VOCAB_SIZE, make_tokenizer
 from tokenizers import Tokenizer
 
 from lorax_contract.constraint import Constraint
+from lorax_contract.pooling import Pooling
 from lorax_contract.step import (
     BlockId,
     FinishCode,
     NewRow,
     OutputKind,
-    Pooling,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -61,6 +61,7 @@ class ToyModel:
     lora_backend = ""
     graphs = None
     slots = None
+    is_encoder = False
 
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
         self.vocab_size = VOCAB_SIZE
@@ -102,7 +103,9 @@ class ToyModel:
             query_lens, context_lens, slots, block_tables, num_decode_rows, None, None
         )
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+    def forward(
+        self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None, segments=None
+    ):
         self.passes.append(list(metadata.query_lens))
         if (input_ids == POISON_ID).any():
             raise RuntimeError("poison")
@@ -158,7 +161,23 @@ def expected_vector(prompt: Sequence[int], pooling: Pooling) -> torch.Tensor:
     """Return the vector of a prompt."""
     pairs = tuple((token_id, position) for position, token_id in enumerate(prompt))
     states = [hidden_of(logits_after(pairs[: end + 1])) for end in range(len(pairs))]
-    return states[-1] if pooling is Pooling.LAST else torch.stack(states).mean(dim=0)
+    return pooled(torch.stack(states), pooling)
+
+
+def pooled(states: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Return what is made of the states of a whole prompt (n x hidden), in one go."""
+    num = len(states)
+    weights = torch.arange(1.0, num + 1)
+    made: dict[Pooling, Callable[[], torch.Tensor]] = {
+        Pooling.LAST: lambda: states[-1],
+        Pooling.FIRST: lambda: states[0],
+        Pooling.MEAN: lambda: states.mean(dim=0),
+        Pooling.MAX: lambda: states.max(dim=0).values,
+        Pooling.MEAN_SQRT: lambda: states.sum(dim=0) / num**0.5,
+        Pooling.WEIGHTED_MEAN: lambda: (weights[:, None] * states).sum(dim=0) / weights.sum(),
+        Pooling.EACH: lambda: states.flatten(),
+    }
+    return made[pooling]()
 
 
 def expected_tokens(prompt: Sequence[int], count: int) -> list[int]:

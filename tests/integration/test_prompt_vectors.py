@@ -18,6 +18,7 @@ from tests.helpers.paged_runner import RELATIVE_TOLERANCE
 from tests.helpers.rank_models import read_parts
 from tests.helpers.thread_ranks import ThreadGroup, run_ranks
 from tests.helpers.tiny_models import make_tiny_model
+from tests.helpers.toy_paged_model import pooled
 from tests.integration.test_activated_adapters import (
     BLOCK_SIZE,
     NUM_BLOCKS,
@@ -31,10 +32,10 @@ from tests.integration.test_activated_adapters import (
 from tokenizers import Tokenizer
 
 from lorax_contract.config import ShardConfig
+from lorax_contract.pooling import Pooling
 from lorax_contract.step import (
     BASE_ADAPTER,
     OutputKind,
-    Pooling,
     RequestSpec,
     StoppingParams,
     WarmupSpec,
@@ -70,7 +71,7 @@ def assert_vector(answer: Answer, states: torch.Tensor, pooling: Pooling) -> Non
     assert answer.vector is not None
     assert not answer.tokens.ids
     found = torch.from_numpy(np.frombuffer(answer.vector, dtype="<f4").copy())
-    expected = states[-1] if pooling is Pooling.LAST else states.mean(dim=0)
+    expected = pooled(states, pooling)
     scale = float(expected.abs().max())
     assert float((found - expected).abs().max()) <= RELATIVE_TOLERANCE * scale
     assert float(torch.cosine_similarity(found, expected, dim=0)) >= 0.99999

@@ -274,3 +274,12 @@ def refuse_impossible(spec: RequestSpec, num_blocks: int, block_size: int) -> No
             f"tokens need more than the {num_blocks * block_size} tokens that the KV cache holds; "
             "shorten the prompt or lower `max_new_tokens`"
         )
+
+
+def refuse_longer(spec: RequestSpec, most: int) -> None:
+    """Raise ValidationError for a prompt that no step has room for as a whole."""
+    if len(spec.prompt_ids) > most:
+        raise ValidationError(
+            f"a prompt of {len(spec.prompt_ids)} tokens does not fit in a step of at most {most}, "
+            "and an encoder computes it at once; shorten it"
+        )

@@ -72,6 +72,7 @@ from lorax_router.core.request import (
     RequestTerms,
     Status,
     refuse_impossible,
+    refuse_longer,
 )
 from lorax_router.core.running import RunningRows
 from lorax_router.core.stats import NO_HOST_BLOCKS, SchedulerStats
@@ -99,6 +100,7 @@ class Scheduler:
         max_waiting_tokens: of ``decode``: steps for which prompts wait.
         max_kv_read: tokens in the cache that the rows of a step attend to together.
         max_partial_prompts: prompts longer than a step that run at once.
+        whole_prompts: compute each prompt in one step, as encoders need it.
         target_itl_s: seconds that a step may take while somebody waits for the next token.
         draft_tokens: tokens that the shards may compute of a row beyond what is planned: blocks for
             them are granted ahead while there are plenty.
@@ -128,6 +130,7 @@ class Scheduler:
         max_waiting_tokens: int = 20,
         max_kv_read: int | None = None,
         max_partial_prompts: int = 1,
+        whole_prompts: bool = False,
         target_itl_s: float | None = None,
         draft_tokens: int = 0,
         block_names: BlockNames | None = None,
@@ -148,9 +151,8 @@ class Scheduler:
             )
         self.block_size = block_size
         self.max_step_tokens = max_step_tokens
-        self.max_rows = max_rows
-        self.depth = depth
-        self.epoch = epoch
+        self.max_rows, self._whole_prompts = max_rows, whole_prompts
+        self.depth, self.epoch = depth, epoch
         self.adapters = adapters if adapters is not None else AdapterTable(max_resident=1)
         self._policy = policy if policy is not None else FirstComeFirstServed()
         names = block_names or BlockNames(block_size)
@@ -170,7 +172,9 @@ class Scheduler:
         # The latest time that a call named.
         self._now = 0.0
         self._activation = Activation(epoch)
-        self._max_kv_read, self._target_s = max_kv_read, target_itl_s
+        self._new_budget = partial(
+            StepBudget, max_step_tokens, max_kv_read, target_itl_s, is_whole=whole_prompts
+        )
         self._suspects = Suspects(self._running)
         self._isolation = Isolation(
             self._running, self.adapters, self._suspects, depth, self._policy.waiting_for
@@ -296,6 +300,8 @@ class Scheduler:
         if spec.adapter != BASE_ADAPTER:
             self.adapters.check_possible(spec.adapter)
         refuse_impossible(spec, self._running.pool.num_blocks, self.block_size)
+        if self._whole_prompts:
+            refuse_longer(spec, self.max_step_tokens)
 
     def _end_impossible(self) -> dict[RequestId, str]:
         """End the requests that can never fit any more; return why each cannot."""
@@ -333,9 +339,7 @@ class Scheduler:
         self.deadlines.look(now, self._end)
         if len(self._in_flight) >= self.depth:
             return None
-        budget = StepBudget(
-            self.max_step_tokens, self._max_kv_read, self._target_s, self._cost.cost()
-        )
+        budget = self._new_budget(cost=self._cost.cost())
         builder = StepBuilder(
             self._next_seq, budget, self._running.pool, self.block_size, self.adapters, now
         )

@@ -36,6 +36,7 @@ class CoreSettings:
     batching: str = "mixed"
     max_kv_read: int | None = None
     max_partial_prompts: int = 1
+    whole_prompts: bool = False
     target_itl_s: float | None = None
     draft_tokens: int = 0
     max_queued_requests: int | None = None
@@ -76,6 +77,7 @@ def make_scheduler(settings: CoreSettings, block_names: BlockNames | None = None
         max_waiting_tokens=settings.max_waiting_tokens,
         max_kv_read=settings.max_kv_read,
         max_partial_prompts=settings.max_partial_prompts,
+        whole_prompts=settings.whole_prompts,
         target_itl_s=settings.target_itl_s,
         draft_tokens=settings.draft_tokens,
         max_queued_requests=settings.max_queued_requests,

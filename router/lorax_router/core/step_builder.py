@@ -48,6 +48,8 @@ class StepBudget:
     # None: any time.
     target_s: float | None = None
     cost: LinearCost | None = None
+    # Prompts are computed in one step or not at all, as encoders need them.
+    is_whole: bool = False
 
 
 class StepBuilder:
@@ -124,6 +126,9 @@ class StepBuilder:
         """
         done = request.num_scheduled if num_cached is None else num_cached
         left = request.num_to_schedule if num_cached is None else request.num_tokens - num_cached
+        if self._budget.is_whole:
+            # A patient one may take more than its part, which is the next one's loss.
+            return left if left <= self.budget and self.most(request) > 0 else 0
         num = min(self._chunk(request.spec.adapter, done), left)
         num = min(num, self.readable(done))
         return min(num, self.most(request)) if request.is_patient else num

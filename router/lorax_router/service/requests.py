@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorax_contract.constraint import Constraint
-from lorax_contract.step import OutputKind, Pooling, SamplingParams, StoppingParams
+from lorax_contract.pooling import Pooling
+from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser

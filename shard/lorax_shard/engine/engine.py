@@ -198,6 +198,8 @@ class Engine:
 
     def _allocate_swap_space(self) -> None:
         """Make host memory for blocks, as many on each rank; their sizes may differ."""
+        if self.model.is_encoder:
+            return
         num_blocks = self._pool.swap_bytes // self.model.block_bytes(self._pool.block_size)
         if self._group is not None and self._pool.swap_bytes:
             num_blocks = least_of(self._group, num_blocks)

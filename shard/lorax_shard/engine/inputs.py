@@ -100,10 +100,19 @@ def build_inputs(batch: ResidentBatch, work: list[RowWork]) -> PassInputs:
         logit_rows,
         *_slot_runs(work),
         _unread(rows[:num_single]),
+        _segments(rows, positions, lens),
     )
     ended = [item.row for item in completing if not item.row.draws]
     vectors = _vector_spans(work, offsets)
     return PassInputs(numbers, drawing, _positions(drawing), ended, spans, vectors)
+
+
+def _segments(rows: list[Row], positions: IdArray, lens: IdArray) -> IdArray | None:
+    """Return which of two texts each token belongs to; None: no row has two."""
+    if not any(row.second_start for row in rows):
+        return None
+    starts = [row.second_start or row.num_tokens for row in rows]
+    return (positions >= np.repeat(np.array(starts, dtype=np.int64), lens)).astype(np.int64)
 
 
 def _vector_spans(work: list[RowWork], offsets: IdArray) -> list[VectorSpan]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lorax_contract.pooling import Pooling
 from lorax_contract.step import (
     AdapterHandle,
     BlockId,
     LogitBias,
     NewRow,
+    OutputKind,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -40,6 +42,7 @@ _SAMPLING = SamplingParams(
 class LargestStep:
     """Rows of a spec: as many as allowed, the last ones with all tokens that are left.
 
+    Those of an encoder are whole, and make vectors.
     All rows share the blocks of one, so that the cache for them stays small; what they
     write does not matter. Where adapters are loaded, each row computes with one of them, and
     with another one than its neighbours do.
@@ -78,6 +81,8 @@ class LargestStep:
         num_logits = MAX_PROMPT_LOGITS
         for number, length in enumerate(self._lengths):
             context = decode_context if length == 1 else self._longest
+            if self._model.is_encoder:
+                context = length
             asked = min(num_logits, length - 1)
             num_logits -= asked
             row = self._row(number, context, length, asked)
@@ -88,7 +93,7 @@ class LargestStep:
             batch.grant(row, [BlockId(block) for block in range(num_blocks)])
             work.append(RowWork(row, length))
         result = run_pass(self._model, batch, work)
-        if self._sampler is not None:
+        if self._sampler is not None and not self._model.is_encoder:
             draw(self._sampler, result)
 
     def _row(self, number: int, context: int, length: int, asked: int) -> Row:
@@ -97,6 +102,8 @@ class LargestStep:
         ``asked``: of how many of them it wants the logprobs.
         """
         start = context - length
+        if self._model.is_encoder:
+            return make_row(_encoded_row(number, length), vocab_size=self._model.vocab_size)
         row = make_row(
             _new_row(number, num_prompt=start + asked + 1, num_tokens=context),
             vocab_size=self._model.vocab_size,
@@ -134,6 +141,18 @@ def _row_lengths(spec: WarmupSpec, longest: int) -> list[int]:
         lengths.append(1 + more)
         left -= more
     return lengths[::-1]
+
+
+def _encoded_row(number: int, num_tokens: int) -> NewRow:
+    spec = RequestSpec(
+        request_id=RequestId(number),
+        prompt_ids=[0] * num_tokens,
+        sampling=SamplingParams(),
+        stopping=StoppingParams(max_new_tokens=0),
+        output=OutputKind.VECTOR,
+        pooling=Pooling.MEAN,
+    )
+    return NewRow(spec, ())
 
 
 def _new_row(number: int, *, num_prompt: int, num_tokens: int) -> NewRow:

@@ -135,6 +135,9 @@ def _num_blocks(
     """Return how many blocks the pool has; None: too few."""
     if settings.num_blocks is not None:
         return settings.num_blocks if settings.num_blocks * block_bytes <= found.rest else None
+    if not block_bytes:
+        # Nothing is kept of rows: blocks are numbers, and no row ever waits for one.
+        return max(1, spec.max_rows) * _needed(settings, replace(spec, max_blocks=0))
     fitting = int(found.rest * settings.memory_fraction) // block_bytes
     if spec.max_blocks:
         fitting = min(fitting, spec.max_blocks)

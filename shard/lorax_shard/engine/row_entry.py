@@ -22,6 +22,7 @@ from lorax_shard.model.interface import PagedModel
 if TYPE_CHECKING:
     from lorax_shard.constraints.rows import ConstrainedRows
 
+NO_TOKENS = "this model is an encoder: it makes vectors of prompts, and no tokens"
 UNBOUND = "output cannot be bound to a grammar here: the package llguidance is not installed"
 
 
@@ -52,6 +53,8 @@ class RowEntry:
         model = self._model
         vocab_size = model.vocab_size if adapter is None else adapter.vocab_size
         eos_token_ids = model.eos_token_ids if adapter is None else adapter.eos_token_ids
+        if model.is_encoder and new.spec.output is not OutputKind.VECTOR:
+            raise ValidationError(NO_TOKENS)
         self._check_positions(new)
         _check_alternatives(new.spec.sampling, vocab_size)
         constraint = self._constraint(new, adapter)

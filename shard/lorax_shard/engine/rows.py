@@ -78,6 +78,7 @@ class Row:
         "reads_ids",
         "request_id",
         "scores_prompt",
+        "second_start",
         "unread",
         "vector",
     )
@@ -103,6 +104,8 @@ class Row:
         self.reads_ids = has_penalty(self.params) or self.params.watermark
         # Whether tokens are drawn; else the row ends with its prompt.
         self.draws = spec.output is OutputKind.TOKENS
+        # The token that the second of two texts begins with; 0: there is one.
+        self.second_start = spec.second_start
         # What is made of its prompt; None: no vector.
         self.vector = PromptVector.of(spec)
         # What is added to the logits, at first and later: what would end the output is banned

@@ -1,30 +1,32 @@
 """Vectors of prompts: which tokens of a pass they are made of, and what becomes of those.
 
-A mean is summed up as the chunks of its prompt are computed, so how it was cut changes nothing but
-the order of additions.
+What is made of all tokens is made as the chunks of a prompt are computed, so how it was cut changes
+nothing but the order of additions.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lorax_contract.errors import NoNumbersError
-from lorax_contract.step import OutputKind, Pooling, RequestSpec
+from lorax_contract.pooling import Pooling
+from lorax_contract.step import OutputKind, RequestSpec
 
 
 class PromptVector:
     """The vector of one row while its prompt is computed."""
 
-    __slots__ = ("_sum", "num_tokens", "pooling")
+    __slots__ = ("_pooled", "num_tokens", "pooling")
 
     def __init__(self, pooling: Pooling) -> None:
         self.pooling = pooling
-        # Of so many tokens what the last layer gave, added up.
+        # Of so many tokens what the last layer gave: added up, the largest of it, or all.
         self.num_tokens = 0
-        self._sum: torch.Tensor | None = None
+        self._pooled: torch.Tensor | None = None
 
     @classmethod
     def of(cls, spec: RequestSpec) -> PromptVector | None:
@@ -33,26 +35,50 @@ class PromptVector:
 
     def take(self, hidden: torch.Tensor) -> None:
         """Add what the last layer gives for some of its tokens (n x hidden)."""
-        added = hidden.float().sum(dim=0)
-        self._sum = added if self._sum is None else self._sum + added
+        part, before = self._pool(hidden.float()), self._pooled
+        self._pooled = part if before is None else self._joined(before, part)
         self.num_tokens += len(hidden)
+
+    def _joined(self, before: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        if self.pooling is Pooling.EACH:
+            return torch.cat([before, part])
+        return torch.maximum(before, part) if self.pooling is Pooling.MAX else before + part
+
+    def _pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.pooling is Pooling.EACH:
+            return hidden
+        if self.pooling is Pooling.MAX:
+            return hidden.amax(dim=0)
+        if self.pooling is Pooling.WEIGHTED_MEAN:
+            weights = torch.arange(1, len(hidden) + 1, device=hidden.device) + self.num_tokens
+            return weights.float() @ hidden
+        return hidden.sum(dim=0)
 
     def go_on_from(self, before: PromptVector) -> None:
         """Take over what an earlier row of the same request had computed."""
-        self._sum, self.num_tokens = before._sum, before.num_tokens
+        self._pooled, self.num_tokens = before._pooled, before.num_tokens
 
     def read(self, num_tokens: int) -> bytes:
         """Return the vector of a prompt of so many tokens, as float32.
 
         Waits for the device; NoNumbersError: some of it is no finite number.
         """
-        wanted = num_tokens if self.pooling is Pooling.MEAN else 1
-        assert self._sum is not None
+        wanted = num_tokens if self.pooling.takes_all else 1
+        assert self._pooled is not None
         assert self.num_tokens == wanted, "some of its tokens were computed elsewhere"
-        values = (self._sum / wanted).cpu().numpy()
+        values = (self._pooled / _divisor(self.pooling, wanted)).cpu().numpy()
         if not np.isfinite(values).all():
             raise NoNumbersError("the vector has values that are no finite numbers")
         return values.astype("<f4").tobytes()
+
+
+def _divisor(pooling: Pooling, num_tokens: int) -> float:
+    if pooling is Pooling.MEAN:
+        return num_tokens
+    if pooling is Pooling.MEAN_SQRT:
+        return math.sqrt(num_tokens)
+    # The sum of the weights 1 to n.
+    return num_tokens * (num_tokens + 1) / 2 if pooling is Pooling.WEIGHTED_MEAN else 1
 
 
 class VectorSpan(NamedTuple):
@@ -71,7 +97,9 @@ def span_of(
     The row computes ``num_tokens`` behind ``num_computed``, from ``offset`` in the pass on.
     """
     end = num_computed + num_tokens
-    if vector.pooling is Pooling.MEAN:
+    if vector.pooling.takes_all:
         return VectorSpan(vector, offset, offset + num_tokens)
+    if vector.pooling is Pooling.FIRST:
+        return VectorSpan(vector, offset, offset + 1) if num_computed == 0 else None
     last = offset + num_tokens
     return VectorSpan(vector, last - 1, last) if end == num_prompt else None

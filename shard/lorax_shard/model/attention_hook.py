@@ -29,8 +29,12 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(slots=True)
 class AttentionSurvey:
-    """Takes the place of a step once, to learn what each attention layer keeps per token."""
+    """Takes the place of a step once, to learn what each attention layer keeps per token.
 
+    Layers of an encoder see later tokens and keep nothing.
+    """
+
+    is_encoder: bool = False
     shapes: dict[int, KVShape] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
     _num_heads: dict[int, int] = field(default_factory=dict)
@@ -52,6 +56,9 @@ class AttentionSurvey:
         spec: AttentionSpec,
     ) -> None:
         """Note one layer; ``query``, ``key`` and ``value`` are T x heads x dim."""
+        if self.is_encoder:
+            # Layers may be one and the same: no cache tells them apart.
+            layer = len(self.shapes)
         if layer in self.shapes:
             raise UnsupportedAttentionError(f"layer {layer} attends more than once")
         self.shapes[layer] = KVShape(key.shape[1], key.shape[2], value.shape[2])
@@ -90,14 +97,16 @@ def paged_attention(
         sinks=s_aux,
         chunk=_chunk_size(module),
     )
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: int = getattr(module, "layer_idx", None) or 0
     rotations = rotations_of(module)
     pending = None if rotations is None else rotations.take(query, key)
     if isinstance(step, AttentionSurvey):
-        _refuse_unknown_attention(module, attention_mask, kwargs)
+        _refuse_unknown_attention(module, attention_mask, kwargs, is_encoder=step.is_encoder)
         q, k, v = _by_tokens(query, key, value)
         step.visit(layer, q, k, v, spec)
-        output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        output = scaled_dot_product_attention(
+            query, key, value, is_causal=not step.is_encoder, enable_gqa=True
+        )
         return output.transpose(1, 2), None
     if pending is not None and rotations is not None and rotations.store is not None:
         cache = step.cache
@@ -154,13 +163,20 @@ def _temperature_correction(
 
 
 def _refuse_unknown_attention(
-    module: torch.nn.Module, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+    module: torch.nn.Module,
+    attention_mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+    *,
+    is_encoder: bool,
 ) -> None:
     name = type(module).__name__
-    if getattr(module, "layer_idx", None) is None:
-        raise UnsupportedAttentionError(f"{name} does not say which layer it is")
-    if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
+    is_causal = getattr(module, "is_causal", True) and kwargs.get("is_causal") is not False
+    if is_encoder and is_causal:
+        raise UnsupportedAttentionError(f"{name} is causal: it sees earlier tokens alone")
+    if not is_encoder and not is_causal:
         raise UnsupportedAttentionError(f"{name} is not causal: it sees later tokens")
+    if not is_encoder and getattr(module, "layer_idx", None) is None:
+        raise UnsupportedAttentionError(f"{name} does not say which layer it is")
     if attention_mask is not None:
         raise UnsupportedAttentionError(f"{name} adds a bias of its own to the scores")
     if kwargs.get("position_bias") is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 # As transformers' ``model_type``.
 TESTED_FAMILIES = frozenset(
@@ -35,8 +40,29 @@ TESTED_FAMILIES = frozenset(
         "qwen3_moe",
         "smollm3",
         "starcoder2",
+        # Encoders.
+        "bert",
+        "distilbert",
+        "electra",
+        "modernbert",
+        "roberta",
+        "xlm-roberta",
     }
 )
+_CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
+
+
+def is_encoder(hf_config: Any) -> bool:
+    """Return whether a model of this config is an encoder, by its family and its architecture."""
+    architectures = getattr(hf_config, "architectures", None) or []
+    return hf_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal(
+        architectures
+    )
+
+
+def is_causal(architectures: Sequence[str]) -> bool:
+    """Return whether the classes that a config names are those of causal language models."""
+    return any(name in each for each in architectures for name in _CAUSAL_NAMES)
 
 
 def refusal(hf_config: Any) -> str | None:
@@ -44,7 +70,8 @@ def refusal(hf_config: Any) -> str | None:
 
     Of a class that transformers does not bring itself nothing is known before it is probed.
     """
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(hf_config.model_type)
+    names = MODEL_MAPPING_NAMES if is_encoder(hf_config) else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    name = names.get(hf_config.model_type)
     model_class: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None:
         return None

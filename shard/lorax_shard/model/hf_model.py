@@ -38,6 +38,8 @@ _KV_DTYPES = {"fp8_e4m3": FP8}
 class HFPagedModel:
     """Owns the transformers model and its KV pool; implements ``PagedModel``."""
 
+    is_encoder = False
+
     def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
         """Take a model with plugged attention and plain linears; see ``loader``.
 
@@ -70,7 +72,7 @@ class HFPagedModel:
         self.lora: LoraModel | None = None
         self.base: BaseDescription | None = None
         self._model = model
-        self._shapes = survey.shapes
+        self._shapes = {} if survey.is_encoder else survey.shapes
         self._survey = survey
         self._backend = backend
         self._cache: PagedCache | None = None
@@ -281,6 +283,7 @@ class HFPagedModel:
         logit_rows: torch.Tensor,
         slots: Sequence[int | None] = (),
         slot_lens: Sequence[int] | None = None,
+        segments: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute one ragged step: write its KV, return the S x vocab logits of the asked tokens.
 
@@ -307,7 +310,7 @@ class HFPagedModel:
             return logits.float()  # type: ignore[no-any-return]
 
     def _adapters(
-        self, lens: Sequence[int], logit_rows: torch.Tensor, slots: Sequence[int | None]
+        self, lens: Sequence[int], logit_rows: torch.Tensor | None, slots: Sequence[int | None]
     ) -> AbstractContextManager[object]:
         """Within, runs of so many tokens compute with their adapters."""
         if self.lora is None or all(slot is None for slot in slots):

@@ -44,6 +44,8 @@ class PassNumbers(NamedTuple):
     slots: list[int | None]
     slot_lens: list[int]
     unread: UnreadIds | None = None
+    # Of each token which of two texts it belongs to, 0 or 1; None: there is one.
+    segments: IdArray | None = None  # T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +97,11 @@ class AdapterSlots(Protocol):
 
 
 class PagedModel(Protocol):
-    """A causal language model whose attention reads and writes a paged KV cache."""
+    """A causal language model whose attention reads and writes a paged KV cache, or an encoder."""
 
+    # Whether each token sees all others: it gives hidden states in place of logits, of rows that
+    # are computed whole.
+    is_encoder: bool
     model_type: str
     vocab_size: int
     # Ids that end a text: generation_config's list where there is one.
@@ -172,6 +177,7 @@ class PagedModel(Protocol):
         logit_rows: torch.Tensor,  # S int64 on the host, indices into T; the head computes these only
         slots: Sequence[int | None] = (),
         slot_lens: Sequence[int] | None = None,
+        segments: torch.Tensor | None = None,  # T int64: which of two texts, 0 or 1
     ) -> torch.Tensor:  # S x vocab float32
         """Compute one ragged step: write its KV, return logits of the asked tokens.
 

@@ -13,6 +13,8 @@ def launched(model: PagedModel, numbers: PassNumbers) -> torch.Tensor:
     arrays = [numbers.input_ids, numbers.positions, numbers.kv_slots, numbers.tables]
     if numbers.unread is not None:
         arrays += [numbers.unread.at, numbers.unread.of]
+    elif numbers.segments is not None:
+        arrays.append(numbers.segments)
     input_ids, positions, kv_slots, tables, *places = all_to_device(arrays, model.device)
     if numbers.unread is not None:
         at, of = places
@@ -23,4 +25,5 @@ def launched(model: PagedModel, numbers: PassNumbers) -> torch.Tensor:
     return model.forward(
         input_ids, positions, metadata, torch.from_numpy(numbers.logit_rows),
         numbers.slots, numbers.slot_lens,
+        places[0] if numbers.segments is not None else None,
     )  # fmt: skip

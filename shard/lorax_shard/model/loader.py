@@ -1,4 +1,4 @@
-"""Loads a causal model from a local folder and plugs paged attention and fast linears in."""
+"""Loads a model from a local folder and plugs paged attention and fast linears in."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.start_clock import StartClock
 from lorax_shard.attention import registry
+from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.attention.whole import WholeAttention
 from lorax_shard.codes.methods import refuse_quantized
 from lorax_shard.linear.quantized.device import rows_unrounded
 from lorax_shard.lora import model as lora
 from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.describe import describe
-from lorax_shard.model.families import TESTED_FAMILIES, refusal
+from lorax_shard.model.encoder import EncoderModel
+from lorax_shard.model.families import TESTED_FAMILIES, is_causal, is_encoder, refusal
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
@@ -33,6 +39,7 @@ from lorax_shard.model.probe import ModelProbe, survey_attention
 from lorax_shard.model.quantized import install_linears, quantize_model, store_narrowly
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
+from lorax_shard.model.vector_facts import longest_text
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.threads import one_thread
 
@@ -40,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 _CONFIG_ERRORS = (StrictDataclassError, ValueError, KeyError, TypeError, OSError, AttributeError)
-_CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 
 def load_paged_model(
@@ -78,7 +84,7 @@ def _load_whole(
     device: torch.device,
     clock: StartClock,
 ) -> HFPagedModel:
-    folder = Path(config.model_dir)
+    folder, encoder = Path(config.model_dir), is_encoder(hf_config)
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
     if config.merge_adapter_dir is not None:
         merge_adapter(model, Path(config.merge_adapter_dir))
@@ -87,18 +93,25 @@ def _load_whole(
     quantized = quantize_model(model, config)
     clock.ended("weights")
     with one_thread():
-        survey = survey_attention(model)
+        survey = survey_attention(model, encoder=encoder)
         layers = survey.layers(config.block_size)
-        backend = registry.create(config.attention_backend, device, dtype, layers)
+        if encoder:
+            backend: AttentionBackend = WholeAttention()
+        else:
+            backend = registry.create(config.attention_backend, device, dtype, layers)
         probe = ModelProbe(model, survey, backend, config.block_size)
         if not config.was_probed:
             probe.record_stock()
     clock.ended("probe: transformers' own")
-    paged = HFPagedModel(model, survey, backend)
+    paged = (EncoderModel if encoder else HFPagedModel)(model, survey, backend)
+    if encoder and (longest := longest_text(folder)):
+        paged.max_positions = min(longest, paged.max_positions or longest)
     install_linears(paged, model, config, quantized)
     clock.ended("linears packed")
     with one_thread():
-        exchanged = elementwise.install(model, config.elementwise_backend, device, dtype)
+        # What is fused of decoders keeps K and V besides.
+        chosen = "torch" if encoder else config.elementwise_backend
+        exchanged = elementwise.install(model, chosen, device, dtype)
     if base is not None:
         paged.base = base
         paged.lora = lora.install(model, config.lora_backend, device, dtype)
@@ -114,7 +127,7 @@ def _load_whole(
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """Return the transformers config of a folder after checking that it is a causal model's.
+    """Return the transformers config of a folder after checking that its model can be served.
 
     Raises StartupError: MODEL_NOT_FOUND, MODEL_CORRUPT or MODEL_UNSUPPORTED.
     """
@@ -126,11 +139,17 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         raise _unsupported(
             folder, f"its model type {model_type!r} is unknown to transformers{hint}"
         )
-    if not remote and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise _unsupported(folder, f"{model_type!r} has no causal language model in transformers")
     architectures = document.get("architectures") or []
-    if architectures and not any(name in arch for arch in architectures for name in _CAUSAL_NAMES):
-        raise _unsupported(folder, f"{architectures[0]} is not a causal language model")
+    encodes = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal(architectures)
+    if not remote and not encodes and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _unsupported(
+            folder,
+            f"{model_type!r} has neither a causal language model nor an encoder in transformers",
+        )
+    if architectures and not (encodes or is_causal(architectures)):
+        raise _unsupported(
+            folder, f"{architectures[0]} is neither a causal language model nor an encoder"
+        )
     if quantized := refuse_quantized(folder, document):
         raise _unsupported(folder, quantized)
     try:

@@ -19,6 +19,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.fused import FusedModules
 from lorax_shard.model import attention_hook, miniature
+from lorax_shard.model.encoder import first_position
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import attention_thresholds, position_limit
 from lorax_shard.model.probe_run import run_chunked, run_ragged
@@ -37,24 +38,23 @@ _COMPARED = 16
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
-def survey_attention(model: Any) -> attention_hook.AttentionSurvey:
-    """Return what each attention layer of a plugged model keeps per token.
+def survey_attention(model: Any, *, encoder: bool = False) -> attention_hook.AttentionSurvey:
+    """Return what each attention layer of a plugged model, or of an encoder, keeps per token.
 
     Raises StartupError(MODEL_UNSUPPORTED) naming what paged attention cannot compute.
     """
-    survey = attention_hook.AttentionSurvey()
+    survey = attention_hook.AttentionSurvey(is_encoder=encoder)
     config = model.config.get_text_config()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    positions = torch.arange(2, device=model.device).unsqueeze(0)
+    arguments: dict[str, Any] = {"position_ids": torch.arange(2, device=model.device).unsqueeze(0)}
+    if encoder:
+        model = model.base_model
+    else:
+        arguments["use_cache"] = False
     name = type(model).__name__
     try:
         with torch.inference_mode():
-            model(
-                input_ids=ids,
-                position_ids=positions,
-                use_cache=False,
-                **{attention_hook.STEP_KEYWORD: survey},
-            )
+            model(input_ids=ids, **arguments, **{attention_hook.STEP_KEYWORD: survey})
     except attention_hook.UnsupportedAttentionError as error:
         raise _unsupported(name, str(error)) from error
     except TypeError as error:
@@ -88,10 +88,13 @@ class ModelProbe:
         block_size: int,
     ) -> None:
         self._model = model
+        self._survey = survey
         self._backend = backend
         self._block_size = block_size
         self._config = model.config.get_text_config()
         self._limit = position_limit(self._config).max_positions
+        if survey.is_encoder:
+            self._limit = max(self._limit - first_position(model), 0)
         self._thresholds = _thresholds(self._config, survey)
         self._rows = self._make_rows()
         self._stock: list[torch.Tensor] = []
@@ -99,7 +102,8 @@ class ModelProbe:
     def record_stock(self) -> None:
         """Compute the rows with transformers' own attention, then plug ours in again."""
         self._model.set_attn_implementation("eager")
-        self._stock = [_stock_logits(self._model, row) for row in self._rows]
+        stock = _stock_states if self._survey.is_encoder else _stock_logits
+        self._stock = [stock(self._model, row) for row in self._rows]
         self._model.set_attn_implementation(attention_hook.ATTENTION_NAME)
 
     def check(self, paged: HFPagedModel, fused: FusedModules | None = None) -> None:
@@ -110,7 +114,7 @@ class ModelProbe:
         """
         difference = self._difference_of_fused(paged, fused) if fused else self._difference(paged)
         if difference is None and self._far_thresholds():
-            difference = self._difference_of_miniature()
+            difference = self._difference_of_miniature(paged)
         if difference is not None:
             named = ", ".join(f"{name} {value}" for name, value in self._thresholds.items())
             raise StartupError(
@@ -158,25 +162,29 @@ class ModelProbe:
             if value > _NEAR and (not self._limit or value < self._limit)
         ]
 
-    def _difference_of_miniature(self) -> str | None:
+    def _difference_of_miniature(self, paged: HFPagedModel) -> str | None:
         small = miniature.build(
             self._model,
             self._model.device,
             miniature_dtype(self._backend, self._model.device, self._model.dtype),
         )
-        survey = survey_attention(small)
+        survey = survey_attention(small, encoder=paged.is_encoder)
         probe = ModelProbe(small, survey, self._backend, self._block_size)
         probe.record_stock()
-        difference = probe._difference(HFPagedModel(small, survey, self._backend))
+        difference = probe._difference(type(paged)(small, survey, self._backend))
         if unprobed := probe._far_thresholds():
             logger.warning("no row of the probe went beyond %s", ", ".join(unprobed))
         return difference and f"on a miniature with all thresholds near, {difference}"
 
     def _difference(self, paged: HFPagedModel) -> str | None:
-        """Return in words where the paged logits differ from stock ones, or None."""
+        """Return in words where the paged logits differ from stock ones, or None.
+
+        Of encoders what the last layer gives is compared, and no row is cut.
+        """
         scale = max(float(logits.abs().max()) for logits in self._stock)
         tolerance = _TOLERANCE[paged.dtype] * scale
-        for way, run in (("one ragged batch", run_ragged), ("uneven chunks", run_chunked)):
+        ways = [("one ragged batch", run_ragged), ("uneven chunks", run_chunked)]
+        for way, run in ways[:1] if paged.is_encoder else ways:
             computed = run(paged, self._rows, self._block_size)
             for expected, got in zip(self._stock, computed, strict=True):
                 difference = float((got[-_COMPARED:] - expected).abs().max())
@@ -204,6 +212,12 @@ def _stock_logits(model: Any, row: torch.Tensor) -> torch.Tensor:
         kept = min(_COMPARED, len(row))
         logits = model(row.unsqueeze(0), use_cache=False, logits_to_keep=kept).logits[0]
         return logits.float()  # type: ignore[no-any-return]
+
+
+def _stock_states(model: Any, row: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        states: torch.Tensor = model.base_model(row.unsqueeze(0)).last_hidden_state[0]
+        return states[-_COMPARED:].float()
 
 
 def _unsupported(name: str, reason: str) -> StartupError:

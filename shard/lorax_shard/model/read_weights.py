@@ -18,6 +18,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.model import attention_hook
 from lorax_shard.model.damage import refuse_corrupt
+from lorax_shard.model.families import is_encoder
 from lorax_shard.model.stored import CodedWeights, find_codes, open_weights
 from lorax_shard.model.weights import check_weights, weight_files
 from lorax_shard.parallel.slices import RankSlice
@@ -45,7 +46,10 @@ def load_weights(
         if coded.tensors:
             model, report = _decode(folder, hf_config, coded, options)
         else:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            stock: Any = transformers.AutoModelForCausalLM
+            if is_encoder(hf_config):
+                stock = transformers.AutoModel
+            model, report = stock.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -53,8 +57,18 @@ def load_weights(
                 **options,
             )
         model = model.to(device).eval().requires_grad_(False)
+    if is_encoder(hf_config):
+        leave_out_pooler(model, report)
     refuse_missing(folder, report)
     return model
+
+
+def leave_out_pooler(model: Any, report: Mapping[str, Any]) -> None:
+    """Leave out what an encoder has for heads, where its checkpoint was saved without it."""
+    missing = {key for key in report["missing_keys"] if key.split(".")[0] == "pooler"}
+    if missing:
+        model.pooler = None
+        report["missing_keys"].difference_update(missing)
 
 
 def _decode(

@@ -37,7 +37,9 @@ class NotingModel(ToyModel):
         self.contexts.append(list(context_lens))
         return super().make_metadata(query_lens, context_lens, slots, block_tables, num_decode_rows)
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+    def forward(
+        self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None, segments=None
+    ):
         self.passes.append(list(metadata.query_lens))
         self.num_logits.append(len(logit_rows))
         return torch.zeros(len(logit_rows), self.vocab_size)

@@ -16,7 +16,8 @@ from tests.helpers.toy_paged_model import (
     tokens_of,
 )
 
-from lorax_contract.step import NO_NUMBERS_CODE, FinishCode, Pooling, RequestId, StepOutcome
+from lorax_contract.pooling import Pooling
+from lorax_contract.step import NO_NUMBERS_CODE, FinishCode, RequestId, StepOutcome
 
 PROMPT = [7, 9, 11, 13, 15, 17, 19]
 POOLINGS = pytest.mark.parametrize("pooling", list(Pooling))
@@ -70,7 +71,8 @@ def test_rows_with_vectors_share_passes_with_rows_that_generate() -> None:
 @POOLINGS
 def test_a_vector_without_numbers_is_an_error_of_its_own(pooling: Pooling) -> None:
     engine = make_engine()
-    rows = [new_row(1, [3, 4, NAN_ID], pooling=pooling), new_row(2, PROMPT, pooling=pooling)]
+    # Of this one no token has numbers.
+    rows = [new_row(1, [NAN_ID] * 3, pooling=pooling), new_row(2, PROMPT, pooling=pooling)]
     outcome = engine.step(make_plan(1, [(1, 3, [1]), (2, 7, [2, 3])], new=rows))
     assert outcome.details[RequestId(1)].error_code == NO_NUMBERS_CODE
     assert outcome.details[RequestId(1)].vector is None

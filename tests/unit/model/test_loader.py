@@ -129,8 +129,11 @@ def test_config_that_is_no_json(folder: Path) -> None:
         ({"model_type": "quokka"}, "'quokka' is unknown to transformers"),
         ({"model_type": None}, "unknown to transformers"),
         ({"model_type": "quokka", "auto_map": {"AutoConfig": "x.Y"}}, "--trust-remote-code"),
-        ({"model_type": "t5"}, "'t5' has no causal language model"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "is not a causal language model"),
+        ({"model_type": "t5"}, "'t5' has neither a causal language model nor an encoder"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "is neither a causal language model",
+        ),
         ({"quantization_config": {"quant_method": "exl2"}}, "quantized (EXL2): its codes lie"),
         ({"quantization_config": {"quant_method": "eetq"}}, "quantized (EETQ): its codes lie"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantized (HQQ): its codes need"),

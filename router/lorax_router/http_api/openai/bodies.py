@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import Pooling
+from lorax_contract.pooling import Pooling
 from lorax_router.http_api.json_body import Integer, Items, StrictBody
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.service.constraints.formats import of_response_format, of_vllm

@@ -12,7 +12,8 @@ from tests.helpers.http_app import World
 from tests.helpers.in_loop import in_loop
 from tests.helpers.openai_world import Session
 
-from lorax_contract.step import OutputKind, Pooling
+from lorax_contract.pooling import Pooling
+from lorax_contract.step import OutputKind
 
 PATH = "/v1/embeddings"
 

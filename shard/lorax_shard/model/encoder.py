@@ -1,0 +1,74 @@
+"""An encoder, as the engine sees it: rows are computed whole, and nothing of them is kept.
+
+It fits where a decoder does. Its cache has blocks without a byte in them, so whoever plans counts
+them as ever, and what it gives for a token is a hidden state in place of logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lorax_shard.attention.backend import AttentionBackend, StepMetadata
+from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
+from lorax_shard.model.hf_model import HFPagedModel
+
+
+class EncoderModel(HFPagedModel):
+    """Owns a transformers encoder; implements ``PagedModel``."""
+
+    is_encoder = True
+
+    def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
+        """Take a model with plugged attention and plain linears; see ``loader``."""
+        super().__init__(model, survey, backend)
+        self._first_position = first_position(model)
+        self.max_positions = max(self.max_positions - self._first_position, 0)
+        self.eos_token_ids = frozenset()
+        self._tells_texts_apart = tells_texts_apart(model)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: StepMetadata,
+        logit_rows: torch.Tensor,
+        slots: Sequence[int | None] = (),
+        slot_lens: Sequence[int] | None = None,
+        segments: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute one ragged step; return what the last layer gives for the asked tokens.
+
+        S x hidden in float32, in the place of logits.
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": input_ids.unsqueeze(0),
+            "position_ids": (positions + self._first_position).unsqueeze(0),
+            STEP_KEYWORD: metadata,
+        }
+        if self._tells_texts_apart:
+            segments = torch.zeros_like(input_ids) if segments is None else segments
+            arguments["token_type_ids"] = segments.unsqueeze(0)
+        lens = slot_lens if slot_lens is not None else metadata.query_lens
+        with torch.inference_mode(), self._adapters(lens, None, slots):
+            hidden: torch.Tensor = self._model.base_model(**arguments).last_hidden_state[0]
+            return hidden[logit_rows.to(hidden.device)].float()
+
+
+def tells_texts_apart(model: Any) -> bool:
+    """Return whether a model takes for each token which of two texts it belongs to."""
+    return "token_type_ids" in inspect.signature(model.base_model.forward).parameters
+
+
+def first_position(model: Any) -> int:
+    """Return the number that a model gives to the first token of a text.
+
+    Those that come from fairseq begin behind the number of their padding token.
+    """
+    embeddings = getattr(model.base_model, "embeddings", None)
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return 0
+    return int(embeddings.padding_idx) + 1  # type: ignore[union-attr]
