@@ -7,7 +7,8 @@ them as ever, and what it gives for a token is a hidden state in place of logits
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,16 +47,42 @@ class EncoderModel(HFPagedModel):
         """
         arguments: dict[str, Any] = {
             "input_ids": input_ids.unsqueeze(0),
-            "position_ids": (positions + self._first_position).unsqueeze(0),
+            "position_ids": self._positions(input_ids, positions).unsqueeze(0),
             STEP_KEYWORD: metadata,
         }
         if self._tells_texts_apart:
             segments = torch.zeros_like(input_ids) if segments is None else segments
             arguments["token_type_ids"] = segments.unsqueeze(0)
         lens = slot_lens if slot_lens is not None else metadata.query_lens
-        with torch.inference_mode(), self._adapters(lens, None, slots):
+        with torch.inference_mode(), self._adapters(lens, None, slots), self._no_pooler():
             hidden: torch.Tensor = self._model.base_model(**arguments).last_hidden_state[0]
             return hidden[logit_rows.to(hidden.device)].float()
+
+    def _positions(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the numbers that the model gives to tokens at these positions of their rows."""
+        if not self._first_position:
+            return positions
+        padding = self._first_position - 1
+        counts = input_ids != padding
+        before = counts.cumsum(0) - counts.long()
+        starts = torch.arange(len(positions), device=positions.device) - positions
+        # A token that stands for padding has its number, and none is left out for it.
+        own = before - before[starts] + self._first_position
+        return own.masked_fill(~counts, padding)
+
+    @contextmanager
+    def _no_pooler(self) -> Iterator[None]:
+        """Within, nothing is made of the first token, which is that of the first row alone."""
+        modules = self._model.base_model._modules
+        pooler = modules.get("pooler")
+        if pooler is None:
+            yield
+            return
+        modules["pooler"] = None
+        try:
+            yield
+        finally:
+            modules["pooler"] = pooler
 
 
 def tells_texts_apart(model: Any) -> bool:

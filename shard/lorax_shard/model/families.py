@@ -40,14 +40,11 @@ TESTED_FAMILIES = frozenset(
         "qwen3_moe",
         "smollm3",
         "starcoder2",
-        # Encoders.
-        "bert",
-        "distilbert",
-        "electra",
-        "modernbert",
-        "roberta",
-        "xlm-roberta",
     }
+)
+# Of encoders.
+ENCODER_FAMILIES = frozenset(
+    {"albert", "bert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta"}
 )
 _CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
 

@@ -31,7 +31,13 @@ from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.describe import describe
 from lorax_shard.model.encoder import EncoderModel
-from lorax_shard.model.families import TESTED_FAMILIES, is_causal, is_encoder, refusal
+from lorax_shard.model.families import (
+    ENCODER_FAMILIES,
+    TESTED_FAMILIES,
+    is_causal,
+    is_encoder,
+    refusal,
+)
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
@@ -216,7 +222,7 @@ def _log_loaded(model: HFPagedModel, model_id: str, seconds: float) -> None:
         model.elementwise_backend,
         seconds,
     )
-    if model.model_type not in TESTED_FAMILIES:
+    if model.model_type not in TESTED_FAMILIES | ENCODER_FAMILIES:
         logger.warning(
             "%s is not on the list of tested families; it is served because its load-time probe "
             "found the logits that transformers computes",
