@@ -22,6 +22,7 @@ from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.settings import make_scheduler
 from lorax_router.core_setup import Budgets, core_settings, event_log
 from lorax_router.event_log.recording import recorded_scheduler
+from lorax_router.service.abilities import Abilities
 from lorax_router.service.accounts.ledger import RequestLedger
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
@@ -217,16 +218,7 @@ def assemble_service(
     sessions: SessionSource | None = None,
 ) -> ServiceParts:
     """Put together all that serves requests, whichever front end brings them."""
-    limits = RequestLimits(
-        max_input_length=budgets.lengths.max_input_length,
-        max_total_tokens=budgets.lengths.max_total_tokens,
-        vocab_size=info.vocab_size,
-        max_input_chars=budgets.lengths.max_input_length * chars_per_token(language.tokenizer),
-        max_best_of=config.max_best_of,
-        # Half of the permits: as many as those may have whose adapter is waited for.
-        max_n=min(LARGEST_N, max(config.max_concurrent_requests // 2, 1)),
-        max_stop_sequences=config.max_stop_sequences,
-    )
+    limits = _limits(config, info, budgets, language)
     metrics = _metrics(config, limits)
     prompts = PromptParts(
         TokenizerPool(language.tokenizer, config.validation_workers),
@@ -251,9 +243,16 @@ def assemble_service(
         metrics.watch_adapters(adapters.catalog, engine.adapter_capacity)
     meters = Meters(concurrent_fetches=config.tenant_concurrent_fetches)
     tokens = TenantTokens()
+    validator = Validator(
+        limits,
+        prompts.tokenizer,
+        prompts.renderers,
+        selections=selections,
+        abilities=Abilities.of(info),
+    )
     service = InferenceService(
         engine,
-        Validator(limits, prompts.tokenizer, prompts.renderers, selections=selections),
+        validator,
         metrics,
         max_concurrent_requests=config.max_concurrent_requests,
         adapters=adapters,
@@ -282,6 +281,21 @@ def assemble_service(
         models,
         tokenization,
         events,
+    )
+
+
+def _limits(
+    config: RouterConfig, info: ShardInfo, budgets: Budgets, language: Language
+) -> RequestLimits:
+    return RequestLimits(
+        max_input_length=budgets.lengths.max_input_length,
+        max_total_tokens=budgets.lengths.max_total_tokens,
+        vocab_size=info.vocab_size,
+        max_input_chars=budgets.lengths.max_input_length * chars_per_token(language.tokenizer),
+        max_best_of=config.max_best_of,
+        # Half of the permits: as many as those may have whose adapter is waited for.
+        max_n=min(LARGEST_N, max(config.max_concurrent_requests // 2, 1)),
+        max_stop_sequences=config.max_stop_sequences,
     )
 
 

@@ -20,6 +20,7 @@ from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers
 from lorax_router.http_api.listeners import bind, url_of
 from lorax_router.http_api.server import HttpServer
+from lorax_router.service.abilities import Abilities
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
 from lorax_router.service.inference import InferenceService
@@ -96,6 +97,8 @@ class World:
     outputs: OutputParsers = field(default_factory=OutputParsers)
     # Makes constraints ready; None: the server offers none.
     constraints: Any = None
+    # What the model does, and how it was made to do it.
+    abilities: Abilities = field(default_factory=Abilities)
 
     def __post_init__(self) -> None:
         bounds = self.bounds
@@ -107,7 +110,7 @@ class World:
         self.metrics.watch_engine(self.engine.stats, block_size=16)
         self.tokenizer = TokenizerPool(word_tokenizer(), 2)
         templates = self.templates = InlineTemplates(self.template)
-        self.validator = Validator(bounds, self.tokenizer, templates)
+        self.validator = Validator(bounds, self.tokenizer, templates, abilities=self.abilities)
         self.service = InferenceService(
             self.engine,
             self.validator,

@@ -20,7 +20,13 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
-from lorax_contract.step import BASE_ADAPTER, AdapterHandle, RequestSpec, SamplingParams
+from lorax_contract.step import (
+    BASE_ADAPTER,
+    AdapterHandle,
+    OutputKind,
+    RequestSpec,
+    SamplingParams,
+)
 from lorax_contract.tracing import TraceContext
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.tenant_limits import NO_LIMITS, TenantLimits
@@ -380,7 +386,7 @@ class InferenceService:
                 adapter=adapter,
                 adapter_start=valid.adapter_start,
                 output=valid.output,
-                pooling=valid.pooling,
+                pooling=valid.shape.pooling,
                 constraint=valid.constraint,
                 trace=trace,
                 resumed_ids=valid.resumed_ids,
@@ -398,6 +404,7 @@ class InferenceService:
             async for number, chunk in chunks:
                 record.sequences[number].take(chunk)
                 sequences[number].take(chunk)
+        _finish(valid, sequences)
         shown = shown_numbers(sequences, valid.num_returned)
         record.show(shown)
         return GenerateResult(
@@ -412,6 +419,15 @@ class InferenceService:
             timings=record.timings,
             adapter=record.adapter,
         )
+
+
+def _finish(valid: ValidRequest, sequences: list[Sequence]) -> None:
+    """Let vectors be as they were asked for; raises ValidationError."""
+    if valid.output is not OutputKind.VECTOR:
+        return
+    for sequence in sequences:
+        assert sequence.vector is not None
+        sequence.vector = valid.shape.finished(sequence.vector)
 
 
 def _use(selection: AdapterSelection) -> AdapterUse:

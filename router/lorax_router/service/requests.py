@@ -19,6 +19,7 @@ from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser
 from lorax_router.service.chat.tools import ToolChoice
 from lorax_router.service.origin import NOWHERE, Origin
+from lorax_router.service.vectors import VectorShape
 
 # The name by which LoRAX's clients ask for no adapter.
 BASE_MODEL_ADAPTER_ID = "__base_model__"
@@ -109,8 +110,13 @@ class GenerateParameters:
     do_sample: bool = False
     # What is generated; no LoRAX field.
     output: OutputKind = OutputKind.TOKENS
-    # Of which a vector is made, if one is asked for.
-    pooling: Pooling = Pooling.LAST
+    # Of a vector, if one is asked for: what it is made of, whether its length is one, and how many
+    # of its numbers are wanted (the first ones). What is not said is as the model was made for.
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+    # By which name the model knows what such a text begins with.
+    prompt_name: str | None = None
     max_new_tokens: int | None = None
     # Neither tokens nor stop strings end an output before it has more than so many tokens.
     min_new_tokens: int | None = None
@@ -181,7 +187,8 @@ class ValidRequest:
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams
     output: OutputKind = OutputKind.TOKENS
-    pooling: Pooling = Pooling.LAST
+    # How its vector looks, if it asks for one.
+    shape: VectorShape = field(default_factory=VectorShape)
     # What each output is bound to.
     constraint: Constraint | None = None
     # From which token of the prompt on its adapter acts; None: from the first.

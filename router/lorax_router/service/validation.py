@@ -16,6 +16,7 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_contract.words import counted
 from lorax_router.core.request import RequestTerms
+from lorax_router.service.abilities import Abilities
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterText
@@ -71,9 +72,11 @@ class Validator:
         draw_seed: Callable[[], int] = draw_seed,
         *,
         selections: SelectionPolicy = _NO_ADAPTERS,
+        abilities: Abilities | None = None,
     ) -> None:
         self._selections = selections
         self.limits = limits
+        self._abilities = abilities or Abilities()
         self._tokenizer = tokenizer
         self._prompts = PromptEncoder(limits, tokenizer, templates)
         self._draw_seed = draw_seed
@@ -86,6 +89,7 @@ class Validator:
         """Check all that needs no tokens; raises ValidationError."""
         params = request.parameters
         self._prompts.check(request.prompt)
+        self._abilities.check(request)
         selection = self._selections.selection_of(params)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
@@ -113,7 +117,8 @@ class Validator:
         ``text`` is what the request's adapter brings for that.
         """
         request, params = checked.request, checked.request.parameters
-        prompt_ids, prompt_text = await self._prompts.encode(request.prompt, text, params.truncate)
+        prompt = self._abilities.prompted(request)
+        prompt_ids, prompt_text = await self._prompts.encode(prompt, text, params.truncate)
         return ValidRequest(
             prompt_ids=prompt_ids,
             prompt_text=prompt_text,
@@ -122,7 +127,7 @@ class Validator:
             sent_text=request.sent_text,
             stopping=_stopping(params, max_new_tokens(params, len(prompt_ids), self.limits)),
             output=params.output,
-            pooling=params.pooling,
+            shape=self._abilities.shape(params),
             resumed_ids=() if request.resumption is None else request.resumption.output_ids,
             terms=_terms(request),
             details=params.details or params.decoder_input_details,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorax_contract.errors import GenerationError, ValidationError
+from lorax_contract.pooling import Pooling
 from lorax_router.service.results import GenerateResult
 
 Vector = NDArray[np.float32]
@@ -16,32 +16,35 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorShape:
-    """How vectors look."""
+    """How a vector is made and looks."""
 
+    pooling: Pooling = Pooling.LAST
     # The first so many, as models are trained to have them (Matryoshka, arXiv 2205.13147); None: all.
     dimensions: int | None = None
     # Divided by their length, after they were cut.
     normalize: bool = True
 
-    def check(self) -> None:
-        """Raise ValidationError for dimensions that no vector has."""
-        if self.dimensions is not None and self.dimensions < 1:
-            raise ValidationError(f"`dimensions` must be at least 1, got {self.dimensions}")
-
-    def of(self, results: Sequence[GenerateResult]) -> list[Vector]:
-        """Return the vector of each answer; ValidationError if one has too few dimensions."""
-        return [self._shaped(result) for result in results]
-
-    def _shaped(self, result: GenerateResult) -> Vector:
-        raw = result.sequences[0].vector
-        if raw is None:
-            raise GenerationError("an answer has no vector", public="")
+    def finished(self, raw: bytes) -> bytes:
+        """Return what a client gets of what a shard said, float32; ValidationError if that is too little."""
         vector = np.frombuffer(raw, dtype="<f4")
         wanted = self.dimensions
         if wanted is not None and wanted > len(vector):
-            raise ValidationError(
-                f"`dimensions` must be at most the model's {len(vector)}, got {wanted}"
-            )
+            raise too_many_dimensions(wanted, len(vector))
         vector = vector[:wanted]
         length = float(np.linalg.norm(vector.astype(np.float64)))
-        return (vector / length).astype(np.float32) if self.normalize and length else vector
+        if self.normalize and length:
+            vector = (vector / length).astype("<f4")
+        return vector.tobytes()
+
+
+def too_many_dimensions(wanted: int, size: int) -> ValidationError:
+    """Return the error for dimensions that a model's vectors do not have."""
+    return ValidationError(f"`dimensions` must be at most the model's {size}, got {wanted}")
+
+
+def vector_of(result: GenerateResult) -> Vector:
+    """Return the vector of an answer to a request that asked for one."""
+    raw = result.sequences[0].vector
+    if raw is None:
+        raise GenerationError("an answer has no vector", public="")
+    return np.frombuffer(raw, dtype="<f4")

@@ -22,7 +22,7 @@ from lorax_router.http_api.responses import json_response
 from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
 from lorax_router.service.requests import GenerateRequest, TextPrompt
-from lorax_router.service.vectors import VectorShape
+from lorax_router.service.vectors import vector_of
 
 
 class EmbedAnswer(BaseModel):
@@ -58,8 +58,7 @@ class EmbedRoutes:
             results = await self._calls.answer(request, [domain])
         except ClientGoneError:
             return Response()
-        (vector,) = VectorShape().of(results)
-        return json_response({"embeddings": vector.tolist()})
+        return json_response({"embeddings": vector_of(results[0]).tolist()})
 
     @staticmethod
     def _domain(request: Request, body: EmbedBody) -> GenerateRequest:

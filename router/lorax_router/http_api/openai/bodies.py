@@ -14,10 +14,10 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.pooling import Pooling
 from lorax_router.http_api.json_body import Integer, Items, StrictBody
 from lorax_router.http_api.model_body import ModelBody
+from lorax_router.http_api.pooling_names import POOLINGS, PoolingName
 from lorax_router.service.constraints.formats import of_response_format, of_vllm
 from lorax_router.service.requests import GenerateParameters
 from lorax_router.service.text import TextStyle
-from lorax_router.service.vectors import VectorShape
 
 _MAX_TOP_LOGPROBS = 20
 _TOKEN_ID = re.compile(r"[0-9]{1,20}")
@@ -209,11 +209,14 @@ class EmbeddingBody(ModelBody):
     """Return only the first so many numbers of each."""
     user: str | None = None
     """Taken, and not used."""
-    pooling: Literal["last", "mean"] | None = None
-    """What a vector is made of: what the model has of the last token, or the mean of all; `last` if
-    absent."""
+    pooling: PoolingName | None = None
+    """What a vector is made of: what the model has of the last token or of the first one (`cls`), the
+    largest of each dimension (`max`), or the mean of all tokens, also with other weights. As the model
+    was made if absent."""
     normalize: bool | None = None
-    """Let each vector have length one; true if absent."""
+    """Let each vector have length one; as the model was made if absent."""
+    prompt_name: str | None = None
+    """By which name the model knows what such texts begin with; its default prompt if absent."""
     truncate_prompt_tokens: Integer | None = None
     """Keep only the last so many tokens of each text."""
     priority: Integer | None = None
@@ -225,15 +228,9 @@ class EmbeddingBody(ModelBody):
         return _one_or_several("input", self.input)
 
     @property
-    def pooled_by(self) -> Pooling:
-        """What vectors are made of."""
-        return Pooling.MEAN if self.pooling == "mean" else Pooling.LAST
-
-    def shape(self) -> VectorShape:
-        """How the vectors look; raises ValidationError."""
-        shape = VectorShape(dimensions=self.dimensions, normalize=self.normalize is not False)
-        shape.check()
-        return shape
+    def pooled_by(self) -> Pooling | None:
+        """What vectors are made of; None: as the model was made."""
+        return None if self.pooling is None else POOLINGS[self.pooling]
 
 
 def _one_or_several(

@@ -29,7 +29,7 @@ from lorax_router.service.requests import (
     TokenPrompt,
 )
 from lorax_router.service.results import GenerateResult
-from lorax_router.service.vectors import Vector
+from lorax_router.service.vectors import Vector, vector_of
 
 # As many as OpenAI takes.
 MAX_INPUTS = 2048
@@ -59,12 +59,12 @@ class EmbeddingRoutes:
         """Answer with one vector for each input, in their order."""
         body = await self._calls.read(request, EmbeddingBody)
         with self._calls.becoming_one(request):
-            shape, requests = body.shape(), self._requests(request, body)
+            requests = self._requests(request, body)
         try:
             results = await self._calls.generate(request, body, requests, _AT_ONCE)
         except ClientGoneError:
             return Response()
-        vectors = shape.of(results)
+        vectors = [vector_of(result) for result in results]
         model = self._calls.models.shown(body.model)
         return json_response(_document(model, results, vectors, body.encoding_format))
 
@@ -72,6 +72,9 @@ class EmbeddingRoutes:
         own = GenerateParameters(
             output=OutputKind.VECTOR,
             pooling=body.pooled_by,
+            normalize=body.normalize,
+            dimensions=body.dimensions,
+            prompt_name=body.prompt_name,
             truncate=body.truncate_prompt_tokens,
             priority=body.priority,
         )

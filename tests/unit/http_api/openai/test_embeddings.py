@@ -12,8 +12,9 @@ from tests.helpers.http_app import World
 from tests.helpers.in_loop import in_loop
 from tests.helpers.openai_world import Session
 
-from lorax_contract.pooling import Pooling
+from lorax_contract.pooling import Pooling, VectorFacts
 from lorax_contract.step import OutputKind
+from lorax_router.service.abilities import Abilities
 
 PATH = "/v1/embeddings"
 
@@ -111,5 +112,72 @@ async def test_faults_are_said() -> None:
     assert "at most 2048 texts" in await refused(input=["w1"] * 2049)
     assert "must have at most 20 tokens" in await refused(input="w1 " * 30)
     assert "`encoding_format`" in await refused(encoding_format="int8")
-    assert "`pooling`" in await refused(pooling="cls")
+    assert "`pooling`" in await refused(pooling="each")
+    assert "this model has no prompts" in await refused(prompt_name="query")
     assert "`stop`" in await refused(stop="w1")
+
+
+MADE_FOR = VectorFacts(
+    size=4,
+    pooling=Pooling.MEAN,
+    normalize=False,
+    prompts=(("query", "w7 w8 "), ("document", "")),
+    default_prompt="w9 ",
+)
+
+
+def made_session() -> Session:
+    return Session(World(abilities=Abilities(vectors=MADE_FOR)))
+
+
+@in_loop
+async def test_vectors_are_as_the_model_was_made_for_where_nothing_else_is_said() -> None:
+    session = made_session()
+    for body, expected in (
+        ({}, [900, 2, 4, Pooling.MEAN]),
+        ({"normalize": True}, unit(900, 2, 4, Pooling.MEAN)),
+        ({"pooling": "last", "dimensions": 3}, [900, 2, 4]),
+        ({"prompt_name": "query"}, [900, 2, 5, Pooling.MEAN]),
+        ({"prompt_name": "document"}, [900, 2, 3, Pooling.MEAN]),
+        ({"input": [5, 6]}, [5, 6, 2, Pooling.MEAN]),
+    ):
+        (each,) = (await embed(session, **body))["data"]
+        assert each["embedding"] == pytest.approx(expected), body
+    prompts = [list(spec.prompt_ids) for spec in session.world.engine.submitted]
+    assert prompts[0] == [900, 9, 1, 2]
+    assert prompts[3] == [900, 7, 8, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [
+        ("last", Pooling.LAST),
+        ("mean", Pooling.MEAN),
+        ("cls", Pooling.FIRST),
+        ("max", Pooling.MAX),
+        ("mean_sqrt_len", Pooling.MEAN_SQRT),
+        ("weightedmean", Pooling.WEIGHTED_MEAN),
+    ],
+)
+def test_each_pooling_has_a_name(name: str, pooling: Pooling) -> None:
+    @in_loop
+    async def scene() -> None:
+        session = made_session()
+        await embed(session, pooling=name)
+        assert [spec.pooling for spec in session.world.engine.submitted] == [pooling]
+
+    scene()
+
+
+@in_loop
+async def test_what_the_model_was_not_made_for_is_refused_before_anything_is_computed() -> None:
+    session = made_session()
+    for body, words in (
+        ({"dimensions": 5}, "at most the model's 4, got 5"),
+        ({"prompt_name": "passage"}, "`prompt_name` must be one of 'query', 'document'"),
+        ({"prompt_name": "query", "input": [5]}, "goes with texts"),
+    ):
+        answer = await session.post(PATH, **{"input": "w1", **body})
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]["message"]
+    assert not session.world.engine.submitted

@@ -1,0 +1,77 @@
+"""What a model does with texts, and how it was made to do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import HeadFacts, VectorFacts
+from lorax_contract.step import OutputKind, ShardInfo
+from lorax_router.service.requests import GenerateParameters, GenerateRequest, Prompt, TextPrompt
+from lorax_router.service.vectors import VectorShape, too_many_dimensions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What the base model does; an adapter may bring a classification head of its own."""
+
+    # Whether it makes tokens: no encoder does, and no model with a classification head.
+    generates: bool = True
+    # The vectors that it was made for.
+    vectors: VectorFacts = field(default_factory=VectorFacts)
+    # None: it has no classification head.
+    head: HeadFacts | None = None
+
+    @classmethod
+    def of(cls, info: ShardInfo) -> Self:
+        """Return what a shard group says of its model."""
+        generates = not info.is_encoder and info.head is None
+        return cls(generates=generates, vectors=info.vectors, head=info.head)
+
+    def check(self, request: GenerateRequest) -> None:
+        """Raise ValidationError for what the model cannot do, whichever adapter is asked for."""
+        params = request.parameters
+        if params.output is OutputKind.VECTOR:
+            self._check_dimensions(params.dimensions)
+            self._check_prompt_name(request)
+
+    def shape(self, params: GenerateParameters) -> VectorShape:
+        """Return how the vector of a request is made: what it does not say is as the model was made."""
+        made = self.vectors
+        return VectorShape(
+            pooling=made.pooling if params.pooling is None else params.pooling,
+            dimensions=params.dimensions,
+            normalize=made.normalize if params.normalize is None else params.normalize,
+        )
+
+    def prompted(self, request: GenerateRequest) -> Prompt:
+        """Return a prompt with what texts of its kind begin with; ids are taken as they are."""
+        prompt, params = request.prompt, request.parameters
+        if params.output is not OutputKind.VECTOR or not isinstance(prompt, TextPrompt):
+            return prompt
+        name = params.prompt_name
+        made = self.vectors
+        prefix = made.default_prompt if name is None else dict(made.prompts)[name]
+        return replace(prompt, text=prefix + prompt.text) if prefix else prompt
+
+    def _check_dimensions(self, wanted: int | None) -> None:
+        if wanted is None:
+            return
+        if wanted < 1:
+            raise ValidationError(f"`dimensions` must be at least 1, got {wanted}")
+        if self.vectors.size and wanted > self.vectors.size:
+            raise too_many_dimensions(wanted, self.vectors.size)
+
+    def _check_prompt_name(self, request: GenerateRequest) -> None:
+        name = request.parameters.prompt_name
+        if name is None:
+            return
+        names = [known for known, _ in self.vectors.prompts]
+        if not names:
+            raise ValidationError("`prompt_name`: this model has no prompts; leave it out")
+        if name not in names:
+            shown = ", ".join(map(repr, names))
+            raise ValidationError(f"`prompt_name` must be one of {shown}, got {name[:100]!r}")
+        if not isinstance(request.prompt, TextPrompt):
+            raise ValidationError("`prompt_name` goes with texts, not with token ids; leave it out")
