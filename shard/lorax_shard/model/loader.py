@@ -45,7 +45,7 @@ from lorax_shard.model.probe import ModelProbe, survey_attention
 from lorax_shard.model.quantized import install_linears, quantize_model, store_narrowly
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
-from lorax_shard.model.vector_facts import longest_text
+from lorax_shard.model.vector_facts import longest_text, read_vector_facts
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.threads import one_thread
 
@@ -167,6 +167,8 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         raise _unsupported(folder, f"transformers cannot read its config.json: {reason}") from error
     if not remote and (unfit := refusal(hf_config)):
         raise _unsupported(folder, unfit)
+    # What cannot be made of its vectors is refused before they are asked for.
+    read_vector_facts(folder, is_encoder=is_encoder(hf_config))
     for each in (hf_config, hf_config.get_text_config()):
         # Codes are decoded here: transformers shall see weights like any others.
         vars(each).pop("quantization_config", None)

@@ -2,11 +2,12 @@
 
 ``modules.json`` names a folder for each step between the model and the vector: how tokens become
 one (pooling), and whether its length is made one. ``config_sentence_transformers.json`` has what
-texts begin with, ``sentence_bert_config.json`` how long they may be.
+texts begin with; ``sentence_bert_config.json``, or the tokenizer's own file, how long they may be.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,11 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.pooling import Pooling, VectorFacts
 
+# What the file of a text's length is called; old releases named it after the model's family.
+_LENGTH_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 _BY_FLAG = {
     "pooling_mode_cls_token": Pooling.FIRST,
     "pooling_mode_max_tokens": Pooling.MAX,
@@ -35,52 +41,95 @@ _BY_NAME = {
 }
 
 
+@functools.cache
 def read_vector_facts(folder: Path, *, is_encoder: bool) -> VectorFacts:
     """Return how a folder's model makes vectors; without such files as is usual for its kind.
 
-    Raises StartupError: MODEL_UNSUPPORTED for steps that are not computed here, MODEL_CORRUPT.
+    Read once. Raises StartupError: MODEL_UNSUPPORTED for steps that are not computed here,
+    MODEL_CORRUPT.
     """
     prompts = _document(folder / "config_sentence_transformers.json")
-    texts = {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()}
     modules = _modules(folder)
     pooling = Pooling.MEAN if is_encoder else Pooling.LAST
-    if (place := modules.pop("Pooling", None)) is not None:
+    place = modules.pop("Pooling", None)
+    if place is not None:
         pooling = _pooling(folder, place)
     has_norm = modules.pop("Normalize", None) is not None
     modules.pop("Transformer", None)
     if modules:
         raise _unsupported(folder, f"modules.json names {', '.join(sorted(modules))}")
+    _refuse_lowering(folder)
     return VectorFacts(
         pooling=pooling,
         normalize=has_norm or place is None,
-        prompts=tuple(sorted(texts.items())),
+        prompts=_prompts(folder, prompts.get("prompts")),
         default_prompt=str(prompts.get("default_prompt_name") or ""),
     )
 
 
 def longest_text(folder: Path) -> int:
     """Return how many tokens a text may have as the folder says; 0: it does not."""
-    limit = _document(folder / "sentence_bert_config.json").get("max_seq_length")
-    return int(limit) if isinstance(limit, int) else 0
+    limit = _settings(folder).get("max_seq_length")
+    if limit is None:
+        limit = _document(folder / "tokenizer_config.json").get("model_max_length")
+    # A tokenizer without a limit has a number with thirty digits, some as a fraction.
+    return int(limit) if isinstance(limit, int) and 0 < limit < 1 << 31 else 0
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    found = (_document(folder / name) for name in _LENGTH_FILES)
+    return next((each for each in found if each), {})
+
+
+def _refuse_lowering(folder: Path) -> None:
+    """Refuse texts in small letters, unless the tokenizer makes them so itself."""
+    if not _settings(folder).get("do_lower_case"):
+        return
+    normalizer = _document(folder / "tokenizer.json").get("normalizer") or {}
+    steps = [normalizer, *normalizer.get("normalizers", ())]
+    if not any(each.get("type") == "Lowercase" or each.get("lowercase") for each in steps):
+        raise _unsupported(folder, "texts are put in lower case before their tokens are found")
+
+
+def _prompts(folder: Path, named: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(named, dict | None):
+        raise _corrupt(
+            folder / "config_sentence_transformers.json", "prompts must be one JSON object"
+        )
+    return tuple(sorted((str(name), str(text)) for name, text in (named or {}).items()))
 
 
 def _modules(folder: Path) -> dict[str, str]:
-    """Return where the settings of each step are, by its kind."""
-    listed = _read(folder / "modules.json") or []
+    """Return where the settings of each step are, by its kind; others' code by its full name."""
+    path = folder / "modules.json"
+    listed = _read(path) or []
     if not isinstance(listed, list):
-        raise _corrupt(folder / "modules.json", "it must hold one list")
-    return {str(each["type"]).rpartition(".")[2]: str(each["path"]) for each in listed}
+        raise _corrupt(path, "it must hold one list")
+    found: dict[str, str] = {}
+    for each in listed:
+        if not isinstance(each, dict) or not all(
+            isinstance(each.get(key), str) for key in ("type", "path")
+        ):
+            raise _corrupt(path, "each of its steps must have a type and a path")
+        own, _, name = each["type"].rpartition(".")
+        found[name if own.startswith("sentence_transformers.") else each["type"]] = each["path"]
+    return found
 
 
 def _pooling(folder: Path, place: str) -> Pooling:
-    """Return the pooling that is set, which must be one alone."""
+    """Return the pooling that is set, which must be one alone; where none is, it is the mean."""
     document = _document(folder / place / "config.json")
     if document.get("include_prompt") is False:
         raise _unsupported(folder, "its vectors leave out the tokens of prompts (include_prompt)")
     named = document.get("pooling_mode")
-    found = [pooling for flag, pooling in _BY_FLAG.items() if document.get(flag)]
-    if isinstance(named, str):
-        found = [_BY_NAME[each] for each in [named] if each in _BY_NAME]
+    if named is None:
+        found = [pooling for flag, pooling in _BY_FLAG.items() if document.get(flag)]
+        found = found or [Pooling.MEAN]
+    else:
+        names = [named] if isinstance(named, str) else list(named)
+        if unknown := [each for each in names if each not in _BY_NAME]:
+            raise _unsupported(folder, f"{place}/config.json names the pooling {unknown[0]!r}")
+        found = [_BY_NAME[each] for each in names]
     if len(found) != 1:
         raise _unsupported(folder, f"{place}/config.json sets {len(found)} kinds of pooling")
     return found[0]
