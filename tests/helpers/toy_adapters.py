@@ -27,6 +27,7 @@ class ToyAdapter:
     vocab_size: int = 0
     # The tokens that invoke it.
     invocation_ids: tuple[int, ...] = ()
+    head: str = ""
 
     @property
     def prepared(self) -> ToyAdapter:

@@ -45,6 +45,8 @@ class ReadyAdapter:
     vocab_size: int
     # The tokens that invoke it; empty: it acts on every token.
     invocation_ids: tuple[int, ...] = ()
+    # The kind of its classification head; "": none.
+    head: str = ""
 
 
 @dataclass(slots=True)
@@ -136,7 +138,9 @@ class PrepareLane:
             parse_s=parsed - started,
             copy_s=self._clock() - parsed,
         )
-        ready = ReadyAdapter(prepared, vocabulary, adapter.vocab_size, adapter.invocation_ids)
+        ready = ReadyAdapter(
+            prepared, vocabulary, adapter.vocab_size, adapter.invocation_ids, adapter.head
+        )
         return ready, report
 
     def tokens(self, content: AdapterContent) -> tuple[Vocabulary | None, int]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from lorax_contract.adapters import (
     LoadReport,
     Reason,
 )
+from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_contract.step import AdapterHandle
 from lorax_shard.adapter_files import TOKENIZER_FILE
 from lorax_shard.adapters.host_cache import HostCache
@@ -216,6 +217,13 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, own + _NICE)
 
 
+def _head(facts: Mapping[str, Any] | None) -> HeadFacts | None:
+    if facts is None:
+        return None
+    pooling, scores = Pooling(facts["pooling"]), ScoreKind(facts["scores"])
+    return HeadFacts(pooling=pooling, labels=tuple(facts["labels"]), scores=scores)
+
+
 def described(fetched: Fetched) -> FetchedAdapter:
     """Return what crosses to the router."""
     facts = fetched.facts
@@ -237,4 +245,5 @@ def described(fetched: Fetched) -> FetchedAdapter:
         warnings=tuple(facts.get("warnings", ())),
         id=fetched.ref.id,
         invocation_ids=tuple(facts.get("invocation_ids", ())),
+        head=_head(facts.get("head")),
     )

@@ -42,6 +42,8 @@ class ActiveAdapter:
     vocabulary: Vocabulary | None = None
     # The tokens that invoke it; empty: it acts on every token.
     invocation_ids: tuple[int, ...] = ()
+    # The kind of the classification head that it brings; "": none.
+    head: str = ""
 
 
 class ActiveAdapters:
@@ -129,12 +131,12 @@ class ActiveAdapters:
         own = ready.vocabulary
         if own is None:
             return ActiveAdapter(
-                handle, slot, vocab_size, ends, invocation_ids=ready.invocation_ids
+                handle, slot, vocab_size, ends, invocation_ids=ready.invocation_ids, head=ready.head
             )
         ends |= frozenset(own.end_ids.tolist())
         reader = None if self._read_tokens is None else self._read_tokens(own)
         return ActiveAdapter(
-            handle, slot, vocab_size, ends, True, reader, own, ready.invocation_ids
+            handle, slot, vocab_size, ends, True, reader, own, ready.invocation_ids, ready.head
         )
 
     def deactivate(self, handle: AdapterHandle) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from lorax_shard.engine.inputs import PassInputs, RowWork, build_inputs
 from lorax_shard.engine.rows import ResidentBatch
+from lorax_shard.engine.vectors import scored
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.model.launch import launched
 
@@ -23,8 +24,8 @@ class PassResult(NamedTuple):
     inputs: PassInputs
     # Those of the rows that sample, then those of the prompt spans.
     logits: torch.Tensor  # S x V float32
-    # Of each of the vector spans what the last layer gives.
-    hidden: list[torch.Tensor]  # each n x hidden
+    # Of each of the vector spans what the last layer gives, or what a head makes of it.
+    hidden: list[torch.Tensor]  # each n x hidden, or n x labels
 
 
 def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> PassResult:
@@ -35,7 +36,7 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
             with model.keeping_hidden() as kept:
                 logits = launched(model, inputs.numbers)
             hidden = [kept.states[start:stop] for _, start, stop in inputs.vector_spans]
-            return PassResult(inputs, logits, hidden)
+            return PassResult(inputs, logits, scored(model, inputs.vector_spans, hidden))
         captured = None if model.graphs is None else model.graphs.run(inputs.numbers)
         logits = launched(model, inputs.numbers) if captured is None else captured
     return PassResult(inputs, logits, [])

@@ -17,11 +17,12 @@ from lorax_shard.engine.detokenizer import Detokenizer
 from lorax_shard.engine.drafter import Drafter
 from lorax_shard.engine.output import RowOutput
 from lorax_shard.engine.rows import Row, make_row
-from lorax_shard.model.interface import PagedModel
+from lorax_shard.model.interface import SEQUENCE, TOKENS, PagedModel
 
 if TYPE_CHECKING:
     from lorax_shard.constraints.rows import ConstrainedRows
 
+_SCORED = {SEQUENCE: "whole texts", TOKENS: "tokens"}
 NO_TOKENS = "this model is an encoder: it makes vectors of prompts, and no tokens"
 UNBOUND = "output cannot be bound to a grammar here: the package llguidance is not installed"
 
@@ -53,7 +54,7 @@ class RowEntry:
         model = self._model
         vocab_size = model.vocab_size if adapter is None else adapter.vocab_size
         eos_token_ids = model.eos_token_ids if adapter is None else adapter.eos_token_ids
-        if model.is_encoder and new.spec.output is not OutputKind.VECTOR:
+        if model.is_encoder and not new.spec.output.pools:
             raise ValidationError(NO_TOKENS)
         self._check_positions(new)
         _check_alternatives(new.spec.sampling, vocab_size)
@@ -65,6 +66,9 @@ class RowEntry:
         )
         row.adapter, row.constraint = adapter, constraint
         row.adapter_start = _adapter_start(new.spec, adapter)
+        if row.vector is not None and row.vector.is_scored:
+            self._check_head(row.vector.head, adapter)
+            row.vector.slot = None if adapter is None else adapter.slot
         # The same on all ranks, also on those that know no grammar.
         if self._drafter is not None and new.spec.constraint is None and row.draws:
             row.pace = self._drafter.new_pace()
@@ -96,6 +100,12 @@ class RowEntry:
             own = OwnTokens(adapter.vocabulary, adapter.vocab_size, adapter.eos_token_ids)
         num_endless = math.inf if spec.stopping.ignore_eos else spec.stopping.min_new_tokens
         return self._constraints.enter(spec.constraint, own, new.output_ids, num_endless)
+
+    def _check_head(self, kind: str, adapter: ActiveAdapter | None) -> None:
+        """Refuse scores where neither the row's adapter nor the model has a head for them."""
+        if self._model.head(kind) is None and (adapter is None or adapter.head != kind):
+            of = "the model" if adapter is None else "neither the model nor the adapter"
+            raise ValidationError(f"{of} has a classification head for {_SCORED[kind]}")
 
     def _check_positions(self, new: NewRow) -> None:
         """Refuse what the model has no positions for; the last token of an output needs none."""

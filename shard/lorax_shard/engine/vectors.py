@@ -7,6 +7,7 @@ nothing but the order of additions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +16,20 @@ import torch
 from lorax_contract.errors import NoNumbersError
 from lorax_contract.pooling import Pooling
 from lorax_contract.step import OutputKind, RequestSpec
+from lorax_shard.model.interface import SEQUENCE, TOKENS, PagedModel
 
 
 class PromptVector:
     """The vector of one row while its prompt is computed."""
 
-    __slots__ = ("_pooled", "num_tokens", "pooling")
+    __slots__ = ("_pooled", "is_scored", "num_tokens", "pooling", "slot")
 
-    def __init__(self, pooling: Pooling) -> None:
+    def __init__(self, pooling: Pooling, *, is_scored: bool = False) -> None:
         self.pooling = pooling
+        # Whether a head makes scores of it.
+        self.is_scored = is_scored
+        # That of the adapter that it is scored with.
+        self.slot: int | None = None
         # Of so many tokens what the last layer gave: added up, the largest of it, or all.
         self.num_tokens = 0
         self._pooled: torch.Tensor | None = None
@@ -31,10 +37,22 @@ class PromptVector:
     @classmethod
     def of(cls, spec: RequestSpec) -> PromptVector | None:
         """Return what a request's vector will be; None: it asks for none."""
-        return cls(spec.pooling) if spec.output is OutputKind.VECTOR else None
+        if not spec.output.pools:
+            return None
+        return cls(spec.pooling, is_scored=spec.output is OutputKind.SCORES)
+
+    @property
+    def head(self) -> str:
+        """The kind of the head that scores it."""
+        return TOKENS if self.pooling is Pooling.EACH else SEQUENCE
+
+    def given_to_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what a head is given of some tokens' states (n x hidden), a row for each score."""
+        is_mean = self.pooling is Pooling.MEAN
+        return hidden.mean(dim=0, keepdim=True) if is_mean else hidden
 
     def take(self, hidden: torch.Tensor) -> None:
-        """Add what the last layer gives for some of its tokens (n x hidden)."""
+        """Add what the last layer gives for some of its tokens (n x hidden), or their scores."""
         part, before = self._pool(hidden.float()), self._pooled
         self._pooled = part if before is None else self._joined(before, part)
         self.num_tokens += len(hidden)
@@ -42,10 +60,11 @@ class PromptVector:
     def _joined(self, before: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         if self.pooling is Pooling.EACH:
             return torch.cat([before, part])
+        assert not self.is_scored, "a head scores a text once"
         return torch.maximum(before, part) if self.pooling is Pooling.MAX else before + part
 
     def _pool(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.pooling is Pooling.EACH:
+        if self.pooling is Pooling.EACH or self.is_scored:
             return hidden
         if self.pooling is Pooling.MAX:
             return hidden.amax(dim=0)
@@ -63,10 +82,12 @@ class PromptVector:
 
         Waits for the device; NoNumbersError: some of it is no finite number.
         """
-        wanted = num_tokens if self.pooling.takes_all else 1
+        is_one = self.is_scored and self.pooling is not Pooling.EACH
+        wanted = num_tokens if self.pooling.takes_all and not is_one else 1
         assert self._pooled is not None
         assert self.num_tokens == wanted, "some of its tokens were computed elsewhere"
-        values = (self._pooled / _divisor(self.pooling, wanted)).cpu().numpy()
+        divisor = 1 if self.is_scored else _divisor(self.pooling, wanted)
+        values = (self._pooled / divisor).cpu().numpy()
         if not np.isfinite(values).all():
             raise NoNumbersError("the vector has values that are no finite numbers")
         return values.astype("<f4").tobytes()
@@ -87,6 +108,26 @@ class VectorSpan(NamedTuple):
     vector: PromptVector
     start: int
     stop: int
+
+
+def scored(
+    model: PagedModel, spans: Sequence[VectorSpan], hidden: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the states of each span, or what its head makes of them; one call for each kind."""
+    made = [*hidden]
+    for kind in (SEQUENCE, TOKENS):
+        places = [
+            place
+            for place, span in enumerate(spans)
+            if span.vector.is_scored and span.vector.head == kind
+        ]
+        if not places:
+            continue
+        states = [spans[place].vector.given_to_head(hidden[place]) for place in places]
+        scores = model.score(kind, states, [spans[place].vector.slot for place in places])
+        for place, part in zip(places, scores, strict=True):
+            made[place] = part
+    return made
 
 
 def span_of(

@@ -83,6 +83,8 @@ class HostAdapter:
     traits: frozenset[str] = frozenset()
     # It acts from the last of these tokens in a prompt on; empty: on every token.
     invocation_ids: tuple[int, ...] = ()
+    # The kind of classification head that its rows may ask for; "": none.
+    head: str = ""
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,7 @@ only exchange references.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,16 +40,18 @@ def install(
     *,
     whole: nn.Module | None = None,
     cut: Cut | None = None,
+    outputs: Collection[str] = (),
 ) -> LoraModel:
     """Make a model ready for adapters; comes after whatever replaces its linears.
 
     ``backend`` is 'auto' or a name of the registry. A model that is one rank's part brings the
-    ``whole`` one, without values, and how adapters are ``cut``. Raises StartupError
-    (BACKEND_UNAVAILABLE).
+    ``whole`` one, without values, and how adapters are ``cut``. ``outputs`` are the linears that
+    compute scores of labels. Raises StartupError (BACKEND_UNAVAILABLE).
     """
     return LoraModel(
-        model, BACKENDS.create(backend, device, dtype), device, dtype, whole=whole, cut=cut
-    )
+        model, BACKENDS.create(backend, device, dtype), device, dtype, whole=whole, cut=cut,
+        outputs=outputs,
+    )  # fmt: skip
 
 
 class LoraModel:
@@ -64,10 +66,11 @@ class LoraModel:
         *,
         whole: nn.Module | None = None,
         cut: Cut | None = None,
+        outputs: Collection[str] = (),
     ) -> None:
         self.backend = backend.name
         self._backend, self._dtype = backend, dtype
-        self.sites = find_sites(model, whole)
+        self.sites = find_sites(model, whole, outputs)
         self._model, self._device = model, device
         self._current = CurrentStep()
         members = list(find_groups(self.sites))
@@ -300,6 +303,11 @@ class LoraModel:
         if slot is None:
             return head.out_features
         return self._slot(slot).num_logits or head.out_features
+
+    def num_outputs(self, slot: int, name: str) -> int:
+        """Return how many outputs a linear has for a slot that replaces its weight; else 0."""
+        change = self._slot(slot).linears.get(name)
+        return 0 if change is None or change.weight is None else change.weight.shape[0]
 
     def extra_logits(self) -> int:
         """Return how many logits some row of the step has beyond the base's."""

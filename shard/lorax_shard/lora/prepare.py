@@ -266,8 +266,8 @@ def _weight(site: Site, delta: ModuleDelta) -> torch.Tensor:
 def _check_linear(site: Site, delta: ModuleDelta) -> None:
     width_in, width_out = site.in_features, site.out_features
     if delta.weight is not None:
-        if site.is_head and delta.weight.dim() == 2:
-            # A head may have more tokens than the base's, or fewer.
+        if (site.is_head or site.has_any_width) and delta.weight.dim() == 2:
+            # A head may have more tokens or labels than the base's, or fewer.
             width_out = delta.weight.shape[int(site.is_transposed)]
         own = (width_in, width_out) if site.is_transposed else (width_out, width_in)
         _expect(site, "weight", delta.weight, own)

@@ -6,7 +6,7 @@ Legend: in and out are a linear's widths; an embedding maps vocabulary to dim.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,8 @@ class Site:
     is_head: bool
     # Its weight is kept as in x out (Conv1D).
     is_transposed: bool
+    # An adapter may replace it by one of another width: it computes the scores of labels.
+    has_any_width: bool = False
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -71,10 +73,13 @@ class Site:
         return float(scale)
 
 
-def find_sites(model: nn.Module, whole: nn.Module | None = None) -> dict[str, Site]:
+def find_sites(
+    model: nn.Module, whole: nn.Module | None = None, outputs: Collection[str] = ()
+) -> dict[str, Site]:
     """Return all places by their name in the model.
 
-    ``whole`` is the model of full size, without values, where ``model`` is a part of it.
+    ``whole`` is the model of full size, without values, where ``model`` is a part of it;
+    ``outputs`` are the linears that compute scores of labels.
     """
     head = _output_embeddings(model)
     widths = {} if whole is None else find_sites(whole)
@@ -87,8 +92,9 @@ def find_sites(model: nn.Module, whole: nn.Module | None = None) -> dict[str, Si
         if site is not None:
             full = widths.get(name, site)
             sites[name] = replace(
-                site, in_features=full.in_features, out_features=full.out_features
-            )
+                site, in_features=full.in_features, out_features=full.out_features,
+                has_any_width=name in outputs,
+            )  # fmt: skip
     return sites
 
 

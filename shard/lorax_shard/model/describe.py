@@ -7,12 +7,14 @@ enough) and before linears are packed or wrapped.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from lorax_shard.hashing import tensor_digest
-from lorax_shard.peft.base import BaseDescription, Kind, ModuleInfo
+from lorax_shard.model.heads import Head
+from lorax_shard.peft.base import BaseDescription, HeadDescription, Kind, ModuleInfo
 
 
 def describe(model: nn.Module) -> BaseDescription:
@@ -36,6 +38,39 @@ def describe(model: nn.Module) -> BaseDescription:
         dtype=str(dtype).removeprefix("torch."),
         weight_digests=_weight_digests(model, {embedding, head} - {""}),
     )
+
+
+def describe_heads(heads: Mapping[str, Head]) -> dict[str, HeadDescription]:
+    """Return what adapters can change of the heads that a model can have, by kind."""
+    return {kind: _describe_head(head) for kind, head in heads.items()}
+
+
+def _describe_head(head: Head) -> HeadDescription:
+    named = [
+        (name, module)
+        for name, module in head.module.named_modules()
+        if name and name.split(".")[0] != "pooler"
+    ]
+    infos = {name: _describe(name, module) for name, module in named}
+    blocks = {name for name, module in named if any(module.children())}
+    modules = {
+        name: replace(info, kind="block") if name in blocks and _is_made_of(name, infos) else info
+        for name, info in infos.items()
+    }
+    return HeadDescription(
+        architecture=type(head.module).__name__,
+        prefix=head.prefix,
+        modules=modules,
+        has_pooler=head.picked.pooler is not None,
+        output=head.output,
+        pooling=head.pooling,
+        facts=head.facts,
+    )
+
+
+def _is_made_of(name: str, infos: Mapping[str, ModuleInfo]) -> bool:
+    """Whether a block has something that can be replaced."""
+    return any(info.replaceable for each, info in infos.items() if each.startswith(f"{name}."))
 
 
 def _weight_digests(model: nn.Module, names: set[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_contract.pooling import HeadFacts
 from lorax_shard import device_memory
 from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.attention.kv_cache import FP8, PagedCache, block_bytes
@@ -21,6 +22,7 @@ from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
 from lorax_shard.model.families import keeps_state
 from lorax_shard.model.graphs.decode import DecodeGraphs
 from lorax_shard.model.graphs.recorder import CudaRecorder, GraphRecorder
+from lorax_shard.model.heads import Head
 from lorax_shard.model.interface import GraphSettings, HiddenStates, PassGraphs
 from lorax_shard.model.launch import launched
 from lorax_shard.model.limits import position_limit
@@ -71,6 +73,7 @@ class HFPagedModel:
         # Whoever installs adapters afterwards sets both.
         self.lora: LoraModel | None = None
         self.base: BaseDescription | None = None
+        self.heads: dict[str, Head] = {}
         self._model = model
         self._shapes = {} if survey.is_encoder else survey.shapes
         self._survey = survey
@@ -241,6 +244,31 @@ class HFPagedModel:
         """Copy host blocks to KV blocks of the pool, over all layers."""
         assert self._swap_space is not None
         self._swap_space.copy_in(host_blocks, blocks)
+
+    def head(self, kind: str) -> HeadFacts | None:
+        """Return what the model's own head of a kind says; None: it has none."""
+        head = self.heads.get(kind)
+        return None if head is None else head.facts
+
+    def score(
+        self, kind: str, states: Sequence[torch.Tensor], slots: Sequence[int | None]
+    ) -> list[torch.Tensor]:
+        """Return what heads of a kind make of hidden states: n x hidden becomes n x labels.
+
+        Those of ``states[i]`` are scored with the adapter in ``slots[i]``.
+        """
+        head, lens = self.heads[kind], [len(each) for each in states]
+        with torch.inference_mode(), self._adapters(lens, None, slots):
+            scores = head.scores(torch.cat([*states])).float()
+        widths = [self._num_labels(head, slot) for slot in slots]
+        parts = torch.split(scores, lens)
+        return [part[:, :width] for part, width in zip(parts, widths, strict=True)]
+
+    def _num_labels(self, head: Head, slot: int | None) -> int:
+        own = head.module.get_submodule(head.output).out_features
+        if self.lora is None or slot is None:
+            return int(own)
+        return self.lora.num_outputs(slot, head.output_name) or int(own)
 
     @contextmanager
     def keeping_hidden(self) -> Iterator[HiddenStates]:

@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lorax_contract.pooling import HeadFacts
 from lorax_shard.attention.backend import StepMetadata
 
 IdArray = NDArray[np.int64]
+
+# The kinds of heads: one gives scores to a whole text, one to each token.
+SEQUENCE, TOKENS = "sequence", "tokens"
 
 
 class UnreadIds(NamedTuple):
@@ -155,6 +159,14 @@ class PagedModel(Protocol):
 
     def swap_in(self, host_blocks: list[int], blocks: list[int]) -> None:
         """Copy host blocks to KV blocks of the pool, over all layers."""
+
+    def head(self, kind: str) -> HeadFacts | None:
+        """Return what the model's own head of a kind says; None: it has none."""
+
+    def score(
+        self, kind: str, states: Sequence[torch.Tensor], slots: Sequence[int | None]
+    ) -> list[torch.Tensor]:
+        """Return what heads of a kind make of hidden states: n x hidden becomes n x labels."""
 
     def keeping_hidden(self) -> AbstractContextManager[HiddenStates]:
         """Within, what the last layer gives in ``forward`` is kept, for all tokens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lorax_shard.linear.quantized.device import rows_unrounded
 from lorax_shard.lora import model as lora
 from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
-from lorax_shard.model.describe import describe
+from lorax_shard.model.describe import describe, describe_heads
 from lorax_shard.model.encoder import EncoderModel
 from lorax_shard.model.families import (
     ENCODER_FAMILIES,
@@ -38,6 +39,7 @@ from lorax_shard.model.families import (
     is_encoder,
     refusal,
 )
+from lorax_shard.model.heads import StockScores, kind_of, make_heads
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import position_limit
 from lorax_shard.model.merged import merge_adapter
@@ -94,6 +96,9 @@ def _load_whole(
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
     if config.merge_adapter_dir is not None:
         merge_adapter(model, Path(config.merge_adapter_dir))
+    own = model if encoder and kind_of(hf_config) is not None else None
+    if own is not None:
+        model, stock = own.base_model, StockScores.of(own)
     # Of the stock model: packed linears have no weights to describe.
     base = describe(model) if config.adapters else None
     quantized = quantize_model(model, config)
@@ -118,9 +123,14 @@ def _load_whole(
         # What is fused of decoders keeps K and V besides.
         chosen = "torch" if encoder else config.elementwise_backend
         exchanged = elementwise.install(model, chosen, device, dtype)
+    if encoder or base is not None:
+        paged.heads = make_heads(model, own)
+    if own is not None:
+        stock.check(paged.heads, hf_config)
     if base is not None:
-        paged.base = base
-        paged.lora = lora.install(model, config.lora_backend, device, dtype)
+        paged.base = replace(base, is_encoder=encoder, heads=describe_heads(paged.heads))
+        outputs = [head.output_name for head in paged.heads.values()]
+        paged.lora = lora.install(model, config.lora_backend, device, dtype, outputs=outputs)
         paged.lora_backend = paged.lora.backend
     clock.ended("elementwise work, adapters' places")
     # What fp8 makes of rows would hide what is looked for; its products were tried by themselves.

@@ -19,6 +19,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_shard.model import attention_hook
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.families import is_encoder
+from lorax_shard.model.heads import kind_of, stock_class
 from lorax_shard.model.stored import CodedWeights, find_codes, open_weights
 from lorax_shard.model.weights import check_weights, weight_files
 from lorax_shard.parallel.slices import RankSlice
@@ -48,7 +49,8 @@ def load_weights(
         else:
             stock: Any = transformers.AutoModelForCausalLM
             if is_encoder(hf_config):
-                stock = transformers.AutoModel
+                kind = kind_of(hf_config)
+                stock = transformers.AutoModel if kind is None else stock_class(kind, hf_config)
             model, report = stock.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -66,7 +68,7 @@ def load_weights(
 def leave_out_pooler(model: Any, report: Mapping[str, Any]) -> None:
     """Leave out what an encoder has for heads, where its checkpoint was saved without it."""
     missing = {key for key in report["missing_keys"] if key.split(".")[0] == "pooler"}
-    if missing:
+    if missing and hasattr(model, "pooler"):
         model.pooler = None
         report["missing_keys"].difference_update(missing)
 

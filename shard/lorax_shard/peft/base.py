@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
+from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
+
 # conv1d: GPT-2's linear, whose weight is stored in x out. norm: a leaf with vectors as
-# parameters, which can be replaced and not adapted. other: can be neither.
-Kind = Literal["linear", "conv1d", "embedding", "norm", "other"]
+# parameters, which can be replaced and not adapted. block: of a classification head, made of
+# modules that can be replaced. other: can be neither.
+Kind = Literal["linear", "conv1d", "embedding", "norm", "block", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class ModuleInfo:
     @property
     def replaceable(self) -> bool:
         """Whether an adapter can bring its parameters."""
-        return self.kind != "other"
+        return self.kind not in ("block", "other")
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -45,6 +48,35 @@ class ModuleInfo:
         if self.kind == "linear":
             return self.out_features, self.in_features
         return self.in_features, self.out_features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadDescription:
+    """A class with a classification head that the base model can have."""
+
+    # The class, such as BertForSequenceClassification, and what it calls its backbone.
+    architecture: str
+    prefix: str
+    # What it has beside that, without the backbone's pooler.
+    modules: Mapping[str, ModuleInfo]
+    # Whether that belongs to it.
+    has_pooler: bool
+    # The linear that computes the scores: as many as there are labels.
+    output: str
+    # What it is given.
+    pooling: Pooling
+    # None: the base has no weights for it, only adapters do.
+    facts: HeadFacts | None = None
+
+    def facts_with(self, num_labels: int) -> HeadFacts:
+        """Return what the head of an adapter says that brings so many labels."""
+        own = self.facts
+        if own is not None and len(own.labels) == num_labels:
+            return own
+        labels = tuple(f"LABEL_{number}" for number in range(num_labels))
+        # One score alone is the logit of a match.
+        kind = ScoreKind.ANY_OF if num_labels == 1 else ScoreKind.ONE_OF
+        return HeadFacts(pooling=self.pooling, labels=labels, scores=kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +98,12 @@ class BaseDescription:
     # Digests of the weights of embeddings and heads, in that dtype. PEFT saves copies of those
     # beside LoRA on them; what is equal to the base's need not be kept for each adapter.
     weight_digests: Mapping[str, str] = field(default_factory=dict)
+    # Its modules are those of the backbone's class; it generates nothing.
+    is_encoder: bool = False
+    # By kind, as rows name them.
+    heads: Mapping[str, HeadDescription] = field(default_factory=dict)
+    # The one that is among the modules, as adapters of a task see them; None: there is none.
+    scores: HeadDescription | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -82,19 +120,17 @@ class BaseDescription:
 
     def to_json(self) -> str:
         """Return the description as one JSON document."""
-        modules = {
-            name: [info.kind, info.type_name, info.in_features, info.out_features, info.has_bias]
-            for name, info in self.modules.items()
-        }
         document = {
             "architecture": self.architecture,
-            "modules": modules,
+            "modules": _modules_to_json(self.modules),
             "tied": self.tied,
             "input_embedding": self.input_embedding,
             "output_head": self.output_head,
             "dtype": self.dtype,
             "keeps_stored": self.keeps_stored,
             "weight_digests": dict(self.weight_digests),
+            "is_encoder": self.is_encoder,
+            "heads": {kind: _head_to_json(head) for kind, head in self.heads.items()},
         }
         return json.dumps(document)
 
@@ -104,14 +140,51 @@ class BaseDescription:
         document: dict[str, Any] = json.loads(text)
         return cls(
             architecture=document["architecture"],
-            modules={name: _info(values) for name, values in document["modules"].items()},
+            modules=_modules(document["modules"]),
             tied=tuple(tuple(group) for group in document["tied"]),
             input_embedding=document["input_embedding"],
             output_head=document["output_head"],
             dtype=document["dtype"],
             keeps_stored=document["keeps_stored"],
             weight_digests=document["weight_digests"],
+            is_encoder=document["is_encoder"],
+            heads={kind: _head(head) for kind, head in document["heads"].items()},
         )
+
+
+def _modules_to_json(modules: Mapping[str, ModuleInfo]) -> dict[str, list[Any]]:
+    return {
+        name: [info.kind, info.type_name, info.in_features, info.out_features, info.has_bias]
+        for name, info in modules.items()
+    }
+
+
+def _modules(document: Mapping[str, list[Any]]) -> dict[str, ModuleInfo]:
+    return {name: _info(values) for name, values in document.items()}
+
+
+def _head_to_json(head: HeadDescription) -> dict[str, Any]:
+    facts = head.facts
+    return {
+        "architecture": head.architecture,
+        "prefix": head.prefix,
+        "modules": _modules_to_json(head.modules),
+        "has_pooler": head.has_pooler,
+        "output": head.output,
+        "pooling": int(head.pooling),
+        "facts": None if facts is None else [list(facts.labels), int(facts.scores)],
+    }
+
+
+def _head(document: Mapping[str, Any]) -> HeadDescription:
+    pooling, facts = Pooling(document["pooling"]), document["facts"]
+    own = None
+    if facts is not None:
+        own = HeadFacts(pooling=pooling, labels=tuple(facts[0]), scores=ScoreKind(facts[1]))
+    values = {name: document[name] for name in ("architecture", "prefix", "has_pooler", "output")}
+    return HeadDescription(
+        modules=_modules(document["modules"]), pooling=pooling, facts=own, **values
+    )
 
 
 def _info(values: list[Any]) -> ModuleInfo:

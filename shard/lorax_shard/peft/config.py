@@ -48,6 +48,8 @@ class LoraOptions:
     trained_on: str = ""
     # From the last of these in a prompt on the adapter acts; empty: all the time.
     invocation_ids: tuple[int, ...] = ()
+    # What it was trained for; None: not said.
+    task: str | None = None
 
 
 def parse_config(text: str | bytes) -> LoraOptions:
@@ -94,6 +96,7 @@ class LoraReader:
             invocation_ids=self._invocation_ids(),
             trained_class=self._trained_class(),
             trained_on=self._trained_on(),
+            task=self._document.get("task_type"),
         )
         _check_together(options)
         return options

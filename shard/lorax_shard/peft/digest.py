@@ -31,6 +31,8 @@ def content_digest(adapter: HostAdapter, text: TextFiles) -> str:
     """Return the digest of an adapter's content, as hexadecimal digits."""
     hashed = hashlib.sha256()
     put(hashed, _VERSION, str(adapter.vocab_size), *sorted(adapter.traits))
+    if adapter.head:
+        put(hashed, "head", adapter.head)
     if adapter.invocation_ids:
         put(hashed, "invocation", *map(str, adapter.invocation_ids))
     for name in sorted(adapter.modules):

@@ -13,6 +13,9 @@ from typing import Any
 
 from lorax_shard.peft.errors import shorten
 
+# What adapters can be trained for that are served, each where the base model has it.
+TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS")
+
 
 class Treatment(enum.Enum):
     """What becomes of an option."""
@@ -77,11 +80,11 @@ def _refuse_peft_type(value: Any) -> str | None:
 
 
 def _refuse_task_type(value: Any) -> str | None:
-    if value in (None, "CAUSAL_LM"):
+    if value in TASKS:
         return None
     return (
-        f"task_type {shorten(value)} is not supported: this server generates text; "
-        "train the adapter for CAUSAL_LM"
+        f"task_type {shorten(value)} is not supported: this server computes adapters for "
+        "CAUSAL_LM, FEATURE_EXTRACTION, SEQ_CLS and TOKEN_CLS"
     )
 
 
@@ -115,7 +118,7 @@ def _refuse_init(value: Any) -> str | None:
 OPTIONS: tuple[Option, ...] = (
     # What it is and where it comes from.
     _computed("peft_type", "`LORA`; every other type is refused", _refuse_peft_type),
-    _computed("task_type", "`CAUSAL_LM` or none; other tasks are refused", _refuse_task_type),
+    _computed("task_type", "`CAUSAL_LM`, `FEATURE_EXTRACTION`, `SEQ_CLS`, `TOKEN_CLS` or none, where the base model has that; other tasks are refused", _refuse_task_type),
     _harmless("auto_mapping", "a class of causal models (`…ForCausalLM`) that it names must be the served one; another class is not looked at"),
     _harmless("peft_version", "which release saved it"),
     _harmless(
@@ -162,7 +165,7 @@ OPTIONS: tuple[Option, ...] = (
     _computed("exclude_modules", "list of names or regular expression"),
     _computed("layers_to_transform", "with a list of names, as in PEFT"),
     _computed("layers_pattern", "with `layers_to_transform`"),
-    _computed("modules_to_save", "linears, heads, embeddings and norms; blocks are refused"),
+    _computed("modules_to_save", "linears, heads, embeddings and norms; blocks are refused, but those of classification heads"),
     _computed(
         "trainable_token_indices",
         "rows of embeddings and of heads, tied or not; refused on a module with LoRA or a bias",

@@ -67,6 +67,7 @@ def write_normal(
         "vocab_size": adapter.vocab_size,
         "traits": sorted(adapter.traits),
         "invocation_ids": adapter.invocation_ids,
+        "head": adapter.head,
         "is_source": is_source,
         "modules": modules,
         "text": [dataclasses.asdict(file) for file in (text or TextFiles()).files],
@@ -131,6 +132,7 @@ def _adapter(document: Mapping[str, Any], folder: Path) -> HostAdapter:
         traits=frozenset(document["traits"]),
         # Documents of earlier releases have none.
         invocation_ids=tuple(document.get("invocation_ids", ())),
+        head=document.get("head", ""),
     )
 
 

@@ -33,6 +33,7 @@ from lorax_shard.peft.keys import KeyPart, by_module
 from lorax_shard.peft.mlx import MlxAdapter, is_mlx, read_mlx
 from lorax_shard.peft.shapes import Checker, Parts, brings_base_weight
 from lorax_shard.peft.targets import Selection, select
+from lorax_shard.peft.tasks import SeenBase, refuse_headless, seen_base
 
 Select = Callable[[LoraOptions, BaseDescription], Selection]
 
@@ -58,6 +59,8 @@ class _Opened:
     selection: Selection
     parts: Parts
     infos: Mapping[str, TensorInfo]
+    # The base, as the adapters of its task see it.
+    seen: SeenBase
     mlx: MlxAdapter | None = None
 
 
@@ -79,7 +82,8 @@ def examine(
     ``select`` applies its patterns; ``model_id`` is what the base model is called.
     """
     opened = _opened(folder, base, limits, select)
-    options, selection = opened.options, opened.selection
+    options, selection, seen = opened.options, opened.selection, opened.seen
+    base = seen.base
     _check_ranks(selection, limits)
     vocab_size = Checker(options, selection, base, opened.parts, opened.infos).check()
     text = find_text_files(folder, limits)
@@ -94,6 +98,8 @@ def examine(
         digest="", modules=modules, vocab_size=vocab_size, traits=traits,
         invocation_ids=options.invocation_ids,
     )  # fmt: skip
+    refuse_headless(adapter, base.scores)
+    adapter = seen.renamed(adapter)
     return Examined(
         adapter=digest_adapter(adapter, text),
         text=text,
@@ -114,15 +120,17 @@ def _opened(folder: Path, base: BaseDescription, limits: AdapterLimits, select: 
         mlx = read_mlx(document, read_header(path, limits), base)
         return _Opened(
             path=path, options=mlx.options, selection=mlx.selection, parts=mlx.parts,
-            infos=mlx.infos, mlx=mlx,
+            infos=mlx.infos, seen=SeenBase(base, {}), mlx=mlx,
         )  # fmt: skip
     options = parse_config(config)
-    _check_class(options, base)
-    selection = select(options, base)
+    seen = seen_base(base, options.task)
+    _check_class(options, seen.base)
+    selection = select(options, seen.base)
     infos = read_header(path, limits)
     return _Opened(
-        path=path, options=options, selection=selection, parts=by_module(infos), infos=infos
-    )
+        path=path, options=options, selection=selection, parts=by_module(infos), infos=infos,
+        seen=seen,
+    )  # fmt: skip
 
 
 def _check_class(options: LoraOptions, base: BaseDescription) -> None:

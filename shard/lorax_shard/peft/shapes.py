@@ -173,6 +173,9 @@ class Checker:
         shape = self._infos[key].shape
         wanted = self._wanted_shape(name, part)
         axis = self._row_axis(name, part)
+        if wanted is not None and shape and self._is_own_output(name, part):
+            # As many labels as it was trained for.
+            wanted = (shape[0], *wanted[1:])
         if wanted is not None and grown and axis is not None:
             wanted = (*wanted[:axis], grown, *wanted[axis + 1 :])
         if wanted is None or shape == wanted:
@@ -184,6 +187,12 @@ class Checker:
                 f"{wanted[ranks[part]]} for {name}"
             )
         raise self._other_model(f"{key} has the shape {list(shape)}, where {list(wanted)} fits")
+
+    def _is_own_output(self, name: str, part: KeyPart) -> bool:
+        """Whether a part belongs to the scores of a head that the adapter replaces."""
+        head = self._base.scores
+        is_replaced = name in self._selection.saved and part in (KeyPart.WEIGHT, KeyPart.BIAS)
+        return head is not None and name == head.output and is_replaced
 
     def _wanted_shape(self, name: str, part: KeyPart) -> tuple[int, ...] | None:
         info = self._base.modules[name]

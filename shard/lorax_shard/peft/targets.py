@@ -136,10 +136,16 @@ class _Selector:
             return frozenset(
                 name
                 for name, info in self._base.modules.items()
-                if info.kind in ("linear", "conv1d") and name != self._base.output_head
+                if info.kind in ("linear", "conv1d") and name not in self._not_adapted()
             )
         # Looked up for each module: lists can have a name for each of hundreds of linears.
         return targets if isinstance(targets, str) else frozenset(targets)
+
+    def _not_adapted(self) -> tuple[str, ...]:
+        """Return the heads that PEFT leaves out of all linears: of their classes, by these names."""
+        heads = ("score", "classifier") if self._options.task == "SEQ_CLS" else ()
+        own = next((name for name in heads if name in self._base.modules), "")
+        return self._base.output_head, own
 
     def _is_target(self, targets: str | Collection[str], name: str) -> bool:
         """Return whether PEFT would give ``name`` a low-rank part."""
@@ -225,6 +231,7 @@ class _Selector:
     def _saved(self) -> dict[str, str]:
         names, base = self._options.modules_to_save, self._base
         found = [name for name in base.modules if any(name.endswith(end) for end in names)]
+        found = [part for name in found for part in self._parts(name)]
         for name in found:
             if not base.modules[name].replaceable:
                 raise AdapterRefusedError(
@@ -237,6 +244,15 @@ class _Selector:
             if tied:
                 saved |= {base.input_embedding: "", **dict.fromkeys(tied, base.input_embedding)}
         return saved
+
+    def _parts(self, name: str) -> list[str]:
+        """Return what is replaced where a module is: of a block of a head what it is made of."""
+        modules = self._base.modules
+        if modules[name].kind != "block":
+            return [name]
+        return [
+            each for each in modules if each.startswith(f"{name}.") and modules[each].replaceable
+        ]
 
     def _tokens(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return the ids of replaced rows by module."""

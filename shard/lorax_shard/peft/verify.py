@@ -67,6 +67,19 @@ def _device_bytes(adapter: HostAdapter, base: BaseDescription) -> int:
     )
 
 
+def _head_of(adapter: HostAdapter, base: BaseDescription) -> dict[str, Any] | None:
+    """Return what an adapter's classification head says; None: it has none."""
+    if not adapter.head:
+        return None
+    head = base.heads[adapter.head]
+    change = adapter.modules.get(f"{adapter.head}_head.{head.output}")
+    facts = head.facts
+    if change is not None and change.weight is not None:
+        facts = head.facts_with(change.weight.shape[0])
+    assert facts is not None
+    return {"pooling": int(facts.pooling), "labels": facts.labels, "scores": int(facts.scores)}
+
+
 def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
     """Return what the router and the shard want to know of an adapter before they load it."""
     adapter, text = examined.adapter, examined.text
@@ -86,5 +99,6 @@ def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
         "text_files": [file.name for file in text.files],
         "traits": sorted(adapter.traits),
         "invocation_ids": list(adapter.invocation_ids),
+        "head": _head_of(adapter, base),
         "warnings": list(examined.warnings),
     }

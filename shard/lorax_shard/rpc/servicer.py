@@ -31,6 +31,7 @@ from lorax_proto.convert import (
 from lorax_shard.adapters.rank_adapters import RankAdapters
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.launched import LaunchedStep
+from lorax_shard.model.interface import SEQUENCE, TOKENS
 from lorax_shard.model.vector_facts import read_vector_facts
 from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.constraint_calls import ConstraintCalls
@@ -280,6 +281,7 @@ def shard_info(engine: Engine, config: ShardConfig, epoch: int) -> ShardInfo:
         num_host_blocks=engine.num_host_blocks,
         block_move_s=engine.block_move_s,
         is_encoder=model.is_encoder,
+        head=model.head(SEQUENCE) or model.head(TOKENS),
         vectors=read_vector_facts(Path(config.model_dir), is_encoder=model.is_encoder),
         # The ranks' pools have as many blocks as the fullest rank has room for.
         memory=engine.memory.with_blocks(engine.num_blocks).items,

@@ -91,7 +91,7 @@ def test_starts_that_changed_the_base_are_refused(init: str) -> None:
     [
         ({"init_lora_weights": "loftq"}, "LoftQ replaces the base weights"),
         ({"init_lora_weights": "next_idea"}, "does not know whether it changes the base"),
-        ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS' is not supported"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "task_type 'SEQ_2_SEQ_LM' is not supported"),
         ({"bias": "some"}, "bias 'some' is unknown"),
         ({"r": 0}, "r of adapter_config.json is 0; it must be a positive whole number"),
         ({"r": True}, "it must be a positive whole number"),

@@ -227,7 +227,7 @@ def test_verification_tells_facts_that_json_has(tmp_path: Path) -> None:
         "nbytes": 96, "device_bytes": 96, "num_modules": 1, "max_rank": 2, "vocab_size": 0,
         "num_tokens": tokenizer.get_vocab_size(), "has_chat_template": False,
         "text_files": ["tokenizer.json"], "traits": [], "invocation_ids": [],
-        "warnings": [],
+        "head": None, "warnings": [],
         "is_bases_tokenizer": False,
     }  # fmt: skip
     with pytest.raises(AdapterRefusedError, match="the limit is 1"):
