@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,10 @@ from tests.soak.requests import ADMIN_KEY
 MIB = 1 << 20
 _EVERY_S = 2.0
 PROGRAMS = ("lorax-router", "lorax-shard")
+_ADAPTERS = "/v1/adapters?limit=500"
+# What a server says that waits for its shards, and seconds for which it may.
+_NOT_NOW = (424, 503)
+_RESTARTED_S = 60.0
 
 
 @dataclass(slots=True)
@@ -95,10 +100,21 @@ def left_behind(server: Server) -> list[str]:
     ended = now["lorax_request_success"] + now.get("lorax_request_failure", 0.0)
     if now["lorax_request_count"] != ended:
         faults.append(f"{now['lorax_request_count']:g} requests came, {ended:g} ended")
-    listed: list[dict[str, Any]] = json.loads(_get(server, "/v1/adapters?limit=500"))["adapters"]
-    faults += [
+    return faults + [
         f"adapter {each['adapter_id']} is still used"
-        for each in listed
+        for each in _adapters(server)
         if each["running"] or each["waiting"]
     ]
-    return faults
+
+
+def _adapters(server: Server) -> list[dict[str, Any]]:
+    """Return the list of adapters; while other shards take the place of some, there is none."""
+    until = time.monotonic() + _RESTARTED_S
+    while True:
+        try:
+            listed: list[dict[str, Any]] = json.loads(_get(server, _ADAPTERS))["adapters"]
+            return listed
+        except urllib.error.HTTPError as error:
+            if error.code not in _NOT_NOW or time.monotonic() > until:
+                raise
+        time.sleep(0.5)
