@@ -445,6 +445,7 @@ def selection_policy(config: RouterConfig, info: ShardInfo, aliases: AliasBook) 
 
 def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> ServerInfo:
     """What ``/info`` tells."""
+    abilities = Abilities.of(info)
     return ServerInfo(
         model_id=config.model_id,
         model_sha=config.revision,
@@ -461,6 +462,9 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
         validation_workers=config.validation_workers,
         eager_prefill=config.batching == "prefill",
         version=version("lorax-py"),
+        tasks=abilities.tasks,
+        labels=None if info.head is None else info.head.labels,
+        model_pipeline_tag=abilities.pipeline_tag,
         memory=MemoryInfo.of(info.rank_memory),
         backends=BackendsInfo(
             attention=info.attention_backend,

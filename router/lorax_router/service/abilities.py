@@ -29,9 +29,29 @@ class Abilities:
         generates = not info.is_encoder and info.head is None
         return cls(generates=generates, vectors=info.vectors, head=info.head)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it does, by the names that ``/info`` has."""
+        does = {"generate": self.generates, "embed": True, "classify": self.head is not None}
+        return tuple(name for name, is_done in does.items() if is_done)
+
+    @property
+    def pipeline_tag(self) -> str:
+        """What the hub calls models that do what it is mainly for."""
+        if self.head is not None:
+            kind = "token" if self.head.classifies_tokens else "text"
+            return f"{kind}-classification"
+        return "text-generation" if self.generates else "feature-extraction"
+
     def check(self, request: GenerateRequest) -> None:
         """Raise ValidationError for what the model cannot do, whichever adapter is asked for."""
         params = request.parameters
+        if not params.output.pools and not self.generates:
+            does = "makes vectors of texts" + (" and classifies them" if self.head else "")
+            raise ValidationError(
+                f"this model generates no text: it {does}. Send texts to `/v1/embeddings` or "
+                "`/embed`" + (", or to `/classify`" if self.head else "")
+            )
         if params.output is OutputKind.VECTOR:
             self._check_dimensions(params.dimensions)
             self._check_prompt_name(request)

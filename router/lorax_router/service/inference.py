@@ -173,9 +173,11 @@ class InferenceService:
             raise UnhealthyError(failure, public="") from error
 
     async def probe(self) -> None:
-        """Generate one token beside all permits and metrics; raises what goes wrong."""
+        """Have one token, or a vector, made beside all permits and metrics; raises what goes wrong."""
         self.check_open()
         parameters = GenerateParameters(max_new_tokens=1, truncate=1)
+        if not self._validator.abilities.generates:
+            parameters = GenerateParameters(output=OutputKind.VECTOR)
         request = GenerateRequest(prompt=TextPrompt("Who?"), parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
         valid = replace(valid, terms=_PROBE)
@@ -386,6 +388,7 @@ class InferenceService:
                 adapter=adapter,
                 adapter_start=valid.adapter_start,
                 output=valid.output,
+                second_start=valid.second_start,
                 pooling=valid.shape.pooling,
                 constraint=valid.constraint,
                 trace=trace,

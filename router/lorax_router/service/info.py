@@ -58,5 +58,9 @@ class ServerInfo:
     sha: str | None = None
     docker_label: str | None = None
     request_logger_url: str | None = None
+    # Of generate, embed and classify, those that the base model does.
+    tasks: tuple[str, ...] = ("generate", "embed")
+    # What its classification head tells apart; None: it has none.
+    labels: tuple[str, ...] | None = None
     memory: MemoryInfo | None = None
     backends: BackendsInfo

@@ -19,6 +19,7 @@ from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser
 from lorax_router.service.chat.tools import ToolChoice
 from lorax_router.service.origin import NOWHERE, Origin
+from lorax_router.service.prompts.encoding import Span
 from lorax_router.service.vectors import VectorShape
 
 # The name by which LoRAX's clients ask for no adapter.
@@ -27,12 +28,14 @@ BASE_MODEL_ADAPTER_ID = "__base_model__"
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A text to continue."""
+    """A text to continue, to make a vector of or to classify."""
 
     # No prompt in a repr: no log line shows one by accident.
     text: str = field(repr=False)
     # Whether the tokens that the model expects around a prompt are added.
     add_special_tokens: bool = True
+    # A second text that is read together with it, as models are trained to that compare two.
+    second: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,11 @@ class GenerateParameters:
     return_full_text: bool | None = None
     stop: list[str] = field(default_factory=list)
     stop_token_ids: list[int] = field(default_factory=list)
+    # Of prompts that are too long only the last so many tokens are kept.
     truncate: int | None = None
+    # Of texts that are too long the ends are cut, so that so many tokens are left, with those that
+    # the tokenizer puts around texts; 0: as many as a prompt may have. Not beside ``truncate``.
+    cut_to: int | None = None
     watermark: bool = False
     details: bool = False
     decoder_input_details: bool = False
@@ -191,6 +198,10 @@ class ValidRequest:
     shape: VectorShape = field(default_factory=VectorShape)
     # What each output is bound to.
     constraint: Constraint | None = None
+    # Where the second of two texts begins; 0: nothing tells it apart.
+    second_start: int = 0
+    # By token of the prompt, where it stands in the text, where that was asked for.
+    spans: Sequence[Span] | None = field(default=None, repr=False)
     # From which token of the prompt on its adapter acts; None: from the first.
     adapter_start: int | None = None
     # On what terms the sequences ask for their turn.

@@ -76,7 +76,7 @@ class Validator:
     ) -> None:
         self._selections = selections
         self.limits = limits
-        self._abilities = abilities or Abilities()
+        self.abilities = abilities or Abilities()
         self._tokenizer = tokenizer
         self._prompts = PromptEncoder(limits, tokenizer, templates)
         self._draw_seed = draw_seed
@@ -88,8 +88,8 @@ class Validator:
     def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
         """Check all that needs no tokens; raises ValidationError."""
         params = request.parameters
-        self._prompts.check(request.prompt)
-        self._abilities.check(request)
+        self.abilities.check(request)
+        self._prompts.check(request.prompt, is_cut=params.cut_to is not None)
         selection = self._selections.selection_of(params)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
@@ -106,7 +106,8 @@ class Validator:
         Raises ValidationError, TemplateError. ``text`` is what the request's adapter brings.
         """
         request = checked.request
-        encoded = await self._prompts.encode(request.prompt, text, request.parameters.truncate)
+        params = request.parameters
+        encoded = await self._prompts.encode(request.prompt, text, params.truncate, params.cut_to)
         return len(encoded.ids)
 
     async def complete(
@@ -117,17 +118,20 @@ class Validator:
         ``text`` is what the request's adapter brings for that.
         """
         request, params = checked.request, checked.request.parameters
-        prompt = self._abilities.prompted(request)
-        prompt_ids, prompt_text = await self._prompts.encode(prompt, text, params.truncate)
+        prompt = self.abilities.prompted(request)
+        encoded = await self._prompts.encode(prompt, text, params.truncate, params.cut_to)
+        most = max_new_tokens(params, len(encoded.ids), self.limits)
         return ValidRequest(
-            prompt_ids=prompt_ids,
-            prompt_text=prompt_text,
+            prompt_ids=encoded.ids,
+            prompt_text=encoded.text,
+            second_start=encoded.second_start,
+            spans=encoded.spans,
             samplings=checked.samplings,
             num_returned=params.n,
             sent_text=request.sent_text,
-            stopping=_stopping(params, max_new_tokens(params, len(prompt_ids), self.limits)),
+            stopping=_stopping(params, most),
             output=params.output,
-            shape=self._abilities.shape(params),
+            shape=self.abilities.shape(params),
             resumed_ids=() if request.resumption is None else request.resumption.output_ids,
             terms=_terms(request),
             details=params.details or params.decoder_input_details,
@@ -201,11 +205,12 @@ def _check_lengths(params: GenerateParameters, limits: RequestLimits) -> None:
         raise ValidationError(f"`max_new_tokens` must be 0 where none are generated, got {asked}")
     if params.min_new_tokens is not None and params.min_new_tokens < 0:
         raise ValidationError(f"`min_new_tokens` must not be negative, got {params.min_new_tokens}")
-    truncate = params.truncate
-    if truncate is not None and not 1 <= truncate <= limits.max_input_length:
-        raise ValidationError(
-            f"`truncate` must be from 1 to {limits.max_input_length}, got {truncate}"
-        )
+    # By either way to cut; 0 tokens are never asked for, but stand for the longest prompt.
+    for asked in (params.truncate, params.cut_to or None):
+        if asked is not None and not 1 <= asked <= limits.max_input_length:
+            raise ValidationError(
+                f"`truncate` must be from 1 to {limits.max_input_length}, got {asked}"
+            )
 
 
 def _check_terms(params: GenerateParameters) -> None:

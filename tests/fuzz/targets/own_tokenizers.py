@@ -24,6 +24,7 @@ from tests.helpers import tiny_tokenizers
 
 from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.errors import ValidationError
+from lorax_router.service.prompts.encoding import TextToEncode
 from lorax_router.service.prompts.own_tokenizers import OwnTokenizers, TokenizerLimits
 from lorax_shard.adapter_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from lorax_shard.peft.errors import AdapterRefusedError
@@ -114,7 +115,7 @@ class TokenizerFiles(LoopTarget):
         own = self._own.get(f"{hash(raw)}", "adapter a")
         try:
             await self._own.ready(own)
-            ids = await own.encode(case.content["text"])
+            ids = (await own.encode(TextToEncode(case.content["text"]))).ids
         except (AdapterUnavailableError, ValidationError) as error:
             require_words(str(error))
             require(

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
+from lorax_router.service.prompts.encoding import TextToEncode
 from lorax_router.service.prompts.own_tokenizers import TokenizerLimits
 from lorax_router.service.requests import TextPrompt
 
@@ -83,7 +84,7 @@ class TextWorld:
     async def encode(self, name: str, text: str) -> list[int]:
         found = await self.find(name)
         assert found.tokenizer is not None
-        return await found.tokenizer.encode(text)
+        return (await found.tokenizer.encode(TextToEncode(text))).ids
 
 
 @asynccontextmanager
@@ -124,8 +125,9 @@ async def test_ids_are_those_of_the_library() -> None:
         tokenizer = (await world.find("a")).tokenizer
         assert tokenizer is not None
         for text in ("w1 own3 w2", "", "ü unknown 🙂\n\x00w5", "w7 " * 20_000):
-            assert await tokenizer.encode(text) == encoded(raw, text)
-        assert await tokenizer.encode("w1", add_special_tokens=False) == [1]
+            assert (await tokenizer.encode(TextToEncode(text))).ids == encoded(raw, text)
+        asked = TextToEncode("w1 w2", add_special_tokens=False, cut_to=1, with_spans=True)
+        assert await tokenizer.encode(asked) == ([1], 0, [(0, 2)])
 
 
 @in_loop

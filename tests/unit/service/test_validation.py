@@ -14,6 +14,7 @@ from lorax_contract.step import LogitBias, OutputKind
 from lorax_router.core.request import RequestTerms
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.limits import RequestLimits
+from lorax_router.service.prompts.encoding import EncodedText, TextToEncode
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
     ChatPrompt,
@@ -90,9 +91,9 @@ def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(params, mon
     tokenized: list[str] = []
     encode = TokenizerPool.encode
 
-    async def noting(self, text: str, **options: Any) -> list[int]:
-        tokenized.append(text)
-        return await encode(self, text, **options)
+    async def noting(self: TokenizerPool, asked: TextToEncode) -> EncodedText:
+        tokenized.append(asked.text)
+        return await encode(self, asked)
 
     monkeypatch.setattr(TokenizerPool, "encode", noting)
     bounds = limits(max_input_chars=40)

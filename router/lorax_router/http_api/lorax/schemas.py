@@ -207,6 +207,9 @@ class InfoAnswer(BaseModel):
     sha: str | None
     docker_label: str | None
     request_logger_url: str | None
-    # Beside what LoRAX tells.
+    # Beside what LoRAX tells: of generate, embed and classify, those that the base model does; and
+    # what its classification head tells apart.
+    tasks: list[str]
+    labels: list[str] | None
     memory: MemoryAnswer | None
     backends: BackendsAnswer

@@ -218,9 +218,15 @@ class EmbeddingBody(ModelBody):
     prompt_name: str | None = None
     """By which name the model knows what such texts begin with; its default prompt if absent."""
     truncate_prompt_tokens: Integer | None = None
-    """Keep only the last so many tokens of each text."""
+    """Cut the end of texts that have more tokens than this; -1: than a prompt may have. Those that
+    the tokenizer puts around texts are counted, and kept."""
     priority: Integer | None = None
     """A smaller one goes first, where the server schedules by priority."""
+
+    @property
+    def cut_to(self) -> int | None:
+        """To how many tokens texts are cut; raises ValidationError."""
+        return cut_to(self.truncate_prompt_tokens)
 
     @property
     def inputs(self) -> list[str | list[int]]:
@@ -231,6 +237,13 @@ class EmbeddingBody(ModelBody):
     def pooled_by(self) -> Pooling | None:
         """What vectors are made of; None: as the model was made."""
         return None if self.pooling is None else POOLINGS[self.pooling]
+
+
+def cut_to(given: int | None) -> int | None:
+    """Return the service's value of vLLM's ``truncate_prompt_tokens``; raises ValidationError."""
+    if given is not None and given != -1 and given < 1:
+        raise ValidationError(f"`truncate_prompt_tokens` must be -1 or at least 1, got {given}")
+    return 0 if given == -1 else given
 
 
 def _one_or_several(

@@ -16,7 +16,7 @@ from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openai.bodies import EmbeddingBody
-from lorax_router.http_api.openai.errors import OpenAIRoute
+from lorax_router.http_api.openai.errors import InputRoute
 from lorax_router.http_api.openai.schemas import ERRORS, CreateEmbeddingResponse
 from lorax_router.http_api.openapi import json_body
 from lorax_router.http_api.origins import origin_of
@@ -45,7 +45,7 @@ class EmbeddingRoutes:
 
     def router(self) -> APIRouter:
         """The route with its documentation."""
-        router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
+        router = APIRouter(tags=["openai"], route_class=InputRoute)
         router.post(
             "/v1/embeddings",
             summary="Make a vector of a text, or of several",
@@ -75,7 +75,7 @@ class EmbeddingRoutes:
             normalize=body.normalize,
             dimensions=body.dimensions,
             prompt_name=body.prompt_name,
-            truncate=body.truncate_prompt_tokens,
+            cut_to=body.cut_to,
             priority=body.priority,
         )
         parameters = self._calls.named(request, body, own)

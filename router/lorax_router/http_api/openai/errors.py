@@ -38,6 +38,10 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "return_k_alternatives": "top_logprobs",
     }
 )
+# The same of bodies with texts that are not continued.
+INPUT_FIELDS: Mapping[str, str] = MappingProxyType(
+    {**FIELDS, "inputs": "input", "truncate": "truncate_prompt_tokens"}
+)
 # The same of bodies with messages.
 CHAT_FIELDS: Mapping[str, str] = MappingProxyType(
     {**FIELDS, "inputs": "messages", "template_kwargs": "chat_template_kwargs"}
@@ -124,6 +128,12 @@ class OpenAIRoute(DialectRoute):
     def response_of(self, error: LoraxError, request: Request) -> Response:
         """Return the response of an error that the handler of a request raised."""
         return openai_error_response(error, self.names)
+
+
+class InputRoute(OpenAIRoute):
+    """A route that makes something of texts and continues none."""
+
+    names: ClassVar[Mapping[str, str]] = INPUT_FIELDS
 
 
 def _document(message: str, kind: str, param: str | None, code: str | None) -> Json:

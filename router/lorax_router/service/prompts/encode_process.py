@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from cachetools import LRUCache
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from lorax_router.service.processes.serving import nurse
+from lorax_router.service.prompts.encoding import TextToEncode, encode
 
 # A tokenizer takes 3 to 4.5 times its file (measured: 50,000 and 250,000 tokens, the file
 # with and without line breaks), and remembers the words it has split.
@@ -64,10 +66,8 @@ class TokenizerCache:
 
 
 def _encode(tokenizer: Tokenizer, question: dict[str, Any]) -> dict[str, Any]:
-    found: list[Encoding] = tokenizer.encode_batch_fast(
-        [question["text"]], add_special_tokens=question["add_special_tokens"]
-    )
-    return {"ids": found[0].ids}
+    asked = TextToEncode(**{each.name: question[each.name] for each in fields(TextToEncode)})
+    return encode(tokenizer, asked)._asdict()
 
 
 def _guarded(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from lorax_contract.words import counted
 from lorax_router.service.processes.limited_process import LimitedProcess, ProcessLostError
 from lorax_router.service.processes.nursery import Nursery
 from lorax_router.service.processes.serving import Bounds
+from lorax_router.service.prompts.encoding import EncodedText, TextToEncode
 from lorax_router.service.prompts.overruns import Overruns
 from lorax_router.service.single_flight import SingleFlight
 
@@ -134,11 +135,9 @@ class OwnTokenizers:
         if "missing" in await self._asked(tokenizer, {"key": tokenizer.key}):
             await self._reading.do(tokenizer.key, partial(self._take, tokenizer))
 
-    async def encode(
-        self, tokenizer: OwnTokenizer, text: str, *, add_special_tokens: bool
-    ) -> list[int]:
-        """Return the ids of a text; raises AdapterUnavailableError, ValidationError."""
-        question = {"key": tokenizer.key, "text": text, "add_special_tokens": add_special_tokens}
+    async def encode(self, tokenizer: OwnTokenizer, asked: TextToEncode) -> EncodedText:
+        """Return the tokens of texts; raises AdapterUnavailableError, ValidationError."""
+        question = {"key": tokenizer.key, **asdict(asked)}
         answer = await self._asked(tokenizer, question)
         if "missing" in answer:
             # So many are in use that they drive each other out: read and used in one, it is there.
@@ -146,8 +145,12 @@ class OwnTokenizers:
         if "failed" in answer:
             logger.warning("%s: a text cannot be tokenized: %s", tokenizer, answer["failed"])
             raise ValidationError("`inputs` cannot be tokenized by this adapter's tokenizer")
-        ids: list[int] = answer["ids"]
-        return ids
+        spans = answer["spans"]
+        return EncodedText(
+            answer["ids"],
+            answer["second_start"],
+            None if spans is None else [(start, end) for start, end in spans],
+        )
 
     async def close(self) -> None:
         """End the processes."""
@@ -199,6 +202,6 @@ class OwnTokenizer:
     def __str__(self) -> str:
         return f"the tokenizer of {self._owner}"
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text; raises AdapterUnavailableError, ValidationError."""
-        return await self._tokenizers.encode(self, text, add_special_tokens=add_special_tokens)
+    async def encode(self, asked: TextToEncode) -> EncodedText:
+        """Return the tokens of texts; raises AdapterUnavailableError, ValidationError."""
+        return await self._tokenizers.encode(self, asked)

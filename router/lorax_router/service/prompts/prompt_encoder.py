@@ -10,15 +10,20 @@ from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.prompts.chat_renderers import check_chat
 from lorax_router.service.prompts.chat_template import ChatTemplate
+from lorax_router.service.prompts.encoding import Span, TextToEncode
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt's ids, and the text that was made of a chat ("" of other prompts)."""
+    """A prompt's ids, and what else is known of how they came about."""
 
     ids: Sequence[int]
+    # What a chat template made of a chat; "" of other prompts.
     text: str = ""
+    # As EncodedText has them.
+    second_start: int = 0
+    spans: list[Span] | None = None
 
 
 class TemplateRenderer(Protocol):
@@ -43,13 +48,14 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._templates = templates
 
-    def check(self, prompt: Prompt) -> None:
+    def check(self, prompt: Prompt, *, is_cut: bool = False) -> None:
         """Raise ValidationError for a prompt that is empty or can never be short enough."""
         match prompt:
-            case TextPrompt(text):
-                if not text:
+            case TextPrompt(text, second=second):
+                if not text or second == "":
                     raise ValidationError("`inputs` must not be empty")
-                self._check_chars(len(text))
+                if not is_cut:
+                    self._check_chars(len(text) + len(second or ""))
             case TokenPrompt(ids):
                 self._check_ids(ids)
             case ChatPrompt():
@@ -59,29 +65,58 @@ class PromptEncoder:
                 self._check_chars(sum(map(_num_chars, prompt.messages)))
 
     async def encode(
-        self, prompt: Prompt, own: AdapterText, truncate: int | None = None
+        self,
+        prompt: Prompt,
+        own: AdapterText,
+        truncate: int | None = None,
+        cut_to: int | None = None,
+        *,
+        with_spans: bool = False,
     ) -> EncodedPrompt:
-        """Return a prompt's ids, the last ``truncate`` of them.
+        """Return the ids of a prompt; raises ValidationError, TemplateError.
 
-        Raises ValidationError, TemplateError. ``own`` is what the adapter brings.
+        ``own`` is what the request's adapter brings for texts; ``truncate`` and ``cut_to`` are as
+        GenerateParameters has them.
         """
-        ids, text = await self._encoded(prompt, own)
-        if not ids:
+        if cut_to is not None:
+            cut_to = cut_to or self._limits.max_input_length
+        encoded = await self._encoded(prompt, own, cut_to, with_spans)
+        if not encoded.ids:
             raise ValidationError("`inputs` has no tokens for this model's tokenizer")
         # Cut before any length is checked, and here only: what is counted is what runs.
-        return EncodedPrompt(ids if truncate is None else ids[-truncate:], text)
+        return encoded if truncate is None else encoded._replace(ids=encoded.ids[-truncate:])
 
-    async def _encoded(self, prompt: Prompt, own: AdapterText) -> EncodedPrompt:
+    async def _encoded(
+        self, prompt: Prompt, own: AdapterText, cut_to: int | None, with_spans: bool
+    ) -> EncodedPrompt:
         if isinstance(prompt, TokenPrompt):
-            return EncodedPrompt(prompt.ids)
+            return EncodedPrompt(prompt.ids[:cut_to])
         tokenizer = own.tokenizer or self._tokenizer
         if isinstance(prompt, TextPrompt):
-            adds = prompt.add_special_tokens
-            return EncodedPrompt(await tokenizer.encode(prompt.text, add_special_tokens=adds))
+            asked = self._text_to_encode(prompt, cut_to, with_spans)
+            ids, second_start, spans = await tokenizer.encode(asked)
+            return EncodedPrompt(ids, "", second_start, spans)
         text = await self._templates.render(prompt, own.chat_template)
         self._check_chars(len(text))
         # A template writes the special tokens itself.
-        return EncodedPrompt(await tokenizer.encode(text, add_special_tokens=False), text)
+        encoded = await tokenizer.encode(TextToEncode(text, add_special_tokens=False))
+        return EncodedPrompt(encoded.ids, text)
+
+    def _text_to_encode(
+        self, prompt: TextPrompt, cut_to: int | None, with_spans: bool
+    ) -> TextToEncode:
+        text, second = prompt.text, prompt.second
+        if cut_to is not None:
+            # What is behind so many characters is cut whatever the tokens are.
+            most = self._limits.max_input_chars
+            text, second = text[:most], second and second[:most]
+        return TextToEncode(
+            text,
+            second,
+            add_special_tokens=prompt.add_special_tokens,
+            cut_to=cut_to,
+            with_spans=with_spans,
+        )
 
     def _check_chars(self, num_chars: int) -> None:
         limit = self._limits.max_input_chars

@@ -1,9 +1,7 @@
 """The tokenizer in threads of its own, off the event loop.
 
 The ``tokenizers`` library is used directly: importing transformers would cost the
-router seconds at start. Only its batch calls let other Python threads run while
-they work (measured: a single ``encode`` of 1.6 MB keeps the interpreter for more
-than a second), so a batch of one is what every call uses.
+router seconds at start.
 """
 
 from __future__ import annotations
@@ -11,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from lorax_contract.errors import LoraxError, OverloadedError, StartupError, ValidationError
 from lorax_contract.exit_codes import ExitCode
+from lorax_router.service.prompts.encoding import EncodedText, TextToEncode, encode
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+# What is tokenized to see that something is.
+_PROBE = TextToEncode("a", add_special_tokens=False)
 
 
 class TokenSpan(NamedTuple):
@@ -64,9 +65,9 @@ class TokenizerPool:
         self._progress = asyncio.Event()
         self._is_probing = False
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text; raises ValidationError when it cannot be tokenized."""
-        return await self.run(_encode, self.tokenizer, text, add_special_tokens)
+    async def encode(self, asked: TextToEncode) -> EncodedText:
+        """Return the tokens of texts; raises ValidationError when they cannot be tokenized."""
+        return await self.run(_encoded, self.tokenizer, asked)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[TokenSpan]:
         """Return the tokens of a text with their places in it; raises ValidationError."""
@@ -95,7 +96,7 @@ class TokenizerPool:
             # One at a time: those who ask again and again fill no queue.
             self._is_probing = True
             loop = asyncio.get_running_loop()
-            self._threads.submit(self._guarded, loop, _encode, self.tokenizer, "a", False)
+            self._threads.submit(self._guarded, loop, _encoded, self.tokenizer, _PROBE)
         await progress.wait()
 
     def close(self) -> None:
@@ -123,23 +124,23 @@ class TokenizerPool:
         self._progress = asyncio.Event()
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[TokenSpan]:
-        encoding = _first(self.tokenizer.encode_batch, text, add_special_tokens)
+        with _in_words():
+            encoding = self.tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         return [
             TokenSpan(token_id, text[start:stop], start, stop)
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
 
 
-def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    # The fast call leaves offsets out, which halves the time.
-    return list(_first(tokenizer.encode_batch_fast, text, add_special_tokens).ids)
+def _encoded(tokenizer: Tokenizer, asked: TextToEncode) -> EncodedText:
+    with _in_words():
+        return encode(tokenizer, asked)
 
 
-def _first(
-    encode_batch: Callable[..., list[Encoding]], text: str, add_special_tokens: bool
-) -> Encoding:
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
     try:
-        return encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        yield
     except Exception as error:
         logger.warning("a text could not be tokenized: %s", type(error).__name__)
         raise ValidationError("`inputs` cannot be tokenized by this model's tokenizer") from error

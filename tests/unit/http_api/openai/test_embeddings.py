@@ -98,9 +98,9 @@ async def test_vectors_are_cut_before_they_get_length_one() -> None:
 async def test_a_call_of_many_texts_takes_few_places_at_a_time() -> None:
     session = Session(World(max_concurrent_requests=40))
     texts = [f"w{number}" for number in range(200)]
-    document = await embed(session, input=texts, truncate_prompt_tokens=1)
+    document = await embed(session, input=texts)
     assert [each["embedding"][0] for each in document["data"]] == pytest.approx(
-        [unit(number, number, 1, 0)[0] for number in range(200)]
+        [unit(900, number, 2, 0)[0] for number in range(200)]
     )
 
 

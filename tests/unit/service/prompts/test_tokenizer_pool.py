@@ -10,6 +10,7 @@ from tests.helpers.http_app import word_tokenizer
 
 from lorax_contract.errors import LoraxError, OverloadedError, StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_router.service.prompts.encoding import TextToEncode
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool, TokenSpan, load_tokenizer
 
 
@@ -25,7 +26,7 @@ def test_tokens_know_their_places_in_the_text():
 
 def test_special_tokens_can_be_left_out():
     pool = TokenizerPool(word_tokenizer(), 1)
-    assert asyncio.run(pool.encode("w1", add_special_tokens=False)) == [1]
+    assert asyncio.run(pool.encode(TextToEncode("w1", add_special_tokens=False))).ids == [1]
     assert [s.id for s in asyncio.run(pool.tokenize("w1", add_special_tokens=False))] == [1]
     pool.close()
 
@@ -45,10 +46,10 @@ def test_calls_beyond_the_bound_are_refused_and_room_comes_back():
         waiting = [asyncio.ensure_future(pool.run(gate.wait)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError):
-            await pool.encode("w1")
+            await pool.encode(TextToEncode("w1"))
         gate.set()
         await asyncio.gather(*waiting)
-        assert await pool.encode("w1") == [900, 1]
+        assert await pool.encode(TextToEncode("w1")) == ([900, 1], 0, None)
 
     pool = TokenizerPool(word_tokenizer(), 1, max_pending=2)
     asyncio.run(run())
