@@ -58,14 +58,20 @@ def encoder_config(family: str, **overrides: Any) -> Any:
     return getattr(transformers, config_class)(**{**shape, **extra, **overrides})
 
 
-def make_tiny_encoder(family: str, path: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """Save a tiny random encoder with its tokenizer to ``path``, which is returned."""
+def make_tiny_encoder(
+    family: str, path: Path, *, seed: int = 0, around: str = "", **overrides: Any
+) -> Path:
+    """Save a tiny random encoder with its tokenizer to ``path``, which is returned.
+
+    ``around``: as a part of a model for this, such as ``MaskedLM``, whose file it is.
+    """
     import transformers
 
     path.mkdir(parents=True, exist_ok=True)
     make_tokenizer(path)
     config = encoder_config(family, **overrides)
-    model = transformers.AutoModel.from_config(config, dtype=torch.float32)
+    stock = getattr(transformers, f"AutoModelFor{around}" if around else "AutoModel")
+    model = stock.from_config(config, dtype=torch.float32)
     widen(model, seed)
     model.save_pretrained(path, safe_serialization=True)
     return path

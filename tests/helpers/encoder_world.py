@@ -51,18 +51,26 @@ BLOCK_SIZE, NUM_BLOCKS, MAX_ROWS, MAX_STEP_TOKENS = 4, 200, 8, 100
 POOLINGS = tuple(each for each in Pooling if each is not Pooling.EACH)
 # Two of the longest, several of one length, and those of a single token among them.
 LENGTHS = (1, 7, LONGEST, 13, 7, 2, 1, 31, 7, 5, LONGEST, 19)
-# Of each family: all linears by the names that adapters know them by, a query, a value, a norm.
-_BERT = (["query", "key", "value", "dense"], "query", "value", "LayerNorm")
+# Of each family: all linears by the names that adapters know them by, a query, a value, what puts
+# heads together, a norm.
+_BERT = (
+    ["query", "key", "value", "dense"],
+    ["query", "value", "attention.output.dense"],
+    "LayerNorm",
+)
 _TARGETS = {
     "albert": (
         ["query", "value", "dense", "ffn", "ffn_output"],
-        "query",
-        "value",
+        ["query", "value", "attention.dense"],
         "full_layer_layer_norm",
     ),
-    "distilbert": (["q_lin", "v_lin", "out_lin", "lin1", "lin2"], "q_lin", "v_lin", "sa_layer_norm"),
-    "modernbert": (["Wqkv", "Wo", "Wi"], "Wqkv", "Wi", "mlp_norm"),
-}  # fmt: skip
+    "distilbert": (
+        ["q_lin", "v_lin", "out_lin", "lin1", "lin2"],
+        ["q_lin", "v_lin", "out_lin"],
+        "sa_layer_norm",
+    ),
+    "modernbert": (["Wqkv", "Wo", "Wi"], ["Wqkv", "Wi", "attn.Wo"], "mlp_norm"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,13 @@ class Text:
 class EncoderWorld:
     """Owns a folder with the model and its adapters, and the models that are right by definition."""
 
-    def __init__(self, family: str, root: Path, **overrides: Any) -> None:
+    def __init__(
+        self,
+        family: str,
+        root: Path,
+        adapters: list[dict[str, Any]] | None = None,
+        **overrides: Any,
+    ) -> None:
         self.family = family
         self.path = make_tiny_encoder(family, root / "model", **overrides)
         self.tokenizer = Tokenizer.from_file(str(self.path / "tokenizer.json"))
@@ -87,7 +101,9 @@ class EncoderWorld:
         )  # fmt: skip
         self.folders = [
             self._save(root / f"saved-{number}", number, options)
-            for number, options in enumerate(adapter_options(family))
+            for number, options in enumerate(
+                adapter_options(family) if adapters is None else adapters
+            )
         ]
         self.stock = [load_encoder(self.path), *(self._load(each) for each in self.folders)]
         self.store = AdapterStore(root / "store", max_bytes=1 << 30)
@@ -148,12 +164,12 @@ class EncoderWorld:
 
 def adapter_options(family: str) -> list[dict[str, Any]]:
     """Return what PEFT is told of each adapter; the handles of requests begin at 1."""
-    linears, query, value, norm = _TARGETS.get(family, _BERT)
+    linears, some, norm = _TARGETS.get(family, _BERT)
     return [
-        {"target_modules": linears, "r": 8, "lora_alpha": 16},
-        {"target_modules": [query, value], "r": 3, "use_dora": True},
-        {"target_modules": [value], "r": 2, "bias": "all"},
-        {"target_modules": [query], "r": 4, "use_rslora": True, "modules_to_save": [norm]},
+        {"target_modules": linears, "r": 8, "lora_alpha": 8},
+        {"target_modules": some, "r": 3, "lora_alpha": 3, "use_dora": True},
+        {"target_modules": some[1:2], "r": 2, "bias": "all"},
+        {"target_modules": some[:1], "r": 4, "use_rslora": True, "modules_to_save": [norm]},
     ]
 
 

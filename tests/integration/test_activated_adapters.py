@@ -317,7 +317,7 @@ class Ranks:
         return [each.result() for each in launches]
 
     def collect(self, steps: list[LaunchedStep]) -> StepOutcome:
-        first, _ = [each.collect(step) for each, step in zip(self._engines, steps, strict=True)]
+        first, *_ = [each.collect(step) for each, step in zip(self._engines, steps, strict=True)]
         return first
 
 

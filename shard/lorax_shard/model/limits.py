@@ -34,7 +34,13 @@ def attention_thresholds(config: Any) -> dict[str, int]:
         name: value
         for name, value in config.to_dict().items()
         # Llama 4 scales queries by how many times floor_scale lies behind them.
-        if ("window" in name or "chunk" in name or (tuned and name == "floor_scale"))
+        # ModernBERT names its window so.
+        if (
+            "window" in name
+            or "chunk" in name
+            or name == "local_attention"
+            or (tuned and name == "floor_scale")
+        )
         and "layer" not in name
         and type(value) is int
         and value > 0

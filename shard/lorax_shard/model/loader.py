@@ -79,6 +79,8 @@ def load_paged_model(
     else:
         paged = load_part(config, hf_config, dtype, device, group)
         clock.ended("weights, probe")
+    if paged.is_encoder and (longest := longest_text(folder)):
+        paged.max_positions = min(longest, paged.max_positions or longest)
     _log_loaded(paged, config.model_id, time.perf_counter() - started)
     if reason := position_limit(hf_config.get_text_config()).reason:
         logger.warning(reason)
@@ -115,8 +117,6 @@ def _load_whole(
             probe.record_stock()
     clock.ended("probe: transformers' own")
     paged = (EncoderModel if encoder else HFPagedModel)(model, survey, backend)
-    if encoder and (longest := longest_text(folder)):
-        paged.max_positions = min(longest, paged.max_positions or longest)
     install_linears(paged, model, config, quantized)
     clock.ended("linears packed")
     with one_thread():

@@ -21,10 +21,13 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_shard import fused
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
+from lorax_shard.attention.whole import WholeAttention
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
 from lorax_shard.model import attention_hook, elementwise, miniature
 from lorax_shard.model.describe import describe
+from lorax_shard.model.encoder import EncoderModel
+from lorax_shard.model.families import is_encoder
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
     ModelProbe,
@@ -32,7 +35,12 @@ from lorax_shard.model.probe import (
     survey_attention,
 )
 from lorax_shard.model.quantized import install_linears
-from lorax_shard.model.read_weights import add_generation_config, reading, refuse_missing
+from lorax_shard.model.read_weights import (
+    add_generation_config,
+    leave_out_pooler,
+    reading,
+    refuse_missing,
+)
 from lorax_shard.model.split_quantized import quantize_part
 from lorax_shard.model.stored import find_codes, open_weights
 from lorax_shard.model.weights import check_weights, weight_files
@@ -82,7 +90,7 @@ def read_part(
     seat: tuple[int, int],
 ) -> RankPart:
     """Read the part of rank ``seat[0]`` of ``seat[1]`` and plug it; the ranks do not meet yet."""
-    folder = Path(config.model_dir)
+    folder, encoder = Path(config.model_dir), is_encoder(hf_config)
     files, coded = weight_files(folder), find_codes(folder)
     check_weights(
         files, dtype, device, num_parts=seat[1], parts_here=config.ranks_on_device, coded=coded
@@ -91,18 +99,25 @@ def read_part(
     with _reading_part(folder, device, seat):
         loaded = _load(open_weights(folder, coded), hf_config, dtype, seat)
         loaded.model.to(device)
+    if encoder:
+        leave_out_pooler(loaded.model, loaded.report)
+        loaded.whole.pooler = getattr(loaded.model, "pooler", None) and loaded.whole.pooler
     refuse_missing(folder, loaded.report)
     add_generation_config(loaded.model, folder)
     with one_thread():
-        survey = survey_attention(loaded.model)
+        survey = survey_attention(loaded.model, encoder=encoder)
         layers = survey.layers(config.block_size)
-        backend = registry.create(config.attention_backend, device, dtype, layers)
-    paged = HFPagedModel(loaded.model, survey, backend)
+        if encoder:
+            backend: AttentionBackend = WholeAttention()
+        else:
+            backend = registry.create(config.attention_backend, device, dtype, layers)
+    paged = (EncoderModel if encoder else HFPagedModel)(loaded.model, survey, backend)
     base = _described(loaded, dtype) if config.adapters else None
     quantized, read_weight = quantize_part(loaded, config)
     install_linears(paged, loaded.model, config, quantized)
     with one_thread():
-        exchanged = elementwise.install(loaded.model, config.elementwise_backend, device, dtype)
+        chosen = "torch" if encoder else config.elementwise_backend
+        exchanged = elementwise.install(loaded.model, chosen, device, dtype)
     if base is not None:
         cut = AdapterCut(loaded.plan, read_weight, dtype)
         paged.base = base
@@ -147,6 +162,7 @@ def _load(
         world_size=seat[1],
         dtype=dtype,
         attention=attention_hook.ATTENTION_NAME,
+        encoder=is_encoder(config),
     )
 
 
@@ -171,17 +187,18 @@ def _described(part: LoadedRank, dtype: torch.dtype) -> BaseDescription:
 
 def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: RankGroup) -> None:
     """Raise StartupError(MODEL_MISMATCH) unless the ranks compute a miniature as transformers does."""
-    backend = part.backend
+    backend, encoder = part.backend, part.paged.is_encoder
     dtype = miniature_dtype(backend, device, part.paged.dtype)
     small = miniature.build(part.loaded.whole, device, dtype, num_ranks=group.world_size)
-    probe = ModelProbe(small, survey_attention(small), backend, config.block_size)
+    whole = survey_attention(small, encoder=encoder)
+    probe = ModelProbe(small, whole, backend, config.block_size)
     probe.record_stock()
     own = _load(in_memory(small), small.config, dtype, (group.rank, group.world_size))
     own.model.to(device)
-    survey = survey_attention(own.model)
+    survey = survey_attention(own.model, encoder=encoder)
     exchanged = elementwise.install(own.model, part.exchanged.backend, device, dtype)
     connect(own.model, own.plan, group)
-    probe.check(HFPagedModel(own.model, survey, backend), exchanged)
+    probe.check(type(part.paged)(own.model, survey, backend), exchanged)
     if not exchanged.is_active:
         # All ranks see the same logits, and come to the same end.
         part.exchanged.undo()

@@ -1,8 +1,9 @@
 """Plans for families that transformers has none for, or one that gathers without need.
 
 In transformers' words: ``colwise``, ``rowwise``, ``packed_colwise`` (two stacked matrices, each
-split), ``moe_tp_experts``; and two of ours: ``norm`` (a norm over all heads at once) and
-``sinks`` (one number a head). Below the base model.
+split), ``moe_tp_experts``; and four of ours: ``norm`` (a norm over all heads at once), ``sinks``
+(one number a head), ``heads_colwise`` and ``heads_rowwise`` (outputs and inputs are heads, of queries
+and keys alike, once or stacked). Below the base model; the first name that fits counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,34 @@ _GPT2 = {
     "h.*.mlp.c_proj": "rowwise",
 }
 
+_BERT = {
+    "encoder.layer.*.attention.self.query": "heads_colwise",
+    "encoder.layer.*.attention.self.key": "heads_colwise",
+    "encoder.layer.*.attention.self.value": "heads_colwise",
+    "encoder.layer.*.attention.output.dense": "heads_rowwise",
+    "encoder.layer.*.intermediate.dense": "colwise",
+    "encoder.layer.*.output.dense": "rowwise",
+}
+
 PLANS: dict[str, dict[str, str]] = {
+    "albert": {
+        "encoder.albert_layer_groups.*.attention.query": "heads_colwise",
+        "encoder.albert_layer_groups.*.attention.key": "heads_colwise",
+        "encoder.albert_layer_groups.*.attention.value": "heads_colwise",
+        "encoder.albert_layer_groups.*.attention.dense": "heads_rowwise",
+        "encoder.albert_layer_groups.*.ffn": "colwise",
+        "encoder.albert_layer_groups.*.ffn_output": "rowwise",
+    },
+    "bert": _BERT,
+    "distilbert": {
+        "transformer.layer.*.attention.q_lin": "heads_colwise",
+        "transformer.layer.*.attention.k_lin": "heads_colwise",
+        "transformer.layer.*.attention.v_lin": "heads_colwise",
+        "transformer.layer.*.attention.out_lin": "heads_rowwise",
+        "transformer.layer.*.ffn.lin1": "colwise",
+        "transformer.layer.*.ffn.lin2": "rowwise",
+    },
+    "electra": _BERT,
     "glm4": {**_SEPARATE, **_STACKED_MLP},
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
@@ -32,6 +60,12 @@ PLANS: dict[str, dict[str, str]] = {
         **_SEPARATE,
         "layers.*.self_attn": "sinks",
         "layers.*.mlp.experts": "moe_tp_experts",
+    },
+    "modernbert": {
+        "layers.*.attn.Wqkv": "heads_colwise",
+        "layers.*.attn.Wo": "heads_rowwise",
+        "layers.*.mlp.Wi": "packed_colwise",
+        "layers.*.mlp.Wo": "rowwise",
     },
     "olmo2": {
         **_SEPARATE,
@@ -54,4 +88,6 @@ PLANS: dict[str, dict[str, str]] = {
         "layers.*.self_attn.o_proj": "rowwise",
         **_STACKED_MLP,
     },
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
 }

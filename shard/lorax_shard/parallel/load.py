@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from lorax_shard.parallel.local import keep_bias_once, make_local
 from lorax_shard.parallel.partition import CannotSplitError
@@ -41,12 +41,14 @@ def load_rank(
     world_size: int,
     dtype: torch.dtype,
     attention: str,
+    encoder: bool = False,
 ) -> LoadedRank:
     """Load the rank's part of a model, reading no more than that; raises CannotSplitError.
 
-    ``files`` are the open files of its tensors, see ``slices``.
+    ``files`` are the open files of its tensors, see ``slices``. Of an ``encoder`` the base model is
+    loaded, else the causal one.
     """
-    stock: Any = stock_class(config)
+    stock: Any = stock_class(config, encoder=encoder)
     plans: list[RankPlan] = []
 
     class RankModel(stock):  # type: ignore[misc]
@@ -64,8 +66,10 @@ def load_rank(
         whole = stock._from_config(config, dtype=dtype)
     plan = make_plan(whole, rank, world_size)
     prefix = base_prefix(whole)
-    checkpoint = Checkpoint(files, prefix)
-    state = {key: _sliced(file, key, plan, prefix) for key, file in files.items()}
+    # Of an encoder's own name for itself checkpoints of models around it know.
+    around = "" if prefix else whole.base_model_prefix
+    checkpoint = Checkpoint(files, prefix, around)
+    state = {key: _sliced(file, key, plan, (prefix, around)) for key, file in files.items()}
     model, report = RankModel.from_pretrained(
         None,
         config=config,
@@ -79,10 +83,10 @@ def load_rank(
     return LoadedRank(model.eval().requires_grad_(False), plan, report, whole, checkpoint)
 
 
-def stock_class(config: Any) -> Any:
-    """Return transformers' causal model of a config; CannotSplitError where it has none."""
+def stock_class(config: Any, *, encoder: bool) -> Any:
+    """Return transformers' causal model or encoder of a config; CannotSplitError: it has none."""
     try:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return (MODEL_MAPPING if encoder else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
     except KeyError:
         raise CannotSplitError(
             f"a {config.model_type} is not built by transformers' own code, and only such models "
@@ -90,7 +94,7 @@ def stock_class(config: Any) -> Any:
         ) from None
 
 
-def _sliced(file: Any, key: str, plan: RankPlan, prefix: str) -> RankSlice:
+def _sliced(file: Any, key: str, plan: RankPlan, prefixes: tuple[str, str]) -> RankSlice:
     """Return what the rank reads of one tensor of the checkpoint."""
     if (expert := _EXPERT.search(key)) is not None:
         splits = (split for split in plan.splits.values() if split.role is Role.EXPERTS)
@@ -98,8 +102,10 @@ def _sliced(file: Any, key: str, plan: RankPlan, prefix: str) -> RankSlice:
             return RankSlice(file, key, 1 if expert["matrix"] in _DOWN else 0, split.spans)
     name, _, part = key.rpartition(".")
     name = OLD_NAMES.get(name, name)
-    # Older checkpoints leave the base model's prefix out.
-    owner = plan.splits.get(name) or plan.splits.get(f"{prefix}.{name}")
+    prefix, around = prefixes
+    # Older checkpoints leave the base model's prefix out; those of models around it bring one.
+    names = (name, f"{prefix}.{name}", name.removeprefix(f"{around}."))
+    owner = next((plan.splits[each] for each in names if each in plan.splits), None)
     if owner is None:
         return RankSlice(file, key)
     if owner.parameters:

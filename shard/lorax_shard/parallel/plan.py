@@ -29,8 +29,11 @@ from lorax_shard.parallel.partition import (
 
 logger = logging.getLogger(__name__)
 
-# What a style means here; transformers' words but for the last two.
-_SPLIT_STYLES = ("colwise", "rowwise", "packed_colwise", "moe_tp_experts", "norm", "sinks")
+# What a style means here; transformers' words but for the last four.
+_SPLIT_STYLES = (
+    "colwise", "rowwise", "packed_colwise", "moe_tp_experts",
+    "norm", "sinks", "heads_colwise", "heads_rowwise",
+)  # fmt: skip
 # Modules that take whole inputs and give whole outputs, however they compute: they stay whole.
 _WHOLE_STYLES = (
     "colwise_gather_output", "colwise_rep", "embedding_colwise", "embedding_rowwise",
@@ -154,7 +157,9 @@ class _Planner:
             (self._model.get_input_embeddings(), Role.EMBEDDING),
             (self._model.get_output_embeddings(), Role.HEAD),
         ):
-            found[self._name_of(module)] = Split(role, rows)
+            # An encoder has no head.
+            if module is not None:
+                found[self._name_of(module)] = Split(role, rows)
         return found
 
     def _styles(self) -> dict[str, tuple[nn.Module, str]]:
@@ -188,7 +193,7 @@ class _Planner:
         theirs: Mapping[str, str] | None = getattr(self._config, "base_model_tp_plan", None)
         plan = PLANS.get(self._config.model_type) or theirs or {}
         prefix = base_prefix(self._model)
-        return {f"{prefix}.{pattern}": style for pattern, style in plan.items()}
+        return {f"{prefix}.{pattern}".lstrip("."): style for pattern, style in plan.items()}
 
     def _name_of(self, module: nn.Module) -> str:
         names = (str(name) for name, each in self._model.named_modules() if each is module)
@@ -201,6 +206,10 @@ class _Planner:
             return self._norm(name, module)
         if style == "sinks":
             return Split(Role.HEADS, (), parameters={"sinks": (0, (self.heads.queries,))})
+        if style == "heads_colwise":
+            return Split(Role.COLUMN, self._stacked_heads(name, _widths(module)[1]))
+        if style == "heads_rowwise":
+            return Split(Role.ROW, self._stacked_heads(name, _widths(module)[0]))
         transposed = not isinstance(module, nn.Linear)
         if style == "rowwise":
             return Split(Role.ROW, self._inputs(name, module), transposed)
@@ -238,6 +247,14 @@ class _Planner:
         if is_by_head and own in (*_BY_HEAD, *_QUERIES):
             return (self.heads.queries.scaled(size // num_queries),)
         raise CannotSplitError(f"{name} has {size} outputs, which are not this model's heads")
+
+    def _stacked_heads(self, name: str, size: int) -> tuple[Span, ...]:
+        """Return the rank's heads of each of the matrices that are stacked in one."""
+        width = self._num_heads[0] * self._head_dim
+        if size % width or self._num_heads[0] != self._num_heads[1]:
+            raise CannotSplitError(f"{name} has a side of {size}, which is not this model's heads")
+        own = self.heads.queries.scaled(self._head_dim)
+        return tuple(Span(at + own.start, at + own.stop) for at in range(0, size, width))
 
     def _inputs(self, name: str, module: nn.Module) -> tuple[Span, ...]:
         *_, parent, own = name.split(".")
@@ -298,10 +315,10 @@ class _Planner:
 
 
 def base_prefix(model: Any) -> str:
-    """Return the name of the base model within the causal one."""
+    """Return the name of the base model within the causal one; empty: it is the base model itself."""
     prefix: str = model.base_model_prefix
     # Llama 4's names a part that only its multimodal class has.
-    return prefix if hasattr(model, prefix) else "model"
+    return next((each for each in (prefix, "model") if hasattr(model, each)), "")
 
 
 def _is_within(name: str, block: str) -> bool:

@@ -64,17 +64,19 @@ class Checkpoint:
     Args:
         files: the open file of each tensor, see ``open_files`` and ``in_memory``.
         prefix: of the base model below its head; older checkpoints leave it out of their names.
+        around: what those of a model around this one begin with.
     """
 
-    def __init__(self, files: Mapping[str, Any], prefix: str) -> None:
+    def __init__(self, files: Mapping[str, Any], prefix: str, around: str = "") -> None:
         self.files = files
-        self._prefix = prefix
+        self._prefix, self._around = prefix, around
 
     def weight(self, module: str) -> torch.Tensor | None:
         """Read the whole weight of a module; None if there is none under its name."""
         key = f"{module}.weight"
         old = (f"{name}.weight" for name, new in OLD_NAMES.items() if new == module)
-        for name in (key, key.removeprefix(f"{self._prefix}."), *old):
+        inner = key.removeprefix(f"{self._prefix}.")
+        for name in (key, inner, f"{self._around}.{key}", *old):
             if name in self.files:
                 whole: torch.Tensor = self.files[name].get_tensor(name)
                 return whole
