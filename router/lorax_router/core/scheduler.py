@@ -173,7 +173,7 @@ class Scheduler:
         self._now = 0.0
         self._activation = Activation(epoch)
         self._new_budget = partial(
-            StepBudget, max_step_tokens, max_kv_read, target_itl_s, is_whole=whole_prompts
+            StepBudget, max_kv_read=max_kv_read, target_s=target_itl_s, is_whole=whole_prompts
         )
         self._suspects = Suspects(self._running)
         self._isolation = Isolation(
@@ -339,7 +339,7 @@ class Scheduler:
         self.deadlines.look(now, self._end)
         if len(self._in_flight) >= self.depth:
             return None
-        budget = self._new_budget(cost=self._cost.cost())
+        budget = self._new_budget(self.max_step_tokens, cost=self._cost.cost())
         builder = StepBuilder(
             self._next_seq, budget, self._running.pool, self.block_size, self.adapters, now
         )
