@@ -158,7 +158,8 @@ def make_heads(model: Any, own: Any | None = None) -> dict[str, Head]:
     """Return the heads that a model can have, by kind, and attach them to it.
 
     ``own`` is the model of the checkpoint where it has a head; its weights are the base's. Others
-    are there for adapters that bring theirs. The backbone gives its pooler away.
+    are there for adapters that bring theirs. The backbone gives its pooler away to a head that
+    uses it.
     """
     backbone, config, dtype = model.base_model, model.config, model.dtype
     own_kind = None if own is None else kind_of(config)
@@ -175,8 +176,8 @@ def make_heads(model: Any, own: Any | None = None) -> dict[str, Head]:
                 _fill(head.module, backbone.device)
             heads[kind] = head
             model.add_module(f"{kind}_head", head.module)
-    if pooler is not None:
-        # It is the head's: the backbone would pool the first token of a whole step.
+    if any(head.picked.pooler is not None for head in heads.values()):
+        # It is the head's, and adapters know it there.
         backbone.pooler = None
     return heads
 
