@@ -11,6 +11,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.helpers.peft_folders import quiet, randomise
 from tests.helpers.stored_adapters import put_adapter
+from tests.helpers.thread_ranks import ThreadGroup
 from tests.helpers.tiny_models import make_tokenizer, widen
 from tokenizers import Tokenizer
 
@@ -22,6 +23,7 @@ from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.memory import PoolSettings
+from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 from lorax_shard.store.store import AdapterStore
 
@@ -130,13 +132,17 @@ class HeadWorld:
             bare = self._bare(self.adapters[number])
             return PeftModel.from_pretrained(bare, self.folders[number]).eval()
 
-    def engine(self) -> Engine:
-        """Return a warm engine on whose lane all adapters lie."""
-        config = ShardConfig(
+    @property
+    def config(self) -> ShardConfig:
+        """What a shard is told."""
+        return ShardConfig(
             model_dir=str(self.path), model_id="tiny", shard_uris=["unix:///unused"],
             adapters=True, adapter_store_dir=str(self._root / "store"),
         )  # fmt: skip
-        paged = load_paged_model(config)
+
+    def engine(self, paged: HFPagedModel | None = None, group: ThreadGroup | None = None) -> Engine:
+        """Return a warm engine on whose lane all adapters lie; of a part, one rank's."""
+        paged = load_paged_model(self.config) if paged is None else paged
         assert paged.lora is not None
         assert paged.base is not None
         host = HostCache(self._store, host_bytes=1 << 30)
@@ -145,7 +151,7 @@ class HeadWorld:
             content = AdapterContent(parts=(put_adapter(self._store, folder, paged.base),))
             lane.prepare(AdapterHandle(handle), content)
         pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5)
-        engine = Engine(paged, self.tokenizer, pool, adapters=lane)
+        engine = Engine(paged, self.tokenizer, pool, adapters=lane, group=group)
         engine.warm_up(
             WarmupSpec(
                 max_input_length=MAX_TOKENS, max_total_tokens=MAX_TOKENS,

@@ -25,9 +25,10 @@ from lorax_shard.attention.whole import WholeAttention
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
 from lorax_shard.model import attention_hook, elementwise, miniature
-from lorax_shard.model.describe import describe
+from lorax_shard.model.describe import describe, describe_heads
 from lorax_shard.model.encoder import EncoderModel
 from lorax_shard.model.families import is_encoder
+from lorax_shard.model.heads import make_heads
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
     ModelProbe,
@@ -35,6 +36,7 @@ from lorax_shard.model.probe import (
     survey_attention,
 )
 from lorax_shard.model.quantized import install_linears
+from lorax_shard.model.rank_heads import own_head
 from lorax_shard.model.read_weights import (
     add_generation_config,
     leave_out_pooler,
@@ -102,6 +104,7 @@ def read_part(
     if encoder:
         leave_out_pooler(loaded.model, loaded.report)
         loaded.whole.pooler = getattr(loaded.model, "pooler", None) and loaded.whole.pooler
+    own = own_head(folder, hf_config, loaded) if encoder else None
     refuse_missing(folder, loaded.report)
     add_generation_config(loaded.model, folder)
     with one_thread():
@@ -118,12 +121,18 @@ def read_part(
     with one_thread():
         chosen = "torch" if encoder else config.elementwise_backend
         exchanged = elementwise.install(loaded.model, chosen, device, dtype)
+    if encoder or base is not None:
+        paged.heads = make_heads(loaded.model, own)
     if base is not None:
         cut = AdapterCut(loaded.plan, read_weight, dtype)
-        paged.base = base
-        paged.lora = lora.install(
-            loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut
+        paged.base = dataclasses.replace(
+            base, is_encoder=encoder, heads=describe_heads(paged.heads)
         )
+        outputs = [head.output_name for head in paged.heads.values()]
+        paged.lora = lora.install(
+            loaded.model, config.lora_backend, device, dtype,
+            whole=loaded.whole, cut=cut, outputs=outputs,
+        )  # fmt: skip
         paged.lora_backend = paged.lora.backend
     return RankPart(loaded, paged, backend, exchanged)
 
