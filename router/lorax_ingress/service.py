@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Self, TypeVar
 
 from lorax_contract.errors import DeadlineError, LoraxError
+from lorax_contract.pooling import HeadFacts
 from lorax_ingress.fleet import Chosen, Fleet
 from lorax_ingress.resuming import LOST, OpenedStream, ResumingStream
 from lorax_router.service.callers import Caller
@@ -50,6 +51,10 @@ class ReplicatedService:
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""
         return await self._whole(request, lambda chosen, asked: chosen.service.count_tokens(asked))
+
+    async def head_of(self, request: GenerateRequest) -> HeadFacts | None:
+        """Return the head that would classify a request's text; None: there is none."""
+        return await self._whole(request, lambda chosen, asked: chosen.service.head_of(asked))
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter

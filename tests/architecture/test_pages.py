@@ -20,7 +20,7 @@ PAGES = [
     *sorted((ROOT / "bench").rglob("*.md")),
 ]
 # Of LoRAX, TGI and vLLM, and not here: pages say so.
-ABSENT = {"/embed", "/v1/embeddings", "/classify", "/classify_batch", "/chat_tokenize", "/version"}
+ABSENT = {"/chat_tokenize", "/version", "/pooling"}
 # What is typed into `lorax-cli chat`, a folder, and what clients take as their base.
 NO_ROUTES = {"/adapter", "/adapters", "/again", "/quit", "/reset", "/system", "/folder", "/v1"}
 # Not in the document that lists the others.

@@ -21,6 +21,7 @@ from lorax_contract.adapters import (
     LoadReport,
 )
 from lorax_contract.config import RouterConfig
+from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_contract.step import AdapterHandle
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.ports import ShardClient
@@ -38,6 +39,12 @@ from lorax_router.shards.fake.shard import FakeModel, FakeShard
 from lorax_router.startup import Parts, assemble, size
 
 MIB = 1 << 20
+# What adapters of these names classify.
+HEADS = {
+    "judge": HeadFacts(pooling=Pooling.LAST, labels=("bad", "fair", "good")),
+    "tagger": HeadFacts(pooling=Pooling.EACH, labels=("O", "B-A", "I-A", "B-B")),
+    "ranker": HeadFacts(pooling=Pooling.LAST, labels=("score",), scores=ScoreKind.ANY_OF),
+}
 
 
 def fetched(content: str, **facts: Any) -> FetchedAdapter:
@@ -93,7 +100,9 @@ class Sources:
         self.contents: dict[str, FetchedAdapter | Exception | asyncio.Future[FetchedAdapter]] = {}
 
     def __call__(self, query: AdapterQuery) -> Any:
-        answer = self.contents.get(query.ref.id, fetched(query.ref.id))
+        answer = self.contents.get(
+            query.ref.id, fetched(query.ref.id, head=HEADS.get(query.ref.id))
+        )
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -39,13 +39,16 @@ TEMPLATE = (
 
 
 def word_tokenizer() -> Tokenizer:
-    """One token per word or punctuation run: `w0` is 0; a start token 900 goes in front."""
+    """One token per word or punctuation run: `w0` is 0; a start token 900 goes in front.
+
+    Of two texts the second one's tokens are of another type.
+    """
     vocabulary = {f"w{i}": i for i in range(900)}
     vocabulary |= {"<s>": 900, "[UNK]": 901, "<": 902, ">": 903, "user": 904, "assistant": 905}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 900)]
+        single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", 900)]
     )
     return tokenizer
 

@@ -94,6 +94,17 @@ def _whole(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
     ):
         yield "/v1/embeddings", {"model": model, "input": MARK, **fields}
     yield "/embed", {"inputs": MARK}
+    for path in ("/classify", "/predict"):
+        yield path, {"inputs": MARK}
+        yield path, {"inputs": MARK, "parameters": {"api_token": TOKEN}}
+    yield "/classify", {"input": [MARK], "model": model}
+    yield "/classify_batch", {"inputs": [MARK]}
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        yield path, {"query": MARK, "documents": [MARK, {"text": f"{MARK} too"}], "model": model}
+        yield path, {"query": MARK, "documents": [{MARK: MARK}]}
+    yield "/rerank", {"query": MARK, "texts": [MARK], "return_text": True}
+    for path in ("/score", "/v1/score"):
+        yield path, {"text_1": MARK, "text_2": [MARK, f"{MARK} too"], "model": model}
     yield "/v1/messages/count_tokens", {"model": model, "messages": [_USER]}
 
 

@@ -19,6 +19,7 @@ from lorax_router.fronts.messages import (
     AskAnswer,
     AskCall,
     AskCount,
+    AskHead,
     AskMessage,
     AskRoom,
     AskStream,
@@ -35,6 +36,7 @@ from lorax_router.fronts.messages import (
     TellAnswer,
     TellCount,
     TellFault,
+    TellHead,
     TellMessage,
     TellOpening,
     TellRoom,
@@ -128,6 +130,8 @@ class FrontDesk:
                 self._begin(number, partial(self._stream, message))
             case AskCount(number):
                 self._begin(number, partial(self._count, message))
+            case AskHead(number):
+                self._begin(number, partial(self._head, message))
             case AskMessage(number):
                 self._begin(number, partial(self._message, message))
             case AskCall(number):
@@ -190,6 +194,10 @@ class FrontDesk:
     async def _count(self, asked: AskCount) -> None:
         count = await self._parts.service.count_tokens(unpack_request(asked.request))
         self._send(TellCount(asked.number, count))
+
+    async def _head(self, asked: AskHead) -> None:
+        head = await self._parts.service.head_of(unpack_request(asked.request))
+        self._send(TellHead(asked.number, head))
 
     async def _message(self, asked: AskMessage) -> None:
         assert self._parts.messages is not None

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.faults import Fault
@@ -52,6 +53,13 @@ class AskStream(FromFront, frozen=True):
 
 class AskCount(FromFront, frozen=True):
     """How many tokens a prompt has; answered by TellCount or TellFault."""
+
+    number: int
+    request: PackedRequest
+
+
+class AskHead(FromFront, frozen=True):
+    """Which head would classify a text; answered by TellHead or TellFault."""
 
     number: int
     request: PackedRequest
@@ -173,6 +181,13 @@ class TellCount(FromCore, frozen=True):
     count: int
 
 
+class TellHead(FromCore, frozen=True):
+    """The head that would classify a text; None: there is none."""
+
+    number: int
+    head: HeadFacts | None
+
+
 class TellAdapter(FromCore, frozen=True):
     """The adapter that a stream will use; comes before it is waited for."""
 
@@ -275,11 +290,11 @@ class TellStop(FromCore, frozen=True):
 
 
 Up = (
-    AskRoom | AskAnswer | AskStream | AskCount | AskCall | CallPart | Withdraw | NoteRefused
+    AskRoom | AskAnswer | AskStream | AskCount | AskHead | AskCall | CallPart | Withdraw | NoteRefused
     | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad | AskMessage
 )  # fmt: skip
 Down = (
-    TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
+    TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks
     | PullPart | TellCall | TellAliases | TellStop | TellFacts | TellLoad | TellMessage
 )  # fmt: skip
 

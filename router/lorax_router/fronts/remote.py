@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorax_contract.errors import LoraxError, ReplicaLostError, ValidationError
+from lorax_contract.pooling import HeadFacts
 from lorax_router.fronts.chunks import chunks_of
 from lorax_router.fronts.faults import pack_fault, unpack_fault
 from lorax_router.fronts.messages import (
     AskAnswer,
     AskCount,
+    AskHead,
     AskMessage,
     AskRoom,
     AskStream,
@@ -25,6 +27,7 @@ from lorax_router.fronts.messages import (
     TellChunks,
     TellCount,
     TellFault,
+    TellHead,
     TellMessage,
     TellOpening,
     TellRoom,
@@ -42,7 +45,7 @@ from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
 
 Answer = (
-    TellRoom | TellFault | TellAnswer | TellCount | TellAdapter | TellOpening | TellChunks
+    TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks
     | TellMessage
 )  # fmt: skip
 
@@ -91,6 +94,13 @@ class RemoteService:
         message = AskCount(number, pack_request(request))
         answer: TellCount = await self._ask(number, message, request.caller, request.origin)
         return answer.count
+
+    async def head_of(self, request: GenerateRequest) -> HeadFacts | None:
+        """Return the head that would classify a request's text; None: there is none."""
+        number = next(self._numbers)
+        message = AskHead(number, pack_request(request))
+        answer: TellHead = await self._ask(number, message, request.caller, request.origin)
+        return answer.head
 
     async def answer(
         self, method: str, request: bytes, metadata: Sequence[tuple[str, str]]
@@ -166,7 +176,13 @@ class RemoteService:
             case TellAdapter(number, adapter):
                 if (asked := self._streams.get(number)) is not None:
                     asked.on_adapter(adapter)
-            case TellRoom(number) | TellAnswer(number) | TellCount(number) | TellMessage(number):
+            case (
+                TellRoom(number)
+                | TellAnswer(number)
+                | TellCount(number)
+                | TellHead(number)
+                | TellMessage(number)
+            ):
                 waiting = self._asked.get(number)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from pydantic_core import from_json
 
+from lorax_contract.pooling import HeadFacts
 from lorax_router.http_api.json_text import dumps
 from lorax_router.service.callers import Caller
 from lorax_router.service.chat.output_parser import NewParser, OutputParser
@@ -21,6 +22,7 @@ from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.chat.tools import ToolChoice
 from lorax_router.service.generation import AnswerStream
 from lorax_router.service.origin import Origin
+from lorax_router.service.prompts.encoding import Span
 from lorax_router.service.requests import (
     ChatPrompt,
     GenerateParameters,
@@ -80,6 +82,8 @@ class PackedResult(msgspec.Struct, frozen=True, array_like=True):
     num_skipped_tokens: int
     timings: Timings
     adapter: AdapterUse | None
+    head: HeadFacts | None = None
+    spans: list[Span] | None = None
 
 
 class PackedOpening(msgspec.Struct, frozen=True, array_like=True):
@@ -154,6 +158,8 @@ def pack_result(result: GenerateResult) -> PackedResult:
         result.num_skipped_tokens,
         result.timings,
         result.adapter,
+        result.head,
+        result.spans,
     )
 
 
@@ -172,6 +178,8 @@ def unpack_result(
         num_skipped_tokens=packed.num_skipped_tokens,
         timings=packed.timings,
         adapter=packed.adapter,
+        head=packed.head,
+        spans=packed.spans,
     )
 
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import HeadFacts
 from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.disconnect import while_present
 from lorax_router.http_api.json_body import StrictBody, bearer_token
@@ -103,6 +104,13 @@ class Calls:
         """Return how many tokens a prompt has; raises ClientGoneError."""
         with self.models.asked_for(body.model):
             return await while_present(request.receive, self._service.count_tokens(wanted))
+
+    async def head_of(
+        self, request: Request, body: ModelBody, wanted: GenerateRequest
+    ) -> HeadFacts | None:
+        """Return the head that would classify a text; raises ClientGoneError."""
+        with self.models.asked_for(body.model):
+            return await while_present(request.receive, self._service.head_of(wanted))
 
     async def _open(self, body: ModelBody, requests: Sequence[GenerateRequest]) -> BatchStream:
         with self.models.asked_for(body.model):

@@ -13,9 +13,21 @@ from lorax_router.http_api.lorax.bodies import EmbedBody
 from lorax_router.http_api.lorax.embed_routes import EmbedRoutes
 from lorax_router.http_api.model_routes import ModelRoutes
 from lorax_router.http_api.openai import api as openai
+from lorax_router.http_api.pooled.bodies import (
+    ClassifyBatchBody,
+    ClassifyBody,
+    PredictBody,
+    RerankBody,
+    ScoreBody,
+)
+from lorax_router.http_api.pooled.classify_routes import ClassifyRoutes
+from lorax_router.http_api.pooled.rank_routes import RankRoutes
 
 # What they parse and stream, for the OpenAPI document.
-BODIES: tuple[type[BaseModel], ...] = (EmbedBody, *openai.BODIES, *anthropic.BODIES)
+BODIES: tuple[type[BaseModel], ...] = (
+    EmbedBody, ClassifyBody, ClassifyBatchBody, PredictBody, RerankBody, ScoreBody,
+    *openai.BODIES, *anthropic.BODIES,
+)  # fmt: skip
 EVENTS: tuple[type[BaseModel], ...] = (*openai.EVENTS, *anthropic.EVENTS)
 
 
@@ -28,5 +40,9 @@ def dialect_routers(calls: Calls) -> Iterator[APIRouter]:
 def generating_routers(calls: Calls) -> Iterator[APIRouter]:
     """Yield the routers of all dialects whose every route generates, or counts tokens."""
     yield EmbedRoutes(calls).router()
+    yield ClassifyRoutes(calls).router()
+    ranks = RankRoutes(calls)
+    yield ranks.router()
+    yield ranks.versioned_router()
     yield from openai.openai_routers(calls)
     yield from anthropic.anthropic_routers(calls)

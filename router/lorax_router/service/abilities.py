@@ -56,8 +56,28 @@ class Abilities:
             self._check_dimensions(params.dimensions)
             self._check_prompt_name(request)
 
-    def shape(self, params: GenerateParameters) -> VectorShape:
+    def head_for(self, params: GenerateParameters, own: HeadFacts | None) -> HeadFacts | None:
+        """Return what gives a request's scores, of its adapter's ``own`` head and the model's.
+
+        None: it asks for none. Raises ValidationError if there is no head.
+        """
+        if params.output is not OutputKind.SCORES:
+            return None
+        head = own or self.head
+        if head is None:
+            lacks = "neither this model nor the adapter has"
+            if not params.adapter_id and params.merged_adapters is None:
+                lacks = "this model does not have"
+            raise ValidationError(
+                f"{lacks} a classification head: name an adapter that has one (`adapter_id`), or ask "
+                "for vectors (`/v1/embeddings`, `/embed`)"
+            )
+        return head
+
+    def shape(self, params: GenerateParameters, head: HeadFacts | None) -> VectorShape:
         """Return how the vector of a request is made: what it does not say is as the model was made."""
+        if head is not None:
+            return VectorShape(pooling=head.pooling, normalize=False)
         made = self.vectors
         return VectorShape(
             pooling=made.pooling if params.pooling is None else params.pooling,

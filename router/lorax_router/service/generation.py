@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from lorax_contract.pooling import HeadFacts
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser
 from lorax_router.service.engine.port import TokenChunk
@@ -134,6 +135,9 @@ class GenerationService(Protocol):
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""
+
+    async def head_of(self, request: GenerateRequest) -> HeadFacts | None:
+        """Return the head that would classify a request's text; None: there is none."""
 
 
 class RequestCounts(Protocol):

@@ -20,6 +20,7 @@ from lorax_contract.errors import (
     UnhealthyError,
     ValidationError,
 )
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
@@ -254,6 +255,22 @@ class InferenceService:
                 lease.release()
             permit.give_back()
 
+    async def head_of(self, request: GenerateRequest) -> HeadFacts | None:
+        """Return the head that would classify a request's text; None: there is none."""
+        self.check_open()
+        checked = self._validator.check(request, stream=False)
+        self._check_sees(checked)
+        base = self._validator.abilities.head
+        if checked.selection is None:
+            return base
+        permit = self._admit(checked)
+        try:
+            lease = await self._acquire(checked, self.meters.of(request.caller))
+            lease.release()
+        finally:
+            permit.give_back()
+        return lease.head or base
+
     def _new_record(self, request: GenerateRequest, *, is_stream: bool) -> RequestRecord:
         caller = request.caller
         return RequestRecord(
@@ -324,7 +341,7 @@ class InferenceService:
         text, request = _text(lease), checked.request
         started = perf_counter()
         _check_resumed(request, lease)
-        valid = await self._validator.complete(checked, text)
+        valid = await self._validator.complete(checked, text, lease.head if lease else None)
         record.tokenized(started)
         if lease is not None and lease.invocation_ids:
             start = activation_start(valid.prompt_ids, lease.invocation_ids)
@@ -421,6 +438,8 @@ class InferenceService:
             num_skipped_tokens=record.num_skipped,
             timings=record.timings,
             adapter=record.adapter,
+            head=valid.head,
+            spans=None if valid.spans is None else [*valid.spans],
         )
 
 

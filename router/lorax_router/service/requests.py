@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorax_contract.constraint import Constraint
-from lorax_contract.pooling import Pooling
+from lorax_contract.pooling import HeadFacts, Pooling
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.service.callers import ANYBODY, Caller
@@ -194,8 +194,10 @@ class ValidRequest:
     samplings: tuple[SamplingParams, ...]
     stopping: StoppingParams
     output: OutputKind = OutputKind.TOKENS
-    # How its vector looks, if it asks for one.
+    # How its vector looks, if it asks for one, or what its scores are made of.
     shape: VectorShape = field(default_factory=VectorShape)
+    # What gives its scores, if it asks for some.
+    head: HeadFacts | None = None
     # What each output is bound to.
     constraint: Constraint | None = None
     # Where the second of two texts begins; 0: nothing tells it apart.

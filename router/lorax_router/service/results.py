@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import Alternatives, FinishCode, TokenColumns
 from lorax_router.service.chat.output_parser import NewParser
 from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.prompts.encoding import Span
 
 FINISH_REASONS = {
     FinishCode.LENGTH: "length",
@@ -29,7 +31,8 @@ class Sequence:
     prompt_tokens: TokenColumns | None = None
     prompt_alternatives: list[Alternatives] = field(default_factory=list)
     generated_text: str = ""
-    # float32, little-endian; None: none was asked for.
+    # float32, little-endian: a vector, or what a classification head gives; None: neither was
+    # asked for.
     vector: bytes | None = None
     finish: FinishCode = FinishCode.RUNNING
 
@@ -186,6 +189,10 @@ class GenerateResult:
     num_skipped_tokens: int = 0
     timings: Timings
     adapter: AdapterUse | None = None
+    # What gave the scores, where they were asked for; of one that classifies tokens also, by token,
+    # from which character of the text to which it stands.
+    head: HeadFacts | None = None
+    spans: list[Span] | None = None
 
 
 def _between(start: float, end: float) -> float:

@@ -91,6 +91,6 @@ def _check_last(chunk: TokenChunk, output: OutputKind, adapter: str) -> None:
             raise NoNumbersError(f"{error} (adapter {adapter})") from error
         raise error
     lacks_token = output is OutputKind.TOKENS and not chunk.tokens.ids
-    lacks_vector = output is OutputKind.VECTOR and chunk.vector is None
+    lacks_vector = output.pools and chunk.vector is None
     if chunk.generated_text is None or lacks_token or lacks_vector:
         raise IncompleteGenerationError("the last chunk lacks what was asked for", public="")

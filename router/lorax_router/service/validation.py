@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_contract.words import counted
 from lorax_router.core.request import RequestTerms
@@ -91,6 +92,8 @@ class Validator:
         self.abilities.check(request)
         self._prompts.check(request.prompt, is_cut=params.cut_to is not None)
         selection = self._selections.selection_of(params)
+        if selection is None:
+            self.abilities.head_for(params, None)
         _check_lengths(params, self.limits)
         _check_stopping(params, self.limits)
         _check_terms(params)
@@ -111,15 +114,25 @@ class Validator:
         return len(encoded.ids)
 
     async def complete(
-        self, checked: CheckedRequest, text: AdapterText = _BASE_TEXT
+        self,
+        checked: CheckedRequest,
+        text: AdapterText = _BASE_TEXT,
+        own_head: HeadFacts | None = None,
     ) -> ValidRequest:
         """Tokenize the prompt and check its length; raises ValidationError, TemplateError.
 
-        ``text`` is what the request's adapter brings for that.
+        ``text`` is what the request's adapter brings for that, ``own_head`` its classification head.
         """
         request, params = checked.request, checked.request.parameters
+        head = self.abilities.head_for(params, own_head)
         prompt = self.abilities.prompted(request)
-        encoded = await self._prompts.encode(prompt, text, params.truncate, params.cut_to)
+        encoded = await self._prompts.encode(
+            prompt,
+            text,
+            params.truncate,
+            params.cut_to,
+            with_spans=head is not None and head.classifies_tokens,
+        )
         most = max_new_tokens(params, len(encoded.ids), self.limits)
         return ValidRequest(
             prompt_ids=encoded.ids,
@@ -131,7 +144,8 @@ class Validator:
             sent_text=request.sent_text,
             stopping=_stopping(params, most),
             output=params.output,
-            shape=self.abilities.shape(params),
+            shape=self.abilities.shape(params, head),
+            head=head,
             resumed_ids=() if request.resumption is None else request.resumption.output_ids,
             terms=_terms(request),
             details=params.details or params.decoder_input_details,

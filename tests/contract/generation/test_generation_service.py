@@ -23,7 +23,9 @@ from lorax_contract.errors import (
     ShuttingDownError,
     ValidationError,
 )
+from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_contract.step import FinishCode, RequestSpec
+from lorax_router.service.abilities import Abilities
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import GenerationService, RequestCounts
@@ -248,6 +250,15 @@ async def test_tokens_are_counted(asked):
     async with asked(World()) as here:
         assert await here.service.count_tokens(request_of()) == 3
         assert here.world.engine.submitted == []
+
+
+@in_loop
+async def test_the_head_that_would_classify_a_text_is_told(asked):
+    head = HeadFacts(pooling=Pooling.EACH, labels=("O", "B-A"), scores=ScoreKind.ANY_OF)
+    for own in (None, head):
+        async with asked(World(abilities=Abilities(head=own))) as here:
+            assert await here.service.head_of(request_of()) == own
+            assert here.world.engine.submitted == []
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -11,12 +11,13 @@ from tests.helpers.http_app import World
 
 TWICE = {
     "test_generate", "test_chats", "test_completions", "test_responses", "test_messages",
-    "test_embed", "test_embeddings",
+    "test_embed", "test_embeddings", "test_classify", "test_rank",
 }  # fmt: skip
 GENERATING = (
     "/", "/invocations", "/generate", "/generate_stream", "/v1/completions",
     "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-    "/v1/embeddings", "/embed",
+    "/v1/embeddings", "/embed", "/classify", "/classify_batch", "/predict", "/rerank",
+    "/v1/rerank", "/v2/rerank", "/score", "/v1/score",
 )  # fmt: skip
 
 

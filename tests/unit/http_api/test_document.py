@@ -23,7 +23,9 @@ ROUTES = {
     "/generate_stream": {"post"}, "/health": {"get"}, "/ping": {"get"}, "/startup": {"get"},
     "/info": {"get"}, "/metrics": {"get"}, "/tokenize": {"post"}, "/detokenize": {"post"},
     "/v1/completions": {"post"}, "/v1/chat/completions": {"post"}, "/v1/models": {"get"},
-    "/v1/embeddings": {"post"}, "/embed": {"post"},
+    "/v1/embeddings": {"post"}, "/embed": {"post"}, "/classify": {"post"},
+    "/classify_batch": {"post"}, "/predict": {"post"}, "/rerank": {"post"}, "/v1/rerank": {"post"},
+    "/v2/rerank": {"post"}, "/score": {"post"}, "/v1/score": {"post"},
     "/v1/models/{model}": {"get"}, "/v1/responses": {"post"}, "/v1/messages": {"post"},
     "/v1/messages/count_tokens": {"post"},
 }  # fmt: skip

@@ -151,6 +151,10 @@ class EmbedParametersBody(StrictBody):
     api_token: str | None = None
     """Token for private adapters; the Bearer token of the request if absent."""
 
+    def to_domain(self, bearer_token: str | None) -> GenerateParameters:
+        """Return the service's value."""
+        return ParametersBody.model_validate(said(self)).to_domain(bearer_token)
+
 
 class EmbedBody(StrictBody):
     """A text to make a vector of."""
@@ -163,9 +167,7 @@ class EmbedBody(StrictBody):
 
     def to_parameters(self, bearer_token: str | None) -> GenerateParameters:
         """Return the service's value."""
-        given = said(self.parameters or EmbedParametersBody())
-        body = ParametersBody.model_validate(given)
-        return body.to_domain(bearer_token)
+        return (self.parameters or EmbedParametersBody()).to_domain(bearer_token)
 
 
 class GenerateBody(StrictBody):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from lorax_contract.constraint import Constraint
 from lorax_contract.errors import ValidationError
 from lorax_contract.pooling import Pooling
+from lorax_router.http_api.cutting import cut_to
 from lorax_router.http_api.json_body import Integer, Items, StrictBody
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.pooling_names import POOLINGS, PoolingName
@@ -237,13 +238,6 @@ class EmbeddingBody(ModelBody):
     def pooled_by(self) -> Pooling | None:
         """What vectors are made of; None: as the model was made."""
         return None if self.pooling is None else POOLINGS[self.pooling]
-
-
-def cut_to(given: int | None) -> int | None:
-    """Return the service's value of vLLM's ``truncate_prompt_tokens``; raises ValidationError."""
-    if given is not None and given != -1 and given < 1:
-        raise ValidationError(f"`truncate_prompt_tokens` must be -1 or at least 1, got {given}")
-    return 0 if given == -1 else given
 
 
 def _one_or_several(

@@ -20,6 +20,7 @@ from lorax_contract.adapters import (
     MergeSpec,
 )
 from lorax_contract.errors import AdapterNotLoadedError, ValidationError
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle
 from lorax_router.core.adapters.record import AdapterRecord, AdapterState
 from lorax_router.service.adapters.events import AdapterEvents
@@ -65,6 +66,8 @@ class CatalogEntry:
     selection: AdapterSelection
     # The tokens that invoke it; empty: it acts on every token.
     invocation_ids: tuple[int, ...] = ()
+    # Its classification head; None: it has none.
+    head: HeadFacts | None = None
     # Whether only some callers may know what the last request asked for.
     is_private: bool = False
     # Names that lead here now.
@@ -216,9 +219,11 @@ class AdapterCatalog:
         nbytes = sum(each.device_bytes for each in fetched)
         rank = sum(each.max_rank for each in fetched)
         self.engine.add_adapter(handle, nbytes, content.key, rank)
-        # The shards refuse a merge with one that is invoked.
-        invocation_ids = () if content.merge is not None else fetched[0].invocation_ids
-        entry = CatalogEntry(handle, content, selection, invocation_ids)
+        # The shards refuse a merge with one that is invoked or has a head.
+        is_merge = content.merge is not None
+        invocation_ids = () if is_merge else fetched[0].invocation_ids
+        head = None if is_merge else fetched[0].head
+        entry = CatalogEntry(handle, content, selection, invocation_ids, head)
         self._entries[content.key] = self.by_handle[handle] = self._unheld[handle] = entry
         self._num_made_of.update({part.content_digest for part in content.parts})
         if entry.is_merge:

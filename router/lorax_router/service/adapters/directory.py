@@ -73,6 +73,7 @@ class AdapterLease:
         self.text = text
         self.content = entry.content
         self.invocation_ids = entry.invocation_ids
+        self.head = entry.head
         # What the adapter is called, however the request spelled it.
         self.label = label
         # Whether it took the caller's token, so that others may not learn of it.

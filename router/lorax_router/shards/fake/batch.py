@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from math import nan
 
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import (
     BASE_ADAPTER,
     AdapterHandle,
@@ -55,6 +56,8 @@ class FakeBatch:
         self._inactive: dict[AdapterHandle, str] = {}
         # By handle, what adapters compute; the base model is none of them.
         self._contents: dict[AdapterHandle, str] = {}
+        # Classification heads by what computes them; "": the model's own.
+        self.heads: Mapping[str, HeadFacts] = {}
 
     @property
     def live(self) -> list[RequestId]:
@@ -220,15 +223,26 @@ class FakeBatch:
                 self._end_prompt(outcome, request_id, row)
 
     def _end_prompt(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
-        vector = self._model.vector(row.spec, self.memory.digest(row.table))
+        vector = self._pooled(row)
         self._end(row)
         if self._rank == 0:
             outcome.row_ids.append(request_id)
             outcome.num_tokens.append(0)
             outcome.finish.append(int(FinishCode.LENGTH))
             detail = outcome.details[request_id] = self._detail(row, FinishCode.LENGTH)
-            if row.spec.output is OutputKind.VECTOR:
-                detail.vector = vector
+            detail.vector = vector
+
+    def _pooled(self, row: _Row) -> bytes | None:
+        """Return what a row asks for that is made of what the last layer gives, if it asks for that."""
+        spec, digest = row.spec, self.memory.digest(row.table)
+        if spec.output is OutputKind.SCORES:
+            head = self.heads.get(self._contents.get(spec.adapter, "")) or self.heads.get("")
+            if head is None:
+                raise FakeShardError(f"request {spec.request_id} asks for scores: there is no head")
+            if spec.pooling is not head.pooling:
+                raise FakeShardError(f"request {spec.request_id} pools by {spec.pooling!r}")
+            return self._model.scores(spec, digest, head)
+        return self._model.vector(spec, digest) if spec.output is OutputKind.VECTOR else None
 
     def _sample(self, outcome: StepOutcome, request_id: RequestId, row: _Row) -> None:
         model = self._model

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import Alternatives, FinishCode, OutputKind, RequestSpec
 
 _MASK = (1 << 64) - 1
@@ -61,6 +62,16 @@ class FakeModel:
         """Return four numbers for a prompt; they depend on what its row asks for, too."""
         seed = mix(digest + mix(spec.adapter + (spec.pooling << 32)))
         return struct.pack("<4f", *(1 + (seed >> 16 * place) % (1 << 16) for place in range(4)))
+
+    def scores(self, spec: RequestSpec, digest: int, head: HeadFacts) -> bytes:
+        """Return what a head makes of a prompt, from -4 to 4: of all of it, or of each token."""
+        ids = spec.prompt_ids
+        seeds = [digest]
+        if head.classifies_tokens:
+            seeds = [key_of(token, position) for position, token in enumerate(ids)]
+        labels = range(len(head.labels))
+        drawn = [mix(seed + mix(spec.adapter) + label) % 1024 for seed in seeds for label in labels]
+        return struct.pack(f"<{len(drawn)}f", *((each - 512) / 128 for each in drawn))
 
     def is_special(self, token_id: int) -> bool:
         """Whether the generated text leaves this token out."""

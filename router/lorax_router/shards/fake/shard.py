@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from lorax_contract.adapters import (
     AdapterContent,
@@ -78,6 +78,7 @@ class FakeShard:
         max_positions: longest sequence; 0: unbounded.
         step_delay_s: seconds that a step takes, or a function of its plan.
         adapter_delay_s: seconds that preparing an adapter takes.
+        facts: what ShardInfo has besides, such as the model's head.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class FakeShard:
         max_positions: int = 0,
         step_delay_s: float | Callable[[StepPlan], float] = 0.0,
         adapter_delay_s: float = 0.0,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model or FakeModel()
         self.rank = rank
@@ -127,7 +129,10 @@ class FakeShard:
             max_depth=max_depth,
             lora_backend="fake",
             adapter_bytes=1 << 30,
+            **(facts or {}),
         )
+        # Classification heads, of the model ("") and of adapters by content digest.
+        self.heads = {} if self._info.head is None else {"": self._info.head}
         self._bound_epoch: int | None = None
         self._dead = False
         self._end = asyncio.Event()
@@ -155,6 +160,7 @@ class FakeShard:
         info = self._info
         memory = FakeMemory(num_blocks, info.block_size)
         self.batch = FakeBatch(self.model, memory, rank=self.rank)
+        self.batch.heads = self.heads
 
     # --- script -----------------------------------------------------------------
 
@@ -284,9 +290,12 @@ class FakeShard:
         if self.fetch_delay_s:
             await asyncio.sleep(self.fetch_delay_s)
             self._check(None)
+        fetched = fake_fetched(query)
         if self.on_fetch is not None:
-            return await _answered(self.on_fetch(query))
-        return fake_fetched(query)
+            fetched = await _answered(self.on_fetch(query))
+        if fetched.head is not None:
+            self.heads[fetched.part.content_digest] = fetched.head
+        return fetched
 
     async def adapter_text(self, store_digest: str, names: Sequence[str]) -> dict[str, bytes]:
         """Return those of the files that ``texts`` has for an adapter."""

@@ -1,0 +1,158 @@
+"""``/classify``, ``/classify_batch`` and ``/predict``: what a classification head says of texts."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lorax_contract.step import OutputKind
+from lorax_router.http_api.auth import caller_of
+from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.disconnect import ClientGoneError
+from lorax_router.http_api.json_text import Json
+from lorax_router.http_api.openapi import ERRORS, json_body
+from lorax_router.http_api.origins import origin_of
+from lorax_router.http_api.pooled.bodies import (
+    ClassifyBatchBody,
+    ClassifyBody,
+    PooledBody,
+    PredictBody,
+)
+from lorax_router.http_api.pooled.schemas import ClassificationAnswer, EntityAnswer, LabelAnswer
+from lorax_router.http_api.responses import json_response
+from lorax_router.service.labels import entities_of, head_of, labels_of, scores_of, text_head
+from lorax_router.service.requests import GenerateRequest, TextPrompt
+from lorax_router.service.results import GenerateResult
+
+# Of one call: others have to fit beside it.
+AT_ONCE = 32
+
+_Said = list[EntityAnswer] | list[LabelAnswer]
+
+
+class ClassifyRoutes:
+    """Handlers of the routes that classify texts."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def router(self) -> APIRouter:
+        """The routes with their documentation."""
+        router = APIRouter(tags=["classification"])
+        router.post(
+            "/classify",
+            summary="Name the entities of a text, or its labels",
+            operation_id="classify",
+            responses={200: {"model": _Said | ClassificationAnswer}, **ERRORS},
+            openapi_extra=json_body(ClassifyBody),
+        )(self.classify)
+        router.post(
+            "/classify_batch",
+            summary="Name the entities of several texts, or their labels",
+            operation_id="classify_batch",
+            responses={200: {"model": list[_Said]}, **ERRORS},
+            openapi_extra=json_body(ClassifyBatchBody),
+        )(self.classify_batch)
+        router.post(
+            "/predict",
+            summary="Tell the labels of a text, of a pair, or of several",
+            operation_id="predict",
+            responses={200: {"model": list[LabelAnswer] | list[list[LabelAnswer]]}, **ERRORS},
+            openapi_extra=json_body(PredictBody),
+        )(self.predict)
+        return router
+
+    async def classify(self, request: Request) -> Response:
+        """Answer with what the head says of a text; of vLLM's body in vLLM's shape."""
+        body = await self._calls.read(request, ClassifyBody)
+        with self._calls.becoming_one(request):
+            texts = body.texts
+            requests = self._requests(request, body, [(text, None) for text in texts])
+        try:
+            results = await self._calls.generate(request, body, requests, AT_ONCE)
+        except ClientGoneError:
+            return Response()
+        if body.input is None:
+            return json_response(said(results[0], texts[0], raw=body.is_raw))
+        return json_response(self._vllm_document(body, results))
+
+    async def classify_batch(self, request: Request) -> Response:
+        """Answer with what the head says of each text, in their order."""
+        body = await self._calls.read(request, ClassifyBatchBody)
+        with self._calls.becoming_one(request):
+            texts = body.texts
+            requests = self._requests(request, body, [(text, None) for text in texts])
+        try:
+            results = await self._calls.generate(request, body, requests, AT_ONCE)
+        except ClientGoneError:
+            return Response()
+        answers = zip(results, texts, strict=True)
+        return json_response([said(result, text, raw=body.is_raw) for result, text in answers])
+
+    async def predict(self, request: Request) -> Response:
+        """Answer with all labels of texts as a whole, best first."""
+        body = await self._calls.read(request, PredictBody)
+        with self._calls.becoming_one(request):
+            requests = self._requests(request, body, body.pairs)
+        try:
+            results = await self._calls.generate(request, body, requests, AT_ONCE)
+        except ClientGoneError:
+            return Response()
+        answers = [_labels(result, raw=body.is_raw) for result in results]
+        return json_response(answers if body.is_batch else answers[0])
+
+    def _requests(
+        self, request: Request, body: PooledBody, texts: Sequence[tuple[str, str | None]]
+    ) -> list[GenerateRequest]:
+        parameters = body.asked(self._calls, request, OutputKind.SCORES)
+        return [
+            GenerateRequest(
+                prompt=TextPrompt(text, second=second),
+                parameters=parameters,
+                caller=caller_of(request),
+                origin=origin_of(request),
+            )
+            for text, second in texts
+        ]
+
+    def _vllm_document(self, body: ClassifyBody, results: Sequence[GenerateResult]) -> Json:
+        return {
+            "id": f"classify-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": self._calls.models.shown(body.model),
+            "data": [
+                {"index": index, **_classified(result, raw=body.is_raw)}
+                for index, result in enumerate(results)
+            ],
+            "usage": usage_of(sum(result.num_prompt_tokens for result in results)),
+        }
+
+
+def said(result: GenerateResult, text: str, *, raw: bool) -> list[Json]:
+    """Return what a head says of a text: entities of one for tokens, else labels."""
+    if head_of(result).classifies_tokens:
+        return [asdict(entity) for entity in entities_of(result, text, raw=raw)]
+    return _labels(result, raw=raw)
+
+
+def usage_of(num_tokens: int) -> Json:
+    """Return what so many tokens are called that nothing was generated after."""
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
+
+
+def _labels(result: GenerateResult, *, raw: bool) -> list[Json]:
+    return [label._asdict() for label in labels_of(result, raw=raw)]
+
+
+def _classified(result: GenerateResult, *, raw: bool) -> Json:
+    head = text_head(head_of(result))
+    scores = scores_of(result, raw=raw)
+    label = head.labels[int(scores.argmax())]
+    return {"label": label, "probs": scores.tolist(), "num_classes": len(head.labels)}
