@@ -60,6 +60,7 @@ class NoModel:
     weight_bytes = 1
     attention_backend = linear_backend = elementwise_backend = lora_backend = ""
     is_encoder = False
+    generates = True
     graphs = None
     slots = None
     vocab_size = VOCAB_SIZE

@@ -314,8 +314,10 @@ class ShardInfo:
     # What the memory of a rank goes to, as (name, bytes); of several that of the fullest.
     memory: tuple[tuple[str, int], ...] = ()
     # Whether it is an encoder: each token sees all others, so that prompts are computed whole and
-    # nothing of them is kept. It makes vectors, and no tokens.
+    # nothing of them is kept.
     is_encoder: bool = False
+    # Whether it draws tokens; else it makes vectors of prompts, or scores.
+    generates: bool = True
     # How vectors are made of prompts, where a request does not say.
     vectors: VectorFacts = field(default_factory=VectorFacts)
     # None: the model has no classification head.

@@ -217,7 +217,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         drafter=_drafter(config),
         watermark=Watermark(config.watermark_gamma, config.watermark_delta),
         make_constraints=None
-        if model.is_encoder
+        if not model.generates
         else constraints_maker(tokenizer, model.vocab_size, model.eos_token_ids),
         graphs=GraphLimits.of(config, pool.max_adapter_rank),
         remembered=_remembered_peak(config, model),

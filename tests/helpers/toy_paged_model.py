@@ -62,6 +62,7 @@ class ToyModel:
     graphs = None
     slots = None
     is_encoder = False
+    generates = True
 
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
         self.vocab_size = VOCAB_SIZE

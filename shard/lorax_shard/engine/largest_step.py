@@ -42,7 +42,7 @@ _SAMPLING = SamplingParams(
 class LargestStep:
     """Rows of a spec: as many as allowed, the last ones with all tokens that are left.
 
-    Those of an encoder are whole, and make vectors.
+    Those of an encoder are whole, and those of a model that draws no tokens make vectors.
     All rows share the blocks of one, so that the cache for them stays small; what they
     write does not matter. Where adapters are loaded, each row computes with one of them, and
     with another one than its neighbours do.
@@ -93,7 +93,7 @@ class LargestStep:
             batch.grant(row, [BlockId(block) for block in range(num_blocks)])
             work.append(RowWork(row, length))
         result = run_pass(self._model, batch, work)
-        if self._sampler is not None and not self._model.is_encoder:
+        if self._sampler is not None and self._model.generates:
             draw(self._sampler, result)
 
     def _row(self, number: int, context: int, length: int, asked: int) -> Row:
@@ -102,8 +102,9 @@ class LargestStep:
         ``asked``: of how many of them it wants the logprobs.
         """
         start = context - length
-        if self._model.is_encoder:
-            return make_row(_encoded_row(number, length), vocab_size=self._model.vocab_size)
+        if not self._model.generates:
+            new, vocab_size = _vector_row(number, context), self._model.vocab_size
+            return make_row(new, vocab_size=vocab_size, num_computed=start)
         row = make_row(
             _new_row(number, num_prompt=start + asked + 1, num_tokens=context),
             vocab_size=self._model.vocab_size,
@@ -143,7 +144,7 @@ def _row_lengths(spec: WarmupSpec, longest: int) -> list[int]:
     return lengths[::-1]
 
 
-def _encoded_row(number: int, num_tokens: int) -> NewRow:
+def _vector_row(number: int, num_tokens: int) -> NewRow:
     spec = RequestSpec(
         request_id=RequestId(number),
         prompt_ids=[0] * num_tokens,

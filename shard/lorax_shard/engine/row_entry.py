@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lorax_shard.constraints.rows import ConstrainedRows
 
 _SCORED = {SEQUENCE: "whole texts", TOKENS: "tokens"}
-NO_TOKENS = "this model is an encoder: it makes vectors of prompts, and no tokens"
+NO_TOKENS = "this model makes vectors of prompts or scores them, and no tokens"
 UNBOUND = "output cannot be bound to a grammar here: the package llguidance is not installed"
 
 
@@ -54,7 +54,7 @@ class RowEntry:
         model = self._model
         vocab_size = model.vocab_size if adapter is None else adapter.vocab_size
         eos_token_ids = model.eos_token_ids if adapter is None else adapter.eos_token_ids
-        if model.is_encoder and not new.spec.output.pools:
+        if not model.generates and not new.spec.output.pools:
             raise ValidationError(NO_TOKENS)
         self._check_positions(new)
         _check_alternatives(new.spec.sampling, vocab_size)

@@ -1,7 +1,8 @@
-"""An encoder, as the engine sees it: rows are computed whole, and nothing of them is kept.
+"""Models that generate nothing, as the engine sees them: encoders, and decoders without a head of tokens.
 
-It fits where a decoder does. Its cache has blocks without a byte in them, so whoever plans counts
-them as ever, and what it gives for a token is a hidden state in place of logits.
+They fit where a language model does: what they give for a token is a hidden state in place of
+logits. An encoder computes rows whole and keeps nothing of them. Its cache has blocks without a byte
+in them, so whoever plans counts them as ever.
 """
 
 from __future__ import annotations
@@ -15,21 +16,15 @@ import torch
 
 from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
+from lorax_shard.model.graphs.recorder import GraphRecorder
 from lorax_shard.model.hf_model import HFPagedModel
+from lorax_shard.model.interface import GraphSettings
 
 
-class EncoderModel(HFPagedModel):
-    """Owns a transformers encoder; implements ``PagedModel``."""
+class BackboneModel(HFPagedModel):
+    """Owns a transformers model without a head of tokens; implements ``PagedModel``."""
 
-    is_encoder = True
-
-    def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
-        """Take a model with plugged attention and plain linears; see ``loader``."""
-        super().__init__(model, survey, backend)
-        self._first_position = first_position(model)
-        self.max_positions = max(self.max_positions - self._first_position, 0)
-        self.eos_token_ids = frozenset()
-        self._tells_texts_apart = tells_texts_apart(model)
+    generates = False
 
     def forward(
         self,
@@ -45,30 +40,19 @@ class EncoderModel(HFPagedModel):
 
         S x hidden in float32, in the place of logits.
         """
-        arguments: dict[str, Any] = {
-            "input_ids": input_ids.unsqueeze(0),
-            "position_ids": self._positions(input_ids, positions).unsqueeze(0),
-            STEP_KEYWORD: metadata,
-        }
-        if self._tells_texts_apart:
-            segments = torch.zeros_like(input_ids) if segments is None else segments
-            arguments["token_type_ids"] = segments.unsqueeze(0)
+        arguments = self._arguments(input_ids, positions, segments)
         lens = slot_lens if slot_lens is not None else metadata.query_lens
         with torch.inference_mode(), self._adapters(lens, None, slots), self._no_pooler():
-            hidden: torch.Tensor = self._model.base_model(**arguments).last_hidden_state[0]
+            output = self._model.base_model(**arguments, **{STEP_KEYWORD: metadata})
+            hidden: torch.Tensor = output.last_hidden_state[0]
             return hidden[logit_rows.to(hidden.device)].float()
 
-    def _positions(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return the numbers that the model gives to tokens at these positions of their rows."""
-        if not self._first_position:
-            return positions
-        padding = self._first_position - 1
-        counts = input_ids != padding
-        before = counts.cumsum(0) - counts.long()
-        starts = torch.arange(len(positions), device=positions.device) - positions
-        # A token that stands for padding has its number, and none is left out for it.
-        own = before - before[starts] + self._first_position
-        return own.masked_fill(~counts, padding)
+    def _arguments(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, _segments: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """Return what the model's own forward is told of tokens."""
+        ids, places = input_ids.unsqueeze(0), positions.unsqueeze(0)
+        return {"input_ids": ids, "position_ids": places, "use_cache": False}
 
     @contextmanager
     def _no_pooler(self) -> Iterator[None]:
@@ -83,6 +67,56 @@ class EncoderModel(HFPagedModel):
             yield
         finally:
             modules["pooler"] = pooler
+
+    def capture_graphs(
+        self,
+        settings: GraphSettings,
+        recorder: GraphRecorder | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> None:
+        """Capture nothing: passes are prompts, of any length."""
+
+    def graph_bytes(self, settings: GraphSettings) -> int:
+        """Return 0: there are none."""
+        return 0
+
+
+class EncoderModel(BackboneModel):
+    """Owns a transformers encoder; implements ``PagedModel``."""
+
+    is_encoder = True
+
+    def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
+        """Take a model with plugged attention and plain linears; see ``loader``."""
+        super().__init__(model, survey, backend)
+        self._first_position = first_position(model)
+        self.max_positions = max(self.max_positions - self._first_position, 0)
+        self.eos_token_ids = frozenset()
+        self._tells_texts_apart = tells_texts_apart(model)
+
+    def _arguments(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor | None
+    ) -> dict[str, Any]:
+        arguments = {
+            "input_ids": input_ids.unsqueeze(0),
+            "position_ids": self._positions(input_ids, positions).unsqueeze(0),
+        }
+        if self._tells_texts_apart:
+            segments = torch.zeros_like(input_ids) if segments is None else segments
+            arguments["token_type_ids"] = segments.unsqueeze(0)
+        return arguments
+
+    def _positions(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the numbers that the model gives to tokens at these positions of their rows."""
+        if not self._first_position:
+            return positions
+        padding = self._first_position - 1
+        counts = input_ids != padding
+        before = counts.cumsum(0) - counts.long()
+        starts = torch.arange(len(positions), device=positions.device) - positions
+        # A token that stands for padding has its number, and none is left out for it.
+        own = before - before[starts] + self._first_position
+        return own.masked_fill(~counts, padding)
 
 
 def tells_texts_apart(model: Any) -> bool:

@@ -9,6 +9,8 @@ import transformers
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
 
@@ -57,6 +59,28 @@ def is_encoder(hf_config: Any) -> bool:
     )
 
 
+def generates(hf_config: Any) -> bool:
+    """Return whether a model of this config generates: it is a language model with its own head."""
+    architectures = getattr(hf_config, "architectures", None) or []
+    return not is_encoder(hf_config) and (not architectures or is_causal(architectures))
+
+
+def is_served(model_type: str, architecture: str) -> bool:
+    """Return whether a decoder's class is served: with its head, another one that is known, or none."""
+    heads = (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    )
+    known = [backbone_name(model_type), *(each.get(model_type) for each in heads)]
+    return architecture in known or is_causal([architecture])
+
+
+def backbone_name(model_type: str) -> str:
+    """Return the class of a family's models without a head; "": transformers has none."""
+    found = MODEL_MAPPING_NAMES.get(model_type, "")
+    return found if isinstance(found, str) else found[0]
+
+
 def is_causal(architectures: Sequence[str]) -> bool:
     """Return whether the classes that a config names are those of causal language models."""
     return any(name in each for each in architectures for name in _CAUSAL_NAMES)
@@ -67,8 +91,9 @@ def refusal(hf_config: Any) -> str | None:
 
     Of a class that transformers does not bring itself nothing is known before it is probed.
     """
-    names = MODEL_MAPPING_NAMES if is_encoder(hf_config) else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    name = names.get(hf_config.model_type)
+    name: Any = backbone_name(hf_config.model_type)
+    if generates(hf_config):
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(hf_config.model_type)
     model_class: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None:
         return None

@@ -41,6 +41,7 @@ class HFPagedModel:
     """Owns the transformers model and its KV pool; implements ``PagedModel``."""
 
     is_encoder = False
+    generates = True
 
     def __init__(self, model: Any, survey: AttentionSurvey, backend: AttentionBackend) -> None:
         """Take a model with plugged attention and plain linears; see ``loader``.

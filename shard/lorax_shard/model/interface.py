@@ -101,11 +101,12 @@ class AdapterSlots(Protocol):
 
 
 class PagedModel(Protocol):
-    """A causal language model whose attention reads and writes a paged KV cache, or an encoder."""
+    """A decoder whose attention reads and writes a paged KV cache, or an encoder."""
 
-    # Whether each token sees all others: it gives hidden states in place of logits, of rows that
-    # are computed whole.
+    # Whether each token sees all others, so that rows are computed whole.
     is_encoder: bool
+    # Whether it draws tokens; else it gives hidden states in place of logits.
+    generates: bool
     model_type: str
     vocab_size: int
     # Ids that end a text: generation_config's list where there is one.

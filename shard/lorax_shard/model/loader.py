@@ -31,12 +31,14 @@ from lorax_shard.lora import model as lora
 from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.describe import describe, describe_heads
-from lorax_shard.model.encoder import EncoderModel
+from lorax_shard.model.encoder import BackboneModel, EncoderModel
 from lorax_shard.model.families import (
     ENCODER_FAMILIES,
     TESTED_FAMILIES,
+    generates,
     is_causal,
     is_encoder,
+    is_served,
     refusal,
 )
 from lorax_shard.model.heads import StockScores, kind_of, make_heads
@@ -98,7 +100,8 @@ def _load_whole(
     model = load_weights(folder, hf_config, dtype, device, config.trust_remote_code)
     if config.merge_adapter_dir is not None:
         merge_adapter(model, Path(config.merge_adapter_dir))
-    own = model if encoder and kind_of(hf_config) is not None else None
+    has_tokens = generates(hf_config)
+    own = model if not has_tokens and kind_of(hf_config) is not None else None
     if own is not None:
         model, stock = own.base_model, StockScores.of(own)
     # Of the stock model: packed linears have no weights to describe.
@@ -112,23 +115,23 @@ def _load_whole(
             backend: AttentionBackend = WholeAttention()
         else:
             backend = registry.create(config.attention_backend, device, dtype, layers)
-        probe = ModelProbe(model, survey, backend, config.block_size)
+        probe = ModelProbe(model, survey, backend, config.block_size, generates=has_tokens)
         if not config.was_probed:
             probe.record_stock()
     clock.ended("probe: transformers' own")
-    paged = (EncoderModel if encoder else HFPagedModel)(model, survey, backend)
+    paged = paged_class(hf_config)(model, survey, backend)
     install_linears(paged, model, config, quantized)
     clock.ended("linears packed")
     with one_thread():
         # What is fused of decoders keeps K and V besides.
         chosen = "torch" if encoder else config.elementwise_backend
         exchanged = elementwise.install(model, chosen, device, dtype)
-    if encoder or base is not None:
+    if own is not None or base is not None:
         paged.heads = make_heads(model, own)
     if own is not None:
         stock.check(paged.heads, hf_config)
     if base is not None:
-        paged.base = replace(base, is_encoder=encoder, heads=describe_heads(paged.heads))
+        paged.base = replace(base, is_backbone=not has_tokens, heads=describe_heads(paged.heads))
         outputs = [head.output_name for head in paged.heads.values()]
         paged.lora = lora.install(model, config.lora_backend, device, dtype, outputs=outputs)
         paged.lora_backend = paged.lora.backend
@@ -140,6 +143,13 @@ def _load_whole(
     clock.ended("probe: as served")
     paged.elementwise_backend = exchanged.backend
     return paged
+
+
+def paged_class(hf_config: Any) -> type[HFPagedModel]:
+    """Return what serves models of a config."""
+    if is_encoder(hf_config):
+        return EncoderModel
+    return HFPagedModel if generates(hf_config) else BackboneModel
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
@@ -162,9 +172,11 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
             folder,
             f"{model_type!r} has neither a causal language model nor an encoder in transformers",
         )
-    if architectures and not (encodes or is_causal(architectures)):
+    if architectures and not (encodes or is_served(model_type, architectures[0])):
         raise _unsupported(
-            folder, f"{architectures[0]} is neither a causal language model nor an encoder"
+            folder,
+            f"{architectures[0]} is neither a causal language model nor an encoder, nor one of "
+            "these with a classification head",
         )
     if quantized := refuse_quantized(folder, document):
         raise _unsupported(folder, quantized)

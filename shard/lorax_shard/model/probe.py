@@ -41,20 +41,20 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 def survey_attention(model: Any, *, encoder: bool = False) -> attention_hook.AttentionSurvey:
     """Return what each attention layer of a plugged model, or of an encoder, keeps per token.
 
+    Heads are left out of it.
+
     Raises StartupError(MODEL_UNSUPPORTED) naming what paged attention cannot compute.
     """
     survey = attention_hook.AttentionSurvey(is_encoder=encoder)
     config = model.config.get_text_config()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     arguments: dict[str, Any] = {"position_ids": torch.arange(2, device=model.device).unsqueeze(0)}
-    if encoder:
-        model = model.base_model
-    else:
+    if not encoder:
         arguments["use_cache"] = False
     name = type(model).__name__
     try:
         with torch.inference_mode():
-            model(input_ids=ids, **arguments, **{attention_hook.STEP_KEYWORD: survey})
+            model.base_model(input_ids=ids, **arguments, **{attention_hook.STEP_KEYWORD: survey})
     except attention_hook.UnsupportedAttentionError as error:
         raise _unsupported(name, str(error)) from error
     except TypeError as error:
@@ -86,8 +86,11 @@ class ModelProbe:
         survey: attention_hook.AttentionSurvey,
         backend: AttentionBackend,
         block_size: int,
+        *,
+        generates: bool = True,
     ) -> None:
         self._model = model
+        self._generates = generates
         self._survey = survey
         self._backend = backend
         self._block_size = block_size
@@ -102,7 +105,7 @@ class ModelProbe:
     def record_stock(self) -> None:
         """Compute the rows with transformers' own attention, then plug ours in again."""
         self._model.set_attn_implementation("eager")
-        stock = _stock_states if self._survey.is_encoder else _stock_logits
+        stock = _stock_logits if self._generates else _stock_states
         self._stock = [stock(self._model, row) for row in self._rows]
         self._model.set_attn_implementation(attention_hook.ATTENTION_NAME)
 
@@ -169,7 +172,9 @@ class ModelProbe:
             miniature_dtype(self._backend, self._model.device, self._model.dtype),
         )
         survey = survey_attention(small, encoder=paged.is_encoder)
-        probe = ModelProbe(small, survey, self._backend, self._block_size)
+        probe = ModelProbe(
+            small, survey, self._backend, self._block_size, generates=self._generates
+        )
         probe.record_stock()
         difference = probe._difference(type(paged)(small, survey, self._backend))
         if unprobed := probe._far_thresholds():
@@ -179,7 +184,8 @@ class ModelProbe:
     def _difference(self, paged: HFPagedModel) -> str | None:
         """Return in words where the paged logits differ from stock ones, or None.
 
-        Of encoders what the last layer gives is compared, and no row is cut.
+        Of models that generate nothing what the last layer gives is compared, and rows of encoders
+        are not cut.
         """
         scale = max(float(logits.abs().max()) for logits in self._stock)
         tolerance = _TOLERANCE[paged.dtype] * scale
@@ -216,7 +222,7 @@ def _stock_logits(model: Any, row: torch.Tensor) -> torch.Tensor:
 
 def _stock_states(model: Any, row: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        states: torch.Tensor = model.base_model(row.unsqueeze(0)).last_hidden_state[0]
+        states: torch.Tensor = model.base_model(input_ids=row.unsqueeze(0)).last_hidden_state[0]
         return states[-_COMPARED:].float()
 
 

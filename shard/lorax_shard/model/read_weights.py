@@ -18,7 +18,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.model import attention_hook
 from lorax_shard.model.damage import refuse_corrupt
-from lorax_shard.model.families import is_encoder
+from lorax_shard.model.families import generates, is_encoder
 from lorax_shard.model.heads import kind_of, stock_class
 from lorax_shard.model.stored import CodedWeights, find_codes, open_weights
 from lorax_shard.model.weights import check_weights, weight_files
@@ -48,7 +48,7 @@ def load_weights(
             model, report = _decode(folder, hf_config, coded, options)
         else:
             stock: Any = transformers.AutoModelForCausalLM
-            if is_encoder(hf_config):
+            if not generates(hf_config):
                 kind = kind_of(hf_config)
                 stock = transformers.AutoModel if kind is None else stock_class(kind, hf_config)
             model, report = stock.from_pretrained(

@@ -99,7 +99,7 @@ class BaseDescription:
     # beside LoRA on them; what is equal to the base's need not be kept for each adapter.
     weight_digests: Mapping[str, str] = field(default_factory=dict)
     # Its modules are those of the backbone's class; it generates nothing.
-    is_encoder: bool = False
+    is_backbone: bool = False
     # By kind, as rows name them.
     heads: Mapping[str, HeadDescription] = field(default_factory=dict)
     # The one that is among the modules, as adapters of a task see them; None: there is none.
@@ -129,7 +129,7 @@ class BaseDescription:
             "dtype": self.dtype,
             "keeps_stored": self.keeps_stored,
             "weight_digests": dict(self.weight_digests),
-            "is_encoder": self.is_encoder,
+            "is_backbone": self.is_backbone,
             "heads": {kind: _head_to_json(head) for kind, head in self.heads.items()},
         }
         return json.dumps(document)
@@ -147,7 +147,7 @@ class BaseDescription:
             dtype=document["dtype"],
             keeps_stored=document["keeps_stored"],
             weight_digests=document["weight_digests"],
-            is_encoder=document["is_encoder"],
+            is_backbone=document["is_backbone"],
             heads={kind: _head(head) for kind, head in document["heads"].items()},
         )
 

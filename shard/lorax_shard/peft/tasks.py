@@ -43,12 +43,12 @@ def seen_base(base: BaseDescription, task: str | None) -> SeenBase:
     """Return what the adapters of a task see; raises AdapterRefusedError if it is not served."""
     if task in HEADS:
         return _with_head(base, str(task), HEADS[str(task)])
-    if base.is_encoder and task == "CAUSAL_LM":
+    if base.is_backbone and task == "CAUSAL_LM":
         raise AdapterRefusedError(
             f"task_type CAUSAL_LM does not fit: this server's base model is a {base.architecture}, "
-            "an encoder, which generates no text"
+            "which generates no text"
         )
-    if not base.is_encoder and task == "FEATURE_EXTRACTION":
+    if not base.is_backbone and task == "FEATURE_EXTRACTION":
         return _backbone(base)
     return SeenBase(base, _served_pooler(base))
 
@@ -74,7 +74,7 @@ def _backbone_names(base: BaseDescription, head: HeadDescription) -> Iterator[tu
     for name in base.modules:
         if name.split(".")[0] == _POOLER and not head.has_pooler:
             continue
-        if base.is_encoder:
+        if base.is_backbone:
             yield inside + name, name
         elif name == head.prefix or name.startswith(inside):
             yield name, name

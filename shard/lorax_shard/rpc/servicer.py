@@ -281,6 +281,7 @@ def shard_info(engine: Engine, config: ShardConfig, epoch: int) -> ShardInfo:
         num_host_blocks=engine.num_host_blocks,
         block_move_s=engine.block_move_s,
         is_encoder=model.is_encoder,
+        generates=model.generates,
         head=model.head(SEQUENCE) or model.head(TOKENS),
         vectors=read_vector_facts(Path(config.model_dir), is_encoder=model.is_encoder),
         # The ranks' pools have as many blocks as the fullest rank has room for.

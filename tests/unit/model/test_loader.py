@@ -131,7 +131,7 @@ def test_config_that_is_no_json(folder: Path) -> None:
         ({"model_type": "quokka", "auto_map": {"AutoConfig": "x.Y"}}, "--trust-remote-code"),
         ({"model_type": "t5"}, "'t5' has neither a causal language model nor an encoder"),
         (
-            {"architectures": ["LlamaForSequenceClassification"]},
+            {"architectures": ["LlamaForQuestionAnswering"]},
             "is neither a causal language model",
         ),
         ({"quantization_config": {"quant_method": "exl2"}}, "quantized (EXL2): its codes lie"),

@@ -39,7 +39,7 @@ ENCODER = BaseDescription(
     },
     input_embedding="words",
     weight_digests={"words": "d"},
-    is_encoder=True,
+    is_backbone=True,
     heads={"sequence": head("Sequence", has_pooler=True), "tokens": head("Tokens")},
 )
 DECODER = BaseDescription(
@@ -123,7 +123,7 @@ def test_texts_generators_of_a_decoder_see_it_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("base", "task", "words"),
     [
-        (ENCODER, "CAUSAL_LM", "an encoder, which generates no text"),
+        (ENCODER, "CAUSAL_LM", "which generates no text"),
         (DECODER, "TOKEN_CLS", "has no classification head of this kind"),
     ],
 )
