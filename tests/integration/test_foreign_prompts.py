@@ -103,7 +103,7 @@ async def serving(folder: Path) -> AsyncIterator[Serving]:
     async with (
         serve([shard], folder),
         started(config_of(folder, validation_workers=2), folder) as router,
-        httpx.AsyncClient(base_url=await router.url(), timeout=30) as client,
+        httpx.AsyncClient(base_url=await router.url(), timeout=120) as client,
     ):
         yield Serving(router, shard, client)
         children = psutil.Process(router.process.pid).children(recursive=True)

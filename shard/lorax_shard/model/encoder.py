@@ -16,6 +16,7 @@ import torch
 
 from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
+from lorax_shard.model.families import generates, is_encoder
 from lorax_shard.model.graphs.recorder import GraphRecorder
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings
@@ -133,3 +134,10 @@ def first_position(model: Any) -> int:
     if not hasattr(embeddings, "create_position_ids_from_input_ids"):
         return 0
     return int(embeddings.padding_idx) + 1  # type: ignore[union-attr]
+
+
+def paged_class(hf_config: Any) -> type[HFPagedModel]:
+    """Return what serves models of a config."""
+    if is_encoder(hf_config):
+        return EncoderModel
+    return HFPagedModel if generates(hf_config) else BackboneModel

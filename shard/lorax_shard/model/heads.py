@@ -154,6 +154,11 @@ def kind_of(config: Any) -> str | None:
     return None
 
 
+def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, own = name.rpartition(".")
+    setattr(module.get_submodule(owner), own, nn.Parameter(tensor, requires_grad=False))
+
+
 def make_heads(model: Any, own: Any | None = None) -> dict[str, Head]:
     """Return the heads that a model can have, by kind, and attach them to it.
 
@@ -218,9 +223,7 @@ def _fill(module: nn.Module, device: torch.device) -> None:
     for name, parameter in [*module.named_parameters()]:
         if not parameter.is_meta:
             continue
-        owner, _, own = name.rpartition(".")
-        zeros = torch.zeros_like(parameter, device=device)
-        setattr(module.get_submodule(owner), own, nn.Parameter(zeros, requires_grad=False))
+        _set(module, name, torch.zeros_like(parameter, device=device))
 
 
 def _pooling(kind: str, whole: Any) -> Pooling:

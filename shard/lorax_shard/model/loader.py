@@ -31,7 +31,7 @@ from lorax_shard.lora import model as lora
 from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.describe import describe, describe_heads
-from lorax_shard.model.encoder import BackboneModel, EncoderModel
+from lorax_shard.model.encoder import paged_class
 from lorax_shard.model.families import (
     ENCODER_FAMILIES,
     TESTED_FAMILIES,
@@ -143,13 +143,6 @@ def _load_whole(
     clock.ended("probe: as served")
     paged.elementwise_backend = exchanged.backend
     return paged
-
-
-def paged_class(hf_config: Any) -> type[HFPagedModel]:
-    """Return what serves models of a config."""
-    if is_encoder(hf_config):
-        return EncoderModel
-    return HFPagedModel if generates(hf_config) else BackboneModel
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:

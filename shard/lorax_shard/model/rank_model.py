@@ -26,8 +26,8 @@ from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
 from lorax_shard.model import attention_hook, elementwise, miniature
 from lorax_shard.model.describe import describe, describe_heads
-from lorax_shard.model.encoder import EncoderModel
-from lorax_shard.model.families import is_encoder
+from lorax_shard.model.encoder import paged_class
+from lorax_shard.model.families import generates, is_encoder
 from lorax_shard.model.heads import make_heads
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.probe import (
@@ -104,7 +104,7 @@ def read_part(
     if encoder:
         leave_out_pooler(loaded.model, loaded.report)
         loaded.whole.pooler = getattr(loaded.model, "pooler", None) and loaded.whole.pooler
-    own = own_head(folder, hf_config, loaded) if encoder else None
+    own = own_head(folder, hf_config, loaded)
     refuse_missing(folder, loaded.report)
     add_generation_config(loaded.model, folder)
     with one_thread():
@@ -114,24 +114,24 @@ def read_part(
             backend: AttentionBackend = WholeAttention()
         else:
             backend = registry.create(config.attention_backend, device, dtype, layers)
-    paged = (EncoderModel if encoder else HFPagedModel)(loaded.model, survey, backend)
+    paged = paged_class(hf_config)(loaded.model, survey, backend)
     base = _described(loaded, dtype) if config.adapters else None
     quantized, read_weight = quantize_part(loaded, config)
     install_linears(paged, loaded.model, config, quantized)
     with one_thread():
         chosen = "torch" if encoder else config.elementwise_backend
         exchanged = elementwise.install(loaded.model, chosen, device, dtype)
-    if encoder or base is not None:
+    if own is not None or base is not None:
+        # Whole on each rank: all of them have the hidden states that they are given.
         paged.heads = make_heads(loaded.model, own)
     if base is not None:
         cut = AdapterCut(loaded.plan, read_weight, dtype)
-        paged.base = dataclasses.replace(
-            base, is_encoder=encoder, heads=describe_heads(paged.heads)
-        )
+        heads = describe_heads(paged.heads)
+        paged.base = dataclasses.replace(base, is_backbone=not paged.generates, heads=heads)
         outputs = [head.output_name for head in paged.heads.values()]
         paged.lora = lora.install(
-            loaded.model, config.lora_backend, device, dtype,
-            whole=loaded.whole, cut=cut, outputs=outputs,
+            loaded.model, config.lora_backend, device, dtype, whole=loaded.whole, cut=cut,
+            outputs=outputs,
         )  # fmt: skip
         paged.lora_backend = paged.lora.backend
     return RankPart(loaded, paged, backend, exchanged)
@@ -171,7 +171,7 @@ def _load(
         world_size=seat[1],
         dtype=dtype,
         attention=attention_hook.ATTENTION_NAME,
-        encoder=is_encoder(config),
+        backbone=not generates(config),
     )
 
 
@@ -200,7 +200,7 @@ def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: Ran
     dtype = miniature_dtype(backend, device, part.paged.dtype)
     small = miniature.build(part.loaded.whole, device, dtype, num_ranks=group.world_size)
     whole = survey_attention(small, encoder=encoder)
-    probe = ModelProbe(small, whole, backend, config.block_size)
+    probe = ModelProbe(small, whole, backend, config.block_size, generates=part.paged.generates)
     probe.record_stock()
     own = _load(in_memory(small), small.config, dtype, (group.rank, group.world_size))
     own.model.to(device)

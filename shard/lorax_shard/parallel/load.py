@@ -41,14 +41,14 @@ def load_rank(
     world_size: int,
     dtype: torch.dtype,
     attention: str,
-    encoder: bool = False,
+    backbone: bool = False,
 ) -> LoadedRank:
     """Load the rank's part of a model, reading no more than that; raises CannotSplitError.
 
-    ``files`` are the open files of its tensors, see ``slices``. Of an ``encoder`` the base model is
+    ``files`` are the open files of its tensors, see ``slices``. Of a ``backbone`` the base model is
     loaded, else the causal one.
     """
-    stock: Any = stock_class(config, encoder=encoder)
+    stock: Any = stock_class(config, backbone=backbone)
     plans: list[RankPlan] = []
 
     class RankModel(stock):  # type: ignore[misc]
@@ -66,7 +66,7 @@ def load_rank(
         whole = stock._from_config(config, dtype=dtype)
     plan = make_plan(whole, rank, world_size)
     prefix = base_prefix(whole)
-    # Of an encoder's own name for itself checkpoints of models around it know.
+    # What checkpoints of models around a backbone call it.
     around = "" if prefix else whole.base_model_prefix
     checkpoint = Checkpoint(files, prefix, around)
     state = {key: _sliced(file, key, plan, (prefix, around)) for key, file in files.items()}
@@ -83,10 +83,10 @@ def load_rank(
     return LoadedRank(model.eval().requires_grad_(False), plan, report, whole, checkpoint)
 
 
-def stock_class(config: Any, *, encoder: bool) -> Any:
-    """Return transformers' causal model or encoder of a config; CannotSplitError: it has none."""
+def stock_class(config: Any, *, backbone: bool) -> Any:
+    """Return transformers' causal model of a config, or its backbone; CannotSplitError: it has none."""
     try:
-        return (MODEL_MAPPING if encoder else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
+        return (MODEL_MAPPING if backbone else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
     except KeyError:
         raise CannotSplitError(
             f"a {config.model_type} is not built by transformers' own code, and only such models "

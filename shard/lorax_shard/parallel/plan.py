@@ -157,7 +157,7 @@ class _Planner:
             (self._model.get_input_embeddings(), Role.EMBEDDING),
             (self._model.get_output_embeddings(), Role.HEAD),
         ):
-            # An encoder has no head.
+            # A backbone has no head.
             if module is not None:
                 found[self._name_of(module)] = Split(role, rows)
         return found
