@@ -94,6 +94,8 @@ def _whole(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
     ):
         yield "/v1/embeddings", {"model": model, "input": MARK, **fields}
     yield "/embed", {"inputs": MARK}
+    yield "/embed", {"inputs": [MARK, f"{MARK} too"], "truncate": True, "prompt_name": MARK}
+    yield "/embed", {"inputs": MARK, "adapters": ["no-such-folder"], "adapter_source": "local"}
     for path in ("/classify", "/predict"):
         yield path, {"inputs": MARK}
         yield path, {"inputs": MARK, "parameters": {"api_token": TOKEN}}

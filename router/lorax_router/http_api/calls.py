@@ -11,7 +11,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lorax_contract.errors import ValidationError
+from lorax_contract.errors import LoraxError, ValidationError
 from lorax_contract.pooling import HeadFacts
 from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.disconnect import while_present
@@ -20,7 +20,7 @@ from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.sse import EventWriter, TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
-from lorax_router.service.batch import BatchStream, generate_each
+from lorax_router.service.batch import BatchStream, generate_apart, generate_each
 from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.models import Models
 from lorax_router.service.requests import GenerateParameters, GenerateRequest
@@ -88,6 +88,13 @@ class Calls:
     ) -> list[GenerateResult]:
         """The same where no field of the body is called ``model``."""
         answers = generate_each(self._service, requests, at_once)
+        return await while_present(request.receive, answers)
+
+    async def answer_apart(
+        self, request: Request, groups: Sequence[Sequence[GenerateRequest]], at_once: int
+    ) -> list[list[GenerateResult] | LoraxError]:
+        """Return the answers of each group, or what is wrong with it; raises ClientGoneError."""
+        answers = generate_apart(self._service, groups, at_once)
         return await while_present(request.receive, answers)
 
     def stream(

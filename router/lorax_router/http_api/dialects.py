@@ -9,18 +9,18 @@ from pydantic import BaseModel
 
 from lorax_router.http_api.anthropic import api as anthropic
 from lorax_router.http_api.calls import Calls
-from lorax_router.http_api.lorax.bodies import EmbedBody
-from lorax_router.http_api.lorax.embed_routes import EmbedRoutes
 from lorax_router.http_api.model_routes import ModelRoutes
 from lorax_router.http_api.openai import api as openai
 from lorax_router.http_api.pooled.bodies import (
     ClassifyBatchBody,
     ClassifyBody,
+    EmbedBody,
     PredictBody,
     RerankBody,
     ScoreBody,
 )
 from lorax_router.http_api.pooled.classify_routes import ClassifyRoutes
+from lorax_router.http_api.pooled.embed_routes import EmbedRoutes
 from lorax_router.http_api.pooled.rank_routes import RankRoutes
 
 # What they parse and stream, for the OpenAPI document.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Self
 
+from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import AnswerStream, GenerationService
@@ -22,8 +23,32 @@ async def generate_each(
 
     ``at_once``: so many are in the house at a time, for calls of more requests than fit; None: all.
     """
-    room = asyncio.Semaphore(at_once or len(requests))
+    return await _generate_each(service, requests, asyncio.Semaphore(at_once or len(requests)))
 
+
+async def generate_apart(
+    service: GenerationService, groups: Sequence[Sequence[GenerateRequest]], at_once: int
+) -> list[list[GenerateResult] | LoraxError]:
+    """Return the answers of each group, or its first error: no group ends another one.
+
+    ``at_once`` requests of all groups are in the house at a time.
+    """
+    room = asyncio.Semaphore(at_once)
+
+    async def generate(group: Sequence[GenerateRequest]) -> list[GenerateResult] | LoraxError:
+        try:
+            return await _generate_each(service, group, room)
+        except LoraxError as error:
+            return error
+
+    async with asyncio.TaskGroup() as tasks:
+        made = [tasks.create_task(generate(group)) for group in groups]
+    return [task.result() for task in made]
+
+
+async def _generate_each(
+    service: GenerationService, requests: Sequence[GenerateRequest], room: asyncio.Semaphore
+) -> list[GenerateResult]:
     async def generate(request: GenerateRequest) -> GenerateResult:
         async with room:
             return await service.generate(request)

@@ -36,6 +36,8 @@ class TextPrompt:
     add_special_tokens: bool = True
     # A second text that is read together with it, as models are trained to that compare two.
     second: str | None = field(default=None, repr=False)
+    # Equal, and nobody else's, in requests of one call with one text: it is tokenized once for them.
+    shared: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,20 +156,6 @@ class EmbedParametersBody(StrictBody):
         return ParametersBody.model_validate(said(self)).to_domain(bearer_token)
 
 
-class EmbedBody(StrictBody):
-    """A text to make a vector of."""
-
-    inputs: str
-    """The text; not empty."""
-    parameters: EmbedParametersBody | None = None
-    stream: bool | None = None
-    """Clients say that it is false."""
-
-    def to_parameters(self, bearer_token: str | None) -> GenerateParameters:
-        """Return the service's value."""
-        return (self.parameters or EmbedParametersBody()).to_domain(bearer_token)
-
-
 class GenerateBody(StrictBody):
     """A prompt and how to continue it."""
 

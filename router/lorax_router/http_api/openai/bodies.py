@@ -216,6 +216,8 @@ class EmbeddingBody(ModelBody):
     was made if absent."""
     normalize: bool | None = None
     """Let each vector have length one; as the model was made if absent."""
+    adapters: Items[str] | None = None
+    """Through each of these adapters: the answer is a list, with an entry for each."""
     prompt_name: str | None = None
     """By which name the model knows what such texts begin with; its default prompt if absent."""
     truncate_prompt_tokens: Integer | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -14,10 +15,16 @@ from lorax_contract.step import OutputKind
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
+from lorax_router.http_api.fan_out import answers_of, through
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openai.bodies import EmbeddingBody
-from lorax_router.http_api.openai.errors import InputRoute
-from lorax_router.http_api.openai.schemas import ERRORS, CreateEmbeddingResponse
+from lorax_router.http_api.openai.errors import INPUT_FIELDS, InputRoute, envelope
+from lorax_router.http_api.openai.schemas import (
+    ERRORS,
+    AdapterEmbeddings,
+    AdapterError,
+    CreateEmbeddingResponse,
+)
 from lorax_router.http_api.openapi import json_body
 from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.responses import json_response
@@ -31,6 +38,7 @@ from lorax_router.service.requests import (
 from lorax_router.service.results import GenerateResult
 from lorax_router.service.vectors import Vector, vector_of
 
+_Answer = CreateEmbeddingResponse | list[AdapterEmbeddings | AdapterError]
 # As many as OpenAI takes.
 MAX_INPUTS = 2048
 # Of one call: others have to fit beside it.
@@ -50,7 +58,7 @@ class EmbeddingRoutes:
             "/v1/embeddings",
             summary="Make a vector of a text, or of several",
             operation_id="create_embedding",
-            responses={200: {"model": CreateEmbeddingResponse}, **ERRORS},
+            responses={200: {"model": _Answer}, **ERRORS},
             openapi_extra=json_body(EmbeddingBody),
         )(self.create)
         return router
@@ -60,13 +68,21 @@ class EmbeddingRoutes:
         body = await self._calls.read(request, EmbeddingBody)
         with self._calls.becoming_one(request):
             requests = self._requests(request, body)
+            adapters = body.adapters
+            groups = (
+                through(adapters, body.adapter_source, requests) if adapters is not None else []
+            )
         try:
+            if adapters is not None:
+                found = await self._calls.answer_apart(request, groups, _AT_ONCE)
+                answer = partial(_document, encoding=body.encoding_format)
+                fault = partial(envelope, names=INPUT_FIELDS)
+                return json_response(answers_of(adapters, found, answer, fault))
             results = await self._calls.generate(request, body, requests, _AT_ONCE)
         except ClientGoneError:
             return Response()
-        vectors = [vector_of(result) for result in results]
         model = self._calls.models.shown(body.model)
-        return json_response(_document(model, results, vectors, body.encoding_format))
+        return json_response(_document(model, results, body.encoding_format))
 
     def _requests(self, request: Request, body: EmbeddingBody) -> list[GenerateRequest]:
         own = GenerateParameters(
@@ -97,13 +113,11 @@ def _prompt(given: str | list[int]) -> Prompt:
     return TextPrompt(given) if isinstance(given, str) else TokenPrompt(given)
 
 
-def _document(
-    model: str, results: Sequence[GenerateResult], vectors: Sequence[Vector], encoding: str | None
-) -> Json:
+def _document(model: str, results: Sequence[GenerateResult], encoding: str | None) -> Json:
     num_tokens = sum(result.num_prompt_tokens for result in results)
     data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)}
-        for index, vector in enumerate(vectors)
+        {"object": "embedding", "index": index, "embedding": _encoded(vector_of(result), encoding)}
+        for index, result in enumerate(results)
     ]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return {"object": "list", "data": data, "model": model, "usage": usage}

@@ -141,6 +141,18 @@ class CreateEmbeddingResponse(BaseModel):
     usage: EmbeddingUsage
 
 
+class AdapterEmbeddings(CreateEmbeddingResponse):
+    """The same through one of several adapters."""
+
+    adapter_id: str
+
+
+class AdapterError(OpenAIErrorResponse):
+    """What is wrong with one of several adapters, or with a text for it."""
+
+    adapter_id: str
+
+
 class TopLogprob(BaseModel):
     """A token that could have come."""
 

@@ -1,4 +1,4 @@
-"""Bodies of texts that are classified, ranked or compared: TEI's, vLLM's, Cohere's and LoRAX's fields.
+"""Bodies of texts that vectors are made of, or that are classified, ranked or compared: TEI's, vLLM's, Cohere's and LoRAX's fields.
 
 Null means absent, as everywhere.
 """
@@ -30,10 +30,6 @@ class PooledBody(ModelBody):
 
     parameters: EmbedParametersBody | None = None
     """LoRAX's way to name an adapter; `model`, `adapter_id` and `adapter_source` are another."""
-    raw_scores: bool | None = None
-    """Scores as the classification head gives them, not as probabilities."""
-    activation: bool | None = None
-    """vLLM's name for the opposite."""
     truncate: bool | None = None
     """Cut the end of texts that are too long; refused otherwise."""
     truncation_direction: Literal["right", "Right"] | None = None
@@ -42,11 +38,6 @@ class PooledBody(ModelBody):
     """The same to so many tokens; -1: to as many as a prompt may have."""
     priority: Integer | None = None
     """A smaller one goes first, where the server schedules by priority."""
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether scores are wanted as the head gives them."""
-        return bool(self.raw_scores) or self.activation is False
 
     def asked(self, calls: Calls, request: Request, output: OutputKind) -> GenerateParameters:
         """Return the parameters of what is asked for with each text; raises ValidationError."""
@@ -70,13 +61,60 @@ class PooledBody(ModelBody):
         return with_terms(request, named)
 
 
-class ClassifyBody(PooledBody):
+class ScoredBody(PooledBody):
+    """With which scores."""
+
+    raw_scores: bool | None = None
+    """Scores as the classification head gives them, not as probabilities."""
+    activation: bool | None = None
+    """vLLM's name for the opposite."""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether scores are wanted as the head gives them."""
+        return bool(self.raw_scores) or self.activation is False
+
+
+class EmbedBody(PooledBody):
+    """A text to make a vector of, or several."""
+
+    inputs: str | Items[str]
+    """The text; or a list of texts, whose answer is TEI's: a list of vectors."""
+    normalize: bool | None = None
+    """TEI's: let each vector have length one; as the model was made if absent."""
+    prompt_name: str | None = None
+    """TEI's: by which name the model knows what such texts begin with."""
+    dimensions: Integer | None = None
+    """TEI's: only the first so many numbers of each."""
+    adapters: Items[str] | None = None
+    """Through each of these adapters: the answer is a list, with an entry for each."""
+    stream: bool | None = None
+    """Clients say that it is false."""
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the answer is a list of vectors, as TEI's is: LoRAX knows none of TEI's fields."""
+        fields = (self.normalize, self.prompt_name, self.dimensions, self.truncate)
+        of_tei = any(each is not None for each in (*fields, self.truncation_direction))
+        return of_tei or not isinstance(self.inputs, str)
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts; raises ValidationError."""
+        if self.stream:
+            raise ValidationError("`stream` is not offered for a vector; leave it out")
+        return [self.inputs] if isinstance(self.inputs, str) else texts_of("inputs", self.inputs)
+
+
+class ClassifyBody(ScoredBody):
     """A text to classify; in vLLM's words several."""
 
     inputs: str | None = None
     """The text, as LoRAX and TEI call it."""
     input: str | Items[str] | None = None
     """The text or texts, as vLLM calls them: the answer is vLLM's then."""
+    adapters: Items[str] | None = None
+    """Through each of these adapters: the answer is a list, with an entry for each."""
 
     @property
     def texts(self) -> list[str]:
@@ -88,7 +126,7 @@ class ClassifyBody(PooledBody):
         return texts_of("input", [self.input] if isinstance(self.input, str) else self.input)
 
 
-class ClassifyBatchBody(PooledBody):
+class ClassifyBatchBody(ScoredBody):
     """Texts to classify."""
 
     inputs: Items[str]
@@ -100,7 +138,7 @@ class ClassifyBatchBody(PooledBody):
         return texts_of("inputs", self.inputs)
 
 
-class PredictBody(PooledBody):
+class PredictBody(ScoredBody):
     """A text or a pair of texts to classify, or several of them."""
 
     inputs: str | Items[str] | Items[Items[str]]
@@ -129,7 +167,7 @@ class NamedText(StrictBody):
     text: str
 
 
-class RerankBody(PooledBody):
+class RerankBody(ScoredBody):
     """A query, and texts to rank by how much they have to do with it."""
 
     query: str
@@ -161,7 +199,7 @@ class RerankBody(PooledBody):
         return texts_of("documents", texts)
 
 
-class ScoreBody(PooledBody):
+class ScoreBody(ScoredBody):
     """Texts to compare: one with several, or each with another."""
 
     text_1: str | Items[str]

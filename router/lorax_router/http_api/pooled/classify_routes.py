@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from lorax_contract.step import OutputKind
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
+from lorax_router.http_api.fan_out import answers_of, through
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.origins import origin_of
@@ -24,7 +26,13 @@ from lorax_router.http_api.pooled.bodies import (
     PooledBody,
     PredictBody,
 )
-from lorax_router.http_api.pooled.schemas import ClassificationAnswer, EntityAnswer, LabelAnswer
+from lorax_router.http_api.pooled.schemas import (
+    AdapterFault,
+    AdapterLabels,
+    ClassificationAnswer,
+    EntityAnswer,
+    LabelAnswer,
+)
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.labels import entities_of, head_of, labels_of, scores_of, text_head
 from lorax_router.service.requests import GenerateRequest, TextPrompt
@@ -33,7 +41,7 @@ from lorax_router.service.results import GenerateResult
 # Of one call: others have to fit beside it.
 AT_ONCE = 32
 
-_Said = list[EntityAnswer] | list[LabelAnswer]
+_Answer = list[EntityAnswer] | list[LabelAnswer]
 
 
 class ClassifyRoutes:
@@ -49,14 +57,17 @@ class ClassifyRoutes:
             "/classify",
             summary="Name the entities of a text, or its labels",
             operation_id="classify",
-            responses={200: {"model": _Said | ClassificationAnswer}, **ERRORS},
+            responses={
+                200: {"model": _Answer | ClassificationAnswer | list[AdapterLabels | AdapterFault]},
+                **ERRORS,
+            },
             openapi_extra=json_body(ClassifyBody),
         )(self.classify)
         router.post(
             "/classify_batch",
             summary="Name the entities of several texts, or their labels",
             operation_id="classify_batch",
-            responses={200: {"model": list[_Said]}, **ERRORS},
+            responses={200: {"model": list[_Answer]}, **ERRORS},
             openapi_extra=json_body(ClassifyBatchBody),
         )(self.classify_batch)
         router.post(
@@ -74,13 +85,21 @@ class ClassifyRoutes:
         with self._calls.becoming_one(request):
             texts = body.texts
             requests = self._requests(request, body, [(text, None) for text in texts])
+            adapters = body.adapters
+            groups = (
+                through(adapters, body.adapter_source, requests) if adapters is not None else []
+            )
         try:
+            if adapters is not None:
+                found = await self._calls.answer_apart(request, groups, AT_ONCE)
+                said = answers_of(adapters, found, partial(self._of_adapter, body))
+                return json_response(said)
             results = await self._calls.generate(request, body, requests, AT_ONCE)
         except ClientGoneError:
             return Response()
         if body.input is None:
-            return json_response(said(results[0], texts[0], raw=body.is_raw))
-        return json_response(self._vllm_document(body, results))
+            return json_response(_said(results[0], texts[0], raw=body.is_raw))
+        return json_response(self._vllm_document(body.is_raw, body.model, results))
 
     async def classify_batch(self, request: Request) -> Response:
         """Answer with what the head says of each text, in their order."""
@@ -93,7 +112,7 @@ class ClassifyRoutes:
         except ClientGoneError:
             return Response()
         answers = zip(results, texts, strict=True)
-        return json_response([said(result, text, raw=body.is_raw) for result, text in answers])
+        return json_response([_said(result, text, raw=body.is_raw) for result, text in answers])
 
     async def predict(self, request: Request) -> Response:
         """Answer with all labels of texts as a whole, best first."""
@@ -121,21 +140,30 @@ class ClassifyRoutes:
             for text, second in texts
         ]
 
-    def _vllm_document(self, body: ClassifyBody, results: Sequence[GenerateResult]) -> Json:
+    def _of_adapter(self, body: ClassifyBody, adapter: str, results: list[GenerateResult]) -> Json:
+        """Return the answer for one of several adapters."""
+        if body.inputs is None:
+            return self._vllm_document(body.is_raw, adapter, results)
+        kind = "entities" if head_of(results[0]).classifies_tokens else "labels"
+        return {kind: _said(results[0], body.inputs, raw=body.is_raw)}
+
+    def _vllm_document(
+        self, is_raw: bool, model: str | None, results: Sequence[GenerateResult]
+    ) -> Json:
         return {
             "id": f"classify-{uuid.uuid4().hex}",
             "object": "list",
             "created": int(time.time()),
-            "model": self._calls.models.shown(body.model),
+            "model": self._calls.models.shown(model),
             "data": [
-                {"index": index, **_classified(result, raw=body.is_raw)}
+                {"index": index, **_classified(result, raw=is_raw)}
                 for index, result in enumerate(results)
             ],
             "usage": usage_of(sum(result.num_prompt_tokens for result in results)),
         }
 
 
-def said(result: GenerateResult, text: str, *, raw: bool) -> list[Json]:
+def _said(result: GenerateResult, text: str, *, raw: bool) -> list[Json]:
     """Return what a head says of a text: entities of one for tokens, else labels."""
     if head_of(result).classifies_tokens:
         return [asdict(entity) for entity in entities_of(result, text, raw=raw)]

@@ -12,7 +12,7 @@ from lorax_contract.step import OutputKind
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.origins import origin_of
-from lorax_router.http_api.pooled.bodies import PooledBody
+from lorax_router.http_api.pooled.bodies import ScoredBody
 from lorax_router.http_api.pooled.classify_routes import AT_ONCE
 from lorax_router.service.labels import check_compares, relevance_of
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
@@ -36,7 +36,7 @@ class Comparing:
     async def scores(
         self,
         request: Request,
-        body: PooledBody,
+        body: ScoredBody,
         parameters: GenerateParameters,
         pairs: Sequence[tuple[str, str]],
     ) -> Compared:
@@ -50,7 +50,7 @@ class Comparing:
             return await self._by_head(request, body, parameters, pairs)
         return await self._by_vectors(request, body, parameters, pairs)
 
-    async def _has_head(self, request: Request, body: PooledBody, asked: GenerateRequest) -> bool:
+    async def _has_head(self, request: Request, body: ScoredBody, asked: GenerateRequest) -> bool:
         head = await self._calls.head_of(request, body, asked)
         if head is None:
             return False
@@ -61,7 +61,7 @@ class Comparing:
     async def _by_head(
         self,
         request: Request,
-        body: PooledBody,
+        body: ScoredBody,
         parameters: GenerateParameters,
         pairs: Sequence[tuple[str, str]],
     ) -> Compared:
@@ -74,7 +74,7 @@ class Comparing:
     async def _by_vectors(
         self,
         request: Request,
-        body: PooledBody,
+        body: ScoredBody,
         parameters: GenerateParameters,
         pairs: Sequence[tuple[str, str]],
     ) -> Compared:

@@ -24,6 +24,22 @@ class EntityAnswer(BaseModel):
     end: int
 
 
+class AdapterFault(BaseModel):
+    """What is wrong with one of several adapters, or with the text for it."""
+
+    adapter_id: str
+    error: str
+    error_type: str
+
+
+class AdapterLabels(BaseModel):
+    """What the head of one of several adapters says: labels of a text, or its entities."""
+
+    adapter_id: str
+    labels: list[LabelAnswer] | None = None
+    entities: list[EntityAnswer] | None = None
+
+
 class ClassUsage(BaseModel):
     """What it took, in tokens."""
 

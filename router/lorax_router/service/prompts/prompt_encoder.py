@@ -11,6 +11,7 @@ from lorax_router.service.limits import RequestLimits
 from lorax_router.service.prompts.chat_renderers import check_chat
 from lorax_router.service.prompts.chat_template import ChatTemplate
 from lorax_router.service.prompts.encoding import Span, TextToEncode
+from lorax_router.service.prompts.shared_texts import SharedTexts
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
@@ -47,6 +48,7 @@ class PromptEncoder:
         self._limits = limits
         self._tokenizer = tokenizer
         self._templates = templates
+        self._shared = SharedTexts(tokenizer)
 
     def check(self, prompt: Prompt, *, is_cut: bool = False) -> None:
         """Raise ValidationError for a prompt that is empty or can never be short enough."""
@@ -94,7 +96,11 @@ class PromptEncoder:
         tokenizer = own.tokenizer or self._tokenizer
         if isinstance(prompt, TextPrompt):
             asked = self._text_to_encode(prompt, cut_to, with_spans)
-            ids, second_start, spans = await tokenizer.encode(asked)
+            if prompt.shared and own.tokenizer is None:
+                encoded = await self._shared.encode(prompt.shared, asked)
+            else:
+                encoded = await tokenizer.encode(asked)
+            ids, second_start, spans = encoded
             return EncodedPrompt(ids, "", second_start, spans)
         text = await self._templates.render(prompt, own.chat_template)
         self._check_chars(len(text))

@@ -1,0 +1,82 @@
+"""One call through several adapters: the same texts for each, an answer or an error of its own for each."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lorax_contract.errors import LoraxError, ValidationError
+from lorax_router.http_api.json_text import Json
+from lorax_router.http_api.responses import error_document, public_error
+from lorax_router.service.requests import GenerateRequest, Prompt, TextPrompt
+from lorax_router.service.results import GenerateResult
+
+MAX_ADAPTERS = 256
+# Of one call, texts times adapters.
+MAX_REQUESTS = 2048
+
+
+def through(
+    adapters: Sequence[str], source: str | None, requests: Sequence[GenerateRequest]
+) -> list[list[GenerateRequest]]:
+    """Return the requests for each adapter, whose texts are tokenized once; raises ValidationError.
+
+    ``requests`` name no adapter; ``source`` is where those of ``adapters`` lie, unless they do.
+    """
+    _check(adapters, requests)
+    call = secrets.token_hex(16)
+    prompts = [_shared(each.prompt, f"{call}-{number}") for number, each in enumerate(requests)]
+
+    def asked(adapter: str, request: GenerateRequest, prompt: Prompt) -> GenerateRequest:
+        named = request.parameters.adapter_source or (source and source.lower())
+        parameters = replace(request.parameters, adapter_id=adapter, adapter_source=named)
+        return replace(request, prompt=prompt, parameters=parameters)
+
+    return [
+        [asked(adapter, *each) for each in zip(requests, prompts, strict=True)]
+        for adapter in adapters
+    ]
+
+
+def answers_of(
+    adapters: Sequence[str],
+    found: Sequence[list[GenerateResult] | LoraxError],
+    answer: Callable[[str, list[GenerateResult]], Json],
+    fault: Callable[[LoraxError], Json] = lambda error: error_document(public_error(error)),
+) -> list[Json]:
+    """Return what is said of each adapter: the answer of its requests, or its error."""
+
+    def said(adapter: str, each: list[GenerateResult] | LoraxError) -> Json:
+        if isinstance(each, LoraxError):
+            return fault(each)
+        try:
+            return answer(adapter, each)
+        except LoraxError as error:
+            return fault(error)
+
+    return [
+        {"adapter_id": adapter, **said(adapter, each)}
+        for adapter, each in zip(adapters, found, strict=True)
+    ]
+
+
+def _check(adapters: Sequence[str], requests: Sequence[GenerateRequest]) -> None:
+    if not adapters or "" in adapters:
+        raise ValidationError("`adapters` must name an adapter or more; leave it out to name none")
+    if len(adapters) > MAX_ADAPTERS:
+        raise ValidationError(
+            f"`adapters` takes at most {MAX_ADAPTERS} adapters, got {len(adapters)}"
+        )
+    if len(adapters) * len(requests) > MAX_REQUESTS:
+        raise ValidationError(
+            f"`adapters`: {len(requests)} texts through {len(adapters)} adapters are more than "
+            f"{MAX_REQUESTS}; send them in several calls"
+        )
+    parameters = requests[0].parameters
+    if parameters.adapter_id is not None or parameters.merged_adapters is not None:
+        raise ValidationError("`adapters` and another field name adapters; send one of them")
+
+
+def _shared(prompt: Prompt, name: str) -> Prompt:
+    return replace(prompt, shared=name) if isinstance(prompt, TextPrompt) else prompt

@@ -1,0 +1,147 @@
+"""One text through several adapters in one call: an answer of each, and the text tokenized once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.helpers.adapter_world import HEADS, AdapterWorld, adapter_world
+from tests.helpers.in_loop import in_loop
+
+from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_contract.pooling import HeadFacts
+from lorax_contract.step import RequestSpec
+from lorax_router.http_api.fan_out import MAX_ADAPTERS
+from lorax_router.service.prompts.encoding import EncodedText, TextToEncode
+from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
+from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
+from lorax_router.shards.fake.model import digest_of, key_of
+from lorax_router.shards.fake.shard import FakeModel
+
+MODEL = FakeModel(vocab_size=900, eos_token_ids=frozenset())
+
+
+@pytest.fixture
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that were tokenized."""
+    found: list[str] = []
+    encode = TokenizerPool.encode
+
+    async def noting(self: TokenizerPool, asked: TextToEncode) -> EncodedText:
+        found.append(asked.text)
+        return await encode(self, asked)
+
+    monkeypatch.setattr(TokenizerPool, "encode", noting)
+    return found
+
+
+def spec_of(world: AdapterWorld, adapter: str | None) -> RequestSpec:
+    """The row of an adapter; None: that of the base model."""
+    handle = 0 if adapter is None else world.handle(adapter)
+    specs = [new.spec for step in world.shard.steps for new in step.new_rows]
+    (found,) = [spec for spec in specs if spec.adapter == handle]
+    return found
+
+
+def digest(spec: RequestSpec) -> int:
+    return digest_of(key_of(token, place) for place, token in enumerate(spec.prompt_ids))
+
+
+def unit_vector(spec: RequestSpec) -> Any:
+    vector = np.frombuffer(MODEL.vector(spec, digest(spec)), dtype="<f4").astype(float)
+    return pytest.approx((vector / np.linalg.norm(vector)).tolist())
+
+
+def best(spec: RequestSpec, head: HeadFacts) -> str:
+    scores = np.frombuffer(MODEL.scores(spec, digest(spec), head), dtype="<f4")
+    return head.labels[int(scores.argmax())]
+
+
+async def asked(world: AdapterWorld, path: str, **body: Any) -> Any:
+    answer = await world.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@in_loop
+async def test_each_adapter_classifies_the_text_in_its_own_way(tokenized: list[str]) -> None:
+    async with adapter_world() as world:
+        world.sources.contents["gone"] = AdapterUnavailableError(
+            Reason.NOT_FOUND, "no such adapter"
+        )
+        names = ["judge", "gone", "tagger", "plain", "ranker"]
+        found = await asked(
+            world, "/classify", inputs="w1 w2", adapters=names, adapter_source="local"
+        )
+        assert [each["adapter_id"] for each in found] == names
+        assert [sorted({*each} - {"adapter_id"}) for each in found] == [
+            ["labels"], ["error", "error_type"], ["entities"], ["error", "error_type"], ["labels"],
+        ]  # fmt: skip
+        assert "no such adapter" in found[1]["error"]
+        assert "a classification head" in found[3]["error"]
+        labels = found[0]["labels"]
+        assert labels[0]["label"] == best(spec_of(world, "judge"), HEADS["judge"])
+        assert sum(each["score"] for each in labels) == pytest.approx(1)
+        # Where tokens stand is found out for one head, and not for the others.
+        assert tokenized == ["w1 w2"] * 2
+
+
+@in_loop
+async def test_each_adapter_makes_its_own_vector_and_the_text_is_tokenized_once(
+    tokenized: list[str],
+) -> None:
+    async with adapter_world(default_adapter_source="local") as world:
+        names = ["a", BASE_MODEL_ADAPTER_ID, "b", "c"]
+        found = await asked(world, "/embed", inputs="w1 w2", adapters=names)
+        rows = ["a", None, "b", "c"]
+        assert found == [
+            {"adapter_id": name, "embeddings": unit_vector(spec_of(world, row))}
+            for name, row in zip(names, rows, strict=True)
+        ]
+        assert tokenized == ["w1 w2"]
+        # The next call's text is its own.
+        several = await asked(world, "/embed", inputs=["w1 w2", "w3"], adapters=["a", "b"])
+        assert [each["embeddings"][0] for each in several] == [
+            pytest.approx(found[place]["embeddings"]) for place in (0, 2)
+        ]
+        assert sorted(tokenized) == ["w1 w2", "w1 w2", "w3"]
+
+
+@in_loop
+async def test_vectors_in_openai_s_shape_through_adapters() -> None:
+    async with adapter_world(default_adapter_source="local") as world:
+        world.sources.contents["gone"] = AdapterUnavailableError(
+            Reason.NOT_FOUND, "no such adapter"
+        )
+        found = await asked(world, "/v1/embeddings", input=["w1", "w2 w3"], adapters=["a", "gone"])
+        assert [each["adapter_id"] for each in found] == ["a", "gone"]
+        first, second = found
+        assert [each["index"] for each in first["data"]] == [0, 1]
+        assert (first["model"], first["usage"]["prompt_tokens"]) == ("a", 5)
+        assert "no such adapter" in second["error"]["message"]
+        labels = await asked(world, "/classify", input="w1", adapters=["judge", "tagger"])
+        assert labels[0]["data"][0]["num_classes"] == 3
+        assert "one for tokens" in labels[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"adapters": []}, "`adapters` must name an adapter or more"),
+        ({"adapters": ["a", ""]}, "`adapters` must name an adapter or more"),
+        ({"adapters": ["a"], "adapter_id": "b"}, "`adapters` and another field name adapters"),
+        ({"adapters": ["a"], "parameters": {"adapter_id": "b"}}, "and another field"),
+        ({"adapters": ["a"] * (MAX_ADAPTERS + 1)}, f"at most {MAX_ADAPTERS} adapters"),
+        ({"adapters": ["a"] * 200, "inputs": ["w1"] * 20}, "20 texts through 200 adapters"),
+    ],
+)
+def test_what_adapters_cannot_be_is_said(fields: dict[str, Any], words: str) -> None:
+    @in_loop
+    async def scene() -> None:
+        async with adapter_world(default_adapter_source="local") as world:
+            answer = await world.client.post("/embed", json={"inputs": "w1", **fields})
+            assert answer.status_code == 422
+            assert words in answer.json()["error"]
+
+    scene()
