@@ -8,7 +8,7 @@ import sys
 from tests.acceptance.harness import run_points
 
 NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed",
-         "faults", "look", "scale")  # fmt: skip
+         "faults", "look", "scale", "encoders")  # fmt: skip
 # Where a list is not the module of its name.
 MODULES = {
     "clients": "clients.points",
@@ -18,6 +18,7 @@ MODULES = {
     "faults": "faults.points",
     "look": "look.points",
     "scale": "scale.points",
+    "encoders": "encoders.points",
 }
 
 

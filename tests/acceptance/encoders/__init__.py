@@ -1,0 +1,1 @@
+"""Acceptance points of encoders: vectors, scores, and what others make of them."""
