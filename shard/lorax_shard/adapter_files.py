@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 CONFIG_FILE = "adapter_config.json"
+# What transformers says of a model: of an adapter the names of its labels.
+LABELS_FILE = "config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # As mlx-lm calls it.
 MLX_WEIGHTS_FILE = "adapters.safetensors"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lorax_contract.pooling import HeadFacts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleDelta:
@@ -85,6 +87,8 @@ class HostAdapter:
     invocation_ids: tuple[int, ...] = ()
     # The kind of classification head that its rows may ask for; "": none.
     head: str = ""
+    # What that says; None: there is none, or nothing is known of it yet.
+    head_facts: HeadFacts | None = None
 
     @property
     def nbytes(self) -> int:

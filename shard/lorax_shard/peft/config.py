@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lorax_shard.adapter_files import CONFIG_FILE
 from lorax_shard.peft.errors import AdapterRefusedError, shorten
 from lorax_shard.peft.fields import BY_NAME, refuse_option
 
@@ -57,14 +58,14 @@ def parse_config(text: str | bytes) -> LoraOptions:
     return LoraReader(parse_json(text)).read()
 
 
-def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Return the object in an adapter_config.json; raises AdapterRefusedError."""
+def parse_json(text: str | bytes, name: str = CONFIG_FILE) -> dict[str, Any]:
+    """Return the object in a file of an adapter; raises AdapterRefusedError."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise AdapterRefusedError("adapter_config.json is not valid JSON") from error
+        raise AdapterRefusedError(f"{name} is not valid JSON") from error
     if not isinstance(document, dict):
-        raise AdapterRefusedError("adapter_config.json is not a JSON object")
+        raise AdapterRefusedError(f"{name} is not a JSON object")
     return document
 
 

@@ -1,6 +1,6 @@
 """What names an adapter's content: a digest over everything that decides its output.
 
-It covers the tensors, their scaling, the vocabulary, and the adapter's own tokenizer and
+It covers the tensors, their scaling, the vocabulary, the labels of its head, and the adapter's own tokenizer and
 template files. It does not cover where the adapter came from, the name of its base, how it
 was trained, or how its options were worded: adapters that compute the same are one.
 """
@@ -33,6 +33,9 @@ def content_digest(adapter: HostAdapter, text: TextFiles) -> str:
     put(hashed, _VERSION, str(adapter.vocab_size), *sorted(adapter.traits))
     if adapter.head:
         put(hashed, "head", adapter.head)
+    if adapter.head_facts is not None:
+        facts = adapter.head_facts
+        put(hashed, "labels", str(int(facts.pooling)), str(int(facts.scores)), *facts.labels)
     if adapter.invocation_ids:
         put(hashed, "invocation", *map(str, adapter.invocation_ids))
     for name in sorted(adapter.modules):

@@ -94,8 +94,7 @@ def require_files(folder: Path, limits: AdapterLimits) -> Path:
         (folder / CONFIG_FILE, limits.max_config_bytes),
         (weights, limits.max_weights_bytes),
     ):
-        _require_size(path, limit)
-        _refuse_pointer(path)
+        require_small(path, limit)
     return weights
 
 
@@ -109,6 +108,12 @@ def _without_weights(folder: Path) -> str:
     if list(folder.glob(f"{WEIGHTS_FILE}.index.json")):
         return f"its weights are split into several files; save them as one {WEIGHTS_FILE}"
     return f"{WEIGHTS_FILE} is missing; an adapter is what PEFT saves"
+
+
+def require_small(path: Path, limit: int) -> None:
+    """Refuse a file that is too large, or only stands for one."""
+    _require_size(path, limit)
+    _refuse_pointer(path)
 
 
 def _require_size(path: Path, limit: int) -> None:
@@ -221,8 +226,7 @@ def find_text_files(folder: Path, limits: AdapterLimits) -> TextFiles:
     for name in TEXT_FILES:
         path = folder / name
         if path.is_file():
-            _require_size(path, _text_limit(name, limits))
-            _refuse_pointer(path)
+            require_small(path, _text_limit(name, limits))
             files.append(TextFile(name, path.stat().st_size, sha256_of(path)))
     return TextFiles(files=tuple(files), num_tokens=_count_tokens(folder))
 

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_shard.adapter_files import WEIGHTS_FILE
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.digest import TENSOR_PARTS, content_digest
@@ -68,6 +69,7 @@ def write_normal(
         "traits": sorted(adapter.traits),
         "invocation_ids": adapter.invocation_ids,
         "head": adapter.head,
+        "head_facts": None if adapter.head_facts is None else facts_document(adapter.head_facts),
         "is_source": is_source,
         "modules": modules,
         "text": [dataclasses.asdict(file) for file in (text or TextFiles()).files],
@@ -133,6 +135,24 @@ def _adapter(document: Mapping[str, Any], folder: Path) -> HostAdapter:
         # Documents of earlier releases have none.
         invocation_ids=tuple(document.get("invocation_ids", ())),
         head=document.get("head", ""),
+        head_facts=_head_facts(document.get("head_facts")),
+    )
+
+
+def facts_document(facts: HeadFacts) -> dict[str, Any]:
+    """Return what a head says, as JSON has it."""
+    return {
+        "pooling": int(facts.pooling), "labels": list(facts.labels), "scores": int(facts.scores)
+    }  # fmt: skip
+
+
+def _head_facts(document: Mapping[str, Any] | None) -> HeadFacts | None:
+    if document is None:
+        return None
+    return HeadFacts(
+        pooling=Pooling(document["pooling"]),
+        labels=tuple(document["labels"]),
+        scores=ScoreKind(document["scores"]),
     )
 
 

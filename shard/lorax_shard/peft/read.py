@@ -30,6 +30,7 @@ from lorax_shard.peft.files import (
     require_files,
 )
 from lorax_shard.peft.keys import KeyPart, by_module
+from lorax_shard.peft.labels import with_labels
 from lorax_shard.peft.mlx import MlxAdapter, is_mlx, read_mlx
 from lorax_shard.peft.shapes import Checker, Parts, brings_base_weight
 from lorax_shard.peft.targets import Selection, select
@@ -83,7 +84,7 @@ def examine(
     """
     opened = _opened(folder, base, limits, select)
     options, selection, seen = opened.options, opened.selection, opened.seen
-    base = seen.base
+    whole, base = base, seen.base
     _check_ranks(selection, limits)
     vocab_size = Checker(options, selection, base, opened.parts, opened.infos).check()
     text = find_text_files(folder, limits)
@@ -99,7 +100,7 @@ def examine(
         invocation_ids=options.invocation_ids,
     )  # fmt: skip
     refuse_headless(adapter, base.scores)
-    adapter = seen.renamed(adapter)
+    adapter = with_labels(seen.renamed(adapter), whole, folder, limits)
     return Examined(
         adapter=digest_adapter(adapter, text),
         text=text,

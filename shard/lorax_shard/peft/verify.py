@@ -13,7 +13,7 @@ from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.context import base_tokenizer, read_context
 from lorax_shard.peft.digest import TENSOR_PARTS
 from lorax_shard.peft.matching import select_in_time
-from lorax_shard.peft.normal import write_normal
+from lorax_shard.peft.normal import facts_document, write_normal
 from lorax_shard.peft.read import Examined, examine
 from lorax_shard.peft.tokenizer import read_tokenizer
 from lorax_shard.vocabulary import write_vocabulary
@@ -67,22 +67,10 @@ def _device_bytes(adapter: HostAdapter, base: BaseDescription) -> int:
     )
 
 
-def _head_of(adapter: HostAdapter, base: BaseDescription) -> dict[str, Any] | None:
-    """Return what an adapter's classification head says; None: it has none."""
-    if not adapter.head:
-        return None
-    head = base.heads[adapter.head]
-    change = adapter.modules.get(f"{adapter.head}_head.{head.output}")
-    facts = head.facts
-    if change is not None and change.weight is not None:
-        facts = head.facts_with(change.weight.shape[0])
-    assert facts is not None
-    return {"pooling": int(facts.pooling), "labels": facts.labels, "scores": int(facts.scores)}
-
-
 def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
     """Return what the router and the shard want to know of an adapter before they load it."""
     adapter, text = examined.adapter, examined.text
+    head = adapter.head_facts
     return {
         "content_digest": adapter.digest,
         # The name of its normal form in its folder.
@@ -99,6 +87,6 @@ def facts_of(examined: Examined, base: BaseDescription) -> dict[str, Any]:
         "text_files": [file.name for file in text.files],
         "traits": sorted(adapter.traits),
         "invocation_ids": list(adapter.invocation_ids),
-        "head": _head_of(adapter, base),
+        "head": None if head is None else facts_document(head),
         "warnings": list(examined.warnings),
     }

@@ -44,6 +44,10 @@ def test_only_an_adapters_files_are_chosen() -> None:
     assert set(select_files(REF, adapter_files())) == WANTED
 
 
+def test_names_of_labels_are_an_adapter_s() -> None:
+    assert set(select_files(REF, [*adapter_files(), "config.json"])) == {*WANTED, "config.json"}
+
+
 def test_code_that_lies_beside_an_adapter_is_never_chosen() -> None:
     code = ("modeling_x.py", "configuration_x.py", "tokenization_x.py", "handler.py", "x.so")
     assert set(select_files(REF, [*adapter_files(), *code, "adapter_model.bin"])) == WANTED

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.helpers.small_adapters import QUERY, config, make_base, tensors, write
 from tests.helpers.tiny_models import make_tokenizer
 
+from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.context import make_context
 from lorax_shard.peft.digest import TENSOR_PARTS, digest_adapter
@@ -47,7 +48,8 @@ def full_adapter() -> HostAdapter:
 
 def same(left: HostAdapter, right: HostAdapter) -> bool:
     facts = [
-        (each.digest, each.vocab_size, each.traits, each.invocation_ids) for each in (left, right)
+        (each.digest, each.vocab_size, each.traits, each.invocation_ids, each.head_facts)
+        for each in (left, right)
     ]
     if facts[0] != facts[1]:
         return False
@@ -72,6 +74,20 @@ def test_the_normal_form_keeps_everything(tmp_path: Path) -> None:
     # Stored once, and one object again.
     assert again.modules["head"].weight is again.modules["tokens"].weight
     assert len(load_file(tmp_path / "adapter.safetensors")) == 6
+
+
+def test_labels_are_kept_and_are_part_of_the_digest(tmp_path: Path) -> None:
+    plain = dataclasses.replace(full_adapter(), head="sequence")
+    facts = HeadFacts(pooling=Pooling.FIRST, labels=("bad", "good"), scores=ScoreKind.ANY_OF)
+    others = (
+        facts,
+        dataclasses.replace(facts, labels=("good", "bad")),
+        dataclasses.replace(facts, scores=ScoreKind.ONE_OF),
+    )
+    named = [digest_adapter(dataclasses.replace(plain, head_facts=each)) for each in others]
+    assert len({each.digest for each in (digest_adapter(plain), *named)}) == 4
+    write_normal(named[0], tmp_path)
+    assert same(read_normal(tmp_path), named[0])
 
 
 def test_types_are_those_that_peft_holds() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 from lorax_contract.adapters import Access, AdapterRef, AdapterUnavailableError, Reason, refused
 from lorax_shard.adapter_files import (
     CONFIG_FILE,
+    LABELS_FILE,
     MLX_WEIGHTS_FILE,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
@@ -24,7 +25,9 @@ from lorax_shard.adapter_files import (
 )
 
 _WEIGHTS_FILES = (WEIGHTS_FILE, MLX_WEIGHTS_FILE)
-WANTED_FILES = frozenset((CONFIG_FILE, *_WEIGHTS_FILES, *TOKENIZER_FILES, *TEMPLATE_FILES))
+WANTED_FILES = frozenset(
+    (CONFIG_FILE, LABELS_FILE, *_WEIGHTS_FILES, *TOKENIZER_FILES, *TEMPLATE_FILES)
+)
 _MLX_ARRAYS = "adapters.npz"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
