@@ -56,6 +56,16 @@ class LoraxStub(object):
                 request_serializer=lorax__proto_dot_lorax__pb2.ChatRequest.SerializeToString,
                 response_deserializer=lorax__proto_dot_lorax__pb2.ChatChunk.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/lorax.v1.Lorax/Embed',
+                request_serializer=lorax__proto_dot_lorax__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=lorax__proto_dot_lorax__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/lorax.v1.Lorax/Classify',
+                request_serializer=lorax__proto_dot_lorax__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=lorax__proto_dot_lorax__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/lorax.v1.Lorax/Tokenize',
                 request_serializer=lorax__proto_dot_lorax__pb2.TokenizeRequest.SerializeToString,
@@ -118,9 +128,22 @@ class LoraxServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Tokenize(self, request, context):
+    def Embed(self, request, context):
         """Which tokens a text has, and the text that tokens have.
+        A vector of a text; the labels of a text, or the entities in it.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Classify(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -180,6 +203,16 @@ def add_LoraxServicer_to_server(servicer, server):
                     servicer.ChatStream,
                     request_deserializer=lorax__proto_dot_lorax__pb2.ChatRequest.FromString,
                     response_serializer=lorax__proto_dot_lorax__pb2.ChatChunk.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=lorax__proto_dot_lorax__pb2.EmbedRequest.FromString,
+                    response_serializer=lorax__proto_dot_lorax__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=lorax__proto_dot_lorax__pb2.ClassifyRequest.FromString,
+                    response_serializer=lorax__proto_dot_lorax__pb2.ClassifyResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -320,6 +353,60 @@ class Lorax(object):
             '/lorax.v1.Lorax/ChatStream',
             lorax__proto_dot_lorax__pb2.ChatRequest.SerializeToString,
             lorax__proto_dot_lorax__pb2.ChatChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorax.v1.Lorax/Embed',
+            lorax__proto_dot_lorax__pb2.EmbedRequest.SerializeToString,
+            lorax__proto_dot_lorax__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorax.v1.Lorax/Classify',
+            lorax__proto_dot_lorax__pb2.ClassifyRequest.SerializeToString,
+            lorax__proto_dot_lorax__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

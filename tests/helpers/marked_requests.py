@@ -130,6 +130,9 @@ def _messages() -> Iterator[tuple[str, Any]]:
     parameters = pb.Parameters(max_new_tokens=2)
     yield "Generate", pb.GenerateRequest(text=MARK, parameters=parameters)
     yield "Tokenize", pb.TokenizeRequest(text=MARK)
+    yield "Embed", pb.EmbedRequest(text=MARK, prompt_name=MARK)
+    yield "Embed", pb.EmbedRequest(text=MARK)
+    yield "Classify", pb.ClassifyRequest(text=MARK, second_text=MARK)
     chat = pb.ChatRequest(parameters=parameters)
     chat.messages.add(role="user", content=MARK)
     yield "Chat", chat

@@ -14,6 +14,14 @@ from lorax_proto.lorax_pb2_grpc import LoraxServicer
 from lorax_router.grpc_api.boundary import PublicCall
 from lorax_router.grpc_api.chunks import ChatChunks, ChunkMaker, TextChunks
 from lorax_router.grpc_api.errors import CHAT_FIELDS
+from lorax_router.grpc_api.pooled import (
+    CLASSIFY_FIELDS,
+    EMBED_FIELDS,
+    classify_request,
+    classify_response,
+    embed_request,
+    embed_response,
+)
 from lorax_router.grpc_api.requests import chat_request, generate_request
 from lorax_router.grpc_api.responses import AnswerStyle, chat_response, generate_response
 from lorax_router.service.callers import Caller
@@ -22,7 +30,7 @@ from lorax_router.service.requests import GenerateRequest
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Lorax"].full_name
 # Those that take a place, and whose requests are counted.
-GENERATING = frozenset({"Generate", "GenerateStream", "Chat", "ChatStream"})
+GENERATING = frozenset({"Generate", "GenerateStream", "Chat", "ChatStream", "Embed", "Classify"})
 # Of a call whose deadline passes just now.
 _LEAST_TIMEOUT_S = 1e-3
 
@@ -87,6 +95,22 @@ class GeneratingServicer(LoraxServicer):
             domain = chat_request(request, call.bearer_token, call.caller, call.origin)
         style = AnswerStyle(request.parameters, domain)
         await self._stream(domain, style, ChatChunks, call)
+
+    async def Embed(self, request: pb.EmbedRequest, call: PublicCall) -> pb.EmbedResponse:
+        """Answer with a vector."""
+        call.names = EMBED_FIELDS
+        with self._counted(call):
+            domain = embed_request(request, call.bearer_token, call.caller, call.origin)
+        result = await self.service.generate(_timed(domain, call))
+        return embed_response(result, call.request_id)
+
+    async def Classify(self, request: pb.ClassifyRequest, call: PublicCall) -> pb.ClassifyResponse:
+        """Answer with labels, or entities."""
+        call.names = CLASSIFY_FIELDS
+        with self._counted(call):
+            domain = classify_request(request, call.bearer_token, call.caller, call.origin)
+        result = await self.service.generate(_timed(domain, call))
+        return classify_response(result, request, call.request_id)
 
     async def _stream(
         self,

@@ -100,6 +100,18 @@ def adapter_parameters(adapter: pb.Adapter, bearer_token: str | None) -> Generat
     return GenerateParameters(**_adapter(adapter), api_token=adapter.api_token or bearer_token)
 
 
+def chosen_adapter(
+    message: pb.Parameters | pb.EmbedRequest | pb.ClassifyRequest,
+) -> tuple[dict[str, Any], str]:
+    """Return the parameters that name what a message chose, and the token that came with it."""
+    match message.WhichOneof("adapter_choice"):
+        case "adapter":
+            return _adapter(message.adapter), message.adapter.api_token
+        case "merge":
+            return _merge(message.merge), message.merge.api_token
+    return {}, ""
+
+
 def list_query(request: pb.ListAdaptersRequest) -> ListQuery:
     """Return which adapters a call wants to see; raises ValidationError."""
     return ListQuery(
@@ -121,12 +133,7 @@ def _parameters(
 ) -> GenerateParameters:
     params = request.parameters
     values = {name: getattr(params, name) for name in _SAME if params.HasField(name)}
-    adapter, token = {}, ""
-    match params.WhichOneof("adapter_choice"):
-        case "adapter":
-            adapter, token = _adapter(params.adapter), params.adapter.api_token
-        case "merge":
-            adapter, token = _merge(params.merge), params.merge.api_token
+    adapter, token = chosen_adapter(params)
     return GenerateParameters(
         **values,
         **adapter,

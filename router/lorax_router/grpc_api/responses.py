@@ -107,6 +107,8 @@ def info_response(info: ServerInfo) -> pb.InfoResponse:
         max_best_of=info.max_best_of,
         max_stop_sequences=info.max_stop_sequences,
         max_concurrent_requests=info.max_concurrent_requests,
+        tasks=info.tasks,
+        labels=info.labels or (),
     )
 
 

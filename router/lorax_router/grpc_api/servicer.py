@@ -28,12 +28,6 @@ from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.prompts.tokenization import Tokenization
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Lorax"].full_name
-# Those that take a place, and whose requests are counted.
-GENERATING = frozenset({"Generate", "GenerateStream", "Chat", "ChatStream"})
-# Of a call whose deadline passes just now.
-_LEAST_TIMEOUT_S = 1e-3
-
 
 class PublicServicer(GeneratingServicer):
     """The methods of the service; ``CallBoundary`` goes around them, and a link around some."""

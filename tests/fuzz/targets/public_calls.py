@@ -44,6 +44,10 @@ _PLAIN: dict[str, Callable[[], Message]] = {
     "GenerateStream": _generate,
     "Chat": _chat,
     "ChatStream": _chat,
+    "Embed": lambda: pb.EmbedRequest(text="w1 w2"),
+    "Classify": lambda: pb.ClassifyRequest(
+        text="w1 w2", adapter=pb.Adapter(id="judge", source="local")
+    ),
     "Tokenize": lambda: pb.TokenizeRequest(text="w1"),
     "Detokenize": lambda: pb.DetokenizeRequest(ids=[1, 2]),
     "Info": pb.InfoRequest,

@@ -18,6 +18,7 @@ from lorax_contract.errors import GenerationError, LoraxError, OverloadedError, 
 from lorax_contract.step import Alternatives, FinishCode, OutputKind, TokenColumns
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.service.engine.port import TokenChunk
+from lorax_router.service.prompts.encoding import EncodedText, TextToEncode
 
 
 def request(text: str = "w1 w2", **params: Any) -> pb.GenerateRequest:
@@ -229,9 +230,9 @@ async def test_what_templates_take_is_what_messages_say():
     rendered: list[str] = []
     encode = world.tokenizer.encode
 
-    async def noted(text: str, **options: Any) -> list[int]:
-        rendered.append(text)
-        return await encode(text, **options)
+    async def noted(asked: TextToEncode) -> EncodedText:
+        rendered.append(asked.text)
+        return await encode(asked)
 
     world.tokenizer.encode = noted
     sent = json_format.ParseDict(
