@@ -165,11 +165,14 @@ class EncoderWorld:
 def adapter_options(family: str) -> list[dict[str, Any]]:
     """Return what PEFT is told of each adapter; the handles of requests begin at 1."""
     linears, some, norm = _TARGETS.get(family, _BERT)
+    embedding = "tok_embeddings" if family == "modernbert" else "word_embeddings"
     return [
         {"target_modules": linears, "r": 8, "lora_alpha": 8},
         {"target_modules": some, "r": 3, "lora_alpha": 3, "use_dora": True},
         {"target_modules": some[1:2], "r": 2, "bias": "all"},
         {"target_modules": some[:1], "r": 4, "use_rslora": True, "modules_to_save": [norm]},
+        {"target_modules": "all-linear", "r": 2, "use_dora": True},
+        {"target_modules": [embedding, some[0]], "r": 4, "lora_alpha": 2},
     ]
 
 

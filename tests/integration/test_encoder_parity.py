@@ -31,8 +31,6 @@ from lorax_shard.model.encoder import EncoderModel
 from lorax_shard.model.families import ENCODER_FAMILIES
 from lorax_shard.model.loader import load_paged_model
 
-HANDLES = (0, 1, 2, 3, 4)
-
 
 class Served(EncoderWorld):
     """A world whose engine is at hand."""
@@ -72,7 +70,7 @@ def test_each_text_alone_equals_transformers(served: Served) -> None:
 
 
 def test_adapters_beside_base_rows_equal_peft(served: Served) -> None:
-    texts = served.texts(HANDLES)
+    texts = served.texts(tuple(range(len(served.folders) + 1)))
     base = [served.hidden(replace(text, handle=0)) for text in texts]
     for text, states in zip(texts, base, strict=True):
         differs = float((served.hidden(text) - states).abs().max()) > 1e-2
