@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.helpers.adapter_world import HEADS
 from tests.helpers.grpc_calls import Served, grpc_served, refused
 from tests.helpers.in_loop import in_loop
 from tests.helpers.replicas import Replicas, replicas
 
 from lorax_contract.errors import LoraxError
+from lorax_contract.step import OutputKind
 from lorax_ingress.app import IngressCounts
 from lorax_ingress.messages import FleetServicer
 from lorax_proto import lorax_pb2 as pb
@@ -61,6 +63,12 @@ async def answers(served: Served) -> list[Any]:
         found += [each async for each in served.stub.GenerateStream(text(**way), timeout=30)]
         found.append(await served.stub.Chat(chat(**way), timeout=30))
         found += [each async for each in served.stub.ChatStream(chat(**way), timeout=30)]
+    for name in ("judge", "tagger"):
+        adapter = pb.Adapter(id=name, source="local")
+        embedding = pb.EmbedRequest(text="w1 w2", adapter=adapter)
+        found.append(await served.stub.Embed(embedding, timeout=30))
+        classifying = pb.ClassifyRequest(text="w1 w2", adapter=adapter)
+        found.append(await served.stub.Classify(classifying, timeout=30))
     return found
 
 
@@ -72,9 +80,18 @@ async def test_answers_are_those_of_one_router() -> None:
             expected = await answers(direct)
         found = await answers(served)
         timed = [each.timings for each in found if each.HasField("timings")]
-        assert len(timed) == 4 * len(WAYS)
+        assert len(timed) == 4 * len(WAYS) + 4
         assert all(each.total_s >= each.first_token_s > 0 for each in timed)
         assert [*map(_without_cache, found)] == [*map(_without_cache, expected)]
+
+
+@in_loop
+async def test_heads_are_told_through_an_ingress() -> None:
+    async with replicas(2) as made:
+        world = made.by_name["r0"].world
+        for name in ("judge", "tagger", "poet"):
+            request = world.request(name, 0, output=OutputKind.VECTOR)
+            assert await made.service.head_of(request) == HEADS.get(name)
 
 
 def _without_cache(answer: Any) -> Any:
