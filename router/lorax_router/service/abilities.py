@@ -16,7 +16,7 @@ from lorax_router.service.vectors import VectorShape, too_many_dimensions
 class Abilities:
     """What the base model does; an adapter may bring a classification head of its own."""
 
-    # Whether it makes tokens: no encoder does, and no model with a classification head.
+    # Whether it makes tokens.
     generates: bool = True
     # The vectors that it was made for.
     vectors: VectorFacts = field(default_factory=VectorFacts)
@@ -26,8 +26,7 @@ class Abilities:
     @classmethod
     def of(cls, info: ShardInfo) -> Self:
         """Return what a shard group says of its model."""
-        generates = not info.is_encoder and info.head is None
-        return cls(generates=generates, vectors=info.vectors, head=info.head)
+        return cls(generates=info.generates, vectors=info.vectors, head=info.head)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ OWN = HeadFacts(pooling=Pooling.FIRST, labels=("no", "yes"))
 
 
 def with_head(head: HeadFacts | None) -> FakeShard:
-    return FakeShard(MODEL, num_blocks=400, facts={"head": head, "is_encoder": True})
+    return FakeShard(
+        MODEL, num_blocks=400, facts={"head": head, "is_encoder": True, "generates": False}
+    )
 
 
 def asked(world: AdapterWorld, adapter: str | None, text: str = "w1 w2") -> GenerateRequest:
@@ -48,6 +50,37 @@ def expected(spec: RequestSpec, head: HeadFacts) -> Any:
     rows = np.exp(raw).reshape(-1, len(head.labels))
     shares = rows / rows.sum(axis=1, keepdims=True)
     return shares if head.classifies_tokens else shares[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "tasks", "tag"),
+    [
+        ({}, ["generate", "embed"], "text-generation"),
+        ({"generates": False}, ["embed"], "feature-extraction"),
+        ({"generates": False, "is_encoder": True}, ["embed"], "feature-extraction"),
+        ({"generates": False, "head": OWN}, ["embed", "classify"], "text-classification"),
+        (
+            {"generates": False, "head": HEADS["tagger"]},
+            ["embed", "classify"],
+            "token-classification",
+        ),
+    ],
+)
+def test_a_server_says_what_its_model_does(
+    facts: dict[str, Any], tasks: list[str], tag: str
+) -> None:
+    @in_loop
+    async def scene() -> None:
+        async with adapter_world(FakeShard(MODEL, num_blocks=400, facts=facts)) as world:
+            told = (await world.client.get("/info")).json()
+            head = facts.get("head")
+            assert (told["tasks"], told["model_pipeline_tag"]) == (tasks, tag)
+            assert told["labels"] == (None if head is None else list(head.labels))
+            answer = await world.client.post("/generate", json={"inputs": "w1"})
+            assert answer.status_code == (200 if "generate" in tasks else 422)
+            assert (await world.client.get("/startup")).status_code == 200
+
+    scene()
 
 
 @in_loop
