@@ -111,13 +111,14 @@ def _shifted(self: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> tor
 
 def _one_row(metadata: Any) -> Any:
     num = sum(metadata.query_lens)
-    return [whole._Group(num, slice(0, num))]
+    return [whole._Group(1, num, slice(0, num), None, None)]
 
 
 PLANTED = {
     "pooling takes a neighbour's token": (inputs, "span_of", _from_one_before),
     "positions shifted by one": (EncoderModel, "_positions", _shifted),
     "attention sees a neighbour": (whole, "_groups", _one_row),
+    "attention sees what fills rows up": (whole, "_mask", lambda *_: None),
 }
 
 
@@ -144,9 +145,11 @@ def test_token_types_off_by_one_are_found(served: Served) -> None:
 
 @pytest.mark.parametrize("served", ["modernbert"], indirect=True)
 def test_a_window_one_token_wider_is_found(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    mask_of = whole._window_mask
-    monkeypatch.setattr(
-        whole, "_window_mask", lambda window, *others: mask_of(window and window + 1, *others)
-    )
+    mask_of = whole._mask
+
+    def wider(number: int, group: Any, window: int | None, metadata: Any) -> Any:
+        return mask_of(number, group, window and window + 1, metadata)
+
+    monkeypatch.setattr(whole, "_mask", wider)
     with pytest.raises(AssertionError, match="'LAST'"):
         served.run([Text(list(range(20)))], (Pooling.LAST,))

@@ -1,7 +1,7 @@
 """Attention of encoders: each token of a row sees all others of its row, and nothing is kept.
 
-Rows are computed as they are, one after the other or those of one length together, so no token
-ever sees padding or another row.
+Rows of about one length are computed together, in as many calls as that takes: what fills the
+shorter ones up is masked and seen by nobody.
 """
 
 from __future__ import annotations
@@ -13,12 +13,22 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
 
+# Scores that may be computed for nobody, as a part of those of a call's rows, and besides: as many as
+# a call of its own costs.
+_FILLED_PART, _CALL_SCORES = 0.5, 8192
+
 
 class _Group(NamedTuple):
-    """Rows of one length: ``tokens`` are theirs, one row after the other."""
+    """Rows that are computed in one call: n of them, filled up to the longest (L)."""
 
+    num_rows: int
     length: int
+    # Of each place (n * L) the token; of a filled one any.
     tokens: slice | torch.Tensor
+    # Places that are not filled, and their tokens; None: none is.
+    own: tuple[torch.Tensor, torch.Tensor] | None
+    # Keys that are there: n x 1 x 1 x L; None: all.
+    is_there: torch.Tensor | None
 
 
 class WholeAttention(AttentionBackend):
@@ -42,51 +52,90 @@ class WholeAttention(AttentionBackend):
     ) -> torch.Tensor:
         """Return the attention of each row over itself; a window reaches as far ahead as back."""
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
-        for group in _groups(metadata):
+        for number, group in enumerate(_groups(metadata)):
             q, k, v = (
-                each[group.tokens].view(-1, group.length, *each.shape[1:]).transpose(1, 2)
+                each[group.tokens]
+                .view(group.num_rows, group.length, *each.shape[1:])
+                .transpose(1, 2)
                 for each in (query, key, value)
-            )  # n x heads x length x dim
-            mask = _window_mask(spec.window, group.length, metadata, query)
+            )  # n x heads x L x dim
+            mask = _mask(number, group, spec.window, metadata)
             attended = scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=spec.scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
-            output[group.tokens] = attended.transpose(1, 2).flatten(0, 1)
+            attended = attended.transpose(1, 2).flatten(0, 1)
+            if group.own is None:
+                output[group.tokens] = attended
+            else:
+                places, tokens = group.own
+                output[tokens] = attended[places]
         return output
 
 
 def _groups(metadata: StepMetadata) -> list[_Group]:
-    """Return the rows of a step by their length, each token in one group."""
+    """Return the rows of a step by about their length, each token in one group."""
     if "whole.groups" not in metadata.scratch:
-        starts: dict[int, list[int]] = {}
-        start = 0
+        starts, start = [], 0
         for length in metadata.query_lens:
-            starts.setdefault(length, []).append(start)
+            starts.append(start)
             start += length
         device = metadata.slots.device
         metadata.scratch["whole.groups"] = [
-            _Group(length, _tokens_of(at, length, device)) for length, at in starts.items()
+            _group(
+                [starts[row] for row in rows], [metadata.query_lens[row] for row in rows], device
+            )
+            for rows in split_rows(metadata.query_lens)
         ]
     groups: list[_Group] = metadata.scratch["whole.groups"]
     return groups
 
 
-def _tokens_of(starts: list[int], length: int, device: torch.device) -> slice | torch.Tensor:
-    if starts[-1] - starts[0] == (len(starts) - 1) * length:
-        return slice(starts[0], starts[-1] + length)
-    first = torch.tensor(starts, device=device)
-    return (first[:, None] + torch.arange(length, device=device)).flatten()
+def split_rows(lens: list[int]) -> list[list[int]]:
+    """Return the rows that are computed together, each once: the longest first."""
+    groups: list[list[int]] = []
+    own = filled = 0
+    for row in sorted(range(len(lens)), key=lambda row: -lens[row]):
+        longest = lens[groups[-1][0]] if groups else 0
+        filled += longest**2 - lens[row] ** 2
+        own += lens[row] ** 2
+        if not groups or filled > _FILLED_PART * own + _CALL_SCORES:
+            groups.append([])
+            own, filled = lens[row] ** 2, 0
+        groups[-1].append(row)
+    return groups
 
 
-def _window_mask(
-    window: int | None, length: int, metadata: StepMetadata, query: torch.Tensor
-) -> torch.Tensor | None:  # length x length
-    """Return what hides tokens as far away as ``window``; None: all are nearer."""
-    if window is None or length <= window:
-        return None
-    key = f"whole.window.{window}.{length}"
+def _group(starts: list[int], lens: list[int], device: torch.device) -> _Group:
+    num, longest = len(starts), lens[0]
+    if num == 1:
+        return _Group(1, longest, slice(starts[0], starts[0] + longest), None, None)
+    at = torch.arange(longest)
+    is_there = at < torch.tensor(lens)[:, None]  # n x L
+    tokens = torch.where(is_there, torch.tensor(starts)[:, None] + at, starts[0]).flatten()
+    if lens[-1] == longest:
+        return _Group(num, longest, tokens.to(device), None, None)
+    places = is_there.flatten().nonzero()[:, 0]
+    own = (places.to(device), tokens[places].to(device))
+    return _Group(num, longest, tokens.to(device), own, is_there[:, None, None].to(device))
+
+
+def _mask(
+    number: int, group: _Group, window: int | None, metadata: StepMetadata
+) -> torch.Tensor | None:  # n x 1 x (1 or L) x L
+    """Return what a group's tokens may see: keys that are there, nearer than ``window``; None: all."""
+    if window is None or group.length <= window:
+        return group.is_there
+    key = f"whole.window.{window}.{number}"
     if key not in metadata.scratch:
-        at = torch.arange(length, device=query.device)
-        metadata.scratch[key] = (at[:, None] - at).abs() < window
+        at = torch.arange(group.length, device=metadata.slots.device)
+        near = (at[:, None] - at).abs() < window
+        # A filled place sees itself: of nothing there would be no mean, and nobody asks for it.
+        near = (
+            near
+            if group.is_there is None
+            else (near & group.is_there)
+            | torch.eye(group.length, dtype=torch.bool, device=at.device)
+        )
+        metadata.scratch[key] = near
     mask: torch.Tensor = metadata.scratch[key]
     return mask
