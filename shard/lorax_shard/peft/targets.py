@@ -20,6 +20,8 @@ from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 
 # The embeddings and heads that PEFT knows by name when it looks for tied weights.
 _TIED_NAMES = ("embed_tokens", "lm_head")
+# What PEFT adds to modules_to_save for these tasks, whatever the model calls its head.
+_USUAL_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +291,9 @@ class _Selector:
             everywhere = "every module" if len(mute) == len(low_rank) else listing(mute)
             self._warnings.append(f"lora_alpha is 0 for {everywhere}: nothing is added there")
         ends = tuple(self._base.modules)
-        idle = [end for end in options.modules_to_save if not any(n.endswith(end) for n in ends)]
+        usual = _USUAL_HEADS.get(options.task or "", ())
+        wanted = [end for end in options.modules_to_save if end not in usual]
+        idle = [end for end in wanted if not any(n.endswith(end) for n in ends)]
         for option in ("rank_pattern", "alpha_pattern"):
             fitting = self._fitting.get(option, set())
             self._warn_idle(

@@ -75,6 +75,10 @@ def test_a_string_where_a_list_is_meant_is_refused_by_its_list(targets: str, nam
             ["modules_to_save has entries that fit nothing in this base model: score, classifier"],
         ),
         (
+            {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score", "pre"]},
+            ["modules_to_save has entries that fit nothing in this base model: pre"],
+        ),
+        (
             {"rank_pattern": {"q_proj": 2, "w1": 3}, "alpha_pattern": {"w2": 3}},
             [
                 "rank_pattern has entries that fit nothing in this base model: w1",
