@@ -53,23 +53,35 @@ class WholeAttention(AttentionBackend):
         """Return the attention of each row over itself; a window reaches as far ahead as back."""
         output = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         for number, group in enumerate(_groups(metadata)):
-            q, k, v = (
-                each[group.tokens]
-                .view(group.num_rows, group.length, *each.shape[1:])
-                .transpose(1, 2)
-                for each in (query, key, value)
-            )  # n x heads x L x dim
+            q, k, v = (_taken(each, group) for each in (query, key, value))
             mask = _mask(number, group, spec.window, metadata)
             attended = scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=spec.scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
-            attended = attended.transpose(1, 2).flatten(0, 1)
-            if group.own is None:
-                output[group.tokens] = attended
-            else:
-                places, tokens = group.own
-                output[tokens] = attended[places]
+            _put(attended.transpose(1, 2).flatten(0, 1), output, group)
         return output
+
+
+def _taken(values: torch.Tensor, group: _Group) -> torch.Tensor:
+    """Return what a group's places have of values of tokens: n x heads x L x dim of T x heads x dim."""
+    if isinstance(group.tokens, slice):
+        found = values[group.tokens]
+    else:
+        # As lines: to copy them takes less than to look for each number.
+        found = values.flatten(1).index_select(0, group.tokens)
+    return found.view(group.num_rows, group.length, *values.shape[1:]).transpose(1, 2)
+
+
+def _put(attended: torch.Tensor, output: torch.Tensor, group: _Group) -> None:
+    """Put what a group's places were given (n * L x heads x dim) where their tokens are."""
+    if isinstance(group.tokens, slice):
+        output[group.tokens] = attended
+        return
+    lines, tokens = attended.flatten(1), group.tokens
+    if group.own is not None:
+        places, tokens = group.own
+        lines = lines.index_select(0, places)
+    output.flatten(1).index_copy_(0, tokens, lines)
 
 
 def _groups(metadata: StepMetadata) -> list[_Group]:
