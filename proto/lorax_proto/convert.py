@@ -365,6 +365,7 @@ def info_to_proto(info: ShardInfo, *, rank: int = 0) -> pb.InfoResponse:
         block_size=info.block_size,
         supports_generation=info.generates,
         supports_embeddings=True,
+        supports_classification=info.head is not None,
         chunked_prefill=not info.is_encoder,
         requires_block_allocator=True,
         epoch=info.epoch,

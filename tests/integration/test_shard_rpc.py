@@ -108,7 +108,8 @@ def test_a_foreign_client_gets_the_tokens_of_transformers(client, tokenizer, sto
     """Info, Warmup, Prefill, Decode, FilterBatch and ClearCache, as LoRAX's router uses them."""
     info = client.Info()
     assert (info.dtype, info.device_type, info.block_size) == ("float32", "cpu", BLOCK_SIZE)
-    assert info.supports_generation
+    assert info.supports_generation and info.supports_embeddings
+    assert not info.supports_classification
     assert not info.requires_padding
     prompts = [tokenizer.encode(text).ids for text in TEXTS]
     expected = dict(enumerate((stock(prompt) for prompt in prompts), start=1))
@@ -195,12 +196,23 @@ def test_prefill_logprobs_are_those_of_transformers(client, tokenizer, stock):
     assert list(prefill.logprobs)[1:] == pytest.approx(expected, abs=1e-3)
 
 
+def test_vectors_of_a_batch_are_those_of_transformers(client, tokenizer, stock):
+    requests = [make_request(client, 60 + place, inputs=text) for place, text in enumerate(TEXTS)]
+    reply = client.Embed(batch=make_batch(client, 60, requests))
+    found = {each.request_id: list(each.values) for each in reply.embeddings}
+    for place, text in enumerate(TEXTS):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        with torch.inference_mode():
+            last = stock.model.model(ids).last_hidden_state[0, -1]
+        expected = last / torch.linalg.vector_norm(last)
+        assert found[60 + place] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
 def test_what_cannot_be_served_is_said_in_words(client):
     unknown = make_request(client, 50, inputs="a", adapter_index=3)
     cases = [
         (lambda: client.Prefill(batch=make_batch(client, 50, [unknown])), "without adapters"),
-        (lambda: client.Embed(), "embeddings"),
-        (lambda: client.Classify(), "classifies"),
+        (lambda: client.Classify(), "no classification head; it classifies nothing"),
         (
             lambda: client.DownloadAdapter(
                 adapter_parameters=client.AdapterParameters(adapter_ids=["some/adapter"])

@@ -152,6 +152,47 @@ class LoraxBatches:
         generations = self._advance(batch, running, chunks)
         return self._reply(batch, generations)
 
+    def pooled(self, requests: list[LoraxRequest]) -> dict[RequestId, bytes]:
+        """Compute rows that ask for vectors or scores, and let them go; rank 0 knows what they are.
+
+        A prompt is computed whole where there is room for it in a step.
+        """
+        if not self._engine.num_blocks:
+            raise ShardError("there is no KV pool yet; call Warmup before the first row")
+        batch = _CachedBatch(0, self._admit_all(requests))
+        found: dict[RequestId, bytes] = {}
+        try:
+            while plan := self._whole_prompts(batch):
+                outcome = self._checked(batch, plan)
+                for request_id in outcome.row_ids:
+                    batch.members[request_id].ended = True
+                    detail = outcome.details.get(request_id, RowDetail())
+                    if detail.vector is not None:
+                        found[request_id] = detail.vector
+        finally:
+            self._engine.drop(list(batch.members))
+        return found
+
+    def _whole_prompts(self, batch: _CachedBatch) -> StepPlan | None:
+        """Return a step that computes as many prompts as fit; None: all are computed."""
+        plan, budget = StepPlan(seq=0), max(1, self.max_step_tokens)
+        for member in batch.live():
+            left = member.row.num_prompt_tokens - member.row.num_computed
+            if left > budget and (plan.row_ids or self._engine.model.is_encoder):
+                if not plan.row_ids:
+                    raise ValidationError(
+                        f"request {member.row.request_id}: {left} tokens do not fit in a step of "
+                        f"{budget}, and an encoder computes them at once"
+                    )
+                break
+            num_tokens = min(left, budget)
+            if num_tokens:
+                plan.row_ids.append(member.row.request_id)
+                plan.num_tokens.append(num_tokens)
+                plan.num_new_blocks.append(0)
+                budget -= num_tokens
+        return plan if plan.row_ids else None
+
     def filter(self, batch_id: int, keep: list[int]) -> pb.CachedBatch:
         """Keep the named requests of a batch, drop the others."""
         batch = self._known(batch_id)
@@ -290,20 +331,7 @@ class LoraxBatches:
     def _run(
         self, batch: _CachedBatch, plan: StepPlan, prefilled: set[RequestId]
     ) -> Iterator[pb.Generation]:
-        outcome = self._engine.step(plan)
-        if outcome.failed:
-            self._engine.drop(list(batch.members))
-            # Nobody will find out which row is to blame: it may be none.
-            self._engine.computation.test_device(self._free_blocks(1)[0])
-            raise GenerationError(
-                f"the forward pass failed for these {len(outcome.failed)} requests together: "
-                f"{outcome.failure}; send them one by one"
-            )
-        for request_id, finish in zip(outcome.row_ids, outcome.finish, strict=True):
-            if finish == FinishCode.ERROR:
-                detail = outcome.details.get(request_id)
-                reason = "rank 0 says why" if detail is None else detail.error_text
-                raise GenerationError(f"request {request_id}: {reason}")
+        outcome = self._checked(batch, plan)
         start = 0
         for request_id, num, finish in zip(
             outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
@@ -318,6 +346,24 @@ class LoraxBatches:
                 yield _generation(
                     outcome, tokens, FinishCode(finish), member, is_first=request_id in prefilled
                 )
+
+    def _checked(self, batch: _CachedBatch, plan: StepPlan) -> StepOutcome:
+        """Compute a step; GenerationError if one of its rows failed."""
+        outcome = self._engine.step(plan)
+        if outcome.failed:
+            self._engine.drop(list(batch.members))
+            # Nobody will find out which row is to blame: it may be none.
+            self._engine.computation.test_device(self._free_blocks(1)[0])
+            raise GenerationError(
+                f"the forward pass failed for these {len(outcome.failed)} requests together: "
+                f"{outcome.failure}; send them one by one"
+            )
+        for request_id, finish in zip(outcome.row_ids, outcome.finish, strict=True):
+            if finish == FinishCode.ERROR:
+                detail = outcome.details.get(request_id)
+                reason = "rank 0 says why" if detail is None else detail.error_text
+                raise GenerationError(f"request {request_id}: {reason}")
+        return outcome
 
     def _reply(self, batch: _CachedBatch, generations: list[pb.Generation]) -> BatchReply:
         if not any(batch.live()):

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import Pooling
 from lorax_contract.step import (
     AdapterHandle,
     BlockId,
     NewRow,
+    OutputKind,
     RequestId,
     RequestSpec,
     SamplingParams,
@@ -74,6 +76,32 @@ def read_request(
     blocks = [BlockId(block) for block in request.blocks]
     is_text = is_untokenized(request)
     return LoraxRequest(NewRow(spec, ()), request.cache_len, chunk_end, blocks, is_text)
+
+
+def read_pooled(
+    request: pb.Request,
+    tokenizer: Tokenizer,
+    max_input_length: int,
+    output: OutputKind,
+    pooling: Pooling,
+) -> LoraxRequest:
+    """Return the values of a request whose row ends with a vector or with scores."""
+    try:
+        _refuse_unserved(request)
+        ids = _prompt_ids(request, tokenizer, max_input_length)
+    except ValidationError as error:
+        raise ValidationError(f"request {request.id}: {error}") from error
+    spec = RequestSpec(
+        request_id=RequestId(request.id),
+        prompt_ids=ids,
+        sampling=SamplingParams(),
+        stopping=StoppingParams(max_new_tokens=0),
+        adapter=AdapterHandle(request.adapter_index),
+        output=output,
+        pooling=pooling,
+    )
+    blocks = [BlockId(block) for block in request.blocks]
+    return LoraxRequest(NewRow(spec, ()), 0, len(ids), blocks, is_untokenized(request))
 
 
 def is_untokenized(request: pb.Request) -> bool:

@@ -18,6 +18,7 @@ import grpc.aio
 
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import VectorFacts
 from lorax_contract.step import ShardInfo, StepOutcome, StepPlan, WarmupSpec
 from lorax_contract.tracing import SpanSink
 from lorax_proto import generate_pb2 as pb
@@ -35,8 +36,8 @@ from lorax_shard.model.interface import SEQUENCE, TOKENS
 from lorax_shard.model.vector_facts import read_vector_facts
 from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.constraint_calls import ConstraintCalls
-from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
+from lorax_shard.rpc.lorax_pooled import PooledCalls
 from lorax_shard.rpc.lorax_requests import LoraxRequest, is_untokenized
 from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.row_spans import RowSpans
@@ -69,6 +70,8 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
             max_input_length=config.max_input_length,
             rank=config.rank,
         )
+        vectors = vector_facts(engine, config)
+        self._pooled = PooledCalls(engine, self._batches, vectors, config.max_input_length)
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         """Say what the model is and what the shard can do."""
@@ -153,12 +156,14 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         return pb.ClearCacheResponse()
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        """Refuse: the model generates text."""
-        raise NotServedError("this model generates text; it makes no embeddings")
+        """Make a vector of each text of a batch."""
+        requests = await asyncio.to_thread(self._pooled.read_embed, request.batch)
+        return await self._commands.run(lambda: self._pooled.embed(requests))
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        """Refuse: the model generates text."""
-        raise NotServedError("this model generates text; it classifies nothing")
+        """Classify each text of a batch by the model's own head."""
+        requests = await asyncio.to_thread(self._pooled.read_classify, request.batch)
+        return await self._commands.run(lambda: self._pooled.classify(requests))
 
     async def DownloadAdapter(
         self, request: pb.DownloadAdapterRequest, context: Context
@@ -283,11 +288,16 @@ def shard_info(engine: Engine, config: ShardConfig, epoch: int) -> ShardInfo:
         is_encoder=model.is_encoder,
         generates=model.generates,
         head=model.head(SEQUENCE) or model.head(TOKENS),
-        vectors=read_vector_facts(Path(config.model_dir), is_encoder=model.is_encoder),
+        vectors=vector_facts(engine, config),
         # The ranks' pools have as many blocks as the fullest rank has room for.
         memory=engine.memory.with_blocks(engine.num_blocks).items,
         shard_uris=tuple(config.shard_uris),
     )
+
+
+def vector_facts(engine: Engine, config: ShardConfig) -> VectorFacts:
+    """Return how vectors are made of prompts, where nothing else is said."""
+    return read_vector_facts(Path(config.model_dir), is_encoder=engine.model.is_encoder)
 
 
 def _warmup_spec(request: pb.WarmupRequest) -> WarmupSpec:
