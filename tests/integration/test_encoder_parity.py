@@ -94,6 +94,12 @@ def test_tokens_that_stand_for_padding_are_tokens(served: Served) -> None:
     served.run([Text([9, 8, 7, *pads, 6, 5]), Text(pads), Text([1, 1]), Text([1]), Text([3, 1, 4])])
 
 
+@pytest.mark.parametrize("served", sorted(ENCODERS.keys() - TELLS_TEXTS_APART), indirect=True)
+def test_a_pair_is_one_text_where_none_are_told_apart(served: Served) -> None:
+    texts = [Text([7, 8, 9, 10, 11, 12], second) for second in (0, 3)]
+    served.run(texts, (Pooling.MEAN,))
+
+
 span_of, positions_of = inputs.span_of, EncoderModel._positions
 
 

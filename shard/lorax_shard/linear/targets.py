@@ -16,6 +16,7 @@ from lorax_shard.linear.packed import PackedLinear, SiblingGroup, SiblingKernel
 SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )

@@ -122,7 +122,9 @@ class EncoderModel(BackboneModel):
 
 def tells_texts_apart(model: Any) -> bool:
     """Return whether a model takes for each token which of two texts it belongs to."""
-    return "token_type_ids" in inspect.signature(model.base_model.forward).parameters
+    takes = "token_type_ids" in inspect.signature(model.base_model.forward).parameters
+    # RoBERTa takes them, and has one kind alone.
+    return takes and getattr(model.config, "type_vocab_size", 0) > 1
 
 
 def first_position(model: Any) -> int:

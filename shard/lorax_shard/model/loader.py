@@ -73,7 +73,9 @@ def load_paged_model(
     hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
     config = store_narrowly(config)
     dtype = resolve_dtype(config.dtype, hf_config, device)
-    if config.attention_backend != "auto":
+    if is_encoder(hf_config):
+        _refuse_backends(config)
+    elif config.attention_backend != "auto":
         # A backend that cannot run at all is refused before anything is read.
         registry.create(config.attention_backend, device, dtype)
     if group is None:
@@ -143,6 +145,19 @@ def _load_whole(
     clock.ended("probe: as served")
     paged.elementwise_backend = exchanged.backend
     return paged
+
+
+def _refuse_backends(config: ShardConfig) -> None:
+    """Refuse to take another backend for an encoder than was named."""
+    named = {"--attention-backend": config.attention_backend}
+    if config.elementwise_backend != "torch":
+        named["--elementwise-backend"] = config.elementwise_backend
+    for option, name in named.items():
+        if name != "auto":
+            raise StartupError(
+                f"{option} {name} computes decoders, and this model is an encoder; leave the option out",
+                ExitCode.BACKEND_UNAVAILABLE,
+            )
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:

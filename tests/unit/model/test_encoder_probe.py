@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,10 @@ def test_a_window_that_is_ignored_is_found(
     folder = make_tiny_encoder(
         "modernbert", tmp_path, local_attention=window, max_position_embeddings=2048
     )
-    monkeypatch.setattr(whole, "_window_mask", lambda *_: None)
+    mask_of = whole._mask
+    monkeypatch.setattr(
+        whole, "_mask", lambda number, group, window, *others: mask_of(number, group, None, *others)
+    )
     assert ("on a miniature" in str(refusal_of(folder))) == (window == max(WINDOWS))
 
 
@@ -75,7 +79,23 @@ def test_attention_over_all_rows_is_found(
 
     def one_row(metadata):
         num = sum(metadata.query_lens)
-        return [whole._Group(num, slice(0, num))]
+        return [whole._Group(1, num, slice(0, num), None, None)]
 
     monkeypatch.setattr(whole, "_groups", one_row)
     refusal_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("attention_backend", "sdpa"), ("elementwise_backend", "cpp")]
+)
+def test_a_named_backend_of_decoders_is_refused(option: str, name: str, tmp_path: Path) -> None:
+    folder = make_tiny_encoder("bert", tmp_path)
+    with pytest.raises(StartupError, match=f"{name} computes decoders") as caught:
+        load_paged_model(replace(config_of(folder), **{option: name}))
+    assert caught.value.exit_code is ExitCode.BACKEND_UNAVAILABLE
+
+
+def test_a_backend_that_is_what_encoders_have_is_taken(tmp_path: Path) -> None:
+    config = replace(config_of(make_tiny_encoder("bert", tmp_path)), elementwise_backend="torch")
+    paged = load_paged_model(config)
+    assert (paged.attention_backend, paged.elementwise_backend) == ("whole", "torch")
