@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.helpers.drive_engine import serve
 from tests.helpers.encoder_models import ENCODERS
 from tests.helpers.encoder_world import (
@@ -83,3 +84,18 @@ def test_a_checkpoint_of_a_model_around_it_is_read(family: str, tmp_path: Path) 
     adapters = [adapter_options(family)[number] for number in (1, 3)]
     world = EncoderWorld(family, tmp_path, adapters, around="MaskedLM")
     served(world, 3)
+
+
+@pytest.mark.parametrize("around", ["", "MaskedLM"])
+def test_old_names_of_norms_are_read(around: str, tmp_path: Path) -> None:
+    world = EncoderWorld("bert", tmp_path, [], around=around)
+    path = world.path / "model.safetensors"
+    tensors = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for key, tensor in load_file(path).items()
+    }
+    assert any(key.endswith("LayerNorm.gamma") for key in tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    served(world, 2)
