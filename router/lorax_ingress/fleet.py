@@ -200,7 +200,7 @@ class Fleet:
     def _route_request(self, request: GenerateRequest) -> RouteRequest:
         prompt, salt = request.prompt, request.parameters.cache_salt or ""
         if isinstance(prompt, TextPrompt):
-            data = prompt.text.encode("utf-8", "replace")
+            data = (prompt.text + (prompt.second or "")).encode("utf-8", "replace")
         elif isinstance(prompt, ChatPrompt):
             data = dumps([prompt.tools, prompt.messages])
         else:

@@ -123,8 +123,7 @@ def _document(model: str, results: Sequence[GenerateResult], encoding: str | Non
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
-def _encoded(vector: Vector, encoding: str | None) -> str | list[float]:
+def _encoded(vector: Vector, encoding: str | None) -> str | Vector:
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    values: list[float] = vector.tolist()
-    return values
+    return vector

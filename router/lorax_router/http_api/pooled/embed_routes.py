@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -23,7 +22,7 @@ from lorax_router.http_api.pooled.schemas import AdapterFault
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.requests import GenerateRequest, TextPrompt
 from lorax_router.service.results import GenerateResult
-from lorax_router.service.vectors import vector_of
+from lorax_router.service.vectors import Vector, vector_of
 
 
 class EmbedAnswer(BaseModel):
@@ -99,7 +98,7 @@ class EmbedRoutes:
         ]
 
 
-def _vectors(body: EmbedBody, results: list[GenerateResult]) -> list[Any]:
+def _vectors(body: EmbedBody, results: list[GenerateResult]) -> list[Vector] | Vector:
     """Return the vectors of texts, or the numbers of an only one's."""
-    vectors: list[list[float]] = [vector_of(result).tolist() for result in results]
+    vectors = [vector_of(result) for result in results]
     return vectors if body.is_list else vectors[0]
