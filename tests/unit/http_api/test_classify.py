@@ -12,6 +12,9 @@ from tests.helpers.pooled_world import classifying
 
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_contract.step import OutputKind, RequestSpec
+from lorax_router.http_api.pooled.classify_routes import mean_times
+from lorax_router.service.chat.output_parser import OutputParser
+from lorax_router.service.results import GenerateResult, Timings
 
 LABELS = ("bad", "fair", "good")
 # ln 1, ln 2, ln 5: of their sum, 1/8, 2/8 and 5/8.
@@ -91,6 +94,36 @@ async def test_entities_are_tokens_of_one_kind_one_behind_the_other() -> None:
     )
     batch = await answered(session, "/classify_batch", inputs=[text, "w9", text])
     assert batch == [expected, [{**expected[0], "word": "w9", "end": 2}], expected]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        # Seconds: received, valid, scheduled, the end.
+        ([(1.0, 1.25, 1.5, 3.0)], [2000, 250, 250, 1500]),
+        ([(1.0, 1.5, 1.5, 2.0), (1.0, 1.0, 2.0, 4.0)], [2000, 250, 500, 1250]),
+    ],
+)
+def test_heads_have_lorax_s_times(times: list[tuple[float, ...]], expected: list[int]) -> None:
+    results = [
+        GenerateResult(
+            sequences=(), texts=(), details=False, num_prompt_chars=0, new_parser=OutputParser,
+            num_prompt_tokens=1, timings=Timings(
+                received_at=received, validated_at=valid, scheduled_at=scheduled,
+                first_token_at=end, last_token_at=end,
+            ),
+        )
+        for received, valid, scheduled, end in times
+    ]  # fmt: skip
+    names = ("x-compute-time", "x-validation-time", "x-queue-time", "x-inference-time")
+    assert mean_times(results) == dict(zip(names, map(str, expected), strict=True))
+
+
+@in_loop
+async def test_classes_come_with_times() -> None:
+    for path, inputs in (("/classify", "w1"), ("/classify_batch", ["w1", "w2"])):
+        answer = await judge().post(path, inputs=inputs)
+        assert answer.headers["x-inference-time"].isdecimal()
 
 
 @in_loop

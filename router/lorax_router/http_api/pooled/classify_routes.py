@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from statistics import fmean
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -98,7 +99,8 @@ class ClassifyRoutes:
         except ClientGoneError:
             return Response()
         if body.input is None:
-            return json_response(_said(results[0], texts[0], raw=body.is_raw))
+            answer = _said(results[0], texts[0], raw=body.is_raw)
+            return json_response(answer, headers=mean_times(results))
         return json_response(self._vllm_document(body.is_raw, body.model, results))
 
     async def classify_batch(self, request: Request) -> Response:
@@ -112,7 +114,8 @@ class ClassifyRoutes:
         except ClientGoneError:
             return Response()
         answers = zip(results, texts, strict=True)
-        return json_response([_said(result, text, raw=body.is_raw) for result, text in answers])
+        said = [_said(result, text, raw=body.is_raw) for result, text in answers]
+        return json_response(said, headers=mean_times(results))
 
     async def predict(self, request: Request) -> Response:
         """Answer with all labels of texts as a whole, best first."""
@@ -168,6 +171,18 @@ def _said(result: GenerateResult, text: str, *, raw: bool) -> list[Json]:
     if head_of(result).classifies_tokens:
         return [asdict(entity) for entity in entities_of(result, text, raw=raw)]
     return _labels(result, raw=raw)
+
+
+def mean_times(results: Sequence[GenerateResult]) -> dict[str, str]:
+    """LoRAX's headers of times in whole milliseconds, of several texts their means."""
+    timings = [result.timings for result in results]
+    seconds = {
+        "x-compute-time": fmean(each.total_s for each in timings),
+        "x-validation-time": fmean(each.validation_s for each in timings),
+        "x-queue-time": fmean(each.queue_s for each in timings),
+        "x-inference-time": fmean(each.inference_s for each in timings),
+    }
+    return {name: str(round(value * 1e3)) for name, value in seconds.items()}
 
 
 def usage_of(num_tokens: int) -> Json:
