@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,16 +37,23 @@ BOUND_S = 900.0
 
 
 async def run_client(name: str, url: str, model: str, adapter: str) -> Result:
-    """Return how many checks of a program went well; prints what did not."""
+    """Return how many checks of a program beside this file went well; prints what did not."""
     program = Path(__file__).with_name(f"{name}.py")
-    with environment(*PROGRAMS[name].requirements) as programs:
-        command = [str(programs / "python"), str(program), url, model, adapter]
-        code, output = await run_program(*command, timeout_s=BOUND_S)
-        releases = releases_of(programs, PROGRAMS[name].requirements)
+    return await run_checks(program, PROGRAMS[name].requirements, url, model, adapter)
+
+
+async def run_checks(program: Path, requirements: tuple[str, ...], *arguments: str) -> Result:
+    """Return how many checks of any program went well; prints what did not."""
+    # What programs check with lies here.
+    settings = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with environment(*requirements) as programs:
+        command = [str(programs / "python"), str(program), *arguments]
+        code, output = await run_program(*command, timeout_s=BOUND_S, env=settings)
+        releases = releases_of(programs, requirements)
     if code:
         print(output[-8000:])
     num_ok = sum(line.startswith("ok: ") for line in output.splitlines())
-    return Result(code == 0, f"{num_ok} checks of {name} with {releases}")
+    return Result(code == 0, f"{num_ok} checks of {program.stem} with {releases}")
 
 
 def releases_of(programs: Path, requirements: tuple[str, ...]) -> str:

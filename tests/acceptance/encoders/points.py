@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.acceptance.encoders import clients
 from tests.acceptance.encoders.vectors import point_vectors
 from tests.acceptance.harness import Point
 
@@ -11,4 +12,5 @@ POINTS = [
         "vectors are sentence-transformers' own: every pooling, together and alone, 1 and 3 ranks",
         point_vectors,
     ),
+    *clients.POINTS,
 ]
