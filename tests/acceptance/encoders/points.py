@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.encoders import clients
+from tests.acceptance.encoders import clients, speed
 from tests.acceptance.encoders.vectors import point_vectors
 from tests.acceptance.harness import Point
 
@@ -13,4 +13,7 @@ POINTS = [
         point_vectors,
     ),
     *clients.POINTS,
+    Point("3", "mixed lengths beside sentence-transformers, ONNX, infinity-emb", speed.point_rates),
+    Point("3f", "one text through 20 adapters, against one", speed.point_fanned_out),
+    Point("4", "chats beside 50 vectors a second of the same model", speed.point_beside_chats),
 ]
