@@ -22,6 +22,9 @@ LONG_PART = 1.05
 # Of that, what computing has at least, however long it takes to read what is in the cache: a prompt
 # of any length moves on.
 LEAST_COMPUTED = 0.5
+# Prompts of which only a vector or scores are wanted have that part of the time that a step takes
+# without them: nobody reads along, and who decodes waits for the next token at most so much longer.
+POOLED_PART = 0.4
 # Patient prompts have that part of what a step may compute, so that it is soon over.
 PATIENT_PART = 4
 
@@ -56,7 +59,7 @@ class StepBuilder:
     """A plan, the rows in it, and what is left of the budget. Made by the Scheduler."""
 
     __slots__ = (
-        "_adapters", "_attended", "_block_size", "_budget", "_known_adapters", "_long_s", "_pool", "_token_ranks", "budget", "has_round", "has_urgent_prompt",
+        "_adapters", "_attended", "_block_size", "_budget", "_known_adapters", "_long_s", "_pool", "_pooled_s", "_token_ranks", "budget", "has_round", "has_urgent_prompt",
         "is_paced", "is_stalled", "kv_read", "now", "num_prompt_tokens",
         "patient_budget", "patient_kept", "plan", "reserved", "rows",
     )  # fmt: skip
@@ -99,6 +102,8 @@ class StepBuilder:
         self._attended = 0
         # Seconds that long prompts may add to it; None: as many as there are.
         self._long_s: float | None = None
+        # The same of those of which a vector is wanted, once there is one.
+        self._pooled_s: float | None = None
 
     @property
     def work(self) -> StepWork:
@@ -131,7 +136,21 @@ class StepBuilder:
             return left if left <= self.budget and self.most(request) > 0 else 0
         num = min(self._chunk(request.spec.adapter, done), left)
         num = min(num, self.readable(done))
+        if self.may_pace and request.spec.output.pools:
+            num = min(num, self._pooled_chunk(request.spec.adapter, done))
         return min(num, self.most(request)) if request.is_patient else num
+
+    def _pooled_chunk(self, adapter: AdapterHandle, num_done: int) -> int:
+        """Return the tokens of a prompt that makes a vector, while others decode.
+
+        The first of a step always has some: each moves on.
+        """
+        cost = self._budget.cost
+        assert cost is not None
+        if self._pooled_s is None:
+            self._pooled_s = POOLED_PART * cost.seconds(self.work)
+            return max(self._tokens_within(adapter, num_done, self._pooled_s), LEAST_CHUNK)
+        return self._tokens_within(adapter, num_done, self._pooled_s)
 
     def pace_long(self, num_waiting: int) -> None:
         """Limit what long prompts add to a step, so that who decodes does not wait for all of it.
@@ -253,7 +272,13 @@ class StepBuilder:
             self.has_urgent_prompt = True
         elif not request.has_turn:
             self.patient_budget -= num
+        if self._pooled_s is None or not request.spec.output.pools:
+            self.place(request, num)
+            return
+        cost, before = self._budget.cost, self.work
+        assert cost is not None
         self.place(request, num)
+        self._pooled_s -= cost.seconds(self.work) - cost.seconds(before)
 
     def place(self, request: RequestState, num: int, num_ahead: int = 0) -> None:
         """Let a request compute ``num`` tokens; budget and blocks for them are there.

@@ -168,7 +168,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             sampling=SamplingParams(),
             stopping=StoppingParams(max_new_tokens=max_new),
             adapter=adapter,
-            output=OutputKind.TOKENS if max_new else OutputKind.PROMPT,
+            output=OutputKind.TOKENS
+            if max_new
+            else (OutputKind.PROMPT, OutputKind.VECTOR)[self.next_id % 2],
         )
         self.next_id += 1
         num_blocks, block_size = self.sizes
