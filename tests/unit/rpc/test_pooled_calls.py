@@ -17,7 +17,7 @@ from lorax_shard.engine.engine import Engine
 from lorax_shard.model.interface import SEQUENCE, TOKENS
 from lorax_shard.rpc.errors import NotServedError
 from lorax_shard.rpc.lorax_batches import LoraxBatches
-from lorax_shard.rpc.lorax_pooled import PooledCalls
+from lorax_shard.rpc.pooled_calls import PooledCalls
 
 # The last one is longer than the step of eight tokens below.
 PROMPTS = {1: [7, 9, 11, 13, 15], 2: [40, 41, 42], 3: [90, 91], 4: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]}
