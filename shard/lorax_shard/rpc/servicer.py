@@ -37,8 +37,8 @@ from lorax_shard.model.vector_facts import read_vector_facts
 from lorax_shard.rpc.adapter_calls import AdapterCalls
 from lorax_shard.rpc.constraint_calls import ConstraintCalls
 from lorax_shard.rpc.lorax_batches import BatchReply, LoraxBatches
-from lorax_shard.rpc.pooled_calls import PooledCalls
 from lorax_shard.rpc.lorax_requests import LoraxRequest, is_untokenized
+from lorax_shard.rpc.pooled_calls import PooledCalls
 from lorax_shard.rpc.queue import CommandQueue
 from lorax_shard.rpc.row_spans import RowSpans
 
