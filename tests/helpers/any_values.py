@@ -50,5 +50,7 @@ def _of_several(origin: Any, arguments: tuple[Any, ...]) -> st.SearchStrategy[An
         return st.one_of(*inner)
     if origin in (dict, collections.abc.Mapping):
         return st.dictionaries(inner[0], inner[1], max_size=3)
+    if origin is tuple and ... not in arguments:
+        return st.tuples(*inner)
     items = st.lists(inner[0], max_size=3)
     return items.map(tuple) if origin is tuple else items
