@@ -72,17 +72,10 @@ def check(folder: Path, model_id: str | None, model_dir: Path, max_rank: int) ->
 
 def _described(model_dir: Path) -> Any:
     """Describe the model as transformers builds it, without its weights."""
-    import torch
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    from lorax_shard.model.describe import describe
     from lorax_shard.model.loader import read_config
+    from lorax_shard.model.outline import outline
 
-    config = read_config(model_dir, trust_remote_code=False)
-    with torch.device("meta"):
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config)
-    model.tie_weights()
-    return describe(model)
+    return outline(read_config(model_dir, trust_remote_code=False))
 
 
 def _options_of(folder: Path) -> list[dict[str, Any]]:
