@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.helpers.any_values import JSON
+from tests.helpers.examples import examples
 from tests.helpers.small_adapters import make_base
 
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
@@ -102,6 +106,21 @@ def test_labels_that_contradict_the_head_are_refused(
 ) -> None:
     with pytest.raises(AdapterRefusedError, match=words):
         facts(tmp_path, json.dumps(document))
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(
+    labels=JSON | st.dictionaries(st.sampled_from(["0", "1", "2"]), st.text(max_size=3) | JSON),
+    kind=JSON | st.sampled_from(["regression", "single_label_classification"]),
+)
+def test_any_labels_are_the_head_s_or_refused(labels: Any, kind: Any) -> None:
+    try:
+        found = named_facts({"id2label": labels, "problem_type": kind}, PLAIN)
+    except AdapterRefusedError:
+        return
+    assert len(set(found.labels)) == 3
+    # An answer can hold them.
+    assert all(label.encode() for label in found.labels)
 
 
 @pytest.mark.parametrize(
