@@ -10,8 +10,9 @@ from lorax_router.service.prompts.encoding import EncodedText, TextToEncode
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.single_flight import SingleFlight
 
-# Tokens of what is kept; the least recently used go first.
-_MAX_TOKENS = 1 << 20
+# Tokens of what is kept, and how many an entry takes beside its own; the least recently used go
+# first. All texts that one call may bring fit, unless they are long.
+_MAX_TOKENS, _TOKENS_BESIDE = 1 << 18, 64
 
 
 class SharedTexts:
@@ -24,7 +25,7 @@ class SharedTexts:
     def __init__(self, tokenizer: TokenizerPool) -> None:
         self._tokenizer = tokenizer
         self._made: LRUCache[tuple[str, TextToEncode], EncodedText] = LRUCache(
-            _MAX_TOKENS, lambda encoded: len(encoded.ids)
+            _MAX_TOKENS, _size_of
         )
         self._making: SingleFlight[EncodedText] = SingleFlight()
 
@@ -39,6 +40,10 @@ class SharedTexts:
 
     async def _make(self, name: str, asked: TextToEncode) -> EncodedText:
         made = await self._tokenizer.encode(asked)
-        if len(made.ids) <= _MAX_TOKENS:
+        if _size_of(made) <= _MAX_TOKENS:
             self._made[name, asked] = made
         return made
+
+
+def _size_of(encoded: EncodedText) -> int:
+    return _TOKENS_BESIDE + len(encoded.ids)
