@@ -10,7 +10,7 @@ import torch
 from lorax_shard.engine.inputs import PassInputs, RowWork, build_inputs
 from lorax_shard.engine.rows import ResidentBatch
 from lorax_shard.engine.vectors import scored
-from lorax_shard.model.interface import PagedModel
+from lorax_shard.model.interface import PagedModel, PassNumbers
 from lorax_shard.model.launch import launched
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
@@ -33,13 +33,24 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
     inputs = build_inputs(batch, work)
     with torch.inference_mode():
         if inputs.vector_spans:
-            with model.keeping_hidden() as kept:
-                logits = launched(model, inputs.numbers)
-            hidden = [kept.states[start:stop] for _, start, stop in inputs.vector_spans]
+            logits, states = _with_states(model, inputs.numbers)
+            hidden = [states[start:stop] for _, start, stop in inputs.vector_spans]
             return PassResult(inputs, logits, scored(model, inputs.vector_spans, hidden))
         captured = None if model.graphs is None else model.graphs.run(inputs.numbers)
         logits = launched(model, inputs.numbers) if captured is None else captured
     return PassResult(inputs, logits, [])
+
+
+def _with_states(model: PagedModel, numbers: PassNumbers) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of a pass, and what the last layer gives for all its tokens."""
+    graphs = model.graphs
+    if graphs is not None and graphs.keeps_states:
+        logits = graphs.run(numbers)
+        if logits is not None and graphs.states is not None:
+            return logits, graphs.states
+    with model.keeping_hidden() as kept:
+        logits = launched(model, numbers)
+    return logits, kept.states
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

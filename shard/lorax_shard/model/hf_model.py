@@ -195,17 +195,18 @@ class HFPagedModel:
         positions: torch.Tensor,
         metadata: StepMetadata,
         logit_rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the logits of some tokens."""
-        output = self._model(
-            input_ids=input_ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=logit_rows,
-            **{STEP_KEYWORD: metadata},
-        )
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of some tokens, and what the last layer gives for all."""
+        with self.keeping_hidden() as kept:
+            output = self._model(
+                input_ids=input_ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                logits_to_keep=logit_rows,
+                **{STEP_KEYWORD: metadata},
+            )
         logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        return logits.float(), kept.states
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         """Make the KV pool; a second call replaces it."""

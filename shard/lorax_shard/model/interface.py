@@ -75,11 +75,18 @@ class HiddenStates:
 class PassGraphs(Protocol):
     """Passes that were captured, to be computed without launching what they consist of."""
 
+    # What the last layer gave in the latest pass, for all tokens (T x hidden); None: that is not kept.
+    states: torch.Tensor | None
+
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass (S x vocab float32); None: it is not captured.
 
-        They are overwritten by the next run.
+        They are overwritten by the next run, as ``states`` are.
         """
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether passes leave ``states`` behind."""
 
 
 class AdapterSlots(Protocol):

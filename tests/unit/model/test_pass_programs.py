@@ -78,6 +78,14 @@ def check(model: HFPagedModel, trial: ProgramTrial, numbers: PassNumbers) -> tor
     expected = trial._results(lambda each: launched(model, each), numbers)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
+    # What the last layer gave, of which vectors are made.
+    trial._results(model.graphs.run, numbers)
+    states = model.graphs.states
+    assert states is not None
+    states = states.clone()
+    with model.keeping_hidden() as kept:
+        trial._results(lambda each: launched(model, each), numbers)
+    assert torch.equal(states, kept.states)
     return found[0]
 
 

@@ -80,6 +80,12 @@ class DecodeGraphs:
         self._version = 0
         # Adapters of which it was said that no graph computes them.
         self._told: set[str] = set()
+        self.states: torch.Tensor | None = None
+
+    @property
+    def keeps_states(self) -> bool:
+        """False: rows that decode want no vectors."""
+        return False
 
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass of decode rows; None: no graph computes it."""

@@ -33,10 +33,12 @@ _FIRST, _MORE_TOKENS, _MORE_LOGITS = Size(11, 3), Size(18, 3), Size(11, 8)
 _SAMPLES = 2
 
 _Made = TypeVar("_Made")
+# Of S tokens the logits (S x V float32), and of all of them what the last layer gives (T x hidden).
+Results = tuple[torch.Tensor, torch.Tensor]
 # What is done with a pass, and with its inputs.
-_How = Callable[[Callable[[], torch.Tensor], Mapping[str, torch.Tensor]], _Made]
-# Computes ids at positions (T int64 each); of S tokens, by their numbers, the logits: S x V float32.
-Forward = Callable[[torch.Tensor, torch.Tensor, StepMetadata, torch.Tensor], torch.Tensor]
+_How = Callable[[Callable[[], Results], Mapping[str, torch.Tensor]], _Made]
+# Computes ids at positions (T int64 each).
+Forward = Callable[[torch.Tensor, torch.Tensor, StepMetadata, torch.Tensor], Results]
 
 
 class PassPrograms:
@@ -57,6 +59,12 @@ class PassPrograms:
         self._arena = Arena()
         # Without adapters, and with those that change no more than low-rank parts add.
         self._programs: dict[bool, Program] = {}
+        self.states: torch.Tensor | None = None
+
+    @property
+    def keeps_states(self) -> bool:
+        """True: whoever wants vectors finds what they are made of."""
+        return True
 
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass (S x V float32); None: no program computes it.
@@ -70,7 +78,9 @@ class PassPrograms:
             raise IndexError(f"the cache has no slot {numbers.kv_slots.max()}")
         self._rows.fill(numbers.query_lens, numbers.context_lens, torch.from_numpy(numbers.tables))
         size = Size(len(numbers.input_ids), len(numbers.logit_rows))
-        return program.run(size, _inputs(numbers))
+        logits: torch.Tensor
+        logits, self.states = program.run(size, _inputs(numbers))
+        return logits
 
     def time_kernels(self, *, with_adapters: bool) -> tuple[list[str], NDArray[np.float64]] | None:
         """Time the kernels of passes from now on, see ``Program``; None: no program computes them."""
@@ -152,7 +162,7 @@ class PassPrograms:
     def _compute(
         self,
         numbers: PassNumbers,
-        how: Callable[[Callable[[], torch.Tensor], Mapping[str, torch.Tensor]], _Made],
+        how: _How[_Made],
     ) -> _Made:
         """Compute a pass by the model's code, as it is recorded."""
         inputs, tables = _inputs(numbers), torch.from_numpy(numbers.tables)

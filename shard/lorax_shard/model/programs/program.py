@@ -76,15 +76,14 @@ class Program:
         self._calls.seconds = np.zeros(len(names))
         return names, self._calls.seconds
 
-    def run(self, size: Size, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Compute a pass."""
+    def run(self, size: Size, inputs: dict[str, torch.Tensor]) -> Any:
+        """Compute a pass; return what the recorded ones did."""
         memory = self._calls.reserve(size)
         values = Values(size, inputs, memory.view)
         values.compute(self._before)
         self._calls.run(size, values)
         values.compute(self._after)
-        result: torch.Tensor = self._result(values)
-        return result
+        return self._result(values)
 
 
 class _Calls:

@@ -96,8 +96,11 @@ class Recording:
     result: Any = None
 
 
-def record(compute: Callable[[], torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> Recording:
-    """Compute a pass and return what it consists of; NotAProgramError says what cannot be repeated."""
+def record(compute: Callable[[], Any], inputs: Mapping[str, torch.Tensor]) -> Recording:
+    """Compute a pass and return what it consists of; NotAProgramError says what cannot be repeated.
+
+    It returns a tensor, or several.
+    """
     recorder = _Recorder(inputs)
     with noting_calls(recorder.note), recorder:
         result = compute()
