@@ -125,6 +125,9 @@ class ToyModel:
         logits = [after(token) for token in logit_rows.tolist()]
         return torch.stack(logits) if logits else torch.empty(0, self.vocab_size)
 
+    def head(self, kind):
+        return None
+
     @contextmanager
     def keeping_hidden(self) -> Iterator[HiddenStates]:
         self._kept = HiddenStates()

@@ -29,7 +29,9 @@ class QuickModel(ToyModel):
             query_lens, context_lens, slots, block_tables, num_decode_rows, None, None
         )
 
-    def forward(self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None):
+    def forward(
+        self, input_ids, positions, metadata, logit_rows, slots=(), slot_lens=None, segments=None
+    ):
         if (input_ids == POISON_ID).any():
             raise RuntimeError("poison")
         generator = torch.Generator().manual_seed(int(input_ids.sum()))

@@ -46,6 +46,7 @@ class Ready:
     vocabulary = None
     vocab_size = 0
     invocation_ids = ()
+    head = ""
 
     def __init__(self, prepared: PreparedAdapter) -> None:
         self.prepared = prepared

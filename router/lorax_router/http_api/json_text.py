@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import orjson
 
 # The lowest 32-bit number: what JSON cannot say of a logprob.
@@ -66,8 +65,8 @@ def _repaired(value: object) -> object:
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):
         return value if isfinite(value) else None
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    if (tolist := getattr(value, "tolist", None)) is not None:
+        return tolist()
     if isinstance(value, Mapping):
         return {_repaired(key): _repaired(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lorax_contract.errors import GenerationError, ValidationError
 from lorax_contract.pooling import HeadFacts, ScoreKind
 from lorax_router.service.results import GenerateResult
 
-Scores = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Scores: TypeAlias = "NDArray[np.float64]"
 
 # What no entity is made of.
 OUTSIDE = "O"
@@ -57,6 +58,8 @@ def scores_of(result: GenerateResult, *, raw: bool = False) -> Scores:
     They are probabilities, unless the head gives numbers of another kind or they are wanted ``raw``,
     as the head gives them. GenerationError: they are not what the head should give.
     """
+    import numpy as np
+
     head, raw_bytes = head_of(result), result.sequences[0].vector
     scores = np.frombuffer(raw_bytes or b"", dtype="<f4").astype(np.float64)
     num_labels = len(head.labels)
@@ -132,6 +135,8 @@ def entities_of(result: GenerateResult, text: str, *, raw: bool = False) -> list
 
 
 def _probabilities(scores: Scores, head: HeadFacts) -> Scores:
+    import numpy as np
+
     if head.scores is ScoreKind.NUMBERS:
         return scores
     if head.scores is ScoreKind.ANY_OF or len(head.labels) == 1:
