@@ -104,8 +104,9 @@ def _load_whole(
         merge_adapter(model, Path(config.merge_adapter_dir))
     has_tokens = generates(hf_config)
     own = model if not has_tokens and kind_of(hf_config) is not None else None
+    stock = None if own is None or config.was_probed else StockScores.of(own)
     if own is not None:
-        model, stock = own.base_model, StockScores.of(own)
+        model = own.base_model
     # Of the stock model: packed linears have no weights to describe.
     base = describe(model) if config.adapters else None
     quantized = quantize_model(model, config)
@@ -130,7 +131,7 @@ def _load_whole(
         exchanged = elementwise.install(model, chosen, device, dtype)
     if own is not None or base is not None:
         paged.heads = make_heads(model, own)
-    if own is not None:
+    if stock is not None:
         stock.check(paged.heads, hf_config)
     if base is not None:
         paged.base = replace(base, is_backbone=not has_tokens, heads=describe_heads(paged.heads))
