@@ -17,7 +17,7 @@ from lorax_contract.pooling import HeadFacts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleDelta:
-    """The change of one linear, embedding or norm. Absent parts are None.
+    """The change of one linear, embedding, norm, router or stack of experts. Absent parts are None.
 
     W' is ``weight`` or the base's W, with the rows ``token_ids`` replaced by ``token_rows``.
     Linear, input x (T x in), base output y (T x out)::
@@ -33,11 +33,14 @@ class ModuleDelta:
 
     Norm: ``weight`` and ``bias`` replace its own; there is nothing else.
 
+    Router: as a linear, by A and B alone. Experts: expert e computes plain LoRA with A[e] and
+    B[e]; the delta's name is the parameter's, such as ``model.layers.0.mlp.experts.down_proj``.
+
     A delta concerns its own module only: what a head that is tied to an embedding shares
     with it is listed under the head's name too.
     """
 
-    # r x in (embedding: r x vocabulary) and out x r (embedding: dim x r).
+    # r x in (embedding: r x vocabulary) and out x r (embedding: dim x r); experts: one for each.
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
     # Of B (PEFT's lora_bias), in linears without DoRA: out.
@@ -59,7 +62,7 @@ class ModuleDelta:
     @property
     def rank(self) -> int:
         """The rank; 0 when there is no low-rank part."""
-        return 0 if self.a is None else self.a.shape[0]
+        return 0 if self.a is None else self.a.shape[-2]
 
     @property
     def nbytes(self) -> int:

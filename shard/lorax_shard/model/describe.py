@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lorax_shard.hashing import tensor_digest
+from lorax_shard.lora.experts_layout import is_router, layout_of
 from lorax_shard.model.heads import Head
 from lorax_shard.peft.base import BaseDescription, HeadDescription, Kind, ModuleInfo
 
@@ -24,7 +25,11 @@ def describe(model: nn.Module) -> BaseDescription:
     Raises ValueError for a model whose linears are already packed or wrapped: they no longer
     show how their weights are laid out.
     """
-    modules = {name: _describe(name, module) for name, module in model.named_modules() if name}
+    modules: dict[str, ModuleInfo] = {}
+    for name, module in model.named_modules():
+        if name:
+            modules[name] = _describe(name, module)
+            modules |= _describe_experts(name, module)
     parameter = next(model.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     embedding = _name_of(model, "get_input_embeddings")
@@ -73,6 +78,26 @@ def _is_made_of(name: str, infos: Mapping[str, ModuleInfo]) -> bool:
     return any(info.replaceable for each, info in infos.items() if each.startswith(f"{name}."))
 
 
+def _describe_experts(name: str, module: nn.Module) -> dict[str, ModuleInfo]:
+    """Return the parameters that hold a matrix for each expert, by name."""
+    layout = layout_of(module)
+    if layout is None:
+        return {}
+    found = {}
+    for part in (layout.up, layout.down):
+        num_experts, width_in, width_out = layout.widths(module, part)
+        found[f"{name}.{part}"] = ModuleInfo(
+            kind="experts",
+            type_name=f"parameter of {type(module).__name__}",
+            in_features=width_in,
+            out_features=width_out,
+            num_experts=num_experts,
+            # PEFT goes by this attribute alone.
+            is_swapped=layout.is_in_first and not getattr(module, "is_transposed", False),
+        )
+    return found
+
+
 def _weight_digests(model: nn.Module, names: set[str]) -> dict[str, str]:
     weights = {name: model.get_parameter(f"{name}.weight") for name in sorted(names)}
     known: dict[int, str] = {}
@@ -97,6 +122,9 @@ def _describe(name: str, module: nn.Module) -> ModuleInfo:
         type(module) is nn.Embedding or hasattr(module, "embed_scale")
     ):
         return _module("embedding", kind, (module.num_embeddings, module.embedding_dim), False)
+    if is_router(module):
+        out_features, in_features = module.get_parameter("weight").shape
+        return _module("router", kind, (in_features, out_features), has_bias)
     shapes = {part: tuple(each.shape) for part, each in module.named_parameters()}
     if kind == "Conv1D":
         # transformers' own class, which is no subclass of anything that torch has.

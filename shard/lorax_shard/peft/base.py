@@ -14,8 +14,10 @@ from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 
 # conv1d: GPT-2's linear, whose weight is stored in x out. norm: a leaf with vectors as
 # parameters, which can be replaced and not adapted. block: of a classification head, made of
-# modules that can be replaced. other: can be neither.
-Kind = Literal["linear", "conv1d", "embedding", "norm", "block", "other"]
+# modules that can be replaced. experts: a parameter with one matrix for each expert, under the name
+# of its module and its own. router: chooses experts by a weight like a linear's. other: can be
+# neither adapted nor replaced.
+Kind = Literal["linear", "conv1d", "embedding", "norm", "block", "experts", "router", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,10 @@ class ModuleInfo:
     in_features: int = 0
     out_features: int = 0
     has_bias: bool = False
+    # Of experts: how many matrices.
+    num_experts: int = 0
+    # Of experts: PEFT takes their inputs for their outputs, so that its A is our B transposed.
+    is_swapped: bool = False
 
     @property
     def adaptable(self) -> bool:
@@ -38,7 +44,7 @@ class ModuleInfo:
     @property
     def replaceable(self) -> bool:
         """Whether an adapter can bring its parameters."""
-        return self.kind not in ("block", "other")
+        return self.kind not in ("block", "experts", "router", "other")
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -154,9 +160,12 @@ class BaseDescription:
 
 def _modules_to_json(modules: Mapping[str, ModuleInfo]) -> dict[str, list[Any]]:
     return {
-        name: [info.kind, info.type_name, info.in_features, info.out_features, info.has_bias]
+        name: [
+            info.kind, info.type_name, info.in_features, info.out_features, info.has_bias,
+            info.num_experts, info.is_swapped,
+        ]
         for name, info in modules.items()
-    }
+    }  # fmt: skip
 
 
 def _modules(document: Mapping[str, list[Any]]) -> dict[str, ModuleInfo]:
@@ -188,7 +197,7 @@ def _head(document: Mapping[str, Any]) -> HeadDescription:
 
 
 def _info(values: list[Any]) -> ModuleInfo:
-    kind, type_name, in_features, out_features, has_bias = values
+    kind, type_name, in_features, out_features, has_bias, num_experts, is_swapped = values
     if kind not in get_args(Kind):
         raise ValueError(f"module kind {kind!r} is unknown")
     return ModuleInfo(
@@ -197,4 +206,6 @@ def _info(values: list[Any]) -> ModuleInfo:
         in_features=in_features,
         out_features=out_features,
         has_bias=has_bias,
+        num_experts=num_experts,
+        is_swapped=is_swapped,
     )

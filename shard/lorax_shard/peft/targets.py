@@ -121,7 +121,11 @@ class _Selector:
             name
             for name in base.modules
             if (tied and name == base.input_embedding)
-            or (name not in tied and self._is_target(targets, name))
+            or (
+                name not in tied
+                and base.modules[name].kind != "experts"
+                and self._is_target(targets, name)
+            )
         ]
         if not chosen:
             raise AdapterRefusedError(self._why_nothing())

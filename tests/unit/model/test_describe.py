@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from tests.helpers.small_adapters import make_base
+from tests.helpers.tiny_models import tiny_config
 from torch import nn
 
 from lorax_shard.model.describe import describe
@@ -64,3 +65,18 @@ def test_a_damaged_description_is_an_error() -> None:
     text = make_base().to_json().replace('"embedding"', '"embeddinh"')
     with pytest.raises(ValueError, match="'embeddinh' is unknown"):
         BaseDescription.from_json(text)
+
+
+def test_parameters_of_experts_are_described_by_what_they_compute() -> None:
+    for family, is_swapped in (("qwen3_moe", False), ("gpt_oss", False), ("llama4_text", True)):
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(tiny_config(family))
+        found = {n: i for n, i in describe(model).modules.items() if i.kind == "experts"}
+        up, down, *_ = found.values()
+        assert [name.rpartition(".")[2] for name in found][:2] == ["gate_up_proj", "down_proj"]
+        assert up.in_features == down.out_features == 48
+        assert up.out_features == 2 * down.in_features
+        assert up.is_swapped is is_swapped
+        routers = [i for i in describe(model).modules.values() if i.kind == "router"]
+        assert routers[0].in_features == 48
+        assert routers[0].out_features == up.num_experts
