@@ -39,16 +39,26 @@ class Assignment:
         self.slot_of_row = slot_of_row
         self.num_rows = len(slot_of_row)
         self.device = device
-        # Runs of rows with a slot, in the order of the rows.
-        self.segments = _segments(slot_of_row)
-        self.slots = tuple(sorted({segment.slot for segment in self.segments}))
-        # Bit s is set if slot s has rows here.
-        self.mask = sum(1 << slot for slot in self.slots)
         # What siblings share: one low-rank input at a time, held by its group.
         self.shared: tuple[object, torch.Tensor, Any] | None = None
         # Values a backend computes in the first module and reuses in the others.
         self.scratch: dict[str, Any] = {}
         self._rows: dict[int, slice | torch.Tensor] = {}
+
+    @functools.cached_property
+    def segments(self) -> list[Segment]:
+        """Runs of rows with a slot, in the order of the rows."""
+        return _segments(self.slot_of_row)
+
+    @functools.cached_property
+    def slots(self) -> tuple[int, ...]:
+        """The slots that have rows here, ascending."""
+        return tuple(sorted({segment.slot for segment in self.segments}))
+
+    @functools.cached_property
+    def mask(self) -> int:
+        """Bit s is set if slot s has rows here."""
+        return sum(1 << slot for slot in self.slots)
 
     def rows(self, slot: int) -> slice | torch.Tensor:
         """Return the rows of a slot: a slice if they are neighbours, else their numbers."""

@@ -45,6 +45,32 @@ class GroupWeights:
         return self.a.nbytes + sum(b.nbytes for b in self.b if b is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertsWeights:
+    """The low-rank matrices of one adapter for all experts of a stack; each expert's contiguous."""
+
+    a: torch.Tensor  # experts x r x in
+    # B' of each expert, as in GroupWeights.
+    b: torch.Tensor  # experts x r x out
+    # What multiplies their outputs, where B' lacks it.
+    scale: float | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """How many there are."""
+        return self.a.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices."""
+        return self.a.nbytes + self.b.nbytes
+
+    def of(self, expert: int) -> GroupWeights:
+        """Return one expert's matrices."""
+        scales = None if self.scale is None else (self.scale,)
+        return GroupWeights(self.a[expert], (self.b[expert],), scales)
+
+
 class LoraGroup(ABC):
     """The loaded low-rank matrices of one group, by slot."""
 
@@ -58,6 +84,16 @@ class LoraGroup(ABC):
     @abstractmethod
     def unload(self, slot: int) -> None:
         """Let the matrices of a slot go. The backend's ``commit`` ends it."""
+
+    def load_experts(self, first: int, weights: ExpertsWeights) -> None:
+        """Take the matrices of as many slots as there are experts, from ``first`` on."""
+        for expert in range(weights.num_experts):
+            self.load(first + expert, weights.of(expert))
+
+    def unload_experts(self, first: int, count: int) -> None:
+        """Let go of what ``load_experts`` took."""
+        for slot in range(first, first + count):
+            self.unload(slot)
 
     @abstractmethod
     def shrink(self, x: torch.Tensor, rows: Assignment) -> Any:
@@ -136,6 +172,17 @@ class LoraBackend(ABC):
         T may be another number than that of the step.
         """
         raise RuntimeError(f"the LoRA backend {self.name!r} does not read slots of the host")
+
+    def another(self) -> LoraBackend:
+        """Return a backend of this kind whose slots are others."""
+        return type(self)()
+
+    def assign(self, slots: torch.Tensor) -> Assignment:
+        """Return rows of these slots (T int64, -1: none), for use until the next are assigned.
+
+        For slots that follow from what a step has computed; may wait for the device.
+        """
+        return Assignment(slots.cpu().numpy(), slots.device)
 
     @abstractmethod
     def make_group(self, num_members: int) -> LoraGroup:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorax_shard.lora.assignment import Assignment, IdArray
-from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
+from lorax_shard.lora.assignment import Assignment, FixedAssignment, IdArray
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.host_rows import Extent, HostLines, HostRows, HostTable
 from lorax_shard.native import NativeFunction, load_library
 
@@ -46,7 +46,7 @@ class CppGroup(LoraGroup):
     def __init__(self, lines: HostLines, extent: Extent) -> None:
         self._lines, self._extent = lines, extent
         # Keeps alive what the table has addresses of.
-        self._weights: dict[int, GroupWeights] = {}
+        self._weights: dict[int, GroupWeights | ExpertsWeights] = {}
         # Where members begin, by the columns asked for.
         self._columns: dict[tuple[int, ...], torch.Tensor] = {}
 
@@ -59,6 +59,16 @@ class CppGroup(LoraGroup):
         """Clear the slot's line."""
         self._lines.unload(slot)
         del self._weights[slot]
+
+    def load_experts(self, first: int, weights: ExpertsWeights) -> None:
+        """Write the lines of all experts at once."""
+        self._lines.load_experts(first, weights)
+        self._weights[first] = weights
+
+    def unload_experts(self, first: int, count: int) -> None:
+        """Clear the lines of all experts at once."""
+        self._lines.unload(first, count)
+        del self._weights[first]
 
     def reserve(self, *, ranks: int, widths: list[int]) -> None:
         """Have room for slots of so many ranks; all else is read from the table at each call."""
@@ -143,6 +153,12 @@ class CppLora(LoraBackend):
     def write_slots(self, slot_of_row: IdArray) -> None:
         """Let calls that were made of fixed rows have others, and as many as there are now."""
         self._fixed.write(slot_of_row)
+
+    def assign(self, slots: torch.Tensor) -> Assignment:
+        """Return rows that lie where the last ones lay: nothing is made anew."""
+        rows = FixedAssignment(len(slots), slots.device)
+        self.read_slots(rows, slots)
+        return rows
 
     def make_group(self, num_members: int) -> CppGroup:
         """Return an empty group."""

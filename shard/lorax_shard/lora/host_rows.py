@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lorax_shard.lora.assignment import IdArray
-from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 
 # The fields of LayoutCall.
 _FIELDS = struct.Struct("=5q").pack
@@ -127,6 +127,18 @@ class HostLines:
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write a slot's line; whoever calls keeps ``weights`` alive."""
+        self._write(slot, np.array([self._line(weights)]), weights.a)
+
+    def load_experts(self, first: int, weights: ExpertsWeights) -> None:
+        """Write the lines of all experts at once; their matrices lie at even distances."""
+        lines = np.tile(np.array(self._line(weights.of(0))), (weights.num_experts, 1))
+        numbers = np.arange(weights.num_experts)
+        lines[:, 0] += numbers * (weights.a.stride(0) * weights.a.itemsize)
+        lines[:, _OF_A] += numbers * (weights.b.stride(0) * weights.b.itemsize)
+        self._write(first, lines, weights.a)
+
+    @staticmethod
+    def _line(weights: GroupWeights) -> list[int]:
         line = [weights.a.data_ptr(), weights.a.shape[0], _TYPES[weights.a.dtype]]
         scales = weights.scales or (1.0,) * len(weights.b)
         for start, b, scale in zip(weights.offsets, weights.b, scales, strict=True):
@@ -135,18 +147,21 @@ class HostLines:
             else:
                 numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], _TYPES[b.dtype])
                 line += [*numbers, _bits(scale)]
-        table = self._table
-        table.grow(slot + 1)
-        table.lines[slot, self._part] = line
-        table.extent.add(slot + 1, weights.a.shape[0])
-        self._width_in = weights.a.shape[1]
-        self.mask |= 1 << slot
+        return line
+
+    def _write(self, first: int, lines: IdArray, a: torch.Tensor) -> None:
+        table, last = self._table, first + len(lines)
+        table.grow(last)
+        table.lines[first:last, self._part] = lines
+        table.extent.add(last, a.shape[-2])
+        self._width_in = a.shape[-1]
+        self.mask |= _bits_of(first, len(lines))
         self.write_header()
 
-    def unload(self, slot: int) -> None:
-        """Clear a slot's line."""
-        self._table.lines[slot, self._part] = 0
-        self.mask &= ~(1 << slot)
+    def unload(self, first: int, count: int = 1) -> None:
+        """Clear the lines of some slots."""
+        self._table.lines[first : first + count, self._part] = 0
+        self.mask &= ~_bits_of(first, count)
         self.write_header()
 
     def write_header(self) -> None:
@@ -157,6 +172,11 @@ class HostLines:
             first, lines.shape[1], len(lines), self.mask.bit_count(),
             self._width_in, self._num_members,
         ]  # fmt: skip
+
+
+def _bits_of(first: int, count: int) -> int:
+    """Return a mask of neighbouring slots."""
+    return ((1 << count) - 1) << first
 
 
 def _bits(number: float) -> int:

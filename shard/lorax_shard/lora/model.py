@@ -18,6 +18,8 @@ from torch import nn
 from lorax_shard.lora.assignment import FixedAssignment, IdArray, LoraStep, make_step
 from lorax_shard.lora.backend import LoraBackend
 from lorax_shard.lora.delta import HostAdapter
+from lorax_shard.lora.experts import ExpertsPatch, RouterPatch
+from lorax_shard.lora.experts_layout import layout_of
 from lorax_shard.lora.patches import (
     CurrentStep,
     EmbeddingPatch,
@@ -29,7 +31,7 @@ from lorax_shard.lora.patches import (
 from lorax_shard.lora.prepare import Cut, Preparer
 from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.registry import BACKENDS
-from lorax_shard.lora.sites import Kind, Site, find_groups, find_sites
+from lorax_shard.lora.sites import Kind, Site, find_experts, find_groups, find_sites
 
 
 def install(
@@ -70,6 +72,8 @@ class LoraModel:
     ) -> None:
         self.backend = backend.name
         self._backend, self._dtype = backend, dtype
+        # One of its own: its slots are pairs of a slot and an expert.
+        self._expert_backend = backend.another()
         self.sites = find_sites(model, whole, outputs)
         self._model, self._device = model, device
         self._current = CurrentStep()
@@ -77,6 +81,12 @@ class LoraModel:
         self._preparer = Preparer(
             self.sites, members, dtype, device, cut, keeps_stored=backend.keeps_stored
         )
+        self._routers = {
+            site.name: RouterPatch(site, self._current, backend)
+            for site in self._of_kind(Kind.ROUTER)
+        }
+        # By parameter: those of a module are one patch.
+        self._experts = self._make_experts(self._expert_backend)
         self._slots: dict[int, PreparedAdapter] = {}
         # Slots of adapters that have low-rank parts of linears before the head, and nothing else.
         self._low_rank_alone: set[int] = set()
@@ -227,6 +237,7 @@ class LoraModel:
                 if b is not None:
                     undo.callback(self._linears[site.name].unload, slot)
                     self._linears[site.name].load_low_rank(slot)
+        self._put_mixtures(slot, adapter, undo)
         changes: tuple[tuple[Mapping[str, Patch[Any]], Mapping[str, Any]], ...] = (
             (self._linears, adapter.linears),
             (self._embeddings, adapter.embeddings),
@@ -236,15 +247,41 @@ class LoraModel:
             for name, change in of_adapter.items():
                 undo.callback(patches[name].unload, slot)
                 patches[name].load(slot, change)
-        self._backend.commit(self._device)
+        self._commit()
         undo.callback(self._forget, slot)
         self._slots[slot] = adapter
         if adapter.num_logits:
             self._slots_to_mask.add(slot)
-        others = (adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits)
+        others = (
+            adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits,
+            adapter.routers, adapter.experts,
+        )  # fmt: skip
         if not any(others) and not any(self._members[each][0].is_head for each in adapter.groups):
             self._low_rank_alone.add(slot)
         self._update_mask_hook()
+
+    def _put_mixtures(self, slot: int, adapter: PreparedAdapter, undo: ExitStack) -> None:
+        for name, weights in adapter.routers.items():
+            undo.callback(self._routers[name].unload, slot)
+            self._routers[name].load_low_rank(slot, weights)
+        for name, of_experts in adapter.experts.items():
+            undo.callback(self._experts[name].unload, slot)
+            self._experts[name].load_part(slot, name, of_experts)
+
+    def _make_experts(self, backend: LoraBackend) -> dict[str, ExpertsPatch]:
+        of_modules = list(find_experts(self.sites))
+        most = max((site.num_experts for each in of_modules for site in each.values()), default=0)
+        found: dict[str, ExpertsPatch] = {}
+        for sites in of_modules:
+            layout = layout_of(next(iter(sites.values())).module)
+            assert layout is not None
+            patch = ExpertsPatch(sites, layout, self._current, backend, most)
+            found |= dict.fromkeys(sites, patch)
+        return found
+
+    def _commit(self) -> None:
+        for backend in (self._backend, self._expert_backend):
+            backend.commit(self._device)
 
     def _forget(self, slot: int) -> None:
         del self._slots[slot]
@@ -261,13 +298,17 @@ class LoraModel:
             self._groups[number].unload(slot)
             for site in self._members[number]:
                 self._linears[site.name].unload(slot)
+        for name in adapter.routers:
+            self._routers[name].unload(slot)
+        for name in adapter.experts:
+            self._experts[name].unload(slot)
         for name in adapter.linears:
             self._linears[name].unload(slot)
         for name in adapter.embeddings:
             self._embeddings[name].unload(slot)
         for name in adapter.vectors:
             self._vectors[name].unload(slot)
-        self._backend.commit(self._device)
+        self._commit()
         # Last: a slot that could not be emptied is never used again.
         self._forget(slot)
 

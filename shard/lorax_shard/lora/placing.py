@@ -55,10 +55,12 @@ class HostPlacement(Placement):
 
     def place(self, adapter: PreparedAdapter) -> PreparedAdapter:
         """Return the adapter with its low-rank matrices in one mapping."""
-        matrices = iter(gather(list(_tensors(adapter.groups)), self._low_rank_dtype))
-        groups = _mapped(adapter.groups, lambda _: next(matrices))
-        rest: PreparedAdapter = _mapped(replace(adapter, groups={}), self._cast)
-        return replace(rest, groups=groups)
+        low_rank = (adapter.groups, adapter.routers, adapter.experts)
+        matrices = iter(gather(list(_tensors(low_rank)), self._low_rank_dtype))
+        groups, routers, experts = _mapped(low_rank, lambda _: next(matrices))
+        others = replace(adapter, groups={}, routers={}, experts={})
+        rest: PreparedAdapter = _mapped(others, self._cast)
+        return replace(rest, groups=groups, routers=routers, experts=experts)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype_of(tensor)).contiguous()

@@ -6,12 +6,12 @@ computed here, once, and become a factor of the base's output and of B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
-from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.errors import AdapterMismatchError
 from lorax_shard.lora.placing import make_placement
@@ -84,12 +84,21 @@ class Preparer:
         return PreparedAdapter(
             digest=adapter.digest,
             groups=self._stack(low_rank),
+            routers={
+                name: self._router(delta) for name, delta in self._of_kind(adapter, Kind.ROUTER)
+            },
+            experts={
+                name: self._experts(delta) for name, delta in self._of_kind(adapter, Kind.EXPERTS)
+            },
             linears=linears,
             embeddings=embeddings,
             vectors=vectors,
             num_logits=num_logits,
             max_rank=max((delta.rank for delta in adapter.modules.values()), default=0),
         )
+
+    def _of_kind(self, adapter: HostAdapter, kind: Kind) -> Iterator[tuple[str, ModuleDelta]]:
+        return (each for each in adapter.modules.items() if self._sites[each[0]].kind is kind)
 
     def _check(self, name: str, delta: ModuleDelta) -> None:
         site = self._sites.get(name)
@@ -102,6 +111,8 @@ class Preparer:
             Kind.LINEAR: _check_linear,
             Kind.EMBEDDING: _check_embedding,
             Kind.VECTOR: _check_vector,
+            Kind.ROUTER: _check_router,
+            Kind.EXPERTS: _check_experts,
         }
         checks[site.kind](site, delta)
 
@@ -131,6 +142,19 @@ class Preparer:
         if factor is not None:
             b *= factor.cpu()[:, None]
         return _LowRank(a, b.to(self._dtype).T, 1.0)
+
+    def _router(self, delta: ModuleDelta) -> GroupWeights:
+        assert delta.a is not None
+        assert delta.b is not None
+        a, b, scale = self._low_rank(delta, delta.a, delta.b, None)
+        return GroupWeights(a, (b,), (scale,) if self._keeps_stored else None)
+
+    def _experts(self, delta: ModuleDelta) -> ExpertsWeights:
+        assert delta.a is not None
+        assert delta.b is not None
+        if self._keeps_stored:
+            return ExpertsWeights(delta.a, delta.b.mT, delta.scaling)
+        return ExpertsWeights(delta.a, (delta.b.float() * delta.scaling).to(self._dtype).mT)
 
     def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
         bias = _sum(site.bias if delta.bias is None else delta.bias, _constant(delta))
@@ -312,6 +336,30 @@ def _check_vector(site: Site, delta: ModuleDelta) -> None:
         if name not in own:
             raise AdapterMismatchError(f"it brings a {name} for {site.name!r}, which has none")
         _expect(site, name, part, (site.out_features,))
+
+
+def _check_router(site: Site, delta: ModuleDelta) -> None:
+    _check_low_rank_alone(site, delta)
+    _check_low_rank(site, delta, (site.in_features, site.out_features))
+
+
+def _check_experts(site: Site, delta: ModuleDelta) -> None:
+    _check_low_rank_alone(site, delta)
+    if delta.a is None or delta.b is None:
+        raise AdapterMismatchError(f"of {site.name!r} it has only one of A and B")
+    _expect(site, "A", delta.a, (site.num_experts, delta.rank, site.in_features))
+    _expect(site, "B", delta.b, (site.num_experts, site.out_features, delta.rank))
+
+
+def _check_low_rank_alone(site: Site, delta: ModuleDelta) -> None:
+    others = (
+        delta.b_bias, delta.magnitude, delta.bias, delta.weight, delta.token_ids, delta.token_rows,
+    )  # fmt: skip
+    if any(part is not None for part in others):
+        raise AdapterMismatchError(
+            f"it changes more than A and B of {site.name!r}: of experts and routers only low-rank "
+            "parts are computed"
+        )
 
 
 def _check_low_rank(site: Site, delta: ModuleDelta, widths: tuple[int, int]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,9 @@ class PreparedAdapter:
     digest: str
     # By the group's number.
     groups: Mapping[int, GroupWeights]
+    # By the names of modules, and of parameters that hold a matrix for each expert.
+    routers: Mapping[str, GroupWeights] = field(default_factory=dict)
+    experts: Mapping[str, ExpertsWeights] = field(default_factory=dict)
     # By module name.
     linears: Mapping[str, LinearChange]
     embeddings: Mapping[str, EmbeddingChange]
@@ -89,7 +92,9 @@ class PreparedAdapter:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes on the device."""
-        parts = (self.groups, self.linears, self.embeddings, self.vectors)
+        parts = (
+            self.groups, self.routers, self.experts, self.linears, self.embeddings, self.vectors,
+        )  # fmt: skip
         return sum(change.nbytes for part in parts for change in part.values())
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.linear.targets import SIBLINGS
+from lorax_shard.lora.experts_layout import is_router, layout_of
 
 
 class Kind(enum.Enum):
@@ -24,6 +25,10 @@ class Kind(enum.Enum):
     EMBEDDING = "embedding"
     # A norm or another leaf that treats each token by itself, with vectors as parameters.
     VECTOR = "norm"
+    # A parameter with a matrix for each expert; sites have its name, and its module.
+    EXPERTS = "experts"
+    # Chooses the experts of a token.
+    ROUTER = "router"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +38,7 @@ class Site:
     name: str
     module: nn.Module
     kind: Kind
-    # Linear: in and out. Embedding: vocabulary and dim. Vector: 0 and the length. Of the whole
+    # Linear, router, experts: in and out. Embedding: vocabulary and dim. Vector: 0 and the length. Of the whole
     # module, where the model is one rank's part.
     in_features: int
     out_features: int
@@ -43,11 +48,17 @@ class Site:
     is_transposed: bool
     # An adapter may replace it by one of another width: it computes the scores of labels.
     has_any_width: bool = False
+    # Of experts: how many matrices there are.
+    num_experts: int = 0
 
     @property
     def widths(self) -> tuple[int, int]:
-        """In and out of a linear as it is here: of a rank's part of it, where it is one."""
+        """In and out of a linear or of experts as they are here: of a rank's part, where it is one."""
         module: Any = self.module
+        if self.kind is Kind.EXPERTS:
+            layout = layout_of(module)
+            assert layout is not None
+            return layout.widths(module, self.name.rpartition(".")[2])[1:]
         if isinstance(module, PackedLinear):
             return module.in_features, module.out_features
         rows, columns = module.weight.shape
@@ -83,8 +94,11 @@ def find_sites(
     """
     head = _output_embeddings(model)
     widths = {} if whole is None else find_sites(whole)
-    sites = {}
+    sites: dict[str, Site] = {}
     for name, module in model.named_modules():
+        for part, own in _experts(name, module).items():
+            full = widths.get(part, own)
+            sites[part] = replace(own, in_features=full.in_features, out_features=full.out_features)
         # Experts see some tokens only, in an order of their own.
         if "experts" in name.split("."):
             continue
@@ -117,6 +131,29 @@ def find_groups(sites: dict[str, Site]) -> Iterator[list[Site]]:
         yield group
 
 
+def find_experts(sites: dict[str, Site]) -> Iterator[dict[str, Site]]:
+    """Yield the parameters of experts, those of one module together, in their order."""
+    of_module: dict[int, dict[str, Site]] = {}
+    for name, site in sites.items():
+        if site.kind is Kind.EXPERTS:
+            of_module.setdefault(id(site.module), {})[name] = site
+    yield from of_module.values()
+
+
+def _experts(name: str, module: nn.Module) -> dict[str, Site]:
+    layout = layout_of(module)
+    if layout is None:
+        return {}
+    found = {}
+    for part in (layout.up, layout.down):
+        num, width_in, width_out = layout.widths(module, part)
+        found[f"{name}.{part}"] = Site(
+            f"{name}.{part}", module, Kind.EXPERTS, width_in, width_out, is_head=False,
+            is_transposed=layout.is_in_first, num_experts=num,
+        )  # fmt: skip
+    return found
+
+
 def _site(name: str, module: nn.Module, *, is_head: bool) -> Site | None:
     kind, transposed = Kind.LINEAR, False
     if type(module) is nn.Linear or isinstance(module, PackedLinear):
@@ -128,6 +165,9 @@ def _site(name: str, module: nn.Module, *, is_head: bool) -> Site | None:
     elif _is_embedding(module):
         assert isinstance(module, nn.Embedding)
         kind, shape = Kind.EMBEDDING, (module.num_embeddings, module.embedding_dim)
+    elif is_router(module):
+        weight = module.get_parameter("weight")
+        kind, shape = Kind.ROUTER, (weight.shape[1], weight.shape[0])
     elif _is_vector(module):
         kind, shape = Kind.VECTOR, (0, next(module.parameters()).shape[0])
     else:

@@ -9,6 +9,7 @@ section 6, splits them so that one more is needed).
     column, head    B, its bias, magnitude, bias, weight, token rows by output     A as it is
     row             A and weight by input, biases on rank 0                        B as it is
     norm            weight and bias by feature
+    experts         up: B by output; down: A by input, of each expert
     embedding       A, weight and token rows by id                                 B as it is
 
 DoRA divides by the norms of whole rows of W + s B A, and of whole columns in an embedding.
@@ -51,10 +52,13 @@ class AdapterCut:
     def cut(self, adapter: HostAdapter) -> HostAdapter:
         """Return the rank's part of an adapter that fits the whole model."""
         splits = self._plan.splits
-        modules = {
-            name: self._cut(name, splits[name], delta) if name in splits else delta
-            for name, delta in adapter.modules.items()
-        }
+        modules = {}
+        for name, delta in adapter.modules.items():
+            module, _, parameter = name.rpartition(".")
+            if module in splits and splits[module].role is Role.EXPERTS:
+                modules[name] = _experts(splits[module], parameter, delta)
+            else:
+                modules[name] = self._cut(name, splits[name], delta) if name in splits else delta
         return dataclasses.replace(adapter, modules=modules)
 
     def _cut(self, name: str, split: Split, delta: ModuleDelta) -> ModuleDelta:
@@ -155,6 +159,14 @@ class AdapterCut:
         dim = 0 if is_embedding else 1
         norm: torch.Tensor = torch.linalg.vector_norm(weight + delta.scaling * change, dim=dim)
         return norm
+
+
+def _experts(split: Split, parameter: str, delta: ModuleDelta) -> ModuleDelta:
+    """A rank has a part of each expert's width: what the first product gives, the second reads."""
+    spans = split.parameters[parameter][1]
+    if parameter == "down_proj":
+        return dataclasses.replace(delta, a=_taken(delta.a, 2, spans))
+    return dataclasses.replace(delta, b=_taken(delta.b, 1, spans))
 
 
 def _column(split: Split, delta: ModuleDelta) -> ModuleDelta:
