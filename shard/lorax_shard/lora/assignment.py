@@ -22,6 +22,11 @@ IdArray = NDArray[np.int64]
 BASE = -1
 
 
+def bits_of(first: int, count: int) -> int:
+    """Return a mask of neighbouring slots."""
+    return ((1 << count) - 1) << first
+
+
 class Segment(NamedTuple):
     """Neighbouring rows of one slot: start <= row < stop."""
 

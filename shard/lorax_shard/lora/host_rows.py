@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lorax_shard.lora.assignment import IdArray
+from lorax_shard.lora.assignment import IdArray, bits_of
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 
 # The fields of LayoutCall.
@@ -155,13 +155,13 @@ class HostLines:
         table.lines[first:last, self._part] = lines
         table.extent.add(last, a.shape[-2])
         self._width_in = a.shape[-1]
-        self.mask |= _bits_of(first, len(lines))
+        self.mask |= bits_of(first, len(lines))
         self.write_header()
 
     def unload(self, first: int, count: int = 1) -> None:
         """Clear the lines of some slots."""
         self._table.lines[first : first + count, self._part] = 0
-        self.mask &= ~_bits_of(first, count)
+        self.mask &= ~bits_of(first, count)
         self.write_header()
 
     def write_header(self) -> None:
@@ -172,11 +172,6 @@ class HostLines:
             first, lines.shape[1], len(lines), self.mask.bit_count(),
             self._width_in, self._num_members,
         ]  # fmt: skip
-
-
-def _bits_of(first: int, count: int) -> int:
-    """Return a mask of neighbouring slots."""
-    return ((1 << count) - 1) << first
 
 
 def _bits(number: float) -> int:

@@ -11,8 +11,8 @@ from collections import Counter
 
 import numpy as np
 
-from lorax_shard.lora.assignment import IdArray
-from lorax_shard.lora.backend import GroupWeights
+from lorax_shard.lora.assignment import IdArray, bits_of
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 
 _FIRST_LINES = 8
 
@@ -76,31 +76,48 @@ class GroupLines:
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write a slot's line; whoever calls keeps ``weights`` alive."""
-        self.table.grow(slot + 1)
+        self._write(slot, np.array([self._line(weights)]))
+
+    def load_experts(self, first: int, weights: ExpertsWeights) -> None:
+        """Write the lines of all experts at once; their matrices lie at even distances."""
+        lines = np.tile(np.array(self._line(weights.of(0))), (weights.num_experts, 1))
+        numbers = np.arange(weights.num_experts)
+        lines[:, 0] += numbers * (weights.a.stride(0) * weights.a.itemsize)
+        lines[:, 2] += numbers * (weights.b.stride(0) * weights.b.itemsize)
+        self._write(first, lines)
+
+    @staticmethod
+    def _line(weights: GroupWeights) -> list[int]:
         line = [weights.a.data_ptr(), weights.a.shape[0]]
         for start, b in zip(weights.offsets, weights.b, strict=True):
             line += [0, 0, 0, 0] if b is None else [b.data_ptr(), b.shape[0], start, b.shape[1]]
-        self._write(slot, line)
-        self.mask |= 1 << slot
+        return line
+
+    def _write(self, first: int, lines: IdArray) -> None:
+        """Write lines that differ in their addresses alone."""
+        last = first + len(lines)
+        self.table.grow(last)
+        self._part(first, last)[:] = lines
+        self.table.changed.update(range(first, last))
+        self.mask |= bits_of(first, len(lines))
+        line = lines[0].tolist()
         self._ranks.add(line[1])
         for largest, width in zip(self._widths, line[5::4], strict=True):
             largest.add(width)
 
-    def unload(self, slot: int) -> None:
-        """Clear a slot's line."""
-        line = self._part(slot).tolist()
+    def unload(self, first: int, count: int = 1) -> None:
+        """Clear what one call wrote."""
+        part = self._part(first, first + count)
+        line = part[0].tolist()
         self._ranks.remove(line[1])
         for largest, width in zip(self._widths, line[5::4], strict=True):
             largest.remove(width)
-        self._write(slot, [0] * len(line))
-        self.mask &= ~(1 << slot)
+        part[:] = 0
+        self.table.changed.update(range(first, first + count))
+        self.mask &= ~bits_of(first, count)
 
-    def _part(self, slot: int) -> IdArray:
-        return self.table.lines[slot, self.first : self.first + 2 + 4 * len(self._widths)]
-
-    def _write(self, slot: int, line: list[int]) -> None:
-        self._part(slot)[:] = line
-        self.table.changed.add(slot)
+    def _part(self, first: int, last: int) -> IdArray:
+        return self.table.lines[first:last, self.first : self.first + 2 + 4 * len(self._widths)]
 
 
 class _Largest:

@@ -15,7 +15,7 @@ import torch
 
 from lorax_shard.lora import registry
 from lorax_shard.lora.assignment import Assignment
-from lorax_shard.lora.backend import GroupWeights, LoraBackend
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Largest difference to the oracle, relative to the largest output. With 16 bits the shrunk rows
@@ -294,3 +294,34 @@ def test_no_rows(backend: LoraBackend) -> None:
     y = case.base[0][:0].clone()
     group.expand(group.shrink(case.x[:0], case.rows), 0, y, case.rows)
     assert y.shape == (0, 48)
+
+
+@pytest.mark.parametrize(("width", "out", "rank"), [(48, 32, 8), (37, 5, 3)])
+@pytest.mark.parametrize("num_rows", [9, 700])
+def test_experts_are_loaded_together(
+    backend: LoraBackend, width: int, out: int, rank: int, num_rows: int
+) -> None:
+    case = Case("single", "nothing")
+    stacks = {
+        first: ExpertsWeights(case.draw(6, rank + first, width), case.draw(6, rank + first, out))
+        for first in (0, 12)
+    }
+    numbers = torch.randint(-1, 19, (num_rows,), generator=case.generator)
+    case.slots = [None if number < 0 else number for number in numbers.tolist()]
+    case.x, case.base = case.draw(num_rows, width), [case.draw(num_rows, out)]
+    group = backend.make_group(1)
+
+    def check(loaded: dict[int, GroupWeights]) -> None:
+        rows = backend.assign(numbers.to(DEVICE))
+        y = case.base[0].clone()
+        group.expand(group.shrink(case.x, rows), 0, y, rows)
+        case.check(y, case.expected(0, loaded=loaded))
+
+    for first, stack in stacks.items():
+        group.load_experts(first, stack)
+    backend.commit(DEVICE)
+    each = {first + n: stack.of(n) for first, stack in stacks.items() for n in range(6)}
+    check(each)
+    group.unload_experts(0, 6)
+    backend.commit(DEVICE)
+    check({number: weights for number, weights in each.items() if number >= 12})

@@ -13,11 +13,11 @@ import transformers
 from tests.helpers.tiny_models import tiny_config, widen
 from torch import nn
 
-from lorax_shard.lora.cpp import CppLora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.errors import AdapterMismatchError
 from lorax_shard.lora.experts import ExpertsPatch
 from lorax_shard.lora.model import LoraModel, install
+from lorax_shard.lora.registry import BACKENDS
 from lorax_shard.lora.sites import Kind, Site, find_sites
 
 CPU = torch.device("cpu")
@@ -29,10 +29,10 @@ IDS = torch.tensor([[5, 40, 3, 381, 7, 7, 120, 64, 9, 17, 200, 33]])
 MIXED = (Kind.EXPERTS, Kind.ROUTER)
 
 
-@pytest.fixture(params=["cpp", "cpu", "torch"])
+@pytest.fixture(params=["cpp", "cpu", "torch", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if name == "cpp" and (reason := CppLora.probe(CPU, torch.float32)) is not None:
+    if reason := BACKENDS.probe(name, CPU, torch.float32):
         pytest.skip(reason)
     return name
 

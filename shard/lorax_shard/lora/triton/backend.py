@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lorax_shard.lora.assignment import BASE, Assignment
-from lorax_shard.lora.backend import GroupWeights, LoraBackend, LoraGroup
+from lorax_shard.lora.assignment import BASE, Assignment, FixedAssignment
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.triton import kernels
 from lorax_shard.lora.triton.device_slots import DeviceSlots
 from lorax_shard.lora.triton.row_tiles import (
     FEW_ROWS,
     MANY_ROWS,
+    MOST_GATHERED,
     Tiles,
     empty_tiles,
     read_slots_from,
@@ -73,7 +74,7 @@ class TritonGroup(LoraGroup):
     def __init__(self, num_members: int, slots: DeviceSlots) -> None:
         self._slots = slots
         self._lines = slots.table.join(num_members)
-        self._weights: dict[int, GroupWeights] = {}
+        self._weights: dict[int, GroupWeights | ExpertsWeights] = {}
         self._least_ranks = 0
         self._least_widths = [0] * num_members
         self._unit = _UNIT
@@ -82,8 +83,8 @@ class TritonGroup(LoraGroup):
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write the slot's line; ``commit`` carries it to the device."""
         self._check_reserved(weights)
-        self._weights[slot] = _aligned(weights)
-        self._lines.load(slot, self._weights[slot])
+        aligned = self._weights[slot] = _aligned(weights)
+        self._lines.load(slot, aligned)
         self._unit = self._lines.unit(_UNIT)
 
     def unload(self, slot: int) -> None:
@@ -91,6 +92,25 @@ class TritonGroup(LoraGroup):
         del self._weights[slot]
         self._lines.unload(slot)
         self._unit = self._lines.unit(_UNIT)
+
+    def load_experts(self, first: int, weights: ExpertsWeights) -> None:
+        """Write the lines of all experts at once, if all their matrices are aligned."""
+        starts = (weights.a[0], weights.a[-1], weights.b[0], weights.b[-1])
+        if self._least_ranks or any(each.data_ptr() % _UNIT for each in starts):
+            super().load_experts(first, weights)
+            return
+        self._weights[first] = weights
+        self._lines.load_experts(first, weights)
+        self._unit = self._lines.unit(_UNIT)
+
+    def unload_experts(self, first: int, count: int) -> None:
+        """Clear the lines of all experts."""
+        if isinstance(self._weights[first], ExpertsWeights):
+            del self._weights[first]
+            self._lines.unload(first, count)
+            self._unit = self._lines.unit(_UNIT)
+        else:
+            super().unload_experts(first, count)
 
     def reserve(self, *, ranks: int, widths: list[int]) -> None:
         """Fix the maxima of the grids, for whoever captures a graph.
@@ -233,6 +253,14 @@ class TritonLora(LoraBackend):
     def version(self) -> int:
         """How often the slots' lines were made anew, elsewhere."""
         return self._slots.version
+
+    def assign(self, slots: torch.Tensor) -> Assignment:
+        """Return rows of these slots; nothing waits for the device if they are not too many."""
+        if len(slots) > MOST_GATHERED:
+            return super().assign(slots)
+        rows = FixedAssignment(len(slots), slots.device)
+        read_slots_from(rows, slots)
+        return rows
 
     def read_slots(self, rows: Assignment, slots: torch.Tensor) -> None:
         """Let ``rows`` have the slots that stand in a device tensor, at most ``MOST_GATHERED``."""

@@ -22,7 +22,7 @@ class DeviceSlots:
         self.commit(device)
 
     def commit(self, device: torch.device) -> None:
-        """Copy the lines that were written since the last time: one copy a slot.
+        """Copy the lines that were written since the last time: one copy for neighbours.
 
         Nothing waits for the device: what is on its queue still reads the old lines.
         """
@@ -32,9 +32,20 @@ class DeviceSlots:
                 self.lines = torch.from_numpy(self.table.lines).to(device, copy=True)
             self.version += 1
         else:
-            for slot in self.table.changed:
+            for first, last in _runs(self.table.changed):
                 # A copy: what is on its way is not what is written next.
-                line = torch.tensor(self.table.lines[slot])
-                line = line.pin_memory() if device.type == "cuda" else line
-                self.lines[slot].copy_(line, non_blocking=True)
+                lines = torch.tensor(self.table.lines[first:last])
+                lines = lines.pin_memory() if device.type == "cuda" else lines
+                self.lines[first:last].copy_(lines, non_blocking=True)
         self.table.changed.clear()
+
+
+def _runs(numbers: set[int]) -> list[tuple[int, int]]:
+    """Return neighbours among numbers as ranges, the ends excluded."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
