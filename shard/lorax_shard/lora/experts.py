@@ -98,8 +98,9 @@ class ExpertsPatch(Patch[Any]):
     def _pairs(self, experts: torch.Tensor, slots: torch.Tensor) -> _Pairs:
         """Say which rows, sorted by expert, are whose."""
         numbers = torch.where(slots == BASE, BASE, slots * self._per_slot + experts)
-        counts = torch.bincount(experts, minlength=self._num_experts)[: self._num_experts]
-        return _Pairs(experts, counts, self._backend.assign(numbers))
+        counts = torch.bincount(experts, minlength=self._num_experts)
+        ends = counts.cumsum(0, dtype=torch.int32)
+        return _Pairs(experts, ends, self._backend.assign(numbers))
 
     def _experts(self, x: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
         """Compute each row (S x hidden) at its expert."""
@@ -116,7 +117,7 @@ class ExpertsPatch(Patch[Any]):
     def _linear(self, name: str, x: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
         module, own = self.site.module, name.rpartition(".")[2]
         weight = module.get_parameter(own)
-        y = _grouped_product(x, weight if self._layout.is_in_first else weight.mT, pairs.counts)
+        y = _grouped_product(x, weight if self._layout.is_in_first else weight.mT, pairs.ends)
         bias = getattr(module, f"{own}_bias", None)
         if bias is not None:
             y += bias[pairs.experts]
@@ -129,7 +130,7 @@ class _Pairs(NamedTuple):
     """Rows of a token at an expert each, expert by expert."""
 
     experts: torch.Tensor  # S
-    counts: torch.Tensor  # rows of each expert
+    ends: torch.Tensor  # where the rows of each expert end
     rows: Assignment
 
 
@@ -141,18 +142,9 @@ def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:
     return found
 
 
-def _grouped_product(x: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def _grouped_product(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Multiply rows that are sorted by expert (S x in) with their expert's matrix (in x out)."""
-    if x.device.type != "cpu":
-        ends = counts.cumsum(0, dtype=torch.int32)
-        y: torch.Tensor = functional.grouped_mm(x, weights, offs=ends)
-        return y
-    y = x.new_empty(len(x), weights.shape[2])
-    start = 0
-    for expert, count in enumerate(counts.tolist()):
-        if count:
-            torch.mm(x[start : start + count], weights[expert], out=y[start : start + count])
-            start += count
+    y: torch.Tensor = functional.grouped_mm(x, weights, offs=ends)
     return y
 
 
