@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,15 @@ ALL = "all-linear"
 # rank 4. Where PEFT's all-linear takes in experts or a router, the first names its linears.
 _LLAMA = (ALL, ["q_proj", "v_proj", "down_proj"])
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_LATENT = (
+    ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+    ["q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
+)
 TARGETS: dict[str, tuple[str | list[str], list[str]]] = {
     "cohere": _LLAMA,
     "cohere2": _LLAMA,
-    "deepseek_v2": (
-        ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
-        ["q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
-    ),
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
@@ -45,6 +49,7 @@ TARGETS: dict[str, tuple[str | list[str], list[str]]] = {
     "gpt_neox": (ALL, ["query_key_value", "dense_4h_to_h"]),
     "gpt_oss": (ALL, ["q_proj", "o_proj"]),
     "granite": _LLAMA,
+    "granitemoe": (_ATTENTION, ["q_proj", "o_proj"]),
     "llama": _LLAMA,
     "llama4_text": (
         r".*\.(self_attn|shared_expert)\.\w+_proj",
@@ -53,10 +58,15 @@ TARGETS: dict[str, tuple[str | list[str], list[str]]] = {
     "mistral": _LLAMA,
     "mixtral": (_ATTENTION, ["k_proj", "o_proj"]),
     "olmo2": _LLAMA,
+    "olmoe": (_ATTENTION, ["q_proj", "v_proj"]),
     "opt": (ALL, ["q_proj", "out_proj", "fc2"]),
     "phi": (ALL, ["q_proj", "dense", "fc2"]),
     "phi3": (ALL, ["qkv_proj", "down_proj"]),
     "qwen2": _LLAMA,
+    "qwen2_moe": (
+        [*_ATTENTION, "shared_expert.gate_proj", "shared_expert.up_proj"],
+        ["k_proj", "shared_expert.down_proj"],
+    ),
     "qwen3": _LLAMA,
     "qwen3_moe": (_ATTENTION, ["q_proj", "v_proj"]),
     "smollm3": _LLAMA,
@@ -67,34 +77,45 @@ SLOTS = (0, 1, None, 0, 1, None)
 
 
 class FamilyRows:
-    """Loads a tiny model as the shard does, with two adapters read from PEFT's own files."""
+    """Loads a tiny model as the shard does, with adapters read from PEFT's own files.
+
+    ``options`` are those of the adapters, by slot; as a rule there are two. ``slots`` are those
+    of the rows.
+    """
 
     def __init__(
-        self, family: str, root: Path, *, elementwise: str = "auto", **overrides: Any
+        self,
+        family: str,
+        root: Path,
+        *,
+        elementwise: str = "auto",
+        options: Sequence[Mapping[str, Any]] = (),
+        slots: tuple[int | None, ...] = SLOTS,
+        **overrides: Any,
     ) -> None:
-        self._elementwise = elementwise
+        self._elementwise, self.slots = elementwise, slots
         self.path = make_tiny_model(family, root / "model", **overrides)
-        draw = random.Random(3)
-        self.rows = [[draw.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
+        draw, lengths = random.Random(3), itertools.islice(itertools.cycle(LENGTHS), len(slots))
+        self.rows = [[draw.randrange(VOCAB_SIZE) for _ in range(n)] for n in lengths]
         self.model = self._load()
         self.expected = stock_logits(self.path, self.rows)
         self.base = list(self.expected)
         self.adapters = [
-            self._adapter(slot, root / f"adapter-{slot}", modules, rank)
-            for slot, (modules, rank) in enumerate(zip(TARGETS[family], (8, 4), strict=True))
+            self._adapter(slot, root / f"adapter-{slot}", each)
+            for slot, each in enumerate(options or _usual_options(family))
         ]
 
     def run(
         self,
         schedule: Any,
         fault: Fault = Fault.NONE,
-        slots: tuple[int | None, ...] = SLOTS,
+        slots: tuple[int | None, ...] | None = None,
     ) -> float:
         """Compute the rows; raises LogitsDifferError when one is off.
 
         Returns the largest relative difference.
         """
-        runner = _Runner(self.model, self.rows, slots, fault)
+        runner = _Runner(self.model, self.rows, slots or self.slots, fault)
         schedule(runner)
         return check_logits(runner, self.expected)
 
@@ -108,7 +129,7 @@ class FamilyRows:
             for slot, adapter in enumerate(self.adapters):
                 paged.lora.load(slot, adapter)
             meet(parts[group.rank], group)
-            runner = _Runner(paged, self.rows, SLOTS, Fault.NONE)
+            runner = _Runner(paged, self.rows, self.slots, Fault.NONE)
             schedule(runner)
             return check_logits(runner, self.expected)
 
@@ -136,12 +157,9 @@ class FamilyRows:
         )
         return load_paged_model(self.config)
 
-    def _adapter(self, slot: int, folder: Path, modules: str | list[str], rank: int) -> HostAdapter:
-        tuned = peft_model(
-            self.path, seed=slot, r=rank, lora_alpha=rank + 3, target_modules=modules
-        )
-        tuned.save_pretrained(folder)
-        for row, wanted in enumerate(SLOTS):
+    def _adapter(self, slot: int, folder: Path, options: Mapping[str, Any]) -> HostAdapter:
+        tuned = self.tune(slot, folder, options)
+        for row, wanted in enumerate(self.slots):
             if wanted == slot:
                 self.expected[row] = peft_logits(tuned, [self.rows[row]])[0]
         assert self.model.base is not None
@@ -149,6 +167,19 @@ class FamilyRows:
         adapter = read_adapter(folder, self.model.base, AdapterLimits())
         self.model.lora.load(slot, adapter)
         return adapter
+
+    def tune(self, slot: int, folder: Path, options: Mapping[str, Any]) -> Any:
+        """Save an adapter to a folder; return the model that computes with it."""
+        tuned = peft_model(self.path, seed=slot, **options)
+        tuned.save_pretrained(folder)
+        return tuned
+
+
+def _usual_options(family: str) -> list[dict[str, Any]]:
+    return [
+        {"r": rank, "lora_alpha": rank + 3, "target_modules": modules}
+        for modules, rank in zip(TARGETS[family], (8, 4), strict=True)
+    ]
 
 
 class _Runner(PagedRunner):

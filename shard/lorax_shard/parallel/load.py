@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from lorax_shard.parallel.local import keep_bias_once, make_local
@@ -69,7 +71,8 @@ def load_rank(
     # What checkpoints of models around a backbone call it.
     around = "" if prefix else whole.base_model_prefix
     checkpoint = Checkpoint(files, prefix, around)
-    state = {key: _sliced(file, key, plan, (prefix, around)) for key, file in files.items()}
+    names = _Names(whole, prefix, around)
+    state = {key: _sliced(file, key, plan, names) for key, file in files.items()}
     model, report = RankModel.from_pretrained(
         None,
         config=config,
@@ -94,20 +97,39 @@ def stock_class(config: Any, *, backbone: bool) -> Any:
         ) from None
 
 
-def _sliced(file: Any, key: str, plan: RankPlan, prefixes: tuple[str, str]) -> RankSlice:
+class _Names:
+    """What a checkpoint's keys may be in the model."""
+
+    def __init__(self, whole: Any, prefix: str, around: str) -> None:
+        self._prefix, self._around = prefix, around
+        # What transformers does before it converts; keys of matrices that it fuses keep their name.
+        self._renamings = [
+            each for each in get_model_conversion_mapping(whole) if type(each) is WeightRenaming
+        ]
+
+    def of(self, key: str) -> list[tuple[str, str]]:
+        """Return the modules, each with its part, that a key may mean."""
+        name, _, part = key.rpartition(".")
+        name = OLD_NAMES.get(name, name)
+        # Older checkpoints leave the base model's prefix out; those of models around it bring one.
+        names = (name, f"{self._prefix}.{name}", name.removeprefix(f"{self._around}."))
+        renamed = key
+        for each in self._renamings:
+            renamed, _ = each.rename_source_key(renamed)
+        module, _, renamed_part = renamed.rpartition(".")
+        return [*((each, part) for each in names), (module, renamed_part)]
+
+
+def _sliced(file: Any, key: str, plan: RankPlan, names: _Names) -> RankSlice:
     """Return what the rank reads of one tensor of the checkpoint."""
     if (expert := _EXPERT.search(key)) is not None:
         splits = (split for split in plan.splits.values() if split.role is Role.EXPERTS)
         if (split := next(splits, None)) is not None:
             return RankSlice(file, key, 1 if expert["matrix"] in _DOWN else 0, split.spans)
-    name, _, part = key.rpartition(".")
-    name = OLD_NAMES.get(name, name)
-    prefix, around = prefixes
-    # Older checkpoints leave the base model's prefix out; those of models around it bring one.
-    names = (name, f"{prefix}.{name}", name.removeprefix(f"{around}."))
-    owner = next((plan.splits[each] for each in names if each in plan.splits), None)
-    if owner is None:
+    found = next((each for each in names.of(key) if each[0] in plan.splits), None)
+    if found is None:
         return RankSlice(file, key)
+    owner, part = plan.splits[found[0]], found[1]
     if owner.parameters:
         if part not in owner.parameters:
             return RankSlice(file, key)
