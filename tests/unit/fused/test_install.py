@@ -28,7 +28,7 @@ FORMS = {
     "cohere": (0, 2, 2, 0),
     "cohere2": (0, 2, 2, 0),
     "deepseek_v2": (9, 2, 0, 0),
-    "deepseek_v3": (9, 2, 0, 0),
+    "deepseek_v3": (9, 2, 2, 0),
     "gemma": (5, 2, 2, 0),
     "gemma2": (9, 2, 2, 0),
     "gemma3_text": (13, 2, 2, 0),
