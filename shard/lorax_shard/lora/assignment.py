@@ -44,6 +44,8 @@ class Assignment:
         self.slot_of_row = slot_of_row
         self.num_rows = len(slot_of_row)
         self.device = device
+        # The slots on the device, where somebody asked for them there.
+        self.slots_there: torch.Tensor | None = None
         # What siblings share: one low-rank input at a time, held by its group.
         self.shared: tuple[object, torch.Tensor, Any] | None = None
         # Values a backend computes in the first module and reuses in the others.
@@ -84,8 +86,9 @@ class FixedAssignment(Assignment):
 
     is_fixed = True
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        super().__init__(np.full(num_rows, BASE, dtype=np.int64), device)
+    def __init__(self, slots: torch.Tensor) -> None:
+        super().__init__(np.full(len(slots), BASE, dtype=np.int64), slots.device)
+        self.slots_there = slots
 
 
 class LoraStep:

@@ -156,7 +156,7 @@ class CppLora(LoraBackend):
 
     def assign(self, slots: torch.Tensor) -> Assignment:
         """Return rows that lie where the last ones lay: nothing is made anew."""
-        rows = FixedAssignment(len(slots), slots.device)
+        rows = FixedAssignment(slots)
         self.read_slots(rows, slots)
         return rows
 

@@ -41,6 +41,7 @@ class ExpertsPatch(Patch[Any]):
         self._num_experts = up.num_experts
         self._groups = {name: backend.make_group(1) for name in sites}
         self._loaded: dict[int, list[str]] = {}
+        self._widths = {name: site.widths[1] for name, site in sites.items()}
         self._up, self._down = sites
 
     def load_part(self, slot: int, name: str, weights: ExpertsWeights) -> None:
@@ -55,9 +56,15 @@ class ExpertsPatch(Patch[Any]):
             self._groups[name].unload_experts(slot * self._per_slot, self._num_experts)
         super().unload(slot)
 
+    def reserve(self, rank: int) -> None:
+        """Fix the grids of launches for adapters of such a rank, and take part in them; 0 ends it."""
+        for name, group in self._groups.items():
+            group.reserve(ranks=rank, widths=[self._widths[name] if rank else 0])
+        self.pin(pinned=bool(rank))
+
     def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         step = self._current.step
-        if step is None or not self.mask & step.tokens.mask:
+        if step is None or not self._takes_part(step.tokens):
             return self._base(x, *args, **kwargs)
         if self._layout.is_repeated:
             return self._repeated(x, step.tokens)
@@ -136,10 +143,9 @@ class _Pairs(NamedTuple):
 
 def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:
     """Return the slot of each token on the device; sent there once a step."""
-    found: torch.Tensor | None = rows.scratch.get("experts.slots")
-    if found is None:
-        found = rows.scratch["experts.slots"] = torch.from_numpy(rows.slot_of_row).to(device)
-    return found
+    if rows.slots_there is None:
+        rows.slots_there = torch.from_numpy(rows.slot_of_row).to(device)
+    return rows.slots_there
 
 
 def _grouped_product(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
@@ -158,6 +164,12 @@ class RouterPatch(Patch[Any]):
         super().__init__(site, current)
         self.group = backend.make_group(1)
 
+    def reserve(self, rank: int) -> None:
+        """Fix the grids of launches for adapters of such a rank, and take part in them; 0 ends it."""
+        width = len(self.site.module.get_parameter("weight"))
+        self.group.reserve(ranks=rank, widths=[width if rank else 0])
+        self.pin(pinned=bool(rank))
+
     def load_low_rank(self, slot: int, weights: GroupWeights) -> None:
         """Take a slot's matrices."""
         self.group.load(slot, weights)
@@ -171,7 +183,7 @@ class RouterPatch(Patch[Any]):
 
     def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         step = self._current.step
-        if step is None or not self.mask & step.tokens.mask:
+        if step is None or not self._takes_part(step.tokens):
             return self._base(x, *args, **kwargs)
         with _ChangedLinear(self, step.tokens) as changed:
             y = self._base(x, *args, **kwargs)

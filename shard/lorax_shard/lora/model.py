@@ -86,6 +86,7 @@ class LoraModel:
             for site in self._of_kind(Kind.ROUTER)
         }
         # By parameter: those of a module are one patch.
+        self._most_experts = max((site.num_experts for site in self.sites.values()), default=0)
         self._experts = self._make_experts(self._expert_backend)
         self._slots: dict[int, PreparedAdapter] = {}
         # Slots of adapters that have low-rank parts of linears before the head, and nothing else.
@@ -140,10 +141,14 @@ class LoraModel:
         that they have room for. RuntimeError where the backend cannot be captured.
         """
         self._backend.reserve(num_slots, self._device)
+        if self._experts:
+            self._expert_backend.reserve(num_slots * self._most_experts, self._device)
         self._fixed_slots, self._fixed_rank = num_slots, rank
         linears = [patch for patch in self._linears.values() if not patch.site.is_head]
+        reserved: list[SharedGroup | RouterPatch | ExpertsPatch]
+        reserved = [*self._groups, *self._routers.values(), *set(self._experts.values())]
         try:
-            for group in self._groups:
+            for group in reserved:
                 group.reserve(rank)
             for patch in linears:
                 patch.pin(pinned=True)
@@ -151,18 +156,19 @@ class LoraModel:
         finally:
             for patch in linears:
                 patch.pin(pinned=False)
-            for group in self._groups:
+            for group in reserved:
                 group.reserve(0)
 
     @property
     def fixed_version(self) -> int:
         """Changes when graphs that were captured before look in the wrong place for slots."""
-        return self._backend.version
+        return self._backend.version + self._expert_backend.version
 
     def is_fixed(self, slot: int) -> bool:
         """Return whether graphs compute all that a slot's adapter changes.
 
-        They have low-rank parts of linears before the head, up to their rank.
+        They have low-rank parts of linears before the head, of experts and routers, up to their
+        rank.
         """
         adapter = self._slot(slot)
         return (
@@ -178,7 +184,7 @@ class LoraModel:
         They are read on the device, so that a graph has what stands there at its replay.
         """
         assert self._current.step is None, "steps do not nest"
-        rows = FixedAssignment(len(slots), self._device)
+        rows = FixedAssignment(slots)
         self._backend.read_slots(rows, slots)
         self._current.step = LoraStep(rows, None)
         try:
@@ -252,10 +258,7 @@ class LoraModel:
         self._slots[slot] = adapter
         if adapter.num_logits:
             self._slots_to_mask.add(slot)
-        others = (
-            adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits,
-            adapter.routers, adapter.experts,
-        )  # fmt: skip
+        others = (adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits)
         if not any(others) and not any(self._members[each][0].is_head for each in adapter.groups):
             self._low_rank_alone.add(slot)
         self._update_mask_hook()
@@ -270,12 +273,11 @@ class LoraModel:
 
     def _make_experts(self, backend: LoraBackend) -> dict[str, ExpertsPatch]:
         of_modules = list(find_experts(self.sites))
-        most = max((site.num_experts for each in of_modules for site in each.values()), default=0)
         found: dict[str, ExpertsPatch] = {}
         for sites in of_modules:
             layout = layout_of(next(iter(sites.values())).module)
             assert layout is not None
-            patch = ExpertsPatch(sites, layout, self._current, backend, most)
+            patch = ExpertsPatch(sites, layout, self._current, backend, self._most_experts)
             found |= dict.fromkeys(sites, patch)
         return found
 

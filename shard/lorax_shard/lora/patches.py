@@ -85,9 +85,12 @@ class Patch(ABC, Generic[_Change]):
         step = self._current.step
         if step is not None:
             rows = step.logits if self.site.is_head else step.tokens
-            if self.mask & rows.mask or (rows.is_fixed and self.is_pinned):
+            if self._takes_part(rows):
                 return self.compute(x, rows)
         return self._base(x, *args, **kwargs)
+
+    def _takes_part(self, rows: Assignment) -> bool:
+        return bool(self.mask & rows.mask) or (rows.is_fixed and self.is_pinned)
 
     @abstractmethod
     def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:

@@ -169,7 +169,7 @@ def test_a_call_of_a_fixed_step_can_be_made_again_with_other_rows(
     loaded = Loaded()
     x, base = loaded.draw(140, WIDTH), loaded.draw(140, sum(OUTS))
     y = base.clone()
-    rows = FixedAssignment(4, CPU)
+    rows = FixedAssignment(torch.full((4,), -1))
     loaded.backend.read_slots(rows, torch.tensor([-1, -1, 0, -1]))
     loaded.group.expand_all(loaded.group.shrink(x[:4], rows), COLUMNS, y[:4], rows)
     (again,) = calls
@@ -187,7 +187,7 @@ def test_a_kept_call_sees_adapters_that_came_and_went(calls: list[Callable[[], N
     loaded = Loaded()
     x, base = loaded.draw(3, WIDTH), loaded.draw(3, sum(OUTS))
     y = base.clone()
-    rows = FixedAssignment(3, CPU)
+    rows = FixedAssignment(torch.full((3,), -1))
     loaded.backend.read_slots(rows, torch.tensor([-1, -1, -1]))
     loaded.group.expand_all(loaded.group.shrink(x, rows), COLUMNS, y, rows)
     (again,) = calls
@@ -213,7 +213,7 @@ def test_a_kept_call_sees_that_another_group_moved_the_table(
     other = loaded.backend.make_group(1)
     x, base = loaded.draw(3, WIDTH), loaded.draw(3, sum(OUTS))
     y = base.clone()
-    rows = FixedAssignment(3, CPU)
+    rows = FixedAssignment(torch.full((3,), -1))
     loaded.backend.read_slots(rows, torch.tensor([2, -1, 0]))
     loaded.group.expand_all(loaded.group.shrink(x, rows), COLUMNS, y, rows)
     (again,) = calls

@@ -179,3 +179,26 @@ def test_experts_that_cannot_be_loaded_leave_nothing(monkeypatch: pytest.MonkeyP
     calls.clear()
     monkeypatch.setattr(ExpertsPatch, "load_part", load)
     lora.load(0, make_adapter(model, 2))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["cpp", "triton"])
+def test_slots_that_are_read_at_a_replay(name: str) -> None:
+    """As graphs hold a step: launches that were made once compute with what stands there then."""
+    if reason := BACKENDS.probe(name, CPU, torch.float32):
+        pytest.skip(reason)
+    model = make_model("qwen3_moe")
+    whole = make_adapter(model, 4)
+    expected = {0: changed(model, whole), None: copy.deepcopy(model)}
+    lora = install(model, name, CPU, torch.float32)
+    with lora.fixed(2, 8):
+        with lora.fixed_step(torch.full((12,), -1)):
+            assert largest(logits(model), logits(expected[None])) < 2e-5
+        version = lora.fixed_version
+        lora.load(0, whole)
+        assert lora.is_fixed(0)
+        assert lora.fixed_version == version
+        with lora.fixed_step(torch.zeros(12, dtype=torch.int64)):
+            assert largest(logits(model), logits(expected[0])) < 2e-5
+    lora.load(1, make_adapter(model, 16))
+    assert not lora.is_fixed(1)

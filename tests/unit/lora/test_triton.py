@@ -128,11 +128,26 @@ def test_adapters_come_in_inference_mode_and_go_outside_of_it() -> None:
     case.check()
 
 
-def test_too_many_rows_for_fixed_slots_are_refused() -> None:
-    rows = assignment([-1] * (MOST_GATHERED + 1))
-    slots = torch.zeros(MOST_GATHERED + 1, dtype=torch.int64, device=DEVICE)
-    with pytest.raises(ValueError, match=f"at most {MOST_GATHERED}"):
-        row_tiles.read_slots_from(rows, slots)
+def test_slots_of_another_number_of_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 slots for 3 rows"):
+        row_tiles.read_slots_from(assignment([-1] * 3), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("most", [-1, 0, 3, 70])
+def test_many_rows_are_laid_out_on_the_device(most: int) -> None:
+    slots = torch.randint(-1, most + 1, (MOST_GATHERED + 300,), device=DEVICE)
+    rows = assignment([-1] * len(slots))
+    row_tiles.read_slots_from(rows, slots)
+    tiles = row_tiles.tiles_of(rows)
+    used = tiles.tiles[: int(tiles.num_used)]
+    seen: list[int] = []
+    for slot, first, count in used.tolist():
+        assert 1 <= count <= tiles.block_m
+        of_tile = tiles.rows[first : first + count]
+        assert (slots[of_tile] == slot).all()
+        seen += of_tile.tolist()
+    assert sorted(seen) == torch.nonzero(slots >= 0).flatten().tolist()
+    assert not tiles.tiles[len(used) :].any()
 
 
 def spy_on(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Any]]:

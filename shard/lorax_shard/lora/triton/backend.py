@@ -20,7 +20,6 @@ from lorax_shard.lora.triton.device_slots import DeviceSlots
 from lorax_shard.lora.triton.row_tiles import (
     FEW_ROWS,
     MANY_ROWS,
-    MOST_GATHERED,
     Tiles,
     empty_tiles,
     read_slots_from,
@@ -96,9 +95,10 @@ class TritonGroup(LoraGroup):
     def load_experts(self, first: int, weights: ExpertsWeights) -> None:
         """Write the lines of all experts at once, if all their matrices are aligned."""
         starts = (weights.a[0], weights.a[-1], weights.b[0], weights.b[-1])
-        if self._least_ranks or any(each.data_ptr() % _UNIT for each in starts):
+        if any(each.data_ptr() % _UNIT for each in starts):
             super().load_experts(first, weights)
             return
+        self._check_reserved(weights.of(0))
         self._weights[first] = weights
         self._lines.load_experts(first, weights)
         self._unit = self._lines.unit(_UNIT)
@@ -255,15 +255,13 @@ class TritonLora(LoraBackend):
         return self._slots.version
 
     def assign(self, slots: torch.Tensor) -> Assignment:
-        """Return rows of these slots; nothing waits for the device if they are not too many."""
-        if len(slots) > MOST_GATHERED:
-            return super().assign(slots)
-        rows = FixedAssignment(len(slots), slots.device)
+        """Return rows of these slots; nothing waits for the device."""
+        rows = FixedAssignment(slots)
         read_slots_from(rows, slots)
         return rows
 
     def read_slots(self, rows: Assignment, slots: torch.Tensor) -> None:
-        """Let ``rows`` have the slots that stand in a device tensor, at most ``MOST_GATHERED``."""
+        """Let ``rows`` have the slots that stand in a device tensor."""
         read_slots_from(rows, slots)
 
 

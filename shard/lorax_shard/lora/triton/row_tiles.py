@@ -46,11 +46,12 @@ def read_slots_from(rows: Assignment, slots: torch.Tensor) -> None:
     """Let ``rows`` have the slots that stand in a device tensor (T int64, -1: base).
 
     Captured in a graph, this and all that follows computes with what stands there at the
-    replay. For at most ``MOST_GATHERED`` rows; ValueError otherwise.
+    replay. ValueError unless there is a slot for each row.
     """
-    if len(slots) != rows.num_rows or rows.num_rows > MOST_GATHERED:
-        raise ValueError(f"{len(slots)} slots for {rows.num_rows} rows, at most {MOST_GATHERED}")
-    layout = _gather(slots, mask=-1, num_tiles=rows.num_rows)
+    if len(slots) != rows.num_rows:
+        raise ValueError(f"{len(slots)} slots for {rows.num_rows} rows")
+    few = rows.num_rows <= MOST_GATHERED
+    layout = _gather(slots, -1, rows.num_rows) if few else _sorted_there(slots)
     rows.scratch["triton.tiles"] = layout._replace(is_fixed=True)
 
 
@@ -88,6 +89,25 @@ def _sorted(rows: Assignment) -> Tiles:
     numbers = _to_device(np.concatenate([[len(tiles)], laid.ravel(), order]), rows.device)
     own, rest = numbers[1 : 1 + laid.size].view(-1, 3), numbers[1 + laid.size :]
     return Tiles(own, rest, numbers[:1], len(tiles), block_m, rows.mask)
+
+
+def _sorted_there(slots: torch.Tensor) -> Tiles:
+    """As ``_sorted``, on the device: nothing waits for it, and a graph can hold it."""
+    count = len(slots)
+    of_row, order = torch.sort(slots, stable=True)
+    number = torch.arange(count, device=slots.device)
+    is_first = torch.ones_like(of_row, dtype=torch.bool)
+    torch.ne(of_row[1:], of_row[:-1], out=is_first[1:])
+    place = number - torch.cummax(torch.where(is_first, number, 0), 0).values
+    leads = (place % FEW_ROWS == 0) & (of_row >= 0)
+    ends = torch.searchsorted(of_row, of_row, right=True)
+    tiles = torch.stack([of_row, number, (ends - number).clamp(max=FEW_ROWS)], 1)
+    # Rows that lead no tile are written behind all tiles.
+    tile = torch.where(leads, torch.cumsum(leads, 0) - 1, count)
+    laid = torch.zeros(count + 1, 3, dtype=torch.int64, device=slots.device)
+    laid.index_copy_(0, tile, tiles)
+    num_used = leads.sum().view(1)
+    return Tiles(laid[:count], order, num_used, count, FEW_ROWS, -1)
 
 
 def empty_tiles(block_m: int, device: torch.device) -> Tiles:
