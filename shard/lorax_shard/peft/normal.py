@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_shard.adapter_files import WEIGHTS_FILE
@@ -25,6 +24,7 @@ from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.digest import TENSOR_PARTS, content_digest
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import TextFile, TextFiles, sha256_of
+from lorax_shard.peft.tensor_file import write_tensors
 
 DOCUMENT_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
@@ -90,11 +90,8 @@ def _save(parts: Mapping[str, Mapping[str, torch.Tensor]], path: Path) -> dict[i
         for part, tensor in each.items():
             if id(tensor) not in names:
                 names[id(tensor)] = f"{module}/{part}"
-                # save_file refuses views of one storage; a copy of ours is none.
-                tensors[f"{module}/{part}"] = tensor.detach().clone(
-                    memory_format=torch.contiguous_format
-                )
-    save_file(tensors, path)
+                tensors[f"{module}/{part}"] = tensor
+    write_tensors(path, tensors)
     return names
 
 
