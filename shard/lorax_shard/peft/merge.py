@@ -5,7 +5,8 @@ cross adapters (``cat`` has none). The merge changes every module that some adap
 adapters without a module take no part in it. (PEFT itself hands the first adapter's choice of
 layers on to the merge, and loses what the others change elsewhere: here adapters count that
 compute the same, written with the full names of their modules.) Where PEFT gives no sensible result (magnitudes of DoRA,
-replaced weights, a first adapter with rsLoRA), the merge is refused.
+replaced weights, a first adapter with rsLoRA), the merge is refused. Experts are merged one by one; PEFT's ``cat``
+joins the stacks of all experts, which mixes them.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class _Module:
         downs, ups = self._tensors("a"), self._tensors("b")
         if self._combination is Combination.CAT:
             scaled = [down * weight for down, weight in zip(downs, self._weights, strict=True)]
-            return ModuleDelta(a=torch.cat(scaled), b=torch.cat(ups, dim=1))
-        ranks = sorted({down.shape[0] for down in downs})
+            return ModuleDelta(a=torch.cat(scaled, dim=-2), b=torch.cat(ups, dim=-1))
+        ranks = sorted({down.shape[-2] for down in downs})
         if len(ranks) > 1:
             raise AdapterRefusedError(
                 f"adapters of the ranks {listing([str(rank) for rank in ranks])} can be merged "

@@ -116,6 +116,40 @@ def test_cat_computes_the_weighted_sum() -> None:
     assert torch.allclose(_product(merged), 0.5 * _product(one) - 2 * _product(other), atol=1e-6)
 
 
+def experts(seed: int, rank: int = 2) -> HostAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    delta = ModuleDelta(
+        a=torch.randn(3, rank, 6, generator=generator),
+        b=torch.randn(3, 4, rank, generator=generator),
+        scaling=0.5,
+    )
+    return digest_adapter(HostAdapter(digest="", modules={"experts": delta}))
+
+
+def of_expert(adapter: HostAdapter, number: int) -> HostAdapter:
+    """Return an adapter that changes one linear as the given one changes an expert."""
+    delta = adapter.modules["experts"]
+    assert delta.a is not None
+    assert delta.b is not None
+    own = dataclasses.replace(delta, a=delta.a[number], b=delta.b[number])
+    return digest_adapter(HostAdapter(digest="", modules={"experts": own}))
+
+
+@pytest.mark.parametrize("combination", [Combination.LINEAR, Combination.CAT])
+def test_experts_are_merged_one_by_one(combination: Combination) -> None:
+    spec = MergeSpec(weights=(0.5, -2.0), combination=combination)
+    pair = [experts(1), experts(2, rank=5 if combination is Combination.CAT else 2)]
+    merged = merge(pair, spec).modules["experts"]
+    for number in range(3):
+        alone = merge([of_expert(each, number) for each in pair], spec).modules["experts"]
+        assert torch.allclose(_product(merged)[number], _product(alone), atol=1e-6)
+
+
+def test_experts_of_other_ranks_can_be_merged_by_cat_only() -> None:
+    with pytest.raises(AdapterRefusedError, match=r"of the ranks 2, 5 can be merged by cat only"):
+        merge([experts(1), experts(2, rank=5)], LINEAR)
+
+
 def test_a_merge_is_named_by_adapters_and_spec() -> None:
     spec = MergeSpec(weights=(1.0, 0.5), combination=Combination.TIES, density=0.5)
     names = {
