@@ -78,6 +78,12 @@ CASES: dict[str, Make] = {
     "token rows of both": lambda n: some(
         n, trainable_token_indices={n.embedding: [40, 3], "lm_head": [3, 7]}
     ),
+    "parameters": lambda n: some(
+        n, target_modules=[], target_parameters=[f"{n.queries}.weight", f"{n.outputs}.weight"]
+    ),
+    "parameters of embedding and head": lambda n: some(
+        n, target_modules=[], target_parameters=[f"{n.embedding}.weight", "lm_head.weight"]
+    ),
     "velora": lambda n: some(n, velora_config={"num_groups": 4}),
     "ensured tying": lambda n: some(
         n, target_modules=[n.queries, n.embedding], ensure_weight_tying=True
@@ -117,6 +123,10 @@ GROWTH: dict[str, Make] = {
         target_modules=[n.queries, "lm_head"],
         modules_to_save=[n.embedding],
         lora_bias=True,
+    ),
+    "grown, parameters": lambda n: some(
+        n,
+        target_parameters=[f"{n.embedding}.weight", "lm_head.weight"],
     ),
     "grown, saved": lambda n: some(n, modules_to_save=[n.embedding, "lm_head"]),
 }

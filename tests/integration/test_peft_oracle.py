@@ -158,7 +158,6 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
                                                     match_strict=False)}, "use_bdlora is not"),
     ("llama", "monteclora", {"monteclora_config": MontecloraConfig()}, "monteclora_config is not"),
     ("llama", "kasa", {"kasa_config": KasaConfig()}, "kasa_config is not supported"),
-    ("mixtral", "experts", {"target_modules": "all-linear"}, "target_parameters is not supported"),
     ("llama", "pissa", {"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not"),
     ("llama", "olora", {"init_lora_weights": "olora"}, "init_lora_weights='olora' is not"),
     ("llama", "saved block", {"modules_to_save": ["mlp"]},

@@ -13,9 +13,13 @@ import torch
 from torch import nn
 
 from lorax_shard.hashing import tensor_digest
-from lorax_shard.lora.experts_layout import is_router, layout_of
+from lorax_shard.lora.experts_layout import ExpertsLayout, is_router, layout_of
 from lorax_shard.model.heads import Head
+from lorax_shard.model.older_names import OlderNames
 from lorax_shard.peft.base import BaseDescription, HeadDescription, Kind, ModuleInfo
+
+# Kinds of modules that say whether there is a weight, and a bias.
+_WITH_WEIGHT = ("linear", "conv1d", "embedding", "norm", "router")
 
 
 def describe(model: nn.Module) -> BaseDescription:
@@ -29,7 +33,9 @@ def describe(model: nn.Module) -> BaseDescription:
     for name, module in model.named_modules():
         if name:
             modules[name] = _describe(name, module)
-            modules |= _describe_experts(name, module)
+            modules |= _describe_parameters(name, module, modules[name].kind)
+    if any(info.kind == "experts" for info in modules.values()):
+        modules = _with_older_names(model, modules)
     parameter = next(model.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     embedding = _name_of(model, "get_input_embeddings")
@@ -78,24 +84,50 @@ def _is_made_of(name: str, infos: Mapping[str, ModuleInfo]) -> bool:
     return any(info.replaceable for each, info in infos.items() if each.startswith(f"{name}."))
 
 
-def _describe_experts(name: str, module: nn.Module) -> dict[str, ModuleInfo]:
-    """Return the parameters that hold a matrix for each expert, by name."""
+def _describe_parameters(name: str, module: nn.Module, kind: Kind) -> dict[str, ModuleInfo]:
+    """Return the module's own parameters, by name, but those that its own kind tells of."""
+    told = ("weight", "bias") if kind in _WITH_WEIGHT else ()
     layout = layout_of(module)
-    if layout is None:
-        return {}
+    experts = () if layout is None else (layout.up, layout.down)
     found = {}
-    for part in (layout.up, layout.down):
-        num_experts, width_in, width_out = layout.widths(module, part)
-        found[f"{name}.{part}"] = ModuleInfo(
-            kind="experts",
-            type_name=f"parameter of {type(module).__name__}",
-            in_features=width_in,
-            out_features=width_out,
-            num_experts=num_experts,
-            # PEFT goes by this attribute alone.
-            is_swapped=layout.is_in_first and not getattr(module, "is_transposed", False),
-        )
+    for part, parameter in module.named_parameters(recurse=False):
+        if layout is not None and part in experts:
+            found[f"{name}.{part}"] = _describe_experts(module, layout, part)
+        elif part not in told:
+            what = f"parameter of {type(module).__name__} with {_dimensions(parameter)}"
+            found[f"{name}.{part}"] = ModuleInfo(kind="parameter", type_name=what)
     return found
+
+
+def _describe_experts(module: nn.Module, layout: ExpertsLayout, part: str) -> ModuleInfo:
+    """Return what a parameter is that holds a matrix for each expert."""
+    num_experts, width_in, width_out = layout.widths(module, part)
+    return ModuleInfo(
+        kind="experts",
+        type_name=f"parameter of {type(module).__name__}",
+        in_features=width_in,
+        out_features=width_out,
+        num_experts=num_experts,
+        # PEFT goes by this attribute alone.
+        is_swapped=layout.is_in_first and not getattr(module, "is_transposed", False),
+        is_interleaved=part != "down_proj" and not getattr(module, "is_concatenated", True),
+    )
+
+
+def _with_older_names(model: nn.Module, modules: Mapping[str, ModuleInfo]) -> dict[str, ModuleInfo]:
+    """Return the modules of a mixture with what they were called."""
+    names = OlderNames(model)
+    found = dict(modules)
+    for name, info in modules.items():
+        if info.kind == "experts":
+            found[name] = replace(info, older=names.of_experts(name))
+        elif info.kind in ("linear", "router") and (older := names.of_module(name)):
+            found[name] = replace(info, older=(older,))
+    return found
+
+
+def _dimensions(parameter: nn.Parameter) -> str:
+    return "one dimension" if parameter.dim() == 1 else f"{parameter.dim()} dimensions"
 
 
 def _weight_digests(model: nn.Module, names: set[str]) -> dict[str, str]:

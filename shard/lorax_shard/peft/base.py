@@ -15,14 +15,17 @@ from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 # conv1d: GPT-2's linear, whose weight is stored in x out. norm: a leaf with vectors as
 # parameters, which can be replaced and not adapted. block: of a classification head, made of
 # modules that can be replaced. experts: a parameter with one matrix for each expert, under the name
-# of its module and its own. router: chooses experts by a weight like a linear's. other: can be
-# neither adapted nor replaced.
-Kind = Literal["linear", "conv1d", "embedding", "norm", "block", "experts", "router", "other"]
+# of its module and its own. router: chooses experts by a weight like a linear's. parameter: any
+# other bare parameter, under the name of its module and its own. other: can be neither adapted nor
+# replaced.
+Kind = Literal[
+    "linear", "conv1d", "embedding", "norm", "block", "experts", "router", "parameter", "other"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleInfo:
-    """One module of the base model."""
+    """One module of the base model, or one parameter that is not a linear's or an embedding's."""
 
     kind: Kind
     # The class, for sentences about modules that cannot be adapted.
@@ -35,6 +38,11 @@ class ModuleInfo:
     num_experts: int = 0
     # Of experts: PEFT takes their inputs for their outputs, so that its A is our B transposed.
     is_swapped: bool = False
+    # Of experts: the outputs of its parts alternate, as gate and up do in gpt-oss.
+    is_interleaved: bool = False
+    # What it was in older releases of transformers: the name of the module, or of the linears that
+    # are parts of a matrix of experts, in the order of its outputs, with * for an expert's number.
+    older: tuple[str, ...] = ()
 
     @property
     def adaptable(self) -> bool:
@@ -44,14 +52,19 @@ class ModuleInfo:
     @property
     def replaceable(self) -> bool:
         """Whether an adapter can bring its parameters."""
-        return self.kind not in ("block", "experts", "router", "other")
+        return self.kind not in ("block", "experts", "router", "parameter", "other")
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is no module: no option but ``target_parameters`` can name it."""
+        return self.kind in ("experts", "parameter")
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of its weight in its own layout."""
         if self.kind == "norm":
             return (self.out_features,)
-        if self.kind == "linear":
+        if self.kind in ("linear", "router"):
             return self.out_features, self.in_features
         return self.in_features, self.out_features
 
@@ -162,7 +175,7 @@ def _modules_to_json(modules: Mapping[str, ModuleInfo]) -> dict[str, list[Any]]:
     return {
         name: [
             info.kind, info.type_name, info.in_features, info.out_features, info.has_bias,
-            info.num_experts, info.is_swapped,
+            info.num_experts, info.is_swapped, info.is_interleaved, info.older,
         ]
         for name, info in modules.items()
     }  # fmt: skip
@@ -197,9 +210,10 @@ def _head(document: Mapping[str, Any]) -> HeadDescription:
 
 
 def _info(values: list[Any]) -> ModuleInfo:
-    kind, type_name, in_features, out_features, has_bias, num_experts, is_swapped = values
+    kind, type_name, in_features, out_features, has_bias, *of_experts = values
     if kind not in get_args(Kind):
         raise ValueError(f"module kind {kind!r} is unknown")
+    num_experts, is_swapped, is_interleaved, older = of_experts
     return ModuleInfo(
         kind=cast("Kind", kind),
         type_name=type_name,
@@ -208,4 +222,6 @@ def _info(values: list[Any]) -> ModuleInfo:
         has_bias=has_bias,
         num_experts=num_experts,
         is_swapped=is_swapped,
+        is_interleaved=is_interleaved,
+        older=tuple(older),
     )

@@ -51,6 +51,8 @@ class LoraOptions:
     invocation_ids: tuple[int, ...] = ()
     # What it was trained for; None: not said.
     task: str | None = None
+    # Ends of the names of parameters.
+    target_parameters: tuple[str, ...] = ()
 
 
 def parse_config(text: str | bytes) -> LoraOptions:
@@ -98,6 +100,7 @@ class LoraReader:
             trained_class=self._trained_class(),
             trained_on=self._trained_on(),
             task=self._document.get("task_type"),
+            target_parameters=_names("target_parameters", self._get("target_parameters", [])),
         )
         _check_together(options)
         return options
@@ -220,7 +223,7 @@ def _token_ids(value: Any) -> tuple[int, ...]:
 
 def _check_together(options: LoraOptions) -> None:
     """Refuse combinations that PEFT refuses."""
-    if not options.target_modules:
+    if not options.target_modules and not options.target_parameters:
         raise AdapterRefusedError(
             "target_modules is missing in adapter_config.json; name the modules that it adapts"
         )

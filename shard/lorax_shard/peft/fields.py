@@ -171,9 +171,12 @@ OPTIONS: tuple[Option, ...] = (
         "rows of embeddings and of heads, tied or not; refused on a module with LoRA or a bias",
     ),
     _computed("ensure_weight_tying", "the head's weights must agree with the embedding's"),
+    _computed(
+        "target_parameters",
+        "matrices of experts, weights of routers, linears and embeddings; all other parameters, and "
+        "DoRA, `lora_bias` and `alora_invocation_tokens` beside it, are refused by name",
+    ),
     # Not computed.
-    _refused("target_parameters", "it adapts bare parameters, such as those of MoE experts",
-             "adapt linears through target_modules instead"),
     _refused("layer_replication", "it makes another base model out of this one"),
     _refused("megatron_config", "it adapts Megatron's layers, which this server does not have"),
     _harmless("megatron_core", "read with `megatron_config` only"),

@@ -36,8 +36,9 @@ class AdapterLimits:
 
     max_config_bytes: int = 1 << 20
     max_weights_bytes: int = 8 << 30
-    max_header_bytes: int = 8 << 20
-    max_tensors: int = 20_000
+    # Two tensors for each linear of each expert: 94 layers of 128 experts have 73,000.
+    max_header_bytes: int = 24 << 20
+    max_tensors: int = 100_000
     max_rank: int = 512
     # Of each tokenizer or template file; of the two kinds that are read whole, less.
     max_text_bytes: int = 64 << 20

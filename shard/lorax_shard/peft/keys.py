@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 
@@ -30,6 +30,9 @@ class KeyPart(enum.Enum):
     # Saved with the adapter, without influence on what it computes.
     UNUSED = "unused"
 
+
+# The key of each part, by module.
+Parts = Mapping[str, Mapping[KeyPart, str]]
 
 # Endings of names, the longest first. Releases differ in whether the adapter's name is kept.
 _ENDINGS = (

@@ -7,7 +7,7 @@ loaded. The tensors keep the types of the file; ``normal.cast`` makes those that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,16 +23,17 @@ from lorax_shard.peft.digest import digest_adapter
 from lorax_shard.peft.errors import AdapterRefusedError, listing, plain
 from lorax_shard.peft.files import (
     AdapterLimits,
-    TensorInfo,
     TextFiles,
     find_text_files,
     read_header,
     require_files,
 )
-from lorax_shard.peft.keys import KeyPart, by_module
+from lorax_shard.peft.keys import KeyPart, Parts, by_module
 from lorax_shard.peft.labels import with_labels
+from lorax_shard.peft.layouts import factors, under_parameters
 from lorax_shard.peft.mlx import MlxAdapter, is_mlx, read_mlx
-from lorax_shard.peft.shapes import Checker, Parts, brings_base_weight
+from lorax_shard.peft.older import OlderBase, older_base
+from lorax_shard.peft.shapes import Checker, brings_base_weight
 from lorax_shard.peft.targets import Selection, select
 from lorax_shard.peft.tasks import SeenBase, refuse_headless, seen_base
 
@@ -58,16 +59,24 @@ class _Opened:
     path: Path
     options: LoraOptions
     selection: Selection
-    parts: Parts
-    infos: Mapping[str, TensorInfo]
-    # The base, as the adapters of its task see it.
+    # The base, as the adapters of its task see it, and as its time named it.
     seen: SeenBase
+    older: OlderBase
     mlx: MlxAdapter | None = None
 
 
 def read_adapter(folder: Path, base: BaseDescription, limits: AdapterLimits) -> HostAdapter:
     """Return the adapter in a folder that PEFT saved; raises AdapterRefusedError."""
-    return examine(folder, base, limits).adapter
+    adapter = examine(folder, base, limits).adapter
+    modules = {name: _dense(delta) for name, delta in adapter.modules.items()}
+    return replace(adapter, modules=modules)
+
+
+def _dense(delta: ModuleDelta) -> ModuleDelta:
+    """Return a delta with the factors of experts as they lie in the normal form on disk."""
+    if delta.a is None or delta.b is None or delta.a.dim() < len(("expert", "rank", "in")):
+        return delta
+    return replace(delta, a=delta.a.contiguous(), b=delta.b.contiguous())
 
 
 def examine(
@@ -83,22 +92,23 @@ def examine(
     ``select`` applies its patterns; ``model_id`` is what the base model is called.
     """
     opened = _opened(folder, base, limits, select)
-    options, selection, seen = opened.options, opened.selection, opened.seen
+    options, selection, seen, older = opened.options, opened.selection, opened.seen, opened.older
     whole, base = base, seen.base
     _check_ranks(selection, limits)
-    vocab_size = Checker(options, selection, base, opened.parts, opened.infos).check()
+    vocab_size = Checker(options, selection, older.base, older.parts, older.infos).check()
     text = find_text_files(folder, limits)
     stored = _load(opened.path)
     tensors = stored if opened.mlx is None else opened.mlx.convert(stored)
-    modules = Assembler(selection, base, opened.parts, tensors).assemble()
-    _check_range(modules, base)
-    if options.invocation_ids:
-        _check_activated(options.invocation_ids, modules, base)
+    modules = Assembler(selection, older.base, older.parts, tensors).assemble()
     traits = frozenset({"rslora"} if options.use_rslora else ())
     adapter = HostAdapter(
         digest="", modules=modules, vocab_size=vocab_size, traits=traits,
         invocation_ids=options.invocation_ids,
     )  # fmt: skip
+    adapter = older.served_by(adapter, limits)
+    _check_range(adapter.modules, base)
+    if options.invocation_ids:
+        _check_activated(options.invocation_ids, adapter.modules, base)
     refuse_headless(adapter, base.scores)
     adapter = with_labels(seen.renamed(adapter), whole, folder, limits)
     return Examined(
@@ -120,18 +130,17 @@ def _opened(folder: Path, base: BaseDescription, limits: AdapterLimits, select: 
     if is_mlx(document, path.name):
         mlx = read_mlx(document, read_header(path, limits), base)
         return _Opened(
-            path=path, options=mlx.options, selection=mlx.selection, parts=mlx.parts,
-            infos=mlx.infos, seen=SeenBase(base, {}), mlx=mlx,
+            path=path, options=mlx.options, selection=mlx.selection, seen=SeenBase(base, {}),
+            older=OlderBase(base=base, parts=mlx.parts, infos=mlx.infos), mlx=mlx,
         )  # fmt: skip
     options = parse_config(config)
     seen = seen_base(base, options.task)
     _check_class(options, seen.base)
-    selection = select(options, seen.base)
     infos = read_header(path, limits)
-    return _Opened(
-        path=path, options=options, selection=selection, parts=by_module(infos), infos=infos,
-        seen=seen,
-    )  # fmt: skip
+    older = older_base(seen.base, by_module(infos), infos, options)
+    selection = select(options, older.base)
+    older = replace(older, parts=under_parameters(older.parts, selection, older.base))
+    return _Opened(path=path, options=options, selection=selection, seen=seen, older=older)
 
 
 def _check_class(options: LoraOptions, base: BaseDescription) -> None:
@@ -203,10 +212,11 @@ def _check_activated(
                 "alora_invocation_tokens, too; train it without modules_to_save, "
                 "trainable_token_indices and bias"
             )
-        if base.modules[name].kind == "embedding":
+        info = base.modules[name]
+        if info.kind not in ("linear", "conv1d"):
             raise AdapterRefusedError(
-                f"target_modules names the embedding {name}, which alora_invocation_tokens excludes "
-                "in PEFT; adapt linears"
+                f"target_modules names {name}, a {info.type_name}, which alora_invocation_tokens "
+                "excludes in PEFT; adapt linears"
             )
 
 
@@ -240,9 +250,13 @@ class Assembler:
     def _delta(self, name: str) -> ModuleDelta | None:
         chosen = self._selection.low_rank.get(name)
         ids, _ = self._selection.tokens.get(name, ((), ""))
+        down = self._tensor(name, KeyPart.A, KeyPart.EMBEDDING_A)
+        up = self._tensor(name, KeyPart.B, KeyPart.EMBEDDING_B)
+        if chosen is not None and down is not None and up is not None:
+            down, up = factors(self._base.modules[name], chosen, down, up)
         delta = ModuleDelta(
-            a=self._tensor(name, KeyPart.A, KeyPart.EMBEDDING_A),
-            b=self._tensor(name, KeyPart.B, KeyPart.EMBEDDING_B),
+            a=down,
+            b=up,
             b_bias=self._tensor(name, KeyPart.B_BIAS),
             scaling=1.0 if chosen is None else chosen.scaling,
             magnitude=self._tensor(name, KeyPart.MAGNITUDE),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from lorax_shard.peft.base import BaseDescription, ModuleInfo
 from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError, listing, plain
 from lorax_shard.peft.files import TensorInfo
-from lorax_shard.peft.keys import KeyPart
-from lorax_shard.peft.targets import Selection
+from lorax_shard.peft.keys import KeyPart, Parts
+from lorax_shard.peft.layouts import stored_shapes
+from lorax_shard.peft.targets import LowRank, Selection
 
 # Parts of a name that are enough to know it again: a layer's number, a block, a linear.
 _LEAST_SHARED = 3
-
-Parts = Mapping[str, Mapping[KeyPart, str]]
 
 
 class Checker:
@@ -58,8 +58,8 @@ class Checker:
         experts = [name for name in strangers if "experts" in name.split(".")]
         if experts:
             raise AdapterRefusedError(
-                f"it has weights for {listing(experts)}, parts of MoE experts; only linears that "
-                "compute every token can be adapted"
+                f"it has weights for {listing(experts)}, parts of MoE experts that "
+                "adapter_config.json does not name, or that this server's base model does not have"
             )
         if strangers:
             raise self._other_model(self._unknown(strangers))
@@ -92,7 +92,7 @@ class Checker:
         )
 
     def _refuse_biases(self, name: str, info: ModuleInfo, present: set[KeyPart]) -> None:
-        if KeyPart.BIAS in present and not info.replaceable:
+        if {KeyPart.BIAS, KeyPart.BASE_BIAS} & present and not info.replaceable:
             raise AdapterRefusedError(
                 f"it brings a bias for {name}, a {info.type_name}; only biases of linears and "
                 "norms are computed; train with bias='lora_only'"
@@ -108,9 +108,9 @@ class Checker:
     def _expected(self, name: str, info: ModuleInfo) -> tuple[set[KeyPart], set[KeyPart]]:
         """Return the parts that must be there for a module, and those that may be."""
         options, chosen = self._options, self._selection
-        wrapped = {KeyPart.BASE_WEIGHT, KeyPart.BASE_BIAS}
+        wrapped = {KeyPart.BASE_WEIGHT, KeyPart.BASE_BIAS} if info.replaceable else set()
         if name in chosen.low_rank:
-            embedding = info.kind == "embedding"
+            embedding = info.kind == "embedding" and not chosen.low_rank[name].of_parameter
             required = (
                 {KeyPart.EMBEDDING_A, KeyPart.EMBEDDING_B} if embedding else {KeyPart.A, KeyPart.B}
             )
@@ -161,12 +161,11 @@ class Checker:
             return None
         if part is KeyPart.EMBEDDING_A:
             return 1
-        if part in (KeyPart.WEIGHT, KeyPart.BASE_WEIGHT):
+        # B on an embedding: of target_parameters.
+        if part in (KeyPart.WEIGHT, KeyPart.BASE_WEIGHT, KeyPart.B):
             return 0
         head = self._base.modules[name].kind == "linear"
-        rows = (
-            KeyPart.B, KeyPart.B_BIAS, KeyPart.BIAS, KeyPart.BASE_BIAS, KeyPart.MAGNITUDE,
-        )  # fmt: skip
+        rows = (KeyPart.B_BIAS, KeyPart.BIAS, KeyPart.BASE_BIAS, KeyPart.MAGNITUDE)
         return 0 if head and part in rows else None
 
     def _check_shape(self, name: str, part: KeyPart, key: str, grown: int) -> None:
@@ -182,11 +181,32 @@ class Checker:
             return
         ranks = {KeyPart.A: 0, KeyPart.EMBEDDING_A: 0, KeyPart.B: 1, KeyPart.EMBEDDING_B: 1}
         if len(shape) == 2 and part in ranks and shape[ranks[part]] != wanted[ranks[part]]:
-            raise AdapterRefusedError(
-                f"{key} has the rank {shape[ranks[part]]}; adapter_config.json says "
-                f"{wanted[ranks[part]]} for {name}"
-            )
+            self._refuse_rank(name, key, (shape[ranks[part]], wanted[ranks[part]]))
+        self._refuse_exchanged(name)
         raise self._other_model(f"{key} has the shape {list(shape)}, where {list(wanted)} fits")
+
+    def _refuse_exchanged(self, name: str) -> None:
+        """Refuse factors of experts in the layout of PEFT's first releases that had them."""
+        info, chosen = self._base.modules[name], self._selection.low_rank.get(name)
+        if info.kind != "experts" or chosen is None:
+            return
+        keys = self._parts[name]
+        shapes = tuple(self._infos[keys[part]].shape for part in (KeyPart.A, KeyPart.B))
+        if shapes == stored_shapes(replace(info, is_swapped=not info.is_swapped), chosen):
+            raise AdapterRefusedError(
+                f"{keys[KeyPart.A]} is laid out as earlier releases of PEFT did it, which took the "
+                "outputs of experts for their inputs, and which PEFT reads no more; train it with a "
+                "current release"
+            )
+
+    def _refuse_rank(self, name: str, key: str, ranks: tuple[int, int]) -> None:
+        """Refuse a tensor whose rank is not the wanted one, unless the number of experts is not."""
+        num_experts = self._base.modules[name].num_experts or 1
+        if ranks[0] % num_experts == 0:
+            raise AdapterRefusedError(
+                f"{key} has the rank {ranks[0] // num_experts}; adapter_config.json says "
+                f"{ranks[1] // num_experts} for {name}"
+            )
 
     def _is_own_output(self, name: str, part: KeyPart) -> bool:
         """Whether a part belongs to the scores of a head that the adapter replaces."""
@@ -199,9 +219,10 @@ class Checker:
         chosen = self._selection.low_rank.get(name)
         rank = 0 if chosen is None else chosen.rank
         width = info.in_features if info.kind == "linear" else info.out_features
+        down, up = stored_shapes(info, chosen or LowRank(0, 1.0))
         shapes: dict[KeyPart, tuple[int, ...]] = {
-            KeyPart.A: (rank, info.in_features),
-            KeyPart.B: (info.out_features, rank),
+            KeyPart.A: down,
+            KeyPart.B: up,
             KeyPart.EMBEDDING_A: (rank, info.in_features),
             KeyPart.EMBEDDING_B: (info.out_features, rank),
             KeyPart.B_BIAS: (info.out_features,),

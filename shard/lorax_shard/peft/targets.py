@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
+from lorax_shard.peft.parameters import ends_with, matched_parameters, named_by
 
 # The embeddings and heads that PEFT knows by name when it looks for tied weights.
 _TIED_NAMES = ("embed_tokens", "lm_head")
@@ -32,6 +33,8 @@ class LowRank:
     scaling: float
     # The embedding whose matrices this head shares (ensure_weight_tying); empty: its own.
     tied_to: str = ""
+    # Chosen by target_parameters, whose matrices PEFT lays out by the parameter's own shape.
+    of_parameter: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,7 @@ class _Selector:
         # What was of use, by option.
         self._fitting: dict[str, set[str]] = {}
         self._num_excluded = 0
+        self._modules = [name for name, info in base.modules.items() if not info.is_parameter]
 
     def select(self) -> Selection:
         """Return what the options select; raises AdapterRefusedError."""
@@ -119,22 +123,35 @@ class _Selector:
         # Tying makes the embedding a target even where only the head is named.
         chosen = [
             name
-            for name in base.modules
+            for name in self._modules
             if (tied and name == base.input_embedding)
-            or (
-                name not in tied
-                and base.modules[name].kind != "experts"
-                and self._is_target(targets, name)
-            )
+            or (name not in tied and self._is_target(targets, name))
         ]
-        if not chosen:
+        parameters = matched_parameters(self._options, base)
+        if not chosen and not parameters:
             raise AdapterRefusedError(self._why_nothing())
         self._require_adaptable(chosen, "target_modules")
         found = {name: self._ranked(name) for name in chosen}
         for name in tied:
             ranked = self._ranked(name)
             found[name] = LowRank(ranked.rank, ranked.scaling, tied_to=base.input_embedding)
-        return found
+        self._warn_unmatched(found, parameters)
+        return found | self._ranked_parameters(parameters, found)
+
+    def _ranked_parameters(
+        self, parameters: Mapping[str, str], modules: Mapping[str, LowRank]
+    ) -> dict[str, LowRank]:
+        both = sorted(set(parameters) & set(modules))
+        if both:
+            raise AdapterRefusedError(
+                f"{listing(both)} is named by target_modules and by target_parameters, which PEFT "
+                "refuses; name it in one of them"
+            )
+        ranked = {name: self._ranked(parameter) for name, parameter in parameters.items()}
+        return {
+            name: LowRank(each.rank, each.scaling, of_parameter=True)
+            for name, each in ranked.items()
+        }
 
     def _targets(self) -> str | Collection[str]:
         targets = self._options.target_modules
@@ -162,14 +179,14 @@ class _Selector:
             return self._patterns.full("target_modules", targets, name) is not None
         if name in targets:
             return True
-        return _ends_with(name, targets) and self._in_chosen_layer(name)
+        return ends_with(name, targets) and self._in_chosen_layer(name)
 
     def _is_excluded(self, name: str) -> bool:
         excluded = self._options.exclude_modules
         if isinstance(excluded, str):
             if excluded and self._patterns.full("exclude_modules", excluded, name):
                 return True
-        elif name in excluded or _ends_with(name, excluded):
+        elif name in excluded or ends_with(name, excluded):
             return True
         return any(
             self._patterns.start("modules_to_save", rf"(^|.*\.){saved}($|\..*)", name)
@@ -218,10 +235,16 @@ class _Selector:
 
     def _why_nothing(self) -> str:
         targets = self._options.target_modules
+        if not targets:
+            return (
+                f"target_parameters {shorten(self._options.target_parameters)} names nothing in this "
+                f"server's base model ({self._base.architecture}); the adapter was made for another "
+                "model"
+            )
         if isinstance(targets, str):
             # A string is matched with whole names: a list without its brackets matches none.
             names = [name.strip() for name in targets.split(",")]
-            if any(name in each.split(".") for name in names for each in self._base.modules):
+            if any(name in each.split(".") for name in names for each in self._modules):
                 return (
                     f"target_modules is the string {shorten(targets)}, which is a pattern for "
                     "whole names of modules and matches none; write a list to name their ends: "
@@ -236,7 +259,7 @@ class _Selector:
 
     def _saved(self) -> dict[str, str]:
         names, base = self._options.modules_to_save, self._base
-        found = [name for name in base.modules if any(name.endswith(end) for end in names)]
+        found = [name for name in self._modules if any(name.endswith(end) for end in names)]
         found = [part for name in found for part in self._parts(name)]
         for name in found:
             if not base.modules[name].replaceable:
@@ -267,7 +290,7 @@ class _Selector:
         wanted = {name or base.input_embedding: ids for name, ids in given.items()}
         found: dict[str, tuple[tuple[int, ...], str]] = {}
         for end, ids in wanted.items():
-            names = [name for name in base.modules if name.endswith(end)]
+            names = [name for name in self._modules if name.endswith(end)]
             if not names:
                 raise AdapterRefusedError(
                     f"trainable_token_indices names {shorten(end)}, which this server's base "
@@ -294,10 +317,9 @@ class _Selector:
         if mute:
             everywhere = "every module" if len(mute) == len(low_rank) else listing(mute)
             self._warnings.append(f"lora_alpha is 0 for {everywhere}: nothing is added there")
-        ends = tuple(self._base.modules)
         usual = _USUAL_HEADS.get(options.task or "", ())
         wanted = [end for end in options.modules_to_save if end not in usual]
-        idle = [end for end in wanted if not any(n.endswith(end) for n in ends)]
+        idle = [end for end in wanted if not any(n.endswith(end) for n in self._modules)]
         for option in ("rank_pattern", "alpha_pattern"):
             fitting = self._fitting.get(option, set())
             self._warn_idle(
@@ -306,6 +328,16 @@ class _Selector:
         self._warn_idle("modules_to_save", idle)
         if options.exclude_modules and not self._num_excluded:
             self._warnings.append("exclude_modules excludes nothing of this base model")
+
+    def _warn_unmatched(
+        self, modules: Mapping[str, LowRank], parameters: Mapping[str, str]
+    ) -> None:
+        options = self._options
+        if options.target_modules and not modules:
+            self._warnings.append("target_modules names nothing in this base model")
+        names = parameters.values()
+        idle = [end for end in options.target_parameters if not named_by((end,), names)]
+        self._warn_idle("target_parameters", idle)
 
     def _warn_idle(self, option: str, names: list[str]) -> None:
         if names:
@@ -328,11 +360,6 @@ def _refuse_twice(
         raise AdapterRefusedError(
             f"{listing(both)} is in modules_to_save and trainable_token_indices; use one of them"
         )
-
-
-def _ends_with(name: str, ends: Collection[str]) -> bool:
-    """Return whether ``name`` ends with a dot and one of the ends."""
-    return any(name[dot.end() :] in ends for dot in re.finditer(r"\.", name))
 
 
 def _names_tied(names: Iterable[str]) -> bool:

@@ -18,6 +18,9 @@ from lorax_shard.peft.read import Examined, examine
 from lorax_shard.peft.tokenizer import read_tokenizer
 from lorax_shard.vocabulary import write_vocabulary
 
+# What keeps the types of its low-rank matrices.
+_KEEPING = ("linear", "router", "experts")
+
 
 def verify(folder: Path, target: Path, context: Mapping[str, Any]) -> dict[str, Any]:
     """Write the normal form of the adapter in ``folder`` into ``target``; return its facts.
@@ -49,10 +52,11 @@ def _tensors(adapter: HostAdapter) -> list[torch.Tensor]:
 def _device_bytes(adapter: HostAdapter, base: BaseDescription) -> int:
     """Return what an adapter takes where steps compute; tensors that modules share count once.
 
-    All is in the model's type, but for low-rank matrices of linears where they keep theirs.
+    All is in the model's type, but for low-rank matrices of linears, routers and experts where they
+    keep theirs.
     """
     itemsize = getattr(torch, base.dtype).itemsize
-    linears = {name for name, info in base.modules.items() if info.kind == "linear"}
+    linears = {name for name, info in base.modules.items() if info.kind in _KEEPING}
     kept = {
         part.data_ptr()
         for name, delta in adapter.modules.items()
