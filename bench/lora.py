@@ -28,7 +28,6 @@ from tests.helpers.default_model import default_model_dir
 from lorax_contract.config import ShardConfig
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import LoraModel
-from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.sites import Kind
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings, PassNumbers
@@ -60,10 +59,12 @@ def make_adapter(lora: LoraModel, rank: int, seed: int, dtype: torch.dtype) -> H
     return HostAdapter(digest=f"random-{seed}", modules=modules)
 
 
-def load_model(max_rows: int, max_slots: int, linear: str, lora: str) -> HFPagedModel:
-    """Load the model as a shard does, with room for rows and slots."""
+def load_model(
+    max_rows: int, max_slots: int, linear: str = "auto", lora: str = "auto", folder: str = ""
+) -> HFPagedModel:
+    """Load a model as a shard does, the default one or that of a folder, with room for rows and slots."""
     config = ShardConfig(
-        model_dir=str(default_model_dir()), model_id="bench", shard_uris=["unix:/unused"],
+        model_dir=folder or str(default_model_dir()), model_id="bench", shard_uris=["unix:/unused"],
         linear_backend=linear, lora_backend=lora,
     )  # fmt: skip
     model = load_paged_model(config)
@@ -148,23 +149,30 @@ class AddedByAdapters(NamedTuple):
     asked: float
 
 
+class Asked(NamedTuple):
+    """What adapters of a step have in common, and the bytes of theirs that it reads."""
+
+    dtype: torch.dtype
+    rank: int
+    num_bytes: int
+
+
 def figures(
-    turns: Turns, decode: Decode, slots: list[int], adapter: PreparedAdapter, *, best: bool
+    turns: Turns, decode: Decode, slots: list[int], asked: Asked, *, best: bool = False
 ) -> AddedByAdapters:
-    """Measure one case; the adapters are of one size and type."""
+    """Measure one case."""
     without, adapted, reading = turns.take(decode.run, lambda: decode.run(slots), turns.data.sum)
     told: Callable[[list[float]], float] = min if best else statistics.median
     differences = [one - other for one, other in zip(adapted, without, strict=True)]
     low, middle, high = statistics.quantiles(differences, n=4)
     step = told(without)
     added = told(adapted) - step if best else middle
-    floor = turns.floor(told(reading), len(slots) * adapter.nbytes)
-    (weights, *_) = adapter.groups.values()
+    floor = turns.floor(told(reading), asked.num_bytes)
     return AddedByAdapters(
-        dtype=str(weights.a.dtype).removeprefix("torch."),
+        dtype=str(asked.dtype).removeprefix("torch."),
         rows=decode.num_rows,
         adapters=len(slots),
-        rank=adapter.max_rank,
+        rank=asked.rank,
         step_ms=step,
         added_ms=added,
         added_low_ms=low,
@@ -211,11 +219,7 @@ def main() -> None:
     lora = model.lora
     assert lora is not None
     print(f"LoRA backend {lora.backend}, linears {model.linear_backend}")
-    print(
-        "| type | rows | adapters | rank | step, ms | added, ms | low | high | floor, ms | GB/s "
-        "| added / floor | retention | asked |"
-    )
-    print("| --- " * len(AddedByAdapters._fields) + "|")
+    show_head()
     found: list[AddedByAdapters] = []
     for name in arguments.stored_dtype:
         for rank in arguments.ranks:
@@ -224,10 +228,10 @@ def main() -> None:
                 lora.load(slot, prepared)
             for rows, adapters in cases:
                 decode, slots = Decode(model, rows), list(range(adapters))
-                line = figures(turns, decode, slots, prepared, best=arguments.best)
+                asked = Asked(DTYPES[name], rank, adapters * prepared.nbytes)
+                line = figures(turns, decode, slots, asked, best=arguments.best)
                 found.append(line)
-                shown = (f"{each:.3g}" if isinstance(each, float) else str(each) for each in line)
-                print("| " + " | ".join(shown) + " |", flush=True)
+                show(line)
             for slot in list(lora.slots):
                 lora.unload(slot)
     document: dict[str, Any] = {"cases": [each._asdict() for each in found]}
@@ -237,6 +241,21 @@ def main() -> None:
         print(f"8 of {arguments.many} adapters, drawn for each step: {document['many']:.3f} of 8")
     if arguments.json:
         arguments.json.write_text(json.dumps(document) + "\n")
+
+
+def show_head() -> None:
+    """Print the first lines of the table."""
+    print(
+        "| type | rows | adapters | rank | step, ms | added, ms | low | high | floor, ms | GB/s "
+        "| added / floor | retention | asked |"
+    )
+    print("| --- " * len(AddedByAdapters._fields) + "|")
+
+
+def show(line: AddedByAdapters) -> None:
+    """Print a line of the table."""
+    shown = (f"{each:.3g}" if isinstance(each, float) else str(each) for each in line)
+    print("| " + " | ".join(shown) + " |", flush=True)
 
 
 def _arguments() -> argparse.Namespace:

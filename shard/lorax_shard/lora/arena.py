@@ -18,6 +18,18 @@ _ALIGNMENT = 64
 _WORTH_A_MAPPING = 1 << 20
 
 
+def stack(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return copies of E x r x in and E x r x out side by side: E x (r * in + r * out)."""
+    parts, size = (a, b), a[0].numel() + b[0].numel()
+    memory = map_memory(len(a) * size * dtype.itemsize).view(dtype).view(len(a), size)
+    start = 0
+    for part in parts:
+        end = start + part[0].numel()
+        memory[:, start:end].view(part.shape).copy_(part)
+        start = end
+    return memory
+
+
 def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
     """Return contiguous copies of CPU tensors that lie one after the other in one mapping.
 

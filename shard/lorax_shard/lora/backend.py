@@ -47,23 +47,36 @@ class GroupWeights:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsWeights:
-    """The low-rank matrices of one adapter for all experts of a stack; each expert's contiguous."""
+    """The low-rank matrices of one adapter for all experts of a stack.
 
-    a: torch.Tensor  # experts x r x in
-    # B' of each expert, as in GroupWeights.
-    b: torch.Tensor  # experts x r x out
+    An expert's A and B' lie one behind the other: what a step reads of it is one piece.
+    """
+
+    both: torch.Tensor  # experts x (r * in + r * out)
+    width_in: int
+    rank: int
     # What multiplies their outputs, where B' lacks it.
     scale: float | None = None
 
     @property
     def num_experts(self) -> int:
         """How many there are."""
-        return self.a.shape[0]
+        return self.both.shape[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all matrices."""
-        return self.a.nbytes + self.b.nbytes
+        return self.both.nbytes
+
+    @property
+    def a(self) -> torch.Tensor:
+        """Each expert's A: experts x r x in."""
+        return self.both[:, : self.rank * self.width_in].view(self.num_experts, self.rank, -1)
+
+    @property
+    def b(self) -> torch.Tensor:
+        """Each expert's B', as in GroupWeights: experts x r x out."""
+        return self.both[:, self.rank * self.width_in :].view(self.num_experts, self.rank, -1)
 
     def of(self, expert: int) -> GroupWeights:
         """Return one expert's matrices."""

@@ -55,12 +55,13 @@ class HostPlacement(Placement):
 
     def place(self, adapter: PreparedAdapter) -> PreparedAdapter:
         """Return the adapter with its low-rank matrices in one mapping."""
-        low_rank = (adapter.groups, adapter.routers, adapter.experts)
+        low_rank = (adapter.groups, adapter.routers)
         matrices = iter(gather(list(_tensors(low_rank)), self._low_rank_dtype))
-        groups, routers, experts = _mapped(low_rank, lambda _: next(matrices))
+        groups, routers = _mapped(low_rank, lambda _: next(matrices))
         others = replace(adapter, groups={}, routers={}, experts={})
         rest: PreparedAdapter = _mapped(others, self._cast)
-        return replace(rest, groups=groups, routers=routers, experts=experts)
+        # Those of experts were put in memory of their own when they were made.
+        return replace(rest, groups=groups, routers=routers, experts=adapter.experts)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype_of(tensor)).contiguous()

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from lorax_shard.lora.arena import stack
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.errors import AdapterMismatchError
@@ -152,9 +153,12 @@ class Preparer:
     def _experts(self, delta: ModuleDelta) -> ExpertsWeights:
         assert delta.a is not None
         assert delta.b is not None
+        _, rank, width_in = delta.a.shape
         if self._keeps_stored:
-            return ExpertsWeights(delta.a, delta.b.mT, delta.scaling)
-        return ExpertsWeights(delta.a, (delta.b.float() * delta.scaling).to(self._dtype).mT)
+            stored = torch.promote_types(delta.a.dtype, delta.b.dtype)
+            return ExpertsWeights(stack(delta.a, delta.b.mT, stored), width_in, rank, delta.scaling)
+        b = (delta.b.float() * delta.scaling).mT
+        return ExpertsWeights(stack(delta.a, b, self._dtype), width_in, rank)
 
     def _linear(self, site: Site, delta: ModuleDelta, factor: torch.Tensor | None) -> LinearChange:
         bias = _sum(site.bias if delta.bias is None else delta.bias, _constant(delta))

@@ -303,7 +303,7 @@ def test_experts_are_loaded_together(
 ) -> None:
     case = Case("single", "nothing")
     stacks = {
-        first: ExpertsWeights(case.draw(6, rank + first, width), case.draw(6, rank + first, out))
+        first: ExpertsWeights(case.draw(6, (rank + first) * (width + out)), width, rank + first)
         for first in (0, 12)
     }
     numbers = torch.randint(-1, 19, (num_rows,), generator=case.generator)
