@@ -15,21 +15,24 @@ import transformers
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
-from tests.helpers.peft_folders import quiet, randomise
+from tests.helpers.peft_folders import logits_of, quiet, randomise
 from tests.helpers.tiny_models import tiny_config, widen
 
+from lorax_shard.lora.cpp import CppLora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
+from lorax_shard.lora.model import install
 from lorax_shard.model.describe import describe
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.context import make_context
 from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.normal import read_normal
+from lorax_shard.peft.normal import cast, read_normal
 from lorax_shard.peft.verify import verify
 
 FAMILIES = (
     "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "llama4_text", "mixtral", "olmoe",
     "qwen2_moe", "qwen3_moe",
 )  # fmt: skip
+IDS = [5, 40, 3, 381, 7, 7, 120, 64, 9]
 PLAIN: dict[str, Any] = {"r": 2, "lora_alpha": 3, "target_modules": []}
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 ROUTERS = ["gate.weight", "router.weight"]
@@ -140,6 +143,25 @@ def test_what_peft_converts_from_modules_to_parameters(
     expected = weight_changes(model)
     assert any(name.endswith("gate_up_proj") for name in expected)
     assert differences(expected, stored(tmp_path, description(family))) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", ["all", "patterns"])
+def test_what_is_read_is_served(case: str, family: str, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    if reason := CppLora.probe(cpu, torch.float32):
+        pytest.skip(reason)
+    model = tuned(family, CASES[case])
+    model.save_pretrained(tmp_path)
+    expected = logits_of(model, IDS)
+    served = make_model(family)
+    base = logits_of(served, IDS)
+    assert (expected - base).abs().max() > 1e-2 * expected.abs().max()
+    lora = install(served, "cpp", cpu, torch.float32)
+    lora.load(0, cast(stored(tmp_path, description(family)), dtype=torch.float32))
+    with lora.step([len(IDS)], [0]):
+        got = logits_of(served, IDS)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def _order(delta: ModuleDelta) -> dict[str, torch.Tensor]:

@@ -34,13 +34,27 @@ OLDER = {
     "deepseek_v3": "model.layers.3.mlp.experts.*.gate_proj",
     "glm4_moe": "model.layers.1.mlp.experts.*.gate_proj",
 }
+# Values without which the defaults of a family make no model.
+GIVEN: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "reformer": {"is_decoder": True},
+}
+# Those that this release cannot make of any configuration of text alone.
+NOT_BUILT = {
+    "cohere_compass_text", "dbrx", "gemma3n", "gemma4_assistant", "musicgen", "musicgen_melody",
+}  # fmt: skip
 
 
 def build(family: str) -> nn.Module | None:
     """Return a model of the family's own sizes without memory, of few layers where it can be."""
-    for layers in (4, 0):
+    for layers in (4, 2, 0):
         try:
-            config = CONFIG_MAPPING[family]()
+            config = CONFIG_MAPPING[family](**GIVEN.get(family, {}))
             text = config.get_text_config()
             if layers:
                 text.num_hidden_layers = layers
@@ -82,6 +96,7 @@ def treatment(base: BaseDescription, parameter: str) -> str:
 def test_every_parameter_is_computed_or_refused_by_name(family: str) -> None:
     model = build(family)
     if model is None:
+        assert family in NOT_BUILT
         pytest.skip("its configuration has no defaults that fit together")
     base = BaseDescription.from_json(describe(model).to_json())
     for name, module in kinds_of_parameters(model):
