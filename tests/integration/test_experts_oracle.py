@@ -194,6 +194,15 @@ def test_a_planted_fault_is_seen(fault: Any, tmp_path: Path) -> None:
     assert differences(changes, dataclasses.replace(adapter, modules=modules)) == [name]
 
 
+def test_peft_merges_no_parameters(tmp_path: Path) -> None:
+    """So that there is nothing to compare merges of experts with."""
+    tuned("mixtral", CASES["experts"]).save_pretrained(tmp_path)
+    with quiet():
+        model = peft.PeftModel.from_pretrained(make_model("mixtral"), str(tmp_path))
+        with pytest.raises(ValueError, match="does not support targeting nn.Parameter"):
+            model.add_weighted_adapter(["default"], [1.0], "merged")
+
+
 # --- linears of experts, as older releases had them ---------------------------------------------
 
 OLDER = {

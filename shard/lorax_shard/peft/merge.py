@@ -5,8 +5,8 @@ cross adapters (``cat`` has none). The merge changes every module that some adap
 adapters without a module take no part in it. (PEFT itself hands the first adapter's choice of
 layers on to the merge, and loses what the others change elsewhere: here adapters count that
 compute the same, written with the full names of their modules.) Where PEFT gives no sensible result (magnitudes of DoRA,
-replaced weights, a first adapter with rsLoRA), the merge is refused. Experts are merged one by one; PEFT's ``cat``
-joins the stacks of all experts, which mixes them.
+replaced weights, a first adapter with rsLoRA), the merge is refused. PEFT merges no adapters of
+experts; here each expert is merged as a linear would be, but by TIES, which prunes whole tensors.
 """
 
 from __future__ import annotations
@@ -105,6 +105,11 @@ class _Module:
     def merged(self) -> ModuleDelta:
         """Return the module's merged delta; its scaling is 1."""
         downs, ups = self._tensors("a"), self._tensors("b")
+        if self._combination is Combination.TIES and downs[0].dim() > len(("rank", "in")):
+            raise AdapterRefusedError(
+                f"adapters of experts cannot be merged by ties, which keeps the largest values of a "
+                f"matrix and not of a stack of them ({self._name}); merge by linear, cat or dare"
+            )
         if self._combination is Combination.CAT:
             scaled = [down * weight for down, weight in zip(downs, self._weights, strict=True)]
             return ModuleDelta(a=torch.cat(scaled, dim=-2), b=torch.cat(ups, dim=-1))

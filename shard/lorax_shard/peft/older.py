@@ -85,6 +85,11 @@ class OlderBase:
         return dataclasses.replace(adapter, modules=modules)
 
 
+def present_base(base: BaseDescription, parts: Parts, infos: Mapping[str, TensorInfo]) -> OlderBase:
+    """Return the base as it is for an adapter that names it so."""
+    return OlderBase(base=base, parts=parts, infos=infos, routers=_routers(base, parts, {}))
+
+
 def older_base(
     base: BaseDescription, parts: Parts, infos: Mapping[str, TensorInfo], options: LoraOptions
 ) -> OlderBase:
@@ -94,11 +99,7 @@ def older_base(
     served = _renamed(base, strangers)
     pieces = _pieces(base, strangers)
     stacks = {name: piece for name, piece in pieces.items() if piece.expert is None}
-    routers = frozenset(
-        name
-        for name in parts
-        if (info := base.modules.get(served.get(name, name))) and info.kind == "router"
-    )
+    routers = _routers(base, parts, served)
     found = OlderBase(
         base=_shown(base, pieces, served, routers),
         routers=routers,
@@ -110,6 +111,11 @@ def older_base(
     )
     found.check(options)
     return _called_by(found, stacks, options)
+
+
+def _routers(base: BaseDescription, parts: Parts, served: Mapping[str, str]) -> frozenset[str]:
+    infos = {name: base.modules.get(served.get(name, name)) for name in parts}
+    return frozenset(name for name, info in infos.items() if info and info.kind == "router")
 
 
 def _renamed(base: BaseDescription, strangers: list[str]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from lorax_shard.peft.keys import KeyPart, Parts, by_module
 from lorax_shard.peft.labels import with_labels
 from lorax_shard.peft.layouts import factors, under_parameters
 from lorax_shard.peft.mlx import MlxAdapter, is_mlx, read_mlx
-from lorax_shard.peft.older import OlderBase, older_base
+from lorax_shard.peft.older import OlderBase, older_base, present_base
 from lorax_shard.peft.shapes import Checker, brings_base_weight
 from lorax_shard.peft.targets import Selection, select
 from lorax_shard.peft.tasks import SeenBase, refuse_headless, seen_base
@@ -131,7 +131,7 @@ def _opened(folder: Path, base: BaseDescription, limits: AdapterLimits, select: 
         mlx = read_mlx(document, read_header(path, limits), base)
         return _Opened(
             path=path, options=mlx.options, selection=mlx.selection, seen=SeenBase(base, {}),
-            older=OlderBase(base=base, parts=mlx.parts, infos=mlx.infos), mlx=mlx,
+            older=present_base(base, mlx.parts, mlx.infos), mlx=mlx,
         )  # fmt: skip
     options = parse_config(config)
     seen = seen_base(base, options.task)

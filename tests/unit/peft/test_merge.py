@@ -145,6 +145,16 @@ def test_experts_are_merged_one_by_one(combination: Combination) -> None:
         assert torch.allclose(_product(merged)[number], _product(alone), atol=1e-6)
 
 
+def test_experts_are_not_merged_by_ties() -> None:
+    pair = [experts(1), experts(2)]
+    with pytest.raises(
+        AdapterRefusedError, match=r"experts cannot be merged by ties, .*\(experts\)"
+    ):
+        merge(pair, MergeSpec(weights=(1.0, 1.0), combination=Combination.TIES, density=0.5))
+    spec = MergeSpec(weights=(1.0, 1.0), combination=Combination.DARE_TIES, density=0.5)
+    assert merge(pair, spec).modules["experts"].rank == 2
+
+
 def test_experts_of_other_ranks_can_be_merged_by_cat_only() -> None:
     with pytest.raises(AdapterRefusedError, match=r"of the ranks 2, 5 can be merged by cat only"):
         merge([experts(1), experts(2, rank=5)], LINEAR)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.helpers.small_adapters import EMBEDDING, HEAD, QUERY, VOCABULARY, WIDTH, make_base
+from tests.unit.peft.test_parameters import NUM_EXPERTS, ROUTER, mixture
 
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.context import make_context
@@ -61,6 +62,21 @@ def refusal(folder: Path, **base: Any) -> str:
     with pytest.raises(AdapterRefusedError) as caught:
         read(folder, **base)
     return caught.value.public
+
+
+def test_a_router_is_a_linear_of_mlx(tmp_path: Path) -> None:
+    values = factors(ROUTER, width=(WIDTH, NUM_EXPERTS))
+    adapter = examine(write(tmp_path, values=values), mixture(), AdapterLimits()).adapter
+    delta = adapter.modules[ROUTER]
+    assert delta.a is not None
+    assert delta.b is not None
+    assert torch.equal(delta.a, values[f"{ROUTER}.lora_a"].T)
+    assert torch.equal(delta.b, values[f"{ROUTER}.lora_b"].T)
+
+    values[f"{ROUTER}.m"] = torch.ones(NUM_EXPERTS)
+    folder = write(tmp_path / "dora", config(fine_tune_type="dora"), values)
+    with pytest.raises(AdapterRefusedError, match="more than A and B for .*gate; of experts and"):
+        examine(folder, mixture(), AdapterLimits())
 
 
 def test_a_linear_adds_what_mlx_adds(tmp_path: Path) -> None:
