@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import re
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,13 +18,12 @@ from typing import Any, NoReturn
 from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError
-from lorax_shard.peft.targets import LowRank, Selection, select
+from lorax_shard.peft.targets import PLAIN, LowRank, Selection, select
 
 # Of computing; honest patterns take milliseconds.
 LIMIT_S = 1.0
 # More than this many patterns could take long together, though each is plain.
 _MAX_PLAIN = 500
-_PLAIN = re.compile(r"[\w.-]*")
 _OPTION_BYTES = 64
 _MOST_FILES = 4096
 
@@ -53,7 +51,7 @@ def select_in_time(
 
 def _is_plain(options: LoraOptions) -> bool:
     patterns = list(_patterns(options))
-    return len(patterns) <= _MAX_PLAIN and all(_PLAIN.fullmatch(each) for each in patterns)
+    return len(patterns) <= _MAX_PLAIN and all(PLAIN.fullmatch(each) for each in patterns)
 
 
 def _patterns(options: LoraOptions) -> Iterator[str]:

@@ -8,6 +8,7 @@ in the process that reads adapters, never beside the model.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -19,6 +20,8 @@ from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError, listing, shorten
 from lorax_shard.peft.parameters import ends_with, matched_parameters, named_by
 
+# What has no operators but the dot.
+PLAIN = re.compile(r"[\w.-]*")
 # The embeddings and heads that PEFT knows by name when it looks for tied weights.
 _TIED_NAMES = ("embed_tokens", "lm_head")
 # What PEFT adds to modules_to_save for these tasks, whatever the model calls its head.
@@ -214,7 +217,9 @@ class _Selector:
     def _first_fit(self, option: str, name: str) -> str:
         patterns: Mapping[str, object] = getattr(self._options, option)
         for pattern in patterns:
-            if self._patterns.start(option, rf"(.*\.)?({pattern})$", name):
+            if _can_end(name, pattern) and self._patterns.start(
+                option, rf"(.*\.)?({pattern})$", name
+            ):
                 self._fitting.setdefault(option, set()).add(pattern)
                 return pattern
         return name
@@ -360,6 +365,20 @@ def _refuse_twice(
         raise AdapterRefusedError(
             f"{listing(both)} is in modules_to_save and trainable_token_indices; use one of them"
         )
+
+
+def _can_end(name: str, pattern: str) -> bool:
+    """Return whether whole parts of a name have the length of a pattern, if that has no operators.
+
+    Spares most comparisons: there can be a pattern and a name for each of thousands of experts.
+    """
+    before = len(name) - len(pattern)
+    return before == 0 or (before > 0 and name[before - 1] == ".") or not _is_plain(pattern)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_plain(pattern: str) -> bool:
+    return PLAIN.fullmatch(pattern) is not None
 
 
 def _names_tied(names: Iterable[str]) -> bool:

@@ -52,8 +52,8 @@ def test_a_pattern_of_layers_that_does_not_end_is_refused() -> None:
         select_in_time(told, make_base(), limit_s=0.2)
 
 
-def test_very_many_plain_names_are_bounded_too() -> None:
-    patterns = {f"{'a' * 1990}{number}": 3 for number in range(5000)}
+def test_very_many_patterns_are_bounded_too() -> None:
+    patterns = {f"{'a' * 1980}[0-9]{number}": 3 for number in range(5000)}
     told = options(target_modules="all-linear", rank_pattern=patterns)
     with pytest.raises(AdapterRefusedError, match=r"^rank_pattern of .* takes more than 0.05 s"):
         select_in_time(told, make_base(), limit_s=0.05)
