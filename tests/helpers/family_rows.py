@@ -192,7 +192,7 @@ class _Runner(PagedRunner):
         slots: tuple[int | None, ...],
         fault: Fault,
     ) -> None:
-        super().__init__(model, rows, num_blocks=64, fault=fault)
+        super().__init__(model, rows, num_blocks=11 * len(rows), fault=fault)
         self._slots_of = slots
 
     def slots(self, order: list[int]) -> list[int | None]:

@@ -36,7 +36,8 @@ def preempted(runner: PagedRunner) -> None:
     runner.preempt(4)
     runner.step({0: 1, 2: 1, 3: 1})
     runner.step({4: 7, 0: 10, 2: 4})
-    runner.step({4: 57})
+    others = range(len(LENGTHS), len(runner.rows))
+    runner.step({4: 57, **{row: len(runner.rows[row]) for row in others}})
 
 
 SCHEDULES = [ragged, chunked, preempted]
