@@ -61,7 +61,7 @@ def _with_head(base: BaseDescription, task: str, kind: str) -> SeenBase:
             "no classification head of this kind"
         )
     served = dict(_backbone_names(base, head))
-    modules = {seen: base.modules[name] for seen, name in served.items()}
+    modules = {seen: _seen(base, seen, name) for seen, name in served.items()}
     served = {seen: _served(base, name) for seen, name in served.items()}
     for name, info in head.modules.items():
         modules[name], served[name] = info, f"{kind}_head.{name}"
@@ -90,8 +90,18 @@ def _backbone(base: BaseDescription) -> SeenBase:
         )
     inside = f"{head.prefix}."
     served = {n.removeprefix(inside): n for n in base.modules if n.startswith(inside)}
-    modules = {seen: base.modules[name] for seen, name in served.items()}
+    modules = {seen: _seen(base, seen, name) for seen, name in served.items()}
     return SeenBase(_renamed(base, modules, served, None), served)
+
+
+def _seen(base: BaseDescription, seen: str, name: str) -> ModuleInfo:
+    """Return what a module is, with the prefix of its name on its older names too."""
+    info = base.modules[name]
+    added = seen.removesuffix(name) if len(seen) > len(name) else ""
+    gone = name.removesuffix(seen) if len(name) > len(seen) else ""
+    return dataclasses.replace(
+        info, older=tuple(added + each.removeprefix(gone) for each in info.older)
+    )
 
 
 def _served(base: BaseDescription, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -55,6 +57,25 @@ DECODER = BaseDescription(
     output_head="lm_head",
     heads={"sequence": head("Score", prefix="model")},
 )
+
+
+def experts(prefix: str) -> ModuleInfo:
+    linears = tuple(f"{prefix}moe.experts.*.{own}" for own in ("w1", "w3"))
+    return ModuleInfo(kind="experts", type_name="parameter", num_experts=2, older=linears)
+
+
+def test_older_names_have_the_prefix_of_the_class() -> None:
+    decoder = dataclasses.replace(
+        DECODER, modules={**DECODER.modules, "model.mlp.experts.gate_up_proj": experts("model.")}
+    )
+    for task, prefix in (("SEQ_CLS", "model."), ("FEATURE_EXTRACTION", "")):
+        modules = seen_base(decoder, task).base.modules
+        assert modules[f"{prefix}mlp.experts.gate_up_proj"] == experts(prefix)
+    backbone = dataclasses.replace(
+        ENCODER, modules={**ENCODER.modules, "mlp.experts.gate_up_proj": experts("")}
+    )
+    modules = seen_base(backbone, "SEQ_CLS").base.modules
+    assert modules["bert.mlp.experts.gate_up_proj"] == experts("bert.")
 
 
 def served(base: BaseDescription, task: str | None) -> dict[str, str]:
