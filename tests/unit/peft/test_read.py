@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tests.helpers.small_adapters import (
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
-from lorax_shard.peft.read import examine, read_adapter
+from lorax_shard.peft.read import examine, is_finite, read_adapter
 
 PREFIX = "base_model.model."
 Tensors = dict[str, torch.Tensor]
@@ -63,6 +64,16 @@ def test_names_of_older_releases_are_read(tmp_path: Path) -> None:
     values = tensors() | {f"{PREFIX}{QUERY}.lora_magnitude_vector": torch.ones(WIDTH)}
     new = read(write(tmp_path / "new", config(use_dora=True), values))
     assert old.digest == new.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_place_hides_what_is_not_finite(value: float, dtype: torch.dtype) -> None:
+    whole = torch.randn(7, 37).to(dtype)
+    assert is_finite(whole)
+    assert is_finite(whole[:0])
+    for place in range(whole.numel()):
+        assert not is_finite(spoilt(place, value)(whole))
 
 
 def with_(key: str, value: torch.Tensor) -> Callable[[Tensors], Tensors]:
