@@ -8,7 +8,7 @@ import sys
 from tests.acceptance.harness import run_points
 
 NAMES = ("serve", "adapters", "parallel", "ground", "clients", "scheduling", "engine", "speed",
-         "faults", "look", "scale", "encoders")  # fmt: skip
+         "faults", "look", "scale", "encoders", "experts")  # fmt: skip
 # Where a list is not the module of its name.
 MODULES = {
     "clients": "clients.points",
@@ -19,6 +19,7 @@ MODULES = {
     "look": "look.points",
     "scale": "scale.points",
     "encoders": "encoders.points",
+    "experts": "experts.points",
 }
 
 

@@ -157,8 +157,8 @@ def longest_silence(streams: Sequence[Stream]) -> float:
 class PeftReference(Reference):
     """The stock model under PEFT, one adapter and one request at a time."""
 
-    def __init__(self, model_dir: Path) -> None:
-        super().__init__(model_dir)
+    def __init__(self, model_dir: Path, attention: str = "sdpa") -> None:
+        super().__init__(model_dir, attention)
         self._base = self._model
 
     def judge(self, streams: Sequence[Stream]) -> tuple[Verdict, int]:

@@ -67,11 +67,11 @@ class Verdict:
 class Reference:
     """The stock model, one request at a time, float32."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, attention: str = "sdpa") -> None:
         from transformers import AutoModelForCausalLM
 
         self._model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.float32, attn_implementation="sdpa"
+            model_dir, dtype=torch.float32, attn_implementation=attention
         ).eval()
 
     def logits(self, served: Served) -> torch.Tensor:

@@ -66,7 +66,11 @@ def options(family: str) -> list[dict[str, Any]]:
             "target_parameters": ["experts.down_proj", *shared],
         },
         {"r": 64, "lora_alpha": 16, "target_parameters": _BOTH, **experts_only},
-        {"r": 4, "lora_alpha": 7, "target_parameters": _BOTH, **experts_only},
+        {
+            # As PEFT has what was made with a rank of 2 for each of gate, up and down.
+            "r": 2, "lora_alpha": 3, "target_parameters": _BOTH, **experts_only,
+            "rank_pattern": {"experts.gate_up_proj": 4}, "alpha_pattern": {"experts.gate_up_proj": 6},
+        },
         {
             "r": 6, "lora_alpha": 6, "target_parameters": _BOTH, **experts_only,
             "rank_pattern": {"experts.down_proj": 3}, "alpha_pattern": {"experts.gate_up_proj": 9},
@@ -95,7 +99,7 @@ def make_older(tuned: PeftModel, folder: Path, name: str, linears: tuple[str, st
     What gate and up get together in PEFT becomes two parts, each with A of its own. Its A must be
     the gate's ranks, then the up's; the model is changed so that its B has nothing elsewhere.
     """
-    rank = tuned.peft_config["default"].r // 2
+    rank = tuned.peft_config["default"].r
     with torch.no_grad():
         for each, parameter in tuned.named_parameters():
             if each.endswith("experts.base_layer.lora_B.default.weight"):
@@ -119,13 +123,16 @@ def make_older(tuned: PeftModel, folder: Path, name: str, linears: tuple[str, st
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, weights)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    scale = config["lora_alpha"] / config["r"]
-    down = {rf".*\.{linears[2]}": 2 * rank}
+    # PEFT itself knows names only; where linears of others have the same, a pattern is needed.
+    is_alone = not any(
+        each.endswith(f".{linears[0]}")
+        for each, _ in tuned.named_modules()
+        if "experts" not in each
+    )
     pattern = rf".*\.experts\.\d+\.({'|'.join(linears)})"
     config |= {
-        "target_parameters": None, "target_modules": pattern, "r": rank,
-        "lora_alpha": rank * scale, "rank_pattern": down,
-        "alpha_pattern": {each: scale * of for each, of in down.items()},
+        "target_parameters": None, "target_modules": list(linears) if is_alone else pattern,
+        "rank_pattern": {}, "alpha_pattern": {},
     }  # fmt: skip
     path.write_text(json.dumps(config))
 
