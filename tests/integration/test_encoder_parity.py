@@ -23,10 +23,12 @@ from tests.helpers.encoder_world import (
 )
 
 from lorax_contract.pooling import Pooling
-from lorax_shard.attention import whole
+from lorax_shard.attention import ragged, whole
+from lorax_shard.attention.cpp import StepRows
 from lorax_shard.engine import inputs
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.vectors import VectorSpan
+from lorax_shard.model import loader
 from lorax_shard.model.encoder import EncoderModel
 from lorax_shard.model.families import ENCODER_FAMILIES
 from lorax_shard.model.loader import load_paged_model
@@ -115,17 +117,25 @@ def _shifted(self: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> tor
     return positions_of(self, input_ids, positions) + (positions > 0)
 
 
-def _one_row(metadata: Any) -> Any:
+def _one_row(metadata: Any) -> StepRows:
+    num = [sum(metadata.query_lens)]
+    rows = metadata.scratch["one row"] = StepRows()
+    rows.fill(num, num, None)
+    return rows
+
+
+def _one_group(metadata: Any) -> Any:
     num = sum(metadata.query_lens)
     return [whole._Group(1, num, slice(0, num), None, None)]
 
 
 PLANTED = {
-    "pooling takes a neighbour's token": (inputs, "span_of", _from_one_before),
-    "positions shifted by one": (EncoderModel, "_positions", _shifted),
-    "attention sees a neighbour": (whole, "_groups", _one_row),
-    "attention sees what fills rows up": (whole, "_mask", lambda *_: None),
-}
+    "pooling takes a neighbour's token": [(inputs, "span_of", _from_one_before)],
+    "positions shifted by one": [(EncoderModel, "_positions", _shifted)],
+    "attention sees a neighbour": [
+        (ragged, "_rows_of", _one_row), (whole, "_groups", _one_group),
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", PLANTED)
@@ -134,11 +144,25 @@ def test_a_planted_fault_is_found(
 ) -> None:
     texts = [each for each in served.texts() if 1 < len(each.ids) < LONGEST]
     served.run(texts)
-    monkeypatch.setattr(*PLANTED[fault])
+    for each in PLANTED[fault]:
+        monkeypatch.setattr(*each)
     for pooling in POOLINGS:
         # By the numbers of a vector, and by nothing else.
         with pytest.raises(AssertionError, match=f"'{pooling.name}'"):
             served.run(texts, (pooling,))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_attention_without_a_kernel_sees_nothing_of_what_fills_rows_up(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "encoder_attention", lambda *_: whole.WholeAttention())
+    served = Served(family, tmp_path)
+    texts = [each for each in served.texts() if 1 < len(each.ids) < LONGEST]
+    served.run(texts)
+    monkeypatch.setattr(whole, "_mask", lambda *_: None)
+    with pytest.raises(AssertionError, match="'MEAN'"):
+        served.run(texts, (Pooling.MEAN,))
 
 
 @pytest.mark.parametrize("served", sorted(TELLS_TEXTS_APART), indirect=True)
@@ -151,11 +175,13 @@ def test_token_types_off_by_one_are_found(served: Served) -> None:
 
 @pytest.mark.parametrize("served", ["modernbert"], indirect=True)
 def test_a_window_one_token_wider_is_found(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    mask_of = whole._mask
+    backend = type(served.warm.model._backend)
+    attend = backend.attend
 
-    def wider(number: int, group: Any, window: int | None, metadata: Any) -> Any:
-        return mask_of(number, group, window and window + 1, metadata)
+    def wider(*arguments: Any) -> torch.Tensor:
+        *before, spec, metadata = arguments
+        return attend(*before, spec._replace(window=spec.window and spec.window + 1), metadata)
 
-    monkeypatch.setattr(whole, "_mask", wider)
+    monkeypatch.setattr(backend, "attend", wider)
     with pytest.raises(AssertionError, match="'LAST'"):
         served.run([Text(list(range(20)))], (Pooling.LAST,))

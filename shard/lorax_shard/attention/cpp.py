@@ -31,7 +31,7 @@ _STORE_SOURCE = Path(__file__).with_name("store.cpp")
 _PACK_STORE = struct.Struct("=14q").pack
 # Those of AttendCall.
 _ROWS = "cpp.rows"
-_PACK_ATTEND = struct.Struct("=12qd2qd3q").pack
+PACK_ATTEND = struct.Struct("=14qd2qd3q").pack
 
 
 class StepRows(ReusableRows):
@@ -52,11 +52,17 @@ class StepRows(ReusableRows):
         return int(self._fields.ctypes.data)
 
     def fill(
-        self, query_lens: Sequence[int], context_lens: Sequence[int], block_tables: torch.Tensor
+        self,
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        block_tables: torch.Tensor | None,
     ) -> None:
-        """Tell of another step; the tables are read where they lie, until the next call."""
+        """Tell of another step; the tables are read where they lie, until the next call.
+
+        None: K and V are in no cache.
+        """
         num_rows = len(query_lens)
-        if not (
+        if block_tables is not None and not (
             block_tables.dtype is torch.int64
             and block_tables.shape[0] >= num_rows == len(context_lens)
             and block_tables.stride(1) == 1
@@ -71,7 +77,10 @@ class StepRows(ReusableRows):
         np.subtract(lens.cumsum(), lens, out=firsts)
         self._tables = block_tables
         addresses = (each.ctypes.data for each in (lens, firsts, contexts))
-        self._fields[:] = (num_rows, *addresses, block_tables.data_ptr(), block_tables.stride(0))
+        tables = (
+            (0, 0) if block_tables is None else (block_tables.data_ptr(), block_tables.stride(0))
+        )
+        self._fields[:] = (num_rows, *addresses, *tables)
 
     def scratch(self) -> dict[str, Any]:
         """Return itself, where the first layer would put its own."""
@@ -116,7 +125,7 @@ class CppAttention(AttentionBackend):
         """Write finite K and V only, in one pass: a masked slot is multiplied by zero, and 0 x NaN is NaN."""
         slots = metadata.slots
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
-        key, value = _rows_together(key), _rows_together(value)
+        key, value = numbers_together(key), numbers_together(value)
         num_tokens, num_heads, key_dim = key.shape
         if not (
             key.dtype is value.dtype is keys.dtype is torch.float32
@@ -148,17 +157,18 @@ class CppAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> torch.Tensor:
         """Return the attention of all rows, decodes and prompts alike."""
-        kernel = _kernel(self._function)
+        kernel = attend_kernel(self._function)
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
-        query = _rows_together(query)
+        query = numbers_together(query)
         num_tokens, num_heads, key_dim = query.shape
         _, block_size, num_kv_heads, value_dim = values.shape
         output = query.new_empty(num_tokens, num_heads, value_dim)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         kernel(
-            _PACK_ATTEND(
+            PACK_ATTEND(
                 query.data_ptr(), query.stride(0), query.stride(1),
-                keys.data_ptr(), values.data_ptr(), output.data_ptr(), num_heads * value_dim,
+                keys.data_ptr(), values.data_ptr(), num_kv_heads * key_dim, num_kv_heads * value_dim,
+                output.data_ptr(), num_heads * value_dim,
                 num_heads, num_kv_heads, key_dim, value_dim, block_size,
                 spec.scaling, spec.window or 0, spec.chunk or 0, spec.softcap or 0.0,
                 0 if sinks is None else sinks.data_ptr(),
@@ -211,7 +221,7 @@ def _refuse_missing(metadata: StepMetadata, num_slots: int) -> None:
         raise IndexError(f"the cache has no slot {missing}")
 
 
-def _rows_together(x: torch.Tensor) -> torch.Tensor:
+def numbers_together(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose last dimension lies without gaps."""
     return x if x.stride(2) == 1 else x.contiguous()
 
@@ -232,7 +242,7 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 @functools.cache
-def _kernel(name: str) -> NativeFunction:
+def attend_kernel(name: str) -> NativeFunction:
     """Return one of its functions."""
     library, reason = _library()
     assert library is not None, reason  # the registry makes no backend that cannot run

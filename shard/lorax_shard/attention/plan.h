@@ -13,7 +13,9 @@ struct StepRows {
     const int64_t* query_lens;    // tokens that are computed
     const int64_t* first_tokens;  // the first of them, among all tokens of the step
     const int64_t* context_lens;  // tokens with K and V, those of the step included
-    const int64_t* tables;        // numbers of blocks, with `table_stride` from row to row
+    // Numbers of blocks, with `table_stride` from row to row. Null: K and V lie by tokens, as
+    // queries do, and each token of a row sees those behind it as well.
+    const int64_t* tables;
     int64_t table_stride;
 };
 
@@ -21,8 +23,9 @@ struct StepRows {
 struct AttendCall {
     const float* query;  // tokens x H x D with the strides below; D is contiguous
     int64_t query_token_stride, query_head_stride;
-    const float* keys;    // blocks x block_size x G x D
-    const float* values;  // blocks x block_size x G x E
+    const float* keys;    // blocks x block_size x G x D, or tokens x G x D; G x D is contiguous
+    const float* values;  // blocks x block_size x G x E, or tokens x G x E
+    int64_t key_token_stride, value_token_stride;
     float* output;        // tokens x H x E; H x E is contiguous
     int64_t output_token_stride;
     int64_t num_heads, num_kv_heads, key_dim, value_dim, block_size;
@@ -52,8 +55,11 @@ struct Tokens {
     int64_t first, last;
 };
 
-inline Tokens seen_by(const AttendCall& c, int64_t position) {
+// What a token of a row sees that has so many tokens.
+inline Tokens seen_by(const AttendCall& c, int64_t position, int64_t context_len) {
     int64_t first = c.window > 0 ? std::max<int64_t>(0, position - c.window + 1) : 0;
+    if (!c.rows->tables)
+        return {first, c.window > 0 ? std::min(context_len, position + c.window) : context_len};
     if (c.chunk > 0) first = std::max(first, position - position % c.chunk);
     return {first, position + 1};
 }
@@ -97,13 +103,16 @@ struct Plan {
         if (count(c, queries, is_split) * c.num_kv_heads < enough * together) together = 1;
         for (int64_t row = 0; row < c.rows->num_rows; ++row) {
             const int64_t length = c.rows->query_lens[row];
-            const int64_t position = c.rows->context_lens[row] - length;
+            const int64_t context_len = c.rows->context_lens[row];
+            const int64_t position = context_len - length;
             const bool on_tiles = has_tiles && length * group > few_rows;
             // The longest first: what comes last should be short.
             const int64_t num_tiles = (length + queries - 1) / queries;
             for (int64_t tile = num_tiles; tile-- > 0;) {
                 const int64_t first = tile * queries, num = std::min(queries, length - first);
-                const Tokens context{seen_by(c, position + first).first, position + first + num};
+                const Tokens context{
+                    seen_by(c, position + first, context_len).first,
+                    seen_by(c, position + first + num - 1, context_len).last};
                 const int64_t heads = num * group <= few_rows && !on_tiles ? together : 1;
                 for (int64_t kv = 0; kv < c.num_kv_heads; kv += heads) {
                     const int64_t last_head = std::min(c.num_kv_heads, kv + heads);

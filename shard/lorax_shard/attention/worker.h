@@ -79,14 +79,14 @@ class Worker {
    private:
     void begin(const Tile& tile) {
         const StepRows& rows = *c.rows;
-        table = rows.tables + tile.row * rows.table_stride;
+        row_number = tile.row;
         first_kv_head = tile.first_kv_head;
         num_kv_heads = tile.last_kv_head - tile.first_kv_head;
         num_rows = tile.num_queries * group;
-        const int64_t position =
-            rows.context_lens[tile.row] - rows.query_lens[tile.row] + tile.first_query;
+        const int64_t context_len = rows.context_lens[tile.row];
+        const int64_t position = context_len - rows.query_lens[tile.row] + tile.first_query;
         for (int64_t query = 0; query < tile.num_queries; ++query)
-            std::fill_n(seen + query * group, group, seen_by(c, position + query));
+            std::fill_n(seen + query * group, group, seen_by(c, position + query, context_len));
         last_token = tile.context.last;
         const int64_t token = rows.first_tokens[tile.row] + tile.first_query;
         const auto scaling = static_cast<float>(c.scaling);
@@ -275,24 +275,28 @@ class Worker {
             some.last, scales + at, span_total + at * value_stride, value_stride);
     }
 
-    // Calls with K and V of each of some tokens, block by block.
+    // Calls with K and V of each of some tokens of a row, block by block.
     template <class Take>
-    void each_token(const int64_t* table, int64_t kv_head, Tokens at, const Take& take) const {
-        const int64_t key_size = c.num_kv_heads * c.key_dim;
-        const int64_t value_size = c.num_kv_heads * c.value_dim;
+    void each_token(int64_t row, int64_t kv_head, Tokens at, const Take& take) const {
+        const StepRows& rows = *c.rows;
         for (int64_t t = at.first; t < at.last;) {
-            const int64_t block = t / c.block_size;
-            const int64_t end = std::min(at.last, (block + 1) * c.block_size);
-            const int64_t slot = table[block] * c.block_size + t - block * c.block_size;
-            const float* key = c.keys + slot * key_size + kv_head * c.key_dim;
-            const float* value = c.values + slot * value_size + kv_head * c.value_dim;
-            for (; t < end; ++t, key += key_size, value += value_size) take(t, key, value);
+            int64_t slot = rows.first_tokens[row] + t, end = at.last;
+            if (rows.tables) {
+                const int64_t block = t / c.block_size;
+                slot = rows.tables[row * rows.table_stride + block] * c.block_size +
+                       t - block * c.block_size;
+                end = std::min(end, (block + 1) * c.block_size);
+            }
+            const float* key = c.keys + slot * c.key_token_stride + kv_head * c.key_dim;
+            const float* value = c.values + slot * c.value_token_stride + kv_head * c.value_dim;
+            for (; t < end; ++t, key += c.key_token_stride, value += c.value_token_stride)
+                take(t, key, value);
         }
     }
 
     // Finds where K and V of the tokens of a step lie, and K of the step that follows.
     void find_tokens(Tokens in) {
-        each_token(table, first_kv_head, {step + in.first, step + in.last},
+        each_token(row_number, first_kv_head, {step + in.first, step + in.last},
                    [&](int64_t t, const float* key, const float* value) {
                        key_tokens[t - step] = key;
                        value_tokens[t - step] = value;
@@ -305,17 +309,16 @@ class Worker {
         std::fill_n(next_keys, step_tokens, key_tokens[in.last - 1]);
         const int64_t next = step + step_tokens;
         if (next < last_token) {
-            find_keys(table, first_kv_head, {next, last_token});
+            find_keys(row_number, first_kv_head, {next, last_token});
         } else if (next_tile) {
-            const int64_t* next_table = c.rows->tables + next_tile->row * c.rows->table_stride;
-            find_keys(next_table, next_tile->first_kv_head, next_tile->context);
+            find_keys(next_tile->row, next_tile->first_kv_head, next_tile->context);
         }
     }
 
-    void find_keys(const int64_t* table, int64_t kv_head, Tokens at) {
+    void find_keys(int64_t row, int64_t kv_head, Tokens at) {
         const int64_t begin = at.first - at.first % step_tokens;
         at.last = std::min(at.last, begin + step_tokens);
-        each_token(table, kv_head, at, [&](int64_t t, const float* key, const float*) {
+        each_token(row, kv_head, at, [&](int64_t t, const float* key, const float*) {
             next_keys[t - begin] = key;
         });
     }
@@ -361,9 +364,8 @@ class Worker {
     Tokens* seen;  // by each row of a KV head
     // Of the tile.
     bool on_tiles = false;
-    const int64_t* table = nullptr;
     const Tile* next_tile = nullptr;
-    int64_t first_kv_head = 0, num_kv_heads = 0, num_rows = 0, last_token = 0;
+    int64_t row_number = 0, first_kv_head = 0, num_kv_heads = 0, num_rows = 0, last_token = 0;
     // Of the step: its first position, and where its tokens lie.
     int64_t step = 0;
     const float *key_tokens[step_tokens], *value_tokens[step_tokens];

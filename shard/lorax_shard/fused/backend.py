@@ -20,6 +20,22 @@ class GateFunction(enum.Enum):
     GELU_TANH = 1
 
 
+class UnaryFunction(enum.Enum):
+    """What each number of a layer goes through by itself; the values are the kernels' numbers."""
+
+    # By the error function.
+    GELU = 0
+    GELU_TANH = 1
+
+
+class LayerNorm(NamedTuple):
+    """(x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * weight + bias, over the last dimension."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    epsilon: float
+
+
 class RmsNorm(NamedTuple):
     """x / sqrt(mean(x^2) + epsilon) * (offset + weight), over the last dimension."""
 
@@ -117,6 +133,20 @@ class ElementwiseBackend(ABC):
         rotation: Rotation,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both turned; what lies beyond R in a head stays as it is."""
+
+
+class EncoderElementwise(ABC):
+    """What an elementwise backend is, too, that computes what lies between an encoder's products."""
+
+    @abstractmethod
+    def activated(self, x: torch.Tensor, activation: UnaryFunction) -> torch.Tensor:
+        """Return the activation of each number of ``x``."""
+
+    @abstractmethod
+    def layer_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, norm: LayerNorm
+    ) -> torch.Tensor:
+        """Return the norm of x + delta, both ... x n; a delta of None is 0."""
 
 
 class RotatingStore(ABC):

@@ -9,26 +9,38 @@ from typing import NamedTuple
 
 import torch
 
-from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
+from lorax_shard.fused.backend import (
+    ElementwiseBackend,
+    EncoderElementwise,
+    GateFunction,
+    LayerNorm,
+    RmsNorm,
+    Rotation,
+    UnaryFunction,
+)
 from lorax_shard.fused.rows import empty_as, pair_of_rows, with_rows
 from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
 # What is computed must not depend on which part of a row the compiler takes in vectors.
 _FLAGS = ("-ffp-contract=off",)
-# The fields of NormCall, GatedCall and RotateCall.
+# The fields of NormCall, GatedCall, ActivatedCall, LayerNormCall and RotateCall.
 _PACK_NORM = struct.Struct("=8q2dq").pack
 _PACK_GATED = struct.Struct("=9q").pack
+_PACK_ACTIVATED = struct.Struct("=7q").pack
+_PACK_LAYER_NORM = struct.Struct("=9qdq").pack
 _PACK_ROTATE = struct.Struct("=24q").pack
 
 
 class _Kernels(NamedTuple):
     rms_norm: NativeFunction
     gated: NativeFunction
+    activated: NativeFunction
+    layer_norm: NativeFunction
     rotate: NativeFunction
 
 
-class CppElementwise(ElementwiseBackend):
+class CppElementwise(ElementwiseBackend, EncoderElementwise):
     """Reads and writes everything once, a call from Python for each operation."""
 
     name = "cpp"
@@ -36,7 +48,7 @@ class CppElementwise(ElementwiseBackend):
     def __init__(self) -> None:
         kernels, reason = _kernels()
         assert kernels is not None, reason  # the registry makes no backend that cannot run
-        self._rms_norm, self._gated, self._rotate = kernels
+        self._kernels = kernels
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -58,7 +70,7 @@ class CppElementwise(ElementwiseBackend):
         if not weight.is_contiguous():
             weight = weight.contiguous()
         out = empty_as(x)
-        self._rms_norm(
+        self._kernels.rms_norm(
             _PACK_NORM(
                 x.data_ptr(), outer, stride, inner, inner_stride, weight.data_ptr(),
                 out.data_ptr(), width, norm.epsilon, norm.offset, torch.get_num_threads(),
@@ -74,10 +86,48 @@ class CppElementwise(ElementwiseBackend):
         width = gate.shape[-1]
         gate, up, rows, gate_stride, up_stride = pair_of_rows(gate, up, width)
         out = empty_as(gate)
-        self._gated(
+        self._kernels.gated(
             _PACK_GATED(
                 gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, out.data_ptr(),
                 rows, width, activation.value, torch.get_num_threads(),
+            )
+        )  # fmt: skip
+        return out
+
+    def activated(self, x: torch.Tensor, activation: UnaryFunction) -> torch.Tensor:
+        """Return the activation of each number; see the interface."""
+        _refuse_others(x)
+        width = x.shape[-1]
+        x, _, rows, stride, _ = pair_of_rows(x, x, width)
+        out = empty_as(x)
+        self._kernels.activated(
+            _PACK_ACTIVATED(
+                x.data_ptr(), stride, out.data_ptr(), rows, width, activation.value,
+                torch.get_num_threads(),
+            )
+        )  # fmt: skip
+        return out
+
+    def layer_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, norm: LayerNorm
+    ) -> torch.Tensor:
+        """Return the norm of a sum; see the interface."""
+        weight, bias = norm.weight, norm.bias
+        _refuse_others(*(each for each in (x, delta, weight, bias) if each is not None))
+        width = x.shape[-1]
+        if weight.shape != (width,) or (bias is not None and bias.shape != (width,)):
+            raise ValueError(f"a weight of {tuple(weight.shape)} for rows of {width}")
+        if delta is not None and delta.shape != x.shape:
+            raise ValueError(f"{tuple(delta.shape)} to add to {tuple(x.shape)}")
+        x, added, rows, stride, added_stride = pair_of_rows(x, x if delta is None else delta, width)
+        weight = weight.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        out = empty_as(x)
+        self._kernels.layer_norm(
+            _PACK_LAYER_NORM(
+                x.data_ptr(), stride, 0 if delta is None else added.data_ptr(), added_stride,
+                weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+                rows, width, norm.epsilon, torch.get_num_threads(),
             )
         )  # fmt: skip
         return out
@@ -108,7 +158,7 @@ class CppElementwise(ElementwiseBackend):
         query, turned, queries = _heads(query)
         key, turned_key, keys = _heads(key)
         cos, sin = (each if each.stride(2) == 1 else each.contiguous() for each in (cos, sin))
-        self._rotate(
+        self._kernels.rotate(
             _PACK_ROTATE(
                 *queries, *keys,
                 cos.data_ptr(), cos.stride(1), sin.data_ptr(), sin.stride(1),
@@ -148,5 +198,5 @@ def _kernels() -> tuple[_Kernels | None, str | None]:
     library, reason = load_library(_SOURCE, *_FLAGS)
     if library is None:
         return None, reason
-    names = ("lorax_rms_norm", "lorax_gated", "lorax_rotate")
-    return _Kernels(*(NativeFunction(library, name, is_light=True) for name in names)), None
+    found = (NativeFunction(library, f"lorax_{name}", is_light=True) for name in _Kernels._fields)
+    return _Kernels(*found), None

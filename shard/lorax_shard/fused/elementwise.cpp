@@ -4,6 +4,8 @@
 //
 //   norm      out = x / sqrt(mean(x^2) + epsilon) * (offset + weight)
 //   gated     out = activation(gate) * up
+//   activated out = activation(x)
+//   layer norm out = (s - mean(s)) / sqrt(mean((s - mean(s))^2) + epsilon) * weight + bias, s = x + delta
 //   rotation  (a, b) -> (a cos - b sin, b cos + a sin) for pairs of a head
 //
 // Each row is computed by one thread in an order that only its width decides.
@@ -80,6 +82,21 @@ struct GeluTanh {
     }
 };
 
+// x (1 + erf(x / sqrt(2))) / 2. erfc to about 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26), so that
+// what is left of large negative numbers is as exact as that of others.
+struct Gelu {
+    static float of(float x) {
+        const float z = std::fabs(x) * 0.707106781f;
+        const float t = 1.0f / multiply_add(0.3275911f, z, 1.0f);
+        float series = multiply_add(1.061405429f, t, -1.453152027f);
+        series = multiply_add(series, t, 1.421413741f);
+        series = multiply_add(series, t, -0.284496736f);
+        series = multiply_add(series, t, 0.254829592f);
+        const float rest = 0.5f * (series * t) * exp_negative(-z * z);
+        return x * (x < 0.0f ? rest : 1.0f - rest);
+    }
+};
+
 // Threads that so many numbers are worth, of those that may be used: fewer are done before a second
 // one has begun.
 constexpr int64_t numbers_a_thread = 1 << 15;
@@ -102,6 +119,54 @@ void gate_row(const float* __restrict gate, const float* __restrict up, float* _
               int64_t width) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) out[i] = Function::of(gate[i]) * up[i];
+}
+
+template <typename Function>
+void activate_row(const float* __restrict x, float* __restrict out, int64_t width) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] = Function::of(x[i]);
+}
+
+// Sums of a row, in an order that only its width decides.
+template <typename Take>
+inline float sum_of_row(int64_t width, const Take& take) {
+    constexpr int64_t lanes = 32;
+    float sums[lanes] = {};
+    int64_t i = 0;
+    for (; i + lanes <= width; i += lanes)
+#pragma omp simd
+        for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += take(i + lane);
+    for (int64_t half = lanes / 2; half > 0; half /= 2)
+        for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+    float rest = 0.0f;
+    for (; i < width; ++i) rest += take(i);
+    return sums[0] + rest;
+}
+
+void layer_norm_row(const float* __restrict x, const float* __restrict delta,
+                    const float* __restrict weight, const float* __restrict bias,
+                    float* __restrict out, int64_t width, float epsilon) {
+    if (delta) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) out[i] = x[i] + delta[i];
+    } else {
+        std::copy(x, x + width, out);
+    }
+    const float size = static_cast<float>(width);
+    const float mean = sum_of_row(width, [&](int64_t i) { return out[i]; }) / size;
+    const float squares = sum_of_row(width, [&](int64_t i) {
+        const float apart = out[i] - mean;
+        return apart * apart;
+    });
+    const float scale = 1.0f / std::sqrt(squares / size + epsilon);
+    if (bias) {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i)
+            out[i] = (out[i] - mean) * scale * weight[i] + bias[i];
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) out[i] = (out[i] - mean) * scale * weight[i];
+    }
 }
 
 // One head. STEP is how far the pairs lie apart from each other: 2 for neighbours, 1 for halves.
@@ -140,6 +205,26 @@ struct GatedCall {
     int64_t up_stride;
     float* out;  // contiguous
     int64_t rows, width, activation, num_threads;
+};
+
+struct ActivatedCall {
+    const float* x;
+    int64_t stride;
+    float* out;  // contiguous
+    int64_t rows, width, activation, num_threads;
+};
+
+struct LayerNormCall {
+    const float* x;
+    int64_t stride;
+    const float* delta;  // null: none
+    int64_t delta_stride;
+    const float* weight;
+    const float* bias;  // null: none
+    float* out;         // contiguous
+    int64_t rows, width;
+    double epsilon;
+    int64_t num_threads;
 };
 
 // Heads x tokens x dim with strides for the first two; dim is contiguous.
@@ -209,6 +294,34 @@ extern "C" void lorax_gated(const GatedCall* c) {
     const int threads = threads_for(2 * c->rows * c->width, c->num_threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     lorax_gated_team(c);
+}
+
+extern "C" void lorax_activated_team(const ActivatedCall* packed) {
+    const ActivatedCall c = *packed;
+    const auto row = c.activation == 0 ? activate_row<Gelu> : activate_row<GeluTanh>;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < c.rows; ++i) row(c.x + i * c.stride, c.out + i * c.width, c.width);
+}
+
+extern "C" void lorax_activated(const ActivatedCall* c) {
+    const int threads = threads_for(2 * c->rows * c->width, c->num_threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_activated_team(c);
+}
+
+extern "C" void lorax_layer_norm_team(const LayerNormCall* packed) {
+    const LayerNormCall c = *packed;
+    const float epsilon = static_cast<float>(c.epsilon);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < c.rows; ++i)
+        layer_norm_row(c.x + i * c.stride, c.delta ? c.delta + i * c.delta_stride : nullptr,
+                       c.weight, c.bias, c.out + i * c.width, c.width, epsilon);
+}
+
+extern "C" void lorax_layer_norm(const LayerNormCall* c) {
+    const int threads = threads_for(2 * c->rows * c->width, c->num_threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_layer_norm_team(c);
 }
 
 extern "C" void lorax_rotate_team(const RotateCall* packed) {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.fused import activations, gates, layers, norms
-from lorax_shard.fused.backend import ElementwiseBackend
+from lorax_shard.fused import activations, encoders, gates, layers, norms
+from lorax_shard.fused.backend import ElementwiseBackend, EncoderElementwise
 from lorax_shard.fused.forwards import Exchange, Forward
 from lorax_shard.fused.reference import TorchElementwise
 from lorax_shard.fused.registry import BACKENDS
@@ -50,10 +51,16 @@ class FusedModules:
 
 @torch.inference_mode()
 def install(
-    model: nn.Module, backend: str, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_encoder: bool = False,
 ) -> FusedModules:
     """Let the modules of known forms compute by a backend's kernels; all others stay.
 
+    An encoder's forms are other ones than a decoder's; a backend that has none of them leaves it.
     Comes after whatever replaces the model's linears. ``backend`` is 'auto' or a name of the
     registry; 'torch' leaves the model as it is. A module is known by its shape and by a trial:
     on random rows it computes what the kernel does. Raises StartupError (BACKEND_UNAVAILABLE).
@@ -62,9 +69,43 @@ def install(
     like = torch.empty(0, device=device, dtype=dtype)
     if chosen.name != "torch" and (reason := failure(chosen, like)) is not None:
         chosen = _without(chosen, backend, reason)
+    if is_encoder and not isinstance(chosen, EncoderElementwise):
+        chosen = TorchElementwise()
     fused = FusedModules(chosen)
     if chosen.name == "torch":
         return fused
+    if is_encoder:
+        assert isinstance(chosen, EncoderElementwise)
+        _install_encoders(model, chosen, like, fused)
+    else:
+        _install_decoders(model, chosen, like, fused)
+    counted = ", ".join(f"{count} {kind}" for kind, count in fused.counts.items())
+    logger.info(
+        "elementwise work by %s: %s",
+        chosen.name,
+        counted or "nothing in this model has a known form",
+        extra={"fields": {"event": "elementwise", "backend": chosen.name, "counts": fused.counts}},
+    )
+    return fused
+
+
+def _install_encoders(
+    model: nn.Module, chosen: EncoderElementwise, like: torch.Tensor, fused: FusedModules
+) -> None:
+    rotary = RotaryFinder(fused.rotations)
+    for module in list(model.modules()):
+        found = {
+            "sums with norms": encoders.find_sum(module, chosen, like),
+            "norms": encoders.find_norm(module, chosen, like),
+            "activations": encoders.find_activation(module, chosen, like),
+            "rotary attentions": rotary.find(module),
+        }
+        _put(found, module, fused)
+
+
+def _install_decoders(
+    model: nn.Module, chosen: ElementwiseBackend, like: torch.Tensor, fused: FusedModules
+) -> None:
     rotary, ready = RotaryFinder(fused.rotations), {}
     for module in list(model.modules()):
         norm = norms.find(module, chosen, like)
@@ -76,20 +117,16 @@ def install(
             "activations": activations.find(module, like),
             "rotary attentions": rotary.find(module),
         }
-        for kind, forward in found.items():
-            if forward is not None:
-                fused.put(kind, module, forward)
+        _put(found, module, fused)
     if chosen.adds_with_norms:
         for module, forward in layers.find(model, ready, chosen, like).items():
             fused.put("decoder layers", module, forward)
-    counted = ", ".join(f"{count} {kind}" for kind, count in fused.counts.items())
-    logger.info(
-        "elementwise work by %s: %s",
-        chosen.name,
-        counted or "nothing in this model has a known form",
-        extra={"fields": {"event": "elementwise", "backend": chosen.name, "counts": fused.counts}},
-    )
-    return fused
+
+
+def _put(found: Mapping[str, Forward | None], module: nn.Module, fused: FusedModules) -> None:
+    for kind, forward in found.items():
+        if forward is not None:
+            fused.put(kind, module, forward)
 
 
 def _without(chosen: ElementwiseBackend, asked: str, reason: str) -> ElementwiseBackend:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from lorax_shard.fused.backend import ElementwiseBackend, GateFunction, RmsNorm, Rotation
+from lorax_shard.fused.backend import (
+    ElementwiseBackend,
+    EncoderElementwise,
+    GateFunction,
+    LayerNorm,
+    RmsNorm,
+    Rotation,
+    UnaryFunction,
+)
 
 
-class TorchElementwise(ElementwiseBackend):
+class TorchElementwise(ElementwiseBackend, EncoderElementwise):
     """Any device, any dtype; by this name a model keeps its own code, which does the same."""
 
     name = "torch"
@@ -26,6 +34,19 @@ class TorchElementwise(ElementwiseBackend):
         if activation is GateFunction.SILU:
             return functional.silu(gate) * up
         return functional.gelu(gate, approximate="tanh") * up
+
+    def activated(self, x: torch.Tensor, activation: UnaryFunction) -> torch.Tensor:
+        """Compute by the functions of torch."""
+        return functional.gelu(
+            x, approximate="tanh" if activation is UnaryFunction.GELU_TANH else "none"
+        )
+
+    def layer_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, norm: LayerNorm
+    ) -> torch.Tensor:
+        """Compute by the functions of torch."""
+        total = x if delta is None else x + delta
+        return functional.layer_norm(total, x.shape[-1:], norm.weight, norm.bias, norm.epsilon)
 
     def rotate(
         self,

@@ -6,9 +6,12 @@ import torch
 
 from lorax_shard.fused.backend import (
     ElementwiseBackend,
+    EncoderElementwise,
     GateFunction,
+    LayerNorm,
     RmsNorm,
     Rotation,
+    UnaryFunction,
     WeightedNorm,
 )
 from lorax_shard.fused.forwards import noise
@@ -43,10 +46,15 @@ def _compute(backend: ElementwiseBackend, like: torch.Tensor) -> dict[str, torch
     total, normed = backend.add_norms(left, right, norm, norm)
     assert normed is not None
     turned = backend.rotate(heads, heads, angles, angles, Rotation(False, False))
-    return {
+    computed = {
         "norm": backend.rms_norm(left, norm.weight, norm.norm),
         "sum": total,
         "norm of a sum": normed,
         "gate": backend.gated(left, right, GateFunction.SILU),
         "rotation": torch.cat(turned, dim=1),
     }
+    if isinstance(backend, EncoderElementwise):
+        whole = LayerNorm(right[0], left[0], 1e-6)
+        computed["activation"] = backend.activated(left, UnaryFunction.GELU)
+        computed["norm of rows"] = backend.layer_norm(left, right, whole)
+    return computed

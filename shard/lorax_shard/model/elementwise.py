@@ -14,16 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def install(
-    model: Any, backend: str, device: torch.device, dtype: torch.dtype
+    model: Any, backend: str, device: torch.device, dtype: torch.dtype, *, is_encoder: bool = False
 ) -> fused.FusedModules:
     """Let a model's modules compute by a backend's kernels; see ``fused.install``.
 
     Queries and keys are turned when K and V are stored, in one launch, where the model's
     attentions hand on what they turned, and nothing else.
     """
-    exchanged = fused.install(model, backend, device, dtype)
+    exchanged = fused.install(model, backend, device, dtype, is_encoder=is_encoder)
     rotations = exchanged.rotations
-    if rotations.store is not None:
+    # An encoder keeps nothing.
+    if not is_encoder and rotations.store is not None:
         rotations.are_deferred = True
         try:
             survey_attention(model)

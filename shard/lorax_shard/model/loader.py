@@ -24,7 +24,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.start_clock import StartClock
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
-from lorax_shard.attention.whole import WholeAttention
+from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.codes.methods import refuse_quantized
 from lorax_shard.linear.quantized.device import rows_unrounded
 from lorax_shard.lora import model as lora
@@ -115,7 +115,7 @@ def _load_whole(
         survey = survey_attention(model, encoder=encoder)
         layers = survey.layers(config.block_size)
         if encoder:
-            backend: AttentionBackend = WholeAttention()
+            backend: AttentionBackend = encoder_attention(device, dtype)
         else:
             backend = registry.create(config.attention_backend, device, dtype, layers)
         probe = ModelProbe(model, survey, backend, config.block_size, generates=has_tokens)
@@ -126,9 +126,9 @@ def _load_whole(
     install_linears(paged, model, config, quantized)
     clock.ended("linears packed")
     with one_thread():
-        # What is fused of decoders keeps K and V besides.
-        chosen = "torch" if encoder else config.elementwise_backend
-        exchanged = elementwise.install(model, chosen, device, dtype)
+        exchanged = elementwise.install(
+            model, config.elementwise_backend, device, dtype, is_encoder=encoder
+        )
     if own is not None or base is not None:
         paged.heads = make_heads(model, own)
     if stock is not None:
@@ -151,7 +151,7 @@ def _load_whole(
 def _refuse_backends(config: ShardConfig) -> None:
     """Refuse to take another backend for an encoder than was named."""
     named = {"--attention-backend": config.attention_backend}
-    if config.elementwise_backend != "torch":
+    if config.elementwise_backend not in ("cpp", "torch"):
         named["--elementwise-backend"] = config.elementwise_backend
     for option, name in named.items():
         if name != "auto":

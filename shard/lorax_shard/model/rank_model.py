@@ -21,7 +21,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_shard import fused
 from lorax_shard.attention import registry
 from lorax_shard.attention.backend import AttentionBackend
-from lorax_shard.attention.whole import WholeAttention
+from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
 from lorax_shard.model import attention_hook, elementwise, miniature
@@ -111,7 +111,7 @@ def read_part(
         survey = survey_attention(loaded.model, encoder=encoder)
         layers = survey.layers(config.block_size)
         if encoder:
-            backend: AttentionBackend = WholeAttention()
+            backend: AttentionBackend = encoder_attention(device, dtype)
         else:
             backend = registry.create(config.attention_backend, device, dtype, layers)
     paged = paged_class(hf_config)(loaded.model, survey, backend)
@@ -119,8 +119,9 @@ def read_part(
     quantized, read_weight = quantize_part(loaded, config)
     install_linears(paged, loaded.model, config, quantized)
     with one_thread():
-        chosen = "torch" if encoder else config.elementwise_backend
-        exchanged = elementwise.install(loaded.model, chosen, device, dtype)
+        exchanged = elementwise.install(
+            loaded.model, config.elementwise_backend, device, dtype, is_encoder=encoder
+        )
     if own is not None or base is not None:
         # Whole on each rank: all of them have the hidden states that they are given.
         paged.heads = make_heads(loaded.model, own)

@@ -12,9 +12,12 @@ from tests.helpers.paged_sequences import DEVICE
 from lorax_contract.errors import StartupError
 from lorax_shard.fused.backend import (
     ElementwiseBackend,
+    EncoderElementwise,
     GateFunction,
+    LayerNorm,
     RmsNorm,
     Rotation,
+    UnaryFunction,
     WeightedNorm,
 )
 from lorax_shard.fused.reference import TorchElementwise
@@ -138,6 +141,85 @@ def test_gated_from_one_end_to_the_other(
     )
 
 
+@pytest.fixture
+def encoders_backend(backend: ElementwiseBackend) -> EncoderElementwise:
+    if not isinstance(backend, EncoderElementwise):
+        pytest.skip("it computes decoders alone")
+    return backend
+
+
+@pytest.mark.parametrize("activation", UnaryFunction)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_activation(
+    encoders_backend: EncoderElementwise, width: int, activation: UnaryFunction
+) -> None:
+    for leading in LEADING:
+        for x in layouts(3 * draw(*leading, width)):
+            before = x.clone()
+            found = encoders_backend.activated(x, activation)
+            close(found, SPECIFICATION.activated(x, activation))
+            assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("activation", UnaryFunction)
+def test_activation_from_one_end_to_the_other(
+    encoders_backend: EncoderElementwise, activation: UnaryFunction
+) -> None:
+    ends = torch.tensor([float("inf"), float("-inf"), float("nan"), 0.0])
+    x = torch.cat([torch.linspace(-120, 120, 4001), torch.logspace(-30, 30, 61)]).to(DEVICE)
+    close(encoders_backend.activated(x, activation), SPECIFICATION.activated(x, activation))
+    found = encoders_backend.activated(ends, activation)
+    assert not found[:3].isfinite().any()
+    assert found[3] == 0
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_delta", [False, True])
+@pytest.mark.parametrize("width", [2, *WIDTHS[1:]])
+def test_norm_of_rows(
+    encoders_backend: EncoderElementwise, width: int, has_delta: bool, has_bias: bool
+) -> None:
+    bias = draw(width, seed=3) if has_bias else None
+    norm = LayerNorm(draw(width, seed=2), bias, 1e-5)
+    for leading in LEADING:
+        for x, other in zip(
+            *(layouts(draw(*leading, width, seed=seed) + 0.5) for seed in (0, 1)), strict=True
+        ):
+            before, delta = (x.clone(), other.clone()), other if has_delta else None
+            found = encoders_backend.layer_norm(x, delta, norm)
+            expected = SPECIFICATION.layer_norm(x, delta, norm)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(x, before[0])
+            assert torch.equal(other, before[1])
+
+
+def test_rows_of_an_encoder_are_the_same_alone_and_on_any_threads(
+    encoders_backend: EncoderElementwise,
+) -> None:
+    if isinstance(encoders_backend, TorchElementwise):
+        pytest.skip("torch does not promise it")
+    rows, width = 900, 577
+    x, delta, norm = (
+        draw(rows, width),
+        draw(rows, width, seed=1),
+        LayerNorm(draw(width), None, 1e-5),
+    )
+
+    def compute(first: int, last: int) -> list[torch.Tensor]:
+        at = slice(first, last)
+        activated = [encoders_backend.activated(x[at], each) for each in UnaryFunction]
+        return [*activated, encoders_backend.layer_norm(x[at], delta[at], norm)]
+
+    with num_threads(1):
+        together = compute(0, rows)
+    with num_threads(3):
+        for found, expected in zip(compute(0, rows), together, strict=True):
+            assert torch.equal(found, expected)
+    for first, last in ((0, 1), (13, 14), (5, 8), (rows - 1, rows)):
+        for found, expected in zip(compute(first, last), together, strict=True):
+            assert torch.equal(found, expected[first:last])
+
+
 @pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize(("dim", "width"), [(2, 2), (64, 64), (20, 6)])
 @pytest.mark.parametrize(("heads", "tokens"), [((1, 1), 1), ((3, 1), 5), ((2, 2), 0)])
@@ -246,6 +328,11 @@ def test_a_row_is_the_same_wherever_it_lies(backend: ElementwiseBackend) -> None
         lambda b: b.rms_norm(torch.ones(2, 8).double(), torch.ones(8), RmsNorm(1e-5, 0.0)),
         lambda b: b.rms_norm(torch.ones(2, 8), torch.ones(7), RmsNorm(1e-5, 0.0)),
         lambda b: b.gated(torch.ones(2, 8), torch.ones(3, 8), GateFunction.SILU),
+        lambda b: b.activated(torch.ones(2, 8).double(), UnaryFunction.GELU),
+        lambda b: b.layer_norm(torch.ones(2, 8), None, LayerNorm(torch.ones(7), None, 1e-5)),
+        lambda b: b.layer_norm(
+            torch.ones(2, 8), torch.ones(3, 8), LayerNorm(torch.ones(8), None, 1e-5)
+        ),
         lambda b: b.rotate(*_heads(tokens=3), Rotation(False, False)),
         lambda b: b.rotate(*_heads(width=32), Rotation(False, False)),
         lambda b: b.rotate(*_heads(key_dim=8), Rotation(False, False)),

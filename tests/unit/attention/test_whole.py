@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from lorax_shard.attention.backend import AttentionSpec
+from lorax_shard.attention.ragged import RaggedAttention, RaggedTileAttention, encoder_attention
 from lorax_shard.attention.whole import WholeAttention, split_rows
 
-HEADS, KV_HEADS, DIM = 4, 2, 8
+CPU = torch.device("cpu")
+HEADS, KV_HEADS = 4, 2
 
 
 def metadata(lens: list[int]) -> Any:
@@ -36,20 +38,74 @@ def alone(
     return torch.stack(heads, dim=1)
 
 
-@pytest.mark.parametrize("window", [None, 1, 4, 64])
-@pytest.mark.parametrize("seed", range(4))
-def test_each_row_sees_itself_alone(window: int | None, seed: int) -> None:
-    draw = random.Random(seed)
-    lens = [draw.choice([1, 2, 3, 3, 9, 17, 40, 41]) for _ in range(draw.randint(1, 20))]
+@pytest.fixture(params=[WholeAttention, RaggedAttention, RaggedTileAttention])
+def backend(request: pytest.FixtureRequest) -> WholeAttention:
+    if reason := request.param.probe(CPU, torch.float32):
+        pytest.skip(reason)
+    return request.param()
+
+
+def drawn(lens: list[int], dim: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Q, K and V as columns of one tensor, as stacked linears give them."""
+    heads = (HEADS, KV_HEADS, KV_HEADS)
     generator = torch.Generator().manual_seed(seed)
+    stacked = torch.randn(sum(lens), sum(heads) * dim, generator=generator)
     q, k, v = (
-        torch.randn(sum(lens), num, DIM, generator=generator) for num in (HEADS, KV_HEADS, KV_HEADS)
+        part.view(len(part), -1, dim)
+        for part in torch.split(stacked, [number * dim for number in heads], dim=-1)
     )
+    return q, k, v
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 64])
+@pytest.mark.parametrize("dim", [8, 16, 20, 32, 64, 128])
+@pytest.mark.parametrize("seed", range(4))
+def test_each_row_sees_itself_alone(
+    backend: WholeAttention, window: int | None, dim: int, seed: int
+) -> None:
+    draw = random.Random(seed)
+    some = [1, 2, 3, 3, 9, 17, 33, 40, 41, 64, 65, 150]
+    lens = [draw.choice(some) for _ in range(draw.randint(1, 20))]
+    q, k, v = drawn(lens, dim, seed)
     spec = AttentionSpec(scaling=0.3, window=window)
-    found = WholeAttention().attend(q, k, v, 0, spec, metadata(lens))
+    found = backend.attend(q, k, v, 0, spec, metadata(lens))
     rows = zip(*(torch.split(each, lens) for each in (q, k, v)), strict=True)
     wanted = torch.cat([alone(*row, window, 0.3) for row in rows])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_longer_than_a_span(backend: WholeAttention) -> None:
+    lens = [7, 1100, 600]
+    q, k, v = drawn(lens, 32, 0)
+    for window in (None, 70, 700):
+        found = backend.attend(q, k, v, 0, AttentionSpec(0.2, window), metadata(lens))
+        rows = zip(*(torch.split(each, lens) for each in (q, k, v)), strict=True)
+        wanted = torch.cat([alone(*row, window, 0.2) for row in rows])
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_number_stays_in_its_row(backend: WholeAttention) -> None:
+    lens = [40, 20, 70, 3]
+    q, k, v = drawn(lens, 32, 0)
+    spec = AttentionSpec(0.2)
+    clean = backend.attend(q, k, v, 0, spec, metadata(lens)).split(lens)
+    for each in (k, v):
+        each[lens[0] + 5] = math.nan
+        each[sum(lens[:2]) + 69] = math.inf
+    found = backend.attend(q, k, v, 0, spec, metadata(lens)).split(lens)
+    assert torch.equal(found[0], clean[0])
+    assert torch.equal(found[3], clean[3])
+    assert not found[1].isfinite().any()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    backend = encoder_attention(CPU, torch.float32)
+    if not isinstance(backend, RaggedAttention):
+        pytest.skip("no kernel is there")
+    q, k, v = drawn([3, 4], 8, 0)
+    for lens, key in (([3, 5], k), ([3, 4], k[:6]), ([3, 4], k.double()), ([3, 4], k[..., :4])):
+        with pytest.raises(ValueError, match="do not fit"):
+            backend.attend(q, key, v, 0, AttentionSpec(0.2), metadata(lens))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -12,7 +12,9 @@ from tests.helpers.encoder_models import ENCODERS, make_tiny_encoder
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.attention import whole
+from lorax_shard.attention import ragged, whole
+from lorax_shard.attention.cpp import StepRows
+from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.model.encoder import EncoderModel
 from lorax_shard.model.loader import load_paged_model
 
@@ -49,10 +51,14 @@ def test_a_window_that_is_ignored_is_found(
     folder = make_tiny_encoder(
         "modernbert", tmp_path, local_attention=window, max_position_embeddings=2048
     )
-    mask_of = whole._mask
-    monkeypatch.setattr(
-        whole, "_mask", lambda number, group, window, *others: mask_of(number, group, None, *others)
-    )
+    for backend in (ragged.RaggedAttention, whole.WholeAttention):
+        attend = backend.attend
+
+        def without(*args, attend=attend):
+            *before, spec, metadata = args
+            return attend(*before, spec._replace(window=None), metadata)
+
+        monkeypatch.setattr(backend, "attend", without)
     assert ("on a miniature" in str(refusal_of(folder))) == (window == max(WINDOWS))
 
 
@@ -78,15 +84,22 @@ def test_attention_over_all_rows_is_found(
     folder = make_tiny_encoder(family, tmp_path)
 
     def one_row(metadata):
+        rows, num = StepRows(), [sum(metadata.query_lens)]
+        rows.fill(num, num, None)
+        metadata.scratch["one row"] = rows
+        return rows
+
+    def one_group(metadata):
         num = sum(metadata.query_lens)
         return [whole._Group(1, num, slice(0, num), None, None)]
 
-    monkeypatch.setattr(whole, "_groups", one_row)
+    monkeypatch.setattr(ragged, "_rows_of", one_row)
+    monkeypatch.setattr(whole, "_groups", one_group)
     refusal_of(folder)
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("attention_backend", "sdpa"), ("elementwise_backend", "cpp")]
+    ("option", "name"), [("attention_backend", "sdpa"), ("elementwise_backend", "triton")]
 )
 def test_a_named_backend_of_decoders_is_refused(option: str, name: str, tmp_path: Path) -> None:
     folder = make_tiny_encoder("bert", tmp_path)
@@ -98,4 +111,5 @@ def test_a_named_backend_of_decoders_is_refused(option: str, name: str, tmp_path
 def test_a_backend_that_is_what_encoders_have_is_taken(tmp_path: Path) -> None:
     config = replace(config_of(make_tiny_encoder("bert", tmp_path)), elementwise_backend="torch")
     paged = load_paged_model(config)
-    assert (paged.attention_backend, paged.elementwise_backend) == ("whole", "torch")
+    own = encoder_attention(torch.device("cpu"), torch.float32)
+    assert (paged.attention_backend, paged.elementwise_backend) == (own.name, "torch")

@@ -1,0 +1,103 @@
+"""Attention of encoders on a CPU: the kernel of ``attend.cpp``, over rows that a step has whole."""
+
+from __future__ import annotations
+
+import torch
+
+from lorax_shard.attention.backend import AttentionSpec, StepMetadata
+from lorax_shard.attention.cpp import (
+    PACK_ATTEND,
+    CppAttention,
+    StepRows,
+    TileAttention,
+    attend_kernel,
+    numbers_together,
+)
+from lorax_shard.attention.whole import WholeAttention
+
+_ROWS = "ragged.rows"
+# Longer than any row: K and V of one lie together.
+_ONE_BLOCK = 1 << 32
+
+
+class RaggedAttention(WholeAttention):
+    """The same kernel over rows that a step has whole: K and V are read where the model put them.
+
+    No row is filled up, and nothing is copied.
+    """
+
+    name = "ragged"
+    _function = "lorax_attend"
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why the kernel cannot be built or loaded here, or None."""
+        return CppAttention.probe(device, dtype)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        spec: AttentionSpec,
+        metadata: StepMetadata,
+    ) -> torch.Tensor:
+        """Return the attention of each row over itself; a window reaches as far ahead as back."""
+        query, key, value = numbers_together(query), _heads_together(key), _heads_together(value)
+        num_tokens, num_heads, key_dim = query.shape
+        _, num_kv_heads, value_dim = value.shape
+        if not (
+            query.dtype is key.dtype is value.dtype is torch.float32
+            and key.shape == (num_tokens, num_kv_heads, key_dim)
+            and num_tokens == len(value) == sum(metadata.query_lens)
+        ):
+            shapes = (tuple(each.shape) for each in (query, key, value))
+            raise ValueError(f"Q, K and V do not fit: {', '.join(map(str, shapes))}")
+        output = query.new_empty(num_tokens, num_heads, value_dim)
+        attend_kernel(self._function)(
+            PACK_ATTEND(
+                query.data_ptr(), query.stride(0), query.stride(1),
+                key.data_ptr(), value.data_ptr(), key.stride(0), value.stride(0),
+                output.data_ptr(), num_heads * value_dim,
+                num_heads, num_kv_heads, key_dim, value_dim, _ONE_BLOCK,
+                spec.scaling, spec.window or 0, 0, spec.softcap or 0.0, 0,
+                torch.get_num_threads(), _rows_of(metadata).address,
+            )
+        )  # fmt: skip
+        return output
+
+
+class RaggedTileAttention(RaggedAttention):
+    """The same, with rows of many tokens on matrix tiles (AMX)."""
+
+    name = "ragged_tiles"
+    _function = "lorax_attend_on_tiles"
+
+    @classmethod
+    def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """It needs what ``tiles`` needs."""
+        return TileAttention.probe(device, dtype)
+
+
+def encoder_attention(device: torch.device, dtype: torch.dtype) -> WholeAttention:
+    """Return what computes the attention of encoders best here."""
+    for backend in (RaggedTileAttention, RaggedAttention):
+        if backend.probe(device, dtype) is None:
+            return backend()
+    return WholeAttention()
+
+
+def _rows_of(metadata: StepMetadata) -> StepRows:
+    """Return what the kernel is told of the rows; made in the first layer of a step."""
+    if _ROWS not in metadata.scratch:
+        rows = StepRows()
+        rows.fill(metadata.query_lens, metadata.query_lens, None)
+        metadata.scratch[_ROWS] = rows
+    found: StepRows = metadata.scratch[_ROWS]
+    return found
+
+
+def _heads_together(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose heads lie one behind the other in each token."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
