@@ -27,6 +27,11 @@ class TextToEncode:
     # Whether is told where each token stands in the text; of one text.
     with_spans: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is asked but the ids of one text that is not cut."""
+        return self.second is None and self.cut_to is None and not self.with_spans
+
 
 class EncodedText(NamedTuple):
     """The tokens of texts."""
@@ -36,6 +41,14 @@ class EncodedText(NamedTuple):
     second_start: int = 0
     # By token, from which character of the text to which; empty of those around the text.
     spans: list[Span] | None = None
+
+
+def encode_plain(
+    tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool
+) -> list[EncodedText]:
+    """Return the tokens of texts of which nothing else is asked, in one call of the library's."""
+    found = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+    return [EncodedText(each.ids) for each in found]
 
 
 def encode(tokenizer: Tokenizer, asked: TextToEncode) -> EncodedText:

@@ -70,6 +70,89 @@ def test_a_panic_of_the_library_becomes_an_error():
     pool.close()
 
 
+class Counting:
+    """A tokenizer that counts its calls, and panics over a text."""
+
+    def __init__(self, poison: str = "") -> None:
+        self._own, self._poison = word_tokenizer(), poison
+        self.batches: list[list[str]] = []
+
+    def encode_batch_fast(self, texts: list[str], **how: bool):
+        self.batches.append(texts)
+        if self._poison in texts:
+            raise PanicException("index out of range")
+        return self._own.encode_batch_fast(texts, **how)
+
+
+class PanicException(BaseException):
+    """As the Rust library raises it."""
+
+
+def encoded(pool: TokenizerPool, asked: list[TextToEncode]) -> list[object]:
+    async def run() -> list[object]:
+        return await asyncio.gather(*map(pool.encode, asked), return_exceptions=True)
+
+    found = asyncio.run(run())
+    pool.close()
+    return found
+
+
+def test_texts_that_come_together_are_tokenized_together():
+    tokenizer = Counting()
+    texts = [f"w{number}" for number in range(9)]
+    asked = [TextToEncode(each) for each in texts]
+    asked += [TextToEncode("w1", add_special_tokens=False), TextToEncode("w1 w2 w3", cut_to=2)]
+    tokenizer.post_process = tokenizer._own.post_process
+    tokenizer.num_special_tokens_to_add = tokenizer._own.num_special_tokens_to_add
+    found = encoded(TokenizerPool(tokenizer, 1), asked)
+    assert [each.ids for each in found] == [*([900, n] for n in range(9)), [1], [900, 1]]
+    assert tokenizer.batches[0] == texts
+    assert len(tokenizer.batches) == 3
+
+
+def test_a_text_that_cannot_be_tokenized_ends_no_other():
+    found = encoded(TokenizerPool(Counting("w3"), 1), [TextToEncode(f"w{n}") for n in range(5)])
+    assert [each.ids for n, each in enumerate(found) if n != 3] == [[900, n] for n in (0, 1, 2, 4)]
+    assert isinstance(found[3], LoraxError)
+    assert "index" not in found[3].public
+
+
+def test_a_long_text_is_no_part_of_others():
+    tokenizer = Counting()
+    long = "w1 " * 4000
+    encoded(TokenizerPool(tokenizer, 1), [TextToEncode(each) for each in ("w1", long, "w2")])
+    assert tokenizer.batches == [["w1", "w2"], [long]]
+
+
+def test_who_waits_no_longer_is_left_out():
+    async def run() -> None:
+        gate = threading.Event()
+        held = asyncio.ensure_future(pool.run(gate.wait))
+        given_up = asyncio.ensure_future(pool.encode(TextToEncode("w1")))
+        kept = asyncio.ensure_future(pool.encode(TextToEncode("w2")))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        assert (await kept).ids == [900, 2]
+        assert given_up.cancelled()
+        await held
+
+    pool = TokenizerPool(word_tokenizer(), 1)
+    asyncio.run(run())
+    pool.close()
+
+
+def test_closed_threads_refuse_texts():
+    async def run() -> None:
+        pool.close()
+        with pytest.raises(RuntimeError):
+            await pool.encode(TextToEncode("w1"))
+
+    pool = TokenizerPool(word_tokenizer(), 1)
+    asyncio.run(run())
+
+
 def test_settings_of_the_file_do_not_cut_prompts(tmp_path):
     tokenizer = word_tokenizer()
     tokenizer.enable_truncation(3)
