@@ -6,8 +6,22 @@ import ipaddress
 import json
 import shlex
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+_QUESTION = "What is the capital of France?"
+# By what a model does, the best first: where it is asked, and what.
+_EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "generate": (
+        "/generate",
+        {
+            "inputs": _QUESTION,
+            "parameters": {"max_new_tokens": 32, "apply_chat_template": True},
+        },
+    ),
+    "classify": ("/classify", {"inputs": "I loved it"}),
+    "embed": ("/embed", {"inputs": _QUESTION}),
+}
 _EVERYWHERE = {"0.0.0.0": "localhost", "::": "[::1]"}
 
 
@@ -19,22 +33,21 @@ def ready_lines(
     admin: Sequence[str] = (),
     has_keys: bool = False,
     metrics: str | None = None,
+    tasks: Sequence[str] = ("generate",),
 ) -> list[str]:
-    """Return the ready line: who may call, where it is managed, and a question to copy.
+    """Return the ready line: who may call, where it is managed, and a request to copy.
 
     ``origins`` are those whose pages may call, ``admin`` the addresses of the management,
-    ``metrics`` is where the metrics are alone.
+    ``metrics`` is where the metrics are alone, ``tasks`` are what the model does, as ``/info`` has
+    them.
     """
     keys = ", with a key" if has_keys else ""
     callers = f"{_callers(url)}{keys}, {_pages(origins)}"
     url = reachable(url)
-    body = {
-        "inputs": "What is the capital of France?",
-        "parameters": {"max_new_tokens": 32, "apply_chat_template": True},
-    }
+    path, body = next(each for task, each in _EXAMPLES.items() if task in (*tasks, "embed"))
     key = '-H "Authorization: Bearer $LORAX_API_KEY" ' if has_keys else ""
     curl = (
-        f"curl {shlex.quote(url + '/generate')} {key}-H 'Content-Type: application/json' "
+        f"curl {shlex.quote(url + path)} {key}-H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body))}"
     )
     beside = [f"Adapters are managed {_how(address)}" for address in admin]

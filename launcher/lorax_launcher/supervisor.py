@@ -156,6 +156,7 @@ class Supervisor:
             admin=admin,
             has_keys=_has_keys(router),
             metrics=facts.get("metrics"),
+            tasks=facts.get("tasks") or ("generate",),
         )
         start = self._times.report()
         self._console.info(f"started in {start['total_s']:.1f} s", event="start_times", start=start)

@@ -301,7 +301,7 @@ async def _serve_clients(
         ports = listeners.ports()
         if grpc_server is not None:
             ports["grpc_port"] = grpc_server.port
-        _say_ready(config, listeners, ports, clock)
+        _say_ready(config, listeners, {"ports": ports, "tasks": parts.info.tasks}, clock)
         await stopper.wait()
         if grpc_server is not None:
             grpc_server.stop_admitting()
@@ -353,7 +353,7 @@ async def _start_grpc(
 
 
 def _say_ready(
-    config: RouterConfig, listeners: Listeners, ports: Mapping[str, int], clock: StartClock
+    config: RouterConfig, listeners: Listeners, told: Mapping[str, Any], clock: StartClock
 ) -> None:
     url, admin = listeners.url, listeners.admin_addresses()
     fields = {"event": "ready", "url": url, "admin": admin, "model_id": config.model_id}
@@ -362,8 +362,8 @@ def _say_ready(
     logger.info("ready on %s", url, extra={"fields": fields})
     if config.playground:
         logger.info("the playground is at %s/playground", url)
-    told = {"url": url, "admin": admin, "metrics": listeners.metrics_url, "pid": os.getpid()}
-    announce_ready(config.ready_fd, {**told, "ports": ports, "parts": clock.parts})
+    own = {"url": url, "admin": admin, "metrics": listeners.metrics_url, "pid": os.getpid()}
+    announce_ready(config.ready_fd, {**own, **told, "parts": clock.parts})
 
 
 async def _drain(config: RouterConfig, parts: Parts) -> None:

@@ -168,6 +168,21 @@ def test_the_ready_line_and_its_request() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tasks", "path"),
+    [
+        (["generate", "embed"], "/generate"),
+        (["generate", "embed", "classify"], "/generate"),
+        (["embed"], "/embed"),
+        (["embed", "classify"], "/classify"),
+    ],
+)
+def test_the_request_to_copy_is_one_that_the_model_answers(tasks: list[str], path: str) -> None:
+    curl = ready_lines("http://0.0.0.0:3000", "org/name", tasks=tasks)[-1]
+    assert curl.startswith(f"curl http://localhost:3000{path} ")
+    assert json.loads(curl.split("-d ")[1].strip("'"))["inputs"]
+
+
+@pytest.mark.parametrize(
     ("url", "origins", "words"),
     [
         ("http://127.0.0.1:3000", [], "(this machine only, no pages of other origins)"),
