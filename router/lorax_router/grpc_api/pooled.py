@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.pooling import Pooling
+from lorax_contract.pooling import Pooling, ScoreKind
 from lorax_contract.step import OutputKind
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.grpc_api.errors import FIELDS
@@ -100,12 +100,12 @@ def classify_response(
         usage=_usage(result),
         timings=timings_of(result.timings, result.adapter),
     )
-    raw = request.raw_scores
+    scale = ScoreKind.NUMBERS if request.raw_scores else None
     if head_of(result).classifies_tokens:
-        for entity in entities_of(result, request.text, raw=raw):
+        for entity in entities_of(result, request.text, scale):
             response.entities.add(**asdict(entity))
     else:
-        for label in labels_of(result, raw=raw):
+        for label in labels_of(result, scale):
             response.labels.add(**label._asdict())
     return response
 

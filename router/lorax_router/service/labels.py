@@ -52,11 +52,11 @@ class _Piece:
     end: int
 
 
-def scores_of(result: GenerateResult, *, raw: bool = False) -> Scores:
+def scores_of(result: GenerateResult, scale: ScoreKind | None = None) -> Scores:
     """Return the scores by label, of each token (n x k) where the head classifies tokens, else k.
 
-    They are probabilities, unless the head gives numbers of another kind or they are wanted ``raw``,
-    as the head gives them. GenerationError: they are not what the head should give.
+    They are probabilities, unless the head gives numbers of another kind or another ``scale`` is
+    wanted. GenerationError: they are not what the head should give.
     """
     import numpy as np
 
@@ -69,7 +69,7 @@ def scores_of(result: GenerateResult, *, raw: bool = False) -> Scores:
         raise GenerationError(text, public="")
     if head.classifies_tokens:
         scores = scores.reshape(num_rows, num_labels)
-    return scores if raw else _probabilities(scores, head)
+    return _scaled(scores, _scale_of(head) if scale is None else scale)
 
 
 def head_of(result: GenerateResult) -> HeadFacts:
@@ -79,10 +79,10 @@ def head_of(result: GenerateResult) -> HeadFacts:
     return result.head
 
 
-def labels_of(result: GenerateResult, *, raw: bool = False) -> list[Label]:
+def labels_of(result: GenerateResult, scale: ScoreKind | None = None) -> list[Label]:
     """Return all labels of a text, best first; ValidationError if its tokens were classified."""
     head = text_head(head_of(result))
-    scores = scores_of(result, raw=raw)
+    scores = scores_of(result, scale)
     labels = map(Label, head.labels, scores.tolist())
     return sorted(labels, key=lambda each: each.score, reverse=True)
 
@@ -97,10 +97,10 @@ def text_head(head: HeadFacts) -> HeadFacts:
     return head
 
 
-def relevance_of(result: GenerateResult, *, raw: bool = False) -> float:
+def relevance_of(result: GenerateResult, scale: ScoreKind | None = None) -> float:
     """Return the one score of a head that compares two texts; see ``check_compares``."""
     check_compares(head_of(result))
-    return float(scores_of(result, raw=raw)[0])
+    return float(scores_of(result, scale)[0])
 
 
 def check_compares(head: HeadFacts) -> None:
@@ -113,13 +113,13 @@ def check_compares(head: HeadFacts) -> None:
         )
 
 
-def entities_of(result: GenerateResult, text: str, *, raw: bool = False) -> list[Entity]:
+def entities_of(result: GenerateResult, text: str, scale: ScoreKind | None = None) -> list[Entity]:
     """Return what a head for tokens named in a text, in its order.
 
     Labels may say where an entity begins (B-PER, I-PER): tokens one behind the other are one entity
     unless the next begins one, or is of another kind.
     """
-    pieces = _merged(_tokens(result, raw=raw))
+    pieces = _merged(_tokens(result, scale))
     named = [piece for piece in pieces if piece.group != OUTSIDE]
     places = _byte_offsets(text, named)
     return [
@@ -134,21 +134,27 @@ def entities_of(result: GenerateResult, text: str, *, raw: bool = False) -> list
     ]
 
 
-def _probabilities(scores: Scores, head: HeadFacts) -> Scores:
+def _scale_of(head: HeadFacts) -> ScoreKind:
+    """Return how a head's own scores become what clients get."""
+    # Of one label alone the softmax would be 1, whatever its score is.
+    is_alone = head.scores is ScoreKind.ONE_OF and len(head.labels) == 1
+    return ScoreKind.ANY_OF if is_alone else head.scores
+
+
+def _scaled(scores: Scores, scale: ScoreKind) -> Scores:
     import numpy as np
 
-    if head.scores is ScoreKind.NUMBERS:
+    if scale is ScoreKind.NUMBERS:
         return scores
-    if head.scores is ScoreKind.ANY_OF or len(head.labels) == 1:
-        # Of one label alone the softmax would be 1, whatever its score is.
+    if scale is ScoreKind.ANY_OF:
         return np.exp(-np.logaddexp(0.0, -scores))
     exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
 
 
-def _tokens(result: GenerateResult, *, raw: bool) -> Iterator[tuple[bool, _Piece]]:
+def _tokens(result: GenerateResult, scale: ScoreKind | None) -> Iterator[tuple[bool, _Piece]]:
     """Yield whether an entity begins with it, and the piece, of each token that is of the text."""
-    scores, labels = scores_of(result, raw=raw), head_of(result).labels
+    scores, labels = scores_of(result, scale), head_of(result).labels
     if scores.ndim != 2 or result.spans is None:
         raise ValidationError("the classification head is one for whole texts, not for tokens")
     best = scores.argmax(axis=1).tolist()

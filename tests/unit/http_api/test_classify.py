@@ -76,6 +76,47 @@ def test_a_text_has_its_labels_best_first(
     scene()
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"top_k": 2}, SHARES[:2]),
+        ({"top_k": 9}, SHARES),
+        ({"function_to_apply": "softmax"}, SHARES),
+        (
+            {"function_to_apply": "sigmoid"},
+            [("good", 5 / 6), ("fair", 2 / 3), ("bad", 1 / 2)],
+        ),
+        (
+            {"function_to_apply": "none", "top_k": 1},
+            [("good", SCORES[2])],
+        ),
+    ],
+)
+def test_hugging_face_s_clients_say_which_labels(
+    inside: bool, asked: dict[str, Any], expected: list[tuple[str, float]]
+) -> None:
+    @in_loop
+    async def scene() -> None:
+        body = {"parameters": asked} if inside else asked
+        for path in ("/classify", "/predict"):
+            found = await answered(judge(), path, inputs="w1 w2", **body)
+            assert found == labelled(expected)
+        (found,) = await answered(judge(), "/classify_batch", inputs=["w1"], **body)
+        assert found == labelled(expected)
+
+    scene()
+
+
+@in_loop
+async def test_a_function_is_applied_to_what_tokens_score() -> None:
+    (found,) = await answered(tagger(1), "/classify", inputs="w1", function_to_apply="none")
+    assert found["score"] == pytest.approx(1.0986123)
+    refused = await tagger(1).post("/classify", inputs="w1", top_k=1)
+    assert refused.status_code == 422
+    assert "`top_k` is for labels of whole texts" in refused.text
+
+
 @in_loop
 async def test_entities_are_tokens_of_one_kind_one_behind_the_other() -> None:
     #        é (unknown), w1: one person; w2: another one; w3: none; w4: a place; w5: a person
@@ -193,6 +234,20 @@ async def test_a_text_is_cut_where_that_is_asked_for() -> None:
         ("/classify", {}, "send the text as `inputs`"),
         ("/classify", {"inputs": "w1", "input": "w1"}, "and not both"),
         ("/classify", {"inputs": "w1", "truncation_direction": "left"}, "truncation_direction"),
+        ("/classify", {"inputs": "w1", "top_k": 0}, "`top_k` must be at least 1, got 0"),
+        ("/predict", {"inputs": "w1", "parameters": {"top_k": 0}}, "`top_k` must be at least 1"),
+        (
+            "/predict",
+            {"inputs": "w1", "top_k": 1, "parameters": {"top_k": 1}},
+            "beside `parameters`",
+        ),
+        ("/classify", {"inputs": "w1", "function_to_apply": "tanh"}, "function_to_apply"),
+        (
+            "/classify",
+            {"inputs": "w1", "function_to_apply": "none", "raw_scores": True},
+            "send one of them",
+        ),
+        ("/classify", {"input": "w1", "top_k": 1}, "of `input` all labels are told"),
         ("/classify_batch", {"inputs": []}, "`inputs` must not be empty"),
         ("/classify_batch", {"inputs": ["w1", ""]}, "number 1 is one"),
         ("/classify_batch", {"inputs": ["w1"] * 2049}, "at most 2048 texts"),

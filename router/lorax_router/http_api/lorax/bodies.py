@@ -151,6 +151,12 @@ class EmbedParametersBody(StrictBody):
     api_token: str | None = None
     """Token for private adapters; the Bearer token of the request if absent."""
 
+    @property
+    def names_any(self) -> bool:
+        """Whether a field is said that names an adapter, or belongs to one."""
+        own = (self.adapter_id, self.adapter_source, self.merged_adapters, self.api_token)
+        return any(each is not None for each in own)
+
     def to_domain(self, bearer_token: str | None) -> GenerateParameters:
         """Return the service's value."""
         return ParametersBody.model_validate(said(self)).to_domain(bearer_token)

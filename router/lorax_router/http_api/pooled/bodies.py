@@ -11,10 +11,11 @@ from typing import Any, Literal
 from starlette.requests import Request
 
 from lorax_contract.errors import ValidationError
+from lorax_contract.pooling import ScoreKind
 from lorax_contract.step import OutputKind
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.cutting import cut_to
-from lorax_router.http_api.json_body import Integer, Items, StrictBody, bearer_token
+from lorax_router.http_api.json_body import Integer, Items, StrictBody, bearer_token, said
 from lorax_router.http_api.lorax.bodies import EmbedParametersBody
 from lorax_router.http_api.model_body import ModelBody
 from lorax_router.http_api.terms_headers import with_terms
@@ -23,6 +24,14 @@ from lorax_router.service.requests import GenerateParameters
 
 # As many as OpenAI takes of texts to embed.
 MAX_TEXTS = 2048
+
+ScoreFunction = Literal["sigmoid", "softmax", "none"]
+_SCALES = {
+    "softmax": ScoreKind.ONE_OF,
+    "sigmoid": ScoreKind.ANY_OF,
+    "none": ScoreKind.NUMBERS,
+}
+_OF_LABELS = ("top_k", "function_to_apply")
 
 
 class PooledBody(ModelBody):
@@ -47,7 +56,7 @@ class PooledBody(ModelBody):
             cut_to=0 if self.truncate and most is None else most,
             priority=self.priority,
         )
-        if self.parameters is None:
+        if self.parameters is None or not self.parameters.names_any:
             return calls.named(request, self, own)
         if self.adapter_id or calls.models.resolve(self.model, self.adapter_source).adapter_id:
             raise ValidationError("`parameters` and `model` name an adapter each; send one of them")
@@ -70,9 +79,65 @@ class ScoredBody(PooledBody):
     """vLLM's name for the opposite."""
 
     @property
-    def is_raw(self) -> bool:
-        """Whether scores are wanted as the head gives them."""
-        return bool(self.raw_scores) or self.activation is False
+    def scale(self) -> ScoreKind | None:
+        """What is made of the head's scores; None: what the model says."""
+        is_raw = bool(self.raw_scores) or self.activation is False
+        return ScoreKind.NUMBERS if is_raw else None
+
+
+class LabelParametersBody(EmbedParametersBody):
+    """With which adapter a text is classified, and which labels are told."""
+
+    top_k: Integer | None = None
+    """As `top_k` beside `inputs`."""
+    function_to_apply: ScoreFunction | None = None
+    """As `function_to_apply` beside `inputs`."""
+
+    def to_domain(self, bearer_token: str | None) -> GenerateParameters:
+        """Return the service's value."""
+        own = {name: value for name, value in said(self).items() if name not in _OF_LABELS}
+        return EmbedParametersBody.model_validate(own).to_domain(bearer_token)
+
+
+class LabelBody(ScoredBody):
+    """With which labels."""
+
+    parameters: LabelParametersBody | None = None
+    """LoRAX's way to name an adapter, and where Hugging Face's clients put what they ask for."""
+    top_k: Integer | None = None
+    """Hugging Face's: the best so many labels only; all if absent."""
+    function_to_apply: ScoreFunction | None = None
+    """Hugging Face's: what is made of the head's scores; as the model says if absent."""
+
+    @property
+    def most(self) -> int | None:
+        """How many labels are wanted; None: all."""
+        most: int | None = self._either("top_k")
+        return most
+
+    @property
+    def scale(self) -> ScoreKind | None:
+        """What is made of the head's scores; None: what the model says."""
+        function: str | None = self._either("function_to_apply")
+        return super().scale if function is None else _SCALES[function]
+
+    def check_labels(self) -> None:
+        """Raise ValidationError for labels that contradict each other or are none."""
+        if self.most is not None and self.most < 1:
+            raise ValidationError(f"`top_k` must be at least 1, got {self.most}")
+        is_said = self.raw_scores is not None or self.activation is not None
+        if is_said and self._either("function_to_apply") is not None:
+            raise ValidationError(
+                "`function_to_apply` says what `raw_scores` and `activation` say; send one of them"
+            )
+
+    def _either(self, name: str) -> Any:
+        """Return a field that may stand in `parameters` as well."""
+        inner = None if self.parameters is None else getattr(self.parameters, name)
+        outer = getattr(self, name)
+        if inner is not None and outer is not None:
+            raise ValidationError(f"`{name}` stands beside `parameters` and in it; send one")
+        return inner if outer is None else outer
 
 
 class EmbedBody(PooledBody):
@@ -106,7 +171,7 @@ class EmbedBody(PooledBody):
         return [self.inputs] if isinstance(self.inputs, str) else texts_of("inputs", self.inputs)
 
 
-class ClassifyBody(ScoredBody):
+class ClassifyBody(LabelBody):
     """A text to classify; in vLLM's words several."""
 
     inputs: str | None = None
@@ -123,10 +188,14 @@ class ClassifyBody(ScoredBody):
             raise ValidationError("send the text as `inputs`, or texts as `input`, and not both")
         if self.inputs is not None:
             return [self.inputs]
+        if self.most is not None:
+            raise ValidationError(
+                "`top_k` is for texts that are sent as `inputs`: of `input` all labels are told"
+            )
         return texts_of("input", [self.input] if isinstance(self.input, str) else self.input)
 
 
-class ClassifyBatchBody(ScoredBody):
+class ClassifyBatchBody(LabelBody):
     """Texts to classify."""
 
     inputs: Items[str]
@@ -138,7 +207,7 @@ class ClassifyBatchBody(ScoredBody):
         return texts_of("inputs", self.inputs)
 
 
-class PredictBody(ScoredBody):
+class PredictBody(LabelBody):
     """A text or a pair of texts to classify, or several of them."""
 
     inputs: str | Items[str] | Items[Items[str]]

@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
@@ -24,7 +25,7 @@ from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.pooled.bodies import (
     ClassifyBatchBody,
     ClassifyBody,
-    PooledBody,
+    LabelBody,
     PredictBody,
 )
 from lorax_router.http_api.pooled.schemas import (
@@ -99,9 +100,9 @@ class ClassifyRoutes:
         except ClientGoneError:
             return Response()
         if body.input is None:
-            answer = _said(results[0], texts[0], raw=body.is_raw)
+            answer = _said(body, results[0], texts[0])
             return json_response(answer, headers=mean_times(results))
-        return json_response(self._vllm_document(body.is_raw, body.model, results))
+        return json_response(self._vllm_document(body, body.model, results))
 
     async def classify_batch(self, request: Request) -> Response:
         """Answer with what the head says of each text, in their order."""
@@ -114,7 +115,7 @@ class ClassifyRoutes:
         except ClientGoneError:
             return Response()
         answers = zip(results, texts, strict=True)
-        said = [_said(result, text, raw=body.is_raw) for result, text in answers]
+        said = [_said(body, result, text) for result, text in answers]
         return json_response(said, headers=mean_times(results))
 
     async def predict(self, request: Request) -> Response:
@@ -126,12 +127,13 @@ class ClassifyRoutes:
             results = await self._calls.generate(request, body, requests, AT_ONCE)
         except ClientGoneError:
             return Response()
-        answers = [_labels(result, raw=body.is_raw) for result in results]
+        answers = [_labels(body, result) for result in results]
         return json_response(answers if body.is_batch else answers[0])
 
     def _requests(
-        self, request: Request, body: PooledBody, texts: Sequence[tuple[str, str | None]]
+        self, request: Request, body: LabelBody, texts: Sequence[tuple[str, str | None]]
     ) -> list[GenerateRequest]:
+        body.check_labels()
         parameters = body.asked(self._calls, request, OutputKind.SCORES)
         return [
             GenerateRequest(
@@ -146,12 +148,12 @@ class ClassifyRoutes:
     def _of_adapter(self, body: ClassifyBody, adapter: str, results: list[GenerateResult]) -> Json:
         """Return the answer for one of several adapters."""
         if body.inputs is None:
-            return self._vllm_document(body.is_raw, adapter, results)
+            return self._vllm_document(body, adapter, results)
         kind = "entities" if head_of(results[0]).classifies_tokens else "labels"
-        return {kind: _said(results[0], body.inputs, raw=body.is_raw)}
+        return {kind: _said(body, results[0], body.inputs)}
 
     def _vllm_document(
-        self, is_raw: bool, model: str | None, results: Sequence[GenerateResult]
+        self, body: LabelBody, model: str | None, results: Sequence[GenerateResult]
     ) -> Json:
         return {
             "id": f"classify-{uuid.uuid4().hex}",
@@ -159,18 +161,23 @@ class ClassifyRoutes:
             "created": int(time.time()),
             "model": self._calls.models.shown(model),
             "data": [
-                {"index": index, **_classified(result, raw=is_raw)}
+                {"index": index, **_classified(body, result)}
                 for index, result in enumerate(results)
             ],
             "usage": usage_of(sum(result.num_prompt_tokens for result in results)),
         }
 
 
-def _said(result: GenerateResult, text: str, *, raw: bool) -> list[Json]:
+def _said(body: LabelBody, result: GenerateResult, text: str) -> list[Json]:
     """Return what a head says of a text: entities of one for tokens, else labels."""
-    if head_of(result).classifies_tokens:
-        return [asdict(entity) for entity in entities_of(result, text, raw=raw)]
-    return _labels(result, raw=raw)
+    if not head_of(result).classifies_tokens:
+        return _labels(body, result)
+    if body.most is not None:
+        raise ValidationError(
+            "`top_k` is for labels of whole texts, and this classification head is one for tokens; "
+            "leave it out"
+        )
+    return [asdict(entity) for entity in entities_of(result, text, body.scale)]
 
 
 def mean_times(results: Sequence[GenerateResult]) -> dict[str, str]:
@@ -190,12 +197,12 @@ def usage_of(num_tokens: int) -> Json:
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
 
 
-def _labels(result: GenerateResult, *, raw: bool) -> list[Json]:
-    return [label._asdict() for label in labels_of(result, raw=raw)]
+def _labels(body: LabelBody, result: GenerateResult) -> list[Json]:
+    return [label._asdict() for label in labels_of(result, body.scale)[: body.most]]
 
 
-def _classified(result: GenerateResult, *, raw: bool) -> Json:
+def _classified(body: LabelBody, result: GenerateResult) -> Json:
     head = text_head(head_of(result))
-    scores = scores_of(result, raw=raw)
+    scores = scores_of(result, body.scale)
     label = head.labels[int(scores.argmax())]
     return {"label": label, "probs": scores.tolist(), "num_classes": len(head.labels)}

@@ -68,7 +68,7 @@ class Comparing:
         scoring = replace(parameters, output=OutputKind.SCORES)
         asked = [self._asked(request, scoring, *pair) for pair in pairs]
         results = await self._calls.generate(request, body, asked, AT_ONCE)
-        scores = [relevance_of(result, raw=body.is_raw) for result in results]
+        scores = [relevance_of(result, body.scale) for result in results]
         return Compared(scores, _num_tokens(results))
 
     async def _by_vectors(
