@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.lora import DTYPES, Asked, Decode, Turns, figures, load_model, show, show_head
+from bench.lora import DTYPES, AdaptersOfStep, Decode, Turns, figures, load_model, show, show_head
 from tests.helpers.tiny_models import make_tiny_model
 
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
@@ -100,7 +100,9 @@ def main() -> None:
     for rows, adapters in CASES:
         decode, slots = Decode(model, rows), list(range(adapters))
         num_bytes = routed_bytes(model, decode, slots, of_expert)
-        found.append(figures(turns, decode, slots, Asked(dtype, arguments.rank, num_bytes)))
+        found.append(
+            figures(turns, decode, slots, AdaptersOfStep(dtype, arguments.rank, num_bytes))
+        )
         show(found[-1])
     if arguments.json:
         cases = {"cases": [each._asdict() for each in found]}

@@ -149,7 +149,7 @@ class AddedByAdapters(NamedTuple):
     asked: float
 
 
-class Asked(NamedTuple):
+class AdaptersOfStep(NamedTuple):
     """What adapters of a step have in common, and the bytes of theirs that it reads."""
 
     dtype: torch.dtype
@@ -158,7 +158,7 @@ class Asked(NamedTuple):
 
 
 def figures(
-    turns: Turns, decode: Decode, slots: list[int], asked: Asked, *, best: bool = False
+    turns: Turns, decode: Decode, slots: list[int], asked: AdaptersOfStep, *, best: bool = False
 ) -> AddedByAdapters:
     """Measure one case."""
     without, adapted, reading = turns.take(decode.run, lambda: decode.run(slots), turns.data.sum)
@@ -228,7 +228,7 @@ def main() -> None:
                 lora.load(slot, prepared)
             for rows, adapters in cases:
                 decode, slots = Decode(model, rows), list(range(adapters))
-                asked = Asked(DTYPES[name], rank, adapters * prepared.nbytes)
+                asked = AdaptersOfStep(DTYPES[name], rank, adapters * prepared.nbytes)
                 line = figures(turns, decode, slots, asked, best=arguments.best)
                 found.append(line)
                 show(line)

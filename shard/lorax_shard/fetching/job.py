@@ -84,10 +84,13 @@ class Verifier:
     function: Verify
     context: Mapping[str, Any]
     key: str
+    # Told of the folder before anything in it is read.
+    before: Callable[[Path], None] = lambda _folder: None
 
     def judge(self, ref: AdapterRef, folder: Path, target: Path) -> dict[str, Any]:
         """Return the facts of the adapter in ``folder``; raises AdapterUnavailableError."""
         try:
+            self.before(folder)
             return dict(self.function(folder, target, self.context))
         except AdapterUnavailableError:
             raise

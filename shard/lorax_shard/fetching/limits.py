@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorax_contract import confine
 
@@ -15,7 +16,7 @@ _OPEN_FILES = 256
 class ProcessLimits:
     """Resources of one fetch."""
 
-    # On top of what the process occupies when the fetch begins.
+    # On top of what the process occupies when the fetch begins, and of the adapter's own files.
     memory_bytes: int = 2 << 30
     cpu_s: int = 300
     # From the beginning to the end, waiting included.
@@ -24,6 +25,16 @@ class ProcessLimits:
     # leaves it a sixth: their tokens take at most 1.2 times as long, and a flood of adapters
     # that are not here yet still flows. At 10 it is a tenth, in the idle class nothing.
     nice: int = 7
+
+
+# How often an adapter's files are mapped: by who opens them, as tensors, and changed.
+_MAPPINGS = 3
+
+
+def allow_files(limits: ProcessLimits, folder: Path) -> None:
+    """Let this process map the files of a folder besides what it may use."""
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    confine.limit_memory(limits.memory_bytes + _MAPPINGS * size)
 
 
 def apply(limits: ProcessLimits, max_file_bytes: int) -> None:

@@ -17,6 +17,7 @@ Tokens come through this pipe only. The end of standard input ends everything.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import selectors
@@ -228,6 +229,9 @@ def _fetch_and_leave(
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         process_limits.apply(setup.process, setup.limits.max_file_bytes)
+        if verifier is not None:
+            allow = functools.partial(process_limits.allow_files, setup.process)
+            verifier = dataclasses.replace(verifier, before=allow)
         _write(writer, answer(setup, verifier, command, lambda said: _write(writer, said)))
         code = 0
     finally:

@@ -17,11 +17,11 @@ from torch.nn import functional
 from lorax_shard.lora.assignment import BASE, Assignment
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend
 from lorax_shard.lora.experts_layout import ExpertsLayout
-from lorax_shard.lora.patches import CurrentStep, Patch
+from lorax_shard.lora.patches import CurrentStep, ModulePatch
 from lorax_shard.lora.sites import Site
 
 
-class ExpertsPatch(Patch[Any]):
+class ExpertsPatch(ModulePatch):
     """The experts of one block: takes over for steps in which an adapter changes some.
 
     ``per_slot`` is the distance between the numbers of two slots: the most experts of a block.
@@ -70,10 +70,6 @@ class ExpertsPatch(Patch[Any]):
             return self._repeated(x, step.tokens)
         return self._routed(x, step.tokens, *args, **kwargs)
 
-    def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
-        """Not asked for: what experts compute depends on more than their input."""
-        raise NotImplementedError
-
     def _routed(
         self,
         hidden_states: torch.Tensor,
@@ -102,14 +98,14 @@ class ExpertsPatch(Patch[Any]):
         slots = _slots(rows, x.device).repeat(num_experts)
         return self._experts(x, self._pairs(experts, torch.where(x.any(1), slots, BASE)))
 
-    def _pairs(self, experts: torch.Tensor, slots: torch.Tensor) -> _Pairs:
+    def _pairs(self, experts: torch.Tensor, slots: torch.Tensor) -> _PairRows:
         """Say which rows, sorted by expert, are whose."""
         numbers = torch.where(slots == BASE, BASE, slots * self._per_slot + experts)
         counts = torch.bincount(experts, minlength=self._num_experts)
         ends = counts.cumsum(0, dtype=torch.int32)
-        return _Pairs(experts, ends, self._backend.assign(numbers))
+        return _PairRows(experts, ends, self._backend.assign(numbers))
 
-    def _experts(self, x: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
+    def _experts(self, x: torch.Tensor, pairs: _PairRows) -> torch.Tensor:
         """Compute each row (S x hidden) at its expert."""
         module: Any = self.site.module
         y = self._linear(self._up, x, pairs)
@@ -121,7 +117,7 @@ class ExpertsPatch(Patch[Any]):
         y = self._linear(self._down, y, pairs)
         return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
 
-    def _linear(self, name: str, x: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
+    def _linear(self, name: str, x: torch.Tensor, pairs: _PairRows) -> torch.Tensor:
         module, own = self.site.module, name.rpartition(".")[2]
         weight = module.get_parameter(own)
         y = _grouped_product(x, weight if self._layout.is_in_first else weight.mT, pairs.ends)
@@ -133,7 +129,7 @@ class ExpertsPatch(Patch[Any]):
         return y
 
 
-class _Pairs(NamedTuple):
+class _PairRows(NamedTuple):
     """Rows of a token at an expert each, expert by expert."""
 
     experts: torch.Tensor  # S
@@ -154,7 +150,7 @@ def _grouped_product(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor)
     return y
 
 
-class RouterPatch(Patch[Any]):
+class RouterPatch(ModulePatch):
     """A router: what its weight gives for the rows of the slots gets their low-rank parts.
 
     Routers choose within their forward, so the product with the weight is changed there.

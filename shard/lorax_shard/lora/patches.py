@@ -34,8 +34,8 @@ class CurrentStep:
         self.step: LoraStep | None = None
 
 
-class Patch(ABC, Generic[_Change]):
-    """The changes of one module by slot; patches the module while there are any."""
+class ModulePatch(ABC):
+    """Takes the forward of one module over while some slot changes it."""
 
     def __init__(self, site: Site, current: CurrentStep) -> None:
         self.site = site
@@ -45,7 +45,6 @@ class Patch(ABC, Generic[_Change]):
         self.is_pinned = False
         self._is_shown = False
         self._current = current
-        self._changes: dict[int, _Change] = {}
 
     def _base(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute the module as its class does."""
@@ -53,14 +52,8 @@ class Patch(ABC, Generic[_Change]):
         base: torch.Tensor = type(module).forward(module, x, *args, **kwargs)
         return base
 
-    def load(self, slot: int, change: _Change) -> None:
-        """Change the module for rows of ``slot``."""
-        self._changes[slot] = change
-        self._set_mask(self.mask | 1 << slot)
-
     def unload(self, slot: int) -> None:
         """Let a slot's change go; no error if it has none."""
-        self._changes.pop(slot, None)
         self._set_mask(self.mask & ~(1 << slot))
 
     def pin(self, *, pinned: bool) -> None:
@@ -81,6 +74,37 @@ class Patch(ABC, Generic[_Change]):
             del self.site.module.forward  # the class's own shows again
         self._is_shown = is_needed
 
+    @abstractmethod
+    def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the module for whatever step there is."""
+
+    def _takes_part(self, rows: Assignment) -> bool:
+        return bool(self.mask & rows.mask) or (rows.is_fixed and self.is_pinned)
+
+    def _check_rows(self, num_rows: int, rows: Assignment) -> None:
+        if num_rows != rows.num_rows:
+            raise RuntimeError(
+                f"{self.site.name} was given {num_rows} rows in a step of {rows.num_rows}"
+            )
+
+
+class Patch(ModulePatch, Generic[_Change]):
+    """The changes of one module by slot, computed from its input."""
+
+    def __init__(self, site: Site, current: CurrentStep) -> None:
+        super().__init__(site, current)
+        self._changes: dict[int, _Change] = {}
+
+    def load(self, slot: int, change: _Change) -> None:
+        """Change the module for rows of ``slot``."""
+        self._changes[slot] = change
+        self._set_mask(self.mask | 1 << slot)
+
+    def unload(self, slot: int) -> None:
+        """Let a slot's change go; no error if it has none."""
+        self._changes.pop(slot, None)
+        super().unload(slot)
+
     def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         step = self._current.step
         if step is not None:
@@ -89,18 +113,9 @@ class Patch(ABC, Generic[_Change]):
                 return self.compute(x, rows)
         return self._base(x, *args, **kwargs)
 
-    def _takes_part(self, rows: Assignment) -> bool:
-        return bool(self.mask & rows.mask) or (rows.is_fixed and self.is_pinned)
-
     @abstractmethod
     def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
         """Compute the module for a step in which some slot changes it."""
-
-    def _check_rows(self, num_rows: int, rows: Assignment) -> None:
-        if num_rows != rows.num_rows:
-            raise RuntimeError(
-                f"{self.site.name} was given {num_rows} rows in a step of {rows.num_rows}"
-            )
 
 
 class _Stack(NamedTuple):

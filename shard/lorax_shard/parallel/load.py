@@ -71,7 +71,7 @@ def load_rank(
     # What checkpoints of models around a backbone call it.
     around = "" if prefix else whole.base_model_prefix
     checkpoint = Checkpoint(files, prefix, around)
-    names = _Names(whole, prefix, around)
+    names = _KeyNames(whole, prefix, around)
     state = {key: _sliced(file, key, plan, names) for key, file in files.items()}
     model, report = RankModel.from_pretrained(
         None,
@@ -97,7 +97,7 @@ def stock_class(config: Any, *, backbone: bool) -> Any:
         ) from None
 
 
-class _Names:
+class _KeyNames:
     """What a checkpoint's keys may be in the model."""
 
     def __init__(self, whole: Any, prefix: str, around: str) -> None:
@@ -120,7 +120,7 @@ class _Names:
         return [*((each, part) for each in names), (module, renamed_part)]
 
 
-def _sliced(file: Any, key: str, plan: RankPlan, names: _Names) -> RankSlice:
+def _sliced(file: Any, key: str, plan: RankPlan, names: _KeyNames) -> RankSlice:
     """Return what the rank reads of one tensor of the checkpoint."""
     if (expert := _EXPERT.search(key)) is not None:
         splits = (split for split in plan.splits.values() if split.role is Role.EXPERTS)
