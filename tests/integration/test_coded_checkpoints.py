@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.helpers.coded_models import FORMATS, store_coded
+from tests.helpers.expert_rows import ExpertRows
 from tests.helpers.family_rows import FamilyRows
 from tests.helpers.paged_runner import RELATIVE_TOLERANCE
 from tests.helpers.quantized_rows import load
@@ -101,6 +102,28 @@ def test_experts_in_mxfp4(tmp_path: Path) -> None:
             dim, spans = part.loaded.plan.splits[place].parameters[name]
             own = torch.cat([expected[key].narrow(dim, s.start, len(s)) for s in spans], dim)
             assert torch.equal(_tensor(part.loaded.model, key), own)
+
+
+class FourBitExpertRows(ExpertRows):
+    """Serves a mixture whose experts are codes; what it is compared with has their numbers."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__("gpt_oss", root, hidden_size=64, intermediate_size=96)
+
+    def _load(self) -> HFPagedModel:
+        weights = load_file(self.path / "model.safetensors")
+        coded = _store_mxfp4(self.path, weights)
+        save_file(weights, self.path / "model.safetensors", metadata={"format": "pt"})
+        self.config = ShardConfig(
+            model_dir=str(coded), model_id="tiny", shard_uris=["unix:///none"]
+        )
+        return load_paged_model(self.config)
+
+
+def test_adapters_on_experts_in_mxfp4(tmp_path: Path) -> None:
+    rows = FourBitExpertRows(tmp_path)
+    assert rows.run(chunked) < RELATIVE_TOLERANCE
+    assert rows.run_ranks(chunked, 3) < RELATIVE_TOLERANCE
 
 
 def _store_mxfp4(folder: Path, weights: dict[str, torch.Tensor]) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 
 from lorax_contract.errors import LoraxError, StartupError
@@ -20,6 +22,7 @@ from lorax_shard.peft.read import examine
 
 logger = logging.getLogger(__name__)
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Where PEFT's wrappers of a module hold the module itself.
 _INNER = ("base_layer", "original_module")
 
@@ -47,6 +50,11 @@ def merge_adapter(model: Any, folder: Path) -> None:
             "it acts on a part of a prompt only (alora_invocation_tokens), and merged weights act "
             "on all of it; serve it with --adapter-id"
         )
+    if names_experts(folder / WEIGHTS_FILE):
+        raise _unusable(
+            "it has weights for linears of each expert, as older releases of transformers had "
+            "them, and PEFT converts a part of those only; serve it with --adapter-id"
+        )
     from peft import PeftModel
 
     try:
@@ -61,6 +69,12 @@ def merge_adapter(model: Any, folder: Path) -> None:
         raise _unusable(f"PEFT cannot merge it: {error}") from error
     model.requires_grad_(False)
     logger.info("the adapter in %s is part of the weights now", folder)
+
+
+def names_experts(path: Path) -> bool:
+    """Return whether a file of PEFT's names experts one by one."""
+    with safe_open(path, framework="pt") as file:
+        return any(_EXPERT.search(key) for key in file.keys())  # noqa: SIM118
 
 
 def _changes_tied_weight(adapter: HostAdapter, base: BaseDescription) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.helpers.expert_rows import OLDER, make_older
 from tests.helpers.paged_runner import RELATIVE_TOLERANCE, PagedRunner
+from tests.helpers.peft_adapters import peft_model
 from tests.helpers.peft_folders import load_adapter, load_model, logits_of, save_adapter
 from tests.helpers.tiny_models import make_tiny_model
 
@@ -32,6 +34,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "saved head": ("llama", {"target_modules": LINEARS, "modules_to_save": ["lm_head", "norm"]}),
     "saved embedding": ("llama", {"target_modules": LINEARS, "modules_to_save": ["embed_tokens"]}),
     "biases": ("qwen2", {"target_modules": ["q_proj"], "bias": "all"}),
+    "experts": ("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": [
+        "experts.gate_up_proj", "experts.down_proj", "gate.weight"]}),
     "transposed": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
     "transposed dora": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True,
                                  "fan_in_fan_out": True, "bias": "lora_only"}),
@@ -44,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], P
     root = tmp_path_factory.mktemp("models")
     return {
         (family, tied): make_tiny_model(family, root / f"{family}{tied}", tie_word_embeddings=tied)
-        for family in ("llama", "qwen2", "gpt2")
+        for family in ("llama", "qwen2", "gpt2", "qwen3_moe")
         for tied in (False, True)
     }
 
@@ -117,3 +121,17 @@ def test_an_adapter_of_mlx_is_served_and_not_merged(
     document = {"num_layers": -1, "lora_parameters": {"rank": 2, "scale": 2.0}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(document))
     assert "mlx-lm saved it, and PEFT merges its own only" in refusal(folder, tmp_path)
+
+
+def test_an_adapter_by_linears_of_each_expert_is_refused(
+    models: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    folder, adapter = models["qwen3_moe", False], tmp_path / "adapter"
+    tuned = peft_model(
+        folder, seed=1, r=2, target_modules=[],
+        target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+        rank_pattern={"experts.gate_up_proj": 4},
+    )  # fmt: skip
+    make_older(tuned, adapter, *OLDER["qwen3_moe"])
+    with pytest.raises(StartupError, match="linears of each expert.*serve it with --adapter-id"):
+        merge_adapter(load_model(folder), adapter)
