@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.experts import large, parity, speed
+from tests.acceptance.experts import demo, large, parity, speed
 from tests.acceptance.harness import Point
 
 POINTS = [
@@ -20,5 +20,6 @@ POINTS = [
     Point("2", "what target_parameters reach in transformers' families", parity.point_shapes),
     Point("3", "what expert adapters add to a step, by their bytes", speed.point_added),
     Point("3t", "the kernels compile for sm_90, without spills", speed.point_kernels),
+    Point("2d", "the demo mixture and its adapter, trained and served", demo.point_demo),
     Point("4", "an adapter of 2 GB loads beside 8 streams", large.point_large),
 ]
