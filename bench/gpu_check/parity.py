@@ -33,7 +33,7 @@ from lorax_shard.attention import registry as attention
 from lorax_shard.lora import registry as lora
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import LoraModel
-from lorax_shard.lora.sites import Kind
+from lorax_shard.lora.sites import Kind, Site
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
@@ -169,20 +169,21 @@ def load(model_dir: Path, device: Device | str, dtype: torch.dtype, choice: Choi
 
 
 def adapter(model: LoraModel, rank: int, seed: int) -> HostAdapter:
-    """Return a random adapter of all linears but the head."""
+    """Return a random adapter of all linears but the head, of experts and of routers."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
+    def draw(site: Site, *shape: int) -> torch.Tensor:
+        stack = (site.num_experts,) if site.kind is Kind.EXPERTS else ()
+        return torch.randn((*stack, *shape), generator=generator)
 
     modules = {
         name: ModuleDelta(
-            a=draw(rank, site.in_features) * site.in_features**-0.5,
-            b=draw(site.out_features, rank) * rank**-0.5,
+            a=draw(site, rank, site.in_features) * site.in_features**-0.5,
+            b=draw(site, site.out_features, rank) * rank**-0.5,
             scaling=0.5,
         )
         for name, site in model.sites.items()
-        if site.kind is Kind.LINEAR and not site.is_head
+        if site.kind in (Kind.LINEAR, Kind.EXPERTS, Kind.ROUTER) and not site.is_head
     }
     return HostAdapter(digest=f"random-{seed}", modules=modules)
 

@@ -21,7 +21,7 @@ from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
 
 
-def load(folder: Path) -> HFPagedModel:
+def load(folder: Path, dtype: str = "float32") -> HFPagedModel:
     return load_paged_model(
         ShardConfig(
             model_dir=str(folder),
@@ -29,13 +29,14 @@ def load(folder: Path) -> HFPagedModel:
             shard_uris=["unix:///none"],
             attention_backend="sdpa",
             linear_backend="torch",
+            dtype=dtype,
         )
     )
 
 
-def mismatch(folder: Path) -> str:
+def mismatch(folder: Path, dtype: str = "float32") -> str:
     with pytest.raises(StartupError) as caught:
-        load(folder)
+        load(folder, dtype)
     assert caught.value.exit_code is ExitCode.MODEL_MISMATCH
     return str(caught.value)
 
@@ -101,6 +102,34 @@ def test_nan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(SdpaAttention, "attend", broken)
     assert "nan away" in mismatch(make_tiny_model("llama", tmp_path / "m"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("family", ["gpt_oss", "granitemoe", "mixtral", "qwen3_moe"])
+def test_routers_that_rounding_turns_over_are_no_reason(
+    family: str, seed: int, tmp_path: Path
+) -> None:
+    load(make_tiny_model(family, tmp_path / "m", seed=seed), "bfloat16")
+
+
+@pytest.mark.parametrize("change", [{"scaling": 0.1}, {"window": None}, {"sinks": None}])
+def test_a_mixture_in_16_bits_is_still_probed(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_attention(monkeypatch, **change)
+    mismatch(make_tiny_model("gpt_oss", tmp_path / "m"), "bfloat16")
+
+
+def test_nan_of_a_mixture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = SdpaAttention.attend
+
+    def broken(self, query, key, value, layer, spec, metadata):
+        found = attend(self, query, key, value, layer, spec, metadata)
+        found[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(SdpaAttention, "attend", broken)
+    assert "nan away" in mismatch(make_tiny_model("mixtral", tmp_path / "m"), "bfloat16")
 
 
 def test_long_rope_is_served_up_to_its_threshold(
