@@ -149,7 +149,12 @@ def build_app(
     app.add_middleware(RoomGate, service=service, counts=counts, paths=paths)
     app.add_middleware(KeyGate, keys=keys, open_paths=open_paths)
     _complete(app)
-    own: list[type[BaseModel]] = [GenerateBody, CompatGenerateBody, TokenizeBody, DetokenizeBody]
+    own: list[type[BaseModel]] = [
+        GenerateBody,
+        CompatGenerateBody,
+        TokenizeBody,
+        DetokenizeBody,
+    ]
     if keys.is_on:
         own += [*_MANAGING]
     add_schemas(app, [*own, *bodies], answers=[StreamEvent, *events], limits=keywords_of(info))

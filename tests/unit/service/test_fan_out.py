@@ -125,6 +125,36 @@ async def test_vectors_in_openai_s_shape_through_adapters() -> None:
         assert "one for tokens" in labels[1]["error"]
 
 
+@in_loop
+async def test_each_adapter_generates_its_own_text(tokenized: list[str]) -> None:
+    async with adapter_world(default_adapter_source="local") as world:
+        world.sources.contents["gone"] = AdapterUnavailableError(
+            Reason.NOT_FOUND, "no such adapter"
+        )
+        options = {"max_new_tokens": 3, "details": True}
+        names = ["a", "gone", BASE_MODEL_ADAPTER_ID, "b"]
+        found = await asked(world, "/generate", inputs="w1 w2", parameters=options, adapters=names)
+        assert [each["adapter_id"] for each in found] == names
+        assert "no such adapter" in found[1]["error"]
+        assert tokenized == ["w1 w2"]
+        for place, name in ((0, "a"), (3, "b")):
+            alone = await asked(
+                world, "/generate", inputs="w1 w2", parameters=options | {"adapter_id": name}
+            )
+            alone["details"]["seed"] = found[place]["details"]["seed"]
+            assert found[place] == {"adapter_id": name, **alone}
+
+
+@in_loop
+async def test_streams_are_of_one_adapter() -> None:
+    async with adapter_world(default_adapter_source="local") as world:
+        body = {"inputs": "w1", "adapters": ["a", "b"]}
+        for path in ("/generate_stream", "/"):
+            answer = await world.client.post(path, json=body)
+            assert answer.status_code == 422, answer.text
+            assert "adapters" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -168,6 +168,8 @@ class GenerateBody(StrictBody):
     inputs: str
     """The prompt; not empty."""
     parameters: ParametersBody | None = None
+    adapters: Items[str] | None = None
+    """Through each of these adapters: the answer is a list, with an entry for each; not for streams."""
 
     def to_domain(
         self, bearer_token: str | None, caller: Caller = ANYBODY, origin: Origin = NOWHERE

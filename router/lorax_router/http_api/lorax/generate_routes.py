@@ -10,20 +10,27 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lorax_contract.errors import ValidationError
 from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
+from lorax_router.http_api.fan_out import answers_of, through
 from lorax_router.http_api.json_body import Body, bearer_token
-from lorax_router.http_api.lorax.bodies import CompatGenerateBody, GenerateBody
+from lorax_router.http_api.lorax.bodies import (
+    CompatGenerateBody,
+    GenerateBody,
+)
 from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
 from lorax_router.http_api.lorax.published import HEADERS
-from lorax_router.http_api.lorax.schemas import GenerateAnswer, StreamEvent
+from lorax_router.http_api.lorax.schemas import AdapterText, GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, event_stream, json_body
 from lorax_router.http_api.origins import origin_of
+from lorax_router.http_api.pooled.schemas import AdapterFault
 from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
+from lorax_router.service.batch import generate_apart
 from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
@@ -70,7 +77,13 @@ class GenerateRoutes:
             "/generate",
             summary="Generate text",
             operation_id="generate",
-            responses={200: {"model": GenerateAnswer, "headers": _HEADERS}, **ERRORS},
+            responses={
+                200: {
+                    "model": GenerateAnswer | list[AdapterText | AdapterFault],
+                    "headers": _HEADERS,
+                },
+                **ERRORS,
+            },
             openapi_extra=json_body(GenerateBody),
         )(self.generate)
         router.post(
@@ -92,8 +105,10 @@ class GenerateRoutes:
         return await self._answer(request, domain, as_array=True)
 
     async def generate(self, request: Request) -> Response:
-        """Answer with one text."""
+        """Answer with one text, or with one for each of several adapters."""
         body = await self._body(request, GenerateBody)
+        if body.adapters is not None:
+            return await self._answer_apart(request, body, body.adapters)
         domain = self._domain(body, request)
         return await self._answer(request, domain, as_array=False)
 
@@ -109,9 +124,12 @@ class GenerateRoutes:
     def _domain(self, body: GenerateBody, request: Request) -> GenerateRequest:
         """Return a request as the service takes it; what fails here is counted here."""
         with becoming_one(self._counts, request):
-            domain = body.to_domain(bearer_token(request), caller_of(request), origin_of(request))
-            terms = with_terms(request, domain.parameters)
-            return replace(domain, parameters=replace(terms, timeout_s=timeout_of(request)))
+            if body.adapters is not None:
+                raise ValidationError(
+                    "`adapters` are answered as a whole: send them to /generate, or a request for "
+                    "each"
+                )
+            return _of_one(body, request)
 
     def _events(self, domain: GenerateRequest) -> Response:
         def use(adapter: AdapterUse) -> None:
@@ -137,6 +155,26 @@ class GenerateRoutes:
             named["x-adapter-warning"] = used.warning
         headers = {**self._headers, **named, **timing_headers(result)}
         return json_response([document] if as_array else document, headers=headers)
+
+    async def _answer_apart(
+        self, request: Request, body: GenerateBody, adapters: list[str]
+    ) -> Response:
+        with becoming_one(self._counts, request):
+            groups = through(adapters, None, [_of_one(body, request)])
+        try:
+            found = await while_present(
+                request.receive, generate_apart(self._service, groups, len(groups))
+            )
+        except ClientGoneError:
+            return Response()
+        said = answers_of(adapters, found, lambda _, each: result_document(each[0]))
+        return json_response(said, headers=self._headers)
+
+
+def _of_one(body: GenerateBody, request: Request) -> GenerateRequest:
+    domain = body.to_domain(bearer_token(request), caller_of(request), origin_of(request))
+    terms = with_terms(request, domain.parameters)
+    return replace(domain, parameters=replace(terms, timeout_s=timeout_of(request)))
 
 
 def timing_headers(result: GenerateResult) -> dict[str, str]:

@@ -78,6 +78,12 @@ class GenerateAnswer(BaseModel):
     details: Details | None = None
 
 
+class AdapterText(GenerateAnswer):
+    """A text that one of several adapters generated."""
+
+    adapter_id: str
+
+
 class StreamDetails(BaseModel):
     """How a streamed text came about."""
 
