@@ -8,7 +8,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from examples.train_mixture import ASKED, CAPITALS
+from examples.mixture import ASKED, CAPITALS
 from tests.acceptance.harness import Result
 from tests.helpers.server import Server
 
@@ -20,7 +20,7 @@ def point_demo() -> Result:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         made = subprocess.run(
-            [sys.executable, "-m", "examples.train_mixture", str(root)], cwd=ROOT, check=False,
+            [sys.executable, "-m", "examples.mixture", str(root)], cwd=ROOT, check=False,
             capture_output=True, text=True,
         )  # fmt: skip
         if made.returncode:

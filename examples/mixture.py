@@ -1,6 +1,6 @@
 """Train a tiny mixture of experts and an adapter on its experts, from data made here.
 
-    python -m examples.train_mixture FOLDER [--steps N]
+    python -m examples.mixture FOLDER [--steps N]
 
 Writes ``FOLDER/model``, which knows the capitals of some countries, and ``FOLDER/adapters/shout``,
 which has its experts answer in capitals. It takes a minute or two on two cores.
