@@ -19,6 +19,7 @@ from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend
 from lorax_shard.lora.experts_layout import ExpertsLayout
 from lorax_shard.lora.patches import CurrentStep, ModulePatch
 from lorax_shard.lora.sites import Site
+from lorax_shard.transfer import to_device
 
 
 class ExpertsPatch(ModulePatch):
@@ -140,7 +141,7 @@ class _PairRows(NamedTuple):
 def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:
     """Return the slot of each token on the device; sent there once a step."""
     if rows.slots_there is None:
-        rows.slots_there = torch.from_numpy(rows.slot_of_row).to(device)
+        rows.slots_there = to_device(torch.from_numpy(rows.slot_of_row), device)
     return rows.slots_there
 
 
