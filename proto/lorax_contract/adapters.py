@@ -24,7 +24,8 @@ from lorax_contract.step import AdapterHandle
 Access = Literal["public", "token", "server"]
 
 # Places that adapters come from, in the words of requests.
-SOURCES = ("hub", "local", "s3")
+LOCAL_SOURCE = "local"
+SOURCES = ("hub", LOCAL_SOURCE, "s3")
 # Where names of the operator's own choosing are: each stands for an adapter of a source above.
 ALIAS_SOURCE = "alias"
 # Those that let callers in by their own tokens; to the others all callers are this server.
@@ -286,6 +287,8 @@ class AdapterQuery:
     token: str | None = field(default=None, repr=False)
     # Ask the source anew, also for what failed or was asked for a moment ago.
     refresh: bool = False
+    # What rank 0 has found by this name, which a rank with a store of its own is to have, too.
+    wanted: FetchedAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

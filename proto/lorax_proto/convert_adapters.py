@@ -36,6 +36,7 @@ def query_to_proto(query: AdapterQuery) -> pb.DownloadAdapterRequest:
         revision=ref.revision,
         refresh=query.refresh,
         explain=True,
+        wanted=None if query.wanted is None else fetched_to_proto(query.wanted),
     )
 
 
@@ -49,6 +50,7 @@ def query_from_proto(message: pb.DownloadAdapterRequest) -> AdapterQuery:
         ref=AdapterRef.of(source_from_proto(message.adapter_source), ids[0], revision),
         token=message.api_token or None,
         refresh=message.refresh,
+        wanted=fetched_from_proto(message.wanted) if message.HasField("wanted") else None,
     )
 
 

@@ -801,20 +801,22 @@ class AdapterParameters(_message.Message):
     def __init__(self, adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., merge_strategy: _Optional[_Union[MergeStrategy, str]] = ..., density: _Optional[float] = ..., majority_sign_method: _Optional[_Union[MajoritySignMethod, str]] = ...) -> None: ...
 
 class DownloadAdapterRequest(_message.Message):
-    __slots__ = ("adapter_parameters", "adapter_source", "api_token", "revision", "refresh", "explain")
+    __slots__ = ("adapter_parameters", "adapter_source", "api_token", "revision", "refresh", "explain", "wanted")
     ADAPTER_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     API_TOKEN_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     adapter_parameters: AdapterParameters
     adapter_source: AdapterSource
     api_token: str
     revision: str
     refresh: bool
     explain: bool
-    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., api_token: _Optional[str] = ..., revision: _Optional[str] = ..., refresh: bool = ..., explain: bool = ...) -> None: ...
+    wanted: FetchedAdapter
+    def __init__(self, adapter_parameters: _Optional[_Union[AdapterParameters, _Mapping]] = ..., adapter_source: _Optional[_Union[AdapterSource, str]] = ..., api_token: _Optional[str] = ..., revision: _Optional[str] = ..., refresh: bool = ..., explain: bool = ..., wanted: _Optional[_Union[FetchedAdapter, _Mapping]] = ...) -> None: ...
 
 class DownloadAdapterResponse(_message.Message):
     __slots__ = ("downloaded", "memory_fraction", "fetched", "failure")
@@ -977,6 +979,38 @@ class AdapterTextResponse(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[TextFile]
     failure: AdapterFailure
     def __init__(self, files: _Optional[_Iterable[_Union[TextFile, _Mapping]]] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
+
+class ReadAdapterRequest(_message.Message):
+    __slots__ = ("part", "file", "offset")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    part: AdapterPart
+    file: int
+    offset: int
+    def __init__(self, part: _Optional[_Union[AdapterPart, _Mapping]] = ..., file: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ReadAdapterResponse(_message.Message):
+    __slots__ = ("files", "content", "failure")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[EntryFile]
+    content: bytes
+    failure: AdapterFailure
+    def __init__(self, files: _Optional[_Iterable[_Union[EntryFile, _Mapping]]] = ..., content: _Optional[bytes] = ..., failure: _Optional[_Union[AdapterFailure, _Mapping]] = ...) -> None: ...
+
+class EntryFile(_message.Message):
+    __slots__ = ("name", "size", "sha256", "is_derived")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    IS_DERIVED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    sha256: str
+    is_derived: bool
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., is_derived: bool = ...) -> None: ...
 
 class TextFile(_message.Message):
     __slots__ = ("name", "content")

@@ -106,6 +106,11 @@ class LoraxServiceStub(object):
                 request_serializer=lorax__proto_dot_generate__pb2.AdapterTextRequest.SerializeToString,
                 response_deserializer=lorax__proto_dot_generate__pb2.AdapterTextResponse.FromString,
                 _registered_method=True)
+        self.ReadAdapter = channel.unary_unary(
+                '/generate.v1.LoraxService/ReadAdapter',
+                request_serializer=lorax__proto_dot_generate__pb2.ReadAdapterRequest.SerializeToString,
+                response_deserializer=lorax__proto_dot_generate__pb2.ReadAdapterResponse.FromString,
+                _registered_method=True)
         self.PrepareConstraint = channel.unary_unary(
                 '/generate.v1.LoraxService/PrepareConstraint',
                 request_serializer=lorax__proto_dot_generate__pb2.PrepareConstraintRequest.SerializeToString,
@@ -209,6 +214,13 @@ class LoraxServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadAdapter(self, request, context):
+        """Reads a stored adapter's files, by its digests alone; for ranks with stores of their own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PrepareConstraint(self, request, context):
         """Makes a constraint ready for the rows that will be bound to it; of rank 0, which draws.
         """
@@ -288,6 +300,11 @@ def add_LoraxServiceServicer_to_server(servicer, server):
                     servicer.AdapterText,
                     request_deserializer=lorax__proto_dot_generate__pb2.AdapterTextRequest.FromString,
                     response_serializer=lorax__proto_dot_generate__pb2.AdapterTextResponse.SerializeToString,
+            ),
+            'ReadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadAdapter,
+                    request_deserializer=lorax__proto_dot_generate__pb2.ReadAdapterRequest.FromString,
+                    response_serializer=lorax__proto_dot_generate__pb2.ReadAdapterResponse.SerializeToString,
             ),
             'PrepareConstraint': grpc.unary_unary_rpc_method_handler(
                     servicer.PrepareConstraint,
@@ -673,6 +690,33 @@ class LoraxService(object):
             '/generate.v1.LoraxService/AdapterText',
             lorax__proto_dot_generate__pb2.AdapterTextRequest.SerializeToString,
             lorax__proto_dot_generate__pb2.AdapterTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/generate.v1.LoraxService/ReadAdapter',
+            lorax__proto_dot_generate__pb2.ReadAdapterRequest.SerializeToString,
+            lorax__proto_dot_generate__pb2.ReadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,13 @@ def channel_to(uri: str, tls: MutualTls | None) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(uri, tls.of_client, options=CLIENT_OPTIONS)
 
 
+def blocking_channel_to(uri: str, tls: MutualTls | None) -> grpc.Channel:
+    """Open a channel to a shard for threads, which wait for its answers."""
+    if tls is None or uri.startswith("unix:"):
+        return grpc.insecure_channel(uri, options=CLIENT_OPTIONS)
+    return grpc.secure_channel(uri, tls.of_client, options=CLIENT_OPTIONS)
+
+
 def listen_at(uri: str, server: grpc.aio.Server, tls: MutualTls | None) -> int:
     """Bind a shard's address and return its port; RuntimeError: it cannot be had."""
     if tls is None or uri.startswith("unix:"):

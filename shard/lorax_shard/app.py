@@ -176,6 +176,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         from lorax_shard.engine.memory import PoolSettings
         from lorax_shard.model.loader import load_paged_model
         from lorax_shard.rpc import queue, server  # noqa: F401 - what serves is there when it is needed
+        from lorax_shard.rpc.rank_zero import rank_zero_of
         from lorax_shard.sampling.watermark import Watermark
         from lorax_shard.threads import release_team
     clock.ended("imports")
@@ -232,7 +233,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
     lane = setup.make_prepare_lane(config, host, lora, model.dtype)
     return ShardParts(
         make_engine(adapters=lane),
-        partial(setup.make_rank_adapters, config, store, host, lane, base),
+        partial(setup.make_rank_adapters, config, store, host, lane, base, rank_zero_of(config)),
     )
 
 

@@ -98,14 +98,16 @@ class ShardGroup:
     async def fetch_adapter(self, query: AdapterQuery) -> FetchedAdapter:
         """Have rank 0 fetch, and then those that have stores of their own: the same content.
 
-        Raises what a rank says; AdapterUnavailableError where the source has given them different ones.
+        They are told what rank 0 has, and read it from there where the source does not give it.
+        Raises what a rank says; AdapterUnavailableError where they have different contents.
         """
         first = await self._named(0, self._ranks[0].fetch_adapter(query))
         if self._has_one_store:
             return first
+        wanting = replace(query, wanted=first)
         others = await asyncio.gather(
             *(
-                self._named(rank, client.fetch_adapter(query))
+                self._named(rank, client.fetch_adapter(wanting))
                 for rank, client in enumerate(self._ranks[1:], 1)
             )
         )

@@ -16,11 +16,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lorax_contract.adapters import (
+    LOCAL_SOURCE,
     AdapterContent,
     AdapterPart,
     AdapterQuery,
@@ -33,10 +34,13 @@ from lorax_contract.adapters import (
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_contract.step import AdapterHandle
 from lorax_shard.adapter_files import TOKENIZER_FILE
+from lorax_shard.adapters.copies.copier import EntryCopier
+from lorax_shard.adapters.copies.pieces import StoredPieces
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.host_memory import give_back
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.fetching.client import AdapterFetcher, Fetched
+from lorax_shard.store.kept import kept
 from lorax_shard.store.store import AdapterStore, Lease
 from lorax_shard.threads import release_team
 from lorax_shard.vocabulary import Vocabulary
@@ -67,7 +71,8 @@ class RankAdapters:
         lane: prepared adapters.
         host: copies of what lies in the store.
         store: the files.
-        fetcher: rank 0's; None on the others.
+        fetcher: rank 0's, and one of each rank with a store of its own; None on the others.
+        copier: brings what rank 0 has to a rank with a store of its own; None on the others.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class RankAdapters:
         host: HostCache,
         store: AdapterStore,
         fetcher: AdapterFetcher | None,
+        copier: EntryCopier | None = None,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,9 +89,13 @@ class RankAdapters:
         self._host = host
         self._store = store
         self._fetcher = fetcher
+        self._copier = copier
+        # What other ranks may read of this host's store.
+        self.stored = StoredPieces(store)
         self._threads = ThreadPoolExecutor(
             _NUM_THREADS, thread_name_prefix="adapters", initializer=give_way
         )
+        self._copies = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="copies")
         self._now = now
         # By store digest, the one fetched last at the end.
         self._held: OrderedDict[str, _Held] = OrderedDict()
@@ -97,16 +107,47 @@ class RankAdapters:
 
     async def fetch(self, query: AdapterQuery) -> FetchedAdapter:
         """Have an adapter on this host's disk, verified; raises AdapterUnavailableError."""
+        if query.wanted is not None and self._copier is not None:
+            return await self._same(query, query.wanted, self._copier)
+        return await self._fetched(query)
+
+    async def _fetched(self, query: AdapterQuery) -> FetchedAdapter:
         if self._fetcher is None:
             raise AdapterUnavailableError(Reason.OFFLINE, "rank 0 fetches adapters for this one")
         fetched = await self._fetcher.fetch(query.ref, query.token, refresh=query.refresh)
-        self._hold(fetched)
+        self._hold(fetched.digest, fetched.lease)
         return described(fetched)
 
-    def _hold(self, fetched: Fetched) -> None:
-        self._let_go(fetched.digest)
+    async def _same(
+        self, query: AdapterQuery, wanted: FetchedAdapter, copier: EntryCopier
+    ) -> FetchedAdapter:
+        """Have what rank 0 has: from the source if all can reach it, or from rank 0."""
+        loop, part = asyncio.get_running_loop(), wanted.part
+        here = await kept(loop.run_in_executor(self._copies, copier.held, part))
+        if here is not None:
+            self._hold(part.store_digest, here)
+            return replace(wanted, downloaded=False, timings={})
+        # The same path is another folder on another machine.
+        if query.ref.source != LOCAL_SOURCE:
+            try:
+                fetched = await self._fetched(query)
+                if fetched.part == part:
+                    return fetched
+            except AdapterUnavailableError as error:
+                logger.info("adapter %s is read from rank 0: %s", query.ref, error.text)
+        began = self._now()
+        try:
+            lease = await kept(loop.run_in_executor(self._copies, copier.copy, wanted))
+        except AdapterUnavailableError as error:
+            text = f"adapter {query.ref}: {error.text}"
+            raise AdapterUnavailableError(error.reason, text) from error
+        self._hold(part.store_digest, lease)
+        return replace(wanted, downloaded=True, timings={"download": self._now() - began})
+
+    def _hold(self, store_digest: str, lease: Lease) -> None:
+        self._let_go(store_digest)
         now = self._now()
-        self._held[fetched.digest] = _Held(fetched.lease, now)
+        self._held[store_digest] = _Held(lease, now)
         while len(self._held) > _NUM_HELD or self._oldest().since < now - _HELD_S:
             self._held.popitem(last=False)[1].lease.release()
 
@@ -196,6 +237,7 @@ class RankAdapters:
             await self._fetcher.close()
         self._let_go(*list(self._held))
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._copies.shutdown(wait=False, cancel_futures=True)
 
 
 def _alone(call: Callable[..., _Made], *args: Any) -> _Made:

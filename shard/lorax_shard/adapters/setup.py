@@ -11,6 +11,8 @@ from lorax_contract.adapters import AdapterUnavailableError
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
+from lorax_shard.adapters.copies.copier import EntryCopier
+from lorax_shard.adapters.copies.pieces import EntryReader
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import DevicePreparer, PrepareLane
 from lorax_shard.adapters.rank_adapters import RankAdapters
@@ -71,8 +73,12 @@ def make_rank_adapters(
     host: HostCache,
     lane: PrepareLane,
     base: BaseDescription,
+    rank_zero: EntryReader | None = None,
 ) -> RankAdapters:
-    """Return the rank's own; rank 0 fetches for all of its host. Called in the server's event loop."""
+    """Return the rank's own; rank 0 fetches for all of its host. Called in the server's event loop.
+
+    ``rank_zero`` gives a rank with a store of its own what rank 0 has.
+    """
     fetcher = None
     if config.fetches:
         tokenizer = Path(config.tokenizer_dir or config.model_dir, "tokenizer.json")
@@ -86,7 +92,10 @@ def make_rank_adapters(
                 valid_s=config.adapter_refresh_s,
             )
         )
-    return RankAdapters(lane, host, store, fetcher)
+    copier = None
+    if rank_zero is not None:
+        copier = EntryCopier(store, rank_zero, deadline_s=config.adapter_timeout_s)
+    return RankAdapters(lane, host, store, fetcher, copier)
 
 
 def fetch_setup(config: ShardConfig, context: dict[str, str]) -> Setup:

@@ -35,6 +35,7 @@ from lorax_shard.fetching.process import Setup
 from lorax_shard.fetching.redact import without_secrets
 from lorax_shard.fetching.tokens import TokenHash, checked
 from lorax_shard.store.evictions import log_eviction
+from lorax_shard.store.kept import kept
 from lorax_shard.store.store import AdapterStore, Lease
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,8 @@ class AdapterFetcher:
         # Twice: another process may evict the entry between the answer and the lease.
         for _ in range(2):
             outcome = await self._joined(ref, token, refresh)
-            lease = await _in_thread(self.store.lease, outcome.digest)
+            taking = asyncio.to_thread(self.store.lease, outcome.digest)
+            lease = await kept(asyncio.ensure_future(taking))
             if lease is not None:
                 return self._fetched(ref, outcome, lease)
         raise AdapterUnavailableError(
@@ -266,20 +268,3 @@ class AdapterFetcher:
             valid_s=self._settings.valid_s,
             lease=lease,
         )
-
-
-async def _in_thread(take: Callable[[str], Lease | None], digest: str) -> Lease | None:
-    """Take a lease in a thread; one that arrives after a cancellation is given back."""
-    task = asyncio.ensure_future(asyncio.to_thread(take, digest))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(_give_back)
-        raise
-
-
-def _give_back(task: asyncio.Future[Lease | None]) -> None:
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        lease = task.result()
-        if lease is not None:
-            lease.release()

@@ -8,6 +8,8 @@ as a client of LoRAX expects.
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections.abc import Mapping
 
 from lorax_contract.adapters import (
@@ -96,6 +98,21 @@ class AdapterCalls:
             return pb.AdapterTextResponse(failure=failure_to_proto(error))
         return pb.AdapterTextResponse(
             files=[pb.TextFile(name=name, content=data) for name, data in files.items()]
+        )
+
+    async def read(self, request: pb.ReadAdapterRequest) -> pb.ReadAdapterResponse:
+        """Return a piece of a stored adapter's file, or which files there are."""
+        part = part_from_proto(request.part)
+        stored = self._rank_adapters.stored
+        try:
+            if request.HasField("file"):
+                content = await asyncio.to_thread(stored.piece, part, request.file, request.offset)
+                return pb.ReadAdapterResponse(content=content)
+            listed = await asyncio.to_thread(stored.files, part)
+        except AdapterUnavailableError as error:
+            return pb.ReadAdapterResponse(failure=failure_to_proto(error))
+        return pb.ReadAdapterResponse(
+            files=[pb.EntryFile(**dataclasses.asdict(each)) for each in listed]
         )
 
     async def load(self, request: pb.LoadAdapterRequest) -> pb.LoadAdapterResponse:

@@ -177,6 +177,12 @@ class LoraxServicer(pb_grpc.LoraxServiceServicer):
         """Return an adapter's own tokenizer and template files."""
         return await self._adapters.text(request)
 
+    async def ReadAdapter(
+        self, request: pb.ReadAdapterRequest, context: Context
+    ) -> pb.ReadAdapterResponse:
+        """Return a piece of a stored adapter for a rank with a store of its own."""
+        return await self._adapters.read(request)
+
     async def PrepareConstraint(
         self, request: pb.PrepareConstraintRequest, context: Context
     ) -> pb.PrepareConstraintResponse:

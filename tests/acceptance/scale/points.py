@@ -18,7 +18,7 @@ POINTS = [
     ),
     Point(
         "2",
-        "one model over two nodes of Ray: answers with adapters, each node's from its own store",
+        "one model over two nodes of Ray: answers with adapters, each node's from its own store, the second's read from the first's",
         spread.point_spread,
     ),
     Point(

@@ -34,18 +34,20 @@ def point_spread() -> Result:
     wrong = [number for number, (a, b) in enumerate(zip(heard, alone)) if a.error or a.ids != b.ids]
     for number in wrong:
         print(f"    {heard[number]}\n      one server {alone[number]}", flush=True)
-    is_good = not wrong and nodes == 2 and stores == [NUM_ADAPTERS] * 2
+    # What a node fetches it knows by name; what it reads from rank 0 by its digest alone.
+    is_good = not wrong and nodes == 2 and stores == [(NUM_ADAPTERS,) * 2, (NUM_ADAPTERS, 0)]
+    told = " and ".join(f"{num} of which {named} from their source" for num, named in stores)
     return Result(
         is_good,
         f"{len(heard) - len(wrong)} of {len(heard)} answers as one server's with two ranks, over {nodes} "
-        f"nodes; adapters in the nodes' stores: {' and '.join(map(str, stores))}",
+        f"nodes; adapters in the nodes' stores: {told}",
     )
 
 
 def _over_two_nodes(
     name: str, options: tuple[str, ...], bodies: list[dict[str, object]]
-) -> tuple[list[skewed.Answer], list[int], int]:
-    """Return the answers, how many adapters each store has, and on how many nodes ranks ran."""
+) -> tuple[list[skewed.Answer], list[tuple[int, int]], int]:
+    """Return the answers, what each store has, rank 0's first, and on how many nodes ranks ran."""
     with with_ray() as env, LocalNodes(env) as nodes:
         nodes.add()
         port = str(free_port())
@@ -62,15 +64,19 @@ def _over_two_nodes(
         ]
         nodes.ask("down")
     stores = [_num_stored(Path(name, "stores", str(number))) for number in (1, 2)]
-    return heard, stores, sum(num > 0 for num in ranks)
+    return heard, sorted(stores, reverse=True), sum(num > 0 for num in ranks)
 
 
 def _commands(nodes: LocalNodes, number: int) -> list[str]:
     return [" ".join(each.cmdline()) for each in nodes.processes(number)]
 
 
-def _num_stored(folder: Path) -> int:
+def _num_stored(folder: Path) -> tuple[int, int]:
+    """Return how many adapters a store has, and how many of them its node fetched itself."""
     with sqlite3.connect(folder / "adapters" / "index.sqlite3") as database:
-        (num,) = database.execute("SELECT COUNT(*) FROM entries").fetchone()
+        counts = [
+            database.execute(f"SELECT COUNT(DISTINCT digest) FROM {table}").fetchone()[0]
+            for table in ("entries", "names")
+        ]
     database.close()
-    return int(num)
+    return counts[0], counts[1]

@@ -59,6 +59,9 @@ _BESIDE: dict[str, Message] = {
     ),
     "OffloadAdapter": pb.OffloadAdapterRequest(adapter_index=101),
     "AdapterText": pb.AdapterTextRequest(store_digest="a", names=["tokenizer.json"]),
+    "ReadAdapter": pb.ReadAdapterRequest(
+        part=pb.AdapterPart(content_digest="b", store_digest="a"), file=1, offset=2
+    ),
     "PrepareConstraint": pb.PrepareConstraintRequest(
         constraint=pb.Constraint(kind="CONSTRAINT_KIND_REGEX", text="[ab]+")
     ),

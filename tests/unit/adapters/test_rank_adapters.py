@@ -21,6 +21,7 @@ from lorax_contract.adapters import (
     AdapterQuery,
     AdapterRef,
     AdapterUnavailableError,
+    FetchedAdapter,
     LoadReport,
     Reason,
 )
@@ -31,7 +32,7 @@ from lorax_shard.fetching.client import Fetched
 from lorax_shard.fetching.job import FetchJob
 from lorax_shard.fetching.sources.interface import SourceSettings
 from lorax_shard.fetching.sources.local import LocalSource
-from lorax_shard.store.store import AdapterStore
+from lorax_shard.store.store import AdapterStore, Lease
 
 FACTS = {"content_digest": "c" * 64, "device_bytes": 5000, "max_rank": 8, "vocab_size": 0}
 ONE = AdapterHandle(1)
@@ -47,12 +48,15 @@ class Fetcher:
         self._source = LocalSource(SourceSettings(local_roots=(str(root),)))
         self.calls: list[tuple[str | None, bool]] = []
         self.is_started = self.is_closed = False
+        self.error: AdapterUnavailableError | None = None
 
     def start(self) -> None:
         self.is_started = True
 
     async def fetch(self, ref: AdapterRef, token: str | None, *, refresh: bool) -> Fetched:
         self.calls.append((token, refresh))
+        if self.error is not None:
+            raise self.error
         outcome = FetchJob(self._store, self._source, make_context()).run(ref, token)
         lease = self._store.lease(outcome.digest)
         assert lease is not None
@@ -309,3 +313,104 @@ async def test_large_adapters_on_their_way_hold_up_nothing_but_each_other(parts:
     assert not parts.lane.inside.acquire(blocking=False)
     parts.lane.gate.set()
     assert [report.device_bytes for report in await asyncio.gather(*loading)] == list(range(1, 9))
+
+
+class RankZeroStore:
+    """Gives leases of rank 0's store in place of copies; notes what is copied."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+        self.here: list[AdapterPart] = []
+        self.copied: list[AdapterPart] = []
+        self.error: AdapterUnavailableError | None = None
+
+    def held(self, part: AdapterPart) -> Lease | None:
+        return self._store.lease(part.store_digest) if part in self.here else None
+
+    def copy(self, wanted: FetchedAdapter) -> Lease:
+        if self.error is not None:
+            raise self.error
+        self.copied.append(wanted.part)
+        lease = self._store.lease(wanted.part.store_digest)
+        assert lease is not None
+        return lease
+
+
+class FarRank:
+    """A rank with a store and a fetcher of its own, and rank 0."""
+
+    def __init__(self, folder: Path) -> None:
+        self.zero, self.own = Parts(folder / "zero"), Parts(folder / "own")
+        self.copier = RankZeroStore(self.zero.store)
+        given: Any = self.copier
+        lane: Any = self.own.lane
+        host: Any = self.own.copies
+        fetcher: Any = self.own.fetcher
+        self.adapters = RankAdapters(lane, host, self.own.store, fetcher, given)
+
+    async def wanted(self) -> FetchedAdapter:
+        """Return what rank 0 has."""
+        write_adapter(self.zero.local / "0", seed=0)
+        return await self.zero.rank_adapters.fetch(AdapterQuery(ref=AdapterRef.of("local", "0")))
+
+    async def fetch(self, source: str, wanted: FetchedAdapter) -> FetchedAdapter:
+        query = AdapterQuery(ref=AdapterRef.of(source, "0"), wanted=wanted)
+        return await self.adapters.fetch(query)
+
+
+@in_loop
+async def test_a_rank_elsewhere_reads_from_rank_0_what_its_own_folders_cannot_have(
+    tmp_path: Path,
+) -> None:
+    rank = FarRank(tmp_path)
+    wanted = await rank.wanted()
+    # A folder of the same name is another one there.
+    write_adapter(rank.own.local / "0", seed=3)
+    answer = await rank.fetch("local", wanted)
+    assert (answer.part, answer.downloaded) == (wanted.part, True)
+    assert (rank.copier.copied, rank.own.fetcher.calls) == ([wanted.part], [])
+    assert set(answer.timings) == {"download"}
+    # It stays there until it is loaded.
+    rank.zero.rank_adapters._let_go(wanted.part.store_digest)
+    assert rank.zero.is_held(wanted.part)
+    await rank.adapters.close()
+    assert not rank.zero.is_held(wanted.part)
+
+
+@in_loop
+async def test_a_rank_elsewhere_reads_nothing_that_it_has(tmp_path: Path) -> None:
+    rank = FarRank(tmp_path)
+    wanted = await rank.wanted()
+    rank.copier.here = [wanted.part]
+    for source in ("local", "hub"):
+        answer = await rank.fetch(source, wanted)
+        assert (answer.part, answer.downloaded) == (wanted.part, False)
+    assert (rank.copier.copied, rank.own.fetcher.calls) == ([], [])
+
+
+@in_loop
+async def test_a_source_that_all_reach_is_asked_by_each_rank_before_rank_0(tmp_path: Path) -> None:
+    """What it cannot give is read from rank 0, and what it gives in another version."""
+    rank = FarRank(tmp_path)
+    wanted = await rank.wanted()
+    # The stand-in for a hub reads folders.
+    rank.own.fetcher.error = AdapterUnavailableError(Reason.NO_ACCESS, "no")
+    assert (await rank.fetch("hub", wanted)).part == wanted.part
+    assert len(rank.copier.copied) == 1
+    rank.own.fetcher.error = None
+    write_adapter(rank.own.local / "0", seed=3)
+    assert (await rank.fetch("hub", wanted)).part == wanted.part
+    assert len(rank.copier.copied) == 2
+    write_adapter(rank.own.local / "0", seed=0)
+    assert (await rank.fetch("hub", wanted)).part == wanted.part
+    assert len(rank.copier.copied) == 2
+
+
+@in_loop
+async def test_why_rank_0_gives_nothing_is_said_of_the_adapter(tmp_path: Path) -> None:
+    rank = FarRank(tmp_path)
+    wanted = await rank.wanted()
+    rank.copier.error = AdapterUnavailableError(Reason.CORRUPT, "it is not what rank 0 lists")
+    with pytest.raises(AdapterUnavailableError, match="adapter local:0: it is not") as raised:
+        await rank.fetch("local", wanted)
+    assert raised.value.reason is Reason.CORRUPT

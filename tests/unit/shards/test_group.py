@@ -48,6 +48,9 @@ async def test_ranks_with_stores_of_their_own_fetch_for_themselves():
         group = ShardGroup(shards, has_one_store=has_one_store)
         assert await group.fetch_adapter(query) == fake_fetched(query)
         assert [len(shard.queries) for shard in shards] == asked
+        # Each of the others is told what rank 0 has.
+        wanted = [each.wanted for shard in shards[1:] for each in shard.queries]
+        assert wanted == [fake_fetched(query)] * (sum(asked) - 1)
         await group.close()
 
 
