@@ -275,7 +275,8 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
     ],
     "Scheduling": [
         _option("--max-batch-prefill-tokens", type=_COUNT,
-                help="Tokens that one step may compute; longer prompts are computed in chunks."),
+                help="Tokens that one step may compute; longer prompts are computed in chunks "
+                "(default: 512, of a model that generates nothing 1024)."),
         _option("--max-batch-total-tokens", type=_COUNT,
                 help="Tokens that the KV cache may hold (default: all that fit)."),
         _option("--max-batch-size", type=_COUNT, help="Requests that run at once."),

@@ -107,7 +107,7 @@ class LauncherOptions:
     max_stop_sequences: int = 4
     max_input_length: int | None = None
     max_total_tokens: int | None = None
-    max_batch_prefill_tokens: int = 512
+    max_batch_prefill_tokens: int | None = None
     max_batch_total_tokens: int | None = None
     max_batch_size: int = 256
     waiting_served_ratio: float = 1.2

@@ -248,8 +248,8 @@ class RouterConfig(ProcessConfig):
     # None: min(positions of the model, 4096) - 1 and min(positions, 4096).
     max_input_length: int | None = None
     max_total_tokens: int | None = None
-    # Tokens that one step may compute.
-    max_batch_prefill_tokens: int = 512
+    # Tokens that one step may compute; None: 512, of a model that generates nothing 1024.
+    max_batch_prefill_tokens: int | None = None
     # Tokens that the KV cache may hold; None: all that fit.
     max_batch_total_tokens: int | None = None
     # Requests that may run at once.
@@ -342,8 +342,7 @@ class RouterConfig(ProcessConfig):
         """Check bounds."""
         ProcessConfig.__post_init__(self)
         for name in (
-            "max_concurrent_requests", "max_best_of", "max_batch_prefill_tokens",
-            "max_batch_size", "plan_depth", "validation_workers", "max_body_bytes",
+            "max_concurrent_requests", "max_best_of", "max_batch_size", "plan_depth", "validation_workers", "max_body_bytes",
             "max_connections",
             "max_active_adapters", "max_adapter_labels", "max_partial_prompts",
         ):  # fmt: skip
@@ -351,7 +350,7 @@ class RouterConfig(ProcessConfig):
         _private("shard_uri", self.shard_uri, "shard_tls_dir", self.shard_tls_dir)
         _private("ingress_uri", self.ingress_uri, "ingress_tls_dir", self.ingress_tls_dir)
         for name in (
-            "max_queued_requests", "max_queued_tokens", "tenant_queued_requests",
+            "max_batch_prefill_tokens", "max_queued_requests", "max_queued_tokens", "tenant_queued_requests",
             "tenant_queued_tokens", "tenant_concurrent_fetches",
         ):  # fmt: skip
             if getattr(self, name) is not None:

@@ -71,6 +71,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Tokens that a step computes where nothing is said. While a model generates, others' next tokens
+# wait for a step's end; where none does, larger steps cost less for each token.
+STEP_TOKENS, POOLED_STEP_TOKENS = 512, 1024
+
 # Seconds that a step lasts at least before it is taken for one that hangs.
 _LEAST_HANG_S = 30.0
 
@@ -141,7 +145,9 @@ async def size(config: RouterConfig, shards: ShardClient) -> tuple[ShardInfo, Bu
         lengths = lengths_of_model(
             config.max_input_length, config.max_total_tokens, info.max_positions + no_output
         )
-        max_step_tokens = config.max_batch_prefill_tokens
+        max_step_tokens = config.max_batch_prefill_tokens or (
+            STEP_TOKENS if info.generates else POOLED_STEP_TOKENS
+        )
         if info.is_encoder:
             max_step_tokens = max(max_step_tokens, lengths.max_input_length)
         # A step has a token for each running row, so more rows than that never run.

@@ -30,7 +30,7 @@ from lorax_contract.process import (
 from lorax_contract.start_clock import StartClock
 from lorax_contract.tracing import SpanSink
 from lorax_shard import ahead
-from lorax_shard.adapters.host_memory import use_one_arena
+from lorax_shard.adapters.host_memory import keep_between_steps, use_one_arena
 from lorax_shard.cache import cpu_identity
 from lorax_shard.huge_pages import release_ahead
 from lorax_shard.kernel_caches import bound_kernel_caches
@@ -198,6 +198,8 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
     model.warm_up(config.block_size)
     clock.ended("kernels")
     release_team()
+    if model.is_encoder and config.device == "cpu":
+        keep_between_steps()
     pool = PoolSettings(
         block_size=config.block_size,
         memory_fraction=config.kv_memory_fraction,

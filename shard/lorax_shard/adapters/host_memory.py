@@ -12,8 +12,11 @@ import functools
 import os
 from typing import Any
 
-# glibc's number for the most arenas that a process may have.
-_M_ARENA_MAX = -8
+# glibc's numbers: for the most arenas that a process may have, for how much free memory may lie
+# at the end of the main one, and for the least that is mapped by itself.
+_M_ARENA_MAX, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -8, -1, -3
+# What a process keeps between steps; more than that is never kept in one piece.
+_KEPT_BYTES, _LARGEST_KEPT = 256 << 20, 32 << 20
 
 
 def use_one_arena() -> None:
@@ -24,6 +27,17 @@ def use_one_arena() -> None:
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         _call("mallopt", _M_ARENA_MAX, 1)
+
+
+def keep_between_steps() -> None:
+    """Keep what a step frees for the next one, up to 256 MB until ``give_back``.
+
+    A step over whole texts makes and frees tensors of megabytes for each layer. Each would come from
+    the system anew, page by page: a tenth of the step. A user who sets either limit knows better.
+    """
+    if not {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
+        _call("mallopt", _M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        _call("mallopt", _M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def give_back() -> None:

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 
 #include "lanes.h"
 #include "matrix_tiles.h"
@@ -202,6 +203,8 @@ constexpr int64_t much = 1 << 26;
 constexpr int64_t tiles_from = 65;
 // Multiplications that are not worth waking threads for.
 constexpr int64_t too_little = 65536;
+// Parts for each thread from which on one more does not count.
+constexpr int64_t few_parts = 4;
 
 int64_t work_of(const PanelCall& call) { return call.num_rows * call.num_in * call.num_out; }
 
@@ -397,9 +400,13 @@ void compute_parts(const PanelCall& call) {
     const int64_t row_parts = (call.num_rows + SomePart::most_rows - 1) / SomePart::most_rows;
     const int64_t part_columns = SomePart::part_results * row_parts / call.num_rows;
     const int64_t fitting = std::max<int64_t>(1, part_columns / columns);
-    const int64_t panel_parts =
-        std::min(num_panels, std::max((num_panels + fitting - 1) / fitting,
-                                      (parts + row_parts - 1) / row_parts));
+    int64_t panel_parts = std::max((num_panels + fitting - 1) / fitting,
+                                   (parts + row_parts - 1) / row_parts);
+    // Of few parts all threads get as many: one that has one more lets the others wait.
+    const int64_t unit = threads / std::gcd(threads, row_parts);
+    if (row_parts * panel_parts < few_parts * threads)
+        panel_parts = (panel_parts + unit - 1) / unit * unit;
+    panel_parts = std::min(num_panels, panel_parts);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
         const int64_t row = part / panel_parts, panel = part % panel_parts;

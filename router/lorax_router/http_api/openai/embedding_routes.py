@@ -42,7 +42,7 @@ _Answer = CreateEmbeddingResponse | list[AdapterEmbeddings | AdapterError]
 # As many as OpenAI takes.
 MAX_INPUTS = 2048
 # Of one call: others have to fit beside it.
-_AT_ONCE = 32
+_AT_ONCE = 64
 
 
 class EmbeddingRoutes:

@@ -41,7 +41,7 @@ from lorax_router.service.requests import GenerateRequest, TextPrompt
 from lorax_router.service.results import GenerateResult
 
 # Of one call: others have to fit beside it.
-AT_ONCE = 32
+AT_ONCE = 64
 
 _Answer = list[EntityAnswer] | list[LabelAnswer]
 
