@@ -171,6 +171,8 @@ def _no_table(_value: Any) -> list[str]:
 
 def printable(text: str, keep: str = "") -> str:
     """Escape control characters: a log line must not steer the terminal."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
         for char in text
@@ -180,6 +182,8 @@ def printable(text: str, keep: str = "") -> str:
 def _value(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if type(value) is int:
+        return str(value)
     return json.dumps(_rounded(value), default=str, ensure_ascii=False)
 
 

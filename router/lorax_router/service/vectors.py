@@ -5,6 +5,7 @@ numpy comes with the first of them: it is a tenth of a second of a router's star
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,9 +39,10 @@ class VectorShape:
         if wanted is not None and wanted > len(vector):
             raise too_many_dimensions(wanted, len(vector))
         vector = vector[:wanted]
-        length = float(np.linalg.norm(vector.astype(np.float64)))
-        if self.normalize and length:
-            vector = (vector / length).astype("<f4")
+        if self.normalize:
+            wide = vector.astype(np.float64)
+            length = math.sqrt(wide @ wide)
+            vector = (wide / length).astype("<f4") if length else vector
         return vector.tobytes()
 
 

@@ -45,6 +45,8 @@ constexpr int64_t most_queries = 384, fewest_queries = 48;
 // Query rows of a KV head up to which tokens are taken in pieces, for several KV heads, and how
 // many numbers of a token these have at most.
 constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 2048;
+// Tokens of a row without a cache up to which cutting K and V for matrix tiles does not pay.
+constexpr int64_t tokens_off_tiles = 128;
 // Tiles that each thread has at least, if there are so many.
 constexpr int64_t tiles_a_thread = 4;
 // Numbers that a call keeps of spans at most.
@@ -105,7 +107,8 @@ struct Plan {
             const int64_t length = c.rows->query_lens[row];
             const int64_t context_len = c.rows->context_lens[row];
             const int64_t position = context_len - length;
-            const bool on_tiles = has_tiles && length * group > few_rows;
+            const bool on_tiles = has_tiles && length * group > few_rows &&
+                                  (c.rows->tables || length > tokens_off_tiles);
             // The longest first: what comes last should be short.
             const int64_t num_tiles = (length + queries - 1) / queries;
             for (int64_t tile = num_tiles; tile-- > 0;) {

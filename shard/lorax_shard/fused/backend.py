@@ -139,8 +139,10 @@ class EncoderElementwise(ABC):
     """What an elementwise backend is, too, that computes what lies between an encoder's products."""
 
     @abstractmethod
-    def activated(self, x: torch.Tensor, activation: UnaryFunction) -> torch.Tensor:
-        """Return the activation of each number of ``x``."""
+    def activated(
+        self, x: torch.Tensor, activation: UnaryFunction, *, in_place: bool = False
+    ) -> torch.Tensor:
+        """Return the activation of each number of ``x``; ``in_place``: it may be where ``x`` is."""
 
     @abstractmethod
     def layer_norm(

@@ -27,7 +27,7 @@ _FLAGS = ("-ffp-contract=off",)
 # The fields of NormCall, GatedCall, ActivatedCall, LayerNormCall and RotateCall.
 _PACK_NORM = struct.Struct("=8q2dq").pack
 _PACK_GATED = struct.Struct("=9q").pack
-_PACK_ACTIVATED = struct.Struct("=7q").pack
+_PACK_ACTIVATED = struct.Struct("=8q").pack
 _PACK_LAYER_NORM = struct.Struct("=9qdq").pack
 _PACK_ROTATE = struct.Struct("=24q").pack
 
@@ -94,15 +94,17 @@ class CppElementwise(ElementwiseBackend, EncoderElementwise):
         )  # fmt: skip
         return out
 
-    def activated(self, x: torch.Tensor, activation: UnaryFunction) -> torch.Tensor:
+    def activated(
+        self, x: torch.Tensor, activation: UnaryFunction, *, in_place: bool = False
+    ) -> torch.Tensor:
         """Return the activation of each number; see the interface."""
         _refuse_others(x)
         width = x.shape[-1]
         x, _, rows, stride, _ = pair_of_rows(x, x, width)
-        out = empty_as(x)
+        out, out_stride = (x, stride) if in_place else (empty_as(x), width)
         self._kernels.activated(
             _PACK_ACTIVATED(
-                x.data_ptr(), stride, out.data_ptr(), rows, width, activation.value,
+                x.data_ptr(), stride, out.data_ptr(), out_stride, rows, width, activation.value,
                 torch.get_num_threads(),
             )
         )  # fmt: skip

@@ -121,8 +121,15 @@ void gate_row(const float* __restrict gate, const float* __restrict up, float* _
     for (int64_t i = 0; i < width; ++i) out[i] = Function::of(gate[i]) * up[i];
 }
 
+// As wide vectors as there are: all is computation here.
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define LORAX_WIDE __attribute__((target("prefer-vector-width=512")))
+#else
+#define LORAX_WIDE
+#endif
+
 template <typename Function>
-void activate_row(const float* __restrict x, float* __restrict out, int64_t width) {
+LORAX_WIDE void activate_row(const float* x, float* out, int64_t width) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) out[i] = Function::of(x[i]);
 }
@@ -210,8 +217,8 @@ struct GatedCall {
 struct ActivatedCall {
     const float* x;
     int64_t stride;
-    float* out;  // contiguous
-    int64_t rows, width, activation, num_threads;
+    float* out;  // may be x
+    int64_t out_stride, rows, width, activation, num_threads;
 };
 
 struct LayerNormCall {
@@ -300,7 +307,7 @@ extern "C" void lorax_activated_team(const ActivatedCall* packed) {
     const ActivatedCall c = *packed;
     const auto row = c.activation == 0 ? activate_row<Gelu> : activate_row<GeluTanh>;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < c.rows; ++i) row(c.x + i * c.stride, c.out + i * c.width, c.width);
+    for (int64_t i = 0; i < c.rows; ++i) row(c.x + i * c.stride, c.out + i * c.out_stride, c.width);
 }
 
 extern "C" void lorax_activated(const ActivatedCall* c) {

@@ -35,7 +35,13 @@ class TorchElementwise(ElementwiseBackend, EncoderElementwise):
             return functional.silu(gate) * up
         return functional.gelu(gate, approximate="tanh") * up
 
-    def activated(self, x: torch.Tensor, activation: UnaryFunction) -> torch.Tensor:
+    def activated(
+        self,
+        x: torch.Tensor,
+        activation: UnaryFunction,
+        *,
+        in_place: bool = False,
+    ) -> torch.Tensor:
         """Compute by the functions of torch."""
         return functional.gelu(
             x, approximate="tanh" if activation is UnaryFunction.GELU_TANH else "none"

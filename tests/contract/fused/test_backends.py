@@ -159,6 +159,7 @@ def test_activation(
             found = encoders_backend.activated(x, activation)
             close(found, SPECIFICATION.activated(x, activation))
             assert torch.equal(x, before)
+            assert torch.equal(encoders_backend.activated(x, activation, in_place=True), found)
 
 
 @pytest.mark.parametrize("activation", UnaryFunction)
