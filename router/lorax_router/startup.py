@@ -374,7 +374,11 @@ def assemble(
     )
     facts = server_info(config, info, budgets)
     calls = Calls(
-        parts.service, parts.models, parts.service.ledger, max_body_bytes=config.max_body_bytes
+        parts.service,
+        parts.models,
+        parts.service.ledger,
+        max_body_bytes=config.max_body_bytes,
+        max_concurrent_requests=config.max_concurrent_requests,
     )
     app = build_app(
         service=parts.service,

@@ -96,6 +96,7 @@ def front_of(world: World) -> FrontPair:
         tokenizer_dir="",
         shard_uri="",
         max_body_bytes=world.max_body_bytes,
+        max_concurrent_requests=world.max_concurrent_requests,
         cors_allow_origin=cors.origins,
         cors_allow_header=cors.headers,
         cors_allow_method=cors.methods,

@@ -127,7 +127,11 @@ class World:
             self.model_id, [], bounds.max_total_tokens, SelectionPolicy(refusal="none are served")
         )
         self.calls = Calls(
-            self.service, models, self.service.ledger, max_body_bytes=self.max_body_bytes
+            self.service,
+            models,
+            self.service.ledger,
+            max_body_bytes=self.max_body_bytes,
+            max_concurrent_requests=self.max_concurrent_requests,
         )
         self.app = build_app(
             service=self.service,

@@ -39,11 +39,14 @@ class Calls:
         counts: RequestCounts,
         *,
         max_body_bytes: int,
+        max_concurrent_requests: int | None = None,
     ) -> None:
+        """``max_concurrent_requests``: so many fit into the house; None: whoever is asked knows."""
         self._service = service
         self.models = models
         self._counts = counts
         self._max_body_bytes = max_body_bytes
+        self._max_concurrent_requests = max_concurrent_requests
 
     async def read(self, request: Request, model: type[SomeBody]) -> SomeBody:
         """Read the body of a request that can be served; what fails here is counted here."""
@@ -87,15 +90,22 @@ class Calls:
         self, request: Request, requests: Sequence[GenerateRequest], at_once: int | None = None
     ) -> list[GenerateResult]:
         """The same where no field of the body is called ``model``."""
-        answers = generate_each(self._service, requests, at_once)
+        answers = generate_each(self._service, requests, self._fitting(at_once))
         return await while_present(request.receive, answers)
 
     async def answer_apart(
         self, request: Request, groups: Sequence[Sequence[GenerateRequest]], at_once: int
     ) -> list[list[GenerateResult] | LoraxError]:
         """Return the answers of each group, or what is wrong with it; raises ClientGoneError."""
-        answers = generate_apart(self._service, groups, at_once)
+        answers = generate_apart(self._service, groups, self._fitting(at_once) or at_once)
         return await while_present(request.receive, answers)
+
+    def _fitting(self, at_once: int | None) -> int | None:
+        """Return how many requests of a call may be in the house: others have to fit beside them."""
+        most = self._max_concurrent_requests
+        if at_once is None or most is None:
+            return at_once
+        return min(at_once, max(1, most * 4 // 5))
 
     def stream(
         self,
