@@ -251,6 +251,25 @@ def test_the_warm_up_requires_only_a_length_that_was_asked_for(options, required
     play(scene())
 
 
+@pytest.mark.parametrize(
+    ("generates", "options", "expected"),
+    [
+        (True, {}, 512),
+        (False, {}, 1024),
+        (False, {"max_batch_prefill_tokens": 300}, 300),
+        (True, {"max_batch_prefill_tokens": 300}, 300),
+    ],
+)
+def test_steps_are_larger_where_nobody_waits_for_tokens(generates, options, expected):
+    async def scene() -> None:
+        shard = FakeShard(num_blocks=16, block_size=4, facts={"generates": generates})
+        config = RouterConfig(model_id="fake", tokenizer_dir="", shard_uri="", **options)
+        _, budgets = await size(config, shard)
+        assert budgets.max_step_tokens == expected
+
+    play(scene())
+
+
 def test_the_dtype_is_told_in_torch_s_name_as_lorax_tells_it():
     async def scene() -> None:
         async with router(FakeShard(num_blocks=16, block_size=4)) as served:
