@@ -110,7 +110,7 @@ class AttachedReplica:
         self._settings = settings or AttachSettings()
         self._clock = clock
         self._link = Link(_ignore, _ignore)
-        self.service = self.messages = RemoteService(self._send, parsers)
+        self.service = self.messages = self.managing = RemoteService(self._send, parsers)
         self.calls = ForwardedCalls(self._send)
         # Of the connection that there is.
         self._facts: CoreFacts | None = None

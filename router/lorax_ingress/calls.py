@@ -56,16 +56,24 @@ class IngressCalls:
         except PayloadTooLargeError as error:
             await error_response(error)(scope, receive, send)
             return
+        async with self._fleet.managed.noting(self._fleet.replicas):
+            answers = await self._answers(scope, body)
+        if not answers:
+            await error_response(_nobody())(scope, receive, send)
+            return
+        worst = max(answers, key=lambda each: each.status)
+        response = Response(worst.body, worst.status)
+        response.raw_headers = worst.headers
+        await response(scope, receive, send)
+
+    async def _answers(self, scope: Scope, body: bytes) -> list[_HeldResponse]:
         answers = [_HeldResponse() for _ in self._fleet.replicas]
         calls = [
             replica.calls(scope, _Once(body).receive, kept.send)
             for replica, kept in zip(self._fleet.replicas.values(), answers, strict=True)
         ]
         await asyncio.gather(*calls)
-        worst = max(answers, key=lambda each: each.status)
-        response = Response(worst.body, worst.status)
-        response.raw_headers = worst.headers
-        await response(scope, receive, send)
+        return answers
 
     async def _body(self, receive: Receive) -> bytes:
         body, has_more = b"", True

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
 from lorax_ingress.aliases import ReplicaAliases
+from lorax_ingress.exchange import ManagedExchange, ManagedReplica
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.routing.shares import ServiceExchange
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
@@ -34,10 +35,8 @@ _CHARS_PER_TOKEN = 4
 _MAX_BLOCKS = 64
 
 
-class Replica(Protocol):
+class Replica(ManagedReplica, Protocol):
     """One server that is attached."""
-
-    name: str
 
     @property
     def service(self) -> GenerationService:
@@ -50,10 +49,6 @@ class Replica(Protocol):
     @property
     def messages(self) -> MessageCalls:
         """What answers there calls over gRPC that do not generate."""
-
-    @property
-    def facts(self) -> CoreFacts | None:
-        """What it serves; None: it is gone."""
 
 
 class Fleet:
@@ -86,6 +81,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self._views = self._metrics.views
         self.aliases = ReplicaAliases()
+        self.managed = ManagedExchange()
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
         self._shares, self._quotas = ServiceExchange(), ServiceExchange()
@@ -108,6 +104,7 @@ class Fleet:
             logger.error(text, replica.name, facts.model_id, self.facts.model_id)
             return
         self.replicas[replica.name] = replica
+        self.managed.attached(replica)
         self._metrics.attached(replica.name)
         self._shares.join(replica.name)
         self._quotas.join(replica.name)

@@ -85,8 +85,9 @@ class FleetServicer(GeneratingServicer):
 
     async def _by_all(self, request: Message, call: PublicCall, kind: type[Answer]) -> Answer:
         """Return what the first one says, or what went wrong at one once all have answered."""
-        asked = [_ask(each, request, call, kind) for each in self._taking()]
-        answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
+        async with self._fleet.managed.noting(self._fleet.replicas):
+            asked = [_ask(each, request, call, kind) for each in self._taking()]
+            answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
         for each in answers:
             if isinstance(each, BaseException):
                 raise each

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 
 from lorax_contract.adapters import TOKEN_SOURCES, AdapterRef, AdapterUnavailableError
 from lorax_contract.config import RouterConfig
@@ -21,9 +20,10 @@ from lorax_contract.hub import hub_token
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.management import AdapterManager
-from lorax_router.service.adapters.registry import AdapterRegistry, Pin
+from lorax_router.service.adapters.registry import AdapterRegistry
 from lorax_router.service.adapters.selection import SelectionPolicy
-from lorax_router.service.callers import OPERATOR, Caller
+from lorax_router.service.adapters.taking_over import load_again, pin_again, put_name
+from lorax_router.service.callers import OPERATOR
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
 logger = logging.getLogger(__name__)
@@ -90,17 +90,7 @@ def restore_names(registry: AdapterRegistry, aliases: AliasBook) -> None:
     for alias in remembered.names:
         if aliases.find(alias.name) is not None:
             continue
-        token = hub_token() if alias.target.refs[0].source in TOKEN_SOURCES else None
-        try:
-            checked = aliases.make(alias.name, replace(alias.target, token=token))
-            aliases.put(replace(checked, created_at=alias.created_at))
-        except ValidationError as error:
-            logger.warning("the name %s is given up: %s", alias.name, error)
-        if alias.name in remembered.private_names and token is None:
-            logger.warning(
-                "the name %s stands for a private adapter whose token is not kept: give the name again "
-                "with the token if its source asks for it", alias.name,
-            )  # fmt: skip
+        put_name(aliases, alias, is_private=alias.name in remembered.private_names)
 
 
 async def bring_back(adapters: AdapterManager) -> None:
@@ -110,29 +100,8 @@ async def bring_back(adapters: AdapterManager) -> None:
     for pin in remembered.pins:
         # Who keeps it may have let it go meanwhile.
         if pin in (await asyncio.to_thread(read)).pins:
-            await _bring_back_pin(adapters, pin)
+            await pin_again(adapters, pin)
     pinned = {pin.ref for pin in remembered.pins}
     for ref in remembered.loads:
         if ref not in pinned and ref in (await asyncio.to_thread(read)).loads:
-            await _bring_back(adapters, ref, OPERATOR, pin=False)
-
-
-async def _bring_back_pin(adapters: AdapterManager, pin: Pin) -> None:
-    """Pin an adapter for whoever had it pinned; a tenant's with no token, since its own is not kept."""
-    if pin.tenant and pin.is_private:
-        logger.warning("private adapter %s is not pinned again: its token is not kept", pin.ref)
-        return
-    caller = Caller(tenant=pin.tenant, is_admin=True)
-    await _bring_back(adapters, pin.ref, caller, pin=True)
-
-
-async def _bring_back(
-    adapters: AdapterManager, ref: AdapterRef, caller: Caller, *, pin: bool
-) -> None:
-    # The server's own is for the operator alone.
-    is_own = not caller.tenant and ref.source in TOKEN_SOURCES
-    selection = AdapterSelection(refs=(ref,), token=hub_token() if is_own else None)
-    try:
-        await adapters.load(selection, caller, pin=pin, remember=False)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the server serves without it
-        logger.warning("adapter %s, which was loaded before, is not there: %s", ref, error)
+            await load_again(adapters, ref, OPERATOR, pin=False)

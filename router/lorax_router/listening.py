@@ -184,6 +184,7 @@ def fronts_of(
 def _core_of(parts: Parts) -> CoreParts:
     from lorax_router.fronts.desk import CoreParts
     from lorax_router.grpc_api.unary import UnaryCalls
+    from lorax_router.service.adapters.taking_over import ManagedKeeper
 
     return CoreParts(
         service=parts.service,
@@ -191,6 +192,7 @@ def _core_of(parts: Parts) -> CoreParts:
         app=parts.app,
         aliases=parts.selections.aliases,
         messages=UnaryCalls(parts.servicer, parts.keys),
+        managed=ManagedKeeper(parts.adapters, parts.selections.aliases),
     )
 
 

@@ -19,6 +19,7 @@ from lorax_ingress.service import ReplicatedService
 from lorax_router.fronts.attached import AttachedFronts
 from lorax_router.fronts.desk import CoreParts
 from lorax_router.fronts.load import LoadTeller
+from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
@@ -26,11 +27,14 @@ from lorax_router.shards.fake.shard import FakeModel, FakeShard
 QUICK = AttachSettings(gossip_s=0.02, silence_s=0.5, first_pause_s=0.02, longest_pause_s=0.05)
 
 
-def fronts_of(world: AdapterWorld) -> AttachedFronts:
+def fronts_of(world: AdapterWorld, *, by_admin: bool = False) -> AttachedFronts:
+    """Let fronts attach; ``by_admin``: all of their calls are the operator's."""
     parts = world.parts
+    app = parts.admin_app if by_admin else parts.app
     core = CoreParts(
-        service=parts.service, counts=parts.service.ledger, app=parts.app,
+        service=parts.service, counts=parts.service.ledger, app=app,
         aliases=parts.selections.aliases,
+        managed=ManagedKeeper(parts.adapters, parts.selections.aliases),
     )  # fmt: skip
     load = LoadTeller(
         parts.engine, parts.adapters, parts.service.meters, is_open=lambda: True, num_slots=4
@@ -78,14 +82,14 @@ async def ingress() -> AsyncIterator[AttachingFleet]:
 
 @contextlib.asynccontextmanager
 async def served(
-    uri: str, tls: ssl.SSLContext | None = None, **config: Any
+    uri: str, tls: ssl.SSLContext | None = None, *, by_admin: bool = False, **config: Any
 ) -> AsyncIterator[AdapterWorld]:
     """A world that ingresses can attach to."""
     shard = FakeShard(
         FakeModel(vocab_size=900, eos_token_ids=frozenset()), num_blocks=400, step_delay_s=0.002
     )
     async with adapter_world(shard, **config) as world:
-        fronts = fronts_of(world)
+        fronts = fronts_of(world, by_admin=by_admin)
         await fronts.listen(uri, tls)
         try:
             yield world

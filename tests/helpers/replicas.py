@@ -21,12 +21,13 @@ from lorax_router.fronts.forwarding import ForwardedCalls
 from lorax_router.fronts.messages import decode_down
 from lorax_router.fronts.remote import RemoteService
 from lorax_router.grpc_api.unary import UnaryCalls
+from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.chat.parser_book import ParserBook
 
 FACTS = CoreFacts(
     model_id="fake", served_model_names=[], model_device_type="cpu", max_total_tokens=200,
     max_body_bytes=1 << 20, default_adapter_source="local", adapter_refusal=None,
-    takes_messages=True,
+    takes_messages=True, takes_managed=True,
 )  # fmt: skip
 ADAPTERS = ("poet", "pirate")
 
@@ -43,11 +44,12 @@ class LocalReplica:
             app=world.client._transport.app,  # type: ignore[attr-defined]
             aliases=world.parts.selections.aliases,
             messages=UnaryCalls(world.parts.servicer, world.parts.keys),
+            managed=ManagedKeeper(world.parts.adapters, world.parts.selections.aliases),
         )  # fmt: skip
         self._down = MemoryLink(self._hear)
         self.desk = FrontDesk(parts, self._down.send, lambda: None, lambda count: None)
         self._up = MemoryLink(self._take)
-        self.service = self.messages = RemoteService(self._up.send, ParserBook())
+        self.service = self.messages = self.managing = RemoteService(self._up.send, ParserBook())
         self.calls = ForwardedCalls(self._up.send)
         self.facts = FACTS
 

@@ -22,6 +22,8 @@ class CoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     adapter_refusal: str | None
     # Whether AskMessage is answered.
     takes_messages: bool = False
+    # Whether AskManaged is.
+    takes_managed: bool = False
 
 
 class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,4 +58,5 @@ def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy
         default_adapter_source=config.default_adapter_source,
         adapter_refusal=selections.refusal,
         takes_messages=True,
+        takes_managed=True,
     )

@@ -20,6 +20,7 @@ from lorax_router.fronts.messages import (
     AskCall,
     AskCount,
     AskHead,
+    AskManaged,
     AskMessage,
     AskRoom,
     AskStream,
@@ -37,6 +38,7 @@ from lorax_router.fronts.messages import (
     TellCount,
     TellFault,
     TellHead,
+    TellManaged,
     TellMessage,
     TellOpening,
     TellRoom,
@@ -47,6 +49,7 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.values import pack_opening, pack_result, unpack_request
 from lorax_router.service.adapters.aliases import AliasBook
+from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.callers import Caller
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import GenerationService, RequestCounts
@@ -74,6 +77,8 @@ class CoreParts:
     aliases: AliasBook
     # None: fronts have none.
     messages: MessageCalls | None = None
+    # None: nothing is managed by hand.
+    managed: ManagedKeeper | None = None
 
 
 class FrontDesk:
@@ -134,20 +139,22 @@ class FrontDesk:
                 self._begin(number, partial(self._head, message))
             case AskMessage(number):
                 self._begin(number, partial(self._message, message))
+            case AskManaged(number):
+                self._begin(number, partial(self._managed, message))
             case AskCall(number):
                 call = self._calls[number] = CoreCall(message, self._send)
                 self._begin(number, partial(call.run, self._parts.app))
             case CallPart(number):
                 if (call_ := self._calls.get(number)) is not None:
                     call_.put(message)
-            case Withdraw(number):
-                if (task := self._work.get(number)) is not None:
-                    task.cancel()
             case _:
                 self._note(message)
 
     def _note(self, message: object) -> None:
         match message:
+            case Withdraw(number):
+                if (task := self._work.get(number)) is not None:
+                    task.cancel()
             case NoteRefused(fault, caller, origin):
                 error = asyncio.CancelledError() if fault is None else unpack_fault(fault)
                 self._parts.counts.request_refused(error, caller, origin)
@@ -203,6 +210,13 @@ class FrontDesk:
         assert self._parts.messages is not None
         answer = await self._parts.messages.answer(asked.method, asked.request, asked.metadata)
         self._send(TellMessage(asked.number, answer))
+
+    async def _managed(self, asked: AskManaged) -> None:
+        keeper = self._parts.managed
+        assert keeper is not None
+        taken = keeper.take_names(asked.elsewhere.names)
+        self._send(TellManaged(asked.number, await keeper.known()))
+        await keeper.take_rest(taken, asked.elsewhere)
 
     async def _stream(self, asked: AskStream) -> None:
         number, columns = asked.number, self._columns

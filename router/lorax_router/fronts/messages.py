@@ -16,6 +16,7 @@ from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
+from lorax_router.service.adapters.managed import ManagedAdapters
 from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse, Timings
@@ -150,6 +151,17 @@ class AskMessage(FromFront, frozen=True):
     metadata: list[tuple[str, str]]
 
 
+class AskManaged(FromFront, frozen=True):
+    """What was managed by hand; answered by TellManaged or TellFault.
+
+    The core takes over what it is told here: names before any message that follows, the rest beside
+    the work that it has.
+    """
+
+    number: int
+    elsewhere: ManagedAdapters
+
+
 class FromCore(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A message from the core to a front."""
 
@@ -262,6 +274,13 @@ class TellMessage(FromCore, frozen=True):
     answer: bytes
 
 
+class TellManaged(FromCore, frozen=True):
+    """What was managed by hand here."""
+
+    number: int
+    managed: ManagedAdapters
+
+
 class TellAliases(FromCore, frozen=True):
     """Names of the operator's choosing that mean an adapter from now on, and such as do no more."""
 
@@ -292,10 +311,12 @@ class TellStop(FromCore, frozen=True):
 Up = (
     AskRoom | AskAnswer | AskStream | AskCount | AskHead | AskCall | CallPart | Withdraw | NoteRefused
     | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad | AskMessage
+    | AskManaged
 )  # fmt: skip
 Down = (
     TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks
     | PullPart | TellCall | TellAliases | TellStop | TellFacts | TellLoad | TellMessage
+    | TellManaged
 )  # fmt: skip
 
 _SEQUENCE_BITS = 16

@@ -16,6 +16,7 @@ from lorax_router.fronts.messages import (
     AskAnswer,
     AskCount,
     AskHead,
+    AskManaged,
     AskMessage,
     AskRoom,
     AskStream,
@@ -28,6 +29,7 @@ from lorax_router.fronts.messages import (
     TellCount,
     TellFault,
     TellHead,
+    TellManaged,
     TellMessage,
     TellOpening,
     TellRoom,
@@ -37,6 +39,7 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.remote_stream import RemoteStream
 from lorax_router.fronts.values import pack_request, unpack_opening, unpack_result
+from lorax_router.service.adapters.managed import ManagedAdapters
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.generation import ignore_adapter
@@ -46,7 +49,7 @@ from lorax_router.service.results import AdapterUse, GenerateResult
 
 Answer = (
     TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks
-    | TellMessage
+    | TellMessage | TellManaged
 )  # fmt: skip
 
 
@@ -110,6 +113,12 @@ class RemoteService:
         message = AskMessage(number, method, request, [*metadata])
         told: TellMessage = await self._ask(number, message, ANYBODY)
         return told.answer
+
+    async def managed(self, elsewhere: ManagedAdapters) -> ManagedAdapters:
+        """Return what was managed by hand at the core, which takes over what was elsewhere."""
+        number = next(self._numbers)
+        told: TellManaged = await self._ask(number, AskManaged(number, elsewhere), ANYBODY)
+        return told.managed
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter
@@ -182,6 +191,7 @@ class RemoteService:
                 | TellCount(number)
                 | TellHead(number)
                 | TellMessage(number)
+                | TellManaged(number)
             ):
                 waiting = self._asked.get(number)
                 if waiting is not None and not waiting.done():
