@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
+from lorax_launcher.placing.output import own_output
 from lorax_launcher.placing.values import GroupSpec, IngressSpec, ServiceSpec
 
+_OUTPUT = f"{__name__}.output"
 _PAUSE_S, _CONNECT_S = 0.5, 5.0
 _STORE = "~/.cache/lorax-py/ray"
 _OPTIONS = {"ignore_unknown_options": True, "show_default": True}
@@ -28,6 +30,8 @@ def main(context: click.Context, address: str, name: str) -> None:
     A cluster is started by Ray's own commands (`ray start`). This one talks to it.
     """
     context.obj = name
+    # Before Ray is there, which tells on stdout of nodes that died.
+    context.meta[_OUTPUT] = own_output()
     try:
         from lorax_launcher.placing import ray_cluster
     except ModuleNotFoundError as error:
@@ -94,7 +98,7 @@ def up(
     if wait_s and (wrong := _wait(name, replicas, wait_s)):
         service.end_service(name)
         raise click.ClickException(wrong)
-    click.echo(_words(_status(name)))
+    _say(_words(_status(name)))
 
 
 @main.command()
@@ -108,7 +112,7 @@ def scale(name: str, replicas: int, max_replicas: int | None, wait_s: float) -> 
     _ask(name, "scale", replicas, max(max_replicas or 0, replicas))
     if wait_s and (wrong := _wait(name, replicas, wait_s)):
         raise click.ClickException(wrong)
-    click.echo(_words(_status(name)))
+    _say(_words(_status(name)))
 
 
 @main.command(context_settings=_OPTIONS)
@@ -123,7 +127,7 @@ def upgrade(name: str, wait_s: float, options: tuple[str, ...]) -> None:
     _ask(name, "upgrade", options)
     if wait_s and (wrong := _wait(name, 1, wait_s)):
         raise click.ClickException(wrong)
-    click.echo(_words(_status(name)))
+    _say(_words(_status(name)))
 
 
 @main.command()
@@ -132,7 +136,7 @@ def upgrade(name: str, wait_s: float, options: tuple[str, ...]) -> None:
 def status(name: str, *, as_json: bool) -> None:
     """Say which servers there are, where, and how much they have to do."""
     known = _status(name)
-    click.echo(json.dumps(known) if as_json else _words(known))
+    _say(json.dumps(known) if as_json else _words(known))
 
 
 @main.command()
@@ -148,6 +152,10 @@ def down(name: str, wait_s: float) -> None:
         time.sleep(_PAUSE_S)
     service.ask_ingress(name, "close", timeout_s=max(until - time.monotonic(), 1.0))
     service.end_service(name)
+
+
+def _say(text: str) -> None:
+    click.echo(text, file=click.get_current_context().meta[_OUTPUT])
 
 
 def _ask(name: str, method: str, *arguments: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
 import sys
 from typing import Any
 
@@ -47,3 +49,42 @@ def known(**values: Any) -> dict[str, Any]:
 )
 def test_all_is_as_wanted(values: dict[str, Any], expected: bool) -> None:
     assert is_settled(known(**values), 1) is expected
+
+
+_TALKATIVE = """
+import os, sys, threading, types
+
+def talk(words):
+    os.write(1, words.encode())
+    print(words)
+    threading.Thread(target=os.write, args=(1, words.encode())).start()
+
+class Service(types.ModuleType):
+    def is_there(self, name): talk("(raylet) a node died"); return True
+    def ask_controller(self, name, method, *arguments):
+        return {"groups": [], "wanted": 1, "least": 1, "most": 1, "error": ""}
+    def ask_ingress(self, name, method): return {"url": "http://h:1", "error": ""}
+
+class Cluster(types.ModuleType):
+    def connect(self, address, name): talk("connected to Ray")
+
+from lorax_launcher import placing
+for name, module in (("service", Service), ("ray_cluster", Cluster)):
+    made = module(name)
+    sys.modules[f"lorax_launcher.placing.{name}"] = made
+    setattr(placing, name, made)
+from lorax_launcher.placing.cli import main
+main(["status", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_what_ray_says_is_not_among_the_answer(options: list[str]) -> None:
+    command = [sys.executable, "-c", _TALKATIVE, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    if options:
+        assert json.loads(done.stdout)["url"] == "http://h:1"
+    else:
+        assert done.stdout == "http://h:1: 1 wanted\n"
+    assert done.stderr.count("a node died") == 3
+    assert done.stderr.count("connected to Ray") == 3
