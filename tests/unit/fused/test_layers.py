@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 # Of two layers.
 LAYERS = {
     **dict.fromkeys(TESTED_FAMILIES, 2),
+    "granitemoe": 0,
     # LayerNorm, or attention and MLP beside each other.
     **dict.fromkeys(
         ["cohere", "cohere2", "gpt2", "gpt_bigcode", "gpt_neox", "opt", "phi", "starcoder2"], 0
