@@ -124,8 +124,10 @@ GROWTH: dict[str, Make] = {
         modules_to_save=[n.embedding],
         lora_bias=True,
     ),
+    # No Conv1D beside them: PEFT would take its transposed weight for theirs, and refuse.
     "grown, parameters": lambda n: some(
         n,
+        target_modules=[],
         target_parameters=[f"{n.embedding}.weight", "lm_head.weight"],
     ),
     "grown, saved": lambda n: some(n, modules_to_save=[n.embedding, "lm_head"]),
