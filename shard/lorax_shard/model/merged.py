@@ -17,12 +17,14 @@ from lorax_shard.adapter_files import WEIGHTS_FILE
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.model.describe import describe
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.peft.errors import listing
 from lorax_shard.peft.files import AdapterLimits
 from lorax_shard.peft.read import examine
 
 logger = logging.getLogger(__name__)
 
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+# Linears of experts as other releases and trainers have them.
+_EXPERT = re.compile(r"\.experts\.(\d+|w[123]|gate_proj|up_proj|down_proj)\.")
 # Where PEFT's wrappers of a module hold the module itself.
 _INNER = ("base_layer", "original_module")
 
@@ -62,6 +64,10 @@ def merge_adapter(model: Any, folder: Path) -> None:
             # PEFT warns of tied weights, which are seen to here.
             warnings.simplefilter("ignore")
             wrapped = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
+            if left_out := _left_out(wrapped, adapter):
+                raise _unusable(
+                    f"PEFT leaves out what it has for {listing(left_out)}; serve it with --adapter-id"
+                )
             if _changes_tied_weight(adapter, base):
                 _untie(model)
             wrapped.merge_and_unload(safe_merge=True)
@@ -72,9 +78,24 @@ def merge_adapter(model: Any, folder: Path) -> None:
 
 
 def names_experts(path: Path) -> bool:
-    """Return whether a file of PEFT's names experts one by one."""
+    """Return whether a file has weights for linears of experts."""
     with safe_open(path, framework="pt") as file:
         return any(_EXPERT.search(key) for key in file.keys())  # noqa: SIM118
+
+
+def _left_out(wrapped: Any, adapter: HostAdapter) -> list[str]:
+    """Return the modules with a low-rank part in the adapter that have none in PEFT's model."""
+    found = {
+        name.replace(".base_layer", "")
+        for name, module in wrapped.base_model.model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    # Parameters of experts have the name of their module before their own.
+    return [
+        name
+        for name, delta in adapter.modules.items()
+        if delta.a is not None and found.isdisjoint((name, name.rpartition(".")[0]))
+    ]
 
 
 def _changes_tied_weight(adapter: HostAdapter, base: BaseDescription) -> bool:

@@ -135,3 +135,19 @@ def test_an_adapter_by_linears_of_each_expert_is_refused(
     make_older(tuned, adapter, *OLDER["qwen3_moe"])
     with pytest.raises(StartupError, match="linears of each expert.*serve it with --adapter-id"):
         merge_adapter(load_model(folder), adapter)
+
+
+def test_what_peft_would_leave_out_is_refused(tmp_path: Path) -> None:
+    """It takes linears of shared experts for the experts' own, and finds no weights for those."""
+    folder, adapter = make_tiny_model("deepseek_v3", tmp_path / "model"), tmp_path / "adapter"
+    linears = [f"shared_experts.{each}_proj" for each in ("gate", "up", "down")]
+    weights = [f"{linear}.weight" for linear in linears]
+    tuned = peft_model(folder, seed=1, r=2, target_modules=[], target_parameters=weights)
+    tuned.save_pretrained(adapter)
+    merge_adapter(load_model(folder), adapter)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config |= {"target_modules": linears, "target_parameters": None}
+    path.write_text(json.dumps(config))
+    with pytest.raises(StartupError, match="PEFT leaves out .*shared_experts"):
+        merge_adapter(load_model(folder), adapter)

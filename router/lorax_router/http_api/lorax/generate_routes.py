@@ -22,7 +22,7 @@ from lorax_router.http_api.lorax.bodies import (
 )
 from lorax_router.http_api.lorax.encode import LoraxEvents, result_document
 from lorax_router.http_api.lorax.published import HEADERS
-from lorax_router.http_api.lorax.schemas import AdapterText, GenerateAnswer, StreamEvent
+from lorax_router.http_api.lorax.schemas import FannedAnswer, GenerateAnswer, StreamEvent
 from lorax_router.http_api.openapi import ERRORS, event_stream, json_body
 from lorax_router.http_api.origins import origin_of
 from lorax_router.http_api.pooled.schemas import AdapterFault
@@ -79,7 +79,7 @@ class GenerateRoutes:
             operation_id="generate",
             responses={
                 200: {
-                    "model": GenerateAnswer | list[AdapterText | AdapterFault],
+                    "model": GenerateAnswer | list[FannedAnswer | AdapterFault],
                     "headers": _HEADERS,
                 },
                 **ERRORS,

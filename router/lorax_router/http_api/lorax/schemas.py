@@ -78,7 +78,7 @@ class GenerateAnswer(BaseModel):
     details: Details | None = None
 
 
-class AdapterText(GenerateAnswer):
+class FannedAnswer(GenerateAnswer):
     """A text that one of several adapters generated."""
 
     adapter_id: str
