@@ -23,10 +23,10 @@ _TASKS = {
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,
 }
 # Faults that the list names, and the tests that plant them.
+_PARITY = "tests/integration/test_encoder_parity.py"
 PLANTED = (
-    "tests/integration/test_encoder_parity.py::test_a_planted_fault_is_found",
-    "tests/integration/test_encoder_parity.py::"
-    "test_attention_without_a_kernel_sees_nothing_of_what_fills_rows_up",
+    f"{_PARITY}::test_a_planted_fault_is_found",
+    f"{_PARITY}::test_attention_without_a_kernel_sees_nothing_of_what_fills_rows_up",
     "tests/integration/test_heads.py::test_a_wrong_head_is_found",
 )
 FAULTS = (
