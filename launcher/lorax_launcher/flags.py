@@ -14,32 +14,10 @@ from lorax_contract.keys import (
     METRICS_KEY_VARIABLES,
     SSL_PASSWORD_VARIABLE,
 )
-from lorax_launcher.environment import LOG_LEVELS, log_level
 from lorax_launcher.options import LauncherOptions
 from lorax_launcher.quantize import CHOICES as QUANTIZE_CHOICES
 from lorax_launcher.refused import REFUSED_OPTIONS, Refused
-
-
-class Switch(click.ParamType):  # type: ignore[type-arg]
-    """On when it is given; a value is taken too, and an empty one, as charts write it, is on."""
-
-    name = "switch"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
-        """Return whether it is on; fails for what is neither true nor false."""
-        return True if value == "" else bool(click.BOOL.convert(value, param, ctx))
-
-
-class LogLevel(click.Choice):  # type: ignore[type-arg]
-    """A level of the log, in the words of other programs too."""
-
-    def __init__(self) -> None:
-        super().__init__(LOG_LEVELS)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the level's own name; fails for what is none."""
-        return log_level(str(value)) or super().convert(value, param, ctx)
-
+from lorax_launcher.values import LogLevel, Switch, TaskName
 
 SWITCH = Switch()
 _DEFAULTS = LauncherOptions()
@@ -96,6 +74,11 @@ OPTION_GROUPS: dict[str, list[click.Option]] = {
                 "what to use instead."),
         _option("--trust-remote-code", type=SWITCH,
                 help="Run model code that comes with the model."),
+        _option("--task", type=TaskName(),
+                help="What the model is served for. `auto`: as its files show. `embed`: vectors alone, "
+                "without its head of tokens or labels; `generate`, `classify`, `token-classify` and `rerank` "
+                "refuse a model that has no such head. vLLM's and the hub's names for these are taken, too: "
+                "docs/encoders.md."),
         _option("--tokenizer-config-path", type=click.Path(dir_okay=False),
                 help="A tokenizer_config.json whose chat template replaces the model's."),
         _option("--chat-template", type=str,

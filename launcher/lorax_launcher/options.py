@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lorax_contract.config import Batching, ContentFormatChoice, KVCacheDtype
+from lorax_contract.config import Batching, ContentFormatChoice, KVCacheDtype, Task
 
 
 class UsageError(ValueError):
@@ -20,6 +20,7 @@ class LauncherOptions:
     source: str = "hub"
     served_model_name: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    task: Task = "auto"
     tokenizer_config_path: str | None = None
     chat_template: str | None = None
     chat_template_content_format: ContentFormatChoice = "auto"

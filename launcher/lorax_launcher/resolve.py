@@ -308,6 +308,7 @@ def _shard(
         linear_backend=linear_backend(options),
         elementwise_backend=elementwise_backend(options),
         trust_remote_code=options.trust_remote_code,
+        task=options.task,
         kv_memory_fraction=_kv_fraction(options, device),
         cuda_memory_fraction=_device_fraction(options, device),
         block_size=options.block_size,

@@ -19,6 +19,8 @@ from lorax_contract.otlp import endpoint_problem
 Device = typing.Literal["cpu", "cuda"]
 KVCacheDtype = typing.Literal["auto", "fp8_e4m3"]
 Quantize = typing.Literal["none", "int8", "gguf", "bfloat16", "fp8", "int4"]
+# What a model is served for; "auto": as its files show.
+Task = typing.Literal["auto", "generate", "embed", "classify", "token-classify", "rerank"]
 # The form of the content of messages that a chat template reads: one text, or parts as OpenAI has them.
 ContentFormatChoice = typing.Literal["auto", "string", "openai"]
 
@@ -108,6 +110,7 @@ class ShardConfig(ProcessConfig):
     # What norms, gates and rotations compute with.
     elementwise_backend: str = "auto"
     trust_remote_code: bool = False
+    task: Task = "auto"
     # The same files were compared with transformers at an earlier start of the same server.
     was_probed: bool = False
     block_size: int = 16

@@ -472,6 +472,7 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
         validation_workers=config.validation_workers,
         eager_prefill=config.batching == "prefill",
         version=version("lorax-py"),
+        task=abilities.task,
         tasks=abilities.tasks,
         labels=None if info.head is None else info.head.labels,
         model_pipeline_tag=abilities.pipeline_tag,

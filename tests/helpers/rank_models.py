@@ -14,7 +14,7 @@ from lorax_shard.model.rank_model import RankPart, read_part
 def read_parts(config: ShardConfig, world_size: int) -> list[RankPart]:
     """Read the parts one after another (building models is not safe in threads)."""
     device, dtype = torch.device("cpu"), torch.float32
-    hf_config = read_config(Path(config.model_dir), trust_remote_code=False)
+    hf_config = read_config(Path(config.model_dir), trust_remote_code=False, task=config.task)
     return [
         read_part(config, hf_config, dtype, device, (rank, world_size))
         for rank in range(world_size)

@@ -35,6 +35,15 @@ class Abilities:
         return tuple(name for name, is_done in does.items() if is_done)
 
     @property
+    def task(self) -> str:
+        """What it is mainly for, by the names that ``--task`` takes."""
+        if self.head is None:
+            return "generate" if self.generates else "embed"
+        if self.head.classifies_tokens:
+            return "token-classify"
+        return "rerank" if len(self.head.labels) == 1 else "classify"
+
+    @property
     def pipeline_tag(self) -> str:
         """What the hub calls models that do what it is mainly for."""
         if self.head is not None:

@@ -58,6 +58,8 @@ class ServerInfo:
     sha: str | None = None
     docker_label: str | None = None
     request_logger_url: str | None = None
+    # What the base model is mainly for, by the names of ``--task``.
+    task: str = "generate"
     # Of generate, embed and classify, those that the base model does.
     tasks: tuple[str, ...] = ("generate", "embed")
     # What its classification head tells apart; None: it has none.

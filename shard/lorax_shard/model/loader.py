@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from lorax_contract.config import ShardConfig
+from lorax_contract.config import ShardConfig, Task
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.start_clock import StartClock
@@ -49,6 +49,7 @@ from lorax_shard.model.probe import ModelProbe, survey_attention
 from lorax_shard.model.quantized import install_linears, quantize_model, store_narrowly
 from lorax_shard.model.rank_model import load_part
 from lorax_shard.model.read_weights import load_weights
+from lorax_shard.model.served_task import serve_as
 from lorax_shard.model.vector_facts import longest_text, read_vector_facts
 from lorax_shard.parallel.group import RankGroup
 from lorax_shard.threads import one_thread
@@ -70,7 +71,7 @@ def load_paged_model(
     clock = clock or StartClock()
     started = time.perf_counter()
     folder, device = Path(config.model_dir), torch.device(config.device)
-    hf_config = read_config(folder, trust_remote_code=config.trust_remote_code)
+    hf_config = read_config(folder, trust_remote_code=config.trust_remote_code, task=config.task)
     config = store_narrowly(config)
     dtype = resolve_dtype(config.dtype, hf_config, device)
     if is_encoder(hf_config):
@@ -161,7 +162,7 @@ def _refuse_backends(config: ShardConfig) -> None:
             )
 
 
-def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+def read_config(folder: Path, *, trust_remote_code: bool, task: Task = "auto") -> Any:
     """Return the transformers config of a folder after checking that its model can be served.
 
     Raises StartupError: MODEL_NOT_FOUND, MODEL_CORRUPT or MODEL_UNSUPPORTED.
@@ -196,6 +197,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     except _CONFIG_ERRORS as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise _unsupported(folder, f"transformers cannot read its config.json: {reason}") from error
+    serve_as(hf_config, task, folder, is_remote=remote)
     if not remote and (unfit := refusal(hf_config)):
         raise _unsupported(folder, unfit)
     # What cannot be made of its vectors is refused before they are asked for.

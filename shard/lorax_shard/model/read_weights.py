@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
@@ -77,7 +77,8 @@ def _decode(
     folder: Path, hf_config: Any, coded: CodedWeights, options: Mapping[str, Any]
 ) -> tuple[Any, Mapping[str, Any]]:
     """Let transformers load weights that are decoded when it asks for them."""
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING if generates(hf_config) else MODEL_MAPPING
+    if type(hf_config) not in classes:
         raise StartupError(
             f"{folder} cannot be served: it is quantized and brings code of its own, and codes are "
             "decoded for models of transformers' own code only; serve the model that it was made from",
@@ -85,8 +86,7 @@ def _decode(
         )
     files = open_weights(folder, coded)
     state = {key: RankSlice(file, key) for key, file in files.items()}
-    stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
-    model, report = stock.from_pretrained(None, state_dict=state, **options)
+    model, report = classes[type(hf_config)].from_pretrained(None, state_dict=state, **options)
     add_generation_config(model, folder)
     return model, report
 

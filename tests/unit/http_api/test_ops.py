@@ -81,12 +81,14 @@ def test_info_has_lorax_s_keys_the_memory_and_what_computes():
         "max_concurrent_requests", "max_best_of", "max_stop_sequences", "max_input_length",
         "max_total_tokens", "waiting_served_ratio", "max_batch_total_tokens",
         "max_waiting_tokens", "validation_workers", "eager_prefill", "version", "sha",
-        "docker_label", "request_logger_url", "memory", "backends", "tasks", "labels",
+        "docker_label", "request_logger_url", "memory", "backends", "task", "tasks",
+        "labels",
     }  # fmt: skip
     assert document["memory"] == {"fullest_rank": 1, "ranks": [{"unused": 9}, {"unused": 7}]}
     assert document["backends"] == {
         "attention": "sdpa", "linear": "panel", "elementwise": "cpp", "lora": None,
     }  # fmt: skip
+    assert document["task"] == "generate"
     assert (document["tasks"], document["labels"]) == (["generate", "embed"], None)
     assert document["model_id"] == "tests/tiny"
     assert document["max_input_length"] == 20

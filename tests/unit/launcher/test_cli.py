@@ -147,6 +147,22 @@ def test_a_usage_error_of_the_launch_is_one_sentence(monkeypatch: pytest.MonkeyP
     assert len(result.output.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("named", "task"),
+    [("embed", "embed"), ("embedding", "embed"), ("Feature-Extraction", "embed"), ("score", "rerank"),
+     ("token-classification", "token-classify"), ("text-generation", "generate")],
+)  # fmt: skip
+def test_a_task_has_other_names(named: str, task: str, no_launch: list[LauncherOptions]) -> None:
+    assert run("--task", named).exit_code == 0
+    assert no_launch[-1].task == task
+
+
+def test_a_task_that_nobody_knows_is_a_usage_error() -> None:
+    result = run("--task", "transcription")
+    assert result.exit_code == 2
+    assert "token-classify" in result.output
+
+
 def test_help_shows_what_is_served_with_its_variable() -> None:
     text = " ".join(run("--help").output.split())
     for group, options in OPTION_GROUPS.items():

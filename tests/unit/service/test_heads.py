@@ -53,27 +53,34 @@ def expected(spec: RequestSpec, head: HeadFacts) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("facts", "tasks", "tag"),
+    ("facts", "task", "tasks", "tag"),
     [
-        ({}, ["generate", "embed"], "text-generation"),
-        ({"generates": False}, ["embed"], "feature-extraction"),
-        ({"generates": False, "is_encoder": True}, ["embed"], "feature-extraction"),
-        ({"generates": False, "head": OWN}, ["embed", "classify"], "text-classification"),
+        ({}, "generate", ["generate", "embed"], "text-generation"),
+        ({"generates": False}, "embed", ["embed"], "feature-extraction"),
+        ({"generates": False, "is_encoder": True}, "embed", ["embed"], "feature-extraction"),
+        (
+            {"generates": False, "head": OWN},
+            "classify",
+            ["embed", "classify"],
+            "text-classification",
+        ),
         (
             {"generates": False, "head": HEADS["tagger"]},
+            "token-classify",
             ["embed", "classify"],
             "token-classification",
         ),
     ],
 )
 def test_a_server_says_what_its_model_does(
-    facts: dict[str, Any], tasks: list[str], tag: str
+    facts: dict[str, Any], task: str, tasks: list[str], tag: str
 ) -> None:
     @in_loop
     async def scene() -> None:
         async with adapter_world(FakeShard(MODEL, num_blocks=400, facts=facts)) as world:
             told = (await world.client.get("/info")).json()
             head = facts.get("head")
+            assert told["task"] == task
             assert (told["tasks"], told["model_pipeline_tag"]) == (tasks, tag)
             assert told["labels"] == (None if head is None else list(head.labels))
             answer = await world.client.post("/generate", json={"inputs": "w1"})

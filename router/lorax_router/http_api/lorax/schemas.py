@@ -213,8 +213,9 @@ class InfoAnswer(BaseModel):
     sha: str | None
     docker_label: str | None
     request_logger_url: str | None
-    # Beside what LoRAX tells: of generate, embed and classify, those that the base model does; and
+    # Beside what LoRAX tells: what the base model is mainly for; of generate, embed and classify, those that the base model does; and
     # what its classification head tells apart.
+    task: str
     tasks: list[str]
     labels: list[str] | None
     memory: MemoryAnswer | None
