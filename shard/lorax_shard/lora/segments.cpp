@@ -452,10 +452,13 @@ class Plan {
         most_cost = std::max(most_cost, (std::min(rows, block_rows) + rows_of_reading) * size);
     }
 
-    // Whether whole blocks keep all threads about equally busy.
+    // Whether whole blocks, taken one by one, keep all threads about equally busy. No thread has
+    // more than the most blocks of the largest size, nor takes one when it has had its share.
     bool is_even(int64_t num_threads) const {
         const int64_t most_blocks = (num_blocks + num_threads - 1) / num_threads;
-        return most_blocks * most_cost * num_threads * 8 <= cost * 9;
+        const int64_t longest = std::min(most_blocks * most_cost * num_threads,
+                                         cost + most_cost * (num_threads - 1));
+        return longest * 8 <= cost * 9;
     }
 
     // `next` is the one that this thread computes after it, as far as that is known.
