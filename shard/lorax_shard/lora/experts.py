@@ -9,16 +9,18 @@ bytes only those of experts are read that the step's tokens go to.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from lorax_shard.lora.assignment import BASE, Assignment
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend
-from lorax_shard.lora.experts_layout import ExpertsLayout
 from lorax_shard.lora.patches import CurrentStep, ModulePatch
 from lorax_shard.lora.sites import Site
+from lorax_shard.mixture.forward import AddTo, compute
+from lorax_shard.mixture.layout import ExpertsLayout
+from lorax_shard.mixture.pairs import Pairs, route
 from lorax_shard.transfer import to_device
 
 
@@ -44,6 +46,7 @@ class ExpertsPatch(ModulePatch):
         self._loaded: dict[int, list[str]] = {}
         self._widths = {name: site.widths[1] for name, site in sites.items()}
         self._up, self._down = sites
+        self._names = dict(zip((layout.up, layout.down), sites, strict=True))
 
     def load_part(self, slot: int, name: str, weights: ExpertsWeights) -> None:
         """Take a slot's matrices for one of the block's parameters."""
@@ -72,70 +75,44 @@ class ExpertsPatch(ModulePatch):
         return self._routed(x, step.tokens, *args, **kwargs)
 
     def _routed(
-        self,
-        hidden_states: torch.Tensor,
-        rows: Assignment,
-        top_k_index: torch.Tensor,
-        top_k_weights: torch.Tensor,
+        self, x: torch.Tensor, rows: Assignment, chosen: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Compute T x hidden for tokens of which each goes to k experts (T x k), in pairs."""
-        self._check_rows(len(hidden_states), rows)
-        num_tokens, k = top_k_index.shape
-        experts, order = torch.sort(top_k_index.reshape(-1), stable=True)
-        tokens = order // k
-        pairs = self._pairs(experts, _slots(rows, hidden_states.device)[tokens])
-        y = self._experts(hidden_states[tokens], pairs)
-        y = y * top_k_weights.reshape(-1)[order, None]
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=order.device)
-        summed = y[places].view(num_tokens, k, -1).sum(1)
-        return summed.to(hidden_states.dtype)
+        """Compute tokens (T x hidden) of which each goes to k experts (T x k)."""
+        self._check_rows(len(x), rows)
+        slots = _slots(rows, x.device)
+
+        def adding(pairs: Pairs) -> AddTo:
+            assigned = self._assign(pairs.experts, slots[pairs.tokens])
+            return lambda name, x, y: self._add(self._names[name], x, y, assigned)
+
+        return compute(self.site.module, self._layout, x, chosen, weights, adding)
 
     def _repeated(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
         """Compute all tokens at each expert: (experts * T) x hidden, zeros where one does not go."""
+        module: Any = self.site.module
         num_experts = self._num_experts
         self._check_rows(len(x) // num_experts, rows)
         experts = torch.arange(num_experts, device=x.device).repeat_interleave(rows.num_rows)
         slots = _slots(rows, x.device).repeat(num_experts)
-        return self._experts(x, self._pairs(experts, torch.where(x.any(1), slots, BASE)))
-
-    def _pairs(self, experts: torch.Tensor, slots: torch.Tensor) -> _PairRows:
-        """Say which rows, sorted by expert, are whose."""
-        numbers = torch.where(slots == BASE, BASE, slots * self._per_slot + experts)
-        counts = torch.bincount(experts, minlength=self._num_experts)
-        ends = counts.cumsum(0, dtype=torch.int32)
-        return _PairRows(experts, ends, self._backend.assign(numbers))
-
-    def _experts(self, x: torch.Tensor, pairs: _PairRows) -> torch.Tensor:
-        """Compute each row (S x hidden) at its expert."""
-        module: Any = self.site.module
-        y = self._linear(self._up, x, pairs)
-        if self._layout.is_repeated:
-            gate, up = y.chunk(2, dim=-1)
-            y = up * module.act_fn(gate)
-        else:
-            y = module._apply_gate(y) if module.has_gate else module.act_fn(y)
-        y = self._linear(self._down, y, pairs)
-        return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
-
-    def _linear(self, name: str, x: torch.Tensor, pairs: _PairRows) -> torch.Tensor:
-        module, own = self.site.module, name.rpartition(".")[2]
-        weight = module.get_parameter(own)
-        y = _grouped_product(x, weight if self._layout.is_in_first else weight.mT, pairs.ends)
-        bias = getattr(module, f"{own}_bias", None)
-        if bias is not None:
-            y += bias[pairs.experts]
-        group = self._groups[name]
-        group.expand(group.shrink(x, pairs.rows), 0, y, pairs.rows)
+        assigned = self._assign(experts, torch.where(x.any(1), slots, BASE))
+        up, down = (module.get_parameter(each) for each in (self._layout.up, self._layout.down))
+        pairs = route(experts[:, None], x, up, down)
+        y = pairs.of_pairs(x, up, in_first=True)
+        self._add(self._up, x, y, assigned)
+        gate, up = y.chunk(2, dim=-1)
+        x = up * module.act_fn(gate)
+        y = pairs.of_pairs(x, down, in_first=True)
+        self._add(self._down, x, y, assigned)
         return y
 
+    def _assign(self, experts: torch.Tensor, slots: torch.Tensor) -> Assignment:
+        """Say which pairs are whose, by the number of slot and expert."""
+        numbers = torch.where(slots == BASE, BASE, slots * self._per_slot + experts)
+        return self._backend.assign(numbers)
 
-class _PairRows(NamedTuple):
-    """Rows of a token at an expert each, expert by expert."""
-
-    experts: torch.Tensor  # S
-    ends: torch.Tensor  # where the rows of each expert end
-    rows: Assignment
+    def _add(self, name: str, x: torch.Tensor, y: torch.Tensor, assigned: Assignment) -> None:
+        group = self._groups[name]
+        group.expand(group.shrink(x, assigned), 0, y, assigned)
 
 
 def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:
@@ -143,12 +120,6 @@ def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:
     if rows.slots_there is None:
         rows.slots_there = to_device(torch.from_numpy(rows.slot_of_row), device)
     return rows.slots_there
-
-
-def _grouped_product(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Multiply rows that are sorted by expert (S x in) with their expert's matrix (in x out)."""
-    y: torch.Tensor = functional.grouped_mm(x, weights, offs=ends)
-    return y
 
 
 class RouterPatch(ModulePatch):

@@ -19,7 +19,6 @@ from lorax_shard.lora.assignment import FixedAssignment, IdArray, LoraStep, make
 from lorax_shard.lora.backend import LoraBackend
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.lora.experts import ExpertsPatch, RouterPatch
-from lorax_shard.lora.experts_layout import layout_of
 from lorax_shard.lora.patches import (
     CurrentStep,
     EmbeddingPatch,
@@ -32,6 +31,7 @@ from lorax_shard.lora.prepare import Cut, Preparer
 from lorax_shard.lora.prepared import PreparedAdapter
 from lorax_shard.lora.registry import BACKENDS
 from lorax_shard.lora.sites import Kind, Site, find_experts, find_groups, find_sites
+from lorax_shard.mixture.layout import layout_of
 
 
 def install(

@@ -17,7 +17,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "elements.h"
+#include "dots.h"
 
 namespace {
 
@@ -80,6 +80,8 @@ constexpr int64_t one_stream_rows = 0, ahead = 4096;
 constexpr int64_t one_stream_rows = 2, ahead = 8192;
 #endif
 constexpr int ranks_at_once = 4, vectors_at_once = 8;
+template <class E>
+constexpr int64_t lead = ahead / int64_t{sizeof(E)};
 
 // Memory is asked for ahead of what is read, up to an address; from there on elsewhere, where the
 // thread reads next: matrices of one adapter follow each other, those of the next lie apart.
@@ -92,64 +94,13 @@ struct Jump {
     }
 };
 
-// What a cache line holds, or a register if that is more.
-template <class E>
-constexpr int64_t line_size = std::max<int64_t>(num_lanes, 64 / sizeof(E));
-
-// Calls `use` with a number from 1 to few_rows that is known when this is compiled.
-template <class Use>
-inline void with_few(int64_t count, Use use) {
-    if (count == 1)
-        use(std::integral_constant<int, 1>());
-    else if (count == 2)
-        use(std::integral_constant<int, 2>());
-    else if (count == 3)
-        use(std::integral_constant<int, 3>());
-    else
-        use(std::integral_constant<int, 4>());
-}
-
-// RANKS x ROWS dot products of length n at a time; the first rows of a block ask for A.
-template <class E, int RANKS, int ROWS>
-inline void dots(const E* a, int64_t n, bool is_first, float scale, const float* const* x,
-                 float* const* h) {
-    Lanes sums[ROWS][RANKS] = {};
-    Lanes inputs[ROWS];
-    const auto add = [&](const auto& values_of) {
-        for (int rank = 0; rank < RANKS; ++rank) {
-            const Lanes values = values_of(a + rank * n);
-            for (int row = 0; row < ROWS; ++row) sums[row][rank] += inputs[row] * values;
-        }
-    };
-    const auto add_at = [&](int64_t at) {
-        for (int row = 0; row < ROWS; ++row) inputs[row] = lanes_at(x[row] + at);
-        add([&](const E* values) { return load(values + at); });
-    };
-    int64_t i = 0;
-    for (; is_first && i + line_size<E> <= n; i += line_size<E>) {
-        for (int rank = 0; rank < RANKS; ++rank)
-            __builtin_prefetch(a + rank * n + i + ahead / sizeof(E));
-        for (int64_t at = i; at < i + line_size<E>; at += num_lanes) add_at(at);
-    }
-    for (; i + num_lanes <= n; i += num_lanes) add_at(i);
-    if (i < n) {
-        for (int row = 0; row < ROWS; ++row) inputs[row] = load_some(x[row] + i, n - i);
-        add([&](const E* values) { return load_some(values + i, n - i); });
-    }
-    for (int row = 0; row < ROWS; ++row) {
-        float totals[RANKS];
-        sum_lanes<RANKS>(sums[row], totals);
-        for (int rank = 0; rank < RANKS; ++rank) h[row][rank] = totals[rank] * scale;
-    }
-}
-
 template <class E, int RANKS>
 inline void shrink_ranks(const E* a, int64_t n, float scale, const float* const* x,
                          float* const* h, int64_t count) {
     int64_t row = 0;
     for (; row + rows_at_once <= count; row += rows_at_once)
-        dots<E, RANKS, rows_at_once>(a, n, row == 0, scale, x + row, h + row);
-    for (; row < count; ++row) dots<E, RANKS, 1>(a, n, row == 0, scale, x + row, h + row);
+        dots<E, RANKS, rows_at_once>(a, n, row ? 0 : lead<E>, scale, x + row, h + row);
+    for (; row < count; ++row) dots<E, RANKS, 1>(a, n, row ? 0 : lead<E>, scale, x + row, h + row);
 }
 
 // VECTORS * num_lanes columns of some output rows, kept in registers over all ranks. The first
@@ -289,13 +240,13 @@ class Rows {
             size = 1;
             if (count <= few_rows && (count <= one_stream_rows || rank + 2 > last)) {
                 with_few(count, [&](auto rows) {
-                    dots<E, 1, rows()>(from, width_in, true, scale, x, out);
+                    dots<E, 1, rows()>(from, width_in, lead<E>, scale, x, out);
                 });
             } else if (count <= few_rows) {
                 // Inputs that are read for several ranks at once are read less often.
                 size = 2;
                 with_few(count, [&](auto rows) {
-                    dots<E, 2, rows()>(from, width_in, true, scale, x, out);
+                    dots<E, 2, rows()>(from, width_in, lead<E>, scale, x, out);
                 });
             } else if (rank + ranks_at_once <= last) {
                 size = ranks_at_once;

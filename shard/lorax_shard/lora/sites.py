@@ -15,7 +15,7 @@ from torch import nn
 
 from lorax_shard.linear.packed import PackedLinear
 from lorax_shard.linear.targets import SIBLINGS
-from lorax_shard.lora.experts_layout import is_router, layout_of
+from lorax_shard.mixture.layout import is_router, layout_of
 
 
 class Kind(enum.Enum):

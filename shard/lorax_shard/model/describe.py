@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lorax_shard.hashing import tensor_digest
-from lorax_shard.lora.experts_layout import ExpertsLayout, is_router, layout_of
+from lorax_shard.mixture.layout import ExpertsLayout, is_router, layout_of
 from lorax_shard.model.heads import Head
 from lorax_shard.model.older_names import OlderNames
 from lorax_shard.peft.base import BaseDescription, HeadDescription, Kind, ModuleInfo

@@ -18,7 +18,7 @@ from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.fused import FusedModules
-from lorax_shard.lora.experts_layout import is_router
+from lorax_shard.mixture.layout import is_router
 from lorax_shard.model import attention_hook, miniature
 from lorax_shard.model.encoder import first_position
 from lorax_shard.model.hf_model import HFPagedModel

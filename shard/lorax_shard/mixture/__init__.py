@@ -1,0 +1,1 @@
+"""Mixtures of experts: how their modules keep them, and how they are computed."""
