@@ -82,7 +82,7 @@ class ExpertsPatch(ModulePatch):
         slots = _slots(rows, x.device)
 
         def adding(pairs: Pairs) -> AddTo:
-            assigned = self._assign(pairs.experts, slots[pairs.tokens])
+            assigned = self._backend.assign(pairs.numbers(slots, self._per_slot))
             return lambda name, x, y: self._add(self._names[name], x, y, assigned)
 
         return compute(self.site.module, self._layout, x, chosen, weights, adding)
@@ -93,10 +93,10 @@ class ExpertsPatch(ModulePatch):
         num_experts = self._num_experts
         self._check_rows(len(x) // num_experts, rows)
         experts = torch.arange(num_experts, device=x.device).repeat_interleave(rows.num_rows)
-        slots = _slots(rows, x.device).repeat(num_experts)
-        assigned = self._assign(experts, torch.where(x.any(1), slots, BASE))
+        slots = torch.where(x.any(1), _slots(rows, x.device).repeat(num_experts), BASE)
         up, down = (module.get_parameter(each) for each in (self._layout.up, self._layout.down))
         pairs = route(experts[:, None], x, up, down)
+        assigned = self._backend.assign(pairs.numbers(slots, self._per_slot))
         y = pairs.of_pairs(x, up, in_first=True)
         self._add(self._up, x, y, assigned)
         gate, up = y.chunk(2, dim=-1)
@@ -104,11 +104,6 @@ class ExpertsPatch(ModulePatch):
         y = pairs.of_pairs(x, down, in_first=True)
         self._add(self._down, x, y, assigned)
         return y
-
-    def _assign(self, experts: torch.Tensor, slots: torch.Tensor) -> Assignment:
-        """Say which pairs are whose, by the number of slot and expert."""
-        numbers = torch.where(slots == BASE, BASE, slots * self._per_slot + experts)
-        return self._backend.assign(numbers)
 
     def _add(self, name: str, x: torch.Tensor, y: torch.Tensor, assigned: Assignment) -> None:
         group = self._groups[name]

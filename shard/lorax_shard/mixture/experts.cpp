@@ -28,6 +28,16 @@ struct PairsCall {
     int64_t* places;   // tokens x k: which pair it is
 };
 
+// Which adapter of an expert each pair computes with: the number slot * per_slot + expert.
+struct NumbersCall {
+    const int64_t* slots;  // of each token; negative: none
+    const int64_t* tokens;
+    const int64_t* experts;
+    int64_t* numbers;
+    int64_t num_pairs;
+    int64_t per_slot;
+};
+
 // y[i] = W[expert of i] . x[token of i]
 struct ProductCall {
     const float* x;
@@ -217,6 +227,13 @@ extern "C" void lorax_experts_pairs(const PairsCall* call) {
         call->tokens[pair] = i / call->k;
         call->experts[pair] = call->chosen[i];
         call->places[i] = pair;
+    }
+}
+
+extern "C" void lorax_experts_numbers(const NumbersCall* call) {
+    for (int64_t pair = 0; pair < call->num_pairs; ++pair) {
+        const int64_t slot = call->slots[call->tokens[pair]];
+        call->numbers[pair] = slot < 0 ? -1 : slot * call->per_slot + call->experts[pair];
     }
 }
 

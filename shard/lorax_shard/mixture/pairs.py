@@ -21,8 +21,9 @@ from torch.nn import functional
 from lorax_shard.native import load_library
 
 _SOURCE = Path(__file__).with_name("experts.cpp")
-# The fields of PairsCall, ProductCall and CombineCall.
+# The fields of PairsCall, NumbersCall, ProductCall and CombineCall.
 _PAIRS_FIELDS = struct.Struct("=8q").pack
+_NUMBERS_FIELDS = struct.Struct("=6q").pack
 _PRODUCT_FIELDS = struct.Struct("=11q").pack
 _COMBINE_FIELDS = struct.Struct("=8q").pack
 
@@ -33,6 +34,10 @@ class Pairs(ABC):
     def __init__(self, experts: torch.Tensor, tokens: torch.Tensor, ends: torch.Tensor) -> None:
         # Of each pair, and where those of each expert end.
         self.experts, self.tokens, self.ends = experts, tokens, ends
+
+    @abstractmethod
+    def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
+        """Return slot * per_slot + expert of each pair, by its token's slot (T int64); -1: none."""
 
     @abstractmethod
     def of_tokens(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
@@ -66,6 +71,11 @@ class TorchPairs(Pairs):
         pairs = cls(experts, order // chosen.shape[1], num_experts)
         pairs._order = order
         return pairs
+
+    def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
+        """Compute all pairs at once."""
+        of_pairs = slots[self.tokens]
+        return torch.where(of_pairs < 0, -1, of_pairs * per_slot + self.experts)
 
     def of_tokens(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
         """Gather the tokens first."""
@@ -105,6 +115,17 @@ class CpuPairs(Pairs):
                 tokens.data_ptr(), experts.data_ptr(), self._places.data_ptr(),
             )
         )  # fmt: skip
+
+    def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
+        """Compute them pair by pair."""
+        slots, numbers = slots.contiguous(), torch.empty_like(self.tokens)
+        _library().numbers(
+            _NUMBERS_FIELDS(
+                slots.data_ptr(), self.tokens.data_ptr(), self.experts.data_ptr(),
+                numbers.data_ptr(), len(numbers), per_slot,
+            )
+        )  # fmt: skip
+        return numbers
 
     def of_tokens(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
         """Read the tokens where they lie."""
@@ -165,6 +186,7 @@ class _Library(NamedTuple):
     """The compiled kernel."""
 
     pairs: Callable[[bytes], None]
+    numbers: Callable[[bytes], None]
     product: Callable[[bytes], None]
     combine: Callable[[bytes], None]
 
