@@ -1,8 +1,4 @@
-"""What a block of experts computes, from its input to what it adds to the hidden states.
-
-transformers lets others compute the experts of its mixtures: those that register a function, and
-are named in the model's configuration. Ours is ``compute`` without anything added.
-"""
+"""What a block of experts computes, from its input to what it adds to the hidden states."""
 
 from __future__ import annotations
 
@@ -10,41 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
-from lorax_shard.mixture.layout import ExpertsLayout, layout_of
-from lorax_shard.mixture.pairs import Pairs, can_be_native, probe, route
-
-# What transformers' configurations call our function.
-_NAME = "lorax"
+from lorax_shard.mixture.layout import ExpertsLayout
+from lorax_shard.mixture.pairs import Pairs, route
 
 # Adds to what a parameter's product gave (pairs x out), in place: the parameter's name, the
 # product's input (pairs x in), the product.
 AddTo = Callable[[str, torch.Tensor, torch.Tensor], None]
-
-
-def install(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Have a model's experts computed by the kernel for CPUs, where it can."""
-    if device.type != "cpu" or dtype is not torch.float32 or probe() is not None:
-        return
-    ALL_EXPERTS_FUNCTIONS.register(_NAME, _forward)
-    for module in model.modules():
-        layout = layout_of(module)
-        if layout is not None and not layout.is_repeated:
-            config: Any = module.config
-            config._experts_implementation = _NAME
-
-
-def _forward(
-    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-) -> torch.Tensor:
-    layout = layout_of(module)
-    assert layout is not None, "only modules with a layout are given this function"
-    weights = (module.get_parameter(name) for name in (layout.up, layout.down))
-    if not can_be_native(hidden_states, *weights):
-        return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
-    return compute(module, layout, hidden_states, top_k_index, top_k_weights)
 
 
 def compute(

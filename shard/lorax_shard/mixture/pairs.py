@@ -94,7 +94,7 @@ class TorchPairs(Pairs):
         y = y * weights.reshape(-1)[order, None]
         places = torch.empty_like(order)
         places[order] = torch.arange(len(order), device=order.device)
-        return y[places].view(*weights.shape, -1).sum(1)
+        return y[places].view(*weights.shape, y.shape[1]).sum(1)
 
 
 class CpuPairs(Pairs):
@@ -106,8 +106,8 @@ class CpuPairs(Pairs):
     def __init__(self, chosen: torch.Tensor, num_experts: int) -> None:
         """Sort tokens by the experts that they go to (T x k)."""
         (num_tokens, k), chosen = chosen.shape, chosen.to(torch.int64).contiguous()
-        numbers = torch.empty(num_experts + 3 * num_tokens * k, dtype=torch.int64)
-        ends, tokens, experts, self._places = numbers.split([num_experts, *[num_tokens * k] * 3])
+        ends = torch.empty(num_experts, dtype=torch.int64)
+        experts, tokens, self._places = torch.empty(3, num_tokens * k, dtype=torch.int64).unbind()
         super().__init__(experts, tokens, ends)
         _library().pairs(
             _PAIRS_FIELDS(
@@ -152,7 +152,8 @@ class CpuPairs(Pairs):
 
     def combine(self, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Sum in the order of each token's experts."""
-        (num_tokens, k), y, weights = weights.shape, y.contiguous(), weights.contiguous()
+        (num_tokens, k), y = weights.shape, y.contiguous()
+        weights = weights.to(torch.float32).contiguous()
         out = torch.empty(num_tokens, y.shape[1])
         _library().combine(
             _COMBINE_FIELDS(

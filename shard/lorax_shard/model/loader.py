@@ -28,7 +28,7 @@ from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.codes.methods import refuse_quantized
 from lorax_shard.linear.quantized.device import rows_unrounded
 from lorax_shard.lora import model as lora
-from lorax_shard.mixture import forward as mixture
+from lorax_shard.mixture.install import install as install_mixture
 from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.describe import describe, describe_heads
@@ -126,7 +126,7 @@ def _load_whole(
     clock.ended("probe: transformers' own")
     paged = paged_class(hf_config)(model, survey, backend)
     install_linears(paged, model, config, quantized)
-    mixture.install(model, device, dtype)
+    install_mixture(model, device, dtype)
     clock.ended("linears packed")
     with one_thread():
         exchanged = elementwise.install(

@@ -24,7 +24,7 @@ from lorax_shard.attention.backend import AttentionBackend
 from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
-from lorax_shard.mixture import forward as mixture
+from lorax_shard.mixture.install import install as install_mixture
 from lorax_shard.model import attention_hook, elementwise, miniature
 from lorax_shard.model.describe import describe, describe_heads
 from lorax_shard.model.encoder import paged_class
@@ -119,7 +119,7 @@ def read_part(
     base = _described(loaded, dtype) if config.adapters else None
     quantized, read_weight = quantize_part(loaded, config)
     install_linears(paged, loaded.model, config, quantized)
-    mixture.install(loaded.model, device, dtype)
+    install_mixture(loaded.model, device, dtype)
     with one_thread():
         exchanged = elementwise.install(
             loaded.model, config.elementwise_backend, device, dtype, is_encoder=encoder
@@ -208,7 +208,7 @@ def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: Ran
     own = _load(in_memory(small), small.config, dtype, (group.rank, group.world_size))
     own.model.to(device)
     survey = survey_attention(own.model, encoder=encoder)
-    mixture.install(own.model, device, dtype)
+    install_mixture(own.model, device, dtype)
     exchanged = elementwise.install(own.model, part.exchanged.backend, device, dtype)
     connect(own.model, own.plan, group)
     probe.check(type(part.paged)(own.model, survey, backend), exchanged)
