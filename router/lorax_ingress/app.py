@@ -34,6 +34,7 @@ from lorax_router.http_api.app import Cors, build_generating_app
 from lorax_router.http_api.auth import METRICS_PATH, MetricsGate
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.connection import ConnectionLimits
+from lorax_router.http_api.dialects import root_handler
 from lorax_router.http_api.listeners import bind, url_of
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
 from lorax_router.http_api.server import HttpServer
@@ -137,11 +138,11 @@ class Ingress:
             facts.model_id, facts.served_model_names, facts.max_total_tokens, self.fleet.selections
         )
         bound = facts.max_body_bytes
+        calls = Calls(service, models, counts, max_body_bytes=bound)
         routes = GenerateRoutes(
             service, counts, model_id=facts.model_id, device_type=facts.model_device_type,
-            max_body_bytes=bound,
+            max_body_bytes=bound, root=root_handler(calls, facts.task),
         )  # fmt: skip
-        calls = Calls(service, models, counts, max_body_bytes=bound)
         own = build_generating_app(routes, calls, keys, Cors(), service, counts)
         metrics: ASGIApp = MetricsGate(self._answer_metrics, keys)
         others = IngressCalls(self.fleet, {METRICS_PATH: metrics}, bound)

@@ -171,6 +171,7 @@ def fronts_of(
             number=each,
             max_connections=-(-num_connections // number),
             model_device_type=parts.info.model_device_type,
+            task=parts.info.task,
             adapter_refusal=parts.selections.refusal,
             max_total_tokens=parts.info.max_total_tokens,
         )

@@ -354,7 +354,7 @@ def assemble(
     from lorax_router.http_api.adapter_routes import AdapterRoutes
     from lorax_router.http_api.app import Cors, build_admin_app, build_app, build_metrics_app
     from lorax_router.http_api.calls import Calls
-    from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers
+    from lorax_router.http_api.dialects import BODIES, EVENTS, dialect_routers, root_handler
     from lorax_router.http_api.openai.lora_routes import LoraRoutes
 
     parts = assemble_service(config, shards, language, info, budgets, sessions=sessions)
@@ -390,6 +390,7 @@ def assemble(
         adapters=adapters,
         loras=loras,
         playground=_playground(config, parts, budgets),
+        root=root_handler(calls, facts.task),
         dialects=dialect_routers(calls),
         bodies=BODIES,
         events=EVENTS,
@@ -473,6 +474,7 @@ def server_info(config: RouterConfig, info: ShardInfo, budgets: Budgets) -> Serv
         eager_prefill=config.batching == "prefill",
         version=version("lorax-py"),
         task=abilities.task,
+        model_type=abilities.tei_type,
         tasks=abilities.tasks,
         labels=None if info.head is None else info.head.labels,
         model_pipeline_tag=abilities.pipeline_tag,

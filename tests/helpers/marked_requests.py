@@ -48,6 +48,7 @@ def _whole(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "/generate", {"inputs": f"Say {MARK}", "parameters": {"max_new_tokens": 2, **fields}}
     yield "/generate_stream", {"inputs": MARK, "parameters": {"max_new_tokens": 3}}
     yield "/tokenize", {"inputs": MARK}
+    yield "/tokenize", {"inputs": [MARK], "prompt_name": MARK}
     yield "/tokenize", {"messages": [{"role": MARK, "content": MARK}]}
     for fields in (
         {}, {"echo": True, "logprobs": 1, "max_tokens": 0}, {"suffix": MARK}, {"stop": MARK},
@@ -94,6 +95,10 @@ def _whole(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
     ):
         yield "/v1/embeddings", {"model": model, "input": MARK, **fields}
     yield "/embed", {"inputs": MARK}
+    yield "/embed_all", {"inputs": [MARK], "prompt_name": MARK}
+    yield "/embed_sparse", {"inputs": MARK}
+    yield "/embeddings", {"model": model, "input": MARK}
+    yield "/similarity", {"inputs": {"source_sentence": MARK, "sentences": [MARK, f"{MARK} too"]}}
     yield "/embed", {"inputs": [MARK, f"{MARK} too"], "truncate": True, "prompt_name": MARK}
     yield "/embed", {"inputs": MARK, "adapters": ["no-such-folder"], "adapter_source": "local"}
     for path in ("/classify", "/predict"):

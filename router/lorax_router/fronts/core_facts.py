@@ -15,6 +15,8 @@ class CoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str
     served_model_names: list[str]
     model_device_type: str
+    # What the model is mainly for, as ``/info`` has it.
+    task: str = "generate"
     max_total_tokens: int
     max_body_bytes: int
     default_adapter_source: str
@@ -53,6 +55,7 @@ def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy
         model_id=config.model_id,
         served_model_names=[*config.served_model_names],
         model_device_type=info.model_device_type,
+        task=info.task,
         max_total_tokens=info.max_total_tokens,
         max_body_bytes=config.max_body_bytes,
         default_adapter_source=config.default_adapter_source,

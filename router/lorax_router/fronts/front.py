@@ -22,6 +22,7 @@ from lorax_router.fronts.plan import FrontPlan
 from lorax_router.fronts.remote import RemoteCounts, RemoteService
 from lorax_router.http_api.app import Cors, build_generating_app
 from lorax_router.http_api.calls import Calls
+from lorax_router.http_api.dialects import root_handler
 from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
@@ -60,6 +61,13 @@ class Front:
         models = Models(
             config.model_id, config.served_model_names, plan.max_total_tokens, selections
         )
+        calls = Calls(
+            self._service,
+            models,
+            counts,
+            max_body_bytes=bound,
+            max_concurrent_requests=config.max_concurrent_requests,
+        )
         own = build_generating_app(
             GenerateRoutes(
                 self._service,
@@ -67,14 +75,9 @@ class Front:
                 model_id=config.model_id,
                 device_type=plan.model_device_type,
                 max_body_bytes=bound,
+                root=root_handler(calls, plan.task),
             ),
-            Calls(
-                self._service,
-                models,
-                counts,
-                max_body_bytes=bound,
-                max_concurrent_requests=config.max_concurrent_requests,
-            ),
+            calls,
             keys,
             Cors.of(config),
             self._service,

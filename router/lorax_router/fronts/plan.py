@@ -20,6 +20,8 @@ class FrontPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     # Of the connections, as many as it may have.
     max_connections: int
     model_device_type: str
+    # What the model is mainly for, as ``/info`` has it.
+    task: str = "generate"
     # Why no adapters are served; None: they are.
     adapter_refusal: str | None
     max_total_tokens: int

@@ -26,7 +26,7 @@ from lorax_router.http_api.auth import METRICS_PATH, PROBES, KeyGate, MetricsGat
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.dialects import generating_routers
 from lorax_router.http_api.lorax.bodies import AdapterBody, CompatGenerateBody, GenerateBody
-from lorax_router.http_api.lorax.generate_routes import GenerateRoutes
+from lorax_router.http_api.lorax.generate_routes import GenerateRoutes, RootHandler
 from lorax_router.http_api.lorax.published import keywords_of
 from lorax_router.http_api.lorax.schemas import StreamEvent
 from lorax_router.http_api.openai.errors import http_error_response
@@ -46,7 +46,7 @@ from lorax_router.http_api.responses import (
     on_http_exception,
     on_lorax_error,
 )
-from lorax_router.http_api.tokenizer_bodies import DetokenizeBody, TokenizeBody
+from lorax_router.http_api.tokenizer_bodies import DecodeBody, DetokenizeBody, TokenizeBody
 from lorax_router.http_api.tokenizer_routes import TokenizerRoutes
 from lorax_router.service.callers import KEYED_OPERATOR, OPERATOR
 from lorax_router.service.generation import GenerationService, RequestCounts
@@ -108,6 +108,7 @@ def build_app(
     adapters: AdapterRoutes | None = None,
     loras: LoraRoutes | None = None,
     playground: PlaygroundRoutes | None = None,
+    root: RootHandler | None = None,
     dialects: Iterable[APIRouter] = (),
     bodies: Iterable[type[BaseModel]] = (),
     events: Iterable[type[BaseModel]] = (),
@@ -116,7 +117,7 @@ def build_app(
     """Return the application for clients; it owns nothing of what it is given.
 
     With ``adapters`` it tells of them, with ``loras`` where they are named; ``playground`` is a page
-    to try it with. ``dialects`` are
+    to try it with; ``root`` is GenerateRoutes'. ``dialects`` are
     routes of other dialects than LoRAX's, ``bodies`` what they parse, and ``events`` what they
     stream. With ``keys`` it asks for one of them.
     """
@@ -129,6 +130,7 @@ def build_app(
         model_id=info.model_id,
         device_type=info.model_device_type,
         max_body_bytes=max_body_bytes,
+        root=root,
     )
     tokenizer = TokenizerRoutes(service, tokenization, metrics, max_body_bytes=max_body_bytes)
     app.include_router(generate.router())
@@ -154,6 +156,7 @@ def build_app(
         CompatGenerateBody,
         TokenizeBody,
         DetokenizeBody,
+        DecodeBody,
     ]
     if keys.is_on:
         own += [*_MANAGING]

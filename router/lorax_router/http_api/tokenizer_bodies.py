@@ -10,6 +10,8 @@ from lorax_contract.errors import ValidationError
 from lorax_router.http_api.json_body import Integer, Items, StrictBody
 from lorax_router.service.requests import ChatPrompt, Prompt, TextPrompt
 
+# Texts of one call.
+MAX_AT_ONCE = 64
 _GIVEN = ("inputs", "prompt", "messages")
 
 
@@ -25,12 +27,15 @@ class TokenizeBody(StrictBody):
         }
     )
 
-    inputs: str | None = None
-    """A text; the answer is an array of its tokens with their places in it."""
+    inputs: str | Items[str] | None = None
+    """A text; the answer is an array of its tokens with their places in it. Of a list of texts it is
+    TEI's: such an array for each, which says of tokens whether they are special."""
     prompt: str | None = None
     """A text; the answer is an object with the ids of its tokens."""
     messages: Items[dict[str, Any]] | None = None
     """A chat, rendered by the model's template; the answer is an object with the ids."""
+    prompt_name: str | None = None
+    """TEI's, and refused: put what texts begin with in front of them."""
     model: str | None = None
     """Taken, and not looked at: the tokens are the base model's."""
     add_special_tokens: bool | None = None
@@ -55,6 +60,15 @@ class TokenizeBody(StrictBody):
                 "one of `inputs`, `prompt` and `messages` must be given"
                 + (f", got {' and '.join(f'`{name}`' for name in given)}" if given else "")
             )
+        if self.prompt_name is not None:
+            raise ValidationError(
+                "`prompt_name` is not offered where texts are tokenized; put what they begin with in "
+                "front of them"
+            )
+        if isinstance(self.inputs, list) and not 0 < len(self.inputs) <= MAX_AT_ONCE:
+            raise ValidationError(
+                f"`inputs` takes from 1 to {MAX_AT_ONCE} texts, got {len(self.inputs)}"
+            )
 
     def to_prompt(self) -> Prompt:
         """Return the service's value of a ``prompt`` or of ``messages``."""
@@ -76,6 +90,25 @@ class DetokenizeBody(StrictBody):
     """Ids of the base model's vocabulary."""
     model: str | None = None
     """Taken, and not looked at."""
+
+
+class DecodeBody(StrictBody):
+    """TEI's: token ids to make texts of."""
+
+    ids: Items[Integer] | Items[Items[Integer]]
+    """Ids of the base model's vocabulary, or a list of them for each text."""
+    skip_special_tokens: bool = True
+    """Leave out the tokens that stand for no text."""
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The ids of each text; raises ValidationError."""
+        rows: list[Any] = list(self.ids)
+        if not any(isinstance(each, list) for each in rows):
+            return [rows]
+        if len(rows) > MAX_AT_ONCE:
+            raise ValidationError(f"`ids` takes at most {MAX_AT_ONCE} texts, got {len(rows)}")
+        return rows
 
 
 class TokenIdsAnswer(BaseModel):

@@ -1,4 +1,4 @@
-"""The tokenizer's routes: LoRAX's ``/tokenize``, and both of vLLM's."""
+"""The tokenizer's routes: LoRAX's ``/tokenize``, both of vLLM's, and both of TEI's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lorax_router.http_api.lorax.schemas import TokenizeAnswerToken
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.responses import JSON, json_response
 from lorax_router.http_api.tokenizer_bodies import (
+    DecodeBody,
     DetokenizeAnswer,
     DetokenizeBody,
     TokenIdsAnswer,
@@ -23,9 +24,11 @@ from lorax_router.service.inference import InferenceService
 from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.service.prompts.tokenization import Tokenization
 
+_Answer = list[TokenizeAnswerToken] | list[list[TokenizeAnswerToken]] | TokenIdsAnswer
+
 
 class TokenizerRoutes:
-    """Handlers of ``/tokenize`` and ``/detokenize``."""
+    """Handlers of ``/tokenize``, ``/detokenize`` and ``/decode``."""
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class TokenizerRoutes:
             "/tokenize",
             summary="Tokenize a text or a chat",
             operation_id="tokenize",
-            responses={200: {"model": list[TokenizeAnswerToken] | TokenIdsAnswer}, **ERRORS},
+            responses={200: {"model": _Answer}, **ERRORS},
             openapi_extra=json_body(TokenizeBody),
         )(self.tokenize)
         router.post(
@@ -57,6 +60,13 @@ class TokenizerRoutes:
             responses={200: {"model": DetokenizeAnswer}, **ERRORS},
             openapi_extra=json_body(DetokenizeBody),
         )(self.detokenize)
+        router.post(
+            "/decode",
+            summary="Make texts of token ids",
+            operation_id="decode",
+            responses={200: {"model": list[str]}, **ERRORS},
+            openapi_extra=json_body(DecodeBody),
+        )(self.decode)
         return router
 
     async def tokenize(self, request: Request) -> Response:
@@ -65,9 +75,10 @@ class TokenizerRoutes:
         body.check()
         if body.inputs is None:
             return await self._ids(body)
-        spans = await self._tokenization.spans(
-            body.inputs, add_special_tokens=body.add_special_tokens is not False
-        )
+        adds = body.add_special_tokens is not False
+        if isinstance(body.inputs, list):
+            return await self._listed(body.inputs, adds)
+        spans = await self._tokenization.spans(body.inputs, add_special_tokens=adds)
         # A long text has many tokens: their answer is written off the event loop, too.
         answer = await self._tokenization.pool.run(spans_json, spans)
         return Response(answer, media_type=JSON)
@@ -76,6 +87,26 @@ class TokenizerRoutes:
         """Answer with the text of token ids."""
         body = await self._body(request, DetokenizeBody)
         return json_response({"prompt": await self._tokenization.text(body.tokens)})
+
+    async def decode(self, request: Request) -> Response:
+        """Answer with the texts of token ids, as TEI does."""
+        body = await self._body(request, DecodeBody)
+        texts = [
+            await self._tokenization.text(
+                ids, name="ids", skip_special_tokens=body.skip_special_tokens
+            )
+            for ids in body.rows
+        ]
+        return json_response(texts)
+
+    async def _listed(self, texts: list[str], adds: bool) -> Response:
+        """Answer with the tokens of each text, as TEI does."""
+        answers = []
+        for text in texts:
+            spans = await self._tokenization.spans(text, add_special_tokens=adds)
+            special = self._tokenization.special_tokens
+            answers.append(await self._tokenization.pool.run(spans_json, spans, special))
+        return Response(b"[" + b",".join(answers) + b"]", media_type=JSON)
 
     async def _ids(self, body: TokenizeBody) -> Response:
         try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.pooling import HeadFacts, VectorFacts
+from lorax_contract.pooling import HeadFacts, Pooling, VectorFacts
 from lorax_contract.step import OutputKind, ShardInfo
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, Prompt, TextPrompt
 from lorax_router.service.vectors import VectorShape, too_many_dimensions
+
+_TEI_POOLINGS = {Pooling.FIRST: "cls", Pooling.LAST: "last_token"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,19 @@ class Abilities:
         if self.head.classifies_tokens:
             return "token-classify"
         return "rerank" if len(self.head.labels) == 1 else "classify"
+
+    @property
+    def tei_type(self) -> dict[str, dict[str, Any]] | None:
+        """What TEI's ``/info`` says of such a model; None: TEI has none that does its task."""
+        if self.task == "embed":
+            pooling = self.vectors.pooling
+            return {"embedding": {"pooling": _TEI_POOLINGS.get(pooling, pooling.name.lower())}}
+        if self.head is None or self.head.classifies_tokens:
+            return None
+        numbered = {str(number): label for number, label in enumerate(self.head.labels)}
+        by_label = {label: int(number) for number, label in numbered.items()}
+        kind = "reranker" if self.task == "rerank" else "classifier"
+        return {kind: {"id2label": numbered, "label2id": by_label}}
 
     @property
     def pipeline_tag(self) -> str:

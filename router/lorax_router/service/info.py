@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ class ServerInfo:
     sha: str | None = None
     docker_label: str | None = None
     request_logger_url: str | None = None
+    # TEI's word for it, with what it says of each; None: it generates, or classifies tokens.
+    model_type: dict[str, dict[str, Any]] | None = None
+    # Texts of one call, and what becomes of those that are too long where a call does not say.
+    max_client_batch_size: int = 2048
+    auto_truncate: bool = False
     # What the base model is mainly for, by the names of ``--task``.
     task: str = "generate"
     # Of generate, embed and classify, those that the base model does.

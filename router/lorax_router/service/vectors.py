@@ -51,6 +51,11 @@ def too_many_dimensions(wanted: int, size: int) -> ValidationError:
     return ValidationError(f"`dimensions` must be at most the model's {size}, got {wanted}")
 
 
+def vectors_of(result: GenerateResult) -> NDArray[np.float32]:
+    """Return the vectors of a text's tokens, n x size, of an answer to a request for those of each."""
+    return vector_of(result).reshape(result.num_prompt_tokens, -1)
+
+
 def vector_of(result: GenerateResult) -> Vector:
     """Return the vector of an answer to a request that asked for one."""
     raw = result.sequences[0].vector

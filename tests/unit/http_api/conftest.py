@@ -17,7 +17,8 @@ GENERATING = (
     "/", "/invocations", "/generate", "/generate_stream", "/v1/completions",
     "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
     "/v1/embeddings", "/embed", "/classify", "/classify_batch", "/predict", "/rerank",
-    "/v1/rerank", "/v2/rerank", "/score", "/v1/score",
+    "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/similarity", "/embed_all",
+    "/embed_sparse", "/embeddings",
 )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ ROUTES = {
     "/v1/embeddings": {"post"}, "/embed": {"post"}, "/classify": {"post"},
     "/classify_batch": {"post"}, "/predict": {"post"}, "/rerank": {"post"}, "/v1/rerank": {"post"},
     "/v2/rerank": {"post"}, "/score": {"post"}, "/v1/score": {"post"},
+    "/similarity": {"post"}, "/embed_all": {"post"}, "/embed_sparse": {"post"},
+    "/embeddings": {"post"}, "/decode": {"post"},
     "/v1/models/{model}": {"get"}, "/v1/responses": {"post"}, "/v1/messages": {"post"},
     "/v1/messages/count_tokens": {"post"},
 }  # fmt: skip

@@ -81,7 +81,8 @@ def test_info_has_lorax_s_keys_the_memory_and_what_computes():
         "max_concurrent_requests", "max_best_of", "max_stop_sequences", "max_input_length",
         "max_total_tokens", "waiting_served_ratio", "max_batch_total_tokens",
         "max_waiting_tokens", "validation_workers", "eager_prefill", "version", "sha",
-        "docker_label", "request_logger_url", "memory", "backends", "task", "tasks",
+        "docker_label", "request_logger_url", "memory", "backends", "task", "tasks", "model_type",
+        "max_client_batch_size", "auto_truncate",
         "labels",
     }  # fmt: skip
     assert document["memory"] == {"fullest_rank": 1, "ranks": [{"unused": 9}, {"unused": 7}]}

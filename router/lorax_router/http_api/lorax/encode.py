@@ -7,6 +7,8 @@ lowest 32-bit number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.responses import Response
 
 from lorax_contract.errors import LoraxError
@@ -90,16 +92,31 @@ def token_documents(tokens: TokenColumns, alternatives: list[Alternatives]) -> l
     return documents
 
 
-def spans_json(spans: list[TokenSpan]) -> bytes:
-    """The answer to a text to tokenize, written in slices so that other threads get their turn."""
+def spans_json(spans: list[TokenSpan], special: Mapping[int, str] | None = None) -> bytes:
+    """The answer to a text to tokenize, written in slices so that other threads get their turn.
+
+    With ``special`` tokens, by id, it says of each whether it is one; those have no place in the text.
+    """
     slices = (
         spans[start : start + _SPANS_AT_ONCE] for start in range(0, len(spans), _SPANS_AT_ONCE)
     )
-    parts = [
-        dumps([{"id": s.id, "text": s.text, "start": s.start, "stop": s.stop} for s in each])[1:-1]
-        for each in slices
-    ]
+    parts = [dumps([_span_document(span, special) for span in each])[1:-1] for each in slices]
     return b"[" + b",".join(parts) + b"]"
+
+
+def _span_document(span: TokenSpan, special: Mapping[int, str] | None) -> Json:
+    document = span._asdict()
+    if special is None:
+        return document
+    if span.id in special:
+        return {
+            "id": span.id,
+            "text": special[span.id],
+            "special": True,
+            "start": None,
+            "stop": None,
+        }
+    return {**document, "special": False}
 
 
 def result_document(result: GenerateResult) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -40,6 +41,9 @@ _HEADERS = {
 }
 
 
+RootHandler = Callable[[Request], Awaitable[Response]]
+
+
 class GenerateRoutes:
     """Handlers of ``/``, ``/invocations``, ``/generate`` and ``/generate_stream``."""
 
@@ -51,10 +55,13 @@ class GenerateRoutes:
         model_id: str,
         device_type: str,
         max_body_bytes: int,
+        root: RootHandler | None = None,
     ) -> None:
+        """``root`` answers at ``/`` and ``/invocations`` in place of a model that generates nothing."""
         self._service = service
         self._counts = counts
         self._max_body_bytes = max_body_bytes
+        self._root = root
         device = "gpu" if device_type == "cuda" else device_type
         self._headers = compact({"x-compute-type": f"{device}+optimized", "x-model-id": model_id})
 
@@ -98,6 +105,8 @@ class GenerateRoutes:
 
     async def compat(self, request: Request) -> Response:
         """Answer with an array of one text, or with events if ``stream`` is set."""
+        if self._root is not None:
+            return await self._root(request)
         body = await self._body(request, CompatGenerateBody)
         domain = self._domain(body, request)
         if body.stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from typing_extensions import TypeAliasType
@@ -107,8 +107,9 @@ class TokenizeAnswerToken(BaseModel):
 
     id: int
     text: str
-    start: int
-    stop: int
+    start: int | None
+    stop: int | None
+    special: bool | None = None
 
 
 class TierBytes(BaseModel):
@@ -216,6 +217,9 @@ class InfoAnswer(BaseModel):
     # Beside what LoRAX tells: what the base model is mainly for; of generate, embed and classify, those that the base model does; and
     # what its classification head tells apart.
     task: str
+    model_type: dict[str, dict[str, Any]] | None
+    max_client_batch_size: int
+    auto_truncate: bool
     tasks: list[str]
     labels: list[str] | None
     memory: MemoryAnswer | None

@@ -29,4 +29,6 @@ def openai_routers(calls: Calls) -> Iterator[APIRouter]:
     yield CompletionRoutes(calls).router()
     yield ChatRoutes(calls).router()
     yield ResponseRoutes(calls).router()
-    yield EmbeddingRoutes(calls).router()
+    embeddings = EmbeddingRoutes(calls)
+    yield embeddings.router()
+    yield embeddings.unversioned_router()

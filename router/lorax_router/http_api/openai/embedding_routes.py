@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,7 +13,6 @@ from starlette.responses import Response
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind
-from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.fan_out import answers_of, through
@@ -25,14 +25,13 @@ from lorax_router.http_api.openai.schemas import (
     AdapterError,
     CreateEmbeddingResponse,
 )
+from lorax_router.http_api.openapi import ERRORS as LORAX_ERRORS
 from lorax_router.http_api.openapi import json_body
-from lorax_router.http_api.origins import origin_of
+from lorax_router.http_api.pooled.asking import AT_ONCE, pooled_request
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.requests import (
     GenerateParameters,
     GenerateRequest,
-    Prompt,
-    TextPrompt,
     TokenPrompt,
 )
 from lorax_router.service.results import GenerateResult
@@ -41,8 +40,6 @@ from lorax_router.service.vectors import Vector, vector_of
 _Answer = CreateEmbeddingResponse | list[AdapterEmbeddings | AdapterError]
 # As many as OpenAI takes.
 MAX_INPUTS = 2048
-# Of one call: others have to fit beside it.
-_AT_ONCE = 64
 
 
 class EmbeddingRoutes:
@@ -54,14 +51,25 @@ class EmbeddingRoutes:
     def router(self) -> APIRouter:
         """The route with its documentation."""
         router = APIRouter(tags=["openai"], route_class=InputRoute)
+        self._add(router, "/v1/embeddings", "create_embedding", ERRORS)
+        return router
+
+    def unversioned_router(self) -> APIRouter:
+        """TEI's other name for the route, where errors are LoRAX's."""
+        router = APIRouter(tags=["openai"])
+        self._add(router, "/embeddings", "embeddings", LORAX_ERRORS)
+        return router
+
+    def _add(
+        self, router: APIRouter, path: str, operation_id: str, errors: dict[int | str, Any]
+    ) -> None:
         router.post(
-            "/v1/embeddings",
+            path,
             summary="Make a vector of a text, or of several",
-            operation_id="create_embedding",
-            responses={200: {"model": _Answer}, **ERRORS},
+            operation_id=operation_id,
+            responses={200: {"model": _Answer}, **errors},
             openapi_extra=json_body(EmbeddingBody),
         )(self.create)
-        return router
 
     async def create(self, request: Request) -> Response:
         """Answer with one vector for each input, in their order."""
@@ -74,11 +82,11 @@ class EmbeddingRoutes:
             )
         try:
             if adapters is not None:
-                found = await self._calls.answer_apart(request, groups, _AT_ONCE)
+                found = await self._calls.answer_apart(request, groups, AT_ONCE)
                 answer = partial(_document, encoding=body.encoding_format)
                 fault = partial(envelope, names=INPUT_FIELDS)
                 return json_response(answers_of(adapters, found, answer, fault))
-            results = await self._calls.generate(request, body, requests, _AT_ONCE)
+            results = await self._calls.generate(request, body, requests, AT_ONCE)
         except ClientGoneError:
             return Response()
         model = self._calls.models.shown(body.model)
@@ -99,18 +107,11 @@ class EmbeddingRoutes:
         if len(inputs) > MAX_INPUTS:
             raise ValidationError(f"`input` takes at most {MAX_INPUTS} texts, got {len(inputs)}")
         return [
-            GenerateRequest(
-                prompt=_prompt(each),
-                parameters=parameters,
-                caller=caller_of(request),
-                origin=origin_of(request),
+            pooled_request(
+                request, each if isinstance(each, str) else TokenPrompt(each), parameters
             )
             for each in inputs
         ]
-
-
-def _prompt(given: str | list[int]) -> Prompt:
-    return TextPrompt(given) if isinstance(given, str) else TokenPrompt(given)
 
 
 def _document(model: str, results: Sequence[GenerateResult], encoding: str | None) -> Json:

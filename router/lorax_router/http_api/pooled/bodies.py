@@ -25,12 +25,16 @@ from lorax_router.service.requests import GenerateParameters
 # As many as OpenAI takes of texts to embed.
 MAX_TEXTS = 2048
 
+# Whose answers have a vector for each token.
+MAX_TEXTS_OF_TOKENS = 64
+
 ScoreFunction = Literal["sigmoid", "softmax", "none"]
 _SCALES = {
     "softmax": ScoreKind.ONE_OF,
     "sigmoid": ScoreKind.ANY_OF,
     "none": ScoreKind.NUMBERS,
 }
+_OF_TEXTS = ("truncate", "truncation_direction", "prompt_name")
 _OF_LABELS = ("top_k", "function_to_apply")
 
 
@@ -169,6 +173,77 @@ class EmbedBody(PooledBody):
         if self.stream:
             raise ValidationError("`stream` is not offered for a vector; leave it out")
         return [self.inputs] if isinstance(self.inputs, str) else texts_of("inputs", self.inputs)
+
+
+class EmbedAllBody(PooledBody):
+    """A text to make a vector of each token of, or several."""
+
+    inputs: str | Items[str]
+    """The text, or a list of texts."""
+    prompt_name: str | None = None
+    """TEI's: by which name the model knows what such texts begin with."""
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts; raises ValidationError."""
+        given = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        if len(given) > MAX_TEXTS_OF_TOKENS:
+            raise ValidationError(
+                f"`inputs` takes at most {MAX_TEXTS_OF_TOKENS} texts where each token has a vector, got "
+                f"{len(given)}"
+            )
+        return texts_of("inputs", given)
+
+
+class SimilarityInputBody(StrictBody):
+    """What is compared."""
+
+    source_sentence: str
+    """The text that the others are compared with."""
+    sentences: Items[str]
+    """The others."""
+
+
+class SimilarityParametersBody(EmbedParametersBody):
+    """With which adapter texts are compared, and how they are read."""
+
+    truncate: bool | None = None
+    """As `truncate` beside `inputs`."""
+    truncation_direction: Literal["right", "Right"] | None = None
+    """Texts are cut at their end."""
+    prompt_name: str | None = None
+    """By which name the model knows what such texts begin with."""
+
+    def to_domain(self, bearer_token: str | None) -> GenerateParameters:
+        """Return the service's value."""
+        own = {name: value for name, value in said(self).items() if name not in _OF_TEXTS}
+        return EmbedParametersBody.model_validate(own).to_domain(bearer_token)
+
+
+class SimilarityBody(PooledBody):
+    """TEI's: a text, and others that are compared with it by their vectors."""
+
+    inputs: SimilarityInputBody
+    """What is compared."""
+    parameters: SimilarityParametersBody | None = None
+    """TEI's fields, and LoRAX's way to name an adapter."""
+
+    def asked(self, calls: Calls, request: Request, output: OutputKind) -> GenerateParameters:
+        """Return the parameters of what is asked for with each text; raises ValidationError."""
+        inner = self.parameters or SimilarityParametersBody()
+        truncate = inner.truncate if self.truncate is None else self.truncate
+        own = PooledBody.asked(
+            self.model_copy(update={"truncate": truncate}), calls, request, output
+        )
+        return replace(own, prompt_name=inner.prompt_name)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is compared with what; raises ValidationError."""
+        if not self.inputs.source_sentence:
+            raise ValidationError("`inputs.source_sentence` must not be empty")
+        others = texts_of("inputs.sentences", self.inputs.sentences)
+        return [(self.inputs.source_sentence, each) for each in others]
 
 
 class ClassifyBody(LabelBody):

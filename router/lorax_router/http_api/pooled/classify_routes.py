@@ -15,13 +15,12 @@ from starlette.responses import Response
 
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind
-from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.fan_out import answers_of, through
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openapi import ERRORS, json_body
-from lorax_router.http_api.origins import origin_of
+from lorax_router.http_api.pooled.asking import AT_ONCE, pooled_request
 from lorax_router.http_api.pooled.bodies import (
     ClassifyBatchBody,
     ClassifyBody,
@@ -37,11 +36,8 @@ from lorax_router.http_api.pooled.schemas import (
 )
 from lorax_router.http_api.responses import json_response
 from lorax_router.service.labels import entities_of, head_of, labels_of, scores_of, text_head
-from lorax_router.service.requests import GenerateRequest, TextPrompt
+from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import GenerateResult
-
-# Of one call: others have to fit beside it.
-AT_ONCE = 64
 
 _Answer = list[EntityAnswer] | list[LabelAnswer]
 
@@ -135,15 +131,7 @@ class ClassifyRoutes:
     ) -> list[GenerateRequest]:
         body.check_labels()
         parameters = body.asked(self._calls, request, OutputKind.SCORES)
-        return [
-            GenerateRequest(
-                prompt=TextPrompt(text, second=second),
-                parameters=parameters,
-                caller=caller_of(request),
-                origin=origin_of(request),
-            )
-            for text, second in texts
-        ]
+        return [pooled_request(request, text, parameters, second=second) for text, second in texts]
 
     def _of_adapter(self, body: ClassifyBody, adapter: str, results: list[GenerateResult]) -> Json:
         """Return the answer for one of several adapters."""

@@ -9,13 +9,12 @@ from typing import NamedTuple
 from starlette.requests import Request
 
 from lorax_contract.step import OutputKind
-from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.calls import Calls
-from lorax_router.http_api.origins import origin_of
+from lorax_router.http_api.model_body import ModelBody
+from lorax_router.http_api.pooled.asking import AT_ONCE, pooled_request
 from lorax_router.http_api.pooled.bodies import ScoredBody
-from lorax_router.http_api.pooled.classify_routes import AT_ONCE
 from lorax_router.service.labels import check_compares, relevance_of
-from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
+from lorax_router.service.requests import GenerateParameters, GenerateRequest
 from lorax_router.service.results import GenerateResult
 from lorax_router.service.vectors import vector_of
 
@@ -46,9 +45,11 @@ class Comparing:
         compares by it, and is refused if it has more than one label; another one by the cosine of
         the texts' vectors, each of which is made once.
         """
-        if await self._has_head(request, body, self._asked(request, parameters, *pairs[0])):
+        if await self._has_head(
+            request, body, pooled_request(request, pairs[0][0], parameters, second=pairs[0][1])
+        ):
             return await self._by_head(request, body, parameters, pairs)
-        return await self._by_vectors(request, body, parameters, pairs)
+        return await self.by_vectors(request, body, parameters, pairs)
 
     async def _has_head(self, request: Request, body: ScoredBody, asked: GenerateRequest) -> bool:
         head = await self._calls.head_of(request, body, asked)
@@ -66,36 +67,26 @@ class Comparing:
         pairs: Sequence[tuple[str, str]],
     ) -> Compared:
         scoring = replace(parameters, output=OutputKind.SCORES)
-        asked = [self._asked(request, scoring, *pair) for pair in pairs]
+        asked = [pooled_request(request, text, scoring, second) for text, second in pairs]
         results = await self._calls.generate(request, body, asked, AT_ONCE)
         scores = [relevance_of(result, body.scale) for result in results]
         return Compared(scores, _num_tokens(results))
 
-    async def _by_vectors(
+    async def by_vectors(
         self,
         request: Request,
-        body: ScoredBody,
+        body: ModelBody,
         parameters: GenerateParameters,
         pairs: Sequence[tuple[str, str]],
     ) -> Compared:
+        """Return the cosine of each pair's vectors; raises as ``scores``."""
         texts = [*dict.fromkeys(text for pair in pairs for text in pair)]
         unit = replace(parameters, normalize=True)
-        asked = [self._asked(request, unit, text) for text in texts]
+        asked = [pooled_request(request, text, unit) for text in texts]
         results = await self._calls.generate(request, body, asked, AT_ONCE)
         vectors = dict(zip(texts, map(vector_of, results), strict=True))
         scores = [float(vectors[first] @ vectors[second]) for first, second in pairs]
         return Compared(scores, _num_tokens(results))
-
-    @staticmethod
-    def _asked(
-        request: Request, parameters: GenerateParameters, text: str, second: str | None = None
-    ) -> GenerateRequest:
-        return GenerateRequest(
-            prompt=TextPrompt(text, second=second),
-            parameters=parameters,
-            caller=caller_of(request),
-            origin=origin_of(request),
-        )
 
 
 def _num_tokens(results: Sequence[GenerateResult]) -> int:

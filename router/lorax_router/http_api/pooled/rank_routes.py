@@ -18,7 +18,7 @@ from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openai.errors import InputRoute
 from lorax_router.http_api.openai.schemas import ERRORS as OPENAI_ERRORS
 from lorax_router.http_api.openapi import ERRORS, json_body
-from lorax_router.http_api.pooled.bodies import RerankBody, ScoreBody
+from lorax_router.http_api.pooled.bodies import RerankBody, ScoreBody, SimilarityBody
 from lorax_router.http_api.pooled.classify_routes import usage_of
 from lorax_router.http_api.pooled.comparing import Compared, Comparing
 from lorax_router.http_api.pooled.schemas import RankAnswer, RerankAnswer, ScoreAnswer
@@ -38,6 +38,13 @@ class RankRoutes:
         for path in ("/rerank", "/v2/rerank"):
             self._add_rerank(router, path, ERRORS)
         self._add_score(router, "/score", ERRORS)
+        router.post(
+            "/similarity",
+            summary="Tell how near texts are to another one",
+            operation_id="similarity",
+            responses={200: {"model": list[float]}, **ERRORS},
+            openapi_extra=json_body(SimilarityBody),
+        )(self.similarity)
         return router
 
     def versioned_router(self) -> APIRouter:
@@ -103,6 +110,18 @@ class RankRoutes:
             "usage": usage_of(compared.num_tokens),
         }
         return json_response(document)
+
+    async def similarity(self, request: Request) -> Response:
+        """Answer with the cosine of each text's vector and the source's, in their order."""
+        body = await self._calls.read(request, SimilarityBody)
+        with self._calls.becoming_one(request):
+            pairs = body.pairs
+            parameters = body.asked(self._calls, request, OutputKind.VECTOR)
+        try:
+            compared = await self._comparing.by_vectors(request, body, parameters, pairs)
+        except ClientGoneError:
+            return Response()
+        return json_response(compared.scores)
 
     def _cohere_document(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -45,26 +46,38 @@ class Tokenization:
         """Return what the vocabulary has for ids that are known to be in it."""
         return await self.pool.run(_strings, self.pool.tokenizer, ids)
 
-    async def text(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special ones included; raises ValidationError."""
+    @functools.cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """The tokens that stand for no text, by their ids."""
+        added = self.pool.tokenizer.get_added_tokens_decoder()
+        return {number: token.content for number, token in added.items() if token.special}
+
+    async def text(
+        self, ids: Sequence[int], *, name: str = "tokens", skip_special_tokens: bool = False
+    ) -> str:
+        """Return the text of token ids; raises ValidationError, which calls them by ``name``."""
         limit = self.limits.max_input_chars
         if len(ids) > limit:
             raise ValidationError(
-                f"`tokens` must have at most {limit} ids, got {len(ids)}; send them in parts"
+                f"`{name}` must have at most {limit} ids, got {len(ids)}; send them in parts"
             )
-        return await self.pool.run(_text, self.pool.tokenizer, ids, self.limits.vocab_size)
+        return await self.pool.run(
+            _text, self.pool.tokenizer, name, ids, self.limits.vocab_size, skip_special_tokens
+        )
 
 
 def _strings(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [tokenizer.id_to_token(each) or "" for each in ids]
 
 
-def _text(tokenizer: Tokenizer, ids: Sequence[int], vocab_size: int) -> str:
+def _text(
+    tokenizer: Tokenizer, name: str, ids: Sequence[int], vocab_size: int, skip_special_tokens: bool
+) -> str:
     for wrong in (min(ids, default=0), max(ids, default=0)):
         if not 0 <= wrong < vocab_size:
             raise ValidationError(
-                f"`tokens`: {wrong} is not a token of this model, whose ids go from 0 to "
+                f"`{name}`: {wrong} is not a token of this model, whose ids go from 0 to "
                 f"{vocab_size - 1}"
             )
     # The batch call lets other threads run meanwhile.
-    return tokenizer.decode_batch([list(ids)], skip_special_tokens=False)[0]
+    return tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]

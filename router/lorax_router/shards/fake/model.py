@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lorax_contract.pooling import HeadFacts
+from lorax_contract.pooling import HeadFacts, Pooling
 from lorax_contract.step import Alternatives, FinishCode, OutputKind, RequestSpec
 
 _MASK = (1 << 64) - 1
@@ -59,7 +59,13 @@ class FakeModel:
         return -(1 + mix(digest ^ token_id) % 1024) / 256
 
     def vector(self, spec: RequestSpec, digest: int) -> bytes:
-        """Return four numbers for a prompt; they depend on what its row asks for, too."""
+        """Return four numbers for a prompt, or for each token; they depend on what its row asks for, too."""
+        if spec.pooling is Pooling.EACH:
+            ids = enumerate(spec.prompt_ids)
+            return b"".join(self._numbers(spec, key_of(token, place)) for place, token in ids)
+        return self._numbers(spec, digest)
+
+    def _numbers(self, spec: RequestSpec, digest: int) -> bytes:
         seed = mix(digest + mix(spec.adapter + (spec.pooling << 32)))
         return struct.pack("<4f", *(1 + (seed >> 16 * place) % (1 << 16) for place in range(4)))
 
