@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.acceptance.faults.crowd import ADAPTERS
 from tests.acceptance.faults.crowd import requests as crowd_requests
 
 KEYS = ("sk-soak-tenant-one", "sk-soak-tenant-two", "sk-soak-tenant-three")
@@ -22,6 +24,7 @@ _TOOL = {
         },
     },
 }
+_POOLINGS = ("last", "mean", "max", "weightedmean")
 _WORDS = "the sea was calm and the old clock struck nine while rain fell on the roof ".split()
 
 
@@ -45,7 +48,21 @@ def fixed_requests() -> list[Ask]:
     for number in range(4):
         choice = {"tools": [_TOOL], "tool_choice": "required"}
         asks.append(Ask(_chat(f"{number} What is the weather in Rome?", max_tokens=40, **choice)))
-    return asks
+    return [*asks, *map(Ask, _of_vectors())]
+
+
+def _of_vectors() -> Iterator[dict[str, Any]]:
+    """Yield bodies that ask for vectors of short and long texts, and for how near they are."""
+    for number in range(16):
+        texts = [
+            " ".join(_WORDS[(number * 5 + each) % len(_WORDS)] for each in range(length))
+            for length in (1 + number, 20 + 11 * number)
+        ]
+        pooling = _POOLINGS[number % len(_POOLINGS)]
+        model = ADAPTERS[number % len(ADAPTERS)]
+        yield {"model": model, "input": texts, "pooling": pooling}
+        if number % 4 == 0:
+            yield {"model": model, "text_1": texts[0], "text_2": texts}
 
 
 def _chat(text: str, **values: Any) -> dict[str, Any]:

@@ -82,10 +82,14 @@ async def listen(
     headers: dict[str, str] | None = None,
     heard: Heard | None = None,
 ) -> Heard:
-    """Send a request and read its stream to the end; what comes is in ``heard`` at once, if it is given."""
+    """Send a chat and read its stream to the end, or ask for vectors or scores; what comes is in ``heard`` at once, if it is given."""
     heard, begun = heard or Heard(), time.perf_counter()
     last = begun
     try:
+        if "messages" not in body:
+            await _ask_numbers(http, body, headers, heard)
+            heard.first_s = time.perf_counter() - begun
+            return heard
         async with http.stream("POST", PATH, json=body, headers=headers) as response:
             if response.status_code != 200:
                 heard.error = f"{response.status_code} {(await response.aread())[:600]!r}"
@@ -102,6 +106,22 @@ async def listen(
     except httpx.HTTPError as error:
         heard.error = f"{type(error).__name__}: {error}"
     return heard
+
+
+async def _ask_numbers(
+    http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str] | None, heard: Heard
+) -> None:
+    """Ask for vectors or scores, which come as a whole; each is taken by the share of its largest number."""
+    path = "/v1/embeddings" if "input" in body else "/v1/score"
+    response = await http.post(path, json=body, headers=headers)
+    if response.status_code != 200:
+        heard.error = f"{response.status_code} {response.content[:600]!r}"
+        return
+    for each in response.json()["data"]:
+        numbers = each["embedding"] if "embedding" in each else [each["score"]]
+        largest = max(abs(number) for number in numbers) if len(numbers) > 1 else 1.0
+        heard.logprobs[each["index"]] = [number / largest for number in numbers]
+        heard.texts[each["index"]], heard.finishes[each["index"]] = "", "made"
 
 
 def _take(heard: Heard, event: dict[str, Any]) -> None:
