@@ -12,6 +12,7 @@ from ssl import SSLContext
 from time import monotonic
 from typing import Protocol
 
+from lorax_contract.adapters import AdapterRef
 from lorax_ingress.routing.values import ReplicaView
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.forwarding import FIRST_NUMBER, ForwardedCalls
@@ -119,6 +120,10 @@ class AttachedReplica:
         # When each question that has no answer was asked; how often it was looked since anything came.
         self._asked: dict[int, float] = {}
         self._num_silent = 0
+
+    def preload(self, refs: list[AdapterRef]) -> None:
+        """Tell it which adapters requests may come for, the likeliest first."""
+        self.service.preload(refs)
 
     @property
     def facts(self) -> CoreFacts | None:

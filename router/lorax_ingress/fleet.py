@@ -11,8 +11,10 @@ from hashlib import blake2b
 from time import monotonic
 from typing import Protocol
 
+from cachetools import LRUCache
 from starlette.types import ASGIApp
 
+from lorax_contract.adapters import AdapterRef
 from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
 from lorax_ingress.aliases import ReplicaAliases
 from lorax_ingress.exchange import ManagedExchange, ManagedReplica
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 _BLOCK_CHARS = 64
 _CHARS_PER_TOKEN = 4
 _MAX_BLOCKS = 64
+# Names of adapters that are kept, to have them loaded elsewhere.
+_MAX_NAMES = 20_000
 
 
 class Replica(ManagedReplica, Protocol):
@@ -49,6 +53,9 @@ class Replica(ManagedReplica, Protocol):
     @property
     def messages(self) -> MessageCalls:
         """What answers there calls over gRPC that do not generate."""
+
+    def preload(self, refs: list[AdapterRef]) -> None:
+        """Tell it which adapters requests may come for, the likeliest first."""
 
 
 class Fleet:
@@ -85,6 +92,8 @@ class Fleet:
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
         self._shares, self._quotas = ServiceExchange(), ServiceExchange()
+        # What adapters are called by requests that bring no token.
+        self._names: LRUCache[str, AdapterRef] = LRUCache(_MAX_NAMES)
 
     # --- what happens to replicas -----------------------------------------------------
 
@@ -115,6 +124,7 @@ class Fleet:
             return
         self._views[view.name] = view
         self._router.see(view)
+        self._preload()
         if view.is_accepting:
             self.is_known.set()
             self._change.set()
@@ -138,6 +148,19 @@ class Fleet:
             self._router.forget(name)
             self._metrics.lost(name)
             self.aliases.forget(name)
+            self._preload()
+
+    def _preload(self) -> None:
+        """Have replicas load what they become homes of, before requests for it come there."""
+        told: dict[str, list[AdapterRef]] = {}
+        for name, adapter in self._router.take_preloads():
+            if (ref := self._names.get(adapter)) is not None:
+                told.setdefault(name, []).append(ref)
+        for name, refs in told.items():
+            replica = self.replicas.get(name)
+            if replica is not None and replica.facts is not None and replica.facts.takes_preloads:
+                replica.preload(refs)
+                self._metrics.preloaded(name, len(refs))
 
     def tell_aliases(
         self, name: str, known: list[str], dropped: list[str], targets: list[str]
@@ -180,6 +203,9 @@ class Fleet:
         self._metrics.routed(decision)
         number = str(next(self._numbers))
         self._router.sent(number, asked, decision.replica, self._clock())
+        if decision.preload_at is not None and asked.adapter is not None:
+            self._router.preloads_at(asked.adapter, decision.preload_at, self._clock())
+            self._preload()
         return Chosen(self, self.replicas[decision.replica], number)
 
     def begins(self, number: str) -> None:
@@ -202,20 +228,32 @@ class Fleet:
             data = dumps([prompt.tools, prompt.messages])
         else:
             data = dumps([*prompt.ids])
+        adapter, can_preload = self._adapter(request)
         return RouteRequest(
-            adapter=self._adapter(request),
+            adapter=adapter,
+            can_preload=can_preload,
             tenant=request.caller.tenant,
             num_prompt_tokens=len(data) // _CHARS_PER_TOKEN,
             prefix=tuple(_blocks(data, salt)),
         )
 
-    def _adapter(self, request: GenerateRequest) -> str | None:
-        """Return what an adapter is called everywhere; what is wrong with a name, the replica says."""
+    def _adapter(self, request: GenerateRequest) -> tuple[str | None, bool]:
+        """Return what an adapter is called everywhere, and whether it may be loaded for nobody.
+
+        That is one that a request asks for without a token. What is wrong with a name, the replica
+        says.
+        """
         try:
             selection = self.selections.selection_of(request.parameters)
         except ValidationError:
-            return None
-        return None if selection is None else place_key(selection, self.aliases.stands_for)
+            return None, False
+        if selection is None:
+            return None, False
+        key = place_key(selection, self.aliases.stands_for)
+        can_preload = selection.token is None and selection.merge is None
+        if can_preload:
+            self._names[key] = selection.refs[0]
+        return key, can_preload
 
 
 @dataclass(slots=True)

@@ -77,6 +77,7 @@ class ReplicatedService:
     ) -> Answer:
         async def done(chosen: Chosen, rest: GenerateRequest) -> Answer:
             answer = await work(chosen, rest)
+            chosen.begins()
             chosen.ends()
             return answer
 

@@ -28,12 +28,17 @@ class IngressMetrics(Collector):
         self._routed: Counter[tuple[str, RouteReason]] = Counter()
         # Since when replicas are gone that had requests.
         self._gone: dict[str, float] = {}
+        self._preloads: Counter[str] = Counter()
         self._num_lost = self._num_resumed = self._num_refused = 0
         self.views: dict[str, ReplicaView] = {}
 
     def routed(self, decision: RouteDecision) -> None:
         """A request was sent to a replica."""
         self._routed[decision.replica, decision.reason] += 1
+
+    def preloaded(self, replica: str, num: int) -> None:
+        """A replica was told to load so many adapters before requests come for them."""
+        self._preloads[replica] += num
 
     def attached(self, name: str) -> None:
         """A replica is there, perhaps again."""
@@ -53,6 +58,7 @@ class IngressMetrics(Collector):
             del self._routed[key]
         for name in old:
             del self._gone[name]
+            self._preloads.pop(name, None)
 
     def resumed(self) -> None:
         """A request goes on, or begins anew, at another replica."""
@@ -73,6 +79,14 @@ class IngressMetrics(Collector):
         for (replica, reason), count in self._routed.items():
             routed.add_metric([replica, reason.value], count)
         yield routed
+        preloads = CounterMetricFamily(
+            "lorax_ingress_preloads",
+            "Adapters that a replica was told to load before requests come for them.",
+            labels=["replica"],
+        )
+        for replica, count in self._preloads.items():
+            preloads.add_metric([replica], count)
+        yield preloads
         yield CounterMetricFamily(
             "lorax_ingress_replicas_lost", "Times a replica was lost.", value=self._num_lost
         )

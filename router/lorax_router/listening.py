@@ -185,6 +185,7 @@ def fronts_of(
 def _core_of(parts: Parts) -> CoreParts:
     from lorax_router.fronts.desk import CoreParts
     from lorax_router.grpc_api.unary import UnaryCalls
+    from lorax_router.service.adapters.preloading import Preloader
     from lorax_router.service.adapters.taking_over import ManagedKeeper
 
     return CoreParts(
@@ -194,6 +195,7 @@ def _core_of(parts: Parts) -> CoreParts:
         aliases=parts.selections.aliases,
         messages=UnaryCalls(parts.servicer, parts.keys),
         managed=ManagedKeeper(parts.adapters, parts.selections.aliases),
+        preloads=Preloader(parts.adapters.directory, parts.engine),
     )
 
 

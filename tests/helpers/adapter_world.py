@@ -98,8 +98,11 @@ class Sources:
 
     def __init__(self) -> None:
         self.contents: dict[str, FetchedAdapter | Exception | asyncio.Future[FetchedAdapter]] = {}
+        # All that was asked, in its order.
+        self.queries: list[AdapterQuery] = []
 
     def __call__(self, query: AdapterQuery) -> Any:
+        self.queries.append(query)
         answer = self.contents.get(
             query.ref.id, fetched(query.ref.id, head=HEADS.get(query.ref.id))
         )

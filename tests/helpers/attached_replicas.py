@@ -19,6 +19,7 @@ from lorax_ingress.service import ReplicatedService
 from lorax_router.fronts.attached import AttachedFronts
 from lorax_router.fronts.desk import CoreParts
 from lorax_router.fronts.load import LoadTeller
+from lorax_router.service.adapters.preloading import Preloader
 from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, TextPrompt
@@ -35,6 +36,7 @@ def fronts_of(world: AdapterWorld, *, by_admin: bool = False) -> AttachedFronts:
         service=parts.service, counts=parts.service.ledger, app=app,
         aliases=parts.selections.aliases,
         managed=ManagedKeeper(parts.adapters, parts.selections.aliases),
+        preloads=Preloader(parts.adapters.directory, parts.engine),
     )  # fmt: skip
     load = LoadTeller(
         parts.engine, parts.adapters, parts.service.meters, is_open=lambda: True, num_slots=4

@@ -21,13 +21,14 @@ from lorax_router.fronts.forwarding import ForwardedCalls
 from lorax_router.fronts.messages import decode_down
 from lorax_router.fronts.remote import RemoteService
 from lorax_router.grpc_api.unary import UnaryCalls
+from lorax_router.service.adapters.preloading import Preloader
 from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.chat.parser_book import ParserBook
 
 FACTS = CoreFacts(
     model_id="fake", served_model_names=[], model_device_type="cpu", max_total_tokens=200,
     max_body_bytes=1 << 20, default_adapter_source="local", adapter_refusal=None,
-    takes_messages=True, takes_managed=True,
+    takes_messages=True, takes_managed=True, takes_preloads=True,
 )  # fmt: skip
 ADAPTERS = ("poet", "pirate")
 
@@ -45,6 +46,7 @@ class LocalReplica:
             aliases=world.parts.selections.aliases,
             messages=UnaryCalls(world.parts.servicer, world.parts.keys),
             managed=ManagedKeeper(world.parts.adapters, world.parts.selections.aliases),
+            preloads=Preloader(world.parts.adapters.directory, world.parts.engine),
         )  # fmt: skip
         self._down = MemoryLink(self._hear)
         self.desk = FrontDesk(parts, self._down.send, lambda: None, lambda count: None)
@@ -52,6 +54,7 @@ class LocalReplica:
         self.service = self.messages = self.managing = RemoteService(self._up.send, ParserBook())
         self.calls = ForwardedCalls(self._up.send)
         self.facts = FACTS
+        self.preload = self.service.preload
 
     def _take(self, data: memoryview) -> None:
         if self.is_alive:

@@ -30,7 +30,7 @@ async def test_what_a_replica_says_of_itself_is_known(tmp_path: Path) -> None:
         assert await made.ask() == expected
         assert replica.facts == FACTS
         await made.ask("poet")
-        await until(lambda: "poet" in made.fleet._views["r"].resident)
+        await until(lambda: "local:poet" in made.fleet._views["r"].resident)
         view = made.fleet._views["r"]
         assert (view.num_slots, view.is_accepting) == (4, True)
 

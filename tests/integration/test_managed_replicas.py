@@ -59,7 +59,7 @@ async def test_names_pins_and_loads_reach_a_replica_that_joins(tmp_path: Path) -
             assert pinned(second) == pinned(first) == {"monk"}
             assert {each.name for each in known(second).names} == {"bard"}
             # It computes what the name stands for.
-            assert second.parts.selections.aliases.stands_for("bard") == "poet"
+            assert second.parts.selections.aliases.stands_for("bard") == "local:poet"
             await post(client, "/v1/unload_lora_adapter", lora_name="bard")
             await post(client, "/v1/adapters/unload", adapter_id="pirate", adapter_source="local")
         async with served(uris["c"]) as third:

@@ -47,7 +47,7 @@ async def test_two_names_of_one_adapter_go_to_one_replica(tmp_path: Path) -> Non
             assert await place_of(made, f"adapter{number}") == place
             found.add(place)
         assert found == {"a", "b"}
-        keys = {f"adapter{number}" for number in range(NUM)}
+        keys = {f"local:adapter{number}" for number in range(NUM)}
         await until(lambda: set().union(*(view.resident for view in views(made).values())) == keys)
         await _a_name_given_anew(made, world)
 
@@ -56,11 +56,11 @@ async def _a_name_given_anew(made: AttachingFleet, world: AdapterWorld) -> None:
     """What a name comes to stand for is known, and that it stands for nothing any more."""
     book = world.parts.selections.aliases
     book.put(book.make("name0", book.find("name1").target))  # type: ignore[union-attr]
-    await until(lambda: made.fleet.aliases._targets["a"]["name0"] == "adapter1")
+    await until(lambda: made.fleet.aliases._targets["a"]["name0"] == "local:adapter1")
     book.drop("name0")
     await until(lambda: "name0" not in made.fleet.aliases._targets["a"])
     # The other replica still knows it.
-    assert made.fleet.aliases.stands_for("name0") == "adapter0"
+    assert made.fleet.aliases.stands_for("name0") == "local:adapter0"
 
 
 @in_loop
@@ -101,10 +101,10 @@ async def test_adapters_in_host_memory_are_told(tmp_path: Path) -> None:
         made.attach("r", uri)
         await until(lambda: "r" in views(made) and views(made)["r"].hosted)
         view = views(made)["r"]
-        assert view.hosted == {"adapter0"}
-        assert view.resident == {"adapter1", "adapter2"}
+        assert view.hosted == {"local:adapter0"}
+        assert view.resident == {"local:adapter1", "local:adapter2"}
         # Where it is asked for, it is known to be near.
-        assert made.fleet._router.fleet.hosts("adapter0") == ["r"]
+        assert made.fleet._router.fleet.hosts("local:adapter0") == ["r"]
 
 
 @in_loop
@@ -125,5 +125,5 @@ async def test_host_memory_is_asked_for_now_and_then(tmp_path: Path) -> None:
         for _ in range(20):
             assert report.now().hosted == []
         now = 10.0
-        await until(lambda: report.now().hosted == ["adapter0"])
+        await until(lambda: report.now().hosted == ["local:adapter0"])
         await report.close()

@@ -19,6 +19,7 @@ class SentRequest:
     # Of it all, and what of that goes with its first token: its prompt, its adapter's way.
     work: float
     work_ahead: float
+    can_preload: bool = False
 
 
 class ReplicaBook:
@@ -28,7 +29,9 @@ class ReplicaBook:
     is seconds old says nothing wrong about what this router did since.
     """
 
-    __slots__ = ("_ended", "extra", "ladder", "sent", "touched", "users", "view", "view_work")
+    __slots__ = (
+        "_ended", "extra", "ladder", "sent", "told", "touched", "users", "view", "view_work",
+    )  # fmt: skip
 
     def __init__(self, view: ReplicaView) -> None:
         self.view = view
@@ -38,6 +41,8 @@ class ReplicaBook:
         # Requests on their way by adapter; when each adapter was sent there last.
         self.users: dict[str, int] = {}
         self.touched: dict[str, float] = {}
+        # Adapters that it was told to load before requests come, and has not said to have: when.
+        self.told: dict[str, float] = {}
         # What each adapter that nobody uses is worth, the least first: those go for others.
         self.ladder: list[float] = []
         # Of those that ended lately: when they were sent and ended, and their work.
@@ -51,7 +56,7 @@ class ReplicaBook:
     @property
     def num_free_slots(self) -> int:
         """Slots for adapters that nothing holds and nothing is on its way to."""
-        coming = sum(each not in self.view.resident for each in self.touched)
+        coming = sum(each not in self.view.resident for each in {*self.touched, *self.told})
         return self.view.num_slots - len(self.view.resident) - coming
 
     def holds(self, adapter: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nlargest
 from math import ceil, sqrt
 
 
@@ -60,6 +61,12 @@ class Popularity:
         """Return how many requests of an adapter there were of late, old ones in part."""
         _, num, at = self._rates.get(key, (0.0, 0.0, now))
         return num * self._fade(at, now)
+
+    def hottest(self, most: int, least: float, now: float) -> list[str]:
+        """Return at most so many adapters with so many requests of late, the hottest first."""
+        recent = {key: self.recent(key, now) for key in self._rates}
+        found = [key for key in recent if recent[key] >= least]
+        return nlargest(most, found, key=lambda key: recent[key])
 
     def seen(self, now: float) -> float:
         """Return which part of what traffic leaves behind for ever is there yet, from 0 to 1."""

@@ -9,7 +9,7 @@ from lorax_ingress.routing.book import SentRequest
 from lorax_ingress.routing.fleet import FULL_KV, FleetBooks
 from lorax_ingress.routing.popularity import Popularity
 from lorax_ingress.routing.prefixes import PrefixMemory
-from lorax_ingress.routing.rendezvous import Rendezvous
+from lorax_ingress.routing.preloads import Preload, Preloads
 from lorax_ingress.routing.values import (
     ReplicaView,
     RouteDecision,
@@ -47,6 +47,7 @@ class AffineRouter:
             max_keys=settings.max_rates,
         )
         self._prefixes = PrefixMemory(settings.max_prefixes, settings.max_prefix_blocks)
+        self._preloads = Preloads(settings.patience_s, settings.max_ranked)
         self._places: dict[str, str] = {}
         # Who was sent an adapter last, of those that were sent something lately.
         self._latest: OrderedDict[str, str] = OrderedDict()
@@ -54,10 +55,33 @@ class AffineRouter:
     # --- what happens ---------------------------------------------------------------
 
     def see(self, view: ReplicaView) -> None:
-        """Take a replica's view of itself; the first one lets it join."""
+        """Take a replica's view of itself; the first one lets it join.
+
+        One that begins to take requests is to load the adapters that it is a home of.
+        """
+        was_open = view.name in self.fleet.open
         self.fleet.see(view)
         book, at = self.fleet.books[view.name], view.taken_at
         book.ladder = sorted(self._worth(key, at) for key in view.resident if key not in book.users)
+        for key in self._preloads.see(book):
+            self._goes_to(key, view.name)
+        if not was_open and view.name in self.fleet.open:
+            keys = self._rates.hottest(self.settings.max_preloads, self.settings.preload_from, at)
+            self._preload(
+                ((key, view.name) for key in keys if view.name in self.homes(key, at)), at
+            )
+
+    def _preload(self, wanted: Iterable[tuple[str, str]], now: float) -> None:
+        """Have replicas load adapters, the first ones first, where there are free slots."""
+        if not self.settings.preloads:
+            return
+        free = {name: book.num_free_slots for name, book in self.fleet.open.items()}
+        for adapter, name in wanted:
+            book = self.fleet.books[name]
+            is_new = self._preloads.allows(adapter) and not book.holds(adapter)
+            if is_new and free[name] > 0:
+                free[name] -= 1
+                self._preloads.tell(adapter, book, now)
 
     def _worth(self, adapter: str, at: float) -> float:
         """Return the requests of late that would miss an adapter; 0 where it has copies to spare."""
@@ -66,12 +90,27 @@ class AffineRouter:
         return 0.0 if spare else self._rates.recent(adapter, at)
 
     def forget(self, name: str) -> list[str]:
-        """A replica is dead: nothing goes there before it is seen again. Returns what was on it."""
+        """A replica is dead: nothing goes there before it is seen again. Returns what was on it.
+
+        What it alone had is to be loaded by who is home now.
+        """
+        book = self.fleet.books.get(name)
+        held = [] if book is None else [*book.view.resident]
         lost = self.fleet.forget(name)
+        self._preloads.forget(name)
+        if book is not None:
+            self._move_homes(held, book.view.taken_at)
         for request_id in lost:
             del self._places[request_id]
         self._prefixes.forget(name)
         return lost
+
+    def _move_homes(self, held: Sequence[str], now: float) -> None:
+        """Have adapters that lost their only replica loaded at home, the hottest first."""
+        least, recent = self.settings.preload_from, self._rates.recent
+        alone = [key for key in held if not self.fleet.holders(key) and recent(key, now) >= least]
+        alone.sort(key=lambda key: (-recent(key, now), key))
+        self._preload(((key, name) for key in alone for name in self.homes(key, now)[:1]), now)
 
     def sent(self, request_id: str, request: RouteRequest, replica: str, now: float) -> None:
         """A request was sent to a replica that is known."""
@@ -82,23 +121,39 @@ class AffineRouter:
         self._rates.note(request.adapter, 1.0 + prompt, now)
         self._prefixes.note(request, replica)
         ahead = prompt + self._load_work(request.adapter, replica)
-        sent = SentRequest(replica, request.adapter, now, 1.0 + ahead, ahead)
+        sent = SentRequest(replica, request.adapter, now, 1.0 + ahead, ahead, request.can_preload)
         self.fleet.add(request_id, sent)
         if request.adapter is not None:
-            self._latest[request.adapter] = replica
-            self._latest.move_to_end(request.adapter)
-            if len(self._latest) > self.settings.max_ranked:
-                self._latest.popitem(last=False)
+            self.fleet.books[replica].told.pop(request.adapter, None)
+            self._goes_to(request.adapter, replica)
+
+    def _goes_to(self, adapter: str, replica: str) -> None:
+        self._latest[adapter] = replica
+        self._latest.move_to_end(adapter)
+        if len(self._latest) > self.settings.max_ranked:
+            self._latest.popitem(last=False)
 
     def begins(self, request_id: str) -> None:
         """A request's first token is there; one that is not known is passed over."""
-        if (replica := self._places.get(request_id)) is not None:
-            self.fleet.begins(request_id, replica)
+        if (replica := self._places.get(request_id)) is None:
+            return
+        sent = self.fleet.books[replica].sent[request_id]
+        if sent.can_preload and sent.adapter is not None:
+            self._preloads.allow(sent.adapter)
+        self.fleet.begins(request_id, replica)
 
     def ended(self, request_id: str, now: float) -> None:
         """A request is over, whichever way; one that is not known is passed over."""
         if (replica := self._places.pop(request_id, None)) is not None:
             self.fleet.remove(request_id, replica, now)
+
+    def preloads_at(self, adapter: str, replica: str, now: float) -> None:
+        """What a decision said is done: a replica is to load an adapter."""
+        self._preloads.tell(adapter, self.fleet.books[replica], now)
+
+    def take_preloads(self) -> list[Preload]:
+        """Return who is to load what, as far as it was not returned yet."""
+        return self._preloads.take()
 
     # --- what is decided ------------------------------------------------------------
 
@@ -123,16 +178,6 @@ class AffineRouter:
         """Return the homes of an adapter, the first first: where to preload or pin it."""
         ranked = [name for name in self.fleet.ranked(adapter) if name in self.fleet.open]
         return ranked[: self._rates.num_homes(adapter, max(len(ranked), 1), now)]
-
-    def moves(self, adapters: Sequence[str], joining: ReplicaView) -> list[str]:
-        """Return the adapters whose first home a replica will be once it has joined.
-
-        What it should load before it takes requests.
-        """
-        weights = {name: book.view.capacity for name, book in self.fleet.books.items()}
-        after = Rendezvous(max_ranked=1)
-        after.use({**weights, joining.name: joining.capacity})
-        return [key for key in adapters if after.ranked(key)[0] == joining.name]
 
     # --- by rule --------------------------------------------------------------------
 
@@ -166,7 +211,19 @@ class AffineRouter:
         new = self._new_home(adapter, holders, mean, price, now, is_far=is_far)
         if new is None or (self._fits(chosen, mean) and self.fleet.load(new) >= mean):
             return RouteDecision(chosen, RouteReason.RESIDENT)
+        if self._can_wait(adapter, chosen, new, mean, now):
+            return RouteDecision(chosen, RouteReason.RESIDENT, preload_at=new)
         return RouteDecision(new, RouteReason.SPREAD if grows else RouteReason.OVERFLOW)
+
+    def _can_wait(self, adapter: str, chosen: str, new: str, mean: float, now: float) -> bool:
+        """Whether a request goes where its adapter is until a new home has loaded it."""
+        return (
+            self.settings.preloads
+            and self._preloads.allows(adapter)
+            and self._fits(chosen, mean, self.settings.far)
+            and (adapter in self.fleet.open[new].told or self.fleet.open[new].num_free_slots > 0)
+            and self._preloads.is_awaited(adapter, self.fleet.open[new], now)
+        )
 
     def _copy_price(
         self, adapter: str, chosen: str, num_holders: int, mean: float, now: float

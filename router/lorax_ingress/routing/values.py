@@ -42,6 +42,8 @@ class RouteRequest:
     num_prompt_tokens: int = 0
     # A hash of all tokens up to the end of each of its first full blocks, in their order.
     prefix: tuple[bytes, ...] = ()
+    # Whether a replica may load the adapter before anybody asks it for it.
+    can_preload: bool = False
 
 
 class RouteReason(Enum):
@@ -68,6 +70,8 @@ class RouteDecision:
 
     replica: str
     reason: RouteReason
+    # Who is to load the adapter meanwhile, and has requests for it from then on.
+    preload_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,4 +112,10 @@ class RoutingSettings:
     # What is remembered: blocks of prefixes; adapters with traffic; adapters with ranked homes.
     max_prefixes: int = 100_000
     max_rates: int = 100_000
+    # Whether homes load adapters before requests come; how long these go on where the adapter is.
+    # Those with so many requests of late count, at most so many of them, the hottest.
+    preloads: bool = True
+    patience_s: float = 5.0
+    preload_from: float = 1.0
+    max_preloads: int = 1_000
     max_ranked: int = 20_000

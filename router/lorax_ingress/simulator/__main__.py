@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from lorax_ingress.routing.values import RoutingSettings
 from lorax_ingress.simulator.comparison import (
     FleetFigures,
     FleetSetting,
@@ -43,6 +44,10 @@ _ABOVE_ZERO = click.FloatRange(min=0.0, min_open=True)
               help="Seconds between two views of a replica, and until one is there.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(min=0.0), default=1.0, show_default=True,
               help="Skew: adapter r has traffic as 1 / r^alpha.")  # fmt: skip
+@click.option("--joining", "num_joining", type=click.IntRange(min=0), default=0, show_default=True,
+              help="So many of the replicas join at half time.")  # fmt: skip
+@click.option("--preloads/--no-preloads", default=True, show_default=True,
+              help="Whether homes load adapters before requests come.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the figures there, too.")  # fmt: skip
 def main(
@@ -58,6 +63,8 @@ def main(
     duration_s: float,
     gossip_s: float,
     alpha: float,
+    num_joining: int,
+    preloads: bool,
 ) -> None:
     """Compare how requests are routed to many replicas of the simulated server.
 
@@ -72,11 +79,15 @@ def main(
         duration_s=duration_s,
         gossip_s=gossip_s,
         alpha=alpha,
+        num_joining=num_joining,
     )
+    if num_joining >= num_replicas:
+        raise click.UsageError("--joining must leave a replica that is there from the first")
+    settings = RoutingSettings(preloads=preloads)
     figures: list[FleetFigures] = []
     for workload in workloads:
         for seed in seeds:
-            for each in compare(setting, workload, routings, seed):
+            for each in compare(setting, workload, routings, seed, settings):
                 figures.append(each)
                 click.echo(f"{workload}, seed {seed}, {each.routing}: done", err=True)
     for line in as_rows(figures):

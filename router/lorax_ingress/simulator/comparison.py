@@ -15,6 +15,8 @@ from lorax_ingress.simulator.workloads import FleetTraffic, make_fleet_trace
 from lorax_router.simulator.driver import Simulation
 from lorax_router.simulator.server import PRESETS, SimulatedServer
 
+# So long after replicas have joined requests are looked at by themselves.
+_AFTER_S = 10.0
 FLEET_SERVER = PRESETS["llama-2-7b-a10g"]
 
 
@@ -30,6 +32,8 @@ class FleetSetting:
     duration_s: float = 40.0
     gossip_s: float = 1.0
     alpha: float = 1.0
+    # So many of the replicas join when half of the time is over.
+    num_joining: int = 0
 
     @property
     def server(self) -> SimulatedServer:
@@ -40,6 +44,12 @@ class FleetSetting:
     def names(self) -> list[str]:
         """The replicas' names."""
         return [f"replica-{number}" for number in range(self.num_replicas)]
+
+    @property
+    def joins_at(self) -> dict[str, float]:
+        """When which replicas join."""
+        joining = self.names[self.num_replicas - self.num_joining :]
+        return dict.fromkeys(joining, self.duration_s / 2)
 
     def traffic(self) -> FleetTraffic:
         """Return the traffic of such a load."""
@@ -68,6 +78,8 @@ class FleetFigures:
     requests: int
     # The busiest replica's time at work beside the mean.
     imbalance: float
+    # The p99 of requests that come in the ten seconds from when replicas join; 0: none join.
+    joined_p99_s: float = 0.0
 
     @property
     def loads_per_adapter(self) -> float:
@@ -94,9 +106,13 @@ def compare(
     for name in routings:
         routing = make_routing(name, setting.names, seed, settings)
         run = FleetSimulation(
-            trace, setting.server, routing, setting.names, gossip_s=setting.gossip_s
-        ).run()
-        yield figures_of(run, workload, name, seed)
+            trace, setting.server, routing, setting.names, gossip_s=setting.gossip_s,
+            joins_at=setting.joins_at,
+        ).run()  # fmt: skip
+        figures = figures_of(run, workload, name, seed)
+        if setting.num_joining:
+            figures = replace(figures, joined_p99_s=_joined_p99_s(run, setting.duration_s / 2))
+        yield figures
 
 
 def figures_of(run: FleetRun, workload: str, routing: str, seed: int) -> FleetFigures:
@@ -119,6 +135,12 @@ def figures_of(run: FleetRun, workload: str, routing: str, seed: int) -> FleetFi
     )
 
 
+def _joined_p99_s(run: FleetRun, joins_at: float) -> float:
+    times = run.trace.times
+    is_after = (times >= joins_at) & (times < joins_at + _AFTER_S)
+    return float(np.percentile((run.first_token_at - times)[is_after], 99))
+
+
 def moved_shares(num_replicas: int, num_adapters: int) -> dict[str, float]:
     """Return which part of the adapters has another first home once one more replica joins."""
     names = [f"replica-{number}" for number in range(num_replicas + 1)]
@@ -136,13 +158,16 @@ def moved_shares(num_replicas: int, num_adapters: int) -> dict[str, float]:
 def as_rows(figures: Sequence[FleetFigures]) -> list[str]:
     """Return a table in Markdown, a line for each run."""
     lines = [
-        "| workload, seed | routing | p50 first token, s | p99 | tokens/s | loads | per adapter | busiest |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        (
+            "| workload, seed | routing | p50 first token, s | p99 | tokens/s | loads | per adapter | busiest | "
+            "p99 after joins |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {each.workload}, {each.seed} | `{each.routing}` | {each.p50_s:.3f} | "
         f"{each.p99_s:.3f} | {each.tokens_per_s:,.0f} | {each.loads:,} | "
-        f"{each.loads_per_adapter:.2f} | {each.imbalance:.2f} |"
+        f"{each.loads_per_adapter:.2f} | {each.imbalance:.2f} | {each.joined_p99_s:.3f} |"
         for each in figures
     ]
     return lines

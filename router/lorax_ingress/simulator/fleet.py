@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -62,6 +63,7 @@ class FleetSimulation:
         meter: counts service; one that compares nobody if absent.
         is_fair: whether replicas tell each other, by the same way as their views, what they gave
             each tenant.
+        joins_at: when replicas join that are not there from the first.
     """
 
     def __init__(
@@ -76,9 +78,12 @@ class FleetSimulation:
         policy: str = "fair",
         meter: ServiceMeter | None = None,
         is_fair: bool = True,
+        joins_at: Mapping[str, float] | None = None,
     ) -> None:
         self._trace, self._server, self._routing = trace, server, routing
         self._names, self._gossip_s = names, gossip_s
+        self._joins_at = joins_at or {}
+        self._handles = {name: AdapterHandle(i) for i, name in enumerate(trace.adapter_names)}
         store = store if store is not None else FleetStore()
         window = max(float(trace.times[-1]), 1.0) / MAX_WINDOWS
         self._meter = meter or ServiceMeter(trace.client_weights, [], window)
@@ -91,6 +96,8 @@ class FleetSimulation:
         self._adapters = [int(each) for each in trace.adapters]
         self._times = [float(each) for each in trace.times]
         self._num_left = len(trace)
+        # What each replica was told to load and has not begun to.
+        self._to_load: list[deque[AdapterHandle]] = [deque() for _ in names]
         # When each replica is to be looked at; entries of the heap that say otherwise are void.
         self._due = [inf] * len(names)
         self._heap: list[tuple[float, int]] = []
@@ -122,6 +129,9 @@ class FleetSimulation:
         for place, name in enumerate(self._names):
             if self._exchange is not None:
                 self._exchange.join(name)
+            if (joins_at := self._joins_at.get(name)) is not None:
+                self._plan_view(joins_at, place, None)
+                continue
             self._routing.see(self._view(place))
             if self._routing.has_views:
                 offset = self._gossip_s * (place + 1) / len(self._names)
@@ -151,10 +161,36 @@ class FleetSimulation:
         _, _, place, view = heappop(self._views)
         if view is not None:
             self._routing.see(view)
+            self._preload()
             self._share(place)
             return
         self._plan_view(self.now + self._gossip_s, place, self._view(place))
         self._plan_view(self.now + self._gossip_s, place, None)
+
+    def _preload(self) -> None:
+        """Tell replicas what they are to load."""
+        for name, adapter in self._routing.take_preloads():
+            place = self._place[name]
+            self._to_load[place].append(self._handles[adapter])
+            self._load_next(place)
+
+    def _load_next(self, place: int) -> None:
+        """Have a replica that loads nothing load what is next, if there is a free slot."""
+        table, waiting = self.replicas[place].table, self._to_load[place]
+        if not waiting or any(each.state is not AdapterState.RESIDENT for each in table.in_play()):
+            return
+        handle = waiting.popleft()
+        self._know(place, handle)
+        capacity = table.capacity()
+        if capacity.num_held < capacity.max_resident:
+            table.want(handle, self.now)
+            self._plan(place)
+
+    def _know(self, place: int, handle: AdapterHandle) -> None:
+        table = self.replicas[place].table
+        if handle not in table:
+            rank = self._trace.adapter_ranks[handle]
+            table.add(handle, rank * self._server.bytes_per_rank, rank=rank)
 
     def _share(self, place: int) -> None:
         """Tell what this replica has given, and it what others have; no younger than a view."""
@@ -192,13 +228,13 @@ class FleetSimulation:
         request = RouteRequest(
             adapter=self._trace.adapter_names[adapter] if adapter else None,
             num_prompt_tokens=int(self._trace.prompts[index]),
+            can_preload=adapter > 0,
         )
         place = self._place[self._routing.choose(str(index), request, self.now)]
         replica = self.replicas[place]
-        handle = AdapterHandle(adapter)
-        if adapter and handle not in replica.table:
-            rank = self._trace.adapter_ranks[adapter]
-            replica.table.add(handle, rank * self._server.bytes_per_rank, rank=rank)
+        if adapter:
+            self._know(place, AdapterHandle(adapter))
+        self._preload()
         spec = request_of(self._trace, index)
         replica.submit(spec, self.now, self._terms.of(index), self._clients[index])
         self._plan(place)
@@ -221,6 +257,7 @@ class FleetSimulation:
                 elif first_token_at[index] == now:
                     self._routing.begins(str(index))
         self._plan(place)
+        self._load_next(place)
 
     def _plan(self, place: int) -> None:
         replica = self.replicas[place]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Protocol
 
+from lorax_ingress.routing.preloads import Preload
 from lorax_ingress.routing.rendezvous import hash_of, mixed
 from lorax_ingress.routing.router import AffineRouter
 from lorax_ingress.routing.values import ReplicaView, RouteRequest, RoutingSettings
@@ -26,6 +27,9 @@ class Routing(Protocol):
     def see(self, view: ReplicaView) -> None:
         """Take a replica's view."""
 
+    def take_preloads(self) -> Sequence[Preload]:
+        """Return who is to load what before requests come."""
+
     def begins(self, request_id: str) -> None:
         """Its first token is there."""
 
@@ -43,6 +47,10 @@ class _Blind:
 
     def see(self, view: ReplicaView) -> None:
         """Nothing is made of it."""
+
+    def take_preloads(self) -> Sequence[Preload]:
+        """Nothing is loaded before a request comes."""
+        return ()
 
     def begins(self, request_id: str) -> None:
         """Nothing is made of it."""
@@ -117,6 +125,8 @@ class AffineRouting:
         if decision is None:
             raise RuntimeError("no replica takes requests; let each be seen before the first one")
         self.router.sent(request_id, request, decision.replica, now)
+        if decision.preload_at is not None and request.adapter is not None:
+            self.router.preloads_at(request.adapter, decision.preload_at, now)
         reason = decision.reason.value
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         return decision.replica
@@ -124,6 +134,10 @@ class AffineRouting:
     def see(self, view: ReplicaView) -> None:
         """Hand it on."""
         self.router.see(view)
+
+    def take_preloads(self) -> Sequence[Preload]:
+        """Hand on what it says."""
+        return self.router.take_preloads()
 
     def begins(self, request_id: str) -> None:
         """Hand it on."""

@@ -74,6 +74,8 @@ class AttachedFronts:
         await asyncio.sleep(0)
         await asyncio.gather(*self._closing)
         await self.load.close()
+        if self.parts.preloads is not None:
+            await self.parts.preloads.close()
 
     def _accept(self) -> Link:
         attached = _Attached(self, self._forget)

@@ -26,6 +26,8 @@ class CoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     takes_messages: bool = False
     # Whether AskManaged is.
     takes_managed: bool = False
+    # Whether NotePreloads is taken.
+    takes_preloads: bool = False
 
 
 class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,4 +64,5 @@ def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy
         adapter_refusal=selections.refusal,
         takes_messages=True,
         takes_managed=True,
+        takes_preloads=True,
     )

@@ -28,6 +28,7 @@ from lorax_router.fronts.messages import (
     FromCore,
     FromFront,
     NoteEnded,
+    NotePreloads,
     NoteReady,
     NoteRefused,
     NoteUnknownFields,
@@ -49,6 +50,7 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.values import pack_opening, pack_result, unpack_request
 from lorax_router.service.adapters.aliases import AliasBook
+from lorax_router.service.adapters.preloading import Preloader
 from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.callers import Caller
 from lorax_router.service.engine.port import TokenChunk
@@ -79,6 +81,8 @@ class CoreParts:
     messages: MessageCalls | None = None
     # None: nothing is managed by hand.
     managed: ManagedKeeper | None = None
+    # None: nothing is loaded before a request comes.
+    preloads: Preloader | None = None
 
 
 class FrontDesk:
@@ -160,6 +164,8 @@ class FrontDesk:
                 self._parts.counts.request_refused(error, caller, origin)
             case NoteUnknownFields(count):
                 self._parts.counts.unknown_fields(count)
+            case NotePreloads(refs) if self._parts.preloads is not None:
+                self._parts.preloads.take(refs)
             case NoteEnded(count):
                 self._on_ended(count)
             case NoteReady():

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lorax_contract.adapters import AdapterRef
 from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
@@ -162,6 +163,12 @@ class AskManaged(FromFront, frozen=True):
     elsewhere: ManagedAdapters
 
 
+class NotePreloads(FromFront, frozen=True):
+    """Adapters that requests may come for, the likeliest first; see Preloader. Nothing is answered."""
+
+    refs: list[AdapterRef]
+
+
 class FromCore(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A message from the core to a front."""
 
@@ -311,7 +318,7 @@ class TellStop(FromCore, frozen=True):
 Up = (
     AskRoom | AskAnswer | AskStream | AskCount | AskHead | AskCall | CallPart | Withdraw | NoteRefused
     | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad | AskMessage
-    | AskManaged
+    | AskManaged | NotePreloads
 )  # fmt: skip
 Down = (
     TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks

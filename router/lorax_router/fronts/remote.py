@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorax_contract.adapters import AdapterRef
 from lorax_contract.errors import LoraxError, ReplicaLostError, ValidationError
 from lorax_contract.pooling import HeadFacts
 from lorax_router.fronts.chunks import chunks_of
@@ -21,6 +22,7 @@ from lorax_router.fronts.messages import (
     AskRoom,
     AskStream,
     FromFront,
+    NotePreloads,
     NoteRefused,
     NoteUnknownFields,
     TellAdapter,
@@ -113,6 +115,10 @@ class RemoteService:
         message = AskMessage(number, method, request, [*metadata])
         told: TellMessage = await self._ask(number, message, ANYBODY)
         return told.answer
+
+    def preload(self, refs: list[AdapterRef]) -> None:
+        """Tell the core which adapters requests may come for."""
+        self._send(encode(NotePreloads(refs)))
 
     async def managed(self, elsewhere: ManagedAdapters) -> ManagedAdapters:
         """Return what was managed by hand at the core, which takes over what was elsewhere."""

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from lorax_ingress import app
 from lorax_ingress.cli import main
 from lorax_ingress.routing.router import AffineRouter
-from lorax_ingress.routing.values import RouteDecision, RouteReason, RouteRequest
+from lorax_ingress.routing.values import RouteDecision, RouteReason, RouteRequest, RoutingSettings
 
 
 class RandomRouter(AffineRouter):
     """Knows replicas as ours does, and asks nothing of it but who takes requests."""
 
     def __init__(self, draw: Callable[[int], int]) -> None:
-        super().__init__(draw)
+        super().__init__(draw, RoutingSettings(preloads=False))
         self._any = draw
 
     def route(self, request: RouteRequest, now: float) -> RouteDecision | None:

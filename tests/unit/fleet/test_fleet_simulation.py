@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lorax_ingress.routing.values import ReplicaView, RouteRequest
+from lorax_ingress.routing.preloads import Preload
+from lorax_ingress.routing.values import ReplicaView, RouteRequest, RoutingSettings
 from lorax_ingress.simulator.__main__ import main
 from lorax_ingress.simulator.comparison import (
     FLEET_SERVER,
@@ -55,6 +57,24 @@ def test_more_adapters_than_slots_take_half_of_what_random_routing_takes(load: f
         assert ours.loads <= drawn.loads / 2
         assert ours.p99_s < drawn.p99_s
         assert ours.tokens_per_s >= 0.95 * drawn.tokens_per_s
+
+
+def test_a_replica_that_joins_under_load_has_its_adapters_before_requests() -> None:
+    setting = FleetSetting(
+        num_replicas=5, num_adapters=100, load=0.75, duration_s=40.0, num_joining=1, gossip_s=0.25
+    )
+    made = [
+        [
+            next(compare(setting, "steady", ["affine"], seed, RoutingSettings(preloads=preloads)))
+            for seed in (1, 2, 3)
+        ]
+        for preloads in (True, False)
+    ]
+    p99s = [float(np.mean([each.joined_p99_s for each in some])) for some in made]
+    assert p99s[0] < p99s[1]
+    # It is free slots that are filled.
+    for ours, former in zip(*made, strict=True):
+        assert former.loads <= ours.loads <= former.loads + setting.num_slots
 
 
 def test_a_fleet_with_drifting_traffic() -> None:
@@ -151,6 +171,9 @@ class _ByTenant:
         return "abc"[self._next[key] % (3 if key == "adapter-0" else 2)]
 
     def see(self, view: ReplicaView) -> None: ...
+    def take_preloads(self) -> Sequence[Preload]:
+        return ()
+
     def begins(self, request_id: str) -> None: ...
     def ended(self, request_id: str, now: float) -> None: ...
 

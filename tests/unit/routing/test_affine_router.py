@@ -229,17 +229,6 @@ def test_a_prompt_is_work_until_its_first_token() -> None:
     assert made.fleet.load("a") == 0.0
 
 
-def test_what_a_joining_replica_should_load_is_what_moves() -> None:
-    made = router(*[view(f"r{number}") for number in range(4)])
-    keys = [f"adapter-{number}" for number in range(1000)]
-    before = {key: made.homes(key, 0.0)[0] for key in keys}
-    moves = made.moves(keys, view("new"))
-    made.see(view("new"))
-    after = {key: made.homes(key, 0.0)[0] for key in keys}
-    assert [key for key in keys if before[key] != after[key]] == moves
-    assert 100 < len(moves) < 300
-
-
 # --- always -----------------------------------------------------------------------------
 
 ACTIONS = st.lists(

@@ -244,7 +244,7 @@ async def test_many_names_are_listed_in_parts_between_which_others_run():
         for num in range(1203):
             ref_id = f"a{num:04}"
             query = AdapterQuery(ref=ref(ref_id))
-            await world.parts.adapters._directory.fetch(query)
+            await world.parts.adapters.directory.fetch(query)
             world.catalog.place(selection(ref_id), [fetched(ref_id)])
         turns = 0
 

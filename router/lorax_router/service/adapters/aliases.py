@@ -68,7 +68,7 @@ class AliasBook:
     def stands_for(self, name: str) -> str | None:
         """Return the adapter that a name stands for, as ``place_key`` has it; None: no such name."""
         alias = self.find(name)
-        return None if alias is None else alias.target.refs[0].plain.spoken
+        return None if alias is None else str(alias.target.refs[0].plain)
 
     def make(self, name: str, target: AdapterSelection) -> Alias:
         """Return a checked alias, which is not put into the book; raises ValidationError.

@@ -67,7 +67,7 @@ class AdapterManager:
         self.registry = registry or AdapterRegistry()
         self._meters = meters or Meters()
         self._tokens = tokens or TenantTokens()
-        self._directory = directory
+        self.directory = directory
         self._catalog = directory.catalog
         self._list = AdapterListing(directory.catalog, directory.aliases)
         self._shards = shards
@@ -87,8 +87,8 @@ class AdapterManager:
         """
         caller.check_sees(selection.refs)
         meter = self._meters.of(caller)
-        lease = await self._directory.acquire(selection, refresh=True, meter=meter)
-        selection = self._directory.plain(selection)
+        lease = await self.directory.acquire(selection, refresh=True, meter=meter)
+        selection = self.directory.plain(selection)
         try:
             entry = self._catalog.by_handle[lease.handle]
             if lease.is_private:
@@ -128,13 +128,13 @@ class AdapterManager:
         caller.check_sees([alias.ref, *alias.target.refs])
         self._check_free(alias, in_place=in_place)
         meter = self._meters.of(caller)
-        fetched = await self._directory.fetch_target(alias, meter, refresh=True)
-        await self._directory.check_text(alias, fetched)
+        fetched = await self.directory.fetch_target(alias, meter, refresh=True)
+        await self.directory.check_text(alias, fetched)
         entry = self._catalog.place(alias.target, [fetched])
         with self._held(entry):
             await self._catalog.engine.load_adapter(entry.handle)
             self._check_free(alias, in_place=in_place)
-            self._directory.aliases.put(alias)
+            self.directory.aliases.put(alias)
             self._catalog.names.answered(alias.ref, None, fetched)
             self._catalog.place(alias.selection, [fetched])
             if pin:
@@ -144,7 +144,7 @@ class AdapterManager:
         return await self._document(alias.selection)
 
     def _check_free(self, alias: Alias, *, in_place: bool) -> None:
-        if not in_place and self._directory.aliases.find(alias.name) is not None:
+        if not in_place and self.directory.aliases.find(alias.name) is not None:
             raise ValidationError(
                 f"the lora adapter '{alias.name}' has already been loaded; set `load_inplace` to let "
                 "the name stand for another one"
@@ -152,7 +152,7 @@ class AdapterManager:
 
     async def pin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Keep an adapter that is known on the shards; AdapterNotLoadedError if it is not."""
-        selection = self._directory.plain(selection)
+        selection = self.directory.plain(selection)
         name, entry = await self._required(selection, caller)
         self._check_pins(name, caller)
         with self._held(entry):
@@ -165,7 +165,7 @@ class AdapterManager:
 
         An admin lets it go for all. AdapterNotLoadedError if the name is not known.
         """
-        selection = self._directory.plain(selection)
+        selection = self.directory.plain(selection)
         name, entry = await self._required(selection, caller)
         name.pinned_by -= set(name.pinned_by) if caller.is_admin else {caller.tenant}
         if not self._catalog.is_pinned(entry):
@@ -180,14 +180,14 @@ class AdapterManager:
         A pin goes over to what the name leads to now. If the source does not answer well,
         everything stays as it was, and the list says why.
         """
-        selection = self._directory.plain(selection)
+        selection = self.directory.plain(selection)
         ref = selection.refs[0]
         name = self._catalog.names.find(ref) if caller.sees(ref) else None
         if name is None or self._catalog.names.any_view(name, selection.token) is None:
             raise not_loaded(ref)
         before = name.content_key
         query = AdapterQuery(ref=ref, token=selection.token, refresh=True)
-        fetched = await self._directory.fetch(query)
+        fetched = await self.directory.fetch(query)
         entry = self._catalog.place(selection, [fetched])
         if self._catalog.is_pinned(entry):
             with self._held(entry):
@@ -200,11 +200,11 @@ class AdapterManager:
         Requests that come after this call ask its source anew. What other adapters share
         with it stays. Goes on when the caller leaves.
         """
-        selection = self._directory.plain(selection)
+        selection = self.directory.plain(selection)
         ref = selection.refs[0]
         if not caller.sees(ref):
             raise not_loaded(ref)
-        alias = self._directory.aliases.drop(ref.id) if ref.source == ALIAS_SOURCE else None
+        alias = self.directory.aliases.drop(ref.id) if ref.source == ALIAS_SOURCE else None
         freed = {"device": 0, "host": 0, "disk": 0}
         shared_with: list[str] = []
         try:
@@ -243,7 +243,7 @@ class AdapterManager:
             entry.selection = alias.target
         if not entry.names:
             self._catalog.detach(entry)
-            await asyncio.shield(self._directory.start(self._free(entry, freed)))
+            await asyncio.shield(self.directory.start(self._free(entry, freed)))
         others = (
             other.ref
             for other in entry.names.values()
@@ -254,8 +254,8 @@ class AdapterManager:
     async def _free(self, entry: CatalogEntry, freed: dict[str, int]) -> None:
         parts = entry.content.parts
         before = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers(parts))
-        await self._directory.gone(entry)
-        await self._directory.forget_files(entry)
+        await self.directory.gone(entry)
+        await self.directory.forget_files(entry)
         after = bytes_of(entry.handle, entry.content, await self._shards.adapter_tiers(parts))
         freed.update({tier: before[tier] - after[tier] for tier in before})
 
@@ -316,7 +316,7 @@ class AdapterManager:
         if name.is_public or self._catalog.names.holds(view):
             return name, entry
         try:
-            await self._directory.fetch(AdapterQuery(ref=ref, token=token))
+            await self.directory.fetch(AdapterQuery(ref=ref, token=token))
         except AdapterUnavailableError as error:
             if not error.reason.permanent:
                 raise
@@ -330,7 +330,7 @@ class AdapterManager:
         by_scope = {self._catalog.names.scope_of(token): token for token in tokens}
         old = [
             asyncio.ensure_future(
-                self._directory.fetch(AdapterQuery(ref=row.ref, token=by_scope.get(row.view.scope)))
+                self.directory.fetch(AdapterQuery(ref=row.ref, token=by_scope.get(row.view.scope)))
             )
             for row in rows
             if row.view is not None and self._is_old(row)
@@ -372,7 +372,7 @@ class AdapterManager:
         )  # fmt: skip
 
     def _keys(self, entries: Iterable[CatalogEntry]) -> list[str]:
-        stands_for = self._directory.aliases.stands_for
+        stands_for = self.directory.aliases.stands_for
         selections: list[AdapterSelection] = []
         refs: dict[AdapterRef, None] = {}
         for entry in entries:
@@ -381,7 +381,7 @@ class AdapterManager:
             else:
                 refs |= dict.fromkeys(name.ref for name in entry.names.values())
         # Who sends requests here knows no roots: to it a path below one is another name.
-        refs |= dict.fromkeys(self._directory.other_spellings(refs))
+        refs |= dict.fromkeys(self.directory.other_spellings(refs))
         selections += [AdapterSelection(refs=(ref,)) for ref in refs]
         return [*dict.fromkeys(place_key(each, stands_for) for each in selections)]
 
@@ -458,5 +458,5 @@ class AdapterManager:
 
     async def known(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> KnownName:
         """Return a name that a caller may use and that is known; else AdapterNotLoadedError."""
-        name, _ = await self._required(self._directory.plain(selection), caller)
+        name, _ = await self._required(self.directory.plain(selection), caller)
         return name

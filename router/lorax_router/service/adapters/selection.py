@@ -99,7 +99,7 @@ def place_key(selection: AdapterSelection, stands_for: Callable[[str], str | Non
         stands_for: returns the key of what a name of the operator's stands for, None if not known.
     """
     keys = [
-        (stands_for(ref.id) if ref.source == ALIAS_SOURCE else None) or ref.plain.spoken
+        (stands_for(ref.id) if ref.source == ALIAS_SOURCE else None) or str(ref.plain)
         for ref in selection.refs
     ]
     if selection.merge is None:

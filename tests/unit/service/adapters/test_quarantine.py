@@ -80,7 +80,7 @@ def test_it_does_not_last(by: str) -> None:
     async def scene() -> None:
         async with adapter_world() as world:
             rows = Rows(world)
-            directory = world.parts.adapters._directory
+            directory = world.parts.adapters.directory
             for _ in range(3):
                 await rows.fails("poet")
             with pytest.raises(AdapterUnavailableError) as first:
