@@ -66,6 +66,12 @@ class Attachments(Protocol):
     def given_elsewhere(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """Return the same of the others, as far as that grew since it was asked last."""
 
+    def queued(self, name: str, depths: Mapping[str, tuple[int, int]]) -> None:
+        """A replica said what each tenant has waiting there, requests and tokens."""
+
+    def queued_elsewhere(self, name: str) -> dict[str, tuple[int, int]]:
+        """Return what each tenant has waiting at the others together."""
+
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
 
@@ -192,7 +198,8 @@ class AttachedReplica:
                 number = next(self._numbers)
                 self._asked[number] = self._clock()
                 served, taken = self._hears.given_elsewhere(self.name)
-                self._send(encode(AskLoad(number, served, taken)))
+                queued = self._hears.queued_elsewhere(self.name)
+                self._send(encode(AskLoad(number, served, taken, queued)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.gossip_s):
                     await self._gone.wait()
@@ -232,6 +239,7 @@ class AttachedReplica:
 
     def _see(self, asked_at: float, load: CoreLoad) -> None:
         self._hears.gave(self.name, load.served, load.taken)
+        self._hears.queued(self.name, load.queued)
         self._hears.seen(
             ReplicaView(
                 name=self.name,

@@ -14,12 +14,12 @@ from typing import Protocol
 from cachetools import LRUCache
 from starlette.types import ASGIApp
 
-from lorax_contract.adapters import AdapterRef
+from lorax_contract.adapters import TOKEN_SOURCES, AdapterRef
 from lorax_contract.errors import LoraxError, ReplicaLostError, UnhealthyError, ValidationError
 from lorax_ingress.aliases import ReplicaAliases
 from lorax_ingress.exchange import ManagedExchange, ManagedReplica
 from lorax_ingress.routing.router import AffineRouter
-from lorax_ingress.routing.shares import ServiceExchange
+from lorax_ingress.routing.shares import QueueExchange, ServiceExchange
 from lorax_ingress.routing.values import ReplicaView, RouteRequest
 from lorax_ingress.watching import IngressMetrics
 from lorax_router.fronts.core_facts import CoreFacts
@@ -92,6 +92,7 @@ class Fleet:
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
         self._shares, self._quotas = ServiceExchange(), ServiceExchange()
+        self._queued = QueueExchange()
         # What adapters are called by requests that bring no token.
         self._names: LRUCache[str, AdapterRef] = LRUCache(_MAX_NAMES)
 
@@ -139,11 +140,21 @@ class Fleet:
         """Return the same of the others, as far as that grew since it was asked last."""
         return self._shares.elsewhere(name), self._quotas.elsewhere(name)
 
+    def queued(self, name: str, depths: Mapping[str, tuple[int, int]]) -> None:
+        """A replica said what each tenant has waiting there, requests and tokens."""
+        if name in self.replicas:
+            self._queued.report(name, depths)
+
+    def queued_elsewhere(self, name: str) -> dict[str, tuple[int, int]]:
+        """Return what each tenant has waiting at the others together."""
+        return self._queued.elsewhere(name)
+
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
         if self.replicas.pop(name, None) is not None:
             self._shares.leave(name)
             self._quotas.leave(name)
+            self._queued.leave(name)
             self._views.pop(name, None)
             self._router.forget(name)
             self._metrics.lost(name)
@@ -250,7 +261,10 @@ class Fleet:
         if selection is None:
             return None, False
         key = place_key(selection, self.aliases.stands_for)
-        can_preload = selection.token is None and selection.merge is None
+        token = selection.token
+        if any(ref.source in TOKEN_SOURCES for ref in selection.refs):
+            token = token or request.caller.api_token
+        can_preload = token is None and selection.merge is None
         if can_preload:
             self._names[key] = selection.refs[0]
         return key, can_preload

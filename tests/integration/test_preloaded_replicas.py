@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from tests.helpers.replicas import FACTS
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_router.service.adapters.managed import ManagedAdapters
 from lorax_router.service.adapters.preloading import Preloader
+from lorax_router.service.callers import Caller
 
 NAMES = [f"adapter{number}" for number in range(4)]
 
@@ -87,6 +89,10 @@ async def test_what_is_asked_for_with_a_token_is_not_preloaded(tmp_path: Path) -
         await until(lambda: len(made.fleet._views) == 2)
         await asyncio.sleep(0.1)
         assert resident(second) == set() and second.sources.queries == []
+        # The token of a caller's key is one, too.
+        owner = Caller(tenant="acme", api_token="secret")
+        asked = replace(request("adapter0", adapter_source="hub"), caller=owner)
+        assert made.fleet._adapter(asked) == ("hub:adapter0", False)
         # The same names without a token are another matter.
         await ask_for_all(made, adapter_source="hub")
         assert all(each in made.fleet._names for each in (f"hub:{name}" for name in NAMES))

@@ -23,6 +23,31 @@ class _Account:
     told: dict[str, float] = field(default_factory=dict)
 
 
+class QueueExchange:
+    """Sums what tenants have waiting at replicas, as each of them said last: requests and tokens."""
+
+    def __init__(self) -> None:
+        self._depths: dict[str, Mapping[str, tuple[int, int]]] = {}
+
+    def report(self, replica: str, depths: Mapping[str, tuple[int, int]]) -> None:
+        """Take what waits at a replica, in place of what it said before."""
+        self._depths[replica] = depths
+
+    def elsewhere(self, replica: str) -> dict[str, tuple[int, int]]:
+        """Return what waits at all others together. O(replicas and tenants that wait)."""
+        sums: dict[str, tuple[int, int]] = {}
+        for name, depths in self._depths.items():
+            if name != replica:
+                for tenant, (requests, tokens) in depths.items():
+                    known = sums.get(tenant, (0, 0))
+                    sums[tenant] = known[0] + requests, known[1] + tokens
+        return sums
+
+    def leave(self, replica: str) -> None:
+        """A replica is gone, and what waited there waits elsewhere or not at all."""
+        self._depths.pop(replica, None)
+
+
 class ServiceExchange:
     """Sums what replicas gave each tenant, and says to each of them what the others gave.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 from lorax_contract.errors import BusyError, QueueFullError, ValidationError
@@ -152,6 +152,7 @@ class Backlog:
         self._max_tokens = max_tokens
         self._all = _Line()
         self._tenants: dict[str, _Line] = {}
+        self._elsewhere: Mapping[str, tuple[int, int]] = {}
         self._places: dict[RequestId, _Place] = {}
         # Of requests of one tenant, adapter, class and size: how many wait, how many have left.
         self._waiting: Counter[Hashable] = Counter()
@@ -166,6 +167,10 @@ class Backlog:
             if line.num_requests:
                 yield tenant, QueueDepth(line.num_requests, line.num_tokens)
 
+    def queued_elsewhere(self, depths: Mapping[str, tuple[int, int]]) -> None:
+        """Count what tenants have waiting at other servers, requests and tokens, from now on."""
+        self._elsewhere = depths
+
     def check(self, terms: RequestTerms, num_requests: int, num_tokens: int, now: float) -> None:
         """Raise why requests may not join the queue, together; nothing is changed.
 
@@ -178,9 +183,13 @@ class Backlog:
         line = self._tenants.get(terms.tenant) or _Line()
         _check_ever(limits.queued_requests, limits.queued_tokens, num_requests, num_tokens)
         _check_ever(self._max_requests, self._max_tokens, num_requests, num_tokens)
+        elsewhere = QueueDepth(*self._elsewhere.get(terms.tenant, (0, 0)))
         if text := _excess(
-            line, limits.queued_requests, limits.queued_tokens, num_requests, num_tokens
-        ):
+            QueueDepth(
+                line.num_requests + elsewhere.num_requests, line.num_tokens + elsewhere.num_tokens
+            ),
+            limits.queued_requests, limits.queued_tokens, num_requests, num_tokens,
+        ):  # fmt: skip
             seconds = line.retry_after_s(now)
             raise QueueFullError(
                 f"{text} of yours wait already, and no more may; try again in "
@@ -271,7 +280,7 @@ def _check_ever(
 
 
 def _excess(
-    line: _Line,
+    line: _Line | QueueDepth,
     max_requests: int | None,
     max_tokens: int | None,
     num_requests: int,

@@ -10,7 +10,7 @@ from ssl import SSLContext
 
 from lorax_router.fronts.core_facts import CoreFacts
 from lorax_router.fronts.desk import CoreParts, FrontDesk
-from lorax_router.fronts.elsewhere import ServiceElsewhere
+from lorax_router.fronts.elsewhere import QueuedElsewhere, ServiceElsewhere
 from lorax_router.fronts.link import Link
 from lorax_router.fronts.load import LoadTeller
 from lorax_router.fronts.messages import (
@@ -42,6 +42,7 @@ class AttachedFronts:
         self.load = load
         self.elsewhere = ServiceElsewhere(load.engine.served_elsewhere)
         self.taken = ServiceElsewhere(load.meters.take_elsewhere)
+        self.queued = QueuedElsewhere(load.engine.queued_elsewhere)
         self._open: set[_Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -84,6 +85,7 @@ class AttachedFronts:
 
     def _forget(self, attached: _Attached) -> None:
         self._open.discard(attached)
+        self.queued.forget(attached)
         task = asyncio.get_running_loop().create_task(attached.desk.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -108,6 +110,7 @@ class _Attached:
         if isinstance(message, AskLoad):
             self._served.tell(message.elsewhere)
             self._taken.tell(message.taken_elsewhere)
+            self._fronts.queued.tell(self, message.queued_elsewhere)
             self.link.send(encode(TellLoad(message.number, self._fronts.load.now())))
         else:
             self.desk.do(message)

@@ -49,6 +49,8 @@ class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
     taken: dict[str, float] = {}
     # In the shards' host memory and not on the device, some seconds ago.
     hosted: list[str] = []
+    # What each tenant has waiting for its first step, requests and tokens.
+    queued: dict[str, tuple[int, int]] = {}
 
 
 def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy) -> CoreFacts:

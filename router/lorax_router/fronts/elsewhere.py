@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 
 class ServiceElsewhere:
@@ -64,3 +64,34 @@ class ServiceTeller:
         self._elsewhere.raise_to(
             {each: offsets.get(each, 0.0) + amount for each, amount in sums.items()}
         )
+
+
+class QueuedElsewhere:
+    """What tenants have waiting at other cores, as every ingress says it; the most that one says counts.
+
+    Args:
+        count: takes what tenants have waiting there.
+    """
+
+    def __init__(self, count: Callable[[Mapping[str, tuple[int, int]]], None]) -> None:
+        self._count = count
+        self._told: dict[Hashable, Mapping[str, tuple[int, int]]] = {}
+
+    def tell(self, ingress: Hashable, depths: Mapping[str, tuple[int, int]]) -> None:
+        """Take what one ingress knows now, in place of what it said before."""
+        if depths != self._told.get(ingress, {}):
+            self._told[ingress] = depths
+            self._count_all()
+
+    def forget(self, ingress: Hashable) -> None:
+        """An ingress is gone, and what it said is old."""
+        if self._told.pop(ingress, None):
+            self._count_all()
+
+    def _count_all(self) -> None:
+        most: dict[str, tuple[int, int]] = {}
+        for depths in self._told.values():
+            for tenant, (requests, tokens) in depths.items():
+                known = most.get(tenant, (0, 0))
+                most[tenant] = max(known[0], requests), max(known[1], tokens)
+        self._count(most)

@@ -42,6 +42,9 @@ class LoadedEngine(Protocol):
     def served_elsewhere(self, amounts: Mapping[str, float]) -> None:
         """Charge tenants what other cores gave them."""
 
+    def queued_elsewhere(self, depths: Mapping[str, tuple[int, int]]) -> None:
+        """Take what tenants have waiting at other cores."""
+
 
 class KnownAdapters(Protocol):
     """What knows adapters by their keys, and where they lie."""
@@ -94,7 +97,7 @@ class LoadTeller:
             record.handle for record in engine.adapters_in_play()
             if record.state in (AdapterState.RESIDENT, AdapterState.PREPARING)
         ]  # fmt: skip
-        depths, keys = stats.queue_depths.values(), self._adapters.place_keys(present)
+        depths, keys = stats.queue_depths, self._adapters.place_keys(present)
         return CoreLoad(
             is_accepting=self._is_open() and engine.has_shards,
             # One that has several keys takes one slot.
@@ -102,11 +105,12 @@ class LoadTeller:
             resident=keys,
             num_running=stats.num_running,
             num_queued=stats.num_waiting,
-            num_queued_tokens=sum(each.num_tokens for each in depths),
+            num_queued_tokens=sum(each.num_tokens for each in depths.values()),
             kv_in_use=1.0 - stats.num_free_blocks / max(stats.num_blocks, 1),
             served={**engine.service_here()},
             taken=self.meters.taken(),
             hosted=self._hosted,
+            queued={tenant: (*depth,) for tenant, depth in depths.items()},
         )
 
     async def close(self) -> None:

@@ -138,6 +138,8 @@ class AskLoad(FromFront, frozen=True):
     elsewhere: dict[str, float] = {}
     # What was taken of tenants' quotas there, in the same way.
     taken_elsewhere: dict[str, float] = {}
+    # What each tenant has waiting there, requests and tokens: all of it, each time.
+    queued_elsewhere: dict[str, tuple[int, int]] = {}
 
 
 class AskMessage(FromFront, frozen=True):

@@ -438,6 +438,10 @@ class EngineLoop:
         """Charge tenants what other servers gave them since the last call."""
         self._scheduler.served_elsewhere(amounts)
 
+    def queued_elsewhere(self, depths: Mapping[str, tuple[int, int]]) -> None:
+        """Take what tenants have waiting at other servers, requests and tokens: their bounds hold over all."""
+        self._scheduler.backlog.queued_elsewhere(depths)
+
     def groups(self) -> list[RequestGroup]:
         """Return who runs and who waits, by adapter and tenant."""
         return self._scheduler.groups()
