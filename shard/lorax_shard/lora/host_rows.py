@@ -14,11 +14,10 @@ import torch
 
 from lorax_shard.lora.assignment import IdArray, bits_of
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
+from lorax_shard.numbers import TYPES
 
 # The fields of LayoutCall.
 _FIELDS = struct.Struct("=5q").pack
-# How the kernel numbers the types of matrices.
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FIRST_LINES = 8
 # Numbers in a line: of A, and of each member.
 _OF_A, _OF_MEMBER = 3, 6
@@ -139,13 +138,13 @@ class HostLines:
 
     @staticmethod
     def _line(weights: GroupWeights) -> list[int]:
-        line = [weights.a.data_ptr(), weights.a.shape[0], _TYPES[weights.a.dtype]]
+        line = [weights.a.data_ptr(), weights.a.shape[0], TYPES[weights.a.dtype]]
         scales = weights.scales or (1.0,) * len(weights.b)
         for start, b, scale in zip(weights.offsets, weights.b, scales, strict=True):
             if b is None:
                 line += [0] * _OF_MEMBER
             else:
-                numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], _TYPES[b.dtype])
+                numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], TYPES[b.dtype])
                 line += [*numbers, _bits(scale)]
         return line
 

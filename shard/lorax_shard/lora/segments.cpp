@@ -17,7 +17,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "dots.h"
+#include "../numbers/dots.h"
 
 namespace {
 

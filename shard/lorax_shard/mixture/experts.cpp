@@ -1,4 +1,4 @@
-// The experts of a mixture on a CPU, float32. Loaded by pairs.py.
+// The experts of a mixture on a CPU, summed in float32. Loaded by pairs.py.
 //
 // Each token goes to k experts; a token at an expert is a pair. Pairs lie expert by expert, those of
 // an expert in the order of their tokens. The matrices of experts are read where they lie, once for
@@ -14,7 +14,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../lora/dots.h"
+#include "../numbers/dots.h"
 
 // What Python hands over: all fields have eight bytes.
 struct PairsCall {
@@ -43,7 +43,8 @@ struct ProductCall {
     const float* x;
     int64_t x_stride;
     const int64_t* tokens;  // null: row i is pair i's
-    const float* weight;    // experts x out x in, or experts x in x out
+    const void* weight;     // experts x out x in, or experts x in x out
+    int64_t type;           // of the weight
     int64_t is_in_first;
     float* y;           // pairs x out
     const int64_t* ends;
@@ -76,12 +77,12 @@ constexpr int outs_at_once = 4, vectors_at_once = 8;
 // Multiplications that are not worth waking threads for.
 constexpr int64_t too_little = 65536;
 
-// Some rows of one expert.
+// Some rows of one expert, whose matrix has numbers of a type.
+template <class E>
 class Rows {
    public:
-    Rows(const ProductCall& call, int64_t expert, int64_t first, int64_t count)
-        : call(call), count(count),
-          weight(call.weight + expert * call.num_in * call.num_out) {
+    Rows(const ProductCall& call, const E* weights, int64_t expert, int64_t first, int64_t count)
+        : call(call), count(count), weight(weights + expert * call.num_in * call.num_out) {
         for (int64_t i = 0; i < count; ++i) {
             const int64_t row = call.tokens ? call.tokens[first + i] : first + i;
             x[i] = call.x + row * call.x_stride;
@@ -106,13 +107,13 @@ class Rows {
 
     template <int OUTS>
     void compute_outs(int64_t out) const {
-        const float* from = weight + out * call.num_in;
+        const E* from = weight + out * call.num_in;
         float* to[most_rows];
         for (int64_t i = 0; i < count; ++i) to[i] = y[i] + out;
         for (int64_t row = 0; row < count; row += 4) {
             const int64_t lead = row ? 0 : OUTS * call.num_in;
             with_few(count - row, [&](auto rows) {
-                dots<float, OUTS, rows()>(from, call.num_in, lead, 1.0f, x + row, to + row);
+                dots<E, OUTS, rows()>(from, call.num_in, lead, 1.0f, x + row, to + row);
             });
         }
     }
@@ -138,13 +139,13 @@ class Rows {
     template <int VECTORS, int ROWS>
     void compute_tile(int64_t row, int64_t out) const {
         Lanes sums[ROWS][VECTORS] = {};
-        const float* from = weight + out;
+        const E* from = weight + out;
         const int64_t lead = columns_lead * call.num_out;
         for (int64_t k = 0; k < call.num_in; ++k, from += call.num_out) {
-            for (int64_t at = 0; row == 0 && at < VECTORS * num_lanes; at += line_size<float>)
+            for (int64_t at = 0; row == 0 && at < VECTORS * num_lanes; at += line_size<E>)
                 __builtin_prefetch(from + lead + at);
             for (int v = 0; v < VECTORS; ++v) {
-                const Lanes values = lanes_at(from + v * num_lanes);
+                const Lanes values = load(from + v * num_lanes);
                 for (int i = 0; i < ROWS; ++i) sums[i][v] += values * x[row + i][k];
             }
         }
@@ -167,16 +168,17 @@ class Rows {
 
     const ProductCall& call;
     const int64_t count;
-    const float* const weight;
+    const E* const weight;
     const float* x[most_rows];
     float* y[most_rows];
 };
 
 // How a product is shared: each expert that has rows in blocks of rows, each in pieces of outputs.
+template <class E>
 class Shares {
    public:
-    explicit Shares(const ProductCall& call)
-        : call(call),
+    Shares(const ProductCall& call, const E* weights)
+        : call(call), weights(weights),
           rows(std::clamp<int64_t>(block_bytes / 4 / std::max<int64_t>(1, call.num_in), 4, most_rows)),
           outs(std::max(fitting_outs(call), unit(call))),
           pieces((call.num_out + outs - 1) / outs) {}
@@ -186,7 +188,7 @@ class Shares {
         int64_t first = 0;
         for (int64_t expert = 0; expert < call.num_experts; ++expert) {
             for (; first < call.ends[expert]; first += rows) {
-                const Rows some(call, expert, first, std::min(rows, call.ends[expert] - first));
+                const Rows<E> some(call, weights, expert, first, std::min(rows, call.ends[expert] - first));
 #pragma omp for schedule(dynamic, 1) nowait
                 for (int64_t piece = 0; piece < pieces; ++piece)
                     some.compute(piece * outs, std::min(call.num_out, (piece + 1) * outs));
@@ -202,10 +204,12 @@ class Shares {
     }
 
     static int64_t fitting_outs(const ProductCall& call) {
-        return piece_bytes / 4 / std::max<int64_t>(1, call.num_in) / unit(call) * unit(call);
+        const int64_t of_out = std::max<int64_t>(1, call.num_in) * int64_t{sizeof(E)};
+        return piece_bytes / of_out / unit(call) * unit(call);
     }
 
     const ProductCall& call;
+    const E* const weights;
     const int64_t rows, outs, pieces;
 };
 
@@ -240,9 +244,11 @@ extern "C" void lorax_experts_numbers(const NumbersCall* call) {
 extern "C" void lorax_experts_product(const ProductCall* call) {
     const int64_t num_pairs = call->num_experts ? call->ends[call->num_experts - 1] : 0;
     const bool is_little = num_pairs * call->num_in * call->num_out < too_little;
-    const Shares shares(*call);
+    with_type(call->type, call->weight, [&](auto* weights) {
+        const Shares shares(*call, weights);
 #pragma omp parallel num_threads(is_little ? 1 : call->num_threads)
-    shares.run();
+        shares.run();
+    });
 }
 
 extern "C" void lorax_experts_combine(const CombineCall* call) {

@@ -15,6 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 
 from lorax_shard.mixture.forward import compute
 from lorax_shard.mixture.layout import layout_of
+from lorax_shard.mixture.narrow import keep_narrow
 from lorax_shard.mixture.pairs import can_be_native, probe
 
 # What configurations call our function.
@@ -22,7 +23,10 @@ _NAME = "lorax"
 
 
 def install(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Have a model's experts computed by the kernel for CPUs, where it can."""
+    """Have a model's experts computed by the kernel for CPUs, where it can.
+
+    Their matrices are kept in 16 bits where those hold their numbers.
+    """
     if device.type != "cpu" or dtype is not torch.float32 or probe() is not None:
         return
     ALL_EXPERTS_FUNCTIONS.register(_NAME, _forward)
@@ -31,6 +35,7 @@ def install(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         if layout is not None and not layout.is_repeated:
             config: Any = module.config
             config._experts_implementation = _NAME
+            keep_narrow(module, layout.up, layout.down)
 
 
 def _forward(

@@ -2,7 +2,7 @@
 
 T tokens go to k experts each; their T * k pairs lie expert by expert, those of an expert in the
 order of their tokens. ``TorchPairs`` computes them by torch's operations, on any device;
-``CpuPairs`` by a kernel of our own, float32 on a CPU.
+``CpuPairs`` by a kernel of our own, in float32 on a CPU, with matrices of 32 or 16 bits.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import torch
 from torch.nn import functional
 
 from lorax_shard.native import load_library
+from lorax_shard.numbers import TYPES
 
 _SOURCE = Path(__file__).with_name("experts.cpp")
 # The fields of PairsCall, NumbersCall, ProductCall and CombineCall.
 _PAIRS_FIELDS = struct.Struct("=8q").pack
 _NUMBERS_FIELDS = struct.Struct("=6q").pack
-_PRODUCT_FIELDS = struct.Struct("=11q").pack
+_PRODUCT_FIELDS = struct.Struct("=12q").pack
 _COMBINE_FIELDS = struct.Struct("=8q").pack
 
 
@@ -83,6 +84,7 @@ class TorchPairs(Pairs):
 
     def of_pairs(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
         """Compute all experts in one call."""
+        weight = weight.to(x.dtype)
         y: torch.Tensor = functional.grouped_mm(
             x, weight if in_first else weight.mT, offs=self.ends
         )
@@ -144,8 +146,9 @@ class CpuPairs(Pairs):
         y = torch.empty(len(self.experts), num_out)
         _library().product(
             _PRODUCT_FIELDS(
-                x.data_ptr(), x.stride(0), tokens, weight.data_ptr(), in_first, y.data_ptr(),
-                self.ends.data_ptr(), num_experts, num_in, num_out, torch.get_num_threads(),
+                x.data_ptr(), x.stride(0), tokens, weight.data_ptr(), TYPES[weight.dtype], in_first,
+                y.data_ptr(), self.ends.data_ptr(), num_experts, num_in, num_out,
+                torch.get_num_threads(),
             )
         )  # fmt: skip
         return y
@@ -172,10 +175,14 @@ def route(chosen: torch.Tensor, x: torch.Tensor, *weights: torch.Tensor) -> Pair
     return TorchPairs.route(chosen, num_experts)
 
 
-def can_be_native(*tensors: torch.Tensor) -> bool:
+def can_be_native(x: torch.Tensor, *weights: torch.Tensor) -> bool:
     """Return whether a kernel of our own computes with such numbers."""
-    are_fit = all(each.is_cpu and each.dtype is torch.float32 for each in tensors)
-    return are_fit and all(each.is_contiguous() for each in tensors[1:]) and probe() is None
+    return (
+        x.is_cpu
+        and x.dtype is torch.float32
+        and all(each.is_cpu and each.dtype in TYPES and each.is_contiguous() for each in weights)
+        and probe() is None
+    )
 
 
 def probe() -> str | None:

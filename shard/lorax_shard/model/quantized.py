@@ -30,6 +30,7 @@ from lorax_shard.linear.quantized.gguf_blocks import decode
 from lorax_shard.linear.quantized.install import install_quantized, quantize, quantize_each
 from lorax_shard.linear.quantized.kernel import load_quantized
 from lorax_shard.linear.targets import LinearTarget, find_targets
+from lorax_shard.mixture.narrow import round_experts
 from lorax_shard.model.hf_model import HFPagedModel
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def quantize_model(model: Any, config: ShardConfig) -> dict[str, QuantizedWeight
         return {}
     if config.quantize == "gguf":
         return read_blocks(model, Path(config.model_dir))
+    if config.quantize == "bfloat16":
+        round_experts(model, torch.bfloat16)
     maker = MAKERS.get(config.quantize)
     if maker is not None:
         return quantize(model, maker)

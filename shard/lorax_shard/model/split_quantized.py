@@ -28,6 +28,7 @@ from lorax_shard.linear.quantized.formats import (
 from lorax_shard.linear.quantized.gguf_blocks import block_size
 from lorax_shard.linear.quantized.install import quantize, quantize_each
 from lorax_shard.linear.targets import LinearTarget
+from lorax_shard.mixture.narrow import round_experts
 from lorax_shard.model.quantized import for_device, is_head, read_blocks
 from lorax_shard.parallel.load import LoadedRank
 from lorax_shard.parallel.plan import RankPlan, Role
@@ -51,6 +52,7 @@ def quantize_part(
         return read_blocks(part.model, Path(config.model_dir), cut.read), read
     if config.quantize == "bfloat16":
         weights = quantize(part.model, to_bfloat16)
+        round_experts(part.model, torch.bfloat16)
         return weights, _rounded(part, set(weights), to_bfloat16)
     if config.quantize == "int8":
         weights = quantize_each(

@@ -10,6 +10,7 @@ import transformers
 from tests.helpers.tiny_models import tiny_config, widen
 
 from lorax_shard.mixture.install import install
+from lorax_shard.mixture.narrow import round_experts
 from lorax_shard.mixture.pairs import CpuPairs, probe
 
 pytestmark = pytest.mark.skipif(probe() is not None, reason=str(probe()))
@@ -65,3 +66,36 @@ def test_other_numbers_stay_with_transformers(monkeypatch: pytest.MonkeyPatch) -
     halved = model.to(torch.bfloat16)
     assert halved(IDS).logits.shape == expected(IDS).logits.shape
     assert counted == []
+
+
+def expert_types(model: Any) -> set[torch.dtype]:
+    return {parameter.dtype for name, parameter in model.named_parameters() if parameter.dim() == 3}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_are_kept_in_the_16_bits_that_hold_them(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(family)
+    round_experts(model, dtype)
+    expected = model(IDS).logits
+    install(model, CPU, torch.float32)
+    assert expert_types(model) == {dtype}
+    counted = count_products(monkeypatch)
+    found = model(IDS).logits
+    assert counted
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, atol=2e-6 * scale, rtol=1e-4)
+
+
+def test_a_number_that_16_bits_do_not_hold_keeps_all_wide() -> None:
+    model = make_model("mixtral")
+    round_experts(model, torch.bfloat16)
+    experts = model.model.layers[0].mlp.experts
+    with torch.no_grad():
+        experts.down_proj[-1, 0, 0] = 1.0 + 2.0**-20
+    install(model, CPU, torch.float32)
+    assert experts.down_proj.dtype is torch.float32
+    assert experts.gate_up_proj.dtype is torch.bfloat16

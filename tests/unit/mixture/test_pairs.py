@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorax_shard.mixture.pairs import CpuPairs, Pairs, TorchPairs, can_be_native, probe, route
+from lorax_shard.numbers import TYPES
 
 pytestmark = pytest.mark.skipif(probe() is not None, reason=str(probe()))
 
@@ -73,15 +74,16 @@ def test_pairs_have_the_numbers_of_their_slots(num_tokens: int, seed: int) -> No
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("in_first", [False, True])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("num_tokens", [0, 1, 5, 40, 300])
 def test_products_are_those_of_each_pair_alone(
-    widths: tuple[int, int], num_tokens: int, *, in_first: bool
+    widths: tuple[int, int], num_tokens: int, dtype: torch.dtype, *, in_first: bool
 ) -> None:
     num_in, num_out = widths
     x = draw(num_tokens, num_in)
-    weight = draw(9, *(widths if in_first else widths[::-1]), seed=2)
+    weight = draw(9, *(widths if in_first else widths[::-1]), seed=2).to(dtype)
     pairs = CpuPairs(choose(num_tokens, 2, 9), 9)
     expected = plainly(pairs, x[pairs.tokens], weight, in_first=in_first)
     bound = {"atol": 2e-5 * max(1.0, num_in**0.5), "rtol": 1e-5}
@@ -129,11 +131,11 @@ def test_rows_may_lie_anywhere() -> None:
     "tensors",
     [
         (torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(4, 3, 3, dtype=torch.bfloat16)),
-        (torch.ones(2, 3), torch.ones(4, 3, 3, dtype=torch.bfloat16)),
+        (torch.ones(2, 3), torch.ones(4, 3, 3, dtype=torch.float64)),
         (torch.ones(2, 3), torch.ones(4, 3, 5)[:, :, :3]),
         (torch.ones(2, 3, device="meta"), torch.ones(4, 3, 3)),
     ],
-    ids=["16 bits", "weights of 16 bits", "weights in parts", "elsewhere"],
+    ids=["16 bits", "weights of 64 bits", "weights in parts", "elsewhere"],
 )
 def test_other_numbers_are_left_to_torch(tensors: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert not can_be_native(*tensors)
@@ -142,4 +144,16 @@ def test_other_numbers_are_left_to_torch(tensors: tuple[torch.Tensor, torch.Tens
 def test_the_kernel_is_taken_where_it_can_be() -> None:
     x, weight = torch.ones(2, 3), torch.ones(4, 3, 3)
     assert isinstance(route(choose(2, 1, 4), x, weight), CpuPairs)
+    assert isinstance(route(choose(2, 1, 4), x, weight.bfloat16(), weight), CpuPairs)
     assert isinstance(route(choose(2, 1, 4), x.bfloat16(), weight.bfloat16()), TorchPairs)
+
+
+@pytest.mark.parametrize("in_first", [False, True])
+def test_matrices_of_16_bits_change_no_bit(*, in_first: bool) -> None:
+    x, pairs = draw(70, 48), CpuPairs(choose(70, 2, 4), 4)
+    for dtype in TYPES:
+        weight = draw(4, 48, 48, seed=2).to(dtype)
+        narrow = pairs.of_tokens(x, weight, in_first=in_first)
+        assert torch.equal(narrow, pairs.of_tokens(x, weight.float(), in_first=in_first))
+        theirs = TorchPairs.route(choose(70, 2, 4), 4).of_tokens(x, weight, in_first=in_first)
+        torch.testing.assert_close(narrow, theirs, atol=1e-4, rtol=1e-4)
