@@ -156,6 +156,29 @@ def test_ranks_give_the_tokens_of_one(quantize: str, tmp_path: Path) -> None:
             assert tokens == expected
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_experts_are_stored_in_bfloat16_too(family: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(family, tmp_path / "model")
+    tuned = peft_model(folder, seed=4, r=4, lora_alpha=6, target_modules=["o_proj"])
+    tuned.save_pretrained(tmp_path / "adapter")
+    one = load(folder, quantize="bfloat16")
+    assert one.base is not None
+    assert one.lora is not None
+    adapter = read_adapter(tmp_path / "adapter", one.base, AdapterLimits())
+    one.lora.load(0, adapter)
+    parts = read_parts(_config(folder, "bfloat16"), 2)
+    for model in (one._model, *(part.loaded.model for part in parts)):
+        kept = {
+            parameter.dtype
+            for name, parameter in model.named_parameters()
+            if name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+        }
+        assert kept == {torch.bfloat16}
+    expected = _greedy(one)
+    for tokens in run_ranks(2, lambda group: _greedy(_with_adapter(parts, group, adapter))):
+        assert tokens == expected
+
+
 class _Adapted(PagedRunner):
     """Computes all rows with the adapter in slot 0."""
 
