@@ -11,7 +11,9 @@ from typing import Protocol
 from lorax_contract.errors import LoraxError
 from lorax_ingress.managed import ManagedBook
 from lorax_router.fronts.core_facts import CoreFacts
-from lorax_router.service.adapters.managed import ManagedAdapters
+from lorax_router.service.adapters.managed import ManagedAdapters, TakenBack
+
+_NOTHING, _NOTHING_GONE = ManagedAdapters(), TakenBack()
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +21,11 @@ logger = logging.getLogger(__name__)
 class ManagedCalls(Protocol):
     """Says what was managed by hand at a replica."""
 
-    async def managed(self, elsewhere: ManagedAdapters) -> ManagedAdapters:
-        """Return it; the replica takes over what was elsewhere. Raises LoraxError."""
+    async def managed(self, elsewhere: ManagedAdapters, gone: TakenBack) -> ManagedAdapters:
+        """Return it; the replica takes back what is gone and takes over what was elsewhere.
+
+        Raises LoraxError.
+        """
 
 
 class ManagedReplica(Protocol):
@@ -52,7 +57,7 @@ class ManagedExchange:
             task.add_done_callback(self._telling.discard)
 
     async def _tell(self, replica: ManagedReplica) -> None:
-        told = await _asked(replica, self.book.all())
+        told = await _asked(replica, self.book.all(), self.book.gone_for(replica.name))
         if told is not None:
             self.book.told(told)
 
@@ -63,11 +68,12 @@ class ManagedExchange:
         Those that were attached meanwhile are told of it.
         """
         witness = next((each for each in replicas.values() if _answers(each)), None)
-        before = None if witness is None else await _asked(witness, ManagedAdapters())
+        before = None if witness is None else await _asked(witness)
         present = set(replicas)
         yield
-        after = None if witness is None else await _asked(witness, ManagedAdapters())
-        if before is not None and after is not None and self.book.changed(before, after):
+        after = None if witness is None else await _asked(witness)
+        if before is not None and after is not None and before != after:
+            self.book.changed(before, after)
             for name in replicas.keys() - present:
                 self.attached(replicas[name])
 
@@ -76,10 +82,14 @@ def _answers(replica: ManagedReplica) -> bool:
     return replica.facts is not None and replica.facts.takes_managed
 
 
-async def _asked(replica: ManagedReplica, elsewhere: ManagedAdapters) -> ManagedAdapters | None:
+async def _asked(
+    replica: ManagedReplica,
+    elsewhere: ManagedAdapters = _NOTHING,
+    gone: TakenBack = _NOTHING_GONE,
+) -> ManagedAdapters | None:
     """Return what a replica has; None: it is gone, or cannot say."""
     try:
-        return await replica.managing.managed(elsewhere)
+        return await replica.managing.managed(elsewhere, gone)
     except LoraxError as error:
         logger.warning("replica %s does not say what was managed there: %s", replica.name, error)
         return None

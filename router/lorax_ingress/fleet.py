@@ -155,6 +155,7 @@ class Fleet:
             self._shares.leave(name)
             self._quotas.leave(name)
             self._queued.leave(name)
+            self.managed.book.left(name)
             self._views.pop(name, None)
             self._router.forget(name)
             self._metrics.lost(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from lorax_contract.adapters import AdapterRef
-from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName
+from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName, TakenBack
 from lorax_router.service.adapters.registry import Pin
 
 _Key = TypeVar("_Key", Pin, AdapterRef)
@@ -19,7 +19,7 @@ class ManagedBook:
     """Names, pins and loads that all replicas are to have; no tokens.
 
     A replica that is attached tells what it has, and is told the rest. What a call through this
-    ingress took back is not believed of replicas that were away meanwhile.
+    ingress took back is not believed of replicas that were away meanwhile: they let it go.
 
     Args:
         max_kept: of each kind, at most so many.
@@ -30,12 +30,32 @@ class ManagedBook:
         self._names: OrderedDict[str, ManagedName] = OrderedDict()
         self._pins: OrderedDict[Pin, None] = OrderedDict()
         self._loads: OrderedDict[AdapterRef, None] = OrderedDict()
-        # What was taken back; a name that was given before that.
+        # What was taken back; a name that was given before that. Since when each is gone, counted.
         self._gone: OrderedDict[str | Pin | AdapterRef, float] = OrderedDict()
+        self._gone_since: dict[str | Pin | AdapterRef, int] = {}
+        self.num_changes = 0
+        # How many changes each replica knows of that is away.
+        self._left_at: OrderedDict[str, int] = OrderedDict()
 
     def all(self) -> ManagedAdapters:
         """Return what a replica is to have."""
         return ManagedAdapters(tuple(self._names.values()), tuple(self._pins), tuple(self._loads))
+
+    def left(self, replica: str) -> None:
+        """A replica is gone: of what is taken back from now on it knows nothing."""
+        self._left_at[replica] = self.num_changes
+        self._left_at.move_to_end(replica)
+        _shorten(self._left_at, self._max_kept)
+
+    def gone_for(self, replica: str) -> TakenBack:
+        """Return what was taken back while a replica was away; all of it, if it was never here."""
+        since = self._left_at.get(replica, 0)
+        gone = {each: at for each, at in self._gone.items() if self._gone_since[each] > since}
+        return TakenBack(
+            {each: at for each, at in gone.items() if isinstance(each, str)},
+            tuple(each for each in gone if isinstance(each, Pin)),
+            tuple(each for each in gone if isinstance(each, AdapterRef)),
+        )
 
     def told(self, managed: ManagedAdapters) -> None:
         """A replica that is attached has so much; the younger of two names is believed."""
@@ -50,6 +70,8 @@ class ManagedBook:
 
     def changed(self, before: ManagedAdapters, after: ManagedAdapters) -> bool:
         """A call changed what a replica has; returns whether there is more than before."""
+        self.num_changes += 1
+        gone_before = dict(self._gone)
         names, former = _by_name(after), _by_name(before)
         for name in former.keys() - names.keys():
             self._names.pop(name, None)
@@ -59,12 +81,16 @@ class ManagedBook:
             self._names[each.name] = each
         new_pins = _changed(self._pins, self._gone, before.pins, after.pins)
         new_loads = _changed(self._loads, self._gone, before.loads, after.loads)
+        for item, created_at in self._gone.items():
+            if gone_before.get(item) != created_at:
+                self._gone_since[item] = self.num_changes
         self._bound()
         return bool(added) or new_pins or new_loads
 
     def _bound(self) -> None:
         for each in (self._names, self._pins, self._loads, self._gone):
             _shorten(each, self._max_kept)
+        self._gone_since = {each: self._gone_since[each] for each in self._gone}
 
 
 def _shorten(kept: OrderedDict[Any, Any], most: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from tests.helpers.adapter_world import AdapterWorld
-from tests.helpers.attached_replicas import AttachingFleet, ingress, until
+from tests.helpers.adapter_world import AdapterWorld, adapter_world, ref
+from tests.helpers.attached_replicas import AttachingFleet, fronts_of, ingress, until
 from tests.helpers.attached_replicas import served as served_by
 from tests.helpers.in_loop import in_loop
 from tests.helpers.replicas import FACTS
@@ -67,6 +67,37 @@ async def test_names_pins_and_loads_reach_a_replica_that_joins(tmp_path: Path) -
             await until(lambda: pinned(third) == {"monk"})
             assert known(third).names == ()
             assert "pirate" not in {each.id for each in known(third).loads}
+
+
+@in_loop
+async def test_one_that_was_away_lets_go_of_what_was_taken_back_meanwhile(tmp_path: Path) -> None:
+    uris = {name: f"unix:{tmp_path}/{name}" for name in "ab"}
+    async with (
+        served(uris["a"]), ingress() as made, client_of(made) as client, adapter_world() as away,
+    ):  # fmt: skip
+        fronts = fronts_of(away, by_admin=True)
+        await fronts.listen(uris["b"])
+        for name, uri in uris.items():
+            made.attach(name, uri)
+        await until(lambda: len(made.fleet._views) == 2)
+        await post(client, "/v1/load_lora_adapter", lora_name="bard", lora_path="local:poet")
+        for name in ("pirate", "monk", "nun"):
+            await post(client, "/v1/adapters/load", adapter_id=name, adapter_source="local")
+        await post(client, "/v1/adapters/pin", adapter_id="monk", adapter_source="local")
+        await fronts.close()
+        await until(lambda: "b" not in made.fleet.replicas)
+        await post(client, "/v1/unload_lora_adapter", lora_name="bard")
+        await post(client, "/v1/adapters/unload", adapter_id="pirate", adapter_source="local")
+        await post(client, "/v1/adapters/unpin", adapter_id="monk", adapter_source="local")
+        assert known(away).names and pinned(away) == {"monk"}
+        fronts = fronts_of(away, by_admin=True)
+        await fronts.listen(uris["b"])
+        await until(lambda: not known(away).names and not pinned(away))
+        await until(lambda: {each.id for each in known(away).loads} == {"monk", "nun"})
+        assert away.parts.selections.aliases.find("bard") is None
+        pirate = away.catalog.names.find(ref("pirate"))
+        assert pirate is None
+        await fronts.close()
 
 
 @in_loop

@@ -220,6 +220,7 @@ class FrontDesk:
     async def _managed(self, asked: AskManaged) -> None:
         keeper = self._parts.managed
         assert keeper is not None
+        await keeper.take_back(asked.gone, asked.elsewhere)
         taken = keeper.take_names(asked.elsewhere.names)
         self._send(TellManaged(asked.number, await keeper.known()))
         await keeper.take_rest(taken, asked.elsewhere)

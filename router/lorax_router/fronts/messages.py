@@ -17,7 +17,7 @@ from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
-from lorax_router.service.adapters.managed import ManagedAdapters
+from lorax_router.service.adapters.managed import ManagedAdapters, TakenBack
 from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse, Timings
@@ -163,6 +163,8 @@ class AskManaged(FromFront, frozen=True):
 
     number: int
     elsewhere: ManagedAdapters
+    # What was taken back while the core was away; before all else.
+    gone: TakenBack = TakenBack()
 
 
 class NotePreloads(FromFront, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorax_contract.adapters import AdapterRef
 from lorax_ingress.managed import ManagedBook
-from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName
+from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName, TakenBack
 from lorax_router.service.adapters.registry import Pin
 
 NOTHING = ManagedAdapters()
@@ -79,3 +79,28 @@ def test_only_so_much_is_kept() -> None:
     for number in range(10):
         book.changed(ManagedAdapters(loads=(ref(number),)), NOTHING)
     assert len(book._gone) == 3
+
+
+def test_a_replica_is_told_what_was_taken_back_while_it_was_away() -> None:
+    book = ManagedBook(max_kept=3)
+    pin = Pin(ref(1), "acme", is_private=False)
+    book.changed(ManagedAdapters(loads=(ref(3),)), NOTHING)
+    book.left("a")
+    assert book.gone_for("a") == TakenBack()
+    full = ManagedAdapters((name("poet", 1.0),), (pin,))
+    book.changed(full, NOTHING)
+    assert book.gone_for("a") == TakenBack({"poet": 1.0}, (pin,))
+    # One that was never here may have anything.
+    assert book.gone_for("b") == TakenBack({"poet": 1.0}, (pin,), (ref(3),))
+    book.left("a")
+    assert book.gone_for("a") == TakenBack()
+    # A name that is taken back again is gone since then.
+    book.changed(NOTHING, ManagedAdapters((name("poet", 2.0),)))
+    book.changed(ManagedAdapters((name("poet", 2.0),)), NOTHING)
+    assert book.gone_for("a") == TakenBack({"poet": 2.0})
+    # What was given again is not gone.
+    book.changed(NOTHING, ManagedAdapters((), (pin,)))
+    assert book.gone_for("b") == TakenBack({"poet": 2.0}, (), (ref(3),))
+    for number in range(10):
+        book.changed(ManagedAdapters(loads=(ref(number),)), NOTHING)
+    assert len(book.gone_for("b").loads) <= 3

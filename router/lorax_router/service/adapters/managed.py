@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorax_contract.adapters import AdapterRef
 from lorax_router.service.adapters.registry import Pin, Remembered
@@ -40,3 +40,13 @@ class ManagedAdapters:
             for each in remembered.names
         )  # fmt: skip
         return cls(names, remembered.pins, remembered.loads)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """What was managed by hand and is not any more."""
+
+    # Names, and when what they stood for was given them: what is younger stays.
+    names: dict[str, float] = field(default_factory=dict)
+    pins: tuple[Pin, ...] = ()
+    loads: tuple[AdapterRef, ...] = ()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from lorax_contract.adapters import TOKEN_SOURCES, AdapterRef
-from lorax_contract.errors import ValidationError
+from lorax_contract.errors import LoraxError, ValidationError
 from lorax_contract.hub import hub_token
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
-from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName
+from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName, TakenBack
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.registry import Pin
 from lorax_router.service.callers import OPERATOR, Caller
@@ -35,6 +36,41 @@ class ManagedKeeper:
     async def known(self) -> ManagedAdapters:
         """Return what was managed by hand, as far as it still holds."""
         return ManagedAdapters.of(await asyncio.to_thread(self._adapters.registry.read))
+
+    async def take_back(self, gone: TakenBack, elsewhere: ManagedAdapters) -> None:
+        """Let go of what was taken back while this server was away, unless it holds elsewhere.
+
+        Names go before anything is waited for.
+        """
+        dropped = [
+            alias for name, created_at in gone.names.items()
+            if (alias := self._aliases.find(name)) is not None and alias.created_at <= created_at
+        ]  # fmt: skip
+        for alias in dropped:
+            self._aliases.drop(alias.name)
+        for alias in dropped:
+            await self._unload(alias.ref)
+            await self._adapters.registry.unloaded(alias.ref, alias)
+        own = await self.known()
+        for pin in gone.pins:
+            if pin in own.pins:
+                await self._unpin(pin)
+        held = {pin.ref for pin in elsewhere.pins}
+        for ref in gone.loads:
+            if ref in own.loads and ref not in held:
+                await self._unload(ref)
+                await self._adapters.registry.unloaded(ref)
+
+    async def _unpin(self, pin: Pin) -> None:
+        caller = Caller(tenant=pin.tenant)
+        with suppress(LoraxError):
+            await self._adapters.unpin(AdapterSelection(refs=(pin.ref,)), caller)
+        await self._adapters.registry.unpinned(pin.ref, pin.tenant)
+
+    async def _unload(self, ref: AdapterRef) -> None:
+        # It may not be there at all.
+        with suppress(LoraxError):
+            await self._adapters.unload(AdapterSelection(refs=(ref,)))
 
     def take_names(self, names: Iterable[ManagedName]) -> list[Alias]:
         """Let names stand for what they stand for elsewhere; the younger of two of one name stays.
