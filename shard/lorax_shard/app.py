@@ -174,6 +174,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         from lorax_shard.engine.engine import Engine
         from lorax_shard.engine.graph_limits import GraphLimits
         from lorax_shard.engine.memory import PoolSettings
+        from lorax_shard.model.dense import Projection
         from lorax_shard.model.loader import load_paged_model
         from lorax_shard.rpc import queue, server  # noqa: F401 - what serves is there when it is needed
         from lorax_shard.rpc.rank_zero import rank_zero_of
@@ -224,6 +225,7 @@ def load_parts(config: ShardConfig, clock: StartClock | None = None) -> ShardPar
         else constraints_maker(tokenizer, model.vocab_size, model.eos_token_ids),
         graphs=GraphLimits.of(config, pool.max_adapter_rank),
         remembered=_remembered_peak(config, model),
+        projection=Projection.of(Path(config.model_dir), model.device),
     )
     if store is None:
         return ShardParts(make_engine())

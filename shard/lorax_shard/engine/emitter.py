@@ -9,6 +9,7 @@ from lorax_shard.engine.drafts import NO_DRAFT
 from lorax_shard.engine.inputs import RowWork
 from lorax_shard.engine.outcome import OutcomeBuilder, TokenTexts
 from lorax_shard.engine.rows import Row
+from lorax_shard.engine.vectors import Projection
 from lorax_shard.sampling.sampled import NO_NUMBERS, SampledTokens
 
 
@@ -19,8 +20,9 @@ class Emitter:
         detokenizer: the base's.
     """
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
+    def __init__(self, detokenizer: Detokenizer, projection: Projection | None = None) -> None:
         self.detokenizer = detokenizer
+        self._projection = projection
 
     def emit(
         self, drawing: list[RowWork], sampled: SampledTokens, out: OutcomeBuilder
@@ -87,7 +89,8 @@ class Emitter:
         try:
             self._add_prompt(row, out)
             if row.vector is not None:
-                out.detail(row.request_id).vector = row.vector.read(row.num_prompt_tokens)
+                vector = row.vector.read(row.num_prompt_tokens, self._projection)
+                out.detail(row.request_id).vector = vector
         except Exception as error:  # noqa: BLE001 - it is this row's
             out.outcome.details.pop(row.request_id, None)
             out.fail(row.request_id, error, doing="the prompt could not be shown")

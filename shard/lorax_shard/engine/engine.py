@@ -49,6 +49,7 @@ from lorax_shard.engine.remembered_peak import RememberedPeak
 from lorax_shard.engine.row_entry import RowEntry
 from lorax_shard.engine.rows import ResidentBatch, Row
 from lorax_shard.engine.same_rows import RowComparison
+from lorax_shard.engine.vectors import Projection
 from lorax_shard.model.interface import PagedModel
 from lorax_shard.parallel.group import GroupBrokenError, RankGroup
 from lorax_shard.sampling.sampler import Sampler
@@ -83,6 +84,7 @@ class Engine:
         make_constraints: MakeConstraints | None = None,
         graphs: GraphLimits | None = None,
         remembered: RememberedPeak | None = None,
+        projection: Projection | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -102,7 +104,7 @@ class Engine:
         if group is None or group.rank == 0:
             sampler = Sampler(model.vocab_size, model.device, watermark)
             detokenizer = Detokenizer(tokenizer)
-            self._collector = Collector(Emitter(detokenizer))
+            self._collector = Collector(Emitter(detokenizer, projection))
             if make_constraints is not None:
                 self.constraints = make_constraints(detokenizer)
         self._entry = RowEntry(model, detokenizer, self.constraints, drafter)

@@ -7,7 +7,7 @@ nothing but the order of additions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from lorax_contract.errors import NoNumbersError
 from lorax_contract.pooling import Pooling
 from lorax_contract.step import OutputKind, RequestSpec
 from lorax_shard.model.interface import SEQUENCE, TOKENS, PagedModel
+
+Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 class PromptVector:
@@ -77,9 +79,10 @@ class PromptVector:
         """Take over what an earlier row of the same request had computed."""
         self._pooled, self.num_tokens = before._pooled, before.num_tokens
 
-    def read(self, num_tokens: int) -> bytes:
+    def read(self, num_tokens: int, projection: Projection | None = None) -> bytes:
         """Return the vector of a prompt of so many tokens, as float32.
 
+        A ``projection`` makes it of what was pooled; vectors of tokens and scores are as they are.
         Waits for the device; NoNumbersError: some of it is no finite number.
         """
         is_one = self.is_scored and self.pooling is not Pooling.EACH
@@ -87,7 +90,10 @@ class PromptVector:
         assert self._pooled is not None
         assert self.num_tokens == wanted, "some of its tokens were computed elsewhere"
         divisor = 1 if self.is_scored else _divisor(self.pooling, wanted)
-        values = (self._pooled / divisor).cpu().numpy()
+        vector = self._pooled / divisor
+        if projection is not None and not self.is_scored and self.pooling is not Pooling.EACH:
+            vector = projection(vector.flatten())
+        values = vector.cpu().numpy()
         if not np.isfinite(values).all():
             raise NoNumbersError("the vector has values that are no finite numbers")
         return values.astype("<f4").tobytes()

@@ -31,6 +31,7 @@ from lorax_shard.lora import model as lora
 from lorax_shard.mixture.install import install as install_mixture
 from lorax_shard.model import elementwise
 from lorax_shard.model.damage import refuse_corrupt
+from lorax_shard.model.dense import check_dense
 from lorax_shard.model.describe import describe, describe_heads
 from lorax_shard.model.encoder import paged_class
 from lorax_shard.model.families import (
@@ -204,6 +205,7 @@ def read_config(folder: Path, *, trust_remote_code: bool, task: Task = "auto") -
         raise _unsupported(folder, unfit)
     # What cannot be made of its vectors is refused before they are asked for.
     read_vector_facts(folder, is_encoder=is_encoder(hf_config))
+    check_dense(folder, getattr(hf_config.get_text_config(), "hidden_size", 0))
     for each in (hf_config, hf_config.get_text_config()):
         # Codes are decoded here: transformers shall see weights like any others.
         vars(each).pop("quantization_config", None)

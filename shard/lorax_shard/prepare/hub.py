@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
-# What of a model is fetched. Subfolders hold other formats (onnx, original, …); Mistral's consolidated files repeat the weights.
-UNWANTED_FILES = ["*/*", "consolidated*.safetensors"]
+# What of a model is fetched. Subfolders hold other formats (onnx, original, …), but for those of
+# sentence-transformers' steps, such as 1_Pooling; Mistral's consolidated files repeat the weights.
+UNWANTED_FILES = ["[!0-9]*/*", "[0-9][!_]*/*", "*/*/*", "consolidated*.safetensors"]
 _ATTEMPTS = 3
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -133,7 +133,9 @@ def test_a_pooling_that_is_not_computed_is_refused(
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (f"{OLD}Dense", "modules.json names Dense"),
+        (f"{OLD}LayerNorm", "modules.json names LayerNorm"),
+        (f"{OLD}Pooling", "has the steps Transformer, Pooling, Pooling"),
+        (f"{OLD}Transformer", "has the steps Transformer, Pooling, Transformer"),
         ("custom_st.Pooling", "modules.json names custom_st.Pooling"),
         ("my.own.Transformer", "modules.json names my.own.Transformer"),
     ],
@@ -217,8 +219,8 @@ def config_of(folder: Path) -> ShardConfig:
 def test_a_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     make_tiny_encoder("bert", tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    described(tmp_path, {"pooling_mode": "mean"}, (f"{OLD}Transformer", f"{OLD}Dense"))
-    with pytest.raises(StartupError, match="modules.json names Dense"):
+    described(tmp_path, {"pooling_mode": "mean"}, (f"{OLD}Transformer", f"{OLD}CNN"))
+    with pytest.raises(StartupError, match="modules.json names CNN"):
         load_paged_model(config_of(tmp_path))
 
 
