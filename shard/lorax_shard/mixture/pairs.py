@@ -190,7 +190,7 @@ def probe() -> str | None:
     return _loaded()[1]
 
 
-class _Library(NamedTuple):
+class _Kernel(NamedTuple):
     """The compiled kernel."""
 
     pairs: Callable[[bytes], None]
@@ -200,17 +200,17 @@ class _Library(NamedTuple):
 
 
 @functools.cache
-def _loaded() -> tuple[_Library | None, str | None]:
+def _loaded() -> tuple[_Kernel | None, str | None]:
     loaded, reason = load_library(_SOURCE)
     if loaded is None:
         return None, reason
-    functions = [getattr(loaded, f"lorax_experts_{name}") for name in _Library._fields]
+    functions = [getattr(loaded, f"lorax_experts_{name}") for name in _Kernel._fields]
     for function in functions:
         function.argtypes, function.restype = (ctypes.c_char_p,), None
-    return _Library(*functions), None
+    return _Kernel(*functions), None
 
 
-def _library() -> _Library:
+def _library() -> _Kernel:
     library, reason = _loaded()
     assert library is not None, reason
     return library
