@@ -83,6 +83,7 @@ def known_flags() -> set[str]:
     from lorax_bench.cli import main as bench
     from lorax_cli.cli import main as cli
     from lorax_ingress.cli import main as ingress
+    from lorax_ingress.simulator.__main__ import main as fleet
     from lorax_launcher.cli import main as launcher
     from lorax_launcher.placing.cli import main as ray
     from lorax_router.cli import main as router
@@ -90,7 +91,7 @@ def known_flags() -> set[str]:
     from lorax_shard.cli import main as shard
 
     found = {"--help", "--version"}
-    for command in (bench, cli, ingress, launcher, ray, router, simulate, shard):
+    for command in (bench, cli, fleet, ingress, launcher, ray, router, simulate, shard):
         found |= _flags_of(command)
     scripts = [*(ROOT / "tests/soak").glob("*.py"), *(ROOT / "tests/fuzz").glob("*.py")]
     scripts += [*(ROOT / "bench").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
