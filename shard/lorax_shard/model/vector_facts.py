@@ -135,7 +135,9 @@ def _pooling(folder: Path, place: str) -> Pooling:
     """Return the pooling that is set, which must be one alone; where none is, it is the mean."""
     path = folder / place / "config.json"
     if not path.is_file():
-        raise corrupt(path, "it is not there, and modules.json names it; fetch the model again")
+        raise corrupt(
+            path, "it is not there, and modules.json names it; serve a folder that has it"
+        )
     document = document_of(path)
     if document.get("include_prompt") is False:
         raise unsupported(folder, "its vectors leave out the tokens of prompts (include_prompt)")
