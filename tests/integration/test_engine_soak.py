@@ -19,7 +19,7 @@ from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.sampling.table import KnownSettings
 
 NUM_ROUNDS, ROUND_SIZE = 6, 80
-NUM_BLOCKS, MAX_ROWS = 90, 16
+NUM_BLOCKS, MAX_ROWS = 70, 16
 POOLINGS = tuple(Pooling)
 
 

@@ -7,7 +7,9 @@ the kernel ends after a second of computing.
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import mmap
 import os
 import signal
@@ -19,6 +21,8 @@ from lorax_shard.peft.base import BaseDescription
 from lorax_shard.peft.config import LoraOptions
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.targets import PLAIN, LowRank, Selection, select
+
+logger = logging.getLogger(__name__)
 
 # Of computing; honest patterns take milliseconds.
 LIMIT_S = 1.0
@@ -45,6 +49,7 @@ def select_in_time(
         answer = file.read()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status:
+        logger.warning("the process that compared patterns ended with status %d", status)
         raise AdapterRefusedError(_obituary(place, status, limit_s))
     return _selection(json.loads(answer))
 
@@ -70,6 +75,8 @@ def _answer_and_leave(
     """Be the fork: match, answer, end without any clean-up."""
     code = 1
     try:
+        # A collection would end things that the parent has, in a process without its threads.
+        gc.disable()
         # Whoever reads from these must not wait for this process.
         os.closerange(3, writer)
         os.closerange(writer + 1, _MOST_FILES)

@@ -19,11 +19,11 @@ from tests.helpers.http_app import TEMPLATE
 
 # Where adapters are managed: those routes are the operator's.
 _ADMIN = ("/v1/adapters/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-# What the others take must be loaded.
+# What the others take must be loaded, or is no model's that is served here.
 _SERVED = sorted(
     path
     for path in EXAMPLES
-    if not path.endswith(("/unload", "pin", "/reload", "load_lora_adapter"))
+    if not path.endswith(("/unload", "pin", "/reload", "load_lora_adapter", "/embed_sparse"))
 )
 # What a field of a kind that many routes have is sent that makes sense.
 _LIKELY: Mapping[str, tuple[Any, ...]] = {
