@@ -14,6 +14,10 @@ if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
     mend_interpreter()
 
+# gRPC would start its threads again in a fork, which then fail on files that the fork closed. No
+# process of the server that forks has gRPC; those of tests have.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 # A busy machine is no fault of the code under test.
 settings.register_profile(
     "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -7,7 +7,6 @@ the kernel ends after a second of computing.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import mmap
@@ -75,8 +74,6 @@ def _answer_and_leave(
     """Be the fork: match, answer, end without any clean-up."""
     code = 1
     try:
-        # A collection would end things that the parent has, in a process without its threads.
-        gc.disable()
         # Whoever reads from these must not wait for this process.
         os.closerange(3, writer)
         os.closerange(writer + 1, _MOST_FILES)
