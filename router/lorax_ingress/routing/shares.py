@@ -28,24 +28,36 @@ class QueueExchange:
 
     def __init__(self) -> None:
         self._depths: dict[str, Mapping[str, tuple[int, int]]] = {}
+        # Of tenants with something waiting anywhere.
+        self._sums: dict[str, tuple[int, int]] = {}
 
     def report(self, replica: str, depths: Mapping[str, tuple[int, int]]) -> None:
-        """Take what waits at a replica, in place of what it said before."""
+        """Take what waits at a replica, in place of what it said before. O(its tenants)."""
+        self.leave(replica)
         self._depths[replica] = depths
+        self._add(depths, 1)
 
     def elsewhere(self, replica: str) -> dict[str, tuple[int, int]]:
-        """Return what waits at all others together. O(replicas and tenants that wait)."""
-        sums: dict[str, tuple[int, int]] = {}
-        for name, depths in self._depths.items():
-            if name != replica:
-                for tenant, (requests, tokens) in depths.items():
-                    known = sums.get(tenant, (0, 0))
-                    sums[tenant] = known[0] + requests, known[1] + tokens
-        return sums
+        """Return what waits at all others together. O(tenants that wait)."""
+        own = self._depths.get(replica, {})
+        found = {}
+        for tenant, (requests, tokens) in self._sums.items():
+            here = own.get(tenant, (0, 0))
+            rest = requests - here[0], tokens - here[1]
+            if any(rest):
+                found[tenant] = rest
+        return found
 
     def leave(self, replica: str) -> None:
         """A replica is gone, and what waited there waits elsewhere or not at all."""
-        self._depths.pop(replica, None)
+        self._add(self._depths.pop(replica, {}), -1)
+
+    def _add(self, depths: Mapping[str, tuple[int, int]], sign: int) -> None:
+        for tenant, (requests, tokens) in depths.items():
+            known = self._sums.pop(tenant, (0, 0))
+            now = known[0] + sign * requests, known[1] + sign * tokens
+            if any(now):
+                self._sums[tenant] = now
 
 
 class ServiceExchange:

@@ -6,20 +6,22 @@ are named in the model's configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from lorax_shard.mixture.forward import compute
-from lorax_shard.mixture.layout import layout_of
+from lorax_shard.mixture.layout import ExpertsLayout, layout_of
 from lorax_shard.mixture.narrow import keep_narrow
-from lorax_shard.mixture.pairs import can_be_native, probe
+from lorax_shard.mixture.pairs import probe
 
 # What configurations call our function.
 _NAME = "lorax"
+# Of the modules that it has computed: to look them up takes a while.
+_layouts: WeakKeyDictionary[nn.Module, ExpertsLayout] = WeakKeyDictionary()
 
 
 def install(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -41,10 +43,9 @@ def install(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 def _forward(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    layout = layout_of(module)
-    assert layout is not None, "only modules with a layout are given this function"
-    weights = (module.get_parameter(name) for name in (layout.up, layout.down))
-    if not can_be_native(hidden_states, *weights):
-        theirs: Callable[..., torch.Tensor] = grouped_mm_experts_forward
-        return theirs(module, hidden_states, top_k_index, top_k_weights)
+    layout = _layouts.get(module)
+    if layout is None:
+        layout = layout_of(module)
+        assert layout is not None, "only modules with a layout are given this function"
+        _layouts[module] = layout
     return compute(module, layout, hidden_states, top_k_index, top_k_weights)

@@ -59,19 +59,12 @@ class Pairs(ABC):
 class TorchPairs(Pairs):
     """Computed by torch's grouped product."""
 
-    def __init__(self, experts: torch.Tensor, tokens: torch.Tensor, num_experts: int) -> None:
-        """Take pairs that lie expert by expert."""
-        counts = torch.bincount(experts, minlength=num_experts)
-        super().__init__(experts, tokens, counts.cumsum(0, dtype=torch.int32))
-        self._order = tokens
-
-    @classmethod
-    def route(cls, chosen: torch.Tensor, num_experts: int) -> TorchPairs:
+    def __init__(self, chosen: torch.Tensor, num_experts: int) -> None:
         """Sort tokens by the experts that they go to (T x k)."""
-        experts, order = torch.sort(chosen.reshape(-1), stable=True)
-        pairs = cls(experts, order // chosen.shape[1], num_experts)
-        pairs._order = order
-        return pairs
+        experts, self._order = torch.sort(chosen.reshape(-1), stable=True)
+        counts = torch.bincount(experts, minlength=num_experts)
+        ends = counts.cumsum(0, dtype=torch.int32)
+        super().__init__(experts, self._order // chosen.shape[1], ends)
 
     def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
         """Compute all pairs at once."""
@@ -169,10 +162,8 @@ class CpuPairs(Pairs):
 
 def route(chosen: torch.Tensor, x: torch.Tensor, *weights: torch.Tensor) -> Pairs:
     """Return the pairs of tokens x (T x in) with experts that have such matrices."""
-    num_experts = len(weights[0])
-    if can_be_native(x, *weights):
-        return CpuPairs(chosen, num_experts)
-    return TorchPairs.route(chosen, num_experts)
+    kind = CpuPairs if can_be_native(x, *weights) else TorchPairs
+    return kind(chosen, len(weights[0]))
 
 
 def can_be_native(x: torch.Tensor, *weights: torch.Tensor) -> bool:

@@ -56,7 +56,7 @@ def test_a_family_s_experts_compute_the_same(family: str, monkeypatch: pytest.Mo
 
 
 @torch.inference_mode()
-def test_other_numbers_stay_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_numbers_are_computed_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("qwen3_moe")
     counted = count_products(monkeypatch)
     install(model, CPU, torch.bfloat16)
@@ -64,7 +64,7 @@ def test_other_numbers_stay_with_transformers(monkeypatch: pytest.MonkeyPatch) -
     install(model, CPU, torch.float32)
     expected = make_model("qwen3_moe").to(torch.bfloat16)
     halved = model.to(torch.bfloat16)
-    assert halved(IDS).logits.shape == expected(IDS).logits.shape
+    torch.testing.assert_close(halved(IDS).logits, expected(IDS).logits, atol=0.05, rtol=0.05)
     assert counted == []
 
 

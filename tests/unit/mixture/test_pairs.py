@@ -52,7 +52,7 @@ def test_pairs_are_sorted_by_expert_and_within_it_by_token(
     num_tokens: int, k: int, num_experts: int, seed: int
 ) -> None:
     chosen = choose(num_tokens, k, num_experts, seed)
-    ours, theirs = CpuPairs(chosen, num_experts), TorchPairs.route(chosen, num_experts)
+    ours, theirs = CpuPairs(chosen, num_experts), TorchPairs(chosen, num_experts)
     assert torch.equal(ours.experts, theirs.experts)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.ends, theirs.ends.long())
@@ -64,7 +64,7 @@ def test_pairs_have_the_numbers_of_their_slots(num_tokens: int, seed: int) -> No
     generator = torch.Generator().manual_seed(seed)
     slots = torch.randint(-1, 4, (num_tokens,), generator=generator)
     chosen = choose(num_tokens, 3, 8, seed)
-    ours, theirs = CpuPairs(chosen, 8), TorchPairs.route(chosen, 8)
+    ours, theirs = CpuPairs(chosen, 8), TorchPairs(chosen, 8)
     expected = [
         -1 if slots[token] < 0 else int(slots[token] * 11 + expert)
         for expert, token in zip(ours.experts, ours.tokens, strict=True)
@@ -115,7 +115,7 @@ def test_a_pair_gets_the_same_bits_whatever_comes_beside_it(*, in_first: bool) -
 def test_what_pairs_made_is_summed_by_token(num_tokens: int) -> None:
     chosen, weights = choose(num_tokens, 3, 8), draw(num_tokens, 3, seed=5)
     y = draw(3 * num_tokens, 77)
-    ours, theirs = CpuPairs(chosen, 8), TorchPairs.route(chosen, 8)
+    ours, theirs = CpuPairs(chosen, 8), TorchPairs(chosen, 8)
     torch.testing.assert_close(ours.combine(y, weights), theirs.combine(y, weights))
 
 
@@ -155,5 +155,5 @@ def test_matrices_of_16_bits_change_no_bit(*, in_first: bool) -> None:
         weight = draw(4, 48, 48, seed=2).to(dtype)
         narrow = pairs.of_tokens(x, weight, in_first=in_first)
         assert torch.equal(narrow, pairs.of_tokens(x, weight.float(), in_first=in_first))
-        theirs = TorchPairs.route(choose(70, 2, 4), 4).of_tokens(x, weight, in_first=in_first)
+        theirs = TorchPairs(choose(70, 2, 4), 4).of_tokens(x, weight, in_first=in_first)
         torch.testing.assert_close(narrow, theirs, atol=1e-4, rtol=1e-4)
