@@ -9,7 +9,12 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.pooling import HeadFacts, Pooling, VectorFacts
 from lorax_contract.step import OutputKind, ShardInfo
 from lorax_router.service.requests import GenerateParameters, GenerateRequest, Prompt, TextPrompt
-from lorax_router.service.vectors import VectorShape, too_many_dimensions
+from lorax_router.service.vectors import (
+    MOST_TOKEN_NUMBERS,
+    VectorShape,
+    too_many_dimensions,
+    too_many_numbers,
+)
 
 _TEI_POOLINGS = {Pooling.FIRST: "cls", Pooling.LAST: "last_token"}
 
@@ -107,6 +112,12 @@ class Abilities:
             dimensions=params.dimensions,
             normalize=made.normalize if params.normalize is None else params.normalize,
         )
+
+    def check_size(self, shape: VectorShape, num_tokens: int) -> None:
+        """Raise ValidationError for a prompt whose tokens' vectors are too much for one answer."""
+        num = self.vectors.size * num_tokens
+        if shape.pooling is Pooling.EACH and num > MOST_TOKEN_NUMBERS:
+            raise too_many_numbers(num)
 
     def prompted(self, request: GenerateRequest) -> Prompt:
         """Return a prompt with what texts of its kind begin with; ids are taken as they are."""

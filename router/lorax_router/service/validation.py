@@ -134,6 +134,9 @@ class Validator:
             with_spans=head is not None and head.classifies_tokens,
         )
         most = max_new_tokens(params, len(encoded.ids), self.limits)
+        shape = self.abilities.shape(params, head)
+        if head is None:
+            self.abilities.check_size(shape, len(encoded.ids))
         return ValidRequest(
             prompt_ids=encoded.ids,
             prompt_text=encoded.text,
@@ -144,7 +147,7 @@ class Validator:
             sent_text=request.sent_text,
             stopping=_stopping(params, most),
             output=params.output,
-            shape=self.abilities.shape(params, head),
+            shape=shape,
             head=head,
             resumed_ids=() if request.resumption is None else request.resumption.output_ids,
             terms=_terms(request),

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Vector: TypeAlias = "NDArray[np.float32]"
 
+# Of the vectors of one call's tokens: a text of a few kilobytes asks for megabytes of them.
+MOST_TOKEN_NUMBERS = 1 << 22
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorShape:
@@ -49,6 +52,14 @@ class VectorShape:
 def too_many_dimensions(wanted: int, size: int) -> ValidationError:
     """Return the error for dimensions that a model's vectors do not have."""
     return ValidationError(f"`dimensions` must be at most the model's {size}, got {wanted}")
+
+
+def too_many_numbers(num: int) -> ValidationError:
+    """Return the error for vectors of tokens that are too much for one answer."""
+    return ValidationError(
+        f"the vectors of all tokens have {num:,} numbers or more, and an answer takes {MOST_TOKEN_NUMBERS:,}; "
+        "send fewer or shorter texts"
+    )
 
 
 def vectors_of(result: GenerateResult) -> NDArray[np.float32]:

@@ -12,6 +12,8 @@ from tests.helpers.in_loop import in_loop
 
 from lorax_contract.pooling import HeadFacts, Pooling
 from lorax_router.http_api.lorax.encode import spans_json
+from lorax_router.http_api.pooled import embed_routes
+from lorax_router.service import abilities
 from lorax_router.service.prompts.tokenizer_pool import TokenSpan
 from lorax_router.shards.fake.shard import FakeModel, FakeShard
 
@@ -107,6 +109,31 @@ async def test_each_token_has_a_vector() -> None:
         sparse = await world.client.post("/embed_sparse", json={"inputs": "w1"})
         assert sparse.status_code == 422
         assert "no sparse vectors" in sparse.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("most", "words"), [(11, "have 12 numbers or more"), (16, "have 20 numbers or more")]
+)
+def test_vectors_of_tokens_are_bounded(
+    most: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text's own is refused before it is computed, and what is too much together on the way."""
+    for module in (abilities, embed_routes):
+        monkeypatch.setattr(module, "MOST_TOKEN_NUMBERS", most)
+
+    @in_loop
+    async def scene() -> None:
+        async with adapter_world(shard_of(None)) as world:
+            taken = await world.client.post("/embed_all", json={"inputs": ["w3"]})
+            assert taken.status_code == 200
+            answer = await world.client.post("/embed_all", json={"inputs": ["w1 w2", "w3"]})
+            assert answer.status_code == 422
+            assert words in answer.json()["error"]
+            # The text's one vector is none of these.
+            whole = await world.client.post("/embed", json={"inputs": "w1 w2 w3 w4 w5"})
+            assert whole.status_code == 200
+
+    scene()
 
 
 @in_loop

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -15,14 +18,29 @@ from lorax_contract.step import OutputKind
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
 from lorax_router.http_api.fan_out import answers_of, through
+from lorax_router.http_api.json_text import dumps
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.pooled.asking import AT_ONCE, pooled_request
 from lorax_router.http_api.pooled.bodies import EmbedAllBody, EmbedBody
 from lorax_router.http_api.pooled.schemas import AdapterFault
-from lorax_router.http_api.responses import json_response
+from lorax_router.http_api.responses import JSON, json_response
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import GenerateResult
-from lorax_router.service.vectors import Vector, vector_of, vectors_of
+from lorax_router.service.vectors import (
+    MOST_TOKEN_NUMBERS,
+    Vector,
+    too_many_numbers,
+    vector_of,
+    vectors_of,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Texts whose tokens have vectors, of one call at a time.
+_OF_TOKENS_AT_ONCE = 4
+_NUMBERS_AT_ONCE = 1 << 15
 
 
 class EmbedAnswer(BaseModel):
@@ -93,10 +111,24 @@ class EmbedRoutes:
             )
             requests = [pooled_request(request, text, parameters) for text in body.texts]
         try:
-            results = await self._calls.generate(request, body, requests, AT_ONCE)
+            answers = [each async for each in self._token_vectors(request, body, requests)]
         except ClientGoneError:
             return Response()
-        return json_response([vectors_of(result) for result in results])
+        return Response(b"[" + b",".join(answers) + b"]", media_type=JSON)
+
+    async def _token_vectors(
+        self, request: Request, body: EmbedAllBody, requests: list[GenerateRequest]
+    ) -> AsyncIterator[bytes]:
+        """Yield the vectors of each text's tokens as JSON; ValidationError if they are too many."""
+        num = 0
+        for start in range(0, len(requests), _OF_TOKENS_AT_ONCE):
+            some = requests[start : start + _OF_TOKENS_AT_ONCE]
+            for result in await self._calls.generate(request, body, some):
+                vectors = vectors_of(result)
+                num += vectors.size
+                if num > MOST_TOKEN_NUMBERS:
+                    raise too_many_numbers(num)
+                yield await asyncio.to_thread(_rows_json, vectors)
 
     async def embed_sparse(self, request: Request) -> Response:
         """Refuse what no model here does."""
@@ -135,6 +167,13 @@ class EmbedRoutes:
             dimensions=body.dimensions,
         )
         return [pooled_request(request, text, parameters) for text in texts]
+
+
+def _rows_json(vectors: NDArray[np.float32]) -> bytes:
+    """Write vectors (n x size) in slices, so that other threads get their turn."""
+    step = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
+    parts = [dumps(vectors[row : row + step])[1:-1] for row in range(0, len(vectors), step)]
+    return b"[" + b",".join(parts) + b"]"
 
 
 def _vectors(results: list[GenerateResult], is_list: bool) -> list[Vector] | Vector:
