@@ -32,6 +32,10 @@ class Point:
 
 def run_points(points: list[Point], only: set[str]) -> int:
     """Measure the points, print a table, return the exit code (1 if anything is short)."""
+    known = [point.number for point in points]
+    if unknown := sorted(only.difference(known)):
+        print(f"no such point: {', '.join(unknown)}; there are {', '.join(known)}")
+        return 2
     with SHARED:
         return _run_points(points, only)
 

@@ -101,10 +101,12 @@ async def test_adapters_in_host_memory_are_told(tmp_path: Path) -> None:
         made.attach("r", uri)
         await until(lambda: "r" in views(made) and views(made)["r"].hosted)
         view = views(made)["r"]
-        assert view.hosted == {"local:adapter0"}
-        assert view.resident == {"local:adapter1", "local:adapter2"}
+        # Of the first two that one left which came faster: it is the cheaper one to have again.
+        (hosted,) = view.hosted
+        assert hosted != "local:adapter2"
+        assert view.resident == {f"local:adapter{number}" for number in range(3)} - {hosted}
         # Where it is asked for, it is known to be near.
-        assert made.fleet._router.fleet.hosts("local:adapter0") == ["r"]
+        assert made.fleet._router.fleet.hosts(hosted) == ["r"]
 
 
 @in_loop

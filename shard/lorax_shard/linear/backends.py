@@ -35,6 +35,7 @@ class TorchBackend:
 
     name = "torch"
     supersedes: tuple[str, ...] = ()
+    in_programs = False
     keeps_plain = True
 
     @classmethod
@@ -72,6 +73,7 @@ class OneDnnBackend:
 
     name = "onednn"
     supersedes: tuple[str, ...] = ()
+    in_programs = False
     keeps_plain = False
 
     @classmethod
@@ -128,6 +130,7 @@ class MklBackend:
 
     name = "mkl"
     supersedes: tuple[str, ...] = ()
+    in_programs = False
     keeps_plain = True
 
     @classmethod

@@ -41,6 +41,8 @@ class NamedLinearBackend(LinearBackend, Protocol):
 
     # Backends that it does the same as, or better: where it can run they need not be measured.
     supersedes: tuple[str, ...]
+    # Whether a pass whose products are of its kernels can be a program.
+    in_programs: bool
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:

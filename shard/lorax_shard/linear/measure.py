@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
 from lorax_shard.linear.backends import CompositeBackend
-from lorax_shard.linear.interface import LinearBackend, LinearKernel
+from lorax_shard.linear.interface import LinearBackend, LinearKernel, NamedLinearBackend
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +24,14 @@ _ROUNDS = 6
 # Matrices of one shape that are measured in turn: more than a CPU's cache holds, if there are.
 _CACHE_BYTES = 48 << 20
 _MAX_SHAPES = 3
-# A second form of all weights must be worth its memory, and that passes with products of a
-# library's are no programs.
-_WORTH_A_COPY = 0.75
+# What must be worth it: that passes with products of a library's are no programs, and a second
+# form of all weights.
+_WORTH_IT = 0.75
 # More rows that take so much less time than fewer were computed while the machine was quieter.
 _DISTURBED = 1.5
+# How often in a second others take the processor from a process that computes on a machine of its
+# own: 40 times; beside one other program 180 times.
+_MOST_PREEMPTED = 100.0
 
 # Milliseconds by backend name: one figure per row count.
 Table = dict[str, tuple[float, ...]]
@@ -72,8 +77,31 @@ def _best_rounds(
     return {name: [sum(times) for times in columns] for name, columns in best.items()}
 
 
-def is_disturbed(table: Table) -> bool:
-    """Return whether something else took the machine's time while a figure was measured."""
+class Measured(NamedTuple):
+    """Figures, and what measuring them was like."""
+
+    table: Table
+    seconds: float
+    # Whether nothing else wanted the processors meanwhile, as far as that can be told.
+    is_sure: bool
+
+
+def measure_undisturbed(
+    weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend]
+) -> Measured:
+    """Return the figures, and whether something else took the machine's time."""
+    started, before = time.perf_counter(), _preemptions()
+    table = measure(weights, backends)
+    seconds = time.perf_counter() - started
+    is_preempted = _preemptions() - before > _MOST_PREEMPTED * seconds
+    return Measured(table, seconds, not (is_preempted or _is_disturbed(table)))
+
+
+def _preemptions() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _is_disturbed(table: Table) -> bool:
     return any(
         fewer > _DISTURBED * more for figures in table.values() for fewer, more in pairwise(figures)
     )
@@ -87,19 +115,24 @@ def least_of(table: Table, other: Table) -> Table:
     }
 
 
-def choose(table: Table, backends: Sequence[LinearBackend], *, may_copy: bool) -> LinearBackend:
+def choose(
+    table: Table, backends: Sequence[NamedLinearBackend], *, may_copy: bool
+) -> LinearBackend:
     """Pick the backend with the best figures, or several by row count if that is worth it.
 
     Each row count weighs the same. ``may_copy`` allows two forms of every weight in memory.
     """
     floor = [min(figures) for figures in zip(*table.values(), strict=True)]
 
-    def slowdown(name: str) -> float:
-        return float(sum(mine / least for mine, least in zip(table[name], floor, strict=True)))
+    def slowdown(backend: LinearBackend) -> float:
+        figures = zip(table[backend.name], floor, strict=True)
+        return float(sum(mine / least for mine, least in figures))
 
-    single = min(backends, key=lambda backend: slowdown(backend.name))
+    best = min(backends, key=slowdown)
+    own = min((each for each in backends if each.in_programs), key=slowdown, default=best)
+    single = best if slowdown(best) < _WORTH_IT * slowdown(own) else own
     picks = tuple(
-        single if least >= _WORTH_A_COPY * mine else _fastest(table, backends, column)
+        single if least >= _WORTH_IT * mine else _fastest(table, backends, column)
         for column, (mine, least) in enumerate(zip(table[single.name], floor, strict=True))
     )
     if not may_copy or all(pick is single for pick in picks):

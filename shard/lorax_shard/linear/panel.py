@@ -125,6 +125,7 @@ class PanelBackend:
     name = "panel"
     keeps_plain = False
     supersedes: tuple[str, ...] = ()
+    in_programs = True
     _on_tiles = False
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,13 @@ from lorax_shard.linear.interface import LinearBackend
 from lorax_shard.linear.measure import ROWS, Table
 
 logger = logging.getLogger(__name__)
+
+
+class Remembered(NamedTuple):
+    """What an earlier start measured, and whether the machine was its own meanwhile."""
+
+    table: Table
+    is_sure: bool
 
 
 def table_path(weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend]) -> Path:
@@ -31,23 +39,26 @@ def table_path(weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend
     return default_cache_dir() / "linears" / f"{digest}.json"
 
 
-def recall(path: Path, backends: Sequence[LinearBackend]) -> Table | None:
+def recall(path: Path, backends: Sequence[LinearBackend]) -> Remembered | None:
     """Return the figures that were kept, or None if there are none that can be used."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        table = {each.name: tuple(float(ms) for ms in document[each.name]) for each in backends}
+        kept = document["ms"]
+        table = {each.name: tuple(float(ms) for ms in kept[each.name]) for each in backends}
+        is_sure = document["is_sure"] is True
     except (OSError, ValueError, KeyError, TypeError):
         return None
     usable = all(len(row) == len(ROWS) and min(row) > 0 for row in table.values())
-    return table if usable else None
+    return Remembered(table, is_sure) if usable else None
 
 
-def remember(path: Path, table: Table) -> None:
+def remember(path: Path, table: Table, *, is_sure: bool) -> None:
     """Keep the figures; a cache folder that cannot be written costs the next start its time."""
     scratch = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(table), encoding="utf-8")
+        document = {"ms": table, "is_sure": is_sure}
+        scratch.write_text(json.dumps(document), encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
         logger.warning("the linears are measured again at the next start: %s", error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -14,7 +14,7 @@ from torch import nn
 from lorax_shard.linear import remembered
 from lorax_shard.linear.backends import TorchBackend
 from lorax_shard.linear.interface import LinearBackend, NamedLinearBackend
-from lorax_shard.linear.measure import choose, is_disturbed, least_of, log_table, measure
+from lorax_shard.linear.measure import Table, choose, least_of, log_table, measure_undisturbed
 from lorax_shard.linear.registry import BACKENDS
 from lorax_shard.linear.targets import (
     SIBLINGS,
@@ -81,18 +81,26 @@ def _resolve_auto(
         return candidates[0]
     weights = [target.weight for target in targets if not target.is_tied]
     weights = weights or [target.weight for target in targets]
-    path = remembered.table_path(weights, candidates)
-    table = remembered.recall(path, candidates)
-    if table is None or is_disturbed(table):
-        started = time.perf_counter()
-        measured = measure(weights, candidates)
-        table = measured if table is None else least_of(table, measured)
-        log_table(table)
-        if time.perf_counter() - started > _WORTH_KEEPING_S:
-            remembered.remember(path, table)
-    else:
-        logger.info("linears were measured at an earlier start; delete %s to repeat that", path)
+    table = _figures(weights, candidates, remembered.table_path(weights, candidates))
     return choose(table, candidates, may_copy=_fits(sum(weight.nbytes for weight in weights)))
+
+
+def _figures(
+    weights: Sequence[torch.Tensor], candidates: Sequence[NamedLinearBackend], path: Path
+) -> Table:
+    """Return what an undisturbed start measured, or measure."""
+    kept = remembered.recall(path, candidates)
+    if kept is not None and kept.is_sure:
+        logger.info("linears were measured at an earlier start; delete %s to repeat that", path)
+        return kept.table
+    measured = measure_undisturbed(weights, candidates)
+    table = measured.table
+    if kept is not None and not measured.is_sure:
+        table = least_of(kept.table, table)
+    log_table(table)
+    if measured.seconds > _WORTH_KEEPING_S:
+        remembered.remember(path, table, is_sure=measured.is_sure)
+    return table
 
 
 def _unrivalled(backends: Sequence[NamedLinearBackend]) -> list[NamedLinearBackend]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lorax_shard.linear import install, remembered, replace
+from lorax_shard.linear import measure as measure_module
 from lorax_shard.linear.backends import OneDnnBackend, TorchBackend
 from lorax_shard.linear.measure import ROWS, Table
 from lorax_shard.linear.registry import BACKENDS
@@ -39,7 +40,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(weights))
         return FIGURES
 
-    monkeypatch.setattr(replace, "measure", measure)
+    monkeypatch.setattr(measure_module, "measure", measure)
     monkeypatch.setattr(replace, "_WORTH_KEEPING_S", 0.0)
     return calls
 
@@ -98,7 +99,8 @@ def test_figures_of_another_machine_do_not_count(
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "null", "{", '{"onednn": [1, 2, 3, 4]}', '{"onednn": [1], "torch": [2]}',
-     '{"onednn": [1, 1, 1, 0], "torch": [2, 2, 2, 2]}', '{"onednn": "x", "torch": "y"}'],
+     '{"onednn": [1, 1, 1, 0], "torch": [2, 2, 2, 2]}', '{"onednn": "x", "torch": "y"}',
+     '{"ms": {"onednn": [1, 1, 1, 1]}, "is_sure": true}', '{"ms": [], "is_sure": true}'],
 )  # fmt: skip
 def test_a_damaged_file_is_measured_again(text: str, measured: list[int], cache: Path) -> None:
     install(model_of(8), "auto", CPU)
@@ -106,21 +108,55 @@ def test_a_damaged_file_is_measured_again(text: str, measured: list[int], cache:
     file.write_text(text)
     install(model_of(8), "auto", CPU)
     assert measured == [1, 1]
-    expected = {each.name: FIGURES[each.name] for each in MEASURED}
-    assert remembered.recall(file, MEASURED) == expected
+    kept = remembered.recall(file, MEASURED)
+    assert kept == ({each.name: FIGURES[each.name] for each in MEASURED}, True)
+
+
+DISTURBED = {"onednn": (9.0, 0.5, 0.6, 0.7), "torch": (0.4, 0.5, 0.6, 0.7)}
 
 
 def test_figures_that_a_busy_machine_has_disturbed_are_measured_again(
-    measured: list[int], cache: Path
+    measured: list[int], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight rows cannot take less than half of what one takes; what was better is kept."""
+    """What was better is kept as long as nothing better is known."""
+    preempted = iter(range(0, 1_000_000, 1_000))
+    monkeypatch.setattr(measure_module, "_preemptions", lambda: next(preempted))
     install(model_of(8), "auto", CPU)
     (file,) = (cache / "linears").iterdir()
-    disturbed = {"onednn": (9.0, 0.5, 0.6, 0.7), "torch": (0.4, 0.5, 0.6, 0.7)}
-    remembered.remember(file, FIGURES | disturbed)
+    kept = remembered.recall(file, MEASURED)
+    assert kept is not None and not kept.is_sure
+    remembered.remember(file, FIGURES | DISTURBED, is_sure=False)
     install(model_of(8), "auto", CPU)
     assert measured == [1, 1]
-    assert remembered.recall(file, MEASURED) == disturbed | {"onednn": (1.0, 0.5, 0.6, 0.7)}
+    best = DISTURBED | {"onednn": (1.0, 0.5, 0.6, 0.7)}
+    assert remembered.recall(file, MEASURED) == (best, False)
+    monkeypatch.setattr(measure_module, "_preemptions", lambda: 0)
+    install(model_of(8), "auto", CPU)
+    kept = remembered.recall(file, MEASURED)
+    assert kept is not None and kept.is_sure and kept.table["torch"] == FIGURES["torch"]
+    install(model_of(8), "auto", CPU)
+    assert measured == [1, 1, 1]
+
+
+def test_eight_rows_that_take_less_than_one_are_not_believed(
+    measured: list[int], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, figures in DISTURBED.items():
+        monkeypatch.setitem(FIGURES, name, figures)
+    install(model_of(8), "auto", CPU)
+    install(model_of(8), "auto", CPU)
+    assert measured == [1, 1]
+
+
+@pytest.mark.skipif(
+    BACKENDS.probe("panel", CPU, torch.float32) is not None, reason="there is no kernel of our own"
+)
+def test_a_library_must_be_worth_that_passes_are_no_programs(
+    measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "panel" if BACKENDS.probe("tiles", CPU, torch.float32) is not None else "tiles"
+    monkeypatch.setitem(FIGURES, own, (1.2,) * len(ROWS))
+    assert install(model_of(8), "auto", CPU).backend == own
 
 
 def test_a_cache_that_cannot_be_written_costs_the_time_only(
