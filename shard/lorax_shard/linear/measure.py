@@ -77,7 +77,7 @@ def _best_rounds(
     return {name: [sum(times) for times in columns] for name, columns in best.items()}
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """Figures, and what measuring them was like."""
 
     table: Table
@@ -88,13 +88,13 @@ class Measured(NamedTuple):
 
 def measure_undisturbed(
     weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend]
-) -> Measured:
+) -> Measurement:
     """Return the figures, and whether something else took the machine's time."""
     started, before = time.perf_counter(), _preemptions()
     table = measure(weights, backends)
     seconds = time.perf_counter() - started
     is_preempted = _preemptions() - before > _MOST_PREEMPTED * seconds
-    return Measured(table, seconds, not (is_preempted or _is_disturbed(table)))
+    return Measurement(table, seconds, not (is_preempted or _is_disturbed(table)))
 
 
 def _preemptions() -> int:

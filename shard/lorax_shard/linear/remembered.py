@@ -21,7 +21,7 @@ from lorax_shard.linear.measure import ROWS, Table
 logger = logging.getLogger(__name__)
 
 
-class Remembered(NamedTuple):
+class KeptFigures(NamedTuple):
     """What an earlier start measured, and whether the machine was its own meanwhile."""
 
     table: Table
@@ -39,7 +39,7 @@ def table_path(weights: Sequence[torch.Tensor], backends: Sequence[LinearBackend
     return default_cache_dir() / "linears" / f"{digest}.json"
 
 
-def recall(path: Path, backends: Sequence[LinearBackend]) -> Remembered | None:
+def recall(path: Path, backends: Sequence[LinearBackend]) -> KeptFigures | None:
     """Return the figures that were kept, or None if there are none that can be used."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def recall(path: Path, backends: Sequence[LinearBackend]) -> Remembered | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     usable = all(len(row) == len(ROWS) and min(row) > 0 for row in table.values())
-    return Remembered(table, is_sure) if usable else None
+    return KeptFigures(table, is_sure) if usable else None
 
 
 def remember(path: Path, table: Table, *, is_sure: bool) -> None:
