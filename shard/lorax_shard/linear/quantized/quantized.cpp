@@ -16,6 +16,8 @@
 // Where there are matrix tiles they take more than a few rows (tiles.h): as exactly, with other last
 // bits; among those, too, what a row gets does not depend on the others.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -253,8 +255,8 @@ constexpr int64_t part_results = 65536;
 // Multiplications that are not worth waking threads for.
 constexpr int64_t too_little = 65536;
 
-bool needs_threads(const QuantizedCall& call) {
-    return call.num_threads > 1 && call.num_rows * call.num_in * call.num_out >= too_little;
+bool needs_threads(const QuantizedCall& call, int64_t num_threads) {
+    return num_threads > 1 && call.num_rows * call.num_in * call.num_out >= too_little;
 }
 
 }  // namespace
@@ -269,11 +271,13 @@ extern "C" int64_t lorax_quantized_tiles_from(int64_t format) {
 // Called by all threads of a team; it has ended when it returns in any of them.
 extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
     const QuantizedCall& call = *given;
+    // Of this team: the fields may be those of a call that was recorded on one thread.
+    const int64_t num_threads = omp_get_num_threads();
     const int64_t num_panels = (call.num_out + columns - 1) / columns;
     const int64_t work = call.num_rows * call.num_in * call.num_out;
-    const int64_t parts = !needs_threads(call) ? 1
-                          : work < much        ? call.num_threads
-                                               : call.num_threads * parts_a_thread;
+    const int64_t parts = !needs_threads(call, num_threads) ? 1
+                          : work < much                     ? num_threads
+                                                            : num_threads * parts_a_thread;
     const Format& format = formats[call.format];
     const bool on_tiles = call.num_rows >= lorax_quantized_tiles_from(call.format);
     const int64_t part_rows = on_tiles ? most_tile_rows : most_rows;
@@ -299,6 +303,6 @@ extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
 
 extern "C" void lorax_quantized_linear(const QuantizedCall* call) {
     if (call->num_rows == 0) return;
-#pragma omp parallel num_threads(call->num_threads) if (needs_threads(*call))
+#pragma omp parallel num_threads(call->num_threads) if (needs_threads(*call, call->num_threads))
     lorax_quantized_linear_team(call);
 }
