@@ -191,20 +191,35 @@ class Part {
 
     void compute() {
         const uint8_t* block = call.weight;
+        ask_for_first(block);
         for (int64_t k = 0; k < call.num_in; k += most_depth) {
             const int64_t size = std::min(most_depth, call.num_in - k);
             const int64_t panel_bytes = size / format.group * format.bytes;
             for (int64_t row = 0; row < rows; ++row)
                 std::memcpy(inputs + row * input_stride,
                             call.x + (first_row + row) * call.x_stride + k, size * sizeof(float));
+            next_block = block + num_panels * panel_bytes;
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
                 compute_panel(panel, block + panel * panel_bytes, panel_bytes, k, size);
-            block += num_panels * panel_bytes;
+            block = next_block;
         }
         if (call.num_out % columns && last_panel == num_panels) copy_edge();
     }
 
    private:
+    // Inputs are copied while the first of the weight come.
+    void ask_for_first(const uint8_t* block) const {
+        const int64_t groups = std::min(most_depth, call.num_in) / format.group;
+        const uint8_t* first = block + first_panel * groups * format.bytes;
+        for (int64_t at = 0; at < lead; at += 64) __builtin_prefetch(first + at);
+    }
+
+    // What to ask for while a panel is computed; behind this part's come those of the next block.
+    const uint8_t* ahead_of(int64_t panel, const uint8_t* w, int64_t num_bytes) const {
+        const int64_t left = (last_panel - panel) * num_bytes;
+        return lead < left ? w + lead : next_block + first_panel * num_bytes + (lead - left);
+    }
+
     void compute_panel(int64_t panel, const uint8_t* w, int64_t num_bytes, int64_t k,
                        int64_t size) {
         const bool is_edge = (panel + 1) * columns > call.num_out;
@@ -214,7 +229,7 @@ class Part {
                 call.scale ? call.scale + panel * columns : nullptr,
                 call.bias ? call.bias + panel * columns : nullptr};
         if (num_tiles == 1) {
-            format.tiles[rows](inputs, w, size, out, w + lead, num_bytes / size);
+            format.tiles[rows](inputs, w, size, out, ahead_of(panel, w, num_bytes), num_bytes / size);
             return;
         }
         format.widen(w, size, floats);
@@ -239,6 +254,7 @@ class Part {
 
     const QuantizedCall& call;
     const Format& format;
+    const uint8_t* next_block = nullptr;
     const int64_t first_row, rows, first_panel, last_panel, num_panels, num_tiles;
     alignas(64) float inputs[most_rows * input_stride];
     // A panel's block of the weight, where several tiles read it.
