@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from lorax_shard.giving_way import PIECE_BYTES, rest
+
 
 class Hash(Protocol):
     """A digest in the making."""
@@ -19,8 +21,15 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     """Return the digest of one tensor: its type, shape and values."""
     hashed = hashlib.sha256()
     put(hashed, str(tensor.dtype), str(tuple(tensor.shape)))
-    hashed.update(bytes_of(tensor))
+    take(hashed, bytes_of(tensor))
     return hashed.hexdigest()
+
+
+def take(hashed: Hash, data: memoryview) -> None:
+    """Take bytes in, piece by piece beside steps."""
+    for start in range(0, len(data), PIECE_BYTES):
+        hashed.update(data[start : start + PIECE_BYTES])
+        rest()
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -12,11 +12,14 @@ from cachetools import Cache
 from lorax_contract.adapters import AdapterPart, AdapterUnavailableError, Reason
 from lorax_contract.errors import LoraxError
 from lorax_contract.eviction import worth
+from lorax_shard.giving_way import in_slices
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.normal import read_normal
 from lorax_shard.store.evictions import log_eviction
 from lorax_shard.store.store import AdapterStore
 from lorax_shard.vocabulary import Vocabulary, read_vocabulary
+
+_PATIENCE_S = 600.0
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class HostCache:
     Args:
         store: the files, shared by all processes of this host.
         host_bytes: what all copies take at most. A larger one is read and not kept.
+        patience_s: how long the reading of one may take at most, where steps need the processors.
     """
 
     def __init__(
@@ -70,9 +74,11 @@ class HostCache:
         store: AdapterStore,
         *,
         host_bytes: int,
+        patience_s: float = _PATIENCE_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._store = store
+        self._patience_s = patience_s
         self._clock = clock
         self._lock = threading.Lock()
         self._copies = _ByWorth(host_bytes)
@@ -126,7 +132,8 @@ class HostCache:
             self._store.count_use(entry.digest)
             try:
                 folder = entry.folder / part.content_digest
-                adapter, vocabulary = read_normal(folder), read_vocabulary(folder)
+                with in_slices(entry.size, self._patience_s):
+                    adapter, vocabulary = read_normal(folder), read_vocabulary(folder)
             except LoraxError as error:
                 raise AdapterUnavailableError(
                     Reason.CORRUPT,

@@ -50,7 +50,9 @@ def make_store(config: ShardConfig) -> AdapterStore:
 
 def make_host_cache(config: ShardConfig, store: AdapterStore) -> HostCache:
     """Return an empty cache over the store."""
-    return HostCache(store, host_bytes=config.adapter_host_bytes)
+    return HostCache(
+        store, host_bytes=config.adapter_host_bytes, patience_s=config.adapter_timeout_s
+    )
 
 
 def make_prepare_lane(

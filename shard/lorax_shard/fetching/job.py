@@ -28,6 +28,7 @@ from lorax_shard.fetching.sources.interface import (
     too_large,
 )
 from lorax_shard.files import size_of
+from lorax_shard.giving_way import in_slices
 from lorax_shard.store.index import NameRecord
 from lorax_shard.store.staging import Staging
 from lorax_shard.store.store import AdapterStore, StoredAdapter
@@ -232,11 +233,14 @@ class FetchJob:
         self, ref: AdapterRef, version: str, resolved: Resolved, staging: Staging
     ) -> _Found:
         """Download, verify and store; what can never be served is not left in the staging."""
+        size = sum(file.size or 0 for file in resolved.files)
+        patience_s = self._context.deadline - self._context.now()
         try:
-            entry = self._known(version)
-            if entry is not None:
-                return _Found(entry, self._judged(ref, entry, staging))
-            return self._downloaded(ref, resolved, staging)
+            with in_slices(size, patience_s):
+                entry = self._known(version)
+                if entry is not None:
+                    return _Found(entry, self._judged(ref, entry, staging))
+                return self._downloaded(ref, resolved, staging)
         except AdapterUnavailableError as error:
             if error.reason.permanent:
                 staging.clear()

@@ -12,8 +12,8 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason, key_of, refused
 from lorax_shard.adapter_files import StoredFile
@@ -27,8 +27,8 @@ from lorax_shard.fetching.sources.interface import (
     transient,
 )
 from lorax_shard.fetching.sources.stream import Broken, Opened, Opener, download
+from lorax_shard.giving_way import PIECE_BYTES
 
-_CHUNK_BYTES = 1 << 20
 # File times tick: within this time a second write may leave the same time stamp.
 _RACY_NS = 2_000_000_000
 
@@ -152,7 +152,7 @@ class LocalSource:
             os.close(handle)
 
     @contextlib.contextmanager
-    def _opened_file(self, ref: AdapterRef, folder: Path, name: str) -> Iterator[BinaryIO]:
+    def _opened_file(self, ref: AdapterRef, folder: Path, name: str) -> Iterator[BufferedReader]:
         """Open a regular file; a link is fine as long as it leads below a root."""
         real = Path(os.path.realpath(folder / name))
         self._root_of(ref, str(real))
@@ -182,13 +182,19 @@ class LocalSource:
                 if _print_of(os.fstat(opened.fileno())) != file.locator:
                     raise _changed(ref)
                 opened.seek(start)
-                chunks = iter(lambda: opened.read(_CHUNK_BYTES), b"")
                 try:
-                    yield Opened(start=start, total=file.size, chunks=chunks)
+                    yield Opened(start=start, total=file.size, chunks=_pieces(opened))
                 except Broken as broken:
                     raise _changed(ref) from broken
 
         return opener
+
+
+def _pieces(file: BufferedReader) -> Iterator[memoryview]:
+    """Yield what a file has, always in the same memory."""
+    memory = memoryview(bytearray(PIECE_BYTES))
+    while count := file.readinto(memory):
+        yield memory[:count]
 
 
 def _is_below(path: str, root: str) -> bool:

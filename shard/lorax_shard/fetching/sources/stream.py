@@ -15,14 +15,16 @@ from typing import BinaryIO, Protocol, TypeVar
 from lorax_contract.adapters import AdapterUnavailableError, Reason
 from lorax_shard.adapter_files import StoredFile
 from lorax_shard.fetching.sources.interface import FetchContext, RemoteFile, too_large
+from lorax_shard.giving_way import PIECE_BYTES, rest
 
 T = TypeVar("T")
 
 PART = ".part"
-_CHUNK_BYTES = 1 << 20
 # Below this a file is fetched from its start: resuming saves nothing.
 _RESUME_FROM_BYTES = 1 << 20
 _MAX_PAUSE_S = 20.0
+# No file has this size, nor does one go on from there.
+_UNKNOWN = -1
 
 
 class Broken(Exception):
@@ -40,7 +42,8 @@ class Opened:
 
     start: int
     total: int | None
-    chunks: Iterator[bytes]
+    # The next one may lie where the last one did.
+    chunks: Iterator[bytes | memoryview]
 
 
 class Opener(Protocol):
@@ -97,6 +100,7 @@ def _received(
     what: str, file: RemoteFile, part: Path, opener: Opener, context: FetchContext
 ) -> StoredFile:
     """Return the facts of ``part`` once all of it has come."""
+    growing = _Growing()
 
     def attempt() -> bool:
         context.on_step(f"open {file.name}")
@@ -107,7 +111,7 @@ def _received(
                 opener(before) as opened,
                 _sink(part, opened.start) as sink,
             ):
-                _pour(what, file, opened, sink, context)
+                _pour(what, file, opened, sink, context, growing)
         except Broken:
             if _size(part) <= before:
                 raise
@@ -118,8 +122,33 @@ def _received(
 
     while not retried(what, attempt, context):
         pass
-    stored = _hashed(part)
-    return StoredFile(name=file.name, size=stored.size, sha256=stored.sha256)
+    size, sha256 = _size(part), growing.sha256
+    if growing.size != size:
+        # An earlier try, of another process, left some of it.
+        size, sha256 = (stored := _hashed(part)).size, stored.sha256
+    return StoredFile(name=file.name, size=size, sha256=sha256)
+
+
+class _Growing:
+    """The digest of a file that grows, if it was seen from its start on."""
+
+    def __init__(self) -> None:
+        self._digest, self.size = hashlib.sha256(), 0
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the first ``size`` bytes, as hexadecimal digits."""
+        return self._digest.hexdigest()
+
+    def take(self, start: int, data: bytes | memoryview) -> None:
+        """Take in what the file has from ``start`` on, which is its start or where it ended."""
+        if start == 0:
+            self._digest, self.size = hashlib.sha256(), 0
+        if start != self.size:
+            self.size = _UNKNOWN
+            return
+        self._digest.update(data)
+        self.size += len(data)
 
 
 def _size(path: Path) -> int:
@@ -162,17 +191,25 @@ def _sink(part: Path, start: int) -> Iterator[BinaryIO]:
 
 
 def _pour(
-    what: str, file: RemoteFile, opened: Opened, sink: BinaryIO, context: FetchContext
+    what: str,
+    file: RemoteFile,
+    opened: Opened,
+    sink: BinaryIO,
+    context: FetchContext,
+    growing: _Growing,
 ) -> None:
     limit = context.limits.of_file(file.name)
     if opened.total is not None and opened.total > limit:
         raise too_large(what, file.name, opened.total, limit)
     done = opened.start
     for chunk in opened.chunks:
-        done += len(chunk)
+        start, done = done, done + len(chunk)
         if done > limit:
             raise too_large(what, file.name, None, limit)
         sink.write(chunk)
+        # Now, while it is in the cache: nobody reads the file again for it.
+        growing.take(start, chunk)
+        rest()
         context.on_bytes(len(chunk))
         context.on_step(f"bytes of {file.name}")
         context.check_deadline(what)
@@ -202,7 +239,8 @@ def disk_errors(what: str, name: str, limit: int) -> Iterator[None]:
 def _hashed(path: Path) -> StoredFile:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(PIECE_BYTES):
             digest.update(chunk)
             size += len(chunk)
+            rest()
     return StoredFile(name=path.name, size=size, sha256=digest.hexdigest())
