@@ -7,6 +7,7 @@ mapping goes back to the system as a whole when the last tensor in it does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,16 +19,41 @@ _ALIGNMENT = 64
 _WORTH_A_MAPPING = 1 << 20
 
 
+def side_by_side(
+    num_experts: int, a: tuple[int, int], b: tuple[int, int], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return memory for E x r x in and E x r x out, each expert's two one behind the other.
+
+    ``a`` and ``b`` are (r, in) and (r, out). ``stack`` takes the two as they are.
+    """
+    size_a, size_b = math.prod(a), math.prod(b)
+    memory = map_memory(num_experts * (size_a + size_b) * dtype.itemsize).view(dtype)
+    both = memory.view(num_experts, size_a + size_b)
+    return both[:, :size_a].view(num_experts, *a), both[:, size_a:].view(num_experts, *b)
+
+
 def stack(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return copies of E x r x in and E x r x out side by side: E x (r * in + r * out)."""
-    parts, size = (a, b), a[0].numel() + b[0].numel()
-    memory = map_memory(len(a) * size * dtype.itemsize).view(dtype).view(len(a), size)
-    start = 0
-    for part in parts:
-        end = start + part[0].numel()
-        memory[:, start:end].view(part.shape).copy_(part)
-        start = end
-    return memory
+    """Return E x r x in and E x r x out side by side: E x (r * in + r * out).
+
+    Copies of them, unless they lie so already.
+    """
+    size = a[0].numel() + b[0].numel()
+    if a.dtype == dtype and _are_side_by_side(a, b):
+        return a.as_strided((len(a), size), (size, 1))
+    parts = side_by_side(len(a), (a.shape[1], a.shape[2]), (b.shape[1], b.shape[2]), dtype)
+    for part, copy in zip((a, b), parts, strict=True):
+        copy.copy_(part)
+    return parts[0].as_strided((len(a), size), (size, 1))
+
+
+def _are_side_by_side(a: torch.Tensor, b: torch.Tensor) -> bool:
+    size = a[0].numel() + b[0].numel()
+    return (
+        a.dtype == b.dtype
+        and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        and b.data_ptr() == a.data_ptr() + a[0].nbytes
+        and all(part.stride() == (size, part.shape[2], 1) for part in (a, b))
+    )
 
 
 def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:

@@ -3,37 +3,37 @@
 Written once, by the process that verifies adapters, into a folder of the adapter's own folder;
 read by the process that holds the model. Reading it takes no PEFT configuration and no
 patterns: the document names a tensor for each part of each module. As a rule these are the
-tensors of the adapter's own file; where reading had to change them, they are stored beside the
-document. Tensors that modules share are one object again when read.
+tensors of the adapter's own file, those of experts in another shape and order than there; where reading
+had to change values, they are stored beside the document. Tensors that modules share are one object
+again when read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_shard.adapter_files import WEIGHTS_FILE
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
-from lorax_shard.peft.digest import TENSOR_PARTS, content_digest
+from lorax_shard.peft.digest import TENSOR_PARTS, ContentDigest, in_order, order_of
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import TextFile, TextFiles, sha256_of
-from lorax_shard.peft.tensor_file import write_tensors
+from lorax_shard.peft.stored_parts import IDS, PartsReader, Place
+from lorax_shard.peft.tensor_file import TensorFile, write_tensors
 
 DOCUMENT_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
-FORMAT = 3
+FORMAT = 4
 # PEFT keeps these in float32 whatever the model computes in; the others take its type.
 _LOW_RANK_PARTS = ("a", "b", "b_bias", "magnitude")
 _MODEL_PARTS = ("bias", "weight", "token_rows")
-# The document holds these: the configuration had them, the file of tensors has not.
-_IDS = "token_ids"
 _NO_TENSORS: Mapping[str, torch.Tensor] = {}
 
 
@@ -49,16 +49,16 @@ def write_normal(
     ``text`` lists the tokenizer and template files that its digest covers, ``source`` holds the
     tensors of the adapter's own file: if the adapter's are all among them, none is copied.
     """
-    known = {id(tensor): name for name, tensor in source.items()}
     parts = {name: _tensors_of(delta) for name, delta in adapter.modules.items()}
-    is_source = all(id(tensor) in known for each in parts.values() for tensor in each.values())
+    places = _places_in(source, parts)
+    is_source = all(id(tensor) in places for tensor in _all(parts))
     if not is_source:
-        known = _save(parts, folder / TENSORS_FILE)
+        places = _save(parts, folder / TENSORS_FILE)
     modules = {
         module: {
             "scaling": delta.scaling,
-            "tensors": {part: known[id(tensor)] for part, tensor in parts[module].items()},
-            **({} if delta.token_ids is None else {_IDS: delta.token_ids.tolist()}),
+            "tensors": {part: places[id(each)].to_json() for part, each in parts[module].items()},
+            **({} if delta.token_ids is None else {IDS: delta.token_ids.tolist()}),
         }
         for module, delta in adapter.modules.items()
     }
@@ -77,63 +77,90 @@ def write_normal(
     (folder / DOCUMENT_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
+_Parts = Mapping[str, Mapping[str, torch.Tensor]]
+
+
 def _tensors_of(delta: ModuleDelta) -> dict[str, torch.Tensor]:
-    values = {part: getattr(delta, part) for part in TENSOR_PARTS if part != _IDS}
+    values = {part: getattr(delta, part) for part in TENSOR_PARTS if part != IDS}
     return {part: tensor for part, tensor in values.items() if tensor is not None}
 
 
-def _save(parts: Mapping[str, Mapping[str, torch.Tensor]], path: Path) -> dict[int, str]:
-    """Store each tensor once; return their names by identity."""
-    names: dict[int, str] = {}
+def _all(parts: _Parts) -> Iterator[torch.Tensor]:
+    return (tensor for each in parts.values() for tensor in each.values())
+
+
+def _places_in(source: Mapping[str, torch.Tensor], parts: _Parts) -> dict[int, Place]:
+    """Return where tensors lie in the adapter's own file, by identity; those of experts as views."""
+    places = {id(tensor): Place(name) for name, tensor in source.items()}
+    names = {each.data_ptr(): name for name, each in source.items() if each.numel()}
+    for tensor in _all(parts):
+        name, order = names.get(tensor.data_ptr()), order_of(tensor)
+        lies_so = in_order(tensor, order)
+        if id(tensor) in places or name is None or not lies_so.is_contiguous():
+            continue
+        if (lies_so.dtype, lies_so.numel()) == (source[name].dtype, source[name].numel()):
+            places[id(tensor)] = Place(name, tuple(lies_so.shape), order)
+    return places
+
+
+def _save(parts: _Parts, path: Path) -> dict[int, Place]:
+    """Store each tensor once; return where they lie by identity."""
+    places: dict[int, Place] = {}
     tensors: dict[str, torch.Tensor] = {}
     for module, each in parts.items():
         for part, tensor in each.items():
-            if id(tensor) not in names:
-                names[id(tensor)] = f"{module}/{part}"
-                tensors[f"{module}/{part}"] = tensor
+            if id(tensor) not in places:
+                name, order = f"{module}/{part}", order_of(tensor)
+                tensors[name] = in_order(tensor, order)
+                shape = None if order is None else tuple(tensors[name].shape)
+                places[id(tensor)] = Place(name, shape, order)
     write_tensors(path, tensors)
-    return names
+    return places
 
 
 def read_normal(folder: Path) -> HostAdapter:
     """Return the adapter of a normal form with the values that are stored, in memory of its own.
 
-    The folder lies in the adapter's own. Raises AdapterRefusedError unless the content, text
-    files included, is what the document's digest names.
+    The factors of all experts lie in it as steps read them. The folder lies in the adapter's own. Raises
+    AdapterRefusedError unless the content, text files included, is what the document's digest names.
     """
     try:
         document = json.loads((folder / DOCUMENT_FILE).read_bytes())
         if document["format"] != FORMAT:
             raise AdapterRefusedError(f"{DOCUMENT_FILE} has a format of another release")
-        adapter = _adapter(document, folder)
+        adapter, digest = _adapter(document, folder)
         files = tuple(TextFile(**file) for file in document["text"])
-        is_whole = content_digest(adapter, TextFiles(files=files)) == adapter.digest and all(
+        is_whole = digest.end(TextFiles(files=files)) == adapter.digest and all(
             sha256_of(folder.parent / file.name) == file.sha256 for file in files
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise
         raise AdapterRefusedError(f"the stored adapter is damaged: {error!r}") from error
     if not is_whole:
         raise AdapterRefusedError("the stored adapter is damaged: it is not what was verified")
     return adapter
 
 
-def _adapter(document: Mapping[str, Any], folder: Path) -> HostAdapter:
+def _adapter(document: Mapping[str, Any], folder: Path) -> tuple[HostAdapter, ContentDigest]:
+    """Return what a document says, with what was read for it hashed."""
     path = folder.parent / WEIGHTS_FILE if document["is_source"] else folder / TENSORS_FILE
     entries: Mapping[str, Mapping[str, Any]] = document["modules"]
-    wanted = {name for entry in entries.values() for name in entry["tensors"].values()}
-    with safe_open(path, framework="pt") as file:
-        # Copied: a mapped file would keep its disk space, and its pages are not counted.
-        tensors = {name: file.get_tensor(name).clone() for name in sorted(wanted)}
-    return HostAdapter(
+    adapter = HostAdapter(
         digest=document["digest"],
-        modules={name: _delta(entry, tensors) for name, entry in entries.items()},
+        modules={},
         vocab_size=document["vocab_size"],
         traits=frozenset(document["traits"]),
-        # Documents of earlier releases have none.
-        invocation_ids=tuple(document.get("invocation_ids", ())),
-        head=document.get("head", ""),
-        head_facts=_head_facts(document.get("head_facts")),
+        invocation_ids=tuple(document["invocation_ids"]),
+        head=document["head"],
+        head_facts=_head_facts(document["head_facts"]),
     )
+    digest = ContentDigest(adapter)
+    with TensorFile(path) as file:
+        reader = PartsReader(file, digest)
+        deltas = {name: reader.delta(name, entries[name]) for name in sorted(entries)}
+    modules = {name: deltas[name] for name in entries}
+    return dataclasses.replace(adapter, modules=modules), digest
 
 
 def facts_document(facts: HeadFacts) -> dict[str, Any]:
@@ -150,16 +177,6 @@ def _head_facts(document: Mapping[str, Any] | None) -> HeadFacts | None:
         pooling=Pooling(document["pooling"]),
         labels=tuple(document["labels"]),
         scores=ScoreKind(document["scores"]),
-    )
-
-
-def _delta(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ModuleDelta:
-    ids = entry.get(_IDS)
-    # Unknown parts raise, like missing tensors: nothing of an adapter is dropped silently.
-    return ModuleDelta(
-        scaling=entry["scaling"],
-        token_ids=None if ids is None else torch.tensor(ids, dtype=torch.int64),
-        **{part: tensors[name] for part, name in entry["tensors"].items()},
     )
 
 

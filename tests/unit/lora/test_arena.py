@@ -8,7 +8,7 @@ import weakref
 import psutil
 import torch
 
-from lorax_shard.lora.arena import gather
+from lorax_shard.lora.arena import gather, side_by_side, stack
 
 SHAPES = ((7, 33), (1, 1), (300, 2000), (48, 48))
 
@@ -55,3 +55,26 @@ def test_one_tensor_keeps_the_mapping_and_the_last_gives_it_back() -> None:
 
 def test_nothing_to_gather() -> None:
     assert gather([], torch.float32) == []
+
+
+def test_factors_of_experts_lie_side_by_side() -> None:
+    a, b = torch.randn(3, 2, 5), torch.randn(3, 7, 2)
+    both = stack(a, b.mT, torch.bfloat16)
+    assert both.shape == (3, 2 * 5 + 2 * 7)
+    for expert, row in enumerate(both):
+        assert torch.equal(row[:10].view(2, 5), a[expert].bfloat16())
+        assert torch.equal(row[10:].view(2, 7), b[expert].T.bfloat16())
+
+
+def test_what_lies_side_by_side_is_taken_as_it_is() -> None:
+    a, b = side_by_side(3, (2, 5), (2, 7), torch.float32)
+    a.copy_(torch.randn(3, 2, 5))
+    b.copy_(torch.randn(3, 2, 7))
+    both = stack(a, b, torch.float32)
+    assert both.data_ptr() == a.data_ptr()
+    assert torch.equal(both, stack(a.clone(), b.clone(), torch.float32))
+    # But not in another type, nor a part of it.
+    assert torch.equal(stack(a, b, torch.float16), both.half())
+    part = stack(a, b[:, :, :6], torch.float32)
+    assert part.shape == (3, 2 * 5 + 2 * 6)
+    assert torch.equal(part[:, :10].view(3, 2, 5), a)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.helpers.small_adapters import EMBEDDING, NORM, QUERY, config, make_base, write
 
+from lorax_shard.lora.arena import stack
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.peft.base import BaseDescription, ModuleInfo
 from lorax_shard.peft.config import parse_config
@@ -226,32 +226,52 @@ def test_limits_on_ranks_hold_for_experts(tmp_path: Path) -> None:
         read_adapter(folder, mixture(), AdapterLimits(max_rank=1))
 
 
-def test_factors_of_experts_are_not_copied_before_they_are_stored(tmp_path: Path) -> None:
+def verified(folder: Path) -> dict[str, Any]:
+    (folder / "normal").mkdir()
+    return verify(folder, folder / "normal", make_context(mixture(), AdapterLimits()))
+
+
+def test_factors_of_experts_stay_where_they_are(tmp_path: Path) -> None:
     folder = write(tmp_path / "adapter", config(**BOTH), both())
     delta = examine(folder, mixture(), AdapterLimits()).adapter.modules[DOWN]
     assert delta.b is not None
     assert not delta.b.is_contiguous()
 
-    target = tmp_path / "normal"
-    target.mkdir()
-    context = make_context(mixture(), AdapterLimits())
-    facts = verify(folder, target, context)
+    facts = verified(folder)
     assert (facts["max_rank"], facts["num_modules"]) == (RANK, 2)
-    stored = load_file(target / "adapter.safetensors")
-    assert torch.equal(stored[f"{DOWN}/b"], delta.b)
+    assert [path.name for path in (folder / "normal").iterdir()] == ["adapter.json"]
 
 
 def test_the_normal_form_of_experts_is_what_was_read(tmp_path: Path) -> None:
     folder = write(tmp_path, config(**BOTH), both())
-    (folder / "normal").mkdir()
-    verify(folder, folder / "normal", make_context(mixture(), AdapterLimits()))
+    verified(folder)
     again, adapter = (
         read_normal(folder / "normal"),
         read_adapter(folder, mixture(), AdapterLimits()),
     )
     assert again.digest == adapter.digest
     for name, delta in adapter.modules.items():
+        stored = again.modules[name]
         for part in ("a", "b"):
-            stored = getattr(again.modules[name], part)
-            assert stored.is_contiguous()
-            assert torch.equal(stored, getattr(delta, part))
+            assert torch.equal(getattr(stored, part), getattr(delta, part))
+        # As steps read them: nobody copies them again.
+        assert stored.a is not None
+        assert stored.b is not None
+        assert stack(stored.a, stored.b.mT, torch.float32).data_ptr() == stored.a.data_ptr()
+
+
+@pytest.mark.parametrize("what", ["order", "shape", "value"])
+def test_views_of_damaged_documents_are_refused(what: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, config(**BOTH), both())
+    verified(folder)
+    path = folder / "normal/adapter.json"
+    changes = {
+        "order": ('"order": [1, 2, 0]', '"order": [1, 1, 0]'),
+        "shape": (f'"shape": [{WIDTH}, {RANK}', f'"shape": [-{WIDTH}, -{RANK}'),
+        "value": ('"order": [1, 2, 0]', '"order": [2, 1, 0]'),
+    }
+    text = path.read_text()
+    assert changes[what][0] in text
+    path.write_text(text.replace(*changes[what]))
+    with pytest.raises(AdapterRefusedError, match="is damaged"):
+        read_normal(folder / "normal")
